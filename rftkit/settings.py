@@ -1,0 +1,72 @@
+"""The only reader of the environment: where things are kept and who to talk to.
+
+Not here: defaults of jobs or models. Every function reads the environment when it is called, so a
+test or a notebook can change a variable without re-importing anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from rftkit.errors import InputError
+
+__all__ = ["DEFAULT_PORT", "Judge", "child_environment", "home", "judge", "mode", "remote"]
+
+DEFAULT_PORT = 8642
+IDLE_MINUTES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Where model graders send their calls."""
+
+    base_url: str | None
+    """An OpenAI-compatible endpoint, or None for the local platform."""
+    api_key: str | None
+
+
+def home() -> Path:
+    """The folder that holds everything the platform keeps (`RFTKIT_HOME`)."""
+    given = os.environ.get("RFTKIT_HOME")
+    return Path(given).expanduser() if given else Path(platformdirs.user_data_path("rftkit"))
+
+
+def remote() -> tuple[str | None, str | None]:
+    """`OPENAI_BASE_URL` and `OPENAI_API_KEY`, each None when unset or empty."""
+    return os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY") or None
+
+
+def judge() -> Judge:
+    """`RFTKIT_JUDGE_BASE_URL` and `RFTKIT_JUDGE_API_KEY`."""
+    return Judge(
+        base_url=os.environ.get("RFTKIT_JUDGE_BASE_URL") or None,
+        api_key=os.environ.get("RFTKIT_JUDGE_API_KEY") or None,
+    )
+
+
+def mode() -> Literal["live", "static"] | None:
+    """`RFTKIT_MODE`: force widgets on (`live`) or off (`static`); None decides by the kernel."""
+    value = os.environ.get("RFTKIT_MODE")
+    if value in (None, ""):
+        return None
+    if value not in ("live", "static"):
+        raise InputError(f"RFTKIT_MODE must be 'live' or 'static', found {value!r}")
+    return "live" if value == "live" else "static"
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for processes of the platform: hub libraries offline, no hosted API key."""
+    environment = dict(os.environ)
+    environment.pop("OPENAI_API_KEY", None)
+    environment.pop("OPENAI_ADMIN_KEY", None)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        environment.setdefault(name, "1")
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environment.update(extra or {})
+    return environment
