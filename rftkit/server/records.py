@@ -1,0 +1,241 @@
+"""What the store keeps: one frozen dataclass per table, fields named as the columns.
+
+Plain values, no behaviour beyond claims about themselves. Times are unix seconds. What a client
+sees of a record is `wire.py`'s affair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+__all__ = [
+    "ACTIVE", "TERMINAL", "Checkpoint", "Eval", "EvalRun", "Event", "File", "Job", "Model",
+    "OutputItem", "Permission", "Record", "StoredResponse",
+]  # fmt: skip
+
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+"""Job states that nothing leaves."""
+ACTIVE = frozenset({"validating_files", "queued", "running", "pausing"})
+"""Job states that keep a worker busy or waiting."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A row of one table."""
+
+    TABLE: ClassVar[str]
+    JSON: ClassVar[frozenset[str]] = frozenset()
+    """Fields kept as JSON text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File(Record):
+    """An uploaded or produced file; its bytes lie under `HOME/files`, named by their digest."""
+
+    TABLE: ClassVar[str] = "files"
+    id: str
+    created_at: int
+    filename: str
+    """What the uploader called it; never used as a path."""
+    purpose: str
+    bytes: int
+    digest: str
+    """SHA-256 of the content, hexadecimal."""
+    expires_at: int | None = None
+
+    def is_expired(self, now: int) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Record):
+    """One fine-tuning job."""
+
+    TABLE: ClassVar[str] = "jobs"
+    JSON: ClassVar[frozenset[str]] = frozenset(
+        {"method", "metadata", "result_files", "error", "usage_metrics", "extra"}
+    )
+    id: str
+    created_at: int
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    status: str = "validating_files"
+    """validating_files, queued, running, pausing, paused, succeeded, failed or cancelled."""
+    model: str
+    """The base (or fine-tuned) model, as it was asked for."""
+    suffix: str | None = None
+    seed: int
+    training_file: str
+    validation_file: str
+    method: Json
+    """`{type, reinforcement: {grader, hyperparameters, response_format, …}}`, every
+    hyperparameter present, unset ones as `"auto"`."""
+    metadata: dict[str, str] | None = None
+    fine_tuned_model: str | None = None
+    result_files: list[str] = field(default_factory=list)
+    """File ids of the CSV files, filled at the end."""
+    trained_tokens: int | None = None
+    error: Json | None = None
+    """`{code, message, param}` once it failed."""
+    eval_id: str | None = None
+    usage_metrics: Json | None = None
+    extra: Json = field(default_factory=dict)
+    """Unknown keys of the create body, echoed."""
+    cancel_requested: bool = False
+    """Set with status `cancelled`: a worker that still has the job must drop it."""
+    queue_position: int = 0
+    """Order in the queue: when it was created or last resumed, as a counter."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it has ended."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event(Record):
+    """One line of a job's story."""
+
+    TABLE: ClassVar[str] = "events"
+    JSON: ClassVar[frozenset[str]] = frozenset({"data"})
+    id: str
+    job_id: str
+    created_at: int
+    level: str = "info"
+    """info, warn or error."""
+    message: str
+    type: str = "message"
+    """message, metrics or moderation_checks."""
+    data: Json | None = None
+    key: str | None = None
+    """Same job and key: the same event, however often a restarted worker writes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint(Record):
+    """A saved adapter of one step."""
+
+    TABLE: ClassVar[str] = "checkpoints"
+    JSON: ClassVar[frozenset[str]] = frozenset({"metrics"})
+    id: str
+    job_id: str
+    created_at: int
+    step: int
+    model_name: str
+    metrics: Json
+    folder: str
+    """Where the adapter lies, as the worker gave it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(Record):
+    """A fine-tuned model that can be asked by name: a final one or a checkpoint."""
+
+    TABLE: ClassVar[str] = "models"
+    name: str
+    created_at: int
+    base: str
+    job_id: str | None = None
+    folder: str
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval(Record):
+    """Testing criteria and the schema of the items they read."""
+
+    TABLE: ClassVar[str] = "evals"
+    JSON: ClassVar[frozenset[str]] = frozenset(
+        {"metadata", "data_source_config", "testing_criteria", "extra"}
+    )
+    id: str
+    created_at: int
+    updated_at: int
+    name: str | None = None
+    metadata: dict[str, str] | None = None
+    data_source_config: Json
+    """As created; `wire` adds the combined schema."""
+    testing_criteria: list[Json]
+    """Graders, each with its own `id`."""
+    extra: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRun(Record):
+    """One pass of an eval over a data source."""
+
+    TABLE: ClassVar[str] = "eval_runs"
+    JSON: ClassVar[frozenset[str]] = frozenset(
+        {
+            "metadata", "data_source", "result_counts", "per_model_usage",
+            "per_testing_criteria_results", "error", "extra",
+        }
+    )  # fmt: skip
+    id: str
+    eval_id: str
+    created_at: int
+    status: str = "queued"
+    """queued, in_progress, completed, failed or canceled."""
+    name: str | None = None
+    model: str | None = None
+    metadata: dict[str, str] | None = None
+    data_source: Json
+    result_counts: dict[str, int] = field(
+        default_factory=lambda: {"total": 0, "errored": 0, "failed": 0, "passed": 0}
+    )
+    per_model_usage: list[Json] | None = None
+    per_testing_criteria_results: list[Json] | None = None
+    error: Json | None = None
+    extra: Json = field(default_factory=dict)
+    key: str | None = None
+    """Same eval and key: the same run (a job's run of one step, written again after a crash)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputItem(Record):
+    """One graded sample of an eval run."""
+
+    TABLE: ClassVar[str] = "output_items"
+    JSON: ClassVar[frozenset[str]] = frozenset({"datasource_item", "results", "sample"})
+    id: str
+    run_id: str
+    eval_id: str
+    created_at: int
+    status: str
+    """pass or fail."""
+    datasource_item_id: int
+    """Row of the data source, from 0; repeats of one row share it."""
+    datasource_item: Json
+    results: list[Json]
+    """`{name, score, passed, …}` per criterion."""
+    sample: Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permission(Record):
+    """A project that may use a checkpoint. Kept for clients that ask; one home has one owner."""
+
+    TABLE: ClassVar[str] = "permissions"
+    id: str
+    created_at: int
+    model_name: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse(Record):
+    """A response that a later one may continue (`previous_response_id`)."""
+
+    TABLE: ClassVar[str] = "responses"
+    JSON: ClassVar[frozenset[str]] = frozenset({"body", "input"})
+    id: str
+    created_at: int
+    model: str
+    body: Json
+    """The response object as it was sent."""
+    input: list[Json]
+    """The whole conversation before it, as chat messages."""
