@@ -1,8 +1,9 @@
 """Write the rows of `security_review` from the sentences in topics.txt: `python make.py`.
 
-Every sentence becomes one row. The seed only decides which question of the topic is asked, whether
-an unrelated remark stands beside the sentence, and the order of the rows. Nothing here checks or
-grades rows, and nothing but the standard library is used, so any Python 3.11+ writes the same bytes.
+Every sentence becomes one row. The seed only decides which question of the topic is asked,
+whether an unrelated remark stands beside the sentence, and the order of the rows. Nothing here
+grades rows, and nothing but the standard library is used, so any Python 3.11+ writes the same
+bytes.
 """
 
 from __future__ import annotations
