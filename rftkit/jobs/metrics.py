@@ -1,0 +1,204 @@
+"""Metric events of a job as tidy pandas frames, one row per step.
+
+Every function takes events as plain dicts (`rftkit.jobs.events`), so frames of a running job, of
+a finished one and of a saved dump are made alike; `events_from_csv` reads the result file of a
+job into the same form. Names that the services spell in several ways (nested and flat, old and
+new) end in one column. Empty cells mean "not measured at this step", never zero.
+Not here: plots, comparisons between jobs, statistics.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rftkit.jobs.jobs import Event
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "COLUMNS",
+    "error_frame",
+    "events_from_csv",
+    "grader_frame",
+    "step_frame",
+    "step_metrics",
+    "timing_frame",
+]
+
+# Column -> where it may stand in an event's `data`, first found wins. `learning.*` are extras of
+# the local platform.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "train_reward_mean": ("scores.train_reward_mean", "train_reward_mean", "train_mean_reward"),
+    "valid_reward_mean": (
+        "scores.valid_reward_mean",
+        "valid_reward_mean",
+        "full_valid_mean_reward",
+    ),
+    "completion_tokens_mean": ("completion_tokens_mean",),
+    "train_reasoning_tokens_mean": (
+        "usage.samples.train_reasoning_tokens_mean",
+        "reasoning_tokens_mean",
+    ),
+    "valid_reasoning_tokens_mean": (
+        "usage.samples.valid_reasoning_tokens_mean",
+        "valid_reasoning_tokens_mean",
+    ),
+    "unresponsive_share": ("mean_unresponsive_rewards",),
+    "valid_parse_error_share": ("full_valid_mean_parse_error",),
+    "sampling_seconds": ("timing.step.sampling", "sampling_duration"),
+    "training_seconds": ("timing.step.training", "training_duration"),
+    "eval_seconds": ("timing.step.eval", "eval_duration"),
+    "step_seconds": ("timing.step.full_iteration", "total_duration"),
+    "flat_groups": ("learning.flat_groups",),
+    "entropy": ("learning.entropy",),
+    "kl": ("learning.kl",),
+    "clip_fraction": ("learning.clip_fraction",),
+    "grad_norm": ("learning.grad_norm",),
+    "truncated_share": ("learning.truncated_share",),
+    "tokens_per_second": ("learning.tokens_per_second",),
+    "failed_grades": ("learning.failed_grades",),
+    "learning_rate": ("learning.learning_rate",),
+}
+
+_TEXT_COLUMNS = frozenset({"grader", "type", "split", "error"})
+_ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
+
+
+def step_metrics(data: dict[str, Any]) -> dict[str, float | None]:
+    """The columns of one metric event; None where it says nothing."""
+    return {column: _first(data, paths) for column, paths in COLUMNS.items()}
+
+
+def step_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row per step, sorted: `step`, `total_steps` and the names of `COLUMNS`.
+
+    Step 0 is the baseline validation before training. A step that a restarted job reported twice
+    counts as it was reported last.
+    """
+    rows = [
+        {"step": step, "total_steps": data.get("total_steps"), **step_metrics(data)}
+        for step, data in _steps(events)
+    ]
+    return _frame(rows, ["step", "total_steps", *COLUMNS])
+
+
+def grader_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row per step and grader: mean rewards and mean seconds per grade."""
+    fields = {
+        "train_reward_mean": "scores",
+        "valid_reward_mean": "scores",
+        "train_execution_latency_mean": "timing",
+        "valid_execution_latency_mean": "timing",
+    }
+    rows = []
+    for step, data in _steps(events):
+        graders: dict[tuple[str, str], dict[str, Any]] = {}
+        for family in ("scores", "timing"):
+            for each in _graders(data, family):
+                graders.setdefault((each["name"], each["type"]), {}).update(each)
+        rows += [
+            {"step": step, "grader": name, "type": kind, **{f: each.get(f) for f in fields}}
+            for (name, kind), each in graders.items()
+        ]
+    return _frame(rows, ["step", "grader", "type", *fields])
+
+
+def error_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row per step, grader, split and kind of error: its `rate` per sample and `count`.
+
+    Kinds of which a grader had none at a step are rows of zero, as the service reports them.
+    """
+    rows: list[dict[str, Any]] = []
+    for step, data in _steps(events):
+        for grader in _graders(data, "errors"):
+            kinds: dict[tuple[str, str], dict[str, Any]] = {}
+            for key, value in grader.items():
+                if match := _ERROR.fullmatch(key):
+                    split, kind, measure = match.groups()
+                    kinds.setdefault((split, kind), {})[measure] = value
+            rows += [
+                {
+                    "step": step,
+                    "grader": grader["name"],
+                    "type": grader["type"],
+                    "split": split,
+                    "error": kind,
+                    "rate": found.get("mean"),
+                    "count": found.get("count"),
+                }
+                for (split, kind), found in kinds.items()
+            ]
+    return _frame(rows, ["step", "grader", "type", "split", "error", "rate", "count"])
+
+
+def timing_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """Seconds per step: sampling, training, eval, overhead and their sum `full_iteration`."""
+    steps = step_frame(events).set_index("step")
+    parts = ["sampling", "training", "eval"]
+    frame = steps[[f"{part}_seconds" for part in parts]].set_axis(parts, axis=1)
+    frame["overhead"] = (steps["step_seconds"] - frame.sum(axis=1)).clip(lower=0)
+    frame["full_iteration"] = steps["step_seconds"]
+    return frame.reset_index()
+
+
+def events_from_csv(text: str) -> list[Event]:
+    """Metric events made of a job's result file (`job.result_files[0]`), for the frames above."""
+    return [
+        {"type": "metrics", "data": _data_from_csv_row(row)}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
+
+
+def _data_from_csv_row(row: dict[str, str]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    graders: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for column, cell in row.items():
+        if not cell:
+            continue
+        family, *path = column.split("/")
+        if path[:1] == ["graders"] and len(path) >= 4:
+            kind, name = path[1], "/".join(path[2:-1]).removesuffix("/errors")
+            grader = graders.setdefault((family, kind, name), {"name": name, "type": kind})
+            grader[path[-1]] = float(cell)
+        else:
+            data[column] = int(float(cell)) if column in ("step", "total_steps") else float(cell)
+    for (family, _, _), grader in graders.items():
+        data.setdefault(family, {}).setdefault("graders", []).append(grader)
+    return data
+
+
+def _steps(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any]]]:
+    by_step: dict[int, dict[str, Any]] = {}
+    for event in events:
+        data = event.get("data") or {}
+        if data.get("step") is not None:
+            by_step[int(data["step"])] = data
+    yield from sorted(by_step.items())
+
+
+def _graders(data: dict[str, Any], family: str) -> list[dict[str, Any]]:
+    graders: list[dict[str, Any]] = (data.get(family) or {}).get("graders") or []
+    return graders
+
+
+def _first(data: dict[str, Any], paths: Iterable[str]) -> float | None:
+    for path in paths:
+        value: Any = data
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            return float(value)
+    return None
+
+
+def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows, columns=columns)
+    numbers = [column for column in columns if column not in _TEXT_COLUMNS]
+    return frame.astype(dict.fromkeys(numbers, float) | {"step": int})

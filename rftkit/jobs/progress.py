@@ -1,0 +1,159 @@
+"""The progress of a job in a terminal: one live line, or one line per step where nothing is live.
+
+A `Progress` is a function of updates (`rftkit.jobs.wait(client, job_id, Progress())`). It can be
+attached when a job is half done. Not here: charts and notebook widgets.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from typing import Any, TextIO
+
+from rftkit.jobs.jobs import TERMINAL, Event, Update, error_of
+from rftkit.jobs.metrics import step_metrics
+
+__all__ = ["Progress", "duration"]
+
+BAR_WIDTH = 16
+
+
+class Progress:
+    """Shows a job while it runs.
+
+    On a terminal the current step is one line rewritten in place; validations, warnings and the
+    end stay. Elsewhere each of these, and each step, is one plain line.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, live: bool | None = None) -> None:
+        """`live` forces rewriting in place on or off; None asks the stream whether it is a tty."""
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty() if live is None else live
+        self._steps: dict[int, dict[str, float | None]] = {}
+        self._total_steps: int | None = None
+        self._status: str | None = None
+        self._message = ""
+
+    def __call__(self, update: Update) -> None:
+        """Show what an update brought."""
+        first = self._status is None
+        for event in update.events:
+            self._take(event, quiet=first)
+        if first and self._steps and not self._live:
+            self._keep(self._step_line(max(self._steps)))
+        if update.job.status != self._status:
+            self._status = str(update.job.status)
+            if self._status in TERMINAL or self._status == "paused":
+                self._keep(_ending(update))
+                return
+            if not self._live and not self._steps:
+                self._keep(_waiting(self._status, ""))
+        if self._live:
+            self._rewrite(self._line(time.time() - update.job.created_at))
+
+    def _take(self, event: Event, *, quiet: bool) -> None:
+        data = event.get("data") or {}
+        if data.get("step") is not None and event.get("type") == "metrics":
+            step = int(data["step"])
+            self._steps[step] = step_metrics(data)
+            self._total_steps = data.get("total_steps") or self._total_steps
+            if not quiet and (not self._live or self._steps[step]["valid_reward_mean"] is not None):
+                self._keep(self._step_line(step))
+        elif event.get("level") in ("warn", "error"):
+            self._keep(f"{event['level']}: {event.get('message', '')}")
+        else:
+            self._message = event.get("message", "")
+
+    def _line(self, elapsed: float) -> str:
+        if not self._steps:
+            return f"{_waiting(self._status, self._message)} · {duration(elapsed)}"
+        return self._step_line(max(self._steps), bar=True)
+
+    def _step_line(self, step: int, *, bar: bool = False) -> str:
+        """Step k/N, rewards, speed, flat share, time left; what is not known is left out."""
+        now = self._steps[step]
+        total = self._total_steps
+        width = len(str(total or step))
+        parts = [f"step {step:>{width}}/{total or '?'}"]
+        if bar and total:
+            parts[0] += " " + _bar(step / total)
+        if now["train_reward_mean"] is not None:
+            parts.append(f"train {now['train_reward_mean']:.3f}")
+        parts += self._validation(step)
+        if now["tokens_per_second"] is not None:
+            parts.append(f"{now['tokens_per_second']:,.0f} tokens/s")
+        if now["flat_groups"] is not None:
+            parts.append(f"flat {now['flat_groups']:.0%}")
+        if (left := self._seconds_left(step)) is not None:
+            parts.append(f"{duration(left)} left")
+        return " · ".join(parts)
+
+    def _validation(self, step: int) -> list[str]:
+        measured = {
+            at: metrics["valid_reward_mean"]
+            for at, metrics in sorted(self._steps.items())
+            if metrics["valid_reward_mean"] is not None and at <= step
+        }
+        if not measured:
+            return []
+        first, last = next(iter(measured)), next(reversed(measured))
+        text = f"valid {measured[last]:.3f}"
+        return [text if first == last else f"{text} (step {first}: {measured[first]:.3f})"]
+
+    def _seconds_left(self, step: int) -> float | None:
+        """Steps left times the mean step so far, validations included."""
+        seconds = [
+            metrics["step_seconds"]
+            for at, metrics in self._steps.items()
+            if 0 < at <= step and metrics["step_seconds"] is not None
+        ]
+        if not seconds or not self._total_steps or step >= self._total_steps:
+            return None
+        return sum(seconds) / len(seconds) * (self._total_steps - step)
+
+    def _keep(self, line: str) -> None:
+        """Print a line that stays."""
+        self._stream.write(("\r\x1b[K" if self._live else "") + line + "\n")
+        self._stream.flush()
+
+    def _rewrite(self, line: str) -> None:
+        columns = shutil.get_terminal_size().columns
+        self._stream.write("\r\x1b[K" + line[: columns - 1])
+        self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3:07` (minutes) or `1:02:03` (hours)."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _bar(share: float) -> str:
+    full = round(min(share, 1.0) * BAR_WIDTH)
+    return "━" * full + "┄" * (BAR_WIDTH - full)
+
+
+def _waiting(status: Any, message: str) -> str:
+    words = {
+        "validating_files": "checking the files",
+        "queued": "waiting for the worker",
+        "running": "loading the model",
+        "pausing": "pausing",
+    }
+    text = words.get(str(status), str(status))
+    return f"{text} · {message}" if message else text
+
+
+def _ending(update: Update) -> str:
+    job = update.job
+    if str(job.status) == "paused":
+        return f"{job.id} is paused; to go on: rftkit job resume {job.id}"
+    if job.status == "succeeded":
+        return f"{job.id} succeeded: {job.fine_tuned_model}"
+    reason = error_of(job)
+    return f"{job.id} {job.status}" + (f": {reason}" if reason else "")
