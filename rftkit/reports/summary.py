@@ -1,0 +1,99 @@
+"""One job in a few numbers: what the headline says and what a report leaves for a program.
+
+Not here: the words (`rftkit.views.headline`), and statistics over several jobs or many looks at one
+validation set; the interval below is for one planned comparison, base against final.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from rftkit.views.answers import SAME, reward_of
+
+__all__ = ["MIME", "summary"]
+
+MIME = "application/vnd.rftkit.summary+json"
+"""The output of a report notebook that is for programs; viewers pass over it."""
+
+MIN_PAIRS = 10  # with fewer rows a normal interval says more than it knows
+
+
+def summary(
+    events: Iterable[dict[str, Any]], answers: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Rewards before, best and last; test rows before and after; what could not be graded.
+
+    Args:
+        events: of the job, as on the wire.
+        answers: the file of before and after answers, in the shape of `rftkit.views.answers`.
+
+    Returns:
+        `valid` (None without a validation), `test` and `constant` (None without answers) and
+        `training`; every number is None where nothing was measured.
+    """
+    from rftkit.jobs.metrics import step_frame
+
+    steps = step_frame(events)
+    failed = steps["failed_grades"].dropna()
+    return {
+        "valid": _validations(steps),
+        "test": _test(answers["rows"]) if answers and answers["rows"] else None,
+        "constant": (answers or {}).get("constant"),
+        "training": {
+            "steps": int(steps["step"].max()) if len(steps) else 0,
+            "seconds": float(steps["step_seconds"].sum()),
+            "failed_grades": int(failed.sum()) if len(failed) else None,
+        },
+    }
+
+
+def _validations(steps: Any) -> dict[str, Any] | None:
+    measured = steps[["step", "valid_reward_mean"]].dropna()
+    if not len(measured):
+        return None
+    by_step = {int(step): float(value) for step, value in measured.itertuples(index=False)}
+    best, last = max(by_step, key=lambda step: (by_step[step], -step)), max(by_step)
+    return {
+        "start": by_step.get(0),
+        "best": by_step[best],
+        "best_step": best,
+        "final": by_step[last],
+        "final_step": last,
+    }
+
+
+def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    given = [row["answers"] for row in rows]
+    every = [answer for answers in given for answer in answers.values()]
+    outcomes = [answer["grade"]["outcome"] for answer in every]
+    both = [(reward_of(a.get("base")), reward_of(a.get("final"))) for a in given]
+    pairs = [(b, f) for b, f in both if b is not None and f is not None]
+    changes = [after - before for before, after in pairs]
+    return {
+        "rows": len(rows),
+        "pairs": len(pairs),  # rows graded for both: the means below are over these
+        "base": statistics.fmean(before for before, _ in pairs) if pairs else None,
+        "final": statistics.fmean(after for _, after in pairs) if pairs else None,
+        "difference": statistics.fmean(changes) if changes else None,
+        "interval": _interval(changes),
+        "better": sum(change >= SAME for change in changes),
+        "worse": sum(change <= -SAME for change in changes),
+        "same": sum(abs(change) < SAME for change in changes),
+        "answers": len(every),
+        "failed": outcomes.count("failed"),
+        "unscorable": outcomes.count("unscorable"),
+    }
+
+
+def _interval(changes: list[float]) -> list[float] | None:
+    """The 95 % interval of the mean of paired differences, by Student's t."""
+    if len(changes) < MIN_PAIRS:
+        return None
+    freedom = len(changes) - 1
+    quantile = 1.96 + 2.372 / freedom + 2.822 / freedom**2  # of t at 97.5 %, within 0.005
+    half = quantile * statistics.stdev(changes) / math.sqrt(len(changes))
+    mean = statistics.fmean(changes)
+    return [mean - half, mean + half]

@@ -1,0 +1,236 @@
+"""The same rows answered by several models, side by side: what changed, and what it earned.
+
+Not here: asking the models, grading, statistics over rows. The data is plain:
+
+    {"dataset": str, "rows": [{"item": {"messages": […], …},
+      "answers": {"base": {"model": str, "text": str, "grade": {
+          "reward": float | None, "outcome": "graded" | "failed" | "unscorable",
+          "sub_rewards": {name: float | None}, "errors": {flag: bool | str}}}, "final": {…}}}]}
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from rftkit.views.listing import disclosure, listing
+from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
+
+__all__ = ["SAME", "answers", "difference", "reward_of"]
+
+SAME = 0.005
+"""Rewards closer than this count as the same."""
+
+MAX_BYTES = 1_500_000
+MAX_WORDS = 3_000
+"""A longer pair of answers is shown without a comparison, whose time grows as the square."""
+
+Answer = dict[str, Any]
+
+
+def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
+    """One card per row: the prompt, each model's answer and grade, and the words that changed.
+
+    The first and the last model of a row are compared; rows can be filtered, and sorted by how
+    much they gained or lost.
+    """
+    rows: list[dict[str, Any]] = data["rows"]
+    if not rows:
+        return note("No answers to show: the file has no rows.")
+    shared = _shared_instructions(rows)
+    cards = [_card(number, row, shared) for number, row in enumerate(rows, start=1)]
+    sorts = [("-change", "largest gain first"), ("change", "largest loss first")]
+    last = list(rows[0]["answers"])[-1]
+    sorts += [("final", f"lowest {last} reward first")]
+    listed = listing(
+        cards,
+        lambda body: f'<div class="rk-items">{body}</div>',
+        page=10,
+        max_bytes=max_bytes,
+        sorts=sorts,
+    )
+    return join([_instructions(shared), listed], plain=listed.plain)
+
+
+def reward_of(answer: Answer | None) -> float | None:
+    """The reward that counts: None when the answer is absent or its grader failed."""
+    grade = (answer or {}).get("grade") or {}
+    reward: float | None = grade.get("reward")
+    return None if grade.get("outcome") == "failed" or missing(reward) else reward
+
+
+def difference(before: str, after: str) -> str:
+    """Word by word, `after` with what was taken out struck through and what came in underlined."""
+    old, new = (re.findall(r"\w+|\s+|[^\w\s]", side) for side in (before, after))
+    if len(old) + len(new) > MAX_WORDS:
+        return "<em>The answers are too long to be compared word by word.</em>"
+    parts = []
+    for action, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        removed, added = text("".join(old[a:b])), text("".join(new[c:d]))
+        if action == "equal":
+            parts.append(added)
+            continue
+        parts.append(f"<del>{removed}</del>" if removed else "")
+        parts.append(f"<ins>{added}</ins>" if added else "")
+    return "".join(parts)
+
+
+def _card(index: int, row: dict[str, Any], shared: list[dict[str, Any]]) -> str:
+    sides = _sides(row["answers"])
+    (_, first), (_, last) = sides[0], sides[-1]
+    before, after = reward_of(first), reward_of(last)
+    change = None if before is None or after is None else after - before
+    verdict, mark = _verdict(change, alone=len(sides) == 1)
+    messages = row["item"]["messages"]
+    keys = "".join(
+        f' data-{key}="{"" if value is None else round(value, 6)}"'
+        for key, value in {"change": change, "final": after}.items()
+    )
+    move = f"{number(before, 2)} → {number(after, 2)}" if len(sides) > 1 else number(after, 2)
+    return (
+        f'<details class="rk-card" data-group="{verdict}"{keys}>'
+        f'<summary data-lm-suppress-shortcuts="true"><span>{index}</span>'
+        f'<span class="rk-title">{text(_title(messages))}</span>'
+        f'<span class="rk-move">{move}</span><span class="rk-mark {_TONE[verdict]}">{mark}</span>'
+        f'</summary><div class="rk-body">{_prompt(messages[len(shared) :])}'
+        f'{_reference(row["item"])}<div class="rk-sides">'
+        f"{''.join(_side(name, answer) for name, answer in sides)}</div>"
+        f"{_comparison(sides)}</div></details>"
+    )
+
+
+_TONE = {"better": "rk-good", "worse": "rk-bad", "same": "", "not graded": "rk-warn", "graded": ""}
+
+
+def _verdict(change: float | None, *, alone: bool) -> tuple[str, str]:
+    if change is None:
+        return "not graded", "? not graded"
+    if alone:
+        return "graded", ""
+    if abs(change) < SAME:
+        return "same", "= same"
+    if change > 0:
+        return "better", f"▲ better {signed(change, 2)}"
+    return "worse", f"▼ worse {signed(change, 2)}"
+
+
+def _sides(given: dict[str, Answer]) -> list[tuple[str, Answer]]:
+    """Named answers; models that are one and the same are shown once, under both names."""
+    by_model: dict[str, tuple[list[str], Answer]] = {}
+    for name, answer in given.items():
+        by_model.setdefault(answer.get("model") or name, ([], answer))[0].append(name)
+    return [(" and ".join(names), answer) for names, answer in by_model.values()]
+
+
+def _side(name: str, answer: Answer) -> str:
+    reward = reward_of(answer)
+    shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
+    return (
+        f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
+        f"<h4><span>{text(name)}</span><span>{shown}</span></h4>"
+        f"{_grades(answer.get('grade') or {})}{disclosure(_readable(answer['text']), 1200)}</div>"
+    )
+
+
+def _grades(grade: dict[str, Any]) -> str:
+    lines = []
+    if grade.get("outcome") == "failed":
+        lines.append("! the grader failed, so this answer has no reward")
+    elif grade.get("outcome") == "unscorable":
+        lines.append("! could not be scored: cut off, or not in the form that was asked for")
+    for name, reward in (grade.get("sub_rewards") or {}).items():
+        lines.append(f"{name} {number(reward, 2)} {_mark(reward)}")
+    for flag, value in (grade.get("errors") or {}).items():
+        if value:
+            lines.append(flag.replace("_", " ") if value is True else f"{flag}: {value}")
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f'<ul class="rk-grades">{items}</ul>' if items else ""
+
+
+def _mark(reward: float | None) -> str:
+    if missing(reward):
+        return "(not graded)"
+    if reward == 1:
+        return "✓ full"
+    return "✗ none" if reward == 0 else "partial"
+
+
+def _comparison(sides: Sequence[tuple[str, Answer]]) -> str:
+    if len(sides) < 2:
+        return ""
+    (before, first), (after, last) = sides[0], sides[-1]
+    old, new = _readable(first["text"]), _readable(last["text"])
+    shown = "The same text." if old == new else difference(old, new)
+    return (
+        f"<h4>What changed from {text(before)} to {text(after)}</h4>"
+        f'<div class="rk-text">{shown}</div>'
+    )
+
+
+def _readable(answer: str) -> str:
+    """A JSON object is laid out, one key a line, so that a difference in spacing is none."""
+    try:
+        value = json.loads(answer)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        return answer or "(empty)"
+    return "\n".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
+
+
+def _shared_instructions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The leading system or developer messages, when they are the same in every row."""
+    first: list[dict[str, Any]] = []
+    for message in rows[0]["item"]["messages"]:
+        if message["role"] not in ("system", "developer"):
+            break
+        first.append(message)
+    same = all(row["item"]["messages"][: len(first)] == first for row in rows)
+    return first if same and len(rows) > 1 else []
+
+
+def _instructions(messages: Sequence[dict[str, Any]]) -> Html:
+    if not messages:
+        return Html("")
+    return wrap(f"<h4>Said before every row</h4>{_prompt(messages)}")
+
+
+def _prompt(messages: Sequence[dict[str, Any]]) -> str:
+    return "".join(
+        f'<div class="rk-message"><span class="rk-role">{text(message["role"])}</span>'
+        f"{disclosure(_content(message), 1200)}</div>"
+        for message in messages
+    )
+
+
+def _reference(item: dict[str, Any]) -> str:
+    """What the grader knows beside the answer: the row's own keys."""
+    pairs = {key: value for key, value in item.items() if key not in ("messages", "tools")}
+    if not pairs:
+        return ""
+    lines = "".join(
+        f'<tr><th scope="row">{text(key)}</th><td>{disclosure(_plain(value))}</td></tr>'
+        for key, value in pairs.items()
+    )
+    return f"<h4>What the grader knows</h4><table><tbody>{lines}</tbody></table>"
+
+
+def _title(messages: Sequence[dict[str, Any]]) -> str:
+    """The last paragraph of the last message: that is where prompts differ."""
+    paragraphs = [part for part in _content(messages[-1]).split("\n") if part.strip()]
+    words = " ".join(paragraphs[-1].split()) if paragraphs else "(empty)"
+    return words if len(words) <= 200 else f"{words[:199]}…"
+
+
+def _content(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(part.get("text", f"[{part.get('type')}]") for part in content)
+    return content or ""
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

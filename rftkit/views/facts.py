@@ -1,0 +1,71 @@
+"""Short facts: pairs of name and value, and the events of a job.
+
+Not here: where the facts come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from rftkit.views.listing import disclosure, table
+from rftkit.views.markup import Html, missing, note, text, wrap
+
+__all__ = ["events", "keyvalues", "moment"]
+
+
+def keyvalues(pairs: Mapping[str, Any], *, caption: str = "") -> Html:
+    """Names and values in two columns: hyperparameters, versions, hashes."""
+    title = f"<caption>{text(caption)}</caption>" if caption else ""
+    lines = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td>{_value(value)}</td></tr>'
+        for name, value in pairs.items()
+    )
+    return wrap(
+        f'<div class="rk-scroll"><table>{title}<tbody>{lines}</tbody></table></div>',
+        plain="\n".join(f"{name}: {value}" for name, value in pairs.items()),
+    )
+
+
+def events(job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False) -> Html:
+    """What a job said, oldest first.
+
+    Args:
+        job_events: as on the wire.
+        metrics: also the line of every step; the charts show these better.
+    """
+    rows = [
+        {
+            "time": moment(event["created_at"]),
+            "level": event["level"],
+            "message": event["message"],
+        }
+        for event in job_events
+        if metrics or event.get("type") != "metrics"
+    ]
+    if not rows:
+        return note("The job has said nothing yet.")
+    return table(rows, noun="events", page=30)
+
+
+def moment(seconds: float | None) -> str:
+    """A time of the API as `2026-11-21 14:03:05 UTC`; a dash for none."""
+    if seconds is None:
+        return "–"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _value(value: Any) -> str:
+    if missing(value):
+        return '<span class="rk-missing">–</span>'
+    if isinstance(value, Html):
+        return str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict | list | tuple):
+        return disclosure(json.dumps(value, ensure_ascii=False, default=str))
+    return disclosure(str(value))

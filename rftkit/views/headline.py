@@ -1,0 +1,134 @@
+"""The first thing to read: did it get better, by how much, on how many rows.
+
+Not here: how the figures are made (`rftkit.reports.summary`); this says them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rftkit.views.markup import Html, counted, number, signed, text, wrap
+
+__all__ = ["headline", "verdict"]
+
+Figures = dict[str, Any]
+
+
+def headline(summary: Figures) -> Html:
+    """One sentence, tiles with the figures, and what to know before believing them."""
+    said = verdict(summary)
+    tiles = "".join(_validation_tiles(summary.get("valid") or {}))
+    tiles += "".join(_test_tiles(summary.get("test") or {}))
+    points = "".join(f"<li>{text(point)}</li>" for point in _points(summary))
+    return wrap(
+        f'<p class="rk-verdict">{text(said)}</p><div class="rk-tiles">{tiles}</div>'
+        f"<ul>{points}</ul>",
+        plain=said,
+    )
+
+
+def verdict(summary: Figures) -> str:
+    """The sentence: on test rows when both models answered them, else on the validation."""
+    test, valid = summary.get("test"), summary.get("valid")
+    if test and test["difference"] is not None:
+        change = (
+            f"{number(test['base'], 2)} → {number(test['final'], 2)} on the same "
+            f"{test['pairs']:,} test rows ({signed(test['difference'], 2)}"
+        )
+        if not test["interval"]:
+            return f"{_moved(test['difference'])}: {change}; too few rows for an interval)."
+        low, high = test["interval"]
+        sure = low > 0 or high < 0
+        said = _moved(test["difference"]) if sure else "No clear change"
+        return f"{said}: {change}, 95 % interval {signed(low, 2)} to {signed(high, 2)})."
+    if valid and valid["start"] is not None and valid["final"] is not None:
+        change = valid["final"] - valid["start"]
+        word = "rose" if change > 0 else "fell" if change < 0 else "stayed"
+        return (
+            f"The validation reward {word} from {number(valid['start'], 2)} before training to "
+            f"{number(valid['final'], 2)} at step {valid['final_step']} ({signed(change, 2)})."
+        )
+    return "Nothing can be said yet: there is no reward from before and after training."
+
+
+def _moved(difference: float) -> str:
+    if difference > 0:
+        return "The final model is better than the base model"
+    return "The final model is worse than the base model" if difference < 0 else "No change"
+
+
+def _validation_tiles(valid: Figures) -> list[str]:
+    if not valid:
+        return []
+    start, best, last = valid["start"], valid["best_step"], valid["final_step"]
+    tiles = [_tile("Validation, step 0", start, "before training")]
+    if best != last:
+        tiles.append(_tile(f"Validation, step {best}", valid["best"], "best", start))
+    words = "best and last" if best == last else "last"
+    return [*tiles, _tile(f"Validation, step {last}", valid["final"], words, start)]
+
+
+def _test_tiles(test: Figures) -> list[str]:
+    if not test:
+        return []
+    rows = f"mean of {counted(test['pairs'], 'row')}"
+    return [
+        _tile("Test, base model", test["base"], rows),
+        _tile("Test, final model", test["final"], rows, test["base"]),
+    ]
+
+
+def _tile(label: str, value: float | None, below: str, start: float | None = None) -> str:
+    tone = ""
+    if value is not None and start is not None:
+        tone = "rk-good" if value > start else "rk-bad" if value < start else ""
+        below = f"{signed(value - start, 2)}, {below}"
+    return (
+        f'<div class="rk-tile"><span>{text(label)}</span><b>{number(value, 2)}</b>'
+        f'<small class="{tone}">{text(below)}</small></div>'
+    )
+
+
+def _points(summary: Figures) -> list[str]:
+    test, constant = summary.get("test"), summary.get("constant")
+    points = []
+    if test and test["difference"] is not None:
+        points.append(
+            f"Row by row: {test['better']} better, {test['worse']} worse, {test['same']} the same."
+        )
+    if constant:
+        above = ""
+        if test and test["final"] is not None:
+            distance = test["final"] - constant["reward"]
+            side = "above" if distance >= 0 else "below"
+            above = f"; the final model is {number(abs(distance), 2)} {side} that"
+        points.append(
+            "One constant answer, the same to every row, earns "
+            f"{number(constant['reward'], 2)}{above}."
+        )
+    if test:
+        points.append(_ungraded(test["answers"], test["failed"], test["unscorable"]))
+    training = summary["training"]
+    if training["failed_grades"] is not None:
+        failed = training["failed_grades"]
+        points.append(
+            f"In training {counted(failed, 'grade')} failed: left out, never counted as zero."
+            if failed
+            else "In training no grade failed."
+        )
+    return points
+
+
+def _ungraded(total: int, failed: int, unscorable: int) -> str:
+    answers = f"{total:,} test answers"
+    if not failed and not unscorable:
+        return f"All {answers} could be graded."
+    parts = []
+    if failed:
+        parts.append(f"the grader failed on {failed:,} (left out)")
+    if unscorable:
+        parts.append(
+            f"{unscorable:,} could not be scored (cut off or not in the form asked for; counted as "
+            "they are)"
+        )
+    return f"Of {answers}, {' and '.join(parts)}."

@@ -1,0 +1,175 @@
+"""Long lists in a page: the first items as plain markup, the others at hand for the script.
+
+Not here: what an item looks like. The script (`views.js`) adds a filter, sorting and paging to any
+list made here; without it the reader still sees the first items and how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rftkit.views.markup import Html, missing, number, text
+
+__all__ = ["MAX_BYTES", "disclosure", "listing", "table"]
+
+MAX_BYTES = 300_000
+"""How much of a list is put into a page, in bytes of markup."""
+
+MAX_CELL = 20_000
+"""How much of one text is put into a page, in characters."""
+
+
+def listing(
+    items: Sequence[str],
+    frame: Callable[[str], str],
+    *,
+    noun: str = "rows",
+    total: int | None = None,
+    page: int = 20,
+    max_bytes: int = MAX_BYTES,
+    sorts: Sequence[tuple[str, str]] = (),
+) -> Html:
+    """Show `items`, each the markup of one element, inside `frame(markup)`.
+
+    Args:
+        items: in the order they are shown; those past `max_bytes` are left out and counted.
+        frame: puts the items into the element that has the class `rk-items`.
+        noun: what an item is called, in the plural.
+        total: how many there are in all, when `items` is already a part of them.
+        page: items on one page.
+        max_bytes: of markup, over all items.
+        sorts: (name, label) pairs offered to the reader; an item has the value as `data-<name>`,
+            and a name that starts with `-` sorts downwards.
+    """
+    kept = items[: _fitting(items, max_bytes)]
+    total = max(total or 0, len(items))
+    rest = "".join(kept[page:])
+    count = (
+        f"{total:,} {noun}"
+        if len(kept[:page]) == total
+        else (f"the first {len(kept[:page]):,} of {total:,} {noun}")
+    )
+    parts = [
+        frame("".join(kept[:page])),
+        f'<script type="text/html" class="rk-rest">{rest}</script>' if rest else "",
+        f'<p class="rk-count" role="status">{count}</p>',
+        _left_out(len(kept), total, noun),
+    ]
+    options = text(json.dumps([list(pair) for pair in sorts], ensure_ascii=False))
+    return Html(
+        f'<div class="rk rk-list" data-page="{page}" data-noun="{text(noun)}" '
+        f'data-sorts="{options}">{"".join(parts)}</div>',
+        plain=f"{len(kept):,} of {total:,} {noun}",
+    )
+
+
+def table(
+    rows: Sequence[dict[str, Any]] | Any,
+    columns: Sequence[str] | dict[str, str] | None = None,
+    *,
+    caption: str = "",
+    noun: str = "rows",
+    total: int | None = None,
+    page: int = 20,
+    max_bytes: int = MAX_BYTES,
+) -> Html:
+    """A table that can be filtered, sorted and paged, and is readable without that.
+
+    Args:
+        rows: mappings, or a pandas frame. None and NaN are shown as a dash and sort last.
+        columns: keys in order, or key -> heading; by default the keys of all rows.
+        caption: a title, read out by screen readers.
+        noun: what a row is called, in the plural.
+        total: how many rows there are in all, when `rows` is already a part of them.
+        page: rows on one page.
+        max_bytes: of markup; rows beyond it are left out, and the view says how many.
+    """
+    records: list[dict[str, Any]] = (
+        rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
+    )
+    if columns is None:
+        columns = list(dict.fromkeys(key for record in records for key in record))
+    headings = columns if isinstance(columns, dict) else {key: key for key in columns}
+    numeric = {key for key in headings if _is_numeric(record.get(key) for record in records)}
+    head = "".join(
+        f'<th scope="col"{_NUMERIC if key in numeric else ""}>{text(label)}</th>'
+        for key, label in headings.items()
+    )
+    title = f"<caption>{text(caption)}</caption>" if caption else ""
+    return listing(
+        [_row(record, headings, numeric) for record in records],
+        lambda body: (
+            f'<div class="rk-scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
+            f'<tbody class="rk-items">{body}</tbody></table></div>'
+        ),
+        noun=noun,
+        total=total,
+        page=page,
+        max_bytes=max_bytes,
+    )
+
+
+def disclosure(value: str, limit: int = 160) -> str:
+    """A long text behind its first words; a short one as it is."""
+    left_out = len(value) - MAX_CELL
+    shown = text(value[:MAX_CELL])
+    if left_out > 0:
+        shown += f" <em>… {left_out:,} more characters are left out</em>"
+    if len(value) <= limit and value.count("\n") < 4:
+        return f'<span class="rk-text">{shown}</span>'
+    excerpt = text(" ".join(value[:limit].split()))
+    return (
+        f'<details><summary data-lm-suppress-shortcuts="true"><span class="rk-excerpt">{excerpt} …'
+        f'</span></summary><span class="rk-text">{shown}</span></details>'
+    )
+
+
+# The inline style is for untrusted notebooks, which strip style sheets.
+_NUMERIC = ' class="rk-number" style="text-align:right"'
+
+
+def _row(record: dict[str, Any], keys: dict[str, str], numeric: set[str]) -> str:
+    return f"<tr>{''.join(_cell(record.get(key), key in numeric) for key in keys)}</tr>"
+
+
+def _cell(value: Any, numeric: bool) -> str:
+    if missing(value):
+        return f'<td class="rk-missing{" rk-number" if numeric else ""}" data-v="">–</td>'
+    if numeric:
+        return f'<td{_NUMERIC} data-v="{value!r}">{number(value)}</td>'
+    if isinstance(value, Html):
+        return f"<td>{value}</td>"
+    if isinstance(value, bool):
+        return f"<td>{'yes' if value else 'no'}</td>"
+    if isinstance(value, float):
+        value = number(value)
+    if isinstance(value, dict | list | tuple):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    return f"<td>{disclosure(str(value))}</td>"
+
+
+def _is_numeric(values: Any) -> bool:
+    present = [value for value in values if not missing(value)]
+    return bool(present) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in present
+    )
+
+
+def _fitting(items: Sequence[str], max_bytes: int) -> int:
+    size = 0
+    for index, item in enumerate(items):
+        size += len(item.encode())
+        if size > max_bytes and index:
+            return index
+    return len(items)
+
+
+def _left_out(kept: int, total: int, noun: str) -> str:
+    if kept == total:
+        return ""
+    return (
+        f'<p class="rk-note">{kept:,} of {total:,} {text(noun)} are in this page; '
+        "the others are left out to keep it small.</p>"
+    )

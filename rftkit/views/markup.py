@@ -1,0 +1,158 @@
+"""The ground of every view: HTML that Jupyter shows, escaping, numbers, style, script and page.
+
+Not here: what is shown. A view is a pure function `data -> Html`; the same string is shown in a
+notebook cell, inside a widget and in a report, so there is one look and one place to repair it.
+
+Three rules hold for all views. The markup is readable before the script runs (an untrusted notebook
+strips scripts and styles). Whatever comes from data is escaped. Colour never carries a meaning
+alone: a word or a sign says the same.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+__all__ = [
+    "Html",
+    "assets",
+    "counted",
+    "join",
+    "json_script",
+    "missing",
+    "note",
+    "number",
+    "page",
+    "signed",
+    "text",
+    "wrap",
+]
+
+DASH = "–"
+
+
+class Html(str):
+    """A piece of markup. Jupyter shows it; as a `str` it is the bare markup, without assets."""
+
+    plain: str
+
+    def __new__(cls, markup: str, plain: str = "") -> Html:
+        """`plain` is what a viewer without HTML shows."""
+        self = super().__new__(cls, markup)
+        self.plain = plain or f"{len(markup):,} characters of HTML"
+        return self
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/html": f"{self}{assets()}", "text/plain": self.plain}
+
+
+def join(parts: Iterable[str], plain: str = "") -> Html:
+    """Put pieces one after the other."""
+    return Html("".join(parts), plain)
+
+
+def wrap(inner: str, kind: str = "", plain: str = "") -> Html:
+    """The outermost element of a view; the style sheet applies inside it only."""
+    return Html(f'<div class="{" ".join(("rk", kind)).strip()}">{inner}</div>', plain)
+
+
+def text(value: Any) -> str:
+    """Escape anything for use between tags or in a quoted attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def note(message: str) -> Html:
+    """One quiet sentence in place of, or below, a view."""
+    return wrap(f'<p class="rk-note">{text(message)}</p>', plain=message)
+
+
+def missing(value: Any) -> bool:
+    """True for None and NaN: not measured, not graded. Zero is not missing."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: `1,234`, `0.417`, `12.5`; a dash when it is missing."""
+    if value is None or missing(value):
+        return DASH
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}"
+    if value != 0 and abs(value) < 10**-digits:
+        return f"{value:.1e}"
+    return f"{value:,.{digits if abs(value) < 10 else 1}f}"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference: `+0.120`, `−0.034`, `±0`."""
+    if value is None or missing(value):
+        return DASH
+    if round(value, digits) == 0:
+        return "±0"
+    return f"{'+' if value > 0 else '−'}{number(abs(value), digits)}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def json_script(value: Any, *, kind: str = "application/json", name: str = "") -> str:
+    """Data inside a page; `<` is written as an escape, so no value can end the element."""
+    body = json.dumps(value, ensure_ascii=False, default=str).replace("<", "\\u003c")
+    identity = f' id="{text(name)}"' if name else ""
+    return f'<script type="{kind}"{identity}>{body}</script>'
+
+
+@cache
+def assets() -> str:
+    """The style sheet and the script of all views, as two inline elements."""
+    return f"<style>{_asset('views.css')}</style><script>{_asset('views.js')}</script>"
+
+
+def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:
+    """One HTML document that reaches for nothing outside itself; the browser is told to hold that.
+
+    Assets that views left in `body` are taken out: the page carries them once.
+    """
+    return _PAGE.format(
+        title=text(title),
+        head=head,
+        style=_asset("views.css"),
+        body=body.replace(assets(), ""),
+        foot=foot,
+        script=_asset("views.js"),
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("rftkit.views").joinpath(name).read_text(encoding="utf-8").strip()
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+font-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; form-action 'none'; \
+base-uri 'none'">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+{head}<style>{style}</style>
+</head>
+<body class="rk-page">
+<main>
+{body}
+</main>
+<footer class="rk">{foot}</footer>
+<script>{script}</script>
+</body>
+</html>
+"""
