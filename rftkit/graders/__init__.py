@@ -1,1 +1,59 @@
-"""TODO."""
+"""Graders: score what a model said, the same way everywhere.
+
+`compile_grader(spec)` checks a spec in the wire's form and gives a `CompiledGrader`, whose
+`grade(sample, item)` returns a `Grade`. This room knows no client, no server and no model; what
+it needs from outside (a judge, an embedding, an HTTP call) is handed in. Names load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rftkit.graders.engine import (
+        CompiledGrader,
+        Leaf,
+        check_item_paths,
+        compile_grader,
+        validate,
+        variables,
+    )
+    from rftkit.graders.outcome import Grade, Sample
+    from rftkit.graders.sandbox import Limits
+
+__all__ = [
+    "CompiledGrader",
+    "Grade",
+    "Leaf",
+    "Limits",
+    "Sample",
+    "check_item_paths",
+    "compile_grader",
+    "validate",
+    "variables",
+]
+
+_HOMES = {
+    "outcome": ("Grade", "Sample"),
+    "sandbox": ("Limits",),
+    "engine": (
+        "CompiledGrader",
+        "Leaf",
+        "check_item_paths",
+        "compile_grader",
+        "validate",
+        "variables",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,381 @@
+"""Compile a spec once into closures, then grade: `grade(sample, item)` -> Grade.
+
+The same code grades in a notebook, in graders/run, in training and in validation. A compiled
+grader is a list of leaves (the sub-graders of a multi, or the grader itself) and, for a multi, a
+formula. A new type is one compile function in `_COMPILERS`. Not here: what a metric computes
+(`similarity`), how a judge is asked (`judge`), how foreign code is held (`sandbox`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from rftkit.errors import RowError
+from rftkit.graders.formula import Formula, compile_formula
+from rftkit.graders.outcome import Fault, Grade, Sample
+from rftkit.graders.sandbox import Limits, Sandbox, check_source
+from rftkit.graders.similarity import metric
+from rftkit.graders.template import Path, compile_template, look_up, paths
+from rftkit.graders.types import Purpose, parse
+
+__all__ = [
+    "CompiledGrader",
+    "Leaf",
+    "check_item_paths",
+    "compile_grader",
+    "validate",
+    "variables",
+]
+
+Usage = dict[str, dict[str, int]]
+Score = Callable[[Sample, Any, Usage], float]
+"""What a leaf compiles to: the reward, or a Fault; judges add the tokens they used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A grader that gives a reward of its own and has its own line in metric events."""
+
+    key: str
+    """Variable of the formula; the grader's name when it is not part of a multi."""
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """What compile functions may use besides the spec."""
+
+    purpose: Purpose
+    workers: int
+    limits: Limits
+    closers: list[Callable[[], None]]
+
+
+class CompiledGrader:
+    """A grader ready to grade. A context manager, safe to call from several threads."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        scores: dict[str, Score],
+        formula: Formula | None,
+        *,
+        floor_reward: float,
+        threads: int,
+        closers: Sequence[Callable[[], None]],
+    ) -> None:
+        self.spec = spec
+        """The normalised spec."""
+        self.leaves = _leaves(spec)
+        self.floor_reward = floor_reward
+        """The reward of an unscorable sample."""
+        self._scores, self._formula = scores, formula
+        self._threads, self._closers = threads, closers
+
+    def grade(self, sample: Sample, item: Any) -> Grade:
+        """Grade one sample against its row. Never raises for what is in them."""
+        start = perf_counter()
+        if sample.truncated or (sample.expects_json and sample.output_json is None):
+            return self._unscorable(_what_is_wrong(sample), start)
+        if self._formula is None:
+            return self._grade_one(sample, item, start)
+        return self._grade_multi(sample, item, start)
+
+    def grade_many(
+        self,
+        pairs: Sequence[tuple[Sample, Any]],
+        *,
+        progress: Callable[[int, Grade], None] | None = None,
+    ) -> list[Grade]:
+        """Grade many, order kept. Slow graders run side by side; `progress` gets (index, grade)."""
+        grades: list[Any] = [None] * len(pairs)
+        todo = enumerate(pairs)  # one `next` at a time hands each pair to exactly one thread
+
+        def work() -> None:
+            for index, (sample, item) in todo:
+                grades[index] = grade = self.grade(sample, item)
+                if progress:
+                    progress(index, grade)
+
+        if self._threads == 1:
+            work()
+        else:
+            _run_threads(work, min(self._threads, len(pairs)))
+        return grades
+
+    def close(self) -> None:
+        """End the processes of python graders. Grading again starts new ones."""
+        for close in self._closers:
+            close()
+
+    def __enter__(self) -> CompiledGrader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _grade_one(self, sample: Sample, item: Any, start: float) -> Grade:
+        usage: Usage = {}
+        try:
+            reward = _run(self._scores[""], sample, item, usage)
+        except Fault as fault:
+            if fault.outcome == "unscorable":
+                return self._unscorable(fault, start)
+            return Grade(None, "failed", {}, fault.errors, perf_counter() - start, usage)
+        return Grade(reward, "graded", {}, {}, perf_counter() - start, usage)
+
+    def _grade_multi(self, sample: Sample, item: Any, start: float) -> Grade:
+        rewards: dict[str, float | None] = {}
+        seconds: dict[str, float] = {}
+        faults: dict[str, Fault] = {}
+        usages: dict[str, Usage] = {}
+        then = start
+        for key, score in self._scores.items():
+            usage: Usage = {}
+            try:
+                rewards[key] = _run(score, sample, item, usage)
+            except Fault as fault:
+                rewards[key], faults[key] = None, fault
+            now = perf_counter()
+            seconds[key] = now - then
+            then = now
+            if usage:
+                usages[key] = usage
+        reward: float | None = None
+        if not faults:
+            try:
+                reward = self._formula(rewards)  # type: ignore[misc, arg-type]
+            except Fault as fault:
+                faults[""] = fault
+        if not faults:
+            return Grade(
+                reward, "graded", rewards, {}, then - start, _total(usages), {}, seconds, usages
+            )
+        return self._multi_fault(rewards, faults, then - start, seconds, usages)
+
+    def _multi_fault(
+        self,
+        rewards: dict[str, float | None],
+        faults: dict[str, Fault],
+        total_seconds: float,
+        seconds: dict[str, float],
+        usages: dict[str, Usage],
+    ) -> Grade:
+        failed = any(fault.outcome == "failed" for fault in faults.values())
+        errors: dict[str, bool | str] = {}
+        for fault in faults.values():
+            errors = fault.errors | errors
+        return Grade(
+            None if failed else self.floor_reward,
+            "failed" if failed else "unscorable",
+            rewards,
+            errors,
+            total_seconds,
+            _total(usages),
+            {key: fault.errors for key, fault in faults.items() if key},
+            seconds,
+            usages,
+        )
+
+    def _unscorable(self, fault: Fault, start: float) -> Grade:
+        subs = dict.fromkeys(self._scores) if self._formula else {}
+        return Grade(self.floor_reward, "unscorable", subs, fault.errors, perf_counter() - start)
+
+
+def compile_grader(
+    spec: Mapping[str, Any],
+    *,
+    purpose: Purpose = "rft",
+    workers: int = 2,
+    limits: Limits | None = None,
+    floor_reward: float | None = None,
+) -> CompiledGrader:
+    """Check a spec and make it ready to grade. Close it, or use it in a `with`.
+
+    Args:
+        spec: a grader in the wire's form.
+        purpose: `eval` allows `cosine` and `label_model`.
+        workers: processes for each python grader.
+        limits: of a python grader's call.
+        floor_reward: reward of an unscorable sample; default `range[0]` of a score_model, else 0.
+
+    Raises:
+        GraderSpecError: `param` names the field.
+    """
+    closers: list[Callable[[], None]] = []
+    context = _Context(purpose, workers, limits or Limits(), closers)
+    parsed = parse(spec, purpose=purpose)
+    formula, parts = None, {"": parsed}
+    if parsed["type"] == "multi":
+        parts = parsed["graders"]
+        formula = compile_formula(parsed["calculate_output"], parts, param="calculate_output")
+    scores = {
+        key: _COMPILERS[part["type"]](part, f"graders.{key}" if key else "", context)
+        for key, part in parts.items()
+    }
+    if floor_reward is None:
+        floor_reward = parsed.get("range", [0.0])[0]
+    threads = max(_threads(part["type"], context) for part in parts.values())
+    return CompiledGrader(
+        parsed, scores, formula, floor_reward=floor_reward, threads=threads, closers=closers
+    )
+
+
+def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
+    """Check everything that can be checked without grading; return the normalised spec.
+
+    Raises:
+        GraderSpecError: `param` names the field.
+    """
+    with compile_grader(spec, purpose=purpose) as grader:
+        return grader.spec
+
+
+def variables(spec: Mapping[str, Any]) -> list[str]:
+    """The template paths a grader needs, such as `item.answer`; python graders name none.
+
+    Raises:
+        GraderSpecError: when the spec or a template is malformed.
+    """
+    return list(dict.fromkeys(map(str, _paths(spec))))
+
+
+def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
+    """Check that a row has every `item` path that the grader's templates name.
+
+    Raises:
+        RowError: names the path and the keys that the row has there.
+        GraderSpecError: when the spec itself is malformed.
+    """
+    for path in _paths(spec):
+        if path.namespace == "item":
+            try:
+                look_up(path, None, item)
+            except Fault as fault:
+                raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
+
+
+def _compile_string_check(spec: dict[str, Any], param: str, context: _Context) -> Score:
+    left = compile_template(spec["input"], param=_at(param, "input"))
+    right = compile_template(spec["reference"], param=_at(param, "reference"))
+    match spec["operation"]:
+        case "eq":
+            return lambda sample, item, _: 1.0 if left(sample, item) == right(sample, item) else 0.0
+        case "ne":
+            return lambda sample, item, _: 1.0 if left(sample, item) != right(sample, item) else 0.0
+        case "like":
+            return lambda sample, item, _: 1.0 if right(sample, item) in left(sample, item) else 0.0
+    return lambda sample, item, _: float(
+        right(sample, item).casefold() in left(sample, item).casefold()
+    )
+
+
+def _compile_text_similarity(spec: dict[str, Any], param: str, context: _Context) -> Score:
+    left = compile_template(spec["input"], param=_at(param, "input"))
+    right = compile_template(spec["reference"], param=_at(param, "reference"))
+    compare = metric(spec["evaluation_metric"])
+    return lambda sample, item, _: compare(left(sample, item), right(sample, item))
+
+
+def _compile_python(spec: dict[str, Any], param: str, context: _Context) -> Score:
+    check_source(spec["source"], param=_at(param, "source"))
+    sandbox = Sandbox(spec["source"], workers=context.workers, limits=context.limits)
+    context.closers.append(sandbox.close)
+    return lambda sample, item, _: sandbox.grade(sample.to_dict(), item)
+
+
+class _Compile(Protocol):
+    def __call__(self, spec: dict[str, Any], param: str, context: _Context, /) -> Score: ...
+
+
+_COMPILERS: dict[str, _Compile] = {
+    "string_check": _compile_string_check,
+    "text_similarity": _compile_text_similarity,
+    "python": _compile_python,
+}
+
+
+def _run(score: Score, sample: Sample, item: Any, usage: Usage) -> float:
+    """One leaf; whatever else it raises is the grader's failure, with its name."""
+    try:
+        return score(sample, item, usage)
+    except Fault:
+        raise
+    except Exception as error:
+        raise Fault("other_error", f"{type(error).__name__}: {error}") from error
+
+
+def _what_is_wrong(sample: Sample) -> Fault:
+    if sample.truncated:
+        return Fault(
+            "truncated_observation_error", "the answer hit its token limit", unscorable=True
+        )
+    return Fault(
+        "sample_parse_error", "the answer is not the JSON that was asked for", unscorable=True
+    )
+
+
+def _leaves(spec: dict[str, Any]) -> list[Leaf]:
+    parts = spec["graders"] if spec["type"] == "multi" else {spec["name"]: spec}
+    return [Leaf(key, part["name"], part["type"]) for key, part in parts.items()]
+
+
+def _paths(spec: Mapping[str, Any]) -> list[Path]:
+    parsed = parse(spec, purpose="eval")
+    parts = parsed["graders"] if parsed["type"] == "multi" else {"": parsed}
+    found: list[Path] = []
+    for key, part in parts.items():
+        for field in ("input", "reference"):
+            for text in _texts(part.get(field)):
+                found += paths(text, param=_at(f"graders.{key}" if key else "", field))
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text inside a template field, which for judges is a list of messages."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        value = [value[key] for key in value if key not in ("role", "type", "detail", "format")]
+    return [text for inner in value or [] for text in _texts(inner)]
+
+
+def _threads(kind: str, context: _Context) -> int:
+    return {"python": context.workers}.get(kind, 1)
+
+
+def _run_threads(work: Callable[[], None], count: int) -> None:
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, name="grade") for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _total(usages: Mapping[str, Usage]) -> Usage:
+    total: Usage = {}
+    for usage in usages.values():
+        for model, counts in usage.items():
+            sums = total.setdefault(model, {})
+            for name, count in counts.items():
+                sums[name] = sums.get(name, 0) + count
+    return total
+
+
+def _at(param: str, field: str) -> str:
+    return f"{param}.{field}" if param else field

@@ -1,0 +1,106 @@
+"""The inside of the sandbox: confine this process, load one source, grade until the pipe closes.
+
+Run by path as `python -I -S worker.py`, with requests on its stdin and replies on its stdout, each
+a JSON text behind four bytes of length. It may import the standard library only, and `confine.py`
+beside it. Nothing here is trusted by the other side (`sandbox.py`): the source that runs in this
+process can do to it what it likes, and a reply is only ever parsed as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import linecache
+import math
+import numbers
+import os
+import runpy
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+FILE_NAME = "grader.py"
+_MAX_DETAILS = 8_000
+
+
+def main() -> None:
+    """Serve one source; ends when the requests end."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    config = _read(requests)
+    sys.path += config["packages"]
+    if config["confine"]:
+        confine = runpy.run_path(os.path.join(os.path.dirname(__file__), "confine.py"))["confine"]
+        confine(**config["confine"])
+    os.chdir(config["scratch"])
+    grade = _load(config["source"])
+    while (request := _read(requests)) is not None:
+        # a backstop for the case that the other side, which keeps the time, was itself killed
+        signal.alarm(config["alarm_seconds"])
+        answer = _answer(grade, request)
+        signal.alarm(0)
+        _write(replies, answer | {"id": request["id"]})
+
+
+def _load(source: str) -> Callable[[Any, Any], Any]:
+    """The user's function, or one that raises what went wrong while loading it."""
+    linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
+    module: dict[str, Any] = {"__name__": "grader", "__file__": FILE_NAME}
+    try:
+        exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module)
+        grade = module["grade"]
+    except BaseException as error:
+        failure = error
+
+        def grade(sample: Any, item: Any) -> Any:
+            raise failure
+
+    return grade  # type: ignore[no-any-return]
+
+
+def _answer(grade: Callable[[Any, Any], Any], request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        result = grade(request["sample"], request["item"])
+        reward = float(result) if isinstance(result, numbers.Real) else None
+    except BaseException as error:
+        return {"error": _describe(error)}
+    if reward is not None and math.isfinite(reward):
+        return {"reward": reward}
+    line = getattr(getattr(grade, "__code__", None), "co_firstlineno", 1)
+    what = f"a {type(result).__name__}" if reward is None else repr(reward)
+    problem = f"{'TypeError' if reward is None else 'ValueError'}: grade returned {what}"
+    return {"error": f'File "{FILE_NAME}", line {line}, in grade\n{problem}, expected a number'}
+
+
+def _describe(error: BaseException) -> str:
+    """The traceback from the first frame of the user's source on."""
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename != FILE_NAME:
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace)).strip()
+    except BaseException:
+        text = type(error).__name__
+    return text if len(text) <= _MAX_DETAILS else "…" + text[-_MAX_DETAILS:]
+
+
+def _read(stream: BinaryIO) -> Any:
+    header = stream.read(4)
+    return json.loads(stream.read(struct.unpack("!I", header)[0])) if len(header) == 4 else None
+
+
+def _write(fd: int, reply: dict[str, Any]) -> None:
+    body = json.dumps(reply).encode()
+    data = memoryview(struct.pack("!I", len(body)) + body)
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        main()
