@@ -8,7 +8,7 @@ a stream of lines; it does not know files on a server, statistics, duplicates or
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,25 +73,42 @@ def parse_row(text: str, *, line: int = 1, path: str | Path | None = None) -> Ro
     return Row(item=item, line=line)
 
 
-def read_rows(lines: Iterable[bytes], *, path: str | Path | None = None) -> Iterator[Row]:
+def read_rows(
+    lines: Iterable[bytes],
+    *,
+    path: str | Path | None = None,
+    on_error: Callable[[RowError], None] | None = None,
+) -> Iterator[Row]:
     """Yield the rows of a JSONL stream; blank lines are passed over.
 
+    Args:
+        lines: The lines of a file, as bytes.
+        path: Named in messages.
+        on_error: Called with the error of each unusable line, which is then left out.
+
     Raises:
-        RowError: at the first line that is not UTF-8 or not a usable row.
+        RowError: Without `on_error`, at the first line that is not UTF-8 or not a usable row.
     """
     for number, raw in enumerate(lines, start=1):
-        if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
         try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise RowError(
-                f"not valid UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8",
-                path=path,
-                line=number,
-            ) from None
-        if text.strip():
-            yield parse_row(text, line=number, path=path)
+            text = _decode(raw, number, path)
+            if text.strip():
+                yield parse_row(text, line=number, path=path)
+        except RowError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+
+
+def _decode(raw: bytes, line: int, path: str | Path | None) -> str:
+    try:
+        return (raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError(
+            f"not valid UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8",
+            path=path,
+            line=line,
+        ) from None
 
 
 def _check_messages(messages: Any, fail: Any) -> None:
