@@ -1,1 +1,17 @@
-"""TODO."""
+"""Datasets from the client's side: read, check, upload. One row's shape is `rftkit.rows`."""
+
+from rftkit.datasets.check import Check, Finding, check, reference_answer
+from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
+
+__all__ = [
+    "Check",
+    "Dataset",
+    "Finding",
+    "bundled",
+    "check",
+    "load",
+    "read",
+    "read_json",
+    "reference_answer",
+    "upload",
+]

@@ -1,0 +1,127 @@
+"""Dataset files: read one, upload one, open a folder of them. Not here: whether the rows are good.
+
+A dataset folder holds train.jsonl, valid.jsonl, test.jsonl, grader.json and, where answers are
+JSON, response_format.json. Those that come with rftkit lie in `datasets/` of its repository,
+beside the package.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError, NotFoundError
+from rftkit.rows import Row, read_rows
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import FileObject
+
+__all__ = ["MAX_UPLOAD_BYTES", "Dataset", "bundled", "load", "read", "read_json", "upload"]
+
+MAX_UPLOAD_BYTES = 512 * 1024**2
+BUNDLED = Path(__file__).resolve().parents[2] / "datasets"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset folder, opened."""
+
+    name: str
+    train: Path
+    valid: Path
+    test: Path
+    grader: dict[str, Any]
+    """The grader spec, as on the wire."""
+    response_format: dict[str, Any] | None
+    """What constrains every answer; None for free text."""
+
+
+def read(path: str | Path) -> list[Row]:
+    """Read all rows of a JSONL file.
+
+    Raises:
+        RowError: At the first line that is not a usable row, with file and line.
+        InputError: The file is missing or holds no rows.
+    """
+    path = _existing(path)
+    with path.open("rb") as lines:
+        rows = list(read_rows(lines, path=path))
+    if not rows:
+        raise InputError(f"{path} holds no rows; each line must be one JSON object")
+    return rows
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object, such as a grader or a response format."""
+    path = _existing(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid UTF-8; save the file as UTF-8") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected one JSON object")
+    return value
+
+
+def upload(client: OpenAI, path: str | Path) -> FileObject:
+    """Upload a JSONL file for fine-tuning, after every row of it was checked here.
+
+    Raises:
+        InputError: The file is missing, empty, over 512 MiB or not named `.jsonl`.
+        RowError: A line is not a usable row; nothing was sent.
+    """
+    path = _existing(path)
+    if path.suffix != ".jsonl":
+        raise InputError(f"{path}: fine-tuning takes .jsonl files only, found {path.suffix!r}")
+    if (size := path.stat().st_size) > MAX_UPLOAD_BYTES:
+        raise InputError(
+            f"{path} has {size / 1024**2:,.0f} MiB; an upload may have "
+            f"{MAX_UPLOAD_BYTES // 1024**2} MiB, so split the file"
+        )
+    read(path)
+    return client.files.create(file=path, purpose="fine-tune")
+
+
+def load(folder: str | Path) -> Dataset:
+    """Open a dataset folder; its rows are not read yet."""
+    folder = Path(folder)
+    format_path = folder / "response_format.json"
+    return Dataset(
+        name=folder.resolve().name,
+        train=_existing(folder / "train.jsonl"),
+        valid=_existing(folder / "valid.jsonl"),
+        test=_existing(folder / "test.jsonl"),
+        grader=read_json(folder / "grader.json"),
+        response_format=read_json(format_path) if format_path.exists() else None,
+    )
+
+
+def bundled(name: str) -> Dataset:
+    """Open a dataset that comes with rftkit: security_review, contract_facts or tiny_copy.
+
+    Raises:
+        NotFoundError: There is none of that name, or rftkit was installed without its repository.
+    """
+    if not BUNDLED.is_dir():
+        raise NotFoundError(
+            f"the datasets of rftkit lie in its repository, and there is none at {BUNDLED.parent}; "
+            "clone it and type: pip install -e '.[local]'"
+        )
+    known = sorted(each.parent.name for each in BUNDLED.glob("*/grader.json"))
+    if name not in known:
+        raise NotFoundError(f"there is no dataset {name!r}; there are {', '.join(known)}")
+    return load(BUNDLED / name)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    return path
