@@ -16,7 +16,17 @@ import platformdirs
 
 from rftkit.errors import InputError
 
-__all__ = ["DEFAULT_PORT", "Judge", "child_environment", "home", "judge", "mode", "remote"]
+__all__ = [
+    "DEFAULT_PORT",
+    "Judge",
+    "azure",
+    "child_environment",
+    "home",
+    "judge",
+    "mode",
+    "remote",
+    "unconfined_graders",
+]
 
 DEFAULT_PORT = 8642
 IDLE_MINUTES = 60
@@ -42,12 +52,24 @@ def remote() -> tuple[str | None, str | None]:
     return os.environ.get("OPENAI_BASE_URL") or None, os.environ.get("OPENAI_API_KEY") or None
 
 
+def azure() -> tuple[str | None, str | None, str | None]:
+    """`AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY`, `OPENAI_API_VERSION`; None when empty."""
+    names = ("AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_API_KEY", "OPENAI_API_VERSION")
+    endpoint, api_key, version = (os.environ.get(name) or None for name in names)
+    return endpoint, api_key, version
+
+
 def judge() -> Judge:
     """`RFTKIT_JUDGE_BASE_URL` and `RFTKIT_JUDGE_API_KEY`."""
     return Judge(
         base_url=os.environ.get("RFTKIT_JUDGE_BASE_URL") or None,
         api_key=os.environ.get("RFTKIT_JUDGE_API_KEY") or None,
     )
+
+
+def server_api_key() -> str | None:
+    """`RFTKIT_API_KEY`: the key that the local platform asks of its clients."""
+    return os.environ.get("RFTKIT_API_KEY") or None
 
 
 def mode() -> Literal["live", "static"] | None:
@@ -60,11 +82,16 @@ def mode() -> Literal["live", "static"] | None:
     return "live" if value == "live" else "static"
 
 
+def unconfined_graders() -> bool:
+    """`RFTKIT_UNCONFINED_GRADERS=1`: run python graders where they cannot be isolated."""
+    return os.environ.get("RFTKIT_UNCONFINED_GRADERS") == "1"
+
+
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for processes of the platform: hub libraries offline, no hosted API key."""
     environment = dict(os.environ)
-    environment.pop("OPENAI_API_KEY", None)
-    environment.pop("OPENAI_ADMIN_KEY", None)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY"):
+        environment.pop(name, None)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
         environment.setdefault(name, "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")

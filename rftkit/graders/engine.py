@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
+from rftkit import settings
 from rftkit.errors import RowError
 from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.outcome import Fault, Grade, Sample
@@ -53,6 +54,7 @@ class _Context:
     purpose: Purpose
     workers: int
     limits: Limits
+    unconfined: bool
     closers: list[Callable[[], None]]
 
 
@@ -194,6 +196,7 @@ def compile_grader(
     workers: int = 2,
     limits: Limits | None = None,
     floor_reward: float | None = None,
+    unconfined: bool | None = None,
 ) -> CompiledGrader:
     """Check a spec and make it ready to grade. Close it, or use it in a `with`.
 
@@ -203,12 +206,16 @@ def compile_grader(
         workers: processes for each python grader.
         limits: of a python grader's call.
         floor_reward: reward of an unscorable sample; default `range[0]` of a score_model, else 0.
+        unconfined: run python graders without isolation; default `RFTKIT_UNCONFINED_GRADERS`.
 
     Raises:
         GraderSpecError: `param` names the field.
+        PlatformError: a python grader, and this machine cannot isolate it.
     """
     closers: list[Callable[[], None]] = []
-    context = _Context(purpose, workers, limits or Limits(), closers)
+    if unconfined is None:
+        unconfined = settings.unconfined_graders()
+    context = _Context(purpose, workers, limits or Limits(), unconfined, closers)
     parsed = parse(spec, purpose=purpose)
     formula, parts = None, {"": parsed}
     if parsed["type"] == "multi":
@@ -232,7 +239,8 @@ def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, 
     Raises:
         GraderSpecError: `param` names the field.
     """
-    with compile_grader(spec, purpose=purpose) as grader:
+    # no process starts before the first grade, so it does not matter whether one could be isolated
+    with compile_grader(spec, purpose=purpose, unconfined=True) as grader:
         return grader.spec
 
 
@@ -284,7 +292,12 @@ def _compile_text_similarity(spec: dict[str, Any], param: str, context: _Context
 
 def _compile_python(spec: dict[str, Any], param: str, context: _Context) -> Score:
     check_source(spec["source"], param=_at(param, "source"))
-    sandbox = Sandbox(spec["source"], workers=context.workers, limits=context.limits)
+    sandbox = Sandbox(
+        spec["source"],
+        workers=context.workers,
+        limits=context.limits,
+        unconfined=context.unconfined,
+    )
     context.closers.append(sandbox.close)
     return lambda sample, item, _: sandbox.grade(sample.to_dict(), item)
 

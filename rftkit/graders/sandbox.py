@@ -33,10 +33,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import GraderSpecError
+from rftkit.errors import GraderSpecError, PlatformError
+from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
 
 __all__ = ["Limits", "Sandbox", "check_source"]
+
+
+_START_SECONDS = 30.0
+_TICK_SECONDS = 0.1
+_MAX_THREADS = 64
+_MAX_REPLY_BYTES = 1 << 20
+_TAMPERED = "the grader wrote into the sandbox's own channel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +66,26 @@ class _Gone(Exception):
 class Sandbox:
     """Runs one source. Safe to call from several threads; close it when done."""
 
-    def __init__(self, source: str, *, workers: int = 2, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        workers: int = 2,
+        limits: Limits | None = None,
+        unconfined: bool = False,
+    ) -> None:
+        """`unconfined` runs the source without isolation: only for sources you trust.
+
+        Raises:
+            PlatformError: this machine cannot isolate, and `unconfined` is not set.
+        """
+        if not unconfined and (reason := missing()):
+            raise PlatformError(
+                f"python graders cannot be isolated here: {reason}. If you trust their source with "
+                "your files and network, set RFTKIT_UNCONFINED_GRADERS=1 (or pass unconfined=True)"
+            )
         self._source, self._limits = source, limits or Limits()
+        self._confined = not unconfined
         # LIFO keeps few processes warm; None stands for one that is yet to be started
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._workers = max(1, workers)
@@ -74,23 +100,18 @@ class Sandbox:
                 `python_grader_server_error` when no process could be started.
         """
         try:
-            request = json.dumps({"id": 0, "sample": sample, "item": item}).encode()
+            body = json.dumps({"sample": sample, "item": item}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise Fault("other_error", f"the row cannot be written as JSON: {error}") from None
         worker = self._idle.get()
         try:
-            worker = worker or self._start()
-            return worker.grade(request)
-        except _Gone as gone:
+            worker = worker or _Worker(self._source, self._limits, self._confined)
+            return worker.grade(body)
+        except (_Gone, OSError) as error:
             if worker:
                 worker.kill()
             worker = None
-            raise Fault("python_grader_runtime_error", str(gone)) from None
-        except OSError as error:
-            if worker:
-                worker.kill()
-            worker = None
-            raise Fault("python_grader_server_error", f"sandbox_error: {error}") from None
+            raise _fault(error) from None
         finally:
             self._idle.put(worker)
 
@@ -102,15 +123,13 @@ class Sandbox:
         for _ in range(self._workers):
             self._idle.put(None)
 
-    def _start(self) -> _Worker:
-        return _Worker(self._source, self._limits)
-
 
 class _Worker:
     """One process and its scratch folder."""
 
-    def __init__(self, source: str, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, source: str, limits: Limits, confined: bool) -> None:
+        self._limits, self._calls = limits, 0
+        self._threads: int | None = None  # after loading; None before
         self._scratch = tempfile.mkdtemp(prefix="rftkit-grader-")
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", str(Path(__file__).with_name("worker.py"))],
@@ -127,26 +146,29 @@ class _Worker:
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
-        packages = _package_dirs()
-        config = {
-            "source": source,
-            "packages": packages,
-            "scratch": self._scratch,
-            "alarm_seconds": math.ceil(limits.seconds) + 5,
-            "confine": None,
-        }
-        self._send(json.dumps(config).encode(), time.monotonic() + limits.seconds)
+        try:
+            self._set_up(source, confined)
+        except BaseException:
+            self.kill()
+            raise
 
-    def grade(self, request: bytes) -> float:
+    def grade(self, body: bytes) -> float:
+        """Send `{"sample": …, "item": …}`, return the reward; a Fault leaves the process usable."""
         deadline = time.monotonic() + self._limits.seconds
-        self._send(request, deadline)
+        if self._threads is None:
+            self._expect({"loaded": True}, deadline)
+            self._threads = self._count_threads()
+        self._calls += 1
+        self._send(b'{"id": %d, %s' % (self._calls, body[1:]), deadline)
         reply = self._receive(deadline)
-        if isinstance(reply.get("error"), str):
-            raise Fault("python_grader_runtime_error", reply["error"])
-        reward = reply.get("reward")
-        if not isinstance(reward, float) or not math.isfinite(reward):
-            raise _Gone("the grader wrote into the sandbox's own channel")
-        return reward
+        self._check_leftovers()
+        error, reward = reply.get("error"), reply.get("reward")
+        if reply.get("id") == self._calls:
+            if isinstance(error, str):
+                raise Fault("python_grader_runtime_error", error)
+            if isinstance(reward, float) and math.isfinite(reward):
+                return reward
+        raise _Gone(_TAMPERED)
 
     def kill(self) -> None:
         """End the process and remove its files."""
@@ -158,6 +180,28 @@ class _Worker:
                 stream.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
+    def _set_up(self, source: str, confined: bool) -> None:
+        packages = _package_dirs()
+        confinement = {
+            "readable": [*packages, *_library_paths()],
+            "scratch": self._scratch,
+            "memory_bytes": self._limits.memory_bytes,
+            "scratch_bytes": self._limits.scratch_bytes,
+        }
+        config = {
+            "source": source,
+            "packages": packages,
+            "scratch": self._scratch,
+            "alarm_seconds": math.ceil(self._limits.seconds) + 5,
+            "confine": confinement if confined else None,
+        }
+        deadline = time.monotonic() + _START_SECONDS
+        try:
+            self._send(json.dumps(config).encode(), deadline)
+            self._expect({"ready": True}, deadline)
+        except _Gone as gone:
+            raise OSError(f"a sandbox process did not start: {gone}") from None
+
     def _send(self, body: bytes, deadline: float) -> None:
         data = memoryview(struct.pack("!I", len(body)) + body)
         while data:
@@ -168,16 +212,20 @@ class _Worker:
             except BrokenPipeError:
                 raise _Gone(self._epitaph()) from None
 
+    def _expect(self, reply: dict[str, Any], deadline: float) -> None:
+        if self._receive(deadline) != reply:
+            raise _Gone(_TAMPERED)
+
     def _receive(self, deadline: float) -> dict[str, Any]:
         (length,) = struct.unpack("!I", self._read(4, deadline))
-        if length > 1 << 20:
-            raise _Gone("the grader wrote into the sandbox's own channel")
+        if length > _MAX_REPLY_BYTES:
+            raise _Gone(_TAMPERED)
         try:
             reply = json.loads(self._read(length, deadline))
         except (ValueError, RecursionError):
             reply = None
         if not isinstance(reply, dict):
-            raise _Gone("the grader wrote into the sandbox's own channel")
+            raise _Gone(_TAMPERED)
         return reply
 
     def _read(self, length: int, deadline: float) -> bytes:
@@ -194,12 +242,40 @@ class _Worker:
         return data
 
     def _wait(self, fd: int, event: int, deadline: float) -> None:
+        """Wait until the pipe is ready; look after the process now and then."""
         poll = select.poll()
         poll.register(fd, event)
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise _Gone(f"killed: no result within {self._limits.seconds:g} s")
-        poll.poll(min(left, 0.5) * 1000)
+        while not poll.poll(_TICK_SECONDS * 1000):
+            if time.monotonic() > deadline:
+                raise _Gone(f"killed: no result within {self._limits.seconds:g} s")
+            if self._count_threads() > _MAX_THREADS:
+                raise _Gone(f"killed: more than {_MAX_THREADS} threads")
+            self._check_scratch()
+
+    def _check_leftovers(self) -> None:
+        patience = 20  # a joined thread may take a moment to be gone for the kernel too
+        while self._count_threads() > (self._threads or 1):
+            patience -= 1
+            if not patience:
+                raise _Gone("threads were still running when grade returned; join them in grade")
+            time.sleep(0.001)
+        self._check_scratch()
+
+    def _count_threads(self) -> int:
+        try:
+            return os.stat(f"/proc/{self._process.pid}/task").st_nlink - 2
+        except OSError:
+            return 1
+
+    def _check_scratch(self) -> None:
+        used = 0
+        for folder, folders, files in os.walk(self._scratch):
+            for name in files:
+                with contextlib.suppress(OSError):
+                    used += max(4096, os.lstat(f"{folder}/{name}").st_size)
+            used += 4096 * len(folders)
+        if used > self._limits.scratch_bytes:
+            raise _Gone(f"killed: more than {self._limits.scratch_bytes} bytes of scratch files")
 
     def _epitaph(self) -> str:
         status = self._process.wait()
@@ -208,6 +284,12 @@ class _Worker:
         with contextlib.suppress(ValueError):
             return f"the grader's process died of {signal.Signals(-status).name}"
         return f"the grader's process died of signal {-status}"
+
+
+def _fault(error: _Gone | OSError) -> Fault:
+    if isinstance(error, _Gone):
+        return Fault("python_grader_runtime_error", str(error))
+    return Fault("python_grader_server_error", f"sandbox_error: {error}")
 
 
 def check_source(source: str, *, param: str | None = None) -> None:
@@ -287,6 +369,17 @@ def _package_dirs() -> list[str]:
     if site.ENABLE_USER_SITE:
         dirs.append(site.getusersitepackages())
     return [path for path in dict.fromkeys(dirs) if os.path.isdir(path)]
+
+
+def _library_paths() -> list[str]:
+    """The interpreter's standard library and the system's shared ones."""
+    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    own += [
+        f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in ("lib", "lib64")
+    ]
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
+    system += ["/etc/localtime", "/usr/share/zoneinfo"]
+    return [path for path in dict.fromkeys([*own, *system]) if os.path.exists(path)]
 
 
 def _environment(scratch: str) -> dict[str, str]:

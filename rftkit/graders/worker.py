@@ -38,7 +38,10 @@ def main() -> None:
         confine = runpy.run_path(os.path.join(os.path.dirname(__file__), "confine.py"))["confine"]
         confine(**config["confine"])
     os.chdir(config["scratch"])
+    _write(replies, {"ready": True})
+    signal.alarm(config["alarm_seconds"])
     grade = _load(config["source"])
+    _write(replies, {"loaded": True})
     while (request := _read(requests)) is not None:
         # a backstop for the case that the other side, which keeps the time, was itself killed
         signal.alarm(config["alarm_seconds"])
