@@ -1,10 +1,21 @@
 """Reports: a parameterised notebook in, one offline HTML file out.
 
-render.run       check parameters → papermill → page        read_summary   its figures back
-summary.summary  a job in a few numbers
+render.run       check parameters → papermill → page       read_summary   its figures back
+job.read_job     all that a report on one job shows        summary        it in a few numbers
 """
 
+from rftkit.reports.job import JobRecord, read_job, versions
 from rftkit.reports.render import notebook_path, read_summary, run
-from rftkit.reports.summary import MIME, summary
+from rftkit.reports.summary import MIME, publish, summary
 
-__all__ = ["MIME", "notebook_path", "read_summary", "run", "summary"]
+__all__ = [
+    "MIME",
+    "JobRecord",
+    "notebook_path",
+    "publish",
+    "read_job",
+    "read_summary",
+    "run",
+    "summary",
+    "versions",
+]

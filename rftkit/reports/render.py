@@ -175,9 +175,11 @@ def _execute(notebook: Path, values: Mapping[str, Any], timeout: int) -> tuple[A
                 kernel_name="python3",
                 progress_bar=False,
                 execution_timeout=timeout,
+                extra_arguments=["--log-level=50"],  # what a cell did wrong is in its output
             )
         except papermill.PapermillExecutionError as error:
-            failure = f"cell {error.exec_count} failed with {error.ename}: {error.evalue}"
+            line = next(iter(error.source.strip().splitlines()), "")
+            failure = f"cell {error.exec_count} ({line}) failed with {error.ename}: {error.evalue}"
         except Exception as error:
             if not result.exists():
                 raise ReportError(f"{notebook.name} could not run: {error}") from error
@@ -218,21 +220,21 @@ def _page(
 ) -> str:
     from nbconvert import HTMLExporter
 
-    summary = next((o.data[MIME] for o in _outputs(notebook) if MIME in o.get("data", {})), None)
-    notebook.cells = [cell for cell in notebook.cells if not _is_banner(cell)]
+    summary = _take_summary(notebook)
+    failed = next((cell for cell in notebook.cells if _has_failed(cell)), None)
     for cell in notebook.cells:
-        failed = any(output.output_type == "error" for output in cell.get("outputs", []))
-        if failed:
-            cell.metadata.tags = [*cell.metadata.get("tags", []), "rk-failed"]
-        cell.transient = {"remove_source": not (show_code or failed)}
-    exporter = HTMLExporter(template_name="basic", exclude_anchor_links=True)
+        hides = cell.cell_type == "code" and not show_code and cell is not failed
+        cell.metadata["transient"] = {"remove_source": hides}
+    notebook.cells = [cell for cell in notebook.cells if _is_shown(cell, show_code)]
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
     body, _ = exporter.from_notebook_node(notebook)
-    title = _title(notebook) or name
+    given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "the defaults"
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "none given"
     return page(
-        title,
-        _alert(failure) + _contents(body) + body,
+        _title(notebook) or name,
+        _alert(failure, failed) + _contents(body) + body,
         head=json_script(summary, kind=MIME, name=SUMMARY_ID) + "\n" if summary else "",
         foot=text(
             f"Made with rftkit {version('rftkit')} from {name}, {made}. Parameters: {given}."
@@ -240,26 +242,49 @@ def _page(
     )
 
 
-def _is_banner(cell: Any) -> bool:
-    """Papermill's own notes about a failed cell; the page has its own."""
-    return any(tag.startswith("papermill-error-cell") for tag in cell.metadata.get("tags", []))
+def _take_summary(notebook: Any) -> dict[str, Any] | None:
+    """The figures left for programs, taken out of what is shown."""
+    summary = None
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            summary = output.get("data", {}).get(MIME, summary)
+        if cell.cell_type == "code":
+            cell.outputs = [each for each in cell.outputs if MIME not in each.get("data", {})]
+    return summary
+
+
+_LEFT_OUT = ("remove-cell", "papermill-error-cell")
+
+
+def _has_failed(cell: Any) -> bool:
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
+
+
+def _is_shown(cell: Any, show_code: bool) -> bool:
+    """Not what is for the notebook's reader only, papermill's own banner, or silent code."""
+    if any(tag.startswith(_LEFT_OUT) for tag in cell.metadata.get("tags", [])):
+        return False
+    return cell.cell_type != "code" or show_code or bool(cell.outputs)
 
 
 def _title(notebook: Any) -> str | None:
-    """The first heading of the first level, which may have been made by a cell's output."""
+    """The heading of the first level, from the text or from what a cell showed."""
     for cell in notebook.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("# "):
-            return str(cell.source.splitlines()[0].removeprefix("# "))
+        shown = [output.get("data", {}).get("text/markdown") for output in cell.get("outputs", [])]
+        for source in [cell.source] if cell.cell_type == "markdown" else shown:
+            first = "".join(source or "").strip().partition("\n")[0]
+            if first.startswith("# "):
+                return first.removeprefix("# ")
     return None
 
 
-def _alert(failure: str | None) -> str:
+def _alert(failure: str | None, cell: Any) -> str:
     if not failure:
         return ""
+    link = f' <a href="#cell-id={text(cell.id)}">Go to that cell.</a>' if cell else ""
     return (
-        '<div class="rk rk-alert" role="alert"><strong>This report is not complete.</strong> '
-        f'{text(failure[:1].upper() + failure[1:])}. <a href="#rk-failed">Go to that cell</a>; '
-        "the cells below it did not run.</div>"
+        '<div class="rk rk-alert" role="alert"><strong>This report is not complete: '
+        f"{text(failure)}.</strong>{link} The cells below it did not run.</div>"
     )
 
 
@@ -323,14 +348,12 @@ def _read(path: Path) -> Any:
 def _write(path: Path, content: str) -> None:
     """All or nothing: a reader never finds half a page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        os.replace(file.name, path)
-    except OSError:
-        os.unlink(file.name)
-        raise
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

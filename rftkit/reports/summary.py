@@ -13,7 +13,7 @@ from typing import Any
 
 from rftkit.views.answers import SAME, reward_of
 
-__all__ = ["MIME", "summary"]
+__all__ = ["MIME", "publish", "summary"]
 
 MIME = "application/vnd.rftkit.summary+json"
 """The output of a report notebook that is for programs; viewers pass over it."""
@@ -50,6 +50,13 @@ def summary(
     }
 
 
+def publish(figures: dict[str, Any]) -> None:
+    """Leave `figures` in the notebook for programs; `read_summary` finds them in the page."""
+    from IPython.display import display
+
+    display({MIME: figures, "text/plain": "(figures for programs)"}, raw=True)
+
+
 def _validations(steps: Any) -> dict[str, Any] | None:
     measured = steps[["step", "valid_reward_mean"]].dropna()
     if not len(measured):
@@ -68,7 +75,7 @@ def _validations(steps: Any) -> dict[str, Any] | None:
 def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:
     given = [row["answers"] for row in rows]
     every = [answer for answers in given for answer in answers.values()]
-    outcomes = [answer["grade"]["outcome"] for answer in every]
+    outcomes = [(answer.get("grade") or {}).get("outcome") for answer in every]
     both = [(reward_of(a.get("base")), reward_of(a.get("final"))) for a in given]
     pairs = [(b, f) for b, f in both if b is not None and f is not None]
     changes = [after - before for before, after in pairs]
@@ -85,6 +92,7 @@ def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "answers": len(every),
         "failed": outcomes.count("failed"),
         "unscorable": outcomes.count("unscorable"),
+        "unanswered": sum(answer.get("text") is None for answer in every),
     }
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,11 @@ def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
     if not rows:
         return note("No answers to show: the file has no rows.")
     shared = _shared_instructions(rows)
-    cards = [_card(number, row, shared) for number, row in enumerate(rows, start=1)]
+    titles = _titles(rows)
+    cards = [
+        _card(index, title, row, shared)
+        for index, (title, row) in enumerate(zip(titles, rows, strict=True), start=1)
+    ]
     sorts = [("-change", "largest gain first"), ("change", "largest loss first")]
     last = list(rows[0]["answers"])[-1]
     sorts += [("final", f"lowest {last} reward first")]
@@ -78,7 +83,7 @@ def difference(before: str, after: str) -> str:
     return "".join(parts)
 
 
-def _card(index: int, row: dict[str, Any], shared: list[dict[str, Any]]) -> str:
+def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, Any]]) -> str:
     sides = _sides(row["answers"])
     (_, first), (_, last) = sides[0], sides[-1]
     before, after = reward_of(first), reward_of(last)
@@ -93,7 +98,7 @@ def _card(index: int, row: dict[str, Any], shared: list[dict[str, Any]]) -> str:
     return (
         f'<details class="rk-card" data-group="{verdict}"{keys}>'
         f'<summary data-lm-suppress-shortcuts="true"><span>{index}</span>'
-        f'<span class="rk-title">{text(_title(messages))}</span>'
+        f'<span class="rk-title">{text(title)}</span>'
         f'<span class="rk-move">{move}</span><span class="rk-mark {_TONE[verdict]}">{mark}</span>'
         f'</summary><div class="rk-body">{_prompt(messages[len(shared) :])}'
         f'{_reference(row["item"])}<div class="rk-sides">'
@@ -170,14 +175,16 @@ def _comparison(sides: Sequence[tuple[str, Answer]]) -> str:
     )
 
 
-def _readable(answer: str) -> str:
+def _readable(answer: str | None) -> str:
     """A JSON object is laid out, one key a line, so that a difference in spacing is none."""
+    if not answer:
+        return "(no answer)" if answer is None else "(empty)"
     try:
         value = json.loads(answer)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        return answer or "(empty)"
+        return answer
     return "\n".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
 
 
@@ -218,11 +225,20 @@ def _reference(item: dict[str, Any]) -> str:
     return f"<h4>What the grader knows</h4><table><tbody>{lines}</tbody></table>"
 
 
-def _title(messages: Sequence[dict[str, Any]]) -> str:
-    """The last paragraph of the last message: that is where prompts differ."""
-    paragraphs = [part for part in _content(messages[-1]).split("\n") if part.strip()]
-    words = " ".join(paragraphs[-1].split()) if paragraphs else "(empty)"
-    return words if len(words) <= 200 else f"{words[:199]}…"
+def _titles(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each row the last paragraph of its last message that most rows do not share."""
+    paragraphs = [_paragraphs(row["item"]["messages"][-1]) for row in rows]
+    seen = Counter(each for own in paragraphs for each in set(own))
+    titles = []
+    for own in paragraphs:
+        special = [each for each in own if seen[each] <= len(rows) // 2]
+        words = (special or own or ["(empty)"])[-1]
+        titles.append(words if len(words) <= 200 else f"{words[:199]}…")
+    return titles
+
+
+def _paragraphs(message: dict[str, Any]) -> list[str]:
+    return [" ".join(part.split()) for part in _content(message).split("\n") if part.strip()]
 
 
 def _content(message: dict[str, Any]) -> str:

@@ -238,8 +238,8 @@ def _plot(axes: Axes, panel: Panel) -> None:
         if line.strong:
             style = {"color": "#0a58a8", "linewidth": 2, "marker": "o", "markersize": 3.5}
         else:
-            dashes = ("-", (0, (4, 1.5)), (0, (1, 1)))[index % 3]
-            style = {"color": "#8a939c", "linewidth": 1.1, "marker": ".", "markersize": 3}
+            dashes, marker = (("-", "."), ((0, (4, 1.5)), "^"), ((0, (1, 1)), "s"))[index % 3]
+            style = {"color": "#8a939c", "linewidth": 1.1, "marker": marker, "markersize": 3}
             style |= {"linestyle": dashes}
         axes.plot(line.steps, values, label=line.label, **style)
         gaps = [step for step, value in zip(line.steps, line.values, strict=True) if missing(value)]

@@ -47,7 +47,7 @@ def events(job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False) ->
     ]
     if not rows:
         return note("The job has said nothing yet.")
-    return table(rows, noun="events", page=30)
+    return table(rows, noun="event", page=30)
 
 
 def moment(seconds: float | None) -> str:

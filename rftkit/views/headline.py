@@ -92,6 +92,8 @@ def _tile(label: str, value: float | None, below: str, start: float | None = Non
 def _points(summary: Figures) -> list[str]:
     test, constant = summary.get("test"), summary.get("constant")
     points = []
+    if summary.get("status") not in (None, "succeeded"):
+        points.append(f"The job is not a finished one: its status is {summary['status']}.")
     if test and test["difference"] is not None:
         points.append(
             f"Row by row: {test['better']} better, {test['worse']} worse, {test['same']} the same."
@@ -107,7 +109,7 @@ def _points(summary: Figures) -> list[str]:
             f"{number(constant['reward'], 2)}{above}."
         )
     if test:
-        points.append(_ungraded(test["answers"], test["failed"], test["unscorable"]))
+        points.append(_ungraded(test))
     training = summary["training"]
     if training["failed_grades"] is not None:
         failed = training["failed_grades"]
@@ -119,16 +121,15 @@ def _points(summary: Figures) -> list[str]:
     return points
 
 
-def _ungraded(total: int, failed: int, unscorable: int) -> str:
-    answers = f"{total:,} test answers"
-    if not failed and not unscorable:
-        return f"All {answers} could be graded."
-    parts = []
-    if failed:
-        parts.append(f"the grader failed on {failed:,} (left out)")
-    if unscorable:
-        parts.append(
-            f"{unscorable:,} could not be scored (cut off or not in the form asked for; counted as "
-            "they are)"
-        )
-    return f"Of {answers}, {' and '.join(parts)}."
+def _ungraded(test: Figures) -> str:
+    answers = f"{test['answers']:,} test answers"
+    parts = [
+        f"{test[key]:,} {words}"
+        for key, words in {
+            "unanswered": "never came (left out)",
+            "failed": "without a reward, since the grader failed (left out)",
+            "unscorable": "not scorable, being cut off or not in the form asked for (counted)",
+        }.items()
+        if test[key]
+    ]
+    return f"Of {answers}: {'; '.join(parts)}." if parts else f"All {answers} could be graded."

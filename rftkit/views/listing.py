@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from rftkit.views.markup import Html, missing, number, text
+from rftkit.views.markup import Html, counted, missing, number, text
 
 __all__ = ["MAX_BYTES", "disclosure", "listing", "table"]
 
@@ -25,7 +26,7 @@ def listing(
     items: Sequence[str],
     frame: Callable[[str], str],
     *,
-    noun: str = "rows",
+    noun: str = "row",
     total: int | None = None,
     page: int = 20,
     max_bytes: int = MAX_BYTES,
@@ -36,20 +37,21 @@ def listing(
     Args:
         items: in the order they are shown; those past `max_bytes` are left out and counted.
         frame: puts the items into the element that has the class `rk-items`.
-        noun: what an item is called, in the plural.
+        noun: what one item is called.
         total: how many there are in all, when `items` is already a part of them.
         page: items on one page.
         max_bytes: of markup, over all items.
         sorts: (name, label) pairs offered to the reader; an item has the value as `data-<name>`,
             and a name that starts with `-` sorts downwards.
     """
+    noun = text(noun)
     kept = items[: _fitting(items, max_bytes)]
     total = max(total or 0, len(items))
     rest = "".join(kept[page:])
     count = (
-        f"{total:,} {noun}"
+        counted(total, noun)
         if len(kept[:page]) == total
-        else (f"the first {len(kept[:page]):,} of {total:,} {noun}")
+        else (f"the first {len(kept[:page]):,} of {counted(total, noun)}")
     )
     parts = [
         frame("".join(kept[:page])),
@@ -59,18 +61,18 @@ def listing(
     ]
     options = text(json.dumps([list(pair) for pair in sorts], ensure_ascii=False))
     return Html(
-        f'<div class="rk rk-list" data-page="{page}" data-noun="{text(noun)}" '
+        f'<div class="rk rk-list" data-page="{page}" data-noun="{noun}" '
         f'data-sorts="{options}">{"".join(parts)}</div>',
-        plain=f"{len(kept):,} of {total:,} {noun}",
+        plain=f"{len(kept):,} of {counted(total, noun)}",
     )
 
 
 def table(
-    rows: Sequence[dict[str, Any]] | Any,
+    rows: Any,
     columns: Sequence[str] | dict[str, str] | None = None,
     *,
     caption: str = "",
-    noun: str = "rows",
+    noun: str = "row",
     total: int | None = None,
     page: int = 20,
     max_bytes: int = MAX_BYTES,
@@ -78,17 +80,16 @@ def table(
     """A table that can be filtered, sorted and paged, and is readable without that.
 
     Args:
-        rows: mappings, or a pandas frame. None and NaN are shown as a dash and sort last.
+        rows: mappings, dataclasses, or a pandas frame. None and NaN are shown as a dash and
+            sort last.
         columns: keys in order, or key -> heading; by default the keys of all rows.
         caption: a title, read out by screen readers.
-        noun: what a row is called, in the plural.
+        noun: what one row is called.
         total: how many rows there are in all, when `rows` is already a part of them.
         page: rows on one page.
         max_bytes: of markup; rows beyond it are left out, and the view says how many.
     """
-    records: list[dict[str, Any]] = (
-        rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
-    )
+    records = rows.to_dict("records") if hasattr(rows, "to_dict") else [_record(r) for r in rows]
     if columns is None:
         columns = list(dict.fromkeys(key for record in records for key in record))
     headings = columns if isinstance(columns, dict) else {key: key for key in columns}
@@ -128,6 +129,10 @@ def disclosure(value: str, limit: int = 160) -> str:
 
 # The inline style is for untrusted notebooks, which strip style sheets.
 _NUMERIC = ' class="rk-number" style="text-align:right"'
+
+
+def _record(row: Any) -> dict[str, Any]:
+    return asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row)
 
 
 def _row(record: dict[str, Any], keys: dict[str, str], numeric: set[str]) -> str:
@@ -170,6 +175,6 @@ def _left_out(kept: int, total: int, noun: str) -> str:
     if kept == total:
         return ""
     return (
-        f'<p class="rk-note">{kept:,} of {total:,} {text(noun)} are in this page; '
+        f'<p class="rk-note">{kept:,} of {counted(total, noun)} are in this page; '
         "the others are left out to keep it small.</p>"
     )

@@ -12,28 +12,22 @@ from typing import Any
 
 from rftkit.views.markup import Html, text, wrap
 
-__all__ = ["code", "spec"]
+__all__ = ["spec"]
 
 _TEMPLATE = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 _JSON = re.compile(r'(?P<key>"(?:[^"\\]|\\.)*")(?=\s*:)|(?P<string>"(?:[^"\\]|\\.)*")')
 
 
-def spec(grader: dict[str, Any]) -> Html:
-    """A grader spec as JSON with its `{{ templates }}` marked, then its python sources."""
-    sources = dict(_python_sources(grader))
-    shown = _fold_sources(grader) if sources else grader
-    parts = [f"<pre><code>{_json(shown)}</code></pre>"]
-    for where, source in sources.items():
-        parts += [f"<h4>Python source of {text(where)}</h4>", code(source, "python")]
-    return wrap("".join(parts), plain=f"grader {grader.get('name') or grader.get('type')}")
-
-
-def code(source: str, language: str = "json") -> str:
-    """Source in a block; `language` is `json`, `python` or `text`."""
-    if language == "json":
-        return f"<pre><code>{_json(json.loads(source))}</code></pre>"
-    marked = _python(source) if language == "python" else text(source)
-    return f"<pre><code>{marked.rstrip()}</code></pre>"
+def spec(value: dict[str, Any] | None, *, caption: str = "") -> Html:
+    """A grader, or other JSON of a job: `{{ templates }}` marked, python sources laid out below."""
+    title = f"<h4>{text(caption)}</h4>" if caption else ""
+    if value is None:
+        return wrap(f'{title}<p class="rk-note">None was given.</p>', plain=f"{caption} not given")
+    parts = [title, f"<pre><code>{_json(_fold_sources(value))}</code></pre>"]
+    for where, source in _python_sources(value):
+        parts.append(f"<h4>Python source of {text(where)}</h4>")
+        parts.append(f"<pre><code>{_python(source).rstrip()}</code></pre>")
+    return wrap("".join(parts), plain=json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _json(value: Any) -> str:

@@ -21,13 +21,13 @@
     const items = [...holder.children];
     if (items.length < 2) return;
     const words = new Map(items.map((item) => [item, item.textContent.toLowerCase()]));
-    const { noun } = list.dataset, size = Number(list.dataset.page);
+    const { noun } = list.dataset, nouns = `${noun}s`, size = Number(list.dataset.page);
     const status = list.querySelector(".rk-count");
     let order = items, start = 0;
 
-    const filter = make("input", { type: "search", placeholder: `Filter ${noun}…` });
-    filter.setAttribute("aria-label", `Filter ${noun}`);
-    const group = make("select", { ariaLabel: `Which ${noun}` });
+    const filter = make("input", { type: "search", placeholder: `Filter ${nouns}…` });
+    filter.setAttribute("aria-label", `Filter ${nouns}`);
+    const group = make("select", { ariaLabel: `Which ${nouns}` });
     const back = make("button", { type: "button", textContent: "Previous" });
     const next = make("button", { type: "button", textContent: "Next" });
     const pages = make("nav", { className: "rk-pages", ariaLabel: "Pages" }, back, next);
@@ -43,7 +43,7 @@
       for (const item of items) item.hidden = !page.has(item);
       const part = found.length > size ? `${start + 1} to ${start + page.size} of ` : "";
       const of = found.length < items.length ? ` of ${items.length.toLocaleString("en")}` : "";
-      status.textContent = `${part}${found.length.toLocaleString("en")}${of} ${noun}`;
+      status.textContent = `${part}${found.length.toLocaleString("en")}${of} ${found.length === 1 && !of ? noun : nouns}`;
       pages.hidden = items.length <= size;
       back.disabled = start === 0;
       next.disabled = start + size >= found.length;
@@ -60,7 +60,7 @@
 
     const tools = make("div", { className: "rk-tools" }, filter);
     const groups = [...new Set(items.map((item) => item.dataset.group).filter(Boolean))];
-    group.append(option(`all ${noun}`, ""), ...groups.map((name) =>
+    group.append(option(`all ${nouns}`, ""), ...groups.map((name) =>
       option(`${name} (${items.filter((item) => item.dataset.group === name).length})`, name)));
     if (groups.length > 1) tools.append(group);
 

@@ -1,0 +1,161 @@
+"""Everything a report on one job shows, read once through the public routes.
+
+Not here: showing it (`rftkit.views`). Files are hashed by downloading them, since the routes do not
+carry a hash; what a service does not tell is None.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import ReportError
+from rftkit.jobs.checkpoints import Checkpoint, checkpoints
+from rftkit.jobs.jobs import Event, error_of, events
+from rftkit.reports.summary import summary
+from rftkit.views.facts import moment
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = ["PACKAGES", "JobRecord", "read_job", "versions"]
+
+PACKAGES = ("rftkit", "openai", "torch", "transformers", "llguidance", "pandas", "papermill")
+"""Whose versions a report states; those that are not installed here are left out."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job with all that belongs to it, as plain values."""
+
+    job: Json
+    """As on the wire."""
+    error: str | None
+    """Why it failed."""
+    events: list[Event]
+    """Oldest first."""
+    checkpoints: list[Checkpoint]
+    files: list[Json]
+    """Training and validation file: `use`, `name`, `id`, `bytes`, `rows`, `sha256`."""
+    answers: Json | None
+    """Before and after answers, in the shape of `rftkit.views.answers`."""
+
+    @property
+    def reinforcement(self) -> Json:
+        """Grader, hyperparameters and response format, as given."""
+        given: Json = (self.job.get("method") or {}).get("reinforcement") or {}
+        return given
+
+    def summary(self) -> Json:
+        """The job in a few numbers; see `rftkit.reports.summary`."""
+        about = {"job": self.job["id"], "model": self.job["model"], "status": self.job["status"]}
+        return about | summary(self.events, self.answers)
+
+    def hyperparameters(self) -> list[Json]:
+        """Each one `as given` and `as used`; a job states the latter in its own events."""
+        given = self.reinforcement.get("hyperparameters") or {}
+        stated = (_stated(event.get("data") or {}) for event in self.events)
+        used = next((values for values in stated if values), {})
+        return [
+            {
+                "hyperparameter": name,
+                "as given": _short(given.get(name)),
+                "as used": _short(used.get(name)),
+            }
+            for name in dict.fromkeys([*given, *used])
+        ]
+
+    def facts(self) -> Json:
+        """Ids, seed, times and how it ended."""
+        job = self.job
+        ended = job.get("finished_at")
+        return {
+            "job": job["id"],
+            "status": f"{job['status']}: {self.error}" if self.error else job["status"],
+            "base model": job["model"],
+            "final model": job.get("fine_tuned_model"),
+            "seed": job.get("seed"),
+            "created": moment(job["created_at"]),
+            "finished": moment(ended),
+            "minutes": round((ended - job["created_at"]) / 60, 1) if ended else None,
+            "tokens trained on": job.get("trained_tokens"),
+            "suffix": job.get("user_provided_suffix"),
+            "metadata": job.get("metadata"),
+        }
+
+
+def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord:
+    """Read a job, finished or not.
+
+    Args:
+        client: from `rftkit.connect()`, or any `openai.OpenAI`.
+        job_id: `ftjob-…`.
+        answers: a JSON file of before and after answers; empty for none.
+
+    Raises:
+        ReportError: the file of answers cannot be read.
+    """
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    used = {"training": job.training_file, "validation": job.validation_file}
+    return JobRecord(
+        job=job.to_dict(warnings=False),
+        error=error_of(job),
+        events=events(client, job_id),
+        checkpoints=checkpoints(client, job_id),
+        files=[_file(client, use, file_id) for use, file_id in used.items() if file_id],
+        answers=_read_answers(Path(answers)) if answers else None,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python, the machine and the packages of the process that makes the report."""
+    found = {"python": platform.python_version(), "machine": platform.platform(terse=True)}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _short(value: Any) -> Any:
+    """Numbers as they were typed: 1 and 0.0003, not 1.000 and 3.0e-04."""
+    return f"{value:g}" if isinstance(value, float) else value if value is None else str(value)
+
+
+def _read_answers(path: Path) -> Json:
+    try:
+        answers: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(f"the file of answers cannot be read: {path}: {error}") from error
+    if not isinstance(answers, dict) or not isinstance(answers.get("rows"), list):
+        raise ReportError(f"{path} holds no answers: expected an object with a list `rows`")
+    return answers
+
+
+def _file(client: OpenAI, use: str, file_id: str) -> Json:
+    from openai import APIStatusError
+
+    facts: Json = dict.fromkeys(("use", "name", "id", "bytes", "rows", "sha256"))
+    facts |= {"use": use, "id": file_id}
+    try:
+        found = client.files.retrieve(file_id)
+        facts |= {"name": found.filename, "bytes": found.bytes}
+        content = client.files.content(file_id).content
+    except APIStatusError:  # deleted or expired since
+        return facts
+    rows = sum(bool(line.strip()) for line in content.splitlines())
+    return facts | {"rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _stated(data: Mapping[str, Any]) -> Json:
+    values = data.get("hyperparameters")
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,66 @@
+"""Headless Chromium for tests of what people open in a browser.
+
+`from browser import chromium, opened` and ask for the fixture `chromium`. A machine without a
+browser skips these tests; under CI that is a failure, since a skip would hide that nobody looked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ARGUMENTS = (
+    "--no-sandbox",  # needed as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A running browser."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+    if path is None:
+        absent = "no Chromium found; on Debian: apt-get install -y chromium"
+        pytest.fail(absent) if os.environ.get("CI") else pytest.skip(absent)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(chromium: Any, path: Path, **options: Any) -> Iterator[Any]:
+    """A page of a local file with the network off; at the end nothing may have gone wrong.
+
+    `options` go to the browser context: `color_scheme="dark"`, `java_script_enabled=False`, …
+    """
+    context = chromium.new_context(offline=True, **options)
+    try:
+        page = context.new_page()
+        problems: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("requestfailed", lambda request: problems.append(f"failed: {request.url}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("dialog", lambda dialog: (problems.append("a dialog"), dialog.dismiss()))
+        page.goto(path.as_uri())
+        yield page
+        assert problems == []
+        outside = [url for url in requests if not url.startswith(("data:", "file:"))]
+        assert outside == []
+        assert [url for url in requests if url.startswith("file:")] == [path.as_uri()]
+    finally:
+        context.close()

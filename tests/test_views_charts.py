@@ -1,0 +1,85 @@
+"""Charts: gaps stay gaps, what is missing is counted, and the picture has words."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from sample_job import events, metric_event
+
+from rftkit import views
+from rftkit.views.charts import Line, Panel, draw
+
+
+def lines(figure):
+    return [line for axes in figure.axes for line in axes.lines if len(line.get_xdata())]
+
+
+def test_a_missing_value_is_a_gap_with_a_mark():
+    panel = Panel("Reward", (Line("validation", [0, 5, 10], [0.2, None, 0.6], strong=True),))
+    curve, mark = lines(draw([panel]))
+
+    assert [math.isnan(value) for value in curve.get_ydata()] == [False, True, False]
+    assert list(mark.get_xdata()) == [5]
+    assert mark.get_marker() == "x"
+
+
+def test_lines_can_be_told_apart_in_grey():
+    steps, values = [1, 2], [0.1, 0.2]
+    three = tuple(Line(name, steps, values, strong=name == "a") for name in "abc")
+    drawn = lines(draw([Panel("Reward", three)]))
+
+    assert len({line.get_marker() for line in drawn}) == 3
+
+
+def test_rewards_of_all_graders_share_the_scale_from_zero_to_one():
+    html = views.reward_chart(events())
+
+    assert html.count("<img") == 1
+    alt = re.search(r'alt="([^"]*)"', html).group(1)
+    assert "Reward by step: train" in alt
+    assert "validation 0.300 at step 0, 0.792 at step 24" in alt
+    assert "compliant by step" in alt
+
+
+def test_what_is_missing_is_counted_below_the_chart():
+    html = views.reward_chart(events())
+
+    assert "24 steps, 4 validations" in html
+    assert "1 step without a training reward" in html
+    assert "1 validation without a reward" in html
+    assert "2 grades failed, left out of the means" in html
+
+
+def test_a_service_that_reports_no_failures_is_not_said_to_have_none():
+    data = metric_event(1)
+    del data["learning"]
+
+    assert "failed grades are not reported" in views.reward_chart([{"data": data}])
+
+
+def test_each_chart_says_when_there_is_nothing_to_show():
+    assert "No rewards yet" in views.reward_chart([])
+    assert "no tokens" in views.health_chart([])
+    assert "no times" in views.time_chart([])
+
+
+def test_health_shows_only_what_is_reported():
+    data = {"step": 1, "scores": {"train_reward_mean": 0.5}, "completion_tokens_mean": 40}
+    alt = re.search(r'alt="([^"]*)"', views.health_chart([{"data": data}])).group(1)
+
+    assert alt.startswith("Tokens per completion by step")
+    assert "KL" not in alt
+
+
+def test_times_add_up():
+    html = views.time_chart(events())
+
+    assert "sampling 108.0 s, training 86.4 s, eval 30.5 s" in html
+
+
+def test_a_picture_is_one_small_file_in_the_markup():
+    html = views.reward_chart(events())
+
+    assert html.count("data:image/png;base64,") == 1
+    assert len(html) < 250_000
