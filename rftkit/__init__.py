@@ -1,1 +1,63 @@
-"""TODO."""
+"""Reinforcement fine-tuning in notebooks, on OpenAI's routes, with a local platform that trains.
+
+    connect                     an `openai.OpenAI` client; starts the local platform if needed
+    compile_grader              a grader spec, ready to grade a Sample into a Grade
+    datasets, jobs, evals       rooms of verbs: datasets.check, jobs.create, evals.ask, …
+    graders, reports, views     grading in full, HTML reports, what a notebook shows
+    RftkitError                 the root of every error raised on purpose
+
+Names load on first use: `import rftkit` itself loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rftkit import datasets, errors, evals, graders, jobs, reports, views
+    from rftkit.client import connect
+    from rftkit.errors import RftkitError
+    from rftkit.graders import Grade, Sample, compile_grader
+
+    __version__: str
+
+__all__ = [
+    "Grade",
+    "RftkitError",
+    "Sample",
+    "__version__",
+    "compile_grader",
+    "connect",
+    "datasets",
+    "errors",
+    "evals",
+    "graders",
+    "jobs",
+    "reports",
+    "views",
+]
+
+_HOME_OF = {
+    "Grade": "graders",
+    "RftkitError": "errors",
+    "Sample": "graders",
+    "compile_grader": "graders",
+    "connect": "client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rftkit")
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"rftkit.{_HOME_OF[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"rftkit.{name}")
+    raise AttributeError(f"module 'rftkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

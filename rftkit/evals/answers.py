@@ -1,35 +1,39 @@
-"""Ask a model the prompts of a dataset, many at once. Not here: grading, comparing, statistics.
+"""Ask models the prompts of a dataset, many at once, and grade what they said.
 
-A request that fails is kept as what it is, an answer that never came; it is not an empty text and
-earns no zero.
+A request that fails is kept as what it is, an answer that never came: it is shown, and it is a
+failed grade, never a zero. Not here: eval runs on a server, comparisons with intervals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rftkit.graders import Sample
+from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "ask", "grade", "side_by_side"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model said to one row, or why it said nothing."""
 
-    text: str | None
-    """None when the request failed."""
+    model: str
     sample: Sample | None
-    """The same, ready for `grade`; None when the request failed."""
+    """None when the request failed."""
     error: str | None = None
-    """Why the request failed."""
+    """Why it failed."""
+
+    @property
+    def text(self) -> str:
+        """What it said; empty when the request failed."""
+        return self.sample.output_text if self.sample else ""
 
 
 def ask(
@@ -48,41 +52,77 @@ def ask(
         model: A base model, a checkpoint or a fine-tuned model.
         rows: What to ask.
         response_format: Constrains the answers, as it did in training.
-        concurrency: Requests on the way at the same time.
+        concurrency: Requests under way at the same time.
         options: More of `chat.completions.create`; `temperature=0` gives the likeliest answer.
     """
     if response_format is not None:
         options["response_format"] = response_format
 
     def one(row: Row) -> Answer:
-        return _ask(client, model, row, response_format, options)
+        tools = {"tools": row.tools} if row.tools else {}
+        return _ask(client, model, row, {**options, **tools})
 
     with ThreadPoolExecutor(concurrency) as pool:
         return list(pool.map(one, rows))
 
 
-def _ask(
-    client: OpenAI,
-    model: str,
-    row: Row,
-    response_format: Mapping[str, Any] | None,
-    options: dict[str, Any],
-) -> Answer:
+def grade(grader: CompiledGrader, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Grade]:
+    """Grade each answer against its row; an answer that never came is a failed grade."""
+    came = [
+        (answer.sample, row.item)
+        for answer, row in zip(answers, rows, strict=True)
+        if answer.sample is not None
+    ]
+    graded = iter(grader.grade_many(came))
+    return [
+        next(graded)
+        if answer.sample
+        else Grade(None, "failed", {}, {"request_error": answer.error or ""})
+        for answer in answers
+    ]
+
+
+def side_by_side(
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[Answer]],
+    grades: Mapping[str, Sequence[Grade]],
+) -> list[dict[str, Any]]:
+    """The rows with every model's answer and grade, as plain data for `rftkit.views.answers`.
+
+    Args:
+        rows: What was asked.
+        answers: Label, such as `base` or `final`, to one answer per row.
+        grades: The same labels to one grade per row.
+    """
+    return [
+        {
+            "item": row.item,
+            "answers": {
+                label: {
+                    "model": given[index].model,
+                    "text": given[index].text,
+                    "grade": asdict(grades[label][index]),
+                }
+                for label, given in answers.items()
+            },
+        }
+        for index, row in enumerate(rows)
+    ]
+
+
+def _ask(client: OpenAI, model: str, row: Row, options: dict[str, Any]) -> Answer:
     from openai import OpenAIError
 
-    if row.tools:
-        options = {**options, "tools": row.tools}
     messages: Any = row.messages
     try:
         reply = client.chat.completions.create(model=model, messages=messages, **options)
     except OpenAIError as error:
-        return Answer(text=None, sample=None, error=str(error))
+        return Answer(model, None, str(error))
     choice = reply.choices[0]
-    text = choice.message.content or ""
     sample = Sample.from_text(
-        text,
-        response_format=response_format,
+        choice.message.content or "",
+        response_format=options.get("response_format"),
         truncated=choice.finish_reason == "length",
         tool_calls=[call.to_dict() for call in choice.message.tool_calls or []],
     )
-    return Answer(text=text, sample=sample)
+    return Answer(model, sample)

@@ -1,0 +1,79 @@
+"""What grades add up to, and what a model earns that ignores the question.
+
+Not here: intervals and tests; they belong to comparisons of eval runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, TypeVar
+
+from rftkit.graders import CompiledGrader, Grade, Sample
+from rftkit.rows import Row
+
+__all__ = ["best_constant", "score"]
+
+MAX_ROWS = 64
+MAX_CANDIDATES = 64
+
+T = TypeVar("T")
+
+
+def score(grades: Sequence[Grade]) -> dict[str, float | int | None]:
+    """Mean `reward`, mean of each sub-grader by its key, `failed` and `unscorable` counts.
+
+    Failed grades are left out of the means. Unscorable answers count: with their floor reward, and
+    with 0 for a sub-grader that could not see them. A mean over nothing is None.
+    """
+    counted = [grade for grade in grades if grade.outcome != "failed"]
+    keys = list(dict.fromkeys(key for grade in counted for key in grade.sub_rewards))
+    subs = {key: _mean([grade.sub_rewards.get(key) or 0.0 for grade in counted]) for key in keys}
+    return {
+        "reward": _mean([grade.reward or 0.0 for grade in counted]),
+        **subs,
+        "unscorable": sum(grade.outcome == "unscorable" for grade in grades),
+        "failed": len(grades) - len(counted),
+    }
+
+
+def best_constant(
+    grader: CompiledGrader,
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    *,
+    response_format: Mapping[str, Any] | None = None,
+) -> str | None:
+    """Choose the one answer with the highest mean reward over rows; None when none can be graded.
+
+    A tuned model must earn more than it, or it has learnt what to say and not when.
+
+    Args:
+        grader: Grades every answer against every row.
+        rows: Training rows, not those that the answer is measured on; 64 of them are used, evenly
+            spaced.
+        answers: Candidates, such as the reference answers of those rows; 64 are tried.
+        response_format: What the answers were written for.
+    """
+    judged = _spread(rows, MAX_ROWS)
+    candidates = _spread(list(dict.fromkeys(answers)), MAX_CANDIDATES)
+    samples = [Sample.from_text(each, response_format=response_format) for each in candidates]
+    grades = grader.grade_many([(sample, row.item) for sample in samples for row in judged])
+    means = {
+        candidate: _mean([grade.reward for grade in each if grade.reward is not None])
+        for candidate, each in zip(candidates, _chunks(grades, len(judged)), strict=True)
+    }
+    graded = {candidate: mean for candidate, mean in means.items() if mean is not None}
+    return max(graded, key=graded.__getitem__, default=None)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _spread(values: Sequence[T], limit: int) -> list[T]:
+    return list(values[:: max(1, -(-len(values) // limit))])
+
+
+def _chunks(values: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [values[start : start + size] for start in range(0, len(values), size)]
