@@ -25,6 +25,7 @@ __all__ = [
     "judge",
     "mode",
     "remote",
+    "server_api_key",
     "unconfined_graders",
 ]
 

@@ -336,6 +336,10 @@ class Store:
         """Jobs that a worker has or should have: neither ended nor paused."""
         return self._find(Job, f"status IN {_tuple(ACTIVE)} ORDER BY queue_position")
 
+    def jobs_from(self, model: str) -> list[Job]:
+        """Jobs that have not ended and start from this model."""
+        return self._find(Job, f"model = ? AND status NOT IN {_tuple(TERMINAL)}", model)
+
     def claim_job(self) -> Job | None:
         """The job to work on now, or None.
 

@@ -1,0 +1,235 @@
+"""`connect()`: an `openai.OpenAI` for wherever the work goes, and the life of the local server.
+
+With a base URL (argument or `OPENAI_BASE_URL`) it is the plain client. Without one it finds the
+local platform of this home, or starts it as a process of its own that outlives the notebook. The
+local platform never gets `OPENAI_API_KEY`. Not here: anything about files, jobs or evals; and the
+server itself, which this module knows as a command and an HTTP address only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.request import ProxyHandler, build_opener
+
+from rftkit import settings
+from rftkit.errors import MissingExtraError, PlatformError
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = ["ServerStatus", "connect", "serve_status", "start_server", "stop_server"]
+
+START_SECONDS = 60.0
+"""How long a server may take until it answers."""
+STOP_SECONDS = 20.0
+PROBE_SECONDS = 2.0
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
+"""What the local platform imports; all come with the extra `local`."""
+
+_STARTED: list[subprocess.Popen[bytes]] = []
+"""Servers of this process; they outlive it, so nobody waits for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """The local server of one home, alive when this was made."""
+
+    address: str
+    """`http://host:port`, without `/v1`."""
+    pid: int
+    home: Path
+    version: str
+    """The rftkit that it runs."""
+    idle_seconds: float
+    """Since its last request; 0 while a job waits or runs."""
+
+    @property
+    def base_url(self) -> str:
+        """What the `openai` client wants."""
+        return f"{self.address}/v1"
+
+
+def connect(base_url: str | None = None, api_key: str | None = None, **options: Any) -> OpenAI:
+    """A client of the hosted service named by `base_url`, or of the local platform.
+
+    Args:
+        base_url: default `OPENAI_BASE_URL`; when both are missing, the local platform is used,
+            and started when it does not run.
+        api_key: default `OPENAI_API_KEY` for a named service, `RFTKIT_API_KEY` for the local one.
+        options: handed to `openai.OpenAI`.
+
+    Raises:
+        PlatformError: when the local platform cannot be started or reached.
+        MissingExtraError: when it is not installed.
+    """
+    import openai
+
+    if base_url or settings.remote()[0]:
+        return openai.OpenAI(base_url=base_url, api_key=api_key, **options)
+    server = serve_status() or start_server()
+    options.setdefault("http_client", openai.DefaultHttpxClient(trust_env=False))  # no proxy
+    key = api_key or settings.server_api_key() or "local"
+    return openai.OpenAI(base_url=server.base_url, api_key=key, **{"admin_api_key": key, **options})
+
+
+def serve_status(home: Path | None = None) -> ServerStatus | None:
+    """The server that has this home, or None when none answers."""
+    home = (home or settings.home()).absolute()
+    try:
+        record = json.loads((home / "server.json").read_text())
+        address = record["address"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    health = _health(address)
+    if health is None or health.get("home") != str(home):
+        return None
+    return ServerStatus(
+        address=address,
+        pid=health["pid"],
+        home=home,
+        version=health["version"],
+        idle_seconds=health["idle_seconds"],
+    )
+
+
+def start_server(
+    home: Path | None = None, *, idle_minutes: float | None = settings.IDLE_MINUTES
+) -> ServerStatus:
+    """Start the server of this home in the background, or find the one that already runs.
+
+    Args:
+        home: default `RFTKIT_HOME`.
+        idle_minutes: after so long without a request or a job it ends by itself; None: never.
+
+    Raises:
+        PlatformError: when it cannot be started; the message holds the end of its log.
+        MissingExtraError: when it is not installed.
+    """
+    home = (home or settings.home()).absolute()
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "local")
+    with _starting(home):
+        return serve_status(home) or _start(home, idle_minutes)
+
+
+def stop_server(home: Path | None = None) -> ServerStatus | None:
+    """End the server of this home in good order; a running job continues when it is back.
+
+    Returns:
+        The server that was stopped, or None when none ran.
+
+    Raises:
+        PlatformError: when it does not end.
+    """
+    server = serve_status(home)
+    if server is None:
+        return None
+    os.kill(server.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while _is_locked(server.home):
+        if time.monotonic() > deadline:
+            raise PlatformError(
+                f"the server (process {server.pid}) did not end within {STOP_SECONDS:.0f} seconds; "
+                f"look into {server.home / 'logs' / 'server.log'}"
+            )
+        time.sleep(0.05)
+    return server
+
+
+def _health(address: str) -> dict[str, Any] | None:
+    """What `/health` says, or None; never through a proxy."""
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(f"{address}/health", timeout=PROBE_SECONDS) as response:
+            health: dict[str, Any] = json.load(response)
+    except (OSError, ValueError):
+        return None
+    return health if isinstance(health, dict) and "pid" in health else None
+
+
+@contextlib.contextmanager
+def _starting(home: Path) -> Iterator[None]:
+    """One start at a time per home, also across processes."""
+    import filelock
+
+    try:
+        (home / "logs").mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(home / "start.lock", timeout=START_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise PlatformError(
+            f"another process has been starting the server of {home} for {START_SECONDS:.0f} "
+            f"seconds; look into {home / 'logs' / 'server.log'}"
+        ) from None
+    except OSError as error:
+        raise PlatformError(
+            f"the home folder {home} cannot be written ({error.strerror or error}); set "
+            "RFTKIT_HOME to a folder you own"
+        ) from error
+
+
+def _start(home: Path, idle_minutes: float | None) -> ServerStatus:
+    log_path = home / "logs" / "server.log"
+    command = [sys.executable, "-m", "rftkit.server", "--home", str(home)]
+    if idle_minutes is not None:
+        command += ["--idle-minutes", str(idle_minutes)]
+    with log_path.open("ab") as log:
+        begin = log.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=settings.child_environment(),
+        )
+    _STARTED.append(process)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        server = serve_status(home)
+        if server is not None:
+            return server
+        if process.poll() is not None and not _is_locked(home):
+            raise PlatformError(
+                f"the local server ended with status {process.returncode} before it answered; "
+                f"{log_path} says:\n{_tail(log_path, begin)}"
+            )
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    raise PlatformError(
+        f"the local server did not answer within {START_SECONDS:.0f} seconds; {log_path} says:\n"
+        f"{_tail(log_path, begin)}"
+    )
+
+
+def _tail(path: Path, begin: int) -> str:
+    """The last lines that were written since `begin`."""
+    with path.open("rb") as log:
+        log.seek(begin)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    return "\n".join(lines[-15:]) or "(nothing)"
+
+
+def _is_locked(home: Path) -> bool:
+    import filelock
+
+    lock: filelock.BaseFileLock = filelock.FileLock(home / "server.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return True
+    lock.release()
+    return False

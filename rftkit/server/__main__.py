@@ -1,0 +1,202 @@
+"""`python -m rftkit.server`: one server process for one home folder, and its worker.
+
+Takes the home's lock, binds a port, says where it is in `server.json`, serves until it is told to
+stop or has been idle for long enough. Never imports torch: the worker does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import filelock
+import uvicorn
+
+from rftkit import settings
+from rftkit.errors import PlatformError
+from rftkit.server.app import VERSION, create_app
+from rftkit.server.link import WorkerLink
+from rftkit.server.platform import Platform
+from rftkit.server.store import Store
+
+__all__ = ["main"]
+
+PORTS_TRIED = 50
+IDLE_CHECK_SECONDS = 5.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve; the exit status is 0 after an orderly stop, 1 when it could not start."""
+    options = _options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    home: Path = options.home.absolute()
+    try:
+        with _only_one(home):
+            _serve(home, options)
+    except PlatformError as error:
+        print(f"rftkit.server: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m rftkit.server", description="rftkit platform")
+    parser.add_argument("--home", type=Path, default=settings.home(), help="where things are kept")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "--port",
+        type=int,
+        help=f"port to listen on; default {settings.DEFAULT_PORT} or the next free one, 0 any",
+    )
+    parser.add_argument("--api-key", help="key that clients must send; kept hashed in the home")
+    parser.add_argument("--idle-minutes", type=float, help="stop after so long without use")
+    return parser.parse_args(arguments)
+
+
+@contextlib.contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Hold the home for this process.
+
+    Raises:
+        PlatformError: when another server has it (with its address), or it cannot be written.
+    """
+    lock = filelock.FileLock(home / "server.lock", timeout=1)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise PlatformError(
+            f"another server has the home folder {home}: it answers at {_address_in(home)}; "
+            "stop it with `rftkit serve --stop`, or set RFTKIT_HOME to another folder"
+        ) from None
+    except OSError as error:
+        raise PlatformError(
+            f"the home folder {home} cannot be written ({error.strerror or error}); set "
+            "RFTKIT_HOME to a folder you own"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _address_in(home: Path) -> str:
+    try:
+        return str(json.loads((home / "server.json").read_text())["address"])
+    except (OSError, ValueError, KeyError):
+        return "an address that it has not written yet"
+
+
+def _serve(home: Path, options: argparse.Namespace) -> None:
+    store = Store.open(home)
+    needs_key = _needs_key(store, options)
+    listener = _bind(options.host, options.port)
+    store.sweep()
+    link = WorkerLink(
+        [sys.executable, "-m", "rftkit.server.worker", "--home", str(home)],
+        home / "logs" / "worker.log",
+        environment=settings.child_environment(),
+    )
+    platform = Platform(store=store, link=link, home=home, needs_key=needs_key)
+    link.on_death = platform.worker_died
+    app = create_app(platform)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    server = uvicorn.Server(config)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, then raises it again
+    record = home / "server.json"
+    address = _address(listener)
+    _announce(record, address)
+    print(f"rftkit serves {address}/v1 from {home} (Ctrl-C to stop)", flush=True)
+    try:
+        asyncio.run(_run(server, listener, platform, options.idle_minutes))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        record.unlink(missing_ok=True)
+        store.close()
+
+
+async def _run(
+    server: uvicorn.Server, listener: socket.socket, platform: Platform, minutes: float | None
+) -> None:
+    async def watch() -> None:
+        while minutes is not None:
+            await asyncio.sleep(min(IDLE_CHECK_SECONDS, minutes * 30))
+            if platform.idle_seconds() > minutes * 60:
+                server.should_exit = True
+
+    task = asyncio.create_task(watch())
+    await server.serve(sockets=[listener])
+    task.cancel()
+
+
+def _needs_key(store: Store, options: argparse.Namespace) -> bool:
+    key = options.api_key or settings.server_api_key()
+    if key:
+        store.set_api_key(key)
+    if _is_loopback(options.host):
+        return bool(key)
+    if not store.has_api_key():
+        raise PlatformError(
+            f"listening on {options.host} lets other machines in, so it needs an API key: pass "
+            "--api-key or set RFTKIT_API_KEY"
+        )
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bind(host: str, port: int | None) -> socket.socket:
+    """A listening socket; without a port, the default one or the next that is free.
+
+    Raises:
+        PlatformError: when there is none.
+    """
+    ports = range(settings.DEFAULT_PORT, settings.DEFAULT_PORT + PORTS_TRIED)
+    problem: OSError | None = None
+    for candidate in ports if port is None else [port]:
+        try:
+            return socket.create_server((host, candidate), backlog=512)
+        except (OSError, OverflowError) as error:
+            problem = error if isinstance(error, OSError) else OSError(str(error))
+    wanted = f"port {port}" if port is not None else f"every port from {ports[0]} to {ports[-1]}"
+    raise PlatformError(
+        f"{wanted} on {host} cannot be used ({problem.strerror or problem if problem else ''}); "
+        "choose a free one with --port"
+    )
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"
+
+
+def _announce(path: Path, address: str) -> None:
+    """Write `server.json` in one piece."""
+    body = {
+        "address": address, "pid": os.getpid(), "started_at": int(time.time()), "version": VERSION,
+    }  # fmt: skip
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(body))
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What all request bodies share: strict types, clear refusals, and the common small parts.
+
+A body is a pydantic model; whatever it refuses becomes one 400 that names the parameter as it is
+spelled on the wire. Here too: the checks that several routes make (metadata, messages, response
+formats). Not here: anything that needs the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Query
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from rftkit.errors import RequestError
+from rftkit.rows import ROLES
+
+__all__ = [
+    "Body",
+    "Limit",
+    "Metadata",
+    "Open",
+    "check_messages",
+    "check_response_format",
+    "digest_of",
+    "kind_of",
+    "refusal",
+    "text_of",
+]
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+"""How many objects a page may hold."""
+
+
+class Body(BaseModel):
+    """A JSON body: no coercion, no NaN, no broken text, no unknown keys."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _must_be_storable(cls, value: Any) -> Any:
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "the text holds half of a surrogate pair, which is not Unicode"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not usable as JSON: {error}") from None
+        return value
+
+
+class Open(Body):
+    """A body that keeps keys it does not know, in `model_extra`."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _metadata(value: dict[str, str]) -> dict[str, str]:
+    if len(value) > 16:
+        raise ValueError(f"at most 16 pairs are allowed, found {len(value)}")
+    for key, text in value.items():
+        if len(key) > 64:
+            raise ValueError(f"the key {key[:70]!r} is longer than 64 characters")
+        if len(text) > 512:
+            raise ValueError(f"the value of {key!r} is longer than 512 characters")
+    return value
+
+
+Metadata = Annotated[dict[str, str], AfterValidator(_metadata)]
+
+
+def refusal(errors: Sequence[Any]) -> RequestError:
+    """The first thing that is wrong with a request, as one sentence and its parameter."""
+    error = errors[0]
+    place = [part for part in error["loc"] if part not in ("body", "query", "path")]
+    param = _spelled(place)
+    name = f"`{param}`" if param else "the body"
+    match error["type"]:
+        case "missing":
+            message = f"Missing required parameter: {name}."
+        case "extra_forbidden":
+            message = f"Unrecognized request argument supplied: {param}"
+        case "json_invalid":
+            param, message = None, f"The body is not valid JSON: {error['ctx']['error']}"
+        case "value_error":
+            message = f"Invalid {name}: {error['ctx']['error']}"
+        case _:
+            message = f"Invalid {name}: {error['msg']}; found {kind_of(error.get('input'))}."
+    return RequestError(message, param=param)
+
+
+def _spelled(place: Sequence[int | str]) -> str | None:
+    """`("messages", 0, "role")` as `messages[0].role`."""
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text or None
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words, with its text when it is short."""
+    match value:
+        case None:
+            return "null"
+        case bool() | int() | float():
+            return str(value)
+        case str():
+            return repr(value) if len(value) <= 80 else f"{value[:77]!r}…"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    return type(value).__name__
+
+
+def digest_of(body: BaseModel) -> str:
+    """The same for identical bodies, whatever the order of keys."""
+    text = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> None:
+    """Refuse what cannot be shown to a text model.
+
+    Raises:
+        RequestError: naming the message.
+    """
+    if not messages:
+        raise RequestError(f"`{where}` is empty; pass at least one message", param=where)
+    for index, message in enumerate(messages):
+        here = f"{where}[{index}]"
+        role = message.get("role")
+        if role not in ROLES:
+            raise RequestError(
+                f"`{here}.role` must be one of {', '.join(ROLES)}, found {kind_of(role)}",
+                param=f"{here}.role",
+            )
+        content = message.get("content")
+        if content is None and role == "assistant":
+            continue
+        if text_of(content) is None:
+            raise RequestError(
+                f"`{here}.content` must be text or a list of text parts, found "
+                f"{kind_of(content)}; the models here read text only",
+                param=f"{here}.content",
+            )
+
+
+def text_of(content: Any) -> str | None:
+    """Text, or text parts joined; None for anything else."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = [
+        part["text"]
+        for part in content
+        if isinstance(part, dict)
+        and part.get("type") in ("text", "input_text", "output_text")
+        and isinstance(part.get("text"), str)
+    ]
+    return "".join(texts) if len(texts) == len(content) else None
+
+
+def check_response_format(value: Any, where: str = "response_format") -> dict[str, Any]:
+    """Refuse what is not `{type: text | json_object | json_schema, …}`.
+
+    Raises:
+        RequestError: naming the field.
+    """
+
+    def fail(message: str, field: str = "") -> RequestError:
+        return RequestError(message, param=where + field)
+
+    if not isinstance(value, dict):
+        raise fail(f"`{where}` must be an object, found {kind_of(value)}")
+    kind = value.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        raise fail(
+            f"`{where}.type` must be text, json_object or json_schema, found {kind_of(kind)}",
+            ".type",
+        )
+    if kind == "json_schema":
+        given = value.get("json_schema")
+        if not isinstance(given, dict):
+            raise fail(
+                f"`{where}.json_schema` must be an object, found {kind_of(given)}", ".json_schema"
+            )
+        if not isinstance(given.get("name"), str):
+            raise fail(f"`{where}.json_schema.name` must be text", ".json_schema.name")
+        if not isinstance(given.get("schema"), dict):
+            raise fail(
+                f"`{where}.json_schema.schema` must be a JSON schema, found "
+                f"{kind_of(given.get('schema'))}",
+                ".json_schema.schema",
+            )
+    return value

@@ -1,0 +1,125 @@
+"""`/fine_tuning/jobs`: create, list, retrieve, cancel, pause, resume, events, checkpoints."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import QueryParams
+
+from rftkit.errors import RequestError
+from rftkit.server import wire
+from rftkit.server.api import Here, Reply
+from rftkit.server.api.body import Limit, digest_of
+from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
+from rftkit.server.platform import Platform
+from rftkit.server.records import Job
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/fine_tuning/jobs")
+
+ROUTE = "POST /fine_tuning/jobs"
+
+
+@router.post("")
+def create(here: Here, request: Request, body: JobBody) -> Reply:
+    """Queue a job; a request that the SDK sends again gets the job of the first one."""
+    job = job_from(body, here)
+    digest = digest_of(body)
+    is_resent = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
+    with here.store.transaction():
+        known = here.store.remembered_request(ROUTE, digest) if is_resent else None
+        job = here.store.job(known) if known else _add(here, job)
+        here.store.remember_request(ROUTE, digest, job.id)
+    here.link.wake()
+    return Reply(wire.job_object(job))
+
+
+def _add(here: Platform, job: Job) -> Job:
+    job = here.store.add_job(job)
+    here.store.add_event(job.id, f"Created fine-tuning job: {job.id}", key="created")
+    unknown = unknown_keys(job)
+    if unknown:
+        here.store.add_event(
+            job.id,
+            f"Ignored because their meaning is unknown here: {', '.join(unknown)}",
+            level="warn",
+            key="unknown_keys",
+        )
+    return job
+
+
+@router.get("")
+def index(here: Here, request: Request, after: str | None = None, limit: Limit = 20) -> Reply:
+    """List jobs, newest first."""
+    metadata = _metadata_filter(request.query_params)
+    jobs, more = here.store.jobs(
+        metadata=metadata, without_metadata=metadata == {}, after=after, limit=limit
+    )
+    return Reply(wire.page(map(wire.job_object, jobs), more))
+
+
+def _metadata_filter(query: QueryParams) -> dict[str, str] | None:
+    """`metadata[key]=value` pairs; `metadata=null` gives {}, no filter None."""
+    if query.get("metadata") == "null":
+        return {}
+    pairs = {
+        key[len("metadata[") : -1]: value
+        for key, value in query.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    return pairs or None
+
+
+@router.get("/{job_id}")
+def retrieve(here: Here, job_id: str) -> Reply:
+    """One job."""
+    return Reply(wire.job_object(here.store.job(job_id)))
+
+
+@router.post("/{job_id}/cancel")
+def cancel(here: Here, job_id: str) -> Reply:
+    """End it."""
+    return _moved(here, here.store.cancel_job(job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause(here: Here, job_id: str) -> Reply:
+    """Stop it after the step in progress."""
+    return _moved(here, here.store.pause_job(job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume(here: Here, job_id: str) -> Reply:
+    """Queue it again."""
+    return _moved(here, here.store.resume_job(job_id))
+
+
+def _moved(here: Platform, job: Job) -> Reply:
+    here.link.wake()
+    return Reply(wire.job_object(job))
+
+
+@router.get("/{job_id}/events")
+def events(here: Here, job_id: str, after: str | None = None, limit: Limit = 20) -> Reply:
+    """Its events, newest first."""
+    here.store.job(job_id)
+    found, more = here.store.events(job_id, after=after, limit=limit)
+    return Reply(wire.page(map(wire.event_object, found), more))
+
+
+@router.get("/{job_id}/checkpoints")
+def checkpoints(
+    here: Here,
+    job_id: str,
+    after: str | None = None,
+    limit: Limit = 10,
+) -> Reply:
+    """Its checkpoints, highest step first."""
+    here.store.job(job_id)
+    found = here.store.checkpoints(job_id)
+    if after is not None:
+        ids = [checkpoint.id for checkpoint in found]
+        if after not in ids:
+            raise RequestError(f"`after` is {after!r}, which is not in this list", param="after")
+        found = found[ids.index(after) + 1 :]
+    return Reply(wire.page(map(wire.checkpoint_object, found[:limit]), len(found) > limit))

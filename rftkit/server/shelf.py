@@ -1,0 +1,43 @@
+"""Compiled graders, kept warm between requests. Jobs do not use it: they hold their own."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+from rftkit import graders
+
+__all__ = ["Shelf"]
+
+
+class Shelf:
+    """The graders compiled last, so that a python grader keeps its warm process between calls."""
+
+    def __init__(self, size: int = 4) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._graders: OrderedDict[str, graders.CompiledGrader] = OrderedDict()
+
+    def get(self, spec: dict[str, Any]) -> graders.CompiledGrader:
+        """The compiled grader of a spec.
+
+        Raises:
+            GraderSpecError: `param` names the field.
+        """
+        key = repr(spec)
+        with self._lock:
+            grader = self._graders.pop(key, None) or graders.compile_grader(spec, workers=1)
+            self._graders[key] = grader
+            evicted = self._graders.popitem(last=False)[1] if len(self) > self._size else None
+        if evicted is not None:
+            evicted.close()  # one still grading starts its process anew
+        return grader
+
+    def close(self) -> None:
+        """End all their processes."""
+        for grader in self._graders.values():
+            grader.close()
+
+    def __len__(self) -> int:
+        return len(self._graders)
