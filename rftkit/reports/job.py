@@ -75,8 +75,8 @@ class JobRecord:
 
     def facts(self) -> Json:
         """Ids, seed, times and how it ended."""
-        job = self.job
-        ended = job.get("finished_at")
+        job, ended = self.job, self.job.get("finished_at")
+        spent = (self.answers or {}).get("seconds") or {}
         return {
             "job": job["id"],
             "status": f"{job['status']}: {self.error}" if self.error else job["status"],
@@ -86,6 +86,8 @@ class JobRecord:
             "created": moment(job["created_at"]),
             "finished": moment(ended),
             "minutes": round((ended - job["created_at"]) / 60, 1) if ended else None,
+            "where the time went": ", ".join(f"{part} {s:.1f} s" for part, s in spent.items())
+            or None,
             "tokens trained on": job.get("trained_tokens"),
             "suffix": job.get("user_provided_suffix"),
             "metadata": job.get("metadata"),

@@ -62,27 +62,23 @@ def _python(source: str) -> str:
     return "".join(parts)
 
 
-def _python_sources(grader: dict[str, Any], name: str = "") -> Iterator[tuple[str, str]]:
-    name = name or str(grader.get("name") or grader.get("type"))
-    if grader.get("type") == "python" and isinstance(grader.get("source"), str):
-        yield name, grader["source"]
-    for key, inner in _inner(grader).items():
-        yield from _python_sources(inner, key)
+def _python_sources(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Name and source of every python grader anywhere in `value`."""
+    if not isinstance(value, dict):
+        return
+    if _is_python(value):
+        yield name or str(value.get("name")), value["source"]
+    for key, inner in value.items():
+        yield from _python_sources(inner, "" if key == "grader" else key)
 
 
-def _fold_sources(grader: dict[str, Any]) -> dict[str, Any]:
-    """The spec with each python source replaced by a word, since it is shown below."""
-    folded = dict(grader)
-    if folded.get("type") == "python":
-        folded["source"] = "(shown below)"
-    if inner := _inner(grader):
-        folded["graders"] = {key: _fold_sources(each) for key, each in inner.items()}
-    return folded
+def _fold_sources(value: Any) -> Any:
+    """`value` with each python source replaced by a word, since it is shown below."""
+    if not isinstance(value, dict):
+        return value
+    folded = {key: _fold_sources(inner) for key, inner in value.items()}
+    return folded | {"source": "(shown below)"} if _is_python(value) else folded
 
 
-def _inner(grader: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The graders of a multi grader, by name."""
-    inner = grader.get("graders")
-    if not isinstance(inner, dict):
-        return {}
-    return {key: each for key, each in inner.items() if isinstance(each, dict)}
+def _is_python(value: dict[str, Any]) -> bool:
+    return value.get("type") == "python" and isinstance(value.get("source"), str)

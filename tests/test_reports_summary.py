@@ -1,0 +1,74 @@
+"""A job in a few numbers: by hand, and honest about what was not measured."""
+
+from __future__ import annotations
+
+import pytest
+from sample_job import answers, events
+
+from rftkit.reports import summary
+from rftkit.views.headline import verdict
+
+
+def row(before: float | None, after: float | None) -> dict:
+    def answer(reward):
+        outcome = "failed" if reward is None else "graded"
+        return {"model": "m", "text": "t", "grade": {"reward": reward, "outcome": outcome}}
+
+    return {"item": {}, "answers": {"base": answer(before), "final": answer(after)}}
+
+
+def test_validations_start_best_and_last():
+    valid = summary(events())["valid"]
+
+    assert (valid["best_step"], valid["final_step"]) == (24, 24)
+    assert (valid["start"], valid["final"]) == (0.3, 0.7925)
+
+
+def test_only_rows_graded_on_both_sides_are_compared():
+    test = summary([], {"rows": [row(0.2, 0.6), row(None, 1.0), row(0.4, 0.4)]})["test"]
+
+    assert (test["rows"], test["pairs"], test["failed"]) == (3, 2, 1)
+    assert test["base"] == pytest.approx(0.3)
+    assert test["difference"] == pytest.approx(0.2)
+    assert (test["better"], test["worse"], test["same"]) == (1, 0, 1)
+    assert test["interval"] is None  # two rows are too few
+
+
+def test_the_interval_is_students():
+    changes = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    low, high = summary([], {"rows": [row(0.0, change) for change in changes]})["test"]["interval"]
+
+    # mean 0.45, deviation 0.30277, t(9) at 97.5 % = 2.2622
+    assert (low, high) == pytest.approx((0.45 - 0.21659, 0.45 + 0.21659), abs=5e-4)
+
+
+def test_nothing_measured_is_none_and_said():
+    figures = summary([])
+
+    assert figures["valid"] is None
+    assert figures["test"] is None
+    assert figures["training"]["failed_grades"] is None
+    assert verdict(figures).startswith("Nothing can be said yet")
+
+
+def test_the_sentence_claims_no_more_than_the_interval_holds():
+    def said(rows):
+        return verdict(summary([], {"rows": rows}))
+
+    mixed = [row(0.5, 0.9), row(0.5, 0.2)] * 10
+    assert said(mixed).startswith("No clear change: 0.50 → 0.55 on the same 20 test rows")
+    assert said([row(0.2, 0.4), row(0.2, 0.5)] * 10).startswith("The final model is better")
+    assert said([row(0.6, 0.4), row(0.6, 0.5)] * 10).startswith("The final model is worse")
+    assert said([row(0.5, 0.5)] * 20).startswith("No clear change")
+    assert "too few rows" in said([row(0.2, 0.4)])
+    assert said([row(None, 0.4)]).startswith("Nothing can be said yet")
+
+
+def test_without_answers_the_validation_speaks():
+    assert "rose from 0.30 before training to 0.79 at step 24 (+0.49)" in verdict(summary(events()))
+
+
+def test_what_could_not_be_graded_is_counted():
+    test = summary(events(), answers())["test"]
+
+    assert (test["failed"], test["unscorable"], test["unanswered"]) == (1, 2, 0)
