@@ -45,7 +45,7 @@ def test_the_page_says_the_outcome_and_where_it_comes_from(page):
         assert fact in html
     for section in ("Reward", "Answers before and after", "Checkpoints", "Provenance"):
         assert f">{section}</a>" in html
-    assert html.count("<img") == html.count('src="data:image/png;base64,') == 3
+    assert html.count("<img") == html.count('src="data:image/png;base64,') == 12
     assert len(html) < 700_000
     assert reports.read_summary(page)["test"]["better"] == 19
 

@@ -8,7 +8,7 @@ import re
 from sample_job import events, metric_event
 
 from rftkit import views
-from rftkit.views.charts import Line, Panel, draw
+from rftkit.views.plot import Line, Panel, draw
 
 
 def lines(figure):
@@ -17,7 +17,7 @@ def lines(figure):
 
 def test_a_missing_value_is_a_gap_with_a_mark():
     panel = Panel("Reward", (Line("validation", [0, 5, 10], [0.2, None, 0.6], strong=True),))
-    curve, mark = lines(draw([panel]))
+    curve, mark = lines(draw(panel))
 
     assert [math.isnan(value) for value in curve.get_ydata()] == [False, True, False]
     assert list(mark.get_xdata()) == [5]
@@ -27,19 +27,29 @@ def test_a_missing_value_is_a_gap_with_a_mark():
 def test_lines_can_be_told_apart_in_grey():
     steps, values = [1, 2], [0.1, 0.2]
     three = tuple(Line(name, steps, values, strong=name == "a") for name in "abc")
-    drawn = lines(draw([Panel("Reward", three)]))
+    drawn = lines(draw(Panel("Reward", three)))
 
     assert len({line.get_marker() for line in drawn}) == 3
 
 
-def test_rewards_of_all_graders_share_the_scale_from_zero_to_one():
-    html = views.reward_chart(events())
+def alts(html):
+    return re.findall(r'alt="([^"]*)"', html)
 
-    assert html.count("<img") == 1
-    alt = re.search(r'alt="([^"]*)"', html).group(1)
-    assert "Reward by step: train" in alt
-    assert "validation 0.300 at step 0, 0.792 at step 24" in alt
-    assert "compliant by step" in alt
+
+def test_rewards_have_one_panel_each_with_words_for_it():
+    whole, compliant, explanation = alts(views.reward_chart(events()))
+
+    assert whole.startswith("Reward by step: train 0.4")
+    assert "validation 0.300 at step 0, 0.792 at step 24" in whole
+    assert whole.endswith("1 without a value.")
+    assert compliant.startswith("compliant by step")
+    assert explanation.startswith("explanation by step")
+
+
+def test_rewards_between_0_and_1_share_their_scale():
+    bounds = Panel("a", (Line("x", [1], [0.5]),), bounds=(0, 1))
+
+    assert draw(bounds).axes[0].get_ylim() == (-0.02, 1.02)
 
 
 def test_what_is_missing_is_counted_below_the_chart():
@@ -66,10 +76,9 @@ def test_each_chart_says_when_there_is_nothing_to_show():
 
 def test_health_shows_only_what_is_reported():
     data = {"step": 1, "scores": {"train_reward_mean": 0.5}, "completion_tokens_mean": 40}
-    alt = re.search(r'alt="([^"]*)"', views.health_chart([{"data": data}])).group(1)
+    (alt,) = alts(views.health_chart([{"data": data}]))
 
-    assert alt.startswith("Tokens per completion by step")
-    assert "KL" not in alt
+    assert alt.startswith("Tokens per completion by step: tokens 40.0 at step 1")
 
 
 def test_times_add_up():
@@ -78,8 +87,8 @@ def test_times_add_up():
     assert "sampling 108.0 s, training 86.4 s, eval 30.5 s" in html
 
 
-def test_a_picture_is_one_small_file_in_the_markup():
+def test_pictures_are_small_and_in_the_markup():
     html = views.reward_chart(events())
 
-    assert html.count("data:image/png;base64,") == 1
-    assert len(html) < 250_000
+    assert html.count("<img") == html.count("data:image/png;base64,") == 3
+    assert len(html) < 200_000

@@ -24,10 +24,18 @@ from rftkit.views.facts import moment
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["PACKAGES", "JobRecord", "read_job", "versions"]
+__all__ = ["CHECKPOINTS", "PACKAGES", "JobRecord", "read_job", "versions"]
 
 PACKAGES = ("rftkit", "openai", "torch", "transformers", "llguidance", "pandas", "papermill")
 """Whose versions a report states; those that are not installed here are left out."""
+
+CHECKPOINTS = {
+    "step": "step",
+    "valid_reward_mean": "validation reward",
+    "train_reward_mean": "train reward",
+    "model": "model",
+}
+"""Columns of a table of checkpoints, with their headings."""
 
 Json = dict[str, Any]
 

@@ -4,7 +4,7 @@
     before and after  headline · answers
     lists             table · keyvalues · events
     source            spec
-    ground            markup (escaping, assets, page) · listing · charts.draw and picture
+    ground            markup (escaping, assets, page) · listing · plot (panels)
 
 No view asks a server or reads a file, and none needs a kernel once it is shown: a static table is
 there first, and one small script makes it filter, sort and page.

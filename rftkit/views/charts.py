@@ -1,58 +1,24 @@
-"""Curves of one job as small multiples: reward, health of the training, time.
+"""Curves of one job: reward, health of the training, time.
 
-Not here: the numbers themselves (`rftkit.jobs`), comparisons of several jobs, pyplot (a figure
-made through it from a callback can be corrupted by another one). A chart is one PNG in an `<img>`
-with a text that says what it shows. A value that is missing is a gap, never a zero and never
-joined over; the line under the chart counts what is missing. Lines differ in weight and marker, so
-that a print in grey is read the same way.
+Not here: the numbers (`rftkit.jobs`), how a panel is drawn (`plot`), comparisons of several jobs.
+The line under a chart counts what is missing from it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, missing, note, number, text, wrap
+from rftkit.views.markup import Html, counted, missing, note, number
+from rftkit.views.plot import LEGEND, Line, Panel, describe, draw, dress, panel_axes, picture
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Line", "Panel", "draw", "health_chart", "picture", "reward_chart", "time_chart"]
-
-INK, GREY, GRID = "#1c2127", "#67717c", "#dde2e7"
-COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 3, 3.52, 2.15  # inches
-DPI = 160
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One series of a panel."""
-
-    label: str
-    steps: Sequence[int]
-    values: Sequence[float | None]
-    """As many as `steps`; None and NaN are drawn as a gap."""
-    strong: bool = False
-    """Drawn heavier and with markers: the series to look at."""
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One small chart."""
-
-    title: str
-    """With the unit, when it has one."""
-    lines: tuple[Line, ...]
-    bounds: tuple[float, float] | None = None
-    """Ends of the vertical axis, where they have a meaning."""
-    is_share: bool = False
-    """Shares of one are shown in per cent, from zero up."""
+__all__ = ["health_chart", "reward_chart", "time_chart"]
 
 
 def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
@@ -74,7 +40,7 @@ def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
         shown[f"validation: {name}"] = shown["step"].map(one)
     headings = {"step": "step", "train_reward_mean": "train", "valid_reward_mean": "validation"}
     headings |= {column: column for column in shown.columns if column not in headings}
-    return picture(draw(panels), _described(panels), _coverage(steps), table(shown, headings))
+    return picture(_drawn(panels), _coverage(steps), table(shown, headings))
 
 
 def health_chart(events: Iterable[dict[str, Any]]) -> Html:
@@ -89,7 +55,7 @@ def health_chart(events: Iterable[dict[str, Any]]) -> Html:
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return note("The job reports no tokens, errors or learning figures.")
-    return picture(draw(panels), _described(panels))
+    return picture(_drawn(panels))
 
 
 _HEALTH = {
@@ -127,52 +93,25 @@ def time_chart(events: Iterable[dict[str, Any]]) -> Html:
     totals = timing[parts].sum()
     if not totals.sum():
         return note("The job reports no times.")
-    figure, (left, right) = _axes(2, (1.9, 1.1))
+    figure, axes = panel_axes(is_wide=True)
     bottom: Any = 0.0
     for part, shade in zip(parts, ("#0a58a8", "#6fa8dc", "#c9ddf0", "#8a939c"), strict=True):
         values = timing[part].astype(float).fillna(0)
-        left.bar(timing["step"], values, bottom=bottom, color=shade, width=0.85, label=part)
+        axes.bar(timing["step"], values, bottom=bottom, color=shade, width=0.85, label=part)
         bottom = bottom + values
-    _dress(left, "Seconds per step")
-    left.legend(ncols=4, **_LEGEND)
-    speed = _line("tokens", steps[steps["step"] > 0], "tokens_per_second", strong=True)
-    if speed:
-        _plot(right, Panel("Sampled tokens per second", (speed,)))
-    right.set_visible(speed is not None)
+    dress(axes, "Seconds per step")
+    axes.legend(ncols=4, **LEGEND)
     spent = ", ".join(f"{part} {number(float(totals[part]), 0)} s" for part in parts)
-    return picture(
-        figure, f"Bars of the seconds of each step. In all: {spent}.", f"In all: {spent}."
-    )
+    bars = (figure, f"Bars of the seconds of each step. In all: {spent}.")
+    speed = _line("tokens", steps[steps["step"] > 0], "tokens_per_second", strong=True)
+    panels = [Panel("Sampled tokens per second", (speed,))] if speed else []
+    return picture([bars, *_drawn(panels, is_wide=False)], f"In all: {spent}.")
 
 
-def draw(panels: Sequence[Panel]) -> Figure:
-    """Panels in rows of three, as a matplotlib figure."""
-    figure, all_axes = _axes(len(panels))
-    for axes, panel in zip(all_axes, panels, strict=False):
-        _plot(axes, panel)
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    return figure
-
-
-def picture(figure: Figure, alt: str, caption: str = "", numbers: Html | None = None) -> Html:
-    """A figure as an `<img>` that carries its own data, with its text and its numbers."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-    width = round(figure.get_figwidth() * 96)
-    data = base64.b64encode(png.getvalue()).decode("ascii")
-    said = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
-    behind = (
-        f'<details><summary data-lm-suppress-shortcuts="true">The numbers</summary>{numbers}'
-        "</details>"
-        if numbers
-        else ""
-    )
-    return wrap(
-        f'<figure><img width="{width}" alt="{text(alt)}" src="data:image/png;base64,{data}">'
-        f"{said}</figure>{behind}",
-        plain=alt,
-    )
+def _drawn(panels: list[Panel], *, is_wide: bool | None = None) -> list[tuple[Figure, str]]:
+    """Panels as figures with their words; one alone gets more room."""
+    is_wide = len(panels) == 1 if is_wide is None else is_wide
+    return [(draw(panel, is_wide=is_wide), describe(panel)) for panel in panels]
 
 
 def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
@@ -205,93 +144,6 @@ def _with_shared_bounds(panels: list[Panel]) -> list[Panel]:
     if not all(0 <= value <= 1 for value in values if value is not None):
         return panels
     return [replace(panel, bounds=(0, 1)) for panel in panels]
-
-
-_LEGEND: dict[str, Any] = {
-    "loc": "lower left",
-    "bbox_to_anchor": (-0.02, 0.985),
-    "frameon": False,
-    "fontsize": 7.5,
-    "labelcolor": GREY,
-    "handlelength": 1.6,
-    "columnspacing": 1.0,
-    "borderpad": 0.1,
-}
-
-
-def _axes(count: int, ratios: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
-    columns = len(ratios) if ratios else min(COLUMNS, count)
-    rows = -(-count // columns)
-    width = PANEL_WIDTH * (COLUMNS if columns > 1 else 1.6)
-    height = (PANEL_HEIGHT if columns > 1 else 2.6) * rows + 0.15
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    grid = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
-    return figure, list(grid.flat)
-
-
-def _plot(axes: Axes, panel: Panel) -> None:
-    for index, line in enumerate(panel.lines):
-        values = [float("nan") if value is None else value for value in line.values]
-        style: dict[str, Any]
-        if line.strong:
-            style = {"color": "#0a58a8", "linewidth": 2, "marker": "o", "markersize": 3.5}
-        else:
-            dashes, marker = (("-", "."), ((0, (4, 1.5)), "^"), ((0, (1, 1)), "s"))[index % 3]
-            style = {"color": "#8a939c", "linewidth": 1.1, "marker": marker, "markersize": 3}
-            style |= {"linestyle": dashes}
-        axes.plot(line.steps, values, label=line.label, **style)
-        gaps = [step for step, value in zip(line.steps, line.values, strict=True) if missing(value)]
-        if gaps:  # a mark on the floor: nothing was measured here
-            floor = axes.get_xaxis_transform()
-            axes.plot(gaps, [0.03] * len(gaps), "x", color="#ad2118", markersize=4, transform=floor)
-    _dress(axes, panel.title)
-    if panel.is_share:
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
-        axes.set_ylim(bottom=0, top=max(0.05, axes.get_ylim()[1]))
-    elif panel.bounds:
-        low, high = panel.bounds
-        axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-    if len(panel.lines) > 1:
-        axes.legend(ncols=len(panel.lines), **_LEGEND)
-
-
-def _dress(axes: Axes, title: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, loc="left", fontsize=9, fontweight="bold", color=INK, pad=16)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
-    axes.tick_params(colors=GREY, labelsize=7.5, length=0)
-    axes.tick_params(axis="x", length=3)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.set_xlabel("step", fontsize=7.5, color=GREY, labelpad=1)
-
-
-def _described(panels: Sequence[Panel]) -> str:
-    return " ".join(
-        f"{panel.title} by step: {'; '.join(_said(line) for line in panel.lines)}."
-        for panel in panels
-    )
-
-
-def _said(line: Line) -> str:
-    known = [
-        (step, value)
-        for step, value in zip(line.steps, line.values, strict=True)
-        if value is not None and not missing(value)
-    ]
-    (first, start), (last, end) = known[0], known[-1]
-    top_step, top = max(known, key=lambda pair: pair[1])
-    gaps = len(line.steps) - len(known)
-    return (
-        f"{line.label} {number(start)} at step {first}, {number(end)} at step {last}, "
-        f"highest {number(top)} at step {top_step}"
-        f"{f', {gaps} without a value' if gaps else ''}"
-    )
 
 
 def _coverage(steps: pd.DataFrame) -> str:
