@@ -2,7 +2,8 @@
 
 `compile_grader(spec)` checks a spec in the wire's form and gives a `CompiledGrader`, whose
 `grade(sample, item)` returns a `Grade`. This room knows no client, no server and no model; what
-it needs from outside (a judge, an embedding, an HTTP call) is handed in. Names load on first use.
+it needs from outside (a judge, an embedding, an HTTP call, a cache) is handed in. Names load on
+first use, so that importing this package costs nothing.
 """
 
 from __future__ import annotations
@@ -11,40 +12,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rftkit.graders.endpoint import mask_secrets
     from rftkit.graders.engine import (
         CompiledGrader,
         Leaf,
         check_item_paths,
         compile_grader,
+        grade,
         validate,
         variables,
     )
+    from rftkit.graders.judge import Completion, CompletionCall, JudgeCache, completion_call
     from rftkit.graders.outcome import Grade, Sample
     from rftkit.graders.sandbox import Limits
 
 __all__ = [
     "CompiledGrader",
+    "Completion",
+    "CompletionCall",
     "Grade",
+    "JudgeCache",
     "Leaf",
     "Limits",
     "Sample",
     "check_item_paths",
     "compile_grader",
+    "completion_call",
+    "grade",
+    "mask_secrets",
     "validate",
     "variables",
 ]
 
 _HOMES = {
-    "outcome": ("Grade", "Sample"),
-    "sandbox": ("Limits",),
+    "endpoint": ("mask_secrets",),
     "engine": (
         "CompiledGrader",
         "Leaf",
         "check_item_paths",
         "compile_grader",
+        "grade",
         "validate",
         "variables",
     ),
+    "judge": ("Completion", "CompletionCall", "JudgeCache", "completion_call"),
+    "outcome": ("Grade", "Sample"),
+    "sandbox": ("Limits",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

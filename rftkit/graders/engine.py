@@ -2,25 +2,35 @@
 
 The same code grades in a notebook, in graders/run, in training and in validation. A compiled
 grader is a list of leaves (the sub-graders of a multi, or the grader itself) and, for a multi, a
-formula. A new type is one compile function in `_COMPILERS`. Not here: what a metric computes
-(`similarity`), how a judge is asked (`judge`), how foreign code is held (`sandbox`).
+formula; it turns what a leaf returns or raises into one of the three outcomes. Not here: how one
+type is compiled (`leaves`), many rows as a table (`frames`), the audit of a grader (`audit`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from rftkit import settings
 from rftkit.errors import RowError
+from rftkit.graders.endpoint import HttpCall
 from rftkit.graders.formula import Formula, compile_formula
+from rftkit.graders.judge import CompletionCall
+from rftkit.graders.leaves import (
+    COMPILERS,
+    Context,
+    EmbeddingCall,
+    Score,
+    Usage,
+    leaf_paths,
+    num_threads,
+)
 from rftkit.graders.outcome import Fault, Grade, Sample
-from rftkit.graders.sandbox import Limits, Sandbox, check_source
-from rftkit.graders.similarity import metric
-from rftkit.graders.template import Path, compile_template, look_up, paths
+from rftkit.graders.sandbox import Limits
+from rftkit.graders.template import Path, look_up
 from rftkit.graders.types import Purpose, parse
 
 __all__ = [
@@ -28,13 +38,10 @@ __all__ = [
     "Leaf",
     "check_item_paths",
     "compile_grader",
+    "grade",
     "validate",
     "variables",
 ]
-
-Usage = dict[str, dict[str, int]]
-Score = Callable[[Sample, Any, Usage], float]
-"""What a leaf compiles to: the reward, or a Fault; judges add the tokens they used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +52,6 @@ class Leaf:
     """Variable of the formula; the grader's name when it is not part of a multi."""
     name: str
     type: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Context:
-    """What compile functions may use besides the spec."""
-
-    purpose: Purpose
-    workers: int
-    limits: Limits
-    unconfined: bool
-    closers: list[Callable[[], None]]
 
 
 class CompiledGrader:
@@ -193,7 +189,12 @@ def compile_grader(
     spec: Mapping[str, Any],
     *,
     purpose: Purpose = "rft",
+    complete: CompletionCall | None = None,
+    embed: EmbeddingCall | None = None,
+    http: HttpCall | None = None,
+    cache: MutableMapping[str, str] | None = None,
     workers: int = 2,
+    concurrency: int = 8,
     limits: Limits | None = None,
     floor_reward: float | None = None,
     unconfined: bool | None = None,
@@ -203,7 +204,12 @@ def compile_grader(
     Args:
         spec: a grader in the wire's form.
         purpose: `eval` allows `cosine` and `label_model`.
+        complete: asks a judge; without it model graders fail with a message that says so.
+        embed: embeds texts for `cosine`.
+        http: calls endpoint graders; default a plain HTTP POST.
+        cache: judges' answers, such as a `JudgeCache`; default none.
         workers: processes for each python grader.
+        concurrency: calls of judges and endpoints at once.
         limits: of a python grader's call.
         floor_reward: reward of an unscorable sample; default `range[0]` of a score_model, else 0.
         unconfined: run python graders without isolation; default `RFTKIT_UNCONFINED_GRADERS`.
@@ -212,25 +218,44 @@ def compile_grader(
         GraderSpecError: `param` names the field.
         PlatformError: a python grader, and this machine cannot isolate it.
     """
-    closers: list[Callable[[], None]] = []
-    if unconfined is None:
-        unconfined = settings.unconfined_graders()
-    context = _Context(purpose, workers, limits or Limits(), unconfined, closers)
+    context = Context(
+        purpose=purpose,
+        workers=workers,
+        limits=limits or Limits(),
+        unconfined=settings.unconfined_graders() if unconfined is None else unconfined,
+        complete=complete,
+        embed=embed,
+        http=http,
+        cache=cache,
+        concurrency=concurrency,
+        gate=threading.Semaphore(concurrency),
+    )
     parsed = parse(spec, purpose=purpose)
-    formula, parts = None, {"": parsed}
+    parts = _parts(parsed)
+    formula = None
     if parsed["type"] == "multi":
-        parts = parsed["graders"]
         formula = compile_formula(parsed["calculate_output"], parts, param="calculate_output")
     scores = {
-        key: _COMPILERS[part["type"]](part, f"graders.{key}" if key else "", context)
-        for key, part in parts.items()
+        key: COMPILERS[part["type"]](part, _param(key), context) for key, part in parts.items()
     }
-    if floor_reward is None:
-        floor_reward = parsed.get("range", [0.0])[0]
-    threads = max(_threads(part["type"], context) for part in parts.values())
     return CompiledGrader(
-        parsed, scores, formula, floor_reward=floor_reward, threads=threads, closers=closers
+        parsed,
+        scores,
+        formula,
+        floor_reward=parsed.get("range", [0.0])[0] if floor_reward is None else floor_reward,
+        threads=max(num_threads(part["type"], context) for part in parts.values()),
+        closers=context.closers,
     )
+
+
+def grade(spec: Mapping[str, Any], sample: Sample | str, item: Any, **options: Any) -> Grade:
+    """Compile a spec, grade one sample, close. `options` are those of `compile_grader`.
+
+    Raises:
+        GraderSpecError: `param` names the field.
+    """
+    with compile_grader(spec, **options) as grader:
+        return grader.grade(Sample.from_text(sample) if isinstance(sample, str) else sample, item)
 
 
 def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
@@ -268,51 +293,6 @@ def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
                 raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
 
 
-def _compile_string_check(spec: dict[str, Any], param: str, context: _Context) -> Score:
-    left = compile_template(spec["input"], param=_at(param, "input"))
-    right = compile_template(spec["reference"], param=_at(param, "reference"))
-    match spec["operation"]:
-        case "eq":
-            return lambda sample, item, _: 1.0 if left(sample, item) == right(sample, item) else 0.0
-        case "ne":
-            return lambda sample, item, _: 1.0 if left(sample, item) != right(sample, item) else 0.0
-        case "like":
-            return lambda sample, item, _: 1.0 if right(sample, item) in left(sample, item) else 0.0
-    return lambda sample, item, _: float(
-        right(sample, item).casefold() in left(sample, item).casefold()
-    )
-
-
-def _compile_text_similarity(spec: dict[str, Any], param: str, context: _Context) -> Score:
-    left = compile_template(spec["input"], param=_at(param, "input"))
-    right = compile_template(spec["reference"], param=_at(param, "reference"))
-    compare = metric(spec["evaluation_metric"])
-    return lambda sample, item, _: compare(left(sample, item), right(sample, item))
-
-
-def _compile_python(spec: dict[str, Any], param: str, context: _Context) -> Score:
-    check_source(spec["source"], param=_at(param, "source"))
-    sandbox = Sandbox(
-        spec["source"],
-        workers=context.workers,
-        limits=context.limits,
-        unconfined=context.unconfined,
-    )
-    context.closers.append(sandbox.close)
-    return lambda sample, item, _: sandbox.grade(sample.to_dict(), item)
-
-
-class _Compile(Protocol):
-    def __call__(self, spec: dict[str, Any], param: str, context: _Context, /) -> Score: ...
-
-
-_COMPILERS: dict[str, _Compile] = {
-    "string_check": _compile_string_check,
-    "text_similarity": _compile_text_similarity,
-    "python": _compile_python,
-}
-
-
 def _run(score: Score, sample: Sample, item: Any, usage: Usage) -> float:
     """One leaf; whatever else it raises is the grader's failure, with its name."""
     try:
@@ -333,33 +313,26 @@ def _what_is_wrong(sample: Sample) -> Fault:
     )
 
 
-def _leaves(spec: dict[str, Any]) -> list[Leaf]:
-    parts = spec["graders"] if spec["type"] == "multi" else {spec["name"]: spec}
-    return [Leaf(key, part["name"], part["type"]) for key, part in parts.items()]
+def _parts(parsed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Key -> leaf; a grader that is not a multi is its own leaf, under the empty key."""
+    parts: dict[str, dict[str, Any]] = (
+        parsed["graders"] if parsed["type"] == "multi" else {"": parsed}
+    )
+    return parts
+
+
+def _param(key: str) -> str:
+    return f"graders.{key}" if key else ""
+
+
+def _leaves(parsed: dict[str, Any]) -> list[Leaf]:
+    parts = _parts(parsed).items()
+    return [Leaf(key or part["name"], part["name"], part["type"]) for key, part in parts]
 
 
 def _paths(spec: Mapping[str, Any]) -> list[Path]:
-    parsed = parse(spec, purpose="eval")
-    parts = parsed["graders"] if parsed["type"] == "multi" else {"": parsed}
-    found: list[Path] = []
-    for key, part in parts.items():
-        for field in ("input", "reference"):
-            for text in _texts(part.get(field)):
-                found += paths(text, param=_at(f"graders.{key}" if key else "", field))
-    return found
-
-
-def _texts(value: Any) -> list[str]:
-    """Every text inside a template field, which for judges is a list of messages."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        value = [value[key] for key in value if key not in ("role", "type", "detail", "format")]
-    return [text for inner in value or [] for text in _texts(inner)]
-
-
-def _threads(kind: str, context: _Context) -> int:
-    return {"python": context.workers}.get(kind, 1)
+    parts = _parts(parse(spec, purpose="eval"))
+    return [path for key, part in parts.items() for path in leaf_paths(part, _param(key))]
 
 
 def _run_threads(work: Callable[[], None], count: int) -> None:
@@ -388,7 +361,3 @@ def _total(usages: Mapping[str, Usage]) -> Usage:
             for name, count in counts.items():
                 sums[name] = sums.get(name, 0) + count
     return total
-
-
-def _at(param: str, field: str) -> str:
-    return f"{param}.{field}" if param else field

@@ -36,7 +36,7 @@ MULTI = {
 PYTHON = {"type": "python", "source": "def grade(sample, item):\n    return 0.5\n"}
 HANGING = {
     "type": "python",
-    "source": "def grade(sample, item):\n    while item.get('hang'):\n        pass\n    return 1.0\n",
+    "source": "def grade(sample, item):\n    while item['hang']: pass\n    return 1.0\n",
 }
 
 
@@ -76,7 +76,7 @@ def pure() -> None:
         bare = count / best(lambda texts=texts: [ratio(a, b) / 100 for a, b in texts])
         target = ">= 150,000" if length == 100 else "-"
         report(f"fuzzy_match at {length} characters, grades/s", graded, target)
-        report(f"  bare rapidfuzz loop takes 1, grader takes", bare / graded, "<= 2 at 2,000")
+        report("  bare rapidfuzz loop takes 1, grader takes", bare / graded, "<= 2 at 2,000")
 
 
 def python() -> None:

@@ -1,0 +1,145 @@
+"""Graders of the user's own behind HTTP: POST `{sample, item, trace_id}`, get `{"score": number}`.
+
+As in the hosted preview: at most 1 MB each way, ten minutes a call, three more tries when the
+server fails, a limit on calls a second. Headers carry secrets, so `mask_secrets` hides them in
+whatever is shown. Not here: any other HTTP; the call itself can be handed in.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rftkit.graders.outcome import Fault, Sample
+
+__all__ = ["Endpoint", "HttpCall", "mask_secrets", "post"]
+
+HttpCall = Callable[[str, Mapping[str, str], bytes], tuple[int, bytes]]
+"""(url, headers, body) -> (status, body); raises when there is no answer."""
+
+ATTEMPTS = 4
+MAX_BYTES = 1_000_000
+TIMEOUT_SECONDS = 600.0
+_FIRST_PAUSE_SECONDS = 0.5
+_NO_ANSWER = 599
+
+
+class Endpoint:
+    """One endpoint grader; safe to call from several threads."""
+
+    def __init__(self, spec: Mapping[str, Any], http: HttpCall | None = None) -> None:
+        self._url = spec["url"]
+        self._headers = {"Content-Type": "application/json"} | spec.get("headers", {})
+        self._interval = 1.0 / spec["rate_limit"] if spec.get("rate_limit") else 0.0
+        self._http, self._lock, self._next = http or post, threading.Lock(), 0.0
+
+    def grade(self, sample: Sample, item: Any) -> float:
+        """The score.
+
+        Raises:
+            Fault: `endpoint_grader_internal_error` for what went wrong here, such as a row that is
+                too large; `endpoint_grader_server_error` for what the endpoint did wrong.
+        """
+        trace = f"trace_{uuid.uuid4().hex}"
+        body = _body({"sample": sample.to_dict(), "item": item, "trace_id": trace})
+        status, answer = self._try(body)
+        for attempt in range(ATTEMPTS - 1):
+            if status < 500 and status != 429:
+                break
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+            status, answer = self._try(body)
+        return _read(status, answer)
+
+    def _try(self, body: bytes) -> tuple[int, bytes]:
+        self._wait_turn()
+        try:
+            return self._http(self._url, self._headers, body)
+        except Exception as error:
+            return _NO_ANSWER, f"{type(error).__name__}: {error}".encode()
+
+    def _wait_turn(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._interval
+        time.sleep(max(0.0, turn - now))
+
+
+def mask_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec with the values of headers replaced by asterisks, to be echoed and shown."""
+    shown = dict(spec)
+    if isinstance(shown.get("headers"), Mapping):
+        shown["headers"] = dict.fromkeys(shown["headers"], "********")
+    if isinstance(shown.get("graders"), Mapping):
+        shown["graders"] = {
+            key: mask_secrets(part) if isinstance(part, Mapping) else part
+            for key, part in shown["graders"].items()
+        }
+    return shown
+
+
+def post(url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+    """The default HTTP call; connections are kept, redirects are not followed."""
+    client = _client()
+    with client.stream("POST", url, headers=dict(headers), content=body) as answer:
+        received = b""
+        for chunk in answer.iter_bytes():
+            received += chunk
+            if len(received) > MAX_BYTES:
+                break
+        return answer.status_code, received
+
+
+@functools.cache
+def _client() -> Any:
+    import httpx2  # what the openai client speaks HTTP with
+
+    return httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False)
+
+
+def _body(payload: dict[str, Any]) -> bytes:
+    try:
+        body = json.dumps(payload).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Fault("endpoint_grader_internal_error", f"cannot be JSON: {error}") from None
+    if len(body) > MAX_BYTES:
+        raise Fault(
+            "endpoint_grader_internal_error",
+            f"sample and row have {len(body)} bytes together; an endpoint takes {MAX_BYTES}",
+        )
+    return body
+
+
+def _read(status: int, answer: bytes) -> float:
+    if status != 200:
+        raise _blame(status, answer)
+    try:
+        score = json.loads(answer)["score"] if len(answer) <= MAX_BYTES else None
+    except (ValueError, TypeError, LookupError, RecursionError):
+        score = None
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise _blame(status, answer)
+    try:
+        value = float(score)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise _blame(status, answer)
+    return value
+
+
+def _blame(status: int, answer: bytes) -> Fault:
+    text = answer[:300].decode("utf-8", "replace")
+    if status == _NO_ANSWER:
+        return Fault("endpoint_grader_server_error", f"no answer: {text}")
+    return Fault(
+        "endpoint_grader_server_error",
+        f'status {status}, expected 200 with {{"score": number}}; found: {text}',
+    )

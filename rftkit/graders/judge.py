@@ -1,0 +1,324 @@
+"""Model judges: render the prompt, make one completion call, parse the answer strictly.
+
+The call is handed in (`CompletionCall`; `completion_call` makes one from an OpenAI client), so a
+judge may be a hosted model, a server of your own or the local platform. A judge is made to answer
+with a JSON schema: `steps`, then `result`, a number or a label. Faults are told apart: the call
+failed, the judge refused, it ran out of tokens, its answer does not fit the schema. None of them is
+ever a score. Not here: which endpoint is the judge, keys, and the waiting of many calls on each
+other beyond a bound on how many run at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, MutableMapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rftkit.graders.outcome import Fault, Sample
+from rftkit.graders.template import Render, compile_template
+
+__all__ = [
+    "Completion",
+    "CompletionCall",
+    "Judge",
+    "JudgeCache",
+    "completion_call",
+    "read_label",
+    "read_score",
+    "schema",
+]
+
+ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a judge answered."""
+
+    text: str | None
+    """The message's content."""
+    finish_reason: str = "stop"
+    """`length` means that it ran out of tokens."""
+    refusal: str | None = None
+    """Why it refused, if it did."""
+    usage: dict[str, int] = field(default_factory=dict)
+    """prompt_tokens, completion_tokens, total_tokens, cached_tokens."""
+
+
+class CompletionCall(Protocol):
+    """One chat completion. An attribute `endpoint` (text), if there is one, is part of cache keys.
+
+    An exception means that the call failed; it is tried again unless it has a `status_code` that
+    says that trying again is of no use.
+    """
+
+    def __call__(
+        self,
+        *,
+        model: str,
+        messages: list[dict[str, Any]],
+        response_format: dict[str, Any],
+        sampling: dict[str, Any],
+    ) -> Completion:
+        """`sampling` has the keyword arguments of chat completions: temperature, seed, …"""
+
+
+class JudgeCache(MutableMapping[str, str]):
+    """Answers of judges, kept in a file of JSON lines that only grows.
+
+    Several processes may write to one file; each sees what was there when it opened it and what it
+    wrote itself. A line cut off by a crash is passed over.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._lock = Path(path), threading.Lock()
+        self._entries: dict[str, str] = {}
+        if self._path.exists():
+            with self._path.open(encoding="utf-8", errors="replace") as lines:
+                self._entries.update(_read_entries(lines))
+
+    def __getitem__(self, key: str) -> str:
+        return self._entries[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        line = json.dumps([key, value]) + "\n"
+        with self._lock:
+            self._entries[key] = value
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # the leading newline ends a line that a crash left open
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" + line)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError("a judge cache only grows; delete its file to empty it")
+
+    def __iter__(self) -> Any:
+        return iter(dict(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class Judge:
+    """Asks one model one kind of question; the cache and the bound are shared with other judges."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        answer_schema: dict[str, Any],
+        *,
+        param: str,
+        complete: CompletionCall | None,
+        cache: MutableMapping[str, str] | None,
+        gate: AbstractContextManager[Any],
+    ) -> None:
+        self._model = spec["model"]
+        self._sampling = _sampling(spec.get("sampling_params") or {})
+        self._messages = [
+            _message(message, f"{param}[{place}].content")
+            for place, message in enumerate(spec["input"])
+        ]
+        self._format = answer_schema
+        self._complete, self._cache, self._gate = complete, cache, gate
+
+    def ask(self, sample: Sample, item: Any, usage: dict[str, dict[str, int]]) -> Any:
+        """The judge's `result`, unchecked; tokens are added to `usage`, none for a cached answer.
+
+        Raises:
+            Fault: one of the `model_grader_*` flags, or a template's.
+        """
+        messages = [render(sample, item) for render in self._messages]
+        key = self._key(messages)
+        if self._cache is not None and key in self._cache:
+            return _parse(self._cache[key])
+        completion = self._call(messages)
+        usage[self._model] = completion.usage
+        if completion.refusal:
+            raise Fault("model_grader_refusal_error", completion.refusal)
+        if completion.finish_reason == "length":
+            raise Fault(
+                "model_grader_exceeded_max_tokens_error",
+                "the judge ran out of tokens; raise sampling_params.max_completions_tokens",
+            )
+        result = _parse(completion.text or "")
+        if self._cache is not None and completion.text:
+            self._cache[key] = completion.text
+        return result
+
+    def _key(self, messages: list[dict[str, Any]]) -> str:
+        where = getattr(self._complete, "endpoint", "")
+        question = [where, self._model, self._sampling, self._format, messages]
+        return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+
+    def _call(self, messages: list[dict[str, Any]]) -> Completion:
+        if self._complete is None:
+            raise Fault(
+                "model_grader_server_error",
+                "no judge is configured; set RFTKIT_JUDGE_BASE_URL (and RFTKIT_JUDGE_API_KEY), or "
+                "pass complete= to compile_grader",
+            )
+        for attempt in range(ATTEMPTS):
+            try:
+                with self._gate:
+                    return self._complete(
+                        model=self._model,
+                        messages=messages,
+                        response_format=self._format,
+                        sampling=dict(self._sampling),
+                    )
+            except Exception as error:
+                if attempt == ATTEMPTS - 1 or not _may_pass(error):
+                    raise Fault(
+                        "model_grader_server_error", f"{type(error).__name__}: {error}"
+                    ) from error
+            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+        raise AssertionError("unreachable")
+
+
+def completion_call(client: Any) -> CompletionCall:
+    """A completion call over a client that has `chat.completions.create` (an `openai.OpenAI`)."""
+
+    def complete(
+        *,
+        model: str,
+        messages: list[dict[str, Any]],
+        response_format: dict[str, Any],
+        sampling: dict[str, Any],
+    ) -> Completion:
+        answer = client.chat.completions.create(
+            model=model, messages=messages, response_format=response_format, **sampling
+        )
+        choice, usage = answer.choices[0], answer.usage
+        counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+        details = getattr(usage, "prompt_tokens_details", None)
+        return Completion(
+            text=choice.message.content,
+            finish_reason=choice.finish_reason,
+            refusal=getattr(choice.message, "refusal", None),
+            usage={count: getattr(usage, count, 0) or 0 for count in counts}
+            | {"cached_tokens": getattr(details, "cached_tokens", 0) or 0},
+        )
+
+    complete.endpoint = str(getattr(client, "base_url", ""))  # type: ignore[attr-defined]
+    return complete
+
+
+def schema(result: dict[str, Any], name: str) -> dict[str, Any]:
+    """The `response_format` that makes a judge reason in `steps` and end with `result`."""
+    text = {"type": "string"}
+    step = {
+        "type": "object",
+        "properties": {"description": text, "conclusion": text},
+        "required": ["description", "conclusion"],
+        "additionalProperties": False,
+    }
+    properties = {"steps": {"type": "array", "maxItems": 8, "items": step}, "result": result}
+    return {
+        "type": "json_schema",
+        "json_schema": {
+            "name": name,
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+def read_score(result: Any, low: float, high: float) -> float:
+    """A judge's number, clipped into [low, high].
+
+    Raises:
+        Fault: `model_grader_parse_error` when it is not a finite number.
+    """
+    is_number = isinstance(result, int | float) and not isinstance(result, bool)
+    if not is_number or (isinstance(result, float) and not math.isfinite(result)):
+        raise Fault("model_grader_parse_error", f"`result` is {result!r}, not a number"[:300])
+    return float(min(max(result, low), high))
+
+
+def read_label(result: Any, labels: list[str], passing: list[str]) -> float:
+    """1 for a passing label, 0 for another one.
+
+    Raises:
+        Fault: `model_grader_parse_error` when it is none of the labels.
+    """
+    if result not in labels:
+        raise Fault(
+            "model_grader_parse_error", f"`result` is {result!r}, not one of {labels}"[:300]
+        )
+    return float(result in passing)
+
+
+def _parse(text: str) -> Any:
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict) or "result" not in answer:
+        raise Fault("model_grader_parse_error", f"not the JSON that was asked for: {text[:300]!r}")
+    return answer["result"]
+
+
+def _may_pass(error: Exception) -> bool:
+    status = getattr(error, "status_code", None)
+    return not isinstance(status, int) or status in (408, 409, 429) or status >= 500
+
+
+def _sampling(params: dict[str, Any]) -> dict[str, Any]:
+    """The wire's names for chat completions; the grader's plural is its own."""
+    names = {"max_completions_tokens": "max_completion_tokens"}
+    return {names.get(name, name): value for name, value in params.items()}
+
+
+def _message(message: dict[str, Any], param: str) -> Callable[[Sample, Any], dict[str, Any]]:
+    content, role = message["content"], message["role"]
+    if isinstance(content, str):
+        render = compile_template(content, param=param)
+        return lambda sample, item: {"role": role, "content": render(sample, item)}
+    parts = [_part(part, param) for part in (content if isinstance(content, list) else [content])]
+    return lambda sample, item: {"role": role, "content": [part(sample, item) for part in parts]}
+
+
+def _part(part: str | dict[str, Any], param: str) -> Callable[[Sample, Any], dict[str, Any]]:
+    """A part in the form of chat completions, with its texts rendered."""
+    if isinstance(part, str):
+        part = {"type": "input_text", "text": part}
+    match part["type"]:
+        case "input_image":
+            return _fill("image_url", "url", part, part["image_url"], ("detail",), param)
+        case "input_audio":
+            audio = part["input_audio"]
+            return _fill("input_audio", "data", audio, audio.get("data", ""), ("format",), param)
+    render = compile_template(part["text"], param=param)
+    return lambda sample, item: {"type": "text", "text": render(sample, item)}
+
+
+def _fill(
+    kind: str, key: str, source: dict[str, Any], text: str, extras: Iterable[str], param: str
+) -> Callable[[Sample, Any], dict[str, Any]]:
+    render: Render = compile_template(text, param=param)
+    fixed = {name: source[name] for name in extras if name in source}
+    return lambda sample, item: {"type": kind, kind: {key: render(sample, item)} | fixed}
+
+
+def _read_entries(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry):
+            yield entry[0], entry[1]

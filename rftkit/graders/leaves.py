@@ -1,0 +1,189 @@
+"""From one spec to one function: `COMPILERS[type](spec, param, context)` -> Score.
+
+A new grader type is one function here and one model in `types`. What a Score needs from outside
+(a judge, an embedding, HTTP, a cache) comes in the Context. Not here: multi graders and outcomes,
+which are the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rftkit.graders import judge
+from rftkit.graders.endpoint import Endpoint, HttpCall
+from rftkit.graders.outcome import Fault, Sample
+from rftkit.graders.sandbox import Limits, Sandbox, check_source
+from rftkit.graders.similarity import metric
+from rftkit.graders.template import Path, compile_template, paths
+from rftkit.graders.types import Purpose
+
+__all__ = ["COMPILERS", "Context", "EmbeddingCall", "Score", "Usage", "leaf_paths", "num_threads"]
+
+Usage = dict[str, dict[str, int]]
+"""Tokens per model."""
+
+Score = Callable[[Sample, Any, Usage], float]
+"""What a spec compiles to: (sample, item, usage) -> reward, or a Fault. Judges add to `usage`."""
+
+EmbeddingCall = Callable[[str, list[str]], list[list[float]]]
+"""(model, texts) -> one vector a text."""
+
+EMBEDDING_MODEL = "text-embedding-3-large"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What compile functions may use besides the spec."""
+
+    purpose: Purpose = "rft"
+    workers: int = 2
+    """Processes of each python grader."""
+    limits: Limits = field(default_factory=Limits)
+    unconfined: bool = False
+    """Run python graders without isolation."""
+    complete: judge.CompletionCall | None = None
+    embed: EmbeddingCall | None = None
+    http: HttpCall | None = None
+    cache: MutableMapping[str, str] | None = None
+    """Answers of judges."""
+    concurrency: int = 8
+    """Calls of judges and endpoints at once."""
+    gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(8))
+    """Holds judges to `concurrency`."""
+    closers: list[Callable[[], None]] = field(default_factory=list)
+    """What to call when the grader is closed."""
+
+
+def num_threads(kind: str, context: Context) -> int:
+    """How many grades of one leaf may usefully run at once."""
+    if kind == "python":
+        return context.workers
+    return context.concurrency if kind in ("score_model", "label_model", "endpoint") else 1
+
+
+def leaf_paths(spec: Mapping[str, Any], param: str) -> list[Path]:
+    """The template paths of one normalised leaf; python and endpoint graders have none."""
+    return [
+        path
+        for name in ("input", "reference")
+        for text in _texts(spec.get(name))
+        for path in paths(text, param=_at(param, name))
+    ]
+
+
+def _string_check(spec: dict[str, Any], param: str, context: Context) -> Score:
+    left = compile_template(spec["input"], param=_at(param, "input"))
+    right = compile_template(spec["reference"], param=_at(param, "reference"))
+    match spec["operation"]:
+        case "eq":
+            return lambda sample, item, _: 1.0 if left(sample, item) == right(sample, item) else 0.0
+        case "ne":
+            return lambda sample, item, _: 1.0 if left(sample, item) != right(sample, item) else 0.0
+        case "like":
+            return lambda sample, item, _: 1.0 if right(sample, item) in left(sample, item) else 0.0
+    return lambda sample, item, _: float(
+        right(sample, item).casefold() in left(sample, item).casefold()
+    )
+
+
+def _text_similarity(spec: dict[str, Any], param: str, context: Context) -> Score:
+    left = compile_template(spec["input"], param=_at(param, "input"))
+    right = compile_template(spec["reference"], param=_at(param, "reference"))
+    if spec["evaluation_metric"] == "cosine":
+        return _cosine(left, right, context)
+    compare = metric(spec["evaluation_metric"])
+    return lambda sample, item, _: compare(left(sample, item), right(sample, item))
+
+
+def _cosine(left: Any, right: Any, context: Context) -> Score:
+    """Cosine of the embeddings; below 0 counts as 0, so that the result is on 0..1."""
+
+    def cosine(sample: Sample, item: Any, usage: Usage) -> float:
+        texts = [left(sample, item), right(sample, item)]
+        if context.embed is None:
+            raise Fault("model_grader_server_error", "cosine needs embed= in compile_grader")
+        try:
+            with context.gate:
+                one, other = context.embed(EMBEDDING_MODEL, texts)
+        except Exception as error:
+            raise Fault("model_grader_server_error", f"{type(error).__name__}: {error}") from error
+        product: float = sum(map(operator.mul, one, other))
+        return max(0.0, product / (math.hypot(*one) * math.hypot(*other)))
+
+    return cosine
+
+
+def _python(spec: dict[str, Any], param: str, context: Context) -> Score:
+    check_source(spec["source"], param=_at(param, "source"))
+    sandbox = Sandbox(
+        spec["source"],
+        workers=context.workers,
+        limits=context.limits,
+        unconfined=context.unconfined,
+    )
+    context.closers.append(sandbox.close)
+    return lambda sample, item, _: sandbox.grade(sample.to_dict(), item)
+
+
+def _score_model(spec: dict[str, Any], param: str, context: Context) -> Score:
+    low, high = spec.get("range", (0.0, 1.0))
+    result = {"type": "number", "description": f"The score, from {low:g} to {high:g} inclusive."}
+    asked = _judge(spec, judge.schema(result, "float_score_classification"), param, context)
+    return lambda sample, item, usage: judge.read_score(asked.ask(sample, item, usage), low, high)
+
+
+def _label_model(spec: dict[str, Any], param: str, context: Context) -> Score:
+    labels, passing = spec["labels"], spec["passing_labels"]
+    result = {"type": "string", "enum": labels, "description": "The label that fits best."}
+    asked = _judge(spec, judge.schema(result, "label_classification"), param, context)
+    return lambda sample, item, usage: judge.read_label(
+        asked.ask(sample, item, usage), labels, passing
+    )
+
+
+def _judge(spec: dict[str, Any], schema: dict[str, Any], param: str, context: Context) -> Any:
+    return judge.Judge(
+        spec,
+        schema,
+        param=_at(param, "input"),
+        complete=context.complete,
+        cache=context.cache,
+        gate=context.gate,
+    )
+
+
+def _endpoint(spec: dict[str, Any], param: str, context: Context) -> Score:
+    endpoint = Endpoint(spec, context.http)
+    return lambda sample, item, _: endpoint.grade(sample, item)
+
+
+class _Compiler(Protocol):
+    def __call__(self, spec: dict[str, Any], param: str, context: Context, /) -> Score: ...
+
+
+COMPILERS: dict[str, _Compiler] = {
+    "string_check": _string_check,
+    "text_similarity": _text_similarity,
+    "python": _python,
+    "score_model": _score_model,
+    "label_model": _label_model,
+    "endpoint": _endpoint,
+}
+
+
+def _texts(value: Any) -> list[str]:
+    """Every text inside a template field, which for judges is a list of messages."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        value = [value[key] for key in value if key not in ("role", "type", "detail", "format")]
+    return [text for inner in value or [] for text in _texts(inner)]
+
+
+def _at(param: str, field: str) -> str:
+    return f"{param}.{field}" if param else field
