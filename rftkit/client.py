@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,9 +37,6 @@ STOP_SECONDS = 20.0
 PROBE_SECONDS = 2.0
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
 """What the local platform imports; all come with the extra `local`."""
-
-_STARTED: list[subprocess.Popen[bytes]] = []
-"""Servers of this process; they outlive it, so nobody waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +193,7 @@ def _start(home: Path, idle_minutes: float | None) -> ServerStatus:
             start_new_session=True,
             env=settings.child_environment(),
         )
-    _STARTED.append(process)
+    threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         server = serve_status(home)

@@ -1,0 +1,142 @@
+"""Shared fixtures: an own home for every test, the platform in memory, the platform as a process.
+
+The official `openai` client drives both platforms; where the model worker is not the point, a
+`FakeLink` answers in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from rftkit import client as rftkit_client
+
+GRADER = {
+    "type": "string_check",
+    "name": "exact",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "operation": "eq",
+}
+ROW = b'{"messages": [{"role": "user", "content": "say hi"}], "answer": "hi"}\n'
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty RFTKIT_HOME; nothing of the outside environment reaches a test."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "RFTKIT_API_KEY", "RFTKIT_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("RFTKIT_HOME", str(folder))
+    return folder
+
+
+@dataclass
+class FakeLink:
+    """A worker that answers at once with what `say` returns for a request."""
+
+    say: Callable[[dict[str, Any]], Any] = lambda request: "hello"
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    wakes: int = 0
+    aborted: int = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        self.requests.append(request)
+        completions = []
+        for index in range(request["n"]):
+            said = self.say(request)
+            if isinstance(said, Exception):
+                raise said
+            completion = said if isinstance(said, dict) else {"text": said}
+            completion = {
+                "index": index, "stop_reason": "stop", "tokens": len(completion["text"]),
+                "reasoning_tokens": 0, "tool_calls": None, "logprobs": None, **completion,
+            }  # fmt: skip
+            completions.append(completion)
+            if request["stream"]:
+                for word in completion["text"].split(" "):
+                    yield {"delta": {"index": index, "text": word}}
+        yield {"done": {"prompt_tokens": 3, "completions": completions}}
+
+
+@dataclass
+class Served:
+    """A platform in memory and what is behind it."""
+
+    client: openai.OpenAI
+    http: Any
+    platform: Any
+    link: FakeLink
+
+    def upload(self, content: bytes = ROW, **options: Any) -> str:
+        """The id of a fine-tune file."""
+        file = self.client.files.create(
+            file=("rows.jsonl", content), purpose="fine-tune", **options
+        )
+        return file.id
+
+    def create_job(self, **changes: Any) -> Any:
+        """A job that asks for nothing unusual."""
+        file_id = self.upload()
+        body: dict[str, Any] = {
+            "model": "rftkit-tiny",
+            "training_file": file_id,
+            "validation_file": file_id,
+            "method": {"type": "reinforcement", "reinforcement": {"grader": GRADER}},
+        }
+        return self.client.fine_tuning.jobs.create(**{**body, **changes})
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    """The real application in this process, its store in memory, its worker a `FakeLink`."""
+    from starlette.testclient import TestClient
+
+    from rftkit.server.app import create_app
+    from rftkit.server.platform import Platform
+    from rftkit.server.store import Store
+
+    link = FakeLink()
+    platform = Platform(store=Store.open(None), link=link)
+    with TestClient(create_app(platform)) as http:
+        client = openai.OpenAI(
+            base_url="http://testserver/v1", api_key="local", http_client=http, max_retries=0
+        )
+        yield Served(client, http, platform, link)
+    platform.store.close()
+
+
+@pytest.fixture
+def app_client(served: Served) -> openai.OpenAI:
+    """The official client of `served`."""
+    return served.client
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """The official client of a real server process with its real worker, one for the session."""
+    import os
+
+    folder = tmp_path_factory.mktemp("platform")
+    before = os.environ.get("RFTKIT_HOME")
+    os.environ["RFTKIT_HOME"] = str(folder)
+    try:
+        with rftkit_client.connect() as client:
+            yield client
+    finally:
+        rftkit_client.stop_server(folder)
+        os.environ.pop("RFTKIT_HOME")
+        if before is not None:
+            os.environ["RFTKIT_HOME"] = before

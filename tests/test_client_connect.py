@@ -1,0 +1,153 @@
+"""connect(): finds, starts and stops the local server; one per home; clear words when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from rftkit import client
+from rftkit.errors import MissingExtraError, PlatformError
+
+
+@pytest.fixture
+def own_home(home: Path) -> Iterator[Path]:
+    """A home whose server does not outlive the test."""
+    yield home
+    client.stop_server(home)
+
+
+def serve(home: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rftkit.server", "--home", str(home), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, **options
+    )
+
+
+def test_a_base_url_gives_the_plain_client(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    plain = client.connect("https://example.test/v1", "sk-1", max_retries=5)
+    assert (str(plain.base_url), plain.api_key) == ("https://example.test/v1/", "sk-1")
+    assert plain.max_retries == 5
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://other.test/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-2")
+    hosted = client.connect()
+    assert (str(hosted.base_url), hosted.api_key) == ("https://other.test/v1/", "sk-2")
+    assert not home.exists()
+
+
+def test_the_life_of_a_local_server(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert client.serve_status() is None
+    found: list[openai.OpenAI] = []
+    threads = [threading.Thread(target=lambda: found.append(client.connect())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({str(local.base_url) for local in found}) == 1
+    assert {local.api_key for local in found} == {"local"}
+    assert {local.admin_api_key for local in found} == {"local"}
+    assert "rftkit-tiny" in [model.id for model in found[0].models.list()]
+    status = client.serve_status()
+    assert status is not None
+    assert status.pid != os.getpid()
+    record = json.loads((own_home / "server.json").read_text())
+    assert (record["address"], record["pid"]) == (status.address, status.pid)
+
+    refused = serve(own_home)
+    assert refused.returncode == 1
+    assert f"another server has the home folder {own_home}" in refused.stderr
+    assert status.address in refused.stderr
+
+    os.kill(status.pid, signal.SIGKILL)
+    while client.serve_status() is not None:
+        time.sleep(0.02)
+    again = client.connect()
+    assert again.models.list().data
+    assert client.stop_server() is not None
+    assert client.serve_status() is None
+    assert not (own_home / "server.json").exists()
+    assert client.stop_server() is None
+
+
+def test_an_idle_server_ends_by_itself(own_home: Path) -> None:
+    status = client.start_server(own_home, idle_minutes=0.005)
+    deadline = time.monotonic() + 60
+    while client._is_locked(own_home):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert client.serve_status(own_home) is None
+    assert status.home == own_home
+
+
+def test_the_default_port_moves_on_and_a_chosen_one_does_not(home: Path) -> None:
+    from rftkit.server.__main__ import _bind
+
+    with _bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        refused = serve(home, "--port", str(port))
+    assert refused.returncode == 1
+    assert f"port {port} on 127.0.0.1 cannot be used" in refused.stderr
+    assert "choose a free one with --port" in refused.stderr
+    with _bind("127.0.0.1", None) as first, _bind("127.0.0.1", None) as second:
+        assert second.getsockname()[1] > first.getsockname()[1]
+
+
+def test_listening_elsewhere_needs_a_key(home: Path) -> None:
+    refused = serve(home, "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 1
+    assert "needs an API key: pass --api-key or set RFTKIT_API_KEY" in refused.stderr
+
+
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "home"
+    with pytest.raises(PlatformError, match=r"cannot be written .* set RFTKIT_HOME"):
+        client.start_server(home)
+    refused = serve(home)
+    assert refused.returncode == 1
+    assert "set RFTKIT_HOME to a folder you own" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_missing_extra_says_what_to_type(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr(client, "NEEDED", ("no_such_package",))
+    with pytest.raises(MissingExtraError, match=r"pip install 'rftkit\[local\]'"):
+        client.connect()
+    assert not home.exists()
+
+
+def test_a_server_that_cannot_start_shows_its_log(home: Path) -> None:
+    home.mkdir()
+    (home / "platform.sqlite").write_text("not a database " * 100)
+    with pytest.raises(PlatformError, match=r"platform\.sqlite cannot be used as a database"):
+        client.start_server()
+
+
+def test_a_stale_record_is_not_believed(home: Path) -> None:
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    (home / "server.json").write_text(json.dumps({"address": f"http://127.0.0.1:{port}"}))
+    assert client.serve_status() is None
+    (home / "server.json").write_text("{half")
+    assert client.serve_status() is None
+
+
+def test_the_light_process_imports_no_torch() -> None:
+    code = "import sys, rftkit.server.__main__, rftkit.client; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
