@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from rftkit import reports
 from rftkit.errors import ReportError
-from rftkit.reports import render
+from rftkit.reports import document, render
 
 PARAMETERS = """count: int = 1  # how many
 name: str = 'x'  # what
@@ -122,17 +122,17 @@ def test_a_failing_cell_still_gives_a_page_that_shows_where(tmp_path):
 
 
 def test_what_a_browser_would_fetch_is_found():
-    document = """<a href="https://a/">fine</a><img src="data:,x"><img src="https://b/c.png">
+    page = """<a href="https://a/">fine</a><img src="data:,x"><img src="https://b/c.png">
     <link rel="stylesheet" href="style.css"><use href="#here"/><script src="//d/e.js"></script>"""
 
-    assert render._outside(document) == ["https://b/c.png", "style.css", "//d/e.js"]
+    assert document.outside(page) == ["https://b/c.png", "style.css", "//d/e.js"]
 
 
 def test_html_beside_a_widget_is_kept():
     widget = {"application/vnd.jupyter.widget-view+json": {}, "text/html": "<p>kept</p>"}
     cell = new_code_cell("", outputs=[new_output("display_data", widget)])
     made = new_notebook(cells=[cell])
-    render._drop_widgets(made)
+    document.drop_widgets(made)
 
     assert made.cells[0].outputs[0].data == {"text/html": "<p>kept</p>"}
 

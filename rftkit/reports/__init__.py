@@ -4,8 +4,9 @@ render.run       check parameters → papermill → page       read_summary   it
 job.read_job     all that a report on one job shows        summary        it in a few numbers
 """
 
+from rftkit.reports.document import read_summary
 from rftkit.reports.job import CHECKPOINTS, JobRecord, read_job, versions
-from rftkit.reports.render import notebook_path, read_summary, run
+from rftkit.reports.render import notebook_path, run
 from rftkit.reports.summary import MIME, publish, summary
 
 __all__ = [

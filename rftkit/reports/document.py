@@ -1,0 +1,179 @@
+"""From an executed notebook to one HTML document that needs nothing outside itself.
+
+Not here: running the notebook. nbconvert's `basic` template makes the body, the frame is ours
+(`rftkit.views.page`): 20 KB instead of the 277 KB of its `lab` template, which also asks for
+scripts from a CDN. Left out for the same reason: typeset mathematics and Mermaid diagrams.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rftkit.reports.summary import MIME
+from rftkit.views.markup import json_script, page, text
+
+__all__ = ["document", "drop_widgets", "outside", "read_summary"]
+
+WIDGET_MIMES = (
+    "application/vnd.jupyter.widget-view+json",
+    "application/vnd.jupyter.widget-state+json",
+)
+SUMMARY_ID = "rk-summary"
+LEFT_OUT = ("remove-cell", "papermill-error-cell")
+"""Tags of cells that are for the notebook's reader only, or papermill's own banner."""
+
+
+def document(
+    notebook: Any, name: str, values: Mapping[str, Any], failure: str | None, show_code: bool
+) -> str:
+    """The page of an executed notebook.
+
+    Args:
+        notebook: its code is taken out of it, except that of a cell that failed.
+        name: of the notebook's file.
+        values: the parameters that were given.
+        failure: what went wrong, said at the top; None if nothing did.
+        show_code: keep the code of all cells.
+    """
+    from nbconvert import HTMLExporter
+
+    summary = _take_summary(notebook)
+    failed = next((cell for cell in notebook.cells if _has_failed(cell)), None)
+    for cell in notebook.cells:
+        hides = cell.cell_type == "code" and not show_code and cell is not failed
+        cell.metadata["transient"] = {"remove_source": hides}
+    notebook.cells = [cell for cell in notebook.cells if _is_shown(cell, show_code)]
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
+    body, _ = exporter.from_notebook_node(notebook)
+    given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "the defaults"
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    return page(
+        _title(notebook) or name,
+        _alert(failure, failed) + _contents(body) + body,
+        head=json_script(summary, kind=MIME, name=SUMMARY_ID) + "\n" if summary else "",
+        foot=text(
+            f"Made with rftkit {version('rftkit')} from {name}, {made}. Parameters: {given}."
+        ),
+    )
+
+
+def read_summary(report: str | Path) -> dict[str, Any] | None:
+    """The figures a page was made with, for programs; None if its notebook left none."""
+    marker = f'<script type="{MIME}" id="{SUMMARY_ID}">'
+    _, found, rest = Path(report).read_text(encoding="utf-8").partition(marker)
+    summary: dict[str, Any] | None = json.loads(rest.partition("</script>")[0]) if found else None
+    return summary
+
+
+def drop_widgets(notebook: Any) -> None:
+    """Take out what shows as an empty box without a kernel; keep the HTML beside it."""
+    notebook.metadata.pop("widgets", None)
+    for output in _outputs(notebook):
+        data = output.get("data", {})
+        if any(data.pop(mime, None) for mime in WIDGET_MIMES) and "text/html" not in data:
+            data["text/html"] = "<p><em>A live control was here; it works in the notebook.</em></p>"
+
+
+def outside(document: str) -> list[str]:
+    """What a browser would load for this page by itself, beyond the page."""
+    references = _References()
+    references.feed(document)
+    return references.found
+
+
+def _outputs(notebook: Any) -> Iterator[Any]:
+    for cell in notebook.cells:
+        yield from cell.get("outputs", [])
+
+
+def _has_failed(cell: Any) -> bool:
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
+
+
+def _is_shown(cell: Any, show_code: bool) -> bool:
+    """Not what is for the notebook's reader only, papermill's own banner, or silent code."""
+    if any(tag.startswith(LEFT_OUT) for tag in cell.metadata.get("tags", [])):
+        return False
+    return cell.cell_type != "code" or show_code or bool(cell.outputs)
+
+
+def _take_summary(notebook: Any) -> dict[str, Any] | None:
+    """The figures left for programs, taken out of what is shown."""
+    summary = None
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            summary = output.get("data", {}).get(MIME, summary)
+        if cell.cell_type == "code":
+            cell.outputs = [each for each in cell.outputs if MIME not in each.get("data", {})]
+    return summary
+
+
+def _title(notebook: Any) -> str | None:
+    """The heading of the first level, from the text or from what a cell showed."""
+    for cell in notebook.cells:
+        shown = [output.get("data", {}).get("text/markdown") for output in cell.get("outputs", [])]
+        for source in [cell.source] if cell.cell_type == "markdown" else shown:
+            first = "".join(source or "").strip().partition("\n")[0]
+            if first.startswith("# "):
+                return first.removeprefix("# ")
+    return None
+
+
+def _alert(failure: str | None, cell: Any) -> str:
+    if not failure:
+        return ""
+    link = f' <a href="#cell-id={text(cell.id)}">Go to that cell.</a>' if cell else ""
+    return (
+        '<div class="rk rk-alert" role="alert"><strong>This report is not complete: '
+        f"{text(failure)}.</strong>{link} The cells below it did not run.</div>"
+    )
+
+
+def _contents(body: str) -> str:
+    """Links to the sections, one line."""
+    headings = _Headings()
+    headings.feed(body)
+    links = "".join(f'<a href="#{text(i)}">{text(name)}</a>' for i, name in headings.found)
+    return f'<nav class="rk-contents" aria-label="Contents">{links}</nav>' if links else ""
+
+
+class _Headings(HTMLParser):
+    """Collects (id, words) of every second-level heading."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str]] = []
+        self._id: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "h2" and (identity := dict(attrs).get("id")):
+            self._id = identity
+
+    def handle_data(self, data: str) -> None:
+        if self._id:
+            self.found.append((self._id, data))
+            self._id = None
+
+
+class _References(HTMLParser):
+    """Collects what a browser would load for this page by itself; links are not loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            loads = name in ("src", "srcset", "poster", "background") or (
+                (tag, name) in (("link", "href"), ("object", "data"), ("image", "href"))
+            )
+            if loads and value and not value.startswith(("data:", "#")):
+                self.found.append(value)
