@@ -1,11 +1,83 @@
-"""Tables of plain text, for a terminal. Not here: what is in them, nor HTML (`rftkit.views`)."""
+"""What the commands have in common: options, tables of plain text, JSON on stdout.
+
+Not here: any command, nor HTML (`rftkit.views`).
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-__all__ = ["table"]
+import typer
+
+from rftkit.errors import InputError
+
+__all__ = [
+    "PLAIN",
+    "Format",
+    "Json",
+    "Pairs",
+    "parse_pairs",
+    "parse_values",
+    "print_json",
+    "show",
+    "table",
+]
+
+PLAIN: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "no_args_is_help": True,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+"""How every `typer.Typer` here is made: plain help, plain errors."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Format = Annotated[
+    Path | None, typer.Option("--response-format", "-f", help="JSON file; constrains answers.")
+]
+Pairs = list[str]
+"""NAME=VALUE options, repeatable."""
+
+
+def show(value: Any, text: str, as_json: bool) -> None:
+    """Print a result: as JSON for a program, as text for a person."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def parse_pairs(pairs: Pairs | None) -> dict[str, str]:
+    """NAME=VALUE options as a dict.
+
+    Raises:
+        InputError: One has no `=`.
+    """
+    for pair in pairs or []:
+        if "=" not in pair:
+            raise InputError(f"expected NAME=VALUE, found {pair!r}")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs or [])}
+
+
+def parse_values(pairs: Pairs | None) -> dict[str, Any]:
+    """The same; a value that is JSON, such as 8 or true, is taken as that."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    return {name: value(text) for name, text in parse_pairs(pairs).items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

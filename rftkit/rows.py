@@ -127,7 +127,9 @@ def _check_messages(messages: Any, fail: Any) -> None:
         if isinstance(content, list):
             _check_parts(content, where, fail)
         elif not isinstance(content, str) and not (role == "assistant" and content is None):
-            raise fail(f"`{where}.content` must be text, found {_kind(content)}", f"{where}.content")
+            raise fail(
+                f"`{where}.content` must be text, found {_kind(content)}", f"{where}.content"
+            )
     if messages[-1]["role"] != "user":
         raise fail(
             f"the last message must be the user's, found role {messages[-1]['role']!r}; "

@@ -1,6 +1,7 @@
 """Datasets from the client's side: read, check, upload. One row's shape is `rftkit.rows`."""
 
-from rftkit.datasets.check import Check, Finding, check, reference_answer
+from rftkit.datasets.answers import read_samples, reference_answer
+from rftkit.datasets.check import Check, Finding, check
 from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "load",
     "read",
     "read_json",
+    "read_samples",
     "reference_answer",
     "upload",
 ]

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rftkit.datasets.answers import reference_answer
+from rftkit.datasets.io import existing
 from rftkit.errors import InputError, RowError
 from rftkit.graders import Grade, Sample, check_item_paths, compile_grader, variables
 from rftkit.rows import Row, read_rows
 
-__all__ = ["Check", "Finding", "check", "reference_answer"]
+__all__ = ["Check", "Finding", "check"]
 
-REFERENCE_KEYS = ("reference_answer", "reference", "answer")
 MAX_REFERENCES = 500  # rows whose reference answer is graded; more add seconds, not news
 CALLS_OUT = frozenset({"score_model", "label_model", "endpoint"})
 LISTED_ROWS = 5
@@ -98,30 +99,9 @@ def check(
     return Check(tuple(sorted(findings, key=lambda finding: order.index(finding.severity))))
 
 
-def reference_answer(
-    item: Mapping[str, Any], response_format: Mapping[str, Any] | None
-) -> str | None:
-    """The answer that a row itself holds, as a model would write it, or None.
-
-    It is the value of `reference_answer`, `reference` or `answer`; failing these, a JSON object
-    with the properties of `response_format`, when the row has a key for each of them.
-    """
-    for key in REFERENCE_KEYS:
-        if key in item:
-            value = item[key]
-            return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    schema = ((response_format or {}).get("json_schema") or {}).get("schema") or {}
-    properties = schema.get("properties") or {}
-    if properties and all(key in item for key in properties):
-        return json.dumps({key: item[key] for key in properties}, ensure_ascii=False)
-    return None
-
-
 def _read(path: Path, rows: list[Row]) -> Iterator[Finding]:
     broken: list[RowError] = []
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    with path.open("rb") as lines:
+    with existing(path).open("rb") as lines:
         rows += read_rows(lines, path=path, on_error=broken.append)
     for error in broken:
         yield Finding("error", "invalid_row", str(error))

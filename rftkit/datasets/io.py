@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import FileObject
 
-__all__ = ["MAX_UPLOAD_BYTES", "Dataset", "bundled", "load", "read", "read_json", "upload"]
+__all__ = [
+    "MAX_UPLOAD_BYTES",
+    "Dataset",
+    "bundled",
+    "existing",
+    "load",
+    "read",
+    "read_json",
+    "upload",
+]
 
 MAX_UPLOAD_BYTES = 512 * 1024**2
 BUNDLED = Path(__file__).resolve().parents[2] / "datasets"
@@ -46,7 +55,7 @@ def read(path: str | Path) -> list[Row]:
         RowError: At the first line that is not a usable row, with file and line.
         InputError: The file is missing or holds no rows.
     """
-    path = _existing(path)
+    path = existing(path)
     with path.open("rb") as lines:
         rows = list(read_rows(lines, path=path))
     if not rows:
@@ -56,7 +65,7 @@ def read(path: str | Path) -> list[Row]:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON file that holds one object, such as a grader or a response format."""
-    path = _existing(path)
+    path = existing(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -77,7 +86,7 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
         InputError: The file is missing, empty, over 512 MiB or not named `.jsonl`.
         RowError: A line is not a usable row; nothing was sent.
     """
-    path = _existing(path)
+    path = existing(path)
     if path.suffix != ".jsonl":
         raise InputError(f"{path}: fine-tuning takes .jsonl files only, found {path.suffix!r}")
     if (size := path.stat().st_size) > MAX_UPLOAD_BYTES:
@@ -95,9 +104,9 @@ def load(folder: str | Path) -> Dataset:
     format_path = folder / "response_format.json"
     return Dataset(
         name=folder.resolve().name,
-        train=_existing(folder / "train.jsonl"),
-        valid=_existing(folder / "valid.jsonl"),
-        test=_existing(folder / "test.jsonl"),
+        train=existing(folder / "train.jsonl"),
+        valid=existing(folder / "valid.jsonl"),
+        test=existing(folder / "test.jsonl"),
         grader=read_json(folder / "grader.json"),
         response_format=read_json(format_path) if format_path.exists() else None,
     )
@@ -120,7 +129,8 @@ def bundled(name: str) -> Dataset:
     return load(BUNDLED / name)
 
 
-def _existing(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there; raises InputError otherwise."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")

@@ -1,0 +1,216 @@
+"""The command `rftkit`: thin commands over the rooms, nothing else.
+
+A command parses what was typed, calls one room, prints. Exit status: 0 success, 1 something went
+wrong, 2 what was given cannot be used, 130 interrupted. Heavy imports stay inside the commands, so
+that `rftkit --help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rftkit import settings
+from rftkit.cli_jobs import job_app, models_app
+from rftkit.console import PLAIN, Format, Json, Pairs, parse_values, print_json, show, table
+from rftkit.errors import InputError, MissingExtraError, RftkitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(help="Reinforcement fine-tuning on OpenAI's routes, local or hosted.", **PLAIN)
+app.add_typer(job_app, name="job")
+app.add_typer(models_app, name="models")
+
+
+@app.command()
+def demo(
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A toy task and model: half a minute.")
+    ] = False,
+    dataset: Annotated[
+        Literal["security_review", "contract_facts"], typer.Option(help="What to learn.")
+    ] = "security_review",
+    seed: Annotated[int, typer.Option(help="Another seed, another run.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """Train a small model, compare before and after, write a report."""
+    from rftkit.demo import run
+
+    name = "tiny_copy" if fast else dataset
+    result = run(name, seed=seed, out=out, say=lambda text: _say(text, as_json))
+    if as_json:
+        print_json(result)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Default 8642 or the next free one; 0 for any.")
+    ] = None,
+    idle_minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long without a request or a job.")
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Say whether one runs.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the one that runs.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the local platform here, or ask about the one that runs."""
+    from rftkit import client
+
+    if status or stop:
+        server = client.stop_server() if stop else client.serve_status()
+        state = "stopped" if stop else "running"
+        show(
+            server and {"base_url": server.base_url, "pid": server.pid, "home": str(server.home)},
+            f"{state}: {server.base_url}  process {server.pid}  {server.home}"
+            if server
+            else "no server runs",
+            as_json,
+        )
+        raise typer.Exit(0 if server or stop else 1)
+    for package in client.NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "local")
+    command = [sys.executable, "-m", "rftkit.server", "--host", host]
+    command += ["--port", str(port)] if port is not None else []
+    command += ["--idle-minutes", str(idle_minutes)] if idle_minutes is not None else []
+    os.execve(sys.executable, command, settings.child_environment())  # signals go straight to it
+
+
+@app.command()
+def lab(
+    folder: Annotated[Path, typer.Argument(help="Where your copies go.")] = Path(
+        "rftkit-notebooks"
+    ),
+) -> None:
+    """Open JupyterLab on your own copies of the notebooks."""
+    from rftkit import connect
+
+    source = Path(__file__).resolve().parents[1] / "notebooks"
+    if not source.is_dir():
+        raise InputError(f"the notebooks lie in rftkit's repository; there is none at {source}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for notebook in sorted(source.glob("*.ipynb")):
+        if not (folder / notebook.name).exists():
+            shutil.copy(notebook, folder)
+    print(f"platform: {connect().base_url}   notebooks: {folder.resolve()}", flush=True)
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(folder)])
+
+
+@app.command()
+def grade(
+    grader: Annotated[Path, typer.Argument(help="JSON file of the grader.")],
+    data: Annotated[
+        Path, typer.Argument(help='JSONL: rows, or {"item": …, "sample": "an answer"} a line.')
+    ],
+    response_format: Format = None,
+    as_json: Json = False,
+) -> None:
+    """Grade answers, or the reference answers of dataset rows."""
+    from dataclasses import asdict
+
+    from rftkit import compile_grader, datasets, evals
+
+    answer_format = datasets.read_json(response_format) if response_format else None
+    pairs = datasets.read_samples(data, response_format=answer_format)
+    with compile_grader(datasets.read_json(grader)) as compiled:
+        grades = compiled.grade_many(pairs)
+    if as_json:
+        print_json([asdict(each) for each in grades])
+    else:
+        lines = [
+            {
+                "answer": number,
+                "reward": each.reward,
+                **each.sub_rewards,
+                "outcome": each.outcome,
+                "errors": " ".join(each.errors),
+            }
+            for number, each in enumerate(grades, 1)
+        ]
+        print(f"{table(lines)}\n\nmeans\n{table([evals.score(grades)])}")
+    raise typer.Exit(any(each.outcome == "failed" for each in grades))
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="JSONL file of the training rows.")],
+    valid: Annotated[Path | None, typer.Option(help="JSONL file of the validation rows.")] = None,
+    grader: Annotated[
+        Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")
+    ] = None,
+    response_format: Format = None,
+    as_json: Json = False,
+) -> None:
+    """Check a dataset, and a grader against its rows."""
+    from dataclasses import asdict
+
+    from rftkit import datasets
+
+    found = datasets.check(
+        data,
+        valid,
+        grader=datasets.read_json(grader) if grader else None,
+        response_format=datasets.read_json(response_format) if response_format else None,
+    )
+    show({"ok": found.ok, **asdict(found)}, str(found), as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+def report(
+    notebook: Annotated[
+        str, typer.Argument(help="Path, or the name of a bundled one: report_job.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")],
+    parameters: Annotated[
+        Pairs | None, typer.Option("--parameter", "-p", help="NAME=VALUE; may be repeated.")
+    ] = None,
+) -> None:
+    """Run a notebook and keep it as one offline HTML file."""
+    from rftkit import reports
+
+    print(reports.run(notebook, out, **parse_values(parameters)).resolve())
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message and an exit status, no traceback."""
+    try:
+        app()
+    except RftkitError as error:
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except Exception as error:
+        if (message := _api_message(error)) is None:
+            raise
+        _fail(message, 1)
+
+
+def _api_message(error: Exception) -> str | None:
+    """What an error of the `openai` client says, without its wrapping; None for any other."""
+    if "openai" not in sys.modules:
+        return None
+    import openai
+
+    if isinstance(error, openai.APIStatusError) and isinstance(error.body, dict):
+        param = f" ({error.param})" if error.param else ""
+        return f"{error.body.get('message', error.message)}{param}"
+    if isinstance(error, openai.APIConnectionError):
+        return f"cannot reach {error.request.url}: {error.__cause__ or error}"
+    return str(error) if isinstance(error, openai.OpenAIError) else None
+
+
+def _say(text: str, to_stderr: bool) -> None:
+    print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"rftkit: {message}", file=sys.stderr)
+    sys.exit(status)
