@@ -1,0 +1,170 @@
+"""Save a hosted account into a folder: look, say what is there, fetch, tell what is missing.
+
+One object is one unit of work and has one folder; units run in threads and share nothing but the
+ledger. An object that was saved whole, has reached its last status and looks the same in its list
+is not asked for again. Not here: how pages are cut, how requests are repeated, what a dump means.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import rftkit
+from rftkit.errors import InputError
+from rftkit.importer.dump import Dump
+from rftkit.importer.pages import Lists
+from rftkit.importer.remote import Remote, Stopped
+from rftkit.importer.saving import HARMLESS, SAVERS, Desk, save_grader
+from rftkit.importer.survey import KINDS, Listed, Survey, account_of, survey
+from rftkit.importer.words import overview
+
+__all__ = ["Summary", "import_account"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What one import did."""
+
+    counts: dict[str, int]
+    """What the dump holds now, by kind."""
+    num_due: int
+    """Objects that had to be fetched; all others were complete."""
+    num_requests: int
+    missing: dict[str, dict[str, Any]]
+    """What this import could not fetch -> `kind`, `reason`, `time`, `status`, `code`."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing was refused and nothing failed."""
+        return all(each["kind"] in HARMLESS for each in self.missing.values())
+
+
+def import_account(
+    remote: Remote,
+    folder: str | Path,
+    *,
+    only: Iterable[str] = KINDS,
+    since: datetime | None = None,
+    dry_run: bool = False,
+    workers: int = 8,
+    say: Callable[[str], None] = print,
+) -> Summary:
+    """Save what the account holds into `folder`, or go on where an earlier import stopped.
+
+    Args:
+        remote: The account.
+        folder: New, empty, or a dump of the same account.
+        only: Kinds out of `files`, `jobs`, `evals`, `graders`. Jobs bring their result files.
+        since: Leave out what was created earlier.
+        dry_run: Look and say, write nothing.
+        workers: Objects fetched at a time.
+        say: Gets what the user should read, line by line.
+
+    Raises:
+        InputError: wrong key, wrong URL, or a folder of something else; nothing was written.
+        RftkitError: the disk is full or the connection is lost; what was saved is safe.
+    """
+    started = _now()
+    dump = Dump(folder)
+    account = account_of(remote)
+    _check_same_account(dump, account)
+    if not dry_run:
+        dump.ledger.open(account)
+    desk = Desk(remote, Lists(remote), dump, is_dry=dry_run)
+    finished = None
+    try:
+        with ThreadPoolExecutor(workers) as pool, _stopping(remote, pool):
+            found = _look(desk, set(only), since, pool)
+            due = [each for each in found.objects if not _is_complete(dump, each)]
+            say(overview(found, account, len(due)))
+            if not dry_run:
+                _fetch(desk, due, pool)
+                for digest, grader in found.graders.items():
+                    save_grader(desk, digest, grader)
+        finished = {
+            "started": started,
+            "finished": _now(),
+            "rftkit": rftkit.__version__,
+            "only": sorted(set(only)),
+            "since": since.isoformat() if since else None,
+            "requests": remote.num_requests,
+        }
+    finally:
+        dump.ledger.close(finished)
+    return Summary(dump.ledger.counts(), len(due), remote.num_requests, desk.missing)
+
+
+def _check_same_account(dump: Dump, account: dict[str, str]) -> None:
+    """Refuse a folder that holds another account; what either side does not know is no reason."""
+    for name, saved in dump.ledger.account.items():
+        if account.get(name, saved) != saved:
+            raise InputError(
+                f"{dump.folder} holds another account: its {name} is {saved}, the key given "
+                f"belongs to {account[name]}; name a new folder"
+            )
+
+
+def _look(desk: Desk, only: set[str], since: datetime | None, pool: ThreadPoolExecutor) -> Survey:
+    return survey(
+        desk.lists,
+        only=only,
+        since=since.timestamp() if since else None,
+        dump=None if desk.is_dry else desk.dump,
+        noting=desk.noting,
+        pool=pool,
+    )
+
+
+def _is_complete(dump: Dump, listed: Listed) -> bool:
+    entry = dump.ledger.objects.get(listed.key)
+    return entry is not None and entry["final"] and entry["listed"] == listed.digest
+
+
+def _fetch(desk: Desk, due: list[Listed], pool: ThreadPoolExecutor) -> None:
+    """Save every object that is due; the first error that ends the import is raised."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(due), unit=" objects", disable=None) as bar:
+        lock, num_entries = threading.Lock(), 0
+
+        def count(num_new: int) -> None:
+            nonlocal num_entries
+            with lock:
+                num_entries += num_new
+                bar.set_postfix_str(f"{num_entries:,} events and items")
+
+        def save(listed: Listed) -> None:
+            entry = SAVERS[listed.kind](desk, listed)
+            if entry is not None and entry != desk.dump.ledger.objects.get(listed.key):
+                desk.dump.ledger.append({"object": listed.key, "entry": entry})
+            with lock:
+                bar.update()
+
+        desk.lists.count = count
+        done, _ = wait([pool.submit(save, each) for each in due], return_when=FIRST_EXCEPTION)
+        errors = [each.exception() for each in done]
+        for error in errors:
+            if error is not None and not isinstance(error, Stopped):
+                raise error
+
+
+@contextmanager
+def _stopping(remote: Remote, pool: ThreadPoolExecutor) -> Iterator[None]:
+    """On an error, or Ctrl-C, end the waiting and the queued work too."""
+    try:
+        yield
+    except BaseException:
+        remote.stop()
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

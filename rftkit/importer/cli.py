@@ -1,0 +1,126 @@
+"""`rftkit import` without its option parsing: what each use does, prints and returns.
+
+Exit status: 0 all that the service gives is saved (or the dump is sound), 1 something is missing
+or wrong and named, 130 interrupted; an error is raised and left to the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rftkit.errors import InputError
+from rftkit.importer.survey import KINDS
+
+__all__ = ["command"]
+
+
+def command(
+    *,
+    source: str | None = None,
+    dump: Path | None = None,
+    only: str | None = None,
+    since: str | None = None,
+    dry_run: bool = False,
+    verify: Path | None = None,
+    show: Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Carry out one call of `rftkit import` and return its exit status.
+
+    Args:
+        source: `openai`, `azure` or a base URL (`--from`).
+        dump: The folder to write.
+        only: Kinds separated by commas.
+        since: A date, `2026-05-01`, or a moment in ISO form.
+        dry_run: Look, write nothing.
+        verify: Check this dump instead.
+        show: Describe this dump instead.
+        as_json: Print one JSON object to standard output; words go to standard error.
+
+    Raises:
+        InputError: it cannot be carried out as given; nothing was written.
+        RftkitError: it broke off; what was saved is safe.
+    """
+    if verify is not None:
+        return _verify(verify, as_json)
+    if show is not None:
+        return _show(show, as_json)
+    if source is None or dump is None:
+        raise InputError(
+            "expected --from openai|azure|URL and --dump DIR, or --verify DIR, or --show DIR"
+        )
+    return _import(source, dump, _kinds(only), _moment(since), dry_run, as_json)
+
+
+def _import(
+    source: str, dump: Path, only: list[str], since: datetime | None, dry_run: bool, as_json: bool
+) -> int:
+    from tqdm import tqdm
+
+    from rftkit.importer.account import import_account
+    from rftkit.importer.origins import origin
+    from rftkit.importer.remote import Remote
+    from rftkit.importer.words import ending
+
+    def say(text: str) -> None:
+        tqdm.write(text, file=sys.stderr if as_json else sys.stdout)
+
+    remote = Remote(origin(source), say=say)
+    try:
+        done = import_account(remote, dump, only=only, since=since, dry_run=dry_run, say=say)
+    except KeyboardInterrupt:
+        say("stopped; run the same command again to go on")
+        return 130
+    finally:
+        remote.close()
+    say(ending(done, dump, dry_run=dry_run))
+    if as_json:
+        print(json.dumps({"dump": str(dump), "complete": done.is_complete, **asdict(done)}))
+    return 0 if done.is_complete else 1
+
+
+def _verify(folder: Path, as_json: bool) -> int:
+    from rftkit.importer.dump import Dump, verify
+
+    wrong = verify(folder)
+    num_files = len(Dump(folder).ledger.files)
+    if as_json:
+        print(json.dumps({"dump": str(folder), "files": num_files, "wrong": wrong}))
+    else:
+        print("\n".join([f"{folder}: {num_files:,} files checked, {len(wrong):,} wrong", *wrong]))
+    return 1 if wrong else 0
+
+
+def _show(folder: Path, as_json: bool) -> int:
+    from rftkit.importer.dump import Dump
+    from rftkit.importer.words import show
+
+    text = show(folder)
+    if as_json:
+        manifest = Dump(folder).ledger.manifest()
+        print(json.dumps({name: manifest[name] for name in manifest if name != "files"}))
+    else:
+        print(text)
+    return 0
+
+
+def _kinds(only: str | None) -> list[str]:
+    kinds: Sequence[str] = [k.strip() for k in only.split(",") if k.strip()] if only else KINDS
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise InputError(f"--only does not know {', '.join(unknown)}; it takes {', '.join(KINDS)}")
+    return list(kinds)
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"--since {text!r} is not a date; expected one like 2026-05-01") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

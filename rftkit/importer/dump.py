@@ -1,0 +1,183 @@
+"""Files of a dump folder: written whole or not at all, packed when large, hashed as they lie.
+
+    DIR/manifest.json                          counts, hashes, origin, times, what is missing
+    DIR/lists/<kind>/1-000001.json             the lists as the service gave them
+    DIR/files/<id>/file.json, content.jsonl    a file and its content
+    DIR/jobs/<id>/job.json                     a job, as the service gave it
+    DIR/jobs/<id>/events/1-000001.json         pages as given: <reading>-<page>
+    DIR/jobs/<id>/events.jsonl                 every event once, oldest first (made of the pages)
+    DIR/evals/<id>/eval.json
+    DIR/evals/<id>/runs/<id>/run.json, output_items/…, output_items.jsonl
+    DIR/graders/<name>-<hash>/grader.json, used_by.json
+
+Large files end in `.gz`. Not here: requests; what belongs into which file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+from urllib.parse import quote
+
+from rftkit.errors import InputError
+from rftkit.importer.ledger import MANIFEST, Ledger, atomic_file, disk_errors
+
+__all__ = ["LARGE_BYTES", "Dump", "Sink", "digest_of", "page_number", "safe_name", "verify"]
+
+LARGE_BYTES = 1 << 16
+"""Files above this are packed with gzip."""
+
+
+class Sink(Protocol):
+    """What can be written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take all of `data`."""
+
+
+class Dump:
+    """A dump folder and its ledger. Safe to write different paths from many threads."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open what is there, to read; `ledger.open` makes it writable."""
+        self.folder = Path(folder)
+        self.ledger = Ledger(self.folder)
+
+    def find(self, path: str) -> str | None:
+        """`path` or its packed twin, whichever is saved; None if neither is."""
+        for name in (path, f"{path}.gz"):
+            if name in self.ledger.files and (self.folder / name).exists():
+                return name
+        return None
+
+    def read(self, path: str) -> bytes:
+        """The content of a saved file, unpacked.
+
+        Raises:
+            FileNotFoundError: it is not in the dump.
+        """
+        with self.open(path) as file:
+            return file.read()
+
+    def open(self, path: str) -> IO[bytes]:
+        """A saved file to read from, unpacked."""
+        name = self.find(path)
+        if name is None:
+            raise FileNotFoundError(f"{path} is not in the dump {self.folder}")
+        target = self.folder / name
+        return gzip.open(target) if name.endswith(".gz") else target.open("rb")  # type: ignore[return-value]
+
+    def pages(self, folder: str) -> list[str]:
+        """Saved pages of a list, in the order in which they were read, without `.gz`."""
+        place = self.folder / folder
+        names = sorted(each.name for each in place.iterdir()) if place.is_dir() else []
+        saved = [f"{folder}/{name}" for name in names if f"{folder}/{name}" in self.ledger.files]
+        return sorted((each.removesuffix(".gz") for each in saved), key=page_number)
+
+    def write(self, path: str, body: bytes) -> None:
+        """Save `body` under `path`, packed if large; a file that has this content stays."""
+        name = f"{path}.gz" if len(body) > LARGE_BYTES else path
+        if self.find(path) == name and self.read(path) == body:
+            return
+        with self.writing(name) as file:
+            file.write(body)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Sink]:
+        """Write a file piece by piece; a name that ends in `.gz` is packed."""
+        target = self.folder / name
+        with disk_errors(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(target) as file:
+                tally = _Tally(file)
+                if name.endswith(".gz"):
+                    with gzip.GzipFile("", "wb", 6, tally, mtime=0) as packed:
+                        yield packed
+                else:
+                    yield tally
+        digest = tally.digest.hexdigest()
+        self.ledger.append({"file": name, "bytes": tally.num_bytes, "sha256": digest})
+        self._drop(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
+
+    def drop_pages(self, folder: str, *, after: int) -> None:
+        """Forget pages of a list that got shorter."""
+        for path in self.pages(folder)[after:]:
+            self._drop(self.find(path) or path)
+
+    def _drop(self, name: str) -> None:
+        if name in self.ledger.files:
+            (self.folder / name).unlink(missing_ok=True)
+            self.ledger.append({"dropped": name})
+
+
+def page_number(path: str) -> tuple[int, int]:
+    """Reading and page of `…/2-000013.json`."""
+    reading, page = path.rsplit("/", 1)[-1].split(".")[0].split("-")
+    return int(reading), int(page)
+
+
+def safe_name(identifier: str) -> str:
+    """An id as the name of one folder: nothing in it leads elsewhere, whatever a service sends."""
+    name = quote(identifier, safe="")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) > 120:
+        name = f"{name[:100]}-{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
+    return name
+
+
+def verify(folder: str | Path) -> list[str]:
+    """Check a dump against its manifest; one line for each thing that is wrong.
+
+    Raises:
+        InputError: there is no dump.
+    """
+    dump = Dump(folder)
+    if dump.ledger.is_new:
+        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+    wrong = []
+    if dump.ledger.is_unfinished:
+        wrong.append("the last import was interrupted; run it again to complete the dump")
+    for name, entry in sorted(dump.ledger.files.items()):
+        path = dump.folder / name
+        if not path.is_file():
+            wrong.append(f"{name}: missing")
+        elif path.stat().st_size != entry["bytes"]:
+            wrong.append(f"{name}: {path.stat().st_size} bytes, expected {entry['bytes']}")
+        elif _sha256(path) != entry["sha256"]:
+            wrong.append(f"{name}: its content has changed (sha256 differs)")
+    return wrong
+
+
+def digest_of(value: Any) -> str:
+    """The same 64 letters for the same JSON value, however it was spelled."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Tally:
+    """Counts and hashes what passes on its way to a file."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.num_bytes = 0
+        self.digest = hashlib.sha256()
+        self._file = file
+
+    def write(self, data: bytes, /) -> int:
+        view = memoryview(data)
+        self.num_bytes += view.nbytes
+        self.digest.update(view)
+        return self._file.write(view)
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -1,0 +1,207 @@
+"""What a dump holds, so that a killed import goes on and a finished one can be checked.
+
+`manifest.json` is the state after the last finished import; `journal.jsonl` holds what happened
+since, one line for each file that reached the disk, and is gone once folded into the manifest.
+Whatever is not in one of the two does not count as saved. Not here: the saved objects themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from rftkit.errors import InputError, RftkitError
+
+__all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "atomic_file", "disk_errors"]
+
+FORMAT = "rftkit-dump/1"
+MANIFEST = "manifest.json"
+JOURNAL = "journal.jsonl"
+
+
+class Ledger:
+    """The contents of one dump folder; every change is on disk before the call returns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there; nothing is written before `open`.
+
+        Raises:
+            InputError: the folder holds something else, or a newer kind of dump.
+        """
+        self.folder = folder
+        self.account: dict[str, str] = {}
+        """`origin` and, as far as known, `organization`, `organization_id`, `project`."""
+        self.files: dict[str, dict[str, Any]] = {}
+        """Relative path -> `bytes` and `sha256` of the file as it lies on disk."""
+        self.objects: dict[str, dict[str, Any]] = {}
+        """`jobs/ftjob-1` -> `final`, `listed` (digest of its entry in the list) and counts."""
+        self.not_fetched: dict[str, dict[str, Any]] = {}
+        """What is missing -> `kind`, `reason`, `time`, and `status`, `code` if there are any."""
+        self.imports: list[dict[str, Any]] = []
+        """One entry for each finished import, oldest first."""
+        self.is_unfinished = False
+        """An import was interrupted; `journal.jsonl` holds what it saved."""
+        self._lock = threading.Lock()
+        self._journal: IO[bytes] | None = None
+        self._read_manifest()
+        self._read_journal()
+
+    @property
+    def is_new(self) -> bool:
+        """Nothing was ever saved here."""
+        return not self.account
+
+    def open(self, account: dict[str, str]) -> None:
+        """Take the folder for one import.
+
+        Raises:
+            InputError: another import is at work in it.
+            RftkitError: it cannot be written.
+        """
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal = (self.folder / JOURNAL).open("ab")
+            _lock_file(self._journal, self.folder)
+            self._journal.write(b"\n")  # ends a line that a kill cut off
+            for stale in self.folder.rglob("*.part"):
+                stale.unlink()
+        self.is_unfinished = True
+        self.append({"account": account})
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Take one fact in: `account`, `file`, `dropped`, `object` or `not_fetched`."""
+        assert self._journal is not None, "the ledger is not open"
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+        with self._lock, disk_errors(self.folder):
+            self._journal.write(text.encode())
+            self._journal.flush()
+            self._apply(line)
+
+    def close(self, finished: dict[str, Any] | None = None) -> None:
+        """Fold the journal into the manifest if the import `finished`; keep it otherwise."""
+        if self._journal is None:
+            return
+        if finished is not None:
+            self.imports.append(finished)
+            with disk_errors(self.folder), atomic_file(self.folder / MANIFEST) as file:
+                file.write(json.dumps(self.manifest(), indent=1, ensure_ascii=False).encode())
+                file.write(b"\n")
+            (self.folder / JOURNAL).unlink()
+            self.is_unfinished = False
+        self._journal.close()
+        self._journal = None
+
+    def counts(self) -> dict[str, int]:
+        """Objects by kind, and what they count themselves: events, output_items, bytes."""
+        total: dict[str, int] = {}
+        for key, entry in sorted(self.objects.items()):
+            kind = "runs" if "/runs/" in key else key.split("/")[0]
+            total[kind] = total.get(kind, 0) + 1
+            for name, number in entry.get("counts", {}).items():
+                total[name] = total.get(name, 0) + number
+        return total
+
+    def manifest(self) -> dict[str, Any]:
+        """What `manifest.json` says."""
+        return {
+            "format": FORMAT,
+            "account": self.account,
+            "counts": self.counts(),
+            "not_fetched": dict(sorted(self.not_fetched.items())),
+            "imports": self.imports,
+            "objects": dict(sorted(self.objects.items())),
+            "files": dict(sorted(self.files.items())),
+        }
+
+    def _read_manifest(self) -> None:
+        path = self.folder / MANIFEST
+        if not path.exists():
+            if not self.folder.exists() or (self.folder / JOURNAL).exists():
+                return
+            if not self.folder.is_dir() or any(self.folder.iterdir()):
+                raise InputError(
+                    f"{self.folder} is not a dump (it has no {MANIFEST}) and not empty; "
+                    "name a new or an empty folder"
+                )
+            return
+        try:
+            said = json.loads(path.read_bytes())
+            found = said["format"]
+        except (ValueError, TypeError, KeyError):
+            raise InputError(
+                f"{path} cannot be read as a manifest; restore it or use a new folder"
+            ) from None
+        if found != FORMAT:
+            raise InputError(f"{path} has format {found!r}, expected {FORMAT!r}; update rftkit")
+        for name in ("account", "files", "objects", "not_fetched", "imports"):
+            setattr(self, name, said[name])
+
+    def _read_journal(self) -> None:
+        path = self.folder / JOURNAL
+        if not path.exists():
+            return
+        self.is_unfinished = True
+        for line in path.read_bytes().splitlines():
+            try:
+                self._apply(json.loads(line))
+            except (ValueError, TypeError):
+                continue  # the line that a kill cut off: its file does not count
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        if "file" in line:
+            self.files[line["file"]] = {"bytes": line["bytes"], "sha256": line["sha256"]}
+        elif "dropped" in line:
+            self.files.pop(line["dropped"], None)
+        elif "object" in line:
+            self.objects[line["object"]] = line["entry"]
+        elif "not_fetched" in line:
+            if line["why"] is None:
+                self.not_fetched.pop(line["not_fetched"], None)
+            else:
+                self.not_fetched[line["not_fetched"]] = line["why"]
+        elif "account" in line:
+            self.account.update(line["account"])
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name whole, and on disk, or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Say in one line that the disk is full or the folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RftkitError(
+            f"cannot write to {folder}: {error.strerror or error}; what was saved is safe: make "
+            "room (or name another folder) and run the same command again to go on"
+        ) from error
+
+
+def _lock_file(file: IO[bytes], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two imports into one folder are not kept apart
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"another import is at work in {folder}; wait for it to end") from None

@@ -1,0 +1,286 @@
+"""GET requests to a hosted service: raw bodies, patience, one shared brake.
+
+Every request is retried here and not in the SDK, which gives up on a `Retry-After` above two
+minutes and lets each thread run into the same limit. A wait that the service asks for holds all
+threads and is said aloud. Not here: which routes exist, pages, anything on disk.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rftkit.errors import InputError, RftkitError
+from rftkit.importer.origins import Origin, connect
+
+__all__ = ["Answer", "Refused", "Remote", "Stopped"]
+
+ATTEMPTS = 8
+"""Tries of one request that fails without the service asking to wait."""
+LIMITED_ATTEMPTS = 100
+"""Tries of one request that the service keeps putting off (429)."""
+LONGEST_WAIT_SECONDS = 6 * 3600.0
+LONGEST_BACKOFF_SECONDS = 30.0
+LOST_AFTER = 8
+"""Requests in a row that got no answer at all: the connection is gone, not one object."""
+
+T = TypeVar("T")
+
+
+class Refused(Exception):
+    """The service does not give this object; others may still be had."""
+
+    def __init__(self, reason: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.code = code
+
+
+class Stopped(Exception):
+    """Another thread met an error that ends the import."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response with status 200."""
+
+    body: bytes
+    """As received, after content decoding; only the own key, if echoed, is masked."""
+    data: dict[str, Any]
+    """The parsed body."""
+    headers: Mapping[str, str]
+
+
+class Remote:
+    """A hosted account, read only. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        *,
+        say: Callable[[str], None],
+        timeout_seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        """`say` gets one line for the user; `clock` and `sleep` are for tests."""
+        import openai
+
+        self.origin = origin
+        self.num_requests = 0
+        self._client = connect(origin, timeout_seconds=timeout_seconds)
+        self._headers = {"Authorization": openai.Omit()} if origin.is_azure else {}
+        self._say = say
+        self._clock = clock
+        self._stop = threading.Event()
+        self._sleep = sleep or self._stop.wait
+        self._lock = threading.Lock()
+        self._open_at = 0.0  # no request starts before this moment of the clock
+        self._lost = 0
+
+    def get(self, route: str, **query: Any) -> Answer:
+        """Read one JSON object.
+
+        Raises:
+            Refused: the service will not or cannot give it.
+            RftkitError: nothing can be had: key refused, connection lost.
+        """
+        import httpx2
+
+        def attempt() -> Answer:
+            response = self._client.get(
+                route,
+                cast_to=httpx2.Response,
+                options={"params": query, "headers": self._headers},
+            )
+            body = self.masked(response.content)
+            return Answer(body, _parsed(body, response), response.headers)
+
+        return self._patiently(attempt)
+
+    def download(
+        self, file_id: str, take: Callable[[Iterator[bytes]], T], *, num_bytes: int | None = None
+    ) -> T:
+        """Stream the content of a file; `take` starts anew with each attempt.
+
+        Raises:
+            Refused: as `get`; with code `short_body` if less than `num_bytes` keeps coming.
+        """
+
+        def attempt() -> T:
+            with self._client.files.with_streaming_response.content(
+                file_id, extra_headers=self._headers
+            ) as response:
+                return take(_at_least(num_bytes or 0, response.iter_bytes(1 << 18)))
+
+        return self._patiently(attempt)
+
+    def stop(self) -> None:
+        """Make every thread that waits or asks raise `Stopped`."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def masked(self, body: bytes) -> bytes:
+        """`body` with the account's own key replaced by asterisks of the same length."""
+        key = (self.origin.key or "").encode()
+        return body.replace(key, b"*" * len(key)) if len(key) >= 8 else body
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        failures = waits = 0
+        while True:
+            self._wait_for_gate()
+            with self._lock:
+                self.num_requests += 1
+            try:
+                with _one_kind_of_trouble():
+                    answer = attempt()
+            except _Trouble as trouble:
+                failures += trouble.status != 429
+                waits += trouble.status == 429
+                if trouble.is_final or failures >= ATTEMPTS or waits >= LIMITED_ATTEMPTS:
+                    raise self._given_up(trouble, failures + waits) from None
+                self._hold(trouble, failures + waits)
+            else:
+                self._lost = 0
+                return answer
+
+    def _wait_for_gate(self) -> None:
+        while (delay := self._open_at - self._clock()) > 0:
+            self._sleep(delay)
+            if self._stop.is_set():
+                break
+        if self._stop.is_set():
+            raise Stopped
+
+    def _hold(self, trouble: _Trouble, tries: int) -> None:
+        """Wait before the next try: this thread by backoff, all of them if the service asks."""
+        if trouble.retry_after is None:
+            backoff = min(0.5 * 2.0 ** min(tries - 1, 16), LONGEST_BACKOFF_SECONDS)
+            self._sleep(backoff * random.uniform(0.75, 1.0))
+            return
+        if trouble.retry_after > LONGEST_WAIT_SECONDS:
+            raise RftkitError(
+                f"the service asks to wait {trouble.retry_after / 3600:.0f} hours before the next "
+                "request; run the same command again then, it goes on where it stopped"
+            )
+        opens = self._clock() + trouble.retry_after
+        with self._lock:
+            is_news = opens > self._open_at + 1.0
+            self._open_at = max(self._open_at, opens)
+        if is_news and trouble.retry_after >= 1.0:
+            self._say(f"{trouble.reason}; waiting {trouble.retry_after:.0f} s as the service asks")
+
+    def _given_up(self, trouble: _Trouble, tries: int) -> Exception:
+        reason = self.masked(trouble.reason.encode()).decode()
+        if trouble.status == 401 and not trouble.is_about_scope:
+            variable = "AZURE_OPENAI_API_KEY" if self.origin.is_azure else "OPENAI_API_KEY"
+            return InputError(
+                f"{self.origin.base_url} refuses the key ({reason}); "
+                f"set {variable} to a key of the account to save",
+                code="invalid_api_key",
+            )
+        if trouble.status is None:
+            self._lost += 1
+            if self._lost >= LOST_AFTER:
+                return RftkitError(
+                    f"the connection to {self.origin.base_url} is lost ({reason}); what was saved "
+                    "is safe, run the same command again to go on"
+                )
+        after = f" after {tries} tries" if tries > 1 else ""
+        return Refused(f"{reason}{after}", status=trouble.status, code=trouble.code)
+
+
+@dataclass(eq=False)
+class _Trouble(Exception):
+    reason: str
+    status: int | None = None
+    code: str | None = None
+    retry_after: float | None = None  # seconds
+    is_final: bool = False
+
+    @property
+    def is_about_scope(self) -> bool:
+        """A restricted key without one permission: sent as 401 although the key is right."""
+        return self.code == "missing_scope" or "missing scopes" in self.reason.lower()
+
+
+@contextmanager
+def _one_kind_of_trouble() -> Iterator[None]:
+    """Turn what the SDK and its transport raise into `_Trouble`."""
+    import httpx2
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _status_trouble(error) from None
+    except openai.APITimeoutError:
+        raise _Trouble("no answer in time") from None
+    except openai.APIConnectionError as error:
+        raise _Trouble(_cause(error.__cause__ or error)) from None
+    except httpx2.HTTPError as error:  # while a body streams
+        raise _Trouble(_cause(error)) from None
+
+
+def _status_trouble(error: Any) -> _Trouble:
+    body = error.body if isinstance(error.body, dict) else {}
+    status = error.status_code
+    said = body.get("message") or f"{error.response.reason_phrase} (no error message)"
+    reason = f"HTTP {status}: {str(said)[:500]}"
+    told = error.response.headers.get("x-should-retry")
+    transient = status in (408, 409, 429) or status >= 500
+    is_final = error.code == "insufficient_quota" or not (transient or told == "true")
+    return _Trouble(
+        reason,
+        status=status,
+        code=error.code,
+        retry_after=_retry_after(error.response.headers),
+        is_final=is_final or told == "false",
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds the service asks to wait; None if it does not say or says nonsense."""
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) / divisor
+        except (KeyError, ValueError):
+            continue
+        return seconds if 0 < seconds < float("inf") else None
+    moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return max(email.utils.mktime_tz(moment) - time.time(), 0.0) if moment else None
+
+
+def _cause(error: BaseException) -> str:
+    return f"no answer: {type(error).__name__}: {error}".rstrip(": ")
+
+
+def _at_least(num_bytes: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    received = 0
+    for chunk in chunks:
+        received += len(chunk)
+        yield chunk
+    if received < num_bytes:
+        raise _Trouble(f"{received} of {num_bytes} bytes came", status=200, code="short_body")
+
+
+def _parsed(body: bytes, response: Any) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        kind = response.headers.get("content-type", "no content type")
+        raise _Trouble(f"HTTP 200 with {kind} that is not a JSON object", status=200)
+    return data

@@ -1,0 +1,196 @@
+"""Bring one object of an account up to date in the dump: one function for each kind.
+
+Each returns the object's entry in the ledger, or None if not even the object itself could be had.
+A part that the service refuses is noted and the other parts go on. Not here: which objects there
+are, and in which order they are fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from rftkit.importer.dump import LARGE_BYTES, Dump, safe_name
+from rftkit.importer.pages import Lists, save_list
+from rftkit.importer.remote import Refused, Remote
+from rftkit.importer.survey import Grader, Listed
+
+__all__ = ["HARMLESS", "JOB_ENDS", "RUN_ENDS", "SAVERS", "Desk", "save_grader"]
+
+JOB_ENDS = ("succeeded", "failed", "cancelled")
+RUN_ENDS = ("completed", "failed", "canceled")
+
+HARMLESS = ("gone", "withheld", "short")
+"""Kinds of missing things that no permission and no repetition brings: gone from the service,
+never given out (content of files with some purposes), or listed in part by the service itself."""
+
+Entry = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Desk:
+    """What every unit of work needs; shared by all threads."""
+
+    remote: Remote
+    lists: Lists
+    dump: Dump
+    is_dry: bool = False
+    """Look only: nothing is noted on disk."""
+    missing: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What could not be fetched this time -> `kind`, `reason`, `time`, `status`, `code`."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Note a refusal of `what` and go on; forget an earlier one if all goes well."""
+        try:
+            yield
+        except Refused as refused:
+            self.miss(what, refused)
+        else:
+            had_before = what in self.dump.ledger.not_fetched and what not in self.missing
+            if had_before and not self.is_dry:
+                self.dump.ledger.append({"not_fetched": what, "why": None})
+
+    def miss(self, what: str, refused: Refused, kind: str | None = None) -> None:
+        """Take down that `what` could not be fetched."""
+        why: dict[str, Any] = {"kind": kind or _kind_of(refused), "reason": refused.reason}
+        why |= {"status": refused.status} if refused.status is not None else {}
+        why |= {"code": refused.code} if refused.code else {}
+        why |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+        with self._lock:
+            self.missing[what] = why
+        if not self.is_dry:
+            self.dump.ledger.append({"not_fetched": what, "why": why})
+
+    def save_object(self, listed: Listed, name: str) -> dict[str, Any] | None:
+        """Save the object itself as `<name>` in its folder and return what it says."""
+        with self.noting(listed.key):
+            answer = self.remote.get(listed.route)
+            self.dump.write(f"{listed.key}/{name}", answer.body)
+            return answer.data
+        return None
+
+    def save_list(self, listed: Listed, kind: str) -> int | None:
+        """Save a list that belongs to an object; the number of its entries."""
+        folder = f"{listed.key}/{kind}"
+        with self.noting(folder):
+            return save_list(self.dump, self.lists, kind, f"{listed.route}/{kind}", folder)
+        return None
+
+
+def save_file(desk: Desk, file: Listed) -> Entry | None:
+    """`file.json` and the content as `content.<suffix>`."""
+    said = desk.save_object(file, "file.json")
+    if said is None:
+        return None
+    content, num_bytes = f"{file.key}/content", None
+    with desk.noting(content):
+        num_bytes = _save_content(desk, file, said)
+    is_final = content not in desk.missing or desk.missing[content]["kind"] == "withheld"
+    return _entry(file, is_final, file_bytes=num_bytes)
+
+
+def save_job(desk: Desk, job: Listed) -> Entry | None:
+    """`job.json`, every event, every checkpoint. Result files are files of their own."""
+    said = desk.save_object(job, "job.json")
+    if said is None:
+        return None
+    events, checkpoints = desk.save_list(job, "events"), desk.save_list(job, "checkpoints")
+    is_final = said.get("status") in JOB_ENDS and None not in (events, checkpoints)
+    return _entry(job, is_final, events=events, checkpoints=checkpoints)
+
+
+def save_eval(desk: Desk, eval_: Listed) -> Entry | None:
+    """`eval.json`; its runs are objects of their own."""
+    said = desk.save_object(eval_, "eval.json")
+    return None if said is None else _entry(eval_, True)
+
+
+def save_run(desk: Desk, run: Listed) -> Entry | None:
+    """`run.json` and every output item."""
+    said = desk.save_object(run, "run.json")
+    if said is None:
+        return None
+    items = desk.save_list(run, "output_items")
+    is_final = said.get("status") in RUN_ENDS and items is not None
+    total = (said.get("result_counts") or {}).get("total")
+    if is_final and isinstance(total, int) and (items or 0) < total:
+        short = Refused(f"the service lists {items:,} of {total:,} output items")
+        desk.miss(f"{run.key}/output_items", short, kind="short")
+        is_final = False  # items appear with a delay: look again next time
+    return _entry(run, is_final, output_items=items)
+
+
+SAVERS: dict[str, Callable[[Desk, Listed], Entry | None]] = {
+    "files": save_file,
+    "jobs": save_job,
+    "evals": save_eval,
+    "runs": save_run,
+}
+
+
+def save_grader(desk: Desk, digest: str, grader: Grader) -> None:
+    """`grader.json` (the spec, ready to be sent again) and `used_by.json`."""
+    name = grader.spec.get("name") or grader.spec.get("type") or "grader"
+    key = f"graders/{safe_name(str(name))[:60]}-{digest[:12]}"
+    used_by = f"{key}/used_by.json"
+    uses = json.loads(desk.dump.read(used_by)) if desk.dump.find(used_by) else []
+    uses += [use for use in grader.uses if use not in uses]
+    uses.sort(key=lambda use: (use["object"], use["path"]))
+    desk.dump.write(f"{key}/grader.json", _readable(grader.spec))
+    desk.dump.write(used_by, _readable(uses))
+    entry = {"final": True, "listed": digest, "counts": {}}
+    if desk.dump.ledger.objects.get(key) != entry:
+        desk.dump.ledger.append({"object": key, "entry": entry})
+
+
+def _save_content(desk: Desk, file: Listed, said: dict[str, Any]) -> int | None:
+    suffix = PurePosixPath(str(said.get("filename") or "")).suffix
+    is_plain = re.fullmatch(r"[.](?!gz$)[A-Za-z0-9]{1,8}", suffix)  # .gz says that we packed it
+    path = f"{file.key}/content{suffix if is_plain else ''}"
+    declared: int | None = said["bytes"] if isinstance(said.get("bytes"), int) else None
+    saved = desk.dump.ledger.objects.get(file.key, {}).get("counts", {}).get("file_bytes")
+    if saved is not None and saved == declared and desk.dump.find(path):
+        return declared
+    is_large = declared is None or declared > LARGE_BYTES
+
+    def take(chunks: Iterator[bytes]) -> int:
+        num_bytes = 0
+        with desk.dump.writing(f"{path}.gz" if is_large else path) as target:
+            for chunk in chunks:
+                num_bytes += target.write(chunk)
+        return num_bytes
+
+    try:
+        return desk.remote.download(file.id, take, num_bytes=declared)
+    except Refused as refused:
+        if refused.status == 400 and "purpose" in refused.reason.lower():
+            desk.miss(f"{file.key}/content", refused, kind="withheld")
+            return None
+        if refused.code != "short_body":
+            raise
+        desk.miss(f"{file.key}/content", refused, kind="short")
+        return desk.remote.download(file.id, take)
+
+
+def _entry(listed: Listed, is_final: bool, **counts: int | None) -> Entry:
+    known = {name: number for name, number in counts.items() if number is not None}
+    return {"final": is_final, "listed": listed.digest, "counts": known}
+
+
+def _kind_of(refused: Refused) -> str:
+    if refused.status in (404, 410):
+        return "gone"
+    return "refused" if refused.status in (401, 403) else "failed"
+
+
+def _readable(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=True) + "\n").encode()

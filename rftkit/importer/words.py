@@ -1,0 +1,190 @@
+"""What an import says: the overview before it starts, its end, and a dump described.
+
+Pure text; not here: anything that is read from a network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError
+from rftkit.importer.dump import Dump
+from rftkit.importer.ledger import MANIFEST
+
+if TYPE_CHECKING:
+    from rftkit.importer.account import Summary
+    from rftkit.importer.survey import Survey
+
+__all__ = ["ending", "overview", "show"]
+
+MOST_LINES = 40
+"""Objects of one kind that are listed one by one."""
+
+NAMES = {
+    "files": "files",
+    "file_bytes": "bytes in files",
+    "jobs": "jobs",
+    "events": "events",
+    "checkpoints": "checkpoints",
+    "evals": "evals",
+    "runs": "eval runs",
+    "output_items": "output items",
+    "graders": "graders",
+}
+
+
+def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
+    """What is there and how much, before anything is fetched."""
+    size = sum(file.facts["bytes"] or 0 for file in found.files)
+    methods = Counter(f"{job.facts['method']}" for job in found.jobs)
+    statuses = Counter(str(job.facts["status"]) for job in found.jobs)
+    items = sum(run.facts["total"] or 0 for run in found.runs)
+    rows = [
+        ("files", len(found.files), human_bytes(size)),
+        ("jobs", len(found.jobs), "; ".join(filter(None, [_tally(methods), _tally(statuses)]))),
+        ("evals", len(found.evals), f"{len(found.runs):,} runs with {items:,} output items"),
+        ("graders", len(found.graders), "different specs, found in jobs and evals"),
+    ]
+    lines = [f"{_whose(account)} holds:"]
+    lines += [
+        f"  {name:8}{count:>8,}  {more if count else ''}".rstrip() for name, count, more in rows
+    ]
+    lines.append(f"{num_due:,} of {len(found.objects):,} objects are to be fetched.")
+    return "\n".join(lines)
+
+
+def ending(summary: Summary, folder: str | Path, *, dry_run: bool = False) -> str:
+    """What was done, what is missing and what to type next."""
+    lines = ["Dry run: nothing was written."] if dry_run else []
+    if not dry_run:
+        lines.append(f"{folder} holds {_counts(summary.counts)}.")
+    lines += _missing(summary.missing)
+    if not dry_run and summary.is_complete:
+        lines.append(f"Check it with: rftkit import --verify {folder}")
+    elif not summary.is_complete:
+        lines.append(
+            "Give the key what it lacks and run the same command again: it fetches the rest."
+        )
+    return "\n".join(lines)
+
+
+def show(folder: str | Path) -> str:
+    """A dump in words: whose it is, when it was made, every object, what is missing.
+
+    Raises:
+        InputError: there is no dump.
+    """
+    dump = Dump(folder)
+    ledger = dump.ledger
+    if ledger.is_new:
+        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+    lines = [f"Dump of {_whose(ledger.account)}"]
+    lines += [f"imported {each['finished']} ({', '.join(each['only'])})" for each in ledger.imports]
+    if ledger.is_unfinished:
+        lines.append("The last import was interrupted; run it again to complete the dump.")
+    lines.append(f"Holds {_counts(ledger.counts())}.")
+    for title, describe in _DESCRIBED.items():
+        keys = [key for key in ledger.objects if _kind(key) == title]
+        if keys:
+            lines += ["", f"{title} ({len(keys):,})"]
+            lines += [f"  {describe(dump, key)}" for key in keys[:MOST_LINES]]
+        if len(keys) > MOST_LINES:
+            lines.append(f"  … and {len(keys) - MOST_LINES:,} more in {dump.folder / title}")
+    lines += ["", *_missing(ledger.not_fetched)] if ledger.not_fetched else []
+    return "\n".join(lines)
+
+
+def human_bytes(number: float) -> str:
+    """`34.5 MB`."""
+    if number < 1000:
+        return f"{number:,.0f} bytes"
+    power = min(int(math.log10(number)) // 3, 4)
+    return f"{number / 1000**power:,.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _file_line(dump: Dump, key: str) -> str:
+    file = _read(dump, f"{key}/file.json")
+    size = human_bytes(file.get("bytes") or 0)
+    return f"{file.get('id')}  {file.get('filename')}  {size}  {file.get('purpose')}  {_day(file)}"
+
+
+def _job_line(dump: Dump, key: str) -> str:
+    job, counts = _read(dump, f"{key}/job.json"), dump.ledger.objects[key]["counts"]
+    method = (job.get("method") or {}).get("type") or "supervised"
+    model = job.get("fine_tuned_model") or f"from {job.get('model')}"
+    return (
+        f"{job.get('id')}  {method}  {job.get('status')}  {model}  {_day(job)}  {_counts(counts)}"
+    )
+
+
+def _eval_line(dump: Dump, key: str) -> str:
+    eval_ = _read(dump, f"{key}/eval.json")
+    runs = [entry for name, entry in dump.ledger.objects.items() if name.startswith(f"{key}/runs/")]
+    items = sum(run["counts"].get("output_items", 0) for run in runs)
+    return (
+        f"{eval_.get('id')}  {eval_.get('name')}  {_day(eval_)}  "
+        f"{len(runs):,} runs, {items:,} output items"
+    )
+
+
+def _grader_line(dump: Dump, key: str) -> str:
+    spec = _read(dump, f"{key}/grader.json")
+    uses = _read(dump, f"{key}/used_by.json")
+    used = ", ".join(use["object"] for use in uses[:3]) + (", …" if len(uses) > 3 else "")
+    return f"{spec.get('name') or '(no name)'}  {spec.get('type')}  used by {used}"
+
+
+_DESCRIBED = {
+    "files": _file_line,
+    "jobs": _job_line,
+    "evals": _eval_line,
+    "graders": _grader_line,
+}
+
+
+def _kind(key: str) -> str:
+    return "runs" if "/runs/" in key else key.split("/")[0]
+
+
+def _read(dump: Dump, path: str) -> Any:
+    return json.loads(dump.read(path))
+
+
+def _whose(account: Mapping[str, str]) -> str:
+    names = [account[name] for name in ("organization", "organization_id") if name in account][:1]
+    names += [account["project"]] if "project" in account else []
+    return account["origin"] + (f" ({', '.join(names)})" if names else "")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    told = [
+        human_bytes(number) + " in files" if name == "file_bytes" else f"{number:,} {NAMES[name]}"
+        for name in NAMES
+        if (number := counts.get(name)) is not None
+    ]
+    return ", ".join(told) or "nothing"
+
+
+def _tally(counter: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in counter.most_common())
+
+
+def _missing(missing: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    if not missing:
+        return
+    yield f"Not fetched ({len(missing):,}):"
+    for what, why in list(missing.items())[:MOST_LINES]:
+        yield f"  {what.removeprefix('lists/')}: {why['kind']}: {why['reason']}"
+    if len(missing) > MOST_LINES:
+        yield f"  … and {len(missing) - MOST_LINES:,} more, all in {MANIFEST}"
+
+
+def _day(wire: Mapping[str, Any]) -> str:
+    created_at = wire.get("created_at")
+    return datetime.fromtimestamp(created_at, UTC).date().isoformat() if created_at else "-"
