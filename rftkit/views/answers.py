@@ -135,7 +135,7 @@ def _side(name: str, answer: Answer) -> str:
     shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
     return (
         f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
-        f"<h4><span>{text(name)}</span><span>{shown}</span></h4>"
+        f'<div class="rk-who"><span>{text(name)}</span><span>{shown}</span></div>'
         f"{_grades(answer.get('grade') or {})}{disclosure(_readable(answer['text']), 1200)}</div>"
     )
 
