@@ -181,6 +181,46 @@ def report(
     print(reports.run(notebook, out, **parse_values(parameters)).resolve())
 
 
+@app.command("import")
+def import_account(
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="openai|azure|URL", help="What to save.")
+    ] = None,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write, or to go on with.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="KINDS", help="Out of files,jobs,evals,graders.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Leave out what is older: 2026-05-01.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, write nothing.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check a dump against its manifest.")
+    ] = None,
+    show: Annotated[Path | None, typer.Option(metavar="DIR", help="List a dump in words.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Save what a hosted account holds into a folder; run again, it fetches what is new.
+
+    The key comes from OPENAI_API_KEY, or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY.
+    """
+    from rftkit.importer.cli import command
+
+    status = command(
+        source=source,
+        dump=dump,
+        only=only,
+        since=since,
+        dry_run=dry_run,
+        verify=verify,
+        show=show,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
+
+
 def main() -> None:
     """Run the command line; an expected error is one message and an exit status, no traceback."""
     try:
