@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_nothing_behind(served: Served, monkeypatch: pytest.M
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rftkit.server.store.os.fsync", full)
+    monkeypatch.setattr("rftkit.server.store_files.os.fsync", full)
     with pytest.raises(openai.InternalServerError, match="No space left on device"):
         served.upload()
     monkeypatch.undo()

@@ -1,0 +1,247 @@
+"""The store's evals, their runs and output items, stored responses and checkpoint permissions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from rftkit.errors import NotFoundError
+from rftkit.server.database import Database, new_id, now
+from rftkit.server.records import Eval, EvalRun, OutputItem, Permission, StoredResponse
+
+__all__ = ["Evals"]
+
+UNFINISHED = "('queued', 'in_progress')"
+
+
+class Evals(Database):
+    """The part of the store that keeps evals."""
+
+    def add_eval(
+        self,
+        testing_criteria: list[dict[str, Any]],
+        data_source_config: dict[str, Any],
+        *,
+        name: str | None = None,
+        metadata: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Eval:
+        """Keep an eval; each criterion has its `id` already."""
+        moment = now()
+        return self._insert(
+            Eval(
+                id=new_id("eval_"),
+                created_at=moment,
+                updated_at=moment,
+                name=name,
+                metadata=metadata,
+                data_source_config=data_source_config,
+                testing_criteria=testing_criteria,
+                extra=extra or {},
+            )
+        )
+
+    def eval(self, eval_id: str) -> Eval:
+        """One eval.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._one(Eval, "id = ?", eval_id, missing=eval_id)
+
+    def evals(
+        self, *, after: str | None = None, limit: int = 20, newest_first: bool = False
+    ) -> tuple[list[Eval], bool]:
+        """A page of evals, by creation."""
+        return self._page(Eval, "1", (), after=after, limit=limit, newest_first=newest_first)
+
+    def update_eval(self, eval_id: str, **fields: Any) -> Eval:
+        """Change name or metadata.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._update(Eval, eval_id, {**fields, "updated_at": now()})
+
+    def delete_eval(self, eval_id: str) -> None:
+        """Forget an eval with its runs and items.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        with self.transaction() as db:
+            self.eval(eval_id)
+            db.execute("DELETE FROM evals WHERE id = ?", (eval_id,))
+
+    def add_run(
+        self,
+        eval_id: str,
+        data_source: dict[str, Any],
+        *,
+        name: str | None = None,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+        key: str | None = None,
+        **fields: Any,
+    ) -> EvalRun:
+        """Keep a run, `queued` unless `status` says otherwise; the same `key` is the same run.
+
+        Raises:
+            NotFoundError: when there is no such eval.
+        """
+        with self.transaction():
+            self.eval(eval_id)
+            if key is not None:
+                known = self._find(EvalRun, "eval_id = ? AND key = ?", eval_id, key)
+                if known:
+                    return known[0]
+            return self._insert(
+                EvalRun(
+                    id=new_id("evalrun_"),
+                    eval_id=eval_id,
+                    created_at=now(),
+                    name=name,
+                    model=model,
+                    metadata=metadata,
+                    data_source=data_source,
+                    key=key,
+                    **fields,
+                )
+            )
+
+    def run(self, run_id: str, eval_id: str | None = None) -> EvalRun:
+        """One run, of this eval when one is named.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        run = self._one(EvalRun, "id = ?", run_id, missing=run_id)
+        if eval_id is not None and run.eval_id != eval_id:
+            raise NotFoundError(f"run {run_id} is not of eval {eval_id}", param="run_id")
+        return run
+
+    def runs(
+        self,
+        eval_id: str,
+        *,
+        status: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[list[EvalRun], bool]:
+        """A page of an eval's runs."""
+        where, values = "eval_id = ?", [eval_id]
+        if status is not None:
+            where, values = f"{where} AND status = ?", [*values, status]
+        return self._page(
+            EvalRun, where, tuple(values), after=after, limit=limit, newest_first=newest_first
+        )
+
+    def unfinished_runs(self) -> list[EvalRun]:
+        """Runs that somebody has to go on with, oldest first; not those that a job writes."""
+        return self._find(EvalRun, f"status IN {UNFINISHED} AND key IS NULL ORDER BY seq")
+
+    def update_run(self, run_id: str, **fields: Any) -> EvalRun:
+        """Change a run and return it; one that has ended keeps its status."""
+        with self.transaction():
+            if self.run(run_id).status not in ("queued", "in_progress"):
+                fields.pop("status", None)
+            return self._update(EvalRun, run_id, fields)
+
+    def delete_run(self, run_id: str) -> None:
+        """Forget a run with its items."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM eval_runs WHERE id = ?", (run_id,))
+
+    def add_items(self, items: Iterable[OutputItem]) -> None:
+        """Keep output items, all or none."""
+        with self.transaction():
+            for item in items:
+                self._insert(item)
+
+    def items(
+        self,
+        run_id: str,
+        *,
+        status: Literal["pass", "fail"] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[list[OutputItem], bool]:
+        """A page of a run's output items."""
+        where, values = "run_id = ?", [run_id]
+        if status is not None:
+            where, values = f"{where} AND status = ?", [*values, status]
+        return self._page(
+            OutputItem, where, tuple(values), after=after, limit=limit, newest_first=newest_first
+        )
+
+    def item(self, item_id: str, run_id: str) -> OutputItem:
+        """One output item of a run.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._one(OutputItem, "id = ? AND run_id = ?", item_id, run_id, missing=item_id)
+
+    # -- permissions and responses -------------------------------------------------------------
+
+    def add_permission(self, model_name: str, project_id: str) -> Permission:
+        """Let a project use a checkpoint; twice is once."""
+        with self.transaction():
+            permission = Permission(
+                id=new_id("cp_"), created_at=now(), model_name=model_name, project_id=project_id
+            )
+            self._insert(permission, or_ignore=True)
+            where = "model_name = ? AND project_id = ?"
+            return self._find(Permission, where, model_name, project_id)[0]
+
+    def permissions(
+        self,
+        model_name: str,
+        *,
+        project_id: str | None = None,
+        after: str | None = None,
+        limit: int = 10,
+        newest_first: bool = True,
+    ) -> tuple[list[Permission], bool]:
+        """A page of a checkpoint's permissions."""
+        where, values = "model_name = ?", [model_name]
+        if project_id is not None:
+            where, values = f"{where} AND project_id = ?", [*values, project_id]
+        return self._page(
+            Permission, where, tuple(values), after=after, limit=limit, newest_first=newest_first
+        )
+
+    def delete_permission(self, permission_id: str, model_name: str) -> None:
+        """Take a permission back.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        with self.transaction() as db:
+            where = "id = ? AND model_name = ?"
+            self._one(Permission, where, permission_id, model_name, missing=permission_id)
+            db.execute("DELETE FROM permissions WHERE id = ?", (permission_id,))
+
+    def add_response(self, response: StoredResponse) -> StoredResponse:
+        """Keep a response that a later one may continue."""
+        return self._insert(response)
+
+    def response(self, response_id: str) -> StoredResponse:
+        """One response.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._one(StoredResponse, "id = ?", response_id, missing=response_id)
+
+    def delete_response(self, response_id: str) -> None:
+        """Forget a response.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        with self.transaction() as db:
+            self.response(response_id)
+            db.execute("DELETE FROM responses WHERE id = ?", (response_id,))
