@@ -1,0 +1,119 @@
+"""Which room may import which, and what an import may load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rftkit
+
+PACKAGE = Path(__file__).parents[1] / "rftkit"
+
+TIERS = (
+    {"errors", "settings"},
+    {"rows"},
+    {"graders"},
+    {"client"},
+    {"datasets", "jobs", "evals", "importer"},
+    {"views"},
+    {"widgets", "reports"},
+    {"console", "demo", "cli", "cli_jobs"},
+)
+"""An import goes to an earlier tier, or stays in its tier."""
+
+HOME_OF = rftkit._HOME_OF
+"""Public name -> the room it comes from."""
+SERVER_MAY = {"rows", "graders", "settings", "errors"}
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "papermill",
+    "ipywidgets",
+    "pandas",
+    "matplotlib",
+    "nltk",
+    "openai",
+}
+
+
+def test_every_room_has_a_place() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if is_module(path)} - {"__init__"}
+    assert rooms <= set().union(*TIERS) | {"server"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path)[len(str(PACKAGE)) + 1 :]
+)
+def test_imports_go_down_only(path: Path) -> None:
+    room = room_of(path)
+    for line, imported in imported_rooms(path):
+        assert may(room, imported), f"{path}:{line}: {room} imports {imported}"
+
+
+def test_the_rule_itself() -> None:
+    assert may("jobs", "client")
+    assert not may("jobs", "views")
+    assert not may("cli", "server")
+    assert may("server", "graders")
+    assert not may("server", "client")
+    assert not may("graders", "client")
+
+
+@pytest.mark.parametrize("statement", ["import rftkit", "import rftkit.cli", "import rftkit.jobs"])
+def test_an_import_loads_nothing_heavy(statement: str) -> None:
+    program = (
+        f"import sys, time, json; start = time.perf_counter(); {statement}; "
+        "print(json.dumps([time.perf_counter() - start, sorted(sys.modules)]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    seconds, modules = json.loads(done.stdout)
+    print(f"{statement}: {seconds:.3f} s")
+    assert not HEAVY & set(modules)
+
+
+def is_module(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").exists()
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def may(room: str, imported: str) -> bool:
+    if room == imported:
+        return True
+    if imported == "server":
+        return False
+    if room == "server":
+        return imported in SERVER_MAY
+    return room == "__init__" or tier(imported) <= tier(room)
+
+
+def tier(room: str) -> int:
+    return next(index for index, rooms in enumerate(TIERS) if room in rooms)
+
+
+def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and room of every import of rftkit in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+            if node.module == "rftkit":
+                names = [f"rftkit.{HOME_OF.get(alias.name, alias.name)}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "rftkit" and rest:
+                yield node.lineno, rest.partition(".")[0]

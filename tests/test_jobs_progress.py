@@ -1,0 +1,90 @@
+"""What a terminal shows of a job."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import sample_job
+from openai.types.fine_tuning import FineTuningJob
+
+from rftkit import jobs
+from rftkit.jobs.progress import duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def update(*events: jobs.Event, status: str = "running", **job: Any) -> jobs.Update:
+    wire = sample_job.job(status=status, **job)
+    return jobs.Update(FineTuningJob.construct(**wire), list(events))
+
+
+def story() -> list[jobs.Update]:
+    said, warning, *metrics, last = sample_job.events()
+    done = update(last, status="succeeded")
+    return [update(said, status="queued"), update(warning), *map(update, metrics), done]
+
+
+def shown(stream: io.StringIO, updates: list[jobs.Update]) -> str:
+    progress = jobs.Progress(stream)
+    for each in updates:
+        progress(each)
+    return stream.getvalue()
+
+
+def test_one_plain_line_per_step_where_nothing_is_live() -> None:
+    lines = shown(io.StringIO(), story()).splitlines()
+    assert lines[0] == "waiting for the worker"
+    assert lines[1].startswith("warn: reasoning_effort")
+    steps = [line for line in lines if line.startswith("step")]
+    assert len(steps) == sample_job.STEPS + 1
+    assert steps[0] == "step  0/24 · valid 0.300"
+    assert steps[7] == (
+        "step  7/24 · train 0.616 · valid 0.583 (step 0: 0.300) · 418 tokens/s · flat 24%"
+        " · 2:41 left"
+    )
+    assert "left" not in steps[-1]
+    assert lines[-1] == f"{sample_job.JOB} succeeded: ft:smollm2-135m-instruct:local:review:sample"
+
+
+def test_a_terminal_keeps_validations_only() -> None:
+    text = shown(Terminal(), story())
+    kept = [line.rpartition("\x1b[K")[2] for line in text.split("\n") if line]
+    assert [line.split("·")[0].strip() for line in kept if line.startswith("step")] == [
+        "step  0/24", "step  6/24", "step 18/24", "step 24/24",
+    ]  # fmt: skip
+    assert kept[-1].endswith("succeeded: ft:smollm2-135m-instruct:local:review:sample")
+    assert "━" in text
+
+
+def test_attached_in_the_middle_of_a_job() -> None:
+    metrics = sample_job.events()[2:12]
+    lines = shown(io.StringIO(), [update(*metrics[:-1]), update(metrics[-1])]).splitlines()
+    assert [line[:10] for line in lines] == ["step  8/24", "step  9/24"]
+    assert "step 0: 0.300" in lines[0]
+
+
+def test_attached_after_the_end() -> None:
+    lines = shown(io.StringIO(), [update(*sample_job.events(), status="succeeded")]).splitlines()
+    assert lines[-2].startswith("step 24/24")
+    assert "succeeded" in lines[-1]
+
+
+def test_paused_and_failed_say_what_to_do_and_why() -> None:
+    assert "rftkit job resume" in shown(io.StringIO(), [update(status="paused")])
+    error = {"code": "x", "message": "the grader broke", "param": None}
+    text = shown(io.StringIO(), [update(status="failed", error=error)])
+    assert text == f"{sample_job.JOB} failed: the grader broke\n"
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 59.4, 60, 187, 3723)] == [
+        "0 s",
+        "59 s",
+        "1:00",
+        "3:07",
+        "1:02:03",
+    ]
