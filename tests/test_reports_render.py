@@ -107,6 +107,16 @@ def test_a_name_that_is_no_notebook_lists_those_there_are(tmp_path):
         reports.run(tmp_path / "bad.ipynb", tmp_path / "page.html")
 
 
+def test_a_place_that_cannot_be_written_is_found_out_first(tmp_path):
+    path = notebook(tmp_path, "1 / 0")
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ReportError, match="give the path of a file"):
+        reports.run(path, tmp_path)
+    with pytest.raises(ReportError, match="cannot be made"):
+        reports.run(path, tmp_path / "file" / "page.html")
+
+
 def test_a_failing_cell_still_gives_a_page_that_shows_where(tmp_path):
     path = notebook(tmp_path, "print('be' + 'fore')", "1 / count0", "print('af' + 'ter')")
 

@@ -68,6 +68,15 @@ def test_a_service_that_reports_no_failures_is_not_said_to_have_none():
     assert "failed grades are not reported" in views.reward_chart([{"data": data}])
 
 
+def test_rewards_alone_are_enough():
+    bare = [{"data": {"step": step, "train_mean_reward": 0.1 * step}} for step in (1, 2)]
+
+    (alt,) = alts(views.reward_chart(bare))
+    assert alt == (
+        "Reward by step: train 0.100 at step 1, 0.200 at step 2, highest 0.200 at step 2."
+    )
+
+
 def test_each_chart_says_when_there_is_nothing_to_show():
     assert "No rewards yet" in views.reward_chart([])
     assert "no tokens" in views.health_chart([])

@@ -53,9 +53,9 @@ def test_one_enormous_cell_is_cut():
 
 
 def test_nothing_is_not_zero():
-    html = table([{"reward": 0.0}, {"reward": None}, {"reward": float("nan")}])
+    html = table([{"reward": v} for v in (0.0, None, float("nan"), pd.NA)])
 
-    assert html.count('data-v="">–</td>') == 2
+    assert html.count('data-v="">–</td>') == 3
     assert 'data-v="0.0">0.000</td>' in html
 
 

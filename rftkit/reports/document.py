@@ -78,7 +78,8 @@ def drop_widgets(notebook: Any) -> None:
     notebook.metadata.pop("widgets", None)
     for output in _outputs(notebook):
         data = output.get("data", {})
-        if any(data.pop(mime, None) for mime in WIDGET_MIMES) and "text/html" not in data:
+        dropped = [data.pop(mime) for mime in WIDGET_MIMES if mime in data]
+        if dropped and "text/html" not in data:
             data["text/html"] = "<p><em>A live control was here; it works in the notebook.</em></p>"
 
 

@@ -46,12 +46,13 @@ def run(
         The path of the page.
 
     Raises:
-        ReportError: a parameter is unknown or has the wrong type, the notebook has no such cell, it
-            refers to something outside the file, or a cell failed (then the page exists).
+        ReportError: a parameter is unknown or has the wrong type, the notebook has no such cell,
+            `out` cannot be written, the page refers to something outside itself, or a cell failed
+            (then the page exists and shows where).
     """
     import nbformat
 
-    source, target = notebook_path(notebook), Path(out)
+    source, target = notebook_path(notebook), _target(out)
     values = _checked(source, parameters)
     executed, failure = _execute(source, values, timeout_seconds)
     drop_widgets(executed)
@@ -81,6 +82,18 @@ def notebook_path(notebook: str | Path) -> Path:
             return path
     names = ", ".join(sorted(path.stem for path in own.glob("report_*.ipynb"))) or "none found"
     raise ReportError(f"no notebook {str(notebook)!r}: give a path or one of: {names}")
+
+
+def _target(out: str | Path) -> Path:
+    """Where the page goes, found out before minutes are spent on it."""
+    target = Path(out)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"the folder of {target} cannot be made: {error.strerror}") from error
+    if target.is_dir() or not os.access(target.parent, os.W_OK):
+        raise ReportError(f"{target} cannot be written; give the path of a file, such as out.html")
+    return target
 
 
 def _checked(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +203,6 @@ def _read(path: Path) -> Any:
 
 def _write(path: Path, content: str) -> None:
     """All or nothing: a reader never finds half a page."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("w", encoding="utf-8") as file:

@@ -37,14 +37,14 @@ def summary(
     from rftkit.jobs.metrics import step_frame
 
     steps = step_frame(events)
-    failed = steps["failed_grades"].dropna()
+    failed, spent = steps["failed_grades"].dropna(), steps["step_seconds"].dropna()
     return {
         "valid": _validations(steps),
         "test": _test(answers["rows"]) if answers and answers["rows"] else None,
         "constant": (answers or {}).get("constant"),
         "training": {
             "steps": int(steps["step"].max()) if len(steps) else 0,
-            "seconds": float(steps["step_seconds"].sum()),
+            "seconds": float(spent.sum()) if len(spent) else None,
             "failed_grades": int(failed.sum()) if len(failed) else None,
         },
     }

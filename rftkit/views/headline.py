@@ -33,17 +33,17 @@ def verdict(summary: Figures) -> str:
     if test and test["difference"] is not None:
         change = (
             f"{number(test['base'], 2)} → {number(test['final'], 2)} on the same "
-            f"{test['pairs']:,} test rows ({signed(test['difference'], 2)}"
+            f"{counted(test['pairs'], 'test row')} ({signed(test['difference'], 2)}"
         )
         if not test["interval"]:
-            return f"{_moved(test['difference'])}: {change}; too few rows for an interval)."
+            return f"Too few rows to tell: {change})."
         low, high = test["interval"]
         sure = low > 0 or high < 0
         said = _moved(test["difference"]) if sure else "No clear change"
         return f"{said}: {change}, 95 % interval {signed(low, 2)} to {signed(high, 2)})."
     if valid and valid["start"] is not None and valid["final"] is not None:
         change = valid["final"] - valid["start"]
-        word = "rose" if change > 0 else "fell" if change < 0 else "stayed"
+        word = "rose" if change > 0 else "fell" if change < 0 else "went"
         return (
             f"The validation reward {word} from {number(valid['start'], 2)} before training to "
             f"{number(valid['final'], 2)} at step {valid['final_step']} ({signed(change, 2)})."
@@ -52,9 +52,7 @@ def verdict(summary: Figures) -> str:
 
 
 def _moved(difference: float) -> str:
-    if difference > 0:
-        return "The final model is better than the base model"
-    return "The final model is worse than the base model" if difference < 0 else "No change"
+    return f"The final model is {'better' if difference > 0 else 'worse'} than the base model"
 
 
 def _validation_tiles(valid: Figures) -> list[str]:

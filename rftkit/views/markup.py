@@ -72,8 +72,10 @@ def note(message: str) -> Html:
 
 
 def missing(value: Any) -> bool:
-    """True for None and NaN: not measured, not graded. Zero is not missing."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    """True for None, NaN and pandas' NA: not measured, not graded. Zero is not missing."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
 
 
 def number(value: float | None, digits: int = 3) -> str:
