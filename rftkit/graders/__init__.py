@@ -12,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rftkit.graders.cache import JudgeCache
+    from rftkit.graders.cheats import Audit, audit
     from rftkit.graders.endpoint import mask_secrets
     from rftkit.graders.engine import (
         CompiledGrader,
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
         validate,
         variables,
     )
-    from rftkit.graders.judge import Completion, CompletionCall, JudgeCache, completion_call
+    from rftkit.graders.frames import grade_many
+    from rftkit.graders.judge import Completion, CompletionCall, completion_call
     from rftkit.graders.outcome import Grade, Sample
     from rftkit.graders.sandbox import Limits
 
 __all__ = [
+    "Audit",
     "CompiledGrader",
     "Completion",
     "CompletionCall",
@@ -35,16 +39,20 @@ __all__ = [
     "Leaf",
     "Limits",
     "Sample",
+    "audit",
     "check_item_paths",
     "compile_grader",
     "completion_call",
     "grade",
+    "grade_many",
     "mask_secrets",
     "validate",
     "variables",
 ]
 
 _HOMES = {
+    "cheats": ("Audit", "audit"),
+    "cache": ("JudgeCache",),
     "endpoint": ("mask_secrets",),
     "engine": (
         "CompiledGrader",
@@ -55,7 +63,8 @@ _HOMES = {
         "validate",
         "variables",
     ),
-    "judge": ("Completion", "CompletionCall", "JudgeCache", "completion_call"),
+    "frames": ("grade_many",),
+    "judge": ("Completion", "CompletionCall", "completion_call"),
     "outcome": ("Grade", "Sample"),
     "sandbox": ("Limits",),
 }

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from rftkit.graders import judge
 from rftkit.graders.endpoint import Endpoint, HttpCall
 from rftkit.graders.outcome import Fault, Sample
-from rftkit.graders.sandbox import Limits, Sandbox, check_source
+from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.similarity import metric
+from rftkit.graders.source import check_source
 from rftkit.graders.template import Path, compile_template, paths
 from rftkit.graders.types import Purpose
 

@@ -11,9 +11,7 @@ one process serves share its globals.
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import importlib.machinery
 import json
 import math
 import os
@@ -21,23 +19,21 @@ import queue
 import select
 import shutil
 import signal
-import site
 import struct
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import GraderSpecError, PlatformError
+from rftkit.errors import PlatformError
 from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
+from rftkit.graders.source import library_paths, package_dirs
 
-__all__ = ["Limits", "Sandbox", "check_source"]
+__all__ = ["Limits", "Sandbox"]
 
 
 _START_SECONDS = 30.0
@@ -181,9 +177,9 @@ class _Worker:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _set_up(self, source: str, confined: bool) -> None:
-        packages = _package_dirs()
+        packages = package_dirs()
         confinement = {
-            "readable": [*packages, *_library_paths()],
+            "readable": [*packages, *library_paths()],
             "scratch": self._scratch,
             "memory_bytes": self._limits.memory_bytes,
             "scratch_bytes": self._limits.scratch_bytes,
@@ -290,96 +286,6 @@ def _fault(error: _Gone | OSError) -> Fault:
     if isinstance(error, _Gone):
         return Fault("python_grader_runtime_error", str(error))
     return Fault("python_grader_server_error", f"sandbox_error: {error}")
-
-
-def check_source(source: str, *, param: str | None = None) -> None:
-    """Find what can be found without running the source.
-
-    Raises:
-        GraderSpecError: a syntax error with its line, no usable `grade(sample, item)`, or an
-            import of a package that is not installed. Imports inside `try` may fail.
-    """
-
-    def refuse(what: str) -> GraderSpecError:
-        return GraderSpecError(f"`{param or 'source'}`: {what}", param=param)
-
-    try:
-        tree = ast.parse(source, "grader.py")
-        compile(tree, "grader.py", "exec", dont_inherit=True)
-    except SyntaxError as error:
-        raise refuse(f"line {error.lineno}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise refuse(f"cannot be compiled: {error}") from None
-    _check_signature(tree, refuse)
-    for line, package in _imports(tree):
-        if not _is_installed(package):
-            raise refuse(
-                f"line {line} imports {package!r}, which is not installed here; "
-                f"type: pip install {package} (the hosted image's packages: "
-                "pip install 'rftkit[grader-image]')"
-            )
-
-
-def _check_signature(tree: ast.Module, refuse: Any) -> None:
-    functions = [node for node in ast.walk(tree) if getattr(node, "name", None) == "grade"]
-    if not functions:
-        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        aliases = {
-            a.asname or a.name
-            for n in ast.walk(tree)
-            if hasattr(n, "names")
-            for a in n.names
-            if isinstance(a, ast.alias)
-        }
-        if "grade" not in names | aliases:
-            raise refuse("it must define grade(sample, item)")
-        return
-    last = functions[-1]
-    if isinstance(last, ast.AsyncFunctionDef):
-        raise refuse(f"line {last.lineno}: grade must be a plain function, not async")
-    if isinstance(last, ast.FunctionDef):
-        given = last.args
-        places = len(given.posonlyargs) + len(given.args)
-        required = places - len(given.defaults)
-        needs_keywords = any(default is None for default in given.kw_defaults)
-        if required > 2 or (places < 2 and not given.vararg) or needs_keywords:
-            raise refuse(f"line {last.lineno}: grade must take exactly (sample, item)")
-
-
-def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Try):
-            continue
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.lineno, node.module.partition(".")[0]
-        yield from _imports(node)
-
-
-def _is_installed(package: str) -> bool:
-    if package in sys.stdlib_module_names or package in sys.builtin_module_names:
-        return True
-    return importlib.machinery.PathFinder.find_spec(package, _package_dirs()) is not None
-
-
-def _package_dirs() -> list[str]:
-    """Where installed packages live; not the project, even when it is installed editable."""
-    dirs = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    if site.ENABLE_USER_SITE:
-        dirs.append(site.getusersitepackages())
-    return [path for path in dict.fromkeys(dirs) if os.path.isdir(path)]
-
-
-def _library_paths() -> list[str]:
-    """The interpreter's standard library and the system's shared ones."""
-    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    own += [
-        f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in ("lib", "lib64")
-    ]
-    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
-    system += ["/etc/localtime", "/usr/share/zoneinfo"]
-    return [path for path in dict.fromkeys([*own, *system]) if os.path.exists(path)]
 
 
 def _environment(scratch: str) -> dict[str, str]:

@@ -17,7 +17,15 @@ from typing import Any
 from rftkit.errors import GraderSpecError
 from rftkit.graders.outcome import Fault, Sample
 
-__all__ = ["SAMPLE_VARIABLES", "Path", "Render", "compile_template", "look_up", "paths"]
+__all__ = [
+    "SAMPLE_VARIABLES",
+    "Path",
+    "Render",
+    "compile_template",
+    "lone_path",
+    "look_up",
+    "paths",
+]
 
 Render = Callable[[Sample, Any], str]
 
@@ -48,6 +56,12 @@ def paths(text: str, *, param: str | None = None) -> list[Path]:
         GraderSpecError: when a slot is not a path into `item` or `sample`.
     """
     return [_parse(match[1], param) for match in _SLOT.finditer(text)]
+
+
+def lone_path(text: str) -> Path | None:
+    """The path of a template that is one slot and nothing else."""
+    match = _SLOT.fullmatch(text.strip())
+    return _parse(match[1], None) if match and "{{" not in match[1] else None
 
 
 def compile_template(text: str, *, param: str | None = None) -> Render:

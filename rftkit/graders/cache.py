@@ -1,0 +1,56 @@
+"""What judges answered, kept between runs. Not here: when two questions are the same (`judge`)."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, MutableMapping
+from pathlib import Path
+
+__all__ = ["JudgeCache"]
+
+
+class JudgeCache(MutableMapping[str, str]):
+    """Answers of judges, kept in a file of JSON lines that only grows.
+
+    Several processes may write to one file; each sees what was there when it opened it and what it
+    wrote itself. A line cut off by a crash is passed over.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path, self._lock = Path(path), threading.Lock()
+        self._entries: dict[str, str] = {}
+        if self._path.exists():
+            with self._path.open(encoding="utf-8", errors="replace") as lines:
+                self._entries.update(_read_entries(lines))
+
+    def __getitem__(self, key: str) -> str:
+        return self._entries[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        line = json.dumps([key, value]) + "\n"
+        with self._lock:
+            self._entries[key] = value
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # the leading newline ends a line that a crash left open
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" + line)
+
+    def __delitem__(self, key: str) -> None:
+        raise TypeError("a judge cache only grows; delete its file to empty it")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self._entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _read_entries(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry):
+            yield entry[0], entry[1]

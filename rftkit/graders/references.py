@@ -1,0 +1,88 @@
+"""The answer that a row's grader is looking for, worked out from the grader and the row.
+
+Where a leaf compares one place of the sample with one place of the row, that place of the answer
+is known; put together they are an answer that should reach the top. Judges and python graders say
+nothing of the kind: then the row's own `reference_answer`, `reference` or `answer` is taken, or
+its values for the properties of the response format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rftkit.graders.outcome import Fault
+from rftkit.graders.template import Path, lone_path, look_up, paths
+
+__all__ = ["REFERENCE_KEYS", "infer_reference"]
+
+REFERENCE_KEYS = ("reference_answer", "reference", "answer")
+
+
+def infer_reference(
+    spec: Mapping[str, Any],
+    item: Mapping[str, Any],
+    response_format: Mapping[str, Any] | None = None,
+) -> str | None:
+    """The answer a model should have given, as it would write it; None when nothing says it.
+
+    `spec` must be normalised.
+    """
+    properties = _properties(response_format)
+    fields: dict[str, Any] = {}
+    for path, value in _wanted(spec, item):
+        match path.steps:
+            case ("output_text",):
+                return _text(value)
+            case ("output_json", *keys) if keys and all(isinstance(key, str) for key in keys):
+                _set(fields, [str(key) for key in keys], value)
+    if fields:
+        return _text({key: item[key] for key in properties if key in item} | fields)
+    for key in REFERENCE_KEYS:
+        if key in item:
+            return _text(item[key])
+    if properties and all(key in item for key in properties):
+        return _text({key: item[key] for key in properties})
+    return None
+
+
+def _properties(response_format: Mapping[str, Any] | None) -> list[str]:
+    schema = ((response_format or {}).get("json_schema") or {}).get("schema") or {}
+    return list(schema.get("properties") or {})
+
+
+def _wanted(spec: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """(place in the sample, what should stand there)."""
+    for leaf in spec["graders"].values() if spec["type"] == "multi" else [spec]:
+        if leaf["type"] not in ("string_check", "text_similarity") or leaf.get("operation") == "ne":
+            continue
+        for one, other in (("input", "reference"), ("reference", "input")):
+            place = lone_path(leaf[one])
+            if place and place.namespace == "sample":
+                yield from ((place, value) for value in _value(leaf[other], item))
+
+
+def _value(text: str, item: Mapping[str, Any]) -> Iterator[Any]:
+    source = lone_path(text)
+    if source and source.namespace == "item":
+        try:
+            yield look_up(source, None, item)
+        except Fault:
+            return
+    elif not paths(text):
+        yield text
+
+
+def _set(fields: dict[str, Any], keys: list[str], value: Any) -> None:
+    *folders, last = keys
+    for key in folders:
+        inner = fields.setdefault(key, {})
+        if not isinstance(inner, dict):
+            return
+        fields = inner
+    fields.setdefault(last, value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,122 @@
+"""The source of a python grader before it runs: what can be checked, what it may import.
+
+Nothing here runs the source. `grade` may also come from an assignment or an import, which only
+loading it can judge; then the first grade says what is wrong.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import os
+import site
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator
+
+from rftkit.errors import GraderSpecError
+
+__all__ = ["check_source", "library_paths", "package_dirs"]
+
+
+def check_source(source: str, *, param: str | None = None) -> None:
+    """Find what can be found without running the source.
+
+    Raises:
+        GraderSpecError: a syntax error with its line, no usable `grade(sample, item)`, or an
+            import of a package that is not installed. Imports inside `try` may fail.
+    """
+
+    def refuse(what: str) -> GraderSpecError:
+        return GraderSpecError(f"`{param or 'source'}`: {what}", param=param)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source, "grader.py")
+            compile(tree, "grader.py", "exec", dont_inherit=True)
+    except SyntaxError as error:
+        raise refuse(f"line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise refuse(f"cannot be compiled: {error}") from None
+    _check_signature(tree, refuse)
+    for line, package in _imports(tree):
+        if not _is_installed(package):
+            raise refuse(
+                f"line {line} imports {package!r}, which is not installed here; "
+                f"type: pip install {package} (the hosted image's packages: "
+                "pip install 'rftkit[grader-image]')"
+            )
+
+
+def _check_signature(tree: ast.Module, refuse: Callable[[str], GraderSpecError]) -> None:
+    """`grade` must be bound at the top level; a `def` must also take (sample, item)."""
+    bound: list[ast.AST] = [node for node in _top_level(tree) if "grade" in _binds(node)]
+    if not bound:
+        raise refuse("it must define grade(sample, item)")
+    last = bound[-1]
+    if isinstance(last, ast.AsyncFunctionDef):
+        raise refuse(f"line {last.lineno}: grade must be a plain function, not async")
+    if isinstance(last, ast.FunctionDef):
+        given = last.args
+        places = len(given.posonlyargs) + len(given.args)
+        required = places - len(given.defaults)
+        needs_keywords = any(default is None for default in given.kw_defaults)
+        if required > 2 or (places < 2 and not given.vararg) or needs_keywords:
+            raise refuse(f"line {last.lineno}: grade must take exactly (sample, item)")
+
+
+def _top_level(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that run when the module is loaded; not what is inside functions and classes."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from _top_level(child)
+
+
+def _binds(node: ast.AST) -> set[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Name(id=name, ctx=ast.Store()):
+            return {name}
+        case ast.alias(name=name, asname=other):
+            return {"grade" if name == "*" else other or name}
+    return set()
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Try):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.lineno, node.module.partition(".")[0]
+        yield from _imports(node)
+
+
+def _is_installed(package: str) -> bool:
+    if package in sys.stdlib_module_names or package in sys.builtin_module_names:
+        return True
+    return importlib.machinery.PathFinder.find_spec(package, package_dirs()) is not None
+
+
+def package_dirs() -> list[str]:
+    """Where installed packages live; not the project, even when it is installed editable."""
+    dirs = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    if site.ENABLE_USER_SITE:
+        dirs.append(site.getusersitepackages())
+    return [path for path in dict.fromkeys(dirs) if os.path.isdir(path)]
+
+
+def library_paths() -> list[str]:
+    """The interpreter's standard library and the system's shared ones."""
+    own = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    own += [
+        f"{prefix}/{name}" for prefix in (sys.prefix, sys.base_prefix) for name in ("lib", "lib64")
+    ]
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
+    system += ["/etc/localtime", "/usr/share/zoneinfo"]
+    return [path for path in dict.fromkeys([*own, *system]) if os.path.exists(path)]
