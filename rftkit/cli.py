@@ -119,9 +119,10 @@ def grade(
 
     from rftkit import compile_grader, datasets, evals
 
+    spec = datasets.read_json(grader)
     answer_format = datasets.read_json(response_format) if response_format else None
     pairs = datasets.read_samples(data, response_format=answer_format)
-    with compile_grader(datasets.read_json(grader)) as compiled:
+    with compile_grader(spec) as compiled:
         grades = compiled.grade_many(pairs)
     if as_json:
         print_json([asdict(each) for each in grades])
@@ -172,7 +173,8 @@ def report(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")],
     parameters: Annotated[
-        Pairs | None, typer.Option("--parameter", "-p", help="NAME=VALUE; may be repeated.")
+        Pairs | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="May be repeated."),
     ] = None,
 ) -> None:
     """Run a notebook and keep it as one offline HTML file."""
@@ -202,7 +204,9 @@ def import_account(
     show: Annotated[Path | None, typer.Option(metavar="DIR", help="List a dump in words.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Save what a hosted account holds into a folder; run again, it fetches what is new.
+    """Save what a hosted account holds into a folder.
+
+    Run again, it goes on where it stopped and fetches what is new.
 
     The key comes from OPENAI_API_KEY, or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY.
     """
@@ -224,7 +228,7 @@ def import_account(
 def main() -> None:
     """Run the command line; an expected error is one message and an exit status, no traceback."""
     try:
-        app()
+        app(prog_name="rftkit")
     except RftkitError as error:
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except Exception as error:

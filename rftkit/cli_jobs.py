@@ -27,11 +27,11 @@ def create_job(
     hyperparameters: Annotated[
         Pairs | None,
         typer.Option(
-            "--hyperparameter", "-p", help="NAME=VALUE, such as batch_size=8; may be repeated."
+            "--hyperparameter", "-p", metavar="NAME=VALUE", help="Such as batch_size=8; repeatable."
         ),
     ] = None,
     metadata: Annotated[
-        Pairs | None, typer.Option(help="NAME=VALUE, kept with the job; may be repeated.")
+        Pairs | None, typer.Option(metavar="NAME=VALUE", help="Kept with the job; may be repeated.")
     ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,

@@ -80,7 +80,7 @@ def test_wait_raises_when_there_is_no_model(
 def test_wait_comes_back_when_a_job_is_paused(served: Served) -> None:
     job = served.create_job()
     served.platform.store.update_job(job.id, status="paused")
-    assert jobs.wait(served.client, job.id, poll_seconds=0).status == "paused"
+    assert str(jobs.wait(served.client, job.id, poll_seconds=0).status) == "paused"
 
 
 def test_an_unknown_status_is_not_an_end(served: Served) -> None:
@@ -99,7 +99,7 @@ def test_an_unknown_status_is_not_an_end(served: Served) -> None:
 
 
 def test_an_empty_error_is_none() -> None:
-    job = FineTuningJob.construct(**{"id": "ftjob-1", "error": {}})
+    job = FineTuningJob.construct(id="ftjob-1", error={})
     assert jobs.error_of(job) is None
 
 

@@ -61,7 +61,10 @@ def test_a_repeated_step_counts_as_reported_last() -> None:
 
 
 def test_without_metrics_the_frames_are_empty_with_their_columns() -> None:
-    said = [{"type": "message", "data": None}, {"type": "message", "data": {"other": 1}}]
+    said: list[jobs.Event] = [
+        {"type": "message", "data": None},
+        {"type": "message", "data": {"other": 1}},
+    ]
     for frame in (jobs.step_frame, jobs.grader_frame, jobs.error_frame, jobs.timing_frame):
         made = frame(said)
         assert len(made) == 0

@@ -14,8 +14,8 @@ from rftkit.rows import Row
 
 __all__ = ["best_constant", "score"]
 
-MAX_ROWS = 64
-MAX_CANDIDATES = 64
+MAX_ROWS = 128
+MAX_CANDIDATES = 128
 
 T = TypeVar("T")
 
@@ -50,9 +50,9 @@ def best_constant(
 
     Args:
         grader: Grades every answer against every row.
-        rows: Training rows, not those that the answer is measured on; 64 of them are used, evenly
-            spaced.
-        answers: Candidates, such as the reference answers of those rows; 64 are tried.
+        rows: Training rows, not those that the answer is measured on; 128 of them are used,
+            evenly spaced.
+        answers: Candidates, such as the reference answers of those rows; 128 are tried.
         response_format: What the answers were written for.
     """
     judged = _spread(rows, MAX_ROWS)
