@@ -60,16 +60,16 @@ class Account:
     bodies: dict[str, bytes] = field(default_factory=dict)
     """The last good body sent for each of `requests`."""
     seen_headers: list[dict[str, str]] = field(default_factory=list)
-    _texts: dict[int, str] = field(default_factory=dict)
+    _texts: dict[int, tuple[dict[str, Any], str]] = field(default_factory=dict)
 
     def add(self, route: str, *objects: dict[str, Any]) -> None:
         self.objects.setdefault(route, []).extend(objects)
 
     def text(self, entry: dict[str, Any]) -> str:
         """JSON as the service spaces it; rendered once."""
-        if id(entry) not in self._texts:
-            self._texts[id(entry)] = json.dumps(entry, indent=2, ensure_ascii=False)
-        return self._texts[id(entry)]
+        if id(entry) not in self._texts:  # the entry is kept too: its id stays its own
+            self._texts[id(entry)] = (entry, json.dumps(entry, indent=2, ensure_ascii=False))
+        return self._texts[id(entry)][1]
 
     def page(self, route: str, query: dict[str, str]) -> tuple[int, str]:
         kind = route.rsplit("/", 1)[-1]
@@ -299,6 +299,8 @@ def _handler(account: Account) -> type[BaseHTTPRequestHandler]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             parts = urlsplit(self.path)

@@ -82,7 +82,12 @@ def import_account(
     try:
         with ThreadPoolExecutor(workers) as pool, _stopping(remote, pool):
             found = _look(desk, set(only), since, pool)
-            due = [each for each in found.objects if not _is_complete(dump, each)]
+            damaged = dump.damaged()
+            due = [
+                each
+                for each in found.objects
+                if each.key in damaged or not _is_complete(dump, each)
+            ]
             say(overview(found, account, len(due)))
             if not dry_run:
                 _fetch(desk, due, pool)

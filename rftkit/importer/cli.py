@@ -93,6 +93,8 @@ def _verify(folder: Path, as_json: bool) -> int:
         print(json.dumps({"dump": str(folder), "files": num_files, "wrong": wrong}))
     else:
         print("\n".join([f"{folder}: {num_files:,} files checked, {len(wrong):,} wrong", *wrong]))
+        if wrong:
+            print("While the service is there: delete what is wrong and import again to fetch it.")
     return 1 if wrong else 0
 
 

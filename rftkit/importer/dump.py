@@ -104,6 +104,12 @@ class Dump:
         self.ledger.append({"file": name, "bytes": tally.num_bytes, "sha256": digest})
         self._drop(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
 
+    def damaged(self) -> set[str]:
+        """Objects of which a saved file is no longer there, by key."""
+        lost = [name for name in self.ledger.files if not (self.folder / name).exists()]
+        owners = {"/".join(name.split("/")[:depth]) for name in lost for depth in (2, 4)}
+        return owners & self.ledger.objects.keys()
+
     def drop_pages(self, folder: str, *, after: int) -> None:
         """Forget pages of a list that got shorter."""
         for path in self.pages(folder)[after:]:

@@ -147,6 +147,8 @@ def _where_it_stopped(dump: Dump, folder: str) -> tuple[int, int, str | None, bo
     reading, page, after, is_open = 1, 0, None, True
     known: set[str] = set()
     for path in dump.pages(folder):
+        if page_number(path) not in ((reading, page + 1), (reading + 1, 1)):
+            return 1, 0, None, True, set()  # a page was lost: read all of it again
         data = json.loads(dump.read(path))
         ids = [identity(item) for item in items_of(data)]
         reading, page = page_number(path)

@@ -146,6 +146,7 @@ class Remote:
                 with _one_kind_of_trouble():
                     answer = attempt()
             except _Trouble as trouble:
+                trouble.reason = self.masked(trouble.reason.encode()).decode()
                 failures += trouble.status != 429
                 waits += trouble.status == 429
                 if trouble.is_final or failures >= ATTEMPTS or waits >= LIMITED_ATTEMPTS:
@@ -182,7 +183,7 @@ class Remote:
             self._say(f"{trouble.reason}; waiting {trouble.retry_after:.0f} s as the service asks")
 
     def _given_up(self, trouble: _Trouble, tries: int) -> Exception:
-        reason = self.masked(trouble.reason.encode()).decode()
+        reason = trouble.reason
         if trouble.status == 401 and not trouble.is_about_scope:
             variable = "AZURE_OPENAI_API_KEY" if self.origin.is_azure else "OPENAI_API_KEY"
             return InputError(

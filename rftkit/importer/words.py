@@ -48,7 +48,11 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
     rows = [
         ("files", len(found.files), human_bytes(size)),
         ("jobs", len(found.jobs), "; ".join(filter(None, [_tally(methods), _tally(statuses)]))),
-        ("evals", len(found.evals), f"{len(found.runs):,} runs with {items:,} output items"),
+        (
+            "evals",
+            len(found.evals),
+            f"{count_of(len(found.runs), 'runs')} with {count_of(items, 'output items')}",
+        ),
         ("graders", len(found.graders), "different specs, found in jobs and evals"),
     ]
     lines = [f"{_whose(account)} holds:"]
@@ -100,6 +104,11 @@ def show(folder: str | Path) -> str:
     return "\n".join(lines)
 
 
+def count_of(number: int, plural: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
+
+
 def human_bytes(number: float) -> str:
     """`34.5 MB`."""
     if number < 1000:
@@ -129,7 +138,7 @@ def _eval_line(dump: Dump, key: str) -> str:
     items = sum(run["counts"].get("output_items", 0) for run in runs)
     return (
         f"{eval_.get('id')}  {eval_.get('name')}  {_day(eval_)}  "
-        f"{len(runs):,} runs, {items:,} output items"
+        f"{count_of(len(runs), 'runs')}, {count_of(items, 'output items')}"
     )
 
 
@@ -164,7 +173,7 @@ def _whose(account: Mapping[str, str]) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     told = [
-        human_bytes(number) + " in files" if name == "file_bytes" else f"{number:,} {NAMES[name]}"
+        human_bytes(number) + " in files" if name == "file_bytes" else count_of(number, NAMES[name])
         for name in NAMES
         if (number := counts.get(name)) is not None
     ]
