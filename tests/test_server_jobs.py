@@ -21,7 +21,7 @@ HYPERPARAMETERS = (
 def test_a_new_job_looks_as_the_reference_says(served: Served) -> None:
     job = served.create_job(suffix="mine", seed=7, metadata={"team": "blue"})
     body = job.to_dict(warnings=False, exclude_unset=True)
-    for name in ("id", "created_at", "training_file", "validation_file"):
+    for name in ("id", "created_at", "training_file", "validation_file", "eval_id"):
         assert body.pop(name)
     text = json.dumps(body, indent=1, sort_keys=True) + "\n"
     assert text == GOLDEN.read_text()
@@ -198,15 +198,16 @@ def test_graders_run_and_validate(served: Served) -> None:
     assert caught.value.param == "operation"
 
 
-def test_secret_headers_are_masked() -> None:
-    from rftkit.server.wire import masked
-
-    endpoint = {"type": "endpoint", "url": "http://x", "headers": {"Authorization": "s3cret"}}
-    schema = {"properties": {"headers": {"type": "string"}}}
-    assert masked({"graders": {"a": endpoint}, "schema": schema}) == {
-        "graders": {"a": {**endpoint, "headers": {"Authorization": "********"}}},
-        "schema": schema,
-    }
+def test_secret_headers_are_masked(served: Served) -> None:
+    headers = {"Authorization": "s3cret"}
+    endpoint = {"type": "endpoint", "name": "e", "url": "http://127.0.0.1:1/", "headers": headers}
+    job = served.create_job(method=method(grader=endpoint))
+    assert "s3cret" not in job.to_json(warnings=False)
+    assert "********" in job.to_json(warnings=False)
+    record = served.client.evals.retrieve(job.eval_id)
+    assert "s3cret" not in record.to_json(warnings=False)
+    kept = served.platform.store.job(job.id).method["reinforcement"]["grader"]
+    assert kept["headers"] == headers
 
 
 def method(**reinforcement: Any) -> Any:

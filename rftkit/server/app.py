@@ -26,11 +26,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.server import wire
-from rftkit.server.api import Here, Reply, chat, files, graders, jobs, models
+from rftkit.server.api import (
+    Here,
+    Reply,
+    chat,
+    eval_runs,
+    evals,
+    files,
+    graders,
+    jobs,
+    models,
+    permissions,
+)
 from rftkit.server.api.body import refusal
 from rftkit.server.api.files import MAX_FILE_BYTES
+from rftkit.server.eval_runner import EvalRunner
+from rftkit.server.judging import judge_call
 from rftkit.server.link import ChatError
 from rftkit.server.platform import Platform
+from rftkit.server.shelf import Shelf
 
 __all__ = ["MAX_JSON_BYTES", "create_app"]
 
@@ -49,8 +63,13 @@ def create_app(platform: Platform) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         platform.loop = asyncio.get_running_loop()
+        complete = judge_call(platform)
+        platform.shelf = Shelf(complete)
+        platform.runner = runner = EvalRunner(platform, complete)
         await platform.link.start()
+        await runner.start()
         yield
+        await runner.stop()
         await platform.link.stop()
         platform.shelf.close()
 
@@ -59,7 +78,7 @@ def create_app(platform: Platform) -> FastAPI:
         docs_url=None, redoc_url=None, openapi_url="/openapi.json",
     )  # fmt: skip
     app.state.platform = platform
-    for module in (files, jobs, graders, models, chat):
+    for module in (files, jobs, graders, models, chat, evals, eval_runs, permissions):
         app.include_router(module.router, prefix="/v1")
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)

@@ -44,7 +44,7 @@ class ChatError(RftkitError):
         """`status` is the HTTP status to answer with."""
         super().__init__(message)
         self.message = message
-        self.status = status
+        self.status = self.status_code = status
         self.type = type
         self.param = param
         self.code = code

@@ -9,7 +9,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rftkit.server.link import ChatError, Link
 from rftkit.server.shelf import Shelf
@@ -19,6 +19,14 @@ __all__ = ["CRASHES", "Platform"]
 
 CRASHES = 5
 """A job over which the worker died this often in a row, without a new event, has failed."""
+
+
+class Wakeable(Protocol):
+    """Somebody to tell about news in the store."""
+
+    def wake(self) -> None:
+        """May be called from any thread."""
+        ...
 
 
 @dataclass
@@ -36,11 +44,14 @@ class Platform:
     last_request: float = field(default_factory=time.monotonic)
     """Monotonic seconds of the last request that was not a health check."""
     loop: asyncio.AbstractEventLoop | None = None
+    runner: Wakeable | None = None
+    """Who works on eval runs."""
     _crashes: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def idle_seconds(self) -> float:
-        """Seconds since the last request; 0 while a job waits or runs."""
-        return 0.0 if self.store.unfinished_jobs() else time.monotonic() - self.last_request
+        """Seconds since the last request; 0 while a job or an eval run waits or runs."""
+        is_busy = self.store.unfinished_jobs() or self.store.unfinished_runs()
+        return 0.0 if is_busy else time.monotonic() - self.last_request
 
     async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """One chat, whole: what the worker says in `done`.

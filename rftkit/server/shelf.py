@@ -14,7 +14,9 @@ __all__ = ["Shelf"]
 class Shelf:
     """The graders compiled last, so that a python grader keeps its warm process between calls."""
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, complete: graders.CompletionCall | None = None, size: int = 4) -> None:
+        """`complete` asks the judge of model graders."""
+        self._complete = complete
         self._size = size
         self._lock = threading.Lock()
         self._graders: OrderedDict[str, graders.CompiledGrader] = OrderedDict()
@@ -27,12 +29,15 @@ class Shelf:
         """
         key = repr(spec)
         with self._lock:
-            grader = self._graders.pop(key, None) or graders.compile_grader(spec, workers=1)
+            grader = self._graders.pop(key, None) or self._compile(spec)
             self._graders[key] = grader
             evicted = self._graders.popitem(last=False)[1] if len(self) > self._size else None
         if evicted is not None:
             evicted.close()  # one still grading starts its process anew
         return grader
+
+    def _compile(self, spec: dict[str, Any]) -> graders.CompiledGrader:
+        return graders.compile_grader(spec, workers=1, complete=self._complete)
 
     def close(self) -> None:
         """End all their processes."""

@@ -55,6 +55,10 @@ class Evals(Database):
         """A page of evals, by creation."""
         return self._page(Eval, "1", (), after=after, limit=limit, newest_first=newest_first)
 
+    def evals_by_update(self) -> list[Eval]:
+        """All evals, the one changed longest ago first."""
+        return self._find(Eval, "1 ORDER BY updated_at, seq")
+
     def update_eval(self, eval_id: str, **fields: Any) -> Eval:
         """Change name or metadata.
 

@@ -10,24 +10,52 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from rftkit.server.records import Checkpoint, Event, File, Job, Model
+from rftkit.graders import mask_secrets
+from rftkit.server.records import (
+    Checkpoint,
+    Eval,
+    EvalRun,
+    Event,
+    File,
+    Job,
+    Model,
+    OutputItem,
+    Permission,
+)
 
 __all__ = [
     "ORGANIZATION",
     "checkpoint_object",
     "deleted",
     "error_body",
+    "eval_object",
     "event_object",
     "file_object",
+    "item_object",
     "job_object",
-    "masked",
     "model_object",
     "page",
+    "permission_object",
+    "run_object",
+    "tuned_model_object",
 ]
 
 ORGANIZATION = "org-local"
 
 Json = dict[str, Any]
+
+SAMPLE_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "model": {"type": "string"},
+        "choices": {"type": "array", "items": {"type": "object"}},
+        "output_text": {"type": "string"},
+        "output_json": {"type": "object"},
+        "output_tools": {"type": "array", "items": {"type": "object"}},
+    },
+    "required": ["model", "choices"],
+}
+"""What templates of testing criteria may read under `sample`."""
 
 
 def error_body(
@@ -94,7 +122,7 @@ def job_object(job: Job) -> Json:
         "error": job.error,
         "integrations": [],
         "metadata": job.metadata,
-        "method": masked(job.method),
+        "method": _method(job.method),
         "user_provided_suffix": job.suffix,
         "usage_metrics": job.usage_metrics,
         "shared_with_openai": False,
@@ -144,14 +172,73 @@ def tuned_model_object(model: Model) -> Json:
     return model_object(model.name, model.created_at, ORGANIZATION)
 
 
-def masked(value: Any) -> Any:
-    """A copy in which the headers of endpoint graders and tool servers are asterisks."""
-    if isinstance(value, dict):
-        speaks_http = value.get("type") == "endpoint" or "server_url" in value
-        return {
-            key: dict.fromkeys(inner, "********")
-            if speaks_http and key == "headers" and isinstance(inner, dict)
-            else masked(inner)
-            for key, inner in value.items()
-        }
-    return [masked(inner) for inner in value] if isinstance(value, list) else value
+def _method(method: Json) -> Json:
+    given = method["reinforcement"]
+    return {**method, "reinforcement": {**given, "grader": mask_secrets(given["grader"])}}
+
+
+def eval_object(record: Eval) -> Json:
+    """`eval`; its config shows the combined schema of items and samples."""
+    config = record.data_source_config
+    properties: Json = {"item": config.get("item_schema", {"type": "object"})}
+    if config.get("include_sample_schema"):
+        properties["sample"] = SAMPLE_SCHEMA
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
+    return {
+        **record.extra,
+        "id": record.id,
+        "object": "eval",
+        "created_at": record.created_at,
+        "name": record.name,
+        "metadata": record.metadata,
+        "data_source_config": {"type": config["type"], "schema": schema},
+        "testing_criteria": [mask_secrets(spec) for spec in record.testing_criteria],
+    }
+
+
+def run_object(run: EvalRun) -> Json:
+    """`eval.run`."""
+    return {
+        **run.extra,
+        "id": run.id,
+        "object": "eval.run",
+        "eval_id": run.eval_id,
+        "report_url": f"/v1/evals/{run.eval_id}/runs/{run.id}/output_items",
+        "status": run.status,
+        "model": run.model,
+        "name": run.name,
+        "created_at": run.created_at,
+        "result_counts": run.result_counts,
+        "per_model_usage": run.per_model_usage,
+        "per_testing_criteria_results": run.per_testing_criteria_results,
+        "data_source": run.data_source,
+        "metadata": run.metadata,
+        "error": run.error,
+        "shared_with_openai": False,
+    }
+
+
+def item_object(item: OutputItem) -> Json:
+    """`eval.run.output_item`."""
+    return {
+        "id": item.id,
+        "object": "eval.run.output_item",
+        "run_id": item.run_id,
+        "eval_id": item.eval_id,
+        "created_at": item.created_at,
+        "status": item.status,
+        "datasource_item_id": item.datasource_item_id,
+        "datasource_item": item.datasource_item,
+        "results": item.results,
+        "sample": item.sample,
+    }
+
+
+def permission_object(permission: Permission) -> Json:
+    """`checkpoint.permission`."""
+    return {
+        "id": permission.id,
+        "object": "checkpoint.permission",
+        "created_at": permission.created_at,
+        "project_id": permission.project_id,
+    }

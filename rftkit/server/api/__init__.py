@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 
+from rftkit.errors import RequestError
 from rftkit.server.platform import Platform
 
-__all__ = ["Here", "Reply"]
+__all__ = ["Here", "Reply", "cut"]
 
 
 async def _here(request: Request) -> Platform:
@@ -28,3 +30,25 @@ class Reply(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Refuses NaN and infinity, which are not JSON."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+class _Listed(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Listed)
+
+
+def cut(records: Sequence[T], after: str | None, limit: int) -> tuple[Sequence[T], bool]:
+    """A page of a short list that is already in order, and whether more follows.
+
+    Raises:
+        RequestError: when `after` is not in the list.
+    """
+    if after is not None:
+        ids = [record.id for record in records]
+        if after not in ids:
+            raise RequestError(f"`after` is {after!r}, which is not in this list", param="after")
+        records = records[ids.index(after) + 1 :]
+    return records[:limit], len(records) > limit

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.datastructures import QueryParams
 
-from rftkit.errors import RequestError
 from rftkit.server import wire
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, cut
 from rftkit.server.api.body import Limit, digest_of
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
+from rftkit.server.evaluation import make_job_eval
 from rftkit.server.platform import Platform
 from rftkit.server.records import Job
 
@@ -36,6 +36,7 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
 
 def _add(here: Platform, job: Job) -> Job:
     job = here.store.add_job(job)
+    job = here.store.update_job(job.id, eval_id=make_job_eval(here.store, job).id)
     here.store.add_event(job.id, f"Created fine-tuning job: {job.id}", key="created")
     unknown = unknown_keys(job)
     if unknown:
@@ -116,10 +117,5 @@ def checkpoints(
 ) -> Reply:
     """Its checkpoints, highest step first."""
     here.store.job(job_id)
-    found = here.store.checkpoints(job_id)
-    if after is not None:
-        ids = [checkpoint.id for checkpoint in found]
-        if after not in ids:
-            raise RequestError(f"`after` is {after!r}, which is not in this list", param="after")
-        found = found[ids.index(after) + 1 :]
-    return Reply(wire.page(map(wire.checkpoint_object, found[:limit]), len(found) > limit))
+    found, more = cut(here.store.checkpoints(job_id), after, limit)
+    return Reply(wire.page(map(wire.checkpoint_object, found), more))

@@ -1,0 +1,231 @@
+"""`/evals/{id}/runs` and their output items. The work is done by `eval_runner`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from rftkit.errors import GraderSpecError, NotFoundError, RequestError
+from rftkit.graders.template import paths
+from rftkit.server import wire
+from rftkit.server.api import Here, Reply
+from rftkit.server.api.body import Body, Limit, Metadata, Open, kind_of
+from rftkit.server.api.files import live_file
+from rftkit.server.api.models import check_model
+from rftkit.server.platform import Platform
+from rftkit.server.records import Eval
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/evals/{eval_id}/runs")
+
+Json = dict[str, Any]
+Order = Literal["asc", "desc"]
+SAMPLING = {
+    "completions": {"max_completion_tokens", "reasoning_effort", "response_format", "seed",
+                    "temperature", "tools", "top_p"},
+    "responses": {"max_completion_tokens", "reasoning_effort", "seed", "temperature", "text",
+                  "tools", "top_p"},
+}  # fmt: skip
+
+
+class DataSource(Body):
+    """`data_source`: what to grade, and for the two sampling kinds whom to ask how."""
+
+    type: Literal["jsonl", "completions", "responses"]
+    source: Json
+    model: str | None = None
+    input_messages: Json | None = None
+    sampling_params: Json | None = None
+
+
+class RunBody(Open):
+    """The body of `POST /evals/{id}/runs`."""
+
+    data_source: DataSource
+    name: Annotated[str, Field(max_length=512)] | None = None
+    metadata: Metadata | None = None
+
+
+@router.post("", status_code=201)
+def create(here: Here, eval_id: str, body: RunBody) -> Reply:
+    """Queue a run."""
+    record = here.store.eval(eval_id)
+    source = body.data_source
+    _check_source(here, record, source.source)
+    if source.type != "jsonl":
+        _check_sampling(here, source)
+    run = here.store.add_run(
+        eval_id,
+        source.model_dump(exclude_none=True),
+        name=body.name,
+        model=source.model,
+        metadata=body.metadata,
+        extra=body.model_extra or {},
+    )
+    if here.runner is not None:
+        here.runner.wake()
+    return Reply(wire.run_object(run), status_code=201)
+
+
+def _check_source(here: Platform, record: Eval, source: Json) -> None:
+    where = "data_source.source"
+    kind = source.get("type")
+    if kind == "file_id":
+        file_id = source.get("id")
+        if not isinstance(file_id, str):
+            raise RequestError(f"`{where}.id` must be a file id", param=f"{where}.id")
+        try:
+            live_file(here, file_id, f"{where}.id")
+        except NotFoundError as error:
+            raise RequestError(error.message, param=error.param, code=error.code) from None
+    elif kind == "file_content":
+        _check_content(record, source.get("content"), f"{where}.content")
+    else:
+        raise RequestError(
+            f"`{where}.type` must be file_content or file_id, found {kind_of(kind)}; the local "
+            "platform keeps no log to select stored completions or responses from",
+            param=f"{where}.type",
+        )
+
+
+def _check_content(record: Eval, content: Any, where: str) -> None:
+    import jsonschema
+
+    if not isinstance(content, list) or not content:
+        raise RequestError(f"`{where}` must be a list with at least one item", param=where)
+    schema = jsonschema.Draft202012Validator(record.data_source_config["item_schema"])
+    for index, entry in enumerate(content):
+        here = f"{where}[{index}].item"
+        if not isinstance(entry, dict) or not isinstance(entry.get("item"), dict):
+            raise RequestError(f"`{here}` must be an object", param=here)
+        problem = next(schema.iter_errors(entry["item"]), None)
+        if problem is not None:
+            raise RequestError(
+                f"`{here}` does not follow the eval's item_schema: {problem.message[:500]}",
+                param=here,
+            )
+
+
+def _check_sampling(here: Platform, source: DataSource) -> None:
+    if source.model is None:
+        raise RequestError("Missing required parameter: `data_source.model`.", param="model")
+    try:
+        check_model(here, source.model)
+    except NotFoundError as error:
+        raise RequestError(
+            error.message, param="data_source.model", code="model_not_found"
+        ) from None
+    unknown = set(source.sampling_params or {}) - SAMPLING[source.type]
+    if unknown:
+        name = f"data_source.sampling_params.{min(unknown)}"
+        raise RequestError(f"Unrecognized request argument supplied: {name}", param=name)
+    _check_input(source.input_messages)
+
+
+def _check_input(given: Json | None) -> None:
+    where = "data_source.input_messages"
+    if given is None:
+        raise RequestError(f"Missing required parameter: `{where}`.", param=where)
+    try:
+        if given.get("type") == "item_reference" and isinstance(given.get("item_reference"), str):
+            paths("{{" + given["item_reference"] + "}}", param=f"{where}.item_reference")
+            return
+        if given.get("type") == "template" and isinstance(given.get("template"), list):
+            for index, message in enumerate(given["template"]):
+                _check_template(message, f"{where}.template[{index}]")
+            return
+    except GraderSpecError as error:
+        raise RequestError(error.message, param=error.param) from None
+    raise RequestError(
+        f"`{where}` must be {{type: 'template', template: […]}} or {{type: 'item_reference', "
+        "item_reference: 'item.messages'}",
+        param=where,
+    )
+
+
+def _check_template(message: Any, where: str) -> None:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise RequestError(f"`{where}` must be a message with a role", param=where)
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [content]
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            raise RequestError(
+                f"`{where}.content` must be text; the models here read text only",
+                param=f"{where}.content",
+            )
+        paths(text, param=f"{where}.content")
+
+
+@router.get("")
+def index(
+    here: Here,
+    eval_id: str,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+    status: Literal["queued", "in_progress", "completed", "canceled", "failed"] | None = None,
+) -> Reply:
+    """List an eval's runs."""
+    here.store.eval(eval_id)
+    runs, more = here.store.runs(
+        eval_id, status=status, after=after, limit=limit, newest_first=order == "desc"
+    )
+    return Reply(wire.page(map(wire.run_object, runs), more))
+
+
+@router.get("/{run_id}")
+def retrieve(here: Here, eval_id: str, run_id: str) -> Reply:
+    """One run."""
+    return Reply(wire.run_object(here.store.run(run_id, eval_id)))
+
+
+@router.post("/{run_id}/cancel")
+@router.post("/{run_id}")
+def cancel(here: Here, eval_id: str, run_id: str) -> Reply:
+    """End a run that has not ended."""
+    run = here.store.run(run_id, eval_id)
+    if run.status not in ("queued", "in_progress"):
+        raise RequestError(
+            f"run {run_id} is {run.status}; only a run that is queued or in_progress can be "
+            "canceled",
+            param="run_id",
+        )
+    return Reply(wire.run_object(here.store.update_run(run_id, status="canceled")))
+
+
+@router.delete("/{run_id}")
+def delete(here: Here, eval_id: str, run_id: str) -> Reply:
+    """Forget a run with its items."""
+    here.store.run(run_id, eval_id)
+    here.store.delete_run(run_id)
+    return Reply({"object": "eval.run.deleted", "deleted": True, "run_id": run_id})
+
+
+@router.get("/{run_id}/output_items")
+def items(
+    here: Here,
+    eval_id: str,
+    run_id: str,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+    status: Literal["fail", "pass"] | None = None,
+) -> Reply:
+    """List a run's graded samples."""
+    here.store.run(run_id, eval_id)
+    found, more = here.store.items(
+        run_id, status=status, after=after, limit=limit, newest_first=order == "desc"
+    )
+    return Reply(wire.page(map(wire.item_object, found), more))
+
+
+@router.get("/{run_id}/output_items/{item_id}")
+def item(here: Here, eval_id: str, run_id: str, item_id: str) -> Reply:
+    """One graded sample."""
+    here.store.run(run_id, eval_id)
+    return Reply(wire.item_object(here.store.item(item_id, run_id)))

@@ -1,0 +1,143 @@
+"""`/evals`: testing criteria over a schema of items. Runs are in `eval_runs`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from rftkit import graders
+from rftkit.errors import GraderSpecError, RequestError
+from rftkit.server import wire
+from rftkit.server.api import Here, Reply, cut
+from rftkit.server.api.body import Body, Limit, Metadata, Open
+from rftkit.server.evaluation import criterion
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/evals")
+
+Name = Annotated[str, Field(max_length=512)]
+
+
+class DataSourceConfig(Body):
+    """`data_source_config`; `logs` and `stored_completions` need the hosted service's logs."""
+
+    type: Literal["custom", "logs", "stored_completions"]
+    item_schema: dict[str, Any] | None = None
+    include_sample_schema: bool = False
+    metadata: dict[str, Any] | None = None
+
+
+class EvalBody(Open):
+    """The body of `POST /evals`."""
+
+    data_source_config: DataSourceConfig
+    testing_criteria: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=100)]
+    name: Name | None = None
+    metadata: Metadata | None = None
+
+
+class UpdateBody(Body):
+    """The body of `POST /evals/{id}`."""
+
+    name: Name | None = None
+    metadata: Metadata | None = None
+
+
+@router.post("", status_code=201)
+def create(here: Here, body: EvalBody) -> Reply:
+    """Make an eval."""
+    config = body.data_source_config
+    if config.type != "custom":
+        raise RequestError(
+            f"`data_source_config.type` {config.type!r} is not supported here: the local platform "
+            "keeps no log of completions; use 'custom' with an `item_schema`",
+            param="data_source_config.type",
+        )
+    if config.item_schema is None:
+        raise RequestError(
+            "Missing required parameter: `data_source_config.item_schema`.",
+            param="data_source_config.item_schema",
+        )
+    _check_schema(config.item_schema)
+    record = here.store.add_eval(
+        [_criterion(spec, index) for index, spec in enumerate(body.testing_criteria)],
+        config.model_dump(exclude_none=True),
+        name=body.name,
+        metadata=body.metadata,
+        extra=body.model_extra,
+    )
+    return Reply(wire.eval_object(record), status_code=201)
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    import jsonschema
+
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except (jsonschema.SchemaError, RecursionError) as error:
+        message = getattr(error, "message", str(error))
+        raise RequestError(
+            f"`data_source_config.item_schema` is not a JSON schema: {message}",
+            param="data_source_config.item_schema",
+        ) from None
+
+
+def _criterion(spec: dict[str, Any], index: int) -> dict[str, Any]:
+    where = f"testing_criteria[{index}]"
+    kind = spec.get("type")
+    if kind == "multi":
+        raise RequestError(
+            f"`{where}` is a multi grader, which works in jobs only; list its graders instead",
+            param=where,
+        )
+    if kind == "text_similarity" and spec.get("pass_threshold") is None:
+        raise RequestError(
+            f"`{where}.pass_threshold` is required for text_similarity",
+            param=f"{where}.pass_threshold",
+        )
+    try:
+        return criterion(graders.validate(spec, purpose="eval"))
+    except GraderSpecError as error:
+        param = f"{where}.{error.param}" if error.param else where
+        raise GraderSpecError(error.message, param=param) from None
+
+
+@router.get("")
+def index(
+    here: Here,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Literal["asc", "desc"] = "asc",
+    order_by: Literal["created_at", "updated_at"] = "created_at",
+) -> Reply:
+    """List evals."""
+    newest_first = order == "desc"
+    if order_by == "updated_at":
+        found = here.store.evals_by_update()
+        records, more = cut(found[::-1] if newest_first else found, after, limit)
+    else:
+        records, more = here.store.evals(after=after, limit=limit, newest_first=newest_first)
+    return Reply(wire.page(map(wire.eval_object, records), more))
+
+
+@router.get("/{eval_id}")
+def retrieve(here: Here, eval_id: str) -> Reply:
+    """One eval."""
+    return Reply(wire.eval_object(here.store.eval(eval_id)))
+
+
+@router.post("/{eval_id}")
+def update(here: Here, eval_id: str, body: UpdateBody) -> Reply:
+    """Rename it, or replace its metadata."""
+    changes = body.model_dump(exclude_unset=True)
+    return Reply(wire.eval_object(here.store.update_eval(eval_id, **changes)))
+
+
+@router.delete("/{eval_id}")
+def delete(here: Here, eval_id: str) -> Reply:
+    """Forget it with its runs."""
+    here.store.delete_eval(eval_id)
+    return Reply({"object": "eval.deleted", "deleted": True, "eval_id": eval_id})

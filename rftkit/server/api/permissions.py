@@ -1,0 +1,67 @@
+"""`/fine_tuning/checkpoints/{name}/permissions`: kept for clients that manage them.
+
+One home has one owner, so a permission changes nothing about who may use a checkpoint here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter
+from pydantic import Field
+
+from rftkit.errors import NotFoundError
+from rftkit.server import wire
+from rftkit.server.api import Here, Reply
+from rftkit.server.api.body import Body, Limit
+from rftkit.server.platform import Platform
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/fine_tuning/checkpoints/{checkpoint:path}/permissions")
+
+
+class PermissionBody(Body):
+    """`{project_ids}`."""
+
+    project_ids: Annotated[list[str], Field(min_length=1)]
+
+
+def _known(here: Platform, checkpoint: str) -> None:
+    if here.store.model(checkpoint) is None:
+        raise NotFoundError(
+            f"there is no checkpoint {checkpoint!r}", param="fine_tuned_model_checkpoint"
+        )
+
+
+@router.post("")
+def create(here: Here, checkpoint: str, body: PermissionBody) -> Reply:
+    """Name projects that may use it."""
+    _known(here, checkpoint)
+    made = [here.store.add_permission(checkpoint, project) for project in body.project_ids]
+    return Reply(wire.page(map(wire.permission_object, made), False))
+
+
+@router.get("")
+def index(
+    here: Here,
+    checkpoint: str,
+    after: str | None = None,
+    limit: Limit = 10,
+    order: Literal["ascending", "descending"] = "descending",
+    project_id: str | None = None,
+) -> Reply:
+    """List them."""
+    _known(here, checkpoint)
+    found, more = here.store.permissions(
+        checkpoint, project_id=project_id, after=after, limit=limit,
+        newest_first=order == "descending",
+    )  # fmt: skip
+    return Reply(wire.page(map(wire.permission_object, found), more))
+
+
+@router.delete("/{permission_id}")
+def delete(here: Here, checkpoint: str, permission_id: str) -> Reply:
+    """Take one back."""
+    here.store.delete_permission(permission_id, checkpoint)
+    return Reply(wire.deleted(permission_id, "checkpoint.permission"))
