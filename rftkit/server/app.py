@@ -37,6 +37,7 @@ from rftkit.server.api import (
     jobs,
     models,
     permissions,
+    responses,
 )
 from rftkit.server.api.body import refusal
 from rftkit.server.api.files import MAX_FILE_BYTES
@@ -78,7 +79,7 @@ def create_app(platform: Platform) -> FastAPI:
         docs_url=None, redoc_url=None, openapi_url="/openapi.json",
     )  # fmt: skip
     app.state.platform = platform
-    for module in (files, jobs, graders, models, chat, evals, eval_runs, permissions):
+    for module in (files, jobs, graders, models, chat, evals, eval_runs, permissions, responses):
         app.include_router(module.router, prefix="/v1")
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)

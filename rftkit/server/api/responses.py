@@ -1,0 +1,297 @@
+"""`/responses`: the same models under the newer route, with stored conversations and streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from pydantic import Field, ValidationError
+from starlette.responses import Response
+
+from rftkit.errors import RequestError
+from rftkit.server import wire
+from rftkit.server.api import Here, Reply, cut
+from rftkit.server.api.body import Body, Limit, Metadata, refusal
+from rftkit.server.api.chat import ChatBody, until_gone, worker_request
+from rftkit.server.api.response_items import (
+    chat_tools,
+    messages_from,
+    output_from,
+    response_format_from,
+)
+from rftkit.server.link import ChatError
+from rftkit.server.platform import Platform
+from rftkit.server.records import StoredResponse
+from rftkit.server.store import new_id, now
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/responses")
+
+Json = dict[str, Any]
+
+
+class Text(Body):
+    """`text`."""
+
+    format: Json | None = None
+    verbosity: str | None = None
+
+
+class Reasoning(Body):
+    """`reasoning`."""
+
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ResponseBody(Body):
+    """The body of `POST /responses`."""
+
+    model: str
+    input: str | list[Json]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    text: Text | None = None
+    tools: list[Json] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: Any = None
+    truncation: Annotated[str, Field(pattern="^disabled$")] | None = None
+    background: bool | None = None
+    include: list[str] | None = None
+    user: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], Json]:
+    """The conversation to keep, and what the worker is asked."""
+    if body.background:
+        raise RequestError(
+            "`background` is not supported by the local platform", param="background"
+        )
+    conversation = messages_from(body.input)
+    if body.previous_response_id is not None:
+        conversation = [*here.store.response(body.previous_response_id).input, *conversation]
+    system = [{"role": "developer", "content": body.instructions}] if body.instructions else []
+    try:
+        chat = ChatBody(
+            model=body.model,
+            messages=[*system, *conversation],
+            max_completion_tokens=body.max_output_tokens,
+            temperature=body.temperature,
+            top_p=body.top_p,
+            response_format=response_format_from(body.text.format if body.text else None),
+            tools=chat_tools(body.tools),
+            tool_choice=body.tool_choice,
+            parallel_tool_calls=body.parallel_tool_calls,
+            reasoning_effort=body.reasoning.effort if body.reasoning else None,
+            stream=body.stream,
+        )
+    except ValidationError as error:
+        raise refusal(error.errors()) from None
+    return conversation, worker_request(here, chat)
+
+
+@router.post("")
+async def create(here: Here, request: Request, body: ResponseBody) -> Response:
+    """Answer, and remember the conversation unless `store` is false."""
+    conversation, asked = await asyncio.to_thread(_asked, here, body)
+    head = _head(body)
+    if body.stream:
+        messages = here.link.chat(asked)
+        first = await until_gone(request, anext(messages))
+        events = _events(here, body, head, conversation, first, messages)
+        return StreamingResponse(events, media_type="text/event-stream")
+    done = await until_gone(request, here.complete(asked))
+    made = _finished(head, done, output_from(done["completions"][0], new_id("msg_")))
+    await asyncio.to_thread(_keep, here, body, made, conversation)
+    return Reply(made)
+
+
+def _head(body: ResponseBody) -> Json:
+    """A response before it has output."""
+    return {
+        "id": new_id("resp_"),
+        "object": "response",
+        "created_at": now(),
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "model": body.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "service_tier": "default",
+        "store": body.store is not False,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": (body.text and body.text.format) or {"type": "text"}},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user,
+    }
+
+
+def _finished(head: Json, done: Json, output: list[Json]) -> Json:
+    [completion] = done["completions"]
+    is_cut = completion["stop_reason"] == "length"
+    return {
+        **head,
+        "status": "incomplete" if is_cut else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "output": output,
+        "usage": {
+            "input_tokens": done["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "output_tokens": completion["tokens"],
+            "output_tokens_details": {"reasoning_tokens": completion.get("reasoning_tokens", 0)},
+            "total_tokens": done["prompt_tokens"] + completion["tokens"],
+        },
+    }
+
+
+def _keep(here: Platform, body: ResponseBody, made: Json, conversation: list[Json]) -> None:
+    if body.store is False:
+        return
+    kept = {**made, "input_items": _input_items(body)}
+    said = messages_from(made["output"])
+    here.store.add_response(
+        StoredResponse(
+            id=made["id"],
+            created_at=made["created_at"],
+            model=body.model,
+            body=kept,
+            input=[*conversation, *said],
+        )
+    )
+
+
+def _input_items(body: ResponseBody) -> list[Json]:
+    given = (
+        body.input if isinstance(body.input, list) else [{"role": "user", "content": body.input}]
+    )
+    return [{"type": "message", **item, "id": new_id("msg_")} for item in given]
+
+
+async def _events(
+    here: Platform,
+    body: ResponseBody,
+    head: Json,
+    conversation: list[Json],
+    first: Json,
+    messages: AsyncGenerator[Json, None],
+) -> AsyncIterator[str]:
+    """The typed events of a stream, numbered."""
+    number = 0
+
+    def event(kind: str, **data: Any) -> str:
+        nonlocal number
+        body = {"type": kind, "sequence_number": number, **data}
+        number += 1
+        return f"event: {kind}\ndata: {json.dumps(body, allow_nan=False)}\n\n"
+
+    message_id = new_id("msg_")
+    place = {"item_id": message_id, "output_index": 0, "content_index": 0}
+    empty = {"type": "output_text", "text": "", "annotations": []}
+    item = {"id": message_id, "type": "message", "role": "assistant", "status": "in_progress"}
+    yield event("response.created", response=head)
+    yield event("response.in_progress", response=head)
+    begun = False
+    try:
+        message = first
+        while "delta" in message:
+            if not begun:
+                begun = True
+                yield event(
+                    "response.output_item.added", output_index=0, item={**item, "content": []}
+                )
+                yield event("response.content_part.added", **place, part=empty)
+            text = message["delta"]["text"]
+            yield event("response.output_text.delta", **place, delta=text, logprobs=[])
+            message = await anext(messages)
+    except ChatError as error:
+        problem = {"code": error.code or "server_error", "message": error.message}
+        yield event("response.failed", response={**head, "status": "failed", "error": problem})
+        return
+    finally:
+        await messages.aclose()
+    done = message["done"]
+    output = output_from(done["completions"][0], message_id, with_text=begun)
+    for index, finished in enumerate(output):
+        if finished["id"] != message_id or not begun:
+            yield event("response.output_item.added", output_index=index, item=finished)
+        if finished["id"] == message_id:
+            [part] = finished["content"]
+            yield event("response.output_text.done", **place, text=part["text"], logprobs=[])
+            yield event("response.content_part.done", **place, part=part)
+        else:
+            yield event(
+                "response.function_call_arguments.done",
+                item_id=finished["id"],
+                output_index=index,
+                name=finished["name"],
+                arguments=finished["arguments"],
+            )
+        yield event("response.output_item.done", output_index=index, item=finished)
+    made = _finished(head, done, output)
+    await asyncio.to_thread(_keep, here, body, made, conversation)
+    yield event(f"response.{made['status']}", response=made)
+
+
+@router.get("/{response_id}")
+def retrieve(here: Here, response_id: str) -> Reply:
+    """A response that was kept."""
+    body = dict(here.store.response(response_id).body)
+    body.pop("input_items")
+    return Reply(body)
+
+
+@router.delete("/{response_id}")
+def delete(here: Here, response_id: str) -> Reply:
+    """Forget it."""
+    here.store.delete_response(response_id)
+    return Reply(wire.deleted(response_id, "response"))
+
+
+@router.get("/{response_id}/input_items")
+def input_items(
+    here: Here, response_id: str, after: str | None = None, limit: Limit = 20, order: str = "desc"
+) -> Reply:
+    """What it was asked."""
+    items = [_Item(item) for item in here.store.response(response_id).body["input_items"]]
+    found, more = cut(items if order == "asc" else items[::-1], after, limit)
+    return Reply(wire.page((item.body for item in found), more))
+
+
+class _Item:
+    """An input item, for paging."""
+
+    def __init__(self, body: Json) -> None:
+        self.body = body
+
+    @property
+    def id(self) -> str:
+        return str(self.body["id"])
