@@ -206,7 +206,7 @@ class Seconds:
         total = {"sum": sum(self.parts.values())}
         return table(
             [
-                {"where the time went": part, "seconds": round(spent, 1)}
+                {"where the time went": part, "seconds": f"{spent:7.1f}"}
                 for part, spent in (self.parts | total).items()
             ]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import pytest
 import sample_job
 from openai.types.fine_tuning import FineTuningJob
 
@@ -43,8 +44,7 @@ def test_one_plain_line_per_step_where_nothing_is_live() -> None:
     assert len(steps) == sample_job.STEPS + 1
     assert steps[0] == "step  0/24 · valid 0.300"
     assert steps[7] == (
-        "step  7/24 · train 0.616 · valid 0.583 (step 0: 0.300) · 418 tokens/s · flat 24%"
-        " · 2:41 left"
+        "step  7/24 · 2:41 left · train 0.616 · valid 0.300 → 0.583 · 418 tok/s · flat 24%"
     )
     assert "left" not in steps[-1]
     assert lines[-1] == f"{sample_job.JOB} succeeded: ft:smollm2-135m-instruct:local:review:sample"
@@ -60,11 +60,18 @@ def test_a_terminal_keeps_validations_only() -> None:
     assert "━" in text
 
 
+def test_the_live_line_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = shown(Terminal(), story()[:12])
+    live = text.rpartition("\x1b[K")[2]
+    assert live == "step  9/24 ━━━━┄┄┄┄┄┄ · 2:19 left · valid 0.300 → 0.583"
+
+
 def test_attached_in_the_middle_of_a_job() -> None:
     metrics = sample_job.events()[2:12]
     lines = shown(io.StringIO(), [update(*metrics[:-1]), update(metrics[-1])]).splitlines()
     assert [line[:10] for line in lines] == ["step  8/24", "step  9/24"]
-    assert "step 0: 0.300" in lines[0]
+    assert "valid 0.300 → 0.583" in lines[0]
 
 
 def test_attached_after_the_end() -> None:
@@ -73,11 +80,15 @@ def test_attached_after_the_end() -> None:
     assert "succeeded" in lines[-1]
 
 
-def test_paused_and_failed_say_what_to_do_and_why() -> None:
+def test_paused_says_what_to_do() -> None:
     assert "rftkit job resume" in shown(io.StringIO(), [update(status="paused")])
+
+
+def test_failed_says_why_once() -> None:
+    why = {"id": "e", "level": "error", "type": "message", "message": "the grader broke"}
     error = {"code": "x", "message": "the grader broke", "param": None}
-    text = shown(io.StringIO(), [update(status="failed", error=error)])
-    assert text == f"{sample_job.JOB} failed: the grader broke\n"
+    text = shown(io.StringIO(), [update(why, status="failed", error=error)])
+    assert text == f"error: the grader broke\n{sample_job.JOB} failed\n"
 
 
 def test_durations() -> None:

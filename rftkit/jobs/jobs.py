@@ -131,8 +131,8 @@ def wait(
     job = update.job
     if job.status == "failed":
         raise JobFailedError(
-            f"{job.id} failed: {error_of(job) or 'no reason given'}; "
-            f"its events say more: rftkit job show {job.id}"
+            f"{job.id} failed: {error_of(job) or 'no reason given'}\n"
+            f"Its events say more: rftkit job show {job.id}"
         )
     if job.status == "cancelled":
         raise JobFailedError(f"{job.id} was cancelled")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
-from rftkit.jobs.jobs import TERMINAL, Event, Update, error_of
+from rftkit.jobs.jobs import TERMINAL, Event, Update
 from rftkit.jobs.metrics import step_metrics
 
 __all__ = ["Progress", "duration"]
 
-BAR_WIDTH = 16
+BAR_WIDTH = 10
+SEPARATOR = " · "
 
 
 class Progress:
@@ -41,14 +42,14 @@ class Progress:
         for event in update.events:
             self._take(event, quiet=first)
         if first and self._steps and not self._live:
-            self._keep(self._step_line(max(self._steps)))
+            self._keep(*self._step_line(max(self._steps)))
         if update.job.status != self._status:
-            self._status = str(update.job.status)
+            self._status, self._message = str(update.job.status), ""
             if self._status in TERMINAL or self._status == "paused":
                 self._keep(_ending(update))
                 return
             if not self._live and not self._steps:
-                self._keep(_waiting(self._status, ""))
+                self._keep(*_waiting(self._status))
         if self._live:
             self._rewrite(self._line(time.time() - update.job.created_at))
 
@@ -59,37 +60,37 @@ class Progress:
             self._steps[step] = step_metrics(data)
             self._total_steps = data.get("total_steps") or self._total_steps
             if not quiet and (not self._live or self._steps[step]["valid_reward_mean"] is not None):
-                self._keep(self._step_line(step))
+                self._keep(*self._step_line(step))
         elif event.get("level") in ("warn", "error"):
             self._keep(f"{event['level']}: {event.get('message', '')}")
         else:
             self._message = event.get("message", "")
 
-    def _line(self, elapsed: float) -> str:
+    def _line(self, elapsed: float) -> list[str]:
         if not self._steps:
-            return f"{_waiting(self._status, self._message)} · {duration(elapsed)}"
+            return [*_waiting(self._status, self._message), duration(elapsed)]
         return self._step_line(max(self._steps), bar=True)
 
-    def _step_line(self, step: int, *, bar: bool = False) -> str:
-        """Step k/N, rewards, speed, flat share, time left; what is not known is left out."""
+    def _step_line(self, step: int, *, bar: bool = False) -> list[str]:
+        """Step k/N, time left, rewards, speed, flat share; what is not known is left out."""
         now = self._steps[step]
         total = self._total_steps
-        width = len(str(total or step))
-        parts = [f"step {step:>{width}}/{total or '?'}"]
+        parts = [f"step {step:>{len(str(total or step))}}/{total or '?'}"]
         if bar and total:
             parts[0] += " " + _bar(step / total)
+        if (left := self._seconds_left(step)) is not None:
+            parts.append(f"{duration(left)} left")
         if now["train_reward_mean"] is not None:
             parts.append(f"train {now['train_reward_mean']:.3f}")
         parts += self._validation(step)
         if now["tokens_per_second"] is not None:
-            parts.append(f"{now['tokens_per_second']:,.0f} tokens/s")
+            parts.append(f"{now['tokens_per_second']:,.0f} tok/s")
         if now["flat_groups"] is not None:
             parts.append(f"flat {now['flat_groups']:.0%}")
-        if (left := self._seconds_left(step)) is not None:
-            parts.append(f"{duration(left)} left")
-        return " · ".join(parts)
+        return parts
 
     def _validation(self, step: int) -> list[str]:
+        """The last validation, after the first one, which is the model before training."""
         measured = {
             at: metrics["valid_reward_mean"]
             for at, metrics in sorted(self._steps.items())
@@ -98,8 +99,8 @@ class Progress:
         if not measured:
             return []
         first, last = next(iter(measured)), next(reversed(measured))
-        text = f"valid {measured[last]:.3f}"
-        return [text if first == last else f"{text} (step {first}: {measured[first]:.3f})"]
+        start = "" if first == last else f"{measured[first]:.3f} → "
+        return [f"valid {start}{measured[last]:.3f}"]
 
     def _seconds_left(self, step: int) -> float | None:
         """Steps left times the mean step so far, validations included."""
@@ -112,14 +113,17 @@ class Progress:
             return None
         return sum(seconds) / len(seconds) * (self._total_steps - step)
 
-    def _keep(self, line: str) -> None:
+    def _keep(self, *parts: str) -> None:
         """Print a line that stays."""
-        self._stream.write(("\r\x1b[K" if self._live else "") + line + "\n")
+        self._stream.write(("\r\x1b[K" if self._live else "") + SEPARATOR.join(parts) + "\n")
         self._stream.flush()
 
-    def _rewrite(self, line: str) -> None:
+    def _rewrite(self, parts: list[str]) -> None:
+        """Put the parts that fit in place of the live line."""
         columns = shutil.get_terminal_size().columns
-        self._stream.write("\r\x1b[K" + line[: columns - 1])
+        while len(parts) > 1 and len(SEPARATOR.join(parts)) >= columns:
+            parts = parts[:-1]
+        self._stream.write("\r\x1b[K" + SEPARATOR.join(parts)[: columns - 1])
         self._stream.flush()
 
 
@@ -138,15 +142,13 @@ def _bar(share: float) -> str:
     return "━" * full + "┄" * (BAR_WIDTH - full)
 
 
-def _waiting(status: Any, message: str) -> str:
+def _waiting(status: str | None, message: str = "") -> list[str]:
     words = {
         "validating_files": "checking the files",
         "queued": "waiting for the worker",
         "running": "loading the model",
-        "pausing": "pausing",
     }
-    text = words.get(str(status), str(status))
-    return f"{text} · {message}" if message else text
+    return [words.get(str(status), str(status)), *([message] if message else [])]
 
 
 def _ending(update: Update) -> str:
@@ -155,5 +157,4 @@ def _ending(update: Update) -> str:
         return f"{job.id} is paused; to go on: rftkit job resume {job.id}"
     if job.status == "succeeded":
         return f"{job.id} succeeded: {job.fine_tuned_model}"
-    reason = error_of(job)
-    return f"{job.id} {job.status}" + (f": {reason}" if reason else "")
+    return f"{job.id} {job.status}"  # why stands in its error event, and in what `wait` raises
