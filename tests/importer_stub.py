@@ -308,7 +308,7 @@ def _handler(account: Account) -> type[BaseHTTPRequestHandler]:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             account.requests.append(f"{path}?{parts.query}")
             account.seen_headers.append({k.lower(): v for k, v in self.headers.items()})
-            sent = self.headers.get("api-key") or self.headers.get("authorization", "")
+            sent = self.headers.get("api-key") or self.headers.get("authorization") or ""
             if sent.removeprefix("Bearer ") != KEY:
                 error = _error(f"Incorrect API key provided: {sent}.", code="invalid_api_key")
                 return self.reply(401, error.encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from importer_calls import save
 from importer_stub import (
     RESULT_CSV,
     Account,
@@ -17,7 +18,6 @@ from importer_stub import (
     job,
     small_account,
 )
-from test_importer_save import save
 
 from rftkit.errors import InputError, NotFoundError
 from rftkit.importer import OpenDump, open_dump

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from importer_calls import Clock, contents, ids, save
 from importer_stub import KEY, Account, Fault, Stub, file_object, job, large_account, small_account
-from test_importer_save import Clock, contents, ids, save
 from typer.testing import CliRunner
 
 from rftkit.cli import app

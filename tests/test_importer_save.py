@@ -5,83 +5,25 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
+from importer_calls import contents, ids, save
 from importer_stub import (
     KEY,
     Account,
-    Fault,
     Stub,
-    add_run,
     checkpoint,
-    eval_object,
     event,
     file_object,
     job,
-    large_account,
     small_account,
 )
 
-from rftkit.importer import Origin, Remote, Summary, import_account, verify
-from rftkit.importer.dump import Dump
-
-
-class Clock:
-    """Time that passes only when somebody waits."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.waits: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        self.now += seconds
-
-
-def save(
-    stub: Stub, folder: Path, *, clock: Clock | None = None, said: list[str] | None = None,
-    timeout_seconds: float = 5.0, **options: Any,
-) -> Summary:  # fmt: skip
-    clock, said = clock or Clock(), [] if said is None else said
-    remote = Remote(
-        Origin(stub.url, KEY),
-        say=said.append,
-        timeout_seconds=timeout_seconds,
-        clock=clock,
-        sleep=clock.sleep,
-    )
-    try:
-        return import_account(remote, folder, say=said.append, **options)
-    finally:
-        remote.close()
-
-
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, packed or not."""
-    with Dump(folder).open(name) as file:
-        return [json.loads(line) for line in file]
-
-
-def ids(folder: Path, name: str) -> list[str]:
-    return [entry["id"] for entry in lines(folder, name)]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a dump but the manifest, which holds times."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
+from rftkit.importer import verify
 
 
 def test_every_object_is_saved_once(tmp_path: Path) -> None:
@@ -182,138 +124,6 @@ def test_a_job_in_any_unfinished_status_is_looked_at_again(tmp_path: Path, statu
     assert [path for path in account.requests[num_before:] if "ftjob-1" in path]
 
 
-def test_lists_that_grow_while_they_are_read(tmp_path: Path) -> None:
-    """Newest first in front of the reader, oldest first behind it; 57 events come meanwhile."""
-    account = Account(limits={"events": 20})
-    account.add("/fine_tuning/jobs", job("ftjob-1", "reinforcement", "running"))
-    events = "/fine_tuning/jobs/ftjob-1/events"
-    account.add(events, *map(event, range(100)))
-    account.add("/evals", eval_object("eval_1"))
-    add_run(account, "eval_1", "evalrun_1", 250, status="in_progress")
-    items = "/evals/eval_1/runs/evalrun_1/output_items"
-    late = account.objects[items][200:]
-    del account.objects[items][200:]
-
-    def grow(path: str, _query: dict[str, str]) -> None:
-        num_events = len(account.objects[events])
-        if path == events and num_events < 157:
-            account.add(events, *map(event, range(num_events, min(num_events + 7, 157))))
-        if path == items and late:
-            account.add(items, *late)
-            late.clear()
-
-    account.before = grow
-    with Stub(account) as stub:
-        save(stub, tmp_path)
-    assert ids(tmp_path, "jobs/ftjob-1/events.jsonl") == [event(n)["id"] for n in range(157)]
-    saved = ids(tmp_path, "evals/eval_1/runs/evalrun_1/output_items.jsonl")
-    assert saved == [entry["id"] for entry in account.objects[items]]
-    assert len(saved) == 250
-
-
-def test_an_object_on_two_pages_is_kept_once(tmp_path: Path) -> None:
-    account = Account()
-    account.add("/fine_tuning/jobs", job("ftjob-1", "reinforcement", "succeeded"))
-    twice = [*map(event, range(1200)), *map(event, range(190, 210))]
-    account.add("/fine_tuning/jobs/ftjob-1/events", *sorted(twice, key=lambda each: each["id"]))
-    with Stub(account) as stub:
-        done = save(stub, tmp_path, only=["jobs"])
-    assert done.counts["events"] == 1200
-    assert ids(tmp_path, "jobs/ftjob-1/events.jsonl") == [event(n)["id"] for n in range(1200)]
-
-
-def test_faults_of_every_kind_lose_nothing(tmp_path: Path) -> None:
-    account = large_account(450, 3000)
-    account.limits["events"] = 100
-    account.faults = [
-        Fault("/events", "status", 429, times=2, headers={"retry-after": "7"}),
-        Fault("/events", "status", 500, times=3, skip=4),
-        Fault("/events", "drop", times=2, skip=9),
-        Fault("/output_items", "hang", 700, times=1, skip=1),
-        Fault("/output_items", "garbage", times=2, skip=2),
-        Fault("/output_items", "status", 503, times=2),
-        Fault("/runs?", "drop"),
-        Fault("/fine_tuning/jobs?", "status", 429, headers={"retry-after-ms": "20"}, skip=1),
-    ]
-    clock = Clock()
-    with Stub(account) as stub:
-        done = save(stub, tmp_path, clock=clock, timeout_seconds=0.4)
-    assert done.is_complete
-    assert done.counts["events"] == 3000
-    assert len(set(ids(tmp_path, "jobs/ftjob-big/events.jsonl"))) == 3000
-    assert len(set(ids(tmp_path, "evals/eval_big/runs/evalrun_big/output_items.jsonl"))) == 450
-    assert all(fault.times == 0 for fault in account.faults)
-    assert verify(tmp_path) == []
-
-
-def test_retry_after_is_obeyed_and_said_even_when_long(tmp_path: Path) -> None:
-    account, clock, said = small_account(), Clock(), []
-    account.faults = [Fault("/files?", "status", 429, headers={"retry-after": "600"})]
-    with Stub(account) as stub:
-        done = save(stub, tmp_path, clock=clock, said=said)
-    assert done.is_complete
-    assert sum(clock.waits) == pytest.approx(600)
-    assert [line for line in said if "waiting 600 s as the service asks" in line]
-
-
-def test_an_import_that_breaks_off_anywhere_goes_on(tmp_path: Path) -> None:
-    """Cut at each request in turn and gone on with: in the end the same bytes as in one go."""
-    account = small_account()
-    account.limits |= {"events": 10, "output_items": 50}
-    with Stub(account) as stub:
-        save(stub, tmp_path / "whole")
-        num_requests = len(account.requests)
-        for cut in range(4, num_requests - 6, 4):
-            folder = tmp_path / f"cut-{cut}"
-            account.faults = [Fault("", "status", 401, times=float("inf"), skip=cut)]
-            with pytest.raises(Exception, match="refuses the key"):
-                save(stub, folder)
-            account.faults = []
-            save(stub, folder)
-            assert {name: Dump(folder).read(name) for name in contents(folder)} == {
-                name: Dump(tmp_path / "whole").read(name) for name in contents(tmp_path / "whole")
-            }, f"cut after {cut} requests"
-            assert verify(folder) == []
-
-
-def test_a_killed_import_goes_on(tmp_path: Path) -> None:
-    account = large_account(1500, 3000)
-    account.limits["events"] = 100
-    process: list[subprocess.Popen[bytes]] = []
-
-    def kill(path: str, _query: dict[str, str]) -> None:
-        pages = sum("/output_items" in each for each in account.requests)
-        if "/output_items" in path and pages == 7 and process:
-            os.kill(process[0].pid, signal.SIGKILL)
-
-    account.before = kill
-    folder = tmp_path / "dump"
-    with Stub(account) as stub:
-        command = "from rftkit.cli import main; main()"
-        process.append(
-            subprocess.Popen(
-                [sys.executable, "-c", command, "import", "--from", stub.url, "--dump", folder],
-                env={**os.environ, "OPENAI_API_KEY": KEY},
-                stdout=subprocess.DEVNULL,
-            )
-        )
-        assert process[0].wait() == -signal.SIGKILL
-        assert verify(folder) == [
-            "the last import was interrupted; run it again to complete the dump"
-        ]
-        num_before = len(account.requests)
-        account.before = None
-        done = save(stub, folder)
-    after = [path for path in account.requests[num_before:] if "/output_items" in path]
-    assert len(after) <= 10  # the 15 pages less those of the first import
-    assert done.counts["output_items"] == 1500
-    assert done.counts["events"] == 3000
-    assert len(set(ids(folder, "jobs/ftjob-big/events.jsonl"))) == 3000
-    assert len(set(ids(folder, "evals/eval_big/runs/evalrun_big/output_items.jsonl"))) == 1500
-    assert not list(folder.rglob("*.part"))
-    assert verify(folder) == []
-
-
 def test_page_sizes_are_asked_for_as_large_as_the_service_allows(tmp_path: Path) -> None:
     account = small_account()
     account.limits |= {"events": 100, "jobs": 20}
@@ -392,3 +202,24 @@ def test_ids_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dump"]
     assert len(list((tmp_path / "dump/jobs").iterdir())) == 6 - len(done.missing)
     assert verify(tmp_path / "dump") == []
+
+
+def test_the_client_is_all_it_needs(tmp_path: Path) -> None:
+    """No platform, no torch, no notebook stack, not even pandas."""
+    code = (
+        "import sys\n"
+        "from rftkit.importer.cli import command\n"
+        "from pathlib import Path\n"
+        "command(source=sys.argv[1], dump=Path(sys.argv[2]))\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'fastapi', 'papermill', 'IPython', 'rftkit.server'}\n"
+        "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)\n"
+    )
+    with Stub(small_account()) as stub:
+        done = subprocess.run(
+            [sys.executable, "-c", code, stub.url, tmp_path],
+            env={**os.environ, "OPENAI_API_KEY": KEY},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr

@@ -4,8 +4,8 @@
     verify           check a dump against its manifest
     open_dump        a dump as pandas frames
 
-Needs the `openai` client (and pandas for the frames); no platform, no torch, no store. The layout
-of a dump is told in `rftkit.importer.dump`. Names load on first use.
+Needs the `openai` client (and pandas for the frames); no platform, no torch, no store. What lies
+where in a dump: `rftkit.importer.dump.LAYOUT`. Names load on first use.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any
 
 import rftkit
 from rftkit.errors import InputError
-from rftkit.importer.dump import Dump
+from rftkit.importer.dump import LAYOUT, Dump
 from rftkit.importer.pages import Lists
 from rftkit.importer.remote import Remote, Stopped
 from rftkit.importer.saving import HARMLESS, SAVERS, Desk, save_grader
@@ -90,6 +90,7 @@ def import_account(
             ]
             say(overview(found, account, len(due)))
             if not dry_run:
+                dump.write("README.txt", LAYOUT.encode())
                 _fetch(desk, due, pool)
                 for digest, grader in found.graders.items():
                     save_grader(desk, digest, grader)

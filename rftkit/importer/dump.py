@@ -1,16 +1,7 @@
 """Files of a dump folder: written whole or not at all, packed when large, hashed as they lie.
 
-    DIR/manifest.json                          counts, hashes, origin, times, what is missing
-    DIR/lists/<kind>/1-000001.json             the lists as the service gave them
-    DIR/files/<id>/file.json, content.jsonl    a file and its content
-    DIR/jobs/<id>/job.json                     a job, as the service gave it
-    DIR/jobs/<id>/events/1-000001.json         pages as given: <reading>-<page>
-    DIR/jobs/<id>/events.jsonl                 every event once, oldest first (made of the pages)
-    DIR/evals/<id>/eval.json
-    DIR/evals/<id>/runs/<id>/run.json, output_items/…, output_items.jsonl
-    DIR/graders/<name>-<hash>/grader.json, used_by.json
-
-Large files end in `.gz`. Not here: requests; what belongs into which file.
+`LAYOUT` tells what lies where, and is put into each dump. Not here: requests; what belongs into
+which file.
 """
 
 from __future__ import annotations
@@ -27,7 +18,38 @@ from urllib.parse import quote
 from rftkit.errors import InputError
 from rftkit.importer.ledger import MANIFEST, Ledger, atomic_file, disk_errors
 
-__all__ = ["LARGE_BYTES", "Dump", "Sink", "digest_of", "page_number", "safe_name", "verify"]
+__all__ = [
+    "LARGE_BYTES",
+    "LAYOUT",
+    "Dump",
+    "Sink",
+    "digest_of",
+    "page_number",
+    "safe_name",
+    "verify",
+]
+
+LAYOUT = """\
+A dump of a hosted fine-tuning account, written by `rftkit import`.
+
+  manifest.json                          counts, hashes, origin, times, what is missing and why
+  lists/<kind>/1-000001.json             the lists as the service gave them
+  files/<id>/file.json, content.jsonl    a file and its content
+  jobs/<id>/job.json                     a fine-tuning job, as the service gave it
+  jobs/<id>/events/1-000001.json         its events, page by page as given: <reading>-<page>
+  jobs/<id>/events.jsonl                 every event once, oldest first, made of those pages
+  jobs/<id>/checkpoints/, checkpoints.jsonl
+  evals/<id>/eval.json                   an eval with its graders
+  evals/<id>/runs/<id>/run.json, output_items/, output_items.jsonl
+  graders/<name>-<hash>/grader.json      each different grader found in jobs and evals
+  graders/<name>-<hash>/used_by.json     where it is used
+
+Files that end in .gz are packed with gzip. In Python:
+
+  from rftkit.importer import open_dump
+  dump = open_dump("this folder")
+  dump.jobs(), dump.metrics("ftjob-..."), dump.output_items("evalrun_...")
+"""
 
 LARGE_BYTES = 1 << 16
 """Files above this are packed with gzip."""

@@ -89,14 +89,15 @@ class Lists:
         is_first = not known
         while True:
             answer = self.page(kind, route, after)
+            has_more = answer.data.get("has_more")
             ids = [identity(item) for item in items_of(answer.data)]
             new = [each for each in ids if each not in known]
             known.update(new)
             self.count(len(new))
             if new or is_first:
                 yield answer
+            del answer  # a page can be large: let go of it before the next one comes
             is_first = False
-            has_more = answer.data.get("has_more")
             if not ids or has_more is False or (until_known and len(new) < len(ids)):
                 return
             if not new:
@@ -122,6 +123,7 @@ def save_list(dump: Dump, lists: Lists, kind: str, route: str, folder: str) -> i
         for answer in pages:
             page += 1
             dump.write(f"{folder}/{reading}-{page:06}.json", answer.body)
+            del answer
         if not newest_first or page <= 1:
             break
         reading, page, after = reading + 1, 0, None
