@@ -106,17 +106,18 @@ def test_timing_adds_up() -> None:
 
 def test_the_result_file_gives_the_same_frames() -> None:
     text = (
-        "step,train_mean_reward,full_valid_mean_reward,sampling_duration,"
+        "step,train_mean_reward,full_valid_mean_reward,sampling_duration,learning/kl,"
         "scores/graders/python/a/b/train_reward_mean,"
         "errors/graders/python/a/b/errors/train_other_error_count\n"
-        "0,,0.25,,,\n"
-        "1,0.5,,2.5,0.75,3\n"
+        "0,,0.25,,,,\n"
+        "1,0.5,,2.5,0.01,0.75,3\n"
     )
     events = jobs.events_from_csv(text)
     frame = jobs.step_frame(events)
     assert list(frame["step"]) == [0, 1]
     assert frame["valid_reward_mean"].notna().tolist() == [True, False]
     assert frame.loc[1, "sampling_seconds"] == 2.5
+    assert frame.loc[1, "kl"] == 0.01
     [grader] = jobs.grader_frame(events).to_dict("records")
     assert (grader["grader"], grader["train_reward_mean"]) == ("a/b", 0.75)
     [error] = jobs.error_frame(events).to_dict("records")

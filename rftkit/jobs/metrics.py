@@ -30,8 +30,24 @@ __all__ = [
     "timing_frame",
 ]
 
-# Column -> where it may stand in an event's `data`, first found wins. `learning.*` are extras of
-# the local platform.
+# Extras of the local platform, under `learning`.
+LEARNING = (
+    "flat_groups",
+    "truncated_share",
+    "failed_grades",
+    "valid_truncated_share",
+    "valid_failed_grades",
+    "tokens_per_second",
+    "loss",
+    "entropy",
+    "kl",
+    "clip_fraction",
+    "grad_norm",
+    "logprob_gap_mean",
+    "logprob_gap_max",
+    "learning_rate",
+)
+# Column -> where it may stand in an event's `data`; the first found wins.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "train_reward_mean": ("scores.train_reward_mean", "train_reward_mean", "train_mean_reward"),
     "valid_reward_mean": (
@@ -54,15 +70,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "training_seconds": ("timing.step.training", "training_duration"),
     "eval_seconds": ("timing.step.eval", "eval_duration"),
     "step_seconds": ("timing.step.full_iteration", "total_duration"),
-    "flat_groups": ("learning.flat_groups",),
-    "entropy": ("learning.entropy",),
-    "kl": ("learning.kl",),
-    "clip_fraction": ("learning.clip_fraction",),
-    "grad_norm": ("learning.grad_norm",),
-    "truncated_share": ("learning.truncated_share",),
-    "tokens_per_second": ("learning.tokens_per_second",),
-    "failed_grades": ("learning.failed_grades",),
-    "learning_rate": ("learning.learning_rate",),
+    **{name: (f"learning.{name}",) for name in LEARNING},
 }
 
 _TEXT_COLUMNS = frozenset({"grader", "type", "split", "error"})
@@ -165,6 +173,8 @@ def _data_from_csv_row(row: dict[str, str]) -> dict[str, Any]:
             kind, name = path[1], "/".join(path[2:-1]).removesuffix("/errors")
             grader = graders.setdefault((family, kind, name), {"name": name, "type": kind})
             grader[path[-1]] = float(cell)
+        elif path:
+            data.setdefault(family, {})["/".join(path)] = float(cell)
         else:
             data[column] = int(float(cell)) if column in ("step", "total_steps") else float(cell)
     for (family, _, _), grader in graders.items():

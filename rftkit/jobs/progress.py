@@ -27,18 +27,18 @@ class Progress:
     end stay. Elsewhere each of these, and each step, is one plain line.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, live: bool | None = None) -> None:
-        """`live` forces rewriting in place on or off; None asks the stream whether it is a tty."""
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """`stream` is stderr unless given."""
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty() if live is None else live
+        self._live = self._stream.isatty()
         self._steps: dict[int, dict[str, float | None]] = {}
         self._total_steps: int | None = None
-        self._status: str | None = None
+        self._status = ""
         self._message = ""
 
     def __call__(self, update: Update) -> None:
         """Show what an update brought."""
-        first = self._status is None
+        first = not self._status
         for event in update.events:
             self._take(event, quiet=first)
         if first and self._steps and not self._live:
@@ -49,7 +49,7 @@ class Progress:
                 self._keep(_ending(update))
                 return
             if not self._live and not self._steps:
-                self._keep(*_waiting(self._status))
+                self._keep(_waiting(self._status))
         if self._live:
             self._rewrite(self._line(time.time() - update.job.created_at))
 
@@ -68,7 +68,7 @@ class Progress:
 
     def _line(self, elapsed: float) -> list[str]:
         if not self._steps:
-            return [*_waiting(self._status, self._message), duration(elapsed)]
+            return [self._message or _waiting(self._status), duration(elapsed)]
         return self._step_line(max(self._steps), bar=True)
 
     def _step_line(self, step: int, *, bar: bool = False) -> list[str]:
@@ -142,13 +142,13 @@ def _bar(share: float) -> str:
     return "━" * full + "┄" * (BAR_WIDTH - full)
 
 
-def _waiting(status: str | None, message: str = "") -> list[str]:
+def _waiting(status: str) -> str:
     words = {
         "validating_files": "checking the files",
         "queued": "waiting for the worker",
         "running": "loading the model",
     }
-    return [words.get(str(status), str(status)), *([message] if message else [])]
+    return words.get(status, status)
 
 
 def _ending(update: Update) -> str:
