@@ -40,7 +40,7 @@ FILES = {
     "hard link": "os.link(item['secret'], 'hard'); return len(open('hard').read())",
     "dot dot": "return len(os.listdir('../..'))",
     "own environment in /proc": "return len(open('/proc/self/environ', 'rb').read())",
-    "environment of the parent": "return len(open(f'/proc/{item[\"parent\"]}/environ','rb').read())",
+    "environment of the parent": "return len(open(f'/proc/{item[\"parent\"]}/environ').read())",
     "memory of the parent": "open(f'/proc/{item[\"parent\"]}/mem', 'r+b').read(1)",
     "root through /proc": "return len(os.listdir('/proc/self/root/etc'))",
     "memory device": "open('/dev/mem', 'rb').read(1)",
@@ -159,7 +159,11 @@ def escape(body: str, item: dict, tmp_path: Path, **limits: float) -> str:
         "    return 0.5\n"
     )
     box = Sandbox(
-        source, workers=1, limits=Limits(**({"scratch_bytes": 4 << 20, "seconds": 20} | limits))
+        source,
+        workers=1,
+        limits=Limits(
+            **({"scratch_bytes": 4 << 20, "memory_bytes": 1 << 29, "seconds": 20} | limits)
+        ),
     )
     try:
         with pytest.raises(Fault) as caught:

@@ -12,20 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
-    from rftkit.graders.cheats import Audit, audit
     from rftkit.graders.endpoint import mask_secrets
-    from rftkit.graders.engine import (
-        CompiledGrader,
-        Leaf,
-        check_item_paths,
-        compile_grader,
-        grade,
-        validate,
-        variables,
-    )
+    from rftkit.graders.engine import CompiledGrader, Leaf, compile_grader, grade
     from rftkit.graders.frames import grade_many
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
+    from rftkit.graders.needs import check_item_paths, validate, variables
     from rftkit.graders.outcome import Grade, Sample
     from rftkit.graders.sandbox import Limits
 
@@ -51,20 +44,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "cheats": ("Audit", "audit"),
+    "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
     "endpoint": ("mask_secrets",),
-    "engine": (
-        "CompiledGrader",
-        "Leaf",
-        "check_item_paths",
-        "compile_grader",
-        "grade",
-        "validate",
-        "variables",
-    ),
+    "engine": ("CompiledGrader", "Leaf", "compile_grader", "grade"),
     "frames": ("grade_many",),
     "judge": ("Completion", "CompletionCall", "completion_call"),
+    "needs": ("check_item_paths", "validate", "variables"),
     "outcome": ("Grade", "Sample"),
     "sandbox": ("Limits",),
 }

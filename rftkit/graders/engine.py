@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 from rftkit import settings
-from rftkit.errors import RowError
 from rftkit.graders.endpoint import HttpCall
 from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.judge import CompletionCall
@@ -25,22 +24,20 @@ from rftkit.graders.leaves import (
     EmbeddingCall,
     Score,
     Usage,
-    leaf_paths,
     num_threads,
 )
 from rftkit.graders.outcome import Fault, Grade, Sample
+from rftkit.graders.parse import parse
 from rftkit.graders.sandbox import Limits
-from rftkit.graders.template import Path, look_up
-from rftkit.graders.types import Purpose, parse
+from rftkit.graders.types import Purpose
 
 __all__ = [
     "CompiledGrader",
     "Leaf",
-    "check_item_paths",
     "compile_grader",
     "grade",
-    "validate",
-    "variables",
+    "param_of",
+    "parts_of",
 ]
 
 
@@ -231,12 +228,12 @@ def compile_grader(
         gate=threading.Semaphore(concurrency),
     )
     parsed = parse(spec, purpose=purpose)
-    parts = _parts(parsed)
+    parts = parts_of(parsed)
     formula = None
     if parsed["type"] == "multi":
         formula = compile_formula(parsed["calculate_output"], parts, param="calculate_output")
     scores = {
-        key: COMPILERS[part["type"]](part, _param(key), context) for key, part in parts.items()
+        key: COMPILERS[part["type"]](part, param_of(key), context) for key, part in parts.items()
     }
     return CompiledGrader(
         parsed,
@@ -256,41 +253,6 @@ def grade(spec: Mapping[str, Any], sample: Sample | str, item: Any, **options: A
     """
     with compile_grader(spec, **options) as grader:
         return grader.grade(Sample.from_text(sample) if isinstance(sample, str) else sample, item)
-
-
-def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
-    """Check everything that can be checked without grading; return the normalised spec.
-
-    Raises:
-        GraderSpecError: `param` names the field.
-    """
-    # no process starts before the first grade, so it does not matter whether one could be isolated
-    with compile_grader(spec, purpose=purpose, unconfined=True) as grader:
-        return grader.spec
-
-
-def variables(spec: Mapping[str, Any]) -> list[str]:
-    """The template paths a grader needs, such as `item.answer`; python graders name none.
-
-    Raises:
-        GraderSpecError: when the spec or a template is malformed.
-    """
-    return list(dict.fromkeys(map(str, _paths(spec))))
-
-
-def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
-    """Check that a row has every `item` path that the grader's templates name.
-
-    Raises:
-        RowError: names the path and the keys that the row has there.
-        GraderSpecError: when the spec itself is malformed.
-    """
-    for path in _paths(spec):
-        if path.namespace == "item":
-            try:
-                look_up(path, None, item)
-            except Fault as fault:
-                raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
 
 
 def _run(score: Score, sample: Sample, item: Any, usage: Usage) -> float:
@@ -313,7 +275,7 @@ def _what_is_wrong(sample: Sample) -> Fault:
     )
 
 
-def _parts(parsed: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def parts_of(parsed: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Key -> leaf; a grader that is not a multi is its own leaf, under the empty key."""
     parts: dict[str, dict[str, Any]] = (
         parsed["graders"] if parsed["type"] == "multi" else {"": parsed}
@@ -321,18 +283,14 @@ def _parts(parsed: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _param(key: str) -> str:
+def param_of(key: str) -> str:
+    """Where the leaf stands in its spec, for the `param` of errors."""
     return f"graders.{key}" if key else ""
 
 
 def _leaves(parsed: dict[str, Any]) -> list[Leaf]:
-    parts = _parts(parsed).items()
+    parts = parts_of(parsed).items()
     return [Leaf(key or part["name"], part["name"], part["type"]) for key, part in parts]
-
-
-def _paths(spec: Mapping[str, Any]) -> list[Path]:
-    parts = _parts(parse(spec, purpose="eval"))
-    return [path for key, part in parts.items() for path in leaf_paths(part, _param(key))]
 
 
 def _run_threads(work: Callable[[], None], count: int) -> None:

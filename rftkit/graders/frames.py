@@ -60,7 +60,7 @@ def grade_many(
     with compile_grader(spec, **options) as grader:
         book = _Journal(Path(journal), grader.spec) if journal is not None else None
         grades = _grade(grader, pairs, book, progress)
-    return to_frame(grades, index=getattr(samples, "index", None))
+    return to_frame(grades, index=samples.index if _is_table(samples) else None)
 
 
 def read_pairs(
@@ -175,7 +175,7 @@ def _rows(samples: Any, path: Path | None) -> Iterable[tuple[int, Any]]:
     """Rows with their numbers, from 1."""
     if path is not None:
         return _read_lines(path)
-    if hasattr(samples, "to_dict"):  # a DataFrame; asking for its class would import pandas
+    if _is_table(samples):
         samples = [
             {key: cell for key, cell in row.items() if not _is_missing(cell)}
             for row in samples.to_dict("records")
@@ -222,6 +222,11 @@ def _pair(
         raise fail(f"the answer must be text, found {type(text).__name__}")
     calls = said.get("output_tools") if isinstance(said, Mapping) else None
     return Sample.from_text(text, response_format=response_format, tool_calls=calls), item
+
+
+def _is_table(samples: Any) -> bool:
+    """A DataFrame; asking for its class would import pandas."""
+    return hasattr(samples, "to_dict")
 
 
 def _is_missing(cell: Any) -> bool:

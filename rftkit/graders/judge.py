@@ -76,6 +76,7 @@ class Judge:
         self,
         spec: dict[str, Any],
         answer_schema: dict[str, Any],
+        read: Callable[[Any], float],
         *,
         param: str,
         complete: CompletionCall | None,
@@ -88,11 +89,11 @@ class Judge:
             _message(message, f"{param}[{place}].content")
             for place, message in enumerate(spec["input"])
         ]
-        self._format = answer_schema
+        self._format, self._read = answer_schema, read
         self._complete, self._cache, self._gate = complete, cache, gate
 
-    def ask(self, sample: Sample, item: Any, usage: dict[str, dict[str, int]]) -> Any:
-        """The judge's `result`, unchecked; tokens are added to `usage`, none for a cached answer.
+    def grade(self, sample: Sample, item: Any, usage: dict[str, dict[str, int]]) -> float:
+        """The judge's `result` as a reward; tokens go to `usage`, none for a cached answer.
 
         Raises:
             Fault: one of the `model_grader_*` flags, or a template's.
@@ -100,7 +101,7 @@ class Judge:
         messages = [render(sample, item) for render in self._messages]
         key = self._key(messages)
         if self._cache is not None and key in self._cache:
-            return _parse(self._cache[key])
+            return self._read(_parse(self._cache[key]))
         completion = self._call(messages)
         usage[self._model] = completion.usage
         if completion.refusal:
@@ -110,10 +111,11 @@ class Judge:
                 "model_grader_exceeded_max_tokens_error",
                 "the judge ran out of tokens; raise sampling_params.max_completions_tokens",
             )
-        result = _parse(completion.text or "")
-        if self._cache is not None and completion.text:
-            self._cache[key] = completion.text
-        return result
+        text = completion.text or ""
+        reward = self._read(_parse(text))
+        if self._cache is not None:  # only what could be read: a fault is asked about again
+            self._cache[key] = text
+        return reward
 
     def _key(self, messages: list[dict[str, Any]]) -> str:
         where = getattr(self._complete, "endpoint", "")

@@ -7,6 +7,7 @@ which are the engine's.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import threading
@@ -134,28 +135,35 @@ def _python(spec: dict[str, Any], param: str, context: Context) -> Score:
 def _score_model(spec: dict[str, Any], param: str, context: Context) -> Score:
     low, high = spec.get("range", (0.0, 1.0))
     result = {"type": "number", "description": f"The score, from {low:g} to {high:g} inclusive."}
-    asked = _judge(spec, judge.schema(result, "float_score_classification"), param, context)
-    return lambda sample, item, usage: judge.read_score(asked.ask(sample, item, usage), low, high)
+    schema = judge.schema(result, "float_score_classification")
+    read = functools.partial(judge.read_score, low=low, high=high)
+    return _judge(spec, schema, read, param, context)
 
 
 def _label_model(spec: dict[str, Any], param: str, context: Context) -> Score:
     labels, passing = spec["labels"], spec["passing_labels"]
     result = {"type": "string", "enum": labels, "description": "The label that fits best."}
-    asked = _judge(spec, judge.schema(result, "label_classification"), param, context)
-    return lambda sample, item, usage: judge.read_label(
-        asked.ask(sample, item, usage), labels, passing
-    )
+    schema = judge.schema(result, "label_classification")
+    read = functools.partial(judge.read_label, labels=labels, passing=passing)
+    return _judge(spec, schema, read, param, context)
 
 
-def _judge(spec: dict[str, Any], schema: dict[str, Any], param: str, context: Context) -> Any:
+def _judge(
+    spec: dict[str, Any],
+    schema: dict[str, Any],
+    read: Callable[[Any], float],
+    param: str,
+    context: Context,
+) -> Score:
     return judge.Judge(
         spec,
         schema,
+        read,
         param=_at(param, "input"),
         complete=context.complete,
         cache=context.cache,
         gate=context.gate,
-    )
+    ).grade
 
 
 def _endpoint(spec: dict[str, Any], param: str, context: Context) -> Score:

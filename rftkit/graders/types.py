@@ -1,23 +1,15 @@
-"""Grader specs, one model per wire type, and the check that gives every other error its words.
+"""Grader specs, one model per wire type; the checks that have words of their own are in `parse`.
 
-Specs travel as plain dicts in the wire's own form; `parse` checks one and returns it normalised.
-Not here: whether templates, formulas and sources make sense (see `engine`). The SDK types
-`multi.graders` as one grader; the service wants a map, so a list or a single grader is refused.
-Unknown fields are refused by name, because a mistyped option would otherwise be ignored silently.
+Specs travel as plain dicts in the wire's own form; these models only say which fields there are
+and what they mean. Unknown fields are refused, because a mistyped option would otherwise be
+ignored silently.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
-
-from rftkit.errors import GraderSpecError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 __all__ = [
     "SPECS",
@@ -25,34 +17,32 @@ __all__ = [
     "LabelModel",
     "Message",
     "Multi",
+    "Named",
     "Purpose",
     "Python",
     "ScoreModel",
     "StringCheck",
     "TextSimilarity",
-    "parse",
 ]
 
 Purpose = Literal["rft", "eval"]
 """`rft` covers jobs and graders/run; `eval` the criteria of an eval."""
-
-IMAGE_TAG = "2025-05-08"
-_ECHOED = ("id", "grdr_id", "inactive_at", "object")
-_MAX_SOURCE_BYTES = 256_000
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class _Named(_Spec):
+class Named(_Spec):
+    """What every grader may have."""
+
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Shown in results; filled in when missing."""
     pass_threshold: float | None = None
     """Score from which an eval counts an answer as passed; it never changes a reward."""
 
 
-class StringCheck(_Named):
+class StringCheck(Named):
     """1 or 0 by comparing two templates; nothing is trimmed."""
 
     type: Literal["string_check"]
@@ -64,7 +54,7 @@ class StringCheck(_Named):
     """Template."""
 
 
-class TextSimilarity(_Named):
+class TextSimilarity(Named):
     """How alike two templates are, 0 to 1."""
 
     type: Literal["text_similarity"]
@@ -88,7 +78,7 @@ class TextSimilarity(_Named):
     """Template."""
 
 
-class Python(_Named):
+class Python(Named):
     """A function `grade(sample, item)` run in the sandbox."""
 
     type: Literal["python"]
@@ -145,7 +135,7 @@ class SamplingParams(_Spec):
     )
 
 
-class _Judge(_Named):
+class _Judge(Named):
     model: Annotated[str, Field(min_length=1)]
     """The judge."""
     input: Annotated[list[Message], Field(min_length=1)]
@@ -169,7 +159,7 @@ class LabelModel(_Judge):
     passing_labels: list[str]
 
 
-class Endpoint(_Named):
+class Endpoint(Named):
     """An HTTP grader of the user's: `{sample, item, trace_id}` in, `{"score": float}` out."""
 
     type: Literal["endpoint"]
@@ -180,7 +170,7 @@ class Endpoint(_Named):
     """Most requests a second."""
 
 
-class Multi(_Named):
+class Multi(Named):
     """Several graders, combined by a formula over their keys."""
 
     type: Literal["multi"]
@@ -190,7 +180,7 @@ class Multi(_Named):
     """See `formula`."""
 
 
-SPECS: dict[str, type[_Named]] = {
+SPECS: dict[str, type[Named]] = {
     "string_check": StringCheck,
     "text_similarity": TextSimilarity,
     "python": Python,
@@ -199,157 +189,3 @@ SPECS: dict[str, type[_Named]] = {
     "endpoint": Endpoint,
     "multi": Multi,
 }
-
-
-def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, Any]:
-    """Check the shape of a spec and return it normalised: name and `image_tag` filled in.
-
-    Args:
-        spec: a grader as it is sent.
-        purpose: `eval` allows `cosine` and `label_model`, which jobs refuse.
-        param: where the spec stands in the request, put before every field name.
-
-    Raises:
-        GraderSpecError: `param` names the field.
-    """
-    kind = _kind(spec, param)
-    _check_purpose(spec, kind, purpose, param)
-    given = {key: value for key, value in spec.items() if key not in _ECHOED}
-    if kind == "multi":
-        given["graders"] = _parse_map(spec.get("graders"), purpose, _at(param, "graders"))
-    model = _validate(SPECS[kind], given, param)
-    _check_values(model, param)
-    parsed = model.model_dump(exclude_none=True)
-    parsed.setdefault("name", _name(parsed))
-    if kind == "python":
-        parsed.setdefault("image_tag", IMAGE_TAG)
-    return {"type": kind, "name": parsed.pop("name")} | parsed
-
-
-def _kind(spec: Any, param: str) -> str:
-    where = f"`{param}`" if param else "a grader"
-    if not isinstance(spec, Mapping):
-        raise GraderSpecError(
-            f"{where} must be an object with a `type`, found {_brief(spec)}", param=param or None
-        )
-    kind = spec.get("type")
-    if not isinstance(kind, str) or kind not in SPECS:
-        raise GraderSpecError(
-            f"`{_at(param, 'type')}` must be one of {', '.join(SPECS)}, found {_brief(kind)}",
-            param=_at(param, "type"),
-        )
-    return kind
-
-
-def _check_purpose(spec: Mapping[str, Any], kind: str, purpose: Purpose, param: str) -> None:
-    if kind == "multi" and param:
-        raise GraderSpecError(
-            f"`{param}` is a multi grader inside a multi grader; put its graders into the outer "
-            "map and its formula into the outer `calculate_output`",
-            param=param,
-        )
-    if purpose == "eval":
-        return
-    if kind == "label_model":
-        raise GraderSpecError(
-            "label_model works in evals only; use score_model here", param=_at(param, "type")
-        )
-    if kind == "text_similarity" and spec.get("evaluation_metric") == "cosine":
-        raise GraderSpecError(
-            "cosine works in evals only; use fuzzy_match, rouge_l or a score_model here",
-            param=_at(param, "evaluation_metric"),
-        )
-
-
-def _parse_map(graders: Any, purpose: Purpose, param: str) -> dict[str, Any]:
-    from rftkit.graders.formula import check_key
-
-    if not isinstance(graders, Mapping) or isinstance(graders.get("type"), str):
-        raise GraderSpecError(
-            f"`{param}` must be a map from a key to a grader, such as "
-            '{"format": {"type": "string_check", …}, "content": {…}}, with the keys as variables '
-            f"of `calculate_output`; found {_brief(graders)}",
-            param=param,
-        )
-    if not graders:
-        raise GraderSpecError(f"`{param}` is empty; it needs at least one grader", param=param)
-    parsed = {}
-    for key, spec in graders.items():
-        check_key(str(key), param=param)
-        where = _at(param, str(key))
-        parsed[key] = parse(
-            {"name": key} | dict(spec) if isinstance(spec, Mapping) else spec,
-            purpose=purpose,
-            param=where,
-        )
-    return parsed
-
-
-def _validate(model: type[_Named], given: dict[str, Any], param: str) -> _Named:
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = _at(param, _spell(first["loc"]))
-        raise GraderSpecError(_reword(first, where, model), param=where) from None
-    except RecursionError:
-        raise GraderSpecError("the grader is nested too deeply", param=param or None) from None
-
-
-def _check_values(model: _Named, param: str) -> None:
-    """What a type cannot say."""
-    if isinstance(model, Python):
-        size = len(model.source.encode("utf-8", "surrogatepass"))
-        if size >= _MAX_SOURCE_BYTES:
-            raise GraderSpecError(
-                f"the source has {size} bytes; it must stay under {_MAX_SOURCE_BYTES}",
-                param=_at(param, "source"),
-            )
-    if isinstance(model, ScoreModel) and model.range and not model.range[0] < model.range[1]:
-        raise GraderSpecError(
-            f"`range` must be [low, high] with low < high, found {model.range}",
-            param=_at(param, "range"),
-        )
-    if isinstance(model, LabelModel):
-        unknown = [label for label in model.passing_labels if label not in model.labels]
-        if unknown:
-            raise GraderSpecError(
-                f"passing label {unknown[0]!r} is not among the labels {model.labels}",
-                param=_at(param, "passing_labels"),
-            )
-
-
-def _name(parsed: dict[str, Any]) -> str:
-    """The same grader gets the same name, so that two runs can be compared."""
-    text = json.dumps(parsed, sort_keys=True, default=str)
-    return "grader-" + hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _reword(error: Any, where: str, model: type[_Named]) -> str:
-    kind, found = error["type"], _brief(error["input"])
-    if kind == "missing":
-        return f"`{where}` is missing"
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
-        return f"`{where}` is not a field of this grader" + (
-            f"; did you mean `{near[0]}`?" if near else f" ({', '.join(model.model_fields)})"
-        )
-    return f"`{where}`: {error['msg'][:1].lower()}{error['msg'][1:]}, found {found}"
-
-
-def _spell(location: tuple[str | int, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
-
-
-def _at(param: str, field: str) -> str:
-    return f"{param}.{field}" if param and field else param or field
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    try:
-        text = json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:79] + "…"

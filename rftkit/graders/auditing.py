@@ -1,0 +1,249 @@
+"""Trust a grader before you train on it: what do cheap tricks earn against honest answers?
+
+`audit` grades, for rows spread over a dataset, the reference answer and every cheat made from it
+(`cheats`). It says which rows cannot be graded, which cheats pay, and which sub-grader carries the
+differences. Not here: whether the references are right.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError
+from rftkit.graders.cheats import CHEATS, DANGERS, make_answers
+from rftkit.graders.engine import CompiledGrader, compile_grader
+from rftkit.graders.outcome import Grade, Sample
+from rftkit.graders.references import infer_reference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Audit", "Cheat", "audit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cheat:
+    """What one trick earned over all rows."""
+
+    name: str
+    mean: float | None
+    """Mean reward of the rows it was graded in; None when there is none."""
+    num_beats: int
+    """Rows where it earned at least as much as the reference."""
+    num_graded: int
+    num_failed: int
+    """Grades that broke."""
+    num_unscorable: int
+    """Answers refused as not scorable; they count in the mean with the floor reward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The result of `audit`; print it, or take `findings` and `to_frame`."""
+
+    num_rows: int
+    """Rows tried."""
+    honest: float | None
+    """Mean reward of the reference answers."""
+    best: float | None
+    """The highest reward of a reference answer."""
+    short: tuple[int, ...]
+    """Rows (from 0) whose reference answer earns less than the best."""
+    ungradable: dict[int, str]
+    """Row -> why its reference answer could not be graded."""
+    cheats: tuple[Cheat, ...]
+    carriers: dict[str, float]
+    """Sub-grader -> its share of how much rewards vary with it, summing to 1; empty if no multi."""
+
+    def findings(self) -> list[str]:
+        """What to act on, in words; empty when the grader held."""
+        out = []
+        if self.honest is None:
+            return ["no row holds a reference answer that could be graded; nothing was tried"]
+        for row, why in list(self.ungradable.items())[:5]:
+            out.append(f"row {row} cannot be graded: {why}")
+        if self.short:
+            rows = ", ".join(map(str, self.short[:8]))
+            out.append(
+                f"{len(self.short)} of {self.num_rows} reference answers earn less than the best "
+                f"({self.best:.3f}): rows {rows}; are labels and grader in agreement?"
+            )
+        out += [self._pays(cheat) for cheat in self.cheats if self._is_paid(cheat)]
+        for key, share in self.carriers.items():
+            if share > 0.9 and len(self.carriers) > 1:
+                out.append(
+                    f"{key!r} carries {share:.0%} of the differences; the others hardly matter"
+                )
+            elif share < 0.02:
+                out.append(f"{key!r} carries {share:.0%} of the differences; it hardly matters")
+        return out
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a cheat, the honest answer first."""
+        import pandas as pd
+
+        honest = {"answer": "reference", "mean": self.honest, "num_graded": self.num_rows}
+        rows = [
+            {
+                "answer": cheat.name,
+                "mean": cheat.mean,
+                "beats": cheat.num_beats / cheat.num_graded if cheat.num_graded else None,
+                "num_graded": cheat.num_graded,
+                "num_failed": cheat.num_failed,
+                "num_unscorable": cheat.num_unscorable,
+            }
+            for cheat in self.cheats
+        ]
+        return pd.DataFrame([honest, *rows])
+
+    def __str__(self) -> str:
+        lines = [f"{'answer':<18}{'earns':>8}{'at least the reference':>26}{'failed':>8}"]
+        lines.append(f"{'reference':<18}{_number(self.honest):>8}")
+        for cheat in self.cheats:
+            beats = f"{cheat.num_beats} of {cheat.num_graded} rows"
+            lines.append(
+                f"{cheat.name:<18}{_number(cheat.mean):>8}{beats:>26}{cheat.num_failed:>8}"
+            )
+        lines += [f"{key}: {share:.0%} of the differences" for key, share in self.carriers.items()]
+        return "\n".join([*lines, "", *(self.findings() or ["no cheat pays"])])
+
+    def _is_paid(self, cheat: Cheat) -> bool:
+        if cheat.mean is None or self.honest is None:
+            return False
+        return cheat.mean >= 0.8 * self.honest or cheat.num_beats >= max(1, 0.1 * cheat.num_graded)
+
+    def _pays(self, cheat: Cheat) -> str:
+        beats = f", and no less in {cheat.num_beats} of {cheat.num_graded} rows"
+        return (
+            f"{cheat.name} earns {_number(cheat.mean)} against {_number(self.honest)} for the "
+            f"reference{beats if cheat.num_beats else ''}: {DANGERS[cheat.name]}"
+        )
+
+
+def audit(
+    spec: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    references: Sequence[str | None] | None = None,
+    response_format: Mapping[str, Any] | None = None,
+    max_rows: int = 50,
+    **options: Any,
+) -> Audit:
+    """Grade the reference answer and every cheat for rows spread over a dataset.
+
+    Args:
+        spec: a grader in the wire's form.
+        rows: items, as graders see them.
+        references: the right answers, one a row; default what grader and row say (`references`).
+        response_format: as in the job: then what is not JSON is unscorable.
+        max_rows: rows to try; a judge is called once for each of them and each cheat.
+        options: of `compile_grader`.
+
+    Raises:
+        GraderSpecError: the spec is malformed.
+        InputError: `references` has another length than `rows`.
+    """
+    if references is not None and len(references) != len(rows):
+        raise InputError(f"{len(references)} references for {len(rows)} rows")
+    with compile_grader(spec, **options) as grader:
+
+        def infer(item: Mapping[str, Any]) -> str | None:
+            return infer_reference(grader.spec, item, response_format)
+
+        stride = max(1, -(-len(rows) // max_rows))
+        picked = range(0, len(rows), stride)
+        known = {
+            row: text
+            for row in picked
+            if (text := references[row] if references else infer(rows[row])) is not None
+        }
+        texts = list(known.values())
+        answers = {row: make_answers(text, rows[row], texts) for row, text in known.items()}
+        grades = _grade(grader, rows, answers, response_format)
+    return _summarise(grader, grades, [row for row in picked if row not in known])
+
+
+def _grade(
+    grader: CompiledGrader,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Mapping[int, Mapping[str, str]],
+    response_format: Mapping[str, Any] | None,
+) -> dict[int, dict[str, Grade]]:
+    places = [(row, name) for row, texts in answers.items() for name in texts]
+    pairs = [
+        (Sample.from_text(answers[row][name], response_format=response_format), rows[row])
+        for row, name in places
+    ]
+    grades: dict[int, dict[str, Grade]] = {row: {} for row in answers}
+    for (row, name), grade in zip(places, grader.grade_many(pairs), strict=True):
+        grades[row][name] = grade
+    return grades
+
+
+def _summarise(
+    grader: CompiledGrader, grades: Mapping[int, Mapping[str, Grade]], unknown: Sequence[int]
+) -> Audit:
+    honest = {
+        row: reward
+        for row, by_name in grades.items()
+        if (reward := _reward(by_name["reference"])) is not None
+    }
+    best = max(honest.values(), default=None)
+    ungradable = dict.fromkeys(unknown, "neither the grader nor the row says what is right")
+    for row, by_name in grades.items():
+        if row not in honest:
+            ungradable[row] = _why(by_name["reference"])
+    return Audit(
+        num_rows=len(grades) + len(unknown),
+        honest=statistics.fmean(honest.values()) if honest else None,
+        best=best,
+        short=tuple(row for row, reward in honest.items() if reward < (best or 0.0) - 1e-9),
+        ungradable=ungradable,
+        cheats=tuple(_cheat(name, grades, honest) for name in CHEATS),
+        carriers=_carriers(grader, [g for by_name in grades.values() for g in by_name.values()]),
+    )
+
+
+def _cheat(
+    name: str, grades: Mapping[int, Mapping[str, Grade]], honest: Mapping[int, float]
+) -> Cheat:
+    tried = {row: grades[row][name] for row in honest}
+    rewards = {row: g.reward for row, g in tried.items() if g.reward is not None}
+    return Cheat(
+        name=name,
+        mean=statistics.fmean(rewards.values()) if rewards else None,
+        num_beats=sum(reward >= honest[row] - 1e-9 for row, reward in rewards.items()),
+        num_graded=len(rewards),
+        num_failed=sum(grade.outcome == "failed" for grade in tried.values()),
+        num_unscorable=sum(grade.outcome == "unscorable" for grade in tried.values()),
+    )
+
+
+def _carriers(grader: CompiledGrader, grades: Sequence[Grade]) -> dict[str, float]:
+    """Share of each sub-grader in the covariance with the reward."""
+    if grader.spec["type"] != "multi":
+        return {}
+    graded = [grade for grade in grades if grade.outcome == "graded"]
+    if len(graded) < 2:
+        return {}
+    rewards = [grade.reward or 0.0 for grade in graded]
+    scale = {leaf.key: [g.sub_rewards[leaf.key] or 0.0 for g in graded] for leaf in grader.leaves}
+    together = {key: abs(statistics.covariance(subs, rewards)) for key, subs in scale.items()}
+    total = sum(together.values())
+    return {key: value / total for key, value in together.items()} if total else {}
+
+
+def _reward(grade: Grade) -> float | None:
+    return grade.reward if grade.outcome == "graded" else None
+
+
+def _why(grade: Grade) -> str:
+    details = [value for value in grade.errors.values() if isinstance(value, str)]
+    return f"{grade.outcome}: {'; '.join(details or grade.errors)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,56 @@
+"""What a grader needs: a spec that can be compiled, and rows that have what its templates name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rftkit.errors import RowError
+from rftkit.graders.engine import compile_grader, param_of, parts_of
+from rftkit.graders.leaves import leaf_paths
+from rftkit.graders.outcome import Fault
+from rftkit.graders.parse import parse
+from rftkit.graders.template import Path, look_up
+from rftkit.graders.types import Purpose
+
+__all__ = ["check_item_paths", "validate", "variables"]
+
+
+def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
+    """Check everything that can be checked without grading; return the normalised spec.
+
+    Raises:
+        GraderSpecError: `param` names the field.
+    """
+    # no process starts before the first grade, so it does not matter whether one could be isolated
+    with compile_grader(spec, purpose=purpose, unconfined=True) as grader:
+        return grader.spec
+
+
+def variables(spec: Mapping[str, Any]) -> list[str]:
+    """The template paths a grader needs, such as `item.answer`; python graders name none.
+
+    Raises:
+        GraderSpecError: when the spec or a template is malformed.
+    """
+    return list(dict.fromkeys(map(str, _paths(spec))))
+
+
+def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
+    """Check that a row has every `item` path that the grader's templates name.
+
+    Raises:
+        RowError: names the path and the keys that the row has there.
+        GraderSpecError: when the spec itself is malformed.
+    """
+    for path in _paths(spec):
+        if path.namespace == "item":
+            try:
+                look_up(path, None, item)
+            except Fault as fault:
+                raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
+
+
+def _paths(spec: Mapping[str, Any]) -> list[Path]:
+    parts = parts_of(parse(spec, purpose="eval"))
+    return [path for key, part in parts.items() for path in leaf_paths(part, param_of(key))]

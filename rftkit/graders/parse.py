@@ -1,0 +1,179 @@
+"""Check the shape of a grader spec, in words that name the field, and return it normalised.
+
+The SDK types `multi.graders` as one grader; the service wants a map, so a list or a single grader
+is refused with the form to use. Not here: whether templates, formulas and sources make sense,
+which compiling finds (`leaves`, `formula`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from rftkit.errors import GraderSpecError
+from rftkit.graders.formula import check_key
+from rftkit.graders.types import SPECS, LabelModel, Named, Purpose, Python, ScoreModel
+
+__all__ = ["parse"]
+
+IMAGE_TAG = "2025-05-08"
+_ECHOED = ("id", "grdr_id", "inactive_at", "object")
+_MAX_SOURCE_BYTES = 256_000
+
+
+def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, Any]:
+    """Check the shape of a spec and return it normalised: name and `image_tag` filled in.
+
+    Args:
+        spec: a grader as it is sent.
+        purpose: `eval` allows `cosine` and `label_model`, which jobs refuse.
+        param: where the spec stands in the request, put before every field name.
+
+    Raises:
+        GraderSpecError: `param` names the field.
+    """
+    kind = _kind(spec, param)
+    _check_purpose(spec, kind, purpose, param)
+    given = {key: value for key, value in spec.items() if key not in _ECHOED}
+    if kind == "multi":
+        given["graders"] = _parse_map(spec.get("graders"), purpose, _at(param, "graders"))
+    model = _validate(SPECS[kind], given, param)
+    _check_values(model, param)
+    parsed = model.model_dump(exclude_none=True)
+    parsed.setdefault("name", _name(parsed))
+    if kind == "python":
+        parsed.setdefault("image_tag", IMAGE_TAG)
+    return {"type": kind, "name": parsed.pop("name")} | parsed
+
+
+def _kind(spec: Any, param: str) -> str:
+    where = f"`{param}`" if param else "a grader"
+    if not isinstance(spec, Mapping):
+        raise GraderSpecError(
+            f"{where} must be an object with a `type`, found {_brief(spec)}", param=param or None
+        )
+    kind = spec.get("type")
+    if not isinstance(kind, str) or kind not in SPECS:
+        raise GraderSpecError(
+            f"`{_at(param, 'type')}` must be one of {', '.join(SPECS)}, found {_brief(kind)}",
+            param=_at(param, "type"),
+        )
+    return kind
+
+
+def _check_purpose(spec: Mapping[str, Any], kind: str, purpose: Purpose, param: str) -> None:
+    if kind == "multi" and param:
+        raise GraderSpecError(
+            f"`{param}` is a multi grader inside a multi grader; put its graders into the outer "
+            "map and its formula into the outer `calculate_output`",
+            param=param,
+        )
+    if purpose == "eval":
+        return
+    if kind == "label_model":
+        raise GraderSpecError(
+            "label_model works in evals only; use score_model here", param=_at(param, "type")
+        )
+    if kind == "text_similarity" and spec.get("evaluation_metric") == "cosine":
+        raise GraderSpecError(
+            "cosine works in evals only; use fuzzy_match, rouge_l or a score_model here",
+            param=_at(param, "evaluation_metric"),
+        )
+
+
+def _parse_map(graders: Any, purpose: Purpose, param: str) -> dict[str, Any]:
+    if not isinstance(graders, Mapping) or isinstance(graders.get("type"), str):
+        raise GraderSpecError(
+            f"`{param}` must be a map from a key to a grader, such as "
+            '{"format": {"type": "string_check", …}, "content": {…}}, with the keys as variables '
+            f"of `calculate_output`; found {_brief(graders)}",
+            param=param,
+        )
+    if not graders:
+        raise GraderSpecError(f"`{param}` is empty; it needs at least one grader", param=param)
+    parsed = {}
+    for key, spec in graders.items():
+        check_key(str(key), param=param)
+        where = _at(param, str(key))
+        parsed[key] = parse(
+            {"name": key} | dict(spec) if isinstance(spec, Mapping) else spec,
+            purpose=purpose,
+            param=where,
+        )
+    return parsed
+
+
+def _validate(model: type[Named], given: dict[str, Any], param: str) -> Named:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = _at(param, _spell(first["loc"]))
+        raise GraderSpecError(_reword(first, where, model), param=where) from None
+    except RecursionError:
+        raise GraderSpecError("the grader is nested too deeply", param=param or None) from None
+
+
+def _check_values(model: Named, param: str) -> None:
+    """What a type cannot say."""
+    if isinstance(model, Python):
+        size = len(model.source.encode("utf-8", "surrogatepass"))
+        if size >= _MAX_SOURCE_BYTES:
+            raise GraderSpecError(
+                f"the source has {size} bytes; it must stay under {_MAX_SOURCE_BYTES}",
+                param=_at(param, "source"),
+            )
+    if isinstance(model, ScoreModel) and model.range and not model.range[0] < model.range[1]:
+        raise GraderSpecError(
+            f"`range` must be [low, high] with low < high, found {model.range}",
+            param=_at(param, "range"),
+        )
+    if isinstance(model, LabelModel):
+        unknown = [label for label in model.passing_labels if label not in model.labels]
+        if unknown:
+            raise GraderSpecError(
+                f"passing label {unknown[0]!r} is not among the labels {model.labels}",
+                param=_at(param, "passing_labels"),
+            )
+
+
+def _name(parsed: dict[str, Any]) -> str:
+    """The same grader gets the same name, so that two runs can be compared."""
+    text = json.dumps(parsed, sort_keys=True, default=str)
+    return "grader-" + hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _reword(error: Any, where: str, model: type[Named]) -> str:
+    kind, found = error["type"], _brief(error["input"])
+    if kind == "missing":
+        return f"`{where}` is missing"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
+        return f"`{where}` is not a field of this grader" + (
+            f"; did you mean `{near[0]}`?" if near else f" ({', '.join(model.model_fields)})"
+        )
+    return f"`{where}`: {error['msg'][:1].lower()}{error['msg'][1:]}, found {found}"
+
+
+def _spell(location: tuple[str | int, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
+
+
+def _at(param: str, field: str) -> str:
+    return f"{param}.{field}" if param and field else param or field
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:79] + "…"
