@@ -1,1 +1,16 @@
-"""TODO."""
+"""Where models sample and learn. Not here: jobs, grading, HTTP, SQL.
+
+`base.py` names what travels and the four primitives (sample, train_step, save, load); `torch.py` is
+the embedded engine that has them. Nothing above this folder knows which engine it has.
+
+Letters in shape comments and suffixes, everywhere in the server:
+
+    B  prompts of one step            G  completions of one prompt (a group)
+    T  token positions                P  tokens of a prompt
+    N  tokens laid end to end         R  rows that decode together
+    H  query heads, K key/value heads D  size of one head
+    V  vocabulary
+
+A ragged list carries its axes as a suffix (`rewards_G`, `tokens_G_T`); a tensor carries them in a
+trailing comment, `# (N, V)`.
+"""

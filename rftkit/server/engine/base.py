@@ -1,0 +1,176 @@
+"""What travels between the training story and an engine, and the four primitives of an engine.
+
+No tensors here and no torch: token ids are plain lists, so that an engine may live in another
+process or on another machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+__all__ = [
+    "Adapter",
+    "Completion",
+    "Engine",
+    "LoraConfig",
+    "SampleRequest",
+    "StepStats",
+    "TokenLogprob",
+    "TrainGroup",
+    "TrainSettings",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Shape of the low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """Updates are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that learn; empty means every one but the output head."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One prompt and how its completions are drawn."""
+
+    prompt_ids: list[int]
+    seeds: list[tuple[int, ...]]
+    """One key a completion; the same key draws the same numbers. Its length is G."""
+    max_tokens: int
+    """Most completion tokens, the end token included."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    schema: str | None = None
+    """JSON schema (as text) that the completion must follow, or None."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion; they are not part of it."""
+    num_top_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One sampled token as chat completions report it."""
+
+    token: int
+    logprob: float
+    """In nats."""
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Tokens the policy sampled for one prompt."""
+
+    tokens: list[int]
+    """The end token is the last one when `stop_reason` is "stop"."""
+    text: str
+    sampling_logprobs: list[float]
+    """One a token, in nats, of the distribution the token was drawn from at top_p = 1."""
+    stop_reason: Literal["stop", "length"]
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """The graded completions of one prompt, as the update needs them."""
+
+    prompt_ids: list[int]
+    tokens_G_T: list[list[int]]
+    sampling_logprobs_G_T: list[list[float]]
+    advantages_G: list[float]
+    schema: str | None = None
+    """The schema the completions were sampled under; the update uses the same distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """What one update needs besides its data."""
+
+    learning_rate: float
+    temperature: float = 1.0
+    loss: str = "clipped"
+    """A name in `loss.LOSSES`."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one update measured. Means are over the completion tokens that were trained on."""
+
+    loss: float
+    grad_norm: float
+    clip_fraction: float
+    entropy: float
+    """In nats."""
+    kl: float | None
+    """To the frozen base, in nats; None when it was not computed (kl_coef is 0)."""
+    logprob_gap_mean: float
+    """Mean |policy − sampling log-prob| before the update: rounding, unless something is wrong."""
+    logprob_gap_max: float
+    num_tokens: int
+
+
+Adapter = Path | None
+"""A folder with saved adapters, or None for the base model."""
+
+
+class Engine(Protocol):
+    """The four primitives, and what a caller must know about the model behind them."""
+
+    eos_ids: frozenset[int]
+    context_tokens: int
+    facts: Mapping[str, Any]
+    """Device, dtype, threads and versions, for the job's first event."""
+
+    def encode(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a prompt under the model's chat template, ready for an answer."""
+        ...
+
+    def sample(
+        self,
+        requests: Sequence[SampleRequest],
+        adapter: Adapter | Literal["policy"] = "policy",
+        *,
+        breathe: Callable[[], None] | None = None,
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> list[list[Completion]]:
+        """Completions of every request, in order. `breathe` is called between token steps."""
+        ...
+
+    def train_step(
+        self,
+        groups: Sequence[TrainGroup],
+        settings: TrainSettings,
+        *,
+        breathe: Callable[[], None] | None = None,
+    ) -> StepStats:
+        """One optimizer update of the policy. Raises FloatingPointError on NaN or infinity."""
+        ...
+
+    def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
+        """A fresh policy and optimizer: the base model, or a saved adapter to go on from."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the policy, optimizer included, into an empty folder."""
+        ...
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write what inference needs of the policy into an empty folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, bit for bit."""
+        ...

@@ -1,0 +1,294 @@
+"""Draw completions: one prefill a prompt, its keys shared by the completions, no padding rows.
+
+A *wave* is a set of prompts whose completions decode together, one token a step. Rows that finish
+leave the wave. Which rows share a wave depends on the requests and the row budget alone, and each
+completion draws from a generator of its own key, so the same requests give the same text. Not
+here: which adapter is on the model, and what the completions are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from llguidance import LLMatcher
+from numpy.typing import NDArray
+
+from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
+from rftkit.server.engine.layout import Decode, Packed
+from rftkit.server.engine.logprobs import scores
+
+__all__ = ["Policy", "sample"]
+
+SHRINK_BELOW = 0.8  # rows are moved together when fewer than this share is alive
+
+
+class Policy(Protocol):
+    """What the sampler needs of a model."""
+
+    device: torch.device
+    head: torch.Tensor
+    eos_ids: frozenset[int]
+    tokenizer: Any
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiled schemas."""
+        ...
+
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
+        """Last hidden states (N, width) of tokens (N,) under a layout."""
+        ...
+
+
+@dataclass(slots=True)
+class _Row:
+    """One completion on its way."""
+
+    request: int
+    index: int
+    group: int
+    uniforms: NDArray[np.float64]
+    matcher: LLMatcher | None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    text: str | None = None
+    """Set when a stop text ended the row."""
+    sent: int = 0
+    """Characters already handed to `on_text`."""
+
+
+def sample(
+    policy: Policy,
+    requests: Sequence[SampleRequest],
+    *,
+    max_rows: int,
+    max_keys: int,
+    breathe: Callable[[], None] | None = None,
+    on_text: Callable[[int, int, str], None] | None = None,
+) -> list[list[Completion]]:
+    """Completions of every request, in order.
+
+    Args:
+        policy: the model, with the wanted adapter on it.
+        requests: prompts and how to draw from them.
+        max_rows: most completions that decode together.
+        max_keys: most key positions a wave may hold (prompts once, completions at full length).
+        breathe: called between token steps.
+        on_text: called with (request, completion index, new text) as text appears.
+    """
+    results: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
+    with torch.no_grad():
+        for wave in _waves(requests, max_rows, max_keys):
+            for row, completion in _decode(policy, requests, wave, breathe, on_text):
+                results[row.request][row.index] = completion
+    return [[c for c in group if c is not None] for group in results]
+
+
+def _waves(
+    requests: Sequence[SampleRequest], max_rows: int, max_keys: int
+) -> Iterator[list[tuple[int, int]]]:
+    """(request, completion index) pairs that decode together; long and short prompts apart."""
+    order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
+    wave: list[tuple[int, int]] = []
+    keys, last = 0, -1
+    for i in order:
+        request = requests[i]
+        for index in range(len(request.seeds)):
+            cost = request.max_tokens + (len(request.prompt_ids) if i != last else 0)
+            if wave and (len(wave) >= max_rows or keys + cost > max_keys):
+                yield wave
+                wave, keys = [], 0
+                cost = request.max_tokens + len(request.prompt_ids)
+            wave.append((i, index))
+            keys, last = keys + cost, i
+    if wave:
+        yield wave
+
+
+def _decode(
+    policy: Policy,
+    requests: Sequence[SampleRequest],
+    wave: list[tuple[int, int]],
+    breathe: Callable[[], None] | None,
+    on_text: Callable[[int, int, str], None] | None,
+) -> Iterator[tuple[_Row, Completion]]:
+    prompts = list(dict.fromkeys(request for request, _ in wave))
+    rows = [_start(policy, requests, i, index, prompts.index(i)) for i, index in wave]
+    hidden, layout = _prefill(policy, [requests[i].prompt_ids for i in prompts], rows)
+    alive = rows  # rows of the layout, finished ones included until it shrinks
+    done: set[int] = set()
+    while True:
+        running = [r for r, row in enumerate(alive) if id(row) not in done]
+        index = torch.tensor(running, device=policy.device)
+        _draw(policy, requests, [alive[r] for r in running], hidden[index])
+        for r in running:
+            row = alive[r]
+            completion = _finished(policy, requests[row.request], row)
+            if on_text is not None:
+                _report(policy, requests[row.request], row, completion, on_text)
+            if completion is not None:
+                done.add(id(row))
+                yield row, completion
+        running = [r for r in running if id(alive[r]) not in done]
+        if not running:
+            return
+        if len(running) < SHRINK_BELOW * len(alive):
+            layout.keep(running)
+            alive = [alive[r] for r in running]
+        tokens = torch.tensor([row.tokens[-1] for row in alive], device=policy.device)
+        hidden = policy.hidden(tokens, layout.positions, layout)
+        layout.advance()
+        if breathe is not None:
+            breathe()
+
+
+def _start(
+    policy: Policy, requests: Sequence[SampleRequest], i: int, index: int, group: int
+) -> _Row:
+    request = requests[i]
+    seed = np.random.SeedSequence([part % 2**32 for part in request.seeds[index]])
+    uniforms = np.random.Generator(np.random.Philox(seed)).random(request.max_tokens)
+    matcher = None if request.schema is None else policy.grammars.matcher(request.schema)
+    return _Row(i, index, group, uniforms, matcher)
+
+
+def _prefill(
+    policy: Policy, prompts: list[list[int]], rows: list[_Row]
+) -> tuple[torch.Tensor, Decode]:
+    """Hidden state of the last prompt token for every row (R, width), and the decode layout."""
+    lengths = [len(prompt) for prompt in prompts]
+    packed = Packed(lengths, [[] for _ in prompts], policy.device, keep_keys=True)
+    tokens = torch.tensor([t for prompt in prompts for t in prompt], device=policy.device)
+    hidden = policy.hidden(tokens, packed.positions, packed)
+    ends = np.cumsum(lengths) - 1
+    groups = [row.group for row in rows]
+    last = torch.from_numpy(ends[groups]).to(policy.device)
+    return hidden[last], Decode(packed, lengths, groups)
+
+
+def _draw(
+    policy: Policy, requests: Sequence[SampleRequest], rows: list[_Row], hidden: torch.Tensor
+) -> None:
+    """Append one token to every row."""
+    constrained = any(row.matcher is not None for row in rows)
+    masks = policy.grammars.masks([row.matcher for row in rows]) if constrained else None
+    free = list(range(len(rows)))
+    if masks is not None:
+        counts = choices(masks)
+        for r in np.flatnonzero(counts == 1):
+            _append(rows[r], int(only_choice(masks[r : r + 1])[0]), 0.0)
+        free = np.flatnonzero(counts != 1).tolist()
+    by_temperature: dict[float, list[int]] = {}
+    for r in free:
+        by_temperature.setdefault(requests[rows[r].request].temperature, []).append(r)
+    for temperature, members in sorted(by_temperature.items()):
+        index = torch.tensor(members, device=hidden.device)
+        part = None if masks is None else np.ascontiguousarray(masks[members])
+        _draw_free(policy, requests, [rows[r] for r in members], hidden[index], part, temperature)
+
+
+def _draw_free(
+    policy: Policy,
+    requests: Sequence[SampleRequest],
+    rows: list[_Row],
+    hidden: torch.Tensor,
+    masks: Masks | None,
+    temperature: float,
+) -> None:
+    """Rows of one temperature that have a choice."""
+    values = scores(hidden, policy.head, masks, temperature or 1.0)  # (R, V)
+    total = torch.logsumexp(values, dim=-1)
+    if temperature == 0:
+        tokens = values.argmax(dim=-1)
+    else:
+        top_p = [requests[row.request].top_p for row in rows]
+        uniforms = torch.tensor(
+            [row.uniforms[len(row.tokens)] for row in rows], device=hidden.device
+        )
+        tokens = _inverse_cdf(_nucleus(torch.exp(values - total[:, None]), top_p), uniforms)
+    logprobs = values.gather(1, tokens[:, None])[:, 0] - total
+    wanted = max(requests[row.request].num_top_logprobs for row in rows)
+    top = torch.topk(values - total[:, None], wanted) if wanted else None
+    chosen, chosen_logprobs = tokens.tolist(), logprobs.tolist()
+    for r, row in enumerate(rows):
+        count = requests[row.request].num_top_logprobs
+        if count and top is not None:
+            pairs = zip(top.indices[r, :count].tolist(), top.values[r, :count].tolist(), strict=True)
+            row.top.append(tuple(pairs))
+        _append(row, chosen[r], chosen_logprobs[r])
+
+
+def _append(row: _Row, token: int, logprob: float) -> None:
+    row.tokens.append(token)
+    row.logprobs.append(logprob)
+    if row.matcher is not None and not row.matcher.consume_token(token):
+        raise RuntimeError(f"the grammar refused token {token}: {row.matcher.get_error()}")
+
+
+def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The token at which the running sum of probabilities (R, V) passes each uniform (R,)."""
+    running = torch.cumsum(probabilities, dim=-1, dtype=torch.float32)
+    target = uniforms.to(torch.float32)[:, None] * running[:, -1:]
+    tokens = torch.searchsorted(running, target, right=True)[:, 0]
+    # A uniform at the very top may land behind the last possible token.
+    last = probabilities.shape[1] - 1 - torch.argmax((probabilities > 0).flip(1).int(), dim=1)
+    return torch.minimum(tokens, last)
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: list[float]) -> torch.Tensor:
+    """Zero what lies outside the smallest set of tokens that holds top_p (Holtzman 2019)."""
+    if all(p >= 1.0 for p in top_p):
+        return probabilities
+    bound = torch.tensor(top_p, device=probabilities.device)[:, None]
+    ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
+    before = torch.cumsum(ordered, dim=-1) - ordered
+    kept = torch.where((before < bound) | (bound >= 1.0), ordered, 0.0)
+    return torch.zeros_like(probabilities).scatter_(1, order, kept)
+
+
+def _finished(policy: Policy, request: SampleRequest, row: _Row) -> Completion | None:
+    """The completion, if this token ended it."""
+    ended = row.tokens[-1] in policy.eos_ids
+    if request.stop and not ended:
+        text = policy.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
+        if cuts:
+            row.text, ended = text[: min(cuts)], True
+    if not ended and len(row.tokens) < request.max_tokens:
+        return None
+    if row.text is None:
+        row.text = policy.tokenizer.decode(row.tokens, skip_special_tokens=True)
+    return Completion(
+        tokens=row.tokens,
+        text=row.text,
+        sampling_logprobs=row.logprobs,
+        stop_reason="stop" if ended else "length",
+        top_logprobs=row.top,
+    )
+
+
+def _report(
+    policy: Policy,
+    request: SampleRequest,
+    row: _Row,
+    completion: Completion | None,
+    on_text: Callable[[int, int, str], None],
+) -> None:
+    """Hand out the text that can no longer change."""
+    if completion is not None:
+        text = completion.text
+    else:
+        text = policy.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        if text.endswith("\ufffd"):  # the rest of a character is still to come
+            return
+        held = max(map(len, request.stop), default=1) - 1  # may become a stop text
+        text = text[: len(text) - held]
+    if len(text) > row.sent:
+        on_text(row.request, row.index, text[row.sent :])
+        row.sent = len(text)

@@ -1,0 +1,439 @@
+"""The embedded engine: a transformers decoder, LoRA adapters and AdamW, on one device.
+
+The prompt of a group is computed once, in sampling and in training (`layout.py`); base weights are
+bfloat16 where the hardware multiplies it, adapters and optimizer are float32. Not here: several
+devices (that is what `tinker.py` is for) and training of the base weights themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rftkit.server.engine import lora, models, sampler
+from rftkit.server.engine.base import (
+    Adapter,
+    Completion,
+    LoraConfig,
+    SampleRequest,
+    StepStats,
+    TrainGroup,
+    TrainSettings,
+)
+from rftkit.server.engine.grammar import Grammars, Masks, choices
+from rftkit.server.engine.layout import ATTENTION_NAME, Packed, register_attention
+from rftkit.server.engine.logprobs import token_logprobs
+from rftkit.server.engine.loss import LOSSES, LossInputs, kl_estimate
+
+__all__ = ["TorchEngine"]
+
+MAX_ROWS = 256
+MAX_KEYS = 65_536
+TRAIN_TOKENS = 2_048  # tokens of one forward-backward
+CACHED_ADAPTERS = 8
+SMALL_PARAMETERS = 1_000_000  # below, rounding to bfloat16 costs more than it saves
+
+
+class TorchEngine:
+    """One base model in memory, one policy being trained, any saved adapter on demand."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the Hugging Face folder of the base model `name`."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        register_attention()
+        self.name = name
+        self.device = torch.device(device or _best_device())
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or best_dtype(self.device), attn_implementation=ATTENTION_NAME
+        )
+        if dtype is None and model.num_parameters() < SMALL_PARAMETERS:
+            model = model.float()
+        self.dtype: torch.dtype = model.dtype
+        model.requires_grad_(False).eval().to(self.device)
+        self._config = LoraConfig()
+        self._layers = lora.add_lora(model.get_decoder(), self._config)
+        self._decoder = model.get_decoder()
+        self.head: torch.Tensor = model.get_output_embeddings().weight
+        if self.device.type == "cpu":
+            # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
+            self.head = self.head.float()
+            precision = "bf16" if self.dtype == torch.bfloat16 else "ieee"
+            torch.backends.mkldnn.matmul.fp32_precision = precision
+        self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
+        self.context_tokens = int(model.config.max_position_embeddings)
+        self._policy: lora.AdapterWeights | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._cache: OrderedDict[Path, lora.AdapterWeights] = OrderedDict()
+        self._use("policy")
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiled schemas; made when first needed, since that takes a second."""
+        return Grammars(self.tokenizer, self.head.shape[0], sorted(self.eos_ids))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the numbers besides the seed."""
+        import transformers
+
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    # ── prompts ──────────────────────────────────────────────────────────────────────────────
+
+    def encode(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """See Engine.encode."""
+        return models.encode(self.tokenizer, messages, tools)
+
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
+        """Last hidden states (N, width) of tokens (N,) under a layout."""
+        # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
+        embedded = self._decoder.get_input_embeddings()(tokens[None]).float()
+        output = self._decoder(
+            inputs_embeds=embedded, position_ids=positions[None], use_cache=False, layout=layout
+        )
+        states: torch.Tensor = output.last_hidden_state[0]
+        return states
+
+    # ── the policy ───────────────────────────────────────────────────────────────────────────
+
+    def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
+        """See Engine.start_policy. A saved adapter keeps its own shape."""
+        if adapter is not None:
+            self._set_policy(*lora.load_adapter(adapter, self.device))
+            return
+        generator = torch.Generator().manual_seed(seed)
+        self._set_policy(lora.fresh_adapter(self._layers, config, generator), config)
+
+    def drop_policy(self) -> None:
+        """Forget the policy; what remains is the base model."""
+        self._policy, self._optimizer = None, None
+        self._use("policy")
+
+    def save_adapter(self, folder: Path) -> None:
+        """See Engine.save_adapter: PEFT's folder format."""
+        lora.save_adapter(folder, self._trained()[0], self._config, self.name)
+
+    def save(self, folder: Path) -> None:
+        """See Engine.save: the adapter, the optimizer beside it."""
+        policy, optimizer = self._trained()
+        self.save_adapter(folder)
+        state = {}
+        for name, tensor in policy.items():
+            for key, value in optimizer.state.get(tensor, {}).items():
+                state[f"{name}:{key}"] = value.detach().cpu().contiguous()
+        save_file(state, folder / "optimizer.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """See Engine.load."""
+        weights, config = lora.load_adapter(folder, self.device)
+        self._set_policy(weights, config)
+        policy, optimizer = self._trained()
+        for key, value in load_file(folder / "optimizer.safetensors").items():
+            name, field = key.split(":")
+            # AdamW keeps its step counter on the CPU.
+            device = torch.device("cpu") if field == "step" else self.device
+            optimizer.state[policy[name]][field] = value.to(device)
+
+    def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
+        if (config.rank, config.alpha) != (self._config.rank, self._config.alpha):
+            for layer in self._layers.values():
+                layer.scale = config.alpha / config.rank
+        self._config = config
+        self._policy = {name: tensor.requires_grad_() for name, tensor in weights.items()}
+        self._optimizer = torch.optim.AdamW(
+            list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self._use("policy")
+
+    def _trained(self) -> tuple[lora.AdapterWeights, torch.optim.Optimizer]:
+        if self._policy is None or self._optimizer is None:
+            raise RuntimeError("no policy: call start_policy or load first")
+        return self._policy, self._optimizer
+
+    def _use(self, adapter: Adapter | Literal["policy"]) -> None:
+        self._active = adapter
+        if adapter == "policy":
+            lora.use_adapter(self._layers, self._policy)
+        elif adapter is None:
+            lora.use_adapter(self._layers, None)
+        else:
+            lora.use_adapter(self._layers, self._cached(Path(adapter)))
+
+    def _cached(self, folder: Path) -> lora.AdapterWeights:
+        if folder not in self._cache:
+            self._cache[folder], config = lora.load_adapter(folder, self.device)
+            if config.alpha / config.rank != self._config.alpha / self._config.rank:
+                ratio = (config.alpha / config.rank) / (self._config.alpha / self._config.rank)
+                for name in self._cache[folder]:
+                    if name.endswith(".B"):
+                        self._cache[folder][name] *= ratio
+            while len(self._cache) > CACHED_ADAPTERS:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(folder)
+        return self._cache[folder]
+
+    @contextlib.contextmanager
+    def _using(self, adapter: Adapter | Literal["policy"]) -> Iterator[None]:
+        before = self._active
+        self._use(adapter)
+        try:
+            yield
+        finally:
+            self._use(before)
+
+    # ── sampling ─────────────────────────────────────────────────────────────────────────────
+
+    def sample(
+        self,
+        requests: Sequence[SampleRequest],
+        adapter: Adapter | Literal["policy"] = "policy",
+        *,
+        breathe: Callable[[], None] | None = None,
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> list[list[Completion]]:
+        """See Engine.sample. `breathe` may itself sample, with another adapter."""
+        with self._using(adapter):
+            return sampler.sample(
+                self,
+                requests,
+                max_rows=MAX_ROWS,
+                max_keys=MAX_KEYS,
+                breathe=breathe,
+                on_text=on_text,
+            )
+
+    # ── training ─────────────────────────────────────────────────────────────────────────────
+
+    def train_step(
+        self,
+        groups: Sequence[TrainGroup],
+        settings: TrainSettings,
+        *,
+        breathe: Callable[[], None] | None = None,
+    ) -> StepStats:
+        """See Engine.train_step."""
+        policy, optimizer = self._trained()
+        optimizer.zero_grad(set_to_none=True)
+        num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
+        sums = _Sums()
+        for batch in micro_batches(groups, TRAIN_TOKENS):
+            loss = self._loss(batch, settings, num_tokens, sums)
+            loss.backward()  # type: ignore[no-untyped-call]
+            sums.loss += float(loss.detach())
+            if breathe is not None:
+                breathe()
+        norm = torch.nn.utils.clip_grad_norm_(list(policy.values()), settings.max_grad_norm)
+        if not torch.isfinite(norm) or sums.loss != sums.loss:
+            raise FloatingPointError(f"loss {sums.loss}, gradient norm {float(norm)}")
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = settings.learning_rate
+        optimizer.step()
+        for layer in self._layers.values():
+            layer.refresh()
+        return sums.stats(float(norm), num_tokens, with_kl=settings.kl_coef > 0)
+
+    def logprobs(self, groups: Sequence[TrainGroup], temperature: float = 1.0) -> torch.Tensor:
+        """Log-probs of all completion tokens under the policy, laid end to end."""
+        return self._logprobs(groups, temperature)[0]
+
+    def _loss(
+        self,
+        groups: Sequence[TrainGroup],
+        settings: TrainSettings,
+        num_tokens: int,
+        sums: _Sums,
+    ) -> torch.Tensor:
+        policy_logprobs, entropy = self._logprobs(groups, settings.temperature)
+        sampling_logprobs = torch.tensor(
+            [x for g in groups for row in g.sampling_logprobs_G_T for x in row],
+            device=self.device,
+        )
+        advantages = torch.tensor(
+            [
+                advantage
+                for g in groups
+                for advantage, tokens in zip(g.advantages_G, g.tokens_G_T, strict=True)
+                for _ in tokens
+            ],
+            device=self.device,
+        )
+        inputs = LossInputs(
+            policy_logprobs, sampling_logprobs, advantages, settings.clip_low, settings.clip_high
+        )
+        outputs = LOSSES[settings.loss](inputs)
+        total = outputs.per_token.sum()
+        if settings.kl_coef > 0:
+            with torch.no_grad(), self._using(None):
+                reference, _ = self._logprobs(groups, settings.temperature)
+            kl = kl_estimate(policy_logprobs, reference)
+            total = total + settings.kl_coef * kl.sum()
+            sums.kl += float(kl.detach().sum())
+        sums.add(outputs.clipped, entropy, (policy_logprobs.detach() - sampling_logprobs).abs())
+        return total / num_tokens
+
+    def _logprobs(
+        self, groups: Sequence[TrainGroup], temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob and entropy of each completion token, (N,) each; 0 where there was no choice."""
+        tokens = [t for g in groups for row in (g.prompt_ids, *_inputs(g)) for t in row]
+        packed = Packed(
+            [len(g.prompt_ids) for g in groups],
+            [[len(row) for row in _inputs(g)] for g in groups],
+            self.device,
+        )
+        states = self.hidden(
+            torch.tensor(tokens, device=self.device), packed.positions, packed
+        )  # (N, width)
+        at, targets = _targets(groups)
+        masks = self._masks(groups)
+        kept = list(range(len(at)))
+        if masks is not None:
+            kept = [i for i, count in enumerate(choices(masks)) if count != 1]
+            masks = masks[kept]
+        rows = torch.tensor([at[i] for i in kept], device=self.device, dtype=torch.long)
+        wanted = torch.tensor([targets[i] for i in kept], device=self.device, dtype=torch.long)
+        some, some_entropy = token_logprobs(states[rows], self.head, wanted, masks, temperature)
+        where = torch.tensor(kept, device=self.device, dtype=torch.long)
+        zeros = torch.zeros(len(at), device=self.device)
+        return zeros.index_copy(0, where, some), zeros.index_copy(0, where, some_entropy.detach())
+
+    def _masks(self, groups: Sequence[TrainGroup]) -> Masks | None:
+        """Grammar masks of all completion tokens, or None when nothing is constrained."""
+        import numpy as np
+
+        if all(group.schema is None for group in groups):
+            return None
+        words = (self.head.shape[0] + 31) // 32
+        parts = []
+        for group in groups:
+            if group.schema is None:
+                parts.append(np.full((sum(map(len, group.tokens_G_T)), words), -1, np.int32))
+            else:
+                parts.append(self.grammars.replay(group.schema, group.tokens_G_T))
+        return np.concatenate(parts)
+
+
+class _Sums:
+    """Running sums over the completion tokens of one update."""
+
+    def __init__(self) -> None:
+        self.loss = self.kl = self.clipped = self.entropy = self.gap = self.largest = 0.0
+
+    def add(self, clipped: torch.Tensor, entropy: torch.Tensor, gap: torch.Tensor) -> None:
+        self.clipped += float(clipped.sum())
+        self.entropy += float(entropy.sum())
+        self.gap += float(gap.sum())
+        self.largest = max(self.largest, float(gap.max()))
+
+    def stats(self, grad_norm: float, num_tokens: int, *, with_kl: bool) -> StepStats:
+        return StepStats(
+            loss=self.loss,
+            grad_norm=grad_norm,
+            clip_fraction=self.clipped / num_tokens,
+            entropy=self.entropy / num_tokens,
+            kl=self.kl / num_tokens if with_kl else None,
+            logprob_gap_mean=self.gap / num_tokens,
+            logprob_gap_max=self.largest,
+            num_tokens=num_tokens,
+        )
+
+
+def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> Iterator[list[TrainGroup]]:
+    """Groups packed into forward passes of about `max_tokens`; a larger group is split.
+
+    A split repeats the prompt, which changes nothing but the time: the loss is a sum over tokens.
+    """
+    batch: list[TrainGroup] = []
+    used = 0
+    for group in groups:
+        for part in _split(group, max_tokens):
+            size = len(part.prompt_ids) + sum(map(len, part.tokens_G_T))
+            if batch and used + size > max_tokens:
+                yield batch
+                batch, used = [], 0
+            batch.append(part)
+            used += size
+    if batch:
+        yield batch
+
+
+def _split(group: TrainGroup, max_tokens: int) -> Iterator[TrainGroup]:
+    start, used = 0, len(group.prompt_ids)
+    for g, tokens in enumerate(group.tokens_G_T):
+        if g > start and used + len(tokens) > max_tokens:
+            yield _members(group, start, g)
+            start, used = g, len(group.prompt_ids)
+        used += len(tokens)
+    yield _members(group, start, len(group.tokens_G_T))
+
+
+def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:
+    return TrainGroup(
+        group.prompt_ids,
+        group.tokens_G_T[start:end],
+        group.sampling_logprobs_G_T[start:end],
+        group.advantages_G[start:end],
+        group.schema,
+    )
+
+
+def _inputs(group: TrainGroup) -> list[list[int]]:
+    """What the model reads of each completion: all but the last token."""
+    return [tokens[:-1] for tokens in group.tokens_G_T]
+
+
+def _targets(groups: Sequence[TrainGroup]) -> tuple[list[int], list[int]]:
+    """For each completion token: where on the flat line it is predicted, and the token."""
+    at, targets, start = [], [], 0
+    for group in groups:
+        last_of_prompt = start + len(group.prompt_ids) - 1
+        start += len(group.prompt_ids)
+        for tokens in group.tokens_G_T:
+            at += [last_of_prompt, *range(start, start + len(tokens) - 1)]
+            targets += tokens
+            start += len(tokens) - 1
+    return at, targets
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu":
+        capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if capable else torch.float32
+    return torch.float32

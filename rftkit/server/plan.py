@@ -1,0 +1,174 @@
+"""What a job will do, with every `auto` resolved and every knob named. Pure: no clock, no files.
+
+The protocol leaves `auto` and several numbers open; the decisions are here, and the job's first
+event states them: completions per prompt = clamp(round(8 × compute_multiplier), 2, 64); training
+samples at temperature 1; validation takes the most likely token when `eval_samples` is 1 and
+samples at temperature 1 when it is more, at every step alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from rftkit.errors import RequestError
+from rftkit.server.engine.base import LoraConfig, TrainSettings
+from rftkit.server.records import Job
+
+__all__ = ["Plan", "make_plan"]
+
+BASE_LEARNING_RATE = 1e-3
+AUTO_STEPS = 24
+AUTO_VALIDATIONS = 4
+KEPT_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One job's settings. Written to its folder once, so that a restart follows the same plan."""
+
+    batch_size: int
+    """Prompts a step."""
+    n_epochs: int
+    total_steps: int
+    learning_rate: float
+    warmup_steps: int
+    """The rate rises linearly over these, then stays."""
+    completions_per_prompt: int
+    eval_interval: int
+    eval_samples: int
+    eval_temperature: float
+    max_completion_tokens: int
+    """A longer answer is cut, and cannot be scored."""
+    temperature: float
+    loss: str
+    clip_low: float
+    clip_high: float
+    kl_coef: float
+    lora_rank: int
+    lora_alpha: float
+    error_budget: float
+    """Share of failed grades above which the job pauses, 0 to 1."""
+    floor_reward: float | None
+    """Reward of an unscorable answer; None: the grader's own lowest."""
+    seed: int
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Settings without effect here, and why."""
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Shape of the adapters."""
+        return LoraConfig(self.lora_rank, self.lora_alpha)
+
+    def train_settings(self, step: int) -> TrainSettings:
+        """Settings of the update of one step, from 1."""
+        share = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        return TrainSettings(
+            learning_rate=self.learning_rate * share,
+            temperature=self.temperature,
+            loss=self.loss,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            kl_coef=self.kl_coef,
+        )
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows this step; step 0 is the baseline."""
+        return step % self.eval_interval == 0 or step == self.total_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, for the job's first event."""
+        return dataclasses.asdict(self)
+
+
+def make_plan(job: Job, num_rows: int) -> Plan:
+    """Resolve a job's hyperparameters against its training rows.
+
+    Raises:
+        RequestError: for metadata that is meant for the trainer and cannot be read.
+    """
+    given = job.method["reinforcement"]["hyperparameters"]
+
+    def value(name: str, auto: Any) -> Any:
+        return auto if given.get(name, "auto") == "auto" else given[name]
+
+    batch_size = min(value("batch_size", 8), num_rows)
+    n_epochs = value("n_epochs", min(50, math.ceil(AUTO_STEPS * batch_size / num_rows)))
+    total_steps = max(1, num_rows * n_epochs // batch_size)
+    if given.get("n_epochs", "auto") == "auto":
+        total_steps = min(total_steps, AUTO_STEPS)
+    eval_samples = value("eval_samples", 1)
+    ignored = {}
+    if given.get("reasoning_effort", "default") != "default":
+        ignored["reasoning_effort"] = "the model does not think before it answers"
+    knobs = _Knobs(job.metadata or {})
+    return Plan(
+        batch_size=batch_size,
+        n_epochs=n_epochs,
+        total_steps=total_steps,
+        learning_rate=BASE_LEARNING_RATE * value("learning_rate_multiplier", 1.0),
+        warmup_steps=0,
+        completions_per_prompt=min(64, max(2, round(8 * value("compute_multiplier", 1.0)))),
+        eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
+        eval_samples=eval_samples,
+        eval_temperature=0.0 if eval_samples == 1 else 1.0,
+        max_completion_tokens=knobs.integer("max_completion_tokens", 256, 1, 100_000),
+        temperature=1.0,
+        loss=knobs.word("loss", "clipped", ("clipped", "importance_sampling", "reinforce")),
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_coef=knobs.number("kl_coef", 0.0, 0.0, 100.0),
+        lora_rank=knobs.integer("lora_rank", 16, 1, 1024),
+        lora_alpha=knobs.number("lora_alpha", 32.0, 1e-3, 1e5),
+        error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
+        floor_reward=knobs.optional_number("floor_reward"),
+        seed=job.seed,
+        ignored=ignored,
+    )
+
+
+class _Knobs:
+    """Settings that the protocol has no field for, read from a job's metadata."""
+
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self._metadata = metadata
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.optional_number(name)
+        if value is None:
+            return default
+        if not low <= value <= high:
+            raise _refusal(name, f"a number from {low:g} to {high:g}", self._metadata[name])
+        return value
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.number(name, default, low, high)
+        if value != int(value):
+            raise _refusal(name, "a whole number", self._metadata[name])
+        return int(value)
+
+    def optional_number(self, name: str) -> float | None:
+        if name not in self._metadata:
+            return None
+        try:
+            value = float(json.loads(self._metadata[name]))
+        except (ValueError, TypeError):
+            raise _refusal(name, "a number", self._metadata[name]) from None
+        if not math.isfinite(value):
+            raise _refusal(name, "a finite number", self._metadata[name])
+        return value
+
+    def word(self, name: str, default: str, known: tuple[str, ...]) -> str:
+        value = self._metadata.get(name, default)
+        if value not in known:
+            raise _refusal(name, "one of " + ", ".join(known), value)
+        return value
+
+
+def _refusal(name: str, expected: str, found: str) -> RequestError:
+    return RequestError(
+        f"metadata `{name}` must be {expected}, found {found!r}", param=f"metadata.{name}"
+    )

@@ -1,0 +1,252 @@
+"""The worker process: one thread owns the models, trains the oldest job and answers chats.
+
+Started by the server as `python -m rftkit.server.worker --home HOME`; they speak JSON lines over
+stdin and stdout (`link.py`). It may be killed at any moment: what a job needs to go on is in its
+folder (`journal.py`), and the next worker takes it up. Not here: the training story (`rft.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rftkit.errors import GraderSpecError, InputError, NotFoundError, RftkitError, RowError
+from rftkit.graders import CompiledGrader, check_item_paths, compile_grader
+from rftkit.rows import Row, read_rows
+from rftkit.server import rft
+from rftkit.server.desk import Desk, Engines
+from rftkit.server.evaluation import make_job_eval
+from rftkit.server.journal import Journal
+from rftkit.server.judging import judge_call
+from rftkit.server.plan import Plan, make_plan
+from rftkit.server.platform import Platform
+from rftkit.server.records import Job
+from rftkit.server.store import Store
+
+__all__ = ["main"]
+
+CHECK_SECONDS = 0.5
+"""How often a cancel is looked for inside a step."""
+LOOK_SECONDS = 2.0
+"""How often an idle worker looks for jobs without being woken."""
+
+
+class Worker:
+    """One process's loop."""
+
+    def __init__(self, home: Path, send: Any) -> None:
+        self.home = home
+        self.store = Store.open(home)
+        self.engines = Engines(home)
+        self.desk = Desk(self.store, self.engines, send)
+        self.news = threading.Event()
+
+    def hear(self, line: str) -> None:
+        """Take one message of the server."""
+        message = json.loads(line)
+        if message["kind"] == "chat":
+            self.desk.put(message["id"], message["request"])
+        elif message["kind"] == "abort":
+            self.desk.abort(message["id"])
+        self.news.set()
+
+    def work(self) -> None:
+        """Serve and train for ever."""
+        while True:
+            self.desk.serve()
+            job = self.store.claim_job()
+            if job is None:
+                self.news.wait(LOOK_SECONDS)
+                self.news.clear()
+            else:
+                self.run_job(job)
+
+    def run_job(self, job: Job) -> None:
+        """Check a job's files, or train it. What goes wrong is the job's end, not the worker's."""
+        try:
+            if job.status == "validating_files":
+                self.validate(job)
+            else:
+                self.train(job)
+        except rft.Stopped:
+            pass
+        except InputError as error:
+            self._fail(job, error.message, error.code or "invalid_request", error.param)
+        except FloatingPointError as error:
+            self._fail(
+                job, f"The update was not a number: {error}. Lower the learning rate.", "nan", None
+            )
+        except Exception as error:
+            traceback.print_exc()
+            code = "server_error" if isinstance(error, RftkitError) else type(error).__name__
+            self._fail(job, f"The job ended with an error: {error}", code, None)
+
+    def validate(self, job: Job) -> None:
+        """Check the rows of both files against the job's grader; then queue the job."""
+        for param in ("training_file", "validation_file"):
+            self.store.add_event(job.id, f"Validating {_words(param)}: {getattr(job, param)}",
+                                 key=f"validating-{param}")  # fmt: skip
+            self._rows(job, param, check=True)
+        self.store.add_event(job.id, "Files validated, moving job to queued state", key="validated")
+        self.store.update_job(job.id, status="queued")
+
+    def train(self, job: Job) -> None:
+        """Train a job from wherever it stands."""
+        journal = Journal(self.home / "jobs" / job.id)
+        rows, valid_rows = self._rows(job, "training_file"), self._rows(job, "validation_file")
+        known = journal.plan()
+        plan = make_plan(job, len(rows)) if known is None else Plan(**known)
+        journal.write_plan(plan.to_dict())
+        start = self.store.model(job.model)
+        base = start.base if start else job.model
+
+        def say(text: str) -> None:
+            self.store.add_event(job.id, text, key=text)
+
+        say(f"Loading {base}")
+        engine = self.engines.get(base, say)
+        self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
+        if job.eval_id is None:
+            job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
+        with self._grader(job, plan) as grader:
+            run = rft.Run(
+                job=job,
+                plan=plan,
+                store=self.store,
+                engine=engine,
+                grader=grader,
+                journal=journal,
+                rows=rows,
+                valid_rows=valid_rows,
+                model_base=base,
+                start_adapter=Path(start.folder) if start else None,
+                breathe=self._breathe(job.id),
+            )
+            try:
+                rft.train(run)
+            finally:
+                engine.drop_policy()
+
+    def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
+        spec = job.method["reinforcement"]["grader"]
+        complete = judge_call(_Inside(self.desk, self.store))
+        return compile_grader(spec, floor_reward=plan.floor_reward, complete=complete)
+
+    def _breathe(self, job_id: str) -> Any:
+        last = time.monotonic()
+
+        def breathe() -> None:
+            nonlocal last
+            self.desk.serve()
+            if time.monotonic() - last > CHECK_SECONDS:
+                last = time.monotonic()
+                if self.store.job(job_id).status == "cancelled":
+                    raise rft.Stopped
+
+        return breathe
+
+    def _tell_plan(self, job: Job, plan: Plan, engine: Any, rows: int, valid_rows: int) -> None:
+        resolved = plan.to_dict()
+        ignored = resolved.pop("ignored")
+        words = ", ".join(f"{name}={value}" for name, value in resolved.items())
+        extra = "".join(f"; {name} has no effect: {why}" for name, why in ignored.items())
+        self.store.add_event(
+            job.id,
+            f"Fine-tuning job started: {words}{extra}",
+            data={
+                "hyperparameters": resolved,
+                "ignored": ignored,
+                "rows": {"train": rows, "valid": valid_rows},
+                "engine": dict(engine.facts),
+            },
+            key="started",
+        )
+
+    def _rows(self, job: Job, param: str, *, check: bool = False) -> list[Row]:
+        """The rows of a job's file.
+
+        Raises:
+            RowError: with the file's own name and the line; `param` is the wire's.
+        """
+        file_id = getattr(job, param)
+        try:
+            name, path = self.store.file(file_id).filename, self.store.file_path(file_id)
+        except NotFoundError as error:
+            raise RowError(error.message, param=param) from None
+        try:
+            with path.open("rb") as lines:
+                rows = list(read_rows(lines, path=name))
+            if not rows:
+                raise RowError(f"{name} has no rows", param=param)
+            if check:
+                self._check_paths(job, rows, name)
+        except InputError as error:
+            raise RowError(error.message, param=param) from None
+        return rows
+
+    def _check_paths(self, job: Job, rows: list[Row], name: str) -> None:
+        spec = job.method["reinforcement"]["grader"]
+        for row in rows:
+            try:
+                check_item_paths(spec, row.item)
+            except GraderSpecError as error:
+                raise RowError(error.message, path=name, line=row.line) from None
+
+    def _fail(self, job: Job, message: str, code: str, param: str | None) -> None:
+        self.store.add_event(job.id, message, level="error", key=f"failed-{time.time_ns()}")
+        error = {"code": code, "message": message, "param": param}
+        self.store.update_job(job.id, status="failed", error=error)
+
+
+class _Inside(Platform):
+    """The platform as a judge's call sees it from inside the worker."""
+
+    def __init__(self, desk: Desk, store: Store) -> None:
+        self.store = store
+        self._desk = desk
+
+    def complete_in_thread(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask a model of this process, from a grader's thread."""
+        return self._desk.ask(request)
+
+
+def _words(param: str) -> str:
+    return param.replace("_", " ")
+
+
+def main() -> None:
+    """Run the worker until its stdin ends."""
+    parser = argparse.ArgumentParser(prog="rftkit.server.worker")
+    parser.add_argument("--home", type=Path, required=True)
+    home = parser.parse_args().home
+
+    # Standard output is the line to the server; whatever prints goes to the log instead.
+    line = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with lock:
+            line.write(json.dumps(message, separators=(",", ":")) + "\n")
+            line.flush()
+
+    worker = Worker(home, send)
+
+    def listen() -> None:
+        for text in sys.stdin:
+            worker.hear(text)
+        os._exit(0)  # the server is gone; a job goes on with the next one
+
+    threading.Thread(target=listen, name="line", daemon=True).start()
+    worker.work()
+
+
+if __name__ == "__main__":
+    main()
