@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,10 @@ ENDS = {
         ".start(); return 1.0"
     ),
     "a file above the limit": "open('big', 'wb').write(b'x' * (9 << 20))",
+    "folders without end": "while True: os.mkdir('d'); os.chdir('d')",
+    "memory kept for later": (
+        "keep = globals().setdefault('keep', [])\nwhile True: keep.append(bytearray(1 << 20))"
+    ),
     "files above the limit": "for n in range(9): open(f'f{n}', 'wb').write(b'x' * (1 << 20))\n"
     "return 1.0",
 }
@@ -224,6 +230,25 @@ def test_ends_only_itself(name: str, item: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HANGS)
 def test_killed(name: str, item: dict, tmp_path: Path) -> None:
     assert "killed" in escape(HANGS[name], item, tmp_path, seconds=0.4)
+
+
+def test_closing_now_does_not_wait() -> None:
+    box = Sandbox("def grade(sample, item):\n    while True: pass")
+    failures: list[Fault] = []
+
+    def grade() -> None:
+        try:
+            box.grade({}, {})
+        except Fault as fault:
+            failures.append(fault)
+
+    thread = threading.Thread(target=grade)
+    thread.start()
+    while not box._busy:
+        time.sleep(0.01)
+    box.close(now=True)
+    thread.join(30)
+    assert [fault.flag for fault in failures] == ["python_grader_runtime_error"]
 
 
 def test_scratch_is_usable_and_removed() -> None:

@@ -62,7 +62,7 @@ class CompiledGrader:
         *,
         floor_reward: float,
         threads: int,
-        closers: Sequence[Callable[[], None]],
+        closers: Sequence[Callable[..., None]],
     ) -> None:
         self.spec = spec
         """The normalised spec."""
@@ -103,10 +103,13 @@ class CompiledGrader:
             _run_threads(work, min(self._threads, len(pairs)))
         return grades
 
-    def close(self) -> None:
-        """End the processes of python graders. Grading again starts new ones."""
+    def close(self, *, now: bool = False) -> None:
+        """End the processes of python graders; grading again starts new ones.
+
+        Grades under way are waited for; with `now` they end at once, as failed.
+        """
         for close in self._closers:
-            close()
+            close(now=now)
 
     def __enter__(self) -> CompiledGrader:
         return self

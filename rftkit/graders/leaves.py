@@ -57,8 +57,8 @@ class Context:
     """Calls of judges and endpoints at once."""
     gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(8))
     """Holds judges to `concurrency`."""
-    closers: list[Callable[[], None]] = field(default_factory=list)
-    """What to call when the grader is closed."""
+    closers: list[Callable[..., None]] = field(default_factory=list)
+    """What to call, with `now`, when the grader is closed."""
 
 
 def num_threads(kind: str, context: Context) -> int:

@@ -39,6 +39,7 @@ __all__ = ["Limits", "Sandbox"]
 _START_SECONDS = 30.0
 _TICK_SECONDS = 0.1
 _MAX_THREADS = 64
+_MAX_DEPTH = 50
 _MAX_REPLY_BYTES = 1 << 20
 _TAMPERED = "the grader wrote into the sandbox's own channel"
 
@@ -87,6 +88,7 @@ class Sandbox:
         self._workers = max(1, workers)
         for _ in range(self._workers):
             self._idle.put(None)
+        self._busy: set[_Worker] = set()
 
     def grade(self, sample: dict[str, Any], item: Any) -> float:
         """The reward of one sample.
@@ -102,20 +104,27 @@ class Sandbox:
         worker = self._idle.get()
         try:
             worker = worker or _Worker(self._source, self._limits, self._confined)
+            self._busy.add(worker)
             return worker.grade(body)
         except (_Gone, OSError) as error:
             if worker:
+                self._busy.discard(worker)
                 worker.kill()
             worker = None
             raise _fault(error) from None
         finally:
+            if worker:
+                self._busy.discard(worker)
             self._idle.put(worker)
 
-    def close(self) -> None:
-        """End all processes; waits for calls that are under way."""
+    def close(self, *, now: bool = False) -> None:
+        """End all processes: after the calls that are under way, or `now`, which fails those."""
+        if now:
+            for worker in list(self._busy):
+                worker.stop()
         for _ in range(self._workers):
-            if worker := self._idle.get():
-                worker.kill()
+            if idle := self._idle.get():
+                idle.kill()
         for _ in range(self._workers):
             self._idle.put(None)
 
@@ -160,21 +169,30 @@ class _Worker:
         self._check_leftovers()
         error, reward = reply.get("error"), reply.get("reward")
         if reply.get("id") == self._calls:
+            if isinstance(error, str) and reply.get("retire"):
+                raise _Gone(error)
             if isinstance(error, str):
                 raise Fault("python_grader_runtime_error", error)
             if isinstance(reward, float) and math.isfinite(reward):
                 return reward
         raise _Gone(_TAMPERED)
 
-    def kill(self) -> None:
-        """End the process and remove its files."""
+    def stop(self) -> None:
+        """End the process; a call that waits for it finds it gone."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+
+    def kill(self) -> None:
+        """End the process and remove its files."""
+        self.stop()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 stream.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        try:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        except RecursionError:  # folders in folders, to keep us from removing them
+            subprocess.run(["rm", "-rf", "--", self._scratch], check=False)
 
     def _set_up(self, source: str, confined: bool) -> None:
         packages = package_dirs()
@@ -264,14 +282,21 @@ class _Worker:
             return 1
 
     def _check_scratch(self) -> None:
-        used = 0
-        for folder, folders, files in os.walk(self._scratch):
-            for name in files:
-                with contextlib.suppress(OSError):
-                    used += max(4096, os.lstat(f"{folder}/{name}").st_size)
-            used += 4096 * len(folders)
-        if used > self._limits.scratch_bytes:
-            raise _Gone(f"killed: more than {self._limits.scratch_bytes} bytes of scratch files")
+        used, folders = 0, [(self._scratch, 0)]
+        while folders:
+            folder, depth = folders.pop()
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
+                    used += 4096
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append((entry.path, depth + 1))
+                    else:
+                        used += entry.stat(follow_symlinks=False).st_size
+            if used > self._limits.scratch_bytes or depth > _MAX_DEPTH:
+                raise _Gone(
+                    f"killed: more than {self._limits.scratch_bytes} bytes of scratch files, or "
+                    f"folders more than {_MAX_DEPTH} deep"
+                )
 
     def _epitaph(self) -> str:
         status = self._process.wait()

@@ -71,7 +71,8 @@ def _answer(grade: Callable[[Any, Any], Any], request: dict[str, Any]) -> dict[s
         result = grade(request["sample"], request["item"])
         reward = float(result) if isinstance(result, numbers.Real) else None
     except BaseException as error:
-        return {"error": _describe(error)}
+        # what filled the memory may still be held, by a global for instance
+        return {"error": _describe(error), "retire": isinstance(error, MemoryError)}
     if reward is not None and math.isfinite(reward):
         return {"reward": reward}
     line = getattr(getattr(grade, "__code__", None), "co_firstlineno", 1)
