@@ -69,6 +69,18 @@ def test_what_is_forbidden_is_reported_and_the_rest_is_saved(tmp_path: Path, key
     assert len(ids(tmp_path, "jobs/ftjob-rft/events.jsonl")) == 30
 
 
+def test_a_kind_that_the_service_no_longer_has_is_in_the_exit_status(
+    tmp_path: Path, key: str
+) -> None:
+    account = small_account()
+    account.faults = [Fault("/evals", "status", 410, times=9, error={"message": "Evals is off"})]
+    with Stub(account) as stub:
+        result = run("--from", stub.url, "--dump", tmp_path)
+        assert result.exit_code == 1
+        assert "evals: refused: HTTP 410: Evals is off" in result.output
+        assert run("--from", stub.url, "--dump", tmp_path, "--only", "files,jobs").exit_code == 0
+
+
 def test_a_restricted_key_is_not_a_wrong_key(tmp_path: Path) -> None:
     account = small_account()
     error = {"message": "Missing scopes: api.files.read", "code": "missing_scope"}
@@ -350,6 +362,7 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     assert "files/file-train/content.jsonl: its content has changed" in result.output
     assert "evals/eval_auto/eval.json: " in result.output
     assert "3 wrong" in result.output
+    assert "ftjob-now" in run("--show", tmp_path).output
     assert len(json.loads(run("--verify", tmp_path, "--json").output)["wrong"]) == 3
 
 

@@ -160,7 +160,12 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     account = small_account()
     with Stub(account) as stub:
-        save(stub, tmp_path / "dump", dry_run=True, said=said)
+        done = save(stub, tmp_path / "dump", dry_run=True, said=said)
+    assert (done.counts, done.num_due) == ({}, 11)
+    assert done.seen == {
+        "files": 3, "file_bytes": 490363, "jobs": 3, "evals": 2, "runs": 3, "output_items": 134,
+        "graders": 3,
+    }  # fmt: skip
     assert not (tmp_path / "dump").exists()
     assert "11 of 11 objects are to be fetched" in "\n".join(said)
     assert not [path for path in account.requests if "/events" in path or "/content" in path]

@@ -8,6 +8,7 @@ is not asked for again. Not here: how pages are cut, how requests are repeated, 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from rftkit.importer.words import overview
 
 __all__ = ["Summary", "import_account"]
 
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} objects [{elapsed}{postfix}]"
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -34,6 +37,8 @@ class Summary:
 
     counts: dict[str, int]
     """What the dump holds now, by kind."""
+    seen: dict[str, int]
+    """What the account's lists show of the selected kinds."""
     num_due: int
     """Objects that had to be fetched; all others were complete."""
     num_requests: int
@@ -104,7 +109,9 @@ def import_account(
         }
     finally:
         dump.ledger.close(finished)
-    return Summary(dump.ledger.counts(), len(due), remote.num_requests, desk.missing)
+    return Summary(
+        dump.ledger.counts(), found.counts(), len(due), remote.num_requests, desk.missing
+    )
 
 
 def _check_same_account(dump: Dump, account: dict[str, str]) -> None:
@@ -137,14 +144,17 @@ def _fetch(desk: Desk, due: list[Listed], pool: ThreadPoolExecutor) -> None:
     """Save every object that is due; the first error that ends the import is raised."""
     from tqdm import tqdm
 
-    with tqdm(total=len(due), unit=" objects", disable=None) as bar:
-        lock, num_entries = threading.Lock(), 0
+    with tqdm(total=len(due), bar_format=BAR, disable=None) as bar:
+        lock, num_entries, shown_at = threading.Lock(), 0, 0.0
 
         def count(num_new: int) -> None:
-            nonlocal num_entries
+            nonlocal num_entries, shown_at
             with lock:
                 num_entries += num_new
-                bar.set_postfix_str(f"{num_entries:,} events and items")
+                bar.set_postfix_str(f"{num_entries:,} events and items", refresh=False)
+                if time.monotonic() > shown_at + 0.2:
+                    shown_at = time.monotonic()
+                    bar.refresh()
 
         def save(listed: Listed) -> None:
             entry = SAVERS[listed.kind](desk, listed)
@@ -155,8 +165,7 @@ def _fetch(desk: Desk, due: list[Listed], pool: ThreadPoolExecutor) -> None:
 
         desk.lists.count = count
         done, _ = wait([pool.submit(save, each) for each in due], return_when=FIRST_EXCEPTION)
-        errors = [each.exception() for each in done]
-        for error in errors:
+        for error in (each.exception() for each in done):
             if error is not None and not isinstance(error, Stopped):
                 raise error
 

@@ -24,6 +24,8 @@ __all__ = ["Answer", "Refused", "Remote", "Stopped"]
 
 ATTEMPTS = 8
 """Tries of one request that fails without the service asking to wait."""
+FIRST_ATTEMPTS = 3
+"""Tries of a service that has never answered yet: the URL is wrong, or it is down."""
 LIMITED_ATTEMPTS = 100
 """Tries of one request that the service keeps putting off (429)."""
 LONGEST_WAIT_SECONDS = 6 * 3600.0
@@ -85,6 +87,7 @@ class Remote:
         self._lock = threading.Lock()
         self._open_at = 0.0  # no request starts before this moment of the clock
         self._lost = 0
+        self._has_answered = False
 
     def get(self, route: str, **query: Any) -> Answer:
         """Read one JSON object.
@@ -147,13 +150,15 @@ class Remote:
                     answer = attempt()
             except _Trouble as trouble:
                 trouble.reason = self.masked(trouble.reason.encode()).decode()
+                self._has_answered = self._has_answered or trouble.status is not None
                 failures += trouble.status != 429
                 waits += trouble.status == 429
-                if trouble.is_final or failures >= ATTEMPTS or waits >= LIMITED_ATTEMPTS:
+                most = ATTEMPTS if self._has_answered else FIRST_ATTEMPTS
+                if trouble.is_final or failures >= most or waits >= LIMITED_ATTEMPTS:
                     raise self._given_up(trouble, failures + waits) from None
                 self._hold(trouble, failures + waits)
             else:
-                self._lost = 0
+                self._has_answered, self._lost = True, 0
                 return answer
 
     def _wait_for_gate(self) -> None:

@@ -61,7 +61,7 @@ class Desk:
 
     def miss(self, what: str, refused: Refused, kind: str | None = None) -> None:
         """Take down that `what` could not be fetched."""
-        why: dict[str, Any] = {"kind": kind or _kind_of(refused), "reason": refused.reason}
+        why: dict[str, Any] = {"kind": kind or _kind_of(what, refused), "reason": refused.reason}
         why |= {"status": refused.status} if refused.status is not None else {}
         why |= {"code": refused.code} if refused.code else {}
         why |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -186,9 +186,10 @@ def _entry(listed: Listed, is_final: bool, **counts: int | None) -> Entry:
     return {"final": is_final, "listed": listed.digest, "counts": known}
 
 
-def _kind_of(refused: Refused) -> str:
+def _kind_of(what: str, refused: Refused) -> str:
+    is_route = what.startswith("lists/") and what.count("/") == 1  # such as evals, switched off
     if refused.status in (404, 410):
-        return "gone"
+        return "refused" if is_route else "gone"
     return "refused" if refused.status in (401, 403) else "failed"
 
 

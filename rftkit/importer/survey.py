@@ -68,8 +68,20 @@ class Survey:
     @property
     def objects(self) -> list[Listed]:
         """All that is fetched one by one, the long ones first."""
-        runs = sorted(self.runs, key=lambda run: -(run.facts["total"] or 0))
+        runs = sorted(self.runs, key=lambda run: -run.facts["total"])
         return [*self.jobs, *runs, *self.evals, *self.files]
+
+    def counts(self) -> dict[str, int]:
+        """How much there is, as far as the lists tell."""
+        return {
+            "files": len(self.files),
+            "file_bytes": sum(file.facts["bytes"] for file in self.files),
+            "jobs": len(self.jobs),
+            "evals": len(self.evals),
+            "runs": len(self.runs),
+            "output_items": sum(run.facts["total"] for run in self.runs),
+            "graders": len(self.graders),
+        }
 
 
 def account_of(remote: Remote) -> dict[str, str]:
@@ -85,6 +97,8 @@ def account_of(remote: Remote) -> dict[str, str]:
             entries = items_of(answer.data)
         except Refused as refused:
             refusals.append(refused)
+            if refused.status is None:
+                break
             continue
         for name in ("organization", "project"):
             if value := answer.headers.get(f"openai-{name}"):
@@ -182,11 +196,12 @@ def _listed(
 
 
 def _listed_file(entry: dict[str, Any]) -> Listed:
-    facts = {"bytes": entry.get("bytes")}
+    size = entry.get("bytes")
+    facts = {"bytes": size if isinstance(size, int) else 0}
     return _listed("files", "files", ROUTES["files"], entry, facts)
 
 
-def named_file(file_id: str) -> Listed:
+def _named_file(file_id: str) -> Listed:
     """A file that a job names but the list does not show."""
     return _listed_file({"id": file_id})
 
@@ -194,16 +209,16 @@ def named_file(file_id: str) -> Listed:
 def _listed_job(entry: dict[str, Any]) -> Listed:
     facts = {
         "status": entry.get("status"),
-        "method": (entry.get("method") or {}).get("type") or "supervised",
-        "result_files": entry.get("result_files") or [],
-        "data_files": [entry[n] for n in ("training_file", "validation_file") if entry.get(n)],
+        "method": _map(entry.get("method")).get("type") or "supervised",
+        "result_files": _texts(entry.get("result_files")),
+        "data_files": _texts([entry.get("training_file"), entry.get("validation_file")]),
     }
     return _listed("jobs", "jobs", ROUTES["jobs"], entry, facts)
 
 
 def _listed_run(entry: dict[str, Any], eval_: Listed) -> Listed:
-    total = (entry.get("result_counts") or {}).get("total")
-    facts = {"status": entry.get("status"), "total": total}
+    total = _map(entry.get("result_counts")).get("total")
+    facts = {"total": total if isinstance(total, int) else 0}
     return _listed("runs", f"{eval_.key}/runs", f"{eval_.route}/runs", entry, facts)
 
 
@@ -229,14 +244,11 @@ def _select(found: Survey, wanted: set[str], since: float | None) -> None:
         found.evals = []
     listed = {file.id for file in found.files}
     for job in found.jobs:
-        names = [
-            *job.facts["result_files"],
-            *(job.facts["data_files"] if "files" in wanted else ()),
-        ]
-        for name in names:
-            if isinstance(name, str) and name not in listed:
+        data_files = job.facts["data_files"] if "files" in wanted else []
+        for name in job.facts["result_files"] + data_files:
+            if name not in listed:
                 listed.add(name)
-                found.files.append(named_file(name))
+                found.files.append(_named_file(name))
 
 
 def _collect(
@@ -248,9 +260,8 @@ def _collect(
 
 
 def _graders_of_job(job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    method = job.get("method")
-    for name, settings in method.items() if isinstance(method, dict) else ():
-        grader = settings.get("grader") if isinstance(settings, dict) else None
+    for name, settings in _map(job.get("method")).items():
+        grader = _map(settings).get("grader")
         if isinstance(grader, dict):
             yield f"method.{name}.grader", grader
 
@@ -261,3 +272,11 @@ def _graders_of_eval(eval_: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
         if isinstance(grader, dict):
             spec = {name: value for name, value in grader.items() if name not in _ECHOED}
             yield f"testing_criteria[{index}]", spec
+
+
+def _map(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []

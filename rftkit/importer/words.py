@@ -41,23 +41,20 @@ NAMES = {
 
 def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
     """What is there and how much, before anything is fetched."""
-    size = sum(file.facts["bytes"] or 0 for file in found.files)
+    seen = found.counts()
     methods = Counter(f"{job.facts['method']}" for job in found.jobs)
     statuses = Counter(str(job.facts["status"]) for job in found.jobs)
-    items = sum(run.facts["total"] or 0 for run in found.runs)
-    rows = [
-        ("files", len(found.files), human_bytes(size)),
-        ("jobs", len(found.jobs), "; ".join(filter(None, [_tally(methods), _tally(statuses)]))),
-        (
-            "evals",
-            len(found.evals),
-            f"{count_of(len(found.runs), 'runs')} with {count_of(items, 'output items')}",
-        ),
-        ("graders", len(found.graders), "different specs, found in jobs and evals"),
-    ]
+    more = {
+        "files": human_bytes(seen["file_bytes"]),
+        "jobs": f"{_tally(methods)}; {_tally(statuses)}",
+        "evals": f"{count_of(seen['runs'], 'runs')} with "
+        + count_of(seen["output_items"], "output items"),
+        "graders": "different specs, found in jobs and evals",
+    }
     lines = [f"{_whose(account)} holds:"]
     lines += [
-        f"  {name:8}{count:>8,}  {more if count else ''}".rstrip() for name, count, more in rows
+        f"  {name:8}{seen[name]:>8,}  {told if seen[name] else ''}".rstrip()
+        for name, told in more.items()
     ]
     lines.append(f"{num_due:,} of {len(found.objects):,} objects are to be fetched.")
     return "\n".join(lines)
@@ -69,12 +66,13 @@ def ending(summary: Summary, folder: str | Path, *, dry_run: bool = False) -> st
     if not dry_run:
         lines.append(f"{folder} holds {_counts(summary.counts)}.")
     lines += _missing(summary.missing)
-    if not dry_run and summary.is_complete:
-        lines.append(f"Check it with: rftkit import --verify {folder}")
-    elif not summary.is_complete:
+    if not summary.is_complete:
         lines.append(
-            "Give the key what it lacks and run the same command again: it fetches the rest."
+            "Not everything could be had. Once the cause is gone (a permission, a broken service), "
+            "run the same command again: it fetches the rest."
         )
+    elif not dry_run:
+        lines.append(f"Check it with: rftkit import --verify {folder}")
     return "\n".join(lines)
 
 
@@ -162,7 +160,7 @@ def _kind(key: str) -> str:
 
 
 def _read(dump: Dump, path: str) -> Any:
-    return json.loads(dump.read(path))
+    return json.loads(dump.read(path)) if dump.find(path) else {}  # --verify names what is lost
 
 
 def _whose(account: Mapping[str, str]) -> str:
