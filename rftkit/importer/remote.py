@@ -139,6 +139,9 @@ class Remote:
         key = (self.origin.key or "").encode()
         return body.replace(key, b"*" * len(key)) if len(key) >= 8 else body
 
+    def _masked_text(self, text: str) -> str:
+        return self.masked(text.encode(errors="replace")).decode()[:500]
+
     def _patiently(self, attempt: Callable[[], T]) -> T:
         failures = waits = 0
         while True:
@@ -149,7 +152,7 @@ class Remote:
                 with _one_kind_of_trouble():
                     answer = attempt()
             except _Trouble as trouble:
-                trouble.reason = self.masked(trouble.reason.encode()).decode()
+                trouble.reason = self._masked_text(trouble.reason)
                 self._has_answered = self._has_answered or trouble.status is not None
                 failures += trouble.status != 429
                 waits += trouble.status == 429
@@ -243,7 +246,7 @@ def _status_trouble(error: Any) -> _Trouble:
     body = error.body if isinstance(error.body, dict) else {}
     status = error.status_code
     said = body.get("message") or f"{error.response.reason_phrase} (no error message)"
-    reason = f"HTTP {status}: {str(said)[:500]}"
+    reason = f"HTTP {status}: {said}"
     told = error.response.headers.get("x-should-retry")
     transient = status in (408, 409, 429) or status >= 500
     is_final = error.code == "insufficient_quota" or not (transient or told == "true")
