@@ -31,7 +31,7 @@ from typing import Any
 from rftkit.errors import PlatformError
 from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
-from rftkit.graders.source import library_paths, package_dirs
+from rftkit.graders.source import library_paths, nltk_dirs, package_dirs
 
 __all__ = ["Limits", "Sandbox"]
 
@@ -322,4 +322,5 @@ def _environment(scratch: str) -> dict[str, str]:
         "HOME": scratch,
         "TMPDIR": scratch,
         "PYTHONHASHSEED": "0",
+        "NLTK_DATA": os.pathsep.join(nltk_dirs()),
     } | dict.fromkeys(threads, "1")

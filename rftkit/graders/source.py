@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 from rftkit.errors import GraderSpecError
 
-__all__ = ["check_source", "library_paths", "package_dirs"]
+__all__ = ["check_source", "library_paths", "nltk_dirs", "package_dirs"]
 
 
 def check_source(source: str, *, param: str | None = None) -> None:
@@ -119,4 +119,11 @@ def library_paths() -> list[str]:
     ]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"]
     system += ["/etc/localtime", "/usr/share/zoneinfo"]
-    return [path for path in dict.fromkeys([*own, *system]) if os.path.exists(path)]
+    return [path for path in dict.fromkeys([*own, *system, *nltk_dirs()]) if os.path.exists(path)]
+
+
+def nltk_dirs() -> list[str]:
+    """Where nltk keeps corpora, which the hosted image has; none is ever downloaded here."""
+    roots = [f"{sys.prefix}/nltk_data", f"{sys.prefix}/share/nltk_data", "/usr/share/nltk_data"]
+    roots += ["/usr/local/share/nltk_data", os.path.expanduser("~/nltk_data")]
+    return [path for path in roots if os.path.isdir(path)]
