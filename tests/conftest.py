@@ -127,16 +127,12 @@ def app_client(served: Served) -> openai.OpenAI:
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     """The official client of a real server process with its real worker, one for the session."""
-    import os
-
     folder = tmp_path_factory.mktemp("platform")
-    before = os.environ.get("RFTKIT_HOME")
-    os.environ["RFTKIT_HOME"] = str(folder)
-    try:
-        with rftkit_client.connect() as client:
-            yield client
-    finally:
-        rftkit_client.stop_server(folder)
-        os.environ.pop("RFTKIT_HOME")
-        if before is not None:
-            os.environ["RFTKIT_HOME"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RFTKIT_HOME", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")  # tiny models wait for threads more than they compute
+        patch.delenv("OPENAI_BASE_URL", raising=False)
+        client = rftkit_client.connect()
+    with client:
+        yield client
+    rftkit_client.stop_server(folder)
