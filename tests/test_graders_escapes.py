@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -127,6 +128,7 @@ ENDS = {
     "a forged reply": "for fd in range(3, 20):\n"
     '  try: os.write(fd, b\'\\0\\0\\0\\x1b{"id": 99, "reward": 1e99}  \')\n'
     "  except OSError: pass",
+    "close the channel and live on": "os.closerange(0, 99)\nwhile True: pass",
     "a thread that outlives the call": (
         "import threading, time; threading.Thread(target=time.sleep, args=(9,), daemon=True)"
         ".start(); return 1.0"
@@ -147,6 +149,11 @@ HANGS = {
     "signal.alarm(0)\nwhile True:\n  try:\n    while True: pass\n  except BaseException: pass",
     "hang in C": "import re; re.match('(a+)+b', 'a' * 40)",
     "stop itself": "import signal; os.kill(os.getpid(), signal.SIGSTOP)",
+    "a reply that comes byte by byte": (
+        "import time\nfor data in [b'\\0\\0\\x99\\0'] + [b' '] * 9999:\n"
+        "  for fd in range(3, 20):\n    try: os.write(fd, data)\n    except OSError: pass\n"
+        "  time.sleep(0.01)"
+    ),
     "flood the output": "while True: print('x' * 1000)",
     "thread bomb": "import threading, time\nthreading.stack_size(32768)\n"
     "while True: threading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
@@ -230,6 +237,33 @@ def test_ends_only_itself(name: str, item: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", HANGS)
 def test_killed(name: str, item: dict, tmp_path: Path) -> None:
     assert "killed" in escape(HANGS[name], item, tmp_path, seconds=0.4)
+
+
+def test_an_interrupt_costs_the_process_not_the_next_grade() -> None:
+    box = Sandbox("def grade(sample, item):\n    while item: pass\n    return 1.0", workers=1)
+    assert box.grade({}, 0) == 1.0
+
+    def interrupt() -> None:
+        while not box._busy:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        box.grade({}, 1)
+    thread.join()
+    assert box.grade({}, 0) == 1.0
+    box.close()
+
+
+def test_every_process_hashes_alike() -> None:
+    source = "def grade(sample, item):\n    return hash('abc') % 1000"
+    boxes = [Sandbox(source), Sandbox(source)]
+    assert len({box.grade({}, {}) for box in boxes}) == 1
+    for box in boxes:
+        box.close()
 
 
 def test_closing_now_does_not_wait() -> None:

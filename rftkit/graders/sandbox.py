@@ -101,21 +101,25 @@ class Sandbox:
             body = json.dumps({"sample": sample, "item": item}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise Fault("other_error", f"the row cannot be written as JSON: {error}") from None
-        worker = self._idle.get()
+        worker, is_reusable = self._idle.get(), False
         try:
             worker = worker or _Worker(self._source, self._limits, self._confined)
             self._busy.add(worker)
-            return worker.grade(body)
+            reward = worker.grade(body)
+            is_reusable = True
+        except Fault:
+            is_reusable = True
+            raise
         except (_Gone, OSError) as error:
-            if worker:
-                self._busy.discard(worker)
-                worker.kill()
-            worker = None
             raise _fault(error) from None
+        else:
+            return reward
         finally:
             if worker:
                 self._busy.discard(worker)
-            self._idle.put(worker)
+                if not is_reusable:  # an interrupt too leaves a call under way
+                    worker.kill()
+            self._idle.put(worker if is_reusable else None)
 
     def close(self, *, now: bool = False) -> None:
         """End all processes: after the calls that are under way, or `now`, which fails those."""
@@ -137,7 +141,7 @@ class _Worker:
         self._threads: int | None = None  # after loading; None before
         self._scratch = tempfile.mkdtemp(prefix="rftkit-grader-")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(Path(__file__).with_name("worker.py"))],
+            [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -259,9 +263,12 @@ class _Worker:
         """Wait until the pipe is ready; look after the process now and then."""
         poll = select.poll()
         poll.register(fd, event)
-        while not poll.poll(_TICK_SECONDS * 1000):
+        while True:
+            # asked first: a reply that comes byte by byte would never be late otherwise
             if time.monotonic() > deadline:
                 raise _Gone(f"killed: no result within {self._limits.seconds:g} s")
+            if poll.poll(_TICK_SECONDS * 1000):
+                return
             if self._count_threads() > _MAX_THREADS:
                 raise _Gone(f"killed: more than {_MAX_THREADS} threads")
             self._check_scratch()
@@ -299,7 +306,11 @@ class _Worker:
                 )
 
     def _epitaph(self) -> str:
-        status = self._process.wait()
+        """Why the pipe ended; the process may have closed it and live on."""
+        try:
+            status = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return _TAMPERED
         if status >= 0:
             return f"the grader ended its process with exit status {status}"
         with contextlib.suppress(ValueError):
