@@ -33,36 +33,43 @@ PLANS: dict[str, dict[str, Any]] = {
         "hyperparameters": {
             "batch_size": 12,
             "n_epochs": 1,
+            "learning_rate_multiplier": 1.0,
             "compute_multiplier": 1.0,
             "eval_interval": 8,
             "eval_samples": 1,
         },
         "metadata": {"max_completion_tokens": "48"},
+        "temperature": 0,
     },
     "contract_facts": {
         "model": "smollm2-135m-instruct",
         "hyperparameters": {
             "batch_size": 8,
             "n_epochs": 1,
+            "learning_rate_multiplier": 1.0,
             "compute_multiplier": 1.0,
             "eval_interval": 8,
             "eval_samples": 1,
         },
         "metadata": {"max_completion_tokens": "96"},
+        "temperature": 0,
     },
     "tiny_copy": {
         "model": "rftkit-tiny",
         "hyperparameters": {
             "batch_size": 16,
-            "n_epochs": 4,
+            "n_epochs": 1,
+            "learning_rate_multiplier": 5.0,
             "compute_multiplier": 1.0,
-            "eval_interval": 16,
-            "eval_samples": 1,
+            "eval_interval": 8,
+            "eval_samples": 2,
         },
         "metadata": {"max_completion_tokens": "8"},
+        "temperature": 1,  # its likeliest letters are right from the start; it is not yet sure
     },
 }
-"""How each bundled dataset is trained. `security_review` is the demo, `tiny_copy` is `--fast`."""
+"""How each bundled dataset is trained, and the temperature at which its test questions are asked.
+`security_review` is the demo, `tiny_copy` is `--fast`."""
 
 LABELS = {
     "constant": "best constant answer",
@@ -142,7 +149,7 @@ def run(
                 rows,
                 response_format=data.response_format,
                 max_completion_tokens=int(plan["metadata"]["max_completion_tokens"]),
-                temperature=0,
+                temperature=plan["temperature"],
             )
             for label, model in models.items()
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Served
 
-from rftkit import demo, jobs, reports
+from rftkit import client, demo, jobs, reports
 from rftkit.errors import JobFailedError
 
 TUNED = "ft:rftkit-tiny:local:tiny-copy:x"
@@ -118,3 +120,21 @@ def test_a_job_without_a_model_ends_it(
         demo.run("tiny_copy", out=tmp_path / "out", say=told.append)
     thread.join()
     assert not (tmp_path / "out").exists()
+
+
+def test_for_real_on_the_tiny_model(home: Path, tmp_path: Path) -> None:
+    """What a stranger types: a platform starts, a model learns, one HTML file is there."""
+    program = [sys.executable, "-c", "from rftkit.cli import main; main()"]
+    command = [*program, "demo", "--fast", "--json", "--out", str(tmp_path / "out")]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    finally:
+        client.stop_server(home)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    rewards = list(result["validation"].values())
+    assert rewards[-1] > rewards[0] + 0.1
+    assert result["test"]["final"]["reward"] > result["test"]["base"]["reward"]
+    assert result["test"]["final"]["failed"] == 0
+    assert "</html>" in Path(result["report"]).read_text()
+    print(result["seconds"])
