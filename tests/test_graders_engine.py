@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,21 @@ def test_hanging_grade_does_not_hold_up_the_others() -> None:
     assert order[-1] == 0
     assert [grade.reward for grade in grades] == [None] + [1.0] * 49
     assert "no result within 1 s" in str(grades[0].errors)
+
+
+def test_what_a_caller_raises_stops_all_threads_at_once() -> None:
+    spec = python("while item == 'hang': pass\n    return 1.0")
+    pairs = [(Sample("x"), "hang" if place == 1 else "") for place in range(200)]
+
+    def give_up(place: int, grade: Grade) -> None:
+        raise InterruptedError(place)
+
+    with pytest.raises(InterruptedError), compile_grader(spec, workers=2) as grader:
+        grader.grade_many(pairs[:1] + pairs[2:], progress=give_up)
+    grader = compile_grader(spec, workers=2)
+    threading.Timer(0.3, grader.close, kwargs={"now": True}).start()
+    with pytest.raises(InterruptedError):
+        grader.grade_many(pairs, progress=give_up)
 
 
 def test_a_closed_grader_grades_again() -> None:

@@ -90,9 +90,12 @@ class CompiledGrader:
         """Grade many, order kept. Slow graders run side by side; `progress` gets (index, grade)."""
         grades: list[Any] = [None] * len(pairs)
         todo = enumerate(pairs)  # one `next` at a time hands each pair to exactly one thread
+        stop = threading.Event()
 
         def work() -> None:
             for index, (sample, item) in todo:
+                if stop.is_set():
+                    return
                 grades[index] = grade = self.grade(sample, item)
                 if progress:
                     progress(index, grade)
@@ -100,7 +103,7 @@ class CompiledGrader:
         if self._threads == 1:
             work()
         else:
-            _run_threads(work, min(self._threads, len(pairs)))
+            _run_threads(work, min(self._threads, len(pairs)), stop)
         return grades
 
     def close(self, *, now: bool = False) -> None:
@@ -114,8 +117,8 @@ class CompiledGrader:
     def __enter__(self) -> CompiledGrader:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(now=kind is not None)
 
     def _grade_one(self, sample: Sample, item: Any, start: float) -> Grade:
         usage: Usage = {}
@@ -296,7 +299,8 @@ def _leaves(parsed: dict[str, Any]) -> list[Leaf]:
     return [Leaf(key or part["name"], part["name"], part["type"]) for key, part in parts]
 
 
-def _run_threads(work: Callable[[], None], count: int) -> None:
+def _run_threads(work: Callable[[], None], count: int, stop: threading.Event) -> None:
+    """Run `work` in several threads; what one of them raises, or an interrupt, stops all."""
     failures: list[BaseException] = []
 
     def guarded() -> None:
@@ -304,12 +308,16 @@ def _run_threads(work: Callable[[], None], count: int) -> None:
             work()
         except BaseException as error:
             failures.append(error)
+            stop.set()
 
-    threads = [threading.Thread(target=guarded, name="grade") for _ in range(count)]
+    threads = [threading.Thread(target=guarded, name="grade", daemon=True) for _ in range(count)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
     if failures:
         raise failures[0]
 

@@ -2,8 +2,8 @@
 
 Run by path as `python -P -s -S worker.py`, with requests on its stdin and replies on its stdout,
 each a JSON text behind four bytes of length. It may import the standard library only, and
-`confine.py` beside it. Nothing here is trusted by the other side (`sandbox.py`): the source that runs in this
-process can do to it what it likes, and a reply is only ever parsed as JSON.
+`confine.py` beside it. Nothing here is trusted by the other side (`sandbox.py`): the source that
+runs in this process can do to it what it likes, and a reply is only ever parsed as JSON.
 """
 
 from __future__ import annotations
