@@ -1,9 +1,10 @@
 """Give up, for good, everything a grader does not need: Landlock for files, seccomp for the rest.
 
 Both work without privileges, in plain containers, as root and as anybody, from Linux 5.13 on, for
-x86-64 and aarch64; that is why they are used here. Looked at and left: bubblewrap (wants user
-namespaces, which plain containers and recent Ubuntu refuse) and sandlock (Linux 6.12 unless
-degraded, a supervisor inside our own process, no way to reuse one process for many calls cheaply).
+x86-64 and aarch64. Two packages were tried first. bubblewrap wants user namespaces, which plain
+containers and recent Ubuntu refuse. sandlock 0.9 is as fast, but wants Linux 6.12, runs a
+supervisor inside our own process, and let a grader change modes and times of files outside its
+folders, make Unix sockets and set the limits of its parent; each is a test here.
 
 Afterwards this process cannot: open a file outside the given folders (read) and its scratch folder
 (write), make a socket, start a process, signal or trace another one, change modes, owners, times
