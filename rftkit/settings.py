@@ -27,6 +27,7 @@ __all__ = [
     "remote",
     "server_api_key",
     "unconfined_graders",
+    "webhook",
 ]
 
 DEFAULT_PORT = 8642
@@ -71,6 +72,14 @@ def judge() -> Judge:
 def server_api_key() -> str | None:
     """`RFTKIT_API_KEY`: the key that the local platform asks of its clients."""
     return os.environ.get("RFTKIT_API_KEY") or None
+
+
+def webhook() -> tuple[str | None, str | None]:
+    """`RFTKIT_WEBHOOK_URL` and `OPENAI_WEBHOOK_SECRET`: who is told about ended jobs and runs."""
+    return (
+        os.environ.get("RFTKIT_WEBHOOK_URL") or None,
+        os.environ.get("OPENAI_WEBHOOK_SECRET") or None,
+    )
 
 
 def mode() -> Literal["live", "static"] | None:

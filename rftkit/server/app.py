@@ -38,6 +38,7 @@ from rftkit.server.api import (
     models,
     permissions,
     responses,
+    unsupported,
 )
 from rftkit.server.api.body import refusal
 from rftkit.server.api.files import MAX_FILE_BYTES
@@ -46,6 +47,7 @@ from rftkit.server.judging import judge_call
 from rftkit.server.link import ChatError
 from rftkit.server.platform import Platform
 from rftkit.server.shelf import Shelf
+from rftkit.server.webhooks import deliver_for_ever
 
 __all__ = ["MAX_JSON_BYTES", "create_app"]
 
@@ -69,7 +71,9 @@ def create_app(platform: Platform) -> FastAPI:
         platform.runner = runner = EvalRunner(platform, complete)
         await platform.link.start()
         await runner.start()
+        postman = asyncio.create_task(deliver_for_ever(platform.store))
         yield
+        postman.cancel()
         await runner.stop()
         await platform.link.stop()
         platform.shelf.close()
@@ -79,7 +83,18 @@ def create_app(platform: Platform) -> FastAPI:
         docs_url=None, redoc_url=None, openapi_url="/openapi.json",
     )  # fmt: skip
     app.state.platform = platform
-    for module in (files, jobs, graders, models, chat, evals, eval_runs, permissions, responses):
+    for module in (
+        files,
+        jobs,
+        graders,
+        models,
+        chat,
+        evals,
+        eval_runs,
+        permissions,
+        responses,
+        unsupported,
+    ):
         app.include_router(module.router, prefix="/v1")
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)

@@ -21,6 +21,7 @@ from rftkit.errors import NotFoundError, RequestError
 from rftkit.server.migrations import migrate
 from rftkit.server.records import (
     Checkpoint,
+    Delivery,
     Eval,
     EvalRun,
     Event,
@@ -110,6 +111,15 @@ class Database:
             raise NotFoundError(f"there is no {_LABEL[kind]} with id {missing!r}", param="id")
         return found[0]
 
+    def _announce(self, kind: str, object_id: str) -> None:
+        """Note, in the transaction that ends something, that a webhook may want to know."""
+        moment = now()
+        self._insert(
+            Delivery(
+                id=new_id("evt_"), created_at=moment, type=kind, object_id=object_id, due_at=moment
+            )
+        )
+
     def _page(
         self,
         kind: type[R],
@@ -149,6 +159,7 @@ _LABEL: dict[type[Record], str] = {
     OutputItem: "output item",
     Permission: "checkpoint permission",
     StoredResponse: "response",
+    Delivery: "delivery",
 }
 
 

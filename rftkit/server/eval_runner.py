@@ -24,6 +24,7 @@ from rftkit.graders.template import compile_template
 from rftkit.server.api.body import check_messages
 from rftkit.server.api.chat import ChatBody, worker_request
 from rftkit.server.evaluation import GradedSample, item_from, results_from, tally
+from rftkit.server.judging import embedding_call
 from rftkit.server.platform import Platform
 from rftkit.server.records import Eval, EvalRun, OutputItem
 from rftkit.server.store import Store
@@ -116,6 +117,7 @@ class _Pass:
                 {key: value for key, value in spec.items() if key != "id"},
                 purpose="eval",
                 complete=complete,
+                embed=embedding_call(),
             )
             for spec in self._eval.testing_criteria
         ]

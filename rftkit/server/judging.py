@@ -1,4 +1,6 @@
-"""The completion call that model graders get: the judge of the settings, or a model served here."""
+"""The calls that graders get: completions from the judge of the settings or a model served here,
+embeddings (for `cosine`) from the judge of the settings only, since no model here makes them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,13 @@ from pydantic import ValidationError
 from rftkit import settings
 from rftkit.errors import InputError, NotFoundError
 from rftkit.graders import Completion, CompletionCall, completion_call
+from rftkit.graders.leaves import EmbeddingCall
 from rftkit.server.api.body import refusal
 from rftkit.server.api.chat import ChatBody, worker_request
 from rftkit.server.link import ChatError
 from rftkit.server.platform import Platform
 
-__all__ = ["judge_call"]
+__all__ = ["embedding_call", "judge_call"]
 
 
 def judge_call(platform: Platform) -> CompletionCall:
@@ -65,3 +68,19 @@ def judge_call(platform: Platform) -> CompletionCall:
         )
 
     return complete
+
+
+def embedding_call() -> EmbeddingCall | None:
+    """How `cosine` gets its vectors; None without a judge elsewhere."""
+    judge = settings.judge()
+    if judge.base_url is None:
+        return None
+
+    def embed(model: str, texts: list[str]) -> list[list[float]]:
+        import openai
+
+        with openai.OpenAI(base_url=judge.base_url, api_key=judge.api_key or "none") as client:
+            answer = client.embeddings.create(model=model, input=texts)
+        return [entry.embedding for entry in answer.data]
+
+    return embed

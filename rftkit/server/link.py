@@ -25,6 +25,8 @@ LINE_BYTES = 1 << 28
 """Longest line a worker may send."""
 PAUSES = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before each restart in a row."""
+EOF_SECONDS = 2.0
+STOP_SECONDS = 5.0
 STABLE_SECONDS = 60.0
 """A worker that lived this long starts the pauses anew."""
 
@@ -110,11 +112,7 @@ class WorkerLink:
             return
         assert process.stdin is not None
         process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), timeout=5)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await _ended(process, STOP_SECONDS)
 
     def wake(self) -> None:
         """Tell the worker to look into the store. A dead one will look when it starts."""
@@ -187,9 +185,7 @@ class WorkerLink:
         with contextlib.suppress(ValueError, ConnectionError):  # a line beyond LINE_BYTES
             while line := await process.stdout.readline():
                 self._deliver(line)
-        if process.returncode is None:  # it closed its stdout: no use to anybody
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        await _ended(process, EOF_SECONDS)  # one that only closed its stdout is of no use
 
     def _deliver(self, line: bytes) -> None:
         try:
@@ -209,6 +205,15 @@ class WorkerLink:
             f"itself, so try again in a moment. Last words: {_last_line(self._log_path)}",
             code="worker_unavailable",
         )
+
+
+async def _ended(process: asyncio.subprocess.Process, patience: float) -> None:
+    """Wait for a process to end; kill it when it takes longer than `patience` seconds."""
+    try:
+        await asyncio.wait_for(process.wait(), patience)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 def _chat_error(error: dict[str, Any]) -> ChatError:

@@ -89,7 +89,20 @@ def _evals(db: sqlite3.Connection) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_files_and_jobs, _evals)
+def _deliveries(db: sqlite3.Connection) -> None:
+    db.execute(
+        """CREATE TABLE deliveries (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+            created_at INTEGER NOT NULL, type TEXT NOT NULL, object_id TEXT NOT NULL,
+            attempts INTEGER NOT NULL, due_at INTEGER)"""
+    )
+
+
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _files_and_jobs,
+    _evals,
+    _deliveries,
+)
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
-    "ACTIVE", "TERMINAL", "Checkpoint", "Eval", "EvalRun", "Event", "File", "Job", "Model",
-    "OutputItem", "Permission", "Record", "StoredResponse",
+    "ACTIVE", "TERMINAL", "Checkpoint", "Delivery", "Eval", "EvalRun", "Event", "File", "Job",
+    "Model", "OutputItem", "Permission", "Record", "StoredResponse",
 ]  # fmt: skip
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -239,3 +239,18 @@ class StoredResponse(Record):
     """The response object as it was sent."""
     input: list[Json]
     """The whole conversation before it, as chat messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery(Record):
+    """News that a webhook endpoint should get: a job or an eval run has ended."""
+
+    TABLE: ClassVar[str] = "deliveries"
+    id: str
+    created_at: int
+    type: str
+    """`fine_tuning.job.succeeded`, `eval.run.failed`, …"""
+    object_id: str
+    attempts: int = 0
+    due_at: int | None
+    """When to try next; None once it arrived or was given up."""

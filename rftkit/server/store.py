@@ -19,7 +19,7 @@ from typing import Any
 
 from rftkit.errors import NotFoundError, PlatformError, RequestError
 from rftkit.server.database import connect, new_id, now, sql_list
-from rftkit.server.records import ACTIVE, TERMINAL, Checkpoint, Event, Job, Model
+from rftkit.server.records import ACTIVE, TERMINAL, Checkpoint, Delivery, Event, Job, Model
 from rftkit.server.store_evals import Evals
 from rftkit.server.store_files import Files
 
@@ -146,6 +146,7 @@ class Store(Files, Evals):
                 fields.pop("status", None)
             elif fields.get("status") in TERMINAL:
                 fields = {"finished_at": now(), "estimated_finish": None, **fields}
+                self._announce(f"fine_tuning.job.{fields['status']}", job_id)
             return self._update(Job, job_id, fields)
 
     def cancel_job(self, job_id: str) -> Job:
@@ -284,7 +285,20 @@ class Store(Files, Evals):
                     f"there is no fine-tuned model {name!r}", param="model", code="model_not_found"
                 )
 
-    # -- resent requests and keys --------------------------------------------------------------
+    # -- webhooks, resent requests, keys --------------------------------------------------------
+
+    def due_deliveries(self, *, limit: int = 100) -> list[Delivery]:
+        """News that has not arrived and is due to be sent, oldest first."""
+        return self._find(Delivery, "due_at <= ? ORDER BY seq LIMIT ?", now(), limit)
+
+    def drop_deliveries(self, before: int) -> None:
+        """Forget news older than a moment, arrived or not."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM deliveries WHERE created_at < ?", (before,))
+
+    def update_delivery(self, delivery_id: str, **fields: Any) -> Delivery:
+        """Note an attempt to send."""
+        return self._update(Delivery, delivery_id, fields)
 
     def remember_request(self, route: str, digest: str, object_id: str) -> None:
         """Note what a create made, so that a resent one can be recognised."""

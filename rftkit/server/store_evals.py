@@ -11,6 +11,8 @@ from rftkit.server.records import Eval, EvalRun, OutputItem, Permission, StoredR
 
 __all__ = ["Evals"]
 
+ENDINGS = {"completed": "succeeded", "failed": "failed", "canceled": "canceled"}
+"""Final states of a run and how webhook events call them."""
 UNFINISHED = "('queued', 'in_progress')"
 
 
@@ -150,6 +152,8 @@ class Evals(Database):
         with self.transaction():
             if self.run(run_id).status not in ("queued", "in_progress"):
                 fields.pop("status", None)
+            elif fields.get("status") in ENDINGS:
+                self._announce(f"eval.run.{ENDINGS[fields['status']]}", run_id)
             return self._update(EvalRun, run_id, fields)
 
     def delete_run(self, run_id: str) -> None:

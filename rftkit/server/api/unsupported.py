@@ -1,0 +1,53 @@
+"""Routes of the hosted service that a client may know and this platform does not have.
+
+Each answers 400 and says so, which a client can tell from a mistyped URL.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from rftkit.errors import RequestError
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+ROOTS = (
+    "assistants",
+    "audio",
+    "batches",
+    "completions",
+    "containers",
+    "conversations",
+    "embeddings",
+    "images",
+    "moderations",
+    "organization",
+    "realtime",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+    "webhooks",
+)
+METHODS = ["GET", "POST", "DELETE"]
+WHY = {
+    "embeddings": "no model here makes them; `cosine` graders ask RFTKIT_JUDGE_BASE_URL",
+    "webhooks": "set RFTKIT_WEBHOOK_URL (and OPENAI_WEBHOOK_SECRET) where the server starts",
+    "completions": "use /chat/completions",
+    "uploads": "use /files",
+}
+
+
+def _refuse(request: Request) -> None:
+    root = request.url.path.removeprefix("/v1/").split("/")[0]
+    why = f": {WHY[root]}" if root in WHY else ""
+    raise RequestError(f"/{root} is not supported by the local platform{why}", code="unsupported")
+
+
+for _root in ROOTS:
+    router.add_api_route(f"/{_root}", _refuse, methods=METHODS, include_in_schema=False)
+    router.add_api_route(
+        f"/{_root}/{{rest:path}}", _refuse, methods=METHODS, include_in_schema=False
+    )
