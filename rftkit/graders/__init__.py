@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
-    from rftkit.graders.endpoint import mask_secrets
+    from rftkit.graders.endpoint import HttpCall, mask_secrets
     from rftkit.graders.engine import CompiledGrader, Leaf, compile_grader, grade
     from rftkit.graders.frames import grade_many
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
+    from rftkit.graders.leaves import EmbeddingCall
     from rftkit.graders.needs import check_item_paths, validate, variables
     from rftkit.graders.outcome import Grade, Sample
     from rftkit.graders.sandbox import Limits
@@ -27,7 +28,9 @@ __all__ = [
     "CompiledGrader",
     "Completion",
     "CompletionCall",
+    "EmbeddingCall",
     "Grade",
+    "HttpCall",
     "JudgeCache",
     "Leaf",
     "Limits",
@@ -46,10 +49,11 @@ __all__ = [
 _HOMES = {
     "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
-    "endpoint": ("mask_secrets",),
+    "endpoint": ("HttpCall", "mask_secrets"),
     "engine": ("CompiledGrader", "Leaf", "compile_grader", "grade"),
     "frames": ("grade_many",),
     "judge": ("Completion", "CompletionCall", "completion_call"),
+    "leaves": ("EmbeddingCall",),
     "needs": ("check_item_paths", "validate", "variables"),
     "outcome": ("Grade", "Sample"),
     "sandbox": ("Limits",),

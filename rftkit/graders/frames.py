@@ -132,6 +132,7 @@ class _Journal:
 
     def add(self, key: str, grade: Grade) -> None:
         line = json.dumps({"key": key, "grade": dataclasses.asdict(grade)})
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, self._path.open("a", encoding="utf-8") as file:
             file.write(f"\n{line}\n")
 

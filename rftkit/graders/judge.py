@@ -54,8 +54,8 @@ class Completion:
 class CompletionCall(Protocol):
     """One chat completion. An attribute `endpoint` (text), if there is one, is part of cache keys.
 
-    An exception means that the call failed; it is tried again unless it has a `status_code` that
-    says that trying again is of no use.
+    An exception means that the call failed; it is tried again unless its `status_code` or `status`
+    (of HTTP) says that trying again is of no use.
     """
 
     def __call__(
@@ -236,7 +236,7 @@ def _parse(text: str) -> Any:
 
 
 def _may_pass(error: Exception) -> bool:
-    status = getattr(error, "status_code", None)
+    status = getattr(error, "status_code", getattr(error, "status", None))
     return not isinstance(status, int) or status in (408, 409, 429) or status >= 500
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +53,12 @@ def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
                 raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
 
 
-def _paths(spec: Mapping[str, Any]) -> list[Path]:
-    parts = parts_of(parse(spec, purpose="eval"))
-    return [path for key, part in parts.items() for path in leaf_paths(part, param_of(key))]
+def _paths(spec: Mapping[str, Any]) -> tuple[Path, ...]:
+    return _paths_of(json.dumps(spec, default=repr))
+
+
+@functools.lru_cache(maxsize=16)
+def _paths_of(text: str) -> tuple[Path, ...]:
+    """By the text of the spec, because a dataset asks once for every row."""
+    parts = parts_of(parse(json.loads(text), purpose="eval"))
+    return tuple(path for key, part in parts.items() for path in leaf_paths(part, param_of(key)))

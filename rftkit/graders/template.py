@@ -110,7 +110,7 @@ def look_up(path: Path, sample: Sample | None, item: Any) -> Any:
 
 def _parse(slot: str, param: str | None) -> Path:
     text = slot.strip()
-    namespace, position = re.match(r"\w*", text)[0], 0  # type: ignore[index]
+    namespace = next(re.finditer(r"\w*", text))[0]
     steps: list[str | int] = []
     position = len(namespace)
     while match := _NAME.match(text, position) or _INDEX.match(text, position):
