@@ -56,6 +56,12 @@ def test_render(text: str, expected: str) -> None:
     assert render(text) == expected
 
 
+def test_a_row_may_have_keys_named_like_those_of_the_sample() -> None:
+    item = {"output_text": "row", "output_json": {"label": "row"}}
+    assert render("{{item.output_text}} {{item.output_json.label}}", item=item) == "row row"
+    assert render("{{sample.output_json.label}}", item=item) == "yes"
+
+
 def test_what_is_substituted_is_not_rendered_again() -> None:
     assert render("{{item.x}}", item={"x": "{{sample.output_text}}"}) == "{{sample.output_text}}"
 

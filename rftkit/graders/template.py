@@ -149,7 +149,7 @@ def _getter(path: Path) -> Callable[[Sample, Any], Any]:
             return look_up(path, sample, item)
 
         return top
-    if len(steps) == 2 and steps[0] == "output_json":
+    if path.namespace == "sample" and len(steps) == 2 and steps[0] == "output_json":
         field = steps[1]
 
         def answer(sample: Sample, item: Any) -> Any:
