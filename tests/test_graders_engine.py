@@ -303,6 +303,25 @@ def test_sources_that_only_a_run_can_judge(source: str) -> None:
     graders.validate({"type": "python", "source": source})
 
 
+def test_a_source_is_a_module_like_any_other() -> None:
+    source = """
+from __future__ import annotations
+import inspect, pickle, typing
+from dataclasses import dataclass
+
+@dataclass
+class Fact:
+    name: typing.ClassVar[str]
+    value: float = 0.5
+
+def grade(sample: dict, item: dict) -> float:
+    assert "value" in inspect.getsource(grade)
+    return pickle.loads(pickle.dumps(Fact())).value
+"""
+    grade = graders.grade({"type": "python", "source": source}, "x", {})
+    assert grade.reward == 0.5, grade.errors
+
+
 def test_label_model_and_cosine_in_evals() -> None:
     label = {"type": "label_model", "model": "m", "labels": ["a", "b"], "passing_labels": ["a"],
              "input": [{"role": "user", "content": "?"}]}  # fmt: skip

@@ -19,6 +19,7 @@ import signal
 import struct
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -53,10 +54,12 @@ def main() -> None:
 def _load(source: str) -> Callable[[Any, Any], Any]:
     """The user's function, or one that raises what went wrong while loading it."""
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
-    module: dict[str, Any] = {"__name__": "grader", "__file__": FILE_NAME}
+    # a module like any other: dataclasses, pydantic and pickle look theirs up by name
+    module = sys.modules["grader"] = types.ModuleType("grader")
+    module.__file__ = FILE_NAME
     try:
-        exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module)
-        grade = module["grade"]
+        exec(compile(source, FILE_NAME, "exec", dont_inherit=True), module.__dict__)
+        grade = module.grade
     except BaseException as error:
         failure = error
 
