@@ -90,6 +90,9 @@ def lab(
     folder: Annotated[Path, typer.Argument(help="Where your copies go.")] = Path(
         "rftkit-notebooks"
     ),
+    options: Annotated[
+        list[str] | None, typer.Argument(help="After --: options of JupyterLab, as --no-browser.")
+    ] = None,
 ) -> None:
     """Open JupyterLab on your own copies of the notebooks."""
     from rftkit import connect
@@ -102,7 +105,7 @@ def lab(
         if not (folder / notebook.name).exists():
             shutil.copy(notebook, folder)
     print(f"platform: {connect().base_url}   notebooks: {folder.resolve()}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(folder)])
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(folder), *(options or [])])
 
 
 @app.command()
