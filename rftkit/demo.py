@@ -8,6 +8,7 @@ statistics: one seed shows that it works, not how well.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit import compile_grader, connect, datasets, evals, jobs, reports
 from rftkit.console import table
 from rftkit.datasets import Dataset, reference_answer
-from rftkit.errors import JobFailedError
+from rftkit.errors import InputError, JobFailedError
 from rftkit.evals import Answer
 from rftkit.graders import CompiledGrader, Sample
 
@@ -101,7 +102,7 @@ def run(
         InputError: The dataset or its grader cannot be used.
         JobFailedError: The job failed, was cancelled or is paused.
     """
-    plan, seconds = PLANS[name], Seconds()
+    plan, seconds, out = PLANS[name], Seconds(), writable_folder(out)
 
     say("1. Check the data and the grader")
     data = datasets.bundled(name)
@@ -159,9 +160,12 @@ def run(
         test = {"constant": evals.score(evals.grade(grader, [constant] * len(rows), rows))}
     test |= {label: evals.score(grades[label]) for label in models}
     say(table([{f"{len(rows)} test rows": LABELS[label], **test[label]} for label in test]))
+    for label, given in answers.items():
+        if errors := [answer.error for answer in given if answer.error]:
+            say(f"{LABELS[label]}: {len(errors)} requests failed, the first: {errors[0]}")
 
     say("\n6. Write the report")
-    answers_path = Path(out, f"{job.id}-answers.json")
+    answers_path = out / f"{job.id}-answers.json"
     write_json(
         answers_path,
         {
@@ -174,7 +178,7 @@ def run(
     with seconds("report"):
         report = reports.run(
             "report_job",
-            Path(out, f"{job.id}.html"),
+            out / f"{job.id}.html",
             job_id=job.id,
             answers=str(answers_path.resolve()),
         )
@@ -275,7 +279,18 @@ def constant_answer(grader: CompiledGrader, data: Dataset) -> Answer:
     return Answer("constant", Sample.from_text(text or "", response_format=data.response_format))
 
 
+def writable_folder(folder: Path | str) -> Path:
+    """Make a folder, or say now and not after minutes of training that it cannot be written."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; choose another folder with --out") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} cannot be written; choose another folder with --out")
+    return folder
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a file for programs, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file for programs."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

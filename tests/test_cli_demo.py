@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ import pytest
 from conftest import Served
 
 from rftkit import client, demo, jobs, reports
-from rftkit.errors import JobFailedError
+from rftkit.errors import InputError, JobFailedError
+from rftkit.server.link import ChatError
 
 TUNED = "ft:rftkit-tiny:local:tiny-copy:x"
 
@@ -32,12 +34,16 @@ def told(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(reports, "run", report)
     monkeypatch.setattr(demo, "connect", lambda: served.client)
-    served.link.say = lambda request: (
-        request["messages"][-1]["content"].removeprefix("copy: ")
-        if request["model"] == TUNED
-        else "aaa"
-    )
+    served.link.say = say
     return []
+
+
+def say(request: dict[str, Any]) -> Any:
+    """The tuned model copies; the base says aaa, and breaks when a letter is h."""
+    word = request["messages"][-1]["content"].removeprefix("copy: ")
+    if request["model"] == TUNED:
+        return word
+    return ChatError("no h here", status=400) if "h" in word else "aaa"
 
 
 def play(served: Served, ending: Callable[[str], object]) -> threading.Thread:
@@ -93,6 +99,8 @@ def test_the_whole_story(served: Served, told: list[str], tmp_path: Path) -> Non
         assert f"{heading}. " in text
     assert "reference answers graded: each earns 1.000" in text
     assert "best constant answer" in text
+    assert re.search(r"base model: \d+ requests failed, the first: .*no h here", text)
+    assert result["test"]["base"]["failed"] > 0
     assert "where the time went" in text
 
 
@@ -119,7 +127,14 @@ def test_a_job_without_a_model_ends_it(
     with pytest.raises(JobFailedError, match=status):
         demo.run("tiny_copy", out=tmp_path / "out", say=told.append)
     thread.join()
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_first(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/out: .* choose another folder with --out"):
+        demo.run("tiny_copy", out=tmp_path / "file" / "out")
+    assert served.client.fine_tuning.jobs.list().data == []
 
 
 def test_for_real_on_the_tiny_model(home: Path, tmp_path: Path) -> None:
