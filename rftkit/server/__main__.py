@@ -172,7 +172,7 @@ def _bind(host: str, port: int | None) -> socket.socket:
     problem: OSError | None = None
     for candidate in ports if port is None else [port]:
         try:
-            return socket.create_server((host, candidate), backlog=512)
+            return _listener(host, candidate)
         except (OSError, OverflowError) as error:
             problem = error if isinstance(error, OSError) else OSError(str(error))
     wanted = f"port {port}" if port is not None else f"every port from {ports[0]} to {ports[-1]}"
@@ -180,6 +180,23 @@ def _bind(host: str, port: int | None) -> socket.socket:
         f"{wanted} on {host} cannot be used ({problem.strerror or problem if problem else ''}); "
         "choose a free one with --port"
     )
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that says it is TCP: asyncio turns the 40 ms of Nagle's algorithm off only then."""
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+    )[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _address(listener: socket.socket) -> str:
