@@ -111,7 +111,7 @@ class StepStats:
     grad_norm: float
     clip_fraction: float
     entropy: float
-    """In nats."""
+    """Mean −log-prob of the sampled tokens, in nats: an unbiased estimate of the entropy."""
     kl: float | None
     """To the frozen base, in nats; None when it was not computed (kl_coef is 0)."""
     logprob_gap_mean: float

@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 __all__ = ["ATTENTION_NAME", "Decode", "Packed", "register_attention"]
 
 ATTENTION_NAME = "rftkit"
+LONG_PROMPT = 256  # tokens
 
 
 class Layout(Protocol):
@@ -75,20 +76,14 @@ class Packed:
         self.device = device
         self.keys: list[torch.Tensor] | None = [] if keep_keys else None
         self.values: list[torch.Tensor] = []
-        self.positions = torch.tensor(
-            [
-                position
-                for p, lengths in zip(prompt_lengths, completion_lengths, strict=True)
-                for span in (range(p), *(range(p, p + t) for t in lengths))
-                for position in span
-            ],
-            device=device,
-        )  # (N,)
-        self._groups = []
-        start = 0
+        positions: list[int] = []
+        self._groups: list[_Group] = []
         for p, lengths in zip(prompt_lengths, completion_lengths, strict=True):
-            self._groups.append(_Group(start, p, list(lengths), device))
-            start += p + sum(lengths)
+            self._groups.append(_Group(len(positions), p, lengths, device))
+            positions += range(p)
+            for length in lengths:
+                positions += range(p, p + length)
+        self.positions = torch.tensor(positions, device=device)  # (N,)
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
@@ -97,53 +92,86 @@ class Packed:
         if self.keys is not None:
             self.keys.append(k)
             self.values.append(v)
-        parts = [part for group in self._groups for part in group.attend(q, k, v, scale)]
+        heads, kv, size = q.shape[0], k.shape[0], q.shape[2]
+        queries = (q.transpose(0, 1) * scale).view(-1, kv, heads // kv, size)  # (N, K, rep, D)
+        keys, values = k.transpose(0, 1), v.transpose(0, 1)  # (N, K, D)
+        # One group at a time: its score matrices stay in the processor's cache.
+        parts = [part for group in self._groups for part in group.attend(queries, keys, values)]
         return torch.cat(parts)
 
 
 class _Group:
-    """The indices of one group on the flat line."""
+    """One group on the flat line."""
 
-    def __init__(self, start: int, prompt: int, lengths: list[int], device: torch.device) -> None:
+    def __init__(
+        self, start: int, prompt: int, lengths: Sequence[int], device: torch.device
+    ) -> None:
         self.prompt = slice(start, start + prompt)
-        self.total = sum(lengths)
-        self.own = slice(start + prompt, start + prompt + self.total)
-        if not self.total:
-            return
-        longest = max(lengths)
-        offsets, rows = 0, []
-        for length in lengths:  # pads repeat the row's first token; nothing real attends to them
-            rows.append([offsets + min(i, max(length - 1, 0)) for i in range(longest)])
-            offsets += length
-        rows = [row for row, length in zip(rows, lengths, strict=True) if length]
-        kept = [length for length in lengths if length]
-        self.gather = torch.tensor(rows, device=device)  # (G, T) into `own`
-        flat = [g * longest + i for g, length in enumerate(kept) for i in range(length)]
-        self.scatter = torch.tensor(flat, device=device)  # (own,) into (G·T)
-        see_prompt = torch.ones(longest, prompt, dtype=torch.bool, device=device)
-        see_own = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
-        self.mask = torch.cat([see_prompt, see_own], dim=1)  # (T, P + T)
+        kept = [length for length in lengths if length]  # one-token answers add no input
+        self.own = slice(start + prompt, start + prompt + sum(kept))
+        self.shape = (len(kept), max(kept, default=0))  # G, T
+        longest = self.shape[1]
+        starts = [sum(kept[:g]) for g in range(len(kept))]
+        gather = [s + min(i, n - 1) for s, n in zip(starts, kept, strict=True) for i in range(longest)]
+        scatter = [g * longest + i for g, n in enumerate(kept) for i in range(n)]
+        self.gather = torch.tensor(gather, device=device, dtype=torch.long)  # (G·T,) into `own`
+        self.scatter = torch.tensor(scatter, device=device, dtype=torch.long)  # (own,) into G·T
+        self.later = _later(longest, device)
+        self.later_prompt = _later(prompt, device) if prompt <= LONG_PROMPT else None
 
-    def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-    ) -> list[torch.Tensor]:
-        kp, vp = k[:, self.prompt], v[:, self.prompt]  # (K, P, D)
-        out = scaled_dot_product_attention(
-            q[None, :, self.prompt], kp[None], vp[None], is_causal=True, scale=scale, enable_gqa=True
-        )[0].transpose(0, 1)  # (P, H, D)
-        if not self.total:
-            return [out]
-        num = self.gather.shape[0]
-        qc = q[:, self.own][:, self.gather].transpose(0, 1)  # (G, H, T, D)
-        kc = k[:, self.own][:, self.gather].transpose(0, 1)
-        vc = v[:, self.own][:, self.gather].transpose(0, 1)
-        kc = torch.cat([kp.expand(num, -1, -1, -1), kc], dim=2)  # (G, K, P + T, D)
-        vc = torch.cat([vp.expand(num, -1, -1, -1), vc], dim=2)
-        own = scaled_dot_product_attention(
-            qc, kc, vc, attn_mask=self.mask, scale=scale, enable_gqa=True
-        )  # (G, H, T, D)
-        own = own.transpose(1, 2).reshape(-1, *own.shape[1::2])  # (G·T, H, D)
-        return [out, own[self.scatter]]
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+        """Rows of this group's tokens, (P, H, D) and (own, H, D), in order."""
+        kp, vp = k[self.prompt].transpose(0, 1), v[self.prompt].transpose(0, 1)  # (K, P, D)
+        parts = [self._prompt_rows(q[self.prompt], kp, vp)]
+        if self.shape[1]:
+            own = (each[self.own].index_select(0, self.gather) for each in (q, k, v))
+            parts.append(self._own_rows(*own, kp, vp))
+        return parts
+
+    def _prompt_rows(self, q: torch.Tensor, kp: torch.Tensor, vp: torch.Tensor) -> torch.Tensor:
+        length, kv, rep, size = q.shape
+        q = q.permute(1, 2, 0, 3)  # (K, rep, P, D)
+        if self.later_prompt is None:  # keeps no P² matrix, but has a slow backward pass
+            out = scaled_dot_product_attention(
+                q.reshape(1, kv * rep, length, size),
+                kp[None], vp[None], is_causal=True, scale=1.0, enable_gqa=True,
+            )[0]  # fmt: skip
+            return out.transpose(0, 1)
+        scores = (q.reshape(kv, rep * length, size) @ kp.transpose(1, 2)).float()
+        scores = scores.view(kv, rep, length, length).masked_fill_(self.later_prompt, -torch.inf)
+        weights = torch.softmax(scores, dim=-1).to(vp.dtype)
+        out = (weights.view(kv, rep * length, length) @ vp).view(kv, rep, length, size)
+        return out.permute(2, 0, 1, 3).reshape(length, kv * rep, size)
+
+    def _own_rows(
+        self,
+        q: torch.Tensor,  # (G·T, K, rep, D)
+        k: torch.Tensor,  # (G·T, K, D)
+        v: torch.Tensor,
+        kp: torch.Tensor,  # (K, P, D)
+        vp: torch.Tensor,
+    ) -> torch.Tensor:
+        num, longest = self.shape
+        _, kv, rep, size = q.shape
+        length = kp.shape[1]
+        q = q.view(num, longest, kv, rep, size).permute(2, 0, 3, 1, 4).contiguous()
+        k, v = (each.view(num, longest, kv, size).permute(2, 0, 1, 3) for each in (k, v))
+        wide = (kv, num, rep, longest, -1)
+        shared = q.view(kv, num * rep * longest, size) @ kp.transpose(1, 2)  # (K, G·rep·T, P)
+        own = q.view(kv, num, rep * longest, size) @ k.transpose(2, 3)  # (K, G, rep·T, T)
+        own = own.view(wide).masked_fill(self.later, -torch.inf)
+        scores = torch.cat([shared.view(wide), own], dim=-1)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(vp.dtype)
+        on_prompt = weights[..., :length].reshape(kv, -1, length) @ vp
+        on_own = weights[..., length:].reshape(kv, num, -1, longest) @ v
+        out = on_prompt.view(*wide[:4], size) + on_own.view(*wide[:4], size)
+        rows = out.permute(1, 3, 0, 2, 4).reshape(num * longest, kv * rep, size)
+        return rows.index_select(0, self.scatter)
+
+
+def _later(length: int, device: torch.device) -> torch.Tensor:
+    """True where a token would see a later one, (T, T)."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
 
 
 class Decode:

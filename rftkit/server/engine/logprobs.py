@@ -14,10 +14,10 @@ import torch
 
 from rftkit.server.engine.grammar import Masks, unpack
 
-__all__ = ["scores", "token_logprobs"]
+__all__ = ["scores", "token_logprobs", "weights"]
 
 CHUNK_ROWS = 256
-NEVER = -1e30  # finite, so that 0 · NEVER is 0 in the entropy
+NEVER = -1e30  # finite, so that a row of nothing but this is still a number
 
 
 def scores(
@@ -33,26 +33,37 @@ def scores(
     return logits.masked_fill_(~allowed, NEVER)
 
 
+def weights(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """exp(values − max) of each row, in place, and the log of its sum plus the max, (N,)."""
+    top = values.amax(dim=-1, keepdim=True)
+    values.sub_(top).exp_()
+    return values, torch.log(values.sum(dim=-1)) + top[:, 0]
+
+
 def token_logprobs(
     hidden: torch.Tensor,  # (N, width)
     head: torch.Tensor,  # (V, width)
     tokens: torch.Tensor,  # (N,)
     masks: Masks | None,
     temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob of each token and entropy of each place, (N,) and (N,) float32, in nats."""
-    parts = [hidden.new_zeros(2, 0, dtype=torch.float32)]
+) -> torch.Tensor:
+    """Log-prob of each token, (N,) float32, in nats."""
+    parts = [hidden.new_zeros(0, dtype=torch.float32)]
     for start in range(0, len(hidden), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         chunk_masks = None if masks is None else masks[rows]
-        chunk = _Chunk.apply(hidden[rows], head, tokens[rows], chunk_masks, temperature)  # type: ignore[no-untyped-call]
-        parts.append(torch.stack(chunk))
-    logprobs, entropy = torch.cat(parts, dim=1)
-    return logprobs, entropy.detach()
+        parts.append(
+            _Chunk.apply(hidden[rows], head, tokens[rows], chunk_masks, temperature)  # type: ignore[no-untyped-call]
+        )
+    return torch.cat(parts)
 
 
 class _Chunk(torch.autograd.Function):
-    """Log-probs and entropies of some rows; the gradient of a log-prob is (one-hot − p) · head."""
+    """Log-probs of some rows.
+
+    Their gradient, (one-hot − p) · head / temperature, is worked out while p exists, so that the
+    backward pass has one product with the incoming gradient and no logits.
+    """
 
     @staticmethod
     def forward(
@@ -62,25 +73,20 @@ class _Chunk(torch.autograd.Function):
         tokens: torch.Tensor,
         masks: Masks | None,
         temperature: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor:
         values = scores(hidden, head, masks, temperature)
-        total = torch.logsumexp(values, dim=-1)
-        logprobs = values.gather(1, tokens[:, None])[:, 0] - total
-        probabilities = torch.exp(values - total[:, None])
-        entropy = total - torch.einsum("nv,nv->n", probabilities, values)
-        ctx.save_for_backward(hidden, head, tokens, total)
-        ctx.masks, ctx.temperature = masks, temperature
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        chosen = values.gather(1, tokens[:, None])[:, 0]
+        powers, total = weights(values)
+        if ctx.needs_input_grad[0]:
+            mean = (powers.to(head.dtype) @ head).float() / powers.sum(dim=-1, keepdim=True)
+            slope = (head[tokens].float() - mean) / temperature
+            ctx.save_for_backward(slope.to(hidden.dtype))
+        return chosen - total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        hidden, head, tokens, total = ctx.saved_tensors
-        grad = (grads[0] / ctx.temperature)[:, None]  # (N, 1)
-        values = scores(hidden, head, ctx.masks, ctx.temperature)
-        values.sub_(total[:, None]).exp_().mul_(-grad)
-        values.scatter_add_(1, tokens[:, None], grad)
-        return (values.to(head.dtype) @ head).to(hidden.dtype), None, None, None, None
+        (slope,) = ctx.saved_tensors
+        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None
 
 
 def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

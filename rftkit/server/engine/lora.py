@@ -1,146 +1,217 @@
 """Low-rank adapters on frozen linear layers: y = x Wᵀ + (alpha/rank) (x Aᵀ) Bᵀ.
 
-A and B are float32 masters; the arithmetic runs in the dtype of the base weight. Saved in the
-folder format of the PEFT library, which can load them. No dropout: the policy that samples and the
-policy that is trained are the same function (Hu et al. 2021, arXiv:2106.09685).
+A and B are float32 masters; the arithmetic runs in the dtype of the base weight. Layers that read
+the same input (q, k, v; gate, up) are computed as one: fewer, larger products. Saved in the folder
+format of the PEFT library, which can load them. No dropout: the policy that samples and the policy
+that is trained are the same function (Hu et al. 2021, arXiv:2106.09685).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.functional import linear
 
 from rftkit.server.engine.base import LoraConfig
 
-__all__ = ["AdapterWeights", "LoraLinear", "add_lora", "load_adapter", "save_adapter"]
+__all__ = ["AdapterWeights", "Block", "add_blocks", "fresh_adapter", "load_adapter", "save_adapter"]
 
 AdapterWeights = dict[str, torch.Tensor]
-"""Layer name + ".A" / ".B" → float32 tensor."""
+"""Layer name + ".A" (rank, in) or ".B" (out, rank) → float32 tensor."""
+
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one parent that read the same input."""
+PACKED_ROWS = 512
+"""Up to this many rows a product is faster with weights packed beforehand."""
+
+
+class Block(nn.Module):
+    """One or more frozen linear layers of the same input, each with at most one adapter."""
+
+    def __init__(self, names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.names = list(names)
+        self.sizes = [layer.out_features for layer in layers]
+        weight = torch.cat([layer.weight.data for layer in layers])
+        self.weight = nn.Parameter(weight, requires_grad=False)  # (out, in)
+        self.bias: torch.Tensor | None = None
+        if any(layer.bias is not None for layer in layers):
+            parts = [
+                layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+                for layer in layers
+            ]
+            self.bias = nn.Parameter(torch.cat([part.data for part in parts]), requires_grad=False)
+        self._adapter: tuple[list[torch.Tensor], list[torch.Tensor], float] | None = None
+        self._low: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._packed: torch.Tensor | None = None
+        self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+
+    def use(self, weights: AdapterWeights | None, scale: float) -> None:
+        """Put an adapter on (None: the base alone)."""
+        self._last = self._low = self._adapter = None
+        if weights is not None:
+            self._adapter = (
+                [weights[f"{name}.A"] for name in self.names],
+                [weights[f"{name}.B"] for name in self.names],
+                scale,
+            )
+
+    def refresh(self) -> None:
+        """Forget what was derived from the masters, after they have changed."""
+        self._last = self._low = None
+
+    def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer makes of x (..., in); computed once for the same tensor."""
+        if self._last is None or self._last[0] is not x:
+            y = self._apply(x.reshape(-1, x.shape[-1]))
+            parts = y.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
+            self._last = (x, list(parts)) if len(parts) > 1 else None
+            return list(parts)
+        return self._last[1]
+
+    def served(self) -> None:
+        """All layers have been asked: let go of the tensors."""
+        self._last = None
+
+    def _apply(self, flat: torch.Tensor) -> torch.Tensor:  # (N, in) → (N, out)
+        flat = flat.to(self.weight.dtype)
+        if self._adapter is None:
+            return self._base(flat)
+        a, b, scale = self._adapter
+        if torch.is_grad_enabled():
+            result = _LoraFunction.apply(flat, self.weight, self.bias, scale, *a, *b)  # type: ignore[no-untyped-call]
+            return cast(torch.Tensor, result)
+        if self._low is None:
+            self._low = _low(a, b, scale, self.weight.dtype)
+        return self._base(flat).addmm_(flat @ self._low[0].T, self._low[1].T)
+
+    def _base(self, flat: torch.Tensor) -> torch.Tensor:
+        """x Wᵀ + bias without a gradient of the weight; packed for few rows on a CPU."""
+        w = self.weight
+        if torch.is_grad_enabled() or w.dtype != torch.bfloat16 or w.is_cuda or w.is_mps:
+            return linear(flat, w, self.bias)
+        if len(flat) > PACKED_ROWS or not torch.backends.mkldnn.is_available():
+            return linear(flat, w, self.bias)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(w.data, 64)
+        y = torch.ops.mkldnn._linear_pointwise(flat, self._packed, self.bias, "none", [], "")
+        return cast(torch.Tensor, y)
+
+
+class _Member(nn.Module):
+    """Stands where a linear layer stood and hands out its part of the block."""
+
+    def __init__(self, block: Block, index: int) -> None:
+        super().__init__()
+        # Not registered as a child: the block belongs to the model once.
+        object.__setattr__(self, "block", block)
+        self.index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer to x (..., in)."""
+        block = cast(Block, self.block)
+        part = block.outputs(x)[self.index]
+        if self.index == len(block.sizes) - 1:
+            block.served()
+        return part
 
 
 class _LoraFunction(torch.autograd.Function):
-    """The layer with only x and x Aᵀ kept for the backward pass."""
+    """A block with only x and x Aᵀ kept for the backward pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,  # (..., in)
+        x: torch.Tensor,  # (N, in)
         weight: torch.Tensor,  # (out, in), frozen
         bias: torch.Tensor | None,
-        a: torch.Tensor,  # (rank, in), float32
-        b: torch.Tensor,  # (out, rank), float32
         scale: float,
+        *masters: torch.Tensor,  # the A of each layer, then the B of each
     ) -> torch.Tensor:
-        low_a, low_b = a.to(weight.dtype), (b * scale).to(weight.dtype)
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        hidden = flat @ low_a.T
-        y = torch.nn.functional.linear(flat, weight, bias)
-        y.addmm_(hidden, low_b.T)
-        ctx.save_for_backward(flat, hidden, weight, low_a, low_b)
-        ctx.scale, ctx.dtype = scale, x.dtype
-        return y.view(*x.shape[:-1], -1)
+        half = len(masters) // 2
+        low_a, low_b = _low(masters[:half], masters[half:], scale, weight.dtype)
+        hidden = x @ low_a.T  # (N, ranks)
+        ctx.save_for_backward(x, hidden, weight, low_a, low_b)
+        ctx.scale = scale
+        ctx.outs = [b.shape[0] for b in masters[half:]]
+        return linear(x, weight, bias).addmm_(hidden, low_b.T)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        flat, hidden, weight, low_a, low_b = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        x, hidden, weight, low_a, low_b = ctx.saved_tensors
+        grad = grads[0]
         grad_hidden = grad @ low_b
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad @ weight).addmm_(grad_hidden, low_a)
-            grad_x = grad_x.view(*grads[0].shape[:-1], -1).to(ctx.dtype)
-        grad_a = (grad_hidden.T @ flat).float()
-        grad_b = (grad.T @ hidden).float() * ctx.scale
-        return grad_x, None, None, grad_a, grad_b, None
+        grads_a = (grad_hidden.T @ x).float().chunk(len(ctx.outs))
+        rank = low_a.shape[0] // len(ctx.outs)
+        grads_b, start = [], 0
+        for index, size in enumerate(ctx.outs):
+            own = hidden[:, index * rank : (index + 1) * rank]
+            grads_b.append((grad[:, start : start + size].T @ own).float() * ctx.scale)
+            start += size
+        return grad_x, None, None, None, *grads_a, *grads_b
 
 
-class LoraLinear(nn.Module):
-    """A frozen linear layer that may carry one adapter at a time."""
-
-    def __init__(self, base: nn.Linear, scale: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(base.weight.data, requires_grad=False)
-        self.bias = None if base.bias is None else nn.Parameter(base.bias.data, requires_grad=False)
-        self.scale = scale
-        self.a: torch.Tensor | None = None
-        self.b: torch.Tensor | None = None
-        self._low: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def set_adapter(self, a: torch.Tensor | None, b: torch.Tensor | None) -> None:
-        """Use these float32 masters from now on; None, None is the base model."""
-        self.a, self.b = a, b
-        self._low = None
-
-    def refresh(self) -> None:
-        """Forget the low-precision copies after the masters have changed."""
-        self._low = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the layer to x (..., in)."""
-        if self.a is None or self.b is None:
-            return torch.nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
-        if torch.is_grad_enabled():
-            result = _LoraFunction.apply(x, self.weight, self.bias, self.a, self.b, self.scale)  # type: ignore[no-untyped-call]
-            return cast(torch.Tensor, result)
-        if self._low is None:
-            dtype = self.weight.dtype
-            self._low = self.a.to(dtype).T, (self.b * self.scale).to(dtype).T
-        flat = x.reshape(-1, x.shape[-1]).to(self.weight.dtype)
-        y = torch.nn.functional.linear(flat, self.weight, self.bias)
-        y.addmm_(flat @ self._low[0], self._low[1])
-        return y.view(*x.shape[:-1], -1)
+def _low(
+    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], scale: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ranks, in) and block-diagonal (out, ranks) of some layers, in the dtype of the base."""
+    low_b = torch.block_diag(*(part * scale for part in b)) if len(b) > 1 else b[0] * scale
+    return torch.cat(list(a)).to(dtype), low_b.to(dtype)
 
 
-def add_lora(model: nn.Module, config: LoraConfig) -> dict[str, LoraLinear]:
-    """Replace the linear layers of a decoder by LoraLinear, in place; returns them by name.
-
-    Raises:
-        ValueError: when no layer matches `config.targets`.
-    """
-    layers = {}
-    for name, layer in list(_linears(model)):
-        short = name.rsplit(".", 1)[-1]
-        if short == "lm_head" or (config.targets and short not in config.targets):
+def add_blocks(model: nn.Module, decoder: nn.Module) -> list[Block]:
+    """Replace every linear layer of a decoder by blocks, in place."""
+    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
+    linears = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    blocks = []
+    done: set[str] = set()
+    for name in linears:
+        if name in done:
             continue
-        parent = model.get_submodule(name.rsplit(".", 1)[0]) if "." in name else model
-        layers[name] = LoraLinear(layer, config.alpha / config.rank)
-        setattr(parent, short, layers[name])
-    if not layers:
-        raise ValueError(f"no linear layer of the model is named {', '.join(config.targets)}")
-    return layers
+        parent, _, short = name.rpartition(".")
+        group = next((names for names in SIBLINGS if short in names), (short,))
+        full = [f"{parent}.{each}" if parent else each for each in group]
+        members = full if all(each in linears for each in full) else [name]
+        block = Block(
+            [f"{prefix}.{each}" if prefix else each for each in members],
+            [linears[each] for each in members],
+        )
+        for index, each in enumerate(members):
+            owner = decoder.get_submodule(parent) if parent else decoder
+            setattr(owner, each.rpartition(".")[2], _Member(block, index))
+        blocks.append(block)
+        done.update(members)
+    return blocks
 
 
 def fresh_adapter(
-    layers: dict[str, LoraLinear], config: LoraConfig, generator: torch.Generator
+    blocks: Sequence[Block], config: LoraConfig, generator: torch.Generator
 ) -> AdapterWeights:
     """A uniform as PEFT draws it (Kaiming, a = √5), B zero: the policy starts at the base."""
     weights: AdapterWeights = {}
-    for name, layer in layers.items():
-        out_features, in_features = layer.weight.shape
-        bound = math.sqrt(1.0 / in_features)
-        a = torch.empty(config.rank, in_features).uniform_(-bound, bound, generator=generator)
-        weights[f"{name}.A"] = a.to(layer.weight.device)
-        weights[f"{name}.B"] = torch.zeros(out_features, config.rank, device=layer.weight.device)
+    for block in blocks:
+        num_inputs, device = block.weight.shape[1], block.weight.device
+        bound = math.sqrt(1.0 / num_inputs)
+        for name, size in zip(block.names, block.sizes, strict=True):
+            a = torch.empty(config.rank, num_inputs).uniform_(-bound, bound, generator=generator)
+            weights[f"{name}.A"] = a.to(device)
+            weights[f"{name}.B"] = torch.zeros(size, config.rank, device=device)
     return weights
 
 
-def use_adapter(layers: dict[str, LoraLinear], weights: AdapterWeights | None) -> None:
-    """Put one adapter (None = the base model) on the layers."""
-    for name, layer in layers.items():
-        if weights is None:
-            layer.set_adapter(None, None)
-        else:
-            layer.set_adapter(weights[f"{name}.A"], weights[f"{name}.B"])
-
-
-def save_adapter(folder: Path, weights: AdapterWeights, config: LoraConfig, base: str) -> None:
+def save_adapter(
+    folder: Path, weights: Mapping[str, torch.Tensor], config: LoraConfig, base: str
+) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -148,7 +219,6 @@ def save_adapter(folder: Path, weights: AdapterWeights, config: LoraConfig, base
         for name, tensor in weights.items()
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    targets = sorted({name[:-2].rsplit(".", 1)[-1] for name in weights})
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -157,7 +227,7 @@ def save_adapter(folder: Path, weights: AdapterWeights, config: LoraConfig, base
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": targets,
+        "target_modules": sorted({name[:-2].rpartition(".")[2] for name in weights}),
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -166,20 +236,10 @@ def save_adapter(folder: Path, weights: AdapterWeights, config: LoraConfig, base
 def load_adapter(folder: Path, device: torch.device) -> tuple[AdapterWeights, LoraConfig]:
     """Read what `save_adapter` wrote."""
     description = json.loads((folder / "adapter_config.json").read_text())
-    config = LoraConfig(
-        rank=description["r"],
-        alpha=description["lora_alpha"],
-        targets=tuple(description["target_modules"]),
-    )
+    config = LoraConfig(rank=description["r"], alpha=description["lora_alpha"])
     tensors = load_file(folder / "adapter_model.safetensors", device=str(device))
     weights = {}
     for key, tensor in tensors.items():
         name, letter = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
         weights[f"{name}.{letter.removeprefix('lora_')}"] = tensor
     return weights, config
-
-
-def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            yield name, module

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.layout import Decode, Packed
-from rftkit.server.engine.logprobs import scores
+from rftkit.server.engine.logprobs import scores, weights
 
 __all__ = ["Policy", "sample"]
 
@@ -203,25 +203,26 @@ def _draw_free(
 ) -> None:
     """Rows of one temperature that have a choice."""
     values = scores(hidden, policy.head, masks, temperature or 1.0)  # (R, V)
-    total = torch.logsumexp(values, dim=-1)
-    if temperature == 0:
-        tokens = values.argmax(dim=-1)
+    wanted = max(requests[row.request].num_top_logprobs for row in rows)
+    top = torch.topk(values, wanted) if wanted else None
+    greedy = values.argmax(dim=-1) if temperature == 0 else None
+    powers, total = weights(values)
+    if greedy is not None:
+        tokens = greedy
     else:
         top_p = [requests[row.request].top_p for row in rows]
         uniforms = torch.tensor(
             [row.uniforms[len(row.tokens)] for row in rows], device=hidden.device
         )
-        tokens = _inverse_cdf(_nucleus(torch.exp(values - total[:, None]), top_p), uniforms)
-    logprobs = values.gather(1, tokens[:, None])[:, 0] - total
-    wanted = max(requests[row.request].num_top_logprobs for row in rows)
-    top = torch.topk(values - total[:, None], wanted) if wanted else None
-    chosen, chosen_logprobs = tokens.tolist(), logprobs.tolist()
+        tokens = _inverse_cdf(_nucleus(powers, top_p), uniforms)
+    share = powers.gather(1, tokens[:, None])[:, 0] / powers.sum(dim=-1)
+    chosen, logprobs = tokens.tolist(), torch.log(share).tolist()
     for r, row in enumerate(rows):
         count = requests[row.request].num_top_logprobs
         if count and top is not None:
-            pairs = zip(top.indices[r, :count].tolist(), top.values[r, :count].tolist(), strict=True)
-            row.top.append(tuple(pairs))
-        _append(row, chosen[r], chosen_logprobs[r])
+            values_of_row = (top.values[r, :count] - total[r]).tolist()
+            row.top.append(tuple(zip(top.indices[r, :count].tolist(), values_of_row, strict=True)))
+        _append(row, chosen[r], logprobs[r])
 
 
 def _append(row: _Row, token: int, logprob: float) -> None:
@@ -231,25 +232,27 @@ def _append(row: _Row, token: int, logprob: float) -> None:
         raise RuntimeError(f"the grammar refused token {token}: {row.matcher.get_error()}")
 
 
-def _inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token at which the running sum of probabilities (R, V) passes each uniform (R,)."""
-    running = torch.cumsum(probabilities, dim=-1, dtype=torch.float32)
-    target = uniforms.to(torch.float32)[:, None] * running[:, -1:]
-    tokens = torch.searchsorted(running, target, right=True)[:, 0]
-    # A uniform at the very top may land behind the last possible token.
-    last = probabilities.shape[1] - 1 - torch.argmax((probabilities > 0).flip(1).int(), dim=1)
-    return torch.minimum(tokens, last)
+def _inverse_cdf(powers: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The token at which the running share of weights (R, V) passes each uniform (R,)."""
+    running = torch.cumsum(powers, dim=-1)
+    total = running[:, -1:]
+    # Strictly below the total, so that the token found has a weight.
+    target = torch.minimum(
+        uniforms.to(torch.float32)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )
+    return torch.searchsorted(running, target, right=True)[:, 0]
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: list[float]) -> torch.Tensor:
+def _nucleus(powers: torch.Tensor, top_p: list[float]) -> torch.Tensor:
     """Zero what lies outside the smallest set of tokens that holds top_p (Holtzman 2019)."""
     if all(p >= 1.0 for p in top_p):
-        return probabilities
-    bound = torch.tensor(top_p, device=probabilities.device)[:, None]
-    ordered, order = torch.sort(probabilities, dim=-1, descending=True, stable=True)
-    before = torch.cumsum(ordered, dim=-1) - ordered
+        return powers
+    total = powers.sum(dim=-1, keepdim=True)
+    bound = torch.tensor(top_p, device=powers.device)[:, None]
+    ordered, order = torch.sort(powers, dim=-1, descending=True, stable=True)
+    before = (torch.cumsum(ordered, dim=-1) - ordered) / total
     kept = torch.where((before < bound) | (bound >= 1.0), ordered, 0.0)
-    return torch.zeros_like(probabilities).scatter_(1, order, kept)
+    return torch.zeros_like(powers).scatter_(1, order, kept)
 
 
 def _finished(policy: Policy, request: SampleRequest, row: _Row) -> Completion | None:

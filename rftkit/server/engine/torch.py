@@ -28,6 +28,7 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
+from rftkit.server.engine.fast import speed_up
 from rftkit.server.engine.grammar import Grammars, Masks, choices
 from rftkit.server.engine.layout import ATTENTION_NAME, Packed, register_attention
 from rftkit.server.engine.logprobs import token_logprobs
@@ -68,8 +69,9 @@ class TorchEngine:
         self.dtype: torch.dtype = model.dtype
         model.requires_grad_(False).eval().to(self.device)
         self._config = LoraConfig()
-        self._layers = lora.add_lora(model.get_decoder(), self._config)
         self._decoder = model.get_decoder()
+        speed_up(self._decoder, self.dtype)
+        self._blocks = lora.add_blocks(model, self._decoder)
         self.head: torch.Tensor = model.get_output_embeddings().weight
         if self.device.type == "cpu":
             # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
@@ -80,7 +82,7 @@ class TorchEngine:
         self.context_tokens = int(model.config.max_position_embeddings)
         self._policy: lora.AdapterWeights | None = None
         self._optimizer: torch.optim.Optimizer | None = None
-        self._cache: OrderedDict[Path, lora.AdapterWeights] = OrderedDict()
+        self._cache: OrderedDict[Path, tuple[lora.AdapterWeights, LoraConfig]] = OrderedDict()
         self._use("policy")
 
     @functools.cached_property
@@ -128,7 +130,7 @@ class TorchEngine:
             self._set_policy(*lora.load_adapter(adapter, self.device))
             return
         generator = torch.Generator().manual_seed(seed)
-        self._set_policy(lora.fresh_adapter(self._layers, config, generator), config)
+        self._set_policy(lora.fresh_adapter(self._blocks, config, generator), config)
 
     def drop_policy(self) -> None:
         """Forget the policy; what remains is the base model."""
@@ -161,9 +163,6 @@ class TorchEngine:
             optimizer.state[policy[name]][field] = value.to(device)
 
     def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
-        if (config.rank, config.alpha) != (self._config.rank, self._config.alpha):
-            for layer in self._layers.values():
-                layer.scale = config.alpha / config.rank
         self._config = config
         self._policy = {name: tensor.requires_grad_() for name, tensor in weights.items()}
         self._optimizer = torch.optim.AdamW(
@@ -179,20 +178,17 @@ class TorchEngine:
     def _use(self, adapter: Adapter | Literal["policy"]) -> None:
         self._active = adapter
         if adapter == "policy":
-            lora.use_adapter(self._layers, self._policy)
+            weights, config = self._policy, self._config
         elif adapter is None:
-            lora.use_adapter(self._layers, None)
+            weights, config = None, self._config
         else:
-            lora.use_adapter(self._layers, self._cached(Path(adapter)))
+            weights, config = self._cached(Path(adapter))
+        for block in self._blocks:
+            block.use(weights, config.alpha / config.rank)
 
-    def _cached(self, folder: Path) -> lora.AdapterWeights:
+    def _cached(self, folder: Path) -> tuple[lora.AdapterWeights, LoraConfig]:
         if folder not in self._cache:
-            self._cache[folder], config = lora.load_adapter(folder, self.device)
-            if config.alpha / config.rank != self._config.alpha / self._config.rank:
-                ratio = (config.alpha / config.rank) / (self._config.alpha / self._config.rank)
-                for name in self._cache[folder]:
-                    if name.endswith(".B"):
-                        self._cache[folder][name] *= ratio
+            self._cache[folder] = lora.load_adapter(folder, self.device)
             while len(self._cache) > CACHED_ADAPTERS:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(folder)
@@ -254,13 +250,13 @@ class TorchEngine:
         for parameters in optimizer.param_groups:
             parameters["lr"] = settings.learning_rate
         optimizer.step()
-        for layer in self._layers.values():
-            layer.refresh()
+        for block in self._blocks:
+            block.refresh()
         return sums.stats(float(norm), num_tokens, with_kl=settings.kl_coef > 0)
 
     def logprobs(self, groups: Sequence[TrainGroup], temperature: float = 1.0) -> torch.Tensor:
         """Log-probs of all completion tokens under the policy, laid end to end."""
-        return self._logprobs(groups, temperature)[0]
+        return self._logprobs(groups, temperature)
 
     def _loss(
         self,
@@ -269,7 +265,7 @@ class TorchEngine:
         num_tokens: int,
         sums: _Sums,
     ) -> torch.Tensor:
-        policy_logprobs, entropy = self._logprobs(groups, settings.temperature)
+        policy_logprobs = self._logprobs(groups, settings.temperature)
         sampling_logprobs = torch.tensor(
             [x for g in groups for row in g.sampling_logprobs_G_T for x in row],
             device=self.device,
@@ -290,17 +286,15 @@ class TorchEngine:
         total = outputs.per_token.sum()
         if settings.kl_coef > 0:
             with torch.no_grad(), self._using(None):
-                reference, _ = self._logprobs(groups, settings.temperature)
+                reference = self._logprobs(groups, settings.temperature)
             kl = kl_estimate(policy_logprobs, reference)
             total = total + settings.kl_coef * kl.sum()
             sums.kl += float(kl.detach().sum())
-        sums.add(outputs.clipped, entropy, (policy_logprobs.detach() - sampling_logprobs).abs())
+        sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs)
         return total / num_tokens
 
-    def _logprobs(
-        self, groups: Sequence[TrainGroup], temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob and entropy of each completion token, (N,) each; 0 where there was no choice."""
+    def _logprobs(self, groups: Sequence[TrainGroup], temperature: float) -> torch.Tensor:
+        """Log-prob of each completion token, (N,); 0 where there was no choice."""
         tokens = [t for g in groups for row in (g.prompt_ids, *_inputs(g)) for t in row]
         packed = Packed(
             [len(g.prompt_ids) for g in groups],
@@ -318,10 +312,9 @@ class TorchEngine:
             masks = masks[kept]
         rows = torch.tensor([at[i] for i in kept], device=self.device, dtype=torch.long)
         wanted = torch.tensor([targets[i] for i in kept], device=self.device, dtype=torch.long)
-        some, some_entropy = token_logprobs(states[rows], self.head, wanted, masks, temperature)
+        some = token_logprobs(states[rows], self.head, wanted, masks, temperature)
         where = torch.tensor(kept, device=self.device, dtype=torch.long)
-        zeros = torch.zeros(len(at), device=self.device)
-        return zeros.index_copy(0, where, some), zeros.index_copy(0, where, some_entropy.detach())
+        return torch.zeros(len(at), device=self.device).index_copy(0, where, some)
 
     def _masks(self, groups: Sequence[TrainGroup]) -> Masks | None:
         """Grammar masks of all completion tokens, or None when nothing is constrained."""
@@ -345,9 +338,10 @@ class _Sums:
     def __init__(self) -> None:
         self.loss = self.kl = self.clipped = self.entropy = self.gap = self.largest = 0.0
 
-    def add(self, clipped: torch.Tensor, entropy: torch.Tensor, gap: torch.Tensor) -> None:
+    def add(self, clipped: torch.Tensor, policy: torch.Tensor, sampling: torch.Tensor) -> None:
+        gap = (policy - sampling).abs()
         self.clipped += float(clipped.sum())
-        self.entropy += float(entropy.sum())
+        self.entropy -= float(policy.sum())
         self.gap += float(gap.sum())
         self.largest = max(self.largest, float(gap.max()))
 
