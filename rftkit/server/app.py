@@ -38,6 +38,7 @@ from rftkit.server.api import (
     models,
     permissions,
     responses,
+    stored_chats,
     unsupported,
 )
 from rftkit.server.api.body import refusal
@@ -93,6 +94,7 @@ def create_app(platform: Platform) -> FastAPI:
         eval_runs,
         permissions,
         responses,
+        stored_chats,
         unsupported,
     ):
         app.include_router(module.router, prefix="/v1")

@@ -244,6 +244,38 @@ class Evals(Database):
         """
         return self._one(StoredResponse, "id = ?", response_id, missing=response_id)
 
+    def chats(
+        self,
+        *,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[list[StoredResponse], bool]:
+        """A page of the chat completions that were asked to be kept."""
+        where, values = "id LIKE 'chatcmpl-%'", []
+        if model is not None:
+            where, values = f"{where} AND model = ?", [model]
+        for key, value in (metadata or {}).items():
+            where += (
+                " AND EXISTS (SELECT 1 FROM json_each(responses.body, '$.metadata') AS pair"
+                " WHERE pair.key = ? AND pair.value = ?)"
+            )
+            values += [key, value]
+        return self._page(
+            StoredResponse, where, tuple(values), after=after, limit=limit,
+            newest_first=newest_first,
+        )  # fmt: skip
+
+    def update_response(self, response_id: str, body: dict[str, Any]) -> StoredResponse:
+        """Replace the body.
+
+        Raises:
+            NotFoundError: when there is no such response.
+        """
+        return self._update(StoredResponse, response_id, {"body": body})
+
     def delete_response(self, response_id: str) -> None:
         """Forget a response.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
@@ -32,23 +32,17 @@ class Reply(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-class _Listed(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-T = TypeVar("T", bound=_Listed)
-
-
-def cut(records: Sequence[T], after: str | None, limit: int) -> tuple[Sequence[T], bool]:
-    """A page of a short list that is already in order, and whether more follows.
+def cut(
+    objects: Sequence[dict[str, Any]], after: str | None, limit: int
+) -> tuple[Sequence[dict[str, Any]], bool]:
+    """A page of a short list of wire objects, and whether more follows.
 
     Raises:
         RequestError: when `after` is not in the list.
     """
     if after is not None:
-        ids = [record.id for record in records]
+        ids = [each["id"] for each in objects]
         if after not in ids:
             raise RequestError(f"`after` is {after!r}, which is not in this list", param="after")
-        records = records[ids.index(after) + 1 :]
-    return records[:limit], len(records) > limit
+        objects = objects[ids.index(after) + 1 :]
+    return objects[:limit], len(objects) > limit

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from starlette.datastructures import QueryParams
 
 from rftkit.errors import RequestError
 from rftkit.rows import ROLES
@@ -27,6 +28,7 @@ __all__ = [
     "check_response_format",
     "digest_of",
     "kind_of",
+    "metadata_filter",
     "refusal",
     "text_of",
 ]
@@ -200,3 +202,15 @@ def check_response_format(value: Any, where: str = "response_format") -> dict[st
                 ".json_schema.schema",
             )
     return value
+
+
+def metadata_filter(query: QueryParams) -> dict[str, str] | None:
+    """`metadata[key]=value` pairs; `metadata=null` gives {}, no filter None."""
+    if query.get("metadata") == "null":
+        return {}
+    pairs = {
+        key[len("metadata[") : -1]: value
+        for key, value in query.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    return pairs or None

@@ -19,10 +19,11 @@ from starlette.responses import Response
 from rftkit.errors import RequestError
 from rftkit.server import wire
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body, check_messages, check_response_format
+from rftkit.server.api.body import Body, Metadata, check_messages, check_response_format
 from rftkit.server.api.models import check_model
 from rftkit.server.link import ChatError
 from rftkit.server.platform import Platform
+from rftkit.server.records import StoredResponse
 from rftkit.server.store import new_id, now
 
 __all__ = ["ChatBody", "Stop", "router", "until_gone", "worker_request"]
@@ -41,7 +42,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "tool_choice": ("auto", "none"),
     "parallel_tool_calls": (True, False),
-    "store": (False, True),
     "verbosity": ("medium",),
 }
 """Parameters that are accepted only with a value that changes nothing."""
@@ -81,7 +81,7 @@ class ChatBody(Body):
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     verbosity: str | None = None
-    metadata: Any = None
+    metadata: Metadata | None = None
     user: Any = None
     service_tier: Any = None
     safety_identifier: Any = None
@@ -149,7 +149,20 @@ async def create(here: Here, request: Request, body: ChatBody) -> Response:
     if body.stream:
         return await _stream(here, request, body, asked)
     done = await until_gone(request, here.complete(asked))
-    return Reply(_completion(body, done))
+    made = _completion(body, done)
+    await _keep(here, body, made)
+    return Reply(made)
+
+
+async def _keep(here: Platform, body: ChatBody, made: dict[str, Any]) -> None:
+    """Remember it, when `store` asks for that."""
+    if body.store:
+        kept = {**made, "metadata": body.metadata or {}}
+        record = StoredResponse(
+            id=made["id"], created_at=made["created"], model=body.model, body=kept,
+            input=body.messages,
+        )  # fmt: skip
+        await asyncio.to_thread(here.store.add_response, record)
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
@@ -241,11 +254,14 @@ async def _stream(
     """Wait for the first sign of life, so that a refusal is still a proper error; then stream."""
     messages = here.link.chat(asked)
     first = await until_gone(request, anext(messages))
-    return StreamingResponse(_events(body, first, messages), media_type="text/event-stream")
+    return StreamingResponse(_events(here, body, first, messages), media_type="text/event-stream")
 
 
 async def _events(
-    body: ChatBody, first: dict[str, Any], messages: AsyncGenerator[dict[str, Any], None]
+    here: Platform,
+    body: ChatBody,
+    first: dict[str, Any],
+    messages: AsyncGenerator[dict[str, Any], None],
 ) -> AsyncIterator[str]:
     head = {
         "id": new_id("chatcmpl-"),
@@ -275,6 +291,7 @@ async def _events(
                 yield chunk(
                     completion["index"], _last_delta(completion), **_ending(body, completion)
                 )
+            await _keep(here, body, {**_completion(body, done), "id": head["id"]})
             if body.stream_options and body.stream_options.include_usage:
                 yield _line({**head, "choices": [], "usage": _usage(done)})
     except ChatError as error:

@@ -116,10 +116,9 @@ def index(
     """List evals."""
     newest_first = order == "desc"
     if order_by == "updated_at":
-        found = here.store.evals_by_update()
-        records, more = cut(found[::-1] if newest_first else found, after, limit)
-    else:
-        records, more = here.store.evals(after=after, limit=limit, newest_first=newest_first)
+        found = [wire.eval_object(record) for record in here.store.evals_by_update()]
+        return Reply(wire.page(*cut(found[::-1] if newest_first else found, after, limit)))
+    records, more = here.store.evals(after=after, limit=limit, newest_first=newest_first)
     return Reply(wire.page(map(wire.eval_object, records), more))
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from starlette.datastructures import QueryParams
 
 from rftkit.server import wire
 from rftkit.server.api import Here, Reply, cut
-from rftkit.server.api.body import Limit, digest_of
+from rftkit.server.api.body import Limit, digest_of, metadata_filter
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
 from rftkit.server.evaluation import make_job_eval
 from rftkit.server.platform import Platform
@@ -52,23 +51,11 @@ def _add(here: Platform, job: Job) -> Job:
 @router.get("")
 def index(here: Here, request: Request, after: str | None = None, limit: Limit = 20) -> Reply:
     """List jobs, newest first."""
-    metadata = _metadata_filter(request.query_params)
+    metadata = metadata_filter(request.query_params)
     jobs, more = here.store.jobs(
         metadata=metadata, without_metadata=metadata == {}, after=after, limit=limit
     )
     return Reply(wire.page(map(wire.job_object, jobs), more))
-
-
-def _metadata_filter(query: QueryParams) -> dict[str, str] | None:
-    """`metadata[key]=value` pairs; `metadata=null` gives {}, no filter None."""
-    if query.get("metadata") == "null":
-        return {}
-    pairs = {
-        key[len("metadata[") : -1]: value
-        for key, value in query.items()
-        if key.startswith("metadata[") and key.endswith("]")
-    }
-    return pairs or None
 
 
 @router.get("/{job_id}")
@@ -117,5 +104,5 @@ def checkpoints(
 ) -> Reply:
     """Its checkpoints, highest step first."""
     here.store.job(job_id)
-    found, more = cut(here.store.checkpoints(job_id), after, limit)
-    return Reply(wire.page(map(wire.checkpoint_object, found), more))
+    objects = [wire.checkpoint_object(each) for each in here.store.checkpoints(job_id)]
+    return Reply(wire.page(*cut(objects, after, limit)))

@@ -281,17 +281,6 @@ def input_items(
     here: Here, response_id: str, after: str | None = None, limit: Limit = 20, order: str = "desc"
 ) -> Reply:
     """What it was asked."""
-    items = [_Item(item) for item in here.store.response(response_id).body["input_items"]]
+    items = here.store.response(response_id).body["input_items"]
     found, more = cut(items if order == "asc" else items[::-1], after, limit)
-    return Reply(wire.page((item.body for item in found), more))
-
-
-class _Item:
-    """An input item, for paging."""
-
-    def __init__(self, body: Json) -> None:
-        self.body = body
-
-    @property
-    def id(self) -> str:
-        return str(self.body["id"])
+    return Reply(wire.page(found, more))

@@ -31,6 +31,8 @@ ROOTS = (
     "videos",
     "webhooks",
 )
+PATHS = ("responses/compact", "responses/input_tokens", "responses/{response_id}/cancel")
+"""Parts of a resource that is otherwise there; all are POST."""
 METHODS = ["GET", "POST", "DELETE"]
 WHY = {
     "embeddings": "no model here makes them; `cosine` graders ask RFTKIT_JUDGE_BASE_URL",
@@ -41,9 +43,10 @@ WHY = {
 
 
 def _refuse(request: Request) -> None:
-    root = request.url.path.removeprefix("/v1/").split("/")[0]
+    path = request.url.path.removeprefix("/v1")
+    root = path.split("/")[1]
     why = f": {WHY[root]}" if root in WHY else ""
-    raise RequestError(f"/{root} is not supported by the local platform{why}", code="unsupported")
+    raise RequestError(f"{path} is not supported by the local platform{why}", code="unsupported")
 
 
 for _root in ROOTS:
@@ -51,3 +54,5 @@ for _root in ROOTS:
     router.add_api_route(
         f"/{_root}/{{rest:path}}", _refuse, methods=METHODS, include_in_schema=False
     )
+for _path in PATHS:
+    router.add_api_route(f"/{_path}", _refuse, methods=["POST"], include_in_schema=False)

@@ -1,0 +1,83 @@
+"""Chat completions that were kept because their request said `store: true`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Request
+
+from rftkit.errors import NotFoundError
+from rftkit.server import wire
+from rftkit.server.api import Here, Reply, cut
+from rftkit.server.api.body import Body, Limit, Metadata, metadata_filter
+from rftkit.server.platform import Platform
+from rftkit.server.records import StoredResponse
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/chat/completions")
+
+Order = Literal["asc", "desc"]
+
+
+class UpdateBody(Body):
+    """`{metadata}`."""
+
+    metadata: Metadata | None
+
+
+def _chat(here: Platform, chat_id: str) -> StoredResponse:
+    if not chat_id.startswith("chatcmpl-"):
+        raise NotFoundError(f"there is no chat completion with id {chat_id!r}", param="id")
+    return here.store.response(chat_id)
+
+
+@router.get("")
+def index(
+    here: Here,
+    request: Request,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Order = "asc",
+    model: str | None = None,
+) -> Reply:
+    """List what was kept."""
+    chats, more = here.store.chats(
+        model=model, metadata=metadata_filter(request.query_params), after=after, limit=limit,
+        newest_first=order == "desc",
+    )  # fmt: skip
+    return Reply(wire.page((chat.body for chat in chats), more))
+
+
+@router.get("/{chat_id}")
+def retrieve(here: Here, chat_id: str) -> Reply:
+    """One."""
+    return Reply(_chat(here, chat_id).body)
+
+
+@router.post("/{chat_id}")
+def update(here: Here, chat_id: str, body: UpdateBody) -> Reply:
+    """Replace its metadata."""
+    changed = {**_chat(here, chat_id).body, "metadata": body.metadata or {}}
+    return Reply(here.store.update_response(chat_id, changed).body)
+
+
+@router.delete("/{chat_id}")
+def delete(here: Here, chat_id: str) -> Reply:
+    """Forget it."""
+    _chat(here, chat_id)
+    here.store.delete_response(chat_id)
+    return Reply(wire.deleted(chat_id, "chat.completion.deleted"))
+
+
+@router.get("/{chat_id}/messages")
+def messages(
+    here: Here, chat_id: str, after: str | None = None, limit: Limit = 20, order: Order = "asc"
+) -> Reply:
+    """The messages it was asked."""
+    asked = [
+        {**message, "id": f"{chat_id}-{number}"}
+        for number, message in enumerate(_chat(here, chat_id).input)
+    ]
+    found, more = cut(asked if order == "asc" else asked[::-1], after, limit)
+    return Reply(wire.page(found, more))
