@@ -1,0 +1,320 @@
+"""The embedded engine against transformers, against itself, and against PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_models import write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rftkit.errors import RequestError
+from rftkit.server.engine.base import (
+    Completion,
+    LoraConfig,
+    SampleRequest,
+    TrainGroup,
+    TrainSettings,
+)
+from rftkit.server.engine.torch import TorchEngine, micro_batches
+
+ARCHITECTURES = ("Llama", "Qwen2", "Qwen3")
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"a": {"type": "string", "enum": ["x", "yy"]}, "n": {"type": "boolean"}},
+        "required": ["a", "n"],
+        "additionalProperties": False,
+    }
+)
+SETTINGS = TrainSettings(learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> TorchEngine:
+    return TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    folder = write(tmp_path_factory.mktemp("llama"), "Llama")
+    return TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
+
+
+def requests(engine: TorchEngine, *texts: str, **options: Any) -> list[SampleRequest]:
+    """Two prompts of other lengths, several completions each."""
+    options = {"max_tokens": 9, "seeds": [(1, i) for i in range(4)], **options}
+    return [
+        SampleRequest(engine.encode([{"role": "user", "content": text}]), **options)
+        for text in texts or ("hello", "a much longer prompt than that")
+    ]
+
+
+def groups_from(
+    asked: list[SampleRequest], answers: list[list[Completion]], schema: str | None = None
+) -> list[TrainGroup]:
+    return [
+        TrainGroup(
+            request.prompt_ids,
+            [completion.tokens for completion in completions],
+            [completion.sampling_logprobs for completion in completions],
+            [(-1.0) ** g * (g + 1) / 2 for g in range(len(completions))],
+            schema,
+        )
+        for request, completions in zip(asked, answers, strict=True)
+    ]
+
+
+def moved_policy(engine: TorchEngine, seed: int = 3) -> None:
+    """A policy that is not the base any more."""
+    engine.start_policy(LoraConfig(rank=4, alpha=8.0), seed)
+    policy, _ = engine._trained()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in policy.values():
+            tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    for block in engine._blocks:
+        block.refresh()
+
+
+def plain_logprobs(folder: Path, adapter: Path | None, group: TrainGroup) -> list[float]:
+    """The same log-probs by transformers alone, one sequence at a time, adapters by PEFT."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    result = []
+    for tokens in group.tokens_G_T:
+        ids = torch.tensor([group.prompt_ids + tokens])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(group.prompt_ids) - 1 : -1].float()
+        picked = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])
+        result += picked[:, 0].tolist()
+    return result
+
+
+def test_stored_log_probs_are_the_trainers_and_those_of_transformers(
+    folder: Path, engine: TorchEngine, tmp_path: Path
+) -> None:
+    moved_policy(engine)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    with torch.no_grad():
+        trained = engine.logprobs(groups).tolist()
+    assert trained == pytest.approx(stored, abs=1e-4)
+
+    engine.save_adapter(tmp_path)
+    plain = [x for group in groups for x in plain_logprobs(folder, tmp_path, group)]
+    assert trained == pytest.approx(plain, abs=1e-4)
+
+
+def test_greedy_text_is_that_of_generate(folder: Path, engine: TorchEngine) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked = requests(engine, "hello", "and now", "c", max_tokens=12, temperature=0.0, seeds=[(0,)])
+    for request, [completion] in zip(asked, engine.sample(asked, None), strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12
+        )
+        assert completion.tokens == expected[0, ids.shape[1] :].tolist()
+
+
+def test_a_group_gives_the_gradient_of_its_members_alone(engine: TorchEngine) -> None:
+    asked = requests(engine)
+    moved_policy(engine)
+    groups = groups_from(asked, engine.sample(asked))
+
+    def gradient(batches: list[list[TrainGroup]]) -> torch.Tensor:
+        policy, _ = engine._trained()
+        for tensor in policy.values():
+            tensor.grad = None
+        for batch in batches:
+            loss = -engine._logprobs(batch, 1.0)
+            weights = [
+                a
+                for g in batch
+                for a, tokens in zip(g.advantages_G, g.tokens_G_T, strict=True)
+                for _ in tokens
+            ]
+            (loss * torch.tensor(weights)).sum().backward()  # type: ignore[no-untyped-call]
+        return torch.cat([t.grad.flatten() for t in policy.values() if t.grad is not None])
+
+    together = gradient([groups])
+    one_by_one = gradient([part for part in micro_batches(groups, 1)])
+    assert len(list(micro_batches(groups, 1))) == 8
+    assert together.abs().max() > 1e-3
+    torch.testing.assert_close(together, one_by_one, atol=2e-5, rtol=1e-3)
+
+
+def test_updates_raise_what_was_rewarded(llama: TorchEngine) -> None:
+    llama.start_policy(LoraConfig(rank=4, alpha=8.0), 0)
+    asked = requests(llama)
+    groups = groups_from(asked, llama.sample(asked))
+    with torch.no_grad():
+        before = llama.logprobs(groups)
+    stats = llama.train_step(groups, SETTINGS)
+    with torch.no_grad():
+        after = llama.logprobs(groups)
+    weights = torch.tensor(
+        [a for g in groups for a, t in zip(g.advantages_G, g.tokens_G_T, strict=True) for _ in t]
+    )
+    assert ((after - before) * weights).sum() > 0
+    assert stats.logprob_gap_max < 1e-4
+    assert stats.clip_fraction == 0.0
+    assert stats.num_tokens == len(before)
+
+
+def test_not_a_number_stops_the_update(llama: TorchEngine) -> None:
+    llama.start_policy(LoraConfig(rank=4, alpha=8.0), 0)
+    asked = requests(llama)
+    [first, *_] = groups_from(asked, llama.sample(asked))
+    broken = TrainGroup(
+        first.prompt_ids, first.tokens_G_T, first.sampling_logprobs_G_T, [float("nan")] * 4
+    )
+    with pytest.raises(FloatingPointError, match="gradient norm"):
+        llama.train_step([broken], SETTINGS)
+
+
+def test_saved_and_loaded_goes_on_bit_for_bit(llama: TorchEngine, tmp_path: Path) -> None:
+    asked = requests(llama)
+    llama.start_policy(LoraConfig(rank=4, alpha=8.0), 5)
+    groups = groups_from(asked, llama.sample(asked))
+    llama.train_step(groups, SETTINGS)
+    llama.save(tmp_path)
+
+    def two_more_steps() -> dict[str, torch.Tensor]:
+        for _ in range(2):
+            llama.train_step(groups, SETTINGS)
+        return {name: tensor.detach().clone() for name, tensor in llama._trained()[0].items()}
+
+    straight = two_more_steps()
+    llama.load(tmp_path)
+    resumed = two_more_steps()
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_sampling_repeats_itself_and_does_not_depend_on_its_company(llama: TorchEngine) -> None:
+    moved_policy(llama)
+    asked = requests(llama)
+    together = llama.sample(asked)
+    assert llama.sample(asked) == together
+    alone = [llama.sample([request])[0] for request in asked]
+    assert [[c.tokens for c in group] for group in alone] == [
+        [c.tokens for c in group] for group in together
+    ]
+
+
+def test_each_completion_has_its_own_draw(llama: TorchEngine) -> None:
+    moved_policy(llama)
+    [group] = llama.sample(requests(llama, "hello", seeds=[(1, i) for i in range(6)]))
+    assert len({tuple(completion.tokens) for completion in group}) > 3
+
+
+def test_the_end_token_is_part_of_the_completion(llama: TorchEngine) -> None:
+    [group] = llama.sample(requests(llama, "x", schema=SCHEMA, max_tokens=40))
+    for completion in group:
+        assert completion.stop_reason == "stop"
+        assert completion.tokens[-1] in llama.eos_ids
+        assert len(completion.tokens) == len(completion.sampling_logprobs)
+    [cut] = llama.sample(requests(llama, "x", schema=SCHEMA, max_tokens=3, seeds=[(0,)]))
+    assert cut[0].stop_reason == "length"
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 2**31), temperature=st.sampled_from([0.0, 0.7, 1.0, 2.0]))
+def test_constrained_output_always_parses(
+    llama: TorchEngine, seed: int, temperature: float
+) -> None:
+    [group] = llama.sample(
+        requests(llama, "x", schema=SCHEMA, seeds=[(seed,)], max_tokens=64, temperature=temperature)
+    )
+    answer = json.loads(group[0].text)
+    assert answer["a"] in ("x", "yy")
+    assert isinstance(answer["n"], bool)
+
+
+def test_forced_tokens_teach_nothing_and_masks_agree(llama: TorchEngine) -> None:
+    moved_policy(llama)
+    asked = requests(llama, schema=SCHEMA, max_tokens=40)
+    answers = llama.sample(asked)
+    groups = groups_from(asked, answers, SCHEMA)
+    with torch.no_grad():
+        trained = llama.logprobs(groups).tolist()
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    assert trained == pytest.approx(stored, abs=1e-4)
+    assert stored.count(0.0) > len(stored) / 2  # braces, keys, quotes
+    assert min(stored) < -0.05
+
+
+def test_constrained_and_free_rows_share_a_batch(llama: TorchEngine) -> None:
+    free, bound = (
+        requests(llama, "x", max_tokens=30)[0],
+        requests(llama, "x", schema=SCHEMA, max_tokens=30)[0],
+    )
+    mixed = llama.sample([free, bound, free])
+    assert mixed[0] == mixed[2]
+    assert all(json.loads(completion.text) for completion in mixed[1])
+
+
+def test_a_schema_that_cannot_be_compiled_is_refused(llama: TorchEngine) -> None:
+    with pytest.raises(RequestError, match="schema cannot be compiled"):
+        llama.grammars.matcher(json.dumps({"type": "nonsense"}))
+
+
+def test_top_p_keeps_to_the_nucleus(llama: TorchEngine) -> None:
+    moved_policy(llama)
+    seeds = [(9, i) for i in range(20)]
+    narrow = llama.sample(requests(llama, "hello", seeds=seeds, top_p=1e-6, max_tokens=3))
+    greedy = llama.sample(requests(llama, "hello", seeds=[(0,)], temperature=0.0, max_tokens=3))
+    assert {tuple(c.tokens) for c in narrow[0]} == {tuple(greedy[0][0].tokens)}
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(llama: TorchEngine) -> None:
+    [[full]] = llama.sample(requests(llama, "hello", seeds=[(4,)], max_tokens=12))
+    stop = full.text[2:4]
+    [[cut]] = llama.sample(requests(llama, "hello", seeds=[(4,)], max_tokens=12, stop=(stop,)))
+    assert cut.text == full.text[: full.text.index(stop)]
+    assert cut.stop_reason == "stop"
+
+
+def test_streamed_text_adds_up(llama: TorchEngine) -> None:
+    pieces: dict[tuple[int, int], str] = {}
+
+    def on_text(row: int, index: int, text: str) -> None:
+        pieces[row, index] = pieces.get((row, index), "") + text
+
+    answers = llama.sample(requests(llama), on_text=on_text)
+    for row, group in enumerate(answers):
+        for index, completion in enumerate(group):
+            assert pieces.get((row, index), "") == completion.text
+
+
+def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path: Path) -> None:
+    asked = requests(llama, temperature=0.0, seeds=[(0,)])
+    base = llama.sample(asked, None)
+    moved_policy(llama)
+    policy = llama.sample(asked)
+    llama.save_adapter(tmp_path / "a")
+    llama.start_policy(LoraConfig(), 1)
+    assert llama.sample(asked, tmp_path / "a") == policy
+    assert llama.sample(asked, None) == base == llama.sample(asked)
+    assert policy != base
