@@ -29,6 +29,7 @@ JOBS = [
     ({"validation_file": None}, "validation_file", "required"),
     ({"suffix": ""}, "suffix", "at least 1 character"),
     ({"suffix": "x" * 65}, "suffix", "at most 64 characters"),
+    ({"suffix": "a:b"}, "suffix", "pattern"),
     ({"seed": -1}, "seed", "found -1"),
     ({"seed": 2**31}, "seed", "2147483647"),
     ({"seed": "7"}, "seed", "found '7'"),

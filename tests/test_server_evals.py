@@ -64,6 +64,17 @@ def test_an_eval_is_kept_listed_changed_and_deleted(served: Served) -> None:
         evals.retrieve(first.id)
 
 
+def test_a_resent_create_makes_one(served: Served) -> None:
+    again = {"extra_headers": {"x-stainless-retry-count": "1"}}
+    record = make_eval(served)
+    assert make_eval(served, **again).id == record.id
+    source: Any = {"type": "jsonl", "source": content("a")}
+    run = served.client.evals.runs.create(record.id, data_source=source)
+    resent = served.client.evals.runs.create(record.id, data_source=source, **again)  # type: ignore[arg-type]
+    assert resent.id == run.id
+    assert served.client.evals.runs.create(record.id, data_source=source).id != run.id
+
+
 def test_given_samples_are_graded(served: Served) -> None:
     record = make_eval(served)
     source = {

@@ -76,6 +76,15 @@ def test_a_resent_create_makes_one_job(served: Served) -> None:
     assert len(served.client.fine_tuning.jobs.list().data) == 3
 
 
+def test_a_resent_upload_makes_one_file(served: Served) -> None:
+    first = served.upload()
+    again = {"x-stainless-retry-count": "2"}
+    assert served.upload(extra_headers=again) == first
+    assert served.upload(ROW * 2, extra_headers=again) != first
+    assert served.upload() != first
+    assert len(served.client.files.list().data) == 3
+
+
 def test_the_life_of_a_job(served: Served) -> None:
     jobs, store = served.client.fine_tuning.jobs, served.platform.store
     job = served.create_job()

@@ -298,6 +298,20 @@ def test_the_api_key_is_kept_as_a_hash(home: Path) -> None:
     assert b"secret-of-mine" not in (home / "platform.sqlite").read_bytes()
 
 
+def test_a_resent_request_is_recognised_for_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = iter("abcdef")
+
+    def once(is_resent: bool) -> str:
+        return store.once("jobs", "digest", lambda: next(made), is_resent=is_resent)
+
+    assert [once(True), once(True), once(False), once(True)] == ["a", "a", "b", "b"]
+    later = now() + 601
+    monkeypatch.setattr("rftkit.server.store.now", lambda: later)
+    assert once(True) == "c"
+
+
 def test_unknown_fields_are_a_programming_error(store: Store) -> None:
     with pytest.raises(TypeError, match="no field colour"):
         store.update_job(add_job(store).id, colour="red")

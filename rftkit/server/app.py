@@ -60,6 +60,9 @@ MAX_JSON_BYTES = 64 * 1024 * 1024
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 """Names a browser may have resolved honestly; any other one on a loopback server is an attack."""
 
+NEAR = frozenset({"127.0.0.1", "::1", "testclient"})
+"""Addresses of clients on this machine."""
+
 
 def create_app(platform: Platform) -> FastAPI:
     """The application that serves `platform`."""
@@ -104,17 +107,16 @@ def create_app(platform: Platform) -> FastAPI:
     return app
 
 
-def _health(here: Here) -> Reply:
-    """Who answers here; does not count as use."""
-    return Reply(
-        {
-            "status": "ok",
+def _health(here: Here, request: Request) -> Reply:
+    """Who answers here, for this machine; others learn only that somebody does."""
+    health: dict[str, Any] = {"status": "ok", "version": VERSION}
+    if request.client is None or request.client.host in NEAR:
+        health |= {
             "home": str(here.home) if here.home else None,
             "pid": os.getpid(),
-            "version": VERSION,
             "idle_seconds": round(here.idle_seconds(), 1),
         }
-    )
+    return Reply(health)
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -49,9 +49,10 @@ class Platform:
     _crashes: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def idle_seconds(self) -> float:
-        """Seconds since the last request; 0 while a job or an eval run waits or runs."""
-        is_busy = self.store.unfinished_jobs() or self.store.unfinished_runs()
-        return 0.0 if is_busy else time.monotonic() - self.last_request
+        """Seconds since the last request, and since a job or an eval run last waited or ran."""
+        if self.store.unfinished_jobs() or self.store.unfinished_runs():
+            self.last_request = time.monotonic()
+        return time.monotonic() - self.last_request
 
     async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """One chat, whole: what the worker says in `done`.

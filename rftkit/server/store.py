@@ -14,6 +14,7 @@ import hashlib
 import secrets
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -300,23 +301,32 @@ class Store(Files, Evals):
         """Note an attempt to send."""
         return self._update(Delivery, delivery_id, fields)
 
-    def remember_request(self, route: str, digest: str, object_id: str) -> None:
-        """Note what a create made, so that a resent one can be recognised."""
+    def once(self, route: str, digest: str, make: Callable[[], str], *, is_resent: bool) -> str:
+        """The id of what `make` makes, or of what the same request made a moment ago.
+
+        Args:
+            route: of the create.
+            digest: the same for identical requests.
+            make: creates the object, in this transaction, and returns its id.
+            is_resent: whether the client says that it sends the request again.
+        """
+        moment = now()
         with self.transaction() as db:
-            db.execute("DELETE FROM requests WHERE created_at < ?", (now() - RETRY_SECONDS,))
+            db.execute("DELETE FROM requests WHERE created_at < ?", (moment - RETRY_SECONDS,))
+            known = self._rows(
+                "SELECT object_id FROM requests WHERE route = ? AND digest = ? "
+                "ORDER BY seq DESC LIMIT 1",
+                route,
+                digest,
+            )
+            if is_resent and known:
+                return str(known[0]["object_id"])
+            made = make()
             db.execute(
                 "INSERT INTO requests (route, digest, created_at, object_id) VALUES (?, ?, ?, ?)",
-                (route, digest, now(), object_id),
+                (route, digest, moment, made),
             )
-
-    def remembered_request(self, route: str, digest: str) -> str | None:
-        """What the same create made within the last ten minutes."""
-        rows = self._rows(
-            "SELECT object_id FROM requests WHERE route = ? AND digest = ? AND created_at >= ? "
-            "ORDER BY seq DESC LIMIT 1",
-            route, digest, now() - RETRY_SECONDS,
-        )  # fmt: skip
-        return str(rows[0]["object_id"]) if rows else None
+            return made
 
     def set_api_key(self, key: str) -> None:
         """Keep the API key of this home, as a salted hash."""

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from rftkit.errors import RequestError
 from rftkit.server.platform import Platform
 
-__all__ = ["Here", "Reply", "cut"]
+__all__ = ["Here", "Reply", "cut", "is_resent"]
 
 
 async def _here(request: Request) -> Platform:
@@ -30,6 +30,11 @@ class Reply(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Refuses NaN and infinity, which are not JSON."""
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+
+
+def is_resent(request: Request) -> bool:
+    """Whether the SDK sends a request again because it got no answer to the first one."""
+    return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
 
 
 def cut(

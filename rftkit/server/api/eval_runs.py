@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
 from rftkit.server import wire
-from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body, Limit, Metadata, Open, kind_of
+from rftkit.server.api import Here, Reply, is_resent
+from rftkit.server.api.body import Body, Limit, Metadata, Open, digest_of, kind_of
 from rftkit.server.api.files import live_file
 from rftkit.server.api.models import check_model
 from rftkit.server.platform import Platform
@@ -50,24 +50,30 @@ class RunBody(Open):
 
 
 @router.post("", status_code=201)
-def create(here: Here, eval_id: str, body: RunBody) -> Reply:
+def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     """Queue a run."""
     record = here.store.eval(eval_id)
     source = body.data_source
     _check_source(here, record, source.source)
     if source.type != "jsonl":
         _check_sampling(here, source)
-    run = here.store.add_run(
-        eval_id,
-        source.model_dump(exclude_none=True),
-        name=body.name,
-        model=source.model,
-        metadata=body.metadata,
-        extra=body.model_extra or {},
-    )
+
+    def make() -> str:
+        run = here.store.add_run(
+            eval_id,
+            source.model_dump(exclude_none=True),
+            name=body.name,
+            model=source.model,
+            metadata=body.metadata,
+            extra=body.model_extra or {},
+        )
+        return run.id
+
+    route = f"evals/{eval_id}/runs"
+    run_id = here.store.once(route, digest_of(body), make, is_resent=is_resent(request))
     if here.runner is not None:
         here.runner.wake()
-    return Reply(wire.run_object(run), status_code=201)
+    return Reply(wire.run_object(here.store.run(run_id)), status_code=201)
 
 
 def _check_source(here: Platform, record: Eval, source: Json) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError, RequestError
 from rftkit.server import wire
-from rftkit.server.api import Here, Reply, cut
-from rftkit.server.api.body import Body, Limit, Metadata, Open
+from rftkit.server.api import Here, Reply, cut, is_resent
+from rftkit.server.api.body import Body, Limit, Metadata, Open, digest_of
 from rftkit.server.evaluation import criterion
 
 __all__ = ["router"]
@@ -47,7 +47,7 @@ class UpdateBody(Body):
 
 
 @router.post("", status_code=201)
-def create(here: Here, body: EvalBody) -> Reply:
+def create(here: Here, request: Request, body: EvalBody) -> Reply:
     """Make an eval."""
     config = body.data_source_config
     if config.type != "custom":
@@ -62,14 +62,20 @@ def create(here: Here, body: EvalBody) -> Reply:
             param="data_source_config.item_schema",
         )
     _check_schema(config.item_schema)
-    record = here.store.add_eval(
-        [_criterion(spec, index) for index, spec in enumerate(body.testing_criteria)],
-        config.model_dump(exclude_none=True),
-        name=body.name,
-        metadata=body.metadata,
-        extra=body.model_extra,
-    )
-    return Reply(wire.eval_object(record), status_code=201)
+    criteria = [_criterion(spec, index) for index, spec in enumerate(body.testing_criteria)]
+
+    def make() -> str:
+        record = here.store.add_eval(
+            criteria,
+            config.model_dump(exclude_none=True),
+            name=body.name,
+            metadata=body.metadata,
+            extra=body.model_extra,
+        )
+        return record.id
+
+    eval_id = here.store.once("evals", digest_of(body), make, is_resent=is_resent(request))
+    return Reply(wire.eval_object(here.store.eval(eval_id)), status_code=201)
 
 
 def _check_schema(schema: dict[str, Any]) -> None:

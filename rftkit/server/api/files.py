@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from rftkit.errors import NotFoundError, RequestError
 from rftkit.server import wire
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, is_resent
 from rftkit.server.platform import Platform
 from rftkit.server.records import File as FileRecord
 from rftkit.server.store import now
@@ -47,6 +47,7 @@ def live_file(platform: Platform, file_id: str, param: str = "id") -> FileRecord
 @router.post("/files")
 def create(
     here: Here,
+    request: Request,
     file: Annotated[UploadFile, File()],
     purpose: Annotated[str, Form()],
     anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
@@ -68,9 +69,12 @@ def create(
         raise RequestError(f"the file {name!r} is larger than 512 MB", param="file")
     life = _lifetime(anchor, seconds)
     expires_at = None if life is None else now() + life
-    return Reply(
-        wire.file_object(here.store.add_file(file.file, name, purpose, expires_at=expires_at))
-    )
+    kept = here.store.add_file(file.file, name, purpose, expires_at=expires_at)
+    same = f"{kept.digest} {purpose} {life} {name}"
+    first = here.store.once("files", same, lambda: kept.id, is_resent=is_resent(request))
+    if first != kept.id:
+        here.store.delete_file(kept.id)
+    return Reply(wire.file_object(here.store.file(first)))
 
 
 def _lifetime(anchor: str | None, seconds: int | None) -> int | None:

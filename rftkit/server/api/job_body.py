@@ -30,6 +30,8 @@ HYPERPARAMETERS: dict[str, tuple[type, float, float]] = {
 }
 """Name → kind, least, most; each may also be "auto"."""
 EFFORTS = ("default", "low", "medium", "high")
+SUFFIX = r"^[^:\x00-\x1f\x7f]+$"
+"""Colons part the names of fine-tuned models, so a suffix has none."""
 METHOD = "method.reinforcement"
 KNOWN_IN_METHOD = ("grader", "hyperparameters", "response_format")
 
@@ -48,7 +50,7 @@ class JobBody(Open):
     training_file: str
     validation_file: str | None = None
     method: Method | None = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=SUFFIX)] | None = None
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
     metadata: Metadata | None = None
     integrations: list[Any] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from rftkit.server import wire
-from rftkit.server.api import Here, Reply, cut
+from rftkit.server.api import Here, Reply, cut, is_resent
 from rftkit.server.api.body import Limit, digest_of, metadata_filter
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
 from rftkit.server.evaluation import make_job_eval
@@ -16,24 +16,19 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/fine_tuning/jobs")
 
-ROUTE = "POST /fine_tuning/jobs"
-
 
 @router.post("")
 def create(here: Here, request: Request, body: JobBody) -> Reply:
     """Queue a job; a request that the SDK sends again gets the job of the first one."""
     job = job_from(body, here)
-    digest = digest_of(body)
-    is_resent = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
-    with here.store.transaction():
-        known = here.store.remembered_request(ROUTE, digest) if is_resent else None
-        job = here.store.job(known) if known else _add(here, job)
-        here.store.remember_request(ROUTE, digest, job.id)
+    job_id = here.store.once(
+        "jobs", digest_of(body), lambda: _add(here, job), is_resent=is_resent(request)
+    )
     here.link.wake()
-    return Reply(wire.job_object(job))
+    return Reply(wire.job_object(here.store.job(job_id)))
 
 
-def _add(here: Platform, job: Job) -> Job:
+def _add(here: Platform, job: Job) -> str:
     job = here.store.add_job(job)
     job = here.store.update_job(job.id, eval_id=make_job_eval(here.store, job).id)
     here.store.add_event(job.id, f"Created fine-tuning job: {job.id}", key="created")
@@ -45,7 +40,7 @@ def _add(here: Platform, job: Job) -> Job:
             level="warn",
             key="unknown_keys",
         )
-    return job
+    return job.id
 
 
 @router.get("")
