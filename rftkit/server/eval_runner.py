@@ -14,6 +14,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from rftkit import graders
@@ -85,14 +86,14 @@ class EvalRunner:
     async def _finish(self, run: EvalRun) -> None:
         store = self._platform.store
         try:
-            store.update_run(run.id, status="in_progress")
+            await self._call(partial(store.update_run, run.id, status="in_progress"))
             result = await _Pass(self._platform, run, self._complete, self._call).run()
-            store.update_run(run.id, status="completed", **result)
+            await self._call(partial(store.update_run, run.id, status="completed", **result))
         except RftkitError as error:
-            self._fail(run, "invalid_run", str(error))
+            await self._call(self._fail, run, "invalid_run", str(error))
         except Exception as error:
             log.exception("eval run %s failed", run.id)
-            self._fail(run, "server_error", f"{type(error).__name__}: {error}")
+            await self._call(self._fail, run, "server_error", f"{type(error).__name__}: {error}")
 
     def _fail(self, run: EvalRun, code: str, message: str) -> None:
         with contextlib.suppress(RftkitError):  # it may have been deleted meanwhile
@@ -127,7 +128,8 @@ class _Pass:
         store = self._platform.store
         try:
             entries = await self._call(list, entries_of(store, self._run.data_source))
-            done = {item.datasource_item_id for item in _all_items(store, self._run.id)}
+            there = await self._call(_all_items, store, self._run.id)
+            done = {item.datasource_item_id for item in there}
             todo = [pair for pair in enumerate(entries) if pair[0] not in done]
             await asyncio.gather(*(self._one(row, entry) for row, entry in todo))
             items = await self._call(_all_items, store, self._run.id)
@@ -139,7 +141,7 @@ class _Pass:
     async def _one(self, row: int, entry: Json) -> None:
         async with self._gate:
             store = self._platform.store
-            if store.run(self._run.id).status != "in_progress":
+            if (await self._call(store.run, self._run.id)).status != "in_progress":
                 return  # canceled
             sample: Sample | None
             facts: Json
