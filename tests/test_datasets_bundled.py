@@ -134,7 +134,7 @@ def test_single_words_do_not_settle_the_label() -> None:
 def test_explanations_are_short_and_drawn_from_the_prompt() -> None:
     for split in SPLITS:
         for row in items("security_review", split):
-            text, prompt = row["explanation"], row["messages"][0]["content"]
+            text, prompt = row["explanation"], row["messages"][-1]["content"]
             assert len(text.split()) <= 14
             if not text.startswith("The policy says nothing about "):
                 assert text[1:-1] in prompt
@@ -261,7 +261,7 @@ def mean(score: Score, sample: Sample, rows: list[Item]) -> float:
 
 
 def policy_words(item: Item) -> set[str]:
-    policy = item["messages"][0]["content"].partition("\n")[0].removeprefix("Policy: ")
+    policy = item["messages"][-1]["content"].partition("\n")[0].removeprefix("Policy: ")
     return set(re.findall("[a-z']+", policy.lower()))
 
 

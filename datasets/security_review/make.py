@@ -20,6 +20,10 @@ HERE = Path(__file__).parent
 SEED = 20261121
 REMARK_SHARE = 0.3
 LABELS = {"+": "yes", "-": "no", "~": "needs review", "0": "needs review"}
+RULES = (
+    '{"compliant": "no", "explanation": "..."}: it is not so. '
+    '{"compliant": "needs review", "explanation": "..."}: the policy leaves it open. Else "yes".'
+)
 PROMPT = "Policy: {policy}\nQuestion: {question}\nIs it compliant: yes, no or needs review? Why?"
 REMARKS = {
     "train": [
@@ -85,7 +89,10 @@ def make_row(topic: Topic, mark: str, sentence: str, rng: random.Random) -> dict
         policy = " ".join(parts)
     prompt = PROMPT.format(policy=policy, question=rng.choice(topic.questions))
     return {
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": [
+            {"role": "developer", "content": RULES},
+            {"role": "user", "content": prompt},
+        ],
         "compliant": LABELS[mark],
         "explanation": explanation(topic, mark, sentence),
         "topic": topic.name,

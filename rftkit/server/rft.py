@@ -86,10 +86,10 @@ def train(run: Run) -> None:
         Stopped: after a pause (saved) or a cancel.
         FloatingPointError: when an update is not a number; the last good state is kept.
     """
-    step = load_policy(run)
-    if step == 0:
+    done = load_policy(run)
+    if done == 0:
         validate_baseline(run)
-    for step in range(step + 1, run.plan.total_steps + 1):
+    for step in range(done + 1, run.plan.total_steps + 1):
         started = time.perf_counter()
         groups, sampling_seconds = sample_and_grade(run, step)
         trained = time.perf_counter()
@@ -314,9 +314,7 @@ def finish(run: Run) -> None:
     name = model_name(run, None)
     data = [event.data for event in _all_events(run) if event.type == "metrics" and event.data]
     data.sort(key=lambda each: each["step"])
-    result = run.store.add_file(
-        measures.result_csv(data), "step_metrics.csv", "fine-tune-results"
-    )
+    result = run.store.add_file(measures.result_csv(data), "step_metrics.csv", "fine-tune-results")
     core = sum(each["timing"]["step"]["full_iteration"] for each in data)
     run.store.add_event(run.job.id, f"New fine-tuned model created: {name}", key="model")
     run.store.update_job(
@@ -347,9 +345,7 @@ def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:
     return result
 
 
-def _answer(
-    run: Run, rows: Sequence[Row], step: int, num: int, temperature: float
-) -> list[Group]:
+def _answer(run: Run, rows: Sequence[Row], step: int, num: int, temperature: float) -> list[Group]:
     """Sample `num` completions of each row and grade them."""
     prompts = [run.engine.encode(row.messages, row.tools) for row in rows]
     requests = [
@@ -365,9 +361,7 @@ def _answer(
     completions = run.engine.sample(requests, breathe=run.breathe)
     return _while_breathing(
         run,
-        lambda: rollout.grade_groups(
-            run.grader, rows, prompts, completions, run.response_format
-        ),
+        lambda: rollout.grade_groups(run.grader, rows, prompts, completions, run.response_format),
     )
 
 

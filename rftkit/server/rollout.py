@@ -94,9 +94,7 @@ def train_groups(groups: Sequence[Group], schema: str | None) -> list[TrainGroup
             continue
         kept = [
             (rollout.completion, advantage)
-            for rollout, advantage in zip(
-                group.rollouts, advantages(group.rewards_G), strict=True
-            )
+            for rollout, advantage in zip(group.rollouts, advantages(group.rewards_G), strict=True)
             if advantage is not None
         ]
         result.append(

@@ -23,7 +23,7 @@ __all__ = ["Grammars", "choices", "unpack"]
 
 Masks = NDArray[np.int32]  # (R, V / 32)
 
-SEPARATORS = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+SEPARATORS: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 class Grammars:

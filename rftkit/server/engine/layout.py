@@ -112,7 +112,9 @@ class _Group:
         self.shape = (len(kept), max(kept, default=0))  # G, T
         longest = self.shape[1]
         starts = [sum(kept[:g]) for g in range(len(kept))]
-        gather = [s + min(i, n - 1) for s, n in zip(starts, kept, strict=True) for i in range(longest)]
+        gather = [
+            s + min(i, n - 1) for s, n in zip(starts, kept, strict=True) for i in range(longest)
+        ]
         scatter = [g * longest + i for g, n in enumerate(kept) for i in range(n)]
         self.gather = torch.tensor(gather, device=device, dtype=torch.long)  # (G·T,) into `own`
         self.scatter = torch.tensor(scatter, device=device, dtype=torch.long)  # (own,) into G·T
@@ -124,8 +126,8 @@ class _Group:
         kp, vp = k[self.prompt].transpose(0, 1), v[self.prompt].transpose(0, 1)  # (K, P, D)
         parts = [self._prompt_rows(q[self.prompt], kp, vp)]
         if self.shape[1]:
-            own = (each[self.own].index_select(0, self.gather) for each in (q, k, v))
-            parts.append(self._own_rows(*own, kp, vp))
+            qo, ko, vo = (each[self.own].index_select(0, self.gather) for each in (q, k, v))
+            parts.append(self._own_rows(qo, ko, vo, kp, vp))
         return parts
 
     def _prompt_rows(self, q: torch.Tensor, kp: torch.Tensor, vp: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,7 @@ def token_logprobs(
     for start in range(0, len(hidden), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         chunk_masks = None if masks is None else masks[rows]
-        parts.append(
-            _Chunk.apply(hidden[rows], head, tokens[rows], chunk_masks, temperature)  # type: ignore[no-untyped-call]
-        )
+        parts.append(_Chunk.apply(hidden[rows], head, tokens[rows], chunk_masks, temperature))  # type: ignore[no-untyped-call]
     return torch.cat(parts)
 
 

@@ -70,7 +70,7 @@ class Block(nn.Module):
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """What each layer makes of x (..., in); computed once for the same tensor."""
         if self._last is None or self._last[0] is not x:
-            y = self._apply(x.reshape(-1, x.shape[-1]))
+            y = self._product(x.reshape(-1, x.shape[-1]))
             parts = y.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
             self._last = (x, list(parts)) if len(parts) > 1 else None
             return list(parts)
@@ -80,7 +80,7 @@ class Block(nn.Module):
         """All layers have been asked: let go of the tensors."""
         self._last = None
 
-    def _apply(self, flat: torch.Tensor) -> torch.Tensor:  # (N, in) → (N, out)
+    def _product(self, flat: torch.Tensor) -> torch.Tensor:  # (N, in) → (N, out)
         flat = flat.to(self.weight.dtype)
         if self._adapter is None:
             return self._base(flat)
@@ -93,7 +93,7 @@ class Block(nn.Module):
         return self._base(flat).addmm_(flat @ self._low[0].T, self._low[1].T)
 
     def _base(self, flat: torch.Tensor) -> torch.Tensor:
-        """x Wᵀ + bias without a gradient of the weight; packed for few rows on a CPU."""
+        """Give x Wᵀ + bias without a gradient of the weight; packed for few rows on a CPU."""
         w = self.weight
         if torch.is_grad_enabled() or w.dtype != torch.bfloat16 or w.is_cuda or w.is_mps:
             return linear(flat, w, self.bias)

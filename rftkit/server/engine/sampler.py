@@ -181,8 +181,9 @@ def _draw(
     free = list(range(len(rows)))
     if masks is not None:
         counts = choices(masks)
-        for r in np.flatnonzero(counts == 1):
-            _append(rows[r], int(only_choice(masks[r : r + 1])[0]), 0.0)
+        forced = np.flatnonzero(counts == 1)
+        for row, token in zip(forced, only_choice(masks[forced]), strict=True):
+            _append(rows[int(row)], int(token), 0.0)
         free = np.flatnonzero(counts != 1).tolist()
     by_temperature: dict[float, list[int]] = {}
     for r in free:

@@ -38,7 +38,7 @@ __all__ = ["TorchEngine"]
 
 MAX_ROWS = 256
 MAX_KEYS = 65_536
-TRAIN_TOKENS = 2_048  # tokens of one forward-backward
+TRAIN_TOKENS = 1_024  # tokens of one forward-backward
 CACHED_ADAPTERS = 8
 SMALL_PARAMETERS = 1_000_000  # below, rounding to bfloat16 costs more than it saves
 
@@ -77,7 +77,7 @@ class TorchEngine:
             # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
             self.head = self.head.float()
             precision = "bf16" if self.dtype == torch.bfloat16 else "ieee"
-            torch.backends.mkldnn.matmul.fp32_precision = precision
+            torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = int(model.config.max_position_embeddings)
         self._policy: lora.AdapterWeights | None = None
@@ -240,7 +240,7 @@ class TorchEngine:
         sums = _Sums()
         for batch in micro_batches(groups, TRAIN_TOKENS):
             loss = self._loss(batch, settings, num_tokens, sums)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             sums.loss += float(loss.detach())
             if breathe is not None:
                 breathe()
