@@ -63,20 +63,20 @@ def ended(job: Any) -> bool:
 
 
 def steps_done(client: openai.OpenAI, job_id: str) -> int:
-    return max((event.data["step"] for event in metric_events(client, job_id)), default=-1)
+    return max((event["data"]["step"] for event in metric_events(client, job_id)), default=-1)
 
 
 def metric_events(client: openai.OpenAI, job_id: str) -> list[Any]:
     events = jobs.events(client, job_id)
-    return [event for event in events if event.type == "metrics"]
+    return [event for event in events if event["type"] == "metrics"]
 
 
 def validation(client: openai.OpenAI, job_id: str) -> dict[int, float]:
     """Step → validation reward."""
     return {
-        event.data["step"]: event.data["scores"]["valid_reward_mean"]
+        event["data"]["step"]: event["data"]["scores"]["valid_reward_mean"]
         for event in metric_events(client, job_id)
-        if "valid_reward_mean" in event.data["scores"]
+        if "valid_reward_mean" in event["data"]["scores"]
     }
 
 
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_run(platform: openai.OpenAI) -> None:
     def curve() -> list[Any]:
         job = until(platform, create(platform, seed=11, n_epochs=1).id, ended)
         return [
-            (event.data["scores"], event.data.get("completion_tokens_mean"))
+            (event["data"]["scores"], event["data"].get("completion_tokens_mean"))
             for event in metric_events(platform, job.id)
         ]
 
@@ -139,11 +139,11 @@ def test_the_same_seed_gives_the_same_run(platform: openai.OpenAI) -> None:
 def test_the_first_event_states_what_auto_became(platform: openai.OpenAI) -> None:
     job = create(platform, learning_rate_multiplier="auto", reasoning_effort="high")
     until(platform, job.id, lambda job: steps_done(platform, job.id) >= 0)
-    [started] = [e for e in jobs.events(platform, job.id) if "started" in e.message]
-    resolved = started.data["hyperparameters"]
+    [started] = [e for e in jobs.events(platform, job.id) if "started" in e["message"]]
+    resolved = started["data"]["hyperparameters"]
     assert resolved["learning_rate"] == 1e-3
     assert resolved["completions_per_prompt"] == 8
-    assert "reasoning_effort has no effect" in started.message
+    assert "reasoning_effort has no effect" in started["message"]
     platform.fine_tuning.jobs.cancel(job.id)
 
 
@@ -206,7 +206,7 @@ def test_a_killed_worker_loses_nothing(home: Path, monkeypatch: pytest.MonkeyPat
             assert survived.status == "succeeded", survived.error
             assert adapter_bytes(home, survived.id) == adapter_bytes(home, straight.id)
             assert validation(client, survived.id) == validation(client, straight.id)
-            steps = [event.data["step"] for event in metric_events(client, survived.id)]
+            steps = [event["data"]["step"] for event in metric_events(client, survived.id)]
             assert steps == list(range(17))
         finally:
             stop_server(home)

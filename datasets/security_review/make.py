@@ -20,9 +20,10 @@ HERE = Path(__file__).parent
 SEED = 20261121
 REMARK_SHARE = 0.3
 LABELS = {"+": "yes", "-": "no", "~": "needs review", "0": "needs review"}
+FORM = '{{"explanation": "...", "compliant": "{}"}}'
 RULES = (
-    '{"compliant": "no", "explanation": "..."}: it is not so. '
-    '{"compliant": "needs review", "explanation": "..."}: the policy leaves it open. Else "yes".'
+    f"{FORM.format('no')}: it is not so. "
+    f'{FORM.format("needs review")}: the policy leaves it open. Else "yes".'
 )
 PROMPT = "Policy: {policy}\nQuestion: {question}\nIs it compliant: yes, no or needs review? Why?"
 REMARKS = {

@@ -17,6 +17,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from rftkit.errors import GraderSpecError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
@@ -237,8 +239,13 @@ def main() -> None:
             line.write(json.dumps(message, separators=(",", ":")) + "\n")
             line.flush()
 
-    worker = Worker(home, send)
+    # A killed server's worker may take a moment to notice; two must not train the same job.
+    with FileLock(home / "worker.lock"):
+        worker = Worker(home, send)
+        _serve(worker)
 
+
+def _serve(worker: Worker) -> None:
     def listen() -> None:
         for text in sys.stdin:
             worker.hear(text)

@@ -16,7 +16,7 @@ from rftkit.server.engine.grammar import Masks, unpack
 
 __all__ = ["scores", "token_logprobs", "weights"]
 
-CHUNK_ROWS = 256
+CHUNK_ROWS = 128
 NEVER = -1e30  # finite, so that a row of nothing but this is still a number
 
 

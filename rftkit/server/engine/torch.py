@@ -40,7 +40,8 @@ MAX_ROWS = 256
 MAX_KEYS = 65_536
 TRAIN_TOKENS = 1_024  # tokens of one forward-backward
 CACHED_ADAPTERS = 8
-SMALL_PARAMETERS = 1_000_000  # below, rounding to bfloat16 costs more than it saves
+SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
+_THREADS = torch.get_num_threads()
 
 
 class TorchEngine:
@@ -67,6 +68,8 @@ class TorchEngine:
         if dtype is None and model.num_parameters() < SMALL_PARAMETERS:
             model = model.float()
         self.dtype: torch.dtype = model.dtype
+        # A small model waits for threads longer than it computes.
+        self._threads = 1 if model.num_parameters() < SMALL_PARAMETERS else _THREADS
         model.requires_grad_(False).eval().to(self.device)
         self._config = LoraConfig()
         self._decoder = model.get_decoder()
@@ -98,7 +101,7 @@ class TorchEngine:
         return {
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
+            "threads": self._threads,
             "machine": platform.machine(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -214,6 +217,7 @@ class TorchEngine:
         on_text: Callable[[int, int, str], None] | None = None,
     ) -> list[list[Completion]]:
         """See Engine.sample. `breathe` may itself sample, with another adapter."""
+        torch.set_num_threads(self._threads)
         with self._using(adapter):
             return sampler.sample(
                 self,
@@ -234,6 +238,7 @@ class TorchEngine:
         breathe: Callable[[], None] | None = None,
     ) -> StepStats:
         """See Engine.train_step."""
+        torch.set_num_threads(self._threads)
         policy, optimizer = self._trained()
         optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
