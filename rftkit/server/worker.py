@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from rftkit.errors import GraderSpecError, InputError, NotFoundError, RftkitError, RowError
+from rftkit.errors import InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
 from rftkit.server import rft
@@ -198,7 +198,7 @@ class Worker:
         for row in rows:
             try:
                 check_item_paths(spec, row.item)
-            except GraderSpecError as error:
+            except InputError as error:
                 raise RowError(error.message, path=name, line=row.line) from None
 
     def _fail(self, job: Job, message: str, code: str, param: str | None) -> None:
