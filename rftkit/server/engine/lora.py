@@ -237,9 +237,11 @@ def load_adapter(folder: Path, device: torch.device) -> tuple[AdapterWeights, Lo
     """Read what `save_adapter` wrote."""
     description = json.loads((folder / "adapter_config.json").read_text())
     config = LoraConfig(rank=description["r"], alpha=description["lora_alpha"])
-    tensors = load_file(folder / "adapter_model.safetensors", device=str(device))
+    tensors = load_file(folder / "adapter_model.safetensors")
     weights = {}
     for key, tensor in tensors.items():
         name, letter = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
-        weights[f"{name}.{letter.removeprefix('lora_')}"] = tensor
+        # A copy: the file's own bytes may lie on any address, and products of unaligned matrices
+        # differ in their last bits from those of the straight run.
+        weights[f"{name}.{letter.removeprefix('lora_')}"] = tensor.clone().to(device)
     return weights, config

@@ -163,7 +163,7 @@ class TorchEngine:
             name, field = key.split(":")
             # AdamW keeps its step counter on the CPU.
             device = torch.device("cpu") if field == "step" else self.device
-            optimizer.state[policy[name]][field] = value.to(device)
+            optimizer.state[policy[name]][field] = value.clone().to(device)
 
     def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
         self._config = config
