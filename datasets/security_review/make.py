@@ -20,11 +20,6 @@ HERE = Path(__file__).parent
 SEED = 20261121
 REMARK_SHARE = 0.3
 LABELS = {"+": "yes", "-": "no", "~": "needs review", "0": "needs review"}
-FORM = '{{"explanation": "...", "compliant": "{}"}}'
-RULES = (
-    f"{FORM.format('no')}: it is not so. "
-    f'{FORM.format("needs review")}: the policy leaves it open. Else "yes".'
-)
 PROMPT = "Policy: {policy}\nQuestion: {question}\nIs it compliant: yes, no or needs review? Why?"
 REMARKS = {
     "train": [
@@ -90,10 +85,7 @@ def make_row(topic: Topic, mark: str, sentence: str, rng: random.Random) -> dict
         policy = " ".join(parts)
     prompt = PROMPT.format(policy=policy, question=rng.choice(topic.questions))
     return {
-        "messages": [
-            {"role": "developer", "content": RULES},
-            {"role": "user", "content": prompt},
-        ],
+        "messages": [{"role": "user", "content": prompt}],
         "compliant": LABELS[mark],
         "explanation": explanation(topic, mark, sentence),
         "topic": topic.name,

@@ -35,8 +35,7 @@ class Plan:
     n_epochs: int
     total_steps: int
     learning_rate: float
-    warmup_steps: int
-    """The rate rises linearly over these, then falls linearly towards 0 at the end."""
+    """The same at every step."""
     completions_per_prompt: int
     eval_interval: int
     eval_samples: int
@@ -63,12 +62,10 @@ class Plan:
         """Shape of the adapters."""
         return LoraConfig(self.lora_rank, self.lora_alpha)
 
-    def train_settings(self, step: int) -> TrainSettings:
-        """Settings of the update of one step, from 1."""
-        left = (self.total_steps - step + 1) / max(1, self.total_steps - self.warmup_steps)
-        share = min(1.0, step / self.warmup_steps if self.warmup_steps else 1.0, left)
+    def train_settings(self) -> TrainSettings:
+        """Settings of every update."""
         return TrainSettings(
-            learning_rate=self.learning_rate * share,
+            learning_rate=self.learning_rate,
             temperature=self.temperature,
             loss=self.loss,
             clip_low=self.clip_low,
@@ -111,7 +108,6 @@ def make_plan(job: Job, num_rows: int) -> Plan:
         n_epochs=n_epochs,
         total_steps=total_steps,
         learning_rate=BASE_LEARNING_RATE * value("learning_rate_multiplier", 1.0),
-        warmup_steps=min(3, total_steps // 8),
         completions_per_prompt=min(64, max(2, round(8 * value("compute_multiplier", 1.0)))),
         eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
         eval_samples=eval_samples,

@@ -154,7 +154,7 @@ def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
     batch = rollout.train_groups(groups, run.schema)
     if not batch:
         return None
-    stats = run.engine.train_step(batch, run.plan.train_settings(step), breathe=run.breathe)
+    stats = run.engine.train_step(batch, run.plan.train_settings(), breathe=run.breathe)
     run.trained_tokens += stats.num_tokens
     return stats
 
@@ -212,7 +212,7 @@ def report(
     stats: StepStats | None,
 ) -> None:
     """The metric event of a step, once."""
-    rate = run.plan.train_settings(step).learning_rate if step else None
+    rate = run.plan.learning_rate if step else None
     total = run.plan.total_steps
     data = measures.step_data(step, total, run.grader.leaves, groups, valid, timing, stats, rate)
     message = measures.step_message(step, total, data)
