@@ -121,11 +121,12 @@ def grade(
     from dataclasses import asdict
 
     from rftkit import compile_grader, datasets, evals
+    from rftkit.client import judge_call
 
     spec = datasets.read_json(grader)
     answer_format = datasets.read_json(response_format) if response_format else None
     pairs = datasets.read_samples(data, response_format=answer_format)
-    with compile_grader(spec) as compiled:
+    with compile_grader(spec, complete=judge_call()) as compiled:
         grades = compiled.grade_many(pairs)
     if as_json:
         print_json([asdict(each) for each in grades])
@@ -154,18 +155,22 @@ def check(
     response_format: Format = None,
     as_json: Json = False,
 ) -> None:
-    """Check a dataset, and a grader against its rows."""
+    """Check a dataset, and what a grader pays on its rows."""
     from dataclasses import asdict
 
-    from rftkit import datasets
+    from rftkit import datasets, graders
+    from rftkit.client import judge_call
 
-    found = datasets.check(
-        data,
-        valid,
-        grader=datasets.read_json(grader) if grader else None,
-        response_format=datasets.read_json(response_format) if response_format else None,
-    )
-    show({"ok": found.ok, **asdict(found)}, str(found), as_json)
+    spec = datasets.read_json(grader) if grader else None
+    answer_format = datasets.read_json(response_format) if response_format else None
+    found = datasets.check(data, valid, grader=spec, response_format=answer_format)
+    result, text = {"ok": found.ok, **asdict(found)}, str(found)
+    if spec is not None and found.ok:
+        items = [row.item for row in datasets.read(data)]
+        audit = graders.audit(spec, items, response_format=answer_format, complete=judge_call())
+        result["audit"] = {**asdict(audit), "findings": audit.findings()}
+        text += f"\n\nwhat the grader pays, {audit.num_rows} rows\n{audit}"
+    show(result, text, as_json)
     raise typer.Exit(0 if found.ok else 1)
 
 

@@ -25,11 +25,19 @@ from urllib.request import ProxyHandler, build_opener
 
 from rftkit import settings
 from rftkit.errors import MissingExtraError, PlatformError
+from rftkit.graders import Completion, CompletionCall, completion_call
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["ServerStatus", "connect", "serve_status", "start_server", "stop_server"]
+__all__ = [
+    "ServerStatus",
+    "connect",
+    "judge_call",
+    "serve_status",
+    "start_server",
+    "stop_server",
+]
 
 START_SECONDS = 60.0
 """How long a server may take until it answers."""
@@ -79,6 +87,25 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
     options.setdefault("http_client", openai.DefaultHttpxClient(trust_env=False))  # no proxy
     key = api_key or settings.server_api_key() or "local"
     return openai.OpenAI(base_url=server.base_url, api_key=key, **{"admin_api_key": key, **options})
+
+
+def judge_call() -> CompletionCall:
+    """How model graders of this process ask their judge.
+
+    `RFTKIT_JUDGE_BASE_URL` if it is set, else what `connect()` finds or starts; looked up when the
+    first question is asked, so that other graders start nothing.
+    """
+    asked: list[CompletionCall] = []
+
+    def complete(**question: Any) -> Completion:
+        if not asked:
+            judge = settings.judge()
+            key = judge.api_key or "none"
+            client = connect(judge.base_url, key) if judge.base_url else connect()
+            asked.append(completion_call(client))
+        return asked[0](**question)
+
+    return complete
 
 
 def serve_status(home: Path | None = None) -> ServerStatus | None:

@@ -225,3 +225,26 @@ def rftkit(*words: str) -> list[str]:
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(rftkit(*words), capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_check_with_a_grader_says_what_cheats_earn(run: Run, files: Path) -> None:
+    done = run("check", files / "rows.jsonl", "--grader", files / "grader.json", "--json")
+    audit = json.loads(done.out)["audit"]
+    assert audit["honest"] == 1.0
+    assert {cheat["name"] for cheat in audit["cheats"]} >= {"empty", "judge_injection"}
+    words = run("check", files / "rows.jsonl", "--grader", files / "grader.json").out
+    assert "no cheat pays" in words
+
+
+def test_grade_asks_the_judge_of_the_platform(run: Run, files: Path, served: Served) -> None:
+    served.link.say = lambda request: '{"steps": [], "result": 0.25}'
+    judge = {
+        "type": "score_model",
+        "name": "judge",
+        "model": "rftkit-tiny",
+        "input": [{"role": "user", "content": "{{item.answer}} {{sample.output_text}}"}],
+    }
+    (files / "judge.json").write_text(json.dumps(judge))
+    (files / "samples.jsonl").write_text('{"item": {"answer": "hi"}, "sample": "ho"}\n')
+    done = run("grade", files / "judge.json", files / "samples.jsonl", "--json")
+    assert [grade["reward"] for grade in json.loads(done.out)] == [0.25]
