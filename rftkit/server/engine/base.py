@@ -18,7 +18,6 @@ __all__ = [
     "LoraConfig",
     "SampleRequest",
     "StepStats",
-    "TokenLogprob",
     "TrainGroup",
     "TrainSettings",
 ]
@@ -52,16 +51,6 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     """Texts that end a completion; they are not part of it."""
     num_top_logprobs: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One sampled token as chat completions report it."""
-
-    token: int
-    logprob: float
-    """In nats."""
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ downloaded here. This module imports no torch until a model is prepared.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -166,13 +165,3 @@ _MAKERS: dict[str, Callable[[Path], None]] = {
     "smollm2-135m-instruct": _make_smollm2,
     "rftkit-tiny": _make_tiny,
 }
-
-
-def describe(folder: Path) -> dict[str, Any]:
-    """Architecture and size of a prepared model, from its config."""
-    config = json.loads((folder / "config.json").read_text())
-    return {
-        "architecture": (config.get("architectures") or ["unknown"])[0],
-        "layers": config.get("num_hidden_layers"),
-        "hidden_size": config.get("hidden_size"),
-    }
