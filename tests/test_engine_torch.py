@@ -318,3 +318,9 @@ def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path:
     assert llama.sample(asked, tmp_path / "a") == policy
     assert llama.sample(asked, None) == base == llama.sample(asked)
     assert policy != base
+
+
+def test_attention_that_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:
+    engine = TorchEngine(write(tmp_path, "Mistral"), name="test", device="cpu")
+    with pytest.raises(NotImplementedError, match="sliding_window"):
+        engine.sample(requests(engine, "x"))

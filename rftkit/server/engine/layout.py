@@ -52,7 +52,7 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     assert layout is not None, "a model with rftkit attention needs layout="
-    for name in ("softcap", "s_aux"):
+    for name in ("softcap", "s_aux", "sliding_window"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attention with {name} is not supported by this engine")
     scale = module.head_dim**-0.5 if scaling is None else scaling
