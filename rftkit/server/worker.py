@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from rftkit.errors import InputError, NotFoundError, RftkitError, RowError
-from rftkit.graders import CompiledGrader, check_item_paths, compile_grader
+from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
 from rftkit.server import rft
 from rftkit.server.desk import Desk, Engines
@@ -139,7 +139,9 @@ class Worker:
     def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
         spec = job.method["reinforcement"]["grader"]
         complete = judge_call(_Inside(self.desk, self.store))
-        return compile_grader(spec, floor_reward=plan.floor_reward, complete=complete)
+        # A judge is not asked twice for the same text, however often the worker is killed.
+        cache = JudgeCache(self.home / "judge-cache.jsonl")
+        return compile_grader(spec, floor_reward=plan.floor_reward, complete=complete, cache=cache)
 
     def _breathe(self, job_id: str) -> Any:
         last = time.monotonic()
