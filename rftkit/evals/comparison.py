@@ -1,0 +1,281 @@
+"""What a comparison of eval runs says, as plain values: the numbers that views draw.
+
+Every count that names rows holds their keys (`Samples.items`), so that a view can jump from a
+number to the rows behind it. None is "cannot be told", never zero. Not here: how the numbers are
+made (`compare`, `stats`, `looks`), nor any HTML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rftkit.evals.samples import Samples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Comparison",
+    "Estimate",
+    "Look",
+    "PairSummary",
+    "RunSummary",
+    "Slice",
+    "SliceTable",
+    "StepChoice",
+    "Verdict",
+]
+
+Verdict = Literal["better", "worse", "same", "unclear"]
+"""`same` only when a margin was named and the difference is shown to lie inside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over rows with its interval."""
+
+    value: float | None
+    """The mean; None when nothing was graded."""
+    low: float | None = None
+    """Lower end of the interval; None when there are too few rows to tell."""
+    high: float | None = None
+    """Upper end."""
+    num_rows: int = 0
+    """Rows that it rests on: the independent units, however many samples each has."""
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval, in units of the value."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One run, added up."""
+
+    label: str
+    """As in `Samples.labels`."""
+    step: int | None
+    """Optimizer step, when the run is a job's validation."""
+    model: str | None
+    """What was asked."""
+    num_rows: int
+    """Rows with at least one sample."""
+    num_samples: int
+    """Answers."""
+    reward: Estimate
+    """Mean reward: rows weigh alike, repeats of a row are one unit of the interval."""
+    pass_rate: Estimate
+    """Share of samples that passed, rows weighing alike; value None when nothing says so."""
+    graders: Mapping[str, Estimate]
+    """Mean score of each grader by its name, when there are several; over samples it scored."""
+    num_failed: int
+    """Samples whose grader broke, or that never came: in no mean."""
+    num_unscorable: int
+    """Samples that could not be scored: they count with the floor reward."""
+    num_truncated: int
+    """Answers that hit their token limit."""
+    tokens: Estimate
+    """Mean completion tokens; value None when nobody counted."""
+    characters: Estimate
+    """Mean characters of the answers."""
+    within_row: float | None
+    """Standard deviation of the reward between samples of one row; None with one sample a row."""
+    failed_rows: tuple[str, ...] = ()
+    """Keys of rows with at least one failed sample."""
+    unscorable_rows: tuple[str, ...] = ()
+    """Keys of rows with at least one unscorable sample."""
+
+    @property
+    def failed_share(self) -> float | None:
+        """0–1, of samples."""
+        return self.num_failed / self.num_samples if self.num_samples else None
+
+    @property
+    def unscorable_share(self) -> float | None:
+        """0–1, of samples."""
+        return self.num_unscorable / self.num_samples if self.num_samples else None
+
+    @property
+    def truncated_share(self) -> float | None:
+        """0–1, of samples."""
+        return self.num_truncated / self.num_samples if self.num_samples else None
+
+
+@dataclass(frozen=True, slots=True)
+class PairSummary:
+    """Two runs on the rows that both have graded: `after` minus `before`."""
+
+    before: str
+    """Label."""
+    after: str
+    """Label."""
+    num_rows: int
+    """Rows graded in both: all that the numbers below rest on."""
+    num_left_out: int
+    """Rows that only one of the two has, or that only one has graded."""
+    difference: Estimate
+    """Mean paired difference of the reward. One look: see `StepChoice` for many."""
+    pass_difference: Estimate
+    """Mean paired difference of the pass rate; value None when nothing says pass or fail."""
+    fixed_rows: tuple[str, ...]
+    """Keys of rows that failed before and pass after (most samples of the row, if several)."""
+    broken_rows: tuple[str, ...]
+    """Keys of rows that passed before and fail after."""
+    num_unchanged: int
+    """Rows that pass in both or fail in both; rows with as many passes as fails are left out."""
+    up_rows: tuple[str, ...]
+    """Keys of rows whose mean reward rose, the largest gain first."""
+    down_rows: tuple[str, ...]
+    """Keys of rows whose mean reward fell, the largest loss first."""
+    mcnemar_p: float | None
+    """Exact McNemar test of fixed against broken rows, two-sided; None when there are neither."""
+    permutation_p: float | None
+    """Sign-flip permutation test of the reward differences, two-sided."""
+    margin: float | None
+    """Differences smaller than this do not matter, as the user said; None when nothing was said."""
+    equivalence_p: float | None
+    """Two one-sided tests that the difference lies inside the margin: the larger p of the two."""
+    detectable: float | None
+    """The smallest difference that these rows would have shown in four of five repetitions."""
+    verdict: Verdict
+    """What may be said, at the comparison's level."""
+    sentence: str
+    """The same in words, with what was found and what could have been."""
+
+    @property
+    def num_fixed(self) -> int:
+        """Rows that failed before and pass after."""
+        return len(self.fixed_rows)
+
+    @property
+    def num_broken(self) -> int:
+        """Rows that passed before and fail after."""
+        return len(self.broken_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One run against the baseline, corrected for how many runs were looked at."""
+
+    label: str
+    step: int | None
+    difference: Estimate
+    """Paired difference to the baseline; all looks' intervals hold together at the level."""
+    p: float | None
+    """Family-wise p: how often the largest of all looks would be this large by luck, two-sided."""
+    verdict: Verdict
+    """better, worse or unclear, with at most 5 % false alarms over all looks together."""
+    win_share: float
+    """Share of bootstrap resamples of the rows in which this run has the highest mean, 0–1."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepChoice:
+    """Which of many runs to deploy, and how far to believe it."""
+
+    baseline: str
+    """Label of the run that the others are held against: `Step 0`."""
+    looks: tuple[Look, ...]
+    """Every other run, in order; they share the baseline's rows."""
+    best: str
+    """Label of the highest mean reward, the baseline included."""
+    deploy: str
+    """Label of what to use: the best, or the baseline when nothing is shown to beat it."""
+    tied: tuple[str, ...]
+    """Labels that cannot be told apart from the best (the best included), in order of runs."""
+    optimism: float | None
+    """How much the best's mean flatters itself by having been chosen (the winner's curse)."""
+    expected: float | None
+    """Mean reward to expect of the best on new rows: its mean less the optimism."""
+    expected_gain: float | None
+    """The same against the baseline."""
+    num_rows: int
+    """Rows that every run has graded: only they are used here."""
+    sentence: str
+    """The recommendation in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The rows of one value of a key."""
+
+    value: str
+    """What the rows have in common, as text."""
+    num_rows: int
+    """Rows with this value, graded in at least one run."""
+    rows: tuple[str, ...]
+    """Their keys."""
+    means: Mapping[str, Estimate]
+    """Mean reward per run label."""
+    difference: Estimate
+    """`after` minus `before` of the table, paired, on these rows alone."""
+    is_small: bool
+    """Too few rows to believe the interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceTable:
+    """The rows cut by a key: where it got better and where worse, most trouble first."""
+
+    by: str
+    """The key, or the name of the function that cut."""
+    before: str
+    """Label."""
+    after: str
+    """Label."""
+    slices: tuple[Slice, ...]
+    """Most trouble first: the lowest upper end of the difference's interval."""
+    notes: tuple[str, ...] = ()
+    """Slices too small, rows without the key, too many values: each a sentence."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """Runs side by side: everything a view of the comparison shows."""
+
+    samples: Samples
+    """What it was made of; `samples.answers(key)` is a row through all checkpoints."""
+    runs: tuple[RunSummary, ...]
+    """In the order of `samples.runs`."""
+    baseline: str | None
+    """Label of the run that the others are held against; None when there are no runs."""
+    pairs: tuple[PairSummary, ...]
+    """Every other run against the baseline, in order; `compare.pair` makes any other."""
+    choice: StepChoice | None
+    """None with fewer than two runs, or when no row is graded in all of them."""
+    rows: pd.DataFrame
+    """One line per row, see `compare.row_table`: `row` (key), `number`, `prompt`,
+    `reward/<label>` and `passed/<label>` per run (means over samples), `change` (last run that
+    matters minus baseline), `swing` (standard deviation between runs)."""
+    slices: tuple[SliceTable, ...] = ()
+    """One per key asked for."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know before the numbers: each a sentence."""
+    level: float = 0.95
+    """Of every interval."""
+    margin: float | None = None
+    """Differences smaller than this do not matter."""
+    seed: int = 0
+    """Of every resampling."""
+
+    def summary(self, label: str) -> RunSummary:
+        """The summary of one run."""
+        return next(run for run in self.runs if run.label == label)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but samples and rows, as plain JSON."""
+        left_out = {"samples", "rows"}
+        names = [f.name for f in dataclasses.fields(self) if f.name not in left_out]
+        return {name: _plain(getattr(self, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
