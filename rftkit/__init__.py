@@ -4,6 +4,7 @@
     compile_grader              a grader spec, ready to grade a Sample into a Grade
     datasets, jobs, evals       rooms of verbs: datasets.check, jobs.create, evals.ask, …
     graders, reports, views     grading in full, HTML reports, what a notebook shows
+    widgets                     panels: graders, rows and jobs under your hands in a notebook
     RftkitError                 the root of every error raised on purpose
 
 Names load on first use: `import rftkit` itself loads nothing heavy.
@@ -15,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rftkit import datasets, errors, evals, graders, jobs, reports, views
+    from rftkit import datasets, errors, evals, graders, jobs, reports, views, widgets
     from rftkit.client import connect
     from rftkit.errors import RftkitError
     from rftkit.graders import Grade, Sample, compile_grader
@@ -36,6 +37,7 @@ __all__ = [
     "jobs",
     "reports",
     "views",
+    "widgets",
 ]
 
 _HOME_OF = {

@@ -23,6 +23,7 @@ __all__ = [
     "child_environment",
     "home",
     "judge",
+    "jupyter_session",
     "mode",
     "remote",
     "server_api_key",
@@ -90,6 +91,11 @@ def mode() -> Literal["live", "static"] | None:
     if value not in ("live", "static"):
         raise InputError(f"RFTKIT_MODE must be 'live' or 'static', found {value!r}")
     return "live" if value == "live" else "static"
+
+
+def jupyter_session() -> str | None:
+    """`JPY_SESSION_NAME`: the notebook that a Jupyter server started this kernel for."""
+    return os.environ.get("JPY_SESSION_NAME") or None
 
 
 def unconfined_graders() -> bool:

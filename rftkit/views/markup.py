@@ -29,6 +29,7 @@ __all__ = [
     "number",
     "page",
     "signed",
+    "style",
     "text",
     "wrap",
 ]
@@ -113,7 +114,13 @@ def json_script(value: Any, *, kind: str = "application/json", name: str = "") -
 @cache
 def assets() -> str:
     """The style sheet and the script of all views, as two inline elements."""
-    return f"<style>{_asset('views.css')}</style><script>{_asset('views.js')}</script>"
+    return f"{style()}<script>{_asset('views.js')}</script>"
+
+
+@cache
+def style() -> str:
+    """The style sheet alone, for widgets, where inline scripts do not run."""
+    return f"<style>{_asset('views.css')}</style>"
 
 
 def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:

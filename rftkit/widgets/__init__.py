@@ -1,0 +1,34 @@
+"""Panels: what a notebook shows and lets you do, one class a task.
+
+    RowBrowser      page, sort, search and filter rows; one row in full
+    GraderLab       write a grader, run it on rows, see every step of the grade
+    freeze          the last cell of a notebook: panels become static copies, fit for sharing
+
+A panel is data, HTML and, where somebody can click, core ipywidgets; the shape of all of them is
+in `panel`. Names load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rftkit.widgets.panel import Panel, freeze, live
+
+__all__ = ["Panel", "freeze", "live"]
+
+_HOMES = {
+    "panel": ("Panel", "freeze", "live"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
