@@ -4,7 +4,9 @@
 """
 
 from rftkit.jobs.checkpoints import Checkpoint, best, checkpoints
+from rftkit.jobs.estimate import Estimate, estimate
 from rftkit.jobs.jobs import TERMINAL, Event, Update, create, error_of, events, wait, watch
+from rftkit.jobs.local import PROBE, abilities, plan, probe, rollouts
 from rftkit.jobs.metrics import (
     error_frame,
     events_from_csv,
@@ -16,19 +18,26 @@ from rftkit.jobs.metrics import (
 from rftkit.jobs.progress import Progress
 
 __all__ = [
+    "PROBE",
     "TERMINAL",
     "Checkpoint",
+    "Estimate",
     "Event",
     "Progress",
     "Update",
+    "abilities",
     "best",
     "checkpoints",
     "create",
     "error_frame",
     "error_of",
+    "estimate",
     "events",
     "events_from_csv",
     "grader_frame",
+    "plan",
+    "probe",
+    "rollouts",
     "step_frame",
     "step_metrics",
     "timing_frame",

@@ -37,6 +37,7 @@ from rftkit.server.api import (
     jobs,
     models,
     permissions,
+    private,
     responses,
     stored_chats,
     unsupported,
@@ -101,6 +102,7 @@ def create_app(platform: Platform) -> FastAPI:
         unsupported,
     ):
         app.include_router(module.router, prefix="/v1")
+    app.include_router(private.router)
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)
     app.add_middleware(Gate, platform=platform)

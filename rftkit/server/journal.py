@@ -71,6 +71,11 @@ class Journal:
         content = json.dumps(data, separators=(",", ":")).encode()
         _write(self._record_path(kind, step), gzip.compress(content, 3, mtime=0))
 
+    def steps(self) -> list[int]:
+        """The steps whose rollouts are kept, in order."""
+        names = (path.name.partition(".")[0] for path in (self.folder / "steps").glob("*.json.gz"))
+        return sorted(int(name) for name in names if name.isdigit())
+
     def _record_path(self, kind: str, step: int) -> Path:
         return self.folder / kind / f"{step:06d}.json.gz"
 

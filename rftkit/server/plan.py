@@ -18,7 +18,7 @@ from rftkit.errors import RequestError
 from rftkit.server.engine.base import LoraConfig, TrainSettings
 from rftkit.server.records import Job
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "reasons"]
 
 BASE_LEARNING_RATE = 1e-3
 AUTO_STEPS = 24
@@ -125,6 +125,19 @@ def make_plan(job: Job, num_rows: int) -> Plan:
         seed=job.seed,
         ignored=ignored,
     )
+
+
+def reasons(plan: Plan) -> dict[str, str]:
+    """What `auto` means for each hyperparameter, in this plan, and why."""
+    return {
+        "batch_size": "8 prompts a step, or every row when there are fewer",
+        "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
+        "learning_rate_multiplier": f"1: the learning rate is {BASE_LEARNING_RATE:g} at every step",
+        "compute_multiplier": "1: eight completions a prompt, so that a group can differ",
+        "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
+        "eval_samples": "1: the most likely answer, the same at every validation",
+        "reasoning_effort": "the models here do not think before they answer",
+    }
 
 
 class _Knobs:

@@ -95,6 +95,11 @@ class Job(Record):
         """Whether it has ended."""
         return self.status in TERMINAL
 
+    @property
+    def is_probe(self) -> bool:
+        """Whether it takes two steps only, to find out what the job would take."""
+        return (self.metadata or {}).get("probe") == "true"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(Record):

@@ -94,8 +94,16 @@ class Store(Files, Evals):
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[Job], bool]:
-        """A page of jobs, newest first, that carry all of `metadata`, or none at all."""
+        """A page of jobs, newest first, that carry all of `metadata`, or none at all.
+
+        Probes are left out unless `metadata` asks for `probe`.
+        """
         where, values = "1", []
+        if "probe" not in (metadata or {}):
+            where += (
+                " AND NOT EXISTS (SELECT 1 FROM json_each(jobs.metadata) AS pair"
+                " WHERE pair.key = 'probe' AND pair.value = 'true')"
+            )
         for key, value in (metadata or {}).items():
             where += (
                 " AND EXISTS (SELECT 1 FROM json_each(jobs.metadata) AS pair"
@@ -147,7 +155,8 @@ class Store(Files, Evals):
                 fields.pop("status", None)
             elif fields.get("status") in TERMINAL:
                 fields = {"finished_at": now(), "estimated_finish": None, **fields}
-                self._announce(f"fine_tuning.job.{fields['status']}", job_id)
+                if not job.is_probe:
+                    self._announce(f"fine_tuning.job.{fields['status']}", job_id)
             return self._update(Job, job_id, fields)
 
     def cancel_job(self, job_id: str) -> Job:

@@ -29,6 +29,7 @@ from rftkit.server.journal import Journal
 from rftkit.server.judging import judge_call
 from rftkit.server.plan import Plan, make_plan
 from rftkit.server.platform import Platform
+from rftkit.server.probe import probe
 from rftkit.server.records import Job
 from rftkit.server.store import Store
 
@@ -115,7 +116,7 @@ class Worker:
         say(f"Loading {base}")
         engine = self.engines.get(base, say)
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
-        if job.eval_id is None:
+        if job.eval_id is None and not job.is_probe:
             job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
         with self._grader(job, plan) as grader:
             run = rft.Run(
@@ -132,7 +133,7 @@ class Worker:
                 breathe=self._breathe(job.id),
             )
             try:
-                rft.train(run)
+                (probe if job.is_probe else rft.train)(run)
             finally:
                 engine.drop_policy()
 

@@ -18,7 +18,7 @@ from rftkit.server.platform import Platform
 from rftkit.server.records import Job
 from rftkit.server.store import new_id, now
 
-__all__ = ["JobBody", "job_from", "unknown_keys"]
+__all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys"]
 
 HYPERPARAMETERS: dict[str, tuple[type, float, float]] = {
     "batch_size": (int, 1, 256),
@@ -140,7 +140,7 @@ def _method(given: dict[str, Any]) -> dict[str, Any]:
         "reinforcement": {
             **reinforcement,
             "grader": _grader(reinforcement["grader"]),
-            "hyperparameters": _hyperparameters(reinforcement.get("hyperparameters")),
+            "hyperparameters": checked_hyperparameters(reinforcement.get("hyperparameters")),
             "response_format": format_,
         },
     }
@@ -156,7 +156,12 @@ def _grader(spec: Any) -> dict[str, Any]:
         raise GraderSpecError(error.message, param=where) from None
 
 
-def _hyperparameters(given: Any) -> dict[str, Any]:
+def checked_hyperparameters(given: Any) -> dict[str, Any]:
+    """Every hyperparameter, unset ones "auto".
+
+    Raises:
+        RequestError: naming the one that cannot be used.
+    """
     where = f"{METHOD}.hyperparameters"
     if given is None:
         given = {}

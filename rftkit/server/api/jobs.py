@@ -30,7 +30,8 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
 
 def _add(here: Platform, job: Job) -> str:
     job = here.store.add_job(job)
-    job = here.store.update_job(job.id, eval_id=make_job_eval(here.store, job).id)
+    if not job.is_probe:
+        job = here.store.update_job(job.id, eval_id=make_job_eval(here.store, job).id)
     here.store.add_event(job.id, f"Created fine-tuning job: {job.id}", key="created")
     unknown = unknown_keys(job)
     if unknown:

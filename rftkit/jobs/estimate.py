@@ -1,0 +1,137 @@
+"""What a job would take, from the events of its probe: time, memory, judge tokens, money.
+
+A probe takes two steps (`rftkit.jobs.probe`). The sum assumes that the other steps are like these;
+answers that get longer while the model learns make it too low, shorter ones too high. Not here:
+running the probe, and prices, which are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rftkit.errors import InputError
+from rftkit.jobs.jobs import Event
+from rftkit.jobs.metrics import step_metrics
+
+__all__ = ["Estimate", "estimate"]
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What the whole job would take."""
+
+    total_steps: int
+    num_validations: int
+    """With the one before the first step and the one after the last."""
+    ready_seconds: float
+    """Loading the model; whole seconds, and 0 when it was loaded already."""
+    step_seconds: tuple[float, float]
+    """Of the two steps that were taken, the shorter first."""
+    validation_seconds: float
+    """Of one validation, over all validation rows."""
+    host_memory_bytes: int
+    """The most memory the training process held."""
+    device_memory_bytes: int | None
+    """The most that was reserved on the GPU; None on a CPU."""
+    judge_tokens: dict[str, tuple[float, float]]
+    """Model of a model grader -> prompt and completion tokens of the whole job."""
+    hyperparameters: Json
+    """Every setting as the platform resolved it."""
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """From start to end, if every step were like the shorter or the longer of the two."""
+        fixed = self.ready_seconds + self.num_validations * self.validation_seconds
+        low, high = self.step_seconds
+        return fixed + self.total_steps * low, fixed + self.total_steps * high
+
+    def cost(
+        self,
+        usd_per_hour: float = 0.0,
+        usd_per_million_prompt_tokens: float = 0.0,
+        usd_per_million_completion_tokens: float = 0.0,
+    ) -> tuple[float, float]:
+        """What it would cost, in US dollars, from low to high.
+
+        Args:
+            usd_per_hour: Of the machine that trains.
+            usd_per_million_prompt_tokens: Of the judge.
+            usd_per_million_completion_tokens: Of the judge.
+        """
+        judging = sum(
+            prompt * usd_per_million_prompt_tokens + said * usd_per_million_completion_tokens
+            for prompt, said in self.judge_tokens.values()
+        )
+        low, high = self.seconds
+        return (
+            low / 3600 * usd_per_hour + judging / 1e6,
+            high / 3600 * usd_per_hour + judging / 1e6,
+        )
+
+
+def estimate(events: Iterable[Event]) -> Estimate:
+    """Add up what the events of a finished probe tell.
+
+    Raises:
+        InputError: They are not those of a finished probe.
+    """
+    events = list(events)
+    told = [event.get("data") or {} for event in events]
+    started = next((data for data in told if "hyperparameters" in data and "rows" in data), None)
+    found = next((data["probe"] for data in told if "probe" in data), None)
+    metrics = {data["step"]: data for data in told if data.get("step") is not None}
+    steps = [
+        seconds
+        for step, data in sorted(metrics.items())
+        if step and (seconds := step_metrics(data)["step_seconds"]) is not None
+    ]
+    if started is None or found is None or not steps:
+        raise InputError("these are not the events of a finished probe; see rftkit.jobs.probe")
+    settings, rows = started["hyperparameters"], started["rows"]["valid"]
+    total, interval = settings["total_steps"], settings["eval_interval"]
+    validations = 1 + total // interval + (total % interval > 0)
+    share = rows / max(found["validated_rows"], 1)
+    return Estimate(
+        total_steps=total,
+        num_validations=validations,
+        ready_seconds=_ready_seconds(events),
+        step_seconds=(min(steps), max(steps)),
+        validation_seconds=(step_metrics(metrics.get(0, {}))["eval_seconds"] or 0.0) * share,
+        host_memory_bytes=found["host_memory_bytes"],
+        device_memory_bytes=found["device_memory_bytes"],
+        judge_tokens=_judge_tokens(metrics, total, validations * share),
+        hyperparameters=settings,
+    )
+
+
+def _ready_seconds(events: list[Event]) -> float:
+    """From the first word about loading to the plan."""
+    loading = [e["created_at"] for e in events if e.get("message", "").startswith("Loading ")]
+    planned = [e["created_at"] for e in events if "rows" in (e.get("data") or {})]
+    return float(planned[0] - loading[0]) if loading and planned else 0.0
+
+
+def _judge_tokens(
+    metrics: dict[int, Json], total_steps: int, validations: float
+) -> dict[str, tuple[float, float]]:
+    """Tokens of each judge: of a step times the steps, of the validated rows times all rows."""
+    num_steps = sum(step > 0 for step in metrics)
+    times = {"train": total_steps / max(num_steps, 1), "valid": validations}
+    spent: dict[str, tuple[float, float]] = {}
+    for data in metrics.values():
+        for grader in (data.get("usage") or {}).get("graders") or []:
+            if model := grader.get("model"):
+                prompt, said = (
+                    sum(
+                        grader.get(f"{side}_{kind}_tokens_count", 0) * n
+                        for side, n in times.items()
+                    )
+                    for kind in ("prompt", "completion")
+                )
+                before = spent.get(model, (0.0, 0.0))
+                spent[model] = (before[0] + prompt, before[1] + said)
+    return spent

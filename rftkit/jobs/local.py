@@ -1,0 +1,106 @@
+"""What only rftkit's own platform tells: plans, probes, and the rollouts of a training step.
+
+The routes lie outside `/v1`, so that the protocol stays what it is. A service that has no such
+routes answers 404; then `abilities` is empty and the other functions give None or refuse. Not here:
+anything that a hosted service has too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+from rftkit.errors import InputError
+from rftkit.jobs.jobs import create
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
+
+__all__ = ["PROBE", "abilities", "plan", "probe", "rollouts"]
+
+PROBE = {"probe": "true"}
+"""The metadata that makes a job a probe, and that finds probes in a list of jobs."""
+
+Json = dict[str, Any]
+
+
+def abilities(client: OpenAI) -> frozenset[str]:
+    """What this service can do beyond the protocol: of plan, probe, rollouts."""
+    about = _ask(client, "get", "/rftkit")
+    return frozenset((about or {}).get("abilities") or ())
+
+
+def plan(
+    client: OpenAI,
+    num_rows: int,
+    hyperparameters: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Json | None:
+    """What a job would do: `hyperparameters` resolved, `reasons` for each auto, what is `ignored`.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        num_rows: Training rows.
+        hyperparameters: As for `create`.
+        metadata: As for `create`.
+
+    Returns:
+        None when the service does not tell.
+
+    Raises:
+        openai.BadRequestError: A value cannot be used.
+    """
+    body = {"num_rows": num_rows, "hyperparameters": hyperparameters, "metadata": metadata}
+    return _ask(client, "post", "/rftkit/plan", body={k: v for k, v in body.items() if v})
+
+
+def probe(
+    client: OpenAI, *, metadata: Mapping[str, str] | None = None, **job: Any
+) -> FineTuningJob:
+    """Begin a job of two steps that finds out what the whole job would take, and keeps nothing.
+
+    Args:
+        client: From `rftkit.connect()`.
+        metadata: As for the job itself.
+        job: The other arguments of `create`.
+
+    Raises:
+        InputError: The service knows no probes; it would train, and bill, the whole job.
+    """
+    if "probe" not in abilities(client):
+        raise InputError(
+            f"{client.base_url} knows no probes and would run the whole job; only rftkit's own "
+            "platform can estimate one beforehand"
+        )
+    return create(client, metadata={**(metadata or {}), **PROBE}, **job)
+
+
+def rollouts(client: OpenAI, job_id: str, step: int | None = None) -> Json | None:
+    """The graded completions of one training step.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        job_id: `ftjob-…`.
+        step: None for the newest.
+
+    Returns:
+        `step` (None before the first), `num_steps`, and `groups`: each `line` of the training
+        file, `item` (None if the file is gone) and `rollouts` of `text`, `stop_reason`, `tokens`
+        and `grade`. None when the service or the job does not have them.
+    """
+    query = {} if step is None else {"step": step}
+    return _ask(client, "get", f"/rftkit/jobs/{job_id}/rollouts", options={"params": query})
+
+
+def _ask(client: OpenAI, verb: str, path: str, **request: Any) -> Json | None:
+    """A route beside `/v1` of the same service; None where there is none."""
+    from openai import NotFoundError
+
+    url = urljoin(str(client.base_url), path)
+    try:
+        answer: Json = getattr(client, verb)(url, cast_to=object, **request)
+    except NotFoundError:
+        return None
+    return answer if isinstance(answer, dict) else None

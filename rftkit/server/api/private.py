@@ -1,0 +1,124 @@
+"""Routes of this platform alone, outside `/v1`: who it is, plans of jobs, rollouts of steps.
+
+A client asks `GET /rftkit` before it relies on anything the protocol does not have; a hosted
+service answers 404. Not here: what other rftkit clients also need and the protocol can say.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+
+from rftkit.errors import NotFoundError, RftkitError
+from rftkit.rows import read_rows
+from rftkit.server.api import Here, Reply
+from rftkit.server.api.body import Body, Metadata
+from rftkit.server.api.job_body import checked_hyperparameters as checked
+from rftkit.server.journal import Journal
+from rftkit.server.plan import make_plan, reasons
+from rftkit.server.platform import Platform
+from rftkit.server.records import Job
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/rftkit")
+
+ABILITIES = ("plan", "probe", "rollouts")
+
+Json = dict[str, Any]
+
+
+@router.get("")
+def about() -> Reply:
+    """What this is and what it can do beyond the protocol."""
+    version = importlib.metadata.version("rftkit")
+    return Reply({"object": "rftkit.platform", "version": version, "abilities": ABILITIES})
+
+
+class PlanBody(Body):
+    """The body of `POST /rftkit/plan`: what of a job decides its plan."""
+
+    hyperparameters: dict[str, Any] | None = None
+    metadata: Metadata | None = None
+    num_rows: Annotated[int, Field(ge=1)]
+    """Training rows."""
+
+
+@router.post("/plan")
+def plan(body: PlanBody) -> Reply:
+    """What a job would do, every `auto` resolved, and why; nothing is created."""
+    job = Job(
+        id="", created_at=0, model="", seed=0, training_file="", validation_file="",
+        method={"reinforcement": {"hyperparameters": checked(body.hyperparameters)}},
+        metadata=body.metadata,
+    )  # fmt: skip
+    made = make_plan(job, body.num_rows)
+    resolved = made.to_dict()
+    ignored = resolved.pop("ignored")
+    resolved.pop("seed")
+    return Reply(
+        {
+            "object": "rftkit.plan",
+            "hyperparameters": resolved,
+            "reasons": reasons(made),
+            "ignored": ignored,
+        }
+    )
+
+
+@router.get("/jobs/{job_id}/rollouts")
+def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] = None) -> Reply:
+    """The graded groups of one step, the newest unless one is named; `groups` may be empty."""
+    job = here.store.job(job_id)
+    folder = here.home / "jobs" / job.id if here.home else None
+    steps = Journal(folder).steps() if folder and folder.is_dir() else []
+    chosen = step if step is not None else max(steps, default=None)
+    groups: list[Json] = []
+    if folder and chosen in steps:
+        record = Journal(folder).record("steps", chosen) or {"groups": []}
+        lines = {group["line"] for group in record["groups"]}
+        items = _items(here, job.training_file, lines)
+        groups = [_group(group, items) for group in record["groups"]]
+    elif step is not None:
+        raise NotFoundError(f"there are no rollouts of step {step} of {job_id}", param="step")
+    return Reply(
+        {
+            "object": "rftkit.rollouts",
+            "job_id": job_id,
+            "step": chosen,
+            "num_steps": len(steps),
+            "groups": groups,
+        }
+    )
+
+
+def _items(here: Platform, file_id: str, lines: Collection[int]) -> dict[int, Json]:
+    """The rows at these lines of a file; none when the file was deleted since."""
+    try:
+        path = here.store.file_path(file_id)
+    except RftkitError:
+        return {}
+    with path.open("rb") as file:
+        # Other lines are passed over unread: a file may have a million.
+        kept = (line if number in lines else b"\n" for number, line in enumerate(file, 1))
+        return {row.line: row.item for row in read_rows(kept)}
+
+
+def _group(group: Json, items: dict[int, Json]) -> Json:
+    return {
+        "line": group["line"],
+        "item": items.get(group["line"]),
+        "rollouts": [
+            {
+                "text": each["completion"]["text"],
+                "stop_reason": each["completion"]["stop_reason"],
+                "tokens": len(each["completion"]["tokens"]),
+                "grade": each["grade"],
+            }
+            for each in group["rollouts"]
+        ],
+    }
