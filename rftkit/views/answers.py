@@ -11,16 +11,15 @@ Not here: asking the models, grading, statistics over rows. The data is plain:
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
 
-__all__ = ["SAME", "answers", "difference", "reward_of"]
+__all__ = ["SAME", "answers", "difference", "grade_notes", "reward_of"]
 
 SAME = 0.005
 """Rewards closer than this count as the same."""
@@ -42,10 +41,10 @@ def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
     if not rows:
         return note("No answers to show: the file has no rows.")
     shared = _shared_instructions(rows)
-    titles = _titles(rows)
+    names = titles([row["item"] for row in rows])
     cards = [
-        _card(index, title, row, shared)
-        for index, (title, row) in enumerate(zip(titles, rows, strict=True), start=1)
+        _card(index, name, row, shared)
+        for index, (name, row) in enumerate(zip(names, rows, strict=True), start=1)
     ]
     sorts = [("-change", "largest gain first"), ("change", "largest loss first")]
     last = list(rows[0]["answers"])[-1]
@@ -100,8 +99,8 @@ def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, An
         f'<summary data-lm-suppress-shortcuts="true"><span>{index}</span>'
         f'<span class="rk-title">{text(title)}</span>'
         f'<span class="rk-move">{move}</span><span class="rk-mark {_TONE[verdict]}">{mark}</span>'
-        f'</summary><div class="rk-body">{_prompt(messages[len(shared) :])}'
-        f'{_reference(row["item"])}<div class="rk-sides">'
+        f'</summary><div class="rk-body">{prompt(messages[len(shared) :])}'
+        f'{reference(row["item"])}<div class="rk-sides">'
         f"{''.join(_side(name, answer) for name, answer in sides)}</div>"
         f"{_comparison(sides)}</div></details>"
     )
@@ -136,11 +135,12 @@ def _side(name: str, answer: Answer) -> str:
     return (
         f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
         f'<div class="rk-who"><span>{text(name)}</span><span>{shown}</span></div>'
-        f"{_grades(answer.get('grade') or {})}{disclosure(_readable(answer['text']), 1200)}</div>"
+        f"{grade_notes(answer.get('grade') or {})}{disclosure(readable(answer['text']), 1200)}</div>"
     )
 
 
-def _grades(grade: dict[str, Any]) -> str:
+def grade_notes(grade: dict[str, Any]) -> str:
+    """What a grade says besides its reward: why there is none, sub-rewards, errors."""
     lines = []
     if grade.get("outcome") == "failed":
         lines.append("! the grader failed, so this answer has no reward")
@@ -167,25 +167,12 @@ def _comparison(sides: Sequence[tuple[str, Answer]]) -> str:
     if len(sides) < 2:
         return ""
     (before, first), (after, last) = sides[0], sides[-1]
-    old, new = _readable(first["text"]), _readable(last["text"])
+    old, new = readable(first["text"]), readable(last["text"])
     shown = "The same text." if old == new else difference(old, new)
     return (
         f"<h4>What changed from {text(before)} to {text(after)}</h4>"
         f'<div class="rk-text">{shown}</div>'
     )
-
-
-def _readable(answer: str | None) -> str:
-    """A JSON object is laid out, one key a line, so that a difference in spacing is none."""
-    if not answer:
-        return "(no answer)" if answer is None else "(empty)"
-    try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        return answer
-    return "\n".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
 
 
 def _shared_instructions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -202,51 +189,4 @@ def _shared_instructions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def _instructions(messages: Sequence[dict[str, Any]]) -> Html:
     if not messages:
         return Html("")
-    return wrap(f"<h4>Said before every row</h4>{_prompt(messages)}")
-
-
-def _prompt(messages: Sequence[dict[str, Any]]) -> str:
-    return "".join(
-        f'<div class="rk-message"><span class="rk-role">{text(message["role"])}</span>'
-        f"{disclosure(_content(message), 1200)}</div>"
-        for message in messages
-    )
-
-
-def _reference(item: dict[str, Any]) -> str:
-    """What the grader knows beside the answer: the row's own keys."""
-    pairs = {key: value for key, value in item.items() if key not in ("messages", "tools")}
-    if not pairs:
-        return ""
-    lines = "".join(
-        f'<tr><th scope="row">{text(key)}</th><td>{disclosure(_plain(value))}</td></tr>'
-        for key, value in pairs.items()
-    )
-    return f"<h4>What the grader knows</h4><table><tbody>{lines}</tbody></table>"
-
-
-def _titles(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each row the last paragraph of its last message that most rows do not share."""
-    paragraphs = [_paragraphs(row["item"]["messages"][-1]) for row in rows]
-    seen = Counter(each for own in paragraphs for each in set(own))
-    titles = []
-    for own in paragraphs:
-        special = [each for each in own if seen[each] <= len(rows) // 2]
-        words = (special or own or ["(empty)"])[-1]
-        titles.append(words if len(words) <= 200 else f"{words[:199]}…")
-    return titles
-
-
-def _paragraphs(message: dict[str, Any]) -> list[str]:
-    return [" ".join(part.split()) for part in _content(message).split("\n") if part.strip()]
-
-
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(part.get("text", f"[{part.get('type')}]") for part in content)
-    return content or ""
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return wrap(f"<h4>Said before every row</h4>{prompt(messages)}")
