@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from rftkit.errors import NotFoundError, RequestError
@@ -26,6 +26,7 @@ from rftkit.server.records import (
     EvalRun,
     Event,
     File,
+    Importable,
     Job,
     Model,
     OutputItem,
@@ -80,14 +81,17 @@ class Database:
             return self._db.execute(sql, values).fetchall()
 
     def _insert(self, record: R, *, or_ignore: bool = False) -> R:
-        values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-        columns = ", ".join(values)
-        marks = ", ".join("?" for _ in values)
-        verb = "INSERT OR IGNORE" if or_ignore else "INSERT"
-        encoded = [_encoded(record, name, value) for name, value in values.items()]
-        with self.transaction() as db:
-            db.execute(f"{verb} INTO {record.TABLE} ({columns}) VALUES ({marks})", encoded)
+        self._insert_all(type(record), [record], or_ignore=or_ignore)
         return record
+
+    def _insert_all(self, kind: type[R], records: Iterable[R], *, or_ignore: bool = False) -> None:
+        names = [f.name for f in dataclasses.fields(kind)]
+        verb = "INSERT OR IGNORE" if or_ignore else "INSERT"
+        marks = ", ".join("?" for _ in names)
+        sql = f"{verb} INTO {kind.TABLE} ({', '.join(names)}) VALUES ({marks})"
+        rows = ([_encoded(kind, n, getattr(record, n)) for n in names] for record in records)
+        with self.transaction() as db:
+            db.executemany(sql, rows)
 
     def _update(self, kind: type[R], record_id: str, fields: dict[str, Any]) -> R:
         unknown = set(fields) - {f.name for f in dataclasses.fields(kind)}
@@ -110,6 +114,20 @@ class Database:
         if not found:
             raise NotFoundError(f"there is no {_LABEL[kind]} with id {missing!r}", param="id")
         return found[0]
+
+    def _check_own(self, record: Importable, name: str) -> None:
+        """Refuse to change what was imported.
+
+        Raises:
+            RequestError: it was.
+        """
+        if record.origin is not None:
+            raise RequestError(
+                f"{name} was imported from {record.origin} and is read-only here: it is kept as "
+                "that service gave it. To go on from it, train its job again on a model you own: "
+                "rftkit job rerun ID --model NAME",
+                code="imported_object",
+            )
 
     def _announce(self, kind: str, object_id: str) -> None:
         """Note, in the transaction that ends something, that a webhook may want to know."""
@@ -188,7 +206,7 @@ def sql_list(words: frozenset[str]) -> str:
     return "(" + ", ".join(f"'{word}'" for word in sorted(words)) + ")"
 
 
-def _encoded(kind: type[Record] | Record, name: str, value: Any) -> Any:
+def _encoded(kind: type[Record], name: str, value: Any) -> Any:
     if name in kind.JSON and value is not None:
         return json.dumps(value, allow_nan=False)
     return value

@@ -98,10 +98,32 @@ def _deliveries(db: sqlite3.Connection) -> None:
     )
 
 
+def _imports(db: sqlite3.Connection) -> None:
+    for table in (
+        "files",
+        "jobs",
+        "events",
+        "checkpoints",
+        "models",
+        "evals",
+        "eval_runs",
+        "output_items",
+    ):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN origin TEXT")
+        db.execute(f"ALTER TABLE {table} ADD COLUMN wire TEXT")
+    db.execute(
+        """CREATE TABLE imports (
+            kind TEXT NOT NULL, id TEXT NOT NULL, created_at INTEGER NOT NULL,
+            origin TEXT NOT NULL, digest TEXT NOT NULL, is_final INTEGER NOT NULL,
+            PRIMARY KEY (kind, id))"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _files_and_jobs,
     _evals,
     _deliveries,
+    _imports,
 )
 
 

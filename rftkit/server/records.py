@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
-    "ACTIVE", "TERMINAL", "Checkpoint", "Delivery", "Eval", "EvalRun", "Event", "File", "Job",
-    "Model", "OutputItem", "Permission", "Record", "StoredResponse",
+    "ACTIVE", "TERMINAL", "Checkpoint", "Delivery", "Eval", "EvalRun", "Event", "File",
+    "Importable", "Job", "Model", "OutputItem", "Permission", "Record", "StoredResponse",
 ]  # fmt: skip
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -32,7 +32,19 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class File(Record):
+class Importable(Record):
+    """A row that may have been imported: then nothing here changes it, and nobody works on it."""
+
+    JSON: ClassVar[frozenset[str]] = frozenset({"wire"})
+    origin: str | None = None
+    """Service and account that it comes from; None for what was made here."""
+    wire: Json | None = None
+    """The object as that service gave it, which is what clients see. The fields beside it are then
+    only what queries need: id, parent, order, status, metadata, names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File(Importable):
     """An uploaded or produced file; its bytes lie under `HOME/files`, named by their digest."""
 
     TABLE: ClassVar[str] = "files"
@@ -52,11 +64,11 @@ class File(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Record):
+class Job(Importable):
     """One fine-tuning job."""
 
     TABLE: ClassVar[str] = "jobs"
-    JSON: ClassVar[frozenset[str]] = frozenset(
+    JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset(
         {"method", "metadata", "result_files", "error", "usage_metrics", "extra"}
     )
     id: str
@@ -102,11 +114,11 @@ class Job(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event(Record):
+class Event(Importable):
     """One line of a job's story."""
 
     TABLE: ClassVar[str] = "events"
-    JSON: ClassVar[frozenset[str]] = frozenset({"data"})
+    JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset({"data"})
     id: str
     job_id: str
     created_at: int
@@ -121,11 +133,11 @@ class Event(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint(Record):
+class Checkpoint(Importable):
     """A saved adapter of one step."""
 
     TABLE: ClassVar[str] = "checkpoints"
-    JSON: ClassVar[frozenset[str]] = frozenset({"metrics"})
+    JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset({"metrics"})
     id: str
     job_id: str
     created_at: int
@@ -137,7 +149,7 @@ class Checkpoint(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model(Record):
+class Model(Importable):
     """A fine-tuned model that can be asked by name: a final one or a checkpoint."""
 
     TABLE: ClassVar[str] = "models"
@@ -150,11 +162,11 @@ class Model(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Eval(Record):
+class Eval(Importable):
     """Testing criteria and the schema of the items they read."""
 
     TABLE: ClassVar[str] = "evals"
-    JSON: ClassVar[frozenset[str]] = frozenset(
+    JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset(
         {"metadata", "data_source_config", "testing_criteria", "extra"}
     )
     id: str
@@ -170,11 +182,11 @@ class Eval(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalRun(Record):
+class EvalRun(Importable):
     """One pass of an eval over a data source."""
 
     TABLE: ClassVar[str] = "eval_runs"
-    JSON: ClassVar[frozenset[str]] = frozenset(
+    JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset(
         {
             "metadata", "data_source", "result_counts", "per_model_usage",
             "per_testing_criteria_results", "error", "extra",
@@ -201,11 +213,13 @@ class EvalRun(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputItem(Record):
+class OutputItem(Importable):
     """One graded sample of an eval run."""
 
     TABLE: ClassVar[str] = "output_items"
-    JSON: ClassVar[frozenset[str]] = frozenset({"datasource_item", "results", "sample"})
+    JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset(
+        {"datasource_item", "results", "sample"}
+    )
     id: str
     run_id: str
     eval_id: str

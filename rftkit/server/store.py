@@ -116,23 +116,25 @@ class Store(Files, Evals):
 
     def unfinished_jobs(self) -> list[Job]:
         """Jobs that a worker has or should have: neither ended nor paused."""
-        return self._find(Job, f"status IN {sql_list(ACTIVE)} ORDER BY queue_position")
+        where = f"status IN {sql_list(ACTIVE)} AND origin IS NULL ORDER BY queue_position"
+        return self._find(Job, where)
 
     def jobs_from(self, model: str) -> list[Job]:
         """Jobs that have not ended and start from this model."""
-        return self._find(Job, f"model = ? AND status NOT IN {sql_list(TERMINAL)}", model)
+        where = f"model = ? AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)}"
+        return self._find(Job, where, model)
 
     def claim_job(self) -> Job | None:
         """The job to work on now, or None.
 
         First one that a dead worker left `running` or `pausing`; then the one that has waited
         longest. A `queued` one becomes `running`; one that still has its files to be checked is
-        handed out as `validating_files`.
+        handed out as `validating_files`. An imported one is nobody's work, whatever its status.
         """
         with self.transaction():
             found = self._find(
                 Job,
-                f"status IN {sql_list(ACTIVE)} "
+                f"origin IS NULL AND status IN {sql_list(ACTIVE)} "
                 "ORDER BY status IN ('running', 'pausing') DESC, queue_position LIMIT 1",
             )
             if not found:
@@ -151,6 +153,7 @@ class Store(Files, Evals):
         """
         with self.transaction():
             job = self.job(job_id)
+            self._check_own(job, f"job {job_id}")
             if job.is_terminal:
                 fields.pop("status", None)
             elif fields.get("status") in TERMINAL:
@@ -197,6 +200,7 @@ class Store(Files, Evals):
 
     def _job_in(self, job_id: str, states: frozenset[str], verb: str) -> Job:
         job = self.job(job_id)
+        self._check_own(job, f"job {job_id}")
         if job.status not in states:
             raise RequestError(
                 f"job {job_id} is {job.status}; only a job that is {' or '.join(sorted(states))} "
@@ -290,6 +294,8 @@ class Store(Files, Evals):
             NotFoundError: when there is none.
         """
         with self.transaction() as db:
+            if (model := self.model(name)) is not None:
+                self._check_own(model, f"the model {name}")
             if db.execute("DELETE FROM models WHERE name = ?", (name,)).rowcount == 0:
                 raise NotFoundError(
                     f"there is no fine-tuned model {name!r}", param="model", code="model_not_found"

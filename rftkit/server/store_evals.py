@@ -67,6 +67,7 @@ class Evals(Database):
         Raises:
             NotFoundError: when there is none.
         """
+        self._check_own(self.eval(eval_id), f"eval {eval_id}")
         return self._update(Eval, eval_id, {**fields, "updated_at": now()})
 
     def delete_eval(self, eval_id: str) -> None:
@@ -76,7 +77,7 @@ class Evals(Database):
             NotFoundError: when there is none.
         """
         with self.transaction() as db:
-            self.eval(eval_id)
+            self._check_own(self.eval(eval_id), f"eval {eval_id}")
             db.execute("DELETE FROM evals WHERE id = ?", (eval_id,))
 
     def add_run(
@@ -96,7 +97,7 @@ class Evals(Database):
             NotFoundError: when there is no such eval.
         """
         with self.transaction():
-            self.eval(eval_id)
+            self._check_own(self.eval(eval_id), f"eval {eval_id}")
             if key is not None:
                 known = self._find(EvalRun, "eval_id = ? AND key = ?", eval_id, key)
                 if known:
@@ -144,13 +145,16 @@ class Evals(Database):
         )
 
     def unfinished_runs(self) -> list[EvalRun]:
-        """Runs that somebody has to go on with, oldest first; not those that a job writes."""
-        return self._find(EvalRun, f"status IN {UNFINISHED} AND key IS NULL ORDER BY seq")
+        """Runs to go on with, oldest first; not those that a job writes or that were imported."""
+        where = f"status IN {UNFINISHED} AND key IS NULL AND origin IS NULL ORDER BY seq"
+        return self._find(EvalRun, where)
 
     def update_run(self, run_id: str, **fields: Any) -> EvalRun:
         """Change a run and return it; one that has ended keeps its status."""
         with self.transaction():
-            if self.run(run_id).status not in ("queued", "in_progress"):
+            run = self.run(run_id)
+            self._check_own(run, f"run {run_id}")
+            if run.status not in ("queued", "in_progress"):
                 fields.pop("status", None)
             elif fields.get("status") in ENDINGS:
                 self._announce(f"eval.run.{ENDINGS[fields['status']]}", run_id)
@@ -159,13 +163,12 @@ class Evals(Database):
     def delete_run(self, run_id: str) -> None:
         """Forget a run with its items."""
         with self.transaction() as db:
+            self._check_own(self.run(run_id), f"run {run_id}")
             db.execute("DELETE FROM eval_runs WHERE id = ?", (run_id,))
 
     def add_items(self, items: Iterable[OutputItem]) -> None:
         """Keep output items, all or none."""
-        with self.transaction():
-            for item in items:
-                self._insert(item)
+        self._insert_all(OutputItem, items)
 
     def items(
         self,

@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,19 +39,42 @@ class Files(Database):
         expires_at: int | None = None,
     ) -> File:
         """Keep a file: written beside its place, synced, renamed, then listed."""
-        part = self._root / f"{secrets.token_hex(8)}.part"
-        try:
-            digest, size = _write_blob(part, data)
+        with self._writing(data, filename) as (digest, size, place):
             file = File(
                 id=new_id("file-"), created_at=now(), filename=filename, purpose=purpose,
                 bytes=size, digest=digest, expires_at=expires_at,
             )  # fmt: skip
             with self.transaction():
-                blob = self._blob(digest)
-                blob.parent.mkdir(exist_ok=True)
-                os.replace(part, blob)
-                _sync_folder(blob.parent)
+                place()
                 return self._insert(file)
+
+    def add_blob(self, data: BinaryIO, filename: str) -> str:
+        """Keep bytes whose file will be listed in a moment; the digest names them."""
+        with self._writing(data, filename) as (digest, _, place), self.transaction():
+            place()
+            return digest
+
+    def blob_size(self, digest: str) -> int | None:
+        """Bytes of a blob; None when it is not there."""
+        path = self._blob(digest)
+        return path.stat().st_size if path.is_file() else None
+
+    @contextlib.contextmanager
+    def _writing(
+        self, data: bytes | BinaryIO, filename: str
+    ) -> Iterator[tuple[str, int, Callable[[], None]]]:
+        """Write beside the place: digest, size, and what moves it there."""
+        part = self._root / f"{secrets.token_hex(8)}.part"
+
+        def place() -> None:
+            blob = self._blob(digest)
+            blob.parent.mkdir(exist_ok=True)
+            os.replace(part, blob)
+            _sync_folder(blob.parent)
+
+        try:
+            digest, size = _write_blob(part, data)
+            yield digest, size, place
         except OSError as error:
             raise PlatformError(
                 f"the file {filename!r} could not be kept in {self._root} "
@@ -106,6 +130,7 @@ class Files(Database):
         """
         with self.transaction() as db:
             file = self.file(file_id)
+            self._check_own(file, f"file {file_id}")
             users = self._unfinished_users(file_id)
             if users:
                 raise RequestError(
@@ -136,7 +161,7 @@ class Files(Database):
     def _unfinished_users(self, file_id: str) -> list[str]:
         rows = self._rows(
             f"SELECT id FROM jobs WHERE (training_file = ? OR validation_file = ?) "
-            f"AND status NOT IN {sql_list(TERMINAL)}",
+            f"AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)}",
             file_id, file_id,
         )  # fmt: skip
         return [row["id"] for row in rows]

@@ -7,8 +7,9 @@ hosted service sends `{}`, which clients mistake for an error).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from rftkit.graders import mask_secrets
 from rftkit.server.records import (
@@ -17,6 +18,7 @@ from rftkit.server.records import (
     EvalRun,
     Event,
     File,
+    Importable,
     Job,
     Model,
     OutputItem,
@@ -43,6 +45,7 @@ __all__ = [
 ORGANIZATION = "org-local"
 
 Json = dict[str, Any]
+R = TypeVar("R", bound=Importable)
 
 SAMPLE_SCHEMA: Json = {
     "type": "object",
@@ -86,6 +89,19 @@ def deleted(object_id: str, kind: str) -> Json:
     return {"id": object_id, "object": kind, "deleted": True}
 
 
+def _or_as_given(make: Callable[[R], Json]) -> Callable[[R], Json]:
+    """Show an imported record as its service gave it, and whose it is in `imported_from`."""
+
+    @functools.wraps(make)
+    def shape(record: R) -> Json:
+        if record.wire is None:
+            return make(record)
+        return {**record.wire, "imported_from": record.origin}
+
+    return shape
+
+
+@_or_as_given
 def file_object(file: File) -> Json:
     """`file`."""
     return {
@@ -101,6 +117,7 @@ def file_object(file: File) -> Json:
     }
 
 
+@_or_as_given
 def job_object(job: Job) -> Json:
     """`fine_tuning.job`; `hyperparameters` is absent, as for every reinforcement job."""
     return {
@@ -130,6 +147,7 @@ def job_object(job: Job) -> Json:
     }
 
 
+@_or_as_given
 def event_object(event: Event) -> Json:
     """`fine_tuning.job.event`."""
     return {
@@ -143,6 +161,7 @@ def event_object(event: Event) -> Json:
     }
 
 
+@_or_as_given
 def checkpoint_object(checkpoint: Checkpoint) -> Json:
     """`fine_tuning.job.checkpoint`."""
     return {
@@ -167,6 +186,7 @@ def model_object(name: str, created: int, owned_by: str) -> Json:
     }
 
 
+@_or_as_given
 def tuned_model_object(model: Model) -> Json:
     """`model`, for one that was made here."""
     return model_object(model.name, model.created_at, ORGANIZATION)
@@ -177,6 +197,7 @@ def _method(method: Json) -> Json:
     return {**method, "reinforcement": {**given, "grader": mask_secrets(given["grader"])}}
 
 
+@_or_as_given
 def eval_object(record: Eval) -> Json:
     """`eval`; its config shows the combined schema of items and samples."""
     config = record.data_source_config
@@ -196,6 +217,7 @@ def eval_object(record: Eval) -> Json:
     }
 
 
+@_or_as_given
 def run_object(run: EvalRun) -> Json:
     """`eval.run`."""
     return {
@@ -218,6 +240,7 @@ def run_object(run: EvalRun) -> Json:
     }
 
 
+@_or_as_given
 def item_object(item: OutputItem) -> Json:
     """`eval.run.output_item`."""
     return {

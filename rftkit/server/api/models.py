@@ -20,7 +20,17 @@ def check_model(platform: Platform, name: str) -> None:
 
     Raises:
         NotFoundError: with the code that clients know.
+        RequestError: it is known by an import only; its weights are elsewhere.
     """
+    tuned = platform.store.model(name)
+    if tuned is not None and tuned.origin is not None:
+        raise RequestError(
+            f"the model {name} was trained at {tuned.origin}; its job was imported, its weights "
+            "were not (no service hands them out). Train the same job on a model you own: "
+            f"rftkit job rerun {tuned.job_id} --model smollm2-135m-instruct",
+            param="model",
+            code="model_imported",
+        )
     _model_object(platform, name)
 
 
@@ -55,7 +65,7 @@ def retrieve(here: Here, model: str) -> Reply:
 def delete(here: Here, model: str) -> Reply:
     """Forget a fine-tuned model."""
     if here.store.model(model) is None:
-        check_model(here, model)
+        _model_object(here, model)
         raise RequestError(
             f"{model!r} is a base model; only fine-tuned models can be deleted", param="model"
         )

@@ -14,6 +14,7 @@ from rftkit.errors import NotFoundError
 from rftkit.server import wire
 from rftkit.server.api import Here, Reply
 from rftkit.server.api.body import Body, Limit
+from rftkit.server.api.models import check_model
 from rftkit.server.platform import Platform
 
 __all__ = ["router"]
@@ -38,6 +39,7 @@ def _known(here: Platform, checkpoint: str) -> None:
 def create(here: Here, checkpoint: str, body: PermissionBody) -> Reply:
     """Name projects that may use it."""
     _known(here, checkpoint)
+    check_model(here, checkpoint)
     made = [here.store.add_permission(checkpoint, project) for project in body.project_ids]
     return Reply(wire.page(map(wire.permission_object, made), False))
 
