@@ -18,6 +18,7 @@ __all__ = [
     "LoraConfig",
     "SampleRequest",
     "StepStats",
+    "Thinking",
     "TrainGroup",
     "TrainSettings",
 ]
@@ -35,6 +36,16 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """How completions begin that think first; the prompt has opened the thoughts already."""
+
+    end: str
+    """The text that ends them, such as `</think>`."""
+    budget: int
+    """Most tokens of thoughts; then the end is forced."""
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """One prompt and how its completions are drawn."""
 
@@ -47,9 +58,11 @@ class SampleRequest:
     """0 takes the most likely token."""
     top_p: float = 1.0
     schema: str | None = None
-    """JSON schema (as text) that the completion must follow, or None."""
+    """JSON schema (as text) that the answer must follow, or None."""
+    thinking: Thinking | None = None
+    """Set when thoughts come before the answer."""
     stop: tuple[str, ...] = ()
-    """Texts that end a completion; they are not part of it."""
+    """Texts that end an answer; they are not part of it."""
     num_top_logprobs: int = 0
 
 
@@ -60,10 +73,15 @@ class Completion:
     tokens: list[int]
     """The end token is the last one when `stop_reason` is "stop"."""
     text: str
+    """The answer, without the thoughts."""
     sampling_logprobs: list[float]
     """One a token, in nats, of the distribution the token was drawn from at top_p = 1."""
     stop_reason: Literal["stop", "length"]
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    reasoning: str = ""
+    """The thoughts, without their end mark."""
+    reasoning_tokens: int = 0
+    """The first so many of `tokens` are thoughts, end mark included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +94,8 @@ class TrainGroup:
     advantages_G: list[float]
     schema: str | None = None
     """The schema the completions were sampled under; the update uses the same distribution."""
+    thinking: Thinking | None = None
+    """As the completions were sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +138,21 @@ class Engine(Protocol):
 
     eos_ids: frozenset[int]
     context_tokens: int
+    thinking: str | None
+    """The mark that opens the model's thoughts, as its chat template has it; None: no thoughts."""
     facts: Mapping[str, Any]
     """Device, dtype, threads and versions, for the job's first event."""
 
     def encode(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
     ) -> list[int]:
-        """Token ids of a prompt under the model's chat template, ready for an answer."""
+        """Token ids of a prompt under the model's chat template, ready for an answer.
+
+        With `thinking`, a mark such as `<think>`, the prompt ends by opening the thoughts.
+        """
         ...
 
     def sample(

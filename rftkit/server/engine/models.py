@@ -19,7 +19,7 @@ from typing import Any
 
 from rftkit.errors import MissingExtraError, NotFoundError
 
-__all__ = ["BaseModel", "encode", "end_tokens", "find_base", "known_bases", "prepare"]
+__all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
 
 FORMAT = 1  # raise when a conversion changes, so that old caches are made again
 
@@ -89,40 +89,12 @@ def prepare(base: BaseModel, home: Path, say: Callable[[str], None] = lambda _: 
     return folder
 
 
-def encode(
-    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
-) -> list[int]:
-    """Token ids of chat messages under the tokenizer's template, ready for an answer.
-
-    The template is applied as it stands, so that training and chat see the same tokens. Roles a
-    template does not know are its own business; `developer` is what was once called `system`.
-    """
-    plain = [
-        {
-            **message,
-            "role": "system" if message["role"] == "developer" else message["role"],
-            "content": _text(message.get("content")),
-        }
-        for message in messages
-    ]
-    ids = tokenizer.apply_chat_template(
-        plain, tools=tools or None, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return [int(token) for token in ids]
-
-
 def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     """Every token that ends an answer."""
     ids: set[int] = set()
     for value in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(ids)
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content)
-    return content or ""
 
 
 def _hub_folder(name: str) -> Path | None:

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
 from numpy.typing import NDArray
 
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
+from rftkit.server.engine.guide import Guide
 from rftkit.server.engine.layout import Decode, Packed
 from rftkit.server.engine.logprobs import scores, weights
 
@@ -53,7 +53,7 @@ class _Row:
     index: int
     group: int
     uniforms: NDArray[np.float64]
-    matcher: LLMatcher | None
+    guide: Guide | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -154,8 +154,13 @@ def _start(
     request = requests[i]
     seed = np.random.SeedSequence([part % 2**32 for part in request.seeds[index]])
     uniforms = np.random.Generator(np.random.Philox(seed)).random(request.max_tokens)
-    matcher = None if request.schema is None else policy.grammars.matcher(request.schema)
-    return _Row(i, index, group, uniforms, matcher)
+    return _Row(i, index, group, uniforms, _guide(policy, request))
+
+
+def _guide(policy: Policy, request: SampleRequest) -> Guide | None:
+    if request.schema is None and request.thinking is None:
+        return None  # grammars take a second to make
+    return policy.grammars.guide(request.schema, request.thinking)
 
 
 def _prefill(
@@ -176,13 +181,15 @@ def _draw(
     policy: Policy, requests: Sequence[SampleRequest], rows: list[_Row], hidden: torch.Tensor
 ) -> None:
     """Append one token to every row."""
-    constrained = any(row.matcher is not None for row in rows)
-    masks = policy.grammars.masks([row.matcher for row in rows]) if constrained else None
+    constrained = any(row.guide is not None for row in rows)
+    masks = policy.grammars.masks([row.guide for row in rows]) if constrained else None
     free = list(range(len(rows)))
     if masks is not None:
         counts = choices(masks)
         forced = np.flatnonzero(counts == 1)
         for row, token in zip(forced, only_choice(masks[forced]), strict=True):
+            if requests[rows[int(row)].request].num_top_logprobs:
+                rows[int(row)].top.append(((int(token), 0.0),))
             _append(rows[int(row)], int(token), 0.0)
         free = np.flatnonzero(counts != 1).tolist()
     by_temperature: dict[float, list[int]] = {}
@@ -229,8 +236,8 @@ def _draw_free(
 def _append(row: _Row, token: int, logprob: float) -> None:
     row.tokens.append(token)
     row.logprobs.append(logprob)
-    if row.matcher is not None and not row.matcher.consume_token(token):
-        raise RuntimeError(f"the grammar refused token {token}: {row.matcher.get_error()}")
+    if row.guide is not None and not row.guide.consume_token(token):
+        raise RuntimeError(f"the grammar refused token {token}, which it had allowed")
 
 
 def _inverse_cdf(powers: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -260,21 +267,39 @@ def _finished(policy: Policy, request: SampleRequest, row: _Row) -> Completion |
     """The completion, if this token ended it."""
     ended = row.tokens[-1] in policy.eos_ids
     if request.stop and not ended:
-        text = policy.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        text = _said(policy, request, row)[1]
         cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
         if cuts:
             row.text, ended = text[: min(cuts)], True
     if not ended and len(row.tokens) < request.max_tokens:
         return None
-    if row.text is None:
-        row.text = policy.tokenizer.decode(row.tokens, skip_special_tokens=True)
+    reasoning, answer = _said(policy, request, row)
     return Completion(
         tokens=row.tokens,
-        text=row.text,
+        text=answer if row.text is None else row.text,
         sampling_logprobs=row.logprobs,
         stop_reason="stop" if ended else "length",
         top_logprobs=row.top,
+        reasoning=reasoning,
+        reasoning_tokens=_num_thoughts(row),
     )
+
+
+def _said(policy: Policy, request: SampleRequest, row: _Row) -> tuple[str, str]:
+    """Thoughts and answer so far; what follows the end mark in its own token is answer."""
+    count = _num_thoughts(row)
+    answer: str = policy.tokenizer.decode(row.tokens[count:], skip_special_tokens=True)
+    if request.thinking is None:
+        return "", answer
+    thoughts = policy.tokenizer.decode(row.tokens[:count])
+    reasoning, _, rest = thoughts.partition(request.thinking.end)
+    return reasoning.strip(), (rest + answer).lstrip()
+
+
+def _num_thoughts(row: _Row) -> int:
+    if row.guide is None:
+        return 0
+    return len(row.tokens) if row.guide.num_thoughts is None else row.guide.num_thoughts
 
 
 def _report(
@@ -284,11 +309,11 @@ def _report(
     completion: Completion | None,
     on_text: Callable[[int, int, str], None],
 ) -> None:
-    """Hand out the text that can no longer change."""
+    """Hand out the part of the answer that can no longer change."""
     if completion is not None:
         text = completion.text
     else:
-        text = policy.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        text = _said(policy, request, row)[1]
         if text.endswith("\ufffd"):  # the rest of a character is still to come
             return
         held = max(map(len, request.stop), default=1) - 1  # may become a stop text

@@ -83,7 +83,7 @@ def _teach(model: Any, tokenizer: Any) -> None:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from rftkit.server.engine.models import encode
+    from rftkit.server.engine.prompts import encode
 
     chance = random.Random(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.0)

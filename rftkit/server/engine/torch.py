@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from rftkit.server.engine import lora, models, sampler
+from rftkit.server.engine import lora, models, prompts, sampler
 from rftkit.server.engine.base import (
     Adapter,
     Completion,
@@ -83,6 +83,7 @@ class TorchEngine:
             torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = int(model.config.max_position_embeddings)
+        self.thinking = prompts.thinking_mark(self.tokenizer)
         self._policy: lora.AdapterWeights | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._cache: OrderedDict[Path, tuple[lora.AdapterWeights, LoraConfig]] = OrderedDict()
@@ -110,10 +111,13 @@ class TorchEngine:
     # ── prompts ──────────────────────────────────────────────────────────────────────────────
 
     def encode(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
     ) -> list[int]:
         """See Engine.encode."""
-        return models.encode(self.tokenizer, messages, tools)
+        return prompts.encode(self.tokenizer, messages, tools, thinking)
 
     def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout."""
@@ -325,15 +329,15 @@ class TorchEngine:
         """Grammar masks of all completion tokens, or None when nothing is constrained."""
         import numpy as np
 
-        if all(group.schema is None for group in groups):
+        if all(group.schema is None and group.thinking is None for group in groups):
             return None
         words = (self.head.shape[0] + 31) // 32
         parts = []
         for group in groups:
-            if group.schema is None:
+            if group.schema is None and group.thinking is None:
                 parts.append(np.full((sum(map(len, group.tokens_G_T)), words), -1, np.int32))
             else:
-                parts.append(self.grammars.replay(group.schema, group.tokens_G_T))
+                parts.append(self.grammars.replay(group.schema, group.tokens_G_T, group.thinking))
         return np.concatenate(parts)
 
 
@@ -399,6 +403,7 @@ def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:
         group.sampling_logprobs_G_T[start:end],
         group.advantages_G[start:end],
         group.schema,
+        group.thinking,
     )
 
 

@@ -1,0 +1,85 @@
+"""What a completion may say next: thoughts up to their end mark, then what a schema allows.
+
+A guide is a function of the tokens said so far and nothing else, so the trainer replays the very
+masks of the sampler. Thoughts are free; when their budget is spent the end mark is forced, token by
+token, with no choice and therefore log-prob 0. Not here: how a mask is filled (`grammar`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llguidance import LLMatcher
+
+from rftkit.server.engine.base import Thinking
+
+__all__ = ["Guide", "thinking_grammar"]
+
+
+class Guide:
+    """Follows one completion."""
+
+    def __init__(
+        self,
+        matcher: LLMatcher | None,
+        thinking: Thinking | None,
+        end_ids: Sequence[int],
+        decode: Callable[[list[int]], str],
+    ) -> None:
+        """`end_ids` are forced when the budget of `thinking` is spent."""
+        self.matcher = matcher
+        """The grammar, or None when anything may be said."""
+        self.num_thoughts: int | None = None if thinking else 0
+        """Tokens of the thoughts, end mark included; None while they go on."""
+        self._thinking, self._end_ids, self._decode = thinking, list(end_ids), decode
+        self._said: list[int] = []
+        self._pending: list[int] = []
+        self._force()
+
+    @property
+    def forced(self) -> int | None:
+        """The one token that may come next, if that is not the grammar's affair."""
+        return self._pending[0] if self._pending else None
+
+    def consume_token(self, token: int) -> bool:
+        """Go on by one token; False when it was not allowed."""
+        if self._pending and self._pending.pop(0) != token:
+            return False
+        if self.matcher is not None and not self.matcher.consume_token(token):
+            return False
+        if self._thinking is not None and self.num_thoughts is None:
+            self._said.append(token)
+            # Each token is a byte at least, so the mark is within so many.
+            if self._thinking.end in self._decode(self._said[-len(self._thinking.end) - 1 :]):
+                self.num_thoughts, self._pending = len(self._said), []
+            else:
+                self._force()
+        return True
+
+    def _force(self) -> None:
+        if self._thinking is None or self._pending or len(self._said) < self._thinking.budget:
+            return
+        if self.matcher is not None and self.matcher.validate_tokens(self._end_ids[:1]) == 0:
+            return  # in the middle of a character: after its last byte, then
+        self._pending = list(self._end_ids)
+
+
+def thinking_grammar(end: str, special_id: int | None, schema: dict[str, Any]) -> str:
+    """A grammar in llguidance's Lark: anything up to the end mark, then JSON of a schema.
+
+    `special_id` is the mark's token when the tokenizer keeps it apart from text.
+    """
+    if special_id is not None:
+        thoughts = f"thoughts: /(?s:.*)/ <[{special_id}]>"
+    else:
+        mark = "".join(f"\\x{byte:02x}" for byte in end.encode())
+        thoughts = f"thoughts[lazy]: /(?s:.*){mark}/"
+    rules = [
+        "start: thoughts BREAK? answer",
+        thoughts,
+        "BREAK: /[ \\n]{1,2}/",
+        f"answer: %json {json.dumps(schema)}",
+    ]
+    return "\n".join(rules) + "\n"
