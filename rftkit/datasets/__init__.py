@@ -3,14 +3,18 @@
 from rftkit.datasets.answers import read_samples, reference_answer
 from rftkit.datasets.check import Check, Finding, check
 from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
+from rftkit.datasets.rowfile import NumberedRow, Rows, open
 
 __all__ = [
     "Check",
     "Dataset",
     "Finding",
+    "NumberedRow",
+    "Rows",
     "bundled",
     "check",
     "load",
+    "open",
     "read",
     "read_json",
     "read_samples",

@@ -1,0 +1,340 @@
+"""A dataset of any size, open: pages, search and frames while its index is still being made.
+
+`open(source)` returns at once. A thread finds where the lines start (`lineindex`); any other form
+than plain JSONL is unpacked by the same thread into a file of lines in the cache (`unpack`). Rows
+are decoded when they are asked for and not kept. Not here: what is wrong with the rows as a whole
+(`check`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rftkit.datasets.lineindex import LineIndex, Stamp, stamp
+from rftkit.datasets.search import needles, rows_with, says
+from rftkit.datasets.unpack import REFUSED, Blocks, blocks_of_file, blocks_of_frame, is_plain
+from rftkit.errors import InputError, RowError
+from rftkit.rows import BOM, Row, parse_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["NumberedRow", "Rows", "open"]
+
+KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading a kept index
+STRETCH_BYTES = 4 * 1024**2
+FRAME = "DataFrame"
+
+
+class NumberedRow(NamedTuple):
+    """One row where it stands: usable, or refused with the reason."""
+
+    number: int
+    """Place in the dataset, from 0; blank lines are not counted."""
+    line: int
+    """Line in its file, from 1; in a table the record, the line of names not counted."""
+    raw: bytes
+    """The line as it stands."""
+    row: Row | None
+    refusal: RowError | None
+
+
+def open(source: str | Path | pd.DataFrame) -> Rows:
+    """Open a dataset: JSONL (plain, .gz, .zst), CSV, Parquet, a saved Hugging Face one, a frame.
+
+    Returns at once; the index is made behind it. What is found wrong on the way with the source as
+    a whole, such as a cut-off archive, is raised by `Rows.wait` and by what has to wait.
+
+    Raises:
+        InputError: There is nothing of that name.
+    """
+    return Rows(source)
+
+
+class Rows:
+    """The rows of a dataset; see `open`. It may be used from several threads."""
+
+    def __init__(self, source: str | Path | pd.DataFrame) -> None:
+        self._index = LineIndex()
+        self._grew = threading.Condition()
+        self._failure: Exception | None = None
+        self._is_complete = self._is_closed = False
+        self._done_bytes = 0
+        self._stamp: Stamp | None = None
+        if isinstance(source, str | Path):
+            self._open_path(Path(source).expanduser())
+        else:
+            self.name = FRAME
+            """How messages call it: the path as given, or `DataFrame`."""
+            self._total_bytes = len(source)
+            self._unpack(blocks_of_frame(source), Path(tempfile.gettempdir()))
+
+    def _open_path(self, path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file")
+        self.name, self._stamp = str(path), stamp(path)
+        self._total_bytes = self._stamp.size
+        lines_path = path if is_plain(path) else self._stamp.kept(".jsonl")
+        kept = LineIndex.load(self._stamp.kept(".npy"), lines_path)
+        if kept is not None:
+            self._index, self._is_complete, self._done_bytes = kept, True, self._total_bytes
+            self._attach(lines_path)
+        elif is_plain(path):
+            self._attach(path)
+            self._start(blocks_of_file(path), None)
+        else:
+            self._unpack(blocks_of_file(path), lines_path.parent)
+
+    def _unpack(self, blocks: Blocks, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=folder, prefix=".rows-", suffix=".jsonl")
+        self._attach(Path(draft))
+        weakref.finalize(self, Path(draft).unlink, missing_ok=True)  # once kept, it has moved away
+        self._start(blocks, handle)
+
+    def _attach(self, lines_path: Path) -> None:
+        self.lines_path = lines_path
+        """The file that holds the lines: the source itself, or what it was unpacked to."""
+        self._file = os.open(lines_path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    def _start(self, blocks: Blocks, copy: int | None) -> None:
+        self._thread = threading.Thread(
+            target=_follow, args=(weakref.ref(self), blocks, copy), name="rows", daemon=True
+        )
+        self._thread.start()
+
+    def _take(self, block: bytes, done_bytes: int) -> None:
+        with self._grew:
+            self._index.feed(block)
+            self._done_bytes = done_bytes
+            self._grew.notify_all()
+
+    def _finish(self, failure: Exception | None) -> None:
+        if failure is None and self._stamp is not None:
+            with suppress(OSError):  # a home that cannot be written costs time, nothing else
+                self._keep(self._stamp)
+        with self._grew:
+            self._failure, self._is_complete = failure, True
+            self._grew.notify_all()
+
+    def _keep(self, state: Stamp) -> None:
+        if stamp(state.path) != state:
+            return
+        if self.lines_path != Path(self.name):
+            os.replace(self.lines_path, state.kept(".jsonl"))
+            self.lines_path = state.kept(".jsonl")
+        elif state.size < KEEP_FROM_BYTES:
+            return
+        self._index.save(state.kept(".npy"))
+        state.drop_older()
+
+    def __len__(self) -> int:
+        """Rows found so far; all of them when `is_complete`."""
+        return self._index.num_rows
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[NumberedRow]:
+        """Every row in order, waiting for the index where it has to.
+
+        Raises:
+            InputError: The source cannot be read to its end.
+        """
+        for first, stop in self._stretches():
+            yield from self._read(first, stop)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole source was looked through, with success or not (see `wait`)."""
+        return self._is_complete
+
+    def progress(self) -> tuple[int, int]:
+        """Bytes of the source looked through, and in all; rows, for a frame."""
+        return self._done_bytes, self._total_bytes
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the index is complete; False when `timeout` seconds were not enough.
+
+        Raises:
+            InputError: The source cannot be read to its end; the rows before that can be read.
+        """
+        with self._grew:
+            done = self._grew.wait_for(lambda: self._is_complete, timeout)
+        if self._failure is not None:
+            raise self._failure
+        return done
+
+    def page(self, start: int, count: int) -> list[NumberedRow]:
+        """Up to `count` rows from number `start` on, usable or refused.
+
+        It waits until these are found, which for the first page takes milliseconds.
+
+        Raises:
+            InputError: The source changed or broke off before them.
+        """
+        self._wait_past(start + count - 1)
+        if start >= len(self) and self._failure is not None:
+            raise self._failure
+        return list(self._read(max(0, start), min(start + count, len(self))))
+
+    def search(
+        self,
+        text: str,
+        keys: Sequence[str] | None = None,
+        limit: int = 1000,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[int]:
+        """Numbers of the rows that hold a text, in order; letters are compared without case.
+
+        Args:
+            text: What to look for, anywhere in the line as it stands in the file.
+            keys: Look into the values of these keys of the row only.
+            limit: Stop after so many rows.
+            progress: Called now and then with rows looked through and rows found so far.
+        """
+        wanted, found = needles(text), list[int]()
+        for first, stop in self._stretches():
+            block, starts = self._block(first, stop)
+            hits = [first + each for each in rows_with(block, starts, wanted)]
+            if keys is not None:
+                hits = [number for number in hits if self._says(number, text, keys)]
+            found += hits
+            if progress is not None:
+                progress(stop, len(self))
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def frame(self, numbers: Sequence[int]) -> pd.DataFrame:
+        """Rows as a frame: indexed by number, a column for each key, `line`, and `refusal`.
+
+        Raises:
+            InputError: There is no row of such a number.
+        """
+        import pandas as pd
+
+        rows = [self._one(number) for number in numbers]
+        records = [
+            {"line": each.line, "refusal": each.refusal and str(each.refusal)}
+            | (each.row.item if each.row else {})
+            for each in rows
+        ]
+        index = pd.Index(list(numbers), name="row")
+        return pd.DataFrame(records, index=index, columns=None if records else ["line", "refusal"])
+
+    def close(self) -> None:
+        """Stop looking and let go of the file."""
+        self._is_closed = True
+        if hasattr(self, "_thread") and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait_past(self, number: int) -> bool:
+        """Wait until row `number` was found; False when there is none."""
+        with self._grew:
+            self._grew.wait_for(lambda: self._is_complete or len(self) > number)
+        return len(self) > number
+
+    def ranges(self, target_bytes: int) -> Iterator[tuple[int, int]]:
+        """Split all rows into runs (first, stop) of about so many bytes; waits for the index."""
+        return self._stretches(target_bytes)
+
+    def _stretches(self, target_bytes: int = STRETCH_BYTES) -> Iterator[tuple[int, int]]:
+        first = 0
+        while self._wait_past(first):
+            with self._grew:
+                stop = self._index.row_at(int(self._index.starts[first]) + target_bytes, first)
+            yield first, stop
+            first = stop
+        if self._failure is not None:
+            raise self._failure
+
+    def _block(self, first: int, stop: int) -> tuple[bytes, Any]:
+        """The bytes of some rows, and where in them each row starts."""
+        with self._grew:
+            start, end = self._index.span(first, stop)
+            starts = self._index.starts[first:stop] - start
+        block = os.pread(self._file, end - start, start)
+        if len(block) < end - start or self._has_changed():
+            raise InputError(f"{self.name} changed while it was open; open it again")
+        return block, starts
+
+    def _has_changed(self) -> bool:
+        if self._stamp is None or self.lines_path != Path(self.name):
+            return False
+        now = os.fstat(self._file)
+        return (now.st_size, now.st_mtime_ns) != (self._stamp.size, self._stamp.mtime_ns)
+
+    def _read(self, first: int, stop: int) -> Iterator[NumberedRow]:
+        if first >= stop:
+            return
+        block, starts = self._block(first, stop)
+        bounds = [*starts.tolist(), len(block)]
+        for number in range(first, stop):
+            raw = block[bounds[number - first] : bounds[number - first + 1]]
+            yield self._numbered(number, raw.split(b"\n", 1)[0])
+
+    def _one(self, number: int) -> NumberedRow:
+        if number < 0 or not self._wait_past(number):
+            raise InputError(f"{self.name} has no row {number}; it has {len(self):,}, from 0")
+        return next(self._read(number, number + 1))
+
+    def _numbered(self, number: int, raw: bytes) -> NumberedRow:
+        line = self._index.line(number)
+        if number == 0:
+            raw = raw.removeprefix(BOM)
+        if raw.startswith(REFUSED):
+            reason = raw[1:].decode("utf-8", "replace")
+            return NumberedRow(number, line, raw, None, RowError(reason, path=self.name, line=line))
+        try:
+            row = parse_row(raw, line=line, path=self.name)
+        except RowError as error:
+            return NumberedRow(number, line, raw, None, error)
+        return NumberedRow(number, line, raw, row, None)
+
+    def _says(self, number: int, text: str, keys: Sequence[str]) -> bool:
+        row = next(self._read(number, number + 1)).row
+        return row is not None and any(says(row.item.get(key, ""), text) for key in keys)
+
+
+def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> None:
+    """The thread: feed the index block by block, for as long as somebody holds the rows."""
+    failure: Exception | None = None
+    try:
+        for block, done_bytes in blocks:
+            rows = rows_of()
+            if rows is None or rows._is_closed:
+                break
+            if copy is not None:
+                _write(copy, block)
+            rows._take(block, done_bytes)
+            del rows
+    except Exception as error:  # it is raised where somebody waits for the rows
+        failure = error
+    finally:
+        if copy is not None:
+            os.close(copy)
+    if (rows := rows_of()) is not None:
+        if rows._is_closed and failure is None:
+            failure = InputError(f"{rows.name} was closed before it was read to its end")
+        rows._finish(failure)
+
+
+def _write(file: int, block: bytes) -> None:
+    view = memoryview(block)
+    while view:
+        view = view[os.write(file, view) :]
