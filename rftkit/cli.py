@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -94,18 +93,10 @@ def lab(
         list[str] | None, typer.Argument(help="After --: options of JupyterLab, as --no-browser.")
     ] = None,
 ) -> None:
-    """Open JupyterLab on your own copies of the notebooks."""
-    from rftkit import connect
+    """Run the platform and JupyterLab on your own copies of the notebooks."""
+    from rftkit.cli_lab import run_lab
 
-    source = Path(__file__).resolve().parents[1] / "notebooks"
-    if not source.is_dir():
-        raise InputError(f"the notebooks lie in rftkit's repository; there is none at {source}")
-    folder.mkdir(parents=True, exist_ok=True)
-    for notebook in sorted(source.glob("*.ipynb")):
-        if not (folder / notebook.name).exists():
-            shutil.copy(notebook, folder)
-    print(f"platform: {connect().base_url}   notebooks: {folder.resolve()}", flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(folder), *(options or [])])
+    raise typer.Exit(run_lab(folder, options or []))
 
 
 @app.command()
