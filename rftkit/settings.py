@@ -24,8 +24,10 @@ __all__ = [
     "home",
     "judge",
     "jupyter_session",
+    "lab_environment",
     "mode",
     "remote",
+    "report_csv",
     "server_api_key",
     "unconfined_graders",
     "webhook",
@@ -93,6 +95,11 @@ def mode() -> Literal["live", "static"] | None:
     return "live" if value == "live" else "static"
 
 
+def report_csv() -> str | None:
+    """`RFTKIT_REPORT_CSV`: where a report that runs puts full tables, as the start of paths."""
+    return os.environ.get("RFTKIT_REPORT_CSV") or None
+
+
 def jupyter_session() -> str | None:
     """`JPY_SESSION_NAME`: the notebook that a Jupyter server started this kernel for."""
     return os.environ.get("JPY_SESSION_NAME") or None
@@ -101,6 +108,13 @@ def jupyter_session() -> str | None:
 def unconfined_graders() -> bool:
     """`RFTKIT_UNCONFINED_GRADERS=1`: run python graders where they cannot be isolated."""
     return os.environ.get("RFTKIT_UNCONFINED_GRADERS") == "1"
+
+
+def lab_environment(config_dir: Path) -> dict[str, str]:
+    """The environment for JupyterLab: `config_dir` comes first of where it looks for defaults."""
+    others = os.environ.get("JUPYTER_CONFIG_PATH")
+    path = os.pathsep.join([str(config_dir), *([others] if others else [])])
+    return {**os.environ, "JUPYTER_CONFIG_PATH": path}
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -317,7 +317,7 @@ class Panel(HasTraits):
         self, label: str, action: Callable[[], None], tooltip: str = "", **options: Any
     ) -> ipywidgets.Button:
         """A button whose errors are shown in the panel."""
-        options.setdefault("layout", ipywidgets.Layout(width="auto"))
+        options.setdefault("layout", ipywidgets.Layout(width="auto", align_self="flex-start"))
         button = ipywidgets.Button(description=label, tooltip=tooltip or label, **options)
         button.on_click(lambda _: self._guard(action))
         return button
