@@ -101,3 +101,32 @@ def test_pictures_are_small_and_in_the_markup():
 
     assert html.count("<img") == html.count("data:image/png;base64,") == 3
     assert len(html) < 200_000
+
+
+def test_a_validation_has_its_interval_and_the_line_below_says_what_it_is():
+    told = metric_event(6)
+    told["learning"]["valid_reward_stderr"] = 0.05
+    panel = Panel("Reward", (Line("validation", [0, 6], [0.2, 0.6], spread=[None, 0.1]),))
+
+    assert "95 % interval over the validation rows" in views.reward_chart([{"data": told}])
+    assert "how sure a validation is, is not reported" in views.reward_chart(events())
+    (bars,) = draw(panel).axes[0].collections
+    assert [part.tolist() for part in bars.get_segments() if len(part)][-1] == [[6, 0.5], [6, 0.7]]
+
+
+def test_a_long_job_has_bars_of_several_steps():
+    timing = {"step": {"sampling": 2.0, "training": 1.0, "eval": 0.0, "full_iteration": 3.0}}
+    long = [{"data": {"step": step, "timing": timing}} for step in range(1, 1001)]
+    html = views.time_chart(long)
+
+    assert "sampling 2,000 s, training 1,000 s" in html
+
+
+def test_graders_of_one_name_are_told_apart_by_type():
+    graders = [
+        {"name": "judge", "type": kind, "train_reward_mean": 0.5} for kind in ("python", "multi")
+    ]
+    data = {"step": 1, "scores": {"train_reward_mean": 0.5, "graders": graders}}
+
+    titles = [alt.partition(" by step")[0] for alt in alts(views.reward_chart([{"data": data}]))]
+    assert titles == ["Reward", "judge (python)", "judge (multi)"]

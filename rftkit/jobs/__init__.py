@@ -5,6 +5,7 @@
 
 from rftkit.jobs.checkpoints import Checkpoint, best, checkpoints
 from rftkit.jobs.estimate import Estimate, estimate
+from rftkit.jobs.follow import Follow, latest
 from rftkit.jobs.jobs import TERMINAL, Event, Update, create, error_of, events, wait, watch
 from rftkit.jobs.local import PROBE, abilities, plan, probe, rollouts
 from rftkit.jobs.metrics import (
@@ -23,6 +24,7 @@ __all__ = [
     "Checkpoint",
     "Estimate",
     "Event",
+    "Follow",
     "Progress",
     "Update",
     "abilities",
@@ -35,6 +37,7 @@ __all__ = [
     "events",
     "events_from_csv",
     "grader_frame",
+    "latest",
     "plan",
     "probe",
     "rollouts",

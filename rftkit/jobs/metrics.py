@@ -35,6 +35,7 @@ LEARNING = (
     "flat_groups",
     "truncated_share",
     "failed_grades",
+    "valid_reward_stderr",
     "valid_truncated_share",
     "valid_failed_grades",
     "tokens_per_second",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +38,12 @@ def grades_of(groups: Iterable[Group]) -> list[Grade]:
 def mean_reward(groups: Sequence[Group]) -> float | None:
     """Mean over graded and unscorable answers; None when there is none."""
     return _mean(grade.reward for grade in grades_of(groups))
+
+
+def standard_error(groups: Sequence[Group]) -> float | None:
+    """Of the mean reward, over rows, since answers to one row are not independent; None below 2."""
+    means = [mean for group in groups if (mean := _mean(group.rewards_G)) is not None]
+    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 
 
 def failure(groups: Sequence[Group]) -> tuple[int, int, Grade | None]:
@@ -105,6 +113,7 @@ def step_data(
         }
         data.setdefault("learning", {})["valid_truncated_share"] = _truncated_share(valid)
         data["learning"]["valid_failed_grades"] = failure(valid)[0]
+        data["learning"]["valid_reward_stderr"] = standard_error(valid)
     return data
 
 

@@ -132,10 +132,11 @@ def _sides(given: dict[str, Answer]) -> list[tuple[str, Answer]]:
 def _side(name: str, answer: Answer) -> str:
     reward = reward_of(answer)
     shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
+    notes = grade_notes(answer.get("grade") or {})
     return (
         f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
         f'<div class="rk-who"><span>{text(name)}</span><span>{shown}</span></div>'
-        f"{grade_notes(answer.get('grade') or {})}{disclosure(readable(answer['text']), 1200)}</div>"
+        f"{notes}{disclosure(readable(answer['text']), 1200)}</div>"
     )
 
 

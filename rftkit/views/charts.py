@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 __all__ = ["health_chart", "reward_chart", "time_chart"]
 
 
+CERTAINTY = 1.96
+"""Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
+MAX_BARS = 200
+"""A longer job has the means of as many stretches of steps instead of a bar a step."""
+
+
 def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
     """Reward of training and validation by step, over all graders and for each."""
     from rftkit.jobs.metrics import grader_frame, step_frame
 
     events = list(events)
-    steps, graders = step_frame(events), grader_frame(events)
+    steps, graders = step_frame(events), _told_apart(grader_frame(events))
     names = list(dict.fromkeys(graders["grader"]))
     panels = [_reward_panel("Reward", steps)]
     if len(names) > 1:
@@ -93,13 +99,15 @@ def time_chart(events: Iterable[dict[str, Any]]) -> Html:
     totals = timing[parts].sum()
     if not totals.sum():
         return note("The job reports no times.")
+    width = -(-len(timing) // MAX_BARS)
+    shown = timing.groupby(timing.index // width).mean() if width > 1 else timing
     figure, axes = panel_axes(is_wide=True)
     bottom: Any = 0.0
     for part, shade in zip(parts, ("#0a58a8", "#6fa8dc", "#c9ddf0", "#8a939c"), strict=True):
-        values = timing[part].astype(float).fillna(0)
-        axes.bar(timing["step"], values, bottom=bottom, color=shade, width=0.85, label=part)
+        values = shown[part].astype(float).fillna(0)
+        axes.bar(shown["step"], values, bottom=bottom, color=shade, width=0.85 * width, label=part)
         bottom = bottom + values
-    dress(axes, "Seconds per step")
+    dress(axes, "Seconds per step" + (f", means of {width} steps" if width > 1 else ""))
     axes.legend(ncols=4, **LEGEND)
     spent = ", ".join(f"{part} {number(float(totals[part]), 0)} s" for part in parts)
     bars = (figure, f"Bars of the seconds of each step. In all: {spent}.")
@@ -118,8 +126,19 @@ def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
     """Training is measured at each step, validation at some: only a failed one leaves a gap."""
     train = _line("train", frame[frame["step"] > 0], "train_reward_mean")
     valid = frame[frame["valid_reward_mean"].notna() | _validated(frame)]
-    lines = (train, _line("validation", valid, "valid_reward_mean", strong=True, every=False))
+    line = _line("validation", valid, "valid_reward_mean", strong=True, every=False)
+    if line and "valid_reward_stderr" in frame and valid["valid_reward_stderr"].notna().any():
+        known = valid.set_index(valid["step"].astype(int))["valid_reward_stderr"].astype(float)
+        line = replace(line, spread=[CERTAINTY * known.get(step) for step in line.steps])
+    lines = (train, line)
     return Panel(title, tuple(line for line in lines if line))
+
+
+def _told_apart(graders: pd.DataFrame) -> pd.DataFrame:
+    """Graders of one name but several types get the type added to it."""
+    shared = graders.groupby("grader")["type"].transform("nunique") > 1
+    named = graders["grader"].where(~shared, graders["grader"] + " (" + graders["type"] + ")")
+    return graders.assign(grader=named)
 
 
 def _validated(frame: pd.DataFrame) -> Any:
@@ -152,6 +171,12 @@ def _coverage(steps: pd.DataFrame) -> str:
     validations = steps[steps["valid_reward_mean"].notna()]
     lost = int((_validated(steps) & steps["valid_reward_mean"].isna()).sum())
     parts = [f"{counted(len(trained), 'step')}, {counted(len(validations), 'validation')}"]
+    if len(validations):
+        parts.append(
+            "bars: 95 % interval over the validation rows"
+            if validations["valid_reward_stderr"].notna().any()
+            else "how sure a validation is, is not reported"
+        )
     if untrained := int(trained["train_reward_mean"].isna().sum()):
         parts.append(f"{counted(untrained, 'step')} without a training reward (× on the axis)")
     if lost:

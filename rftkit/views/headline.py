@@ -9,7 +9,7 @@ from typing import Any
 
 from rftkit.views.markup import Html, counted, number, signed, text, wrap
 
-__all__ = ["headline", "verdict"]
+__all__ = ["headline", "tile", "verdict"]
 
 Figures = dict[str, Any]
 
@@ -59,11 +59,11 @@ def _validation_tiles(valid: Figures) -> list[str]:
     if not valid:
         return []
     start, best, last = valid["start"], valid["best_step"], valid["final_step"]
-    tiles = [_tile("Validation, step 0", start, "before training")]
+    tiles = [tile("Validation, step 0", start, "before training")]
     if best != last:
-        tiles.append(_tile(f"Validation, step {best}", valid["best"], "best", start))
+        tiles.append(tile(f"Validation, step {best}", valid["best"], "best", start))
     words = "best and last" if best == last else "last"
-    return [*tiles, _tile(f"Validation, step {last}", valid["final"], words, start)]
+    return [*tiles, tile(f"Validation, step {last}", valid["final"], words, start)]
 
 
 def _test_tiles(test: Figures) -> list[str]:
@@ -71,18 +71,20 @@ def _test_tiles(test: Figures) -> list[str]:
         return []
     rows = f"mean of {counted(test['pairs'], 'row')}"
     return [
-        _tile("Test, base model", test["base"], rows),
-        _tile("Test, final model", test["final"], rows, test["base"]),
+        tile("Test, base model", test["base"], rows),
+        tile("Test, final model", test["final"], rows, test["base"]),
     ]
 
 
-def _tile(label: str, value: float | None, below: str, start: float | None = None) -> str:
+def tile(label: str, value: float | str | None, below: str, start: float | None = None) -> str:
+    """A figure with its name above and a remark below; the way from `start` if one is given."""
     tone = ""
-    if value is not None and start is not None:
+    if isinstance(value, int | float) and start is not None:
         tone = "rk-good" if value > start else "rk-bad" if value < start else ""
         below = f"{signed(value - start, 2)}, {below}"
+    shown = text(value) if isinstance(value, str) else number(value, 2)
     return (
-        f'<div class="rk-tile"><span>{text(label)}</span><b>{number(value, 2)}</b>'
+        f'<div class="rk-tile"><span>{text(label)}</span><b>{shown}</b>'
         f'<small class="{tone}">{text(below)}</small></div>'
     )
 

@@ -39,6 +39,8 @@ class Line:
     """As many as `steps`; None and NaN are drawn as a gap."""
     strong: bool = False
     """Drawn heavier and with markers: the series to look at."""
+    spread: Sequence[float | None] = ()
+    """Half the width of the interval around each value; drawn where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,10 @@ def draw(panel: Panel, *, is_wide: bool = False) -> Figure:
             style = {"color": "#8a939c", "linewidth": 1.1, "marker": marker, "markersize": 3}
             style |= {"linestyle": dashes}
         axes.plot(line.steps, values, label=line.label, **style)
+        if line.spread:
+            widths = [float("nan") if width is None else width for width in line.spread]
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1}
+            axes.errorbar(line.steps, values, yerr=widths, capsize=2, **bars)
         gaps = [step for step, value in zip(line.steps, line.values, strict=True) if missing(value)]
         if gaps:  # a mark on the floor: nothing was measured here
             floor = axes.get_xaxis_transform()

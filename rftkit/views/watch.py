@@ -1,0 +1,246 @@
+"""A job while it runs: where it stands, and the newest completions of its training, by group.
+
+Not here: its curves (`charts`), and asking a service. A view cannot know that nobody refreshes it
+any more; so `standing` says when it was looked at, and `rk-expires` shows a warning by itself when
+the markup has not been replaced for some seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rftkit.views.answers import grade_notes, reward_of
+from rftkit.views.conversation import prompt, readable, reference, titles
+from rftkit.views.facts import moment
+from rftkit.views.headline import tile
+from rftkit.views.listing import disclosure, listing
+from rftkit.views.markup import Html, counted, join, note, number, signed, text, wrap
+
+__all__ = ["rollouts", "standing"]
+
+Json = dict[str, Any]
+
+SIGNS = {
+    "validating_files": "… checking the files",
+    "queued": "… waiting for the worker",
+    "running": "▶ running",
+    "pausing": "‖ pausing after this step",
+    "paused": "‖ paused",
+    "succeeded": "✓ succeeded",
+    "failed": "✗ failed",
+    "cancelled": "✗ cancelled",
+}
+TONES = {"succeeded": "rk-good", "failed": "rk-bad", "cancelled": "rk-bad", "paused": "rk-warn"}
+
+
+def standing(
+    job: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    *,
+    error: str | None = None,
+    looked_at: float | None = None,
+    stale: str = "",
+    expires_after: float | None = None,
+    unread: bool = False,
+) -> Html:
+    """Where a job stands: status, step, time, the rewards that matter, and how old this is.
+
+    Args:
+        job: as on the wire.
+        steps: one mapping per step, sorted, with the names of `rftkit.jobs.step_frame`.
+        error: why it failed.
+        looked_at: unix seconds of the last look at the service; None says nothing about it.
+        stale: why this may be out of date; empty when it is not.
+        expires_after: seconds after which markup that was not replaced says that it is old.
+        unread: whether older events are still being read.
+    """
+    status = str(job["status"])
+    sign = SIGNS.get(status, status)
+    step, total = (steps[-1]["step"], steps[-1].get("total_steps")) if steps else (0, None)
+    words = [f'<strong class="{TONES.get(status, "")}">{text(sign)}</strong>']
+    if total:
+        words.append(
+            f'<progress max="{total:g}" value="{step}" aria-label="steps"></progress> '
+            f"step {step:,} of {total:,.0f}"
+        )
+    words += _times(job, looked_at)
+    lines = [f"<p>{' · '.join(words)}</p>"]
+    if error:
+        lines.append(f'<p class="rk-bad">! {text(error)}</p>')
+    lines.append(f'<div class="rk-tiles">{"".join(_tiles(steps))}</div>' if steps else "")
+    lines.append(f'<p class="rk-note">{_age(looked_at, unread)}</p>')
+    if stale:
+        lines.append(f'<p class="rk-warn" role="status">! {text(stale)}</p>')
+    elif expires_after:
+        lines.append(
+            f'<p class="rk-expires rk-warn" style="animation-delay: {expires_after:g}s">! No news '
+            f"for {expires_after:g} seconds: the kernel is gone or busy, and this may be out of "
+            "date. The job is not touched by that; run the cell again to see it as it is.</p>"
+        )
+    plain = [f"{job['id']}  {sign}" + (f"  step {step:,} of {total:,.0f}" if total else "")]
+    plain += [f"error: {error}"] if error else []
+    plain += [_rewards(steps)] if steps else []
+    return wrap("".join(lines), "rk-standing", "\n".join(plain))
+
+
+def rollouts(found: Mapping[str, Any] | None, *, max_bytes: int = 300_000) -> Html:
+    """The completions of one step, a card per group, each with its rewards from high to low.
+
+    Args:
+        found: from `rftkit.jobs.rollouts`; None when the service does not show any.
+        max_bytes: of markup.
+    """
+    if found is None:
+        return note(
+            "This service does not show the completions of training. Its validation answers are "
+            "in the job's eval runs."
+        )
+    groups: list[Json] = found["groups"]
+    if not groups:
+        return note("No training step is complete yet.")
+    items = [group["item"] or {"messages": [{"content": "(file deleted)"}]} for group in groups]
+    cards = [
+        _group(index, name, group)
+        for index, (name, group) in enumerate(zip(titles(items), groups, strict=True), 1)
+    ]
+    listed = listing(
+        cards,
+        lambda body: f'<div class="rk-items">{body}</div>',
+        noun="group",
+        page=8,
+        max_bytes=max_bytes,
+        sorts=[("-spread", "widest spread first"), ("mean", "lowest mean first")],
+    )
+    num = sum(len(group["rollouts"]) for group in groups)
+    flat = sum(not _spread(_rewards_of(group)) for group in groups)
+    said = (
+        f"Step {found['step']}: {counted(num, 'completion')} in {counted(len(groups), 'group')}; "
+        f"{flat} without signal, because all rewards of the group are equal."
+    )
+    return join([note(said), listed], plain=said)
+
+
+def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rewards first; then what tells that the training is ill."""
+    now = steps[-1]
+    tiles = _validation_tiles([each for each in steps if _is_known(each.get("valid_reward_mean"))])
+    trained = [each for each in steps if _is_known(each.get("train_reward_mean"))]
+    if trained:
+        last = trained[-1]
+        below = "of other rows at each step"
+        tiles.append(tile(f"Train, step {last['step']}", last["train_reward_mean"], below))
+    if _is_known(flat := now.get("flat_groups")):
+        tiles.append(tile("Groups without signal", f"{flat:.0%}", f"at step {now['step']}"))
+    failed = [each["failed_grades"] for each in steps if _is_known(each.get("failed_grades"))]
+    if failed:
+        tiles.append(tile("Failed grades", f"{sum(failed):,.0f}", "so far; not in the means"))
+    if _is_known(seconds := now.get("step_seconds")):
+        tiles.append(tile("Seconds a step", number(seconds, 1), "the last one"))
+    return tiles
+
+
+def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not valid:
+        return []
+    first, last = valid[0], valid[-1]
+    best = max(valid, key=lambda each: each["valid_reward_mean"])
+    start = first["valid_reward_mean"]
+    below = (
+        "before training" if last is first else f"from {number(start, 2)} at step {first['step']}"
+    )
+    begun = None if last is first else start
+    tiles = [tile(f"Validation, step {last['step']}", last["valid_reward_mean"], below, begun)]
+    if best is not last:
+        label = f"Validation, step {best['step']}"
+        tiles.append(tile(label, best["valid_reward_mean"], "the best", begun))
+    return tiles
+
+
+def _rewards(steps: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for label, name in (("train", "train_reward_mean"), ("validation", "valid_reward_mean")):
+        known = [each for each in steps if _is_known(each.get(name))]
+        if known:
+            parts.append(f"{label} {number(known[-1][name])} at step {known[-1]['step']}")
+            if len(known) > 1:
+                parts[-1] += f" ({number(known[0][name])} at step {known[0]['step']})"
+    return ", ".join(parts)
+
+
+def _times(job: Mapping[str, Any], looked_at: float | None) -> list[str]:
+    ended = job.get("finished_at")
+    now = looked_at or time.time()
+    words = [f"{_duration((ended or now) - job['created_at'])} since it was created"]
+    if ended:
+        words = [f"took {_duration(ended - job['created_at'])}"]
+    elif job.get("estimated_finish") and job["status"] == "running":
+        words.append(f"about {_duration(max(0.0, job['estimated_finish'] - now))} left")
+    return words
+
+
+def _age(looked_at: float | None, unread: bool) -> str:
+    words = f"As of {moment(looked_at)}." if looked_at else ""
+    return words + (" Older steps are still being read." if unread else "")
+
+
+def _duration(seconds: float) -> str:
+    from rftkit.jobs.progress import duration
+
+    return duration(seconds)
+
+
+def _group(index: int, title: str, group: Json) -> str:
+    rewards = _rewards_of(group)
+    known = [reward for reward in rewards if reward is not None]
+    mean = sum(known) / len(known) if known else None
+    spread = _spread(rewards)
+    failed = len(rewards) - len(known)
+    kind = "with signal" if spread else "flat"
+    mark = f"spread {number(spread, 2)}" if spread else "= flat, no signal"
+    if failed:
+        mark = f"! {failed} failed; {mark}"
+    keys = f' data-spread="{spread:.6f}" data-mean="{"" if mean is None else f"{mean:.6f}"}"'
+    ordered = sorted(group["rollouts"], key=lambda each: _order(reward_of(each)), reverse=True)
+    item = group["item"]
+    context = prompt(item["messages"]) + reference(item) if item else ""
+    return (
+        f'<details class="rk-card" data-group="{kind}"{keys}>'
+        f'<summary data-lm-suppress-shortcuts="true"><span>{index}</span>'
+        f'<span class="rk-title">{text(title)}</span>'
+        f'<span class="rk-move">mean {number(mean, 2)}</span>'
+        f'<span class="rk-mark {"rk-warn" if failed else ""}">{mark}</span></summary>'
+        f'<div class="rk-body">{context}<h4>Completions, best first</h4><div class="rk-sides">'
+        f"{''.join(_rollout(each, mean) for each in ordered)}</div></div></details>"
+    )
+
+
+def _rollout(rollout: Json, mean: float | None) -> str:
+    reward = reward_of(rollout)
+    shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
+    if reward is not None and mean is not None:
+        shown += f" ({signed(reward - mean, 2)})"
+    cut = ", cut off" if rollout["stop_reason"] == "length" else ""
+    return (
+        f'<div class="rk-side"><div class="rk-who"><span>{shown}</span>'
+        f"<span>{counted(rollout['tokens'], 'token')}{cut}</span></div>"
+        f"{grade_notes(rollout['grade'])}{disclosure(readable(rollout['text']), 600)}</div>"
+    )
+
+
+def _rewards_of(group: Json) -> list[float | None]:
+    return [reward_of(each) for each in group["rollouts"]]
+
+
+def _spread(rewards: Sequence[float | None]) -> float:
+    known = [reward for reward in rewards if reward is not None]
+    return max(known) - min(known) if len(known) > 1 else 0.0
+
+
+def _order(reward: float | None) -> float:
+    return float("-inf") if reward is None else reward
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and value == value  # NaN is unlike itself
