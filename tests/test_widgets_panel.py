@@ -137,11 +137,10 @@ def test_only_the_newest_result_is_shown(live: None) -> None:
         return 1.0
 
     counter._work(slow, counter._set_share)
-    first = counter._task
+    first = counter._tasks[""]
     counter._work(lambda task: 2.0, counter._set_share)
     assert counter.wait(10)
     first_may_end.set()
-    assert first is not None
     assert first.done.wait(10)
     assert counter.share == 2.0
 

@@ -28,6 +28,7 @@ __all__ = [
     "note",
     "number",
     "page",
+    "remote",
     "signed",
     "style",
     "text",
@@ -65,6 +66,23 @@ def wrap(inner: str, kind: str = "", plain: str = "") -> Html:
 def text(value: Any) -> str:
     """Escape anything for use between tags or in a quoted attribute."""
     return html.escape(str(value), quote=True)
+
+
+def remote(inner: str) -> str:
+    """Markup inside a panel: its elements with `data-act="verb argument"` tell the panel.
+
+    A click writes into the panel's hidden text field, which is a core widget, so that no code but
+    Jupyter's own runs between the browser and the kernel.
+    """
+    return f'<div onclick="{text(_TELL)}">{inner}</div>'
+
+
+_TELL = """const act = event.target.closest('[data-act]')?.dataset.act;
+const field = this.closest('.rk-panel')?.querySelector('.rk-acts input');
+if (act && field) {
+  field.value = act + ' ' + Date.now();
+  field.dispatchEvent(new Event('change', {bubbles: true}));
+}"""
 
 
 def note(message: str) -> Html:

@@ -62,10 +62,15 @@ class Task:
     """One piece of slow work of a panel; a newer one makes it `cancelled`."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        """Show a line of progress."""
-        self.done = threading.Event()
+        self._say = say
         self._cancelled = threading.Event()
+        self.done = threading.Event()
+        """Set when it has ended, in whichever way."""
+
+    def say(self, line: str) -> None:
+        """Show how far it is."""
+        if not self.cancelled:
+            self._say(line)
 
     @property
     def cancelled(self) -> bool:
@@ -93,7 +98,7 @@ class Panel(HasTraits):
         self._lock = threading.RLock()
         self._holder: int | None = None
         self._root: ipywidgets.Box | None = None
-        self._task: Task | None = None
+        self._tasks: dict[str, Task] = {}
         self._closed = False
         self._display_id = f"rftkit-{uuid4().hex[:12]}"
         self._assign(state)
@@ -186,9 +191,10 @@ class Panel(HasTraits):
         if self._root is None:
             with self._lock:
                 self._alert, self._status = self._html(), self._html()
+                acts = self._acts_channel()
                 children = self._build()
                 self._root = ipywidgets.VBox(
-                    [self._html(style()), self._alert, *children, self._status],
+                    [self._html(style()), acts, self._alert, *children, self._status],
                     layout=ipywidgets.Layout(max_width="100%", overflow="hidden"),
                 )
                 self._root.add_class("rk-panel")
@@ -219,14 +225,18 @@ class Panel(HasTraits):
         The saved notebook then holds HTML and needs no kernel, no widget state and no trust.
         """
         self.close()
+        self._show_again()
+
+    def _show_again(self) -> None:
+        """Replace it, wherever it is shown, by what it shows now."""
         if _shell() is not None and self in _SHOWN:
             _publish(self._repr_mimebundle_(), self._display_id, update=True)
 
     def close(self) -> None:
         """Stop background work and let go of the widgets. `data()` and `to_html()` still work."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks.values():
+            task.cancel()
         if self._root is not None:
             _close_tree(self._root)
             self._root = None
@@ -246,21 +256,26 @@ class Panel(HasTraits):
                 raise
 
     def _work(
-        self, compute: Callable[[Task], T], then: Callable[[T], None], doing: str = "Working"
+        self,
+        compute: Callable[[Task], T],
+        then: Callable[[T], None],
+        doing: str = "Working",
+        slot: str = "",
     ) -> None:
         """Compute in a thread, then hand the result to `then` under the lock; the newest one wins.
 
         Args:
             compute: gets the task, to `say` how far it is and to see whether it is `cancelled`.
-            then: called with the result, unless something newer was started meanwhile.
+            then: called with the result, unless something newer was started in the same slot.
             doing: shown while it runs, as `Searching`.
+            slot: what it works for; work of different slots goes on side by side.
         """
         with self._lock:
-            if self._task is not None:
-                self._task.cancel()
-            task = self._task = Task(say=lambda line: self._say(task, line))
+            if (older := self._tasks.get(slot)) is not None:
+                older.cancel()
+            task = self._tasks[slot] = Task(self._say)
             self.set_trait("busy", True)
-            self._say(task, f"{doing} …")
+            self._say(f"{doing} …")
         if live():
             threading.Thread(target=self._run, args=(task, compute, then), daemon=True).start()
         else:
@@ -268,12 +283,12 @@ class Panel(HasTraits):
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
         """Wait for work under way; False when it is still not done."""
-        return self._task is None or self._task.done.wait(timeout_seconds)
+        return all(task.done.wait(timeout_seconds) for task in list(self._tasks.values()))
 
     def _run(self, task: Task, compute: Callable[[Task], T], then: Callable[[T], None]) -> None:
         try:
             result = compute(task)
-            with self._lock:
+            with self._lock, self._holding():
                 if not task.cancelled:
                     then(result)
         except Exception as error:
@@ -282,13 +297,14 @@ class Panel(HasTraits):
                 if not live():
                     raise
         finally:
-            if task is self._task:
-                self._say(task, "")
-                self.set_trait("busy", False)
             task.done.set()
+            with self._lock:
+                if all(each.done.is_set() for each in self._tasks.values()):
+                    self._say("")
+                    self.set_trait("busy", False)
 
-    def _say(self, task: Task, line: str) -> None:
-        if self._root is not None and task is self._task and not task.cancelled:
+    def _say(self, line: str) -> None:
+        if self._root is not None:
             self._status.value = (
                 f'<div class="rk rk-busy"><p class="rk-note" role="status">{text(line)}</p></div>'
                 if line
@@ -308,6 +324,18 @@ class Panel(HasTraits):
             f'<div class="rk rk-alert" role="alert"><strong>! {text(self.error)}</strong>'
             f"{folded if trace else ''}</div>"
         )
+
+    def _acts_channel(self) -> ipywidgets.Text:
+        """Where buttons inside the panel's own markup arrive (`markup.remote`): `_act_<verb>`."""
+        channel = ipywidgets.Text(layout=ipywidgets.Layout(display="none"))
+        channel.add_class("rk-acts")
+
+        def act() -> None:
+            verb, _, rest = channel.value.partition(" ")
+            getattr(self, f"_act_{verb}")(rest.rpartition(" ")[0])
+
+        channel.observe(lambda _: self._guard(act), names="value")
+        return channel
 
     def _html(self, value: str = "", **layout: str) -> ipywidgets.HTML:
         """A place for markup inside the widget."""
