@@ -12,7 +12,7 @@ from rftkit import graders
 from rftkit.errors import InputError, RowError
 from rftkit.graders import Sample
 from rftkit.graders.cheats import CHEATS, DANGERS, make_answers
-from rftkit.graders.references import infer_reference
+from rftkit.graders.references import reference_answer
 
 LABEL = {
     "type": "string_check",
@@ -194,16 +194,16 @@ class TestAudit:
 
     def test_references_are_worked_out(self) -> None:
         spec = graders.validate(SPEC)
-        assert json.loads(infer_reference(spec, ROWS[1]) or "") == {
+        assert json.loads(reference_answer(ROWS[1], grader=spec) or "") == {
             "label": "no",
             "why": ROWS[1]["why"],
         }
         text = graders.validate(
             LABEL | {"input": "{{item.a}}", "reference": "{{sample.output_text}}"}
         )
-        assert infer_reference(text, {"a": "x"}) == "x"
+        assert reference_answer({"a": "x"}, grader=text) == "x"
         judge = {"type": "python", "source": "def grade(s, i): return 1"}
-        assert infer_reference(judge, {"reference_answer": {"a": 1}}) == '{"a": 1}'
+        assert reference_answer({"reference_answer": {"a": 1}}, grader=judge) == '{"a": 1}'
         schema = {"type": "json_schema", "json_schema": {"schema": {"properties": {"k": {}}}}}
-        assert infer_reference(judge, {"k": 1, "l": 2}, schema) == '{"k": 1}'
-        assert infer_reference(judge, {"l": 2}, schema) is None
+        assert reference_answer({"k": 1, "l": 2}, schema, grader=judge) == '{"k": 1}'
+        assert reference_answer({"l": 2}, schema, grader=judge) is None

@@ -1,4 +1,4 @@
-"""Answers that stand in files: the reference answer of a row, and samples made elsewhere.
+"""Answers that stand in files: samples made elsewhere, or the reference answers of rows.
 
 Not here: asking a model for answers (`rftkit.evals`), and grading them.
 """
@@ -12,32 +12,10 @@ from typing import Any
 
 from rftkit.datasets.io import existing
 from rftkit.errors import RowError
-from rftkit.graders import Sample
+from rftkit.graders import Sample, reference_answer
 from rftkit.rows import parse_row
 
-__all__ = ["read_samples", "reference_answer"]
-
-REFERENCE_KEYS = ("reference_answer", "reference", "answer")
-
-
-def reference_answer(
-    item: Mapping[str, Any], response_format: Mapping[str, Any] | None
-) -> str | None:
-    """The answer that a row itself holds, as a model would write it, or None.
-
-    It is the value of `reference_answer`, `reference` or `answer`; failing these, a JSON object
-    with the properties of `response_format`, when the row has a key for each of them.
-    """
-    for key in REFERENCE_KEYS:
-        if key in item:
-            value = item[key]
-            return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    schema = ((response_format or {}).get("json_schema") or {}).get("schema") or {}
-    properties = schema.get("properties") or {}
-    if properties and all(key in item for key in properties):
-        return json.dumps({key: item[key] for key in properties}, ensure_ascii=False)
-    return None
-
+__all__ = ["read_samples"]
 
 def read_samples(
     path: str | Path, *, response_format: Mapping[str, Any] | None = None

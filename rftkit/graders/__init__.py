@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rftkit.graders.leaves import EmbeddingCall
     from rftkit.graders.needs import check_item_paths, validate, variables
     from rftkit.graders.outcome import Grade, Sample
+    from rftkit.graders.references import reference_answer
     from rftkit.graders.sandbox import Limits
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "grade",
     "grade_many",
     "mask_secrets",
+    "reference_answer",
     "validate",
     "variables",
 ]
@@ -56,6 +58,7 @@ _HOMES = {
     "leaves": ("EmbeddingCall",),
     "needs": ("check_item_paths", "validate", "variables"),
     "outcome": ("Grade", "Sample"),
+    "references": ("reference_answer",),
     "sandbox": ("Limits",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

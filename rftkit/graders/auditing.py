@@ -16,7 +16,7 @@ from rftkit.errors import InputError
 from rftkit.graders.cheats import CHEATS, DANGERS, make_answers
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.outcome import Grade, Sample
-from rftkit.graders.references import infer_reference
+from rftkit.graders.references import reference_answer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,7 @@ def audit(
     with compile_grader(spec, **options) as grader:
 
         def infer(item: Mapping[str, Any]) -> str | None:
-            return infer_reference(grader.spec, item, response_format)
+            return reference_answer(item, response_format, grader=grader.spec)
 
         stride = max(1, -(-len(rows) // max_rows))
         picked = range(0, len(rows), stride)

@@ -15,23 +15,27 @@ from typing import Any
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import Path, lone_path, look_up, paths
 
-__all__ = ["REFERENCE_KEYS", "infer_reference"]
+__all__ = ["REFERENCE_KEYS", "reference_answer"]
 
 REFERENCE_KEYS = ("reference_answer", "reference", "answer")
 
 
-def infer_reference(
-    spec: Mapping[str, Any],
+def reference_answer(
     item: Mapping[str, Any],
     response_format: Mapping[str, Any] | None = None,
+    *,
+    grader: Mapping[str, Any] | None = None,
 ) -> str | None:
     """The answer a model should have given, as it would write it; None when nothing says it.
 
-    `spec` must be normalised.
+    Args:
+        item: the row.
+        response_format: what constrains the answers; its properties are looked for in the row.
+        grader: its spec, normalised (`validate`), if the grader is to be asked too.
     """
     properties = _properties(response_format)
     fields: dict[str, Any] = {}
-    for path, value in _wanted(spec, item):
+    for path, value in _wanted(grader, item) if grader is not None else ():
         match path.steps:
             case ("output_text",):
                 return _text(value)

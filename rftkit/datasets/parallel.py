@@ -1,0 +1,101 @@
+"""Run a function of a module over tasks in worker processes, from any program.
+
+`multiprocessing` starts the caller's script again in every worker, which breaks scripts without a
+guard, and forking a process that has threads can hang; so workers here are plain new Pythons that
+read pickled tasks and write pickled results. Results come in the order of the tasks, of which only
+a few are under way, so that memory stays small. Not here: what the tasks are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from queue import SimpleQueue
+from typing import Any
+
+__all__ = ["num_cores", "run_tasks"]
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_tasks(
+    function: Callable[[Any], Any], tasks: Iterable[Any], *, processes: int
+) -> Iterator[Any]:
+    """Yield `function(task)` for each task, in order.
+
+    Args:
+        function: At the top of a module of this package.
+        tasks: Values that can be pickled; taken one by one, as workers get free.
+        processes: Workers; 0 does the work here.
+    """
+    if processes == 0:
+        yield from map(function, tasks)
+        return
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
+        for _ in range(processes):
+            idle.put(stack.enter_context(_worker(function)))
+        waiting: deque[Future[Any]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(_ask, idle, task))
+            if len(waiting) > 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextmanager
+def _worker(function: Callable[[Any], Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs one function; it is killed at the end, in the middle of a task too."""
+    where = f"{function.__module__!r}, {function.__qualname__!r}"
+    command = [sys.executable, "-c", f"from {__name__} import _serve; _serve({where})"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _ask(idle: SimpleQueue[subprocess.Popen[bytes]], task: Any) -> Any:
+    worker = idle.get()
+    try:
+        assert worker.stdin
+        assert worker.stdout
+        pickle.dump(task, worker.stdin, pickle.HIGHEST_PROTOCOL)
+        worker.stdin.flush()
+        is_good, value = pickle.load(worker.stdout)
+    finally:
+        idle.put(worker)
+    if not is_good:
+        raise value
+    return value
+
+
+def _serve(module: str, name: str) -> None:
+    """The worker's side: tasks from stdin, results to stdout; prints go to stderr."""
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    function = getattr(importlib.import_module(module), name)
+    while True:
+        try:
+            task = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = (True, function(task))
+        except Exception as error:  # raised again in the process that asked
+            answer = (False, error)
+        pickle.dump(answer, results, pickle.HIGHEST_PROTOCOL)
+        results.flush()
