@@ -68,7 +68,9 @@ def test_misses_are_counted_and_what_was_known_stays(
 
 
 def refuse(*_: object, **__: object) -> None:
-    raise OSError("unplugged")
+    import httpx2
+
+    raise httpx2.ConnectError("unplugged")
 
 
 def test_no_job_is_no_job(served: Served) -> None:

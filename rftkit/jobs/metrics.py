@@ -74,13 +74,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     **{name: (f"learning.{name}",) for name in LEARNING},
 }
 
+_KEYS = {
+    column: tuple(tuple(path.split(".")) for path in paths) for column, paths in COLUMNS.items()
+}
 _TEXT_COLUMNS = frozenset({"grader", "type", "split", "error"})
 _ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
 
 
 def step_metrics(data: dict[str, Any]) -> dict[str, float | None]:
     """The columns of one metric event; None where it says nothing."""
-    return {column: _first(data, paths) for column, paths in COLUMNS.items()}
+    return {column: _first(data, keys) for column, keys in _KEYS.items()}
 
 
 def step_frame(events: Iterable[Event]) -> pd.DataFrame:
@@ -197,10 +200,10 @@ def _graders(data: dict[str, Any], family: str) -> list[dict[str, Any]]:
     return graders
 
 
-def _first(data: dict[str, Any], paths: Iterable[str]) -> float | None:
-    for path in paths:
+def _first(data: dict[str, Any], paths: Iterable[tuple[str, ...]]) -> float | None:
+    for keys in paths:
         value: Any = data
-        for key in path.split("."):
+        for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
             return float(value)

@@ -1,6 +1,7 @@
 """Views: pure functions from data to HTML that Jupyter shows and a report keeps.
 
     rewards, steps    reward_chart · health_chart · time_chart
+    while it runs     standing · rollouts
     before and after  headline · answers
     lists             table · keyvalues · events
     source            spec
@@ -17,6 +18,7 @@ from rftkit.views.headline import headline
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, note, page
 from rftkit.views.source import spec
+from rftkit.views.watch import rollouts, standing
 
 __all__ = [
     "Html",
@@ -28,7 +30,9 @@ __all__ = [
     "note",
     "page",
     "reward_chart",
+    "rollouts",
     "spec",
+    "standing",
     "table",
     "time_chart",
 ]

@@ -2,6 +2,7 @@
 
     RowBrowser      page, sort, search and filter rows; one row in full
     GraderLab       write a grader, run it on rows, see every step of the grade
+    JobMonitor      watch a job from any kernel: curves, rollouts, events; pause, resume, cancel
     freeze          the last cell of a notebook: panels become static copies, fit for sharing
 
 A panel is data, HTML and, where somebody can click, core ipywidgets; the shape of all of them is
@@ -14,11 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rftkit.widgets.monitor import JobMonitor
     from rftkit.widgets.panel import Panel, freeze, live
 
-__all__ = ["Panel", "freeze", "live"]
+__all__ = ["JobMonitor", "Panel", "freeze", "live"]
 
 _HOMES = {
+    "monitor": ("JobMonitor",),
     "panel": ("Panel", "freeze", "live"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
