@@ -165,7 +165,7 @@ def test_freeze_leaves_what_is_shown(live: None, published: Any) -> None:
     button = freeze(counter)
     assert button is not None
     button._ipython_display_()
-    button.widget().children[2].click()
+    button.widget().children[3].click()
     (_, shown, _), _, (frozen, name, update), (sentence, _, _) = published
     assert (name, update) == (shown, True)
     assert set(frozen) == {"text/html", "text/plain"}
