@@ -1,6 +1,51 @@
-"""Evals from the client's side: ask models the same questions, grade, add up."""
+"""Evals from the client's side: ask models the same questions, grade, compare row by row.
 
+ask, grade, score           one model over a dataset, here and now
+Samples, Run                every sample of some runs, as one tidy frame
+compare, pair               runs side by side, with intervals and tests: a `Comparison`
+"""
+
+from rftkit.evals.agreement import Agreement, JudgeNoise, Label, Threshold
 from rftkit.evals.answers import Answer, ask, grade, side_by_side
+from rftkit.evals.compare import compare, pair
+from rftkit.evals.comparison import (
+    Comparison,
+    Estimate,
+    PairSummary,
+    RunSummary,
+    Slice,
+    SliceTable,
+    StepChoice,
+)
+from rftkit.evals.drift import Drift
+from rftkit.evals.regrade import Regrade, RegradedRun
+from rftkit.evals.samples import Run, Samples, row_key
 from rftkit.evals.scores import best_constant, score
 
-__all__ = ["Answer", "ask", "best_constant", "grade", "score", "side_by_side"]
+__all__ = [
+    "Agreement",
+    "Answer",
+    "Comparison",
+    "Drift",
+    "Estimate",
+    "JudgeNoise",
+    "Label",
+    "PairSummary",
+    "Regrade",
+    "RegradedRun",
+    "Run",
+    "RunSummary",
+    "Samples",
+    "Slice",
+    "SliceTable",
+    "StepChoice",
+    "Threshold",
+    "ask",
+    "best_constant",
+    "compare",
+    "grade",
+    "pair",
+    "row_key",
+    "score",
+    "side_by_side",
+]

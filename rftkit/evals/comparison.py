@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Estimate",
-    "Look",
     "PairSummary",
     "RunSummary",
     "Slice",
@@ -118,7 +117,11 @@ class PairSummary:
     num_left_out: int
     """Rows that only one of the two has, or that only one has graded."""
     difference: Estimate
-    """Mean paired difference of the reward. One look: see `StepChoice` for many."""
+    """Mean paired difference of the reward, its interval for this pair alone."""
+    together: Estimate
+    """The same, its interval widened so that those of all `num_looks` pairs hold together."""
+    bootstrap: Estimate
+    """The same by a bias-corrected bootstrap over rows, as a cross-check (see `stats`)."""
     pass_difference: Estimate
     """Mean paired difference of the pass rate; value None when nothing says pass or fail."""
     fixed_rows: tuple[str, ...]
@@ -134,15 +137,20 @@ class PairSummary:
     mcnemar_p: float | None
     """Exact McNemar test of fixed against broken rows, two-sided; None when there are neither."""
     permutation_p: float | None
-    """Sign-flip permutation test of the reward differences, two-sided."""
+    """Sign-flip permutation test of the reward differences, two-sided, for this pair alone."""
+    p: float | None
+    """The same corrected for `num_looks`: what the verdict rests on."""
+    num_looks: int
+    """Pairs that were looked at together."""
     margin: float | None
     """Differences smaller than this do not matter, as the user said; None when nothing was said."""
     equivalence_p: float | None
     """Two one-sided tests that the difference lies inside the margin: the larger p of the two."""
     detectable: float | None
-    """The smallest difference that these rows would have shown in four of five repetitions."""
+    """The smallest true difference that these rows would have shown in four of five repetitions,
+    corrected like `p`."""
     verdict: Verdict
-    """What may be said, at the comparison's level."""
+    """What may be said; over all pairs looked at together at most 5 % false alarms."""
     sentence: str
     """The same in words, with what was found and what could have been."""
 
@@ -158,35 +166,21 @@ class PairSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One run against the baseline, corrected for how many runs were looked at."""
-
-    label: str
-    step: int | None
-    difference: Estimate
-    """Paired difference to the baseline; all looks' intervals hold together at the level."""
-    p: float | None
-    """Family-wise p: how often the largest of all looks would be this large by luck, two-sided."""
-    verdict: Verdict
-    """better, worse or unclear, with at most 5 % false alarms over all looks together."""
-    win_share: float
-    """Share of bootstrap resamples of the rows in which this run has the highest mean, 0–1."""
-
-
-@dataclass(frozen=True, slots=True)
 class StepChoice:
     """Which of many runs to deploy, and how far to believe it."""
 
     baseline: str
     """Label of the run that the others are held against: `Step 0`."""
-    looks: tuple[Look, ...]
-    """Every other run, in order; they share the baseline's rows."""
+    num_looks: int
+    """Runs that were held against it."""
     best: str
     """Label of the highest mean reward, the baseline included."""
     deploy: str
-    """Label of what to use: the best, or the baseline when nothing is shown to beat it."""
+    """Label of what to use: the best of those shown to beat the baseline, else the baseline."""
     tied: tuple[str, ...]
-    """Labels that cannot be told apart from the best (the best included), in order of runs."""
+    """Labels that cannot be ruled out as the best (the best included), in order of runs."""
+    win_shares: Mapping[str, float]
+    """Per label, the share of bootstrap resamples of the rows in which it has the highest mean."""
     optimism: float | None
     """How much the best's mean flatters itself by having been chosen (the winner's curse)."""
     expected: float | None
@@ -213,6 +207,10 @@ class Slice:
     """Mean reward per run label."""
     difference: Estimate
     """`after` minus `before` of the table, paired, on these rows alone."""
+    p: float | None
+    """Sign-flip test of the difference, corrected (Holm) for the number of slices; two-sided."""
+    verdict: Verdict
+    """better, worse or unclear, by `p`."""
     is_small: bool
     """Too few rows to believe the interval."""
 
@@ -243,14 +241,17 @@ class Comparison:
     """In the order of `samples.runs`."""
     baseline: str | None
     """Label of the run that the others are held against; None when there are no runs."""
+    focus: str | None
+    """Label of the run that rows and slices hold against it: `after` if one was named, else what
+    `choice` would deploy, else the best, else the last; None with fewer than two runs."""
     pairs: tuple[PairSummary, ...]
-    """Every other run against the baseline, in order; `compare.pair` makes any other."""
+    """Every other run against the baseline, in order; `evals.pair` makes any other."""
     choice: StepChoice | None
     """None with fewer than two runs, or when no row is graded in all of them."""
     rows: pd.DataFrame
-    """One line per row, see `compare.row_table`: `row` (key), `number`, `prompt`,
-    `reward/<label>` and `passed/<label>` per run (means over samples), `change` (last run that
-    matters minus baseline), `swing` (standard deviation between runs)."""
+    """One line per row, by number: `row` (key), `number`, `prompt`, `reward/<label>` and
+    `passed/<label>` per run (means over samples, missing when none is graded), `change` (focus
+    minus baseline), `swing` (standard deviation of the reward between runs)."""
     slices: tuple[SliceTable, ...] = ()
     """One per key asked for."""
     notes: tuple[str, ...] = ()
@@ -265,6 +266,10 @@ class Comparison:
     def summary(self, label: str) -> RunSummary:
         """The summary of one run."""
         return next(run for run in self.runs if run.label == label)
+
+    def pair(self, label: str) -> PairSummary:
+        """The pair of the baseline and another run."""
+        return next(pair for pair in self.pairs if pair.after == label)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but samples and rows, as plain JSON."""

@@ -23,6 +23,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.comparison import Estimate
+from rftkit.evals.student import t_cdf, t_quantile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +46,7 @@ __all__ = [
     "random_signs",
     "resample_weights",
     "spearman",
-    "t_cdf",
-    "t_quantile",
+    "standard_error",
 ]
 
 POWER = 0.8
@@ -91,7 +91,7 @@ def difference_interval(values: Array, *, level: float = 0.95, support: Support 
         return Estimate(mean, *_tango(values, level, support[1] - support[0]), n)
     if n < 2 or not values.std():
         return Estimate(mean, None, None, n)
-    half = t_quantile(0.5 + level / 2, n - 1) * _error(values)
+    half = t_quantile(0.5 + level / 2, n - 1) * standard_error(values)
     return Estimate(mean, mean - half, mean + half, n)
 
 
@@ -136,10 +136,11 @@ def permutation_p(values: Array, *, num_flips: int = 10_000, seed: int = 0) -> f
     seen = abs(changed.sum()) * (1 - 1e-6)
     if len(changed) <= 14:
         ways = np.arange(2 ** len(changed))[:, None]
-        signs = (ways >> np.arange(len(changed)) & 1) * 2.0 - 1
-        return float(np.mean(np.abs(signs @ changed) >= seen))
+        signs = (ways >> np.arange(len(changed)) & 1) * 2.0 - 1  # (2 ** rows, rows)
+        return float((np.abs(signs @ changed) >= seen).mean())
     sums = random_signs(len(values), num_flips, seed) @ values.astype(np.float32)
-    return (int(np.sum(np.abs(sums) >= seen)) + 1) / (num_flips + 1)
+    num_as_large = int(np.sum(np.abs(sums) >= seen))
+    return float((num_as_large + 1) / (num_flips + 1))
 
 
 @functools.lru_cache(4)
@@ -182,20 +183,24 @@ def equivalence_p(values: Array, margin: float) -> float | None:
     values = _known(values)
     if len(values) < 2 or not values.std():
         return None
-    mean, error, df = float(values.mean()), _error(values), len(values) - 1
+    mean, error, df = float(values.mean()), standard_error(values), len(values) - 1
     return max(1 - t_cdf((mean + margin) / error, df), t_cdf((mean - margin) / error, df))
 
 
-def detectable(values: Array, *, level: float = 0.95) -> float | None:
+def detectable(
+    values: Array, *, level: float = 0.95, critical: float | None = None
+) -> float | None:
     """The smallest true difference that these rows would show in `POWER` of repetitions.
 
-    From the spread of the paired differences; None when it cannot be told.
+    From the spread of the paired differences; None when it cannot be told. `critical` is the
+    number of standard errors that counts as shown, when it is not that of one look.
     """
     values = _known(values)
     if len(values) < 2 or not values.std():
         return None
     df = len(values) - 1
-    return (t_quantile(0.5 + level / 2, df) + t_quantile(POWER, df)) * _error(values)
+    shown = t_quantile(0.5 + level / 2, df) if critical is None else critical
+    return (shown + t_quantile(POWER, df)) * standard_error(values)
 
 
 def spearman(first: Array, second: Array) -> float | None:
@@ -217,28 +222,6 @@ def kappa(first: Array, second: Array) -> float | None:
     return None if chance == 1 else (agree - chance) / (1 - chance)
 
 
-def t_cdf(t: float, df: float) -> float:
-    """Student's t: the probability of at most `t`."""
-    nodes, weights = _legendre()
-    angle = math.atan(t / math.sqrt(df)) / 2
-    area = angle * float((weights * _cosine_power(angle * (nodes + 1), df - 1)).sum())
-    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    return 0.5 + scale * area
-
-
-@functools.lru_cache(4096)
-def t_quantile(p: float, df: int) -> float:
-    """Student's t: the value that is not passed with probability `p`, 0 < p < 1."""
-    low, high = 0.0, 2.0
-    upper = max(p, 1 - p)
-    while t_cdf(high, df) < upper:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < upper else (low, middle)
-    return math.copysign(high, p - 0.5)
-
-
 def _known(values: Array) -> Array:
     import numpy as np
 
@@ -246,7 +229,7 @@ def _known(values: Array) -> Array:
     return values[np.isfinite(values)]
 
 
-def _error(values: Array) -> float:
+def standard_error(values: Array) -> float:
     """Standard error of the mean."""
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
@@ -271,7 +254,7 @@ def _wilson(mean: float, n: int, level: float, support: tuple[float, float]) -> 
 def _hall(values: Array, level: float) -> tuple[float, float]:
     """Student's t after Hall's (1992) cubic transformation takes the skewness out."""
     n, mean = len(values), float(values.mean())
-    error = _error(values)
+    error = standard_error(values)
     skewness = _skewness(values)
     t = t_quantile(0.5 + level / 2, n - 1)
     if abs(skewness) < 1e-6:
@@ -316,17 +299,3 @@ def _ranks(values: Array) -> Array:
 
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
-@functools.cache
-def _legendre() -> tuple[Array, Array]:
-    import numpy as np
-
-    nodes, weights = np.polynomial.legendre.leggauss(64)
-    return nodes, weights
-
-
-def _cosine_power(angles: Array, power: float) -> Array:
-    import numpy as np
-
-    return np.exp(power * np.log(np.cos(angles)))

@@ -1,0 +1,193 @@
+"""Compare eval runs row by row: `compare(samples)` gives every number of a comparison.
+
+Runs are paired by row; repeats of a row are averaged first, and rows weigh alike. A run's mean
+counts every row it has graded; a pair's difference counts the rows that both have graded; the
+choice among runs counts the rows that all have graded. Where these are not the same rows, a note
+says so. A failed grade is left out, never a zero. Not here: fetching samples (`runs`), the
+statistics themselves (`stats`, `looks`) and the slices (`slices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError
+from rftkit.evals import looks
+from rftkit.evals.cells import Array, make_cells
+from rftkit.evals.comparison import Comparison, PairSummary, StepChoice
+from rftkit.evals.notes import notes_on
+from rftkit.evals.samples import Samples
+from rftkit.evals.slices import By, slice_rows
+from rftkit.evals.table import Table
+from rftkit.evals.words import choice_sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["compare", "pair"]
+
+
+def compare(
+    samples: Samples,
+    *,
+    baseline: str | None = None,
+    after: str | None = None,
+    slices: Sequence[str] | Mapping[str, By] = (),
+    margin: float | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Put runs side by side.
+
+    Args:
+        samples: From `evals.fetch`, `evals.run`, `evals.from_dump` or `evals.together`.
+        baseline: Label that the others are held against; default Step 0, else the first run.
+        after: Label that rows and slices hold against it; default what would be deployed.
+        slices: Keys of the items to cut the rows by, such as `topic` or `meta.topic`; or names
+            with functions from an item to a value.
+        margin: Differences smaller than this do not matter: then runs can be shown to be the same.
+        level: Of intervals; 1 - level is the share of false alarms.
+        seed: Of resampling: the same seed, the same numbers.
+
+    Raises:
+        NotFoundError: no run has that label.
+        InputError: level or margin make no sense.
+    """
+    _check(level, margin)
+    cells = make_cells(samples)
+    table = Table(samples, cells, level, margin, seed)
+    first = samples.run(baseline).label if baseline else _baseline(samples)
+    others = [label for label in samples.labels if label != first] if len(samples.frame) else []
+    pairs = table.pairs(first or "", others)
+    choice = _choose(table, first, pairs) if first and others else None
+    focus = samples.run(after).label if after else _focus(choice, others)
+    cuts = slices if isinstance(slices, Mapping) else {key: key for key in slices}
+    return Comparison(
+        samples=samples,
+        runs=tuple(table.run(index) for index in range(len(samples.runs))),
+        baseline=first,
+        focus=focus,
+        pairs=pairs,
+        choice=choice,
+        rows=_row_table(table, first, focus),
+        slices=tuple(
+            slice_rows(table, name, by, first, focus or first) for name, by in cuts.items() if first
+        ),
+        notes=notes_on(samples, cells, table.difference(first, focus) if first and focus else None),
+        level=level,
+        margin=margin,
+        seed=seed,
+    )
+
+
+def pair(
+    samples: Samples,
+    before: str,
+    after: str,
+    *,
+    margin: float | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairSummary:
+    """Two runs, looked at alone.
+
+    Raises:
+        NotFoundError: no run has that label.
+        InputError: level or margin make no sense.
+    """
+    _check(level, margin)
+    chosen = samples.select([before, after])
+    return Table(chosen, make_cells(chosen), level, margin, seed).pairs(before, [after])[0]
+
+
+def _check(level: float, margin: float | None) -> None:
+    if not 0.5 <= level < 1:
+        raise InputError(f"level must be from 0.5 to below 1, such as 0.95; found {level!r}")
+    if margin is not None and not margin > 0:
+        raise InputError(f"margin must be above zero, such as 0.02; found {margin!r}")
+
+
+def _baseline(samples: Samples) -> str | None:
+    """The first Step 0, else the first run."""
+    first = sorted(samples.runs, key=lambda run: run.step != 0)
+    return first[0].label if first else None
+
+
+def _focus(choice: StepChoice | None, others: Sequence[str]) -> str | None:
+    wanted = [choice.deploy, choice.best] if choice else []
+    return next((label for label in wanted if label in others), others[-1] if others else None)
+
+
+def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepChoice | None:
+    """The recommendation, from the rows that every run has graded."""
+    import numpy as np
+
+    complete = table.rewards[np.isfinite(table.rewards).all(axis=1)]
+    runs, labels = table.samples.runs, table.samples.labels
+    if len(runs) < 2 or not len(complete):
+        return None
+    means = complete.mean(axis=0)
+    # equal means: the baseline before others, then the earliest
+    best = max(
+        labels, key=lambda each: (means[labels.index(each)], each == baseline, -labels.index(each))
+    )
+    better = {pair.after: pair for pair in pairs if pair.verdict == "better"}
+    deploy = max(better, key=lambda each: means[labels.index(each)], default=baseline)
+    kept = looks.could_be_best(complete, level=table.level, seed=table.seed)
+    tied = [label for label, could in zip(labels, kept, strict=True) if could or label == best]
+    mean = float(means[labels.index(best)])
+    expected = looks.expected_of_best(complete, seed=table.seed)
+    optimism = None if expected is None else max(0.0, mean - expected)
+    gain = None
+    if optimism is not None:
+        gain = mean - optimism - float(means[labels.index(baseline)])
+    wins = looks.win_shares(complete, seed=table.seed)
+    return StepChoice(
+        baseline=baseline,
+        num_looks=len(pairs),
+        best=best,
+        deploy=deploy,
+        tied=tuple(tied),
+        win_shares={label: float(wins[at]) for at, label in enumerate(labels)},
+        optimism=optimism,
+        expected=None if optimism is None else mean - optimism,
+        expected_gain=gain,
+        num_rows=len(complete),
+        sentence=choice_sentence(
+            runs=runs, best=best, deploy=deploy, tied=tied, mean=mean, num_rows=len(complete),
+            pair=better.get(deploy), baseline=baseline, expected_gain=gain, optimism=optimism,
+        ),
+    )  # fmt: skip
+
+
+def _row_table(table: Table, baseline: str | None, focus: str | None) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    samples, keys = table.samples, table.cells.keys
+    columns: dict[str, Any] = {
+        "row": list(keys),
+        "number": [samples.numbers.get(key, at) for at, key in enumerate(keys)],
+        "prompt": [samples.prompt(key) for key in keys],
+    }
+    for at, label in enumerate(samples.labels):
+        columns[f"reward/{label}"] = table.rewards[:, at]
+        columns[f"passed/{label}"] = table.passes[:, at]
+    known = np.isfinite(table.rewards)
+    columns["change"] = (
+        table.difference(baseline, focus) if baseline and focus else np.full(len(keys), np.nan)
+    )
+    columns["swing"] = _spread(table.rewards, known)
+    return pd.DataFrame(columns)
+
+
+def _spread(values: Array, known: Any) -> Array:
+    """Standard deviation of each row over the runs that graded it; nan with fewer than two."""
+    import numpy as np
+
+    count = known.sum(axis=1)
+    filled = np.where(known, values, 0.0)
+    mean = filled.sum(axis=1) / np.maximum(count, 1)
+    squares = np.where(known, (values - mean[:, None]) ** 2, 0.0).sum(axis=1)
+    return np.where(count > 1, np.sqrt(squares / np.maximum(count, 1)), np.nan)

@@ -1,0 +1,102 @@
+"""What a reader must know before the numbers of a comparison: each a sentence.
+
+Not here: what was wrong with the data that samples were made of (`Samples.notes`).
+"""
+
+from __future__ import annotations
+
+from rftkit.evals.cells import Array, Cells
+from rftkit.evals.samples import Samples
+from rftkit.evals.words import join, many
+
+__all__ = ["notes_on"]
+
+FEW = 20
+"""With fewer rows than this every interval is rough."""
+MUCH = 0.05
+"""A share of failed or unscorable samples that must be said aloud."""
+
+
+def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple[str, ...]:
+    """The notes of a comparison; `differences` are those of the runs in focus."""
+    notes = [*samples.notes]
+    if not samples.runs:
+        return (*notes, "There is nothing to compare: no run was found.")
+    if not len(samples.frame):
+        return (*notes, f"There is nothing to compare: {join(samples.labels)} hold no sample.")
+    if len(samples.runs) == 1:
+        notes.append(f"There is one run, {samples.labels[0]}: nothing to hold it against.")
+    notes += _unfinished(samples)
+    notes += _missing_rows(samples, cells)
+    notes += _ungraded(samples, cells)
+    notes += _flat(samples)
+    if differences is not None:
+        notes += _few(differences)
+    return tuple(notes)
+
+
+def _unfinished(samples: Samples) -> list[str]:
+    return [
+        f"{run.label} is {run.status}: it may lack rows."
+        for run in samples.runs
+        if run.status != "completed"
+    ]
+
+
+def _missing_rows(samples: Samples, cells: Cells) -> list[str]:
+    has = cells.count() > 0
+    notes = [
+        f"{label} holds no sample." for at, label in enumerate(cells.labels) if not has[:, at].any()
+    ]
+    everywhere = int(has.all(axis=1).sum())
+    if everywhere == len(cells.keys) or len(samples.runs) == 1:
+        return notes
+    if everywhere == 0:
+        notes.append("No row is in every run: runs can be compared in pairs at most.")
+    else:
+        notes.append(
+            f"{everywhere:,} of {many(len(cells.keys), 'row')} are in every run; each pair is "
+            "compared on the rows that both have."
+        )
+    return notes
+
+
+def _ungraded(samples: Samples, cells: Cells) -> list[str]:
+    outcome = samples.frame["outcome"].to_numpy()
+    totals = cells.count().sum(axis=0)
+    notes = []
+    for at, label in enumerate(cells.labels):
+        failed = int(cells.count(outcome == "failed")[:, at].sum())
+        unscorable = int(cells.count(outcome == "unscorable")[:, at].sum())
+        if failed:
+            notes.append(
+                f"{failed:,} of {many(int(totals[at]), 'sample')} of {label} have no grade "
+                f"({failed / totals[at]:.1%}): they are left out, not counted as zero."
+            )
+        if totals[at] and unscorable / totals[at] >= MUCH:
+            notes.append(
+                f"{unscorable:,} of {many(int(totals[at]), 'sample')} of {label} could not be "
+                f"scored ({unscorable / totals[at]:.1%}): they count with the floor reward."
+            )
+    return notes
+
+
+def _flat(samples: Samples) -> list[str]:
+    import numpy as np
+
+    rewards = samples.frame["reward"].to_numpy(float)
+    rewards = rewards[np.isfinite(rewards)]
+    if not len(rewards):
+        return ["No sample has a grade: there is no reward to compare."]
+    if np.ptp(rewards) == 0:
+        return [f"Every sample earned {rewards[0]:g}: these rows cannot tell runs apart."]
+    return []
+
+
+def _few(differences: Array) -> list[str]:
+    import numpy as np
+
+    count = int(np.isfinite(differences).sum())
+    if 0 < count < FEW:
+        return [f"Only {many(count, 'row')} can be compared: every interval is rough."]
+    return []

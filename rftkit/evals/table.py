@@ -1,0 +1,188 @@
+"""The matrices of one comparison, each made once, and the summaries of a run and of a pair.
+
+Not here: choosing among runs, slices and notes (`compare`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rftkit.evals import looks, stats
+from rftkit.evals.cells import Array, Cells, scores
+from rftkit.evals.comparison import Estimate, PairSummary, RunSummary, Verdict
+from rftkit.evals.samples import Samples
+from rftkit.evals.words import pair_sentence
+
+__all__ = ["Table"]
+
+
+class Table:
+    """The matrices of one comparison, each made once."""
+
+    def __init__(
+        self, samples: Samples, cells: Cells, level: float, margin: float | None, seed: int
+    ) -> None:
+        self.samples, self.cells = samples, cells
+        self.level, self.margin, self.seed = level, margin, seed
+        frame = samples.frame
+        self.rewards = cells.mean(frame["reward"])
+        passed = frame["passed"].astype("Float64")
+        self.passes = cells.mean(passed.to_numpy(float, na_value=float("nan")))
+        self.support = _two_values(frame["reward"].to_numpy(float))
+        self.graders = {name: cells.mean(scores(samples, name)) for name in samples.graders}
+        self.tokens = cells.mean(frame["tokens"])
+        self.characters = cells.mean(frame["answer"].str.len())
+        self.deviation = _within_rows(cells, frame["reward"].to_numpy(float), self.rewards)
+        outcome = frame["outcome"].to_numpy()
+        self.failed = cells.count(outcome == "failed")
+        self.unscorable = cells.count(outcome == "unscorable")
+        self.truncated = cells.count(frame["truncated"])
+        self.counts = cells.count()
+
+    def run(self, at: int) -> RunSummary:
+        """One run, added up."""
+        run = self.samples.runs[at]
+        many = len(self.graders) > 1
+        return RunSummary(
+            label=run.label,
+            step=run.step,
+            model=run.model,
+            num_rows=int((self.counts[:, at] > 0).sum()),
+            num_samples=int(self.counts[:, at].sum()),
+            reward=self.mean_reward(self.rewards[:, at]),
+            pass_rate=self._mean(self.passes[:, at], (0.0, 1.0)),
+            graders={
+                name: self._mean(means[:, at]) for name, means in self.graders.items() if many
+            },
+            num_failed=int(self.failed[:, at].sum()),
+            num_unscorable=int(self.unscorable[:, at].sum()),
+            num_truncated=int(self.truncated[:, at].sum()),
+            tokens=self._mean(self.tokens[:, at]),
+            characters=self._mean(self.characters[:, at]),
+            within_row=self.deviation[at],
+            failed_rows=self.keys(self.failed[:, at] > 0),
+            unscorable_rows=self.keys(self.unscorable[:, at] > 0),
+        )
+
+    def difference(self, before: str, after: str) -> Array:
+        """Reward of one run minus that of another, (rows,)."""
+        labels = self.cells.labels
+        return self.rewards[:, labels.index(after)] - self.rewards[:, labels.index(before)]
+
+    def pairs(self, before: str, afters: Sequence[str]) -> tuple[PairSummary, ...]:
+        """Every other run against one, corrected for how many there are."""
+        import numpy as np
+
+        if not afters:
+            return ()
+        differences = np.column_stack([self.difference(before, after) for after in afters])
+        p, multiple = looks.family(differences, level=self.level, seed=self.seed)
+        return tuple(
+            self._pair(
+                before, after, differences[:, at], float(p[at]), float(multiple[at]), len(afters)
+            )
+            for at, after in enumerate(afters)
+        )
+
+    def mean_reward(self, rewards: Array) -> Estimate:
+        """The mean of some rows' rewards."""
+        return stats.mean_interval(rewards, level=self.level, support=self.support)
+
+    def mean_difference(self, differences: Array) -> Estimate:
+        """The mean of some rows' differences."""
+        return stats.difference_interval(differences, level=self.level, support=self.support)
+
+    def keys(self, chosen: Any) -> tuple[str, ...]:
+        """Keys of chosen rows, (rows,) bool."""
+        return tuple(self.cells.keys[at] for at in chosen.nonzero()[0])
+
+    def _mean(self, values: Array, support: stats.Support = None) -> Estimate:
+        return stats.mean_interval(values, level=self.level, support=support)
+
+    def _pair(
+        self, before: str, after: str, difference: Array, p: float, multiple: float, num_looks: int
+    ) -> PairSummary:
+        import numpy as np
+
+        labels = self.cells.labels
+        old, new = self.passes[:, labels.index(before)], self.passes[:, labels.index(after)]
+        both = np.isfinite(difference)
+        either = (self.counts[:, [labels.index(before), labels.index(after)]] > 0).any(axis=1)
+        fixed, broken = (old < 0.5) & (new > 0.5) & both, (old > 0.5) & (new < 0.5) & both
+        kept = both & (((old < 0.5) & (new < 0.5)) | ((old > 0.5) & (new > 0.5)))
+        alone = self.mean_difference(difference)
+        one_p = stats.permutation_p(difference, seed=self.seed)
+        together, corrected = alone, one_p
+        if num_looks > 1 and one_p is not None:
+            together, corrected = _widened(alone, difference, multiple), max(p, one_p)
+        critical = multiple if num_looks > 1 and np.isfinite(multiple) else None
+        order = np.argsort(np.nan_to_num(difference), kind="stable")
+        summary = PairSummary(
+            before=before,
+            after=after,
+            num_rows=int(both.sum()),
+            num_left_out=int((either & ~both).sum()),
+            difference=alone,
+            together=together,
+            bootstrap=stats.bootstrap_interval(difference, level=self.level, seed=self.seed),
+            pass_difference=stats.difference_interval(
+                np.where(both, new - old, np.nan), level=self.level, support=(0.0, 1.0)
+            ),
+            fixed_rows=self.keys(fixed),
+            broken_rows=self.keys(broken),
+            num_unchanged=int(kept.sum()),
+            up_rows=tuple(self.cells.keys[at] for at in order[::-1] if difference[at] > 0),
+            down_rows=tuple(self.cells.keys[at] for at in order if difference[at] < 0),
+            mcnemar_p=stats.mcnemar_p(int(fixed.sum()), int(broken.sum())),
+            permutation_p=one_p,
+            p=corrected,
+            num_looks=num_looks,
+            margin=self.margin,
+            equivalence_p=stats.equivalence_p(difference, self.margin) if self.margin else None,
+            detectable=stats.detectable(difference, level=self.level, critical=critical),
+            verdict="unclear",
+            sentence="",
+        )  # fmt: skip
+        summary = replace(summary, verdict=self._verdict(summary))
+        return replace(summary, sentence=pair_sentence(summary))
+
+    def _verdict(self, pair: PairSummary) -> Verdict:
+        alpha, value = 1 - self.level, pair.difference.value
+        if pair.p is not None and value and pair.p <= alpha:
+            return "better" if value > 0 else "worse"
+        # testing many pairs for sameness needs its own correction: Bonferroni, for it is rare
+        if pair.equivalence_p is not None and pair.equivalence_p <= alpha / pair.num_looks:
+            return "same"
+        return "unclear"
+
+
+def _widened(alone: Estimate, difference: Array, multiple: float) -> Estimate:
+    import numpy as np
+
+    if alone.value is None or alone.low is None or alone.high is None or not np.isfinite(multiple):
+        return replace(alone, low=None, high=None)
+    half = multiple * stats.standard_error(difference[np.isfinite(difference)])
+    return replace(
+        alone, low=min(alone.low, alone.value - half), high=max(alone.high, alone.value + half)
+    )
+
+
+def _within_rows(cells: Cells, rewards: Array, means: Array) -> list[float | None]:
+    """Per run, the pooled standard deviation of samples around their row's mean."""
+    import numpy as np
+
+    known = np.isfinite(rewards)
+    off = np.where(known, rewards - means[cells.row, cells.run], 0.0)
+    counts = cells.count(known)
+    free = np.maximum(counts - 1, 0).sum(axis=0)
+    squares = cells.count(off**2).sum(axis=0)
+    return [float(np.sqrt(s / f)) if f else None for s, f in zip(squares, free, strict=True)]
+
+
+def _two_values(rewards: Array) -> stats.Support:
+    import numpy as np
+
+    seen = np.unique(rewards[np.isfinite(rewards)])
+    return (float(seen[0]), float(seen[1])) if len(seen) == 2 else None

@@ -1,0 +1,117 @@
+"""What a comparison says, in words. Not here: any number that is not handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rftkit.evals.comparison import Estimate, PairSummary
+from rftkit.evals.samples import Run
+
+__all__ = ["choice_sentence", "interval", "join", "many", "names", "pair_sentence", "signed"]
+
+
+def pair_sentence(pair: PairSummary) -> str:
+    """What may be said of two runs."""
+    looks = f", corrected for {pair.num_looks} looks" if pair.num_looks > 1 else ""
+    found = f"{interval(pair.together, with_sign=True)} on {many(pair.num_rows, 'row')}{looks}"
+    if pair.num_rows == 0:
+        return f"{pair.after} and {pair.before} share no graded row: no difference can be told."
+    if pair.verdict in ("better", "worse"):
+        more = "more" if pair.verdict == "better" else "less"
+        said = f"{pair.after} earns {more} than {pair.before}: {found}."
+    elif pair.verdict == "same":
+        said = f"{pair.after} and {pair.before} earn the same within ±{pair.margin:g}: {found}."
+    elif not (pair.up_rows or pair.down_rows):
+        rows = many(pair.num_rows, "row")
+        return f"{pair.after} and {pair.before} earn exactly the same in each of {rows}."
+    else:
+        said = f"{pair.after} and {pair.before} cannot be told apart: {found}."
+        if pair.detectable is not None:
+            said += (
+                " The smallest difference that so many rows would have shown in four of five "
+                f"repetitions is {pair.detectable:.3f}."
+            )
+    if pair.num_fixed or pair.num_broken:
+        said += f" {many(pair.num_fixed, 'row')} fixed, {pair.num_broken} broken."
+    return said
+
+
+def choice_sentence(
+    *,
+    runs: Sequence[Run],
+    best: str,
+    deploy: str,
+    tied: Sequence[str],
+    mean: float,
+    num_rows: int,
+    pair: PairSummary | None,
+    baseline: str,
+    expected_gain: float | None,
+    optimism: float | None,
+) -> str:
+    """The recommendation: which is best, which are as good, what to expect, what to deploy.
+
+    `pair` is what is known of the run to deploy against the baseline; None if it is the baseline.
+    """
+    said = [f"{best} is best ({mean:.3f} on {many(num_rows, 'row')})"]
+    if len(tied) == len(runs):
+        said.append("no two of the runs can be told apart" if len(tied) == 2 else
+                    f"none of the {len(runs)} runs can be ruled out as the best")  # fmt: skip
+    elif len(tied) > 1:
+        said.append(f"{names(runs, tied)} cannot be told apart")
+    if pair is None:
+        why = "" if best == baseline else f"no run is shown to beat {baseline}; "
+        return f"{'; '.join(said)}; {why}keep {baseline}."
+    gain = interval(pair.together, with_sign=True)
+    said.append(f"against {baseline}, {deploy} gains {gain}")
+    if deploy == best and expected_gain is not None and optimism is not None and optimism >= 0.002:
+        said.append(
+            f"expect {expected_gain:+.3f} on new rows, for the best of {len(runs)} flatters itself"
+        )
+    return f"{'; '.join(said)}; deploy {deploy}."
+
+
+def names(runs: Sequence[Run], labels: Sequence[str]) -> str:
+    """Labels as people say them: `steps 9 to 15 and 21`; neighbours are drawn together."""
+    places = [place for place, run in enumerate(runs) if run.label in labels]
+    spans: list[list[Run]] = []
+    for place in places:
+        if spans and spans[-1][-1] is runs[place - 1]:
+            spans[-1].append(runs[place])
+        else:
+            spans.append([runs[place]])
+    if not all(run.label == f"Step {run.step}" for span in spans for run in span):
+        return join([run.label for span in spans for run in span])
+    said = [
+        f"{span[0].step} to {span[-1].step}"
+        if len(span) > 2
+        else join([str(run.step) for run in span])
+        for span in spans
+    ]
+    return f"step{'s' if len(places) > 1 else ''} {join(said)}"
+
+
+def join(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), *parts[-1:]])
+
+
+def many(count: int, noun: str) -> str:
+    """`1 row`, `12,031 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def signed(value: float | None) -> str:
+    """`+0.120`, or a dash."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def interval(estimate: Estimate, *, with_sign: bool = False) -> str:
+    """`0.71 (0.65 to 0.77)`."""
+    show = "{:+.3f}" if with_sign else "{:.3f}"
+    if estimate.value is None:
+        return "–"
+    value = show.format(estimate.value)
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({show.format(estimate.low)} to {show.format(estimate.high)})"
