@@ -17,7 +17,8 @@ import typer
 
 from rftkit import settings
 from rftkit.cli_jobs import job_app, models_app
-from rftkit.console import PLAIN, Format, Json, Pairs, parse_values, print_json, show, table
+from rftkit.cli_reports import ParameterCommand, report
+from rftkit.console import PLAIN, Format, Json, print_json, show, table
 from rftkit.errors import InputError, MissingExtraError, RftkitError
 
 __all__ = ["app", "main"]
@@ -25,6 +26,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(help="Reinforcement fine-tuning on OpenAI's routes, local or hosted.", **PLAIN)
 app.add_typer(job_app, name="job")
 app.add_typer(models_app, name="models")
+app.command(cls=ParameterCommand)(report)
 
 
 @app.command()
@@ -163,23 +165,6 @@ def check(
         text += f"\n\nwhat the grader pays, {audit.num_rows} rows\n{audit}"
     show(result, text, as_json)
     raise typer.Exit(0 if found.ok else 1)
-
-
-@app.command()
-def report(
-    notebook: Annotated[
-        str, typer.Argument(help="Path, or the name of a bundled one: report_job.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")],
-    parameters: Annotated[
-        Pairs | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="May be repeated."),
-    ] = None,
-) -> None:
-    """Run a notebook and keep it as one offline HTML file."""
-    from rftkit import reports
-
-    print(reports.run(notebook, out, **parse_values(parameters)).resolve())
 
 
 @app.command("import")

@@ -229,7 +229,7 @@ def follow(client: OpenAI, job: FineTuningJob, say: Callable[[str], None]) -> Fi
     except KeyboardInterrupt:
         say(
             f"\n{job.id} goes on without you. To follow it:\n  rftkit job watch {job.id}\n"
-            f"and when it is done:\n  rftkit report report_job -p job_id={job.id} -o {job.id}.html"
+            f"and when it is done:\n  rftkit report report_job -p job_id {job.id} -o {job.id}.html"
         )
         raise
     if str(job.status) == "paused":

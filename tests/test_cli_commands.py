@@ -163,7 +163,7 @@ def test_models(run: Run, served: Served) -> None:
         (["job", "show", "ftjob-nope"], 1, "ftjob-nope"),
         (["models", "delete", "nope"], 1, "nope"),
         (["report", "nope", "-o", "x.html"], 1, "report_job"),
-        (["report", "report_job", "-o", "x.html", "-p", "job_id"], 2, "NAME=VALUE, found 'job_id'"),
+        (["report", "report_job", "-o", "x.html", "-p", "job_id"], 2, "-p job_id has no value"),
         (
             ["job", "create", "-m", "m", "--train", "no.jsonl", "--valid", "v", "-g", "g.json"],
             2,

@@ -116,7 +116,7 @@ def test_interrupted_it_says_how_to_come_back(
     [job] = served.client.fine_tuning.jobs.list().data
     assert job.status not in ("failed", "cancelled")
     assert f"rftkit job watch {job.id}" in told[-1]
-    assert f"rftkit report report_job -p job_id={job.id}" in told[-1]
+    assert f"rftkit report report_job -p job_id {job.id}" in told[-1]
 
 
 @pytest.mark.parametrize("status", ["failed", "cancelled", "paused"])

@@ -54,8 +54,8 @@ def test_the_page_shows_outputs_and_no_code(page):
     assert "import os" not in html
     assert "<title>Small &amp; *fine*</title>" in html
     assert '<a href="#Part-one">Part one</a>' in html
-    assert "Parameters: count=3, name=&#x27;a/b&#x27;" in html
-    assert len(html) < 30_000
+    assert ">given</span>" in html
+    assert len(html) < 40_000
 
 
 def test_a_widget_leaves_a_line_and_no_state(page):
@@ -82,7 +82,7 @@ def test_nothing_else_is_left_behind(page):
         ({"count": "3"}, "parameter 'count' must be int, found str '3'"),
         ({"count": True}, "parameter 'count' must be int, found bool True"),
         ({"name": None}, "parameter 'name' must be str, found NoneType None"),
-        ({"shares": 0.5}, "parameter 'shares' must be list, found float 0.5"),
+        ({"shares": 0.5}, "parameter 'shares' must be list[float], found float 0.5"),
         ({"plain": "x"}, "parameter 'plain' must be float, found str 'x'"),
     ],
 )
@@ -149,13 +149,13 @@ def test_html_beside_a_widget_is_kept():
 
 def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "page.html"
-    render._write(target, "first")
+    render.write_whole(target, "first")
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        render._write(target, "second")
+        render.write_whole(target, "second")
     assert target.read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]

@@ -1,23 +1,37 @@
 """Reports: a parameterised notebook in, one offline HTML file out.
 
-render.run       check parameters → papermill → page       read_summary   its figures back
-job.read_job     all that a report on one job shows        summary        it in a few numbers
+run              check parameters → papermill → page       read_summary   its figures back
+sweep            one page for each setting, and an index   sweep_jobs     the same, training jobs
+In notebooks:
+read_job         all that a report on one job shows        publish        figures for programs
+table            a table with its full rows as a CSV       made_from      sources, with hashes
 """
 
 from rftkit.reports.document import read_summary
-from rftkit.reports.job import CHECKPOINTS, JobRecord, read_job, versions
-from rftkit.reports.render import notebook_path, run
+from rftkit.reports.job import CHECKPOINTS, JobRecord, read_job
+from rftkit.reports.job_sweep import sweep_jobs
+from rftkit.reports.provenance import made_from, versions
+from rftkit.reports.render import notebook_path, read_values, run
 from rftkit.reports.summary import MIME, publish, summary
+from rftkit.reports.sweep import Sweep, sweep
+from rftkit.reports.tables import csv_beside, table
 
 __all__ = [
     "CHECKPOINTS",
     "MIME",
     "JobRecord",
+    "Sweep",
+    "csv_beside",
+    "made_from",
     "notebook_path",
     "publish",
     "read_job",
     "read_summary",
+    "read_values",
     "run",
     "summary",
+    "sweep",
+    "sweep_jobs",
+    "table",
     "versions",
 ]

@@ -8,13 +8,14 @@ scripts from a CDN. Left out for the same reason: typeset mathematics and Mermai
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rftkit.reports.provenance import MIME as SOURCE_MIME
+from rftkit.reports.provenance import Making, provenance
 from rftkit.reports.summary import MIME
 from rftkit.views.markup import json_script, page, text
 
@@ -29,21 +30,19 @@ LEFT_OUT = ("remove-cell", "papermill-error-cell")
 """Tags of cells that are for the notebook's reader only, or papermill's own banner."""
 
 
-def document(
-    notebook: Any, name: str, values: Mapping[str, Any], failure: str | None, show_code: bool
-) -> str:
+def document(notebook: Any, making: Making, failure: str | None, show_code: bool) -> str:
     """The page of an executed notebook.
 
     Args:
         notebook: its code is taken out of it, except that of a cell that failed.
-        name: of the notebook's file.
-        values: the parameters that were given.
+        making: what it was made from, for the last section.
         failure: what went wrong, said at the top; None if nothing did.
         show_code: keep the code of all cells.
     """
     from nbconvert import HTMLExporter
 
-    summary = _take_summary(notebook)
+    summary = next(reversed(_taken(notebook, MIME)), None)
+    sources = [each for named in _taken(notebook, SOURCE_MIME) for each in named]
     failed = next((cell for cell in notebook.cells if _has_failed(cell)), None)
     for cell in notebook.cells:
         hides = cell.cell_type == "code" and not show_code and cell is not failed
@@ -53,15 +52,12 @@ def document(
         template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
     )
     body, _ = exporter.from_notebook_node(notebook)
-    given = ", ".join(f"{key}={value!r}" for key, value in values.items()) or "the defaults"
-    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    body += provenance(making, sources)
     return page(
-        _title(notebook) or name,
+        _title(notebook) or making.notebook.stem,
         _alert(failure, failed) + _contents(body) + body,
         head=json_script(summary, kind=MIME, name=SUMMARY_ID) + "\n" if summary else "",
-        foot=text(
-            f"Made with rftkit {version('rftkit')} from {name}, {made}. Parameters: {given}."
-        ),
+        foot=text(f"Made with rftkit {version('rftkit')} from {making.notebook.name}."),
     )
 
 
@@ -106,15 +102,13 @@ def _is_shown(cell: Any, show_code: bool) -> bool:
     return cell.cell_type != "code" or show_code or bool(cell.outputs)
 
 
-def _take_summary(notebook: Any) -> dict[str, Any] | None:
-    """The figures left for programs, taken out of what is shown."""
-    summary = None
+def _taken(notebook: Any, mime: str) -> list[Any]:
+    """What cells left for programs, oldest first, taken out of what is shown."""
+    found = [each["data"][mime] for each in _outputs(notebook) if mime in each.get("data", {})]
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            summary = output.get("data", {}).get(MIME, summary)
         if cell.cell_type == "code":
-            cell.outputs = [each for each in cell.outputs if MIME not in each.get("data", {})]
-    return summary
+            cell.outputs = [each for each in cell.outputs if mime not in each.get("data", {})]
+    return found
 
 
 def _title(notebook: Any) -> str | None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +22,7 @@ from rftkit.views.facts import moment
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["CHECKPOINTS", "PACKAGES", "JobRecord", "read_job", "versions"]
-
-PACKAGES = ("rftkit", "openai", "torch", "transformers", "llguidance", "pandas", "papermill")
-"""Whose versions a report states; those that are not installed here are left out."""
+__all__ = ["CHECKPOINTS", "JobRecord", "read_job"]
 
 CHECKPOINTS = {
     "step": "step",
@@ -81,6 +76,17 @@ class JobRecord:
             for name in dict.fromkeys([*given, *used])
         ]
 
+    def sources(self) -> Json:
+        """What the job was made from, for `reports.made_from`."""
+        files = {each["use"]: each for each in self.files}
+        return {
+            **files,
+            "grader": self.reinforcement.get("grader"),
+            "response format": self.reinforcement.get("response_format"),
+            "job": self.job["id"],
+            "seed of the job": self.job.get("seed"),
+        }
+
     def facts(self) -> Json:
         """Ids, seed, times and how it ended."""
         job, ended = self.job, self.job.get("finished_at")
@@ -123,17 +129,6 @@ def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord
         files=[_file(client, use, file_id) for use, file_id in used.items() if file_id],
         answers=_read_answers(Path(answers)) if answers else None,
     )
-
-
-def versions() -> dict[str, str]:
-    """Python, the machine and the packages of the process that makes the report."""
-    found = {"python": platform.python_version(), "machine": platform.platform(terse=True)}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _short(value: Any) -> Any:

@@ -1,25 +1,26 @@
 """Rerun a parameterised notebook with papermill and keep it as one offline HTML file.
 
-Not here: what a report shows, which is the notebook's affair, and how the page is made
-(`document`). Steps: check the parameters against the notebook's tagged cell before anything runs →
-run it with widgets off → make the page → see that nothing outside is referenced. Files are written
-whole or not at all, and a cell that fails still gives a page, which shows where.
+Not here: what a report shows, which is the notebook's affair. Steps: check the parameters against
+the notebook's tagged cell before anything runs (`parameters`) → run it with widgets off (`execute`)
+→ make the page (`document`, `provenance`) → see that nothing outside is referenced. Files are
+written whole or not at all, and a cell that fails still gives a page, which shows where.
 """
 
 from __future__ import annotations
 
-import ast
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import ReportError
 from rftkit.reports.document import document, drop_widgets, outside
+from rftkit.reports.execute import execute, read_notebook
+from rftkit.reports.parameters import checked, declared, from_text
+from rftkit.reports.provenance import Making, now
 
-__all__ = ["notebook_path", "run"]
+__all__ = ["notebook_path", "read_values", "run", "write_whole"]
 
 
 def run(
@@ -29,6 +30,7 @@ def run(
     *,
     keep_notebook: bool = False,
     show_code: bool = False,
+    csv: bool = False,
     timeout_seconds: int = 600,
     **parameters: Any,
 ) -> Path:
@@ -39,6 +41,8 @@ def run(
         out: where the page goes; folders are made.
         keep_notebook: also write the executed notebook beside the page.
         show_code: show the code of the cells too.
+        csv: also write the full table beside the page, `<page>-<table>.csv`, for each table that
+            the notebook shows with `reports.table`.
         timeout_seconds: for each cell.
         **parameters: values for the notebook's cell tagged `parameters`.
 
@@ -53,13 +57,17 @@ def run(
     import nbformat
 
     source, target = notebook_path(notebook), _target(out)
-    values = _checked(source, parameters)
-    executed, failure = _execute(source, values, timeout_seconds)
+    known = declared(read_notebook(source), source.name)
+    values = checked(known, parameters, source.name)
+    started, clock = now(), time.perf_counter()
+    csv_prefix = str(target.with_suffix("").resolve()) if csv else ""
+    executed, failure = execute(source, values, timeout_seconds, csv_prefix)
+    making = Making(source, known, values, started, time.perf_counter() - clock)
     drop_widgets(executed)
     if keep_notebook:
-        _write(target.with_suffix(".ipynb"), nbformat.writes(executed))
-    html = document(executed, source.name, values, failure, show_code)
-    _write(target, html)
+        write_whole(target.with_suffix(".ipynb"), nbformat.writes(executed))
+    html = document(executed, making, failure, show_code)
+    write_whole(target, html)
     if failure:
         raise ReportError(f"{source.name}: {failure}; the page shows where: {target}")
     if found := outside(html):
@@ -68,6 +76,16 @@ def run(
             "network and no other file: put the data into the page"
         )
     return target
+
+
+def read_values(notebook: str | Path, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Values typed as words, as the notebook's parameters want them; see `run`.
+
+    Raises:
+        ReportError: a name is unknown, or its value has the wrong type.
+    """
+    source = notebook_path(notebook)
+    return from_text(declared(read_notebook(source), source.name), pairs, source.name)
 
 
 def notebook_path(notebook: str | Path) -> Path:
@@ -96,112 +114,7 @@ def _target(out: str | Path) -> Path:
     return target
 
 
-def _checked(notebook: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as papermill takes them, or a ReportError that says which one is wrong."""
-    from papermill import inspect_notebook
-
-    if not any("parameters" in cell.metadata.get("tags", []) for cell in _read(notebook).cells):
-        raise ReportError(
-            f"{notebook.name} has no cell tagged 'parameters', so it cannot take any; in "
-            "JupyterLab: select the cell that assigns them, open Property Inspector, add the tag"
-        )
-    known = inspect_notebook(str(notebook))
-    values = {}
-    for name, value in parameters.items():
-        if name not in known:
-            raise ReportError(
-                f"{notebook.name} has no parameter {name!r}; it takes: {', '.join(known)}"
-            )
-        value = str(value) if isinstance(value, Path) else value
-        expected = _expected_type(known[name])
-        if expected and not _fits(value, expected):
-            raise ReportError(
-                f"{notebook.name}: parameter {name!r} must be {expected}, found "
-                f"{type(value).__name__} {value!r}"
-            )
-        values[name] = value
-    return values
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-    "list": (list, tuple),
-    "dict": (dict,),
-}
-
-
-def _expected_type(parameter: Mapping[str, Any]) -> str | None:
-    """What the annotation says, else what the default is; None if neither tells."""
-    annotation: str = parameter["inferred_type_name"].split("[")[0].strip()
-    if annotation in _TYPES:
-        return annotation
-    try:
-        kind: str = type(ast.literal_eval(parameter["default"])).__name__
-    except (ValueError, SyntaxError):
-        return None
-    return kind if annotation == "None" and kind in _TYPES else None
-
-
-def _fits(value: Any, expected: str) -> bool:
-    if isinstance(value, bool):
-        return expected == "bool"
-    return isinstance(value, _TYPES[expected])
-
-
-def _execute(notebook: Path, values: Mapping[str, Any], timeout: int) -> tuple[Any, str | None]:
-    """Run it; return the executed notebook and, if a cell failed, what to say about it."""
-    import papermill
-
-    failure = None
-    with tempfile.TemporaryDirectory() as folder, _widgets_off():
-        result = Path(folder) / notebook.name
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(result),
-                parameters=dict(values),
-                kernel_name="python3",
-                progress_bar=False,
-                execution_timeout=timeout,
-                extra_arguments=["--log-level=50"],  # what a cell did wrong is in its output
-            )
-        except papermill.PapermillExecutionError as error:
-            line = next(iter(error.source.strip().splitlines()), "")
-            failure = f"cell {error.exec_count} ({line}) failed with {error.ename}: {error.evalue}"
-        except Exception as error:
-            if not result.exists():
-                raise ReportError(f"{notebook.name} could not run: {error}") from error
-            failure = f"it stopped with {type(error).__name__}: {error}"
-        return _read(result), failure
-
-
-@contextmanager
-def _widgets_off() -> Iterator[None]:
-    """The kernel inherits the environment: a report never emits a widget, whatever is set here."""
-    before = os.environ.get("RFTKIT_MODE")
-    os.environ["RFTKIT_MODE"] = "static"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["RFTKIT_MODE"]
-        else:
-            os.environ["RFTKIT_MODE"] = before
-
-
-def _read(path: Path) -> Any:
-    import nbformat
-
-    try:
-        return nbformat.read(str(path), as_version=4)
-    except Exception as error:
-        raise ReportError(f"{path} cannot be read as a notebook: {error}") from error
-
-
-def _write(path: Path, content: str) -> None:
+def write_whole(path: Path, content: str) -> None:
     """All or nothing: a reader never finds half a page."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -31,6 +31,7 @@ def listing(
     page: int = 20,
     max_bytes: int = MAX_BYTES,
     sorts: Sequence[tuple[str, str]] = (),
+    elsewhere: str = "",
 ) -> Html:
     """Show `items`, each the markup of one element, inside `frame(markup)`.
 
@@ -43,6 +44,7 @@ def listing(
         max_bytes: of markup, over all items.
         sorts: (name, label) pairs offered to the reader; an item has the value as `data-<name>`,
             and a name that starts with `-` sorts downwards.
+        elsewhere: where the items are that are left out, as the end of a sentence.
     """
     noun = text(noun)
     kept = items[: _fitting(items, max_bytes)]
@@ -57,7 +59,7 @@ def listing(
         frame("".join(kept[:page])),
         f'<script type="text/html" class="rk-rest">{rest}</script>' if rest else "",
         f'<p class="rk-count" role="status">{count}</p>',
-        _left_out(len(kept), total, noun),
+        _left_out(len(kept), total, noun, text(elsewhere)),
     ]
     options = text(json.dumps([list(pair) for pair in sorts], ensure_ascii=False))
     return Html(
@@ -76,6 +78,7 @@ def table(
     total: int | None = None,
     page: int = 20,
     max_bytes: int = MAX_BYTES,
+    elsewhere: str = "",
 ) -> Html:
     """A table that can be filtered, sorted and paged, and is readable without that.
 
@@ -88,6 +91,7 @@ def table(
         total: how many rows there are in all, when `rows` is already a part of them.
         page: rows on one page.
         max_bytes: of markup; rows beyond it are left out, and the view says how many.
+        elsewhere: where those are, as the end of a sentence.
     """
     records = rows.to_dict("records") if hasattr(rows, "to_dict") else [_record(r) for r in rows]
     if columns is None:
@@ -109,6 +113,7 @@ def table(
         total=total,
         page=page,
         max_bytes=max_bytes,
+        elsewhere=elsewhere,
     )
 
 
@@ -171,10 +176,10 @@ def _fitting(items: Sequence[str], max_bytes: int) -> int:
     return len(items)
 
 
-def _left_out(kept: int, total: int, noun: str) -> str:
+def _left_out(kept: int, total: int, noun: str, elsewhere: str) -> str:
     if kept == total:
         return ""
     return (
         f'<p class="rk-note">{kept:,} of {counted(total, noun)} are in this page; '
-        "the others are left out to keep it small.</p>"
+        f"the others are left out to keep it small{elsewhere}.</p>"
     )

@@ -1,0 +1,170 @@
+"""A sweep of jobs: train one for each setting, report on each, end in one page that compares all.
+
+Not here: training, which is the platform's affair. All jobs are created first, in the order of the
+grid, and remembered in the folder before anything waits: started again, a sweep finds its jobs
+where they are. A setting is a field of the job (`model`, `seed`, …), a hyperparameter by its name,
+or `metadata.<name>`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError, JobFailedError, ReportError
+from rftkit.reports.grid import read_grid
+from rftkit.reports.ledger import Ledger, Run, ledger, planned
+from rftkit.reports.render import notebook_path, read_values, run
+from rftkit.reports.sweep import Sweep, make_all
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = ["sweep_jobs"]
+
+Json = dict[str, Any]
+FILES = ("train", "valid")
+SPECS = ("grader", "response_format")
+FIELDS = ("model", "dataset", "suffix", "seed", *FILES, *SPECS)
+COMPARISON = "comparison.html"
+
+
+def sweep_jobs(
+    client: OpenAI,
+    notebook: str | Path,
+    grid: str | Path | Mapping[str, Any],
+    out: str | Path,
+    /,
+    *,
+    processes: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    csv: bool = False,
+    timeout_seconds: int = 600,
+    **parameters: Any,
+) -> Sweep:
+    """Train a job for each setting, make `notebook` for each, and compare all of them.
+
+    Args:
+        client: from `rftkit.connect()`.
+        notebook: takes the parameter `job_id`, as `report_job` does.
+        grid: with `job:`, see `rftkit.reports.grid`; a job's `train` and `valid` are paths or file
+            ids, `grader` and `response_format` paths or the JSON itself, and `dataset` is a folder
+            or the name of a bundled dataset that brings all four.
+        out: the folder of the pages; started again, it goes on with the jobs it knows.
+        processes: how many reports are made at a time; default one for each core.
+        say: told a line for every job and report.
+        csv: full tables beside each page.
+        timeout_seconds: for each cell.
+        **parameters: of the notebook, for all jobs alike.
+
+    Raises:
+        InputError: the grid or the folder cannot be used; nothing was trained.
+        ReportError: the notebook does not take these parameters, or the folder is in use.
+    """
+    found, source = read_grid(grid), notebook_path(notebook)
+    if found.job is None:
+        raise InputError("this grid has no `job:`, so there is nothing to train; see reports.sweep")
+    read_values(source, [("job_id", "ftjob-")])  # refused before minutes are spent on training
+    given = [_complete(found.job | each) for each in found.settings]
+    runs = planned(found.settings, json.dumps(found.job, sort_keys=True, default=str).encode())
+    options = {"csv": csv, "timeout_seconds": timeout_seconds}
+    with ledger(out, source.stem, runs) as book:
+        _create(client, book, dict(zip([each.key for each in runs], given, strict=True)), say)
+        make_all(
+            book, source, _ended(client, book, parameters), options, processes=processes, say=say
+        )
+        _compare(book, client, say)
+    return Sweep(Path(out) / "index.html", tuple(book.runs))
+
+
+def _complete(given: Mapping[str, Any]) -> Json:
+    """What `jobs.create` takes, with files still as paths.
+
+    Raises:
+        InputError: something is missing, or a file cannot be read.
+    """
+    from rftkit import datasets
+    from rftkit.datasets.io import existing
+
+    fields = {name: given[name] for name in FIELDS if name in given}
+    if (name := fields.pop("dataset", None)) is not None:
+        data = datasets.load(name) if Path(name).is_dir() else datasets.bundled(name)
+        brought = {"train": data.train, "valid": data.valid, "grader": data.grader}
+        fields = {**brought, "response_format": data.response_format, **fields}
+    for name in SPECS:
+        if isinstance(fields.get(name), str | Path):
+            fields[name] = datasets.read_json(fields[name])
+    if absent := [name for name in ("model", *FILES, "grader") if not fields.get(name)]:
+        raise InputError(
+            f"the grid's job lacks {', '.join(absent)}; give them under `job:`, or a `dataset`"
+        )
+    for name in FILES:
+        if not str(fields[name]).startswith("file-"):
+            fields[name] = existing(fields[name])
+    metadata = {k.partition(".")[2]: str(v) for k, v in given.items() if k.startswith("metadata.")}
+    rest = {k: v for k, v in given.items() if k not in FIELDS and not k.startswith("metadata.")}
+    return fields | {"metadata": metadata or None, "hyperparameters": rest or None}
+
+
+def _create(
+    client: OpenAI, book: Ledger, given: Mapping[str, Json], say: Callable[[str], None]
+) -> None:
+    from rftkit import datasets, jobs
+
+    uploaded: dict[str, str] = {}
+    for each in book.todo:
+        if each.job_id is not None:
+            continue
+        fields = dict(given[each.key])
+        for name in FILES:
+            path = str(fields.pop(name))
+            if path not in uploaded:
+                known = path.startswith("file-")
+                uploaded[path] = path if known else datasets.upload(client, path).id
+            fields["training_file" if name == "train" else "validation_file"] = uploaded[path]
+        job = jobs.create(client, **fields)
+        book.put(replace(each, job_id=job.id))
+        say(f"{job.id}  created for {_said(each.settings)}")
+
+
+def _ended(
+    client: OpenAI, book: Ledger, parameters: Json
+) -> Iterator[tuple[Run, Json, str | None]]:
+    """Runs with their parameters, each when its job has ended."""
+    from rftkit import jobs
+
+    for each in book.todo:
+        assert each.job_id is not None
+        failure = None
+        try:
+            job = jobs.wait(client, each.job_id)
+            if str(job.status) == "paused":
+                failure = f"{job.id} is paused; to go on: rftkit job resume {job.id}"
+        except JobFailedError as error:
+            failure = str(error).partition("\n")[0]
+        yield each, parameters | {"job_id": each.job_id, "base_url": str(client.base_url)}, failure
+
+
+def _compare(book: Ledger, client: OpenAI, say: Callable[[str], None]) -> None:
+    """One page over all jobs that succeeded."""
+    trained = [each.job_id for each in book.runs if each.status == "done"]
+    if not trained:
+        return
+    try:
+        run(
+            "report_compare",
+            book.folder / COMPARISON,
+            runs=trained,
+            base_url=str(client.base_url),
+        )
+    except ReportError as error:
+        say(f"{COMPARISON}  failed: {error}")
+    book.comparison = COMPARISON
+    book.write()
+
+
+def _said(settings: Json) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items()) or "the job"

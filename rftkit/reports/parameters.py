@@ -1,0 +1,151 @@
+"""What a report notebook can be given: its tagged cell, read and checked before anything runs.
+
+Not here: running it. The cell is parsed, never executed: its assignments are the parameters, their
+annotations (or else the types of plain defaults) are what values are checked against.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+from rftkit.errors import ReportError
+
+__all__ = ["Parameter", "checked", "declared", "from_text"]
+
+TAG = "parameters"
+_TYPES: dict[str, Any] = {
+    each.__name__: each for each in (str, int, float, bool, list, dict, tuple)
+} | {"Any": Any, "Literal": Literal, "Optional": Optional, "Union": Union}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One assignment of the tagged cell."""
+
+    name: str
+    kind: Any
+    """The type that a value must have; `typing.Any` where the cell does not tell."""
+    said: str
+    """That type as the cell spells it."""
+    default: str
+    """Source of what it is without a value."""
+
+
+def declared(notebook: Any, name: str) -> dict[str, Parameter]:
+    """The parameters of a notebook, by name.
+
+    Args:
+        notebook: as nbformat reads it.
+        name: of its file, for messages.
+
+    Raises:
+        ReportError: no cell has the tag, or the tagged cell is not plain Python.
+    """
+    tagged = (cell for cell in notebook.cells if TAG in cell.metadata.get("tags", []))
+    if (cell := next(tagged, None)) is None:
+        raise ReportError(
+            f"{name} has no cell tagged 'parameters', so it cannot take any; in "
+            "JupyterLab: select the cell that assigns them, open Property Inspector, add the tag"
+        )
+    try:
+        body = ast.parse(cell.source).body
+    except SyntaxError as error:
+        raise ReportError(
+            f"{name}: the cell tagged 'parameters' must be plain assignments, such as "
+            f"`seed: int = 1  # what it does`; line {error.lineno} is not Python: {error.msg}"
+        ) from error
+    found = (_parameter(line) for line in body)
+    return {each.name: each for each in found if each}
+
+
+def checked(known: Mapping[str, Parameter], values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The values as papermill takes them.
+
+    Raises:
+        ReportError: one is unknown or has the wrong type.
+    """
+    return {key: _fitting(_known(known, key, name), value, name) for key, value in values.items()}
+
+
+def from_text(
+    known: Mapping[str, Parameter], pairs: Iterable[tuple[str, str]], name: str
+) -> dict[str, Any]:
+    """Values typed as words, read as what their parameter wants: text as it is, the rest as JSON.
+
+    Raises:
+        ReportError: a name is unknown, or its value cannot be read as that.
+    """
+    values = {}
+    for key, words in pairs:
+        parameter = _known(known, key, name)
+        values[key] = _fitting(parameter, _read(parameter, words), name)
+    return values
+
+
+def _parameter(line: ast.stmt) -> Parameter | None:
+    if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
+        said, default = ast.unparse(line.annotation), ast.unparse(line.value)
+        return Parameter(line.target.id, _kind(said), said, default)
+    if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+        kind = _kind_of_default(line.value)
+        said = getattr(kind, "__name__", "anything")
+        return Parameter(line.targets[0].id, kind, said, ast.unparse(line.value))
+    return None
+
+
+def _kind(annotation: str) -> Any:
+    try:
+        return eval(annotation, {"__builtins__": {}}, _TYPES)
+    except Exception:  # a name of the notebook's own: it knows what it takes
+        return Any
+
+
+def _kind_of_default(value: ast.expr) -> Any:
+    try:
+        kind = type(ast.literal_eval(value))
+    except ValueError:
+        return Any
+    return kind if kind in (str, int, float, bool, list, dict) else Any
+
+
+def _known(known: Mapping[str, Parameter], key: str, name: str) -> Parameter:
+    if key not in known:
+        takes = ", ".join(known) or "none"
+        raise ReportError(f"{name} has no parameter {key!r}; it takes: {takes}")
+    return known[key]
+
+
+def _fitting(parameter: Parameter, value: Any, name: str) -> Any:
+    value = str(value) if isinstance(value, Path) else value
+    value = list(value) if isinstance(value, tuple) else value
+    if not _fits(parameter.kind, value):
+        raise ReportError(
+            f"{name}: parameter {parameter.name!r} must be {parameter.said}, found "
+            f"{type(value).__name__} {value!r}"
+        )
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _read(parameter: Parameter, words: str) -> Any:
+    import json
+
+    if parameter.kind is not Any and _fits(parameter.kind, words):
+        return words
+    try:
+        return json.loads(words.lower() if words in ("True", "False") else words)
+    except ValueError:
+        return words

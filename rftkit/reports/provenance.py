@@ -1,0 +1,174 @@
+"""Where a page comes from, its last section: parameters, sources with hashes, versions, commit.
+
+Not here: how a notebook uses its sources. It names them with `made_from`, in any cell; parameters
+that are paths of files are hashed without being named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rftkit.reports.parameters import Parameter
+from rftkit.views import keyvalues, table
+
+__all__ = ["MIME", "PACKAGES", "Making", "made_from", "provenance", "versions"]
+
+MIME = "application/vnd.rftkit.source+json"
+"""The output of a notebook that names what its report was made from."""
+
+PACKAGES = (
+    *("rftkit", "openai", "torch", "transformers", "llguidance", "pandas", "numpy", "matplotlib"),
+    *("papermill", "ipykernel"),
+)
+"""Whose versions a report states; those that are not installed here are left out."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """One making of a page."""
+
+    notebook: Path
+    declared: Mapping[str, Parameter]
+    given: Mapping[str, Any]
+    """The parameters that were not left at their defaults."""
+    started: datetime
+    seconds: float
+    """Running the notebook took so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    name: str
+    what: str
+    """A path, a value, or what kind of thing it is."""
+    rows: int | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+def made_from(**sources: Any) -> None:
+    """Name what this report is made from; its last section states it with hashes.
+
+    Args:
+        **sources: name -> a `Path` (the file is hashed), a grader or other JSON (hashed over its
+            canonical form), a mapping that brings its own `sha256`, or a plain fact such as a seed
+            or an id.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    from IPython.display import display
+
+    found = [asdict(_source(name, value)) for name, value in sources.items() if value is not None]
+    display({MIME: found, "text/plain": "(sources, stated at the end)"}, raw=True)
+
+
+def provenance(making: Making, sources: Iterable[Json]) -> str:
+    """The section: facts, parameters, sources."""
+    parameters = [
+        {
+            "parameter": name,
+            "value": repr(making.given[name]) if name in making.given else each.default,
+            "which is": "given" if name in making.given else "the default",
+        }
+        for name, each in making.declared.items()
+    ]
+    named = list(sources)
+    known = {source["sha256"] for source in named}
+    found = [*named, *(each for each in _files(making.given) if each["sha256"] not in known)]
+    parts = [keyvalues(_facts(making))]
+    parts += [table(parameters, caption="Parameters", noun="parameter")] if parameters else []
+    parts += [table(found, _COLUMNS, caption="Made from", noun="source")] if found else []
+    return '<section><h2 id="Provenance">Provenance</h2>' + "".join(parts) + "</section>"
+
+
+def versions() -> dict[str, str]:
+    """Python, the machine and the packages of the process that makes the report."""
+    found = {"python": platform.python_version(), "machine": platform.platform(terse=True)}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+_COLUMNS = {"name": "name", "what": "what", "rows": "rows", "bytes": "bytes", "sha256": "sha256"}
+
+
+def _facts(making: Making) -> Json:
+    return {
+        "notebook": making.notebook.name,
+        "notebook sha256": hashlib.sha256(making.notebook.read_bytes()).hexdigest(),
+        "commit": _commit(making.notebook.resolve().parent) or _commit(Path.cwd()),
+        "made": f"{making.started:%Y-%m-%d %H:%M:%S} UTC, in {making.seconds:.1f} s",
+        "versions": ", ".join(f"{name} {found}" for name, found in versions().items()),
+    }
+
+
+def _source(name: str, value: Any) -> _Source:
+    if isinstance(value, os.PathLike):
+        return _file(name, Path(value))
+    if isinstance(value, Mapping) and "sha256" in value:
+        what = str(value.get("name") or value.get("id") or "file")
+        return _Source(name, what, value.get("rows"), value.get("bytes"), value["sha256"])
+    if isinstance(value, Mapping | list | tuple):
+        kind = value.get("type") if isinstance(value, Mapping) else None
+        body = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        digest = hashlib.sha256(body.encode()).hexdigest()
+        return _Source(name, f"JSON, {kind}" if kind else "JSON", None, len(body.encode()), digest)
+    return _Source(name, str(value))
+
+
+def _file(name: str, path: Path) -> _Source:
+    content = path.read_bytes()
+    is_rows = path.suffix in (".jsonl", ".ndjson")
+    rows = sum(bool(line.strip()) for line in content.splitlines()) if is_rows else None
+    return _Source(name, str(path), rows, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _files(given: Mapping[str, Any]) -> list[Json]:
+    """Parameters that are paths of files."""
+    paths = {name: Path(value) for name, value in given.items() if value and _is_path(value)}
+    return [asdict(_file(name, path)) for name, path in paths.items() if path.is_file()]
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 1024 and "\0" not in value
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of the repository that holds `folder`; None without git or outside one."""
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return f"{head} and uncommitted changes" if _git(folder, "status", "--porcelain") else head
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    return done.stdout.strip()
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,71 @@
+"""A table of a report whose full rows can lie beside the page as a CSV.
+
+Not here: how a table looks (`rftkit.views`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rftkit import settings, views
+from rftkit.errors import ReportError
+from rftkit.views.markup import Html, counted, join, text, wrap
+
+__all__ = ["csv_beside", "elsewhere", "table"]
+
+
+def table(
+    rows: Any,
+    columns: Sequence[str] | dict[str, str] | None = None,
+    *,
+    name: str,
+    **options: Any,
+) -> Html:
+    """A table as `views.table` shows it; on request all its rows are also in a CSV.
+
+    Args:
+        rows: a pandas frame, or mappings; all of them.
+        columns: to show; the CSV has all that `rows` has.
+        name: part of the file's name, `<page>-<name>.csv`.
+        **options: of `views.table`.
+    """
+    file = csv_beside(rows, name)
+    shown = views.table(rows, columns, elsewhere=elsewhere(file), **options)
+    link = f'<p class="rk-note">{_link(file)}: {counted(len(rows), "row")}.</p>' if file else ""
+    return join([shown, wrap(link) if link else ""], plain=shown.plain)
+
+
+def csv_beside(rows: Any, name: str) -> str | None:
+    """Write `rows` beside the page of the report that runs; the file's name.
+
+    None when the report was not asked for it, or nothing runs a report.
+
+    Raises:
+        ReportError: the file cannot be written.
+    """
+    import pandas as pd
+
+    if not (prefix := settings.report_csv()):
+        return None
+    path = Path(f"{prefix}-{name}.csv")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pd.DataFrame(rows).to_csv(draft, index=False)
+        draft.replace(path)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return path.name
+
+
+def elsewhere(file: str | None) -> str:
+    """Where the rows are that a page leaves out, as the end of a sentence."""
+    return f"; all are in {file}" if file else "; make the report with --csv to have all in a file"
+
+
+def _link(file: str) -> str:
+    return f'<a href="{text(file)}">{text(file)}</a>'

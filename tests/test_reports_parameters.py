@@ -1,0 +1,87 @@
+"""Parameters of a notebook: read from its cell without running it, checked before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from rftkit.errors import ReportError
+from rftkit.reports.parameters import checked, declared, from_text
+
+CELL = """count: int = 1  # how many
+rate: float = 1.0
+name: str = ''
+on: bool = False
+shares: list[float] = []
+mode: Literal['fast', 'slow'] = 'fast'
+maybe: str | None = None
+where: Path = None
+plain = 2.5
+free = None
+import os
+"""
+
+
+def known(source: str = CELL) -> Any:
+    cell = new_code_cell(source, metadata={"tags": ["parameters"]})
+    return declared(new_notebook(cells=[cell]), "n.ipynb")
+
+
+def test_every_assignment_is_a_parameter_and_nothing_else():
+    assert list(known()) == [
+        *("count", "rate", "name", "on", "shares", "mode", "maybe", "where", "plain", "free")
+    ]
+    assert known()["mode"].default == "'fast'"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("count 8", 8),
+        ("rate 8", 8),
+        ("rate 3e-4", 3e-4),
+        ("name 8", "8"),  # text stays what was typed
+        ("name true", "true"),
+        ("on true", True),
+        ("on True", True),
+        ("shares [1, 0.5]", [1, 0.5]),
+        ("mode slow", "slow"),
+        ("maybe x", "x"),
+        ("where a/b", "a/b"),
+        ("plain 1", 1),
+        ("free [1]", [1]),
+    ],
+)
+def test_words_become_what_the_parameter_wants(typed, value):
+    name, _, words = typed.partition(" ")
+
+    assert from_text(known(), [(name, words)], "n") == {name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("count", 1.5, "must be int, found float 1.5"),
+        ("count", True, "must be int, found bool True"),
+        ("shares", [1, "x"], "must be list[float], found list [1, 'x']"),
+        ("mode", "medium", "must be Literal['fast', 'slow'], found str 'medium'"),
+        ("maybe", 3, "must be str | None, found int 3"),
+        ("plain", "x", "must be float, found str 'x'"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_words(name, value, said):
+    with pytest.raises(ReportError) as caught:
+        checked(known(), {name: value}, "n.ipynb")
+    assert said in str(caught.value)
+
+
+def test_tuples_and_none_are_taken_where_they_fit():
+    values = {"shares": (0.5,), "maybe": None}
+    assert checked(known(), values, "n") == {"shares": [0.5], "maybe": None}
+
+
+def test_a_cell_that_is_not_plain_python_is_refused():
+    with pytest.raises(ReportError, match="line 1 is not Python"):
+        known("%matplotlib inline")
