@@ -149,8 +149,9 @@ def small_account() -> Account:
         job("ftjob-rft", "reinforcement", "succeeded", result_files=["file-result"]),
         job("ftjob-now", "reinforcement", "running", error=None, created_at=2000),
     )
-    for name, number in (("ftjob-old", 3), ("ftjob-rft", 30), ("ftjob-now", 4)):
-        account.add(f"/fine_tuning/jobs/{name}/events", *map(event, range(number)))
+    numbers = {"ftjob-old": range(100, 103), "ftjob-rft": range(30), "ftjob-now": range(200, 204)}
+    for name, events in numbers.items():
+        account.add(f"/fine_tuning/jobs/{name}/events", *map(event, events))
     account.add(
         "/fine_tuning/jobs/ftjob-rft/checkpoints",
         checkpoint(5, {"train_mean_reward": 0.4, "full_valid_mean_reward": 0.5}),

@@ -84,13 +84,13 @@ def test_a_second_import_asks_only_for_what_is_new(tmp_path: Path) -> None:
             "/evals/eval_own/runs/evalrun_x/output_items",
         }
         account.add("/fine_tuning/jobs", job("ftjob-new", "dpo", "succeeded", created_at=3000))
-        account.add("/fine_tuning/jobs/ftjob-now/events", event(4), event(5))
+        account.add("/fine_tuning/jobs/ftjob-now/events", event(204), event(205))
         num_before = len(account.requests)
         done = save(stub, tmp_path)
         assert done.counts["jobs"] == 4
         assert done.num_due == 3
         assert not [path for path in account.requests[num_before:] if "ftjob-rft" in path]
-    assert ids(tmp_path, "jobs/ftjob-now/events.jsonl") == [event(n)["id"] for n in range(6)]
+    assert ids(tmp_path, "jobs/ftjob-now/events.jsonl") == [event(n)["id"] for n in range(200, 206)]
     assert verify(tmp_path) == []
 
 
@@ -102,7 +102,7 @@ def test_a_job_that_ended_since_is_fetched_to_its_end(tmp_path: Path) -> None:
         jobs[-1] = {**jobs[-1], "status": "succeeded", "result_files": ["file-late"]}
         account.add("/files", file_object("file-late", "fine-tune-results", "m.csv", 4, 5000))
         account.contents["file-late"] = b"a,b\n"
-        account.add("/fine_tuning/jobs/ftjob-now/events", *map(event, range(4, 9)))
+        account.add("/fine_tuning/jobs/ftjob-now/events", *map(event, range(204, 209)))
         save(stub, tmp_path)
         num_before = len(account.requests)
         save(stub, tmp_path)

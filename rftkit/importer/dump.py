@@ -126,6 +126,21 @@ class Dump:
         self.ledger.append({"file": name, "bytes": tally.num_bytes, "sha256": digest})
         self._drop(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
 
+    def wrong(self, path: str) -> str | None:
+        """What is wrong with a saved file, packed or not, in words; None if it is as it was."""
+        saved = [name for name in (path, f"{path}.gz") if name in self.ledger.files]
+        if not saved:
+            return f"{path}: not in the dump"
+        name, entry = saved[0], self.ledger.files[saved[0]]
+        target = self.folder / name
+        if not target.is_file():
+            return f"{name}: missing"
+        if target.stat().st_size != entry["bytes"]:
+            return f"{name}: {target.stat().st_size} bytes, expected {entry['bytes']}"
+        if _sha256(target) != entry["sha256"]:
+            return f"{name}: its content has changed (sha256 differs)"
+        return None
+
     def damaged(self) -> set[str]:
         """Objects of which a saved file is no longer there, by key."""
         lost = [name for name in self.ledger.files if not (self.folder / name).exists()]
@@ -171,15 +186,7 @@ def verify(folder: str | Path) -> list[str]:
     wrong = []
     if dump.ledger.is_unfinished:
         wrong.append("the last import was interrupted; run it again to complete the dump")
-    for name, entry in sorted(dump.ledger.files.items()):
-        path = dump.folder / name
-        if not path.is_file():
-            wrong.append(f"{name}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            wrong.append(f"{name}: {path.stat().st_size} bytes, expected {entry['bytes']}")
-        elif _sha256(path) != entry["sha256"]:
-            wrong.append(f"{name}: its content has changed (sha256 differs)")
-    return wrong
+    return wrong + [found for name in sorted(dump.ledger.files) if (found := dump.wrong(name))]
 
 
 def digest_of(value: Any) -> str:

@@ -133,11 +133,11 @@ class Ledger:
             said = json.loads(path.read_bytes())
             found = said["format"]
         except (ValueError, TypeError, KeyError):
-            raise InputError(
-                f"{path} cannot be read as a manifest; restore it or use a new folder"
-            ) from None
-        if found != FORMAT:
+            found = said = None
+        if isinstance(found, str) and found != FORMAT:
             raise InputError(f"{path} has format {found!r}, expected {FORMAT!r}; update rftkit")
+        if found is None or not _is_manifest(said):
+            raise InputError(f"{path} cannot be read as a manifest; restore it or use a new folder")
         for name in ("account", "files", "objects", "not_fetched", "imports"):
             setattr(self, name, said[name])
 
@@ -193,6 +193,20 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror or error}; what was saved is safe: make "
             "room (or name another folder) and run the same command again to go on"
         ) from error
+
+
+def _is_manifest(said: dict[str, Any]) -> bool:
+    """Whether everything that is read from a manifest is there and of its kind."""
+    maps = [said.get(name) for name in ("files", "objects", "not_fetched")]
+    return (
+        all(isinstance(entries, dict) for entries in maps)
+        and all(isinstance(entry, dict) for entries in maps for entry in (entries or {}).values())
+        and all({"bytes", "sha256"} <= entry.keys() for entry in said["files"].values())
+        and all({"kind", "reason"} <= entry.keys() for entry in said["not_fetched"].values())
+        and isinstance(said.get("account"), dict)
+        and "origin" in said["account"]
+        and isinstance(said.get("imports"), list)
+    )
 
 
 def _lock_file(file: IO[bytes], folder: Path) -> None:

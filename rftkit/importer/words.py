@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rftkit.importer.account import Summary
     from rftkit.importer.survey import Survey
 
-__all__ = ["ending", "overview", "show"]
+__all__ = ["count_of", "ending", "human_bytes", "overview", "show", "whose"]
 
 MOST_LINES = 40
 """Objects of one kind that are listed one by one."""
@@ -51,7 +51,7 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
         + count_of(seen["output_items"], "output items"),
         "graders": "different specs, found in jobs and evals",
     }
-    lines = [f"{_whose(account)} holds:"]
+    lines = [f"{whose(account)} holds:"]
     lines += [
         f"  {name:8}{seen[name]:>8,}  {told if seen[name] else ''}".rstrip()
         for name, told in more.items()
@@ -86,7 +86,7 @@ def show(folder: str | Path) -> str:
     ledger = dump.ledger
     if ledger.is_new:
         raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
-    lines = [f"Dump of {_whose(ledger.account)}"]
+    lines = [f"Dump of {whose(ledger.account)}"]
     lines += [f"imported {each['finished']} ({', '.join(each['only'])})" for each in ledger.imports]
     if ledger.is_unfinished:
         lines.append("The last import was interrupted; run it again to complete the dump.")
@@ -113,6 +113,13 @@ def human_bytes(number: float) -> str:
         return f"{number:,.0f} bytes"
     power = min(int(math.log10(number)) // 3, 4)
     return f"{number / 1000**power:,.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def whose(account: Mapping[str, str]) -> str:
+    """`https://api.openai.com/v1 (acme-research, proj_1)`."""
+    names = [account[name] for name in ("organization", "organization_id") if name in account][:1]
+    names += [account["project"]] if "project" in account else []
+    return account["origin"] + (f" ({', '.join(names)})" if names else "")
 
 
 def _file_line(dump: Dump, key: str) -> str:
@@ -161,12 +168,6 @@ def _kind(key: str) -> str:
 
 def _read(dump: Dump, path: str) -> Any:
     return json.loads(dump.read(path)) if dump.find(path) else {}  # --verify names what is lost
-
-
-def _whose(account: Mapping[str, str]) -> str:
-    names = [account[name] for name in ("organization", "organization_id") if name in account][:1]
-    names += [account["project"]] if "project" in account else []
-    return account["origin"] + (f" ({', '.join(names)})" if names else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -34,6 +34,7 @@ from rftkit.server.api import (
     evals,
     files,
     graders,
+    imports,
     jobs,
     models,
     permissions,
@@ -58,6 +59,7 @@ VERSION = importlib.metadata.version("rftkit")
 log = logging.getLogger("rftkit.server")
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
+UPLOADS = ("/v1/files", "/rftkit/imports/content")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 """Names a browser may have resolved honestly; any other one on a loopback server is an attack."""
 
@@ -103,6 +105,7 @@ def create_app(platform: Platform) -> FastAPI:
     ):
         app.include_router(module.router, prefix="/v1")
     app.include_router(private.router)
+    app.include_router(imports.router)
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)
     app.add_middleware(Gate, platform=platform)
@@ -235,7 +238,7 @@ class Gate:
 
 def _limit(scope: Scope) -> int:
     """Most bytes of a body; an upload has its frame around the file."""
-    return MAX_FILE_BYTES + 65_536 if scope["path"] == "/v1/files" else MAX_JSON_BYTES
+    return MAX_FILE_BYTES + 65_536 if scope["path"] in UPLOADS else MAX_JSON_BYTES
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:

@@ -2,7 +2,8 @@
 
 `Store` is what the server and its worker share; each call that changes something is durable when
 it returns. Its parts: jobs and what belongs to them here, files in `store_files`, evals in
-`store_evals`, the plumbing in `database`; no SQL anywhere else. A `Store` without a home lives in
+`store_evals`, what was made elsewhere in `store_imports`, the plumbing in `database`; no SQL
+anywhere else. A `Store` without a home lives in
 memory, for tests. Not here: what a request may hold (`api`), what it looks like on the wire
 (`wire`), and what a job's folder contains (`worker`).
 """
@@ -23,6 +24,7 @@ from rftkit.server.database import connect, new_id, now, sql_list
 from rftkit.server.records import ACTIVE, TERMINAL, Checkpoint, Delivery, Event, Job, Model
 from rftkit.server.store_evals import Evals
 from rftkit.server.store_files import Files
+from rftkit.server.store_imports import Imports
 
 __all__ = ["Store", "new_id", "now"]
 
@@ -37,6 +39,7 @@ class Store(Files, Evals):
         """Use `Store.open`."""
         super().__init__(db, root)
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._imports: Imports | None = None
 
     @classmethod
     def open(cls, home: Path | None) -> Store:
@@ -64,9 +67,26 @@ class Store(Files, Evals):
                 "from a copy, or move it away to start anew"
             ) from error
 
-    def close(self) -> None:
-        """Close the connection; an in-memory store loses everything."""
+    @property
+    def imports(self) -> Imports:
+        """The part that takes in what was made elsewhere, over a connection of its own."""
         with self._lock:
+            if self._imports is None:
+                own = self._scratch is None
+                db = connect(str(self._root.parent / "platform.sqlite")) if own else self._db
+                self._imports = Imports(db, None if own else self._lock)
+            return self._imports
+
+    def sweep(self) -> None:
+        """Drop expired files and the leftovers of killed processes; for a server that starts."""
+        super().sweep()
+        self.imports.sweep()
+
+    def close(self) -> None:
+        """Close the connections; an in-memory store loses everything."""
+        with self._lock:
+            if self._imports is not None:
+                self._imports.close()
             self._db.close()
         if self._scratch is not None:
             self._scratch.cleanup()

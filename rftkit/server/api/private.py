@@ -27,7 +27,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/rftkit")
 
-ABILITIES = ("plan", "probe", "rollouts")
+ABILITIES = ("imports", "plan", "probe", "rollouts")
 
 Json = dict[str, Any]
 

@@ -1,0 +1,141 @@
+"""`/rftkit/imports`: take in objects of other services; a route of this platform alone.
+
+A client asks what is `known`, sends the `content` of files, and then lines of JSON: the parts of an
+object first, the object last (`store_imports` says why). Handlers run in threads, bodies are a few
+megabytes, so everybody else is served meanwhile. Not here: reading dumps; the client does.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Query, Request, UploadFile
+
+from rftkit import settings
+from rftkit.errors import RequestError
+from rftkit.server.api import Here, Reply
+from rftkit.server.api.body import Body
+from rftkit.server.imported import parse
+from rftkit.server.platform import Platform
+from rftkit.server.store_imports import KINDS, PARTS
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/rftkit/imports")
+
+Json = dict[str, Any]
+Origin = Annotated[str, Query(min_length=1, max_length=500)]
+
+
+async def _lines(request: Request) -> list[bytes]:
+    return [line for line in (await request.body()).split(b"\n") if line.strip()]
+
+
+class KnownBody(Body):
+    """The body of `POST /rftkit/imports/known`: ids by kind."""
+
+    file: list[str] = []
+    job: list[str] = []
+    eval: list[str] = []
+    run: list[str] = []
+
+
+@router.get("")
+def about() -> Reply:
+    """What decides whether imported graders run here."""
+    return Reply({"object": "rftkit.imports", "judge_base_url": settings.judge().base_url})
+
+
+@router.post("/known")
+def known(here: Here, body: KnownBody) -> Reply:
+    """Which of these ids are here, where they come from, and the digest of their content."""
+    found: Json = {}
+    for kind in KINDS:
+        ids = {each: here.store.imports.known(kind, each) for each in getattr(body, kind)}
+        found[kind] = {
+            each: {"origin": is_.origin, "digest": is_.digest, "is_final": is_.is_final}
+            for each, is_ in ids.items()
+            if is_ is not None
+        }
+    return Reply(found)
+
+
+@router.post("/content")
+def content(here: Here, file: Annotated[UploadFile, File()]) -> Reply:
+    """Keep the bytes of a file; the line that lists it must follow."""
+    return Reply({"content": here.store.add_blob(file.file, file.filename or "file")})
+
+
+@router.post("")
+def create(here: Here, origin: Origin, lines: Annotated[list[bytes], Depends(_lines)]) -> Reply:
+    """Take in lines: `{kind, parent, object}` for parts, `{kind, object, digest, …}` for objects.
+
+    Answers with what was refused and why; everything else is kept.
+    """
+    refused: list[Json] = []
+    parsed = [parse(line) for line in lines]
+    for (kind, parent), group in groupby(
+        parsed, lambda line: (line.get("kind"), line.get("parent"))
+    ):
+        if kind in PARTS and isinstance(parent, str):
+            try:
+                wires = [_object(line) for line in group]
+                here.store.imports.add_parts(kind, parent, wires, origin)
+            except RequestError as error:
+                reason = f"one of its parts cannot be used: {error.message}"
+                refused.append({"kind": PARTS[kind], "id": parent, "reason": reason})
+            continue
+        for line in group:
+            try:
+                _put(here, line, origin)
+            except RequestError as error:
+                told = {"kind": kind, "id": _object(line).get("id"), "reason": error.message}
+                refused.append(told)
+    return Reply({"object": "rftkit.import", "refused": refused})
+
+
+def _put(here: Platform, line: Json, origin: str) -> None:
+    wire, kind, digest = _object(line), line.get("kind"), _digest(line)
+    imports, is_final = here.store.imports, line.get("is_final") is True
+    match kind:
+        case "file":
+            blob = line.get("content")
+            size = here.store.blob_size(blob) if isinstance(blob, str) else None
+            if not isinstance(blob, str) or size is None:
+                raise RequestError("its content was not sent")
+            imports.put_file(wire, origin, digest, blob, size)
+        case "eval":
+            imports.put_eval(wire, origin, digest)
+        case "job":
+            kept = line.get("checkpoints") or []
+            if not isinstance(kept, list) or not all(isinstance(each, dict) for each in kept):
+                raise RequestError("its checkpoints are not objects")
+            imports.put_job(wire, origin, digest, _count(line), kept, is_final=is_final)
+        case "run":
+            imports.put_run(wire, origin, digest, _count(line), is_final=is_final)
+        case _:
+            raise RequestError(
+                f"`kind` must be one of {', '.join((*KINDS, *PARTS))}, found {kind!r}"
+            )
+
+
+def _object(line: Json) -> Json:
+    wire = line.get("object")
+    if not isinstance(wire, dict):
+        raise RequestError("`object` must be an object", param="object")
+    return wire
+
+
+def _digest(line: Json) -> str:
+    digest = line.get("digest")
+    if not isinstance(digest, str) or not digest:
+        raise RequestError("`digest` must be text", param="digest")
+    return digest
+
+
+def _count(line: Json) -> int:
+    number = line.get("num_parts")
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise RequestError("`num_parts` must be a number", param="num_parts")
+    return number
