@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rftkit import datasets
 from rftkit.errors import GraderSpecError, InputError
@@ -32,24 +34,43 @@ def write(path: Path, *rows: Any) -> Path:
 
 
 def codes(check: datasets.Check) -> list[tuple[str, str]]:
-    return [(finding.severity, finding.code) for finding in check.findings]
+    """What was found, without what is said of any small file."""
+    return [
+        (finding.severity, finding.code)
+        for finding in check.findings
+        if finding.code not in ("few_rows", "missing_key")
+    ]
+
+
+def only(check: datasets.Check, code: str) -> datasets.Finding:
+    [finding] = [each for each in check.findings if each.code == code]
+    return finding
+
+
+def places(finding: datasets.Finding) -> list[str]:
+    return [str(each) for each in finding.places]
 
 
 @pytest.mark.parametrize("name", ["security_review", "contract_facts", "tiny_copy"])
 def test_the_bundled_datasets_are_sound(name: str) -> None:
     data = datasets.bundled(name)
     check = datasets.check(
-        data.train, data.valid, grader=data.grader, response_format=data.response_format
+        data.train, data.valid, data.test, grader=data.grader, response_format=data.response_format
     )
-    assert codes(check) == [("info", "rows"), ("info", "rows"), ("info", "references")]
+    found = [each for each in codes(check) if each[1] != "label_balance"]
+    assert found == [("info", "rows")] * 3 + [("info", "references")]
     assert "each earns 1.000" in str(check)
+    assert [each.role for each in check.files] == ["train", "valid", "test"]
 
 
 def test_every_broken_line_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", row("a"), "{\n", row("b"), "[]\n")
     check = datasets.check(path)
     assert not check.ok
-    assert codes(check) == [("error", "invalid_row")] * 2 + [("info", "rows")]
+    assert codes(check) == [("error", "invalid_row"), ("info", "rows")]
+    finding = only(check, "invalid_row")
+    assert (finding.count, len(finding.details)) == (2, 2)
+    assert check.files[0].num_rows == 4
     assert "t.jsonl:2: " in str(check)
     assert "t.jsonl:4: " in str(check)
     with pytest.raises(InputError, match=r"(?s)t\.jsonl:2: .*t\.jsonl:4: "):
@@ -67,8 +88,8 @@ def test_a_missing_path_names_rows_and_their_keys(tmp_path: Path) -> None:
     assert finding.code == "unresolved_path"
     assert "item.answer" in finding.message
     assert "anser" in finding.message
-    assert len(finding.rows) == 7
-    assert str(finding).endswith("t.jsonl:6 and 2 more]")
+    assert (finding.count, len(finding.places)) == (7, 7)
+    assert "t.jsonl:6 and 2 more]\n" in str(finding)
 
 
 def test_rows_shared_with_validation(tmp_path: Path) -> None:
@@ -77,7 +98,7 @@ def test_rows_shared_with_validation(tmp_path: Path) -> None:
     check = datasets.check(train, valid)
     [finding] = [each for each in check.findings if each.code == "shared_rows"]
     assert finding.severity == "warning"
-    assert finding.rows == (f"{valid}:2",)
+    assert places(finding) == [f"{valid}:2"]
     assert check.ok
 
 
@@ -85,7 +106,7 @@ def test_reference_answers_below_the_top(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", row("a", answer="x"), row("b", answer="y", reference="no"))
     check = datasets.check(path, grader=EXACT)
     [finding] = [each for each in check.findings if each.code == "references_differ"]
-    assert finding.rows == (f"{path}:2",)
+    assert places(finding) == [f"{path}:2"]
     assert "0.000 against 1.000" in finding.message
 
 
@@ -100,7 +121,7 @@ def test_a_grader_that_breaks_on_the_reference_is_an_error(tmp_path: Path) -> No
     [finding] = [each for each in check.findings if each.severity == "error"]
     assert finding.code == "reference_not_graded"
     assert "ZeroDivisionError" in finding.message
-    assert len(finding.rows) == 2
+    assert finding.count == 2
 
 
 def test_json_paths_without_a_response_format(tmp_path: Path) -> None:
@@ -125,3 +146,111 @@ def test_a_judge_is_not_called(tmp_path: Path) -> None:
 def test_a_malformed_grader_raises(tmp_path: Path) -> None:
     with pytest.raises(GraderSpecError):
         datasets.check(write(tmp_path / "t.jsonl", row("a")), grader={"type": "nope"})
+
+
+def test_the_grader_says_the_reference_where_the_row_does_not(tmp_path: Path) -> None:
+    grader = {**EXACT, "reference": "{{item.label}}"}
+    check = datasets.check(write(tmp_path / "t.jsonl", row("a", label="x")), grader=grader)
+    assert only(check, "references").message == "1 reference answers graded: each earns 1.000"
+
+
+def test_repeated_and_conflicting_prompts(tmp_path: Path) -> None:
+    rows = [row("a", answer="x"), row("b", answer="y"), row("a", answer="x"), row("b", answer="z")]
+    path = write(tmp_path / "t.jsonl", *rows)
+    valid = write(tmp_path / "v.jsonl", row("a", answer="w"))
+    check = datasets.check(path, valid)
+    assert places(only(check, "duplicate_rows")) == [f"{path}:3", f"{path}:4"]
+    conflicts = only(check, "conflicting_rows")
+    assert conflicts.severity == "warning"
+    assert set(places(conflicts)) == {f"{path}:{n}" for n in (1, 2, 3, 4)} | {f"{valid}:1"}
+    assert check.examples[f"{path}:3"] == rows[2]
+
+
+def test_labels_and_keys(tmp_path: Path) -> None:
+    rows = [
+        row(f"q{n}", label="yes" if n else "no", source="s", free=f"text {n}", half=n % 2 == 0)
+        for n in range(20)
+    ]
+    del rows[3]["half"]
+    check = datasets.check(write(tmp_path / "t.jsonl", *rows))
+    balance = only(check, "label_balance")
+    assert (balance.severity, balance.figures["values"]) == ("warning", {"yes": 19, "no": 1})
+    assert "95%" in balance.advice
+    assert only(check, "constant_key").figures["values"] == {"s": 20}
+    assert "`half` is missing in 1 of 20 rows" in only(check, "missing_key").message
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("write to ada.lovelace@example.org today", "email"),
+        ("call +44 20 7946 0958", "phone"),
+        ("call (212) 555-0147", "phone"),
+        ("card 4111 1111 1111 1111", "card"),
+        ("card 4111 1111 1111 1112", None),
+        ("account GB82 WEST 1234 5698 7654 32", "iban"),
+        ("account GB83 WEST 1234 5698 7654 32", None),
+        ("number 123-45-6789", "ssn"),
+        ("key sk-abcdefghijklmnopqrstuvwx", "secret"),
+        ("on 2024-03-05 at 12:30, order 1234567, 12,500.00 euros, 3.14159265358979", None),
+    ],
+)
+def test_personal_strings_are_flagged(text: str, kind: str | None, tmp_path: Path) -> None:
+    check = datasets.check(write(tmp_path / "t.jsonl", row("a"), row(text)))
+    found = [each for each in check.findings if each.code == "personal_data"]
+    assert [each.figures["kind"] for each in found] == ([kind] if kind else [])
+    assert all(places(each)[0].endswith("t.jsonl:2") for each in found)
+
+
+LONG = "the quick brown fox jumps over the lazy dog while seven wise owls watch from an old tree"
+
+
+def test_near_duplicates_within_and_across_files(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
+    other = " ".join(f"word{n}" for n in range(40))
+    near = f"{LONG} {other}"
+    train = write(tmp_path / "t.jsonl", row(near), row(other[::-1]), row(f"{near} indeed"))
+    valid = write(tmp_path / "v.jsonl", row(f"so {near}"), row("short one"))
+    check = datasets.check(train, valid)
+    assert places(only(check, "near_duplicates")) == [f"{train}:3"]
+    leak = only(check, "near_shared_rows")
+    assert leak.severity == "warning"
+    assert f"{valid}:1 is like {train}:" in leak.details[0]
+    assert "80%" in leak.message
+    without = datasets.check(train, valid, near_duplicates=False)
+    assert not any("near" in code for _, code in codes(without))
+
+
+def test_workers_find_the_same(tmp_path: Path) -> None:
+    rows = [row(f"{LONG} {n % 50}", answer=str(n % 7)) for n in range(300)]
+    rows[5:7] = ["{\n", "[1,]\n"]
+    path = write(tmp_path / "t.jsonl", *rows)
+    seen: list[tuple[int, int]] = []
+    alone = datasets.check(path, processes=0)
+    spread = datasets.check(path, processes=2, progress=lambda *at: seen.append(at))
+    assert alone.to_dict() == spread.to_dict()
+    assert seen[-1] == (300, 300)
+
+
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [b'{"messages":[{"role":"user","content":"x"}]}', b"{", b"\xff", b"[]", b" "]
+        )
+        | st.binary(max_size=20),
+        max_size=12,
+    )
+)
+def test_rows_in_are_rows_kept_and_rows_named(
+    parts: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz_check.jsonl"
+    path.write_bytes(b"\n".join(parts))
+    check = datasets.check(path)
+    [facts] = check.files
+    named = sum(each.count for each in check.findings if each.code == "invalid_row")
+    assert named == facts.num_refused
+    with datasets.open(path) as opened:
+        kept = [each for each in opened if each.row]
+    assert facts.num_rows == len(kept) + named
+    json.dumps(check.to_dict())

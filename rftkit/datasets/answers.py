@@ -17,6 +17,7 @@ from rftkit.rows import parse_row
 
 __all__ = ["read_samples"]
 
+
 def read_samples(
     path: str | Path, *, response_format: Mapping[str, Any] | None = None
 ) -> list[tuple[Sample, dict[str, Any]]]:

@@ -1,215 +1,392 @@
-"""What to know about a dataset before a job: are the rows usable, does the grader fit them?
+"""The dataset doctor: what to know about a dataset before an hour is spent on a job.
 
-Checks that cost seconds and need no model: every line, every template path in every row, reference
-answers graded, rows shared between train and validation. Not here: whether the base model can
-learn from the rows. A finding names the lines it is about and never changes a file.
+Every row is looked at (`scan`), in worker processes when the files are large; then the counts are
+turned into findings, each with its rows and what to do. Nothing is changed, and no model is asked:
+whether a model can learn from the rows is `learnability`. Reference answers are graded for at most
+`MAX_REFERENCES` rows, spread over the files.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rftkit.datasets.answers import reference_answer
-from rftkit.datasets.io import existing
-from rftkit.errors import InputError, RowError
-from rftkit.graders import Grade, Sample, check_item_paths, compile_grader, variables
-from rftkit.rows import Row, read_rows
+import numpy as np
 
-__all__ = ["Check", "Finding", "check"]
+from rftkit.datasets import shingles, tokens
+from rftkit.datasets.findings import Check, FileFacts, Finding, Place, sorted_findings
+from rftkit.datasets.io import MAX_UPLOAD_BYTES
+from rftkit.datasets.parallel import num_cores, run_tasks
+from rftkit.datasets.references import format_needed, reference_findings
+from rftkit.datasets.rowfile import Rows, open
+from rftkit.datasets.scan import MAX_LISTED, KeyTally, ScanTask, Tally, tally
+from rftkit.graders import validate
 
-MAX_REFERENCES = 500  # rows whose reference answer is graded; more add seconds, not news
-CALLS_OUT = frozenset({"score_model", "label_model", "endpoint"})
-LISTED_ROWS = 5
+if TYPE_CHECKING:
+    import pandas as pd
 
-Place = tuple[str, dict[str, Any]]
-"""`file:line` and the row there."""
+    Source = str | Path | pd.DataFrame
 
+__all__ = ["check"]
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing to know."""
-
-    severity: Literal["error", "warning", "info"]
-    """An error stops a job; a warning spoils it; the rest is good to know."""
-    code: str
-    """Stable name of the kind of finding."""
-    message: str
-    rows: tuple[str, ...] = ()
-    """Where: `file:line`, every one."""
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.rows[:LISTED_ROWS])
-        more = f" and {len(self.rows) - LISTED_ROWS} more" if len(self.rows) > LISTED_ROWS else ""
-        return f"{self.severity:<8}{self.message}" + (f" [{shown}{more}]" if shown else "")
+PARALLEL_FROM_BYTES = 32 * 1024**2  # below it, starting processes takes longer than the work
+MAX_EXAMPLES = 5  # rows of a finding that a page shows in full
+MAX_EXAMPLE_CHARS = 20_000
+LEAST_ROWS = 10
+MOST_ROWS = {"train": 50_000, "valid": 1_000}
+UNBALANCED = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """Everything found, worst first. Printing it shows one line per finding."""
+class Part:
+    """One source with what was counted in it."""
 
-    findings: tuple[Finding, ...]
+    role: str
+    rows: Rows
+    tally: Tally
 
-    @property
-    def ok(self) -> bool:
-        """Whether nothing would stop a job."""
-        return not any(finding.severity == "error" for finding in self.findings)
+    def place(self, number: int) -> Place:
+        return Place(self.rows.name, int(number), self.rows.line(int(number)))
 
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.findings))
-
-    def raise_for_errors(self) -> None:
-        """Raise InputError with every error found, if there is one."""
-        if not self.ok:
-            errors = [str(each) for each in self.findings if each.severity == "error"]
-            raise InputError("the dataset cannot be used:\n" + "\n".join(errors))
+    def places(self, numbers: Any) -> tuple[Place, ...]:
+        return tuple(self.place(number) for number in numbers[:MAX_LISTED])
 
 
 def check(
-    train: str | Path,
-    valid: str | Path | None = None,
+    train: Source,
+    valid: Source | None = None,
+    test: Source | None = None,
     *,
     grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    near_duplicates: bool = True,
+    processes: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Check:
-    """Check dataset files, and a grader against their rows.
+    """Check datasets, and a grader against their rows.
 
     Args:
-        train: JSONL file.
-        valid: JSONL file of the validation rows.
+        train: A file, folder or frame, as for `open`.
+        valid: The validation rows.
+        test: Rows kept for after the training.
         grader: Grader spec, as on the wire; a malformed one raises GraderSpecError.
         response_format: What will constrain the answers.
+        model: Counts tokens with this model's own tokenizer, against its context.
+        near_duplicates: Also look for rows that are nearly the same; about as long as all the rest.
+        processes: Workers; default one a core for large files, and none for small ones.
+        progress: Called now and then with rows looked at and rows known so far.
+
+    Raises:
+        InputError: A source is missing or cannot be read to its end.
     """
-    findings: list[Finding] = []
-    paths = [Path(train)] + ([Path(valid)] if valid is not None else [])
-    files: dict[Path, list[Row]] = {path: [] for path in paths}
-    for path, rows in files.items():
-        findings += _read(path, rows)
-    if valid is not None:
-        findings += _shared_rows(files[Path(train)], files[Path(valid)], Path(valid))
-    if grader is not None:
-        places = [(f"{path}:{row.line}", row.item) for path in files for row in files[path]]
-        findings += _format_needed(grader, response_format)
-        unresolved = list(_unresolved_paths(grader, places))
-        findings += unresolved or _reference_rewards(grader, response_format, places)
-    order = ("error", "warning", "info")
-    return Check(tuple(sorted(findings, key=lambda finding: order.index(finding.severity))))
+    spec = validate(grader) if grader is not None else None
+    near = near_duplicates and shingles.is_available()
+    sources = {"train": train, "valid": valid, "test": test}
+    with ExitStack() as stack:
+        opened = {
+            role: stack.enter_context(open(source))
+            for role, source in sources.items()
+            if source is not None
+        }
+        for rows in opened.values():
+            rows.wait()
+        parts = list(_scan(opened, spec, response_format, near, processes, progress))
+        findings = [found for part in parts for found in _of_part(part)]
+        findings += _repeats(parts)
+        findings += _conflicts(parts)
+        if near:
+            findings += _near(parts)
+        elif near_duplicates:
+            findings.append(_NO_NEAR)
+        if spec is not None:
+            findings += format_needed(spec, response_format)
+        if spec is not None and not any(part.tally.lacking for part in parts):
+            items = [(part.place(n), item) for part, n, item in _spread(parts)]
+            findings += reference_findings(spec, response_format, items)
+        if model is not None:
+            findings += tokens.length_findings(model, {p.role: p.rows for p in parts})
+        ordered = sorted_findings(findings)
+        return Check(ordered, tuple(map(_facts, parts)), _examples(parts, ordered))
 
 
-def _read(path: Path, rows: list[Row]) -> Iterator[Finding]:
-    broken: list[RowError] = []
-    with existing(path).open("rb") as lines:
-        rows += read_rows(lines, path=path, on_error=broken.append)
-    for error in broken:
-        yield Finding("error", "invalid_row", str(error))
-    if not rows and not broken:
-        yield Finding("error", "no_rows", f"{path} holds no rows")
-    elif rows:
-        yield Finding("info", "rows", f"{path}: {len(rows)} usable rows")
-
-
-def _shared_rows(train: list[Row], valid: list[Row], valid_path: Path) -> Iterator[Finding]:
-    seen = {_prompt(row) for row in train}
-    shared = tuple(f"{valid_path}:{row.line}" for row in valid if _prompt(row) in seen)
-    if shared:
-        yield Finding(
-            "warning",
-            "shared_rows",
-            f"{len(shared)} validation prompts stand in the training file too; "
-            "the validation reward will be too good to be true",
-            shared,
-        )
-
-
-def _prompt(row: Row) -> str:
-    return json.dumps(row.messages, sort_keys=True)
-
-
-def _unresolved_paths(grader: Mapping[str, Any], rows: Sequence[Place]) -> Iterator[Finding]:
-    lacking: dict[str, list[tuple[str, str]]] = {}
-    for where, item in rows:
-        try:
-            check_item_paths(grader, item)
-        except RowError as error:
-            lacking.setdefault(str(error.param), []).append((where, str(error)))
-    for found in lacking.values():
-        places = tuple(where for where, _ in found)
-        yield Finding("error", "unresolved_path", f"{found[0][1]} ({len(found)} rows)", places)
-
-
-def _format_needed(
-    grader: Mapping[str, Any], response_format: Mapping[str, Any] | None
-) -> Iterator[Finding]:
-    needed = variables(grader)
-    if response_format is None and any(path.startswith("sample.output_json") for path in needed):
-        yield Finding(
-            "warning",
-            "no_response_format",
-            "the grader reads sample.output_json, which a job fills only under a response format",
-        )
-
-
-def _reference_rewards(
-    grader: Mapping[str, Any],
+def _scan(
+    opened: Mapping[str, Rows],
+    spec: Mapping[str, Any] | None,
     response_format: Mapping[str, Any] | None,
-    rows: Sequence[Place],
-) -> Iterator[Finding]:
-    if not CALLS_OUT.isdisjoint(each["type"] for each in _specs(grader)):
+    near: bool,
+    processes: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Part]:
+    total, done = sum(map(len, opened.values())), 0
+    if processes is None:
+        size = sum(rows.lines_path.stat().st_size for rows in opened.values())
+        processes = num_cores() if size >= PARALLEL_FROM_BYTES else 0
+    for role, rows in opened.items():
+        counts = Tally()
+        tasks = (ScanTask(each, spec, response_format, near) for each in rows.stretches())
+        for part in run_tasks(tally, tasks, processes=processes):
+            counts.add(part)
+            done += part.num_rows
+            if progress is not None:
+                progress(done, total)
+        yield Part(role, rows, counts)
+
+
+def _facts(part: Part) -> FileFacts:
+    refused, size = part.tally.refused.count, part.rows.progress()[1]
+    return FileFacts(part.role, part.rows.name, part.tally.num_rows, refused, size)
+
+
+def _of_part(part: Part) -> Iterator[Finding]:
+    counts, name = part.tally, part.rows.name
+    if counts.refused.count:
         yield Finding(
-            "info", "references_not_graded", "reference answers not graded: it would call a model"
+            "error",
+            "invalid_row",
+            f"{counts.refused.count:,} of {counts.num_rows:,} lines of {name} are no usable rows",
+            "repair or remove these lines; a job refuses the whole file",
+            counts.refused.count,
+            part.places(counts.refused.numbers),
+            tuple(counts.refused.messages),
         )
+    if not counts.num_rows:
+        yield Finding("error", "no_rows", f"{name} holds no rows", "is it the right file?")
+    elif counts.num_usable:
+        yield Finding("info", "rows", f"{name}: {counts.num_usable:,} usable rows")
+    for found in counts.lacking.values():
+        yield Finding(
+            "error",
+            "unresolved_path",
+            f"{found.messages[0]} ({found.count:,} rows)",
+            "add the key to these rows, or correct its name in the grader",
+            found.count,
+            part.places(found.numbers),
+        )
+    yield from _sizes(part)
+    yield from _keys(part)
+    yield from _personal(part)
+
+
+def _sizes(part: Part) -> Iterator[Finding]:
+    rows, most = part.tally.num_rows, MOST_ROWS.get(part.role)
+    if 0 < rows < LEAST_ROWS:
+        yield Finding(
+            "info",
+            "few_rows",
+            f"{part.rows.name} has {rows} rows; Azure takes files of at least {LEAST_ROWS}",
+        )
+    if most is not None and rows > most:
+        yield Finding(
+            "warning",
+            "many_rows",
+            f"{part.rows.name} has {rows:,} rows; hosted services have stated a limit of {most:,} "
+            f"for {part.role}; the local platform has none",
+            "draw a sample: rftkit dataset split",
+        )
+    path = Path(part.rows.name)
+    if path.is_file() and path.stat().st_size > MAX_UPLOAD_BYTES:
+        yield Finding(
+            "warning",
+            "large_file",
+            f"{path} has {path.stat().st_size / 1024**2:,.0f} MiB; an upload may have "
+            f"{MAX_UPLOAD_BYTES // 1024**2}",
+            "draw a sample: rftkit dataset split",
+        )
+
+
+def _keys(part: Part) -> Iterator[Finding]:
+    usable = part.tally.num_usable
+    for key, counts in part.tally.keys.items():
+        if counts.present < usable:
+            yield Finding(
+                "info",
+                "missing_key",
+                f"{part.rows.name}: `{key}` is missing in {usable - counts.present:,} of "
+                f"{usable:,} rows",
+            )
+        if usable >= LEAST_ROWS and counts.values and counts.present == usable:
+            yield from _balance(part.rows.name, key, counts)
+
+
+def _balance(name: str, key: str, counts: KeyTally) -> Iterator[Finding]:
+    assert counts.values is not None
+    top, often = counts.values.most_common(1)[0]
+    share = often / counts.present
+    figures = {"key": key, "values": dict(counts.values.most_common())}
+    if len(counts.values) == 1:
+        yield Finding(
+            "info",
+            "constant_key",
+            f"{name}: `{key}` is {top!r} in every row; it tells rows apart for nobody",
+            figures=figures,
+        )
+    elif 2 * len(counts.values) <= counts.present:
+        shown = ", ".join(
+            f"{value} {rows / counts.present:.0%}" for value, rows in counts.values.most_common(6)
+        )
+        more = ", …" if len(counts.values) > 6 else ""
+        yield Finding(
+            "warning" if share > UNBALANCED else "info",
+            "label_balance",
+            f"{name}: `{key}` has {len(counts.values)} values: {shown}{more}",
+            f"one constant answer is right in {share:.0%} of the rows; add rows of the others"
+            if share > UNBALANCED
+            else "",
+            figures=figures,
+        )
+
+
+def _personal(part: Part) -> Iterator[Finding]:
+    from rftkit.datasets.pii import KINDS
+
+    for kind, found in sorted(part.tally.personal.items()):
+        yield Finding(
+            "warning",
+            "personal_data",
+            f"{part.rows.name}: what looks like {KINDS[kind]} stands in {found.count:,} rows",
+            "look at them before they leave this machine; nothing was changed",
+            found.count,
+            part.places(found.numbers),
+            figures={"kind": kind},
+        )
+
+
+def _repeats(parts: list[Part]) -> Iterator[Finding]:
+    """The same prompt again: in one file, and in two."""
+    for at, part in enumerate(parts):
+        prompts, numbers = part.tally.array("prompts"), part.tally.array("numbers")
+        _, first = np.unique(prompts, return_index=True)
+        again = np.delete(numbers, first)
+        if len(again):
+            yield Finding(
+                "warning" if part.role == "train" else "info",
+                "duplicate_rows",
+                f"{part.rows.name}: {len(again):,} prompts stand there already, further up",
+                "a prompt that stands twice counts twice; keep one of them: "
+                "rftkit dataset split --deduplicate",
+                len(again),
+                part.places(again),
+            )
+        for earlier in parts[:at]:
+            shared = numbers[np.isin(prompts, earlier.tally.array("prompts"))]
+            if len(shared):
+                yield _shared("shared_rows", "stand", part, earlier, shared)
+
+
+def _shared(code: str, verb: str, part: Part, earlier: Part, numbers: Any) -> Finding:
+    words = {"valid": "validation"}
+    return Finding(
+        "warning",
+        code,
+        f"{len(numbers):,} {words.get(part.role, part.role)} prompts {verb} in the "
+        f"{'training' if earlier.role == 'train' else words.get(earlier.role, earlier.role)} file "
+        f"too; the {words.get(part.role, part.role)} reward will be too good to be true",
+        f"remove them from {earlier.rows.name}",
+        len(numbers),
+        part.places(numbers),
+    )
+
+
+def _conflicts(parts: list[Part]) -> Iterator[Finding]:
+    """The same prompt with another reference answer, in any file."""
+    prompts, labels, owners, numbers = _columns(parts)
+    known = labels != 0
+    prompts, labels, owners, numbers = (a[known] for a in (prompts, labels, owners, numbers))
+    order = np.argsort(prompts, kind="stable")
+    prompts, labels = prompts[order], labels[order]
+    differs = np.flatnonzero((prompts[1:] == prompts[:-1]) & (labels[1:] != labels[:-1]))
+    if not len(differs):
         return
-    stride = max(1, len(rows) // MAX_REFERENCES)
-    found = [
-        (where, item, reference_answer(item, response_format)) for where, item in rows[::stride]
+    rows = np.sort(order[np.isin(prompts, prompts[differs])])
+    places = tuple(parts[int(owners[row])].place(numbers[row]) for row in rows[:MAX_LISTED])
+    yield Finding(
+        "warning",
+        "conflicting_rows",
+        f"{len(rows):,} rows have the prompt of another row and another reference answer",
+        "one of them is wrong, or the prompt leaves out what decides; correct or remove them",
+        len(rows),
+        places,
+    )
+
+
+def _columns(parts: list[Part]) -> tuple[Any, Any, Any, Any]:
+    """Over all files: prompt, label, index of the part, row of the part."""
+    owners = [np.full(len(part.tally.array("numbers")), at) for at, part in enumerate(parts)]
+    columns = [
+        np.concatenate([part.tally.array(name) for part in parts])
+        for name in ("prompts", "labels", "numbers")
     ]
-    tried = [(where, item, text) for where, item, text in found if text is not None]
-    with compile_grader(grader) as compiled:
-        grades = compiled.grade_many(
-            [
-                (Sample.from_text(text, response_format=response_format), item)
-                for _, item, text in tried
-            ]
-        )
-    rewards: dict[str, float] = {}
-    trouble: dict[str, list[str]] = {}
-    for (where, _, _), grade in zip(tried, grades, strict=True):
-        if grade.outcome == "graded" and grade.reward is not None:
-            rewards[where] = grade.reward
-        else:
-            trouble.setdefault(f"{grade.outcome}: {_reason(grade)}", []).append(where)
-    for message, places in trouble.items():
-        yield Finding(
-            "error", "reference_not_graded", f"the reference answer is {message}", tuple(places)
-        )
-    if not trouble:
-        yield from _reference_findings(rewards)
+    return columns[0], columns[1], np.concatenate(owners), columns[2]
 
 
-def _reason(grade: Grade) -> str:
-    details = [value for value in grade.errors.values() if isinstance(value, str) and value]
-    return "; ".join(details or grade.errors)
+_NO_NEAR = Finding(
+    "info",
+    "near_duplicates_not_looked_for",
+    "near-duplicates were not looked for: that needs the package 'rensa'; "
+    "type: pip install 'rftkit[data]'",
+)
 
 
-def _reference_findings(rewards: Mapping[str, float]) -> Iterator[Finding]:
-    if not rewards:
-        yield Finding(
-            "info", "no_references", "no row holds a reference answer to try the grader on"
-        )
-        return
-    top = max(rewards.values())
-    below = tuple(where for where, reward in rewards.items() if reward < top - 1e-9)
-    graded = f"{len(rewards)} reference answers graded"
-    if below:
-        lowest = min(rewards.values())
-        message = f"{graded}: {len(below)} earn less than the best ({lowest:.3f} against {top:.3f})"
-        yield Finding("warning", "references_differ", message, below)
-    else:
-        yield Finding("info", "references", f"{graded}: each earns {top:.3f}")
+def _near(parts: list[Part]) -> Iterator[Finding]:
+    prompts, _, owners, numbers = _columns(parts)
+    table = np.concatenate([part.tally.array("signatures") for part in parts])
+    pairs = shingles.near_pairs(table.reshape(-1, shingles.NUM_PERM), prompts)
+    by_owners: dict[tuple[int, int], list[shingles.Pair]] = {}
+    for pair in pairs:
+        key = (int(owners[pair.later]), int(owners[pair.earlier]))
+        by_owners.setdefault(key, []).append(pair)
+    for (later, earlier), found in sorted(by_owners.items()):
+        yield _near_finding(parts[later], parts[earlier], found, numbers)
 
 
-def _specs(grader: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(grader["graders"].values()) if grader.get("type") == "multi" else [grader]
+def _near_finding(part: Part, earlier: Part, pairs: list[shingles.Pair], numbers: Any) -> Finding:
+    rows = [int(numbers[pair.later]) for pair in pairs]
+    details = tuple(
+        f"{part.place(numbers[pair.later])} is like {earlier.place(numbers[pair.earlier])} "
+        f"(similarity about {pair.similarity:.2f})"
+        for pair in pairs[:MAX_LISTED]
+    )
+    threshold = f"at least {shingles.THRESHOLD:.0%} of their three-word runs in common"
+    is_leak = part is not earlier
+    return Finding(
+        "warning" if is_leak else "info",
+        "near_shared_rows" if is_leak else "near_duplicates",
+        f"{part.rows.name}: {len(rows):,} prompts nearly repeat one"
+        + (f" of {earlier.rows.name}" if is_leak else " further up")
+        + f" ({threshold})",
+        "look at some: are they the same question? split by topic with rftkit dataset split --group"
+        if is_leak
+        else "",
+        len(rows),
+        part.places(rows),
+        details,
+        {"threshold": shingles.THRESHOLD},
+    )
+
+
+def _spread(parts: list[Part]) -> Iterator[tuple[Part, int, Mapping[str, Any]]]:
+    """Usable rows spread over all files."""
+    from rftkit.datasets.references import MAX_REFERENCES
+
+    total = sum(part.tally.num_usable for part in parts)
+    stride = max(1, -(-total // MAX_REFERENCES))
+    for part in parts:
+        for number in part.tally.array("numbers")[::stride]:
+            row = part.rows.page(int(number), 1)[0].row
+            assert row is not None
+            yield part, int(number), row.item
+
+
+def _examples(parts: list[Part], findings: tuple[Finding, ...]) -> dict[str, Any]:
+    by_name = {part.rows.name: part.rows for part in parts}
+    shown: dict[str, Any] = {}
+    for place in (place for each in findings for place in each.places[:MAX_EXAMPLES]):
+        if str(place) not in shown:
+            [found] = by_name[place.file].page(place.number, 1)
+            text = found.raw[:MAX_EXAMPLE_CHARS].decode("utf-8", "replace")
+            shown[str(place)] = found.row.item if found.row else text
+    return shown

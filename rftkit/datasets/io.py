@@ -8,14 +8,17 @@ beside the package.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rftkit.datasets.rowfile import Rows, open
 from rftkit.errors import InputError, NotFoundError
-from rftkit.rows import Row, read_rows
+from rftkit.rows import Row
 
 if TYPE_CHECKING:
+    import pandas as pd
     from openai import OpenAI
     from openai.types import FileObject
 
@@ -48,19 +51,29 @@ class Dataset:
     """What constrains every answer; None for free text."""
 
 
-def read(path: str | Path) -> list[Row]:
-    """Read all rows of a JSONL file.
+def read(source: str | Path | pd.DataFrame) -> list[Row]:
+    """Read all rows of a dataset that fits into memory; see `open` for the forms it may have.
 
     Raises:
         RowError: At the first line that is not a usable row, with file and line.
-        InputError: The file is missing or holds no rows.
+        InputError: The source is missing, cannot be read to its end, or holds no rows.
     """
-    path = existing(path)
-    with path.open("rb") as lines:
-        rows = list(read_rows(lines, path=path))
-    if not rows:
-        raise InputError(f"{path} holds no rows; each line must be one JSON object")
-    return rows
+    with open(source) as rows:
+        found = list(_usable(rows))
+    if not found:
+        raise _no_rows(rows)
+    return found
+
+
+def _usable(rows: Rows) -> Iterator[Row]:
+    for each in rows:
+        if each.row is None:
+            raise each.refusal or InputError(f"{rows.name}: row {each.number} cannot be used")
+        yield each.row
+
+
+def _no_rows(rows: Rows) -> InputError:
+    return InputError(f"{rows.name} holds no rows; each line must be one JSON object")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -88,13 +101,18 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
     """
     path = existing(path)
     if path.suffix != ".jsonl":
-        raise InputError(f"{path}: fine-tuning takes .jsonl files only, found {path.suffix!r}")
+        raise InputError(
+            f"{path}: fine-tuning takes .jsonl files only, found {path.suffix!r}; "
+            f"type: rftkit dataset convert {path} {path.stem}.jsonl"
+        )
     if (size := path.stat().st_size) > MAX_UPLOAD_BYTES:
         raise InputError(
             f"{path} has {size / 1024**2:,.0f} MiB; an upload may have "
-            f"{MAX_UPLOAD_BYTES // 1024**2} MiB, so split the file"
+            f"{MAX_UPLOAD_BYTES // 1024**2} MiB, so split the file: rftkit dataset split"
         )
-    read(path)
+    with open(path) as rows:
+        if not sum(1 for _ in _usable(rows)):
+            raise _no_rows(rows)
     return client.files.create(file=path, purpose="fine-tune")
 
 

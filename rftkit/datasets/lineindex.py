@@ -81,6 +81,11 @@ class LineIndex:
         num_rows = self.num_rows
         return self._starts[:num_rows]
 
+    @property
+    def lines(self) -> Any:
+        """Line in the file, from 1, of each of them."""
+        return self._lines[: len(self.starts)]
+
     def line(self, row: int) -> int:
         """The line of a row in its file, from 1."""
         return int(self._lines[row])

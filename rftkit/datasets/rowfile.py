@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +27,7 @@ from rftkit.rows import BOM, Row, parse_row
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NumberedRow", "Rows", "open"]
+__all__ = ["NumberedRow", "Rows", "Stretch", "open"]
 
 KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading a kept index
 STRETCH_BYTES = 4 * 1024**2
@@ -44,6 +45,31 @@ class NumberedRow(NamedTuple):
     """The line as it stands."""
     row: Row | None
     refusal: RowError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A run of rows that can be read without the index."""
+
+    name: str
+    path: Path
+    start: int
+    """Byte."""
+    end: int
+    first: int
+    """Number of the first row."""
+    starts: Any
+    """Where each row starts, in bytes from `start`."""
+    lines: Any
+    """The line of each row."""
+
+    def __iter__(self) -> Iterator[NumberedRow]:
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            block = file.read(self.end - self.start)
+        bounds = [*self.starts.tolist(), len(block)]
+        for at, line in enumerate(self.lines.tolist()):
+            yield numbered(block[bounds[at] : bounds[at + 1]], self.first + at, line, self.name)
 
 
 def open(source: str | Path | pd.DataFrame) -> Rows:
@@ -186,6 +212,10 @@ class Rows:
             raise self._failure
         return list(self._read(max(0, start), min(start + count, len(self))))
 
+    def line(self, number: int) -> int:
+        """The line of a row in its file, from 1; in a table the record."""
+        return self._index.line(number)
+
     def search(
         self,
         text: str,
@@ -214,6 +244,14 @@ class Rows:
                 break
         return found[:limit]
 
+    def rows_at(self, numbers: Sequence[int]) -> list[NumberedRow]:
+        """Rows by their numbers, in the order asked for.
+
+        Raises:
+            InputError: There is no row of such a number.
+        """
+        return [self._one(number) for number in numbers]
+
     def frame(self, numbers: Sequence[int]) -> pd.DataFrame:
         """Rows as a frame: indexed by number, a column for each key, `line`, and `refusal`.
 
@@ -222,7 +260,7 @@ class Rows:
         """
         import pandas as pd
 
-        rows = [self._one(number) for number in numbers]
+        rows = self.rows_at(numbers)
         records = [
             {"line": each.line, "refusal": each.refusal and str(each.refusal)}
             | (each.row.item if each.row else {})
@@ -249,9 +287,18 @@ class Rows:
             self._grew.wait_for(lambda: self._is_complete or len(self) > number)
         return len(self) > number
 
-    def ranges(self, target_bytes: int) -> Iterator[tuple[int, int]]:
-        """Split all rows into runs (first, stop) of about so many bytes; waits for the index."""
-        return self._stretches(target_bytes)
+    def stretches(self) -> Iterator[Stretch]:
+        """All rows as runs of a few megabytes, for another process to read.
+
+        Raises:
+            InputError: The source cannot be read to its end.
+        """
+        self.wait()
+        for first, stop in self._stretches():
+            start, end = self._index.span(first, stop)
+            starts = self._index.starts[first:stop] - start
+            lines = self._index.lines[first:stop]
+            yield Stretch(self.name, self.lines_path, start, end, first, starts, lines)
 
     def _stretches(self, target_bytes: int = STRETCH_BYTES) -> Iterator[tuple[int, int]]:
         first = 0
@@ -286,29 +333,31 @@ class Rows:
         bounds = [*starts.tolist(), len(block)]
         for number in range(first, stop):
             raw = block[bounds[number - first] : bounds[number - first + 1]]
-            yield self._numbered(number, raw.split(b"\n", 1)[0])
+            yield numbered(raw, number, self._index.line(number), self.name)
 
     def _one(self, number: int) -> NumberedRow:
         if number < 0 or not self._wait_past(number):
             raise InputError(f"{self.name} has no row {number}; it has {len(self):,}, from 0")
         return next(self._read(number, number + 1))
 
-    def _numbered(self, number: int, raw: bytes) -> NumberedRow:
-        line = self._index.line(number)
-        if number == 0:
-            raw = raw.removeprefix(BOM)
-        if raw.startswith(REFUSED):
-            reason = raw[1:].decode("utf-8", "replace")
-            return NumberedRow(number, line, raw, None, RowError(reason, path=self.name, line=line))
-        try:
-            row = parse_row(raw, line=line, path=self.name)
-        except RowError as error:
-            return NumberedRow(number, line, raw, None, error)
-        return NumberedRow(number, line, raw, row, None)
-
     def _says(self, number: int, text: str, keys: Sequence[str]) -> bool:
         row = next(self._read(number, number + 1)).row
         return row is not None and any(says(row.item.get(key, ""), text) for key in keys)
+
+
+def numbered(raw: bytes, number: int, line: int, name: str) -> NumberedRow:
+    """Read one line with whatever blank lines follow it."""
+    raw = raw.split(b"\n", 1)[0]
+    if number == 0:
+        raw = raw.removeprefix(BOM)
+    try:
+        if raw.startswith(REFUSED):
+            row, refusal = None, RowError(raw[1:].decode("utf-8", "replace"), path=name, line=line)
+        else:
+            row, refusal = parse_row(raw, line=line, path=name), None
+    except RowError as error:
+        row, refusal = None, error
+    return NumberedRow(number, line, raw, row, refusal)
 
 
 def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> None:

@@ -1,0 +1,216 @@
+"""One look at every row: what a worker process counts, and how counts are put together.
+
+`tally(task)` reads a stretch of rows and counts; `Tally.add` joins two counts. What the numbers
+mean for a job is said in `check`. Hashes are 64 bits of BLAKE2: among a million rows two different
+ones meet with a chance of about 3 in 100 million.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rftkit.datasets.pii import kinds_in
+from rftkit.datasets.rowfile import NumberedRow, Stretch
+from rftkit.datasets.shingles import signatures
+from rftkit.errors import RowError
+from rftkit.graders import check_item_paths, reference_answer
+from rftkit.rows import Row
+
+__all__ = ["MAX_LISTED", "Found", "KeyTally", "ScanTask", "Tally", "prompt_text", "tally"]
+
+MAX_LISTED = 100
+"""How many rows a finding names."""
+MAX_VALUES = 50
+"""A key with more distinct values than that is free text or an id, no label."""
+MAX_VALUE_CHARS = 60
+
+_canonical = msgspec.json.Encoder(order="sorted").encode
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """Rows to look at and what to look for."""
+
+    stretch: Stretch
+    grader: Mapping[str, Any] | None
+    """Normalised spec."""
+    response_format: Mapping[str, Any] | None
+    with_signatures: bool
+    """Whether near-duplicates will be looked for."""
+
+
+@dataclass(slots=True)
+class Found:
+    """Rows of one kind: how many, and the first of them."""
+
+    count: int = 0
+    numbers: list[int] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    """What is wrong with each of the first; empty where one word says it for all."""
+
+    def note(self, number: int, message: str | None = None) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.numbers) < MAX_LISTED:
+            self.numbers.append(number)
+            if message is not None:
+                self.messages.append(message)
+
+    def add(self, other: Found) -> None:
+        """Join the counts of later rows."""
+        room = MAX_LISTED - len(self.numbers)
+        self.count += other.count
+        self.numbers += other.numbers[:room]
+        self.messages += other.messages[:room]
+
+
+@dataclass(slots=True)
+class KeyTally:
+    """What stands under one key of the rows."""
+
+    present: int = 0
+    values: Counter[str] | None = field(default_factory=Counter)
+    """Value as text -> rows; None when there are too many or they are no labels."""
+
+    def note(self, value: Any) -> None:
+        """Count a value."""
+        self.present += 1
+        if self.values is not None:
+            shown = value if isinstance(value, str) else _scalar(value)
+            if shown is None or len(shown) > MAX_VALUE_CHARS:
+                self.values = None
+            else:
+                self.values[shown] += 1
+                self._cap()
+
+    def add(self, other: KeyTally) -> None:
+        """Join the counts of other rows."""
+        self.present += other.present
+        if self.values is None or other.values is None:
+            self.values = None
+        else:
+            self.values.update(other.values)
+            self._cap()
+
+    def _cap(self) -> None:
+        if self.values is not None and len(self.values) > MAX_VALUES:
+            self.values = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over rows. The lists hold one array for each stretch, in order."""
+
+    num_rows: int = 0
+    refused: Found = field(default_factory=Found)
+    lacking: dict[str, Found] = field(default_factory=dict)
+    """Template path -> rows in which it leads nowhere."""
+    personal: dict[str, Found] = field(default_factory=dict)
+    keys: dict[str, KeyTally] = field(default_factory=dict)
+    numbers: list[Any] = field(default_factory=list)
+    """Numbers of the usable rows; the arrays below have one entry for each of them."""
+    prompts: list[Any] = field(default_factory=list)
+    """Hash of `messages`."""
+    labels: list[Any] = field(default_factory=list)
+    """Hash of the reference answer; 0 where there is none."""
+    chars: list[Any] = field(default_factory=list)
+    """Characters of the prompt."""
+    signatures: list[Any] = field(default_factory=list)
+    """MinHash signatures, (rows, NUM_PERM)."""
+
+    def add(self, other: Tally) -> None:
+        """Join the counts of later rows."""
+        self.num_rows += other.num_rows
+        self.refused.add(other.refused)
+        for mine, theirs in ((self.lacking, other.lacking), (self.personal, other.personal)):
+            for name, found in theirs.items():
+                mine.setdefault(name, Found()).add(found)
+        for key, counts in other.keys.items():
+            self.keys.setdefault(key, KeyTally()).add(counts)
+        for name in ("numbers", "prompts", "labels", "chars", "signatures"):
+            getattr(self, name).extend(getattr(other, name))
+
+    @property
+    def num_usable(self) -> int:
+        """Rows that were not refused."""
+        return self.num_rows - self.refused.count
+
+    def array(self, name: str) -> Any:
+        """One of the lists of arrays as one array."""
+        parts = getattr(self, name)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+
+def tally(task: ScanTask) -> Tally:
+    """Count over a stretch of rows."""
+    counts, texts = Tally(), list[str]()
+    columns: list[tuple[int, int, int, int]] = []
+    for each in task.stretch:
+        counts.num_rows += 1
+        for kind in kinds_in(each.raw):
+            counts.personal.setdefault(kind, Found()).note(each.number)
+        if each.row is None:
+            counts.refused.note(each.number, str(each.refusal))
+            continue
+        columns.append(_column(each, each.row, task, counts))
+        if task.with_signatures:
+            texts.append(prompt_text(each.row))
+    table = np.array(columns, dtype=np.uint64).reshape(-1, 4).T
+    counts.numbers, counts.prompts, counts.labels, counts.chars = ([part] for part in table)
+    if task.with_signatures:
+        counts.signatures = [signatures(texts)]
+    return counts
+
+
+def _column(
+    each: NumberedRow, row: Row, task: ScanTask, counts: Tally
+) -> tuple[int, int, int, int]:
+    if task.grader is not None:
+        _note_lacking(each.number, row.item, task.grader, counts)
+    for key, value in row.item.items():
+        if key not in ("messages", "tools"):
+            counts.keys.setdefault(key, KeyTally()).note(value)
+    answer = reference_answer(row.item, task.response_format, grader=task.grader)
+    chars = sum(len(_content(message)) for message in row.messages)
+    prompt = _hash(_canonical(row.messages))
+    return each.number, prompt, _hash(answer.encode("utf-8", "replace")) if answer else 0, chars
+
+
+def _note_lacking(
+    number: int, item: Mapping[str, Any], grader: Mapping[str, Any], counts: Tally
+) -> None:
+    try:
+        check_item_paths(grader, item)
+    except RowError as error:
+        counts.lacking.setdefault(str(error.param), Found()).note(number, str(error))
+
+
+def prompt_text(row: Row) -> str:
+    """What the user and others say in a prompt; instructions, which rows share, are left out."""
+    return "\n".join(
+        _content(message)
+        for message in row.messages
+        if message["role"] not in ("system", "developer")
+    )
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content)
+    return content or ""
+
+
+def _scalar(value: Any) -> str | None:
+    return None if isinstance(value, float | dict | list) else msgspec.json.encode(value).decode()
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")

@@ -1,0 +1,118 @@
+"""Near-duplicates: texts that share most of their three-word runs.
+
+A text becomes the set of its runs of three words (letters made small), the set a MinHash signature
+(`rensa`), and signatures that agree in a band of rows are compared. Two texts of similarity `s`
+(the share of runs they have in common) meet with probability 1 - (1 - s^6)^20: 0.9978 at 0.8. Texts
+under `MIN_WORDS` words are not compared: one other word in them is another question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from rftkit.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["MIN_WORDS", "NUM_PERM", "THRESHOLD", "Pair", "is_available", "near_pairs", "signatures"]
+
+THRESHOLD = 0.8
+"""Share of runs in common from which two texts count as nearly the same."""
+MIN_WORDS = 8
+NUM_PERM, BANDS = 120, 20
+SEED = 1
+COMPARED_AT_ONCE = 100_000
+
+
+class Pair(NamedTuple):
+    """Two rows that are nearly the same."""
+
+    later: int
+    earlier: int
+    similarity: float
+    """Estimated from the signatures; standard error at 0.8 about 0.04."""
+
+
+def is_available() -> bool:
+    """Whether the package that makes signatures is installed."""
+    try:
+        import rensa  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
+    """MinHash signatures, (texts, NUM_PERM); all zero for a text that is too short.
+
+    Raises:
+        MissingExtraError: `rensa` is not installed.
+    """
+    try:
+        from rensa import RMinHash
+    except ImportError:
+        raise MissingExtraError("rensa", "data") from None
+    out = np.zeros((len(texts), NUM_PERM), dtype=np.uint32)
+    for row, text in enumerate(texts):
+        words = text.lower().split()
+        if len(words) >= MIN_WORDS:
+            sketch = RMinHash(NUM_PERM, SEED)
+            sketch.update([" ".join(run) for run in zip(words, words[1:], words[2:], strict=False)])
+            out[row] = sketch.digest()
+    return out
+
+
+def near_pairs(
+    table: npt.NDArray[np.uint32], hashes: npt.NDArray[np.uint64], threshold: float = THRESHOLD
+) -> list[Pair]:
+    """For each row that nearly repeats an earlier one, the most similar of those it was put beside.
+
+    Args:
+        table: From `signatures`.
+        hashes: Of the whole prompts; of equal ones only the first is looked at.
+        threshold: Least share of runs in common.
+    """
+    _, first = np.unique(hashes, return_index=True)
+    rows = np.sort(first[table[first].any(axis=1)])
+    best: dict[int, Pair] = {}
+    seen: Any = np.empty(0, dtype=np.int64)
+    for left, right in _candidates(table, rows):
+        keys = left * len(table) + right
+        keys = np.setdiff1d(keys, seen)
+        seen = np.union1d(seen, keys)
+        for pair in _compared(table, keys // len(table), keys % len(table), threshold):
+            if pair.later not in best or best[pair.later].similarity < pair.similarity:
+                best[pair.later] = pair
+    return [best[row] for row in sorted(best)]
+
+
+def _candidates(table: Any, rows: Any) -> Any:
+    """(later rows, earlier rows) that agree in one band: each with the first, and its neighbour."""
+    weights = np.random.default_rng(SEED).integers(1, 2**63, NUM_PERM // BANDS, dtype=np.uint64)
+    weights |= np.uint64(1)
+    for band in range(BANDS):
+        part = table[rows, band * len(weights) : (band + 1) * len(weights)].astype(np.uint64)
+        values = (part * weights).sum(axis=1, dtype=np.uint64)
+        order = np.argsort(values, kind="stable")
+        ordered, numbers = values[order], rows[order]
+        is_first = np.append(True, ordered[1:] != ordered[:-1])
+        if is_first.all():
+            continue
+        run = np.maximum.accumulate(np.where(is_first, np.arange(len(rows)), 0))
+        later = np.flatnonzero(~is_first)
+        yield (
+            np.concatenate([numbers[later], numbers[later]]),
+            np.concatenate([numbers[run[later]], numbers[later - 1]]),
+        )
+
+
+def _compared(table: Any, later: Any, earlier: Any, threshold: float) -> Any:
+    for start in range(0, len(later), COMPARED_AT_ONCE):
+        left, right = (each[start : start + COMPARED_AT_ONCE] for each in (later, earlier))
+        similarity = (table[left] == table[right]).mean(axis=1)
+        for at in np.flatnonzero(similarity >= threshold):
+            yield Pair(int(left[at]), int(right[at]), float(similarity[at]))

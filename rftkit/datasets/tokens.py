@@ -1,0 +1,191 @@
+"""How long the prompts are in tokens of a model, and whether they fit its context.
+
+Counted with the model's own tokenizer and chat template, when its files lie on this machine: a
+folder, or what the platform converted into `RFTKIT_HOME/models`. For any other model (a hosted one
+has no published template) lengths are characters divided by four, and every message says so. Up to
+`EXACT_ROWS` rows are counted; of more, a seeded sample, and its figures come with an interval.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit import settings
+from rftkit.datasets.findings import Finding, Place
+from rftkit.datasets.rowfile import Rows
+from rftkit.rows import Row
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["EXACT_ROWS", "Counter", "find_counter", "length_findings"]
+
+EXACT_ROWS = 50_000
+ANSWER_TOKENS = 256  # what a job leaves for the answer unless its metadata say otherwise
+AT_ONCE = 256
+CHARS_PER_TOKEN = 4
+SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Something that counts the tokens of prompts."""
+
+    words: str
+    """What counted, for messages."""
+    count: Callable[[Sequence[Row]], list[int]]
+    context: int | None
+    """Tokens that prompt and answer may have together; None if nobody said."""
+    is_exact: bool
+
+
+def find_counter(model: str) -> Counter:
+    """The model's own tokenizer if it is on this machine, else an estimate by characters."""
+    folder = _folder(model)
+    if folder is None:
+        words = f"characters / {CHARS_PER_TOKEN}, an estimate: no tokenizer of {model} is here"
+        return Counter(words, _by_characters, None, False)
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        words = f"characters / {CHARS_PER_TOKEN}, an estimate: transformers is not installed"
+        return Counter(words, _by_characters, _context(folder), False)
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+
+    def count(rows: Sequence[Row]) -> list[int]:
+        texts = [_rendered(tokenizer, row) for row in rows]
+        batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+        return [len(ids) for ids in batch["input_ids"]]
+
+    return Counter(f"the tokenizer and chat template of {model}", count, _context(folder), True)
+
+
+def length_findings(model: str, sources: Mapping[str, Rows]) -> Iterator[Finding]:
+    """Lengths of the prompts of each source, and those that leave no room for an answer."""
+    counter = find_counter(model)
+    for rows in sources.values():
+        numbers, lengths, is_sample = _measure(counter, rows)
+        if len(lengths):
+            yield _lengths(rows, lengths, counter, is_sample)
+        if len(lengths) and counter.context is not None:
+            yield from _too_long(rows, numbers, lengths, counter, is_sample)
+
+
+def _measure(counter: Counter, rows: Rows) -> tuple[Any, npt.NDArray[Any], bool]:
+    import numpy as np
+
+    is_sample = len(rows) > EXACT_ROWS
+    chosen = np.arange(len(rows))
+    if is_sample:
+        chosen = np.sort(np.random.default_rng(SEED).choice(len(rows), EXACT_ROWS, replace=False))
+    numbers: list[int] = []
+    lengths: list[int] = []
+    for first in range(0, len(chosen), AT_ONCE):
+        found = rows.rows_at(chosen[first : first + AT_ONCE].tolist())
+        usable = [(each.number, each.row) for each in found if each.row is not None]
+        numbers += [number for number, _ in usable]
+        lengths += counter.count([row for _, row in usable])
+    return np.array(numbers), np.array(lengths), is_sample
+
+
+def _lengths(rows: Rows, lengths: Any, counter: Counter, is_sample: bool) -> Finding:
+    import numpy as np
+
+    ordered = np.sort(lengths)
+    said, figures = [], {"counted_by": counter.words, "num_counted": len(ordered)}
+    for share, words in ((0.5, "median"), (0.95, "95 %"), (0.99, "99 %"), (1.0, "longest")):
+        value, low, high = _quantile(ordered, share)
+        figures[words] = value
+        said.append(f"{words} {value:,}")
+        if is_sample and share < 1:
+            said[-1] += f" ({low:,} to {high:,})"
+    sampled = (
+        f", in a sample of {len(ordered):,} rows (seed {SEED}; 95 % intervals; the longest row of "
+        "all may be longer)"
+        if is_sample
+        else ""
+    )
+    return Finding(
+        "info",
+        "token_lengths",
+        f"{rows.name}: tokens of a prompt: {', '.join(said)}{sampled}; by {counter.words}",
+        figures=figures,
+    )
+
+
+def _quantile(ordered: Any, share: float) -> tuple[int, int, int]:
+    """The value and a 95 % interval, by ranks (binomial, normal approximation)."""
+    n = len(ordered)
+    spread = 1.96 * math.sqrt(n * share * (1 - share))
+    at = [math.ceil(n * share) - 1, math.floor(n * share - spread), math.ceil(n * share + spread)]
+    value, low, high = (int(ordered[min(max(rank, 0), n - 1)]) for rank in at)
+    return value, low, high
+
+
+def _too_long(
+    rows: Rows, numbers: Any, lengths: Any, counter: Counter, is_sample: bool
+) -> Iterator[Finding]:
+    assert counter.context is not None
+    bad = numbers[lengths + ANSWER_TOKENS > counter.context]
+    if len(bad):
+        yield Finding(
+            "error" if counter.is_exact else "warning",
+            "long_prompts",
+            f"{rows.name}: {len(bad):,} prompts{' of the sample' if is_sample else ''} leave fewer "
+            f"than {ANSWER_TOKENS} of {counter.context:,} tokens for the answer",
+            "shorten or remove them, or choose a model with a longer context",
+            len(bad),
+            tuple(Place(rows.name, int(n), rows.line(int(n))) for n in bad[:100]),
+        )
+
+
+def _by_characters(rows: Sequence[Row]) -> list[int]:
+    texts = (json.dumps(row.messages, ensure_ascii=False) for row in rows)
+    return [-(-len(text) // CHARS_PER_TOKEN) for text in texts]
+
+
+def _rendered(tokenizer: Any, row: Row) -> str:
+    """As the platform does: `developer` is what was once called `system`; parts become text."""
+    messages = [
+        {
+            **message,
+            "role": "system" if message["role"] == "developer" else message["role"],
+            "content": _text(message.get("content")),
+        }
+        for message in row.messages
+    ]
+    knows_tools = "tools" in str(tokenizer.chat_template)
+    text: str = tokenizer.apply_chat_template(
+        messages,
+        tools=(row.tools or None) if knows_tools else None,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    return text if knows_tools or not row.tools else f"{json.dumps(row.tools)}{text}"
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
+
+
+def _folder(model: str) -> Path | None:
+    base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
+    places = [Path(base).expanduser()]
+    places += sorted((settings.home() / "models").glob(f"{base}-v*"), reverse=True)
+    return next((each for each in places if (each / "tokenizer.json").is_file()), None)
+
+
+def _context(folder: Path) -> int | None:
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    value = config.get("text_config", config).get("max_position_embeddings")
+    return value if isinstance(value, int) else None
