@@ -16,6 +16,7 @@ from rftkit.jobs.metrics import (
     step_metrics,
     timing_frame,
 )
+from rftkit.jobs.preflight import Point, check_data, check_grader, check_learnability, require
 from rftkit.jobs.progress import Progress
 
 __all__ = [
@@ -25,10 +26,14 @@ __all__ = [
     "Estimate",
     "Event",
     "Follow",
+    "Point",
     "Progress",
     "Update",
     "abilities",
     "best",
+    "check_data",
+    "check_grader",
+    "check_learnability",
     "checkpoints",
     "create",
     "error_frame",
@@ -40,6 +45,7 @@ __all__ = [
     "latest",
     "plan",
     "probe",
+    "require",
     "rollouts",
     "step_frame",
     "step_metrics",

@@ -1,0 +1,166 @@
+"""Is this job worth starting? A checklist of named points, each green or a reason to stop.
+
+    data            the dataset doctor: rows, template paths, reference answers
+    grader          what cheap cheats earn against honest answers
+    learnability    do the answers of the base model differ in reward? from the steps of a probe
+
+A point that is not green stops a start until its name is overruled. Not here: the checks themselves
+(`datasets.check`, `graders.audit`) and running the probe (`jobs.probe`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rftkit.errors import InputError
+from rftkit.jobs.jobs import Event
+from rftkit.jobs.metrics import step_metrics
+
+__all__ = ["POINTS", "Point", "check_data", "check_grader", "check_learnability", "require"]
+
+POINTS = ("data", "grader", "learnability")
+FLAT_SHARE = 0.75
+"""Groups without signal above which most of the computing teaches nothing."""
+CUT_SHARE = 0.2
+"""Answers cut off above which the limit, not the task, decides the reward."""
+AUDITED_ROWS = 50
+
+State = Literal["ok", "warning", "error", "not checked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One line of the checklist."""
+
+    name: str
+    """What an overrule calls it."""
+    state: State
+    """`ok` is green; `error` means that the job would fail or learn nothing."""
+    words: str
+    details: tuple[str, ...] = ()
+    """Everything found, worst first."""
+
+    @property
+    def is_green(self) -> bool:
+        """Whether nothing speaks against starting."""
+        return self.state == "ok"
+
+    def __str__(self) -> str:
+        return f"{self.name:<14}{self.state:<13}{self.words}"
+
+
+def require(points: Sequence[Point], overruled: Iterable[str] = ()) -> None:
+    """Refuse to go on while a point is not green and not overruled by its name.
+
+    Raises:
+        InputError: naming every such point, and how to overrule it.
+    """
+    known = {point.name for point in points}
+    if unknown := sorted(set(overruled) - known):
+        raise InputError(f"there is no point {unknown[0]!r}; the points are {', '.join(known)}")
+    held = [point for point in points if not point.is_green and point.name not in set(overruled)]
+    if held:
+        names = ", ".join(repr(point.name) for point in held)
+        raise InputError(
+            "the job was not started:\n"
+            + "\n".join(map(str, held))
+            + f"\nto start it all the same, overrule {names} by name"
+        )
+
+
+def check_data(
+    train: str | Path,
+    valid: str | Path,
+    *,
+    grader: Mapping[str, Any],
+    response_format: Mapping[str, Any] | None = None,
+) -> Point:
+    """The dataset doctor on both files."""
+    from rftkit.datasets import check
+
+    found = check(train, valid, grader=grader, response_format=response_format)
+    by_severity = {
+        severity: [each for each in found.findings if each.severity == severity]
+        for severity in ("error", "warning")
+    }
+    details = tuple(map(str, found.findings))
+    for severity in ("error", "warning"):
+        if several := by_severity[severity]:
+            more = f" (and {len(several) - 1} more)" if len(several) > 1 else ""
+            words = several[0].message + more
+            return Point("data", "error" if severity == "error" else "warning", words, details)
+    counts = "; ".join(each.message for each in found.findings)
+    return Point("data", "ok", counts or "nothing found", details)
+
+
+def check_grader(
+    grader: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    *,
+    response_format: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Point:
+    """What cheats earn against the reference answers of rows.
+
+    Args:
+        grader: as on the wire.
+        items: rows, as graders see them.
+        response_format: of the job.
+        options: of `compile_grader`, such as `complete` for model graders.
+    """
+    from rftkit.graders import audit
+
+    found = audit(grader, items, response_format=response_format, max_rows=AUDITED_ROWS, **options)
+    findings = tuple(found.findings())
+    if found.honest is None:
+        return Point("grader", "not checked", findings[0], findings)
+    if findings:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        return Point("grader", "warning", findings[0] + more, findings)
+    return Point("grader", "ok", f"no cheat pays on {found.num_rows} rows")
+
+
+def check_learnability(events: Iterable[Event]) -> Point:
+    """Whether the base model's answers give a signal, from the steps of a probe or of a job."""
+    steps = [
+        step_metrics(event["data"])
+        for event in events
+        if (event.get("data") or {}).get("step") and event.get("type") == "metrics"
+    ]
+    if not steps:
+        return Point("learnability", "not checked", "no step was taken yet: estimate first")
+    mean, flat, cut, failed = (
+        _mean([step[name] for step in steps])
+        for name in ("train_reward_mean", "flat_groups", "truncated_share", "failed_grades")
+    )
+    if mean is None:
+        return Point("learnability", "error", "no answer of the probe could be graded")
+    said = f"the base model earns {mean:.3f}"
+    if flat is not None:
+        said += f"; {flat:.0%} of its groups have no signal, because all their rewards are equal"
+    details = []
+    if cut is not None and cut > CUT_SHARE:
+        details.append(
+            f"{cut:.0%} of the answers are cut off: raise metadata max_completion_tokens"
+        )
+    if failed:
+        details.append("some grades failed: look into the grader first")
+    if flat is not None and flat > FLAT_SHARE:
+        details.append(
+            "easier rows, partial credit in the grader or a larger compute_multiplier give more"
+        )
+    if flat == 1.0:
+        return Point(
+            "learnability", "error", f"{said}: there is nothing to learn from", (*details,)
+        )
+    if details:
+        return Point("learnability", "warning", f"{said}; {details[0]}", (*details,))
+    return Point("learnability", "ok", said)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

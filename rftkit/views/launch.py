@@ -1,0 +1,167 @@
+"""Before a job: the checklist, what `auto` means, what it would take, the request as code.
+
+Not here: making any of it (`rftkit.jobs`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from rftkit.jobs.estimate import Estimate
+from rftkit.jobs.preflight import Point
+from rftkit.jobs.progress import duration
+from rftkit.views.listing import table
+from rftkit.views.markup import Html, note, number, text, wrap
+
+__all__ = ["checklist", "client_code", "estimated", "settings"]
+
+MARKS = {
+    "ok": ("✓ green", "rk-good"),
+    "warning": ("! warning", "rk-warn"),
+    "error": ("✗ error", "rk-bad"),
+    "not checked": ("? not checked", ""),
+}
+SETTINGS = {
+    "name": "hyperparameter",
+    "given": "as given",
+    "used": "as used",
+    "why": "what auto means",
+}
+USED_AS = {
+    "learning_rate_multiplier": "learning_rate",
+    "compute_multiplier": "completions_per_prompt",
+}
+"""Hyperparameters that a plan states under another name."""
+
+
+def checklist(points: Sequence[Point], overruled: Collection[str] = ()) -> Html:
+    """Each point with its state in words; what was found is folded below it."""
+    rows = "".join(_point(point, point.name in overruled) for point in points)
+    plain = "\n".join(
+        f"{point}{'  (overruled)' if point.name in overruled else ''}" for point in points
+    )
+    head = "".join(f'<th scope="col">{each}</th>' for each in ("point", "state", "what was found"))
+    return wrap(
+        f'<table class="rk-checklist"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
+        plain=plain,
+    )
+
+
+def settings(given: Mapping[str, Any], plan: Mapping[str, Any] | None) -> Html:
+    """Every hyperparameter: as given, as used, and what auto means there.
+
+    Args:
+        given: of the request; what is missing is "auto".
+        plan: from `rftkit.jobs.plan`; None when the service does not tell.
+    """
+    if plan is None:
+        return note("This service does not say what auto means; it decides when the job starts.")
+    used, reasons, ignored = plan["hyperparameters"], plan["reasons"], plan["ignored"]
+    rows = []
+    for name, why in reasons.items():
+        value = given.get(name, "auto")
+        rows.append(
+            {
+                "name": name,
+                "given": _short(value),
+                "used": _used(name, used),
+                "why": ignored.get(name) or why,
+            }
+        )
+    head = f"{used['total_steps']:,} steps, a validation every {used['eval_interval']:,}"
+    return table(rows, SETTINGS, caption=head, noun="hyperparameter")
+
+
+def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Html:
+    """Time, memory, judge tokens and money of the whole job, and what that rests on."""
+    low, high = estimate.seconds
+    facts = [("Time", _span(duration(low), duration(high)))]
+    facts.append(("Memory of the process", f"{estimate.host_memory_bytes / 2**30:.1f} GiB"))
+    if estimate.device_memory_bytes is not None:
+        facts.append(("Memory of the GPU", f"{estimate.device_memory_bytes / 2**30:.1f} GiB"))
+    for model, (prompt, said) in estimate.judge_tokens.items():
+        facts.append((f"Tokens of {model}", f"{prompt:,.0f} in, {said:,.0f} out"))
+    if cost[1] > 0:
+        facts.append(("Cost", _span(f"${cost[0]:,.2f}", f"${cost[1]:,.2f}")))
+    tiles = "".join(
+        f'<div class="rk-tile"><span>{text(name)}</span><b>{text(value)}</b></div>'
+        for name, value in facts
+    )
+    shorter, longer = estimate.step_seconds
+    basis = (
+        f"From two steps of {number(shorter, 1)} and {number(longer, 1)} s, times "
+        f"{estimate.total_steps:,}, and {estimate.num_validations} validations of "
+        f"{number(estimate.validation_seconds, 1)} s. Answers that grow or shrink while the model "
+        "learns change it, and so does other work on the machine."
+    )
+    plain = "\n".join([*(f"{name}: {value}" for name, value in facts), basis])
+    return wrap(f'<div class="rk-tiles">{tiles}</div><p class="rk-note">{basis}</p>', plain=plain)
+
+
+def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
+    """The same job with nothing but OpenAI's client.
+
+    Args:
+        request: the body of the create; file ids that are not known yet may be missing.
+        files: parameter -> path to upload, for those that have no id yet.
+    """
+    lines = ["import rftkit", "", "client = rftkit.connect()  # or openai.OpenAI()"]
+    for name, path in files.items():
+        lines += [
+            f"{name} = client.files.create(",
+            f'    file=open({path!r}, "rb"), purpose="fine-tune"',
+            ").id",
+        ]
+    lines.append("job = client.fine_tuning.jobs.create(")
+    for name, value in request.items():
+        shown = name if name in files else _python(value, 4)
+        lines.append(f"    {name}={shown},")
+    return "\n".join([*lines, ")", "print(job.id)"])
+
+
+def _point(point: Point, is_overruled: bool) -> str:
+    mark, tone = MARKS[point.state]
+    if is_overruled:
+        mark += ", overruled"
+    details = "".join(f"<li>{text(each)}</li>" for each in point.details)
+    folded = (
+        f'<details><summary data-lm-suppress-shortcuts="true">{len(point.details)} found'
+        f"</summary><ul>{details}</ul></details>"
+        if details
+        else ""
+    )
+    return (
+        f'<tr><th scope="row">{text(point.name)}</th><td class="{tone}">{mark}</td>'
+        f"<td>{text(point.words)}{folded}</td></tr>"
+    )
+
+
+def _used(name: str, used: Mapping[str, Any]) -> str:
+    stated = USED_AS.get(name, name)
+    if stated not in used:
+        return "–"
+    extra = f" ({stated.replace('_', ' ')})" if stated != name else ""
+    return f"{_short(used[stated])}{extra}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _python(value: Any, indent: int) -> str:
+    """A JSON value as Python source, laid out when it is long."""
+    flat = repr(value)
+    if len(flat) + indent < 80 or not isinstance(value, dict | list):
+        return flat
+    pad, close = " " * (indent + 4), " " * indent
+    if isinstance(value, dict):
+        inner = [f"{pad}{json.dumps(k)}: {_python(v, indent + 4)}," for k, v in value.items()]
+        return "\n".join(["{", *inner, f"{close}}}"])
+    inner = [f"{pad}{_python(each, indent + 4)}," for each in value]
+    return "\n".join(["[", *inner, f"{close}]"])

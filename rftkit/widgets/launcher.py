@@ -1,0 +1,509 @@
+"""JobLauncher: choose what to train on what, see what that means and what it takes, then start.
+
+Three steps, each a method and a button: `check` (seconds, no model), `estimate` (a probe of two
+steps on the platform) and `start`, which refuses while a point of the checklist is neither green
+nor overruled by name. Everything typed into the form is the panel's state, so a cell can set it.
+Not here: the checks, the probe and the sums (`rftkit.jobs`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from traitlets import Dict, Enum, Float, Int, List, Unicode
+
+from rftkit import jobs
+from rftkit.errors import InputError
+from rftkit.jobs.preflight import POINTS, Point
+from rftkit.views import launch, note
+from rftkit.views.markup import Html, join, text, wrap
+from rftkit.widgets.panel import STORED_BYTES, Panel, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from openai import OpenAI
+
+__all__ = ["HYPERPARAMETERS", "JobLauncher"]
+
+HYPERPARAMETERS = (
+    "batch_size",
+    "n_epochs",
+    "learning_rate_multiplier",
+    "compute_multiplier",
+    "eval_interval",
+    "eval_samples",
+    "reasoning_effort",
+)
+PROBE_POLL_SECONDS = 0.25
+OWN_FILES = "(files of your own)"
+SECTIONS = {"checklist": "Checklist", "settings": "Settings", "request": "Request", "code": "Code"}
+
+
+class JobLauncher(Panel):
+    """Set up a job, check it, estimate it, start it.
+
+    `JobLauncher("tiny_copy", model="rftkit-tiny")` fills the form from a dataset folder or the name
+    of a bundled one; every field can be set in code (`set(hyperparameters={"n_epochs": 2})`) or in
+    the form. `start()` returns the job's id, and a started job does not need this panel any more.
+
+    Args:
+        dataset: a bundled dataset's name, or a folder with train.jsonl, valid.jsonl, grader.json.
+        client: default `rftkit.connect()`; any `openai.OpenAI`.
+        state: `train`, `valid`, `model`, `grader`, `response_format`, `hyperparameters`,
+            `metadata`, `suffix`, `seed`, `overruled`, and the prices of `cost`.
+    """
+
+    dataset = Unicode("", help="Name or folder of the dataset that filled the form.")
+    train = Unicode("", help="JSONL file, or the id of an uploaded one.")
+    valid = Unicode("", help="JSONL file, or the id of an uploaded one.")
+    model = Unicode("smollm2-135m-instruct", help="Base or fine-tuned model.")
+    grader = Dict(help="Grader, as on the wire.")
+    response_format = Dict(allow_none=True, default_value=None, help="Constrains every answer.")
+    hyperparameters = Dict(help="Those that are not auto.")
+    metadata = Dict(help="Text pairs; settings that the protocol has no field for go here.")
+    suffix = Unicode("", help="Part of the new model's name.")
+    seed = Int(None, allow_none=True, help="Makes the run repeatable.")
+    overruled = List(Unicode(), help="Points of the checklist that shall not stop the start.")
+    usd_per_hour = Float(0.0, help="Price of the machine, for the estimate.")
+    usd_per_million_prompt_tokens = Float(0.0, help="Price of the judge, for the estimate.")
+    usd_per_million_completion_tokens = Float(0.0, help="Price of the judge, for the estimate.")
+    section = Enum(list(SECTIONS), default_value="checklist", help="What is shown below the form.")
+    job_id = Unicode("", help="The job that was started last.")
+
+    def __init__(self, dataset: str = "", *, client: OpenAI | None = None, **state: Any) -> None:
+        """`dataset` fills train, valid, grader and response format; `state` comes after it."""
+        from rftkit.client import connect
+
+        self._client = client or connect()
+        self._is_own = "probe" in jobs.abilities(self._client)
+        self._points: dict[str, Point] = {}
+        self._estimate: jobs.Estimate | None = None
+        self._uploaded: dict[str, str] = {}
+        self._plan: tuple[str, dict[str, Any] | None] = ("", None)
+        filled = _of_dataset(dataset) if dataset else {}
+        super().__init__(dataset=dataset, **{**filled, **state})
+
+    # what it shows
+
+    def data(self) -> pd.DataFrame:
+        """The checklist: one row a point."""
+        import pandas as pd
+
+        points = [(p.name, p.state, p.name in self.overruled, p.words) for p in self.points]
+        return pd.DataFrame(points, columns=["point", "state", "overruled", "words"])
+
+    @property
+    def points(self) -> list[Point]:
+        """The checklist as far as it is worked off."""
+        todo = {"learnability": "estimate first: it looks at the probe's answers"}
+        return [
+            self._points.get(name) or Point(name, "not checked", todo.get(name, "check first"))
+            for name in self._names
+        ]
+
+    @property
+    def _names(self) -> Sequence[str]:
+        """Without probes there is no telling learnability, and nothing to overrule."""
+        return POINTS if self._is_own else POINTS[:-1]
+
+    def request(self) -> dict[str, Any]:
+        """The body of the create; files without an id yet stand as their paths."""
+        reinforcement = {"grader": self.grader, "hyperparameters": self.hyperparameters}
+        if self.response_format:
+            reinforcement["response_format"] = self.response_format
+        body = {
+            "model": self.model,
+            "training_file": self._uploaded.get(self.train, self.train),
+            "validation_file": self._uploaded.get(self.valid, self.valid),
+            "method": {"type": "reinforcement", "reinforcement": reinforcement},
+            "suffix": self.suffix,
+            "seed": self.seed,
+            "metadata": self.metadata,
+        }
+        return {name: value for name, value in body.items() if value not in (None, "", {})}
+
+    def code(self) -> str:
+        """The same job as a few lines over OpenAI's client."""
+        paths = {"training_file": self.train, "validation_file": self.valid}
+        todo = {name: path for name, path in paths.items() if not path.startswith("file-")}
+        return launch.client_code(self.request(), todo)
+
+    def plan(self) -> dict[str, Any] | None:
+        """What every `auto` becomes, and why; None when the service does not tell."""
+        if not self._is_own or not self.train:
+            return None
+        given = json.dumps([self.train, self.hyperparameters, self.metadata], sort_keys=True)
+        if self._plan[0] != given:
+            rows = len(self._rows("train"))
+            found = jobs.plan(self._client, rows, self.hyperparameters, self.metadata)
+            self._plan = (given, found)
+        return self._plan[1]
+
+    def to_html(self, *, max_bytes: int = 300_000) -> Html:
+        """What was chosen, the checklist, the estimate and, with room, settings and request."""
+        parts = [self._summary(), self._result()]
+        names = ["checklist"] if max_bytes <= STORED_BYTES else list(SECTIONS)
+        parts += [self._section(name) for name in names]
+        return join(parts, plain="\n".join(part.plain for part in parts[:3] if part))
+
+    def _summary(self) -> Html:
+        chosen = f"{self.model} on {self.train or '(no file yet)'}"
+        said = f"{self.job_id} was started: {chosen}" if self.job_id else f"not started: {chosen}"
+        return wrap(f"<p><strong>{text(said)}</strong></p>", plain=said)
+
+    def _result(self) -> Html:
+        """The estimate, once there is one."""
+        if self._estimate is None:
+            return note("") if self._is_own else note(_NO_PROBE)
+        prices = (
+            self.usd_per_hour,
+            self.usd_per_million_prompt_tokens,
+            self.usd_per_million_completion_tokens,
+        )
+        return launch.estimated(self._estimate, self._estimate.cost(*prices))
+
+    def _section(self, name: str) -> Html:
+        if name == "checklist":
+            return launch.checklist(self.points, self.overruled)
+        if name == "settings":
+            return launch.settings(self.hyperparameters, self.plan())
+        source = (
+            self.code()
+            if name == "code"
+            else json.dumps(self.request(), indent=1, ensure_ascii=False)
+        )
+        return wrap(f"<pre>{text(source)}</pre>", plain=source)
+
+    # what it does
+
+    def check(self) -> None:
+        """Look at the data and at what the grader pays for cheats; fills the checklist."""
+        self._need_files()
+        doing = "Checking the data and the grader"
+        self._work(self._check, self._take_points, doing, slot="check")
+
+    def estimate(self) -> None:
+        """Let the platform take two steps, and say what the whole job would take."""
+        if not self._is_own:
+            raise InputError(_NO_PROBE)
+        self._need_files()
+        doing = "Probing: two steps on the platform"
+        self._work(self._probe, self._take_estimate, doing, slot="probe")
+
+    def start(self) -> str:
+        """Start the job, once what is being checked is done; its id.
+
+        Raises:
+            InputError: a point of the checklist is neither green nor overruled.
+        """
+        self.wait()
+        return self._start()
+
+    def _start(self) -> str:
+        self._need_files()
+        jobs.require(self.points, self.overruled)
+        job = jobs.create(self._client, **self._arguments())
+        self.set(job_id=job.id)
+        return job.id
+
+    def _need_files(self) -> None:
+        if not (self.train and self.valid):
+            raise InputError("choose a training and a validation file first")
+        if not self.grader:
+            raise InputError("there is no grader yet: paste its JSON, or choose a dataset with one")
+
+    def _check(self, task: Task) -> list[Point]:
+        from rftkit.client import judge_call
+
+        train, valid = self._path("train"), self._path("valid")
+        shape = {"grader": self.grader, "response_format": self.response_format}
+        data = jobs.check_data(train, valid, **shape)
+        if data.state == "error":
+            return [data, Point("grader", "not checked", "the data cannot be used yet")]
+        task.say("Grading cheats …")
+        items = [row.item for row in self._rows("train")]
+        audited = jobs.check_grader(
+            self.grader, items, response_format=self.response_format, complete=judge_call()
+        )
+        return [data, audited]
+
+    def _take_points(self, points: Sequence[Point]) -> None:
+        self._points |= {point.name: point for point in points}
+        self._draw_if_shown()
+
+    def _probe(self, task: Task) -> tuple[jobs.Estimate, Point]:
+        job = jobs.probe(self._client, **self._arguments())
+        for update in jobs.watch(self._client, job.id, poll_seconds=PROBE_POLL_SECONDS):
+            if task.cancelled:
+                self._client.fine_tuning.jobs.cancel(job.id)
+                break
+            task.say(f"Probing: {_last_word(update)}")
+            job = update.job
+        if job.status == "failed":
+            raise InputError(f"the probe failed, as the job would: {jobs.error_of(job)}")
+        events = jobs.events(self._client, job.id)
+        return jobs.estimate(events), jobs.check_learnability(events)
+
+    def _take_estimate(self, found: tuple[jobs.Estimate, Point]) -> None:
+        self._estimate = found[0]
+        self._take_points([found[1]])
+
+    def _arguments(self) -> dict[str, Any]:
+        """What `jobs.create` takes; files are uploaded now if they are not yet."""
+        for path in (self.train, self.valid):
+            if not path.startswith("file-") and path not in self._uploaded:
+                from rftkit import datasets
+
+                self._uploaded[path] = datasets.upload(self._client, path).id
+        return {
+            "model": self.model,
+            "training_file": self._uploaded.get(self.train, self.train),
+            "validation_file": self._uploaded.get(self.valid, self.valid),
+            "grader": self.grader,
+            "response_format": self.response_format,
+            "hyperparameters": self.hyperparameters or None,
+            "metadata": self.metadata or None,
+            "suffix": self.suffix or None,
+            "seed": self.seed,
+        }
+
+    def _path(self, name: str) -> Path:
+        """The file itself; an uploaded one is fetched."""
+        given: str = getattr(self, name)
+        if not given.startswith("file-"):
+            return Path(given)
+        if not hasattr(self, "_folder"):
+            self._folder = tempfile.TemporaryDirectory(prefix="rftkit-launch-")
+        path = Path(self._folder.name) / f"{given}.jsonl"
+        if not path.exists():
+            path.write_bytes(self._client.files.content(given).content)
+        return path
+
+    def _rows(self, name: str) -> list[Any]:
+        from rftkit import datasets
+
+        return datasets.read(self._path(name))
+
+    def _changed(self, names: Set[str]) -> None:
+        """What was found belongs to what was chosen: it is forgotten when that changes."""
+        if "dataset" in names and self.dataset:
+            self._assign(_of_dataset(self.dataset))
+            names = {*names, "train"}
+        if names & {"train", "valid", "grader", "response_format"}:
+            self._points.clear()
+        if names & {"train", "valid", "grader", "response_format", *_DECIDES}:
+            self._points.pop("learnability", None)
+            self._estimate = None
+
+    # live
+
+    def _build(self) -> Sequence[ipywidgets.Widget]:
+        self._top, self._found, self._body = self._html(), self._html(), self._html()
+        self._fields: dict[str, ipywidgets.Text] = {
+            name: self._field(name, label) for name, label in _TEXTS.items()
+        }
+        models = [model.id for model in self._client.models.list()]
+        self._model = ipywidgets.Combobox(options=models, description="Model", **_WIDE)
+        self._bind("model", self._model)
+        chooser = ipywidgets.Dropdown(
+            options=[(OWN_FILES, ""), *((name, name) for name in _bundled())],
+            value=self.dataset if self.dataset in _bundled() else "",
+            description="Dataset",
+            **_WIDE,
+        )
+        chooser.observe(
+            lambda change: self._guard(lambda: self.set(dataset=change["new"])), names="value"
+        )
+        self._json = {
+            name: ipywidgets.Textarea(description=label, continuous_update=False, rows=6, **_WIDE)
+            for name, label in (("grader", "Grader"), ("response_format", "Format"))
+        }
+        for name, area in self._json.items():
+            area.observe(lambda _, name=name: self._guard(lambda: self._read_json(name)), "value")
+        self._knobs = {name: self._knob(name) for name in HYPERPARAMETERS}
+        self._waivers = {name: self._waiver(name) for name in self._names}
+        self._choice = ipywidgets.ToggleButtons(
+            options=[(title, name) for name, title in SECTIONS.items()],
+            style={"button_width": "auto"},
+        )
+        self._bind("section", self._choice)
+        self._go = self._button("Start the job", self._press_start, button_style="primary")
+        buttons = [self._button("1. Check", self.check, "Data and grader; takes seconds")]
+        if self._is_own:
+            tip = "Two steps on the platform: time, memory, cost, learnability"
+            buttons.append(self._button("2. Estimate", self.estimate, tip))
+        buttons.append(self._go)
+        more = ipywidgets.Accordion(
+            [
+                ipywidgets.VBox([*self._json.values()]),
+                ipywidgets.VBox([*self._knobs.values(), self._fields["metadata"]]),
+            ],
+            titles=("Grader and response format", "Hyperparameters"),
+        )
+        return [
+            self._top,
+            chooser,
+            self._fields["train"],
+            self._fields["valid"],
+            self._model,
+            ipywidgets.HBox([self._fields["suffix"], self._fields["seed"]], layout=_WRAP),
+            more,
+            ipywidgets.HBox(buttons, layout=_WRAP),
+            self._found,
+            self._choice,
+            self._body,
+            ipywidgets.HBox([*self._waivers.values()], layout=_WRAP),
+        ]
+
+    def _field(self, name: str, label: str) -> ipywidgets.Text:
+        field = ipywidgets.Text(description=label, continuous_update=False, **_WIDE)
+        field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
+        return field
+
+    def _knob(self, name: str) -> ipywidgets.Text:
+        knob = ipywidgets.Text(
+            description=name.replace("_", " "),
+            placeholder="auto",
+            continuous_update=False,
+            style={"description_width": "11rem"},
+            layout=ipywidgets.Layout(width="20rem", max_width="100%"),
+        )
+        knob.observe(lambda _: self._guard(lambda: self._read_knob(name)), names="value")
+        return knob
+
+    def _waiver(self, name: str) -> ipywidgets.Checkbox:
+        box = ipywidgets.Checkbox(
+            description=f"overrule {name}", indent=False, layout=ipywidgets.Layout(width="auto")
+        )
+
+        def waive() -> None:
+            others = [each for each in self.overruled if each != name]
+            self._take("overruled", [*others, name] if box.value else others)
+
+        box.observe(lambda _: self._guard(waive), names="value")
+        return box
+
+    def _read_field(self, name: str) -> None:
+        typed = self._fields[name].value.strip()
+        if name == "seed":
+            self._take(name, _number(typed, "seed") if typed else None)
+        else:
+            self._take(name, _pairs(typed) if name == "metadata" else typed)
+
+    def _read_knob(self, name: str) -> None:
+        typed = self._knobs[name].value.strip()
+        others = {key: value for key, value in self.hyperparameters.items() if key != name}
+        if typed not in ("", "auto"):
+            others[name] = typed if name == "reasoning_effort" else _number(typed, name)
+        self._take("hyperparameters", others)
+
+    def _read_json(self, name: str) -> None:
+        typed = self._json[name].value.strip()
+        try:
+            value = json.loads(typed) if typed else None
+        except ValueError as error:
+            raise InputError(f"{name} is not JSON: {error}") from None
+        if value is not None and not isinstance(value, dict):
+            raise InputError(f"{name} must be one JSON object")
+        self._take(name, value or ({} if name == "grader" else None))
+
+    def _press_start(self) -> None:
+        self._start()
+
+    def _take(self, name: str, value: Any) -> None:
+        """What was typed becomes state, if it is another one than before."""
+        if getattr(self, name) != value:
+            self.set(**{name: value})
+
+    def _draw_if_shown(self) -> None:
+        if self._root is not None:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._top.value = self._summary() + (_next_cell(self.job_id) if self.job_id else "")
+        self._found.value = self._result()
+        self._body.value = self._section(self.section)
+        shown = {**self.state, "metadata": " ".join(f"{k}={v}" for k, v in self.metadata.items())}
+        for name, field in self._fields.items():
+            field.value = "" if shown[name] is None else str(shown[name])
+        for name, knob in self._knobs.items():
+            knob.value = str(self.hyperparameters.get(name, ""))
+        for name, area in self._json.items():
+            value = getattr(self, name)
+            area.value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
+        for point in self.points:
+            box = self._waivers[point.name]
+            box.value = point.name in self.overruled
+            box.layout.display = "none" if point.is_green else ""
+        self._go.disabled = any(
+            not point.is_green and point.name not in self.overruled for point in self.points
+        )
+
+
+_NO_PROBE = (
+    "This service knows no probes, so time and cost cannot be estimated beforehand, nor what auto "
+    "means: it would run, and bill, the whole job."
+)
+_DECIDES = ("model", "hyperparameters", "metadata")
+_TEXTS = {
+    "train": "Train",
+    "valid": "Valid",
+    "suffix": "Suffix",
+    "seed": "Seed",
+    "metadata": "metadata",
+}
+_WIDE: dict[str, Any] = {
+    "style": {"description_width": "5rem"},
+    "layout": ipywidgets.Layout(width="100%", max_width="46rem"),
+}
+_WRAP = ipywidgets.Layout(flex_flow="row wrap")
+
+
+def _bundled() -> list[str]:
+    from rftkit.datasets.io import BUNDLED
+
+    return sorted(each.parent.name for each in BUNDLED.glob("*/grader.json"))
+
+
+def _of_dataset(name: str) -> dict[str, Any]:
+    """The state that a dataset folder fills in."""
+    from rftkit import datasets
+
+    found = datasets.bundled(name) if name in _bundled() else datasets.load(name)
+    return {
+        "train": str(found.train),
+        "valid": str(found.valid),
+        "grader": found.grader,
+        "response_format": found.response_format,
+    }
+
+
+def _last_word(update: jobs.Update) -> str:
+    messages = [event.get("message", "") for event in update.events]
+    return messages[-1] if messages else str(update.job.status)
+
+
+def _next_cell(job_id: str) -> str:
+    code = f'JobMonitor("{job_id}")'
+    return f'<div class="rk"><p class="rk-note">To watch it: <code>{text(code)}</code></p></div>'
+
+
+def _number(typed: str, name: str) -> int | float:
+    try:
+        value = float(typed)
+    except ValueError:
+        raise InputError(f"{name} must be a number or auto, found {typed!r}") from None
+    return int(value) if value.is_integer() else value
+
+
+def _pairs(typed: str) -> Mapping[str, str]:
+    words = [word.partition("=") for word in typed.split()]
+    for name, found, _ in words:
+        if not (name and found):
+            raise InputError(f"metadata is written name=value, found {name!r}")
+    return {name: value for name, _, value in words}

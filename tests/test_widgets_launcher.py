@@ -1,0 +1,203 @@
+"""JobLauncher on the real platform: checklist, probe, overrule, start; and every control by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import openai
+import pytest
+import sample_job
+from conftest import GRADER, Served
+
+from rftkit import jobs
+from rftkit.errors import InputError
+from rftkit.jobs.preflight import Point, check_learnability, require
+from rftkit.views import launch
+from rftkit.widgets import JobLauncher
+
+TINY: dict[str, Any] = {
+    "model": "rftkit-tiny",
+    "hyperparameters": {"batch_size": 16, "n_epochs": 1, "learning_rate_multiplier": 5},
+    "metadata": {"max_completion_tokens": "8"},
+    "seed": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def launched(platform: openai.OpenAI) -> JobLauncher:
+    """Checked, estimated and started, as a notebook does it headless."""
+    panel = JobLauncher("tiny_copy", client=platform, **TINY)
+    panel.check()
+    panel.estimate()
+    return panel
+
+
+def test_the_checklist_says_what_was_found(launched: JobLauncher) -> None:
+    points = {point.name: point for point in launched.points}
+    assert points["data"].is_green, points["data"]
+    assert points["learnability"].is_green, points["learnability"]
+    assert "the base model earns" in points["learnability"].words
+    assert launched.data()["point"].tolist() == ["data", "grader", "learnability"]
+
+
+def test_the_estimate_is_shown_with_what_it_rests_on(launched: JobLauncher) -> None:
+    shown = launched.to_html()
+    assert "Time" in shown
+    assert "Memory of the process" in shown
+    assert "From two steps of" in shown.plain
+    launched.set(usd_per_hour=3600.0)
+    assert "$" in launched.to_html()
+
+
+def test_the_plan_says_what_auto_means(launched: JobLauncher) -> None:
+    shown = launched.set(section="settings") or launched.to_html()
+    assert "16 steps, a validation every 4" in shown
+    assert "a quarter of the 16 steps" in shown
+
+
+def test_it_starts_when_what_is_not_green_is_overruled(
+    launched: JobLauncher, platform: openai.OpenAI
+) -> None:
+    held = [point.name for point in launched.points if not point.is_green]
+    if held:
+        with pytest.raises(InputError, match="overrule"):
+            launched.start()
+    launched.set(overruled=held)
+    job_id = launched.start()
+    assert platform.fine_tuning.jobs.retrieve(job_id).model == "rftkit-tiny"
+    platform.fine_tuning.jobs.cancel(job_id)
+    assert job_id in str(launched)
+
+
+def test_nothing_starts_unchecked(served: Served) -> None:
+    panel = JobLauncher("tiny_copy", client=served.client, model="rftkit-tiny")
+    with pytest.raises(InputError, match="not checked"):
+        panel.start()
+    with pytest.raises(InputError, match="no point 'speed'"):
+        panel.set(overruled=["speed"])
+        panel.start()
+    panel.set(overruled=["data", "grader", "learnability"])
+    assert panel.start().startswith("ftjob-")
+
+
+def test_a_changed_form_forgets_what_was_found(launched: JobLauncher) -> None:
+    state = {name: value for name, value in launched.state.items() if name != "job_id"}
+    again = JobLauncher(client=launched._client, **state)
+    again._points, again._estimate = dict(launched._points), launched._estimate
+    again.set(hyperparameters={"batch_size": 8})
+    assert {p.name: p.state for p in again.points}["learnability"] == "not checked"
+    assert {p.name: p.state for p in again.points}["data"] == "ok"
+    again.set(grader=GRADER)
+    assert {p.state for p in again.points} == {"not checked"}
+
+
+def test_request_and_code_are_the_job(served: Served) -> None:
+    panel = JobLauncher("tiny_copy", client=served.client, suffix="mine", **TINY)
+    code = panel.code()
+    assert "fine_tuning.jobs.create(" in code
+    made: list[Any] = []
+    fake = type("Jobs", (), {"create": staticmethod(lambda **body: made.append(body) or panel)})
+    panel.id = "ftjob-x"  # type: ignore[attr-defined]
+    client = type(
+        "Client",
+        (),
+        {
+            "fine_tuning": type("F", (), {"jobs": fake}),
+            "files": type(
+                "Files", (), {"create": staticmethod(lambda **_: type("X", (), {"id": "file-1"}))}
+            ),
+        },
+    )
+    program = code.replace("rftkit.connect()", "CLIENT").replace("import rftkit", "")
+    exec(program, {"CLIENT": client})
+    assert made[0] == {**panel.request(), "training_file": "file-1", "validation_file": "file-1"}
+
+
+def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    panel = JobLauncher(client=served.client)
+    panel.widget()
+    panel._knobs["n_epochs"].value = "2"
+    panel._knobs["learning_rate_multiplier"].value = "0.5"
+    assert panel.hyperparameters == {"n_epochs": 2, "learning_rate_multiplier": 0.5}
+    panel._knobs["n_epochs"].value = "auto"
+    assert panel.hyperparameters == {"learning_rate_multiplier": 0.5}
+    panel._knobs["batch_size"].value = "many"
+    assert "must be a number or auto" in panel.error
+    panel._fields["seed"].value = "7"
+    panel._fields["metadata"].value = "lora_rank=8 kl_coef=0.01"
+    assert (panel.seed, panel.metadata) == (7, {"lora_rank": "8", "kl_coef": "0.01"})
+    panel._json["grader"].value = json.dumps(GRADER)
+    assert panel.grader == GRADER
+    panel._json["grader"].value = "{"
+    assert "grader is not JSON" in panel.error
+    panel.set(dataset="tiny_copy")
+    assert panel.train.endswith("tiny_copy/train.jsonl")
+    assert panel._fields["train"].value == panel.train
+    assert panel._go.disabled
+    for box in panel._waivers.values():
+        box.value = True
+    assert not panel._go.disabled
+    panel._go.click()
+    assert panel.job_id.startswith("ftjob-")
+    assert panel.job_id in panel._top.value
+    panel.close()
+
+
+def test_a_hosted_service_gets_no_probe_and_no_plan() -> None:
+    with sample_job.serving() as url:
+        client = openai.OpenAI(base_url=url, api_key="none")
+        panel = JobLauncher("tiny_copy", client=client, model="o4-mini")
+        assert panel.plan() is None
+        assert [point.name for point in panel.points] == ["data", "grader"]
+        assert "bill" in panel.to_html()
+        panel.check()
+        assert panel.points[0].is_green
+        with pytest.raises(InputError, match="whole job"):
+            panel.estimate()
+
+
+def test_a_broken_file_is_an_error_of_the_data(served: Served, tmp_path: Any) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+    rows = str(tmp_path / "rows.jsonl")
+    panel = JobLauncher(client=served.client, train=rows, valid=rows, grader=GRADER)
+    panel.check()
+    data, grader, _ = panel.points
+    assert (data.state, grader.state) == ("error", "not checked")
+    assert "rows.jsonl:1" in data.details[0]
+
+
+def metrics(**step: Any) -> list[dict[str, Any]]:
+    learning = {name: value for name, value in step.items() if name != "reward"}
+    data = {"step": 1, "scores": {"train_reward_mean": step.get("reward")}, "learning": learning}
+    return [{"type": "metrics", "data": data}]
+
+
+@pytest.mark.parametrize(
+    ("step", "state", "words"),
+    [
+        ({"reward": 0.4, "flat_groups": 0.2}, "ok", "earns 0.400"),
+        ({"reward": 0.0, "flat_groups": 1.0}, "error", "nothing to learn from"),
+        ({"reward": 0.1, "flat_groups": 0.9}, "warning", "90% of its groups"),
+        ({"reward": 0.4, "flat_groups": 0.1, "truncated_share": 0.5}, "warning", "cut off"),
+        ({"reward": None, "flat_groups": 1.0}, "error", "could be graded"),
+    ],
+)
+def test_learnability(step: dict[str, Any], state: str, words: str) -> None:
+    point = check_learnability(metrics(**step))
+    assert point.state == state
+    assert words in point.words
+
+
+def test_no_step_no_verdict() -> None:
+    assert check_learnability([]).state == "not checked"
+
+
+def test_points_are_required_by_name() -> None:
+    points = [Point("data", "ok", "fine"), Point("grader", "warning", "a cheat pays")]
+    with pytest.raises(InputError, match="overrule 'grader'"):
+        require(points)
+    require(points, ["grader"])
+    assert "! warning, overruled" in launch.checklist(points, ["grader"])
+    assert jobs.require is require
