@@ -18,7 +18,9 @@ from rftkit.evals.comparison import (
     StepChoice,
 )
 from rftkit.evals.drift import Drift
+from rftkit.evals.dumped import from_dump
 from rftkit.evals.regrade import Regrade, RegradedRun
+from rftkit.evals.runs import fetch, kept, together
 from rftkit.evals.samples import Run, Samples, row_key
 from rftkit.evals.scores import best_constant, score
 
@@ -43,9 +45,13 @@ __all__ = [
     "ask",
     "best_constant",
     "compare",
+    "fetch",
+    "from_dump",
     "grade",
+    "kept",
     "pair",
     "row_key",
     "score",
     "side_by_side",
+    "together",
 ]

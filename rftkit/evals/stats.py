@@ -172,7 +172,7 @@ def mcnemar_p(num_fixed: int, num_broken: int) -> float | None:
     if n == 0:
         return None
     tail = sum(math.comb(n, k) for k in range(min(num_fixed, num_broken) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def equivalence_p(values: Array, margin: float) -> float | None:

@@ -1,0 +1,222 @@
+"""Runs kept in the home: fetched ones, which never change once finished, and those made here.
+
+One JSON file per run under `RFTKIT_HOME/evals`, columns and not lines, so that twenty runs are
+read in a second; rows are JSON text inside, parsed only when somebody looks. A file is written
+whole or not at all, and one that cannot be read counts as absent. Not here: requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit import settings
+from rftkit.evals.items import Record
+from rftkit.evals.samples import SCORE, Run, Samples
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["MADE_HERE", "find", "frame_of", "kept_runs", "load", "record_of", "samples_of", "save"]
+
+MADE_HERE = "localrun_"
+"""How ids of runs begin that were made here."""
+FORMAT = 1
+FINAL = frozenset({"completed", "failed", "canceled"})
+"""What a run cannot leave."""
+
+
+def path_of(run_id: str, source: str | None) -> Path:
+    """Where a run is kept: those made here by their id, fetched ones by service and id."""
+    if run_id.startswith(MADE_HERE):
+        return settings.home() / "evals" / "made" / f"{_safe(run_id)}.json"
+    place = hashlib.sha256((source or "").rstrip("/").encode()).hexdigest()[:16]
+    return settings.home() / "evals" / "fetched" / place / f"{_safe(run_id)}.json"
+
+
+def save(record: Record) -> Path:
+    """Keep a run; returns its file."""
+    path = path_of(record.run.id, record.run.source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, **asdict(record)}, ensure_ascii=True, allow_nan=False)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+    return path
+
+
+def load(run_id: str, source: str | None) -> Record | None:
+    """A kept run; None when it is not kept, or its file cannot be read."""
+    return _read(path_of(run_id, source))
+
+
+def find(run_id: str) -> Record | None:
+    """A run that is kept, wherever it was fetched from; None when it is not."""
+    if run_id.startswith(MADE_HERE):
+        return load(run_id, None)
+    fetched = sorted((settings.home() / "evals" / "fetched").glob(f"*/{_safe(run_id)}.json"))
+    return next((record for path in fetched if (record := _read(path))), None)
+
+
+def kept_runs() -> Iterator[Record]:
+    """Every run made here, oldest first; files that cannot be read are passed over."""
+    folder = settings.home() / "evals" / "made"
+    for path in sorted(folder.glob(f"{MADE_HERE}*.json"), key=lambda each: each.stat().st_mtime):
+        record = _read(path)
+        if record:
+            yield record
+
+
+def samples_of(records: Sequence[Record]) -> Samples:
+    """Runs side by side; labels that clash get told apart, rows that are equal become one."""
+    import pandas as pd
+
+    labels = _unique([record.run for record in records])
+    runs = tuple(replace(r.run, label=label) for r, label in zip(records, labels, strict=True))
+    frames = [frame_of(record, run) for record, run in zip(records, runs, strict=True)]
+    frame = pd.concat(frames, ignore_index=True) if frames else frame_of(_EMPTY, _EMPTY.run)
+    items: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    for record in records:
+        for key, number, item in zip(record.keys, record.numbers, record.items, strict=True):
+            if key not in items:
+                items[key], numbers[key] = item, number
+    notes = tuple(dict.fromkeys(note for record in records for note in record.notes))
+    formats = [each.response_format for each in records if each.response_format]
+    return Samples(runs, frame, _Items(items), numbers, notes, formats[0] if formats else None)
+
+
+def frame_of(record: Record, run: Run) -> pd.DataFrame:
+    """The tidy frame of one run."""
+    import numpy as np
+    import pandas as pd
+
+    columns = record.columns
+    size = len(columns["row"])
+    keys = np.asarray(record.keys, dtype=object)
+    data: dict[str, Any] = {
+        "run": np.full(size, run.label, dtype=object),
+        "step": pd.array([run.step] * size, dtype="Int64"),
+        "row": keys[np.asarray(columns["row"], dtype=int)],
+        "sample": np.asarray(columns["sample"], dtype=int),
+        "reward": np.asarray(columns["reward"], dtype=float),
+        "passed": pd.array(columns["passed"], dtype="boolean"),
+        "outcome": np.asarray(columns["outcome"], dtype=object),
+        "truncated": np.asarray(columns["truncated"], dtype=bool),
+        "tokens": np.asarray(columns["tokens"], dtype=float),
+        **{name: np.asarray(columns[name], dtype=object) for name in ("answer", "error", "judge")},
+    }
+    for name, column in record.scores.items():
+        data[SCORE + name] = np.asarray(column, dtype=float)
+    return pd.DataFrame({name: pd.Series(column) for name, column in data.items()})
+
+
+def record_of(samples: Samples, label: str) -> Record:
+    """One run of a frame in the form that is kept."""
+    import numpy as np
+
+    run = samples.run(label)
+    frame = samples.frame[samples.frame["run"] == label]
+    keys = list(dict.fromkeys(frame["row"]))
+    place = {key: at for at, key in enumerate(keys)}
+
+    def numbers(column: Any) -> list[float | None]:
+        return [float(v) if np.isfinite(v) else None for v in column.to_numpy(float)]
+
+    def texts(column: Any) -> list[Any]:
+        return [None if value is None or value != value else value for value in column]
+
+    passed = zip(frame["passed"], frame["passed"].isna(), strict=True)
+    columns: dict[str, list[Any]] = {
+        "row": [place[key] for key in frame["row"]],
+        "sample": [int(value) for value in frame["sample"]],
+        "reward": numbers(frame["reward"]),
+        "passed": [None if missing else bool(value) for value, missing in passed],
+        "outcome": [str(value) for value in frame["outcome"]],
+        "truncated": [bool(value) for value in frame["truncated"]],
+        "tokens": numbers(frame["tokens"]),
+        "answer": [str(value) for value in frame["answer"]],
+        "error": texts(frame["error"]),
+        "judge": texts(frame["judge"]),
+    }
+    return Record(
+        run=run,
+        columns=columns,
+        scores={name: numbers(frame[SCORE + name]) for name in samples.graders},
+        keys=keys,
+        numbers=[int(samples.numbers.get(key, at)) for at, key in enumerate(keys)],
+        items=[json.dumps(samples.items.get(key) or {}, ensure_ascii=False) for key in keys],
+        notes=list(samples.notes),
+        response_format=dict(samples.response_format) if samples.response_format else None,
+    )
+
+
+class _Items(Mapping[str, Mapping[str, Any]]):
+    """Rows by key, parsed when they are asked for."""
+
+    def __init__(self, texts: Mapping[str, str]) -> None:
+        self._texts = texts
+        self._parsed: dict[str, Mapping[str, Any]] = {}
+
+    def __getitem__(self, key: str) -> Mapping[str, Any]:
+        if key not in self._parsed:
+            self._parsed[key] = json.loads(self._texts[key])
+        return self._parsed[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+
+def _unique(runs: Sequence[Run]) -> list[str]:
+    """Labels; behind those that several runs have, what tells them apart."""
+    places: dict[str, list[int]] = {}
+    for at, run in enumerate(runs):
+        places.setdefault(run.label, []).append(at)
+    labels = [run.label for run in runs]
+    for label, clash in places.items():
+        if len(clash) > 1:
+            for at, tail in zip(clash, _tails([runs[at] for at in clash]), strict=True):
+                labels[at] = f"{label} · {tail}"
+    return labels
+
+
+def _tails(runs: Sequence[Run]) -> list[str]:
+    """The job, model or id of each run, whichever differs between all; else their numbers."""
+    for name in ("job_id", "model", "id"):
+        tails = [str(getattr(run, name) or "–").removeprefix("ftjob-")[-24:] for run in runs]
+        if len(set(tails)) == len(tails):
+            return tails
+    return [str(number) for number in range(1, len(runs) + 1)]
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        kept = json.loads(path.read_bytes())
+        if kept.pop("format") != FORMAT:
+            return None
+        return Record(**{**kept, "run": Run(**kept["run"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _safe(run_id: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in run_id)
+
+
+_NOTHING: dict[str, list[Any]] = {
+    name: []
+    for name in ("row", "sample", "reward", "passed", "outcome", "truncated", "tokens", "answer",
+                 "error", "judge")
+}  # fmt: skip
+_EMPTY = Record(Run("", ""), _NOTHING, {}, [], [], [])
