@@ -24,7 +24,7 @@ import msgspec
 
 from rftkit.errors import RowError
 
-__all__ = ["ROLES", "Row", "parse_row", "read_rows"]
+__all__ = ["ROLES", "Row", "parse_object", "parse_row", "read_rows"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DIGITS = 4300  # of an integer; Python itself reads no longer one
@@ -69,10 +69,7 @@ def parse_row(text: str | bytes, *, line: int = 1, path: str | Path | None = Non
     def fail(message: str, param: str | None = None) -> RowError:
         return RowError(message, path=path, line=line, param=param)
 
-    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    item = _read_object(raw, fail)
-    if not isinstance(item, dict):
-        raise fail(f"expected a JSON object, found {_kind(item)}")
+    item = parse_object(text, line=line, path=path)
     if "messages" not in item:
         keys = ", ".join(sorted(item)) or "none"
         raise fail(f"the row has no `messages` (its keys: {keys})", "messages")
@@ -81,6 +78,25 @@ def parse_row(text: str | bytes, *, line: int = 1, path: str | Path | None = Non
     if tools is not None and not isinstance(tools, list):
         raise fail(f"`tools` must be a list of functions, found {_kind(tools)}", "tools")
     return Row(item=item, line=line)
+
+
+def parse_object(
+    text: str | bytes, *, line: int = 1, path: str | Path | None = None
+) -> dict[str, Any]:
+    """Read the JSON object of a line, strictly, whether it is a row or not.
+
+    Raises:
+        RowError: with file, line and column, when it is none.
+    """
+
+    def fail(message: str) -> RowError:
+        return RowError(message, path=path, line=line)
+
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    item = _read_object(raw, fail)
+    if not isinstance(item, dict):
+        raise fail(f"expected a JSON object, found {_kind(item)}")
+    return item
 
 
 def read_rows(

@@ -1,27 +1,49 @@
-"""Datasets from the client's side: read, check, upload. One row's shape is `rftkit.rows`."""
+"""Datasets from the client's side. One row's shape is `rftkit.rows`.
+
+look        open (any form, any size) · read · profile · check, the dataset doctor
+learn       preview: what a model earns on some rows, and which of them teach
+make        convert · split · sample
+send        upload
+folders     load, bundled: rows, grader and response format together
+files       read_json · read_samples
+"""
 
 from rftkit.datasets.answers import read_samples
 from rftkit.datasets.check import check
+from rftkit.datasets.convert import Conversion, convert
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
 from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
+from rftkit.datasets.learnability import Preview, SampledRow, preview, spread_rows
+from rftkit.datasets.profile import profile
 from rftkit.datasets.rowfile import NumberedRow, Rows, open
+from rftkit.datasets.split import Split, sample, split
 from rftkit.graders import reference_answer
 
 __all__ = [
     "Check",
+    "Conversion",
     "Dataset",
     "FileFacts",
     "Finding",
     "NumberedRow",
     "Place",
+    "Preview",
     "Rows",
+    "SampledRow",
+    "Split",
     "bundled",
     "check",
+    "convert",
     "load",
     "open",
+    "preview",
+    "profile",
     "read",
     "read_json",
     "read_samples",
     "reference_answer",
+    "sample",
+    "split",
+    "spread_rows",
     "upload",
 ]

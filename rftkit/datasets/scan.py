@@ -23,7 +23,16 @@ from rftkit.errors import RowError
 from rftkit.graders import check_item_paths, reference_answer
 from rftkit.rows import Row
 
-__all__ = ["MAX_LISTED", "Found", "KeyTally", "ScanTask", "Tally", "prompt_text", "tally"]
+__all__ = [
+    "MAX_LISTED",
+    "Found",
+    "KeyTally",
+    "ScanTask",
+    "Tally",
+    "prompt_hash",
+    "prompt_text",
+    "tally",
+]
 
 MAX_LISTED = 100
 """How many rows a finding names."""
@@ -179,8 +188,12 @@ def _column(
             counts.keys.setdefault(key, KeyTally()).note(value)
     answer = reference_answer(row.item, task.response_format, grader=task.grader)
     chars = sum(len(_content(message)) for message in row.messages)
-    prompt = _hash(_canonical(row.messages))
-    return each.number, prompt, _hash(answer.encode("utf-8", "replace")) if answer else 0, chars
+    return (
+        each.number,
+        prompt_hash(row),
+        _hash(answer.encode("utf-8", "replace")) if answer else 0,
+        chars,
+    )
 
 
 def _note_lacking(
@@ -190,6 +203,11 @@ def _note_lacking(
         check_item_paths(grader, item)
     except RowError as error:
         counts.lacking.setdefault(str(error.param), Found()).note(number, str(error))
+
+
+def prompt_hash(row: Row) -> int:
+    """The same number for the same messages, whatever the order of their keys."""
+    return _hash(_canonical(row.messages))
 
 
 def prompt_text(row: Row) -> str:

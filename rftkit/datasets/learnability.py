@@ -1,0 +1,381 @@
+"""Can this model learn from these rows? Ask it some of them several times, and look at the rewards.
+
+A group whose answers all earn the same teaches nothing, so only rows *in between* teach: sometimes
+better, sometimes worse. `preview` samples at temperature 1 from any service, grades here, and says
+which rows those are, with intervals: of a row over its answers (Wilson), of shares over the rows
+(`evals.stats`). What it cannot tell: that a row without spread in its few answers has none at all;
+a row that is right nine times in ten looks always right in four answers two times in three.
+Failed grades and answers that never came are left out and counted, never zero.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rftkit.datasets.findings import Finding, Place
+from rftkit.datasets.rowfile import NumberedRow, open
+from rftkit.datasets.writing import write_lines
+from rftkit.errors import InputError
+from rftkit.graders import Sample, compile_grader
+from rftkit.rows import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from openai import OpenAI
+
+    from rftkit.evals import Estimate
+
+__all__ = ["Preview", "SampledRow", "preview", "spread_rows"]
+
+Kind = Literal["always right", "always wrong", "in between", "unknown"]
+KINDS: tuple[Kind, ...] = ("always right", "always wrong", "in between", "unknown")
+FEW_USEFUL = 0.3
+MAX_FLAT = 0.5
+SAME = 9  # decimals to which two rewards are compared
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRow:
+    """One row with what the model earned on it."""
+
+    place: Place
+    rewards: tuple[float | None, ...]
+    """One for each completion; None where the grader failed or no answer came."""
+    answers: tuple[str, ...]
+    """What it said; empty where no answer came."""
+    trouble: tuple[str, ...]
+    """Why there is no reward, once for each reason."""
+
+    @property
+    def graded(self) -> list[float]:
+        """The rewards there are."""
+        return [round(reward, SAME) for reward in self.rewards if reward is not None]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean reward; None when nothing was graded."""
+        return sum(self.graded) / len(self.graded) if self.graded else None
+
+    @property
+    def spread(self) -> float | None:
+        """Highest minus lowest reward."""
+        return max(self.graded) - min(self.graded) if self.graded else None
+
+    def passes(self, threshold: float) -> int:
+        """Completions that earned at least `threshold`."""
+        return sum(reward >= threshold for reward in self.graded)
+
+    def kind(self, threshold: float) -> Kind:
+        """What the row is for this model; `unknown` with fewer than two graded completions."""
+        if len(self.graded) < 2:
+            return "unknown"
+        if self.spread:
+            return "in between"
+        return "always right" if self.graded[0] >= threshold else "always wrong"
+
+    def flat_chance(self, group_size: int) -> float | None:
+        """The chance that a group of so many completions of this row all earn the same.
+
+        Up to the number of graded completions this is the unbiased estimate (the share of all
+        subsets of that size that are flat); beyond it is extrapolated with Jeffreys' prior.
+        """
+        counts, n = Counter(self.graded).values(), len(self.graded)
+        if n < 2:
+            return None
+        if group_size <= n:
+            return sum(comb(count, group_size) for count in counts) / comb(n, group_size)
+        return min(1.0, sum(_posterior_power(count, n, group_size) for count in counts))
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a model earned on some rows; print it, or take `findings` and `to_frame`."""
+
+    model: str
+    completions: int
+    """Asked for each row."""
+    rows: tuple[SampledRow, ...]
+    pass_threshold: float
+    """Reward from which an answer counts as right: as given, else as suggested."""
+
+    def numbers(self, kind: Kind) -> list[int]:
+        """Numbers of the rows of a kind."""
+        return [row.place.number for row in self.rows if row.kind(self.pass_threshold) == kind]
+
+    def share(self, kind: Kind) -> Estimate:
+        """Share of the known rows that are of a kind, with a 95 % interval over rows."""
+        known = [row.kind(self.pass_threshold) for row in self.rows]
+        return _interval([float(each == kind) for each in known if each != "unknown"], (0.0, 1.0))
+
+    def flat_share(self, group_size: int) -> Estimate:
+        """Share of groups without signal to expect in a job with so many completions a prompt."""
+        chances = [row.flat_chance(group_size) for row in self.rows]
+        return _interval([chance for chance in chances if chance is not None])
+
+    def mean(self) -> Estimate:
+        """Mean reward of the model, over rows."""
+        return _interval([row.mean for row in self.rows if row.mean is not None])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line a row: pass rate with its interval, mean, spread, kind."""
+        import pandas as pd
+
+        return pd.DataFrame([self._record(row) for row in self.rows])
+
+    def _record(self, row: SampledRow) -> dict[str, Any]:
+        passes, n = row.passes(self.pass_threshold), len(row.graded)
+        rate = _interval([1.0] * passes + [0.0] * (n - passes), (0.0, 1.0))
+        return {
+            "row": row.place.number,
+            "line": row.place.line,
+            "kind": row.kind(self.pass_threshold),
+            "pass_rate": rate.value,
+            "low": rate.low,
+            "high": rate.high,
+            "mean_reward": row.mean,
+            "spread": row.spread,
+            "num_graded": n,
+            "num_missing": len(row.rewards) - n,
+        }
+
+    def write_useful(self, source: str | Path, target: str | Path) -> int:
+        """Write the rows in between, as they stand, to a new file; the number of rows written.
+
+        Raises:
+            InputError: No sampled row is in between.
+        """
+        useful = self.numbers("in between")
+        if not useful:
+            raise InputError("no sampled row is in between; sample more rows or completions")
+        with open(source) as rows:
+            return write_lines(target, (each.raw for each in rows.rows_at(useful)))
+
+    def findings(self, group_size: int | None = None) -> list[Finding]:
+        """What this means for a job with `group_size` completions a prompt; default as sampled."""
+        size = group_size or self.completions
+        return [*self._kinds(), *self._flat(size), *self._threshold(), *self._trouble()]
+
+    def _kinds(self) -> Iterator[Finding]:
+        useful = self.share("in between")
+        if useful.value is None:
+            return
+        counts = ", ".join(f"{len(self.numbers(kind))} {kind}" for kind in KINDS)
+        is_few = useful.high is not None and useful.high < FEW_USEFUL
+        yield Finding(
+            "warning" if is_few else "info",
+            "learnability",
+            f"{self.model}, {self.completions} completions for each of {len(self.rows)} rows: mean "
+            f"reward {_said(self.mean(), False)}; rows: {counts}; in between: {_said(useful)}",
+            "too few rows teach this model anything: easier prompts, partial credit in the grader, "
+            "or a stronger model"
+            if is_few
+            else "",
+            figures={kind: len(self.numbers(kind)) for kind in KINDS},
+        )
+
+    def _flat(self, size: int) -> Iterator[Finding]:
+        share = self.flat_share(size)
+        if share.value is None:
+            return
+        beyond = "" if size <= self.completions else "; extrapolated beyond what was sampled"
+        yield Finding(
+            "warning" if share.value > MAX_FLAT else "info",
+            "flat_groups",
+            f"expect {_said(share)} of groups of {size} completions without any signal{beyond}",
+            "train on the rows in between only, or raise compute_multiplier"
+            if share.value > MAX_FLAT
+            else "",
+            figures={"group_size": size, "share": share.value},
+        )
+
+    def _threshold(self) -> Iterator[Finding]:
+        suggested = suggest_threshold(self.rows)
+        if suggested is not None:
+            yield Finding(
+                "info",
+                "pass_threshold",
+                f"a pass_threshold of {suggested:g} tells answers to one row apart most often",
+                figures={"pass_threshold": suggested},
+            )
+
+    def _trouble(self) -> Iterator[Finding]:
+        missing = [row for row in self.rows if row.trouble]
+        if missing:
+            count = sum(len(row.rewards) - len(row.graded) for row in missing)
+            yield Finding(
+                "warning",
+                "not_graded",
+                f"{count} of {len(self.rows) * self.completions} completions have no reward, and "
+                "are left out",
+                "see the reasons; a job in which more than 5 % of the grades fail pauses",
+                len(missing),
+                tuple(row.place for row in missing),
+                tuple(f"{row.place}: {'; '.join(row.trouble)}" for row in missing),
+            )
+
+
+def preview(
+    client: OpenAI,
+    model: str,
+    rows: Sequence[NumberedRow],
+    *,
+    grader: Mapping[str, Any],
+    source: str = "rows",
+    response_format: Mapping[str, Any] | None = None,
+    completions: int = 8,
+    pass_threshold: float | None = None,
+    concurrency: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    grader_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Preview:
+    """Sample the model several times on each row, grade, and say which rows teach.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        model: The base model of the job to come.
+        rows: Which rows, such as `spread_rows(source, 24)`.
+        grader: Grader spec, as on the wire.
+        source: How places name the file of the rows.
+        response_format: Constrains the answers, as it will in the job.
+        completions: For each row.
+        pass_threshold: Reward from which an answer is right; default as suggested by the rewards.
+        concurrency: Rows under way at the same time.
+        progress: Called with rows done and all rows.
+        grader_options: Of `compile_grader`: a judge's call.
+        options: More of `chat.completions.create`, such as `max_completion_tokens`.
+
+    Raises:
+        InputError: Not one row can be used, or fewer than two completions are asked for.
+    """
+    usable = [(each, each.row) for each in rows if each.row is not None]
+    if not usable:
+        raise InputError("there is no usable row to ask the model about")
+    if completions < 2:
+        raise InputError(f"spread needs at least 2 completions a row, found {completions}")
+    if response_format is not None:
+        options["response_format"] = response_format
+    sampled = []
+    with (
+        compile_grader(grader, **(grader_options or {})) as compiled,
+        ThreadPoolExecutor(concurrency) as pool,
+    ):
+        asked = pool.map(lambda pair: _ask(client, model, pair[1], completions, options), usable)
+        for done, ((each, row), (samples, error)) in enumerate(zip(usable, asked, strict=True), 1):
+            grades = compiled.grade_many([(sample, row.item) for sample in samples])
+            missing = completions - len(samples)
+            why = {_why(grade.errors) for grade in grades if grade.reward is None}
+            sampled.append(
+                SampledRow(
+                    Place(source, each.number, each.line),
+                    (*(grade.reward for grade in grades), *([None] * missing)),
+                    (*(sample.output_text for sample in samples), *([""] * missing)),
+                    tuple(sorted(why | ({error} if error else set()))),
+                )
+            )
+            if progress is not None:
+                progress(done, len(usable))
+    threshold = pass_threshold if pass_threshold is not None else suggest_threshold(sampled)
+    return Preview(model, completions, tuple(sampled), 0.5 if threshold is None else threshold)
+
+
+def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedRow]:
+    """Usable rows spread evenly over a dataset, about `count` of them."""
+    with open(source) as rows:
+        rows.wait()
+        stride = max(1, -(-len(rows) // max(1, count)))
+        return [each for each in rows.rows_at(range(0, len(rows), stride)) if each.row]
+
+
+def suggest_threshold(rows: Sequence[SampledRow]) -> float | None:
+    """The threshold under which two completions of one row differ most often.
+
+    None when no row has two different rewards: then there is nothing to tell apart.
+    """
+    candidates = sorted({reward for row in rows for reward in row.graded})[1:]
+    best = max(candidates, key=lambda one: (_told_apart(rows, one), one), default=None)
+    return best if best is not None and _told_apart(rows, best) > 0 else None
+
+
+def _told_apart(rows: Sequence[SampledRow], threshold: float) -> float:
+    """Mean over rows of the share of pairs of completions on both sides of the threshold."""
+    shares = [
+        row.passes(threshold) * (n - row.passes(threshold)) / comb(n, 2)
+        for row in rows
+        if (n := len(row.graded)) >= 2
+    ]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _ask(
+    client: OpenAI, model: str, row: Row, completions: int, options: Mapping[str, Any]
+) -> tuple[list[Sample], str | None]:
+    """The completions of a row, fewer with the reason when requests failed."""
+    from openai import OpenAIError
+
+    samples: list[Sample] = []
+    chosen: Any = {"temperature": 1, **options}
+    if row.tools:
+        chosen["tools"] = row.tools
+    while len(samples) < completions:  # some services give fewer at once than asked for
+        try:
+            reply = client.chat.completions.create(
+                model=model,
+                messages=row.messages,  # type: ignore[arg-type]
+                n=completions - len(samples),
+                **chosen,
+            )
+        except OpenAIError as error:
+            return samples, str(error)
+        if not reply.choices:
+            return samples, "the service gave no choices"
+        samples += [_sample(choice, chosen.get("response_format")) for choice in reply.choices]
+    return samples[:completions], None
+
+
+def _sample(choice: Any, response_format: Mapping[str, Any] | None) -> Sample:
+    return Sample.from_text(
+        choice.message.content or "",
+        response_format=response_format,
+        truncated=choice.finish_reason == "length",
+        tool_calls=[call.to_dict() for call in choice.message.tool_calls or []],
+    )
+
+
+def _why(errors: Mapping[str, Any]) -> str:
+    details = [value for value in errors.values() if isinstance(value, str) and value]
+    return "; ".join(details or errors)
+
+
+def _posterior_power(count: int, n: int, power: int) -> float:
+    """E[p^power] under Beta(count + 1/2, n - count + 1/2)."""
+    value = 1.0
+    for step in range(power):
+        value *= (count + 0.5 + step) / (n + 1 + step)
+    return value
+
+
+def _interval(values: list[float], support: tuple[float, float] | None = None) -> Estimate:
+    import numpy as np
+
+    from rftkit.evals.stats import mean_interval
+
+    if values and set(values) <= {0.0, 1.0}:
+        support = (0.0, 1.0)
+    return mean_interval(np.array(values, dtype=np.float64), support=support)
+
+
+def _said(estimate: Estimate, is_share: bool = True) -> str:
+    form = "{:.0%}" if is_share else "{:.2f}"
+    if estimate.value is None:
+        return "unknown"
+    if estimate.low is None or estimate.high is None:
+        return form.format(estimate.value)
+    low, high = form.format(max(0.0, estimate.low)), form.format(estimate.high)
+    return f"{form.format(estimate.value)} (95 % interval {low} to {high})"

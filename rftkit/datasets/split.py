@@ -1,0 +1,254 @@
+"""Split a dataset into train, valid and test, or draw a sample of it, so that nothing leaks.
+
+Rows are first tied into units that stay together: rows with the same prompt, rows that nearly
+repeat each other, and rows with the same value under `group` (a topic, a document). Within each
+stratum (a value under `stratify`) units are shuffled with the seed and handed out so that every
+part gets its share. The result says which file it was made of (SHA-256) and the seed: the same call
+gives the same bytes again. Lines are copied as they stand.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rftkit.datasets import shingles
+from rftkit.datasets.rowfile import NumberedRow, Rows, open
+from rftkit.datasets.scan import prompt_hash, prompt_text
+from rftkit.datasets.writing import refuse_existing, sha256, write_lines
+from rftkit.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+__all__ = ["SHARES", "Split", "sample", "split"]
+
+SHARES: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
+_LEFT = ""  # the part of rows that no part asked for
+AT_ONCE = 5000  # texts whose signatures are made at once
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What a split made, and of what."""
+
+    source: str
+    source_sha256: str | None
+    """Of the source as it lies on disk; None for a frame."""
+    seed: int
+    shares: dict[str, float]
+    stratify: str | None
+    group: str | None
+    files: dict[str, str]
+    """Part -> path."""
+    num_rows: dict[str, int]
+    """Part -> rows written."""
+    num_repeats: int
+    """Rows left out because their prompt stands further up."""
+    num_refused: int
+    """Rows left out because they cannot be used."""
+    num_left: int
+    """Rows that no part asked for."""
+
+    def __str__(self) -> str:
+        lines = [f"{part}: {self.num_rows[part]:,} rows  {self.files[part]}" for part in self.files]
+        lines.append(
+            f"left out: {self.num_repeats:,} repeats, {self.num_refused:,} unusable, "
+            f"{self.num_left:,} not drawn; seed {self.seed}; source {self.source}"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class _Row:
+    number: int
+    prompt: int
+    group: str | None
+    stratum: str
+
+
+def split(
+    source: str | Path | pd.DataFrame,
+    folder: str | Path,
+    *,
+    shares: Mapping[str, float] | None = None,
+    seed: int = 1,
+    stratify: str | None = None,
+    group: str | None = None,
+    deduplicate: bool = True,
+    near_duplicates: bool = False,
+) -> Split:
+    """Write train.jsonl, valid.jsonl and test.jsonl, and split.json that says how.
+
+    Args:
+        source: As for `open`.
+        folder: Where the files go; made if need be, and none of them may be there already.
+        shares: Part -> share of the rows; together at most 1.
+        seed: Another seed, another split.
+        stratify: A key whose values each part gets in equal shares.
+        group: A key whose values never straddle two parts.
+        deduplicate: Write only the first of rows with the same prompt; else they stay together.
+        near_duplicates: Also keep together what nearly repeats (see `shingles`).
+
+    Raises:
+        InputError: Shares, keys or files cannot be used.
+    """
+    shares = dict(SHARES if shares is None else shares)
+    if not shares or min(shares.values()) <= 0 or sum(shares.values()) > 1 + 1e-9:
+        raise InputError(f"shares must be above 0 and at most 1 together, found {shares}")
+    paths = {part: Path(folder) / f"{part}.jsonl" for part in shares}
+    record = Path(folder) / "split.json"
+    for path in (*paths.values(), record):
+        refuse_existing(path)
+    with open(source) as rows:
+        kept, num_repeats, num_refused = _look(rows, stratify, group, deduplicate)
+        units = _units(kept, rows, near_duplicates)
+        parts = _hand_out(units, kept, shares, seed)
+        written = {
+            part: write_lines(paths[part], (each.raw for each in rows.rows_at(sorted(numbers))))
+            for part, numbers in parts.items()
+        }
+        made = Split(
+            source=rows.name,
+            source_sha256=sha256(Path(rows.name)) if Path(rows.name).exists() else None,
+            seed=seed,
+            shares=shares,
+            stratify=stratify,
+            group=group,
+            files={part: str(path) for part, path in paths.items()},
+            num_rows=written,
+            num_repeats=num_repeats,
+            num_refused=num_refused,
+            num_left=len(kept) - sum(written.values()),
+        )
+    write_lines(record, [json.dumps(asdict(made), ensure_ascii=False, indent=1).encode()])
+    return made
+
+
+def sample(
+    source: str | Path | pd.DataFrame,
+    target: str | Path,
+    num_rows: int,
+    *,
+    seed: int = 1,
+    stratify: str | None = None,
+) -> int:
+    """Write about `num_rows` rows, drawn with the seed, to a new file; the number written.
+
+    Each value under `stratify` keeps its share. Rows that cannot be used are not drawn, and of rows
+    with the same prompt only the first can be.
+
+    Raises:
+        InputError: There are not so many rows, or the key or file cannot be used.
+    """
+    refuse_existing(target)
+    with open(source) as rows:
+        kept, _, _ = _look(rows, stratify, None, True)
+        if not 0 < num_rows <= len(kept):
+            raise InputError(f"cannot draw {num_rows:,} of {len(kept):,} different usable rows")
+        units = [[at] for at in range(len(kept))]
+        drawn = _hand_out(units, kept, {"drawn": num_rows / len(kept)}, seed)["drawn"]
+        return write_lines(target, (each.raw for each in rows.rows_at(sorted(drawn))))
+
+
+def _look(
+    rows: Rows, stratify: str | None, group: str | None, deduplicate: bool
+) -> tuple[list[_Row], int, int]:
+    """The rows to hand out, repeats left out, refused ones left out."""
+    kept: list[_Row] = []
+    seen: set[int] = set()
+    num_repeats = num_refused = 0
+    for each in rows:
+        if each.row is None:
+            num_refused += 1
+            continue
+        prompt = prompt_hash(each.row)
+        if deduplicate and prompt in seen:
+            num_repeats += 1
+            continue
+        seen.add(prompt)
+        stratum = _value(rows, each, stratify) if stratify else ""
+        kept.append(
+            _Row(each.number, prompt, _value(rows, each, group) if group else None, stratum)
+        )
+    if not kept:
+        raise InputError(f"{rows.name} holds no usable rows")
+    return kept, num_repeats, num_refused
+
+
+def _value(rows: Rows, each: NumberedRow, key: str) -> str:
+    assert each.row is not None
+    if key not in each.row.item:
+        keys = ", ".join(sorted(each.row.item))
+        raise InputError(f"{rows.name}:{each.line}: the row has no key {key!r}; its keys: {keys}")
+    return json.dumps(each.row.item[key], sort_keys=True)
+
+
+def _units(kept: list[_Row], rows: Rows, near_duplicates: bool) -> list[list[int]]:
+    """Indexes of rows that stay together."""
+    parent = list(range(len(kept)))
+
+    def root(at: int) -> int:
+        while parent[at] != at:
+            parent[at] = parent[parent[at]]
+            at = parent[at]
+        return at
+
+    for first, second in _ties(kept, rows, near_duplicates):
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+    units: dict[int, list[int]] = {}
+    for at in range(len(kept)):
+        units.setdefault(root(at), []).append(at)
+    return list(units.values())
+
+
+def _ties(kept: list[_Row], rows: Rows, near_duplicates: bool) -> Iterator[tuple[int, int]]:
+    first_of: dict[Any, int] = {}
+    for at, row in enumerate(kept):
+        for key in (row.prompt, *((row.group,) if row.group is not None else ())):
+            yield first_of.setdefault(key, at), at
+    if near_duplicates:
+        import numpy as np
+
+        hashes = np.array([row.prompt for row in kept], dtype=np.uint64)
+        for pair in shingles.near_pairs(_signatures(kept, rows), hashes):
+            yield pair.earlier, pair.later
+
+
+def _signatures(kept: list[_Row], rows: Rows) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    tables = []
+    for first in range(0, len(kept), AT_ONCE):
+        found = rows.rows_at([row.number for row in kept[first : first + AT_ONCE]])
+        tables.append(shingles.signatures([prompt_text(each.row) for each in found if each.row]))
+    return np.concatenate(tables)
+
+
+def _hand_out(
+    units: Iterable[list[int]], kept: list[_Row], shares: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Part -> numbers of its rows. Each unit goes where most is missing."""
+    strata: dict[str, list[list[int]]] = {}
+    for unit in units:
+        strata.setdefault(kept[unit[0]].stratum, []).append(unit)
+    targets = {**shares, _LEFT: max(0.0, 1 - sum(shares.values()))}
+    parts: dict[str, list[int]] = {part: [] for part in targets}
+    wanted = dict.fromkeys(targets, 0.0)
+    for stratum in sorted(strata):
+        found = strata[stratum]
+        random.Random(f"{seed} {stratum}").shuffle(found)
+        total = sum(map(len, found))
+        for part, share in targets.items():
+            wanted[part] += share * total
+        for unit in sorted(found, key=len, reverse=True):  # large ones first, or they overshoot
+            part = max(targets, key=lambda name: wanted[name] - len(parts[name]))
+            parts[part] += [kept[at].number for at in unit]
+    del parts[_LEFT]
+    return parts

@@ -1,0 +1,43 @@
+"""Write dataset files: whole or not at all, and never over a file by accident."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from rftkit.datasets.lineindex import replacing
+from rftkit.errors import InputError
+
+__all__ = ["refuse_existing", "sha256", "write_lines"]
+
+
+def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
+    """Write lines to a new file; the number of lines written.
+
+    Raises:
+        InputError: There is a file of that name.
+    """
+    count = 0
+    refuse_existing(path)
+    with replacing(Path(path)) as file:
+        for line in lines:
+            file.write(line.rstrip(b"\r\n") + b"\n")
+            count += 1
+    return count
+
+
+def refuse_existing(path: str | Path) -> None:
+    """Raise InputError when something stands at `path`."""
+    if Path(path).exists():
+        raise InputError(f"{path} exists already; give another name, or delete it")
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file; of a folder, of the files in it one after the other."""
+    digest = hashlib.sha256()
+    for each in [path] if path.is_file() else sorted(path.iterdir()):
+        with each.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
