@@ -114,12 +114,12 @@ def grade(
     from dataclasses import asdict
 
     from rftkit import compile_grader, datasets, evals
-    from rftkit.client import judge_call
+    from rftkit.client import embedding_call, judge_call
 
     spec = datasets.read_json(grader)
     answer_format = datasets.read_json(response_format) if response_format else None
     pairs = datasets.read_samples(data, response_format=answer_format)
-    with compile_grader(spec, complete=judge_call()) as compiled:
+    with compile_grader(spec, complete=judge_call(), embed=embedding_call()) as compiled:
         grades = compiled.grade_many(pairs)
     if as_json:
         print_json([asdict(each) for each in grades])
@@ -169,11 +169,16 @@ def check(
 
 @app.command("import")
 def import_account(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A dump, or JSON, JSONL and CSV files of the API, to open here."),
+    ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="openai|azure|URL", help="What to save.")
     ] = None,
     dump: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to write, or to go on with.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Save into this folder only; open nothing here."),
     ] = None,
     only: Annotated[
         str | None, typer.Option(metavar="KINDS", help="Out of files,jobs,evals,graders.")
@@ -186,16 +191,31 @@ def import_account(
         Path | None, typer.Option(metavar="DIR", help="Check a dump against its manifest.")
     ] = None,
     show: Annotated[Path | None, typer.Option(metavar="DIR", help="List a dump in words.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say of every imported job and grader: does it run here?"),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Save what a hosted account holds into a folder.
+    """Save what a hosted account holds, and open it in the local platform.
 
-    Run again, it goes on where it stopped and fetches what is new.
+    Imported objects keep their ids and are read-only. Run again, it goes on where it stopped and
+    brings what is new.
 
     The key comes from OPENAI_API_KEY, or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY.
     """
+    from rftkit import cli_imports
     from rftkit.importer.cli import command
 
+    if check:
+        raise typer.Exit(cli_imports.check(as_json))
+    if paths:
+        if source or dump or verify or show or only or since:
+            raise InputError("name what to open, or use the options that save; not both")
+        raise typer.Exit(cli_imports.open_here(paths, dry_run=dry_run, as_json=as_json))
+    if source and dump is None and not dry_run:
+        options = {"only": only, "since": since}
+        raise typer.Exit(cli_imports.fetch_and_open(source, as_json=as_json, **options))
     status = command(
         source=source,
         dump=dump,

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import ProxyHandler, build_opener
 
-from rftkit import settings
+from rftkit import graders, settings
 from rftkit.errors import MissingExtraError, PlatformError
-from rftkit.graders import Completion, CompletionCall, completion_call
+from rftkit.graders import Completion, CompletionCall, EmbeddingCall, completion_call
+from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ServerStatus",
     "connect",
+    "embedding_call",
     "judge_call",
     "serve_status",
     "start_server",
@@ -106,6 +108,22 @@ def judge_call() -> CompletionCall:
         return asked[0](**question)
 
     return complete
+
+
+def embedding_call() -> EmbeddingCall:
+    """How `cosine` graders of this process get their vectors; from where `judge_call` asks."""
+    made: list[EmbeddingCall] = []
+
+    def embed(model: str, texts: list[str]) -> list[list[float]]:
+        if not made:
+            judge = settings.judge()
+            key = judge.api_key or "none"
+            client = connect(judge.base_url, key) if judge.base_url else connect()
+            is_local = judge.base_url is None and settings.remote()[0] is None
+            made.append(graders.embedding_call(client, LOCAL_EMBEDDING_MODEL if is_local else None))
+        return made[0](model, texts)
+
+    return embed
 
 
 def serve_status(home: Path | None = None) -> ServerStatus | None:

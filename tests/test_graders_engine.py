@@ -251,7 +251,6 @@ def test_normalised() -> None:
         (check(input={"a": 1}), "input", "valid string"),
         (check(input="{{item.}}"), "input", "is not a path"),
         ({"type": "label_model"}, "type", "evals only"),
-        ({"type": "text_similarity", "evaluation_metric": "cosine"}, "evaluation_metric", "evals"),
         (multi("a", a=check(), b={"type": "multi"}), "graders.b", "inside a multi"),
         (multi("a + c", a=check()), "calculate_output", "'c' is not a grader"),
         (multi("a", a=check(operation=3)), "graders.a.operation", "found 3"),
@@ -322,7 +321,7 @@ def grade(sample: dict, item: dict) -> float:
     assert grade.reward == 0.5, grade.errors
 
 
-def test_label_model_and_cosine_in_evals() -> None:
+def test_label_model_in_evals_and_cosine() -> None:
     label = {"type": "label_model", "model": "m", "labels": ["a", "b"], "passing_labels": ["a"],
              "input": [{"role": "user", "content": "?"}]}  # fmt: skip
     graders.validate(label, purpose="eval")
@@ -332,9 +331,10 @@ def test_label_model_and_cosine_in_evals() -> None:
     del cosine["operation"]
     vectors = {"Yes": [1.0, 0.0], "no": [1.0, 1.0], "anti": [-1.0, 0.0], "zero": [0.0, 0.0]}
     with compile_grader(
-        cosine, purpose="eval", embed=lambda model, texts: [vectors[text] for text in texts]
+        cosine, embed=lambda model, texts: [vectors[text] for text in texts]
     ) as grader:
         rewards = [grader.grade(Sample(text), {"answer": "Yes"}).reward for text in vectors]
+        assert grader.grade(Sample(""), {"answer": "Yes"}).reward == 0.0
     assert rewards == [1.0, pytest.approx(math.sqrt(0.5)), 0.0, None]
 
 

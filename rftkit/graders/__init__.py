@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
+    from rftkit.graders.embeddings import EmbeddingCall, embedding_call
     from rftkit.graders.endpoint import HttpCall, mask_secrets
     from rftkit.graders.engine import CompiledGrader, Leaf, compile_grader, grade
     from rftkit.graders.frames import grade_many
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
-    from rftkit.graders.leaves import EmbeddingCall
     from rftkit.graders.needs import check_item_paths, validate, variables
     from rftkit.graders.outcome import Grade, Sample
     from rftkit.graders.references import reference_answer
@@ -40,6 +40,7 @@ __all__ = [
     "check_item_paths",
     "compile_grader",
     "completion_call",
+    "embedding_call",
     "grade",
     "grade_many",
     "mask_secrets",
@@ -51,11 +52,11 @@ __all__ = [
 _HOMES = {
     "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
+    "embeddings": ("EmbeddingCall", "embedding_call"),
     "endpoint": ("HttpCall", "mask_secrets"),
     "engine": ("CompiledGrader", "Leaf", "compile_grader", "grade"),
     "frames": ("grade_many",),
     "judge": ("Completion", "CompletionCall", "completion_call"),
-    "leaves": ("EmbeddingCall",),
     "needs": ("check_item_paths", "validate", "variables"),
     "outcome": ("Grade", "Sample"),
     "references": ("reference_answer",),

@@ -15,13 +15,13 @@ from time import perf_counter
 from typing import Any
 
 from rftkit import settings
+from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import HttpCall
 from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.judge import CompletionCall
 from rftkit.graders.leaves import (
     COMPILERS,
     Context,
-    EmbeddingCall,
     Score,
     Usage,
     num_threads,
@@ -206,7 +206,7 @@ def compile_grader(
 
     Args:
         spec: a grader in the wire's form.
-        purpose: `eval` allows `cosine` and `label_model`.
+        purpose: `eval` allows `label_model`.
         complete: asks a judge; without it model graders fail with a message that says so.
         embed: embeds texts for `cosine`.
         http: calls endpoint graders; default a plain HTTP POST.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rftkit.graders import judge
+from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import Endpoint, HttpCall
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.sandbox import Limits, Sandbox
@@ -24,16 +25,13 @@ from rftkit.graders.source import check_source
 from rftkit.graders.template import Path, compile_template, paths
 from rftkit.graders.types import Purpose
 
-__all__ = ["COMPILERS", "Context", "EmbeddingCall", "Score", "Usage", "leaf_paths", "num_threads"]
+__all__ = ["COMPILERS", "Context", "Score", "Usage", "leaf_paths", "num_threads"]
 
 Usage = dict[str, dict[str, int]]
 """Tokens per model."""
 
 Score = Callable[[Sample, Any, Usage], float]
 """What a spec compiles to: (sample, item, usage) -> reward, or a Fault. Judges add to `usage`."""
-
-EmbeddingCall = Callable[[str, list[str]], list[list[float]]]
-"""(model, texts) -> one vector a text."""
 
 EMBEDDING_MODEL = "text-embedding-3-large"
 
@@ -107,6 +105,8 @@ def _cosine(left: Any, right: Any, context: Context) -> Score:
 
     def cosine(sample: Sample, item: Any, usage: Usage) -> float:
         texts = [left(sample, item), right(sample, item)]
+        if not all(texts):  # nothing to embed
+            return float(texts[0] == texts[1])
         if context.embed is None:
             raise Fault("model_grader_server_error", "cosine needs embed= in compile_grader")
         try:

@@ -32,7 +32,7 @@ def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, 
 
     Args:
         spec: a grader as it is sent.
-        purpose: `eval` allows `cosine` and `label_model`, which jobs refuse.
+        purpose: `eval` allows `label_model`, which jobs refuse.
         param: where the spec stands in the request, put before every field name.
 
     Raises:
@@ -79,11 +79,6 @@ def _check_purpose(spec: Mapping[str, Any], kind: str, purpose: Purpose, param: 
     if kind == "label_model":
         raise GraderSpecError(
             "label_model works in evals only; use score_model here", param=_at(param, "type")
-        )
-    if kind == "text_similarity" and spec.get("evaluation_metric") == "cosine":
-        raise GraderSpecError(
-            "cosine works in evals only; use fuzzy_match, rouge_l or a score_model here",
-            param=_at(param, "evaluation_metric"),
         )
 
 

@@ -71,7 +71,7 @@ class TextSimilarity(Named):
         "rouge_5",
         "rouge_l",
     ]
-    """See `similarity`; `cosine` only in evals."""
+    """See `similarity`; `cosine` asks for embeddings (hosted services take it in evals only)."""
     input: str
     """Template; the candidate of metrics that are not symmetric."""
     reference: str

@@ -30,6 +30,7 @@ from rftkit.server.api import (
     Here,
     Reply,
     chat,
+    embeddings,
     eval_runs,
     evals,
     files,
@@ -46,7 +47,7 @@ from rftkit.server.api import (
 from rftkit.server.api.body import refusal
 from rftkit.server.api.files import MAX_FILE_BYTES
 from rftkit.server.eval_runner import EvalRunner
-from rftkit.server.judging import judge_call
+from rftkit.server.judging import embedding_call, judge_call
 from rftkit.server.link import ChatError
 from rftkit.server.platform import Platform
 from rftkit.server.shelf import Shelf
@@ -74,7 +75,7 @@ def create_app(platform: Platform) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         platform.loop = asyncio.get_running_loop()
         complete = judge_call(platform)
-        platform.shelf = Shelf(complete)
+        platform.shelf = Shelf(complete, embedding_call(platform))
         platform.runner = runner = EvalRunner(platform, complete)
         await platform.link.start()
         await runner.start()
@@ -96,6 +97,7 @@ def create_app(platform: Platform) -> FastAPI:
         graders,
         models,
         chat,
+        embeddings,
         evals,
         eval_runs,
         permissions,

@@ -16,10 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import InputError, MissingExtraError, NotFoundError, RftkitError
+from rftkit.errors import (
+    InputError,
+    MissingExtraError,
+    NotFoundError,
+    PlatformError,
+    RftkitError,
+)
 from rftkit.server.engine import models
 from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.prompts import tool_calls_in
+from rftkit.server.journal import damage
 from rftkit.server.link import ChatError
+from rftkit.server.plan import thinking_tokens, thoughts
+from rftkit.server.records import Model
 from rftkit.server.rollout import schema_of
 from rftkit.server.store import Store
 
@@ -47,7 +57,7 @@ class Engines:
             MissingExtraError: when the packages that run it are not installed.
         """
         if base not in self._loaded:
-            folder = models.prepare(models.find_base(base), self._home, say)
+            folder = models.prepare(models.find_base(base, self._home), self._home, say)
             try:
                 from rftkit.server.engine.torch import TorchEngine
             except ImportError as error:
@@ -72,6 +82,12 @@ class _Ready:
     chat: _Chat
     sample: SampleRequest
 
+    @property
+    def streams(self) -> bool:
+        """Whether text is sent as it appears; thoughts and tool calls are known when whole."""
+        request = self.chat.request
+        return bool(request["stream"]) and not request["tools"] and self.sample.thinking is None
+
 
 class Desk:
     """Chats that wait, and how they are answered. `put` and `abort` from any thread."""
@@ -83,6 +99,7 @@ class Desk:
         self._waiting: queue.SimpleQueue[_Chat] = queue.SimpleQueue()
         self._aborted: set[int] = set()
         self._serving = threading.Lock()
+        self._whole: set[str] = set()
 
     def put(self, number: int, request: dict[str, Any]) -> None:
         """Let a chat wait."""
@@ -128,43 +145,79 @@ class Desk:
         try:
             known = self._store.model(model)
             engine = self._engines.get(known.base if known else model)
-            ready = [each for chat in chats if (each := self._prepared(engine, chat)) is not None]
-            if not ready:
-                return
-
-            def on_text(row: int, index: int, text: str) -> None:
-                if ready[row].chat.request["stream"]:
-                    delta = {"index": index, "text": text}
-                    self._reply(ready[row].chat, delta=delta)
-
-            streams = any(each.chat.request["stream"] for each in ready)
-            answers = engine.sample(
-                [each.sample for each in ready],
-                Path(known.folder) if known else None,
-                on_text=on_text if streams else None,
-            )
-            for each, completions in zip(ready, answers, strict=True):
-                self._reply(each.chat, done=_done(engine, each.sample, completions))
+            adapter = self._adapter(known)
+            ready = []
+            for chat in chats:
+                if chat.request.get("task", "chat") == "chat":
+                    ready += self._prepared(engine, known, chat)
+                else:
+                    self._measure(engine, adapter, known, chat)
+            if ready:
+                self._sample(engine, adapter, ready)
         except Exception as error:
             traceback.print_exc()
             for chat in chats:
                 self._reply(chat, error=_error(error))
 
+    def _adapter(self, known: Model | None) -> Path | None:
+        """The folder of a fine-tuned model, seen to be whole when it is first used.
+
+        Raises:
+            PlatformError: it is not; the message names the file.
+        """
+        if known is None:
+            return None
+        if known.folder not in self._whole:
+            if wrong := damage(Path(known.folder)):
+                raise PlatformError(f"the weights of {known.name} are damaged: {wrong}")
+            self._whole.add(known.folder)
+        return Path(known.folder)
+
+    def _sample(self, engine: Any, adapter: Path | None, ready: list[_Ready]) -> None:
+        def on_text(row: int, index: int, text: str) -> None:
+            if ready[row].streams:
+                self._reply(ready[row].chat, delta={"index": index, "text": text})
+
+        streams = any(each.streams for each in ready)
+        answers = engine.sample(
+            [each.sample for each in ready], adapter, on_text=on_text if streams else None
+        )
+        for each, completions in zip(ready, answers, strict=True):
+            done = _done(engine, each, completions)
+            if each.chat.request["stream"] and not each.streams:
+                for said in done["completions"]:
+                    delta = {name: said[name] for name in ("index", "text", "reasoning")}
+                    self._reply(each.chat, delta=delta)
+            self._reply(each.chat, done=done)
+
+    def _measure(self, engine: Any, adapter: Path | None, known: Model | None, chat: _Chat) -> None:
+        """Answer what needs no sampling: the length of a prompt, or embeddings."""
+        try:
+            if chat.request["task"] == "count":
+                sample = _sample_request(engine, known, chat.request)
+                self._reply(chat, done={"prompt_tokens": len(sample.prompt_ids)})
+            else:
+                self._reply(chat, done=_embedded(engine, adapter, chat.request))
+        except (RftkitError, ValueError) as error:
+            self._reply(chat, error=_error(error))
+
     def _reply(self, chat: _Chat, **message: Any) -> None:
         chat.send({"id": chat.number, **message})
 
-    def _prepared(self, engine: Any, chat: _Chat) -> _Ready | None:
-        """The request, or None when it is refused (and that has been said)."""
+    def _prepared(self, engine: Any, known: Model | None, chat: _Chat) -> list[_Ready]:
+        """The request, or nothing when it is refused (and that has been said)."""
         try:
-            return _Ready(chat, _sample_request(engine, chat.request))
+            return [_Ready(chat, _sample_request(engine, known, chat.request))]
         except (RftkitError, ValueError) as error:
             self._reply(chat, error=_error(error))
-            return None
+            return []
 
 
-def _sample_request(engine: Any, request: dict[str, Any]) -> SampleRequest:
+def _sample_request(engine: Any, known: Model | None, request: dict[str, Any]) -> SampleRequest:
+    mark = request["thinking"] or (known and known.thinking) or engine.thinking
+    mark = None if mark == "none" else mark
     try:
-        prompt = engine.encode(request["messages"], request["tools"])
+        prompt = engine.encode(request["messages"], request["tools"], mark)
     except Exception as error:  # a chat template is a program of its own
         raise InputError(
             f"the model's chat template cannot take these messages: {error}", param="messages"
@@ -177,30 +230,54 @@ def _sample_request(engine: Any, request: dict[str, Any]) -> SampleRequest:
             param="messages",
             code="context_length_exceeded",
         )
-    schema = schema_of(request["response_format"])
+    schema = schema_of(request["response_format"], request["tools"])
+    most = min(request["max_tokens"] or DEFAULT_MAX_TOKENS, room)
+    thinking = thoughts(mark, thinking_tokens(request["reasoning_effort"], most))
     if schema is not None:
-        engine.grammars.matcher(schema)  # refuses what cannot be compiled
+        engine.grammars.guide(schema, thinking)  # refuses what cannot be compiled
     seed = secrets.randbits(32) if request["seed"] is None else request["seed"]
-    wanted = request["max_tokens"] or DEFAULT_MAX_TOKENS
     return SampleRequest(
         prompt_ids=prompt,
         seeds=[(seed, index) for index in range(request["n"])],
-        max_tokens=min(wanted, room),
+        max_tokens=most,
         temperature=request["temperature"],
         top_p=request["top_p"],
         schema=schema,
+        thinking=thinking,
         stop=tuple(request["stop"]),
         num_top_logprobs=request["top_logprobs"] if request["logprobs"] else 0,
     )
 
 
-def _done(engine: Any, sample: SampleRequest, completions: list[Completion]) -> dict[str, Any]:
+def _embedded(engine: Any, adapter: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+    inputs = [
+        engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if isinstance(text, str)
+        else text
+        for text in request["input"]
+    ]
+    for number, tokens in enumerate(inputs):
+        if not 0 < len(tokens) <= engine.context_tokens:
+            raise InputError(
+                f"input {number} has {len(tokens)} tokens; the model reads from 1 to "
+                f"{engine.context_tokens}",
+                param="input",
+            )
+        if not all(0 <= token < engine.head.shape[0] for token in tokens):
+            raise InputError(f"input {number} has tokens the model does not know", param="input")
+    return {
+        "prompt_tokens": sum(map(len, inputs)),
+        "embeddings": engine.embed(inputs, adapter),
+    }
+
+
+def _done(engine: Any, ready: _Ready, completions: list[Completion]) -> dict[str, Any]:
     def text(token: int) -> str:
         return str(engine.tokenizer.decode([token]))
 
     def logprobs(completion: Completion) -> list[dict[str, Any]]:
         tops = completion.top_logprobs or [()] * len(completion.tokens)
-        return [
+        entries = [
             {
                 "token": text(token),
                 "logprob": logprob,
@@ -209,23 +286,28 @@ def _done(engine: Any, sample: SampleRequest, completions: list[Completion]) -> 
             for token, logprob, top in zip(
                 completion.tokens, completion.sampling_logprobs, tops, strict=True
             )
-            if token not in engine.eos_ids
         ]
+        ends = [token in engine.eos_ids for token in completion.tokens]
+        answer = slice(completion.reasoning_tokens, None)
+        pairs = zip(entries[answer], ends[answer], strict=True)
+        return [entry for entry, is_end in pairs if not is_end]
+
+    def said(index: int, completion: Completion) -> dict[str, Any]:
+        answer, calls = tool_calls_in(completion.text, ready.chat.request["tools"])
+        return {
+            "index": index,
+            "text": answer,
+            "stop_reason": completion.stop_reason,
+            "tokens": len(completion.tokens),
+            "reasoning": completion.reasoning,
+            "reasoning_tokens": completion.reasoning_tokens,
+            "tool_calls": calls or None,
+            "logprobs": logprobs(completion),
+        }
 
     return {
-        "prompt_tokens": len(sample.prompt_ids),
-        "completions": [
-            {
-                "index": index,
-                "text": completion.text,
-                "stop_reason": completion.stop_reason,
-                "tokens": len(completion.tokens),
-                "reasoning_tokens": 0,
-                "tool_calls": None,
-                "logprobs": logprobs(completion),
-            }
-            for index, completion in enumerate(completions)
-        ],
+        "prompt_tokens": len(ready.sample.prompt_ids),
+        "completions": [said(index, each) for index, each in enumerate(completions)],
     }
 
 

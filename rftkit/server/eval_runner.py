@@ -118,7 +118,7 @@ class _Pass:
                 {key: value for key, value in spec.items() if key != "id"},
                 purpose="eval",
                 complete=complete,
-                embed=embedding_call(),
+                embed=embedding_call(platform),
             )
             for spec in self._eval.testing_criteria
         ]
@@ -187,6 +187,8 @@ class _Pass:
             "finish_reason": "tool_calls" if calls else answer["stop_reason"],
             "prompt_tokens": done["prompt_tokens"],
             "completion_tokens": answer["tokens"],
+            "reasoning": answer.get("reasoning") or "",
+            "reasoning_tokens": answer.get("reasoning_tokens", 0),
         }
         sample = Sample.from_text(
             answer["text"],

@@ -51,6 +51,10 @@ class GradedSample:
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning: str = ""
+    """The thoughts before the answer."""
+    reasoning_tokens: int = 0
+    """How many of `completion_tokens` they are."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """temperature, top_p, seed and max_completion_tokens, as far as they were set."""
     error: Json | None = None
@@ -108,6 +112,8 @@ def _threshold(spec: Json) -> float:
 def item_from(run: EvalRun, sample: GradedSample) -> OutputItem:
     """The output item of a graded sample."""
     output: Json = {"role": "assistant", "content": sample.text}
+    if sample.reasoning:
+        output["reasoning_content"] = sample.reasoning
     if sample.tool_calls:
         output["tool_calls"] = sample.tool_calls
     return OutputItem(
@@ -129,6 +135,7 @@ def item_from(run: EvalRun, sample: GradedSample) -> OutputItem:
                 "completion_tokens": sample.completion_tokens,
                 "total_tokens": sample.prompt_tokens + sample.completion_tokens,
                 "cached_tokens": 0,
+                "reasoning_tokens": sample.reasoning_tokens,
             },
             "error": sample.error,
             **{name: sample.sampling.get(name) for name in SAMPLING},

@@ -1,6 +1,7 @@
 """A job's folder: the plan, every step's rollouts, and the trainer's state. Nothing else writes it.
 
     plan.json                the resolved plan, written once
+    drafts/steps-000007.*    completions of a step and their grades so far, until all are graded
     steps/000007.json.gz     graded rollouts of a step, durable before the update that uses them
     valid/000008.json.gz     graded answers of the validation after a step
     states/000008/           adapters, optimizer and what the story needs, saved after a step
@@ -12,7 +13,10 @@ updates, same weights, nothing sampled or graded twice. Every file appears whole
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -24,9 +28,11 @@ from typing import Any
 
 from rftkit.errors import PlatformError
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "damage", "is_full"]
 
 KEPT_STATES = 2
+SUMS = "sha256.json"
+"""In each folder: file name → digest."""
 
 
 class Journal:
@@ -34,7 +40,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("steps", "valid", "states", "checkpoints"):
+        for name in ("drafts", "steps", "valid", "states", "checkpoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     # ── records ──────────────────────────────────────────────────────────────────────────────
@@ -42,7 +48,10 @@ class Journal:
     def plan(self) -> dict[str, Any] | None:
         """The plan, if the job began before."""
         path = self.folder / "plan.json"
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        try:
+            return json.loads(path.read_bytes()) if path.is_file() else None
+        except ValueError as error:
+            raise PlatformError(f"the job's plan is damaged: {path} ({error})") from error
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Keep the plan."""
@@ -54,22 +63,13 @@ class Journal:
         Raises:
             PlatformError: when the file is damaged; it names the file.
         """
-        path = self._record_path(kind, step)
-        if not path.is_file():
-            return None
-        try:
-            data: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise PlatformError(
-                f"the job's journal is damaged: {path} cannot be read ({error}); restore the file "
-                "from a backup, or start the job again"
-            ) from error
-        return data
+        return _read(self._record_path(kind, step))
 
     def write_record(self, kind: str, step: int, data: dict[str, Any]) -> None:
-        """Keep a step's record, durably."""
-        content = json.dumps(data, separators=(",", ":")).encode()
-        _write(self._record_path(kind, step), gzip.compress(content, 3, mtime=0))
+        """Keep a step's record, durably; its draft is no longer needed."""
+        _write(self._record_path(kind, step), _packed(data))
+        self._grades_path(kind, step).unlink(missing_ok=True)
+        self._draft_path(kind, step).unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """The steps whose rollouts are kept, in order."""
@@ -79,12 +79,56 @@ class Journal:
     def _record_path(self, kind: str, step: int) -> Path:
         return self.folder / kind / f"{step:06d}.json.gz"
 
+    # ── drafts ───────────────────────────────────────────────────────────────────────────────
+
+    def draft(self, kind: str, step: int) -> dict[str, Any] | None:
+        """The completions of a step that is not graded yet, or None.
+
+        Raises:
+            PlatformError: when the file is damaged; it names the file.
+        """
+        return _read(self._draft_path(kind, step))
+
+    def write_draft(self, kind: str, step: int, data: dict[str, Any]) -> None:
+        """Keep completions, durably, before they are graded."""
+        self._grades_path(kind, step).unlink(missing_ok=True)
+        _write(self._draft_path(kind, step), _packed(data))
+
+    def grades(self, kind: str, step: int) -> dict[int, dict[str, Any]]:
+        """Grades of a draft by the place of their completion; a line cut off is passed over."""
+        path = self._grades_path(kind, step)
+        found = {}
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError):
+                index, grade = json.loads(line)
+                found[int(index)] = grade
+        return found
+
+    def add_grade(self, kind: str, step: int, index: int, grade: dict[str, Any]) -> None:
+        """Keep one grade. It outlives a kill at once, a power cut when the step's record is kept.
+
+        The newline comes first, so that it ends a line that a kill left open.
+        """
+        line = b"\n" + json.dumps([index, grade], separators=(",", ":")).encode()
+        with self._grades_path(kind, step).open("ab", buffering=0) as file:
+            file.write(line)
+
+    def _draft_path(self, kind: str, step: int) -> Path:
+        return self.folder / "drafts" / f"{kind}-{step:06d}.json.gz"
+
+    def _grades_path(self, kind: str, step: int) -> Path:
+        return self.folder / "drafts" / f"{kind}-{step:06d}.grades"
+
     # ── states and checkpoints ───────────────────────────────────────────────────────────────
 
-    def newest_state(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole state."""
-        states = sorted(path for path in (self.folder / "states").iterdir() if path.name.isdigit())
-        return (int(states[-1].name), states[-1]) if states else None
+    def states(self) -> list[tuple[int, Path]]:
+        """Step and folder of each kept state, newest first."""
+        found = (path for path in (self.folder / "states").iterdir() if path.name.isdigit())
+        return [(int(path.name), path) for path in sorted(found, reverse=True)]
+
+    def drop_state(self, step: int) -> None:
+        """Forget a state."""
+        shutil.rmtree(self.folder / "states" / f"{step:06d}", ignore_errors=True)
 
     def write_state(self, step: int, save: Callable[[Path], None]) -> None:
         """Keep the trainer's state after a step; the last two are kept."""
@@ -100,6 +144,54 @@ class Journal:
         if not target.is_dir():
             _write_folder(target, save)
         return target
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room is behind an error, however it was wrapped on the way."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(error)
+        if any(words in text for words in ("No space left", "disk is full", "os error 28")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that the journal wrote whole, or None."""
+    if folder.is_dir() and not (folder / SUMS).is_file():
+        return None  # written before there were sums
+    try:
+        sums = json.loads((folder / SUMS).read_bytes())
+        for name, digest in sums.items():
+            if _digest(folder / name) != digest:
+                return f"{folder / name} does not have the bytes that were written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{folder} cannot be read ({error})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _packed(data: dict[str, Any]) -> bytes:
+    return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), 3, mtime=0)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        data: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise PlatformError(
+            f"the job's journal is damaged: {path} cannot be read ({error}); restore the file "
+            "from a backup, or start the job again"
+        ) from error
+    return data
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -120,9 +212,10 @@ def _write_folder(target: Path, save: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
     try:
         save(scratch)
-        for path in scratch.rglob("*"):
-            if path.is_file():
-                _sync(path)
+        sums = {path.name: _digest(path) for path in sorted(scratch.iterdir())}
+        (scratch / SUMS).write_text(json.dumps(sums))
+        for path in scratch.iterdir():
+            _sync(path)
         _sync(scratch)
         os.replace(scratch, target)
     except BaseException:

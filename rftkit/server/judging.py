@@ -1,5 +1,5 @@
-"""The calls that graders get: completions from the judge of the settings or a model served here,
-embeddings (for `cosine`) from the judge of the settings only, since no model here makes them.
+"""The calls that graders get: completions, and embeddings for `cosine`, from the judge of the
+settings or from a model served here.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rftkit import settings
+from rftkit import graders, settings
 from rftkit.errors import InputError, NotFoundError
 from rftkit.graders import Completion, CompletionCall, completion_call
-from rftkit.graders.leaves import EmbeddingCall
+from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL, EmbeddingCall
 from rftkit.server.api.body import refusal
 from rftkit.server.api.chat import ChatBody, worker_request
 from rftkit.server.link import ChatError
@@ -70,17 +70,19 @@ def judge_call(platform: Platform) -> CompletionCall:
     return complete
 
 
-def embedding_call() -> EmbeddingCall | None:
-    """How `cosine` gets its vectors; None without a judge elsewhere."""
+def embedding_call(platform: Platform) -> EmbeddingCall:
+    """How `cosine` graders that run in the server get their vectors."""
     judge = settings.judge()
-    if judge.base_url is None:
-        return None
-
-    def embed(model: str, texts: list[str]) -> list[list[float]]:
+    if judge.base_url is not None:
         import openai
 
-        with openai.OpenAI(base_url=judge.base_url, api_key=judge.api_key or "none") as client:
-            answer = client.embeddings.create(model=model, input=texts)
-        return [entry.embedding for entry in answer.data]
+        return graders.embedding_call(
+            openai.OpenAI(base_url=judge.base_url, api_key=judge.api_key or "none")
+        )
+
+    def embed(model: str, texts: list[str]) -> list[list[float]]:
+        asked = {"task": "embed", "model": LOCAL_EMBEDDING_MODEL, "input": texts}
+        vectors: list[list[float]] = platform.complete_in_thread(asked)["embeddings"]
+        return vectors
 
     return embed

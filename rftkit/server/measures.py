@@ -19,7 +19,15 @@ from rftkit.graders.engine import Leaf
 from rftkit.server.engine.base import StepStats
 from rftkit.server.rollout import Group
 
-__all__ = ["failure", "mean_reward", "result_csv", "step_data", "step_message"]
+__all__ = [
+    "broken_graders",
+    "failure",
+    "mean_reward",
+    "result_csv",
+    "step_data",
+    "step_message",
+    "usage_metrics",
+]
 
 COUNTED_ERRORS = ("other_error", "sample_parse_error", "invalid_variable_error")
 """Errors every grader reports; others only where they can occur."""
@@ -87,11 +95,7 @@ def step_data(
             "graders": [_scores(leaf, len(leaves) == 1, present) for leaf in leaves],
         },
         "usage": {
-            "samples": {
-                f"{side}_reasoning_tokens_{kind}": 0
-                for side in present
-                for kind in ("mean", "count")
-            },
+            "samples": _reasoning(present),
             "graders": [_usage(leaf, len(leaves) == 1, present) for leaf in leaves],
         },
         "errors": {"graders": [_errors(leaf, len(leaves) == 1, present) for leaf in leaves]},
@@ -108,13 +112,64 @@ def step_data(
         unscorable = sum("sample_parse_error" in grade.errors for grade in grades)
         data |= {
             "full_valid_mean_reward": mean_reward(valid),
-            "valid_reasoning_tokens_mean": 0.0,
+            "valid_reasoning_tokens_mean": _mean(_thoughts(valid)) or 0.0,
             "full_valid_mean_parse_error": unscorable / max(len(grades), 1),
         }
         data.setdefault("learning", {})["valid_truncated_share"] = _truncated_share(valid)
         data["learning"]["valid_failed_grades"] = failure(valid)[0]
         data["learning"]["valid_reward_stderr"] = standard_error(valid)
     return data
+
+
+def usage_metrics(
+    before: Mapping[str, Any] | None,
+    train: Sequence[Group] | None,
+    valid: Sequence[Group] | None,
+    timing: Mapping[str, float],
+    stats: StepStats | None,
+) -> dict[str, Any]:
+    """A job's account after one more step: seconds of its core loop, tokens by purpose and judge.
+
+    `tokens` has what was read and said in training (`sampling`), in `validation`, and what an
+    update learnt from (`training`); `model_graders` has what judges read and said, by model.
+    """
+    before = before or {}
+    tokens = {**before.get("tokens", {})}
+    for purpose, groups in (("sampling", train), ("validation", valid)):
+        old = tokens.get(purpose, {})
+        new = _tokens(groups or ())
+        tokens[purpose] = {name: old.get(name, 0) + count for name, count in new.items()}
+    tokens["training"] = tokens.get("training", 0) + (stats.num_tokens if stats else 0)
+    judges = {model: dict(used) for model, used in before.get("model_graders", {}).items()}
+    for grade in grades_of([*(train or ()), *(valid or ())]):
+        for model, used in grade.token_usage.items():
+            total = judges.setdefault(model, {})
+            for name, count in used.items():
+                total[name] = total.get(name, 0) + count
+    return {
+        "core_seconds": before.get("core_seconds", 0.0) + timing["full_iteration"],
+        "trained_tokens": tokens["training"],
+        "tokens": tokens,
+        "model_graders": judges,
+    }
+
+
+def _tokens(groups: Sequence[Group]) -> dict[str, int]:
+    return {
+        "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
+        "completion_tokens": sum(len(r.completion.tokens) for g in groups for r in g.rollouts),
+        "reasoning_tokens": sum(_thoughts(groups)),
+    }
+
+
+def broken_graders(leaves: Sequence[Leaf], groups: Sequence[Group]) -> str:
+    """Which graders failed and how often, in words."""
+    counts = {leaf.name: 0 for leaf in leaves}
+    for grade in grades_of(groups):
+        if grade.outcome == "failed":
+            for leaf in leaves:
+                counts[leaf.name] += len(leaves) == 1 or leaf.key in grade.sub_errors
+    return ", ".join(f"{name} ({count} times)" for name, count in counts.items() if count)
 
 
 def result_csv(steps: Iterable[Mapping[str, Any]]) -> bytes:
@@ -133,7 +188,7 @@ def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
     grades = grades_of(groups)
     return {
         "train_mean_reward": mean_reward(groups),
-        "reasoning_tokens_mean": 0.0,
+        "reasoning_tokens_mean": _mean(_thoughts(groups)) or 0.0,
         "completion_tokens_mean": sum(lengths) / max(len(lengths), 1),
         "mean_unresponsive_rewards": sum(grade.outcome == "unscorable" for grade in grades)
         / max(len(grades), 1),
@@ -174,6 +229,19 @@ def _truncated_share(groups: Sequence[Group]) -> float:
 
 
 Sides = Mapping[str, Sequence[Group]]
+
+
+def _thoughts(groups: Iterable[Group]) -> list[int]:
+    return [r.completion.reasoning_tokens for group in groups for r in group.rollouts]
+
+
+def _reasoning(sides: Sides) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for side, groups in sides.items():
+        counts = _thoughts(groups)
+        result[f"{side}_reasoning_tokens_mean"] = _mean(counts) or 0.0
+        result[f"{side}_reasoning_tokens_count"] = sum(counts)
+    return result
 
 
 def _named(leaf: Leaf) -> dict[str, Any]:

@@ -119,11 +119,16 @@ def _imports(db: sqlite3.Connection) -> None:
     )
 
 
+def _thinking(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE models ADD COLUMN thinking TEXT")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _files_and_jobs,
     _evals,
     _deliveries,
     _imports,
+    _thinking,
 )
 
 

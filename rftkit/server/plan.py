@@ -15,15 +15,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.base import LoraConfig, TrainSettings
+from rftkit.server.engine.base import LoraConfig, Thinking, TrainSettings
+from rftkit.server.engine.prompts import closing
 from rftkit.server.records import Job
 
-__all__ = ["Plan", "make_plan", "reasons"]
+__all__ = ["EFFORTS", "Plan", "make_plan", "reasons"]
 
 BASE_LEARNING_RATE = 1e-3
 AUTO_STEPS = 24
 AUTO_VALIDATIONS = 4
 KEPT_CHECKPOINTS = 3
+EFFORTS = {
+    "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
+    "xhigh": 0.875, "max": 0.875,
+}  # fmt: skip
+"""Share of a completion's most tokens that its thoughts may take; an answer needs the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,12 @@ class Plan:
     floor_reward: float | None
     """Reward of an unscorable answer; None: the grader's own lowest."""
     seed: int
+    thinking: str | None = None
+    """The mark that opens the model's thoughts; None: it answers at once."""
+    thinking_tokens: int = 0
+    """Most tokens of thoughts."""
+    max_core_seconds: float | None = None
+    """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Settings without effect here, and why."""
 
@@ -61,6 +73,11 @@ class Plan:
     def lora(self) -> LoraConfig:
         """Shape of the adapters."""
         return LoraConfig(self.lora_rank, self.lora_alpha)
+
+    @property
+    def thoughts(self) -> Thinking | None:
+        """How every completion begins."""
+        return thoughts(self.thinking, self.thinking_tokens)
 
     def train_settings(self) -> TrainSettings:
         """Settings of every update."""
@@ -82,8 +99,24 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def make_plan(job: Job, num_rows: int) -> Plan:
+def thoughts(mark: str | None, tokens: int) -> Thinking | None:
+    """Thoughts that this mark opens, at most so many tokens of them; None without a mark."""
+    return None if mark is None else Thinking(closing(mark), tokens)
+
+
+def thinking_tokens(effort: str | None, max_tokens: int) -> int:
+    """How many of so many tokens an effort gives to thoughts."""
+    return int(EFFORTS[effort or "default"] * max_tokens)
+
+
+def make_plan(job: Job, num_rows: int, thinking: str | None = None) -> Plan:
     """Resolve a job's hyperparameters against its training rows.
+
+    Args:
+        job: with its method and metadata.
+        num_rows: of the training file.
+        thinking: the mark that opens the model's thoughts, if its chat template has one; metadata
+            `thinking` overrules it, "none" turns thoughts off.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
@@ -99,10 +132,15 @@ def make_plan(job: Job, num_rows: int) -> Plan:
     if given.get("n_epochs", "auto") == "auto":
         total_steps = min(total_steps, AUTO_STEPS)
     eval_samples = value("eval_samples", 1)
-    ignored = {}
-    if given.get("reasoning_effort", "default") != "default":
-        ignored["reasoning_effort"] = "the model does not think before it answers"
     knobs = _Knobs(job.metadata or {})
+    mark = knobs.mark("thinking", thinking)
+    max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
+    effort = given.get("reasoning_effort", "default")
+    ignored = {}
+    if effort != "default" and mark is None:
+        ignored["reasoning_effort"] = (
+            "the model does not think before it answers (metadata `thinking` makes it)"
+        )
     return Plan(
         batch_size=batch_size,
         n_epochs=n_epochs,
@@ -112,7 +150,7 @@ def make_plan(job: Job, num_rows: int) -> Plan:
         eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
         eval_samples=eval_samples,
         eval_temperature=0.0 if eval_samples == 1 else 1.0,
-        max_completion_tokens=knobs.integer("max_completion_tokens", 256, 1, 100_000),
+        max_completion_tokens=max_tokens,
         temperature=1.0,
         loss=knobs.word("loss", "clipped", ("clipped", "importance_sampling", "reinforce")),
         clip_low=0.2,
@@ -123,6 +161,9 @@ def make_plan(job: Job, num_rows: int) -> Plan:
         error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
         floor_reward=knobs.optional_number("floor_reward"),
         seed=job.seed,
+        thinking=mark,
+        thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
+        max_core_seconds=knobs.optional_number("max_core_seconds"),
         ignored=ignored,
     )
 
@@ -136,7 +177,7 @@ def reasons(plan: Plan) -> dict[str, str]:
         "compute_multiplier": "1: eight completions a prompt, so that a group can differ",
         "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
         "eval_samples": "1: the most likely answer, the same at every validation",
-        "reasoning_effort": "the models here do not think before they answer",
+        "reasoning_effort": "half of max_completion_tokens for thoughts, if the model thinks",
     }
 
 
@@ -169,6 +210,14 @@ class _Knobs:
             raise _refusal(name, "a number", self._metadata[name]) from None
         if not math.isfinite(value):
             raise _refusal(name, "a finite number", self._metadata[name])
+        return value
+
+    def mark(self, name: str, default: str | None) -> str | None:
+        value = self._metadata.get(name, default)
+        if value in (None, "none"):
+            return None
+        if not (3 <= len(value) <= 64 and value[0] in "<[" and value[1] != "/"):
+            raise _refusal(name, "the mark that opens thoughts, as <think>, or none", value)
         return value
 
     def word(self, name: str, default: str, known: tuple[str, ...]) -> str:

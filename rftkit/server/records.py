@@ -159,6 +159,8 @@ class Model(Importable):
     job_id: str | None = None
     folder: str
     step: int | None = None
+    thinking: str | None = None
+    """The mark that opens its thoughts, when it was trained with one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,16 +8,32 @@ was asked for) has the floor reward and is counted apart. Not here: sampling its
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, TrainGroup
+from rftkit.server.engine.base import Completion, Thinking, TrainGroup
+from rftkit.server.engine.prompts import tool_calls_in
 
-__all__ = ["Group", "Rollout", "advantages", "grade_groups", "schema_of", "train_groups"]
+__all__ = [
+    "Group",
+    "Rollout",
+    "advantages",
+    "grade_groups",
+    "group_from_dict",
+    "group_to_dict",
+    "said",
+    "sample_of",
+    "schema_of",
+    "train_groups",
+]
+
+ATTEMPTS = 2
+"""How often a completion is graded while its grader fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +70,44 @@ def grade_groups(
     prompts: Sequence[list[int]],
     completions: Sequence[Sequence[Completion]],
     response_format: Mapping[str, Any] | None,
+    *,
+    known: Mapping[int, Grade] | None = None,
+    keep: Callable[[int, Grade], None] = lambda index, grade: None,
 ) -> list[Group]:
-    """Grade every completion; grades that fail are tried once more."""
+    """Grade every completion; grades that fail are tried once more.
+
+    Args:
+        grader: compiled.
+        rows: what was asked.
+        prompts: its token ids.
+        completions: of each row.
+        response_format: of the job.
+        known: grades that were given before, by the place of their completion among all.
+        keep: gets each new grade that did not fail, from any thread.
+    """
     pairs = [
-        (_sample(completion, response_format), row.item)
+        (sample_of(completion, row, response_format), row.item)
         for row, group in zip(rows, completions, strict=True)
         for completion in group
     ]
-    grades = grader.grade_many(pairs)
-    failed = [i for i, grade in enumerate(grades) if grade.outcome == "failed"]
-    if failed:
-        for i, grade in zip(failed, grader.grade_many([pairs[i] for i in failed]), strict=True):
-            grades[i] = grade
-    in_order = iter(grades)
+    grades = dict(known or {})
+    for _ in range(ATTEMPTS):
+        todo = [i for i in range(len(pairs)) if i not in grades or grades[i].outcome == "failed"]
+        progress = functools.partial(_keep, todo, keep)
+        made = grader.grade_many([pairs[i] for i in todo], progress=progress)
+        grades.update(zip(todo, made, strict=True))
+    in_order = (grades[i] for i in range(len(pairs)))
     return [
         Group(row, prompt, [Rollout(completion, next(in_order)) for completion in group])
         for row, prompt, group in zip(rows, prompts, completions, strict=True)
     ]
+
+
+def _keep(
+    places: Sequence[int], keep: Callable[[int, Grade], None], index: int, grade: Grade
+) -> None:
+    if grade.outcome != "failed":
+        keep(places[index], grade)
 
 
 def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
@@ -86,7 +123,11 @@ def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
     return [None if reward is None else reward - mean for reward in rewards_G]
 
 
-def train_groups(groups: Sequence[Group], schema: str | None) -> list[TrainGroup]:
+def train_groups(
+    groups: Sequence[Group],
+    response_format: Mapping[str, Any] | None,
+    thinking: Thinking | None = None,
+) -> list[TrainGroup]:
     """What the update needs: groups with a signal, their members with a reward."""
     result = []
     for group in groups:
@@ -103,19 +144,42 @@ def train_groups(groups: Sequence[Group], schema: str | None) -> list[TrainGroup
                 tokens_G_T=[completion.tokens for completion, _ in kept],
                 sampling_logprobs_G_T=[completion.sampling_logprobs for completion, _ in kept],
                 advantages_G=[advantage for _, advantage in kept],
-                schema=schema,
+                schema=schema_of(response_format, group.row.tools),
+                thinking=thinking,
             )
         )
     return result
 
 
-def schema_of(response_format: Mapping[str, Any] | None) -> str | None:
-    """The JSON schema (as text) that decoding must follow, or None for free text."""
+def schema_of(
+    response_format: Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]] | None = None
+) -> str | None:
+    """The JSON schema (as text) that decoding must follow, or None for free text.
+
+    Where there are tools, an answer may also be a call of one of them, as a JSON object.
+    """
     if response_format is None or response_format.get("type") == "text":
         return None
-    if response_format["type"] == "json_object":
-        return '{"type": "object"}'
-    return json.dumps(response_format["json_schema"].get("schema", {}), sort_keys=False)
+    schema: dict[str, Any] = {"type": "object"}
+    if response_format["type"] == "json_schema":
+        schema = response_format["json_schema"].get("schema", {})
+    if tools:
+        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        schema = {**shared, "anyOf": [schema, *map(_call_schema, tools)]}
+    return json.dumps(schema)
+
+
+def _call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
+    function = tool.get("function", tool)
+    arguments = function.get("parameters") or {"type": "object"}
+    if "$ref" in json.dumps(arguments):  # it would point into another schema here
+        arguments = {"type": "object"}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:
@@ -145,9 +209,24 @@ def group_from_dict(data: Mapping[str, Any], rows_by_line: Mapping[int, Row]) ->
     )
 
 
-def _sample(completion: Completion, response_format: Mapping[str, Any] | None) -> Sample:
-    return Sample.from_text(
-        completion.text,
+def said(completion: Completion, row: Row) -> tuple[str, list[dict[str, Any]]]:
+    """The answer without its tool calls, and the calls."""
+    return tool_calls_in(completion.text, row.tools)
+
+
+def sample_of(
+    completion: Completion, row: Row, response_format: Mapping[str, Any] | None
+) -> Sample:
+    """What a grader sees: the answer, its tool calls and, in `choices`, the thoughts too."""
+    text, calls = said(completion, row)
+    sample = Sample.from_text(
+        text,
         response_format=response_format,
         truncated=completion.stop_reason == "length",
+        tool_calls=calls,
     )
+    if not completion.reasoning:
+        return sample
+    [choice] = sample.to_dict()["choices"]
+    choice["message"]["reasoning_content"] = completion.reasoning
+    return dataclasses.replace(sample, choices=[choice])

@@ -14,9 +14,14 @@ __all__ = ["Shelf"]
 class Shelf:
     """The graders compiled last, so that a python grader keeps its warm process between calls."""
 
-    def __init__(self, complete: graders.CompletionCall | None = None, size: int = 4) -> None:
-        """`complete` asks the judge of model graders."""
-        self._complete = complete
+    def __init__(
+        self,
+        complete: graders.CompletionCall | None = None,
+        embed: graders.EmbeddingCall | None = None,
+        size: int = 4,
+    ) -> None:
+        """`complete` asks the judge of model graders, `embed` serves `cosine`."""
+        self._complete, self._embed = complete, embed
         self._size = size
         self._lock = threading.Lock()
         self._graders: OrderedDict[str, graders.CompiledGrader] = OrderedDict()
@@ -37,7 +42,8 @@ class Shelf:
         return grader
 
     def _compile(self, spec: dict[str, Any]) -> graders.CompiledGrader:
-        return graders.compile_grader(spec, workers=1, complete=self._complete)
+        # No cache of answers: who runs a grader twice here wants to see how far its judge strays.
+        return graders.compile_grader(spec, workers=1, complete=self._complete, embed=self._embed)
 
     def close(self) -> None:
         """End all their processes."""

@@ -256,6 +256,10 @@ class Store(Files, Evals):
                     return known[0]
             return self._insert(event)
 
+    def has_event(self, job_id: str, key: str) -> bool:
+        """Whether an event with this key was added."""
+        return bool(self._rows("SELECT 1 FROM events WHERE job_id = ? AND key = ?", job_id, key))
+
     def events(
         self, job_id: str, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[Event], bool]:
@@ -286,8 +290,19 @@ class Store(Files, Evals):
         with self.transaction() as db:
             db.execute("DELETE FROM checkpoints WHERE id = ?", (checkpoint_id,))
 
+    def drop_checkpoint_of(self, model_name: str) -> None:
+        """Forget the checkpoints that a model's name stands for."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM checkpoints WHERE model_name = ?", (model_name,))
+
     def add_model(
-        self, name: str, base: str, job_id: str | None, folder: str, step: int | None = None
+        self,
+        name: str,
+        base: str,
+        job_id: str | None,
+        folder: str,
+        step: int | None = None,
+        thinking: str | None = None,
     ) -> Model:
         """Make a fine-tuned model known by name; the same name again takes the new folder."""
         with self.transaction() as db:
@@ -295,9 +310,19 @@ class Store(Files, Evals):
             return self._insert(
                 Model(
                     name=name, created_at=now(), base=base, job_id=job_id, folder=str(folder),
-                    step=step,
+                    step=step, thinking=thinking,
                 )
             )  # fmt: skip
+
+    def used_folders(self) -> set[str]:
+        """The folders of all models and checkpoints."""
+        rows = self._rows("SELECT folder FROM models UNION SELECT folder FROM checkpoints")
+        return {row["folder"] for row in rows}
+
+    def users_of_model(self, name: str) -> list[str]:
+        """Ids of jobs that have not ended and start from a model, and of eval runs that ask it."""
+        jobs = [job.id for job in self.jobs_from(name)]
+        return jobs + [run.id for run in self.unfinished_runs() if run.model == name]
 
     def model(self, name: str) -> Model | None:
         """A fine-tuned model, or None."""

@@ -107,6 +107,22 @@ class Files(Database):
             )
         return path
 
+    def whole_file(self, file_id: str) -> Path:
+        """Where the file's bytes lie, after reading all of them.
+
+        Raises:
+            NotFoundError: when there is no such file.
+            PlatformError: when they are not the bytes that were uploaded.
+        """
+        path, file = self.file_path(file_id), self.file(file_id)
+        with path.open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != file.digest:
+                raise PlatformError(
+                    f"the content of {file_id} ({file.filename}) is damaged: {path} does not have "
+                    "the bytes that were uploaded; upload the file again"
+                )
+        return path
+
     def files(
         self,
         *,

@@ -8,8 +8,10 @@ folder (`journal.py`), and the next worker takes it up. Not here: the training s
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sqlite3
 import sys
 import threading
 import time
@@ -25,8 +27,9 @@ from rftkit.rows import Row, read_rows
 from rftkit.server import rft
 from rftkit.server.desk import Desk, Engines
 from rftkit.server.evaluation import make_job_eval
-from rftkit.server.journal import Journal
-from rftkit.server.judging import judge_call
+from rftkit.server.final_checks import read_checks
+from rftkit.server.journal import Journal, is_full
+from rftkit.server.judging import embedding_call, judge_call
 from rftkit.server.plan import Plan, make_plan
 from rftkit.server.platform import Platform
 from rftkit.server.probe import probe
@@ -39,6 +42,8 @@ CHECK_SECONDS = 0.5
 """How often a cancel is looked for inside a step."""
 LOOK_SECONDS = 2.0
 """How often an idle worker looks for jobs without being woken."""
+FULL_SECONDS = 5.0
+"""How long a job waits before it tries a full disk again."""
 
 
 class Worker:
@@ -64,12 +69,19 @@ class Worker:
         """Serve and train for ever."""
         while True:
             self.desk.serve()
-            job = self.store.claim_job()
+            job = self._claimed()
             if job is None:
                 self.news.wait(LOOK_SECONDS)
                 self.news.clear()
             else:
                 self.run_job(job)
+
+    def _claimed(self) -> Job | None:
+        try:
+            return self.store.claim_job()
+        except sqlite3.OperationalError as error:  # the disk is full, or locked for long
+            self._log(f"no job could be claimed: {error}")
+            return None
 
     def run_job(self, job: Job) -> None:
         """Check a job's files, or train it. What goes wrong is the job's end, not the worker's."""
@@ -80,16 +92,39 @@ class Worker:
                 self.train(job)
         except rft.Stopped:
             pass
-        except InputError as error:
+        except Exception as error:
+            if not is_full(error):
+                self._end(job, error)
+                return
+            self._wait_for_space(job, error)
+
+    def _end(self, job: Job, error: Exception) -> None:
+        """Fail a job with what was raised over it."""
+        self._log("".join(traceback.format_exception(error)))
+        if isinstance(error, InputError):
             self._fail(job, error.message, error.code or "invalid_request", error.param)
-        except FloatingPointError as error:
+        elif isinstance(error, FloatingPointError):
             self._fail(
                 job, f"The update was not a number: {error}. Lower the learning rate.", "nan", None
             )
-        except Exception as error:
-            traceback.print_exc()
+        else:
             code = "server_error" if isinstance(error, RftkitError) else type(error).__name__
             self._fail(job, f"The job ended with an error: {error}", code, None)
+
+    def _wait_for_space(self, job: Job, error: Exception) -> None:
+        """A full disk is nobody's fault: the job stays as it is and goes on when there is room."""
+        self._log(f"{job.id} waits, because the disk is full: {error}")
+        with contextlib.suppress(Exception):  # it may need the very space that is missing
+            message = f"The disk is full ({error}); the job goes on by itself when there is room."
+            self.store.add_event(job.id, message, level="warn", key="disk-full")
+        deadline = time.monotonic() + FULL_SECONDS
+        while time.monotonic() < deadline:
+            self.desk.serve()
+            time.sleep(0.1)
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the log may lie on the same full disk
+            print(text, file=sys.stderr, flush=True)
 
     def validate(self, job: Job) -> None:
         """Check the rows of both files against the job's grader; then queue the job."""
@@ -104,9 +139,6 @@ class Worker:
         """Train a job from wherever it stands."""
         journal = Journal(self.home / "jobs" / job.id)
         rows, valid_rows = self._rows(job, "training_file"), self._rows(job, "validation_file")
-        known = journal.plan()
-        plan = make_plan(job, len(rows)) if known is None else Plan(**known)
-        journal.write_plan(plan.to_dict())
         start = self.store.model(job.model)
         base = start.base if start else job.model
 
@@ -115,6 +147,10 @@ class Worker:
 
         say(f"Loading {base}")
         engine = self.engines.get(base, say)
+        known = journal.plan()
+        thinking = start.thinking if start and start.thinking else engine.thinking
+        plan = make_plan(job, len(rows), thinking) if known is None else Plan(**known)
+        journal.write_plan(plan.to_dict())
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         if job.eval_id is None and not job.is_probe:
             job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
@@ -131,6 +167,8 @@ class Worker:
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
                 breathe=self._breathe(job.id),
+                checks=read_checks(self.home),
+                compile=lambda spec: self._compiled(spec, plan),
             )
             try:
                 (probe if job.is_probe else rft.train)(run)
@@ -138,11 +176,18 @@ class Worker:
                 engine.drop_policy()
 
     def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
-        spec = job.method["reinforcement"]["grader"]
-        complete = judge_call(_Inside(self.desk, self.store))
-        # A judge is not asked twice for the same text, however often the worker is killed.
-        cache = JudgeCache(self.home / "judge-cache.jsonl")
-        return compile_grader(spec, floor_reward=plan.floor_reward, complete=complete, cache=cache)
+        return self._compiled(job.method["reinforcement"]["grader"], plan)
+
+    def _compiled(self, spec: dict[str, Any], plan: Plan) -> CompiledGrader:
+        inside = _Inside(self.desk, self.store)
+        return compile_grader(
+            spec,
+            floor_reward=plan.floor_reward,
+            complete=judge_call(inside),
+            embed=embedding_call(inside),
+            # A judge is not asked twice for the same text, however often the worker is killed.
+            cache=JudgeCache(self.home / "judge-cache.jsonl"),
+        )
 
     def _breathe(self, job_id: str) -> Any:
         last = time.monotonic()
@@ -182,7 +227,7 @@ class Worker:
         """
         file_id = getattr(job, param)
         try:
-            name, path = self.store.file(file_id).filename, self.store.file_path(file_id)
+            name, path = self.store.file(file_id).filename, self.store.whole_file(file_id)
         except NotFoundError as error:
             raise RowError(error.message, param=param) from None
         try:

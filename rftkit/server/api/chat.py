@@ -1,7 +1,8 @@
 """`/chat/completions`: check the request, let the worker sample, shape the answer or the stream.
 
 Parameters are honoured, refused by name, or (those that only concern the hosted service, such as
-`user`) accepted because they change nothing.
+`user`) accepted because they change nothing. `metadata.thinking` names the mark that opens a
+model's thoughts (`<think>`, or `none`) where its chat template does not say.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rftkit.server.api import Here, Reply
 from rftkit.server.api.body import Body, Metadata, check_messages, check_response_format
 from rftkit.server.api.models import check_model
 from rftkit.server.link import ChatError
+from rftkit.server.plan import EFFORTS
 from rftkit.server.platform import Platform
 from rftkit.server.records import StoredResponse
 from rftkit.server.store import new_id, now
@@ -106,6 +108,12 @@ def worker_request(platform: Platform, body: ChatBody) -> dict[str, Any]:
         check_response_format(body.response_format)
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("`top_logprobs` needs `logprobs` to be true", param="top_logprobs")
+    if body.reasoning_effort not in (None, *EFFORTS):
+        raise RequestError(
+            f"`reasoning_effort` must be one of {', '.join(EFFORTS)}, found "
+            f"{body.reasoning_effort!r}",
+            param="reasoning_effort",
+        )
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stop) > 4 or not all(stop):
         raise RequestError("`stop` must hold one to four texts, none of them empty", param="stop")
@@ -124,6 +132,7 @@ def worker_request(platform: Platform, body: ChatBody) -> dict[str, Any]:
         "top_logprobs": body.top_logprobs or 0,
         "stream": bool(body.stream),
         "reasoning_effort": body.reasoning_effort,
+        "thinking": (body.metadata or {}).get("thinking"),
     }
 
 
@@ -204,6 +213,8 @@ def _choice(completion: dict[str, Any], with_logprobs: bool) -> dict[str, Any]:
         "refusal": None,
         "annotations": [],
     }
+    if completion.get("reasoning"):
+        message["reasoning_content"] = completion["reasoning"]  # not OpenAI's, but widespread
     if calls:
         message["tool_calls"] = calls
     return {
@@ -284,7 +295,9 @@ async def _events(
         async for message in _chained(first, messages):
             if "delta" in message:
                 delta = message["delta"]
-                yield chunk(delta["index"], {"content": delta["text"]})
+                thought = delta.get("reasoning")
+                said = {"reasoning_content": thought} if thought else {}
+                yield chunk(delta["index"], {**said, "content": delta["text"]})
                 continue
             done = message["done"]
             for completion in done["completions"]:

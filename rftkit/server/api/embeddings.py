@@ -1,0 +1,81 @@
+"""`/embeddings`: what any served model makes of a text, as one vector.
+
+The mean of the last hidden states, scaled to length 1. No model here was trained for it, so vectors
+tell texts with other words apart and are no match for an embedding model; a platform that grades
+with `cosine` for real sets RFTKIT_JUDGE_BASE_URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from rftkit.errors import RequestError
+from rftkit.server.api import Here, Reply
+from rftkit.server.api.body import Body
+from rftkit.server.api.chat import until_gone
+from rftkit.server.api.models import check_model
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+Token = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_INPUTS = 2048
+
+
+class EmbeddingBody(Body):
+    """The body of `POST /embeddings`."""
+
+    model: str
+    input: str | list[str] | list[Token] | list[list[Token]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: Any = None
+
+
+@router.post("/embeddings")
+async def create(here: Here, request: Request, body: EmbeddingBody) -> Reply:
+    """Embed texts, or texts as tokens."""
+    if body.dimensions is not None:
+        raise RequestError(
+            "`dimensions` is not supported: vectors are as long as the model is wide",
+            param="dimensions",
+        )
+    await asyncio.to_thread(check_model, here, body.model)
+    asked = {"task": "embed", "model": body.model, "input": _inputs(body.input)}
+    done = await until_gone(request, here.complete(asked))
+    is_text = body.encoding_format == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": _packed(vector) if is_text else vector,
+        }
+        for index, vector in enumerate(done["embeddings"])
+    ]
+    usage = {"prompt_tokens": done["prompt_tokens"], "total_tokens": done["prompt_tokens"]}
+    return Reply({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+
+def _inputs(given: Any) -> list[Any]:
+    """A list of texts or of token lists.
+
+    Raises:
+        RequestError: it is empty or too long.
+    """
+    inputs = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
+    if not 0 < len(inputs) <= MAX_INPUTS or not all(inputs):
+        raise RequestError(
+            f"`input` must hold one to {MAX_INPUTS} texts, none of them empty", param="input"
+        )
+    return list(inputs)
+
+
+def _packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
