@@ -2,7 +2,9 @@
 
     RowBrowser      page, sort, search and filter rows; one row in full
     GraderLab       write a grader, run it on rows, see every step of the grade
+    JobLauncher     set up a job, check it, estimate it, start it
     JobMonitor      watch a job from any kernel: curves, rollouts, events; pause, resume, cancel
+    Playground      ask base, checkpoints and final side by side
     freeze          the last cell of a notebook: panels become static copies, fit for sharing
 
 A panel is data, HTML and, where somebody can click, core ipywidgets; the shape of all of them is
@@ -15,13 +17,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rftkit.widgets.launcher import JobLauncher
     from rftkit.widgets.monitor import JobMonitor
     from rftkit.widgets.panel import Panel, freeze, live
+    from rftkit.widgets.playground import Playground
+    from rftkit.widgets.rowbrowser import RowBrowser
 
-__all__ = ["JobMonitor", "Panel", "freeze", "live"]
+__all__ = ["JobLauncher", "JobMonitor", "Panel", "Playground", "RowBrowser", "freeze", "live"]
 
 _HOMES = {
+    "rowbrowser": ("RowBrowser",),
+    "launcher": ("JobLauncher",),
     "monitor": ("JobMonitor",),
+    "playground": ("Playground",),
     "panel": ("Panel", "freeze", "live"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -72,6 +72,10 @@ class Task:
         if not self.cancelled:
             self._say(line)
 
+    def pause(self, seconds: float) -> bool:
+        """Wait so long; False as soon as it is cancelled."""
+        return not self._cancelled.wait(seconds)
+
     @property
     def cancelled(self) -> bool:
         """Whether nobody waits for the result any more."""
@@ -259,7 +263,7 @@ class Panel(HasTraits):
         self,
         compute: Callable[[Task], T],
         then: Callable[[T], None],
-        doing: str = "Working",
+        doing: str = "",
         slot: str = "",
     ) -> None:
         """Compute in a thread, then hand the result to `then` under the lock; the newest one wins.
@@ -267,7 +271,7 @@ class Panel(HasTraits):
         Args:
             compute: gets the task, to `say` how far it is and to see whether it is `cancelled`.
             then: called with the result, unless something newer was started in the same slot.
-            doing: shown while it runs, as `Searching`.
+            doing: shown while it runs, as `Searching`; empty for work that nobody waits for.
             slot: what it works for; work of different slots goes on side by side.
         """
         with self._lock:
@@ -275,7 +279,8 @@ class Panel(HasTraits):
                 older.cancel()
             task = self._tasks[slot] = Task(self._say)
             self.set_trait("busy", True)
-            self._say(f"{doing} …")
+            if doing:
+                self._say(f"{doing} …")
         if live():
             threading.Thread(target=self._run, args=(task, compute, then), daemon=True).start()
         else:

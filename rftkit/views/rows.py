@@ -1,0 +1,232 @@
+"""Rows of a dataset: a page of them, one a line, and one in full.
+
+Not here: finding rows, grading, reading files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rftkit.views.answers import grade_notes
+from rftkit.views.conversation import prompt, readable, reference, titles
+from rftkit.views.listing import disclosure, table
+from rftkit.views.markup import Html, missing, note, number, remote, text, wrap
+
+__all__ = ["cells", "row_in_full", "row_page"]
+
+EXCERPT = 110
+"""Characters of a cell in a page of rows."""
+
+
+def row_page(
+    lines: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    *,
+    numbers: Sequence[int],
+    sort: str = "",
+    descending: bool = False,
+    opened: int | None = None,
+) -> Html:
+    """One page of rows for a panel: headings sort, numbers open a row (`markup.remote`).
+
+    Args:
+        lines: from `cells`.
+        columns: keys in order.
+        numbers: of the rows, from 0.
+        sort: the column they are in order of; empty for the order of the file.
+        descending: whether that order goes down.
+        opened: number of the row that is shown in full.
+    """
+    numeric = {key for key in columns if _is_numeric([line.get(key) for line in lines])}
+    head = "".join(_heading(key, key in numeric, sort, descending) for key in columns)
+    body = "".join(
+        _line(at, line, columns, numeric, at == opened)
+        for at, line in zip(numbers, lines, strict=True)
+    )
+    return wrap(
+        remote(
+            '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
+            f'<th scope="col" class="rk-number">row</th>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        ),
+        plain=f"{len(lines)} rows",
+    )
+
+
+def cells(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a list shows of each row: its prompt as one text, and every other key."""
+    chats = [dict(item) for item in items if item.get("messages")]
+    said = iter(titles(chats))
+    return [_cells(item, next(said) if item.get("messages") else "") for item in items]
+
+
+def row_in_full(
+    item: Mapping[str, Any],
+    *,
+    place: str,
+    answer: str | None = None,
+    grade: Mapping[str, Any] | None = None,
+    findings: Sequence[str] = (),
+    neighbours: Sequence[Mapping[str, Any]] | None = None,
+    history: Any = None,
+) -> Html:
+    """One row as a conversation, with everything that is known about it.
+
+    Args:
+        item: the row.
+        place: where it stands, as `train.jsonl:12`.
+        answer: its reference answer.
+        grade: of the reference answer, as a mapping of `rftkit.graders.Grade`.
+        findings: what the dataset doctor says about it.
+        neighbours: the rows most like it, `{"row", "alike", "prompt"}`; None when not looked for.
+        history: answers of runs, as `Samples.answers` gives them.
+    """
+    parts = [f'<h4 class="rk-place">{text(place)}</h4>']
+    parts += [f'<p class="rk-warn">! {text(each)}</p>' for each in findings]
+    if "refused" in item:
+        parts.append(f'<p class="rk-bad">✗ not usable: {text(item["refused"])}</p>')
+    elif item.get("messages"):
+        parts += [prompt(item["messages"]), _tools(item), reference(dict(item))]
+    else:
+        parts.append(_pairs(item))
+    parts += [_answer(answer, grade), _neighbours(neighbours), _history(history)]
+    return wrap(remote("".join(parts)), "rk-full", plain=_plain(item, place, answer, grade))
+
+
+def _heading(key: str, numeric: bool, sort: str, descending: bool) -> str:
+    order = ("descending" if descending else "ascending") if key == sort else "none"
+    classes = ' class="rk-number"' if numeric else ""
+    return (
+        f'<th scope="col" aria-sort="{order}"{classes}><button type="button" '
+        f'data-act="sort {text(key)}" data-lm-suppress-shortcuts="true" '
+        f'title="Sort by {text(key)}">{text(key)}</button></th>'
+    )
+
+
+def _line(
+    at: int, line: Mapping[str, Any], columns: Sequence[str], numeric: set[str], opened: bool
+) -> str:
+    state = ' class="rk-opened" aria-current="true"' if opened else ""
+    return (
+        f'<tr{state}><td class="rk-number"><button type="button" data-act="open {at}" '
+        f'data-lm-suppress-shortcuts="true" title="Show row {at} in full">{at:,}</button></td>'
+        f"{''.join(_cell(line.get(key), key in numeric) for key in columns)}</tr>"
+    )
+
+
+def _cell(value: Any, numeric: bool) -> str:
+    if missing(value):
+        return f'<td class="rk-missing{" rk-number" if numeric else ""}">–</td>'
+    if numeric:
+        return f'<td class="rk-number">{number(value)}</td>'
+    words = _text(value)
+    shown = words if len(words) <= EXCERPT else words[: EXCERPT - 1].rstrip() + "…"
+    return f"<td>{text(shown)}</td>"
+
+
+def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:
+    if "refused" in item:
+        return {"prompt": f"✗ not usable: {item['refused']}"}
+    shown = {key: value for key, value in item.items() if key not in ("messages", "tools")}
+    if item.get("messages"):
+        return {"prompt": title} | {key: value for key, value in shown.items() if key != "prompt"}
+    return shown
+
+
+def _tools(item: Mapping[str, Any]) -> str:
+    tools = item.get("tools")
+    if not tools:
+        return ""
+    names = ", ".join(str((tool.get("function") or tool).get("name")) for tool in tools)
+    return f"<h4>Tools</h4><p>{text(names)}</p>{disclosure(json.dumps(tools, indent=1), 0)}"
+
+
+def _answer(answer: str | None, grade: Mapping[str, Any] | None) -> str:
+    if answer is None:
+        return ""
+    reward = "" if grade is None else f"reward {_reward(grade)}"
+    return (
+        f'<h4>Reference answer</h4><div class="rk-side"><div class="rk-who"><span></span><span>'
+        f"{reward}</span></div>{grade_notes(dict(grade or {}))}"
+        f"{disclosure(readable(answer), 1200)}</div>"
+    )
+
+
+def _reward(grade: Mapping[str, Any]) -> str:
+    return "not graded" if grade.get("outcome") == "failed" else number(grade.get("reward"), 2)
+
+
+def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None) -> str:
+    if neighbours is None:
+        return ""
+    if not neighbours:
+        return "<h4>Rows like this one</h4>" + note("No other row asks nearly the same.")
+    lines = "".join(
+        f'<li><button type="button" data-act="open {each["row"]}" data-lm-suppress-shortcuts="true"'
+        f">row {each['row']:,}</button> {_alike(each['alike'])} "
+        f'<span class="rk-text">{text(_short(each["prompt"]))}</span></li>'
+        for each in neighbours
+    )
+    return f'<h4>Rows like this one</h4><ul class="rk-plain">{lines}</ul>'
+
+
+def _alike(percent: float) -> str:
+    return "the same prompt" if percent >= 99.95 else f"{percent:.0f} % alike"
+
+
+def _history(history: Any) -> str:
+    if history is None or not len(history):
+        return ""
+    rows = [
+        {
+            "run": line["run"],
+            "reward": None if missing(line["reward"]) else float(line["reward"]),
+            "outcome": line["outcome"],
+            "answer": readable(None if missing(line["answer"]) else line["answer"]),
+        }
+        for line in history.to_dict("records")
+    ]
+    return f"<h4>What it was answered, run by run</h4>{table(rows, noun='answer')}"
+
+
+def _pairs(item: Mapping[str, Any]) -> str:
+    lines = "".join(
+        f'<tr><th scope="row">{text(key)}</th><td>{disclosure(_text(value), 1200)}</td></tr>'
+        for key, value in item.items()
+    )
+    return f'<div class="rk-scroll"><table><tbody>{lines}</tbody></table></div>'
+
+
+def _plain(
+    item: Mapping[str, Any], place: str, answer: str | None, grade: Mapping[str, Any] | None
+) -> str:
+    lines = [place]
+    for message in item.get("messages") or []:
+        lines.append(f"{message['role']}: {_text(message.get('content') or '')}")
+    lines += [f"{key}: {_text(value)}" for key, value in item.items() if key != "messages"]
+    if answer is not None:
+        reward = f"  (reward {_reward(grade)})" if grade else ""
+        lines.append(f"reference answer: {answer}{reward}")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float | int):
+        return number(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _short(words: str) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    present = [value for value in values if not missing(value)]
+    return bool(present) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in present
+    )

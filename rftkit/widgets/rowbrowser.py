@@ -1,0 +1,462 @@
+"""RowBrowser: page, search, filter and sort the rows of a dataset; see one in full.
+
+The rows stay in the kernel and only the page that is shown goes to the browser, so a million of
+them open as quickly as ten. Not here: how rows are found (`rowsource`) and how they look
+(`views.rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from traitlets import Bool, Int, Unicode
+
+from rftkit import datasets
+from rftkit.datasets import Check, Dataset, Finding
+from rftkit.datasets.findings import Place
+from rftkit.errors import InputError
+from rftkit.graders import CompiledGrader, Sample, compile_grader
+from rftkit.views.listing import table
+from rftkit.views.markup import Html, counted, join, note
+from rftkit.views.rows import cells, row_in_full, row_page
+from rftkit.widgets.panel import Panel, Task
+from rftkit.widgets.rowsource import (
+    Numbers,
+    RowSource,
+    column_texts,
+    nearest,
+    parse_conditions,
+    prompt_text,
+    source_of,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rftkit.evals.samples import Samples
+
+__all__ = ["RowBrowser"]
+
+STATIC_ROWS = 500
+"""Rows of a static copy, if they fit into it."""
+MAX_COLUMNS = 8
+GRADER_SECONDS = 60.0
+
+
+class RowBrowser(Panel):
+    """Look at the rows of a dataset, and at one of them in full.
+
+    Every control is an attribute: `browser.query = "invoice"`, `browser.where = "label=no"`,
+    `browser.sort = "label"`, `browser.row = 12`. `browser.data()` is what the page shows, and
+    `browser.found()` every row that was found, both as a DataFrame.
+
+    Args:
+        source: a DataFrame, a file (JSONL, also packed, CSV, Parquet), a `datasets.Dataset`,
+            opened `datasets.Rows`, or a list of rows. Files may be larger than the memory.
+        grader: grades the reference answer of the row in full; of a `Dataset` its own.
+        response_format: as in the job; of a `Dataset` its own.
+        check: what `datasets.check` found; its findings become filters. Else a button runs it.
+        runs: samples of eval runs (`rftkit.evals`): what each checkpoint answered to the row.
+        columns: keys to show, in order; default the first eight.
+        state: any of `query`, `where`, `finding`, `sort`, `descending`, `page`, `page_size`, `row`.
+    """
+
+    query = Unicode("", help="Text that the rows hold, without regard to case.")
+    where = Unicode("", help='Conditions, as `label=no topic~"data export" words>20`.')
+    finding = Unicode("", help="Code of a finding of the dataset doctor; its rows only.")
+    sort = Unicode("", help="Key to sort by; empty for the order of the file.")
+    descending = Bool(False, help="Sort downwards.")
+    page = Int(0, min=0, help="Page shown, from 0.")
+    page_size = Int(15, min=1, max=200, help="Rows on a page.")
+    row = Int(None, allow_none=True, help="Number of the row shown in full, from 0; None for none.")
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        grader: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        check: Check | None = None,
+        runs: Samples | None = None,
+        columns: Sequence[str] | None = None,
+        **state: Any,
+    ) -> None:
+        if isinstance(source, Dataset):
+            grader = grader or source.grader
+            response_format = response_format or source.response_format
+        self._source: RowSource = source_of(source)
+        self._checked = source.train if isinstance(source, Dataset) else source
+        self._spec, self._format = grader, response_format
+        self._check, self._runs = check, runs
+        self._columns = list(columns) if columns is not None else None
+        self._grader: CompiledGrader | None = None
+        self._numbers: Numbers | None = None
+        self._details: dict[str, Any] = {}
+        super().__init__(**state)
+
+    # what it shows, for Python
+
+    def data(self) -> pd.DataFrame:
+        """The rows of the page that is shown."""
+        return self._source.frame(self._on_page())
+
+    def found(self) -> pd.DataFrame:
+        """Every row that was found, in order; of a large file this may be much."""
+        return self._source.frame(self.numbers())
+
+    def numbers(self) -> Numbers:
+        """Numbers of the rows that were found, in order, from 0."""
+        if self._numbers is None:
+            self._source.wait()
+            self._numbers = self._find(Task(self._say))
+        return self._numbers
+
+    def to_html(self, *, max_bytes: int = 300_000) -> Html:
+        """The first rows that were found, as a table that a script filters, and the open row."""
+        numbers = self.numbers()
+        first = [int(number) for number in numbers[:STATIC_ROWS]]
+        shown = cells(self._source.items(first))
+        lines = [{"row": at, **line} for at, line in zip(first, shown, strict=True)]
+        columns = ["row", *self._shown_columns(shown)]
+        listed = table(lines, columns, total=len(numbers), page=15, max_bytes=max_bytes)
+        parts = [note(self._told()), listed]
+        if self.row is not None:
+            parts.append(self._row_html())
+        text = "\n".join(
+            "  ".join(f"{str(line.get(key, ''))[:60]!s:<12}" for key in columns).rstrip()
+            for line in lines[:10]
+        )
+        plain = f"{self._told()}\n{'  '.join(f'{key:<12}' for key in columns).rstrip()}\n{text}"
+        return join(parts, plain if self.row is None else f"{plain}\n\n{parts[-1].plain}")
+
+    # the live panel
+
+    def _build(self) -> Sequence[ipywidgets.Widget]:
+        wide = ipywidgets.Layout(flex="1 1 16rem", width="auto", min_width="12rem")
+        self._search = ipywidgets.Text(
+            placeholder="Search all keys",
+            description="Search",
+            continuous_update=False,
+            layout=wide,
+        )
+        self._filter = ipywidgets.Text(
+            placeholder='label=no topic~"data export" words>20',
+            description="Where",
+            continuous_update=False,
+            layout=wide,
+        )
+        self._findings = ipywidgets.Dropdown(description="Findings", layout=wide)
+        self._run_check = self._button(
+            "Check the rows", self._start_check, "Run the dataset doctor; its findings are filters"
+        )
+        self._sorts = ipywidgets.Dropdown(description="Sort by", layout=wide)
+        self._down = ipywidgets.ToggleButton(
+            description="down", tooltip="Sort downwards", layout=ipywidgets.Layout(width="auto")
+        )
+        self._back = self._button("‹ Previous", self._go_back, "The page before")
+        self._next = self._button("Next ›", self._go_on, "The next page")
+        self._count, self._view, self._full = self._html(), self._html(), self._html()
+        self._bind("query", self._search)
+        self._bind("where", self._filter)
+        self._bind("descending", self._down)
+        self._sorts.options = [("the order of the file", ""), *((k, k) for k in self._all_keys())]
+        self._bind("sort", self._sorts)
+        self._findings.options = self._finding_options()
+        self._bind("finding", self._findings)
+        if not self._source.is_complete:
+            self._work(self._index, self._show_indexed, "Opening", slot="index")
+        self._work(self._source.warm, lambda _: None, slot="warm")
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        return [
+            ipywidgets.HBox([self._search, self._filter], layout=row),
+            ipywidgets.HBox([self._sorts, self._down, self._findings, self._run_check], layout=row),
+            self._view,
+            ipywidgets.HBox([self._back, self._next, self._count], layout=row),
+            self._full,
+        ]
+
+    def _changed(self, names: Any) -> None:
+        if names & {"query", "where", "finding", "sort", "descending"}:
+            self._numbers = None
+            self.page = 0
+        if "row" in names:
+            self._details = {}
+
+    def _draw(self) -> None:
+        if self._numbers is None and self._is_plain():
+            self._numbers = range(len(self._source))
+        if self._numbers is None:
+            self._work(self._find, self._show_found, "Searching", slot="find")
+        else:
+            self._draw_page()
+        self._draw_row()
+
+    def _show_found(self, numbers: Numbers) -> None:
+        self._numbers = numbers
+        if self._root is not None:
+            self._draw_page()
+
+    def _draw_page(self) -> None:
+        numbers = [int(number) for number in self._on_page()]
+        lines = cells(self._source.items(numbers))
+        self._view.value = row_page(
+            lines,
+            self._shown_columns(lines),
+            numbers=numbers,
+            sort=self.sort,
+            descending=self.descending,
+            opened=self.row,
+        )
+        self._count.value = note(f"{self._pages()}{self._told()}")
+        self._back.disabled = self.page == 0
+        self._next.disabled = (self.page + 1) * self.page_size >= len(self.numbers())
+        self._run_check.layout.display = "none" if self._check else ""
+
+    def _draw_row(self) -> None:
+        if self.row is None:
+            self._full.value = ""
+            return
+        self._full.value = self._row_html()
+        if not self._details:
+            self._work(self._look_closer, self._show_details, "Looking closer", slot="row")
+
+    def _show_details(self, details: dict[str, Any]) -> None:
+        self._details = details
+        if self._root is not None and self.row is not None:
+            self._full.value = self._row_html()
+
+    def _act_open(self, number: str) -> None:
+        self.row = None if self.row == int(number) else int(number)
+
+    def _act_sort(self, key: str) -> None:
+        if key not in self._all_keys():
+            raise InputError(f"the rows are not sorted by {key!r}, which is made for this list")
+        self.set(sort=key, descending=self.sort == key and not self.descending)
+
+    def _go_back(self) -> None:
+        self.page = max(0, self.page - 1)
+
+    def _go_on(self) -> None:
+        self.page += 1
+
+    # finding
+
+    def _is_plain(self) -> bool:
+        return not (self.query or self.where or self.finding or self.sort)
+
+    def _find(self, task: Task) -> Numbers:
+        """The rows that hold the text, meet the conditions and belong to the finding, in order."""
+        import numpy as np
+
+        query, where, finding = self.query.strip(), self.where, self.finding
+        numbers: Any = np.arange(len(self._source))
+        if finding:
+            numbers = np.array(self._rows_of(finding), dtype=int)
+        if query:
+            held = np.zeros(len(self._source), dtype=bool)
+            held[np.asarray(self._source.search(query, task), dtype=int)] = True
+            numbers = numbers[held[numbers]]
+        for condition in parse_conditions(where):
+            held = condition.holds(self._source.column(condition.key, task))
+            numbers = numbers[held[numbers]]
+        return self._sorted(numbers, task)
+
+    def _sorted(self, numbers: Any, task: Task) -> Numbers:
+        if not self.sort:
+            return numbers
+        column = self._source.column(self.sort, task).iloc[numbers]
+        key: Callable[..., Any] | None = None
+        if column.dtype == object:  # of what cannot be compared, the text is
+            key = _as_text
+        ordered = column.reset_index(drop=True).sort_values(
+            ascending=not self.descending, kind="stable", key=key, na_position="last"
+        )
+        return numbers[ordered.index.to_numpy()]
+
+    def _on_page(self) -> Numbers:
+        first = self.page * self.page_size
+        return self.numbers()[first : first + self.page_size]
+
+    def _index(self, task: Task) -> None:
+        """Wait until every row of a file is known, and say how far it is."""
+        while not self._source.is_complete and task.pause(0.2):
+            task.say(f"Counting the rows: {len(self._source):,} so far …")
+
+    def _show_indexed(self, _: None) -> None:
+        if self._is_plain():
+            self._numbers = None
+        if self._root is not None:
+            self._draw()
+
+    # findings
+
+    def _start_check(self) -> None:
+        def run(task: Task) -> Check:
+            def progress(done: int, total: int) -> None:
+                task.say(f"Checking the rows: {done / max(total, 1):.0%} …")
+
+            return datasets.check(
+                self._checked,
+                grader=self._spec,
+                response_format=self._format,
+                progress=progress,
+            )
+
+        self._work(run, self._show_check, "Checking the rows", slot="check")
+
+    def _show_check(self, found: Check) -> None:
+        self._check = found
+        if self._root is not None:
+            self._findings.options = self._finding_options()
+            self._draw()
+
+    def _finding_options(self) -> list[tuple[str, str]]:
+        if self._check is None:
+            return [("not checked yet", "")]
+        labels: dict[str, str] = {}
+        for each in self._told_findings():
+            labels.setdefault(each.code, f"{each.severity}: {_brief(each)}")
+        everything = (f"all rows ({counted(len(labels), 'kind')} of finding)", "")
+        return [everything, *((label, code) for code, label in labels.items())]
+
+    def _told_findings(self) -> list[Finding]:
+        """Those that name rows of this source."""
+        return [
+            each
+            for each in (self._check.findings if self._check else ())
+            if any(self._is_here(place) for place in each.places)
+        ]
+
+    def _rows_of(self, code: str) -> list[int]:
+        known = sorted({each.code for each in self._told_findings()})
+        if code not in known:
+            raise InputError(
+                f"no finding {code!r}; there are {', '.join(known)}"
+                if self._check
+                else f"no finding {code!r}: pass check=datasets.check(…), or press the button"
+            )
+        return sorted({
+            place.number
+            for each in self._told_findings()
+            if each.code == code
+            for place in each.places
+            if self._is_here(place)
+        })  # fmt: skip
+
+    def _is_here(self, place: Place) -> bool:
+        return Path(place.file).name == Path(self._source.name).name
+
+    # one row
+
+    def _look_closer(self, task: Task) -> dict[str, Any]:
+        """The slower facts about the open row: its grade, and the rows that are like it."""
+        number = self.row
+        if number is None:
+            return {}
+        item = self._source.items([number])[0]
+        details: dict[str, Any] = {"number": number, "neighbours": []}
+        answer = self._answer(item)
+        if answer is not None and self._spec is not None:
+            details["grade"] = asdict(self._compiled().grade(self._sample(answer), item))
+        alike = nearest(self._source, number, task)
+        prompts = self._source.items([each for each, _ in alike])
+        details["neighbours"] = [
+            {"row": each, "alike": percent, "prompt": prompt_text(prompt)}
+            for (each, percent), prompt in zip(alike, prompts, strict=True)
+        ]
+        return details
+
+    def _row_html(self) -> Html:
+        number = self.row
+        if number is None or not 0 <= number < len(self._source):
+            raise InputError(f"there is no row {number}; there are {len(self._source):,}, from 0")
+        item = self._source.items([number])[0]
+        if not self._details and self._root is None:
+            self._details = self._look_closer(Task(self._say))
+        return row_in_full(
+            item,
+            place=self._source.place(number),
+            answer=self._answer(item),
+            grade=self._details.get("grade"),
+            findings=[
+                each.message
+                for each in self._told_findings()
+                if any(p.number == number and self._is_here(p) for p in each.places)
+            ],
+            neighbours=self._details.get("neighbours"),
+            history=self._history(item),
+        )
+
+    def _answer(self, item: Mapping[str, Any]) -> str | None:
+        if "refused" in item:
+            return None
+        return datasets.reference_answer(item, self._format)
+
+    def _sample(self, answer: str) -> Sample:
+        return Sample.from_text(answer, response_format=self._format)
+
+    def _compiled(self) -> CompiledGrader:
+        if self._grader is None:
+            from rftkit.client import judge_call
+
+            self._grader = compile_grader(self._spec or {}, complete=judge_call(), workers=1)
+        return self._grader
+
+    def _history(self, item: Mapping[str, Any]) -> Any:
+        if self._runs is None:
+            return None
+        from rftkit.evals.samples import row_key
+
+        return self._runs.answers(row_key(item))
+
+    def close(self) -> None:
+        """Stop background work; end the processes of a python grader."""
+        super().close()
+        if self._grader is not None:
+            self._grader.close(now=True)
+            self._grader = None
+
+    # words
+
+    def _all_keys(self) -> list[str]:
+        return [
+            key
+            for key in self._source.keys()  # noqa: SIM118
+            if key not in ("messages", "tools")
+        ]
+
+    def _shown_columns(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+        if self._columns is not None:
+            return self._columns
+        known = dict.fromkeys(key for line in lines for key in line)
+        keys = [*(["prompt"] if "prompt" in known else []), *self._all_keys()]
+        return list(dict.fromkeys(keys))[:MAX_COLUMNS]
+
+    def _told(self) -> str:
+        """How many rows there are, and why not all of them are listed."""
+        found, total = len(self.numbers()), len(self._source)
+        so_far = "" if self._source.is_complete else " so far"
+        words = counted(total, "row") + so_far
+        if found < total:
+            words = f"{found:,} of {words}"
+        way = " downwards" if self.descending else ""
+        return f"{words}, by {self.sort}{way}" if self.sort else words
+
+    def _pages(self) -> str:
+        first = self.page * self.page_size
+        last = min(first + self.page_size, len(self.numbers()))
+        return f"{first + 1:,} to {last:,} of " if last > first else ""
+
+
+def _brief(finding: Finding) -> str:
+    words = finding.message if len(finding.message) <= 70 else finding.message[:69] + "…"
+    more = f", the first {len(finding.places)}" if finding.count > len(finding.places) else ""
+    return f"{words} ({counted(max(finding.count, len(finding.places)), 'row')}{more})"
+
+
+def _as_text(column: Any) -> Any:
+    return type(column)(column_texts(column), index=column.index)

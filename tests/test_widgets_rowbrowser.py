@@ -1,0 +1,202 @@
+"""RowBrowser: frames and files, found, sorted, opened; by attributes, by clicks and headless."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import GRADER
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rftkit import datasets
+from rftkit.errors import InputError
+from rftkit.widgets import RowBrowser
+from rftkit.widgets.panel import Task
+from rftkit.widgets.rowsource import Condition, FrameSource, parse_conditions
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return pd.DataFrame({
+        "prompt": ["May a <b>vendor</b> see the key?", "Is backup needed?", "May a Vendor wait?"],
+        "label": ["no", "yes", None],
+        "words": [7, 3, 4],
+        "score": [0.25, 1.0, None],
+        "ok": [True, False, True],
+        "tags": [["a", "b"], [], ["c"]],
+    })  # fmt: skip
+
+
+def chat(prompt: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}], "answer": answer}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    long = "Please read the whole policy about data export before you answer number"
+    rows = [chat(f"{long} {n}", str(n)) for n in range(40)] + [chat("Say hi", "hi")]
+    lines = [json.dumps(row) for row in rows]
+    lines[3] = '{"messages": []}'
+    (tmp_path / "rows.jsonl").write_text("\n\n".join(lines))
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+
+
+def test_what_is_shown_is_a_frame(frame: pd.DataFrame) -> None:
+    browser = RowBrowser(frame, page_size=2)
+    assert list(browser.data()["words"]) == [7, 3]
+    browser.page = 1
+    assert list(browser.data()["words"]) == [4]
+    browser.set(query="VENDOR", sort="words")
+    assert list(browser.found()["words"]) == [4, 7]
+    assert browser.page == 0
+    browser.descending = True
+    assert list(browser.numbers()) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("where", "numbers"),
+    [
+        ("label=NO", [0]),
+        ("label!=no", [1]),  # a row without a label has none that differs
+        ("prompt~vendor words>4", [0]),
+        ('prompt~"see the"', [0]),
+        ("score>=0.25", [0, 1]),
+        ("words=3", [1]),
+        ("ok=yes", [0, 2]),
+        ("tags~b", [0]),
+        ("", [0, 1, 2]),
+    ],
+)
+def test_conditions(frame: pd.DataFrame, where: str, numbers: list[int]) -> None:
+    assert list(RowBrowser(frame, where=where).numbers()) == numbers
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("label", "write key=value"),
+        ("nokey=1", "no key 'nokey'; they have prompt, label"),
+        ("label>b", "'b' is not a number; for text write label=b"),
+    ],
+)
+def test_conditions_that_make_no_sense_say_so(
+    frame: pd.DataFrame, where: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        RowBrowser(frame, where=where).numbers()
+
+
+words = st.text(st.characters(exclude_characters='"', exclude_categories=["Cc", "Cs"]), min_size=1)
+
+
+@given(st.lists(st.tuples(words.filter(str.strip), st.sampled_from(["=", "!=", "~", "<="]), words)))
+def test_quoted_conditions_read_back(parts: list[tuple[str, str, str]]) -> None:
+    text = " ".join(f'"{key}"{op}"{value}"' for key, op, value in parts)
+    assert parse_conditions(text) == [Condition(*part) for part in parts]
+
+
+@given(st.lists(st.tuples(st.text(), st.text(), st.integers())), st.text(min_size=1))
+def test_a_search_finds_what_a_scan_finds(rows: list[tuple[str, str, int]], needle: str) -> None:
+    source = FrameSource(pd.DataFrame(rows, columns=["a", "b", "n"]))
+    want = needle.lower().encode("utf-8", "replace")
+    texts = [f"{a}\n{b}\n{n}".lower().encode("utf-8", "replace") for a, b, n in rows]
+    found = source.search(needle, Task(print))
+    if b"\0" not in want:
+        assert list(found) == [at for at, text in enumerate(texts) if want in text]
+
+
+def test_a_file_keeps_its_bad_lines_in_place(file: Path) -> None:
+    browser = RowBrowser(file, page_size=5, row=3)
+    assert len(browser.numbers()) == 41
+    html = browser.to_html()
+    assert "not usable" in html
+    assert "rows.jsonl:7 (row 3)" in html
+    browser.set(query="number 12", row=None)
+    assert list(browser.numbers()) == [12]
+    assert browser.data()["answer"].tolist() == ["12"]
+    browser.set(query="", where="answer=hi")
+    assert list(browser.numbers()) == [40]
+
+
+def test_a_row_in_full_has_its_grade_and_the_rows_like_it(file: Path) -> None:
+    browser = RowBrowser(file, grader={**GRADER, "name": "exact"}, row=12)
+    html = browser.to_html()
+    assert "reward 1.00" in html
+    assert "Rows like this one" in html
+    assert "% alike" in html
+    assert "reference answer: 12  (reward 1.00)" in str(browser)
+    browser.close()
+
+
+def test_a_row_that_is_not_there(file: Path) -> None:
+    with pytest.raises(InputError, match="there is no row 99; there are 41, from 0"):
+        RowBrowser(file, row=99).to_html()
+
+
+def test_findings_are_filters(file: Path) -> None:
+    found = datasets.check(file)
+    browser = RowBrowser(file, check=found, finding="invalid_row")
+    assert list(browser.numbers()) == [3]
+    with pytest.raises(InputError, match="no finding 'typo'; there are"):
+        RowBrowser(file, check=found, finding="typo").numbers()
+
+
+def test_clicks_page_sort_and_open(frame: pd.DataFrame, live: None) -> None:
+    browser = RowBrowser(frame, page_size=2)
+    browser.widget()
+    browser._next.click()
+    assert browser.page == 1
+    assert "3 to 3 of 3 rows" in browser._count.value
+    browser._act_sort("words")
+    browser._act_sort("words")
+    assert (browser.sort, browser.descending, browser.page) == ("words", True, 0)
+    assert browser.wait(10)
+    assert 'aria-sort="descending"' in browser._view.value
+    browser._act_open("2")
+    assert browser.wait(10)
+    assert "May a Vendor wait?" in browser._full.value
+    browser._search.value = "backup"
+    assert browser.wait(10)
+    assert browser.query == "backup"
+    assert "1 of 3 rows" in browser._count.value
+    browser._filter.value = "words>many"
+    assert browser.wait(10)
+    assert "is not a number" in browser.error
+    browser._filter.value = ""
+    assert browser.wait(10)
+    assert browser.error == ""
+
+
+def test_the_doctor_runs_from_the_panel(file: Path, live: None) -> None:
+    browser = RowBrowser(file)
+    browser.widget()
+    browser._run_check.click()
+    assert browser.wait(60)
+    assert browser.error == ""
+    assert "invalid_row" in [code for _, code in browser._findings.options]
+    assert browser._run_check.layout.display == "none"
+
+
+def test_everything_is_escaped(frame: pd.DataFrame, live: None) -> None:
+    browser = RowBrowser(frame, row=0)
+    browser.widget()
+    browser.wait(10)
+    for html in (browser.to_html(), browser._view.value, browser._full.value):
+        assert "<b>vendor" not in html
+        assert "&lt;b&gt;vendor" in html
+
+
+def test_a_static_copy_says_what_it_leaves_out(frame: pd.DataFrame) -> None:
+    many = pd.concat([frame] * 400, ignore_index=True)
+    html = RowBrowser(many).to_html(max_bytes=50_000)
+    assert len(html) < 70_000
+    assert "of 1,200 rows are in this page" in html
