@@ -129,7 +129,8 @@ def test_the_row_is_what_it_holds() -> None:
 
 
 def test_scores_of_several_graders_make_the_jobs_reward() -> None:
-    items = [item(0, {"exact": 1.0, "alike-enough": 0.5}), item(1, {"exact": 0.0, "alike-enough": 0.4})]  # fmt: skip
+    given = ((1.0, 0.5), (0.0, 0.4))
+    items = [item(row, {"exact": a, "alike-enough": b}) for row, (a, b) in enumerate(given)]
     assert list(read(*items, grader=MULTI).frame["reward"]) == pytest.approx([0.625, 0.3])
     plain = read(*items)
     assert list(plain.frame["reward"]) == pytest.approx([0.75, 0.2])
@@ -170,8 +171,8 @@ def test_rows_that_are_not_said_are_paired_by_number() -> None:
 
 def test_a_judges_steps_are_kept() -> None:
     said = {"steps": [{"description": "reads", "conclusion": "fine"}], "result": 1}
-    result = {"name": "judge", "score": 1.0,
-              "sample": {"output": [{"role": "assistant", "content": json.dumps(said)}]}}  # fmt: skip
+    output = [{"role": "assistant", "content": json.dumps(said)}]
+    result = {"name": "judge", "score": 1.0, "sample": {"output": output}}
     assert read(item(0, {}, results=[result])).frame["judge"].iloc[0] == "reads → fine"
 
 

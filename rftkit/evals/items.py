@@ -149,7 +149,7 @@ class _Reader:
             judge=_reasons(results),
         )
         self._seen[row] += 1
-        for name in scores.keys() - self._scores.keys():
+        for name in [name for name in scores if name not in self._scores]:
             self._scores[name] = [None] * (len(self._columns["row"]) - 1)
         for name, column in self._scores.items():
             column.append(scores.get(name))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rftkit.evals.stats import random_signs, resample_weights
+from rftkit.evals.resampling import random_signs, resample_weights
 
 if TYPE_CHECKING:
     import numpy as np

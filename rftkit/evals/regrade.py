@@ -7,12 +7,24 @@ and which prompts gain or lose their signal. Not here: sampling anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+from rftkit.errors import InputError
+from rftkit.evals import keep, stats
+from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
+from rftkit.evals.grading import grade_again
+from rftkit.evals.resampling import over_rows
 from rftkit.evals.samples import Samples
+from rftkit.evals.words import many
 
-__all__ = ["Regrade", "RegradedRun"]
+__all__ = ["Regrade", "RegradedRun", "regrade"]
+
+Place = tuple[str, str, int]
+"""Row, run, sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +41,7 @@ class RegradedRun:
     """Mean reward under the old grader."""
     after: Estimate
     """Mean reward under the new grader."""
-    rank_correlation: Estimate
+    rank_correlation: float | None
     """Spearman, over samples that both graded; None when either never varies."""
     num_failed: int
     """Samples that the new grader could not grade."""
@@ -65,3 +77,228 @@ class Regrade:
     """Each a sentence."""
     sentence: str = ""
     """In words."""
+
+
+def regrade(
+    samples: Samples,
+    grader: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    keep_runs: bool = True,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> Regrade:
+    """Grade stored samples with another grader, and compare it with the one they had.
+
+    Args:
+        samples: What was said and earned.
+        grader: The spec of the new grader.
+        name: What to call it; default the grader's own name.
+        labels: Runs to grade; default all.
+        keep_runs: Keep each as a new run in the home, beside the old one (`rftkit eval list`).
+        level: Of intervals.
+        seed: Of resampling.
+        progress: Show a bar.
+        options: Of `rftkit.graders.compile_grader`; `complete=` asks the judge.
+
+    Raises:
+        GraderSpecError: The spec is malformed.
+        InputError: There is no sample to grade.
+        NotFoundError: No run has that label.
+    """
+    old = samples.select(labels) if labels is not None else samples
+    if not len(old.frame):
+        raise InputError("there is no sample to grade again")
+    title = name or str(grader.get("name") or grader.get("type") or "new grader")
+    graded = grade_again(old, grader, progress=progress, **options)
+    new = _relabelled(graded, title)
+    if keep_runs:
+        for label in new.labels:
+            keep.save(keep.record_of(new, label))
+    return _report(old, new, title, level, seed)
+
+
+def _relabelled(samples: Samples, title: str) -> Samples:
+    """The runs as new ones, named after the grader."""
+    runs = [
+        replace(
+            run,
+            label=f"{run.label} · {title}",
+            id=f"{keep.MADE_HERE}{uuid.uuid4().hex[:16]}",
+            source="home",
+        )
+        for run in samples.runs
+    ]
+    names = {old.label: new.label for old, new in zip(samples.runs, runs, strict=True)}
+    frame = samples.frame.assign(run=samples.frame["run"].map(names))
+    return replace(samples, runs=tuple(runs), frame=frame)
+
+
+def _report(old: Samples, new: Samples, title: str, level: float, seed: int) -> Regrade:
+    import numpy as np
+
+    before = old.frame["reward"].to_numpy(float)
+    after = new.frame["reward"].to_numpy(float)
+    both = np.isfinite(before) & np.isfinite(after)
+    where = (old.frame[name].tolist() for name in ("row", "run", "sample"))
+    places: list[Place] = list(zip(*where, strict=True))
+    passed = old.frame["passed"].eq(True).fillna(False).to_numpy(bool)
+    passes = new.frame["passed"].eq(True).fillna(False).to_numpy(bool)
+    said = old.frame["passed"].notna().to_numpy(bool) & both
+    runs = _runs(old, new, before, after, level)
+    groups = _groups(old, before, after, both)
+    found = Regrade(
+        grader=title,
+        runs=runs,
+        samples=_side_by_side(old, new),
+        rank_correlation=_rank_correlation(old, before, after, both, level, seed),
+        flipped_to_pass=_chosen(places, said & ~passed & passes),
+        flipped_to_fail=_chosen(places, said & passed & ~passes),
+        num_advantages=int(groups.member.sum()),
+        flipped_advantages=_chosen(places, groups.flipped),
+        gained_signal=groups.gained,
+        lost_signal=groups.lost,
+        reordered=_reordered(runs),
+        notes=_notes(new, before, after),
+    )
+    return replace(found, sentence=_sentence(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """What the new rewards do to groups: a row's samples in one run."""
+
+    member: Any
+    """Whether a sample is in a group of two or more graded by both, (samples,) bool."""
+    flipped: Any
+    """Whether its advantage changes its sign, (samples,) bool."""
+    gained: tuple[tuple[str, str], ...]
+    lost: tuple[tuple[str, str], ...]
+
+
+def _groups(old: Samples, before: Array, after: Array, both: Any) -> _Groups:
+    import numpy as np
+
+    cells = make_cells(old)
+    size = cells.count(both)
+    advantages = []
+    spreads = []
+    for rewards in (before, after):
+        known = np.where(both, rewards, np.nan)
+        off = known - cells.mean(known)[cells.row, cells.run]
+        off[np.abs(off) < 1e-9] = 0.0
+        advantages.append(off)
+        spreads.append(cells.count(np.nan_to_num(np.abs(off))) > 0)  # whether the group differs
+    member = both & (size[cells.row, cells.run] > 1)
+
+    def named(chosen: Any) -> tuple[tuple[str, str], ...]:
+        return tuple((cells.keys[row], cells.labels[run]) for row, run in np.argwhere(chosen))
+
+    group = size > 1
+    return _Groups(
+        member,
+        member & (advantages[0] * advantages[1] < 0),
+        named(group & ~spreads[0] & spreads[1]),
+        named(group & spreads[0] & ~spreads[1]),
+    )
+
+
+def _runs(
+    old: Samples, new: Samples, before: Array, after: Array, level: float
+) -> tuple[RegradedRun, ...]:
+    import numpy as np
+
+    old_cells, new_cells = make_cells(old), make_cells(new)
+    old_means, new_means = old_cells.mean(before), new_cells.mean(after)
+    failed = new.frame["outcome"].to_numpy() == "failed"
+    found = []
+    for at, (was, run) in enumerate(zip(old.runs, new.runs, strict=True)):
+        here = (old.frame["run"] == was.label).to_numpy(bool)
+        both = here & np.isfinite(before) & np.isfinite(after)
+        found.append(
+            RegradedRun(
+                label=was.label,
+                new_label=run.label,
+                step=was.step,
+                before=stats.mean_interval(old_means[:, at], level=level),
+                after=stats.mean_interval(new_means[:, at], level=level),
+                rank_correlation=stats.spearman(before[both], after[both]),
+                num_failed=int((failed & here).sum()),
+            )
+        )
+    return tuple(found)
+
+
+def _rank_correlation(
+    samples: Samples, before: Array, after: Array, chosen: Any, level: float, seed: int
+) -> Estimate:
+    rows = samples.frame["row"].to_numpy()[chosen]
+    return over_rows(
+        rows, lambda at: stats.spearman(before[chosen][at], after[chosen][at]),
+        level=level, num_resamples=200, seed=seed,
+    )  # fmt: skip
+
+
+def _side_by_side(old: Samples, new: Samples) -> Samples:
+    import pandas as pd
+
+    frame = pd.concat([old.frame, new.frame], ignore_index=True)
+    return replace(old, runs=(*old.runs, *new.runs), frame=frame)
+
+
+def _reordered(runs: Sequence[RegradedRun]) -> bool | None:
+    known = [run for run in runs if run.before.value is not None and run.after.value is not None]
+    if len(known) < 2:
+        return None
+    return max(known, key=lambda r: r.before.value or 0) is not max(
+        known, key=lambda r: r.after.value or 0
+    )
+
+
+def _chosen(places: Sequence[Place], chosen: Any) -> tuple[Place, ...]:
+    return tuple(
+        (str(places[at][0]), str(places[at][1]), int(places[at][2])) for at in chosen.nonzero()[0]
+    )
+
+
+def _notes(new: Samples, before: Array, after: Array) -> tuple[str, ...]:
+    import numpy as np
+
+    notes = []
+    failed = int((~np.isfinite(after)).sum())
+    if failed:
+        why = new.frame["error"][~np.isfinite(after)].dropna()
+        reason = f", the first because: {str(why.iloc[0])[:200]}" if len(why) else ""
+        notes.append(
+            f"{failed:,} of {many(len(after), 'sample')} could not be graded again{reason}. They "
+            "are left out."
+        )
+    never = int((~np.isfinite(before)).sum())
+    if never:
+        notes.append(f"{many(never, 'sample')} had no grade before: nothing to compare there.")
+    return tuple(notes)
+
+
+def _sentence(found: Regrade) -> str:
+    said = []
+    if found.rank_correlation.value is not None:
+        said.append(f"rank correlation {found.rank_correlation.value:.2f}")
+    flips = len(found.flipped_to_pass) + len(found.flipped_to_fail)
+    said.append(
+        f"{many(flips, 'sample')} change verdict ({len(found.flipped_to_pass)} now pass, "
+        f"{len(found.flipped_to_fail)} now fail)"
+    )
+    if found.num_advantages:
+        share = len(found.flipped_advantages) / found.num_advantages
+        said.append(f"{share:.0%} of advantages change their sign")
+        said.append(
+            f"{many(len(found.gained_signal), 'group')} gain a signal, "
+            f"{len(found.lost_signal)} lose it"
+        )
+    else:
+        said.append("with one sample a row there are no advantages to compare")
+    best = " Another run is best under it." if found.reordered else ""
+    return f"Under {found.grader}: {'; '.join(said)}.{best}"

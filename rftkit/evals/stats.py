@@ -17,12 +17,12 @@ many looks at once (`looks`), and words.
 
 from __future__ import annotations
 
-import functools
 import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.comparison import Estimate
+from rftkit.evals.resampling import random_signs, resample_weights
 from rftkit.evals.student import t_cdf, t_quantile
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ __all__ = [
     "mcnemar_p",
     "mean_interval",
     "permutation_p",
-    "random_signs",
-    "resample_weights",
     "spearman",
     "standard_error",
 ]
@@ -141,29 +139,6 @@ def permutation_p(values: Array, *, num_flips: int = 10_000, seed: int = 0) -> f
     sums = random_signs(len(values), num_flips, seed) @ values.astype(np.float32)
     num_as_large = int(np.sum(np.abs(sums) >= seen))
     return float((num_as_large + 1) / (num_flips + 1))
-
-
-@functools.lru_cache(4)
-def random_signs(num_rows: int, num_flips: int, seed: int) -> Any:
-    """Random -1 and 1, (flips, rows) float32: the same for the same arguments."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    bits = np.frombuffer(rng.bytes(-(-num_flips * num_rows // 8)), dtype=np.uint8)
-    signs = np.unpackbits(bits)[: num_flips * num_rows].astype(np.float32)
-    return (signs * 2 - 1).reshape(num_flips, num_rows)
-
-
-@functools.lru_cache(4)
-def resample_weights(num_rows: int, num_resamples: int, seed: int) -> Any:
-    """How often each row is drawn in each bootstrap resample, (resamples, rows) float32."""
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, num_rows, (num_resamples, num_rows))
-    drawn += np.arange(num_resamples)[:, None] * num_rows
-    counts = np.bincount(drawn.ravel(), minlength=num_resamples * num_rows)
-    return counts.reshape(num_resamples, num_rows).astype(np.float32)
 
 
 def mcnemar_p(num_fixed: int, num_broken: int) -> float | None:

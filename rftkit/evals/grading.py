@@ -1,0 +1,114 @@
+"""Stored samples under a grader: the same answers, other rewards.
+
+Not here: what changes by it (`regrade`), asking models (`answers`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rftkit.evals.samples import SCORE, Samples
+from rftkit.graders import Sample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["fill_grades", "grade_again"]
+
+
+def grade_again(
+    samples: Samples, grader: Mapping[str, Any], *, progress: bool = False, **options: Any
+) -> Samples:
+    """The same runs with rewards of another grader; answers that never came stay failed."""
+    from rftkit.graders.frames import grade_many
+
+    frame = samples.frame
+    came = _came(frame)
+    pairs = [
+        (_sample(line, samples.response_format), samples.items.get(line.row) or {})
+        for line in frame[came].itertuples()
+    ]
+    table = grade_many(grader, pairs, progress=progress, **options)
+    kept = [name for name in frame.columns if not name.startswith(SCORE)]
+    new = frame[kept].copy()
+    fill_grades(new, came, table, grader)
+    return replace(samples, frame=new)
+
+
+def _came(frame: pd.DataFrame) -> Any:
+    """Samples with an answer: a failed one without any text never came."""
+    return ((frame["outcome"] != "failed") | (frame["answer"].fillna("") != "")).to_numpy(bool)
+
+
+def _sample(line: Any, response_format: Mapping[str, Any] | None) -> Sample:
+    return Sample.from_text(
+        line.answer or "", response_format=response_format, truncated=bool(line.truncated)
+    )
+
+
+def fill_grades(
+    frame: pd.DataFrame, came: Any, table: pd.DataFrame, grader: Mapping[str, Any]
+) -> None:
+    """Put grades into a frame of samples, where answers came; the others are failed.
+
+    Args:
+        frame: Columns of `Samples.frame`, changed in place.
+        came: Which samples have a grade, (samples,) bool.
+        table: Their grades, from `rftkit.graders.grade_many`.
+        grader: The spec, for thresholds and names.
+    """
+    import numpy as np
+    import pandas as pd
+
+    def spread(values: Any, empty: Any, kind: Any) -> Any:
+        column = np.full(len(frame), empty, dtype=kind)
+        column[came] = values
+        return column
+
+    outcome = table["outcome"].to_numpy(object)
+    passed = np.where(outcome == "failed", None, _passes(table, grader) & (outcome == "graded"))
+    frame["reward"] = spread(table["reward"].to_numpy(float, na_value=np.nan), np.nan, float)
+    frame["outcome"] = spread(outcome, "failed", object)
+    frame["passed"] = pd.array(list(spread(passed, None, object)), dtype="boolean")
+    details = [text or None for text in table["details"]]
+    frame["error"] = np.where(came, spread(details, None, object), frame["error"])
+    frame["judge"] = None
+    for key, part in (grader.get("graders") or {}).items():
+        scores = _scores(table, key)
+        frame[SCORE + str(part.get("name") or key)] = spread(scores, np.nan, float)
+
+
+def _passes(table: pd.DataFrame, grader: Mapping[str, Any]) -> Any:
+    """Which samples pass, as eval runs have it: a multi passes when each of its parts does."""
+    import numpy as np
+
+    parts = grader.get("graders")
+    if not parts:
+        return table["reward"].to_numpy(float, na_value=np.nan) >= _threshold(grader)
+    each = [_scores(table, key) >= _threshold(part) for key, part in parts.items()]
+    return np.logical_and.reduce(each)
+
+
+def _scores(table: pd.DataFrame, key: str) -> Any:
+    """Scores of one part of a multi, (samples,); nan where it gave none."""
+    import numpy as np
+
+    name = f"reward/{key}"
+    if name not in table:
+        return np.full(len(table), np.nan)
+    return table[name].to_numpy(float, na_value=np.nan)
+
+
+def _threshold(grader: Mapping[str, Any]) -> float:
+    """The least reward that passes: the given one, else 1 for yes-or-no graders, half for others.
+
+    The platform's rule for eval runs.
+    """
+    if grader.get("pass_threshold") is not None:
+        return float(grader["pass_threshold"])
+    if grader.get("type") in ("string_check", "label_model"):
+        return 1.0
+    low, high = grader.get("range") or (0.0, 1.0)
+    return float(low + high) / 2
