@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from rftkit import settings
+from rftkit.cli_datasets import check, dataset_app
 from rftkit.cli_jobs import job_app, models_app
 from rftkit.cli_reports import ParameterCommand, report
 from rftkit.console import PLAIN, Format, Json, print_json, show, table
@@ -24,6 +25,8 @@ from rftkit.errors import InputError, MissingExtraError, RftkitError
 __all__ = ["app", "main"]
 
 app = typer.Typer(help="Reinforcement fine-tuning on OpenAI's routes, local or hosted.", **PLAIN)
+app.command()(check)
+app.add_typer(dataset_app, name="dataset")
 app.add_typer(job_app, name="job")
 app.add_typer(models_app, name="models")
 app.command(cls=ParameterCommand)(report)
@@ -136,35 +139,6 @@ def grade(
         ]
         print(f"{table(lines)}\n\nmeans\n{table([evals.score(grades)])}")
     raise typer.Exit(any(each.outcome == "failed" for each in grades))
-
-
-@app.command()
-def check(
-    data: Annotated[Path, typer.Argument(help="JSONL file of the training rows.")],
-    valid: Annotated[Path | None, typer.Option(help="JSONL file of the validation rows.")] = None,
-    grader: Annotated[
-        Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")
-    ] = None,
-    response_format: Format = None,
-    as_json: Json = False,
-) -> None:
-    """Check a dataset, and what a grader pays on its rows."""
-    from dataclasses import asdict
-
-    from rftkit import datasets, graders
-    from rftkit.client import judge_call
-
-    spec = datasets.read_json(grader) if grader else None
-    answer_format = datasets.read_json(response_format) if response_format else None
-    found = datasets.check(data, valid, grader=spec, response_format=answer_format)
-    result, text = {"ok": found.ok, **asdict(found)}, str(found)
-    if spec is not None and found.ok:
-        items = [row.item for row in datasets.read(data)]
-        audit = graders.audit(spec, items, response_format=answer_format, complete=judge_call())
-        result["audit"] = {**asdict(audit), "findings": audit.findings()}
-        text += f"\n\nwhat the grader pays, {audit.num_rows} rows\n{audit}"
-    show(result, text, as_json)
-    raise typer.Exit(0 if found.ok else 1)
 
 
 @app.command("import")

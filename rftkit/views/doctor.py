@@ -1,0 +1,215 @@
+"""What the dataset doctor found, as a page: verdict, findings with their rows, what can be learnt.
+
+Not here: how things are found (`rftkit.datasets.check`, `preview`, `rftkit.graders.audit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rftkit.views.listing import table
+from rftkit.views.markup import Html, counted, join, number, text, wrap
+from rftkit.views.rows import row_in_full
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rftkit.datasets import Check, FileFacts, Finding, Place, Preview
+    from rftkit.graders import Audit
+
+__all__ = ["audit_table", "check_page", "check_rows", "check_verdict", "findings", "preview_table"]
+
+SIGNS = {"error": ("✗ error", "rk-bad"), "warning": ("! warning", "rk-warn"), "info": ("info", "")}
+LISTED = 100
+PREVIEW = {
+    "row": "row",
+    "kind": "what it is for this model",
+    "rewards": "rewards",
+    "pass_rate": "pass rate",
+    "interval": "95 % interval",
+    "mean_reward": "mean reward",
+    "spread": "spread",
+}
+
+
+def check_verdict(check: Check) -> Html:
+    """One sentence, and how many rows there are."""
+    said = _verdict(check)
+    tiles = "".join(map(_tile, check.files))
+    return wrap(
+        f'<p class="rk-verdict">{text(said)}</p><div class="rk-tiles">{tiles}</div>', plain=said
+    )
+
+
+def findings(check: Check) -> Html:
+    """Every finding, worst first; what stops or spoils a job stands open."""
+    anchors = _anchors(check)
+    cards = "".join(_card(each, anchors) for each in check.findings)
+    return wrap(f'<div class="rk-findings">{cards}</div>', plain=str(check))
+
+
+def check_rows(check: Check) -> Html:
+    """The rows that findings name, in full; findings link here."""
+    named: dict[str, list[str]] = {}
+    for each in check.findings:
+        for place in each.places:
+            named.setdefault(str(place), []).append(each.message)
+    return join(
+        f'<section id="{anchor}" tabindex="-1">'
+        f"{_row(check.examples[place], place, named.get(place, []))}</section>"
+        for place, anchor in _anchors(check).items()
+    )
+
+
+def preview_table(preview: Preview) -> Html:
+    """What the model earned, row by row; the rows that teach first."""
+    records = [
+        record | {"interval": _interval(record), "rewards": _rewards(row.rewards)}
+        for record, row in zip(preview.to_frame().to_dict("records"), preview.rows, strict=True)
+    ]
+    records.sort(key=lambda record: -(record["spread"] or 0))
+    return table(
+        records,
+        PREVIEW,
+        caption=f"{preview.model}: {preview.completions} completions a row; right from "
+        f"{preview.pass_threshold:g}",
+    )
+
+
+def audit_table(audit: Audit) -> Html:
+    """What the reference answer and every cheat earns, and what to act on."""
+    points = "".join(f"<li>{text(each)}</li>" for each in audit.findings() or ["no cheat pays"])
+    return join([wrap(f"<ul>{points}</ul>"), table(audit.to_frame(), noun="answer")])
+
+
+def check_page(
+    check: Check,
+    *,
+    audit: Audit | None = None,
+    preview: Preview | None = None,
+    charts: str = "",
+) -> Html:
+    """All of it, with headings, for one HTML document (`markup.page`)."""
+    parts = ["<h1>Dataset check</h1>", check_verdict(check), "<h2>Findings</h2>", findings(check)]
+    if preview is not None:
+        parts += ["<h2>What the model can learn</h2>", preview_table(preview)]
+    if audit is not None:
+        parts += ["<h2>What the grader pays</h2>", audit_table(audit)]
+    if charts:
+        parts += ["<h2>Profile</h2>", charts]
+    if check.examples:
+        parts += ["<h2>Rows</h2>", check_rows(check)]
+    return join(parts, plain=str(check))
+
+
+def _verdict(check: Check) -> str:
+    counts = {sign: sum(each.severity == sign for each in check.findings) for sign in SIGNS}
+    warnings = counted(counts["warning"], "warning")
+    if counts["error"]:
+        return f"A job would stop: {counted(counts['error'], 'error')}, {warnings}."
+    if counts["warning"]:
+        return f"Nothing would stop a job; {warnings} to look at first."
+    return "Nothing found that would stop or spoil a job."
+
+
+def _tile(file: FileFacts) -> str:
+    tone, below = "", "all usable"
+    if file.num_refused:
+        tone, below = "rk-bad", f"{file.num_refused:,} of them refused"
+    return (
+        f'<div class="rk-tile"><span>{text(file.role)} rows</span><b>{file.num_rows:,}</b>'
+        f'<small class="{tone}">{text(below)}</small><small>{text(file.name)}</small></div>'
+    )
+
+
+def _anchors(check: Check) -> dict[str, str]:
+    return {place: f"row-{at}" for at, place in enumerate(check.examples, 1)}
+
+
+def _card(finding: Finding, anchors: Mapping[str, str]) -> str:
+    sign, tone = SIGNS[finding.severity]
+    rows = counted(finding.count, "row") if finding.count else ""
+    body = "".join(
+        (
+            f'<p class="rk-advice">→ {text(finding.advice)}</p>' if finding.advice else "",
+            _values(finding.figures),
+            _places(finding, anchors),
+        )
+    )
+    head = (
+        f'<span class="rk-mark {tone}">{sign}</span><span class="rk-title">{text(finding.message)}'
+        f'</span><span class="rk-move">{rows}</span>'
+    )
+    if not body:
+        return f'<div class="rk-card"><div class="rk-summary">{head}</div></div>'
+    is_open = " open" if finding.severity == "error" else ""
+    return (
+        f'<details class="rk-card"{is_open}><summary data-lm-suppress-shortcuts="true">{head}'
+        f'</summary><div class="rk-body">{body}</div></details>'
+    )
+
+
+def _places(finding: Finding, anchors: Mapping[str, str]) -> str:
+    if not finding.places:
+        return ""
+    said: Sequence[str] = finding.details or [str(place) for place in finding.places]
+    lines = "".join(
+        f"<li>{_linked(place, words, anchors)}</li>"
+        for place, words in zip(finding.places[:LISTED], said, strict=False)
+    )
+    more = finding.count - len(finding.places[:LISTED])
+    rest = f'<p class="rk-note">and {more:,} more</p>' if more > 0 else ""
+    return f'<ul class="rk-places">{lines}</ul>{rest}'
+
+
+def _linked(place: Place, words: str, anchors: Mapping[str, str]) -> str:
+    anchor, name = anchors.get(str(place)), str(place)
+    if anchor is None:
+        return text(words)
+    link = f'<a href="#{anchor}">{text(name)}</a>'
+    before, found, after = words.partition(name)
+    return f"{text(before)}{link}{text(after)}" if found else f"{link} {text(words)}"
+
+
+def _values(figures: Mapping[str, Any]) -> str:
+    """How often each value of a key stands there, as bars with their numbers."""
+    values = figures.get("values")
+    if not values:
+        return ""
+    total, most = sum(values.values()), max(values.values())
+    lines = "".join(
+        f'<tr><th scope="row">{text(value)}</th><td class="rk-number">{count:,}</td>'
+        f'<td class="rk-number">{count / total:.0%}</td><td class="rk-bar">'
+        f'<span style="width:{100 * count / most:.1f}%"></span></td></tr>'
+        for value, count in values.items()
+    )
+    return f'<div class="rk-scroll"><table><tbody>{lines}</tbody></table></div>'
+
+
+def _row(item: Any, place: str, said: Sequence[str]) -> str:
+    if isinstance(item, str):
+        return wrap(f'<h4 class="rk-place">{text(place)}</h4><pre>{text(item)}</pre>')
+    return row_in_full(item, place=place, findings=said)
+
+
+def _interval(record: Mapping[str, Any]) -> str:
+    low, high = record["low"], record["high"]
+    return "" if low != low or low is None else f"{number(low, 2)} to {number(high, 2)}"
+
+
+def _rewards(rewards: Sequence[float | None]) -> str:
+    return " ".join("–" if reward is None else f"{reward:.2f}" for reward in rewards)
+
+
+def profile_facts(frame: pd.DataFrame) -> dict[str, str]:
+    """The numbers of a profile in words, for `keyvalues`."""
+    usable = frame[frame["usable"].astype(bool)]
+    facts = {"rows": f"{len(frame):,}", "usable": f"{len(usable):,}"}
+    if "prompt_hash" in usable:
+        facts["different prompts"] = f"{usable['prompt_hash'].nunique():,}"
+    if "tokens" in usable and usable["tokens"].notna().any():
+        middle, longest = usable["tokens"].median(), usable["tokens"].max()
+        facts["tokens of a prompt"] = f"median {middle:,.0f}, longest {longest:,.0f}"
+        facts["counted by"] = str(frame.attrs.get("counted_by", ""))
+    return facts

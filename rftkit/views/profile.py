@@ -1,0 +1,80 @@
+"""Charts of a dataset's profile: lengths, labels, pass rates.
+
+Not here: the frame (`rftkit.datasets.profile`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rftkit.views.markup import Html, counted, note, number
+from rftkit.views.plot import INK, dress, panel_axes, picture
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+__all__ = ["profile_chart"]
+
+MAX_LABELS = 8
+BINS = 30
+COLOUR = "#0a58a8"
+
+
+def profile_chart(frame: pd.DataFrame) -> Html:
+    """What the columns of a profile look like: one small chart for each that is there."""
+    drawn = [
+        _histogram(frame, "tokens", "Tokens of a prompt"),
+        _histogram(frame, "prompt_chars", "Characters of a prompt"),
+        _histogram(frame, "answer_chars", "Characters of a reference answer"),
+        *(_bars(frame, name) for name in frame if _is_label(frame, name)),
+        _histogram(frame, "pass_rate", "Pass rate of sampled rows"),
+        _histogram(frame, "spread", "Spread of rewards in a row"),
+    ]
+    found = [each for each in drawn if each is not None]
+    if not found:
+        return note("There is nothing to draw: no row is usable.")
+    return picture(found, f"{counted(len(frame), 'row')}. Each chart counts rows.")
+
+
+def _histogram(frame: pd.DataFrame, name: str, title: str) -> tuple[Figure, str] | None:
+    values = frame[name].dropna().astype(float) if name in frame else []
+    if not len(values):
+        return None
+    figure, axes = panel_axes()
+    axes.hist(values, bins=min(BINS, max(1, int(values.nunique()))), color=COLOUR)
+    middle = float(values.median())
+    axes.axvline(middle, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
+    dress(axes, title)
+    axes.set_xlabel(f"dashed: median {number(middle)}", fontsize=7.5)
+    said = (
+        f"{title}: {counted(len(values), 'row')}, lowest {number(float(values.min()))}, "
+        f"median {number(middle)}, highest {number(float(values.max()))}."
+    )
+    return figure, said
+
+
+def _bars(frame: pd.DataFrame, name: str) -> tuple[Figure, str]:
+    counts = frame[name].astype(str)[frame[name].notna()].value_counts()
+    shown = counts.head(MAX_LABELS)[::-1]
+    figure, axes = panel_axes()
+    axes.barh([_short(value) for value in shown.index], shown.to_numpy(), color=COLOUR)
+    title = name.removeprefix("item.")
+    more = f", the first {MAX_LABELS} of {len(counts)}" if len(counts) > MAX_LABELS else ""
+    dress(axes, f"{title}{more}")
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("rows", fontsize=7.5)
+    said = ", ".join(f"{value} {count:,}" for value, count in counts.head(MAX_LABELS).items())
+    return figure, f"{title}: {said}{more}."
+
+
+def _is_label(frame: pd.DataFrame, name: Any) -> bool:
+    if name != "label" and not str(name).startswith("item."):
+        return False
+    values = frame[name].dropna()
+    return 1 < values.nunique() <= 50 and 2 * values.nunique() <= len(values)
+
+
+def _short(value: Any) -> str:
+    words = str(value)
+    return words if len(words) <= 16 else f"{words[:15]}…"
