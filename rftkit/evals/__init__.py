@@ -5,7 +5,7 @@ Samples, Run                every sample of some runs, as one tidy frame
 compare, pair               runs side by side, with intervals and tests: a `Comparison`
 """
 
-from rftkit.evals.agreement import Agreement, JudgeNoise, Label, Threshold
+from rftkit.evals.agreement import Agreement, Label, Threshold, agree
 from rftkit.evals.answers import Answer, ask, grade, side_by_side
 from rftkit.evals.compare import compare, pair
 from rftkit.evals.comparison import (
@@ -17,9 +17,11 @@ from rftkit.evals.comparison import (
     SliceTable,
     StepChoice,
 )
-from rftkit.evals.drift import Drift
+from rftkit.evals.drift import Drift, drift
 from rftkit.evals.dumped import from_dump
-from rftkit.evals.regrade import Regrade, RegradedRun
+from rftkit.evals.grading import grade_again
+from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
+from rftkit.evals.regrade import Regrade, RegradedRun, regrade
 from rftkit.evals.runs import fetch, kept, together
 from rftkit.evals.samples import Run, Samples, row_key
 from rftkit.evals.scores import best_constant, score
@@ -42,14 +44,20 @@ __all__ = [
     "SliceTable",
     "StepChoice",
     "Threshold",
+    "agree",
     "ask",
     "best_constant",
     "compare",
+    "drift",
     "fetch",
     "from_dump",
     "grade",
+    "grade_again",
+    "judge_noise",
     "kept",
+    "noise_of",
     "pair",
+    "regrade",
     "row_key",
     "score",
     "side_by_side",

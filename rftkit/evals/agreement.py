@@ -1,20 +1,25 @@
-"""Can the grader be believed? It is held against people, and against itself.
+"""Can the grader be believed? It is held against what people say of the same answers.
 
 `agree` compares a grader's rewards with labels that people gave to the same samples: kappa where
-the labels are verdicts, rank correlation where they are numbers. `judge_noise` is what a grader
-that was asked several times about the same answers disagrees with itself: no gain smaller than
-that can be believed. Not here: the widget that asks for labels (it only needs `Label`), and the
-grading.
+the labels are verdicts, rank correlation where they are numbers. Not here: the widget that asks
+for labels (it only needs `Label`), grading, and a grader held against itself (`noise`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from rftkit.errors import InputError
+from rftkit.evals import stats
+from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
+from rftkit.evals.resampling import over_rows
+from rftkit.evals.samples import Samples
+from rftkit.evals.words import interval, many
 
-__all__ = ["Agreement", "JudgeNoise", "Label", "Threshold"]
+__all__ = ["Agreement", "Label", "Threshold", "agree"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Agreement:
     kind: Literal["verdict", "number"]
     """What the labels are."""
     threshold: float | None
-    """At which rewards count as passes here; None for numbers."""
+    """From which on rewards pass here, when one was given; else the grader's own verdicts count."""
     agreement: Estimate
     """Share of verdicts that agree, rows as units; value None for numbers."""
     kappa: Estimate
@@ -81,22 +86,167 @@ class Agreement:
     """In words: how well, in which direction it errs, what to change."""
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeNoise:
-    """How much a grader disagrees with itself about the very same answers."""
+def agree(
+    samples: Samples,
+    labels: Iterable[Label],
+    *,
+    threshold: float | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Agreement:
+    """Hold a grader against labels of people.
 
-    num_samples: int
-    """Samples that were graded at least twice."""
-    num_grades: int
-    """Their grades, together."""
-    one_grade: float | None
-    """Standard deviation of one grade around what the grader gives on average."""
-    band: float | None
-    """Half-width (95 %) of what the noise alone does to the difference of two runs' means: a
-    smaller gain is grey."""
-    num_rows: int
-    """Rows per run that `band` is for."""
-    flips: float | None
-    """Share of samples whose verdict is not the same each time; None without a threshold."""
-    sentence: str
-    """In words."""
+    Where several people labelled one sample, their mean counts; verdicts by majority, and ties
+    are left out.
+
+    Args:
+        samples: What the grader gave.
+        labels: What people gave, of one kind: verdicts, or numbers on the reward's scale.
+        threshold: Rewards from here on pass; default the grader's own verdicts, or 0.5 for
+            samples of which nobody says whether they passed.
+        level: Of intervals.
+        seed: Of resampling.
+
+    Raises:
+        InputError: There is no label, or verdicts and numbers are mixed.
+    """
+    import numpy as np
+
+    given = list(labels)
+    kinds = {each.kind for each in given}
+    if len(kinds) != 1:
+        raise InputError(
+            "there is no label yet: label some rows first"
+            if not given
+            else "labels are verdicts and numbers mixed; use one kind at a time"
+        )
+    kind = kinds.pop()
+    people = _people(given, kind)
+    frame = samples.frame
+    lines = dict(zip(zip(frame["row"], frame["run"], frame["sample"], strict=True),
+                     range(len(frame)), strict=True))  # fmt: skip
+    rewards = frame["reward"].to_numpy(float)
+    known = [
+        (place, lines[place], value)
+        for place, value in people.items()
+        if place in lines and np.isfinite(rewards[lines[place]])
+    ]
+    places = [place for place, _, _ in known]
+    lines_known = [line for _, line, _ in known]
+    grader = rewards[lines_known]
+    person = np.array([value for _, _, value in known], dtype=float)
+    passes = (grader >= (0.5 if threshold is None else threshold)).astype(float)
+    if threshold is None:
+        own = frame["passed"].astype("Float64").to_numpy(float, na_value=np.nan)[lines_known]
+        passes = np.where(np.isfinite(own), own, passes)
+    num_left_out = len(given) - _covered(given, places)
+    return _hold(places, grader, passes, person, kind, threshold, num_left_out, level, seed)
+
+
+def _people(labels: Sequence[Label], kind: str) -> dict[Any, float]:
+    """One value per sample, of everybody who labelled it."""
+    values: dict[Any, list[float]] = {}
+    for each in labels:
+        values.setdefault((each.row, each.run, each.sample), []).append(each.value)
+    means = {place: sum(each) / len(each) for place, each in values.items()}
+    if kind == "number":
+        return means
+    return {place: float(mean > 0.5) for place, mean in means.items() if mean != 0.5}
+
+
+def _covered(labels: Sequence[Label], places: Sequence[Any]) -> int:
+    known = set(places)
+    return sum((each.row, each.run, each.sample) in known for each in labels)
+
+
+def _hold(
+    places: list[Any],
+    grader: Array,
+    passes: Array,
+    person: Array,
+    kind: Literal["verdict", "number"],
+    threshold: float | None,
+    num_left_out: int,
+    level: float,
+    seed: int,
+) -> Agreement:
+    import numpy as np
+
+    rows = np.array([place[0] for place in places], dtype=object)
+
+    def estimate(measure: Any) -> Estimate:
+        return over_rows(rows, measure, level=level, seed=seed)
+
+    correlation = estimate(lambda at: stats.spearman(grader[at], person[at]))
+    none = Estimate(None)
+    if kind == "verdict":
+        off, tried = passes - person, _thresholds(grader, person)
+        agreement = estimate(lambda at: float((passes[at] == person[at]).mean()))
+        kappa, bias = estimate(lambda at: stats.kappa(passes[at], person[at])), none
+        weight = grader
+    else:
+        off, tried = grader - person, ()
+        agreement = kappa = none
+        bias = stats.mean_interval(off, level=level)
+        weight = off
+    worst = np.argsort(-weight, kind="stable")  # the most lenient first, the harshest last
+    best = max(tried, key=lambda each: (each.kappa or -1.0, -abs(each.value - 0.5)),
+               default=None)  # fmt: skip
+    found = Agreement(
+        num_labels=len(places),
+        num_left_out=num_left_out,
+        kind=kind,
+        threshold=threshold,
+        agreement=agreement,
+        kappa=kappa,
+        correlation=correlation,
+        lenient=tuple(places[at] for at in worst if off[at] > 1e-9),
+        harsh=tuple(places[at] for at in worst[::-1] if off[at] < -1e-9),
+        bias=bias,
+        thresholds=tried,
+        suggested=best,
+        sentence="",
+    )
+    return replace(found, sentence=_sentence(found))
+
+
+def _thresholds(grader: Array, person: Array) -> tuple[Threshold, ...]:
+    """Every threshold that makes a difference: one between each two neighbouring rewards."""
+    import numpy as np
+
+    seen = np.unique(grader)
+    between = (seen[1:] + seen[:-1]) / 2
+    if len(between) > 200:
+        between = between[np.linspace(0, len(between) - 1, 200).astype(int)]
+    tried = []
+    for value in between:
+        passes = (grader >= value).astype(float)
+        tried.append(
+            Threshold(
+                value=float(value),
+                kappa=stats.kappa(passes, person),
+                num_lenient=int((passes > person).sum()),
+                num_harsh=int((passes < person).sum()),
+            )
+        )
+    return tuple(tried)
+
+
+def _sentence(found: Agreement) -> str:
+    if not found.num_labels:
+        return "No labelled sample has a grade: nothing can be said of the grader."
+    labels = many(found.num_labels, "label")
+    lenient, harsh = len(found.lenient), len(found.harsh)
+    if found.kind == "number":
+        said = f"Rank correlation with people {interval(found.correlation)} on {labels}"
+        return f"{said}; the grader gives {interval(found.bias, with_sign=True)} more than they."
+    said = f"Agrees with people on {found.agreement.value:.0%} of {labels}"
+    if found.kappa.value is not None:
+        said += f" (kappa {interval(found.kappa)})"
+    said += f"; lenient in {lenient}, harsh in {harsh}."
+    better = found.suggested
+    if better and better.kappa is not None and better.kappa > (found.kappa.value or 0) + 0.05:
+        said += f" A threshold of {better.value:.3g} would agree better (kappa {better.kappa:.2f})."
+    if found.num_labels < 30:
+        said += " Fewer than 30 labels: take it as a first look."
+    return said

@@ -27,6 +27,7 @@ def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple
     if len(samples.runs) == 1:
         notes.append(f"There is one run, {samples.labels[0]}: nothing to hold it against.")
     notes += _unfinished(samples)
+    notes += _graders(samples)
     notes += _missing_rows(samples, cells)
     notes += _ungraded(samples, cells)
     notes += _flat(samples)
@@ -40,6 +41,17 @@ def _unfinished(samples: Samples) -> list[str]:
         f"{run.label} is {run.status}: it may lack rows."
         for run in samples.runs
         if run.status != "completed"
+    ]
+
+
+def _graders(samples: Samples) -> list[str]:
+    """Rewards of different graders are different things."""
+    graders = dict.fromkeys(run.grader or "their own grader" for run in samples.runs)
+    if len(graders) < 2:
+        return []
+    return [
+        f"The runs were graded by {join(list(graders))}: rewards of different graders cannot be "
+        "held against each other. Grade them alike first (evals.regrade)."
     ]
 
 

@@ -129,6 +129,7 @@ def _relabelled(samples: Samples, title: str) -> Samples:
             label=f"{run.label} · {title}",
             id=f"{keep.MADE_HERE}{uuid.uuid4().hex[:16]}",
             source="home",
+            grader=title,
         )
         for run in samples.runs
     ]

@@ -61,6 +61,9 @@ class Run:
     """Unix seconds."""
     source: str | None = None
     """Where it was read: a base URL, the folder of a dump, or `home`."""
+    grader: str | None = None
+    """Which grader gave the rewards, as a name that is the same for the same grader; None when
+    nobody says."""
     status: str = "completed"
     """completed, failed, canceled, queued or in_progress, as the service said."""
 
