@@ -1,4 +1,4 @@
-"""The commands `rftkit job …` and `rftkit models …`; see `rftkit.cli`."""
+"""The commands `rftkit job …`; see `rftkit.cli`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import typer
 
 from rftkit.console import PLAIN, Format, Json, Pairs, parse_pairs, parse_values, show, table
 
-__all__ = ["job_app", "models_app"]
+__all__ = ["job_app"]
 
 JobId = Annotated[str, typer.Argument(help="ftjob-…")]
 
 job_app = typer.Typer(help="Create, list, follow and steer jobs.", **PLAIN)
-models_app = typer.Typer(help="List and delete models.", **PLAIN)
 
 
 @job_app.command("create")
@@ -131,21 +130,34 @@ def cancel_job(job_id: JobId, as_json: Json = False) -> None:
     _steer("cancel", job_id, as_json)
 
 
-@models_app.command("list")
-def list_models(as_json: Json = False) -> None:
-    """List the models that can be asked or trained."""
-    from rftkit import connect
+@job_app.command("rerun")
+def rerun_job(
+    job_id: JobId,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model that is here.")],
+    grader: Annotated[
+        Path | None, typer.Option("--grader", "-g", help="JSON file, in place of the job's own.")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would differ.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a job again here: same data, grader, format and hyperparameters.
 
-    found = [model.to_dict() for model in connect().models.list()]
-    show(found, table([{key: each[key] for key in ("id", "owned_by")} for each in found]), as_json)
+    What will be otherwise is said before it starts. For imported jobs, and for those that ran here.
+    """
+    from rftkit import cli_imports
 
-
-@models_app.command("delete")
-def delete_model(model: Annotated[str, typer.Argument(help="ft:…")], as_json: Json = False) -> None:
-    """Delete a fine-tuned model."""
-    from rftkit import connect
-
-    show(connect().models.delete(model).to_dict(), f"deleted {model}", as_json)
+    status = cli_imports.rerun(
+        job_id,
+        model,
+        grader=grader,
+        suffix=suffix,
+        is_agreed=yes,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
 
 
 def _steer(verb: Literal["pause", "resume", "cancel"], job_id: str, as_json: bool) -> None:

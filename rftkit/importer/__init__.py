@@ -1,11 +1,14 @@
-"""Save what a hosted account holds into a folder, check that folder, and read it as frames.
+"""Save what a hosted account holds into a folder, read it as frames, open it in the platform.
 
     import_account   fetch everything: files, jobs, evals, graders; resumes, fetches what is new
     verify           check a dump against its manifest
     open_dump        a dump as pandas frames
+    bring            a dump, or loose files (`source_of`), into the local platform, read-only
+    check_all        does each imported job and grader run here, and what to change
+    plan_rerun       a job again on a local model: what will be otherwise, then `start_rerun`
 
-Needs the `openai` client (and pandas for the frames); no platform, no torch, no store. What lies
-where in a dump: `rftkit.importer.dump.LAYOUT`. Names load on first use.
+Saving and reading need the `openai` client (and pandas for the frames); no platform, no torch, no
+store. What lies where in a dump: `rftkit.importer.dump.LAYOUT`. Names load on first use.
 """
 
 from __future__ import annotations
@@ -15,23 +18,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary, import_account
+    from rftkit.importer.bringing import Brought, bring
     from rftkit.importer.dump import verify
     from rftkit.importer.frames import OpenDump, open_dump
+    from rftkit.importer.loose import source_of
+    from rftkit.importer.migration import Check, Difference, check_all
     from rftkit.importer.origins import Origin, origin
     from rftkit.importer.remote import Remote
+    from rftkit.importer.rerun import Rerun, plan_rerun, start_rerun
 
 __all__ = [
+    "Brought",
+    "Check",
+    "Difference",
     "OpenDump",
     "Origin",
     "Remote",
+    "Rerun",
     "Summary",
+    "bring",
+    "check_all",
     "import_account",
     "open_dump",
     "origin",
+    "plan_rerun",
+    "source_of",
+    "start_rerun",
     "verify",
 ]
 
 _HOMES = {
+    "Check": "migration",
+    "Difference": "migration",
+    "Rerun": "rerun",
+    "check_all": "migration",
+    "plan_rerun": "rerun",
+    "start_rerun": "rerun",
+    "Brought": "bringing",
+    "bring": "bringing",
+    "source_of": "loose",
     "OpenDump": "frames",
     "Remote": "remote",
     "Origin": "origins",

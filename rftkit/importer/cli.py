@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+from rftkit import settings
 from rftkit.errors import InputError
+from rftkit.importer.dump import safe_name
 from rftkit.importer.survey import KINDS
 
-__all__ = ["command"]
+__all__ = ["command", "save"]
 
 
 def command(
@@ -34,7 +38,7 @@ def command(
 
     Args:
         source: `openai`, `azure` or a base URL (`--from`).
-        dump: The folder to write.
+        dump: The folder to write; None for one under `RFTKIT_HOME/dumps`.
         only: Kinds separated by commas.
         since: A date, `2026-05-01`, or a moment in ISO form.
         dry_run: Look, write nothing.
@@ -50,38 +54,65 @@ def command(
         return _verify(verify, as_json)
     if show is not None:
         return _show(show, as_json)
-    if source is None or dump is None:
+    if source is None:
         raise InputError(
-            "expected --from openai|azure|URL and --dump DIR, or --verify DIR, or --show DIR"
+            "expected a dump or files to open here, or --from openai|azure|URL to save an account, "
+            "or --verify DIR, or --show DIR"
         )
-    return _import(source, dump, _kinds(only), _moment(since), dry_run, as_json)
+    status, told = save(source, dump, only=only, since=since, dry_run=dry_run, to_stderr=as_json)
+    if as_json and told:
+        print(json.dumps(told))
+    return status
 
 
-def _import(
-    source: str, dump: Path, only: list[str], since: datetime | None, dry_run: bool, as_json: bool
-) -> int:
+def save(
+    source: str,
+    dump: Path | None,
+    *,
+    only: str | None = None,
+    since: str | None = None,
+    dry_run: bool = False,
+    to_stderr: bool = False,
+) -> tuple[int, dict[str, Any]]:
+    """Save an account; the exit status, and what `--json` says of it: `dump`, `complete`, ….
+
+    Without `dump` it goes to a folder of the account's own under `RFTKIT_HOME/dumps`.
+
+    Raises:
+        InputError: it cannot be carried out as given; nothing was written.
+        RftkitError: it broke off; what was saved is safe.
+    """
     from tqdm import tqdm
 
     from rftkit.importer.account import import_account
     from rftkit.importer.origins import origin
     from rftkit.importer.remote import Remote
+    from rftkit.importer.survey import account_of
     from rftkit.importer.words import ending
 
     def say(text: str) -> None:
-        tqdm.write(text, file=sys.stderr if as_json else sys.stdout)
+        tqdm.write(text, file=sys.stderr if to_stderr else sys.stdout)
 
+    kinds, moment = _kinds(only), _moment(since)
     remote = Remote(origin(source), say=say)
     try:
-        done = import_account(remote, dump, only=only, since=since, dry_run=dry_run, say=say)
+        dump = dump or _home_folder(account_of(remote))
+        done = import_account(remote, dump, only=kinds, since=moment, dry_run=dry_run, say=say)
     except KeyboardInterrupt:
         say("stopped; run the same command again to go on")
-        return 130
+        return 130, {}
     finally:
         remote.close()
     say(ending(done, dump, dry_run=dry_run))
-    if as_json:
-        print(json.dumps({"dump": str(dump), "complete": done.is_complete, **asdict(done)}))
-    return 0 if done.is_complete else 1
+    told = {"dump": str(dump), "complete": done.is_complete, **asdict(done)}
+    return (0 if done.is_complete else 1), told
+
+
+def _home_folder(account: Mapping[str, str]) -> Path:
+    """One folder for each account, so that two never mix."""
+    host = urlsplit(account["origin"]).netloc or "account"
+    names = [account[name] for name in ("organization", "project") if name in account]
+    return settings.home() / "dumps" / safe_name("-".join([host, *names]).replace(":", "-"))
 
 
 def _verify(folder: Path, as_json: bool) -> int:

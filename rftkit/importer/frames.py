@@ -25,7 +25,7 @@ from rftkit.importer.ledger import MANIFEST
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["OpenDump", "open_dump"]
+__all__ = ["OpenDump", "csv_text", "open_dump"]
 
 _UUID_SUFFIX = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 _REWARDS = {
@@ -196,7 +196,7 @@ class OpenDump:
         """The CSV of step metrics, decoded if it came as base64; None if there is none."""
         for file_id in self.read_job(job_id).get("result_files") or []:
             try:
-                return _csv_text(self.read_file(file_id))
+                return csv_text(self.read_file(file_id))
             except NotFoundError:
                 continue
         return None
@@ -275,7 +275,8 @@ def _error(wire: dict[str, Any]) -> str | None:
     return error.get("message") or error.get("code") or None
 
 
-def _csv_text(content: bytes) -> str:
+def csv_text(content: bytes) -> str:
+    """The text of a result file, decoded if it came as base64."""
     if b"," not in content:  # no comma is in base64's alphabet, and every result file has one
         with contextlib.suppress(binascii.Error):
             content = base64.b64decode(b"".join(content.split()), validate=True)

@@ -18,7 +18,16 @@ from rftkit.importer.dump import Dump, digest_of, safe_name
 from rftkit.importer.pages import Lists, items_of
 from rftkit.importer.remote import Refused, Remote
 
-__all__ = ["KINDS", "Grader", "Listed", "Survey", "account_of", "survey"]
+__all__ = [
+    "KINDS",
+    "Grader",
+    "Listed",
+    "Survey",
+    "account_of",
+    "graders_of_eval",
+    "graders_of_job",
+    "survey",
+]
 
 KINDS = ("files", "jobs", "evals", "graders")
 ROUTES = {"files": "/files", "jobs": "/fine_tuning/jobs", "evals": "/evals"}
@@ -153,12 +162,12 @@ def survey(
             job = _listed_job(entry)
             found.jobs.append(job)
             if _is_recent(job, since):
-                _collect(found.graders, _graders_of_job(entry), job.key)
+                _collect(found.graders, graders_of_job(entry), job.key)
     if wanted & {"evals", "graders"}:
         for entry in read("evals", ROUTES["evals"], "evals"):
             eval_ = _listed("evals", "evals", ROUTES["evals"], entry, {})
             found.evals.append(eval_)
-            _collect(found.graders, _graders_of_eval(entry), eval_.key)
+            _collect(found.graders, graders_of_eval(entry), eval_.key)
     if "evals" in wanted:
         found.runs = [run for runs in pool.map(read_runs, found.evals) for run in runs]
     _select(found, wanted, since)
@@ -259,14 +268,16 @@ def _collect(
         grader.uses.append({"object": key, "path": path})
 
 
-def _graders_of_job(job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def graders_of_job(job: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place in the job's JSON -> grader."""
     for name, settings in _map(job.get("method")).items():
         grader = _map(settings).get("grader")
         if isinstance(grader, dict):
             yield f"method.{name}.grader", grader
 
 
-def _graders_of_eval(eval_: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def graders_of_eval(eval_: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place in the eval's JSON -> grader, without what the eval adds to it."""
     criteria = eval_.get("testing_criteria")
     for index, grader in enumerate(criteria if isinstance(criteria, list) else ()):
         if isinstance(grader, dict):

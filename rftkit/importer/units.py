@@ -2,7 +2,7 @@
 
 A file comes with its content, a job with its events and checkpoints, a run with its output items.
 Every saved file is held against its hash before it is read, so a unit is either what the service
-gave or left out. Not here: loose files (`loose`), and where units go (`bring`).
+gave or left out. Not here: loose files (`loose`), and where units go (`bringing`).
 """
 
 from __future__ import annotations

@@ -19,9 +19,10 @@ from rftkit.importer.ledger import MANIFEST
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary
+    from rftkit.importer.bringing import Brought
     from rftkit.importer.survey import Survey
 
-__all__ = ["count_of", "ending", "human_bytes", "overview", "show", "whose"]
+__all__ = ["brought", "count_of", "ending", "human_bytes", "overview", "show", "whose"]
 
 MOST_LINES = 40
 """Objects of one kind that are listed one by one."""
@@ -74,6 +75,37 @@ def ending(summary: Summary, folder: str | Path, *, dry_run: bool = False) -> st
     elif not dry_run:
         lines.append(f"Check it with: rftkit import --verify {folder}")
     return "\n".join(lines)
+
+
+def brought(done: Brought, *, dry_run: bool = False) -> str:
+    """What was brought into the local platform, what was not, and why."""
+    plural = {"file": "files", "eval": "evals", "run": "eval runs", "job": "jobs"}
+    plural |= {"event": "events", "output_item": "output items"}
+
+    def tally(counts: Mapping[str, int]) -> str:
+        told = [count_of(counts[kind], plural[kind]) for kind in plural if counts.get(kind)]
+        return ", ".join(told) or "nothing"
+
+    lines = [f"From {done.origin}"]
+    lines.append(f"  {'would be new' if dry_run else 'new':13}{tally(done.new + done.parts)}")
+    if done.updated:
+        lines.append(f"  {'of these':13}{tally(done.updated)} were here, not yet ended")
+    if done.same:
+        lines.append(f"  {'here already':13}{tally(done.same)}")
+    lines += _listed("Refused", [f"{what}: {why}" for what, why in done.refused.items()])
+    harmless = [f"{each.what}: {each.reason}" for each in done.left_out if each.is_harmless]
+    missing = [f"{each.what}: {each.reason}" for each in done.left_out if not each.is_harmless]
+    lines += _listed("Not whole, left out", missing)
+    lines += _listed("Never given out by the service", harmless)
+    lines += _listed("Good to know", done.notes)
+    return "\n".join(lines)
+
+
+def _listed(title: str, entries: list[str]) -> list[str]:
+    lines = [f"{title} ({len(entries):,}):"] if entries else []
+    lines += [f"  {each}" for each in entries[:MOST_LINES]]
+    more = len(entries) - MOST_LINES
+    return [*lines, f"  … and {more:,} more, all with --json"] if more > 0 else lines
 
 
 def show(folder: str | Path) -> str:

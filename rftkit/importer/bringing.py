@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
@@ -79,6 +79,17 @@ class Brought:
         """Nothing was refused, and nothing is missing that could be had."""
         return not self.refused and all(each.is_harmless for each in self.left_out)
 
+    def to_dict(self) -> Json:
+        """Plain JSON, for programs."""
+        return {
+            "origin": self.origin,
+            "complete": self.is_complete,
+            **{name: dict(getattr(self, name)) for name in ("new", "parts", "updated", "same")},
+            "refused": self.refused,
+            "left_out": [asdict(each) for each in self.left_out],
+            "notes": self.notes,
+        }
+
 
 def bring(client: OpenAI, source: Source, *, dry_run: bool = False) -> Brought:
     """Make the objects of a source appear on the local platform, under their own ids, read-only.
@@ -92,7 +103,8 @@ def bring(client: OpenAI, source: Source, *, dry_run: bool = False) -> Brought:
         InputError: the service is not a platform that takes imports.
     """
     platform, done = _Platform(client, source.origin), Brought(source.origin)
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[Kind, str]] = set()
+    sent: dict[tuple[Kind, str], int] = {}
     named: dict[str, tuple[Kind, str]] = {}
     found = source.read()
     with _bar(dry_run) as bar:
@@ -104,10 +116,13 @@ def bring(client: OpenAI, source: Source, *, dry_run: bool = False) -> Brought:
                 seen.add((unit.kind, unit.id))
                 named |= _references(unit)
                 if not _is_here(unit, known[unit.kind].get(unit.id), source.origin, done):
-                    _count(unit, platform.send(unit, dry_run=dry_run), done)
+                    num_parts = platform.send(unit, dry_run=dry_run)
+                    _tally(unit.kind, num_parts, done)
+                    sent[unit.kind, unit.id] = num_parts
                 bar.update()
-    for kind, object_id, reason in platform.finish():
-        _take_back(kind, object_id, reason, done)
+    for (kind, object_id), reason in platform.finish().items():
+        done.refused[f"{kind} {object_id}"] = reason
+        _tally(kind, sent[kind, object_id], done, by=-1)
     missing = {words: each for words, each in named.items() if each not in seen}
     there = platform.known(missing.values())
     done.notes = [
@@ -146,18 +161,11 @@ def _is_here(unit: Unit, found: Json | None, origin: str, done: Brought) -> bool
     return True
 
 
-def _count(unit: Unit, num_parts: int, done: Brought) -> None:
-    done.new[unit.kind] += 1
-    if unit.kind in PART_KIND:
-        done.parts[PART_KIND[unit.kind]] += num_parts
-
-
-def _take_back(kind: str, object_id: str, reason: str, done: Brought) -> None:
-    """An object that was sent and refused; the first reason is the cause."""
-    name = f"{kind} {object_id}"
-    if name not in done.refused:
-        done.refused[name] = reason
-        done.new[kind] -= 1
+def _tally(kind: Kind, num_parts: int, done: Brought, by: int = 1) -> None:
+    """Count an object that was sent, or take one back that was refused."""
+    done.new[kind] += by
+    if kind in PART_KIND:
+        done.parts[PART_KIND[kind]] += by * num_parts
 
 
 class _Platform:
@@ -172,9 +180,9 @@ class _Platform:
                 "OPENAI_BASE_URL to import into the local one"
             )
         self._client, self._origin = client, origin
-        self._lines: list[tuple[str, str, bytes]] = []
+        self._lines: list[tuple[Kind, str, bytes]] = []
         self._num_bytes = 0
-        self._refused: list[tuple[str, str, str]] = []
+        self._refused: dict[tuple[Kind, str], str] = {}
 
     def known(self, wanted: Iterable[tuple[Kind, str]]) -> dict[str, dict[str, Json]]:
         """Kind -> id -> `origin`, `digest` and `is_final` of what is there."""
@@ -203,8 +211,8 @@ class _Platform:
         self._append(unit, json.dumps({**line, "digest": digest.text()}).encode())
         return num_parts
 
-    def finish(self) -> list[tuple[str, str, str]]:
-        """Send what is left; everything that was refused: kind, id, reason."""
+    def finish(self) -> dict[tuple[Kind, str], str]:
+        """Send what is left; what was refused, kind and id, and the first reason, its cause."""
         self._flush()
         return self._refused
 
@@ -219,7 +227,7 @@ class _Platform:
             self._send_lines(self._lines)
         self._lines, self._num_bytes = [], 0
 
-    def _send_lines(self, lines: list[tuple[str, str, bytes]]) -> None:
+    def _send_lines(self, lines: list[tuple[Kind, str, bytes]]) -> None:
         """Send lines; one that is no usable JSON spoils its request, so it is looked for."""
         from openai import BadRequestError
 
@@ -239,9 +247,10 @@ class _Platform:
                 self._send_lines(lines[half:])
             else:
                 kind, object_id, _ = lines[0]
-                self._refused.append((kind, object_id, str(error.message)))
+                self._refused.setdefault((kind, object_id), str(error.message))
         else:
-            self._refused += [(e["kind"], e["id"], e["reason"]) for e in answer["refused"]]
+            for each in answer["refused"]:
+                self._refused.setdefault((each["kind"], each["id"]), each["reason"])
 
     def _upload(self, content: Callable[[], IO[bytes]]) -> str:
         with tempfile.TemporaryFile() as plain:  # a packed file would tell its packed length

@@ -1,0 +1,295 @@
+"""Units made of loose files: JSON and JSONL in the shapes of the API, and result files in CSV.
+
+Objects are told by their `object`, or by what they hold. Parts find their owner by the id that they
+carry, else by an id in the path of their file, else by being with only one. A result file (Azure's
+`results.csv`) gives its job the metric events that the job lacks; one without a job becomes a job
+of its own, whose id is made of its content. Not here: dumps (`units`); datasets, which are no
+objects of the API.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rftkit.errors import InputError
+from rftkit.importer.frames import csv_text
+from rftkit.importer.ledger import JOURNAL, MANIFEST
+from rftkit.importer.units import KINDS, DumpSource, Kind, LeftOut, Unit
+
+__all__ = ["LooseSource", "source_of"]
+
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
+OBJECTS = {
+    "file": "file",
+    "fine_tuning.job": "job",
+    "fine_tuning.job.event": "event",
+    "fine_tuning.job.checkpoint": "checkpoint",
+    "eval": "eval",
+    "eval.run": "run",
+    "eval.run.output_item": "output_item",
+}
+FIELDS = {
+    "output_item": {"datasource_item", "results"},
+    "checkpoint": {"step_number", "metrics"},
+    "run": {"eval_id", "data_source"},
+    "eval": {"testing_criteria"},
+    "job": {"training_file", "model"},
+    "event": {"level", "message"},
+    "file": {"filename", "purpose"},
+}
+"""What an object without `object` must hold to be taken for one of a kind."""
+OWNERS = {"event": ("job", None), "checkpoint": ("job", "fine_tuning_job_id"),
+          "output_item": ("run", "run_id")}  # fmt: skip
+"""Kind of part -> whose it is, and the field that says so."""
+
+Json = dict[str, Any]
+
+
+def source_of(paths: Sequence[str | Path]) -> DumpSource | LooseSource:
+    """What lies at some paths: one dump, or loose files.
+
+    Raises:
+        InputError: neither.
+    """
+    places = [Path(path) for path in paths]
+    if len(places) == 1 and any((places[0] / name).exists() for name in (MANIFEST, JOURNAL)):
+        return DumpSource(places[0])
+    return LooseSource(places)
+
+
+class LooseSource:
+    """The units in some files and folders."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Find the files; they are read by `read`.
+
+        Raises:
+            InputError: one is not there, or there is nothing to read.
+        """
+        for path in paths:
+            if not path.exists():
+                raise InputError(f"{path} does not exist")
+        self._paths = sorted(
+            each
+            for path in paths
+            for each in (path.rglob("*") if path.is_dir() else [path])
+            if each.is_file() and each.suffix.lower() in SUFFIXES
+        )
+        if not self._paths:
+            raise InputError(
+                f"{', '.join(map(str, paths))}: neither a dump (there is no manifest.json) nor "
+                f"files that end in {', '.join(SUFFIXES)}"
+            )
+        self.origin = ", ".join(str(path.resolve()) for path in paths)[:500]
+        """The paths."""
+        self._objects: dict[Kind, dict[str, tuple[Json, Path]]] = {kind: {} for kind in KINDS}
+        self._parts: dict[tuple[str, str], dict[str, Json]] = {}
+        self._tables: dict[str, list[Path]] = {}
+        self._left_out: list[LeftOut] = []
+
+    def read(self) -> Iterator[Unit | LeftOut]:
+        """Everything, files first, then evals, their runs, and jobs; last, what is not whole."""
+        loose: list[tuple[str, Json, Path]] = []
+        for path in self._paths:
+            if path.suffix.lower() != ".csv":
+                loose += self._sorted_in(path)
+        for kind, part, path in loose:
+            self._give(kind, part, path)
+        for path in self._paths:
+            if path.suffix.lower() == ".csv":
+                self._take_table(path)
+        for kind in KINDS:
+            for wire, path in self._objects[kind].values():
+                yield self._unit(kind, wire, path)
+        yield from self._left_out
+
+    def _sorted_in(self, path: Path) -> Iterator[tuple[str, Json, Path]]:
+        """Keep the objects of a file; give back its parts, whose owners may come later."""
+        try:
+            found = list(_objects_in(path))
+        except (ValueError, RecursionError) as error:
+            self._leave(str(path), f"it cannot be read as JSON: {error}")
+            return
+        unknown = 0
+        for wire in found:
+            kind = _kind_of(wire)
+            if kind is None or not isinstance(wire.get("id"), str) or not wire["id"]:
+                unknown += 1
+            elif kind in OWNERS:
+                yield kind, wire, path
+            else:
+                self._keep(kind, wire, path)  # type: ignore[arg-type]
+        if unknown:
+            self._leave(
+                str(path),
+                f"not an object of the API with an id: {unknown:,} of {len(found):,} entries",
+            )
+
+    def _keep(self, kind: Kind, wire: Json, path: Path) -> None:
+        known = self._objects[kind].setdefault(wire["id"], (wire, path))
+        if known[0] != wire:
+            self._leave(f"{kind} {wire['id']}", f"{known[1]} and {path} hold it with other content")
+
+    def _give(self, kind: str, part: Json, path: Path) -> None:
+        owner, name = OWNERS[kind]
+        said = part.get(name) if name else None
+        found = said if said in self._objects[owner] else None if said else self._near(owner, path)  # type: ignore[index]
+        if found is None:
+            wanted = f"its {owner} {said}" if said else f"the {owner} that it belongs to"
+            self._leave(str(path), f"{kind} {part['id']}: {wanted} is not there")
+            return
+        self._parts.setdefault((kind, found), {}).setdefault(part["id"], part)
+
+    def _near(self, kind: Any, path: Path) -> str | None:
+        """The object that a file belongs to: named in its path, or alone with it, or alone."""
+        objects: dict[str, tuple[Json, Path]] = self._objects[kind]
+        if named := [each for each in objects if each in str(path)]:
+            return max(named, key=len)
+        beside = [each for each, (_, where) in objects.items() if where.parent == path.parent]
+        for group in (beside, list(objects)):
+            if len(group) == 1:
+                return group[0]
+        return None
+
+    def _take_table(self, path: Path) -> None:
+        """A result file: for the job it belongs to, or for one that is made of it."""
+        content = path.read_bytes()
+        try:
+            events = _metric_events(csv_text(content))
+        except (ValueError, KeyError) as error:
+            self._leave(str(path), f"it is no result file with a column `step`: {error}")
+            return
+        digest = _digest(content.decode("utf-8", "replace"))
+        job_id = self._near("job", path)
+        if job_id is None:
+            made = _job_of(path.name, digest, events)
+            job_id = made["id"]
+            self._objects["job"][job_id] = (made, path)
+        wire = self._objects["job"][job_id][0]
+        for file_id in wire.get("result_files") or []:
+            if file_id not in self._objects["file"]:
+                self._objects["file"][file_id] = (_file_of(file_id, path, content), path)
+                break
+        own = self._parts.setdefault(("event", job_id), {})
+        if not any((event.get("data") or {}).get("step") is not None for event in own.values()):
+            for event in events:
+                step = event["data"]["step"]
+                event["id"] = f"ftevent-{_digest(job_id, digest)[:16]}-{step}"
+                own.setdefault(event["id"], event)
+
+    def _unit(self, kind: Kind, wire: Json, path: Path) -> Unit | LeftOut:
+        object_id = wire["id"]
+        if kind == "file":
+            content = self._content(wire, path)
+            if content is None:
+                return LeftOut(f"file {object_id}", f"there is no {wire.get('filename')} beside it")
+            return Unit(kind, object_id, wire, content=lambda: content.open("rb"))
+        part = "event" if kind == "job" else "output_item"
+        parts = list(self._parts.get((part, object_id), {}).values())
+        parts.sort(key=lambda part: part.get("created_at") or 0)
+        kept = list(self._parts.get(("checkpoint", object_id), {}).values())
+        return Unit(kind, object_id, wire, lambda: map(_line, parts), kept)
+
+    def _content(self, wire: Json, path: Path) -> Path | None:
+        if path.suffix.lower() == ".csv":
+            return path
+        names = {Path(str(wire.get("filename"))).name, wire["id"]}
+        beside = sorted(each for each in path.parent.iterdir() if each.is_file() and each != path)
+        found = [each for each in beside if each.name in names or each.stem == wire["id"]]
+        fitting = [each for each in found if each.stat().st_size == wire.get("bytes")]
+        return next(iter(fitting or found), None)
+
+    def _leave(self, what: str, reason: str) -> None:
+        self._left_out.append(LeftOut(what, reason))
+
+
+def _objects_in(path: Path) -> Iterator[Json]:
+    """Every object in a file: alone, in an array, in a page of a list, or one a line."""
+    text = path.read_text(encoding="utf-8-sig")
+    values: Iterable[Any]
+    try:
+        values = [json.loads(text)]
+    except ValueError:
+        values = [json.loads(line) for line in text.splitlines() if line.strip()]
+    for value in values:
+        inner = value.get("data") if isinstance(value, dict) and "data" in value else value
+        for each in inner if isinstance(inner, list) else [value]:
+            yield each if isinstance(each, dict) else {}
+
+
+def _kind_of(wire: Json) -> str | None:
+    if isinstance(wire.get("object"), str):
+        return OBJECTS.get(wire["object"])
+    return next((kind for kind, names in FIELDS.items() if names <= wire.keys()), None)
+
+
+def _metric_events(text: str) -> list[Json]:
+    from rftkit.jobs.metrics import events_from_csv
+
+    events = events_from_csv(text)
+    if not events or any("step" not in event["data"] for event in events):
+        raise ValueError("there is no column `step`, or it has empty cells")
+    return [
+        {
+            "object": "fine_tuning.job.event",
+            "id": "",
+            "created_at": 0,
+            "level": "info",
+            "type": "metrics",
+            "message": f"Step {event['data']['step']}, from the job's result file",
+            "data": event["data"],
+        }
+        for event in events
+    ]
+
+
+def _job_of(name: str, digest: str, events: list[Json]) -> Json:
+    """A job that is known by its result file only; what the file does not say is null."""
+    is_rft = "reward" in json.dumps(events[0]["data"])
+    method = "reinforcement" if is_rft else "supervised"
+    return {
+        "object": "fine_tuning.job",
+        "id": f"ftjob-csv-{digest[:16]}",
+        "created_at": 0,
+        "finished_at": None,
+        "status": "succeeded",
+        "model": "unknown",
+        "fine_tuned_model": None,
+        "organization_id": "",
+        "training_file": "",
+        "validation_file": None,
+        "result_files": [f"file-csv-{digest[:16]}"],
+        "trained_tokens": None,
+        "seed": None,
+        "error": None,
+        "method": {"type": method, method: {}},
+        "metadata": {"made_of": name},
+        "user_provided_suffix": None,
+        "eval_id": None,
+    }
+
+
+def _file_of(file_id: str, path: Path, content: bytes) -> Json:
+    return {
+        "object": "file",
+        "id": file_id,
+        "bytes": len(content),
+        "created_at": 0,
+        "expires_at": None,
+        "filename": path.name,
+        "purpose": "fine-tune-results",
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _line(part: Json) -> bytes:
+    return json.dumps(part, separators=(",", ":")).encode()

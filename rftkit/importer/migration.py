@@ -1,0 +1,392 @@
+"""Does an imported job, or a grader, run here; with which differences; what to change.
+
+A `Check` is made of what the object says and of what is at hand here (`Place`): models, a judge,
+the packages of the sandbox, which the platform itself is asked about. Nothing is run and nothing is
+created. Not here: showing it (`rftkit.views.migration`), starting a job again (`rerun`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urljoin
+
+from rftkit.errors import GraderSpecError, InputError, NotFoundError
+from rftkit.importer.dump import digest_of
+from rftkit.importer.survey import graders_of_eval, graders_of_job
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = ["Check", "Difference", "Place", "check_all", "check_grader", "check_job", "place"]
+
+Verdict = Literal["runs", "differs", "stops"]
+WORDS: dict[Verdict, str] = {
+    "runs": "runs as it is",
+    "differs": "runs, with differences",
+    "stops": "does not run as it is",
+}
+JUDGES = ("score_model", "label_model")
+NOT_TEXT = ("input_image", "input_audio", "image_url", "image", "audio")
+MASK = "****"
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is otherwise here."""
+
+    about: str
+    """Which part of the object: `model`, `grader.quality`, `training_file`."""
+    here: str
+    """What it means here, in words."""
+    change: str = ""
+    """What to change or to type; empty when there is nothing to do."""
+    stops: bool = False
+    """It does not run before that is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One job or grader, held against this place."""
+
+    kind: Literal["job", "grader"]
+    id: str
+    """Of the job; of a grader the first twelve letters of its content's hash."""
+    name: str
+    """Of the grader, or of the model that the job trained."""
+    type: str
+    """Of the grader, or the method of the job."""
+    origin: str = ""
+    """Where it was imported from; empty for what was made here."""
+    used_by: tuple[str, ...] = ()
+    """Ids of the jobs and evals with this grader."""
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """`stops` when one difference does."""
+        if any(each.stops for each in self.differences):
+            return "stops"
+        return "differs" if self.differences else "runs"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        return WORDS[self.verdict]
+
+    def to_dict(self) -> Json:
+        """Plain JSON, for programs."""
+        return {**asdict(self), "verdict": self.verdict}
+
+
+@dataclass(slots=True)
+class Place:
+    """What is at hand on one platform."""
+
+    client: OpenAI
+    models: frozenset[str]
+    """Names that can be asked here."""
+    judge_base_url: str | None
+    """Where its model graders ask; None for the models here."""
+    _faults: dict[str, str | None] = field(default_factory=dict)
+    _files: dict[str, Json | None] = field(default_factory=dict)
+    _rows: dict[str, str | None] = field(default_factory=dict)
+
+    def fault_of(self, spec: Mapping[str, Any], purpose: Literal["rft", "eval"]) -> str | None:
+        """Why the platform refuses a grader, which packages it lacks among it; None if it does not.
+
+        The route knows graders of jobs only, so those of evals are checked in this process.
+        """
+        from openai import BadRequestError
+
+        from rftkit.graders import validate
+
+        key = purpose + digest_of(spec)
+        if key not in self._faults:
+            self._faults[key] = None
+            try:
+                if purpose == "eval":
+                    validate(spec, purpose="eval")
+                else:
+                    self.client.fine_tuning.alpha.graders.validate(grader=spec)  # type: ignore[arg-type]
+            except (BadRequestError, GraderSpecError) as error:
+                self._faults[key] = error.message
+        return self._faults[key]
+
+    def file(self, file_id: str) -> Json | None:
+        """A file's object; None when it is not here."""
+        from openai import NotFoundError as Missing
+
+        if file_id not in self._files:
+            try:
+                found = self.client.files.retrieve(file_id)
+                self._files[file_id] = found.to_dict(warnings=False)
+            except Missing:
+                self._files[file_id] = None
+        return self._files[file_id]
+
+    def row_fault(self, file_id: str, filename: str, grader: Json) -> str | None:
+        """The first row that is unreadable or lacks what the grader reads; None if none is."""
+        key = file_id + digest_of(grader)
+        if key not in self._rows:
+            lines = self.client.files.content(file_id).iter_lines()
+            self._rows[key] = _row_fault(lines, filename, grader)
+        return self._rows[key]
+
+
+def place(client: OpenAI) -> Place:
+    """Look around on the local platform.
+
+    Raises:
+        InputError: it is not an rftkit platform.
+    """
+    from openai import NotFoundError as Missing
+
+    url = urljoin(str(client.base_url), "/rftkit/imports")
+    try:
+        about: Any = client.get(url, cast_to=object)
+    except Missing:
+        raise InputError(f"{client.base_url} is not an rftkit platform") from None
+    models = [each.to_dict(warnings=False) for each in client.models.list()]
+    own = frozenset(str(each["id"]) for each in models if not each.get("imported_from"))
+    return Place(client, own, about["judge_base_url"])
+
+
+def check_all(client: OpenAI) -> list[Check]:
+    """Every imported job, newest first, and every distinct grader of imported jobs and evals."""
+    here, checks, graders = place(client), [], _Graders()
+    for each in client.fine_tuning.jobs.list(limit=100):
+        job = each.to_dict(warnings=False)
+        if job.get("imported_from"):
+            checks.append(check_job(job, here))
+            graders.add(job, graders_of_job(job), "rft")
+    for each_eval in client.evals.list(limit=100):
+        record = each_eval.to_dict(warnings=False)
+        if record.get("imported_from"):
+            graders.add(record, graders_of_eval(record), "eval")
+    return checks + graders.checks(here)
+
+
+def check_grader(
+    spec: Mapping[str, Any],
+    here: Place,
+    *,
+    purpose: Literal["rft", "eval"] = "rft",
+    about: str = "grader",
+) -> list[Difference]:
+    """How one grader differs here; for a multi grader, each of its parts.
+
+    Args:
+        spec: As on the wire.
+        here: From `place`.
+        purpose: `eval` for a testing criterion.
+        about: What its differences are called.
+    """
+    fault = here.fault_of(spec, purpose)
+    found = [Difference(about, fault, _cure(fault), stops=True)] if fault else []
+    for name, part in _parts(spec, about):
+        found += _of_part(part, here, name)
+    return found
+
+
+def check_job(job: Mapping[str, Any], here: Place, model: str | None = None) -> Check:
+    """How a job would differ if it were run here.
+
+    Args:
+        job: As on the wire.
+        here: From `place`.
+        model: The local model to train; None leaves it open.
+
+    Raises:
+        NotFoundError: there is no such local model.
+    """
+    method = job.get("method") or {}
+    kind = method.get("type") or "supervised"
+    given = method.get(kind) or {}
+    found = list(_of_model(job, here, model))
+    if kind != "reinforcement":
+        here_is = f"{kind} training is not done here, only reinforcement"
+        change = "write a grader and create a reinforcement job"
+        found.append(Difference("method", here_is, change, stops=True))
+    else:
+        grader = given.get("grader")
+        if isinstance(grader, dict) and grader:
+            found += check_grader(grader, here)
+            found += _of_rows(job, grader, here)
+        else:
+            found.append(
+                Difference("grader", "the job says none", "give one with --grader", stops=True)
+            )
+        found += _of_settings(given)
+    if job.get("integrations"):
+        found.append(Difference("integrations", "left out: nothing is sent to other services"))
+    return Check(
+        "job", job["id"], str(job.get("model")), kind, str(job.get("imported_from") or ""),
+        differences=tuple(found),
+    )  # fmt: skip
+
+
+def _of_model(job: Mapping[str, Any], here: Place, model: str | None) -> Iterator[Difference]:
+    was = job.get("model")
+    if model is None and was not in here.models:
+        yield Difference("model", f"{was} cannot be trained here", "name one with --model")
+    elif model is not None and model not in here.models:
+        from openai import NotFoundError as Missing
+
+        try:
+            here.client.models.retrieve(model)  # a local folder, or a name in the hub cache
+        except Missing as error:
+            raise NotFoundError(error.message) from None
+    if model is not None and model != was:
+        yield Difference("model", f"{model} in place of {was}")
+
+
+def _of_settings(given: Mapping[str, Any]) -> Iterator[Difference]:
+    values = given.get("hyperparameters") or {}
+    if autos := [name for name, value in values.items() if value == "auto"]:
+        yield Difference("hyperparameters", f"auto is decided here for {', '.join(autos)}")
+    if values.get("learning_rate_multiplier") not in (None, "auto"):
+        yield Difference("hyperparameters.learning_rate_multiplier", "is times 0.001 here")
+    if values.get("compute_multiplier") not in (None, "auto"):
+        yield Difference(
+            "hyperparameters.compute_multiplier", "is times 8 completions a prompt here"
+        )
+    if values.get("reasoning_effort") not in (None, "default"):
+        yield Difference(
+            "hyperparameters.reasoning_effort", "has no effect unless the model thinks"
+        )
+    if given.get("tools"):
+        change = "rewrite the rows so that the answer needs no tool"
+        yield Difference("tools", "tool servers are not called here", change, stops=True)
+    elif given.get("max_episode_steps"):
+        yield Difference("max_episode_steps", "left out: it belongs to tool servers")
+
+
+def _of_rows(job: Mapping[str, Any], grader: Json, here: Place) -> Iterator[Difference]:
+    """The data: is it here, can it be read, has it what the grader reads."""
+    for name in ("training_file", "validation_file"):
+        file_id = job.get(name)
+        if not file_id:
+            yield Difference(
+                name, "the job says none", "a reinforcement job needs both files", stops=True
+            )
+        elif (file := here.file(file_id)) is None:
+            change = "import its content, or create a job with your own copy (rftkit job create)"
+            yield Difference(name, f"{file_id} is not here", change, stops=True)
+        elif fault := here.row_fault(file_id, str(file.get("filename")), grader):
+            yield Difference(name, fault, "correct the rows and create a job with them", stops=True)
+        elif file.get("purpose") != "fine-tune":
+            yield Difference(
+                name, f"its purpose is {file.get('purpose')}", "upload it as fine-tune", stops=True
+            )
+
+
+def _row_fault(lines: Iterable[str], filename: str, grader: Json) -> str | None:
+    from rftkit.graders import check_item_paths
+    from rftkit.rows import read_rows
+
+    try:
+        encoded = (line.encode("utf-8", "surrogatepass") for line in lines)
+        for row in read_rows(encoded, path=filename):
+            try:
+                check_item_paths(grader, row.item)
+            except GraderSpecError:
+                continue  # said of the grader itself
+            except InputError as error:
+                return f"{filename}:{row.line}: {error.message}"
+    except InputError as error:
+        return error.message
+    return None
+
+
+def _parts(spec: Mapping[str, Any], about: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A grader, or each grader of a multi one, with its name in the table."""
+    inner = spec.get("graders")
+    if spec.get("type") != "multi" or not isinstance(inner, Mapping):
+        yield about, spec
+        return
+    for key, part in inner.items():
+        if isinstance(part, Mapping):
+            yield f"{about}.{key}", part
+
+
+def _of_part(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Difference]:
+    kind = spec.get("type")
+    if kind in JUDGES:
+        yield from _of_judge(spec, here, about)
+    if kind == "text_similarity" and spec.get("evaluation_metric") == "cosine":
+        if here.judge_base_url is None:
+            yield Difference(about, "cosine needs embeddings, and no model here makes them",
+                             _set_judge("an endpoint with /embeddings"), stops=True)  # fmt: skip
+        else:
+            yield Difference(about, f"embeddings come from {here.judge_base_url}")
+    if kind == "python" and spec.get("image_tag"):
+        yield Difference(about, f"image_tag {spec['image_tag']} means nothing here: packages have "
+                         "the versions installed here")  # fmt: skip
+    if kind == "endpoint":
+        yield from _of_endpoint(spec, about)
+
+
+def _of_judge(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Difference]:
+    model = spec.get("model")
+    if here.judge_base_url is not None:
+        yield Difference(about, f"the judge {model} is asked at {here.judge_base_url}")
+        return
+    if model not in here.models:
+        yield Difference(about, f"the judge {model} is not at hand here",
+                         _set_judge(f"a service that has {model}"), stops=True)  # fmt: skip
+    text = json.dumps(spec.get("input"), default=str)
+    if any(f'"{word}"' in text for word in NOT_TEXT):
+        yield Difference(about, "its prompt holds images or audio, and the models here read text",
+                         _set_judge("a service that reads them"), stops=True)  # fmt: skip
+
+
+def _of_endpoint(spec: Mapping[str, Any], about: str) -> Iterator[Difference]:
+    yield Difference(about, f"calls {spec.get('url')}, which must be reachable from here")
+    headers = spec.get("headers")
+    if isinstance(headers, Mapping) and any(MASK in str(value) for value in headers.values()):
+        yield Difference(about, "the service masked its secret headers",
+                         "put them in again: --grader FILE", stops=True)  # fmt: skip
+
+
+def _cure(fault: str) -> str:
+    """What to do about a refused grader, where its message does not say so itself."""
+    return "" if "type:" in fault or "use " in fault else "give a corrected one with --grader"
+
+
+def _set_judge(what: str) -> str:
+    return (
+        f"set RFTKIT_JUDGE_BASE_URL (and RFTKIT_JUDGE_API_KEY) to {what}, then rftkit serve "
+        "--stop; or name a model of your own in the grader"
+    )
+
+
+class _Graders:
+    """Distinct graders and who uses them."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, tuple[Json, str, Literal["rft", "eval"]]] = {}
+        self._users: dict[str, list[str]] = {}
+
+    def add(
+        self, owner: Json, found: Iterator[tuple[str, Json]], purpose: Literal["rft", "eval"]
+    ) -> None:
+        for _, spec in found:
+            key = f"{purpose}-{digest_of(spec)}"
+            self._specs.setdefault(key, (spec, str(owner["imported_from"]), purpose))
+            users = self._users.setdefault(key, [])
+            users += [] if owner["id"] in users else [owner["id"]]
+
+    def checks(self, here: Place) -> list[Check]:
+        return [
+            Check(
+                "grader", key.partition("-")[2][:12], str(spec.get("name") or ""),
+                str(spec.get("type")), origin, tuple(self._users[key]),
+                tuple(check_grader(spec, here, purpose=purpose)),
+            )
+            for key, (spec, origin, purpose) in self._specs.items()
+        ]  # fmt: skip

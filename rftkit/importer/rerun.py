@@ -1,0 +1,126 @@
+"""A job again, on a model of one's own: same data, same grader, same format, same hyperparameters.
+
+`plan_rerun` says everything that will be otherwise before anything starts; `start_rerun` starts it.
+Works for imported jobs and for those that ran here. Not here: comparing the two (`rftkit.evals`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError
+from rftkit.importer.migration import Check, Difference, check_job, place
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
+
+__all__ = ["Rerun", "plan_rerun", "start_rerun"]
+
+MOST_METADATA = 16
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """A job that could be started."""
+
+    job: Json
+    """The first one, as on the wire."""
+    request: Json
+    """What `rftkit.jobs.create` gets."""
+    check: Check
+    """What will be otherwise here."""
+    resolved: Json
+    """Hyperparameters as they will be used here; empty when the training file is not."""
+
+    def to_dict(self) -> Json:
+        """Plain JSON, for programs."""
+        return {
+            "rerun_of": self.job["id"],
+            "request": self.request,
+            "check": self.check.to_dict(),
+            "resolved": self.resolved,
+        }
+
+
+def plan_rerun(
+    client: OpenAI,
+    job_id: str,
+    *,
+    model: str,
+    grader: Mapping[str, Any] | None = None,
+    suffix: str | None = None,
+) -> Rerun:
+    """Find out what the same job would be here.
+
+    Args:
+        client: From `rftkit.connect()`: an rftkit platform.
+        job_id: Of a job that was imported, or that ran here.
+        model: A local model: bundled, a folder, a fine-tuned one.
+        grader: In place of the job's own, for one that does not run here as it is.
+        suffix: In place of the job's own.
+
+    Raises:
+        NotFoundError: there is no such local model.
+        InputError: the service is not an rftkit platform.
+    """
+    job: Json = client.fine_tuning.jobs.retrieve(job_id).to_dict(warnings=False)
+    if grader is not None:
+        job = _with_grader(job, grader)
+    check = check_job(job, place(client), model)
+    if grader is not None:
+        own = Difference("grader", "the one given, in place of the job's own")
+        check = replace(check, differences=(own, *check.differences))
+    given = (job.get("method") or {}).get("reinforcement") or {}
+    settings = {k: v for k, v in (given.get("hyperparameters") or {}).items() if v is not None}
+    metadata = dict(list((job.get("metadata") or {}).items())[: MOST_METADATA - 1])
+    request = {
+        "model": model,
+        "training_file": job.get("training_file"),
+        "validation_file": job.get("validation_file"),
+        "grader": given.get("grader"),
+        "response_format": given.get("response_format"),
+        "hyperparameters": settings or None,
+        "suffix": suffix or job.get("user_provided_suffix"),
+        "seed": job.get("seed"),
+        "metadata": {**metadata, "rerun_of": job_id},
+    }
+    resolved = {} if check.verdict == "stops" else _resolved(client, request)
+    return Rerun(job, request, check, resolved)
+
+
+def start_rerun(client: OpenAI, rerun: Rerun) -> FineTuningJob:
+    """Start it.
+
+    Raises:
+        InputError: it does not run here as it is; the message says what to change.
+    """
+    from rftkit import jobs
+
+    if rerun.check.verdict == "stops":
+        why = [each for each in rerun.check.differences if each.stops]
+        told = "; ".join(
+            f"{e.about}: {e.here}" + (f" ({e.change})" if e.change else "") for e in why
+        )
+        raise InputError(f"{rerun.job['id']} does not run here as it is: {told}")
+    return jobs.create(client, **{k: v for k, v in rerun.request.items() if v is not None})
+
+
+def _with_grader(job: Json, grader: Mapping[str, Any]) -> Json:
+    given = (job.get("method") or {}).get("reinforcement") or {}
+    method = {"type": "reinforcement", "reinforcement": {**given, "grader": dict(grader)}}
+    return {**job, "method": method}
+
+
+def _resolved(client: OpenAI, request: Json) -> Json:
+    from rftkit import jobs
+
+    content = client.files.content(request["training_file"]).content
+    num_rows = sum(bool(line.strip()) for line in content.splitlines())
+    told = jobs.plan(client, num_rows, request["hyperparameters"], request["metadata"])
+    resolved: Json = (told or {}).get("hyperparameters") or {}
+    return resolved
