@@ -17,7 +17,8 @@ import typer
 
 from rftkit import settings
 from rftkit.cli_datasets import check, dataset_app
-from rftkit.cli_jobs import job_app, models_app
+from rftkit.cli_jobs import job_app
+from rftkit.cli_models import models_app
 from rftkit.cli_reports import ParameterCommand, report
 from rftkit.console import PLAIN, Format, Json, print_json, show, table
 from rftkit.errors import InputError, MissingExtraError, RftkitError
@@ -64,11 +65,18 @@ def serve(
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Say whether one runs.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the one that runs.")] = False,
+    routes: Annotated[
+        bool, typer.Option("--routes", help="List the SDK's methods: yes, partly or no.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the local platform here, or ask about the one that runs."""
     from rftkit import client
 
+    if routes:
+        table = (Path(__file__).parent / "server" / "methods.md").read_text()
+        show({"markdown": table}, table.rstrip(), as_json)
+        return
     if status or stop:
         server = client.stop_server() if stop else client.serve_status()
         state = "stopped" if stop else "running"

@@ -54,6 +54,13 @@ class FakeLink:
 
     async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         self.requests.append(request)
+        if request.get("task") == "count":
+            yield {"done": {"prompt_tokens": 3}}
+            return
+        if request.get("task") == "embed":
+            vectors = [[float(len(text)), 1.0] for text in request["input"]]
+            yield {"done": {"prompt_tokens": 3, "embeddings": vectors}}
+            return
         completions = []
         for index in range(request["n"]):
             said = self.say(request)

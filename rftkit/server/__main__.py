@@ -13,6 +13,7 @@ import ipaddress
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ import uvicorn
 from rftkit import settings
 from rftkit.errors import PlatformError
 from rftkit.server.app import VERSION, create_app
+from rftkit.server.final_checks import read_checks
 from rftkit.server.link import WorkerLink
 from rftkit.server.platform import Platform
 from rftkit.server.store import Store
@@ -33,6 +35,7 @@ from rftkit.server.store import Store
 __all__ = ["main"]
 
 PORTS_TRIED = 50
+WORKER = (sys.executable, "-m", "rftkit.server.worker")
 IDLE_CHECK_SECONDS = 5.0
 
 
@@ -103,8 +106,10 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     needs_key = _needs_key(store, options)
     listener = _bind(options.host, options.port)
     store.sweep()
+    shutil.rmtree(home / "exports", ignore_errors=True)  # of a server that was killed
+    read_checks(home)  # better now than at the end of a job
     link = WorkerLink(
-        [sys.executable, "-m", "rftkit.server.worker", "--home", str(home)],
+        [*WORKER, "--home", str(home)],
         home / "logs" / "worker.log",
         environment=settings.child_environment(),
     )

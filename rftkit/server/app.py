@@ -43,6 +43,7 @@ from rftkit.server.api import (
     responses,
     stored_chats,
     unsupported,
+    weights,
 )
 from rftkit.server.api.body import refusal
 from rftkit.server.api.files import MAX_FILE_BYTES
@@ -107,6 +108,7 @@ def create_app(platform: Platform) -> FastAPI:
     ):
         app.include_router(module.router, prefix="/v1")
     app.include_router(private.router)
+    app.include_router(weights.router)
     app.include_router(imports.router)
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)

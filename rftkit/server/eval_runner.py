@@ -24,11 +24,13 @@ from rftkit.graders.outcome import Fault
 from rftkit.graders.template import compile_template
 from rftkit.server.api.body import check_messages
 from rftkit.server.api.chat import ChatBody, worker_request
+from rftkit.server.api.response_items import chat_tools
 from rftkit.server.evaluation import GradedSample, item_from, results_from, tally
 from rftkit.server.judging import embedding_call
 from rftkit.server.platform import Platform
 from rftkit.server.records import Eval, EvalRun, OutputItem
 from rftkit.server.store import Store
+from rftkit.server.stored import stored_entries
 
 __all__ = ["EvalRunner", "entries_of", "messages_for"]
 
@@ -127,10 +129,10 @@ class _Pass:
         """Work on every item that is not there yet; the run's totals."""
         store = self._platform.store
         try:
-            entries = await self._call(list, entries_of(store, self._run.data_source))
+            entries = await self._call(list, entries_of(store, self._run))
             there = await self._call(_all_items, store, self._run.id)
             done = {item.datasource_item_id for item in there}
-            todo = [pair for pair in enumerate(entries) if pair[0] not in done]
+            todo = [pair for pair in entries if pair[0] not in done]
             await asyncio.gather(*(self._one(row, entry) for row, entry in todo))
             items = await self._call(_all_items, store, self._run.id)
         finally:
@@ -145,9 +147,10 @@ class _Pass:
                 return  # canceled
             sample: Sample | None
             facts: Json
-            if self._run.data_source["type"] == "jsonl":
+            if self._run.model is None or self._run.data_source["type"] == "jsonl":
                 sample = _given_sample(entry)
                 facts = {"text": sample.output_text, "tool_calls": list(sample.output_tools)}
+                facts |= entry.get("facts", {})
             else:
                 sample, facts = await self._ask(entry["item"])
             results = []
@@ -172,7 +175,12 @@ class _Pass:
             facts["input"] = messages_for(source, item)
             check_messages(facts["input"])
             body = ChatBody.model_validate(
-                {**_chat_options(sampling), "model": self._run.model, "messages": facts["input"]}
+                {
+                    **_chat_options(sampling),
+                    "model": self._run.model,
+                    "messages": facts["input"],
+                    "metadata": self._run.metadata,
+                }
             )
             asked = await self._call(worker_request, self._platform, body)
             done = await self._platform.complete(asked)
@@ -202,6 +210,8 @@ class _Pass:
 def _chat_options(sampling: Json) -> Json:
     """Sampling parameters of either kind of run, as chat completions spell them."""
     options = {key: value for key, value in sampling.items() if key != "text"}
+    if options.get("tools") and "function" not in options["tools"][0]:
+        options["tools"] = chat_tools(options["tools"])
     format_ = (sampling.get("text") or {}).get("format")
     if format_ is not None:
         rest = {key: value for key, value in format_.items() if key != "type"}
@@ -239,21 +249,24 @@ def _filled(content: Any, item: Json) -> str:
     return compile_template(text)(Sample(output_text=""), item)
 
 
-def entries_of(store: Store, data_source: Json) -> Iterator[Json]:
-    """`{item, sample?}` of every row; a line of a file without `item` is the item itself.
+def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
+    """Number and `{item, sample?}` of every row; a line of a file without `item` is the item.
 
     Raises:
         InputError: with the line that cannot be used.
         NotFoundError: when the file is gone.
     """
-    source = data_source["source"]
+    source = run.data_source["source"]
     if source["type"] == "file_content":
-        yield from source["content"]
-        return
-    with store.file_path(source["id"]).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _entry(line, f"{store.file(source['id']).filename}:{number}")
+        yield from enumerate(source["content"])
+    elif source["type"] == "file_id":
+        name = store.file(source["id"]).filename
+        with store.file_path(source["id"]).open("rb") as lines:
+            filled = ((n, line) for n, line in enumerate(lines, start=1) if line.strip())
+            for row, (number, line) in enumerate(filled):
+                yield row, _entry(line, f"{name}:{number}")
+    else:
+        yield from stored_entries(store, run)
 
 
 def _entry(line: bytes, where: str) -> Json:

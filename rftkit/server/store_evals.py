@@ -260,16 +260,34 @@ class Evals(Database):
         where, values = "id LIKE 'chatcmpl-%'", []
         if model is not None:
             where, values = f"{where} AND model = ?", [model]
-        for key, value in (metadata or {}).items():
-            where += (
-                " AND EXISTS (SELECT 1 FROM json_each(responses.body, '$.metadata') AS pair"
-                " WHERE pair.key = ? AND pair.value = ?)"
-            )
-            values += [key, value]
+        where, values = _with_metadata(where, values, metadata)
         return self._page(
             StoredResponse, where, tuple(values), after=after, limit=limit,
             newest_first=newest_first,
         )  # fmt: skip
+
+    def kept_answers(
+        self,
+        prefix: str,
+        *,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+        created_after: int | None = None,
+        created_before: int | None = None,
+    ) -> list[tuple[int, StoredResponse]]:
+        """Place and record of the answers whose id begins so, in the order they were given."""
+        where = "id LIKE ? || '%'"
+        values: list[Any] = [prefix]
+        for condition, value in (
+            ("model = ?", model),
+            ("created_at >= ?", created_after),
+            ("created_at <= ?", created_before),
+        ):
+            if value is not None:
+                where, values = f"{where} AND {condition}", [*values, value]
+        where, values = _with_metadata(where, values, metadata)
+        rows = self._rows(f"SELECT seq, id FROM responses WHERE {where} ORDER BY seq", *values)
+        return [(row["seq"], self.response(row["id"])) for row in rows]
 
     def update_response(self, response_id: str, body: dict[str, Any]) -> StoredResponse:
         """Replace the body.
@@ -288,3 +306,16 @@ class Evals(Database):
         with self.transaction() as db:
             self.response(response_id)
             db.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+
+
+def _with_metadata(
+    where: str, values: list[Any], metadata: dict[str, str] | None
+) -> tuple[str, list[Any]]:
+    """A condition on `responses` that also asks for metadata."""
+    for key, value in (metadata or {}).items():
+        where += (
+            " AND EXISTS (SELECT 1 FROM json_each(responses.body, '$.metadata') AS pair"
+            " WHERE pair.key = ? AND pair.value = ?)"
+        )
+        values = [*values, key, value]
+    return where, values

@@ -212,7 +212,11 @@ def eval_object(record: Eval) -> Json:
         "created_at": record.created_at,
         "name": record.name,
         "metadata": record.metadata,
-        "data_source_config": {"type": config["type"], "schema": schema},
+        "data_source_config": {
+            "type": config["type"],
+            "schema": schema,
+            **({} if config["type"] == "custom" else {"metadata": config.get("metadata")}),
+        },
         "testing_criteria": [mask_secrets(spec) for spec in record.testing_criteria],
     }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
 from rftkit.server import wire
 from rftkit.server.api import Here, Reply, is_resent
-from rftkit.server.api.body import Body, Limit, Metadata, Open, digest_of, kind_of
+from rftkit.server.api.body import Body, Limit, Metadata, Open, digest_of, kind_of, refusal
 from rftkit.server.api.files import live_file
 from rftkit.server.api.models import check_model
 from rftkit.server.platform import Platform
@@ -41,6 +41,38 @@ class DataSource(Body):
     sampling_params: Json | None = None
 
 
+class KeptChats(Body):
+    """The source `stored_completions`: chats that were kept, chosen by what they were."""
+
+    type: Literal["stored_completions"]
+    created_after: int | None = None
+    created_before: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    metadata: Metadata | None = None
+    model: str | None = None
+
+
+class KeptResponses(Body):
+    """The source `responses`: responses that were kept."""
+
+    type: Literal["responses"]
+    created_after: int | None = None
+    created_before: int | None = None
+    instructions_search: str | None = None
+    metadata: Metadata | None = None
+    model: str | None = None
+    reasoning_effort: str | None = None
+    temperature: float | None = None
+    tools: list[str] | None = None
+    top_p: float | None = None
+    users: list[str] | None = None
+
+
+KEPT = {"completions": "stored_completions", "responses": "responses"}
+"""Kind of data source → its source of answers that were kept."""
+FILTERS: dict[str, type[Body]] = {"stored_completions": KeptChats, "responses": KeptResponses}
+
+
 class RunBody(Open):
     """The body of `POST /evals/{id}/runs`."""
 
@@ -54,8 +86,8 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     """Queue a run."""
     record = here.store.eval(eval_id)
     source = body.data_source
-    _check_source(here, record, source.source)
-    if source.type != "jsonl":
+    _check_source(here, record, source)
+    if source.type != "jsonl" and not _grades_what_is_kept(source):
         _check_sampling(here, source)
 
     def make() -> str:
@@ -76,9 +108,16 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     return Reply(wire.run_object(here.store.run(run_id)), status_code=201)
 
 
-def _check_source(here: Platform, record: Eval, source: Json) -> None:
+def _grades_what_is_kept(source: DataSource) -> bool:
+    """Whether answers that were kept are graded as they are, and nobody is asked."""
+    is_kept = source.source.get("type") in KEPT.values()
+    return is_kept and source.model is None and source.input_messages is None
+
+
+def _check_source(here: Platform, record: Eval, data_source: DataSource) -> None:
     where = "data_source.source"
-    kind = source.get("type")
+    source = data_source.source
+    kind, kept = source.get("type"), KEPT.get(data_source.type)
     if kind == "file_id":
         file_id = source.get("id")
         if not isinstance(file_id, str):
@@ -89,10 +128,16 @@ def _check_source(here: Platform, record: Eval, source: Json) -> None:
             raise RequestError(error.message, param=error.param, code=error.code) from None
     elif kind == "file_content":
         _check_content(record, source.get("content"), f"{where}.content")
+    elif kind is not None and kind == kept:
+        try:
+            FILTERS[kind].model_validate(source)
+        except ValidationError as error:
+            found = refusal(error.errors())
+            raise RequestError(found.message, param=f"{where}.{found.param}") from None
     else:
+        allowed = ", ".join(filter(None, ("file_content", "file_id", kept)))
         raise RequestError(
-            f"`{where}.type` must be file_content or file_id, found {kind_of(kind)}; the local "
-            "platform keeps no log to select stored completions or responses from",
+            f"`{where}.type` must be one of {allowed}, found {kind_of(kind)}",
             param=f"{where}.type",
         )
 

@@ -13,6 +13,7 @@ from rftkit.server import wire
 from rftkit.server.api import Here, Reply, cut, is_resent
 from rftkit.server.api.body import Body, Limit, Metadata, Open, digest_of
 from rftkit.server.evaluation import criterion
+from rftkit.server.stored import ITEM_SCHEMA
 
 __all__ = ["router"]
 
@@ -22,12 +23,12 @@ Name = Annotated[str, Field(max_length=512)]
 
 
 class DataSourceConfig(Body):
-    """`data_source_config`; `logs` and `stored_completions` need the hosted service's logs."""
+    """`data_source_config`; `logs` and `stored_completions` are answers kept here."""
 
     type: Literal["custom", "logs", "stored_completions"]
     item_schema: dict[str, Any] | None = None
     include_sample_schema: bool = False
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
 
 
 class EvalBody(Open):
@@ -51,10 +52,8 @@ def create(here: Here, request: Request, body: EvalBody) -> Reply:
     """Make an eval."""
     config = body.data_source_config
     if config.type != "custom":
-        raise RequestError(
-            f"`data_source_config.type` {config.type!r} is not supported here: the local platform "
-            "keeps no log of completions; use 'custom' with an `item_schema`",
-            param="data_source_config.type",
+        config = config.model_copy(
+            update={"item_schema": ITEM_SCHEMA, "include_sample_schema": True}
         )
     if config.item_schema is None:
         raise RequestError(

@@ -53,7 +53,7 @@ BUNDLED = {
 
 def known_bases(home: Path | None = None) -> list[BaseModel]:
     """The models that are always there, and those that the operator of a home added."""
-    return [*BUNDLED.values(), *_added(home)]
+    return [*BUNDLED.values(), *(base for base in _added(home) if base.name not in BUNDLED)]
 
 
 def find_base(name: str, home: Path | None = None) -> BaseModel:
