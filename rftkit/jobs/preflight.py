@@ -92,8 +92,12 @@ def check_data(
             more = f" (and {len(several) - 1} more)" if len(several) > 1 else ""
             words = several[0].message + more
             return Point("data", "error" if severity == "error" else "warning", words, details)
-    counts = "; ".join(each.message for each in found.findings)
-    return Point("data", "ok", counts or "nothing found", details)
+    counts = [each.message for each in found.findings if each.code in ("rows", "references")]
+    folders = {f"{Path(path).parent}/" for path in (train, valid)}
+    words = "; ".join(counts)
+    for folder in folders:
+        words = words.replace(folder, "")
+    return Point("data", "ok", words or "nothing found", details)
 
 
 def check_grader(
@@ -150,7 +154,8 @@ def check_learnability(events: Iterable[Event]) -> Point:
         details.append("some grades failed: look into the grader first")
     if flat is not None and flat > FLAT_SHARE:
         details.append(
-            "easier rows, partial credit in the grader or a larger compute_multiplier give more"
+            "easier rows, partial credit in the grader or a larger compute_multiplier give more; "
+            "rftkit.datasets.preview says which rows teach"
         )
     if flat == 1.0:
         return Point(

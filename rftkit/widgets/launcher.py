@@ -22,7 +22,7 @@ from rftkit.errors import InputError
 from rftkit.jobs.preflight import POINTS, Point
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, join, text, wrap
-from rftkit.widgets.panel import STORED_BYTES, Panel, Task
+from rftkit.widgets.panel import STORED_BYTES, Panel, Task, live
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,6 +209,7 @@ class JobLauncher(Panel):
         jobs.require(self.points, self.overruled)
         job = jobs.create(self._client, **self._arguments())
         self.set(job_id=job.id)
+        self._draw_if_shown()
         return job.id
 
     def _need_files(self) -> None:
@@ -421,8 +422,11 @@ class JobLauncher(Panel):
             self.set(**{name: value})
 
     def _draw_if_shown(self) -> None:
+        """Where nobody can click, what was shown before is replaced."""
         if self._root is not None:
             self._draw()
+        elif not live():
+            self._show_again()
 
     def _draw(self) -> None:
         self._top.value = self._summary() + (_next_cell(self.job_id) if self.job_id else "")

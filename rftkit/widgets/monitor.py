@@ -249,7 +249,8 @@ class JobMonitor(Panel):
         self._cancel = self._button("Cancel", self._press_cancel, "End the job for good")
         again = self._button("Look now", self.refresh, "Fetch what is new")
         buttons = [self._pause, self._resume, self._cancel, again]
-        threading.Thread(target=self._follow_on, daemon=True).start()
+        self._looker = threading.Thread(target=self._follow_on, daemon=True)
+        self._looker.start()
         return [
             self._head,
             ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap")),

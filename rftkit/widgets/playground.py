@@ -1,0 +1,390 @@
+"""Playground: put one question to a job's base model, checkpoints and final model, side by side.
+
+Answers stream in as they are written; with a row of the dataset and a grader they are graded at
+once, by the same graders as in training. Not here: many rows at a time (`rftkit.evals`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from traitlets import Bool, Dict, Float, Int, List, Unicode
+
+from rftkit import jobs, views
+from rftkit.errors import InputError
+from rftkit.graders import Sample, compile_grader
+from rftkit.views.markup import Html
+from rftkit.widgets.panel import Panel, Task, live
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from openai import OpenAI
+
+__all__ = ["Playground", "models_of"]
+
+DRAW_SECONDS = 0.1
+"""Between two drawings of an answer that streams in."""
+MAX_AT_ONCE = 8
+
+Answer = dict[str, Any]
+"""`model`, `text`, `grade`, `seconds`, and `state` while it is not done."""
+
+
+class Playground(Panel):
+    """Ask several models the same question and see the answers grow beside each other.
+
+    `Playground("ftjob-…")` offers the job's base model, its checkpoints and its final model, with
+    the job's grader and response format; `Playground(options={"a": "model-a", …})` any models.
+    `ask()` asks; `data()` has the answers as a table.
+
+    Args:
+        job_id: None or empty with `options`, or for the newest job.
+        dataset: a JSONL file, a dataset folder or a bundled one's name (its test rows); default
+            the job's validation file.
+        client: default `rftkit.connect()`; any `openai.OpenAI`.
+        state: `chosen` (labels), `prompt` or `row`, `temperature`, `max_completion_tokens`,
+            `constrained`, `grader`, `response_format`.
+    """
+
+    options = Dict(help="Label -> model that can be asked.")
+    chosen = List(Unicode(), help="Labels of the models to ask.")
+    prompt = Unicode("", help="The question; empty with a row.")
+    row = Int(None, allow_none=True, help="Row of the dataset, from 0; None for the prompt.")
+    temperature = Float(0.0, help="0 is the most likely answer.")
+    max_completion_tokens = Int(256, help="A longer answer is cut off.")
+    constrained = Bool(True, help="Whether answers follow the response format.")
+    grader = Dict(allow_none=True, default_value=None, help="Grader, as on the wire.")
+    response_format = Dict(allow_none=True, default_value=None, help="As the job had it.")
+
+    def __init__(
+        self,
+        job_id: str | None = None,
+        *,
+        dataset: str | Path = "",
+        client: OpenAI | None = None,
+        **state: Any,
+    ) -> None:
+        """Read the job, so that everything it trained with is at hand."""
+        from rftkit.client import connect
+
+        self._client = client or connect()
+        self._answers: dict[str, Answer] = {}
+        self._asked: dict[str, Any] | None = None
+        found: dict[str, Any] = {}
+        self._dataset = str(dataset)
+        if job_id or "options" not in state:
+            found, file_id = self._of_job(job_id)
+            self._dataset = self._dataset or file_id
+        self._drawn_at = 0.0
+        super().__init__(**{**found, **state})
+        if not self.chosen:
+            self.set(chosen=_ends(list(self.options)))
+
+    def _of_job(self, job_id: str | None) -> tuple[dict[str, Any], str]:
+        found = job_id or jobs.latest(self._client)
+        if not found:
+            raise InputError(
+                "there is no job yet; start one, or name models: Playground(options={'base': …})"
+            )
+        job: dict[str, Any] = self._client.fine_tuning.jobs.retrieve(found).to_dict(warnings=False)
+        given = job["method"]["reinforcement"]
+        tokens = (job.get("metadata") or {}).get("max_completion_tokens")
+        state = {
+            "options": models_of(self._client, job),
+            "grader": given["grader"],
+            "response_format": given.get("response_format"),
+        }
+        state |= {"max_completion_tokens": int(tokens)} if tokens else {}
+        return state, str(job.get("validation_file") or "")
+
+    # what it shows
+
+    def data(self) -> pd.DataFrame:
+        """One row per model asked: model, text, reward, sub-rewards, seconds, error."""
+        import pandas as pd
+
+        rows = []
+        for label, answer in self._answers.items():
+            grade = answer.get("grade") or {}
+            rows.append(
+                {
+                    "label": label,
+                    "model": answer["model"],
+                    "text": answer["text"],
+                    "reward": grade.get("reward"),
+                    **(grade.get("sub_rewards") or {}),
+                    "seconds": answer.get("seconds"),
+                    "error": answer.get("error"),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def to_html(self, *, max_bytes: int = 300_000) -> Html:
+        """The question and the answers beside each other."""
+        if self._asked is None:
+            labels = ", ".join(self.chosen) or "nobody"
+            return views.note(f"Nothing was asked yet; {labels} would answer.")
+        return views.one_row(self._asked, self._answers)
+
+    # what it does
+
+    def ask(self, prompt: str | None = None, *, row: int | None = None) -> None:
+        """Ask the chosen models.
+
+        Args:
+            prompt: a question of your own, which is not graded.
+            row: a row of the dataset, graded against what that row knows.
+        """
+        if prompt is not None:
+            self.set(prompt=prompt, row=None)
+        elif row is not None:
+            self.set(row=row)
+        if not self.chosen:
+            raise InputError("choose at least one model")
+        item = self._item()
+        self._asked = item
+        self._answers = {
+            label: {"model": self.options[label], "text": "", "state": "asked …"}
+            for label in self.chosen
+        }
+        self._work(lambda task: self._ask_all(task, item), self._keep, "Asking")
+
+    def compare(self, num_rows: int = 16) -> Html:
+        """Put rows spread over the dataset to the chosen models; a card for each row.
+
+        For intervals and several runs there is `rftkit.evals`; this is for reading.
+        """
+        from rftkit import evals
+        from rftkit.client import judge_call
+
+        stride = max(1, -(-len(self._rows) // num_rows))
+        rows = self._rows[::stride]
+        settings = self._settings({})
+        answers = {
+            label: evals.ask(self._client, self.options[label], rows, **settings)
+            for label in self.chosen
+        }
+        if not self.grader:
+            raise InputError("there is no grader to compare by: set(grader=…)")
+        with compile_grader(self.grader, complete=judge_call()) as grader:
+            grades = {label: evals.grade(grader, given, rows) for label, given in answers.items()}
+        return views.answers({"rows": evals.side_by_side(rows, answers, grades)})
+
+    def _item(self) -> dict[str, Any]:
+        """What is asked: a row, or the prompt as the only message."""
+        if self.row is None:
+            if not self.prompt.strip():
+                raise InputError("type a question, or choose a row")
+            return {"messages": [{"role": "user", "content": self.prompt}]}
+        rows = self._rows
+        if not 0 <= self.row < len(rows):
+            raise InputError(f"there is no row {self.row}; rows are numbered 0 to {len(rows) - 1}")
+        item: dict[str, Any] = rows[self.row].item
+        return item
+
+    @cached_property
+    def _rows(self) -> list[Any]:
+        """The rows that can be chosen."""
+        from rftkit import datasets
+        from rftkit.rows import read_rows
+
+        if self._dataset.startswith("file-"):
+            content = self._client.files.content(self._dataset).content
+            return list(read_rows(content.splitlines(), path=self._dataset))
+        if not self._dataset:
+            raise InputError("there is no dataset to choose a row from: Playground(dataset=…)")
+        path = Path(self._dataset)
+        if path.is_file():
+            return datasets.read(path)
+        return datasets.read((datasets.load(path) if path.is_dir() else _bundled(path.name)).test)
+
+    def _ask_all(self, task: Task, item: dict[str, Any]) -> None:
+        lock = threading.Lock()
+        answers = self._answers
+
+        def one(label: str) -> None:
+            answer, started = answers[label], time.perf_counter()
+            sample = self._stream(task, item, answer, lock)
+            answer["seconds"] = time.perf_counter() - started
+            answer["state"] = "grading …" if sample and self._grades(item) else ""
+            if sample is None:
+                answer["state"] = f"! failed: {answer['error']}"
+            self._show(force=True)
+
+        with ThreadPoolExecutor(MAX_AT_ONCE) as pool:
+            list(pool.map(one, list(answers)))
+        if self._grades(item) and not task.cancelled:
+            self._grade(item, answers)
+
+    def _stream(
+        self, task: Task, item: dict[str, Any], answer: Answer, lock: threading.Lock
+    ) -> Sample | None:
+        """The whole answer, shown while it comes; None if the service refused or broke off."""
+        from openai import OpenAIError
+
+        finish = None
+        try:
+            for chunk in self._client.chat.completions.create(
+                stream=True,
+                model=answer["model"],
+                messages=item["messages"],
+                **self._settings(item),
+            ):
+                if task.cancelled:
+                    break
+                if chunk.choices:
+                    with lock:
+                        answer["text"] += chunk.choices[0].delta.content or ""
+                    finish = chunk.choices[0].finish_reason or finish
+                    answer["state"] = "answering …"
+                    self._show()
+        except OpenAIError as error:
+            answer["error"] = str(error)
+            return None
+        answer["truncated"] = finish == "length"
+        return self._sample(answer)
+
+    def _settings(self, item: dict[str, Any]) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "temperature": self.temperature,
+            "max_completion_tokens": self.max_completion_tokens,
+        }
+        if self.constrained and self.response_format:
+            settings["response_format"] = self.response_format
+        if item.get("tools"):
+            settings["tools"] = item["tools"]
+        return settings
+
+    def _sample(self, answer: Answer) -> Sample:
+        return Sample.from_text(
+            answer["text"],
+            response_format=self.response_format if self.constrained else None,
+            truncated=answer["truncated"],
+        )
+
+    def _grades(self, item: dict[str, Any]) -> bool:
+        """Whether there is a grader, and a row that knows what it asks for."""
+        return bool(self.grader) and len(item) > 1
+
+    def _grade(self, item: dict[str, Any], answers: dict[str, Answer]) -> None:
+        from rftkit.client import judge_call
+
+        came = [answer for answer in answers.values() if "error" not in answer]
+        with compile_grader(self.grader, complete=judge_call()) as grader:
+            grades = grader.grade_many([(self._sample(answer), item) for answer in came])
+        for answer, grade in zip(came, grades, strict=True):
+            answer["grade"], answer["state"] = asdict(grade), ""
+
+    def _keep(self, _: None) -> None:
+        """All answers are there; where nobody can click, what was shown before is replaced."""
+        self._show(force=True)
+        if not live():
+            self._show_again()
+
+    def _show(self, *, force: bool = False) -> None:
+        """Put what is known into the live panel, not more often than anybody can read."""
+        if self._root is None or not (force or time.monotonic() - self._drawn_at > DRAW_SECONDS):
+            return
+        self._drawn_at = time.monotonic()
+        self._body.value = self.to_html()
+
+    # live
+
+    def _build(self) -> Sequence[ipywidgets.Widget]:
+        wide = ipywidgets.Layout(width="100%", max_width="46rem")
+        style = {"description_width": "6rem"}
+        self._models = ipywidgets.SelectMultiple(
+            options=list(self.options),
+            description="Models",
+            rows=min(6, max(2, len(self.options))),
+            style=style,
+            layout=wide,
+        )
+        self._models.observe(
+            lambda _: self._guard(lambda: self._take("chosen", list(self._models.value))), "value"
+        )
+        self._question = ipywidgets.Textarea(
+            description="Question", placeholder="or choose a row", style=style, layout=wide
+        )
+        self._bind("prompt", self._question)
+        self._number = ipywidgets.Text(
+            description="Row", placeholder="none", continuous_update=False, style=style
+        )
+        self._number.observe(lambda _: self._guard(self._read_row), "value")
+        self._heat = ipywidgets.FloatText(
+            description="Temperature",
+            step=0.1,
+            style=style,
+            layout=ipywidgets.Layout(width="11rem"),
+        )
+        self._bind("temperature", self._heat)
+        self._most = ipywidgets.IntText(
+            description="Most tokens", style=style, layout=ipywidgets.Layout(width="12rem")
+        )
+        self._bind("max_completion_tokens", self._most)
+        self._strict = ipywidgets.Checkbox(description="response format", indent=False)
+        self._bind("constrained", self._strict)
+        self._strict.layout.display = "" if self.response_format else "none"
+        self._body = self._html()
+        row = ipywidgets.Layout(flex_flow="row wrap")
+        go = self._button("Ask", self.ask, "Ask the chosen models", button_style="primary")
+        settings = [self._number, self._heat, self._most, self._strict]
+        return [
+            self._models,
+            self._question,
+            ipywidgets.HBox(settings, layout=row),
+            go,
+            self._body,
+        ]
+
+    def _take(self, name: str, value: Any) -> None:
+        if getattr(self, name) != value:
+            self.set(**{name: value})
+
+    def _read_row(self) -> None:
+        typed = self._number.value.strip()
+        if typed and not typed.isdigit():
+            raise InputError(f"a row is a number from 0, found {typed!r}")
+        self._take("row", int(typed) if typed else None)
+
+    def _changed(self, names: Set[str]) -> None:
+        if unknown := [label for label in self.chosen if label not in self.options]:
+            raise InputError(f"there is no {unknown[0]!r}; there are {', '.join(self.options)}")
+
+    def _draw(self) -> None:
+        self._models.value = tuple(self.chosen)
+        self._number.value = "" if self.row is None else str(self.row)
+        self._question.disabled = self.row is not None
+        self._show(force=True)
+
+
+def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
+    """Label -> model of a job: base, each kept checkpoint, final; the best one says so."""
+    kept = jobs.checkpoints(client, job["id"])
+    best, final = jobs.best(kept), job.get("fine_tuned_model")
+    found = {"base": str(job["model"])}
+    for each in kept:
+        label = "final" if each.model == final else f"step {each.step}"
+        found[f"{label}, best" if each is best else label] = each.model
+    if final and final not in found.values():
+        found["final"] = final
+    return found
+
+
+def _ends(labels: Sequence[str]) -> list[str]:
+    """The first and the last: before and after."""
+    return list(dict.fromkeys([labels[0], labels[-1]])) if labels else []
+
+
+def _bundled(name: str) -> Any:
+    from rftkit import datasets
+
+    return datasets.bundled(name)

@@ -1,0 +1,250 @@
+"""JobMonitor and Playground over one real job of `rftkit-tiny`, headless and live."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import openai
+import pytest
+import sample_job
+from conftest import Served
+
+from rftkit import datasets, jobs
+from rftkit.errors import InputError
+from rftkit.widgets import JobMonitor, Playground
+
+SETTINGS: dict[str, Any] = {
+    "batch_size": 16,
+    "n_epochs": 1,
+    "learning_rate_multiplier": 5,
+    "eval_interval": 4,
+}
+
+
+def start(client: openai.OpenAI, **settings: Any) -> str:
+    data = datasets.bundled("tiny_copy")
+    job = jobs.create(
+        client,
+        model="rftkit-tiny",
+        training_file=datasets.upload(client, data.train).id,
+        validation_file=datasets.upload(client, data.valid).id,
+        grader=data.grader,
+        hyperparameters={**SETTINGS, **settings},
+        metadata={"max_completion_tokens": "8"},
+        seed=1,
+    )
+    return job.id
+
+
+@pytest.fixture(scope="module")
+def finished(platform: openai.OpenAI) -> str:
+    """The id of a finished job."""
+    job_id = start(platform)
+    JobMonitor(job_id, client=platform).watch(timeout_seconds=120)
+    return job_id
+
+
+def until(is_so: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# ── JobMonitor ──
+
+
+def test_a_headless_run_waits_and_shows_everything(platform: openai.OpenAI, finished: str) -> None:
+    monitor = JobMonitor(finished, client=platform)
+    html = monitor.to_html()
+    for heading in ("Rewards", "Health", "Time", "Rollouts", "Checkpoints", "Events"):
+        assert f"<h3>{heading}</h3>" in html
+    assert "✓ succeeded" in html
+    assert "95 % interval" in html
+    assert "16 groups" in html
+    assert "step 16 of 16" in str(monitor)
+    assert "rk-expires" not in html
+    assert monitor.data()["step"].tolist() == list(range(17))
+
+
+def test_the_newest_job_is_the_default(platform: openai.OpenAI, finished: str) -> None:
+    assert JobMonitor(client=platform).job_id == jobs.latest(platform)
+
+
+def test_there_must_be_a_job(served: Served) -> None:
+    with pytest.raises(InputError, match="no job to watch"):
+        JobMonitor(client=served.client)
+    with pytest.raises(openai.NotFoundError):
+        JobMonitor("ftjob-none", client=served.client)
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+
+
+def test_it_follows_a_running_job(platform: openai.OpenAI, live: None) -> None:
+    monitor = JobMonitor(start(platform), client=platform, poll_seconds=0.2)
+    monitor.widget()
+    try:
+        until(lambda: "step" in monitor._head.value)
+        until(lambda: "<img" in monitor._body.value)
+        monitor._choice.value = "rollouts"
+        until(lambda: "completions in 16 groups" in monitor._body.value)
+        until(lambda: monitor._follow.has_ended)
+        until(lambda: "✓ succeeded" in monitor._head.value)
+        assert monitor._cancel.disabled
+        for section, words in (
+            ("health", "Entropy"),
+            ("time", "seconds of each step"),
+            ("checkpoints", "ckpt-step"),
+            ("events", "successfully completed"),
+        ):
+            monitor.set(section=section)
+            until(lambda words=words: words in monitor._body.value)
+        assert monitor.error == ""
+    finally:
+        monitor.close()
+
+
+def test_pause_resume_and_cancel_by_click(platform: openai.OpenAI, live: None) -> None:
+    monitor = JobMonitor(start(platform, n_epochs=50), client=platform, poll_seconds=0.2)
+    monitor.widget()
+    try:
+        until(lambda: not monitor._pause.disabled and len(monitor._steps()) > 2)
+        monitor._pause.click()
+        until(lambda: monitor.job["status"] == "paused")
+        until(lambda: monitor._pause.disabled and not monitor._resume.disabled)
+        steps = len(monitor._steps())
+        monitor._resume.click()
+        until(lambda: len(monitor._steps()) > steps + 1)
+        monitor._cancel.click()
+        assert monitor._cancel.description == "Really cancel?"
+        monitor._cancel.click()
+        until(lambda: monitor.job["status"] == "cancelled")
+        assert "✗ cancelled" in monitor._head.value
+        monitor._pause.click()
+        assert "cancelled" in monitor.error
+    finally:
+        monitor.close()
+
+
+def test_closing_stops_the_looks_and_nothing_else(platform: openai.OpenAI, live: None) -> None:
+    monitor = JobMonitor(start(platform, n_epochs=50), client=platform, poll_seconds=0.2)
+    monitor.widget()
+    monitor.close()
+    monitor._looker.join(20)
+    assert not monitor._looker.is_alive()
+    again = JobMonitor(monitor.job_id, client=platform)
+    again.watch(until=lambda seen: len(seen.events) > 4, block=True)
+    assert again.job["status"] == "running"
+    again.cancel()
+
+
+def test_it_says_when_it_is_stale(served: Served, live: None, monkeypatch: Any) -> None:
+    import httpx2
+
+    def refuse(*_: object, **__: object) -> None:
+        raise httpx2.ConnectError("unplugged")
+
+    job = served.create_job()
+    monitor = JobMonitor(job.id, client=served.client, poll_seconds=0.2)
+    monitor.widget()
+    try:
+        assert "rk-expires" in monitor._head.value
+        with monkeypatch.context() as patch:
+            patch.setattr(served.http, "send", refuse)
+            until(lambda: "Stale: the service has not answered" in monitor._head.value)
+        until(lambda: "Stale" not in monitor._head.value)
+        served.platform.store.update_job(
+            job.id, status="failed", error={"code": "x", "message": "no"}
+        )
+        until(lambda: "✗ failed" in monitor._head.value)
+        assert "! no" in monitor._head.value
+    finally:
+        monitor.close()
+
+
+def test_a_hosted_job_says_what_the_service_does_not_show() -> None:
+    with sample_job.serving() as url:
+        client = openai.OpenAI(base_url=url, api_key="none")
+        html = JobMonitor(sample_job.JOB, client=client).to_html()
+        assert "does not show the completions of training" in html
+        assert "how sure a validation is, is not reported" in html
+        assert "alert(1)" not in html.replace("alert(1)&gt;", "")
+
+
+# ── Playground ──
+
+
+def test_base_and_final_answer_one_row_and_are_graded(
+    platform: openai.OpenAI, finished: str
+) -> None:
+    play = Playground(finished, client=platform)
+    assert next(iter(play.options)) == "base"
+    assert list(play.options)[-1].startswith("final")
+    assert "Nothing was asked yet" in play.to_html()
+    play.ask(row=3)
+    table = play.data()
+    assert table["label"].tolist() == play.chosen
+    assert table["reward"].notna().all()
+    assert {"exact", "similar"} <= set(table.columns)
+    html = play.to_html()
+    assert "What changed from base to final" in html
+    assert "What the grader knows" in html
+    assert table["text"][1] in str(play)
+
+
+def test_a_question_of_ones_own_is_not_graded(platform: openai.OpenAI, finished: str) -> None:
+    play = Playground(finished, client=platform, dataset="tiny_copy")
+    play.ask("copy: abc")
+    assert play.data()["reward"].isna().all()
+    assert "not graded" in play.to_html()
+    with pytest.raises(InputError, match="there is no row 9999"):
+        play.ask(row=9999)
+
+
+def test_a_model_that_fails_does_not_spoil_the_others(
+    platform: openai.OpenAI, finished: str
+) -> None:
+    options = {"base": "rftkit-tiny", "gone": "ft:gone"}
+    play = Playground(options=options, client=platform, dataset="tiny_copy", chosen=list(options))
+    play.ask("copy: abc")
+    table = play.data().set_index("label")
+    assert table["text"]["base"]
+    assert "does not exist" in table["error"]["gone"]
+    assert "! failed" in play.to_html()
+
+
+def test_the_controls_of_the_playground(platform: openai.OpenAI, finished: str, live: None) -> None:
+    play = Playground(finished, client=platform)
+    play.widget()
+    try:
+        play._models.value = ("base",)
+        play._number.value = "two"
+        assert "a row is a number" in play.error
+        play._number.value = "2"
+        assert (play.chosen, play.row) == (["base"], 2)
+        assert play._question.disabled
+        play.ask()
+        assert play.wait(60)
+        until(lambda: "reward" in play._body.value)
+        play.set(chosen=[])
+        with pytest.raises(InputError, match="at least one model"):
+            play.ask()
+    finally:
+        play.close()
+
+
+def test_answers_stream(served: Served, live: None) -> None:
+    served.link.say = lambda request: "one two three"
+    play = Playground(options={"base": "rftkit-tiny"}, client=served.client)
+    play.widget()
+    seen: list[str] = []
+    play._body.observe(lambda change: seen.append(change["new"]), names="value")
+    play.ask("count")
+    assert play.wait(30)
+    assert "onetwothree" in play.data()["text"][0].replace(" ", "")
+    play.close()
