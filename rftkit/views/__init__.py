@@ -3,7 +3,9 @@
     rewards, steps    reward_chart · health_chart · time_chart
     while it runs     standing · rollouts
     before and after  headline · answers
-    lists             table · keyvalues · events
+    comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
+    datasets          check_page · findings · check_rows · preview_table · profile_chart · …
+    lists             table · keyvalues · events · migration
     source            spec
     ground            markup (escaping, assets, page) · listing · plot (panels)
 
@@ -11,26 +13,67 @@ No view asks a server or reads a file, and none needs a kernel once it is shown:
 there first, and one small script makes it filter, sort and page.
 """
 
-from rftkit.views.answers import answers
+from rftkit.views.answers import answers, one_row
 from rftkit.views.charts import health_chart, reward_chart, time_chart
+from rftkit.views.compare_charts import difference_chart, reward_curve, row_paths, slice_chart
+from rftkit.views.compare_rows import compare_rows, jumps_for
+from rftkit.views.compare_tables import (
+    compare_headline,
+    compare_runs,
+    grader_means,
+    pair_facts,
+    slice_lines,
+)
+from rftkit.views.doctor import (
+    audit_table,
+    check_page,
+    check_rows,
+    check_verdict,
+    findings,
+    preview_table,
+    profile_facts,
+)
 from rftkit.views.facts import events, keyvalues
 from rftkit.views.headline import headline
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, note, page
+from rftkit.views.migration import migration
+from rftkit.views.profile import profile_chart
 from rftkit.views.source import spec
 from rftkit.views.watch import rollouts, standing
 
 __all__ = [
     "Html",
     "answers",
+    "audit_table",
+    "check_page",
+    "check_rows",
+    "check_verdict",
+    "compare_headline",
+    "compare_rows",
+    "compare_runs",
+    "difference_chart",
     "events",
+    "findings",
+    "grader_means",
     "headline",
     "health_chart",
+    "jumps_for",
     "keyvalues",
+    "migration",
     "note",
+    "one_row",
     "page",
+    "pair_facts",
+    "preview_table",
+    "profile_chart",
+    "profile_facts",
     "reward_chart",
+    "reward_curve",
     "rollouts",
+    "row_paths",
+    "slice_chart",
+    "slice_lines",
     "spec",
     "standing",
     "table",

@@ -10,23 +10,20 @@ Not here: asking the models, grading, statistics over rows. The data is plain:
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
+from rftkit.views.textdiff import difference
 
-__all__ = ["SAME", "answers", "difference", "grade_notes", "reward_of"]
+__all__ = ["SAME", "answers", "grade_notes", "one_row", "reward_of"]
 
 SAME = 0.005
 """Rewards closer than this count as the same."""
 
 MAX_BYTES = 1_500_000
-MAX_WORDS = 3_000
-"""A longer pair of answers is shown without a comparison, whose time grows as the square."""
 
 Answer = dict[str, Any]
 
@@ -66,22 +63,6 @@ def reward_of(answer: Answer | None) -> float | None:
     return None if grade.get("outcome") == "failed" or missing(reward) else reward
 
 
-def difference(before: str, after: str) -> str:
-    """Word by word, `after` with what was taken out struck through and what came in underlined."""
-    old, new = (re.findall(r"\w+|\s+|[^\w\s]", side) for side in (before, after))
-    if len(old) + len(new) > MAX_WORDS:
-        return "<em>The answers are too long to be compared word by word.</em>"
-    parts = []
-    for action, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        removed, added = text("".join(old[a:b])), text("".join(new[c:d]))
-        if action == "equal":
-            parts.append(added)
-            continue
-        parts.append(f"<del>{removed}</del>" if removed else "")
-        parts.append(f"<ins>{added}</ins>" if added else "")
-    return "".join(parts)
-
-
 def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, Any]]) -> str:
     sides = _sides(row["answers"])
     (_, first), (_, last) = sides[0], sides[-1]
@@ -100,10 +81,26 @@ def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, An
         f'<span class="rk-title">{text(title)}</span>'
         f'<span class="rk-move">{move}</span><span class="rk-mark {_TONE[verdict]}">{mark}</span>'
         f'</summary><div class="rk-body">{prompt(messages[len(shared) :])}'
-        f'{reference(row["item"])}<div class="rk-sides">'
-        f"{''.join(_side(name, answer) for name, answer in sides)}</div>"
-        f"{_comparison(sides)}</div></details>"
+        f"{reference(row['item'])}{_beside(sides)}</div></details>"
     )
+
+
+def one_row(item: dict[str, Any], given: dict[str, Answer]) -> Html:
+    """One row, open: the prompt, what the grader knows, and every answer side by side.
+
+    Args:
+        item: the row; only `messages` is needed.
+        given: label -> answer; `state`, if there, is shown in place of its reward.
+    """
+    sides = _sides(given)
+    body = prompt(item["messages"]) + reference(item) + (_beside(sides) if sides else "")
+    plain = "\n".join(f"{name}: {answer['text']}" for name, answer in sides)
+    return wrap(f'<div class="rk-body">{body}</div>', plain=plain or "nothing was asked yet")
+
+
+def _beside(sides: Sequence[tuple[str, Answer]]) -> str:
+    answers = "".join(_side(name, answer) for name, answer in sides)
+    return f'<div class="rk-sides">{answers}</div>{_comparison(sides)}'
 
 
 _TONE = {"better": "rk-good", "worse": "rk-bad", "same": "", "not graded": "rk-warn", "graded": ""}
@@ -132,6 +129,7 @@ def _sides(given: dict[str, Answer]) -> list[tuple[str, Answer]]:
 def _side(name: str, answer: Answer) -> str:
     reward = reward_of(answer)
     shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
+    shown = text(answer.get("state") or shown)
     notes = grade_notes(answer.get("grade") or {})
     return (
         f'<div class="rk-side" title="{text(answer.get("model") or "")}">'

@@ -31,6 +31,7 @@ def listing(
     page: int = 20,
     max_bytes: int = MAX_BYTES,
     sorts: Sequence[tuple[str, str]] = (),
+    order: str = "",
     elsewhere: str = "",
 ) -> Html:
     """Show `items`, each the markup of one element, inside `frame(markup)`.
@@ -44,6 +45,7 @@ def listing(
         max_bytes: of markup, over all items.
         sorts: (name, label) pairs offered to the reader; an item has the value as `data-<name>`,
             and a name that starts with `-` sorts downwards.
+        order: the order in which they are, as a choice beside `sorts`.
         elsewhere: where the items are that are left out, as the end of a sentence.
     """
     noun = text(noun)
@@ -62,8 +64,9 @@ def listing(
         _left_out(len(kept), total, noun, text(elsewhere)),
     ]
     options = text(json.dumps([list(pair) for pair in sorts], ensure_ascii=False))
+    given = f' data-order="{text(order)}"' if order else ""
     return Html(
-        f'<div class="rk rk-list" data-page="{page}" data-noun="{noun}" '
+        f'<div class="rk rk-list" data-page="{page}" data-noun="{noun}"{given} '
         f'data-sorts="{options}">{"".join(parts)}</div>',
         plain=f"{len(kept):,} of {counted(total, noun)}",
     )

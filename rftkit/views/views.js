@@ -13,6 +13,8 @@
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, undefined, { numeric: true }) : x - y;
   };
 
+  const jumps = new Map(); // id of a list's holder -> show only the rows of a link
+
   function upgrade(list) {
     list.dataset.ready = "";
     const holder = list.querySelector(".rk-items");
@@ -20,10 +22,11 @@
     if (rest) holder.insertAdjacentHTML("beforeend", rest.textContent);
     const items = [...holder.children];
     if (items.length < 2) return;
-    const words = new Map(items.map((item) => [item, item.textContent.toLowerCase()]));
+    const words = new Map(); // read when somebody first filters: a long list opens sooner
+    const wordsOf = (item) => words.get(item) ?? words.set(item, item.textContent.toLowerCase()).get(item);
     const { noun } = list.dataset, nouns = `${noun}s`, size = Number(list.dataset.page);
     const status = list.querySelector(".rk-count");
-    let order = items, start = 0;
+    let order = items, start = 0, only = null;
 
     const filter = make("input", { type: "search", placeholder: `Filter ${nouns}…` });
     filter.setAttribute("aria-label", `Filter ${nouns}`);
@@ -35,8 +38,8 @@
     function show() {
       const terms = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
       const found = order.filter((item) =>
-        (!group.value || item.dataset.group === group.value) &&
-        terms.every((term) => words.get(item).includes(term)));
+        (!only || only.has(item.dataset.row)) && (!group.value || item.dataset.group === group.value) &&
+        terms.every((term) => wordsOf(item).includes(term)));
       start = Math.max(0, Math.min(start, size * Math.floor((found.length - 1) / size)));
       const page = new Set(found.slice(start, start + size));
       holder.append(...order);
@@ -65,7 +68,7 @@
     if (groups.length > 1) tools.append(group);
 
     const sorts = JSON.parse(list.dataset.sorts);
-    const chooser = make("select", { ariaLabel: "Order" }, option("in the order of the file", ""),
+    const chooser = make("select", { ariaLabel: "Order" }, option(list.dataset.order ?? "in the order of the file", ""),
       ...sorts.map(([name, label]) => option(label, name)));
     chooser.addEventListener("change", () => {
       const name = chooser.value.replace(/^-/, "");
@@ -93,6 +96,28 @@
         sort(({ cells: { [column]: cell } }) => cell.dataset.v ?? cell.textContent.trim(), down);
       });
     });
+    if (holder.id) { // rows that numbers of the page lead to
+      const chip = make("p", { className: "rk-only", hidden: true }), said = make("strong");
+      const all = make("button", { type: "button", textContent: `Show all ${nouns}` });
+      chip.append(said, " ", all);
+      list.prepend(chip);
+      const choose = (rows, words) => {
+        only = rows;
+        chip.hidden = !rows;
+        said.textContent = words;
+        filter.value = group.value = "";
+        again();
+      };
+      all.addEventListener("click", () => choose(null, ""));
+      jumps.set(holder.id, (link) => {
+        const { rows, said: words, all: count } = link.dataset;
+        const here = rows ? rows.split(" ") : [];
+        const away = here.length < count ? ` (${link.title || "the others are not in this page"})` : "";
+        choose(new Set(here), `${Number(count).toLocaleString("en")} ${count === "1" ? noun : nouns} ${words}${away}`);
+        list.scrollIntoView({ block: "start" });
+        all.focus({ preventScroll: true });
+      });
+    }
     filter.addEventListener("input", again);
     group.addEventListener("change", again);
     back.addEventListener("click", () => { start -= size; show(); });
@@ -102,4 +127,11 @@
     show();
   }
   document.querySelectorAll(".rk-list:not([data-ready])").forEach(upgrade);
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a.rk-jump");
+    const jump = link && jumps.get(link.hash.slice(1));
+    if (!jump) return;
+    event.preventDefault();
+    jump(link);
+  });
 })();

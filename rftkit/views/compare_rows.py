@@ -1,0 +1,310 @@
+"""Rows followed through all checkpoints: one card a row, its answers with what changed in them.
+
+Not here: which numbers lead to a row (`jumps`), statistics (`rftkit.evals`). A card shows one
+answer for each run, of several samples the one whose reward is nearest to their mean; it is marked
+against the answer before it. Answers are cut, evenly, where many rows and runs would make a page
+too large.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rftkit.views.answers import SAME
+from rftkit.views.conversation import prompt, readable, reference, titles
+from rftkit.views.jumps import ROWS_ID, Jumps
+from rftkit.views.listing import disclosure, listing
+from rftkit.views.markup import Html, join, missing, note, number, signed, text
+from rftkit.views.textdiff import difference
+
+if TYPE_CHECKING:
+    from rftkit.evals.comparison import Comparison
+
+__all__ = ["MOST_ROWS", "SORTS", "compare_rows", "jumps_for", "row_cards", "row_marks"]
+
+MOST_ROWS = 200
+"""Rows that a page holds unless told otherwise."""
+UNSTABLE_SHARE = 4
+"""One row in so many is there for being unstable rather than for having changed."""
+MAX_BYTES = 3_200_000
+"""Of the cards of a page, about."""
+SIDE_BYTES, MARKED = 330, 1.4
+"""Bytes of markup around one answer, about; how much longer the marks of a change make it."""
+MIN_ANSWER, MAX_ANSWER = 120, 6_000
+"""Characters of an answer that are shown, at least and at most."""
+STAYED = 0.5
+"""Share of words that must have stayed for two answers to be marked against each other."""
+
+Json = dict[str, Any]
+SORTS = {
+    "-change": "most fixed first",
+    "change": "most broken first",
+    "-swing": "most unstable first",
+    "final": "lowest reward first",
+    "number": "in the order of the dataset",
+}
+"""Orders of the list: what a card carries (`-` downwards) and the words for it."""
+
+
+def compare_rows(
+    comparison: Comparison,
+    *,
+    jumps: Jumps | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Html:
+    """The rows of a comparison as cards that filter, sort and open.
+
+    Args:
+        comparison: from `evals.compare`.
+        jumps: which rows to show, from `jumps_for`; default the 200 that changed most.
+        max_bytes: about how large the cards may be; long answers are cut to keep to it.
+    """
+    jumps = jumps or jumps_for(comparison)
+    if not jumps.numbers:
+        return note("There are no rows to show: no run holds a sample.")
+    cards = row_cards(comparison, list(jumps.numbers), max_bytes=max_bytes)
+    listed = listing(
+        cards,
+        lambda body: f'<div class="rk-items" id="{ROWS_ID}">{body}</div>',
+        total=jumps.total,
+        page=10,
+        max_bytes=2 * max_bytes,
+        sorts=list(SORTS.items()),
+        order="most changed first",
+        elsewhere=jumps.elsewhere,
+    )
+    return join([_which(comparison, jumps), listed], plain=listed.plain)
+
+
+def jumps_for(comparison: Comparison, most: int = MOST_ROWS, *, elsewhere: str = "") -> Jumps:
+    """Which rows a page holds: those that changed most, and the most unstable of the others.
+
+    Args:
+        comparison: from `evals.compare`.
+        most: how many; a quarter of them for being unstable.
+        elsewhere: where all rows are, as the end of a sentence.
+    """
+    rows = comparison.rows
+    change = rows["change"].abs().fillna(-1)
+    by_change = rows.assign(by=change).sort_values("by", ascending=False, kind="stable")
+    changed = by_change.head(most if len(rows) <= most else most - most // UNSTABLE_SHARE)
+    others = rows.drop(changed.index).sort_values("swing", ascending=False, kind="stable")
+    chosen = [changed, others.head(most - len(changed))]
+    pairs = [pair for part in chosen for pair in zip(part["row"], part["number"], strict=True)]
+    numbers = {key: int(at) for key, at in pairs}
+    return Jumps(numbers, len(rows), elsewhere)
+
+
+def row_marks(comparison: Comparison) -> dict[str, tuple[str, str]]:
+    """Row key -> its verdict (fixed, broken, better, worse, same, not graded) and a mark for it."""
+    fixed: frozenset[str] = frozenset()
+    broken: frozenset[str] = frozenset()
+    if comparison.focus and comparison.pairs:
+        pair = comparison.pair(comparison.focus)
+        fixed, broken = frozenset(pair.fixed_rows), frozenset(pair.broken_rows)
+    return {
+        key: _verdict(change, key in fixed, key in broken)
+        for key, change in zip(comparison.rows["row"], comparison.rows["change"], strict=True)
+    }
+
+
+def row_cards(
+    comparison: Comparison,
+    keys: Sequence[str],
+    *,
+    max_bytes: int = MAX_BYTES,
+    is_open: bool = False,
+) -> list[str]:
+    """The markup of each row."""
+    samples = comparison.samples
+    found = samples.frame[samples.frame["row"].isin(keys)]
+    answers: dict[str, dict[str, list[Json]]] = {}
+    lines: list[Any] = found.to_dict("records")
+    for line in lines:
+        answers.setdefault(line["row"], {}).setdefault(line["run"], []).append(line)
+    num_answers = sum(len(runs) for runs in answers.values())
+    room = int((max_bytes / max(1, num_answers) - SIDE_BYTES) / MARKED)
+    style = _Style(
+        labels=samples.labels,
+        graders=samples.graders,
+        most=max(MIN_ANSWER, min(MAX_ANSWER, room)),
+        is_open=is_open,
+    )
+    facts: dict[Any, Any] = comparison.rows.set_index("row").to_dict("index")
+    marks, names = row_marks(comparison), _titles([samples.items.get(key) or {} for key in keys])
+    return [
+        _card(comparison, key, name, facts[key], marks[key], answers.get(key, {}), style)
+        for key, name in zip(keys, names, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """What all cards have in common."""
+
+    labels: Sequence[str]
+    graders: Sequence[str]
+    most: int
+    """Characters of an answer that are shown."""
+    is_open: bool
+
+
+def _which(comparison: Comparison, jumps: Jumps) -> Html:
+    before, after = comparison.baseline, comparison.focus
+    if len(jumps.numbers) == jumps.total or not after:
+        return Html("")
+    unstable = len(jumps.numbers) // UNSTABLE_SHARE
+    return note(
+        f"Here are the {len(jumps.numbers) - unstable:,} rows that changed most from {before} to "
+        f"{after}, and the {unstable:,} most unstable of the others."
+    )
+
+
+def _verdict(change: float | None, fixed: bool, broken: bool) -> tuple[str, str]:
+    if missing(change) or change is None:
+        return "not graded", "? not graded"
+    if fixed or broken:
+        return ("fixed", f"▲ fixed {signed(change, 2)}") if fixed else (
+            "broken", f"▼ broken {signed(change, 2)}")  # fmt: skip
+    if abs(change) < SAME:
+        return "same", "= same"
+    if change > 0:
+        return "better", f"▲ better {signed(change, 2)}"
+    return "worse", f"▼ worse {signed(change, 2)}"
+
+
+_TONE = {"better": "rk-good", "fixed": "rk-good", "worse": "rk-bad", "broken": "rk-bad"}
+
+
+def _card(
+    comparison: Comparison,
+    key: str,
+    title: str,
+    facts: Mapping[str, Any],
+    mark: tuple[str, str],
+    answers: Mapping[str, Sequence[Json]],
+    style: _Style,
+) -> str:
+    rewards = [facts.get(f"reward/{label}") for label in style.labels]
+    first = facts.get(f"reward/{comparison.baseline}")
+    last = facts.get(f"reward/{comparison.focus}", first)
+    item = comparison.samples.items.get(key) or {}
+    keys = {"row": facts["number"], "number": facts["number"], "change": facts["change"],
+            "swing": facts["swing"], "final": last}  # fmt: skip
+    data = "".join(
+        f' data-{name}="{"" if missing(value) else round(value, 6)}"'
+        for name, value in keys.items()
+    )
+    move = f"{number(first, 2)} → {number(last, 2)}" if comparison.focus else number(first, 2)
+    verdict, words = mark
+    return (
+        f'<details class="rk-card" data-group="{verdict}"{data}{" open" if style.is_open else ""}>'
+        f'<summary data-lm-suppress-shortcuts="true"><span>{facts["number"]}</span>'
+        f'<span class="rk-title">{text(title)}</span>'
+        f'<span class="rk-move">{_spark(rewards)} {move}</span>'
+        f'<span class="rk-mark {_TONE.get(verdict, "")}">{words}</span></summary>'
+        f'<div class="rk-body">{prompt(item.get("messages") or [])}{reference(dict(item))}'
+        f'<div class="rk-sides">{"".join(_sides(answers, style))}</div></div></details>'
+    )
+
+
+def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[str]:
+    """One block for each run, its answer marked against the last different one."""
+    sides, before, whose = [], None, ""
+    for label in style.labels:
+        given = answers.get(label)
+        if not given:
+            continue
+        chosen = _nearest(given)
+        words = readable(chosen["answer"] if isinstance(chosen["answer"], str) else None)
+        if before is None:
+            shown = text(_cut(words, style.most))
+        elif words == before:
+            shown = f"<em>the same text as {text(whose)}</em>"
+        else:
+            shown = difference(_cut(before, style.most), _cut(words, style.most), least=STAYED)
+        if words != before:
+            before, whose = words, label
+        sides.append(_side(label, given, chosen, shown, style))
+    return sides
+
+
+def _side(label: str, given: Sequence[Json], chosen: Json, shown: str, style: _Style) -> str:
+    known = [each["reward"] for each in given if not missing(each["reward"])]
+    mean = number(sum(known) / len(known), 2) if known else "not graded"
+    lines = [_samples(given, chosen), _notes(chosen, style.graders)]
+    small = "<br>".join(text(line) for line in lines if line)
+    judge = chosen.get("judge")
+    steps = disclosure(f"judge: {judge}"[: style.most]) if isinstance(judge, str) else ""
+    return (
+        f'<div class="rk-side"><div class="rk-who"><span>{text(label)}</span><span>{mean}</span>'
+        f'</div>{f"<small>{small}</small>" if small else ""}<div class="rk-text">{shown}</div>'
+        f"{f'<small>{steps}</small>' if steps else ''}</div>"
+    )
+
+
+def _samples(given: Sequence[Json], chosen: Json) -> str:
+    """The rewards of all samples, and which one is shown."""
+    if len(given) < 2:
+        return ""
+    return " · ".join(
+        number(each["reward"], 2) + (" (shown)" if each is chosen else "") for each in given
+    )
+
+
+def _notes(sample: Json, graders: Sequence[str]) -> str:
+    """Scores of the graders, and what went wrong, in one line."""
+    scores = [
+        f"{name} {number(value, 2)}"
+        for name in graders
+        if not missing(value := sample.get(f"score/{name}"))
+    ]
+    wrong = []
+    if sample["outcome"] == "failed":
+        error = sample.get("error")
+        wrong.append(f"! no grade: {error if isinstance(error, str) else 'the grader failed'}")
+    if sample["outcome"] == "unscorable":
+        wrong.append("! could not be scored")
+    if sample.get("truncated") is True:
+        wrong.append("! cut off")
+    return " · ".join([*scores, *wrong])
+
+
+def _nearest(given: Sequence[Json]) -> Json:
+    """The sample whose reward is nearest to the mean; the first one when none is graded."""
+    graded = [each for each in given if not missing(each["reward"])]
+    if not graded:
+        return given[0]
+    mean = sum(each["reward"] for each in graded) / len(graded)
+    return min(graded, key=lambda each: abs(each["reward"] - mean))
+
+
+def _cut(words: str, most: int) -> str:
+    left = len(words) - most
+    return words if left <= 0 else f"{words[:most]} … ({left:,} more characters)"
+
+
+def _spark(rewards: Sequence[float | None]) -> str:
+    """The rewards of all runs as a row of small bars; the numbers are in the title."""
+    if len(rewards) < 3:
+        return ""
+    known = [reward for reward in rewards if reward is not None and not missing(reward)]
+    low, high = (min(*known, 0.0), max(*known, 1.0)) if known else (0.0, 1.0)
+    bars = "".join(
+        "·" if reward is None or missing(reward)
+        else "▁▂▃▄▅▆▇█"[min(7, int(8 * (reward - low) / (high - low)))]
+        for reward in rewards
+    )  # fmt: skip
+    return f'<span class="rk-spark" aria-hidden="true">{bars}</span>'
+
+
+def _titles(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    chats = [dict(item) for item in items if item.get("messages")]
+    names = iter(titles(chats))
+    return [
+        next(names) if item.get("messages") else json.dumps(item, ensure_ascii=False)[:200]
+        for item in items
+    ]

@@ -1,0 +1,271 @@
+"""Runs side by side in numbers: one line a run, with intervals and what may be said of it.
+
+Not here: the numbers (`rftkit.evals.compare`), plots (`compare_charts`), rows (`compare_rows`).
+Every count of rows is a link to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rftkit.views.compare_rows import jumps_for
+from rftkit.views.jumps import Jumps
+from rftkit.views.listing import listing, table
+from rftkit.views.markup import Html, join, missing, note, number, remote, signed, text, wrap
+
+if TYPE_CHECKING:
+    from rftkit.evals.comparison import Comparison, Estimate, PairSummary, RunSummary, SliceTable
+
+__all__ = ["compare_headline", "compare_runs", "grader_means", "pair_facts", "slice_lines"]
+
+VERDICTS = {
+    "better": ("▲ better", "rk-good"),
+    "worse": ("▼ worse", "rk-bad"),
+    "same": ("= same", ""),
+    "unclear": ("? unclear", "rk-warn"),
+}
+
+
+def compare_headline(comparison: Comparison) -> Html:
+    """The recommendation, three figures, and what to know before believing any number."""
+    choice = comparison.choice
+    said = choice.sentence if choice else _no_choice(comparison)
+    tiles = ""
+    if choice:
+        best = comparison.summary(choice.deploy)
+        start = comparison.summary(choice.baseline)
+        tiles = _tile(f"{choice.baseline}, mean reward", number(start.reward.value, 2),
+                      _interval(start.reward, 2))  # fmt: skip
+        if best is not start:
+            tiles += _tile(f"{best.label}, mean reward", number(best.reward.value, 2),
+                           _interval(best.reward, 2))  # fmt: skip
+        if choice.expected_gain is not None and choice.best != choice.baseline:
+            tiles += _tile(
+                f"Gain of {choice.best} to expect on new rows",
+                signed(choice.expected_gain, 2),
+                f"{_little(choice.optimism)} taken off for having been chosen",
+            )
+    points = "".join(f"<li>{text(each)}</li>" for each in comparison.notes)
+    return wrap(
+        f'<p class="rk-verdict">{text(said)}</p>'
+        f"{f'<div class=rk-tiles>{tiles}</div>' if tiles else ''}"
+        f"{f'<ul>{points}</ul>' if points else ''}",
+        plain=said,
+    )
+
+
+def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
+    """One line a run: reward, pass rate, difference to the baseline, what went wrong."""
+    if not comparison.runs:
+        return note("There are no runs to show.")
+    jumps = jumps or jumps_for(comparison)
+    pairs = {pair.after: pair for pair in comparison.pairs}
+    headings = [
+        *("run", ">reward", ">pass rate", f">against {comparison.baseline}", "so it is"),
+        *(">fixed", ">broken", ">tokens", ">failed", ">not scorable", ">cut off"),
+    ]  # `>`: to the right
+    head = "".join(
+        f'<th scope="col"{_TH if name.startswith(">") else ""}>{text(name.lstrip(">"))}</th>'
+        for name in headings
+    )
+    lines = [_run_line(comparison, run, pairs.get(run.label), jumps) for run in comparison.runs]
+    listed = listing(
+        lines,
+        lambda body: (
+            f'<div class="rk-scroll" tabindex="0"><table class="rk-tight"><thead><tr>{head}</tr>'
+            f'</thead><tbody class="rk-items">{body}</tbody></table></div>'
+        ),
+        noun="run",
+        page=50,
+    )
+    said = (
+        f"Small: {100 * comparison.level:g} % intervals; those of differences hold for all "
+        f"{len(pairs)} looks together. Numbers of rows lead to the rows. {jumps.note}"
+    )
+    return join([Html(remote(listed)), note(said.strip())], plain=_plain(comparison))
+
+
+def grader_means(comparison: Comparison) -> Html:
+    """The mean of each grader by run, with intervals."""
+    names = list(dict.fromkeys(name for run in comparison.runs for name in run.graders))
+    if not names:
+        return note("There is one grader; its mean is the reward.")
+    rows = [
+        {"run": run.label}
+        | {
+            name: Html(f"{number(run.graders[name].value)} {_faint(run.graders[name])}")
+            for name in names
+            if name in run.graders
+        }
+        for run in comparison.runs
+    ]
+    return table(rows, caption="Mean score of each grader", noun="run", page=50)
+
+
+def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
+    """Two runs in words and figures: difference, tests, what could have been seen."""
+    facts = [
+        ("rows graded in both", f"{pair.num_rows:,}"),
+        ("mean difference", _change(pair.difference)),
+        (f"the same, for all {pair.num_looks} looks together",
+         _interval(pair.together, signs=True)),
+        ("the same, by bootstrap", _interval(pair.bootstrap, signs=True)),
+        ("difference of the pass rate", _change(pair.pass_difference)),
+        ("rows fixed", jumps.link(pair.fixed_rows, f"fixed from {pair.before} to {pair.after}")),
+        ("rows broken", jumps.link(pair.broken_rows, f"broken from {pair.before} to {pair.after}")),
+        ("rows with a higher reward",
+         jumps.link(pair.up_rows, f"higher at {pair.after} than at {pair.before}")),
+        ("rows with a lower reward",
+         jumps.link(pair.down_rows, f"lower at {pair.after} than at {pair.before}")),
+        ("pass and fail unchanged", f"{pair.num_unchanged:,}"),
+        ("sign-flip permutation test", _p(pair.permutation_p)),
+        ("the same, for all looks together", _p(pair.p)),
+        ("exact McNemar test of fixed against broken", _p(pair.mcnemar_p)),
+        ("smallest difference so many rows would show", number(pair.detectable)),
+    ]  # fmt: skip
+    if pair.margin is not None:
+        facts.append((f"equal within {pair.margin:g}, two one-sided tests", _p(pair.equivalence_p)))
+    lines = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td>'
+        f"{value if isinstance(value, Html) else text(value)}</td></tr>"
+        for name, value in facts
+    )
+    return wrap(
+        remote(f"<p>{text(pair.sentence)}</p><table><tbody>{lines}</tbody></table>"),
+        plain=pair.sentence,
+    )
+
+
+def slice_lines(slices: SliceTable, jumps: Jumps) -> Html:
+    """One line a slice: rows, means, difference with interval, what may be said."""
+    ends = [slices.before, slices.after]
+    rows = [
+        {
+            slices.by: each.value + (" (few rows)" if each.is_small else ""),
+            "rows": jumps.link(each.rows, f"with {slices.by} = {each.value}"),
+            **{label: each.means[label].value if label in each.means else None for label in ends},
+            "difference": each.difference.value,
+            "interval": _interval(each.difference, signs=True),
+            "so it is": _said(each.verdict),
+        }
+        for each in slices.slices
+    ]
+    shown = table(rows, noun="slice", page=20)
+    notes = [note(each) for each in slices.notes]
+    return join([Html(remote(shown)), *notes], plain=shown.plain)
+
+
+_TH = ' class="rk-number"'
+
+
+def _run_line(
+    comparison: Comparison, run: RunSummary, pair: PairSummary | None, jumps: Jumps
+) -> str:
+    label = text(run.label)
+    if comparison.choice and run.label == comparison.choice.deploy:
+        label = f"<b>{label}</b> ★"
+    if run.label == comparison.baseline:
+        label += " <small>baseline</small>"
+    bad = f"at {run.label}"
+    cells = [
+        f'<td title="{text(run.model or "")}">{label}</td>',
+        _num(run.reward.value, below=_interval(run.reward)),
+        _num(run.pass_rate.value, _share(run.pass_rate.value)),
+        *_pair_cells(pair, jumps),
+        _num(run.tokens.value, number(run.tokens.value, 0)),
+        _count(jumps.link(run.failed_rows, f"without a grade {bad}",
+                          shown=_share(run.failed_share)), run.failed_share),
+        _count(jumps.link(run.unscorable_rows, f"not scorable {bad}",
+                          shown=_share(run.unscorable_share)), run.unscorable_share),
+        _num(run.truncated_share, _share(run.truncated_share)),
+    ]  # fmt: skip
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _pair_cells(pair: PairSummary | None, jumps: Jumps) -> list[str]:
+    if pair is None:
+        return ["<td></td>"] * 4
+    return [
+        _num(
+            pair.together.value, signed(pair.together.value), _interval(pair.together, signs=True)
+        ),
+        f"<td>{_said(pair.verdict)}</td>",
+        _count(jumps.link(pair.fixed_rows, f"fixed at {pair.after}"), pair.num_fixed),
+        _count(jumps.link(pair.broken_rows, f"broken at {pair.after}"), pair.num_broken),
+    ]
+
+
+def _num(value: float | None, shown: str | None = None, below: str = "") -> str:
+    key = "" if value is None or missing(value) else repr(float(value))
+    said = text(shown if shown is not None else number(value)) if key else "–"
+    said += f"<br><small>{text(below)}</small>" if below and key else ""
+    return f'<td class="rk-number" style="text-align:right" data-v="{key}">{said}</td>'
+
+
+def _count(shown: Html | None, value: float | None) -> str:
+    key = "" if value is None else repr(float(value))
+    return f'<td class="rk-number" style="text-align:right" data-v="{key}">{shown or ""}</td>'
+
+
+def _said(verdict: str) -> Html:
+    words, tone = VERDICTS[verdict]
+    return Html(f'<span class="rk-mark {tone}">{words}</span>', plain=words)
+
+
+def _interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str:
+    if estimate.value is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return "too few rows"
+    shown = signed if signs else _negative
+    return f"{shown(estimate.low, digits)} to {shown(estimate.high, digits)}"
+
+
+def _negative(value: float, digits: int) -> str:
+    return number(value, digits) if value >= 0 else f"−{number(-value, digits)}"
+
+
+def _change(estimate: Estimate) -> str:
+    return f"{signed(estimate.value)} ({_interval(estimate, signs=True)})"
+
+
+def _faint(estimate: Estimate) -> str:
+    return f'<small class="rk-missing">{text(_interval(estimate, 2))}</small>'
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.{0 if value in (0, 1) else 1}f} %"
+
+
+def _little(value: float | None) -> str:
+    return "less than 0.001" if value is None or value < 0.001 else number(value)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def _tile(label: str, figure: str, below: str) -> str:
+    return (
+        f'<div class="rk-tile"><span>{text(label)}</span><b>{text(figure)}</b>'
+        f"<small>{text(below)}</small></div>"
+    )
+
+
+def _no_choice(comparison: Comparison) -> str:
+    if len(comparison.runs) == 1:
+        return f"There is one run, {comparison.runs[0].label}: nothing to hold it against."
+    if not comparison.runs:
+        return "There are no runs to compare."
+    return "No recommendation: no row is graded in every run."
+
+
+def _plain(comparison: Comparison) -> str:
+    return "\n".join(
+        f"{run.label}: {number(run.reward.value)} ({_interval(run.reward)})"
+        for run in comparison.runs
+    )
