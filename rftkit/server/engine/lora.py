@@ -80,24 +80,51 @@ class Block(nn.Module):
         """All layers have been asked: let go of the tensors."""
         self._last = None
 
-    def _product(self, flat: torch.Tensor) -> torch.Tensor:  # (N, in) → (N, out)
-        flat = flat.to(self.weight.dtype)
+    def product(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, in) → (N, out), and (N, ranks) that a backward pass needs; knows no autograd."""
         if self._adapter is None:
-            return self._base(flat)
-        a, b, scale = self._adapter
-        if torch.is_grad_enabled():
-            result = _LoraFunction.apply(flat, self.weight, self.bias, scale, *a, *b)  # type: ignore[no-untyped-call]
-            return cast(torch.Tensor, result)
+            return self._base(flat), None
         if self._low is None:
-            self._low = _low(a, b, scale, self.weight.dtype)
-        return self._base(flat).addmm_(flat @ self._low[0].T, self._low[1].T)
+            self._low = _low(*self._adapter, self.weight.dtype)
+        hidden = flat @ self._low[0].T
+        return self._base(flat).addmm_(hidden, self._low[1].T), hidden
+
+    def gradients(
+        self, grad: torch.Tensor, flat: torch.Tensor, hidden: torch.Tensor, *, of_input: bool
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+        """Gradient of the input, and those of `masters`, given that of the output (N, out)."""
+        assert self._adapter is not None
+        assert self._low is not None
+        low_a, low_b = self._low
+        grad_hidden = grad @ low_b
+        grad_input = (grad @ self.weight).addmm_(grad_hidden, low_a) if of_input else None
+        grads = list((grad_hidden.T @ flat).float().chunk(len(self.sizes)))
+        # (rank, out): the other way round the product takes several times as long on a CPU.
+        turned = (hidden.T @ grad).float().mul_(self._adapter[2])
+        rank, start = len(turned) // len(self.sizes), 0
+        for index, size in enumerate(self.sizes):
+            grads.append(turned[index * rank : (index + 1) * rank, start : start + size].T)
+            start += size
+        return grad_input, grads
+
+    @property
+    def masters(self) -> list[torch.Tensor]:
+        """The A of each layer, then the B of each; float32. Empty without an adapter."""
+        return [] if self._adapter is None else [*self._adapter[0], *self._adapter[1]]
+
+    def _product(self, flat: torch.Tensor) -> torch.Tensor:
+        flat = flat.to(self.weight.dtype)
+        if torch.is_grad_enabled() and self._adapter is not None:
+            result = _BlockFunction.apply(flat, self, *self.masters)  # type: ignore[no-untyped-call]
+            return cast(torch.Tensor, result)
+        return self.product(flat)[0]
 
     def _base(self, flat: torch.Tensor) -> torch.Tensor:
         """Give x Wᵀ + bias without a gradient of the weight; packed for few rows on a CPU."""
         w = self.weight
-        if torch.is_grad_enabled() or w.dtype != torch.bfloat16 or w.is_cuda or w.is_mps:
+        if len(flat) > PACKED_ROWS or w.dtype != torch.bfloat16 or w.device.type != "cpu":
             return linear(flat, w, self.bias)
-        if len(flat) > PACKED_ROWS or not torch.backends.mkldnn.is_available():
+        if not torch.backends.mkldnn.is_available():
             return linear(flat, w, self.bias)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(w.data, 64)
@@ -123,42 +150,22 @@ class _Member(nn.Module):
         return part
 
 
-class _LoraFunction(torch.autograd.Function):
-    """A block with only x and x Aᵀ kept for the backward pass."""
+class _BlockFunction(torch.autograd.Function):
+    """A block for models whose layers are transformers' own."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,  # (N, in)
-        weight: torch.Tensor,  # (out, in), frozen
-        bias: torch.Tensor | None,
-        scale: float,
-        *masters: torch.Tensor,  # the A of each layer, then the B of each
-    ) -> torch.Tensor:
-        half = len(masters) // 2
-        low_a, low_b = _low(masters[:half], masters[half:], scale, weight.dtype)
-        hidden = x @ low_a.T  # (N, ranks)
-        ctx.save_for_backward(x, hidden, weight, low_a, low_b)
-        ctx.scale = scale
-        ctx.outs = [b.shape[0] for b in masters[half:]]
-        return linear(x, weight, bias).addmm_(hidden, low_b.T)
+    def forward(ctx: Any, x: torch.Tensor, block: Block, *masters: torch.Tensor) -> torch.Tensor:
+        y, hidden = block.product(x)
+        ctx.save_for_backward(x, hidden)
+        ctx.block = block
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        x, hidden, weight, low_a, low_b = ctx.saved_tensors
-        grad = grads[0]
-        grad_hidden = grad @ low_b
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad @ weight).addmm_(grad_hidden, low_a)
-        grads_a = (grad_hidden.T @ x).float().chunk(len(ctx.outs))
-        rank = low_a.shape[0] // len(ctx.outs)
-        grads_b, start = [], 0
-        for index, size in enumerate(ctx.outs):
-            own = hidden[:, index * rank : (index + 1) * rank]
-            grads_b.append((grad[:, start : start + size].T @ own).float() * ctx.scale)
-            start += size
-        return grad_x, None, None, None, *grads_a, *grads_b
+        x, hidden = ctx.saved_tensors
+        of_input = ctx.needs_input_grad[0]
+        grad, of_masters = ctx.block.gradients(grads[0], x, hidden, of_input=of_input)
+        return grad, None, *of_masters
 
 
 def _low(

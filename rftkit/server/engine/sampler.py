@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.guide import Guide
-from rftkit.server.engine.layout import Decode, Packed
+from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.logprobs import scores, weights
+from rftkit.server.engine.packed import Packed
 
 __all__ = ["Policy", "sample"]
 
@@ -40,7 +41,7 @@ class Policy(Protocol):
         """Compiled schemas."""
         ...
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout."""
         ...
 
@@ -142,7 +143,8 @@ def _decode(
             layout.keep(running)
             alive = [alive[r] for r in running]
         tokens = torch.tensor([row.tokens[-1] for row in alive], device=policy.device)
-        hidden = policy.hidden(tokens, layout.positions, layout)
+        layout.take(1)
+        hidden = policy.hidden(tokens, layout)
         layout.advance()
         if breathe is not None:
             breathe()
@@ -170,7 +172,7 @@ def _prefill(
     lengths = [len(prompt) for prompt in prompts]
     packed = Packed(lengths, [[] for _ in prompts], policy.device, keep_keys=True)
     tokens = torch.tensor([t for prompt in prompts for t in prompt], device=policy.device)
-    hidden = policy.hidden(tokens, packed.positions, packed)
+    hidden = policy.hidden(tokens, packed)
     ends = np.cumsum(lengths) - 1
     groups = [row.group for row in rows]
     last = torch.from_numpy(ends[groups]).to(policy.device)

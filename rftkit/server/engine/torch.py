@@ -30,9 +30,11 @@ from rftkit.server.engine.base import (
 )
 from rftkit.server.engine.fast import speed_up
 from rftkit.server.engine.grammar import Grammars, Masks, choices
-from rftkit.server.engine.layout import ATTENTION_NAME, Packed, register_attention
+from rftkit.server.engine.layout import ATTENTION_NAME, register_attention
 from rftkit.server.engine.logprobs import token_logprobs
 from rftkit.server.engine.loss import LOSSES, LossInputs, kl_estimate
+from rftkit.server.engine.packed import Packed
+from rftkit.server.engine.stack import find_stack
 
 __all__ = ["TorchEngine"]
 
@@ -75,6 +77,7 @@ class TorchEngine:
         self._decoder = model.get_decoder()
         speed_up(self._decoder, self.dtype)
         self._blocks = lora.add_blocks(model, self._decoder)
+        self._stack = find_stack(self._decoder, self.dtype)
         self.head: torch.Tensor = model.get_output_embeddings().weight
         if self.device.type == "cpu":
             # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
@@ -119,14 +122,20 @@ class TorchEngine:
         """See Engine.encode."""
         return prompts.encode(self.tokenizer, messages, tools, thinking)
 
-    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
+    def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout."""
         # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
-        embedded = self._decoder.get_input_embeddings()(tokens[None]).float()
+        embedded = self._decoder.get_input_embeddings()(tokens).float()
+        if self._stack is not None:
+            states: torch.Tensor = self._decoder.norm(self._stack.hidden(embedded, layout))
+            return states
         output = self._decoder(
-            inputs_embeds=embedded, position_ids=positions[None], use_cache=False, layout=layout
+            inputs_embeds=embedded[None],
+            position_ids=layout.positions[None],
+            use_cache=False,
+            layout=layout,
         )
-        states: torch.Tensor = output.last_hidden_state[0]
+        states = output.last_hidden_state[0]
         return states
 
     # ── the policy ───────────────────────────────────────────────────────────────────────────
@@ -232,6 +241,22 @@ class TorchEngine:
                 on_text=on_text,
             )
 
+    def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
+        """One vector of length 1 for each text: the mean of its last hidden states.
+
+        No model here was trained to make embeddings; texts that use the same words come out near
+        each other, and little more may be read into the numbers.
+        """
+        torch.set_num_threads(self._threads)
+        vectors = []
+        with torch.no_grad(), self._using(adapter):
+            for tokens in inputs:
+                packed = Packed([len(tokens)], [[]], self.device)
+                line = torch.tensor(tokens, device=self.device)
+                mean = self.hidden(line, packed).float().mean(dim=0)
+                vectors.append(torch.nn.functional.normalize(mean, dim=0).tolist())
+        return vectors
+
     # ── training ─────────────────────────────────────────────────────────────────────────────
 
     def train_step(
@@ -310,9 +335,7 @@ class TorchEngine:
             [[len(row) for row in _inputs(g)] for g in groups],
             self.device,
         )
-        states = self.hidden(
-            torch.tensor(tokens, device=self.device), packed.positions, packed
-        )  # (N, width)
+        states = self.hidden(torch.tensor(tokens, device=self.device), packed)  # (N, width)
         at, targets = _targets(groups)
         masks = self._masks(groups)
         kept = list(range(len(at)))

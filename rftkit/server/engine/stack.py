@@ -1,0 +1,249 @@
+"""The layers of a decoder of Llama's form as one function, forward and backward written out.
+
+    x += attention(norm(x));  x += down(silu(gate(norm(x))) · up(norm(x)))
+
+with rotated queries and keys, optional biases and per-head norms: Llama, SmolLM, Qwen2, Qwen3,
+Mistral. Frozen weights get no gradient, the float32 residual and its gradient live in one tensor
+each, and what a backward pass needs is kept in the dtype of the weights. Whether a model has this
+form is asked by trying: a layer that does not give what transformers' own gives stays as it is,
+and then the whole model runs through transformers (`find_stack` returns None).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+
+from rftkit.server.engine.layout import Layout
+from rftkit.server.engine.lora import Block
+from rftkit.server.engine.packed import Packed
+
+__all__ = ["Stack", "find_stack"]
+
+Tables = tuple[torch.Tensor, torch.Tensor]
+"""Cosines, and sines with the sign of the rotation, (N, H + K, D) each; those of q carry scale."""
+
+
+class Norm:
+    """x / rms(x) · weight over the last axis: float32 inside, the model's dtype outside."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        self.weight = module.weight.data.to(dtype)
+        epsilon = getattr(module, "variance_epsilon", None)
+        self.epsilon = float(module.epsilon if epsilon is None else epsilon)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Tables]:
+        """The result, and (x / rms, 1 / rms) for the way back."""
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
+        unit = (wide * inverse).to(self.weight.dtype)
+        return unit * self.weight, (unit, inverse)
+
+    def add_gradient(self, into: torch.Tensor, grad: torch.Tensor, kept: Tables) -> None:
+        """Add the gradient of x to `into` (float32), given that of the result."""
+        unit, inverse = kept
+        wide = grad.float().mul_(self.weight)
+        wide.addcmul_(unit, (wide * unit).mean(-1, keepdim=True), value=-1)
+        into.addcmul_(wide, inverse)
+
+
+class Layer:
+    """One layer; its linear layers are blocks already."""
+
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        attention, mlp = module.self_attn, module.mlp
+        self.index: int = attention.layer_idx
+        self.qkv, self.out = _block(attention, "q_proj", "k_proj", "v_proj"), _block(attention, "o_proj")  # fmt: skip
+        self.gate_up, self.down = _block(mlp, "gate_proj", "up_proj"), _block(mlp, "down_proj")
+        self.size: int = attention.head_dim
+        self.scale: float = attention.scaling
+        self.kv = self.qkv.sizes[1] // self.size
+        self.heads = self.qkv.sizes[0] // self.size
+        self.before = Norm(module.input_layernorm, dtype)
+        self.between = Norm(module.post_attention_layernorm, dtype)
+        self.of_q = Norm(attention.q_norm, dtype) if hasattr(attention, "q_norm") else None
+        self.of_k = Norm(attention.k_norm, dtype) if hasattr(attention, "k_norm") else None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """In the order of the gradients that `backward` returns."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def forward(self, x: torch.Tensor, tables: Tables, layout: Layout) -> tuple[Any, ...]:
+        """Change x (N, width) in place; what `backward` needs."""
+        normed, norm_1 = self.before.forward(x)
+        qkv, low_1 = self.qkv.product(normed)
+        q, k, v, norm_heads = self._heads(qkv, tables)
+        attended, attention = layout.attend(self.index, q, k, v)
+        y, low_2 = self.out.product(attended)
+        x.add_(y)
+        normed, norm_2 = self.between.forward(x)
+        both, low_3 = self.gate_up.product(normed)
+        gate, up = both.chunk(2, dim=-1)
+        y, low_4 = self.down.product(silu(gate).mul_(up))
+        x.add_(y)
+        return (norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4)
+
+    def backward(
+        self, grad: torch.Tensor, tables: Tables, layout: Packed, kept: tuple[Any, ...]
+    ) -> list[torch.Tensor]:
+        """Turn the gradient of the result into that of x, in place; the blocks' gradients."""
+        norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4 = kept
+        dtype = both.dtype
+        gate, up = both.chunk(2, dim=-1)
+        active = silu(gate)
+        of_y, of_down = self.down.gradients(grad.to(dtype), active * up, low_4, of_input=True)
+        assert of_y is not None
+        of_both = torch.empty_like(both)
+        torch.mul(of_y, active, out=of_both[:, gate.shape[1] :])
+        torch.ops.aten.silu_backward.grad_input(
+            of_y.mul_(up), gate, grad_input=of_both[:, : gate.shape[1]]
+        )
+        normed = norm_2[0] * self.between.weight
+        of_normed, of_gate_up = self.gate_up.gradients(of_both, normed, low_3, of_input=True)
+        self.between.add_gradient(grad, of_normed, norm_2)  # type: ignore[arg-type]
+
+        of_attended, of_out = self.out.gradients(grad.to(dtype), attended, low_2, of_input=True)
+        assert of_attended is not None
+        shape = (len(grad), self.kv, -1, self.size)
+        of_qkv = self._heads_back(*layout.backward(attention, of_attended.view(shape)), tables, norm_heads)  # fmt: skip
+        normed = norm_1[0] * self.before.weight
+        # Nothing below the first layer learns.
+        of_normed, of_qkv_masters = self.qkv.gradients(of_qkv, normed, low_1, of_input=self.index > 0)  # fmt: skip
+        if of_normed is not None:
+            self.before.add_gradient(grad, of_normed, norm_1)
+        return [*of_qkv_masters, *of_out, *of_gate_up, *of_down]
+
+    def _heads(
+        self, qkv: torch.Tensor, tables: Tables
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
+        """q (N, K, H/K, D), k and v (N, K, D), rotated and scaled."""
+        each = qkv.view(len(qkv), -1, self.size)
+        turning, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
+        norms = None
+        if self.of_q is not None and self.of_k is not None:
+            q, norm_q = self.of_q.forward(turning[:, : self.heads])
+            k, norm_k = self.of_k.forward(turning[:, self.heads :])
+            turning, norms = torch.cat([q, k], dim=1), (norm_q, norm_k)
+        turned = rotate(turning, *tables)
+        q = turned[:, : self.heads].unflatten(1, (self.kv, -1))
+        return q, turned[:, self.heads :], v, norms
+
+    def _heads_back(
+        self,
+        grad_q: torch.Tensor,
+        grad_k: torch.Tensor,
+        grad_v: torch.Tensor,
+        tables: Tables,
+        norms: Any,
+    ) -> torch.Tensor:
+        """(N, out) of `qkv`, given the gradients of what `_heads` returned."""
+        turned = torch.cat([grad_q.flatten(1, 2), grad_k], dim=1)
+        cos, sin = tables
+        turning = rotate(turned, cos, -sin)
+        if self.of_q is not None and self.of_k is not None:
+            wide = torch.zeros(turning.shape, device=turning.device)
+            self.of_q.add_gradient(wide[:, : self.heads], turning[:, : self.heads], norms[0])
+            self.of_k.add_gradient(wide[:, self.heads :], turning[:, self.heads :], norms[1])
+            turning = wide.to(turned.dtype)
+        return torch.cat([turning, grad_v], dim=1).flatten(1)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn pairs (i, i + D/2) of the last axis by their angles: x·cos + swapped x·sin."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class Stack:
+    """All layers of a decoder."""
+
+    def __init__(self, layers: Sequence[Layer], rotary: Any) -> None:
+        self.layers = layers
+        self._rotary = rotary
+
+    def hidden(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """States behind the last layer, before the last norm; x (N, width) float32 is used up."""
+        tables = self._tables(x, layout)
+        if torch.is_grad_enabled():
+            masters = [m for layer in self.layers for block in layer.blocks for m in block.masters]
+            result: torch.Tensor = _StackFunction.apply(x, self, tables, layout, *masters)  # type: ignore[no-untyped-call]
+            return result
+        for layer in self.layers:
+            layer.forward(x, tables, layout)
+        return x
+
+    def _tables(self, x: torch.Tensor, layout: Layout) -> Tables:
+        """Shared by the layers, which differ in nothing that matters here."""
+        first = self.layers[0]
+        cos, sin = (part[0][:, None] for part in self._rotary(x[None], layout.positions[None]))
+        scales = torch.ones(first.heads + first.kv, 1, device=x.device)
+        scales[: first.heads] = first.scale
+        signs = torch.ones(first.size, device=x.device)
+        signs[: first.size // 2] = -1
+        dtype = first.qkv.weight.dtype
+        return (cos * scales).to(dtype), (sin * scales * signs).to(dtype)
+
+
+class _StackFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, stack: Stack, tables: Tables, layout: Packed, *masters: Any
+    ) -> torch.Tensor:
+        x = x.clone()
+        ctx.kept = [layer.forward(x, tables, layout) for layer in stack.layers]
+        ctx.stack, ctx.tables, ctx.layout = stack, tables, layout
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        grad = grads[0].clone()
+        of_masters: list[torch.Tensor] = []
+        for layer in reversed(ctx.stack.layers):
+            of_layer = layer.backward(grad, ctx.tables, ctx.layout, ctx.kept.pop())
+            of_masters = of_layer + of_masters
+        return None, None, None, None, *of_masters
+
+
+def find_stack(decoder: Any, dtype: torch.dtype) -> Stack | None:
+    """The stack of a transformers decoder whose linear layers are blocks, or None."""
+    try:
+        layers = [Layer(module, dtype) for module in decoder.layers]
+        stack = Stack(layers, decoder.rotary_emb)
+        return stack if _agrees(stack, decoder) else None
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _agrees(stack: Stack, decoder: Any) -> bool:
+    """Whether a text gives what transformers' own layers give, up to rounding."""
+    weight = stack.layers[0].qkv.weight
+    tokens = torch.arange(9, device=weight.device)
+    x = decoder.get_input_embeddings()(tokens).detach().float()
+    layout = Packed([4], [[3, 2]], weight.device)
+    options = {"position_ids": layout.positions[None], "use_cache": False, "layout": layout}
+    with torch.no_grad():
+        plain = decoder(inputs_embeds=x[None], **options).last_hidden_state[0]
+        angles = decoder.rotary_emb(x[None], layout.positions[None])[0]
+        if angles.shape[-1] != stack.layers[0].size:
+            return False
+        ours = decoder.norm(stack.hidden(x.clone(), layout))
+    share = (ours - plain).float().norm() / plain.float().norm()
+    # Thirty layers of bfloat16 drift apart by some hundredths; another formula by far more.
+    return bool(share < (0.1 if weight.dtype == torch.bfloat16 else 1e-4))
+
+
+def _block(owner: nn.Module, *names: str) -> Block:
+    """The block that stands for these linear layers of one module.
+
+    Raises:
+        AttributeError: when there is no such block.
+    """
+    blocks = [getattr(owner, name).block for name in names]
+    if any(block is not blocks[0] for block in blocks) or len(blocks[0].sizes) != len(names):
+        raise AttributeError(f"{names} are not one block")
+    return blocks[0]
