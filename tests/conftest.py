@@ -7,6 +7,7 @@ The official `openai` client drives both platforms; where the model worker is no
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,12 @@ class Served:
         return self.client.fine_tuning.jobs.create(**{**body, **changes})
 
 
-@pytest.fixture
-def served() -> Iterator[Served]:
-    """The real application in this process, its store in memory, its worker a `FakeLink`."""
+@contextmanager
+def serving(wrap: Callable[[Any], Any] = lambda app: app, path: str = "/v1") -> Iterator[Served]:
+    """The real application in this process, its store in memory, its worker a `FakeLink`.
+
+    `wrap` may put something between the client and the application, which then answers at `path`.
+    """
     from starlette.testclient import TestClient
 
     from rftkit.server.app import create_app
@@ -117,18 +121,35 @@ def served() -> Iterator[Served]:
 
     link = FakeLink()
     platform = Platform(store=Store.open(None), link=link)
-    with TestClient(create_app(platform)) as http:
+    with TestClient(wrap(create_app(platform))) as http:
         client = openai.OpenAI(
-            base_url="http://testserver/v1", api_key="local", http_client=http, max_retries=0
+            base_url=f"http://testserver{path}", api_key="local", http_client=http, max_retries=0
         )
         yield Served(client, http, platform, link)
     platform.store.close()
 
 
 @pytest.fixture
+def served() -> Iterator[Served]:
+    """See `serving`."""
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
 def app_client(served: Served) -> openai.OpenAI:
     """The official client of `served`."""
     return served.client
+
+
+@pytest.fixture(scope="session")
+def made_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `models` folder with `rftkit-tiny`, made once, for tests that need a home of their own."""
+    from rftkit.server.engine import models
+
+    folder = tmp_path_factory.mktemp("made")
+    models.prepare(models.BUNDLED["rftkit-tiny"], folder)
+    return folder / "models"
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import signal
 import threading
 import time
@@ -113,83 +111,6 @@ def test_what_was_accepted_survives_every_kill(home: Path, kills: int) -> None:
                 assert object_id in evals
         assert all(local.files.content(file_id).read() for file_id in files)
         assert list((home / "files").rglob("*.part")) == []
-    finally:
-        client.stop_server()
-
-
-def tiny_job(local: openai.OpenAI) -> Any:
-    """Sixteen steps of the toy, a validation every four."""
-    files = {
-        name: local.files.create(file=(f"{name}.jsonl", (TOY / f"{name}.jsonl").read_bytes()),
-                                 purpose="fine-tune").id
-        for name in ("train", "valid")
-    }  # fmt: skip
-    reinforcement = {
-        "grader": json.loads((TOY / "grader.json").read_text()),
-        "hyperparameters": {"eval_interval": 4, "batch_size": 32, "n_epochs": 2},
-    }
-    return local.fine_tuning.jobs.create(
-        model=MODEL, seed=5, training_file=files["train"], validation_file=files["valid"],
-        method={"type": "reinforcement", "reinforcement": reinforcement},  # type: ignore[typeddict-item]
-    )  # fmt: skip
-
-
-def kill(who: str) -> None:
-    """SIGKILL the server, its worker, or both."""
-    server = client.serve_status()
-    assert server is not None
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    victims = [server.pid] * (who != "worker") + [int(child) for child in children[:1]] * (
-        who != "server"
-    )
-    for pid in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def finish(job: Any, kills: int, chance: random.Random) -> tuple[Any, int]:
-    """Wait for the end of a job while killing what works on it; how many kills were left."""
-    deadline = time.monotonic() + 120 + 10 * kills
-    while job.status not in ("succeeded", "failed", "cancelled"):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-        if kills and job.status == "running":
-            time.sleep(chance.uniform(0, 1.5))
-            kill(chance.choice(["server", "worker", "both"]))
-            kills -= 1
-        job = client.connect(max_retries=5).fine_tuning.jobs.retrieve(job.id)
-    return job, kills
-
-
-def adapters(home: Path, job_id: str) -> dict[str, bytes]:
-    root = home / "jobs" / job_id
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted((root / "checkpoints").rglob("*.safetensors"))
-    }
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find the worker")
-@pytest.mark.parametrize(
-    "kills", [5, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
-)
-def test_a_job_that_is_killed_again_and_again_ends_the_same(
-    home: Path, kills: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    chance = random.Random(kills)
-    try:
-        calm, _ = finish(tiny_job(client.connect()), 0, chance)
-        harried = calm
-        while kills:  # a job is over after a while: go on with the next one
-            harried, kills = finish(tiny_job(client.connect()), kills, chance)
-            assert (calm.status, harried.status) == ("succeeded", "succeeded")
-            same = adapters(home, harried.id)
-            assert same == adapters(home, calm.id)
-            assert same
-        local = client.connect()
-        runs = [[r.name for r in local.evals.runs.list(j.eval_id)] for j in (calm, harried)]
-        assert runs[0] == runs[1] == ["Step 0", "Step 4", "Step 8", "Step 12", "Step 16"]
     finally:
         client.stop_server()
 

@@ -1,4 +1,4 @@
-"""The worker's own wiring, without its process: caps, accounts, final checks, damage, full disks."""
+"""The worker without its process: caps, accounts, final checks, damage, a full disk, tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ JUDGE = {
 
 
 @pytest.fixture
-def worker(home: Path) -> Iterator[Worker]:
+def worker(home: Path, made_models: Path) -> Iterator[Worker]:
+    shutil.copytree(made_models, home / "models")
     worker = Worker(home, lambda message: None)
     yield worker
     worker.store.close()
