@@ -174,8 +174,9 @@ def profile(
     )
     if out is not None:
         frame.to_csv(out)
-    described = frame.drop(columns="line").describe().T.reset_index(names="column")
-    print(table(described[["column", "count", "mean", "min", "50%", "max"]].to_dict("records")))
+    described = frame.drop(columns=["line", "usable"]).select_dtypes("number").describe()
+    names = ("count", "mean", "min", "50%", "max")
+    print(table([{"column": key, **{n: described[key][n] for n in names}} for key in described]))
     if "counted_by" in frame.attrs:
         print(f"tokens by {frame.attrs['counted_by']}")
 
@@ -260,5 +261,4 @@ def _print(found: Check, audit: Audit | None, preview: Preview | None, as_json: 
     if audit is not None:
         print(f"\nwhat the grader pays, {audit.num_rows} rows\n{audit}")
     if preview is not None:
-        lines = preview.to_frame().to_dict("records")
-        print(f"\nwhat {preview.model} earns, row by row\n{table(lines)}")
+        print(f"\nwhat {preview.model} earns, row by row\n{table(preview.records())}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rftkit import datasets
@@ -232,6 +232,7 @@ def test_workers_find_the_same(tmp_path: Path) -> None:
     assert seen[-1] == (300, 300)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     parts=st.lists(
         st.sampled_from(

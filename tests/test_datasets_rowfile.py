@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rftkit import datasets
@@ -213,6 +213,7 @@ def test_frame_of_some_rows(tmp_path: Path) -> None:
         rows.frame([3])
 
 
+@settings(deadline=None, max_examples=40)
 @given(content=st.binary(max_size=400) | st.lists(st.sampled_from(
     [b"{", b"}", b"\n", b"\r\n", b" ", b"\xff", b'"', b"\xef\xbb\xbf", b"\x1e", b"[1,]", b"1e999",
      b'{"messages":[{"role":"user","content":"x"}]}', b',"a":1', b"\x00", b":"]

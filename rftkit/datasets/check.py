@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rftkit.datasets import shingles, tokens
-from rftkit.datasets.findings import Check, FileFacts, Finding, Place, sorted_findings
+from rftkit.datasets.findings import Check, FileFacts, Finding, Place, counted, sorted_findings
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
 from rftkit.datasets.parallel import num_cores, run_tasks
 from rftkit.datasets.references import format_needed, reference_findings
@@ -38,6 +38,7 @@ MAX_EXAMPLE_CHARS = 20_000
 LEAST_ROWS = 10
 MOST_ROWS = {"train": 50_000, "valid": 1_000}
 UNBALANCED = 0.8
+ROLE_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def _of_part(part: Part) -> Iterator[Finding]:
         yield Finding(
             "error",
             "invalid_row",
-            f"{counts.refused.count:,} of {counts.num_rows:,} lines of {name} are no usable rows",
+            f"{name}: {counts.refused.count:,} of {counted(counts.num_rows, 'line')} unusable",
             "repair or remove these lines; a job refuses the whole file",
             counts.refused.count,
             part.places(counts.refused.numbers),
@@ -156,12 +157,13 @@ def _of_part(part: Part) -> Iterator[Finding]:
     if not counts.num_rows:
         yield Finding("error", "no_rows", f"{name} holds no rows", "is it the right file?")
     elif counts.num_usable:
-        yield Finding("info", "rows", f"{name}: {counts.num_usable:,} usable rows")
+        yield Finding("info", "rows", f"{name}: {counted(counts.num_usable, 'usable row')}")
     for found in counts.lacking.values():
         yield Finding(
             "error",
             "unresolved_path",
-            f"{found.messages[0]} ({found.count:,} rows)",
+            f"{name}: {counted(found.count, 'row')} without what the grader reads: "
+            f"{found.messages[0].removeprefix('the grader needs ')}",
             "add the key to these rows, or correct its name in the grader",
             found.count,
             part.places(found.numbers),
@@ -208,7 +210,7 @@ def _keys(part: Part) -> Iterator[Finding]:
                 f"{part.rows.name}: `{key}` is missing in {usable - counts.present:,} of "
                 f"{usable:,} rows",
             )
-        if usable >= LEAST_ROWS and counts.values and counts.present == usable:
+        if counts.present >= LEAST_ROWS and counts.values:
             yield from _balance(part.rows.name, key, counts)
 
 
@@ -221,7 +223,7 @@ def _balance(name: str, key: str, counts: KeyTally) -> Iterator[Finding]:
         yield Finding(
             "info",
             "constant_key",
-            f"{name}: `{key}` is {top!r} in every row; it tells rows apart for nobody",
+            f"{name}: `{key}` is {top!r} wherever it stands; it tells no rows apart",
             figures=figures,
         )
     elif 2 * len(counts.values) <= counts.present:
@@ -247,7 +249,7 @@ def _personal(part: Part) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "personal_data",
-            f"{part.rows.name}: what looks like {KINDS[kind]} stands in {found.count:,} rows",
+            f"{part.rows.name}: what looks like {KINDS[kind]} in {counted(found.count, 'row')}",
             "look at them before they leave this machine; nothing was changed",
             found.count,
             part.places(found.numbers),
@@ -265,26 +267,24 @@ def _repeats(parts: list[Part]) -> Iterator[Finding]:
             yield Finding(
                 "warning" if part.role == "train" else "info",
                 "duplicate_rows",
-                f"{part.rows.name}: {len(again):,} prompts stand there already, further up",
-                "a prompt that stands twice counts twice; keep one of them: "
-                "rftkit dataset split --deduplicate",
+                f"{part.rows.name}: {counted(len(again), 'prompt')} asked already further up",
+                "a prompt that stands twice counts twice; rftkit dataset split leaves repeats out",
                 len(again),
                 part.places(again),
             )
         for earlier in parts[:at]:
             shared = numbers[np.isin(prompts, earlier.tally.array("prompts"))]
             if len(shared):
-                yield _shared("shared_rows", "stand", part, earlier, shared)
+                yield _shared_finding(part, earlier, shared)
 
 
-def _shared(code: str, verb: str, part: Part, earlier: Part, numbers: Any) -> Finding:
-    words = {"valid": "validation"}
+def _shared_finding(part: Part, earlier: Part, numbers: Any) -> Finding:
+    role, other = ROLE_WORDS[part.role], ROLE_WORDS[earlier.role]
     return Finding(
         "warning",
-        code,
-        f"{len(numbers):,} {words.get(part.role, part.role)} prompts {verb} in the "
-        f"{'training' if earlier.role == 'train' else words.get(earlier.role, earlier.role)} file "
-        f"too; the {words.get(part.role, part.role)} reward will be too good to be true",
+        "shared_rows",
+        f"{part.rows.name}: {counted(len(numbers), f'{role} prompt')} also in the {other} file; "
+        f"the {role} reward will be too good to be true",
         f"remove them from {earlier.rows.name}",
         len(numbers),
         part.places(numbers),
@@ -306,7 +306,7 @@ def _conflicts(parts: list[Part]) -> Iterator[Finding]:
     yield Finding(
         "warning",
         "conflicting_rows",
-        f"{len(rows):,} rows have the prompt of another row and another reference answer",
+        f"{counted(len(rows), 'row')} with the prompt of another row and another reference answer",
         "one of them is wrong, or the prompt leaves out what decides; correct or remove them",
         len(rows),
         places,
@@ -355,10 +355,10 @@ def _near_finding(part: Part, earlier: Part, pairs: list[shingles.Pair], numbers
     return Finding(
         "warning" if is_leak else "info",
         "near_shared_rows" if is_leak else "near_duplicates",
-        f"{part.rows.name}: {len(rows):,} prompts nearly repeat one"
-        + (f" of {earlier.rows.name}" if is_leak else " further up")
+        f"{part.rows.name}: {counted(len(rows), 'near-repeat')} of a prompt "
+        + (f"of {earlier.rows.name}" if is_leak else "further up")
         + f" ({threshold})",
-        "look at some: are they the same question? split by topic with rftkit dataset split --group"
+        "are they the same question? rftkit dataset split --near keeps such rows in one part"
         if is_leak
         else "",
         len(rows),

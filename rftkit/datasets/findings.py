@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from rftkit.errors import InputError
 
-__all__ = ["Check", "FileFacts", "Finding", "Place"]
+__all__ = ["Check", "FileFacts", "Finding", "Place", "counted", "sorted_findings"]
 
 Severity = Literal["error", "warning", "info"]
 LISTED_ROWS = 5
@@ -115,6 +115,11 @@ class Check:
             "files": [asdict(each) for each in self.files],
             "findings": findings,
         }
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def sorted_findings(findings: list[Finding]) -> tuple[Finding, ...]:

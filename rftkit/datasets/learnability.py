@@ -126,7 +126,11 @@ class Preview:
         """One line a row: pass rate with its interval, mean, spread, kind."""
         import pandas as pd
 
-        return pd.DataFrame([self._record(row) for row in self.rows])
+        return pd.DataFrame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same as plain data."""
+        return [self._record(row) for row in self.rows]
 
     def _record(self, row: SampledRow) -> dict[str, Any]:
         passes, n = row.passes(self.pass_threshold), len(row.graded)

@@ -65,8 +65,8 @@ def check_rows(check: Check) -> Html:
 def preview_table(preview: Preview) -> Html:
     """What the model earned, row by row; the rows that teach first."""
     records = [
-        record | {"interval": _interval(record), "rewards": _rewards(row.rewards)}
-        for record, row in zip(preview.to_frame().to_dict("records"), preview.rows, strict=True)
+        {**record, "interval": _interval(record), "rewards": _rewards(row.rewards)}
+        for record, row in zip(preview.records(), preview.rows, strict=True)
     ]
     records.sort(key=lambda record: -(record["spread"] or 0))
     return table(
@@ -195,7 +195,7 @@ def _row(item: Any, place: str, said: Sequence[str]) -> str:
 
 def _interval(record: Mapping[str, Any]) -> str:
     low, high = record["low"], record["high"]
-    return "" if low != low or low is None else f"{number(low, 2)} to {number(high, 2)}"
+    return "" if low is None or high is None else f"{number(low, 2)} to {number(high, 2)}"
 
 
 def _rewards(rewards: Sequence[float | None]) -> str:

@@ -27,7 +27,7 @@ def profile_chart(frame: pd.DataFrame) -> Html:
         _histogram(frame, "tokens", "Tokens of a prompt"),
         _histogram(frame, "prompt_chars", "Characters of a prompt"),
         _histogram(frame, "answer_chars", "Characters of a reference answer"),
-        *(_bars(frame, name) for name in frame if _is_label(frame, name)),
+        *(_bars(frame, name) for name in _labels(frame)),
         _histogram(frame, "pass_rate", "Pass rate of sampled rows"),
         _histogram(frame, "spread", "Spread of rewards in a row"),
     ]
@@ -38,9 +38,9 @@ def profile_chart(frame: pd.DataFrame) -> Html:
 
 
 def _histogram(frame: pd.DataFrame, name: str, title: str) -> tuple[Figure, str] | None:
-    values = frame[name].dropna().astype(float) if name in frame else []
-    if not len(values):
+    if name not in frame or frame[name].isna().all():
         return None
+    values = frame[name].dropna().astype(float)
     figure, axes = panel_axes()
     axes.hist(values, bins=min(BINS, max(1, int(values.nunique()))), color=COLOUR)
     middle = float(values.median())
@@ -68,11 +68,17 @@ def _bars(frame: pd.DataFrame, name: str) -> tuple[Figure, str]:
     return figure, f"{title}: {said}{more}."
 
 
-def _is_label(frame: pd.DataFrame, name: Any) -> bool:
-    if name != "label" and not str(name).startswith("item."):
-        return False
-    values = frame[name].dropna()
-    return 1 < values.nunique() <= 50 and 2 * values.nunique() <= len(values)
+def _labels(frame: pd.DataFrame) -> list[str]:
+    """Columns with few values that come again; the reference answer only if it is none of them."""
+    keys = [str(name) for name in frame if str(name).startswith("item.")]
+    return [name for name in keys if _repeats(frame[name])] or [
+        name for name in frame if name == "label" and _repeats(frame[name])
+    ]
+
+
+def _repeats(values: pd.Series[Any]) -> bool:
+    known = values.dropna()
+    return 1 < int(known.nunique()) <= min(50, len(known) // 2)
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,178 @@
+"""Split, sample, convert and profile datasets: what goes where, and that nothing gets lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rftkit import datasets
+from rftkit.errors import InputError
+
+
+def row(prompt: str, **keys: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}], **keys}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in rows]
+    path.write_text("\n".join(texts))
+    return path
+
+
+def items(path: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_a_split_is_stratified_and_ties_groups(tmp_path: Path) -> None:
+    rows = [row(f"q{n}", label="yes" if n % 4 else "no", topic=f"t{n // 5}") for n in range(200)]
+    source = write(tmp_path / "all.jsonl", rows)
+    made = datasets.split(source, tmp_path / "by_label", stratify="label")
+    assert made.num_rows == {"train": 160, "valid": 20, "test": 20}
+    for path in made.files.values():
+        counts = Counter(each["label"] for each in items(path))
+        assert counts["no"] / counts.total() == pytest.approx(0.25, abs=0.06)
+    made = datasets.split(source, tmp_path / "by_topic", group="topic")
+    topics = [{each["topic"] for each in items(path)} for path in made.files.values()]
+    assert sum(map(len, topics)) == len(set().union(*topics)) == 40
+    assert sum(made.num_rows.values()) == 200
+
+
+def test_a_split_says_what_it_was_made_of_and_comes_out_the_same_again(tmp_path: Path) -> None:
+    source = write(tmp_path / "all.jsonl", [row(f"q{n}") for n in range(30)])
+    first = datasets.split(source, tmp_path / "a", seed=7)
+    again = datasets.split(source, tmp_path / "b", seed=7)
+    other = datasets.split(source, tmp_path / "c", seed=8)
+    assert items(first.files["train"]) == items(again.files["train"])
+    assert items(first.files["train"]) != items(other.files["train"])
+    record = json.loads((tmp_path / "a" / "split.json").read_text())
+    assert record["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert (record["seed"], record["num_rows"]) == (7, first.num_rows)
+    with pytest.raises(InputError, match="exists already"):
+        datasets.split(source, tmp_path / "a", seed=7)
+
+
+def test_repeats_are_left_out_or_stay_together(tmp_path: Path) -> None:
+    rows = [row(f"q{n % 10}", n=n) for n in range(40)] + ["{"]
+    source = write(tmp_path / "all.jsonl", rows)
+    made = datasets.split(source, tmp_path / "a")
+    assert (made.num_repeats, made.num_refused, sum(made.num_rows.values())) == (30, 1, 10)
+    made = datasets.split(source, tmp_path / "b", deduplicate=False)
+    prompts = [
+        {each["messages"][0]["content"] for each in items(path)} for path in made.files.values()
+    ]
+    assert sum(made.num_rows.values()) == 40
+    assert sum(map(len, prompts)) == 10
+
+
+def test_near_repeats_stay_together(tmp_path: Path) -> None:
+    pytest.importorskip("rensa")
+    texts = [" ".join(f"w{n}x{k}" for k in range(60)) for n in range(12)]
+    rows = [row(text, n=n) for n, text in enumerate(texts)]
+    rows += [row(f"please {text}", n=n) for n, text in enumerate(texts)]
+    made = datasets.split(write(tmp_path / "t.jsonl", rows), tmp_path / "a", near_duplicates=True)
+    seen = [{each["n"] for each in items(path)} for path in made.files.values()]
+    assert sum(map(len, seen)) == 12
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    groups=st.lists(st.integers(0, 5), min_size=1, max_size=40),
+    shares=st.sampled_from([{"a": 1.0}, {"a": 0.5, "b": 0.5}, {"a": 0.3, "b": 0.2}]),
+)
+def test_every_row_is_in_one_part_or_left(
+    groups: list[int], shares: dict[str, float], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("split")
+    rows = [row(f"q{n}", g=group, n=n) for n, group in enumerate(groups)]
+    made = datasets.split(write(folder / "t.jsonl", rows), folder / "out", shares=shares, group="g")
+    numbers = [each["n"] for path in made.files.values() for each in items(path)]
+    assert len(numbers) == len(set(numbers))
+    assert len(numbers) + made.num_left == len(groups)
+    if sum(shares.values()) == 1:
+        assert made.num_left == 0
+
+
+@pytest.mark.parametrize("shares", [{}, {"train": 0.0}, {"train": 0.9, "valid": 0.2}])
+def test_shares_that_cannot_be(shares: dict[str, float], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="shares must be"):
+        datasets.split(write(tmp_path / "t.jsonl", [row("a")]), tmp_path / "o", shares=shares)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.jsonl", [row("a", topic="x"), row("b")])
+    with pytest.raises(InputError, match=r"t\.jsonl:2: the row has no key 'topic'"):
+        datasets.split(source, tmp_path / "o", group="topic")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_sample_keeps_shares(tmp_path: Path) -> None:
+    rows = [row(f"q{n}", label="yes" if n % 4 else "no") for n in range(100)]
+    source = write(tmp_path / "t.jsonl", rows)
+    assert datasets.sample(source, tmp_path / "s.jsonl", 20, stratify="label", seed=3) == 20
+    assert Counter(each["label"] for each in items(tmp_path / "s.jsonl")) == {"yes": 15, "no": 5}
+    with pytest.raises(InputError, match="cannot draw 101 of 100"):
+        datasets.sample(source, tmp_path / "t2.jsonl", 101)
+
+
+CONVERTED = [
+    (
+        {"messages": [*row("hi")["messages"], {"role": "assistant", "content": "yo"}], "id": 1},
+        {**row("hi"), "reference_answer": "yo", "id": 1},
+    ),
+    ({"prompt": "2+2?", "completion": "4"}, {**row("2+2?"), "reference_answer": "4"}),
+    ({"question": "q", "answer": "a", "x": 1}, {**row("q"), "reference_answer": "a", "x": 1}),
+    ({"input": row("q")["messages"], "ideal": "a"}, {**row("q"), "reference_answer": "a"}),
+    ({"item": {"question": "q", "answer": "a"}}, {**row("q"), "reference_answer": "a"}),
+    ({"item": row("q", label="x"), "sample": {"output_text": "s"}}, row("q", label="x")),
+    (row("as it is", answer=2), row("as it is", answer=2)),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), CONVERTED)
+def test_other_shapes_become_rows(before: Any, after: Any, tmp_path: Path) -> None:
+    made = datasets.convert(write(tmp_path / "in.jsonl", [before]), tmp_path / "out.jsonl")
+    assert items(tmp_path / "out.jsonl") == [after]
+    assert made.num_rows == 1
+    datasets.read(tmp_path / "out.jsonl")
+
+
+def test_a_dry_run_shows_the_difference_and_names_what_is_left_out(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [CONVERTED[1][0], {"a": 1}, "{", CONVERTED[1][0]])
+    made = datasets.convert(source, None)
+    assert (made.num_rows, made.num_refused, made.kinds) == (2, 2, {"prompts with an answer": 2})
+    assert '-  "prompt": "2+2?"' in made.diff.replace('- "', '-  "')
+    assert "in.jsonl:2: neither a chat" in made.refused[0]
+    assert "in.jsonl:3: not valid JSON" in made.refused[1]
+    assert "a dry run" in str(made)
+    assert [path.name for path in tmp_path.glob("*.jsonl")] == ["in.jsonl"]
+
+
+def test_a_table_of_prompts_and_answers(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"prompt": ["a", "b"], "answer": ["x", None], "score": [1.5, 2]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    datasets.convert(tmp_path / "t.csv", tmp_path / "c.jsonl")
+    datasets.convert(frame, tmp_path / "f.jsonl")
+    assert items(tmp_path / "c.jsonl")[0] == {**row("a"), "reference_answer": "x", "score": "1.5"}
+    assert items(tmp_path / "f.jsonl")[1] == {**row("b"), "reference_answer": None, "score": 2.0}
+
+
+def test_a_profile_has_a_line_for_every_row(tmp_path: Path) -> None:
+    rows = [row("a b", answer="x", topic="t"), "{", row("a b", answer="y" * 80)]
+    frame = datasets.profile(write(tmp_path / "t.jsonl", rows), model="somewhere/else")
+    assert frame.index.tolist() == [0, 1, 2]
+    assert frame["usable"].tolist() == [True, False, True]
+    assert frame["prompt_chars"].tolist()[0] == 3
+    assert frame["label"].tolist()[0] == "x"
+    assert frame["answer_chars"].tolist()[2] == 80
+    assert frame["prompt_hash"][0] == frame["prompt_hash"][2]
+    assert frame["item.topic"].tolist()[0] == "t"
+    assert "an estimate" in frame.attrs["counted_by"]
+    assert frame["tokens"].notna().tolist() == [True, False, True]
