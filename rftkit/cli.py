@@ -17,6 +17,7 @@ import typer
 
 from rftkit import settings
 from rftkit.cli_datasets import check, dataset_app
+from rftkit.cli_evals import eval_app
 from rftkit.cli_jobs import job_app
 from rftkit.cli_models import models_app
 from rftkit.cli_reports import ParameterCommand, report
@@ -28,6 +29,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(help="Reinforcement fine-tuning on OpenAI's routes, local or hosted.", **PLAIN)
 app.command()(check)
 app.add_typer(dataset_app, name="dataset")
+app.add_typer(eval_app, name="eval")
 app.add_typer(job_app, name="job")
 app.add_typer(models_app, name="models")
 app.command(cls=ParameterCommand)(report)

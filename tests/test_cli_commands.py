@@ -20,7 +20,7 @@ from rftkit import cli, client
 GOLDEN = Path(__file__).parent / "golden" / "cli_help.txt"
 COMMANDS = (
     "", "demo", "import", "serve", "lab", "grade", "check", "report",
-    "job", "job create", "job list", "job show", "job watch", "job pause", "job resume",
+    "eval", "eval run", "eval list", "eval show", "eval compare", "job", "job create", "job list", "job show", "job watch", "job pause", "job resume",
     "job cancel", "models", "models list", "models delete",
 )  # fmt: skip
 

@@ -23,7 +23,17 @@ TIERS = (
     {"datasets", "jobs", "evals", "importer"},
     {"views"},
     {"widgets", "reports"},
-    {"console", "demo", "cli", "cli_imports", "cli_datasets", "cli_jobs", "cli_lab", "cli_reports"},
+    {
+        "console",
+        "demo",
+        "cli",
+        "cli_imports",
+        "cli_datasets",
+        "cli_evals",
+        "cli_jobs",
+        "cli_lab",
+        "cli_reports",
+    },
 )
 """An import goes to an earlier tier, or stays in its tier."""
 

@@ -20,6 +20,7 @@ from rftkit.evals.comparison import (
 from rftkit.evals.drift import Drift, drift
 from rftkit.evals.dumped import from_dump
 from rftkit.evals.grading import grade_again
+from rftkit.evals.making import publish, run
 from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
 from rftkit.evals.regrade import Regrade, RegradedRun, regrade
 from rftkit.evals.runs import fetch, kept, together
@@ -57,8 +58,10 @@ __all__ = [
     "kept",
     "noise_of",
     "pair",
+    "publish",
     "regrade",
     "row_key",
+    "run",
     "score",
     "side_by_side",
     "together",

@@ -29,6 +29,8 @@ class Answer:
     """None when the request failed."""
     error: str | None = None
     """Why it failed."""
+    tokens: int | None = None
+    """Completion tokens, as the service counted; None when it did not."""
 
     @property
     def text(self) -> str:
@@ -125,4 +127,4 @@ def _ask(client: OpenAI, model: str, row: Row, options: dict[str, Any]) -> Answe
         truncated=choice.finish_reason == "length",
         tool_calls=[call.to_dict() for call in choice.message.tool_calls or []],
     )
-    return Answer(model, sample)
+    return Answer(model, sample, tokens=reply.usage.completion_tokens if reply.usage else None)

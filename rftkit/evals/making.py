@@ -1,0 +1,152 @@
+"""Make runs: ask a model every row of a dataset, grade its answers, keep them as a run.
+
+`run` needs no more of a service than chat completions, so that base models, checkpoints and models
+of other services can be compared long after a service's own evals are gone. `publish` puts stored
+samples on a service that has eval runs, as a run over given answers. Not here: comparing them.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rftkit.errors import InputError
+from rftkit.evals import keep
+from rftkit.evals.answers import Answer, ask
+from rftkit.evals.grading import fill_grades
+from rftkit.evals.samples import Run, Samples, row_key
+from rftkit.rows import Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from openai import OpenAI
+
+__all__ = ["publish", "run"]
+
+
+def run(
+    client: OpenAI,
+    model: str,
+    rows: Sequence[Row],
+    grader: Mapping[str, Any],
+    *,
+    samples: int = 1,
+    name: str | None = None,
+    response_format: Mapping[str, Any] | None = None,
+    keep_run: bool = True,
+    concurrency: int = 32,
+    grading: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Samples:
+    """Ask a model every row, grade the answers, keep them in the home.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        model: A base model, a checkpoint or a fine-tuned model.
+        rows: What to ask, from `rftkit.datasets.read`.
+        grader: The spec of the grader.
+        samples: Answers per row.
+        name: What to call the run; default the model.
+        response_format: Constrains the answers, as it did in training.
+        keep_run: Keep it in the home (`rftkit eval list`).
+        concurrency: Requests under way at the same time.
+        grading: Of `rftkit.graders.compile_grader`; `complete` asks the judge.
+        options: More of `chat.completions.create`, such as `temperature`.
+
+    Raises:
+        GraderSpecError: The spec is malformed.
+        InputError: There is no row, or `samples` is below one.
+    """
+    from rftkit.graders.frames import grade_many
+
+    if not rows or samples < 1:
+        raise InputError("a run needs at least one row and one sample a row (samples=1)")
+    made = Run(
+        label=name or model,
+        id=f"{keep.MADE_HERE}{uuid.uuid4().hex[:16]}",
+        model=model,
+        created_at=int(time.time()),
+        source="home",
+        grader=str(grader.get("name") or grader.get("type")),
+    )
+    asked = [row for row in rows for _ in range(samples)]
+    answers = ask(client, model, asked, response_format=response_format, concurrency=concurrency,
+                  **options)  # fmt: skip
+    frame = _frame(made, asked, answers)
+    came = frame["error"].isna().to_numpy(bool)
+    pairs = [
+        (answer.sample, row.item)
+        for answer, row in zip(answers, asked, strict=True)
+        if answer.sample is not None
+    ]
+    fill_grades(frame, came, grade_many(grader, pairs, **(grading or {})), grader)
+    items = {row_key(row.item): row.item for row in rows}
+    numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows)))}
+    found = Samples((made,), frame, items, numbers, response_format=response_format)
+    if keep_run:
+        keep.save(keep.record_of(found, made.label))
+    return found
+
+
+def publish(
+    client: OpenAI, samples: Samples, label: str, grader: Mapping[str, Any], *, name: str
+) -> str:
+    """Put a run on a service that has eval runs: it grades the given answers itself.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        samples: What was said.
+        label: Which run of them.
+        grader: The spec; a multi becomes one criterion per part, since evals know no multi.
+        name: What the eval and its run are called.
+
+    Returns:
+        `eval_…/evalrun_…`, for `fetch` once the run has completed.
+
+    Raises:
+        NotFoundError: No run has that label.
+    """
+    chosen = samples.select([label]).frame
+    content = [
+        {"item": dict(samples.items.get(row) or {}), "sample": {"output_text": answer}}
+        for row, answer in zip(chosen["row"].tolist(), chosen["answer"].tolist(), strict=True)
+        if answer
+    ]
+    criteria: Any = list((grader.get("graders") or {"": grader}).values())
+    config: Any = {
+        "type": "custom",
+        "item_schema": {"type": "object"},
+        "include_sample_schema": True,
+    }
+    made = client.evals.create(name=name, data_source_config=config, testing_criteria=criteria)
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+    run = client.evals.runs.create(made.id, name=name, data_source=source)
+    return f"{made.id}/{run.id}"
+
+
+def _frame(made: Run, asked: Sequence[Row], answers: Sequence[Answer]) -> pd.DataFrame:
+    """Samples without grades yet."""
+    import pandas as pd
+
+    seen: dict[str, int] = {}
+    lines = []
+    for row, answer in zip(asked, answers, strict=True):
+        key = row_key(row.item)
+        seen[key] = seen.get(key, -1) + 1
+        lines.append({
+            "run": made.label,
+            "step": pd.NA,
+            "row": key,
+            "sample": seen[key],
+            "reward": float("nan"),
+            "passed": pd.NA,
+            "outcome": "failed",
+            "truncated": answer.sample is not None and answer.sample.truncated,
+            "tokens": float("nan") if answer.tokens is None else float(answer.tokens),
+            "answer": answer.text,
+            "error": answer.error,
+            "judge": None,
+        })  # fmt: skip
+    return pd.DataFrame(lines).astype({"step": "Int64", "passed": "boolean", "error": object})
