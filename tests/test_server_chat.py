@@ -129,3 +129,25 @@ def test_a_failure_in_the_middle_of_a_stream_reaches_the_client(served: Served) 
     stream = served.client.chat.completions.create(model=MODEL, messages=USER, stream=True)
     with pytest.raises(openai.APIError, match="the worker died"):
         list(stream)
+
+
+def test_thoughts_are_kept_apart_and_counted(served: Served) -> None:
+    served.link.say = lambda request: {
+        "text": "yes", "reasoning": "let me see", "reasoning_tokens": 4, "tokens": 6,
+    }  # fmt: skip
+    made = served.client.chat.completions.create(
+        model=MODEL, messages=USER, reasoning_effort="low", metadata={"thinking": "<think>"}
+    )
+    asked = served.link.requests[-1]
+    assert (asked["reasoning_effort"], asked["thinking"]) == ("low", "<think>")
+    message: Any = made.choices[0].message
+    assert (message.content, message.reasoning_content) == ("yes", "let me see")
+    assert made.usage is not None
+    assert made.usage.completion_tokens_details is not None
+    assert made.usage.completion_tokens_details.reasoning_tokens == 4
+    with pytest.raises(openai.BadRequestError, match="reasoning_effort"):
+        served.client.chat.completions.create(
+            model=MODEL,
+            messages=USER,
+            reasoning_effort="huge",  # type: ignore[arg-type]
+        )

@@ -331,3 +331,68 @@ def test_a_file_that_is_no_data_fails_its_run(served: Served) -> None:
     run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
     assert run.status == "failed"
     assert "rows.jsonl:2: not valid JSON" in run.error.message
+
+
+def test_kept_answers_are_graded_as_they_are_or_asked_again(served: Served) -> None:
+    client = served.client
+    served.link.say = lambda request: request["messages"][-1]["content"][-1]
+    for word, team in (("a", "red"), ("b", "blue"), ("c", "blue")):
+        client.chat.completions.create(
+            model=MODEL, store=True, metadata={"team": team},
+            messages=[{"role": "user", "content": f"say {word}"}],
+        )  # fmt: skip
+    ends_in = {
+        "type": "string_check", "name": "b", "input": "{{item.input[0].content}}",
+        "operation": "like", "reference": "{{sample.output_text}}",
+    }  # fmt: skip
+    record = client.evals.create(
+        data_source_config={"type": "stored_completions", "metadata": {"team": "blue"}},
+        testing_criteria=[ends_in],  # type: ignore[list-item]
+    )
+    config = record.data_source_config.to_dict()
+    assert config["metadata"] == {"team": "blue"}
+    assert "input" in config["schema"]["properties"]["item"]["properties"]
+    source: Any = {"type": "completions", "source": {"type": "stored_completions", "limit": 5}}
+    before = len(served.link.requests)
+    run = finished(served, client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.to_dict() == {"total": 2, "errored": 0, "failed": 0, "passed": 2}
+    assert len(served.link.requests) == before  # nobody was asked
+    items = list(client.evals.runs.output_items.list(run.id, eval_id=record.id))
+    assert {item.sample.output[0].content for item in items} == {"b", "c"}
+    assert items[0].sample.input[0].content in ("say b", "say c")
+    assert run.per_model_usage[0].run_model_name == MODEL
+
+    again = {
+        **source, "model": MODEL,
+        "input_messages": {"type": "item_reference", "item_reference": "item.input"},
+    }  # fmt: skip
+    run = finished(served, client.evals.runs.create(record.id, data_source=again))
+    assert run.result_counts.passed == 2
+    assert len(served.link.requests) == before + 2
+
+
+def test_kept_responses_are_chosen_by_what_they_were(served: Served) -> None:
+    client = served.client
+    for temperature in (0.0, 1.0):
+        client.responses.create(
+            model=MODEL, input="hi", instructions="Be Kind", temperature=temperature
+        )
+    record = client.evals.create(
+        data_source_config={"type": "logs"},
+        testing_criteria=[{**GRADER, "reference": "hello"}],  # type: ignore[list-item]
+    )
+
+    def passed(**filters: Any) -> int:
+        source: Any = {"type": "responses", "source": {"type": "responses", **filters}}
+        run = finished(served, client.evals.runs.create(record.id, data_source=source))
+        return int(run.result_counts.passed)
+
+    assert passed() == 2
+    assert passed(temperature=0.0, instructions_search="kind") == 1
+    assert passed(created_before=5) == passed(users=["x"]) == passed(tools=["t"]) == 0
+    bad: Any = {"type": "responses", "source": {"type": "responses", "colour": "red"}}
+    with pytest.raises(openai.BadRequestError, match="colour"):
+        client.evals.runs.create(record.id, data_source=bad)
+    wrong: Any = {"type": "jsonl", "source": {"type": "responses"}}
+    with pytest.raises(openai.BadRequestError, match="file_content, file_id, found"):
+        client.evals.runs.create(record.id, data_source=wrong)

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Served
+from conftest import FakeLink, Served
 from openai.types.responses import Response
 
 from rftkit.server.link import ChatError
@@ -124,3 +124,36 @@ def test_a_response_that_cannot_be(served: Served, changes: Any, param: str) -> 
     assert caught.value.param is not None
     assert caught.value.param.startswith(param)
     assert served.link.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_are_an_item_of_their_own(served: Served, stream: bool) -> None:
+    async def chat(request: Any) -> Any:
+        if request["stream"]:
+            yield {"delta": {"index": 0, "text": "yes", "reasoning": "let me see"}}
+        completion = {
+            "index": 0, "text": "yes", "reasoning": "let me see", "reasoning_tokens": 4,
+            "tokens": 6, "stop_reason": "stop", "tool_calls": None,
+        }  # fmt: skip
+        yield {"done": {"prompt_tokens": 3, "completions": [completion]}}
+
+    served.link.chat = chat  # type: ignore[method-assign]
+    responses = served.client.responses
+    if stream:
+        with responses.stream(model=MODEL, input="hi") as events:
+            added = [e for e in events if e.type == "response.output_item.added"]
+            made = events.get_final_response()
+        assert [(e.output_index, e.item.type) for e in added] == [(0, "reasoning"), (1, "message")]
+    else:
+        made = responses.create(model=MODEL, input="hi")
+    thought, message = made.output
+    assert thought.type == "reasoning"
+    assert thought.content is not None
+    assert thought.content[0].text == "let me see"
+    assert (made.output_text, message.type) == ("yes", "message")
+    assert made.usage is not None
+    assert made.usage.output_tokens_details.reasoning_tokens == 4
+    Response.model_validate(made.to_dict())
+    served.link.chat = FakeLink().chat  # type: ignore[method-assign]
+    again = responses.create(model=MODEL, input="and?", previous_response_id=made.id)
+    assert again.output_text == "hello"

@@ -203,10 +203,28 @@ def test_files_with_the_same_content_share_a_blob(store: Store) -> None:
 def test_a_file_in_use_cannot_be_deleted(store: Store) -> None:
     file = store.add_file(b"x", "a.jsonl", "fine-tune")
     job = add_job(store, file_id=file.id, status="paused")
-    with pytest.raises(RequestError, match=f"used by job {job.id}"):
+    with pytest.raises(RequestError, match=f"used by {job.id}"):
         store.delete_file(file.id)
     store.cancel_job(job.id)
+    source = {"type": "jsonl", "source": {"type": "file_id", "id": file.id}}
+    run = store.add_run(store.add_eval([], {"type": "custom"}).id, source)
+    with pytest.raises(RequestError, match=f"used by {run.id}"):
+        store.delete_file(file.id)
+    store.update_run(run.id, status="canceled")
     store.delete_file(file.id)
+
+
+def test_what_a_job_writes_to_or_starts_from_is_in_use(store: Store) -> None:
+    record = store.add_eval([], {"type": "custom"})
+    job = add_job(store, status="running", eval_id=record.id)
+    with pytest.raises(RequestError, match=f"validations of job {job.id}"):
+        store.delete_eval(record.id)
+    run = store.add_run(record.id, {"source": {}}, model="m")
+    assert store.users_of_model("m") == [job.id, run.id]
+    store.update_run(run.id, status="failed")
+    store.cancel_job(job.id)
+    assert store.users_of_model("m") == []
+    store.delete_eval(record.id)
 
 
 def test_a_sweep_drops_leftovers_and_what_expired(home: Path) -> None:

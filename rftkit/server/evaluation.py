@@ -47,7 +47,7 @@ class GradedSample:
     finish_reason: str = "stop"
     """stop, length or tool_calls."""
     input: Sequence[Json] = ()
-    """The messages that were asked; a job's items have them in `item` already."""
+    """The messages that were asked."""
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -163,7 +163,7 @@ def make_plan(job: Job, num_rows: int, thinking: str | None = None) -> Plan:
         seed=job.seed,
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
-        max_core_seconds=knobs.optional_number("max_core_seconds"),
+        max_core_seconds=knobs.positive("max_core_seconds"),
         ignored=ignored,
     )
 
@@ -210,6 +210,12 @@ class _Knobs:
             raise _refusal(name, "a number", self._metadata[name]) from None
         if not math.isfinite(value):
             raise _refusal(name, "a finite number", self._metadata[name])
+        return value
+
+    def positive(self, name: str) -> float | None:
+        value = self.optional_number(name)
+        if value is not None and value <= 0:
+            raise _refusal(name, "a number above 0", self._metadata[name])
         return value
 
     def mark(self, name: str, default: str | None) -> str | None:

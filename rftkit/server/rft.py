@@ -145,6 +145,7 @@ def show(run: Run, step: int, valid: Sequence[Group]) -> None:
                 row=number,
                 item=group.row.item,
                 results=[],
+                input=group.row.messages,
                 text=said[0],
                 tool_calls=said[1],
                 reasoning=each.completion.reasoning,

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from rftkit.errors import NotFoundError
-from rftkit.server.database import Database, new_id, now
-from rftkit.server.records import Eval, EvalRun, OutputItem, Permission, StoredResponse
+from rftkit.errors import NotFoundError, RequestError
+from rftkit.server.database import Database, new_id, now, sql_list
+from rftkit.server.records import (
+    TERMINAL,
+    Eval,
+    EvalRun,
+    OutputItem,
+    Permission,
+    StoredResponse,
+)
 
 __all__ = ["Evals"]
 
@@ -75,9 +82,21 @@ class Evals(Database):
 
         Raises:
             NotFoundError: when there is none.
+            RequestError: when it is of a job that has not ended.
         """
         with self.transaction() as db:
             self._check_own(self.eval(eval_id), f"eval {eval_id}")
+            users = self._rows(
+                f"SELECT id FROM jobs WHERE eval_id = ? AND status NOT IN {sql_list(TERMINAL)}",
+                eval_id,
+            )
+            if users:
+                raise RequestError(
+                    f"eval {eval_id} gets the validations of job {users[0]['id']}, which has not "
+                    "ended; cancel the job or wait for it",
+                    param="eval_id",
+                    code="eval_in_use",
+                )
             db.execute("DELETE FROM evals WHERE id = ?", (eval_id,))
 
     def add_run(

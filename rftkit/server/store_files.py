@@ -142,7 +142,7 @@ class Files(Database):
 
         Raises:
             NotFoundError: when there is none.
-            RequestError: when a job that has not ended uses it.
+            RequestError: when a job or an eval run that has not ended uses it.
         """
         with self.transaction() as db:
             file = self.file(file_id)
@@ -150,8 +150,8 @@ class Files(Database):
             users = self._unfinished_users(file_id)
             if users:
                 raise RequestError(
-                    f"file {file_id} is used by job {users[0]}, which has not ended; cancel the "
-                    "job or wait for it",
+                    f"file {file_id} is used by {users[0]}, which has not ended; cancel that or "
+                    "wait for it",
                     param="file_id", code="file_in_use",
                 )  # fmt: skip
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
@@ -177,8 +177,10 @@ class Files(Database):
     def _unfinished_users(self, file_id: str) -> list[str]:
         rows = self._rows(
             f"SELECT id FROM jobs WHERE (training_file = ? OR validation_file = ?) "
-            f"AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)}",
-            file_id, file_id,
+            f"AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)} "
+            "UNION ALL SELECT id FROM eval_runs WHERE status IN ('queued', 'in_progress') "
+            "AND json_extract(data_source, '$.source.id') = ?",
+            file_id, file_id, file_id,
         )  # fmt: skip
         return [row["id"] for row in rows]
 

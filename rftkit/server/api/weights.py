@@ -73,10 +73,13 @@ def _packed(folder: Path) -> Iterator[bytes]:
     reader, writer = os.pipe()
 
     def write() -> None:
-        with contextlib.suppress(BrokenPipeError):  # the client hung up
-            with os.fdopen(writer, "wb") as pipe, tarfile.open(mode="w|", fileobj=pipe) as tar:
-                for path in sorted(folder.iterdir()):
-                    tar.add(path, arcname=path.name)
+        with (
+            contextlib.suppress(BrokenPipeError),  # the client hung up
+            os.fdopen(writer, "wb") as pipe,
+            tarfile.open(mode="w|", fileobj=pipe) as tar,
+        ):
+            for path in sorted(folder.iterdir()):
+                tar.add(path, arcname=path.name)
 
     thread = threading.Thread(target=write, name="tar", daemon=True)
     thread.start()
