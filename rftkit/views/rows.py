@@ -14,7 +14,7 @@ from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, missing, note, number, remote, text, wrap
 
-__all__ = ["cells", "row_in_full", "row_page"]
+__all__ = ["cells", "row_button", "row_in_full", "row_page"]
 
 EXCERPT = 110
 """Characters of a cell in a page of rows."""
@@ -71,6 +71,7 @@ def row_in_full(
     findings: Sequence[str] = (),
     neighbours: Sequence[Mapping[str, Any]] | None = None,
     history: Any = None,
+    live: bool = False,
 ) -> Html:
     """One row as a conversation, with everything that is known about it.
 
@@ -82,6 +83,7 @@ def row_in_full(
         findings: what the dataset doctor says about it.
         neighbours: the rows most like it, `{"row", "alike", "prompt"}`; None when not looked for.
         history: answers of runs, as `Samples.answers` gives them.
+        live: in a panel, where the numbers of other rows are buttons that open them.
     """
     parts = [f'<h4 class="rk-place">{text(place)}</h4>']
     parts += [f'<p class="rk-warn">! {text(each)}</p>' for each in findings]
@@ -91,8 +93,18 @@ def row_in_full(
         parts += [prompt(item["messages"]), _tools(item), reference(dict(item))]
     else:
         parts.append(_pairs(item))
-    parts += [_answer(answer, grade), _neighbours(neighbours), _history(history)]
-    return wrap(remote("".join(parts)), "rk-full", plain=_plain(item, place, answer, grade))
+    parts += [_answer(answer, grade), _neighbours(neighbours, live), _history(history)]
+    shown = "".join(parts)
+    plain = _plain(item, place, answer, grade)
+    return wrap(remote(shown) if live else shown, "rk-full", plain=plain)
+
+
+def row_button(at: int, label: str = "") -> str:
+    """The number of a row as a button that opens it, in a panel."""
+    return (
+        f'<button type="button" data-act="open {at}" data-lm-suppress-shortcuts="true" '
+        f'title="Show row {at} in full">{label or f"{at:,}"}</button>'
+    )
 
 
 def _heading(key: str, numeric: bool, sort: str, descending: bool) -> str:
@@ -110,8 +122,7 @@ def _line(
 ) -> str:
     state = ' class="rk-opened" aria-current="true"' if opened else ""
     return (
-        f'<tr{state}><td class="rk-number"><button type="button" data-act="open {at}" '
-        f'data-lm-suppress-shortcuts="true" title="Show row {at} in full">{at:,}</button></td>'
+        f'<tr{state}><td class="rk-number">{row_button(at)}</td>'
         f"{''.join(_cell(line.get(key), key in numeric) for key in columns)}</tr>"
     )
 
@@ -158,18 +169,22 @@ def _reward(grade: Mapping[str, Any]) -> str:
     return "not graded" if grade.get("outcome") == "failed" else number(grade.get("reward"), 2)
 
 
-def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None) -> str:
+def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None, live: bool) -> str:
     if neighbours is None:
         return ""
     if not neighbours:
         return "<h4>Rows like this one</h4>" + note("No other row asks nearly the same.")
     lines = "".join(
-        f'<li><button type="button" data-act="open {each["row"]}" data-lm-suppress-shortcuts="true"'
-        f">row {each['row']:,}</button> {_alike(each['alike'])} "
+        f"<li>{_other(each['row'], live)} {_alike(each['alike'])} "
         f'<span class="rk-text">{text(_short(each["prompt"]))}</span></li>'
         for each in neighbours
     )
     return f'<h4>Rows like this one</h4><ul class="rk-plain">{lines}</ul>'
+
+
+def _other(at: int, live: bool) -> str:
+    label = f"row {at:,}"
+    return row_button(at, label) if live else label
 
 
 def _alike(percent: float) -> str:

@@ -5,6 +5,8 @@
     JobLauncher     set up a job, check it, estimate it, start it
     JobMonitor      watch a job from any kernel: curves, rollouts, events; pause, resume, cancel
     Playground      ask base, checkpoints and final side by side
+    RunCompare      eval runs side by side; from any number to the rows behind it
+    Labeller        label samples by hand: one text field, Enter moves on
     freeze          the last cell of a notebook: panels become static copies, fit for sharing
 
 A panel is data, HTML and, where somebody can click, core ipywidgets; the shape of all of them is
@@ -17,19 +19,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rftkit.widgets.compare import RunCompare
+    from rftkit.widgets.graderlab import GraderLab
+    from rftkit.widgets.labels import Labeller
     from rftkit.widgets.launcher import JobLauncher
     from rftkit.widgets.monitor import JobMonitor
     from rftkit.widgets.panel import Panel, freeze, live
     from rftkit.widgets.playground import Playground
     from rftkit.widgets.rowbrowser import RowBrowser
 
-__all__ = ["JobLauncher", "JobMonitor", "Panel", "Playground", "RowBrowser", "freeze", "live"]
+__all__ = [
+    "GraderLab",
+    "JobLauncher",
+    "JobMonitor",
+    "Labeller",
+    "Panel",
+    "Playground",
+    "RowBrowser",
+    "RunCompare",
+    "freeze",
+    "live",
+]
 
 _HOMES = {
+    "graderlab": ("GraderLab",),
     "rowbrowser": ("RowBrowser",),
     "launcher": ("JobLauncher",),
     "monitor": ("JobMonitor",),
     "playground": ("Playground",),
+    "compare": ("RunCompare",),
+    "labels": ("Labeller",),
     "panel": ("Panel", "freeze", "live"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -19,7 +19,7 @@ from rftkit import datasets
 from rftkit.datasets import Check, Dataset, Finding
 from rftkit.datasets.findings import Place
 from rftkit.errors import InputError
-from rftkit.graders import CompiledGrader, Sample, compile_grader
+from rftkit.graders import CompiledGrader, Sample, compile_grader, validate
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, counted, join, note
 from rftkit.views.rows import cells, row_in_full, row_page
@@ -90,7 +90,8 @@ class RowBrowser(Panel):
             response_format = response_format or source.response_format
         self._source: RowSource = source_of(source)
         self._checked = source.train if isinstance(source, Dataset) else source
-        self._spec, self._format = grader, response_format
+        self._spec = grader and validate(grader)
+        self._format = response_format
         self._check, self._runs = check, runs
         self._columns = list(columns) if columns is not None else None
         self._grader: CompiledGrader | None = None
@@ -389,12 +390,13 @@ class RowBrowser(Panel):
             ],
             neighbours=self._details.get("neighbours"),
             history=self._history(item),
+            live=self._root is not None,
         )
 
     def _answer(self, item: Mapping[str, Any]) -> str | None:
         if "refused" in item:
             return None
-        return datasets.reference_answer(item, self._format)
+        return datasets.reference_answer(item, self._format, grader=self._spec)
 
     def _sample(self, answer: str) -> Sample:
         return Sample.from_text(answer, response_format=self._format)

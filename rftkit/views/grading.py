@@ -1,0 +1,325 @@
+"""Grades under the magnifying glass: many answers in a table, one with every step, and an audit.
+
+Not here: grading, and the answers of several models side by side (`answers`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rftkit.views.conversation import readable, reference
+from rftkit.views.listing import disclosure, table
+from rftkit.views.markup import Html, join, missing, note, number, remote, signed, text, wrap
+from rftkit.views.rows import row_button
+
+__all__ = ["audited", "copyable", "grade_in_full", "grades", "misfit"]
+
+Line = Mapping[str, Any]
+"""`row`, `answer`, `reward`, `before`, `outcome`, `details`, and `reward/<key>` for each leaf."""
+
+SAME = 0.0005
+MARKS = {"graded": "✓ graded", "failed": "! the grader failed", "unscorable": "? unscorable"}
+_FRAME = re.compile(r'File "grader\.py", line (\d+)')
+
+
+def grades(
+    lines: Sequence[Line], keys: Sequence[str], *, opened: int | None = None, live: bool = False
+) -> Html:
+    """One line an answer: its rewards, and how they moved since the grader was changed.
+
+    Args:
+        lines: what was graded.
+        keys: of the sub-graders.
+        opened: number of the row whose grade is shown in full.
+        live: in a panel, where the numbers of the rows are buttons that open them.
+    """
+    if not lines:
+        return note("Nothing is graded yet.")
+    moved = any(_change(line) is not None for line in lines)
+    heads = ["row", "answer", *keys, "reward", *(["was", "change"] if moved else []), "outcome"]
+    numeric = {"row", "reward", "was", "change", *keys}
+    head = "".join(
+        f'<th scope="col"{_NUMBER if name in numeric else ""}>{text(name)}</th>' for name in heads
+    )
+    body = "".join(_line(line, keys, moved, line["row"] == opened, live) for line in lines)
+    shown = (
+        '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>{_summary(lines, moved)}"
+    )
+    return wrap(remote(shown) if live else shown, plain=_plain(lines, keys))
+
+
+def grade_in_full(
+    line: Line,
+    *,
+    spec: Mapping[str, Any],
+    grade: Mapping[str, Any],
+    rendered: Sequence[Mapping[str, Any]],
+    item: Mapping[str, Any],
+) -> Html:
+    """Every step of one grade: what was compared, what each part gave, and the formula.
+
+    Args:
+        line: as in `grades`.
+        spec: normalised.
+        grade: a `rftkit.graders.Grade` as a mapping.
+        rendered: the templates, filled in (`rftkit.graders.tracing`).
+        item: the row.
+    """
+    failed = grade["outcome"] == "failed"
+    reward = "no reward" if failed else f"reward {number(grade['reward'])}"
+    title = f"Row {line['row']}: {reward} in {_time(grade['seconds'])}"
+    parts = [
+        f'<h4 class="rk-place">{text(title)}</h4>',
+        _errors(grade["errors"], spec, grade.get("sub_errors") or {}),
+        _steps(spec, grade, rendered),
+        _formula(spec, grade),
+        f"<h4>Answer</h4>{disclosure(readable(line['answer']), 600)}",
+        f"<details><summary data-lm-suppress-shortcuts='true'>The row</summary>"
+        f"{reference(dict(item))}</details>",
+    ]
+    return wrap("".join(parts), "rk-full", plain=title)
+
+
+def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
+    """What cheap tricks earn against the reference answers (`rftkit.graders.audit`).
+
+    Args:
+        frame: of `Audit.to_frame`.
+        findings: what to act on, in words.
+        num_rows: rows tried.
+    """
+    rows = [
+        {
+            "answer": line["answer"],
+            "earns": line["mean"],
+            "beats the reference in": _share(line["beats"]),
+            "failed": line["num_failed"],
+            "unscorable": line["num_unscorable"],
+        }
+        for line in frame.to_dict("records")
+    ]
+    words = [f'<li><span class="rk-warn">!</span> {text(each)}</li>' for each in findings]
+    told = "".join(words) or '<li><span class="rk-good">✓</span> no cheat pays</li>'
+    caption = f"What the grader pays, {num_rows} rows"
+    shown = table(rows, caption=caption, noun="answer")
+    plain = "\n".join([caption, *(findings or ["no cheat pays"])])
+    return join([shown, wrap(f'<ul class="rk-plain">{told}</ul>')], plain)
+
+
+def misfit(problem: str, words: str) -> Html:
+    """Why a grader cannot be used, with the lines that it is about, if the problem names one.
+
+    Args:
+        problem: of a GraderSpecError; `line 3 …` counts in the JSON, or in the python source when
+            the problem is about one.
+        words: the spec as JSON text.
+    """
+    found = re.search(r"\bline (\d+)", problem)
+    shown = _numbered(_source_in(words, problem) or words, int(found[1])) if found else ""
+    told = f"! {problem}"
+    return wrap(
+        f'<div class="rk-alert" role="alert"><strong>{text(told)}</strong>{shown}</div>', plain=told
+    )
+
+
+def _source_in(words: str, problem: str) -> str | None:
+    """The python source that a problem such as `graders.a.source: …` is about."""
+    if "source" not in problem:
+        return None
+    spec = json.loads(words)
+    parts = spec["graders"] if spec.get("type") == "multi" else {"": spec}
+    named = [part for key, part in parts.items() if f"graders.{key}.source" in problem]
+    return next((part["source"] for part in [*named, *parts.values()] if "source" in part), None)
+
+
+def _numbered(source: str, line: int | None, *, around: int = 4) -> str:
+    """The lines of a source round one of them, numbered, that one marked."""
+    lines = source.splitlines()
+    at = line if line is not None and 1 <= line <= len(lines) else 1
+    first, last = max(1, at - around), min(len(lines), at + around)
+    shown = []
+    for place in range(first, last + 1):
+        mark = "▶" if place == line else " "
+        words = text(f"{mark}{place:>4}  {lines[place - 1]}")
+        shown.append(f"<mark>{words}</mark>" if place == line else words)
+    return f"<pre>{chr(10).join(shown)}</pre>"
+
+
+def copyable(label: str, content: str) -> str:
+    """A text behind its name, with a button that copies it where scripts run."""
+    return (
+        f'<details class="rk-copyable"><summary data-lm-suppress-shortcuts="true">{text(label)}'
+        f'</summary><button type="button" class="rk-copy" style="display:none" '
+        f'data-lm-suppress-shortcuts="true" onclick="{text(_COPY)}">Copy</button>'
+        f"<pre>{text(content)}</pre></details>"
+    )
+
+
+_COPY = """const pre = this.nextElementSibling, done = () => { this.textContent = 'Copied'; };
+const old = () => { getSelection().selectAllChildren(pre); document.execCommand('copy'); done(); };
+navigator.clipboard ? navigator.clipboard.writeText(pre.textContent).then(done, old) : old();"""
+
+_NUMBER = ' class="rk-number" style="text-align:right"'
+
+
+def _line(line: Line, keys: Sequence[str], moved: bool, opened: bool, live: bool) -> str:
+    state = ' class="rk-opened" aria-current="true"' if opened else ""
+    at = line["row"]
+    change = _change(line)
+    tone = "" if change is None else "rk-good" if change > 0 else "rk-bad" if change < 0 else ""
+    sign = "" if not change else " ▲" if change > 0 else " ▼"
+    cells = [
+        f"<td{_NUMBER}>{row_button(at) if live else at}</td>",
+        f"<td>{text(_short(line['answer']))}</td>",
+        *(f"<td{_NUMBER}>{number(line.get(f'reward/{key}'))}</td>" for key in keys),
+        f"<td{_NUMBER}><b>{number(line['reward'])}</b></td>",
+    ]
+    if moved:
+        shown = "" if change is None else f"{signed(change)}{sign}"
+        cells.append(f"<td{_NUMBER}>{number(line.get('before'))}</td>")
+        cells.append(f'<td class="rk-number {tone}" style="text-align:right">{shown}</td>')
+    details = f": {_short(line['details'], 160)}" if line.get("details") else ""
+    bad = "rk-bad" if line["outcome"] == "failed" else ""
+    cells.append(f'<td class="{bad}">{text(MARKS[line["outcome"]] + details)}</td>')
+    return f"<tr{state}>{''.join(cells)}</tr>"
+
+
+def _summary(lines: Sequence[Line], moved: bool) -> str:
+    rewards = [line["reward"] for line in lines if not missing(line["reward"])]
+    mean = sum(rewards) / len(rewards) if rewards else None
+    words = [f"{len(lines)} answers, mean reward {number(mean)}"]
+    failed = sum(line["outcome"] == "failed" for line in lines)
+    if failed:
+        words.append(f"{failed} not graded, left out of the mean")
+    if moved:
+        changes = [change for line in lines if (change := _change(line)) is not None]
+        up, down = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
+        words.append(
+            f"since the last grader: {up} up, {down} down, {len(changes) - up - down} same"
+        )
+    return f'<p class="rk-count" role="status">{text("; ".join(words))}</p>'
+
+
+def _change(line: Line) -> float | None:
+    before, after = line.get("before"), line["reward"]
+    if before is None or after is None or missing(before) or missing(after):
+        return None
+    change = float(after - before)
+    return 0.0 if abs(change) < SAME else change
+
+
+def _steps(
+    spec: Mapping[str, Any], grade: Mapping[str, Any], rendered: Sequence[Mapping[str, Any]]
+) -> str:
+    parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
+    rows = []
+    for key, part in parts.items():
+        reward = grade["sub_rewards"].get(key) if key else grade["reward"]
+        seconds = grade["sub_seconds"].get(key) if key else grade["seconds"]
+        filled = [each for each in rendered if each["key"] == key]
+        compared = "".join(_filled(each) for each in filled) or text(_UNSEEN.get(part["type"], ""))
+        rows.append(
+            f'<tr><th scope="row">{text(key or part["name"])}<br><small>{text(_kind(part))}</small>'
+            f"</th><td>{compared}</td><td{_NUMBER}>{number(reward)}</td>"
+            f"<td{_NUMBER}>{_time(seconds)}</td></tr>"
+        )
+    return (
+        '<div class="rk-scroll"><table><thead><tr><th scope="col">grader</th><th scope="col">what '
+        f'it compared</th><th scope="col"{_NUMBER}>reward</th><th scope="col"{_NUMBER}>time</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+_UNSEEN = {
+    "python": "the whole sample and the whole row, as Python objects",
+    "endpoint": "the whole sample and the whole row, sent to the address",
+}
+
+
+def _kind(part: Mapping[str, Any]) -> str:
+    how = part.get("operation") or part.get("evaluation_metric") or part.get("model")
+    return f"{part['type']}, {how}" if how else str(part["type"])
+
+
+def _filled(each: Mapping[str, Any]) -> str:
+    shown = (
+        f'<span class="rk-bad">✗ {text(each["problem"])}</span>'
+        if each["text"] is None
+        else disclosure(each["text"] or "(empty)", 300)
+    )
+    return (
+        f'<div class="rk-message"><span class="rk-role" title="{text(each["template"])}">'
+        f"{text(each['field'])}</span>{shown}</div>"
+    )
+
+
+def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> str:
+    """The formula, and the same with every number in its place."""
+    if spec["type"] != "multi":
+        return ""
+    formula, subs = spec["calculate_output"], grade["sub_rewards"]
+
+    def value(found: re.Match[str]) -> str:
+        return number(subs[found[0]]) if found[0] in subs else found[0]
+
+    filled = re.sub(r"[^\W\d]\w*", value, formula)
+    result = "no reward" if grade["outcome"] == "failed" else number(grade["reward"])
+    return (
+        f'<h4>Formula</h4><p><code>{text(formula)}</code><br><code class="rk-filled">'
+        f"{text(filled)} = {result}</code></p>"
+    )
+
+
+def _errors(
+    errors: Mapping[str, Any], spec: Mapping[str, Any], sub_errors: Mapping[str, Mapping[str, Any]]
+) -> str:
+    if not errors:
+        return ""
+    found = sub_errors or {"": errors}
+    return "".join(_error(key, own, spec) for key, own in found.items())
+
+
+def _error(key: str, errors: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+    flags = ", ".join(flag.replace("_", " ") for flag, value in errors.items() if value is True)
+    details = "\n".join(value for value in errors.values() if isinstance(value, str) and value)
+    part = spec.get("graders", {}).get(key) or spec
+    frames = _FRAME.findall(details)
+    source = _numbered(part["source"], int(frames[-1])) if frames and "source" in part else ""
+    name = f"{text(key)}: " if key else ""
+    return (
+        f'<div class="rk-alert" role="alert"><strong>! {name}{text(flags)}</strong>'
+        f"{source}<pre>{text(details)}</pre></div>"
+    )
+
+
+def _plain(lines: Sequence[Line], keys: Sequence[str]) -> str:
+    heads = ["row", *keys, "reward", "outcome", "answer"]
+    widths = [5, *(max(9, len(key)) for key in keys), 8, 11, 0]
+    rows = [heads]
+    for line in lines:
+        subs = [number(line.get(f"reward/{key}")) for key in keys]
+        answer = _short(line["answer"], 60)
+        rows.append([str(line["row"]), *subs, number(line["reward"]), line["outcome"], answer])
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _short(words: str | None, limit: int = 90) -> str:
+    words = "(no answer)" if words is None else " ".join(words.split())
+    return words if len(words) <= limit else words[: limit - 1] + "…"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def _share(value: Any) -> str | None:
+    return None if missing(value) else f"{value:.0%} of rows"

@@ -1,0 +1,319 @@
+"""The form of GraderLab: one grader spec as fields, and back, without a state of its own.
+
+A spec goes in by `show`, an edited one comes out through `edited`. Not here: whether a spec makes
+sense, and running it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import ipywidgets
+
+from rftkit.errors import InputError
+from rftkit.graders.template import Path
+from rftkit.graders.types import StringCheck, TextSimilarity
+
+__all__ = ["GraderForm", "places"]
+
+Spec = dict[str, Any]
+
+CHOICES = {
+    "operation": get_args(StringCheck.model_fields["operation"].annotation),
+    "evaluation_metric": get_args(TextSimilarity.model_fields["evaluation_metric"].annotation)[1:],
+}
+"""Without `cosine`, which jobs refuse."""
+FIELDS = {
+    "string_check": ("operation", "input", "reference"),
+    "text_similarity": ("evaluation_metric", "input", "reference"),
+    "python": ("source",),
+    "score_model": ("model", "input", "range"),
+    "endpoint": ("url",),
+}
+LABELS = {"evaluation_metric": "metric", "source": "grade(…)"}
+SOURCE = '''def grade(sample, item):
+    """A number for one answer; 1 is best by custom."""
+    return 1.0 if sample["output_text"].strip() else 0.0
+'''
+JUDGE = "smollm2-135m-instruct"
+WIDE = {"width": "100%", "max_width": "100%"}
+
+
+class GraderForm:
+    """Fields for a grader, or for one of several that a formula combines."""
+
+    def __init__(
+        self,
+        edited: Callable[[Spec], None],
+        guard: Callable[[Callable[[], None]], None],
+        slots: Sequence[str],
+    ) -> None:
+        """`slots` are the places that a template may name, such as `item.answer`."""
+        self._edited, self._guard, self._slots = edited, guard, list(slots)
+        self._spec: Spec = {}
+        self._showing = False
+        self._fields: dict[str, ipywidgets.Widget] = {}
+        self.part = ipywidgets.Dropdown(description="Grader", layout=_wide(max_width="24rem"))
+        self.kind = ipywidgets.Dropdown(
+            description="Type", options=list(FIELDS), layout=_wide(max_width="24rem")
+        )
+        self.formula = ipywidgets.Text(
+            description="Formula", continuous_update=False, layout=_wide()
+        )
+        self.add = self._button("Add a grader", self._add, "plus", "Combine with one more grader")
+        self.remove = self._button("Remove it", self._remove, "trash", "Take this grader out")
+        self.body = ipywidgets.VBox(layout=_wide())
+        row = ipywidgets.Layout(flex_flow="row wrap", **WIDE)
+        self.box = ipywidgets.VBox(
+            [
+                ipywidgets.HBox([self.part, self.add, self.remove], layout=row),
+                self.formula,
+                self.kind,
+                self.body,
+            ],
+            layout=ipywidgets.Layout(flex="1 1 26rem", min_width="0"),
+        )
+        self.part.observe(lambda _: self._on(self._draw_part), names="value")
+        self.kind.observe(lambda _: self._on(self._change_kind), names="value")
+        self.formula.observe(lambda _: self._on(self._change_formula), names="value")
+
+    def show(self, spec: Spec) -> None:
+        """Put a spec into the fields; the same part stays chosen."""
+        if spec == self._spec:
+            return
+        self._spec = copy.deepcopy(spec)
+        with self._quiet():
+            keys = list(self._parts())
+            chosen = self.part.value if self.part.value in keys else keys[0]
+            self.part.options, self.part.value = keys, chosen
+            self.formula.value = str(spec.get("calculate_output", ""))
+            self.formula.layout.display = "" if self._is_multi() else "none"
+            self.remove.disabled = len(keys) < 2
+        self._draw_part()
+
+    def field(self, name: str) -> ipywidgets.Widget:
+        """The control of one field of the chosen grader."""
+        return self._fields[name]
+
+    def _draw_part(self) -> None:
+        part = self._chosen()
+        with self._quiet():
+            if part.get("type") not in FIELDS:
+                self.body.children = [
+                    ipywidgets.HTML(f"{part.get('type')!s} has no form; edit the JSON.")
+                ]
+                return
+            self.kind.value = part["type"]
+            self._fields = {}
+            self.body.children = [self._row(name, part) for name in FIELDS[part["type"]]]
+
+    def _row(self, name: str, part: Spec) -> ipywidgets.Widget:
+        value, label = part.get(name), LABELS.get(name, name)
+        options: dict[str, Any] = {"description": label, "layout": _wide()}
+        if name in CHOICES:
+            options["layout"] = _wide(max_width="24rem")
+            control = ipywidgets.Dropdown(options=CHOICES[name], **options)
+            control.value = value if value in CHOICES[name] else None
+        elif name == "source" or not isinstance(value, str | type(None)):
+            is_code = name == "source"
+            shown = str(value) if is_code else json.dumps(value, indent=1, ensure_ascii=False)
+            control = ipywidgets.Textarea(
+                shown,
+                rows=16 if is_code else 3 + shown.count("\n"),
+                continuous_update=False,
+                **options,
+            )
+            control.add_class("rk-code")
+        else:
+            control = ipywidgets.Text(value or "", continuous_update=False, **options)
+        self._fields[name] = control
+        control.observe(lambda change: self._on(lambda: self._edit(name, change["new"])), "value")
+        if name in ("input", "reference") and isinstance(value, str):
+            return ipywidgets.HBox([control, self._inserter(control)], layout=_wide())
+        return control
+
+    def _inserter(self, control: ipywidgets.Text) -> ipywidgets.Dropdown:
+        """Puts a place of the row or of the answer at the end of a template."""
+        pick = ipywidgets.Dropdown(
+            options=[("insert …", ""), *((slot, slot) for slot in self._slots)],
+            tooltip="Put a place of the row or of the answer into the template",
+            layout=ipywidgets.Layout(width="9rem", flex="0 0 auto"),
+        )
+
+        def insert(change: Any) -> None:
+            if change["new"]:
+                control.value += f"{{{{{change['new']}}}}}"
+                pick.value = ""
+
+        pick.observe(insert, names="value")
+        return pick
+
+    def _edit(self, name: str, value: Any) -> None:
+        before = self._chosen().get(name)
+        if not isinstance(before, str | type(None)) and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise InputError(f"{name} is not valid JSON: {error}") from None
+        self._put({**self._chosen(), name: value})
+
+    def _change_kind(self) -> None:
+        old = self._chosen()
+        if self.kind.value == old.get("type"):
+            return
+        fresh = self._default(self.kind.value)
+        kept = {key: old[key] for key in ("input", "reference") if isinstance(old.get(key), str)}
+        if not isinstance(fresh.get("input"), str):
+            kept = {}
+        self._put({**({"name": old["name"]} if "name" in old else {}), **fresh, **kept})
+        self._draw_part()
+
+    def _change_formula(self) -> None:
+        self._spec["calculate_output"] = self.formula.value
+        self._out()
+
+    def _add(self) -> None:
+        parts = self._parts()
+        key = next(f"grader_{n}" for n in range(1, 99) if f"grader_{n}" not in parts)
+        fresh = self._default("string_check")
+        if self._is_multi():
+            formula = f"{self._spec.get('calculate_output', '')} + 0 * {key}"
+        else:
+            first = re.sub(r"\W", "_", next(iter(parts))) or "first"
+            parts = {first: {k: v for k, v in self._spec.items() if k != "name"}}
+            formula = f"0.5 * {first} + 0.5 * {key}"
+        self._take(
+            {
+                "type": "multi",
+                "name": self._spec.get("name", "combined"),
+                "graders": {**parts, key: fresh},
+                "calculate_output": formula,
+            },
+            key,
+        )
+
+    def _remove(self) -> None:
+        parts = {key: part for key, part in self._parts().items() if key != self.part.value}
+        formula = self._spec["calculate_output"]
+        if len(parts) == 1:
+            formula = next(iter(parts))
+        self._take(self._spec | {"graders": parts, "calculate_output": formula}, next(iter(parts)))
+
+    def _take(self, spec: Spec, key: str) -> None:
+        self.show(spec)
+        self.part.value = key
+        self._out()
+
+    def _put(self, part: Spec) -> None:
+        if self._is_multi():
+            self._spec["graders"][self.part.value] = part
+        else:
+            self._spec = part
+        self._out()
+
+    def _out(self) -> None:
+        self._edited(copy.deepcopy(self._spec))
+
+    def _default(self, kind: str) -> Spec:
+        item = next((slot for slot in self._slots if slot.startswith("item.")), "item.answer")
+        pair = {"input": "{{sample.output_text}}", "reference": f"{{{{{item}}}}}"}
+        ask = "Rate the answer from 0 to 1.\n\nExpected: {reference}\nAnswer: {input}".format(
+            **pair
+        )
+        fields: dict[str, Spec] = {
+            "string_check": {"operation": "eq", **pair},
+            "text_similarity": {"evaluation_metric": "fuzzy_match", **pair},
+            "python": {"source": SOURCE},
+            "score_model": {
+                "model": JUDGE,
+                "input": [{"role": "user", "content": ask}],
+                "range": [0, 1],
+            },
+            "endpoint": {"url": "http://127.0.0.1:8000/grade"},
+        }
+        return {"type": kind, **fields[kind]}
+
+    def _parts(self) -> dict[str, Spec]:
+        if self._is_multi():
+            parts: dict[str, Spec] = self._spec["graders"]
+            return parts
+        return {str(self._spec.get("name") or "grader"): self._spec}
+
+    def _chosen(self) -> Spec:
+        parts = self._parts()
+        return parts.get(self.part.value) or next(iter(parts.values()))
+
+    def _is_multi(self) -> bool:
+        return self._spec.get("type") == "multi"
+
+    def _on(self, action: Callable[[], None]) -> None:
+        if not self._showing:
+            self._guard(action)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """What the form sets itself is not an edit."""
+        before, self._showing = self._showing, True
+        try:
+            yield
+        finally:
+            self._showing = before
+
+    def _button(self, label: str, action: Callable[[], None], icon: str, tip: str) -> Any:
+        button = ipywidgets.Button(
+            description=label, icon=icon, tooltip=tip, layout=ipywidgets.Layout(width="auto")
+        )
+        button.on_click(lambda _: self._guard(action))
+        return button
+
+
+def places(
+    items: Sequence[Mapping[str, Any]],
+    response_format: Mapping[str, Any] | None,
+    answers: Sequence[str | None] = (),
+) -> list[str]:
+    """What a template may name: the keys of the rows, and the fields of the answers.
+
+    Args:
+        items: some rows.
+        response_format: as in the job; its properties are the fields.
+        answers: some answers; without a schema, their own fields are taken when they are JSON.
+    """
+    rows = dict.fromkeys(
+        str(path)
+        for item in items
+        for key, value in item.items()
+        if key not in ("messages", "tools", "refused")
+        for path in _paths("item", (key,), value)
+    )
+    schema = ((response_format or {}).get("json_schema") or {}).get("schema") or {}
+    fields = dict.fromkeys(schema.get("properties") or ())
+    if not fields:
+        for answer in answers:
+            fields |= dict.fromkeys(_object(answer))
+    said = [str(Path("sample", ("output_json", field))) for field in fields]
+    return [*rows, "sample.output_text", *said]
+
+
+def _paths(namespace: str, steps: tuple[str | int, ...], value: Any) -> Iterator[Path]:
+    yield Path(namespace, steps)
+    if isinstance(value, Mapping) and len(steps) < 3:
+        for key, inner in value.items():
+            yield from _paths(namespace, (*steps, key), inner)
+
+
+def _object(answer: str | None) -> dict[str, Any]:
+    try:
+        value = json.loads(answer or "")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _wide(**more: str) -> ipywidgets.Layout:
+    return ipywidgets.Layout(**{**WIDE, **more})

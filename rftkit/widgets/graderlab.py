@@ -1,0 +1,413 @@
+"""GraderLab: write a grader, run it on real rows, see every step, and what an edit changes.
+
+The spec is one text, the JSON; the form is another way to edit it. Grades are the ones of training,
+made by the same code (`graderbench`). Not here: the form's fields (`graderform`), how grades look
+(`views.grading`).
+"""
+
+from __future__ import annotations
+
+import json
+import pprint
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from traitlets import Enum, Int, List, Unicode
+
+from rftkit.datasets import Dataset
+from rftkit.errors import GraderSpecError, InputError
+from rftkit.graders import Audit, validate
+from rftkit.graders.tracing import render_all
+from rftkit.views.grading import audited, copyable, grade_in_full, grades, misfit
+from rftkit.views.markup import Html, join, wrap
+from rftkit.views.source import spec as spec_view
+from rftkit.widgets.graderbench import Bench, Line, calls_out, spread
+from rftkit.widgets.graderform import GraderForm
+from rftkit.widgets.panel import Panel, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from openai import OpenAI
+
+__all__ = ["GraderLab"]
+
+FIRST_ROWS = 8
+"""Rows that are chosen to begin with, spread over the dataset."""
+SAVED_AS = "grader.json"
+
+
+class GraderLab(Panel):
+    """Author a grader against the rows of a dataset.
+
+    Every control is an attribute: `lab.spec = {…}` (or `lab.text`, its JSON), `lab.rows = [0, 5]`,
+    `lab.answers = "pasted"`, `lab.pasted = "…"`, `lab.row = 5` to see that grade step by step.
+    `lab.grade()` runs it, `lab.data()` is the table of grades, `lab.audit()` says which cheats pay,
+    `lab.save("grader.json")` keeps it.
+
+    Args:
+        source: rows, as for `RowBrowser`; a `datasets.Dataset` brings its grader and format.
+        grader: the spec to begin with.
+        response_format: as in the job: then what is not JSON is unscorable.
+        client: asks models for fresh answers; default `rftkit.connect()`, when needed.
+        state: any of `text`, `rows`, `answers`, `pasted`, `model`, `row`.
+    """
+
+    text = Unicode("", help="The spec as JSON text; it may be wrong while it is being written.")
+    rows = List(Int(), help="Numbers of the rows to grade, from 0.")
+    answers = Enum(
+        ("reference", "pasted", "sampled"),
+        "reference",
+        help="Which answers are graded: the row's own, one text for all, or fresh ones.",
+    )
+    pasted = Unicode("", help="The answer that is graded for every row when `answers` is `pasted`.")
+    model = Unicode("", help="Who is asked when `answers` is `sampled`.")
+    row = Int(None, allow_none=True, help="Number of the row whose grade is shown step by step.")
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        grader: Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        client: OpenAI | None = None,
+        **state: Any,
+    ) -> None:
+        if isinstance(source, Dataset):
+            grader = grader or source.grader
+            response_format = response_format or source.response_format
+        self._bench = Bench(source, response_format, client)
+        self._lines: list[Line] = []
+        self._graded_with = ""
+        self._audit: Audit | None = None
+        self.problem = ""
+        """Why the spec cannot be used; empty when it can."""
+        numbers = spread(len(self._bench.rows), FIRST_ROWS)
+        self._slots = self._bench.slots(numbers)
+        super().__init__(**{"text": _dumps(grader or self._guess()), "rows": numbers, **state})
+        self._check()
+
+    # for Python
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The grader as it is sent, checked.
+
+        Raises:
+            GraderSpecError: it cannot be used, and why.
+        """
+        return validate(_parse(self.text))
+
+    @spec.setter
+    def spec(self, value: Mapping[str, Any]) -> None:
+        self.text = _dumps(value)
+
+    def grade(self) -> pd.DataFrame:
+        """Grade the chosen rows now, and return the table of grades."""
+        self._show_lines(self._run_grader(Task(self._say)))
+        return self.data()
+
+    def data(self) -> pd.DataFrame:
+        """One line a graded row: `reward`, `before` (the last grader's), `outcome`, sub-rewards."""
+        import pandas as pd
+
+        records = [line.record() for line in self._lines]
+        return pd.DataFrame(records).set_index("row") if records else pd.DataFrame()
+
+    def audit(self) -> Audit:
+        """What cheap tricks earn against the reference answers, over rows of the whole dataset."""
+        found = self._bench.audit(self.spec)
+        self._show_audit(found)
+        return found
+
+    def ask_again(self) -> None:
+        """Forget sampled answers, so that the next grading asks for fresh ones."""
+        self._bench.forget()
+
+    def save(self, path: str | Path = SAVED_AS) -> Path:
+        """Write the spec as JSON, ready for `rftkit job create` or the client.
+
+        Raises:
+            GraderSpecError: it cannot be used.
+        """
+        spec, path = self.spec, Path(path).expanduser()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_dumps(spec) + "\n", encoding="utf-8")
+        return path
+
+    def client_code(self) -> str:
+        """Python that grades the first chosen row through the official client."""
+        number = self.rows[0] if self.rows else 0
+        line = next((line for line in self._lines if line.row == number), None)
+        item = self._bench.rows.items([number])[0]
+        return _CODE.format(
+            grader=_literal(_parse(self.text)),
+            item=_literal({key: value for key, value in item.items() if key != "messages"}),
+            answer=(line.answer if line else None) or self.pasted,
+        )
+
+    def to_html(self, *, max_bytes: int = 300_000) -> Html:
+        """The grader, its grades, the one that is open step by step, and the audit."""
+        if not self._lines and not self.problem and not calls_out(_parse(self.text)):
+            self._show_lines(self._run_grader(Task(self._say)))
+        parts = [self._problem_html() if self.problem else spec_view(_parse(self.text))]
+        parts.append(self._grades_html(live=False))
+        parts += [part for part in (self._full_html(), self._audit_html()) if part]
+        return join(parts, "\n\n".join(part.plain for part in parts[(not self.problem) :]))
+
+    # the live panel
+
+    def _build(self) -> Sequence[ipywidgets.Widget]:
+        self._form = GraderForm(self._take_form, self._guard, self._slots)
+        self._make_controls()
+        self._table, self._full, self._cheats, self._code = (self._html() for _ in range(4))
+        self._wrong = self._html()
+        half = ipywidgets.Layout(flex="1 1 26rem", min_width="0")
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        right = ipywidgets.VBox([self._html("The same as JSON"), self._json], layout=half)
+        if not self._lines:
+            self._start_if_free()
+        return [
+            ipywidgets.HBox([self._form.box, right], layout=row),
+            self._wrong,
+            ipywidgets.HBox([self._which, self._whose], layout=row),
+            self._models,
+            self._paste,
+            ipywidgets.HBox([self._go, self._try], layout=row),
+            self._table,
+            self._full,
+            self._cheats,
+            ipywidgets.HBox([self._path, self._keep], layout=row),
+            self._code,
+        ]
+
+    def _make_controls(self) -> None:
+        wide = ipywidgets.Layout(width="100%")
+        self._json = ipywidgets.Textarea(continuous_update=False, rows=14, layout=wide)
+        self._json.add_class("rk-code")
+        self._which = ipywidgets.Text(
+            description="Rows", continuous_update=False, placeholder="0, 5, 10-14"
+        )
+        self._which.observe(lambda c: self._guard(lambda: self._take_rows(c["new"])), "value")
+        self._whose = ipywidgets.ToggleButtons(
+            options=["reference", "pasted", "sampled"],
+            description="Answers",
+            tooltips=["What the row says is right", "Your own text", "Ask a model now"],
+            style={"button_width": "auto"},
+        )
+        self._paste = ipywidgets.Textarea(
+            description="Answer", continuous_update=False, rows=4, layout=wide
+        )
+        self._models = ipywidgets.Combobox(description="Model", placeholder="name of a model")
+        for name, widget in (
+            ("text", self._json),
+            ("answers", self._whose),
+            ("pasted", self._paste),
+            ("model", self._models),
+        ):
+            self._bind(name, widget)
+        tip = "What do cheap tricks earn against the reference answers?"
+        self._go = self._button(
+            "Grade", self._start_grading, "Grade the chosen rows", button_style="primary"
+        )
+        self._try = self._button("Audit", self._start_audit, tip)
+        self._path = ipywidgets.Text(SAVED_AS, description="File", continuous_update=False)
+        self._keep = self._button("Save as JSON", self._press_save, "Write the spec to the file")
+
+    def _changed(self, names: Any) -> None:
+        if "text" in names:
+            self._check()
+        if names & {"text", "rows", "answers", "pasted"} and self._root is not None:
+            self._start_if_free()
+
+    def _draw(self) -> None:
+        self._wrong.value = str(self._problem_html()) if self.problem else ""
+        if not self.problem:
+            self._form.show(_parse(self.text))
+        self._which.value = _spell_rows(self.rows)
+        self._paste.layout.display = "" if self.answers == "pasted" else "none"
+        self._models.layout.display = "" if self.answers == "sampled" else "none"
+        if self.answers == "sampled" and not self._models.options:
+            self._work(self._list_models, self._show_models, "Asking for models", slot="models")
+        self._go.disabled = self._try.disabled = bool(self.problem)
+        self._draw_grades()
+
+    def _draw_grades(self) -> None:
+        self._table.value = self._grades_html(live=True)
+        self._full.value = self._full_html() or ""
+        self._cheats.value = self._audit_html() or ""
+        if not self.problem:
+            self._code.value = wrap(
+                copyable("Copy as JSON", _dumps(_parse(self.text)))
+                + copyable("Copy as client code", self.client_code())
+            )
+
+    def _act_open(self, number: str) -> None:
+        self.row = None if self.row == int(number) else int(number)
+
+    def _take_form(self, spec: dict[str, Any]) -> None:
+        self.text = _dumps(spec)
+
+    def _take_rows(self, words: str) -> None:
+        if words != _spell_rows(self.rows):
+            self.rows = _parse_rows(words, len(self._bench.rows))
+
+    def _press_save(self) -> None:
+        path = self.save(self._path.value)
+        self._say(f"saved as {path.resolve()}")
+
+    def _list_models(self, task: Task) -> list[str]:
+        return [model.id for model in self._bench.client().models.list()]
+
+    def _show_models(self, names: list[str]) -> None:
+        self._models.options = names
+        if not self.model and names:
+            self.model = names[0]
+
+    # grading
+
+    def _start_if_free(self) -> None:
+        """Grade again at once when that asks nobody else."""
+        if not self.problem and self.answers != "sampled" and not calls_out(_parse(self.text)):
+            self._start_grading()
+
+    def _start_grading(self) -> None:
+        self._work(self._run_grader, self._show_lines, "Grading", slot="grade")
+
+    def _run_grader(self, task: Task) -> list[Line]:
+        spec, numbers = self.spec, list(self.rows)
+        if self.answers == "sampled":
+            samples = self._bench.ask(self.model, numbers, task)
+        elif self.answers == "pasted":
+            samples = [self._bench.sample(self.pasted) for _ in numbers]
+        else:
+            samples = self._bench.references(spec, numbers)
+        return self._bench.grade(spec, numbers, samples, task)
+
+    def _show_lines(self, lines: list[Line]) -> None:
+        """Take new grades; what another grader gave the same answers becomes `before`."""
+        edited = self.text != self._graded_with
+        old = {(line.row, line.answer): line for line in self._lines}
+        for line in lines:
+            if (last := old.get((line.row, line.answer))) is not None:
+                line.before = last.grade.reward if edited else last.before
+        self._lines, self._graded_with = lines, self.text
+        if self.row is None and lines:
+            self.row = lines[0].row
+        if self._root is not None:
+            self._draw_grades()
+
+    def _start_audit(self) -> None:
+        self._work(
+            lambda _: self._bench.audit(self.spec), self._show_audit, "Trying cheats", slot="audit"
+        )
+
+    def _show_audit(self, found: Audit) -> None:
+        self._audit = found
+        if self._root is not None:
+            self._draw_grades()
+
+    def _check(self) -> None:
+        self._audit = None
+        try:
+            validate(_parse(self.text))
+        except InputError as error:
+            self.problem = str(error)
+        else:
+            self.problem = ""
+
+    def _guess(self) -> dict[str, Any]:
+        """What a first grader compares."""
+        item = next((slot for slot in self._slots if slot.startswith("item.")), "item.answer")
+        pair = {"input": "{{sample.output_text}}", "reference": f"{{{{{item}}}}}"}
+        return {"type": "string_check", "operation": "eq", **pair}
+
+    def close(self) -> None:
+        """Stop background work; end the processes of python graders."""
+        super().close()
+        self._bench.close()
+
+    # markup
+
+    def _grades_html(self, *, live: bool) -> Html:
+        keys = dict.fromkeys(key for line in self._lines for key in line.grade.sub_rewards)
+        lines = [line.record() for line in self._lines]
+        return grades(lines, list(keys), opened=self.row, live=live)
+
+    def _full_html(self) -> Html | None:
+        line = next((line for line in self._lines if line.row == self.row), None)
+        if line is None or self.problem or line.sample is None:
+            return None
+        spec = self.spec
+        return grade_in_full(
+            line.record(),
+            spec=spec,
+            grade=asdict(line.grade),
+            rendered=[asdict(each) for each in render_all(spec, line.sample, line.item)],
+            item=line.item,
+        )
+
+    def _audit_html(self) -> Html | None:
+        if (found := self._audit) is None:
+            return None
+        return audited(found.to_frame(), found.findings(), found.num_rows)
+
+    def _problem_html(self) -> Html:
+        return misfit(self.problem, self.text)
+
+
+_CODE = """import rftkit
+
+client = rftkit.connect()  # or openai.OpenAI()
+grader = {grader}
+run = client.fine_tuning.alpha.graders.run(
+    grader=grader,
+    item={item},
+    model_sample={answer!r},
+)
+print(run.reward, run.sub_rewards, run.metadata.errors)
+"""
+
+
+def _literal(value: Any) -> str:
+    return pprint.pformat(value, sort_dicts=False, width=88)
+
+
+def _dumps(spec: Mapping[str, Any]) -> str:
+    return json.dumps(spec, indent=2, ensure_ascii=False)
+
+
+def _parse(words: str) -> dict[str, Any]:
+    try:
+        value = json.loads(words)
+    except json.JSONDecodeError as error:
+        raise GraderSpecError(
+            f"line {error.lineno} of the JSON, column {error.colno}: {error.msg}"
+        ) from None
+    if not isinstance(value, dict):
+        raise GraderSpecError('a grader is one JSON object, as {"type": "string_check", …}')
+    return value
+
+
+def _parse_rows(words: str, size: int) -> list[int]:
+    """`0, 5, 10-14` as numbers.
+
+    Raises:
+        InputError: it does not read so, or names rows that are not there.
+    """
+    numbers: list[int] = []
+    for part in words.replace(",", " ").split():
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
+        if found is None:
+            raise InputError(f"cannot read {part!r} as rows; write 0, 5, 10-14")
+        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
+    if missing := [number for number in numbers if number >= size]:
+        raise InputError(f"there is no row {missing[0]}; there are {size:,}, from 0")
+    return list(dict.fromkeys(numbers))
+
+
+def _spell_rows(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
