@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rftkit.importer.migration import Check, Difference, check_all
     from rftkit.importer.origins import Origin, origin
     from rftkit.importer.remote import Remote
-    from rftkit.importer.rerun import Rerun, plan_rerun, start_rerun
+    from rftkit.importer.rerun import Rerun, plan_rerun, start_rerun, step_pairs
 
 __all__ = [
     "Brought",
@@ -44,6 +44,7 @@ __all__ = [
     "plan_rerun",
     "source_of",
     "start_rerun",
+    "step_pairs",
     "verify",
 ]
 
@@ -54,6 +55,7 @@ _HOMES = {
     "check_all": "migration",
     "plan_rerun": "rerun",
     "start_rerun": "rerun",
+    "step_pairs": "rerun",
     "Brought": "bringing",
     "bring": "bringing",
     "source_of": "loose",

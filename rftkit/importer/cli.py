@@ -56,7 +56,7 @@ def command(
         return _show(show, as_json)
     if source is None:
         raise InputError(
-            "expected a dump or files to open here, or --from openai|azure|URL to save an account, "
+            "expected --from openai|azure|URL to save an account, or a dump or files to open here, "
             "or --verify DIR, or --show DIR"
         )
     status, told = save(source, dump, only=only, since=since, dry_run=dry_run, to_stderr=as_json)

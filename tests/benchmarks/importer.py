@@ -1,9 +1,11 @@
-"""How fast `rftkit import` is, and how much memory it takes, when the remote does not limit it.
+"""How fast `rftkit import` saves and opens an account, how much memory it takes, who has to wait.
 
     python tests/benchmarks/importer.py [--items 10000] [--events 100000] [--delay-ms 0]
 
-The stub account and the importer are processes of their own; the time is the whole command,
-start-up and final manifest included. `--delay-ms` is the remote's time to answer.
+The stub account, the importer and the platform are processes of their own; a time is that of the
+whole command, start-up and final manifest included. `--delay-ms` is the remote's time to answer.
+While the dump is opened, `GET /v1/models` is asked twenty times a second; CPU seconds tell what a
+busy machine hides.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parents[1]
 RFTKIT = "from rftkit.cli import main; main()"
@@ -26,12 +30,20 @@ from importer_stub import KEY  # noqa: E402
 
 
 def main() -> None:
-    """Import twice and print seconds, objects a second and peak memory."""
+    """Save twice, open twice; print seconds, objects a second and peak memory."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--delay-ms", type=int, default=0)
     given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / "dump"
+        os.environ["RFTKIT_HOME"] = str(Path(folder) / "home")
+        _save(given, dump)
+        _open(given, dump)
+
+
+def _save(given: argparse.Namespace, dump: Path) -> None:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in vars(given).items()]
     stub = subprocess.Popen(
         [sys.executable, TESTS / "importer_stub.py", *options], stdout=subprocess.PIPE, text=True
@@ -39,31 +51,79 @@ def main() -> None:
     try:
         assert stub.stdout is not None
         url = stub.stdout.readline().strip()
-        with tempfile.TemporaryDirectory() as folder:
-            for title in ("first import", "again"):
-                seconds = _import(url, Path(folder) / "dump")
-                peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
-                total = given.items + given.events
-                print(
-                    f"{title}: {seconds:.1f} s, {total / seconds:,.0f} objects/s "
-                    f"({given.items:,} output items, {given.events:,} events), "
-                    f"peak memory {peak:,.0f} MB"
-                )
+        for title in ("saved", "saved again"):
+            seconds, done = _rftkit("import", "--from", url, "--dump", dump)
+            assert done["complete"]
+            _tell(title, seconds, given)
     finally:
         stub.terminate()
         stub.wait()
 
 
-def _import(url: str, dump: Path) -> float:
+def _open(given: argparse.Namespace, dump: Path) -> None:
+    from rftkit.client import connect, start_server, stop_server
+
+    server = start_server()
+    client, waits, is_done = connect(), [], threading.Event()
+
+    def ask() -> None:
+        while not is_done.is_set():
+            started = time.perf_counter()
+            client.models.list()
+            waits.append((time.perf_counter() - started) * 1000)
+            time.sleep(0.05)
+
+    try:
+        for title in ("opened", "opened again"):
+            waits.clear()
+            is_done.clear()
+            thread = threading.Thread(target=ask)
+            before = _cpu_seconds(server.pid)
+            thread.start()
+            seconds, _ = _rftkit("import", dump)
+            is_done.set()
+            thread.join()
+            _tell(title, seconds, given)
+            waits.sort()
+            print(
+                f"  platform: {_cpu_seconds(server.pid) - before:.1f} CPU s, peak "
+                f"{_peak_mb(server.pid):,.0f} MB; GET /v1/models meanwhile: median "
+                f"{waits[len(waits) // 2]:.0f} ms, 95 % {waits[int(len(waits) * 0.95)]:.0f} ms, "
+                f"longest {waits[-1]:.0f} ms of {len(waits)}"
+            )
+    finally:
+        stop_server()
+
+
+def _rftkit(*words: Any) -> tuple[float, dict[str, Any]]:
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", RFTKIT, "import", "--from", url, "--dump", dump, "--json"],
+        [sys.executable, "-c", RFTKIT, *map(str, words), "--json"],
         env={**os.environ, "OPENAI_API_KEY": KEY},
         stdout=subprocess.PIPE,
-        check=True,
+        stderr=subprocess.DEVNULL,
     )
-    assert json.loads(done.stdout)["complete"]
-    return time.perf_counter() - started
+    return time.perf_counter() - started, json.loads(done.stdout)
+
+
+def _tell(title: str, seconds: float, given: argparse.Namespace) -> None:
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = given.items + given.events
+    print(
+        f"{title}: {seconds:.1f} s, {total / seconds:,.0f}/s ({given.items:,} output items, "
+        f"{given.events:,} events), commands so far: {peak.ru_utime + peak.ru_stime:.1f} CPU s, "
+        f"peak {peak.ru_maxrss / 1000:,.0f} MB"
+    )
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
 
 
 if __name__ == "__main__":
