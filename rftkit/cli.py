@@ -220,23 +220,11 @@ def main() -> None:
     except RftkitError as error:
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except Exception as error:
-        if (message := _api_message(error)) is None:
+        from rftkit.client import api_message
+
+        if (message := api_message(error)) is None:
             raise
         _fail(message, 1)
-
-
-def _api_message(error: Exception) -> str | None:
-    """What an error of the `openai` client says, without its wrapping; None for any other."""
-    if "openai" not in sys.modules:
-        return None
-    import openai
-
-    if isinstance(error, openai.APIStatusError) and isinstance(error.body, dict):
-        param = f" ({error.param})" if error.param else ""
-        return f"{error.body.get('message', error.message)}{param}"
-    if isinstance(error, openai.APIConnectionError):
-        return f"cannot reach {error.request.url}: {error.__cause__ or error}"
-    return str(error) if isinstance(error, openai.OpenAIError) else None
 
 
 def _say(text: str, to_stderr: bool) -> None:

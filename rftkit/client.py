@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ServerStatus",
+    "api_message",
     "connect",
     "embedding_call",
     "judge_call",
@@ -89,6 +90,20 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
     options.setdefault("http_client", openai.DefaultHttpxClient(trust_env=False))  # no proxy
     key = api_key or settings.server_api_key() or "local"
     return openai.OpenAI(base_url=server.base_url, api_key=key, **{"admin_api_key": key, **options})
+
+
+def api_message(error: Exception) -> str | None:
+    """What an error of the `openai` client says, without its wrapping; None for any other."""
+    if "openai" not in sys.modules:
+        return None
+    import openai
+
+    if isinstance(error, openai.APIStatusError) and isinstance(error.body, dict):
+        param = f" ({error.param})" if error.param else ""
+        return f"{error.body.get('message', error.message)}{param}"
+    if isinstance(error, openai.APIConnectionError):
+        return f"cannot reach {error.request.url}: {error.__cause__ or error}"
+    return str(error) if isinstance(error, openai.OpenAIError) else None
 
 
 def judge_call() -> CompletionCall:

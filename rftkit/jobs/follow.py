@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from rftkit.client import api_message
 from rftkit.jobs.jobs import TERMINAL, Event
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Follow:
             job = self._client.fine_tuning.jobs.retrieve(self._id).to_dict(warnings=False)
             new = self._news()
         except OpenAIError as error:
-            self.misses, self.trouble = self.misses + 1, str(error)
+            self.misses, self.trouble = self.misses + 1, api_message(error) or str(error)
             raise
         changed = job != self.job or bool(new)
         self.job, self.events = job, [*self.events, *new]

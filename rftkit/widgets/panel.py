@@ -29,6 +29,7 @@ import ipywidgets
 from traitlets import Bool, HasTraits, TraitError, Unicode, link
 
 from rftkit import settings
+from rftkit.client import api_message
 from rftkit.errors import InputError, RftkitError
 from rftkit.views.markup import Html, assets, style, text
 
@@ -317,8 +318,9 @@ class Panel(HasTraits):
             )
 
     def _fail(self, error: Exception) -> None:
-        known = isinstance(error, RftkitError)
-        self.set_trait("error", str(error) if known else f"{type(error).__name__}: {error}")
+        told = str(error) if isinstance(error, RftkitError) else api_message(error)
+        known = told is not None
+        self.set_trait("error", told or f"{type(error).__name__}: {error}")
         self._show_alert("" if known else "".join(traceback.format_exception(error)))
 
     def _show_alert(self, trace: str) -> None:

@@ -230,6 +230,8 @@ class Playground(Panel):
         """The whole answer, shown while it comes; None if the service refused or broke off."""
         from openai import OpenAIError
 
+        from rftkit.client import api_message
+
         finish = None
         try:
             for chunk in self._client.chat.completions.create(
@@ -247,7 +249,7 @@ class Playground(Panel):
                     answer["state"] = "answering …"
                     self._show()
         except OpenAIError as error:
-            answer["error"] = str(error)
+            answer["error"] = api_message(error) or str(error)
             return None
         answer["truncated"] = finish == "length"
         return self._sample(answer)

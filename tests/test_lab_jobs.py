@@ -1,0 +1,109 @@
+"""Four journeys in JupyterLab: launch and see the curve move, pause and resume, kill the kernel and
+attach again, ask a checkpoint. Screenshots of each go to the folder named by SCREENSHOTS."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import Any
+
+import pytest
+from browser import chromium  # noqa: F401  a fixture
+from lab_browser import SECONDS, Lab, lab  # noqa: F401  a fixture
+
+LAUNCH = """from rftkit import widgets
+launch = widgets.JobLauncher(
+    "tiny_copy", model="rftkit-tiny", seed=1, metadata={"max_completion_tokens": "8"},
+    hyperparameters={"batch_size": 16, "n_epochs": 50, "learning_rate_multiplier": 5.0},
+)
+launch"""
+WATCH = "import os\nfrom rftkit import widgets\nmonitor = widgets.JobMonitor()\nmonitor"
+PLAY = "from rftkit import widgets\nplay = widgets.Playground(temperature=1.0)\nplay"
+
+
+def step_of(view: Any) -> int:
+    """The step that a monitor's header shows; -1 before the first."""
+    found = re.search(r"step ([\d,]+) of", view.inner_text())
+    return int(found[1].replace(",", "")) if found else -1
+
+
+def wait_for_step(page: Any, view: Any, step: int) -> None:
+    for _ in range(10 * SECONDS):
+        if step_of(view) >= step:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"still at step {step_of(view)}, not {step}: {view.inner_text()[:500]}")
+
+
+@pytest.mark.slow
+def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: F811
+    lab.write("journey.ipynb", [LAUNCH, WATCH, "print(os.getpid())", PLAY])
+    with lab.open(chromium, "journey.ipynb") as notebook:
+        page = notebook.page
+
+        # launch
+        notebook.run(0)
+        form = notebook.cell(0)
+        assert form.get_by_role("button", name="Start the job").is_disabled()
+        form.get_by_role("button", name="1. Check").click()
+        form.get_by_text("no cheat pays").wait_for()
+        form.get_by_role("button", name="2. Estimate").click()
+        form.get_by_text("the base model earns").wait_for()
+        form.get_by_text("Memory of the process").wait_for()
+        notebook.shot("launch")
+        form.get_by_role("button", name="Start the job").click()
+        form.get_by_text("was started").wait_for()
+
+        # the curve moves
+        notebook.run(1)
+        view = notebook.cell(1)
+        view.locator("img").first.wait_for()
+        wait_for_step(page, view, 2)
+        before = view.locator("img").first.get_attribute("src")
+        wait_for_step(page, view, step_of(view) + 3)
+        page.wait_for_function(
+            "([old, image]) => image.src !== old || !image.isConnected",
+            arg=[before, view.locator("img").first.element_handle()],
+        )
+        notebook.shot("watch-light")
+
+        # pause and resume, which is no error
+        view.get_by_role("button", name="Pause").click()
+        view.get_by_text("‖ paused").wait_for()
+        paused_at = step_of(view)
+        view.get_by_role("button", name="Rollouts").click()
+        view.get_by_text("completions in 16 groups").wait_for()
+        view.locator("summary").first.click()
+        notebook.shot("rollouts")
+        view.get_by_role("button", name="Resume").click()
+        view.get_by_text("▶ running").wait_for()
+        wait_for_step(page, view, paused_at + 1)
+
+        # a dead kernel: the old view says so by itself, the job goes on, the same cell attaches
+        notebook.run(2)
+        died_at = step_of(view)
+        os.kill(notebook.kernel_pid(2), signal.SIGKILL)
+        view.locator(".rk-expires").wait_for(state="visible")
+        notebook.shot("kernel-killed")
+        page.get_by_role("button", name="Ok").or_(page.get_by_role("button", name="OK")).click()
+        page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+        notebook.run(1)
+        wait_for_step(page, view, died_at + 1)
+        view.get_by_role("button", name="Checkpoints").wait_for()
+        notebook.dark()
+        view.locator("img").first.wait_for()
+        notebook.shot("watch-dark")
+
+        # ask the newest checkpoint, then end the job
+        notebook.run(3)
+        play = notebook.cell(3)
+        play.get_by_label("Row").fill("3")
+        play.get_by_label("Row").press("Enter")
+        play.get_by_role("button", name="Ask", exact=True).click()
+        play.get_by_text("What changed from").wait_for()
+        play.get_by_text(re.compile(r"reward \d")).first.wait_for()
+        notebook.shot("ask-dark")
+        view.get_by_role("button", name="Cancel").click()
+        view.get_by_role("button", name="Really cancel?").click()
+        view.get_by_text("✗ cancelled").wait_for()
