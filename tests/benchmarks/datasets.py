@@ -1,0 +1,198 @@
+"""How fast datasets open, page, search, read, check and compare, on one made-up file.
+
+    python tests/benchmarks/datasets.py --rows 1000000     # about 1 GB; 100000 by default
+
+Each line states wall and processor seconds (workers included) and the peak memory of this process
+and of its largest worker. Reading is compared with `pandas.read_json(lines=True)` and, if it is
+installed, Hugging Face `datasets`, over the same first `--compared` rows, as a ratio in one run.
+One row in a hundred repeats an earlier one with a word in twenty changed, so that recall of
+near-duplicates can be counted. The file lies in a temporary folder and is deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rftkit import datasets
+from rftkit.datasets import parallel, rowfile, scan, shingles
+
+WORDS = 85
+PLANTED = 100  # every so many rows, one that nearly repeats an earlier one
+CHANGED = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--compared", type=int, default=100_000)
+    parser.add_argument("--file", type=Path, help="look at this file; none is made, no recall")
+    parser.add_argument("--steps", nargs="*", help="open read check near; default all")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RFTKIT_HOME"] = f"{folder}/home"
+        path = options.file or Path(folder) / "rows.jsonl"
+        with timed("writing the file"):
+            planted = {} if options.file else make(path, options.rows)
+        print(f"{path.stat().st_size / 1e6:,.0f} MB", flush=True)
+        for name, step in STEPS.items():
+            if not options.steps or name in options.steps:
+                step(path, planted, options.compared)
+
+
+def make(path: Path, num_rows: int) -> dict[int, int]:
+    """Write the file; the planted rows, each with the earlier row it is like."""
+    rng = random.Random(1)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(rng.choices(letters, k=rng.randint(2, 11))) for _ in range(20_000)]
+    planted: dict[int, int] = {}
+    recent: deque[tuple[int, list[str]]] = deque(maxlen=50)
+    with path.open("w") as file:
+        for number in range(num_rows):
+            text = rng.choices(words, k=WORDS)
+            if number % PLANTED == PLANTED - 1:
+                planted[number], like = rng.choice(recent)
+                text = list(like)
+                for spot in rng.sample(range(WORDS), int(CHANGED * WORDS)):
+                    text[spot] = rng.choice(words)
+            else:
+                recent.append((number, text))
+            file.write(line(number, text, rng, words))
+    return planted
+
+
+def line(number: int, text: list[str], rng: random.Random, words: list[str]) -> str:
+    """One row of about a kilobyte."""
+    system = "You are an expert in security reviews. Answer in JSON."
+    row = {
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": f"Policy: {' '.join(text)}\nIs it compliant?"},
+        ],
+        "compliant": rng.choice(["yes", "no", "needs review"]),
+        "explanation": " ".join(rng.choices(words, k=12)),
+        "topic": f"topic {number % 997}",
+        "id": number,
+    }
+    return json.dumps(row) + "\n"
+
+
+def opening(path: Path, _: Any, __: int) -> None:
+    start = time.perf_counter()
+    rows = datasets.open(path)
+    rows.page(0, 20)
+    print(f"first page visible after {time.perf_counter() - start:.3f} s")
+    with timed("the whole index"):
+        rows.wait()
+    rng = random.Random(2)
+    waits = []
+    for _ in range(200):
+        start = time.perf_counter()
+        rows.page(rng.randrange(len(rows)), 20)
+        waits.append(time.perf_counter() - start)
+    print(f"any page of 20: median {sorted(waits)[100]:.4f} s, slowest of 200 {max(waits):.4f} s")
+    start = time.perf_counter()
+    datasets.open(path).page(len(rows) - 20, 20)
+    print(f"last page after opening again: {time.perf_counter() - start:.3f} s")
+    with timed("search for a text that is nowhere"):
+        assert rows.search("qqqqqqqqqq") == []
+
+
+def reading(path: Path, _: Any, compared: int) -> None:
+    head = Path(os.environ["RFTKIT_HOME"]).with_name("head.jsonl")
+    with path.open("rb") as lines:
+        head.write_bytes(b"".join(islice(lines, compared)))
+    with timed(f"reading {compared:,} rows into row form") as ours, datasets.open(head) as rows:
+        assert sum(each.row is not None for each in rows) == len(rows)
+    with timed("the same, all kept") as kept:
+        datasets.read(head)
+
+    import pandas as pd
+
+    with timed("pandas.read_json(lines=True)") as pandas:
+        pd.read_json(head, lines=True)
+    said("pandas", pandas, ours, kept)
+
+
+def said(name: str, theirs: list[float], ours: list[float], kept: list[float]) -> None:
+    print(f"  {name} / ours: {theirs[0] / ours[0]:.1f} one by one, {theirs[0] / kept[0]:.1f} kept")
+
+
+def checking(path: Path, _: Any, __: int) -> None:
+    with timed("check without near-duplicates"):
+        found = datasets.check(path, near_duplicates=False)
+    print(f"  {len(found.findings)} findings")
+
+
+def comparing(path: Path, planted: dict[int, int], _: int) -> None:
+    with timed("near-duplicates"):
+        counts = scan.Tally()
+        with rowfile.open(path) as rows:
+            tasks = (scan.ScanTask(each, None, None, True) for each in rows.stretches())
+            for part in parallel.run_tasks(scan.tally, tasks, processes=parallel.num_cores()):
+                counts.add(part)
+        pairs = shingles.near_pairs(counts.array("signatures"), counts.array("prompts"))
+    found = {pair.later for pair in pairs}
+    hit = sum(number in found for number in planted)
+    extra = len(found - set(planted))
+    print(f"  {hit:,} of {len(planted):,} planted rows found; {extra:,} others named")
+
+
+def their_package() -> Any:
+    """Hugging Face `datasets`, which is not to be mistaken for this file."""
+    sys.path = [each for each in sys.path if Path(each).resolve() != Path(__file__).parent]
+    sys.modules.pop("datasets", None)
+    try:
+        return importlib.import_module("datasets")
+    except ImportError:
+        return None
+
+
+STEPS: dict[str, Callable[[Path, dict[int, int], int], None]] = {
+    "open": opening,
+    "read": reading,
+    "check": checking,
+    "near": comparing,
+}
+
+
+@contextmanager
+def timed(words: str) -> Iterator[list[float]]:
+    """Print how long a step took; the list receives its processor seconds."""
+    out: list[float] = []
+    wall, cpu = time.perf_counter(), processor_seconds()
+    yield out
+    wall, cpu = time.perf_counter() - wall, processor_seconds() - cpu
+    out.append(cpu)
+    own, workers = (
+        resource.getrusage(who).ru_maxrss / 1024
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    print(
+        f"{words}: {wall:.1f} s, {cpu:.1f} processor s; "
+        f"peak {own:,.0f} MB, worker {workers:,.0f} MB",
+        flush=True,
+    )
+
+
+def processor_seconds() -> float:
+    """Of this process and of those it waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+if __name__ == "__main__":
+    main()
