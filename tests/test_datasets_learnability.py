@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rftkit import datasets
 from rftkit.datasets import tokens
-from rftkit.datasets.learnability import SampledRow, suggest_threshold
+from rftkit.datasets.sampled import SampledRow, suggest_threshold
 from rftkit.errors import InputError
 
 PLACE = datasets.Place("t.jsonl", 0, 1)

@@ -13,9 +13,11 @@ from rftkit.datasets.check import check
 from rftkit.datasets.convert import Conversion, convert
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
 from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
-from rftkit.datasets.learnability import Preview, SampledRow, preview, spread_rows
+from rftkit.datasets.learnability import Preview, preview, spread_rows
 from rftkit.datasets.profile import profile
-from rftkit.datasets.rowfile import NumberedRow, Rows, open
+from rftkit.datasets.rowfile import Rows, open
+from rftkit.datasets.rowlines import NumberedRow
+from rftkit.datasets.sampled import SampledRow
 from rftkit.datasets.split import Split, sample, split
 from rftkit.graders import reference_answer
 

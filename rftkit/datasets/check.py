@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rftkit.datasets import shingles, tokens
-from rftkit.datasets.findings import Check, FileFacts, Finding, Place, counted, sorted_findings
+from rftkit.datasets.findings import Check, FileFacts, Finding, counted, sorted_findings
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
 from rftkit.datasets.parallel import num_cores, run_tasks
 from rftkit.datasets.references import format_needed, reference_findings
+from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, near_repeats, repeats
 from rftkit.datasets.rowfile import Rows, open
-from rftkit.datasets.scan import MAX_LISTED, KeyTally, ScanTask, Tally, tally
+from rftkit.datasets.scan import KeyTally, ScanTask, Tally, tally
 from rftkit.graders import validate
 
 if TYPE_CHECKING:
@@ -38,22 +36,6 @@ MAX_EXAMPLE_CHARS = 20_000
 LEAST_ROWS = 10
 MOST_ROWS = {"train": 50_000, "valid": 1_000}
 UNBALANCED = 0.8
-ROLE_WORDS = {"train": "training", "valid": "validation", "test": "test"}
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One source with what was counted in it."""
-
-    role: str
-    rows: Rows
-    tally: Tally
-
-    def place(self, number: int) -> Place:
-        return Place(self.rows.name, int(number), self.rows.line(int(number)))
-
-    def places(self, numbers: Any) -> tuple[Place, ...]:
-        return tuple(self.place(number) for number in numbers[:MAX_LISTED])
 
 
 def check(
@@ -97,12 +79,12 @@ def check(
             rows.wait()
         parts = list(_scan(opened, spec, response_format, near, processes, progress))
         findings = [found for part in parts for found in _of_part(part)]
-        findings += _repeats(parts)
-        findings += _conflicts(parts)
+        findings += repeats(parts)
+        findings += conflicts(parts)
         if near:
-            findings += _near(parts)
+            findings += near_repeats(parts)
         elif near_duplicates:
-            findings.append(_NO_NEAR)
+            findings.append(NO_NEAR)
         if spec is not None:
             findings += format_needed(spec, response_format)
         if spec is not None and not any(part.tally.lacking for part in parts):
@@ -255,117 +237,6 @@ def _personal(part: Part) -> Iterator[Finding]:
             part.places(found.numbers),
             figures={"kind": kind},
         )
-
-
-def _repeats(parts: list[Part]) -> Iterator[Finding]:
-    """The same prompt again: in one file, and in two."""
-    for at, part in enumerate(parts):
-        prompts, numbers = part.tally.array("prompts"), part.tally.array("numbers")
-        _, first = np.unique(prompts, return_index=True)
-        again = np.delete(numbers, first)
-        if len(again):
-            yield Finding(
-                "warning" if part.role == "train" else "info",
-                "duplicate_rows",
-                f"{part.rows.name}: {counted(len(again), 'prompt')} asked already further up",
-                "a prompt that stands twice counts twice; rftkit dataset split leaves repeats out",
-                len(again),
-                part.places(again),
-            )
-        for earlier in parts[:at]:
-            shared = numbers[np.isin(prompts, earlier.tally.array("prompts"))]
-            if len(shared):
-                yield _shared_finding(part, earlier, shared)
-
-
-def _shared_finding(part: Part, earlier: Part, numbers: Any) -> Finding:
-    role, other = ROLE_WORDS[part.role], ROLE_WORDS[earlier.role]
-    return Finding(
-        "warning",
-        "shared_rows",
-        f"{part.rows.name}: {counted(len(numbers), f'{role} prompt')} also in the {other} file; "
-        f"the {role} reward will be too good to be true",
-        f"remove them from {earlier.rows.name}",
-        len(numbers),
-        part.places(numbers),
-    )
-
-
-def _conflicts(parts: list[Part]) -> Iterator[Finding]:
-    """The same prompt with another reference answer, in any file."""
-    prompts, labels, owners, numbers = _columns(parts)
-    known = labels != 0
-    prompts, labels, owners, numbers = (a[known] for a in (prompts, labels, owners, numbers))
-    order = np.argsort(prompts, kind="stable")
-    prompts, labels = prompts[order], labels[order]
-    differs = np.flatnonzero((prompts[1:] == prompts[:-1]) & (labels[1:] != labels[:-1]))
-    if not len(differs):
-        return
-    rows = np.sort(order[np.isin(prompts, prompts[differs])])
-    places = tuple(parts[int(owners[row])].place(numbers[row]) for row in rows[:MAX_LISTED])
-    yield Finding(
-        "warning",
-        "conflicting_rows",
-        f"{counted(len(rows), 'row')} with the prompt of another row and another reference answer",
-        "one of them is wrong, or the prompt leaves out what decides; correct or remove them",
-        len(rows),
-        places,
-    )
-
-
-def _columns(parts: list[Part]) -> tuple[Any, Any, Any, Any]:
-    """Over all files: prompt, label, index of the part, row of the part."""
-    owners = [np.full(len(part.tally.array("numbers")), at) for at, part in enumerate(parts)]
-    columns = [
-        np.concatenate([part.tally.array(name) for part in parts])
-        for name in ("prompts", "labels", "numbers")
-    ]
-    return columns[0], columns[1], np.concatenate(owners), columns[2]
-
-
-_NO_NEAR = Finding(
-    "info",
-    "near_duplicates_not_looked_for",
-    "near-duplicates were not looked for: that needs the package 'rensa'; "
-    "type: pip install 'rftkit[data]'",
-)
-
-
-def _near(parts: list[Part]) -> Iterator[Finding]:
-    prompts, _, owners, numbers = _columns(parts)
-    table = np.concatenate([part.tally.array("signatures") for part in parts])
-    pairs = shingles.near_pairs(table.reshape(-1, shingles.NUM_PERM), prompts)
-    by_owners: dict[tuple[int, int], list[shingles.Pair]] = {}
-    for pair in pairs:
-        key = (int(owners[pair.later]), int(owners[pair.earlier]))
-        by_owners.setdefault(key, []).append(pair)
-    for (later, earlier), found in sorted(by_owners.items()):
-        yield _near_finding(parts[later], parts[earlier], found, numbers)
-
-
-def _near_finding(part: Part, earlier: Part, pairs: list[shingles.Pair], numbers: Any) -> Finding:
-    rows = [int(numbers[pair.later]) for pair in pairs]
-    details = tuple(
-        f"{part.place(numbers[pair.later])} is like {earlier.place(numbers[pair.earlier])} "
-        f"(similarity about {pair.similarity:.2f})"
-        for pair in pairs[:MAX_LISTED]
-    )
-    threshold = f"at least {shingles.THRESHOLD:.0%} of their three-word runs in common"
-    is_leak = part is not earlier
-    return Finding(
-        "warning" if is_leak else "info",
-        "near_shared_rows" if is_leak else "near_duplicates",
-        f"{part.rows.name}: {counted(len(rows), 'near-repeat')} of a prompt "
-        + (f"of {earlier.rows.name}" if is_leak else "further up")
-        + f" ({threshold})",
-        "are they the same question? rftkit dataset split --near keeps such rows in one part"
-        if is_leak
-        else "",
-        len(rows),
-        part.places(rows),
-        details,
-        {"threshold": shingles.THRESHOLD},
-    )
 
 
 def _spread(parts: list[Part]) -> Iterator[tuple[Part, int, Mapping[str, Any]]]:

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.datasets.rowfile import NumberedRow, Rows, open
+from rftkit.datasets.rowfile import Rows, open
+from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.unpack import REFUSED
 from rftkit.datasets.writing import refuse_existing, write_lines
 from rftkit.errors import RowError

@@ -10,16 +10,16 @@ Failed grades and answers that never came are left out and counted, never zero.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import comb
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets.findings import Finding, Place
-from rftkit.datasets.rowfile import NumberedRow, open
+from rftkit.datasets.rowfile import open
+from rftkit.datasets.rowlines import NumberedRow
+from rftkit.datasets.sampled import KINDS, Kind, SampledRow, suggest_threshold
 from rftkit.datasets.writing import write_lines
 from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
@@ -33,64 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Preview", "SampledRow", "preview", "spread_rows"]
 
-Kind = Literal["always right", "always wrong", "in between", "unknown"]
-KINDS: tuple[Kind, ...] = ("always right", "always wrong", "in between", "unknown")
 FEW_USEFUL = 0.3
 MAX_FLAT = 0.5
-SAME = 9  # decimals to which two rewards are compared
-
-
-@dataclass(frozen=True, slots=True)
-class SampledRow:
-    """One row with what the model earned on it."""
-
-    place: Place
-    rewards: tuple[float | None, ...]
-    """One for each completion; None where the grader failed or no answer came."""
-    answers: tuple[str, ...]
-    """What it said; empty where no answer came."""
-    trouble: tuple[str, ...]
-    """Why there is no reward, once for each reason."""
-
-    @property
-    def graded(self) -> list[float]:
-        """The rewards there are."""
-        return [round(reward, SAME) for reward in self.rewards if reward is not None]
-
-    @property
-    def mean(self) -> float | None:
-        """Mean reward; None when nothing was graded."""
-        return sum(self.graded) / len(self.graded) if self.graded else None
-
-    @property
-    def spread(self) -> float | None:
-        """Highest minus lowest reward."""
-        return max(self.graded) - min(self.graded) if self.graded else None
-
-    def passes(self, threshold: float) -> int:
-        """Completions that earned at least `threshold`."""
-        return sum(reward >= threshold for reward in self.graded)
-
-    def kind(self, threshold: float) -> Kind:
-        """What the row is for this model; `unknown` with fewer than two graded completions."""
-        if len(self.graded) < 2:
-            return "unknown"
-        if self.spread:
-            return "in between"
-        return "always right" if self.graded[0] >= threshold else "always wrong"
-
-    def flat_chance(self, group_size: int) -> float | None:
-        """The chance that a group of so many completions of this row all earn the same.
-
-        Up to the number of graded completions this is the unbiased estimate (the share of all
-        subsets of that size that are flat); beyond it is extrapolated with Jeffreys' prior.
-        """
-        counts, n = Counter(self.graded).values(), len(self.graded)
-        if n < 2:
-            return None
-        if group_size <= n:
-            return sum(comb(count, group_size) for count in counts) / comb(n, group_size)
-        return min(1.0, sum(_posterior_power(count, n, group_size) for count in counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,26 +241,6 @@ def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedR
         return [each for each in rows.rows_at(range(0, len(rows), stride)) if each.row]
 
 
-def suggest_threshold(rows: Sequence[SampledRow]) -> float | None:
-    """The threshold under which two completions of one row differ most often.
-
-    None when no row has two different rewards: then there is nothing to tell apart.
-    """
-    candidates = sorted({reward for row in rows for reward in row.graded})[1:]
-    best = max(candidates, key=lambda one: (_told_apart(rows, one), one), default=None)
-    return best if best is not None and _told_apart(rows, best) > 0 else None
-
-
-def _told_apart(rows: Sequence[SampledRow], threshold: float) -> float:
-    """Mean over rows of the share of pairs of completions on both sides of the threshold."""
-    shares = [
-        row.passes(threshold) * (n - row.passes(threshold)) / comb(n, 2)
-        for row in rows
-        if (n := len(row.graded)) >= 2
-    ]
-    return sum(shares) / len(shares) if shares else 0.0
-
-
 def _ask(
     client: OpenAI, model: str, row: Row, completions: int, options: Mapping[str, Any]
 ) -> tuple[list[Sample], str | None]:
@@ -355,14 +279,6 @@ def _sample(choice: Any, response_format: Mapping[str, Any] | None) -> Sample:
 def _why(errors: Mapping[str, Any]) -> str:
     details = [value for value in errors.values() if isinstance(value, str) and value]
     return "; ".join(details or errors)
-
-
-def _posterior_power(count: int, n: int, power: int) -> float:
-    """E[p^power] under Beta(count + 1/2, n - count + 1/2)."""
-    value = 1.0
-    for step in range(power):
-        value *= (count + 0.5 + step) / (n + 1 + step)
-    return value
 
 
 def _interval(values: list[float], support: tuple[float, float] | None = None) -> Estimate:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets.learnability import Preview
-from rftkit.datasets.rowfile import NumberedRow, open
+from rftkit.datasets.rowfile import open
+from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.scan import MAX_VALUE_CHARS, prompt_hash, prompt_text
 from rftkit.datasets.tokens import find_counter
 from rftkit.graders import reference_answer, validate

@@ -14,62 +14,23 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets.lineindex import LineIndex, Stamp, stamp
+from rftkit.datasets.rowlines import NumberedRow, Stretch, numbered
 from rftkit.datasets.search import needles, rows_with, says
-from rftkit.datasets.unpack import REFUSED, Blocks, blocks_of_file, blocks_of_frame, is_plain
-from rftkit.errors import InputError, RowError
-from rftkit.rows import BOM, Row, parse_row
+from rftkit.datasets.unpack import Blocks, blocks_of_file, blocks_of_frame, is_plain
+from rftkit.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["NumberedRow", "Rows", "Stretch", "open"]
+__all__ = ["Rows", "open"]
 
 KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading a kept index
 STRETCH_BYTES = 4 * 1024**2
 FRAME = "DataFrame"
-
-
-class NumberedRow(NamedTuple):
-    """One row where it stands: usable, or refused with the reason."""
-
-    number: int
-    """Place in the dataset, from 0; blank lines are not counted."""
-    line: int
-    """Line in its file, from 1; in a table the record, the line of names not counted."""
-    raw: bytes
-    """The line as it stands."""
-    row: Row | None
-    refusal: RowError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A run of rows that can be read without the index."""
-
-    name: str
-    path: Path
-    start: int
-    """Byte."""
-    end: int
-    first: int
-    """Number of the first row."""
-    starts: Any
-    """Where each row starts, in bytes from `start`."""
-    lines: Any
-    """The line of each row."""
-
-    def __iter__(self) -> Iterator[NumberedRow]:
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            block = file.read(self.end - self.start)
-        bounds = [*self.starts.tolist(), len(block)]
-        for at, line in enumerate(self.lines.tolist()):
-            yield numbered(block[bounds[at] : bounds[at + 1]], self.first + at, line, self.name)
 
 
 def open(source: str | Path | pd.DataFrame) -> Rows:
@@ -343,21 +304,6 @@ class Rows:
     def _says(self, number: int, text: str, keys: Sequence[str]) -> bool:
         row = next(self._read(number, number + 1)).row
         return row is not None and any(says(row.item.get(key, ""), text) for key in keys)
-
-
-def numbered(raw: bytes, number: int, line: int, name: str) -> NumberedRow:
-    """Read one line with whatever blank lines follow it."""
-    raw = raw.split(b"\n", 1)[0]
-    if number == 0:
-        raw = raw.removeprefix(BOM)
-    try:
-        if raw.startswith(REFUSED):
-            row, refusal = None, RowError(raw[1:].decode("utf-8", "replace"), path=name, line=line)
-        else:
-            row, refusal = parse_row(raw, line=line, path=name), None
-    except RowError as error:
-        row, refusal = None, error
-    return NumberedRow(number, line, raw, row, refusal)
 
 
 def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from rftkit.datasets.pii import kinds_in
-from rftkit.datasets.rowfile import NumberedRow, Stretch
+from rftkit.datasets.rowlines import NumberedRow, Stretch
 from rftkit.datasets.shingles import signatures
 from rftkit.errors import RowError
 from rftkit.graders import check_item_paths, reference_answer

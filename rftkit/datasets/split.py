@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets import shingles
-from rftkit.datasets.rowfile import NumberedRow, Rows, open
+from rftkit.datasets.rowfile import Rows, open
+from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.scan import prompt_hash, prompt_text
 from rftkit.datasets.writing import refuse_existing, sha256, write_lines
 from rftkit.errors import InputError

@@ -28,6 +28,7 @@ __all__ = ["REFUSED", "SUFFIXES", "blocks_of_file", "blocks_of_frame", "is_plain
 REFUSED = b"\x1e"
 """Starts a line that stands for a record which has no JSON; never valid in JSON itself."""
 
+FIRST_BLOCK_BYTES = 128 * 1024  # small, so that the first page is there at once
 BLOCK_BYTES = 4 * 1024**2
 BLOCK_ROWS = 2000
 
@@ -81,8 +82,9 @@ def _zstd(path: Path) -> Blocks:
 
 
 def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
-    rest = b""
-    while block := file.read(BLOCK_BYTES):
+    rest, size = b"", FIRST_BLOCK_BYTES
+    while block := file.read(size):
+        size = min(2 * size, BLOCK_BYTES)
         lines, newline, after = block.rpartition(b"\n")
         if newline:
             yield rest + lines + newline, position()
