@@ -7,6 +7,7 @@ read_job         all that a report on one job shows        publish        figure
 table            a table with its full rows as a CSV       made_from      sources, with hashes
 """
 
+from rftkit.reports.comparing import comparison_figures, comparison_sources, grader_of
 from rftkit.reports.document import read_summary
 from rftkit.reports.job import CHECKPOINTS, JobRecord, read_job
 from rftkit.reports.job_sweep import sweep_jobs
@@ -14,14 +15,18 @@ from rftkit.reports.provenance import made_from, versions
 from rftkit.reports.render import notebook_path, read_values, run
 from rftkit.reports.summary import MIME, publish, summary
 from rftkit.reports.sweep import Sweep, sweep
-from rftkit.reports.tables import csv_beside, table
+from rftkit.reports.tables import csv_beside, elsewhere, table
 
 __all__ = [
     "CHECKPOINTS",
     "MIME",
     "JobRecord",
     "Sweep",
+    "comparison_figures",
+    "comparison_sources",
     "csv_beside",
+    "elsewhere",
+    "grader_of",
     "made_from",
     "notebook_path",
     "publish",

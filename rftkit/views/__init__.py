@@ -4,6 +4,7 @@
     while it runs     standing · rollouts
     before and after  headline · answers
     comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
+    graders           agreement · judge_noise · drift_chart · regrade
     datasets          check_page · findings · check_rows · preview_table · profile_chart · …
     lists             table · keyvalues · events · migration
     source            spec
@@ -39,11 +40,13 @@ from rftkit.views.listing import table
 from rftkit.views.markup import Html, note, page
 from rftkit.views.migration import migration
 from rftkit.views.profile import profile_chart
+from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
 from rftkit.views.source import spec
 from rftkit.views.watch import rollouts, standing
 
 __all__ = [
     "Html",
+    "agreement",
     "answers",
     "audit_table",
     "check_page",
@@ -53,11 +56,13 @@ __all__ = [
     "compare_rows",
     "compare_runs",
     "difference_chart",
+    "drift_chart",
     "events",
     "findings",
     "grader_means",
     "headline",
     "health_chart",
+    "judge_noise",
     "jumps_for",
     "keyvalues",
     "migration",
@@ -68,6 +73,7 @@ __all__ = [
     "preview_table",
     "profile_chart",
     "profile_facts",
+    "regrade",
     "reward_chart",
     "reward_curve",
     "rollouts",

@@ -16,7 +16,14 @@ from rftkit.views.markup import Html, join, missing, note, number, remote, signe
 if TYPE_CHECKING:
     from rftkit.evals.comparison import Comparison, Estimate, PairSummary, RunSummary, SliceTable
 
-__all__ = ["compare_headline", "compare_runs", "grader_means", "pair_facts", "slice_lines"]
+__all__ = [
+    "compare_headline",
+    "compare_runs",
+    "grader_means",
+    "interval",
+    "pair_facts",
+    "slice_lines",
+]
 
 VERDICTS = {
     "better": ("▲ better", "rk-good"),
@@ -35,10 +42,10 @@ def compare_headline(comparison: Comparison) -> Html:
         best = comparison.summary(choice.deploy)
         start = comparison.summary(choice.baseline)
         tiles = _tile(f"{choice.baseline}, mean reward", number(start.reward.value, 2),
-                      _interval(start.reward, 2))  # fmt: skip
+                      interval(start.reward, 2))  # fmt: skip
         if best is not start:
             tiles += _tile(f"{best.label}, mean reward", number(best.reward.value, 2),
-                           _interval(best.reward, 2))  # fmt: skip
+                           interval(best.reward, 2))  # fmt: skip
         if choice.expected_gain is not None and choice.best != choice.baseline:
             tiles += _tile(
                 f"Gain of {choice.best} to expect on new rows",
@@ -108,8 +115,8 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
         ("rows graded in both", f"{pair.num_rows:,}"),
         ("mean difference", _change(pair.difference)),
         (f"the same, for all {pair.num_looks} looks together",
-         _interval(pair.together, signs=True)),
-        ("the same, by bootstrap", _interval(pair.bootstrap, signs=True)),
+         interval(pair.together, signs=True)),
+        ("the same, by bootstrap", interval(pair.bootstrap, signs=True)),
         ("difference of the pass rate", _change(pair.pass_difference)),
         ("rows fixed", jumps.link(pair.fixed_rows, f"fixed from {pair.before} to {pair.after}")),
         ("rows broken", jumps.link(pair.broken_rows, f"broken from {pair.before} to {pair.after}")),
@@ -145,7 +152,7 @@ def slice_lines(slices: SliceTable, jumps: Jumps) -> Html:
             "rows": jumps.link(each.rows, f"with {slices.by} = {each.value}"),
             **{label: each.means[label].value if label in each.means else None for label in ends},
             "difference": each.difference.value,
-            "interval": _interval(each.difference, signs=True),
+            "interval": interval(each.difference, signs=True),
             "so it is": _said(each.verdict),
         }
         for each in slices.slices
@@ -169,7 +176,7 @@ def _run_line(
     bad = f"at {run.label}"
     cells = [
         f'<td title="{text(run.model or "")}">{label}</td>',
-        _num(run.reward.value, below=_interval(run.reward)),
+        _num(run.reward.value, below=interval(run.reward)),
         _num(run.pass_rate.value, _share(run.pass_rate.value)),
         *_pair_cells(pair, jumps),
         _num(run.tokens.value, number(run.tokens.value, 0)),
@@ -186,9 +193,7 @@ def _pair_cells(pair: PairSummary | None, jumps: Jumps) -> list[str]:
     if pair is None:
         return ["<td></td>"] * 4
     return [
-        _num(
-            pair.together.value, signed(pair.together.value), _interval(pair.together, signs=True)
-        ),
+        _num(pair.together.value, signed(pair.together.value), interval(pair.together, signs=True)),
         f"<td>{_said(pair.verdict)}</td>",
         _count(jumps.link(pair.fixed_rows, f"fixed at {pair.after}"), pair.num_fixed),
         _count(jumps.link(pair.broken_rows, f"broken at {pair.after}"), pair.num_broken),
@@ -212,7 +217,8 @@ def _said(verdict: str) -> Html:
     return Html(f'<span class="rk-mark {tone}">{words}</span>', plain=words)
 
 
-def _interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str:
+def interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str:
+    """The ends of an interval, or why there is none."""
     if estimate.value is None:
         return "–"
     if estimate.low is None or estimate.high is None:
@@ -226,11 +232,11 @@ def _negative(value: float, digits: int) -> str:
 
 
 def _change(estimate: Estimate) -> str:
-    return f"{signed(estimate.value)} ({_interval(estimate, signs=True)})"
+    return f"{signed(estimate.value)} ({interval(estimate, signs=True)})"
 
 
 def _faint(estimate: Estimate) -> str:
-    return f'<small class="rk-missing">{text(_interval(estimate, 2))}</small>'
+    return f'<small class="rk-missing">{text(interval(estimate, 2))}</small>'
 
 
 def _share(value: float | None) -> str:
@@ -266,6 +272,6 @@ def _no_choice(comparison: Comparison) -> str:
 
 def _plain(comparison: Comparison) -> str:
     return "\n".join(
-        f"{run.label}: {number(run.reward.value)} ({_interval(run.reward)})"
+        f"{run.label}: {number(run.reward.value)} ({interval(run.reward)})"
         for run in comparison.runs
     )

@@ -8,7 +8,7 @@ link says how many, and where all of them are.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rftkit.views.markup import Html, text
 
@@ -28,6 +28,8 @@ class Jumps:
     """Rows of the comparison."""
     elsewhere: str = ""
     """Where all rows are, as the end of a sentence."""
+    links: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What was linked: the words for the rows -> their keys."""
 
     def link(self, rows: Iterable[str], said: str, *, shown: str | None = None) -> Html:
         """A number that leads to its rows.
@@ -40,6 +42,7 @@ class Jumps:
         keys = list(rows)
         here = [str(self.numbers[key]) for key in keys if key in self.numbers]
         label = shown if shown is not None else f"{len(keys):,}"
+        self.links[said] = tuple(keys)
         if not keys:
             return Html(text(label))
         few = f" <small>{len(here):,} here</small>" if len(here) < len(keys) else ""

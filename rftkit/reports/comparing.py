@@ -1,0 +1,66 @@
+"""What report notebooks on eval runs need beside the comparison itself: sources and figures.
+
+Not here: statistics (`rftkit.evals`) and how they look (`rftkit.views`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+    from rftkit.evals import Comparison, Samples
+
+__all__ = ["comparison_figures", "comparison_sources", "grader_of"]
+
+Json = dict[str, Any]
+
+
+def comparison_sources(samples: Samples, client: OpenAI | None = None) -> Json:
+    """What a comparison was made from, for `reports.made_from`.
+
+    Args:
+        samples: what was compared.
+        client: asked for the graders of the jobs; None for what is not on a service.
+    """
+    rows = hashlib.sha256("\n".join(sorted(samples.items)).encode()).hexdigest()
+    found: Json = {
+        "rows": {"name": "keys of all rows", "rows": len(samples.items), "sha256": rows},
+        "runs": ", ".join(run.id for run in samples.runs),
+    }
+    for job_id in dict.fromkeys(run.job_id for run in samples.runs if run.job_id):
+        if client is not None and (grader := grader_of(client, job_id)):
+            found[f"grader of {job_id}"] = grader
+    return found
+
+
+def grader_of(client: OpenAI, job_id: str) -> Json | None:
+    """The grader that a job was trained with; None when the service does not say."""
+    from openai import NotFoundError
+
+    try:
+        job = client.fine_tuning.jobs.retrieve(job_id).to_dict(warnings=False)
+    except NotFoundError:  # a run of a service that has forgotten its job
+        return None
+    method: Json = job.get("method") or {}  # type: ignore[assignment]
+    return (method.get("reinforcement") or {}).get("grader")
+
+
+def comparison_figures(comparison: Comparison) -> Json:
+    """A comparison in a few numbers, for `reports.publish`."""
+    figures: Json = {"runs": len(comparison.runs), "rows": len(comparison.rows)}
+    choice = comparison.choice
+    if choice is None:
+        return figures
+    for name, label in (("baseline", choice.baseline), ("best", choice.best)):
+        figures[name] = {"run": label, "reward": comparison.summary(label).reward.value}
+    pairs = {pair.after: pair for pair in comparison.pairs}
+    pair = pairs.get(choice.best)
+    return figures | {
+        "deploy": choice.deploy,
+        "expected_gain": choice.expected_gain,
+        "gain": pair and pair.together.value,
+        "verdict": pair and pair.verdict,
+    }

@@ -1,0 +1,201 @@
+"""Can the grader be believed: agreement with people, drift of the reward, what an edit changes.
+
+Not here: the numbers (`rftkit.evals`). Samples that a number counts are shown in a table below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rftkit.views.compare_tables import interval
+from rftkit.views.conversation import readable
+from rftkit.views.listing import table
+from rftkit.views.markup import Html, counted, join, missing, note, number, text, wrap
+from rftkit.views.plot import Line, Panel, describe, draw, picture
+
+if TYPE_CHECKING:
+    from rftkit.evals.agreement import Agreement
+    from rftkit.evals.drift import Drift
+    from rftkit.evals.noise import JudgeNoise
+    from rftkit.evals.regrade import Regrade
+    from rftkit.evals.samples import Samples
+
+__all__ = ["agreement", "drift_chart", "judge_noise", "regrade", "sample_lines"]
+
+Place = tuple[str, str, int]
+MOST_SAMPLES = 60
+"""Samples in a table behind a number."""
+
+
+def agreement(found: Agreement, samples: Samples) -> Html:
+    """How well a grader agrees with people, where it is lenient or harsh, and a better threshold.
+
+    Args:
+        found: from `evals.agree`.
+        samples: what was labelled.
+    """
+    facts = [
+        ("labels", f"{found.num_labels:,}"),
+        ("labels without a grade", f"{found.num_left_out:,}"),
+        ("verdicts that agree", _ranged(found.agreement)),
+        ("Cohen's kappa", _ranged(found.kappa)),
+        ("rank correlation with people", _ranged(found.correlation)),
+        ("reward minus label, mean", _ranged(found.bias)),
+        ("lenient: passes what people reject", f"{len(found.lenient):,}"),
+        ("harsh: fails what people accept", f"{len(found.harsh):,}"),
+    ]
+    if found.suggested is not None:
+        at = f"{found.suggested.value:.3g} (kappa {number(found.suggested.kappa, 2)})"
+        facts.append(("threshold that agrees best", at))
+    parts = [_told(found.sentence, facts)]
+    curve = [(each.value, each.kappa) for each in found.thresholds if each.kappa is not None]
+    if len(curve) > 2:
+        parts.append(_threshold_chart(curve, found.suggested and found.suggested.value))
+    for title, places in (("Lenient", found.lenient), ("Harsh", found.harsh)):
+        if places:
+            parts.append(sample_lines(samples, places, caption=f"{title}, worst first"))
+    return join(parts, plain=found.sentence)
+
+
+def judge_noise(noise: JudgeNoise) -> Html:
+    """How much a grader disagrees with itself about the very same answers."""
+    facts = [
+        ("samples graded again", f"{noise.num_samples:,}"),
+        ("grades in all", f"{noise.num_grades:,}"),
+        ("one grade moves by (standard deviation)", number(noise.one_grade)),
+        (f"band of a difference of two runs, {counted(noise.num_rows, 'row')}", _plus(noise.band)),
+        ("verdicts that are not the same each time",
+         "–" if noise.flips is None else f"{100 * noise.flips:.1f} %"),
+    ]  # fmt: skip
+    return _told(noise.sentence, facts)
+
+
+def drift_chart(found: Drift) -> Html:
+    """Reward beside a second grader, training beside validation, length of the answers, by step."""
+    frame = found.frame
+    if not len(frame):
+        return note("There is no validation to watch.")
+    steps = [int(step) for step in frame["step"]]
+    reward = _line(frame, steps, "reward", "validation reward", strong=True)
+    panels = []
+    if found.watch is not None:
+        second = _line(frame, steps, "watch", found.watch)
+        panels.append(Panel("Reward and a grader never trained on", (reward, second)))
+    train = _line(frame, steps, "train_reward", "training")
+    if any(not missing(value) for value in train.values):
+        panels.append(Panel("Training and validation", (reward, train)))
+    length = "tokens" if frame["tokens"].notna().any() else "characters"
+    panels.append(
+        Panel(f"Length of answers, {length}", (_line(frame, steps, length, length, strong=True),))
+    )
+    points = "".join(f"<li>{text(each)}</li>" for each in found.sentences)
+    return join(
+        [
+            picture([(draw(panel), describe(panel)) for panel in panels]),
+            wrap(f"<ul>{points}</ul>"),
+        ],
+        plain="\n".join(found.sentences),
+    )
+
+
+def regrade(found: Regrade) -> Html:
+    """What an edited grader changes: ranks, verdicts, advantages, signal."""
+    rows = [
+        {
+            "run": each.label,
+            "reward before": each.before.value,
+            "reward after": each.after.value,
+            "rank correlation": each.rank_correlation,
+            "failed": each.num_failed,
+        }
+        for each in found.runs
+    ]
+    facts = [
+        ("rank correlation over all samples", _ranged(found.rank_correlation)),
+        ("failed and now pass", f"{len(found.flipped_to_pass):,}"),
+        ("passed and now fail", f"{len(found.flipped_to_fail):,}"),
+        ("advantages that change their sign",
+         f"{len(found.flipped_advantages):,} of {found.num_advantages:,}"),
+        ("prompts that gain a signal", f"{len(found.gained_signal):,}"),
+        ("prompts that lose their signal", f"{len(found.lost_signal):,}"),
+    ]  # fmt: skip
+    parts = [_told(found.sentence, facts)]
+    parts += [note(each) for each in found.notes]
+    parts.append(table(rows, caption=f"Before, and under {found.grader}", noun="run"))
+    for title, places in (
+        ("Failed and now pass", found.flipped_to_pass),
+        ("Passed and now fail", found.flipped_to_fail),
+        ("Training would push the other way", found.flipped_advantages),
+    ):
+        if places:
+            parts.append(sample_lines(found.samples, places, caption=title))
+    return join(parts, plain=found.sentence)
+
+
+def sample_lines(samples: Samples, places: Sequence[Place], *, caption: str) -> Html:
+    """The samples of (row, run, number), in that order: prompt, answer, reward."""
+    shown = list(places)[:MOST_SAMPLES]
+    frame = samples.frame
+    wanted = frame[frame["row"].isin({row for row, _, _ in shown})]
+    known: dict[Place, Any] = {
+        (line["row"], line["run"], line["sample"]): line for line in _records(wanted)
+    }
+    rows = [
+        {
+            "row": samples.numbers.get(row),
+            "run": run,
+            "prompt": samples.prompt(row),
+            "answer": readable(known[row, run, at]["answer"]),
+            "reward": known[row, run, at]["reward"],
+            "judge": known[row, run, at]["judge"],
+        }
+        for row, run, at in shown
+        if (row, run, at) in known
+    ]
+    return table(rows, caption=caption, noun="sample", page=8, total=len(places))
+
+
+def _records(frame: Any) -> Iterable[Any]:
+    records: list[Any] = frame.to_dict("records")
+    return records
+
+
+def _told(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
+    lines = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in facts
+    )
+    return wrap(
+        f"<p><b>{text(sentence)}</b></p><table><tbody>{lines}</tbody></table>", plain=sentence
+    )
+
+
+def _ranged(estimate: Any) -> str:
+    return "–" if estimate.value is None else f"{number(estimate.value)} ({interval(estimate)})"
+
+
+def _plus(value: float | None) -> str:
+    return "–" if value is None else f"±{number(value)}"
+
+
+def _line(frame: Any, steps: list[int], column: str, label: str, *, strong: bool = False) -> Line:
+    values = [None if missing(each) else float(each) for each in frame[column]]
+    spread: list[float | None] = []
+    if f"{column}_high" in frame:
+        width = (frame[f"{column}_high"] - frame[f"{column}_low"]) / 2
+        spread = [None if missing(each) else float(each) for each in width]
+    return Line(label, steps, values, strong, spread)
+
+
+def _threshold_chart(curve: Sequence[tuple[float, float | None]], suggested: float | None) -> Html:
+    from rftkit.views.plot import dress, panel_axes
+
+    figure, axes = panel_axes(True)
+    axes.plot(*zip(*curve, strict=True), color="#0a58a8", linewidth=1.8, marker="o", markersize=3)
+    if suggested is not None:
+        axes.axvline(suggested, color="#67717c", linewidth=1, linestyle=(0, (4, 2)))
+    dress(axes, "Agreement with people (kappa) by threshold")
+    axes.set_xlabel("rewards from here on pass", fontsize=7.5)
+    best = max(curve, key=lambda each: each[1] or 0.0)
+    said = f"Cohen's kappa by pass threshold; highest {number(best[1], 2)} at {best[0]:.3g}."
+    return picture([(figure, said)])

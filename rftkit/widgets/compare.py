@@ -1,0 +1,234 @@
+"""RunCompare: eval runs side by side; from any number to the rows behind it.
+
+Not here: the statistics (`rftkit.evals.compare`) and how they look (`rftkit.views`). The panel
+keeps the comparison in the kernel and sends one page of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from traitlets import Enum, Int, Unicode
+
+from rftkit import evals, views
+from rftkit.errors import InputError
+from rftkit.evals import Comparison, JudgeNoise, Samples
+from rftkit.views.compare_rows import SORTS, row_cards, row_marks
+from rftkit.views.jumps import Jumps
+from rftkit.views.markup import Html, join, note, wrap
+from rftkit.widgets.panel import STORED_BYTES, Panel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RunCompare"]
+
+SECTIONS = {"runs": "Runs", "curves": "Curves", "slices": "Slices", "pair": "Against the baseline"}
+PAGE = 8
+"""Rows on a page."""
+
+
+class RunCompare(Panel):
+    """Compare runs: the recommendation, every run with intervals, slices, and the rows.
+
+    `panel.comparison` has every number; `panel.data()` is the rows that are now found.
+
+    Args:
+        samples: from `evals.fetch` and its like, or a `Comparison` that was made already.
+        slices: keys, or names with functions, to cut the rows by.
+        margin: differences smaller than this do not matter.
+        noise: of the judge, drawn as a band; from `evals.judge_noise`.
+        state: `section` (runs, curves, slices, pair), `after` (label held against the baseline),
+            `only` (words of a number whose rows are shown, as `fixed at Step 12`), `kind` (fixed,
+            broken, better, worse, same, not graded), `query`, `sort`, `page`.
+    """
+
+    section = Enum(list(SECTIONS), default_value="runs", help="What is shown above the rows.")
+    after = Unicode("", help="Label that rows and slices hold against the baseline.")
+    only = Unicode("", help="Words of the number whose rows are shown; empty for all rows.")
+    kind = Unicode("", help="What became of the rows: fixed, broken, better, …; empty for all.")
+    query = Unicode("", help="Text that the prompts hold, without regard to case.")
+    sort = Enum(list(SORTS), default_value="-change", help="Order of the rows.")
+    page = Int(0, min=0, help="Page shown, from 0.")
+
+    def __init__(
+        self,
+        samples: Samples | Comparison,
+        *,
+        slices: Sequence[str] | Mapping[str, Any] = (),
+        margin: float | None = None,
+        noise: JudgeNoise | None = None,
+        **state: Any,
+    ) -> None:
+        """Compare at once, so that what cannot be compared is an error here."""
+        self._slices, self._margin, self._noise = slices, margin, noise
+        self.comparison: Comparison
+        """Every number of the panel."""
+        if isinstance(samples, Comparison):
+            self._take(samples)
+        else:
+            self._take(self._compare(samples, state.get("after") or None))
+        super().__init__(**{"after": self.comparison.focus or "", **state})
+
+    # what it shows
+
+    def data(self) -> pd.DataFrame:
+        """The rows that are found, in the order they are shown: `comparison.rows` and a `kind`."""
+        rows = self.comparison.rows
+        rows = rows.assign(kind=[self._marks[key][0] for key in rows["row"]])
+        if self.only:
+            rows = rows[rows["row"].isin(self._rows_behind(self.only))]
+        if self.kind:
+            rows = rows[rows["kind"] == self.kind]
+        if self.query.strip():
+            rows = rows[rows["prompt"].str.contains(self.query.strip(), case=False, regex=False)]
+        return self._sorted(rows)
+
+    def to_html(self, *, max_bytes: int = 300_000) -> Html:
+        """All of it; with little room only the recommendation and the runs."""
+        head = [views.compare_headline(self.comparison), self._runs()]
+        if max_bytes <= STORED_BYTES:
+            return join(head, plain=head[0].plain)
+        for name in ("curves", "slices", "pair"):
+            head += [wrap(f"<h3>{SECTIONS[name]}</h3>"), self._part(name)]
+        most = max(10, min(200, max_bytes // 10_000))
+        jumps = views.jumps_for(self.comparison, most)
+        rows = views.compare_rows(self.comparison, jumps=jumps, max_bytes=max_bytes)
+        return join([*head, wrap("<h3>Rows</h3>"), rows], plain=head[0].plain)
+
+    def _part(self, name: str) -> Html:
+        found = self.comparison
+        if name == "runs":
+            return self._runs()
+        if name == "curves":
+            charts = [views.reward_curve(found, self._noise), views.difference_chart(found)]
+            return join([*charts, views.row_paths(found)])
+        if name == "slices":
+            return self._slice_views()
+        return views.pair_facts(found.pair(self.after), self._jumps) if found.pairs else note(
+            "There is one run: nothing to hold it against.")  # fmt: skip
+
+    def _runs(self) -> Html:
+        parts = [views.compare_runs(self.comparison, jumps=self._jumps)]
+        if self.comparison.samples.graders:
+            parts.append(views.grader_means(self.comparison))
+        return join(parts, plain=parts[0].plain)
+
+    def _slice_views(self) -> Html:
+        tables = self.comparison.slices
+        if not tables:
+            return note('No slices were asked for: RunCompare(samples, slices=["topic"]).')
+        parts = [
+            part for each in tables
+            for part in (views.slice_chart(each), views.slice_lines(each, self._jumps))
+        ]  # fmt: skip
+        return join(parts)
+
+    # state
+
+    def _compare(self, samples: Samples, after: str | None) -> Comparison:
+        return evals.compare(samples, after=after, slices=self._slices, margin=self._margin)
+
+    def _take(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        rows = comparison.rows
+        numbers = dict(zip(rows["row"], rows["number"].astype(int), strict=True))
+        self._jumps = Jumps(numbers, len(rows))
+        self._marks = row_marks(comparison)
+
+    def _rows_behind(self, words: str) -> Sequence[str]:
+        if words not in self._jumps.links:
+            for name in SECTIONS:  # a number that was not shown yet
+                self._part(name)
+        if words not in self._jumps.links:
+            known = ", ".join(list(self._jumps.links)[:6])
+            raise InputError(f"no number of this comparison is {words!r}; there are {known}, …")
+        return self._jumps.links[words]
+
+    def _sorted(self, rows: pd.DataFrame) -> pd.DataFrame:
+        key = self.sort.removeprefix("-")
+        column = f"reward/{self.comparison.focus}" if key == "final" else key
+        if column not in rows:
+            return rows
+        down = self.sort.startswith("-")
+        return rows.sort_values(column, ascending=not down, kind="stable", na_position="last")
+
+    def _changed(self, names: Any) -> None:
+        if names & {"only", "kind", "query", "sort"}:
+            self.page = 0
+        if "only" in names and self.only:
+            self._rows_behind(self.only)
+        if "after" in names and self.after != self.comparison.focus:
+            self._work(
+                lambda task: self._compare(self.comparison.samples, self.after),
+                self._show_compared,
+                "Comparing",
+            )
+
+    def _show_compared(self, comparison: Comparison) -> None:
+        self._take(comparison)
+        self.set(only="", page=0)
+        if self._root is not None:
+            self._draw()
+
+    # widgets
+
+    def _build(self) -> Sequence[ipywidgets.Widget]:
+        wide = ipywidgets.Layout(width="15rem")
+        labels = [
+            each for each in self.comparison.samples.labels if each != self.comparison.baseline
+        ]
+        self._tabs = ipywidgets.ToggleButtons(options=[(v, k) for k, v in SECTIONS.items()])
+        self._afters = ipywidgets.Dropdown(
+            options=labels or [""], description="Hold against", layout=wide
+        )
+        self._search = ipywidgets.Text(
+            placeholder="Search the prompts", continuous_update=False, layout=wide
+        )
+        self._sorts = ipywidgets.Dropdown(options=[(v, k) for k, v in SORTS.items()], layout=wide)
+        self._kinds = ipywidgets.Dropdown(layout=wide)
+        self._all = self._button("Show all rows", lambda: self.set(only=""), "Leave the selection")
+        self._back = self._button("‹ Previous", lambda: self.set(page=max(0, self.page - 1)))
+        self._next = self._button("Next ›", lambda: self.set(page=self.page + 1))
+        self._head, self._above = self._html(), self._html()
+        self._said, self._rows, self._count = self._html(), self._html(), self._html()
+        kinds = sorted({mark for mark, _ in self._marks.values()})
+        self._kinds.options = [("all rows", ""), *((each, each) for each in kinds)]
+        for name, widget in (("section", self._tabs), ("query", self._search),
+                             ("sort", self._sorts), ("kind", self._kinds)):  # fmt: skip
+            self._bind(name, widget)
+        if labels:
+            self._bind("after", self._afters)
+        row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        return [
+            self._acts_channel(),
+            self._head,
+            ipywidgets.HBox([self._tabs, self._afters], layout=row),
+            self._above,
+            ipywidgets.HBox([self._search, self._kinds, self._sorts], layout=row),
+            ipywidgets.HBox([self._said, self._all], layout=row),
+            self._rows,
+            ipywidgets.HBox([self._back, self._next, self._count], layout=row),
+        ]
+
+    def _draw(self) -> None:
+        self._head.value = views.compare_headline(self.comparison)
+        shown = (self.section, id(self.comparison))
+        if getattr(self, "_drawn", None) != shown:  # plots are drawn again only when they change
+            self._drawn = shown
+            self._above.value = self._part(self.section)
+        found = self.data()
+        first = min(self.page, max(0, (len(found) - 1) // PAGE)) * PAGE
+        keys = list(found["row"].iloc[first : first + PAGE])
+        cards = "".join(row_cards(self.comparison, keys, max_bytes=400_000)) if keys else ""
+        self._rows.value = wrap(cards) if cards else note("No row is like that.")
+        last = first + len(keys)
+        self._count.value = note(f"{first + 1 if keys else 0} to {last} of {len(found):,} rows")
+        self._said.value = note(f"Rows {self.only}") if self.only else ""
+        self._all.layout.display = "" if self.only else "none"
+        self._back.disabled, self._next.disabled = first == 0, last >= len(found)
+
+    def _act_jump(self, words: str) -> None:
+        self.only = words
