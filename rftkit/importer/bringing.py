@@ -40,6 +40,10 @@ REFERENCES: dict[str, Kind] = {
 }
 """Fields of a job that name other objects."""
 ROUTE = "/rftkit/imports"
+MAX_ID = 512
+"""Characters of an id that the platform takes."""
+UNUSABLE = (400, 413)
+"""No usable JSON, or too large: of a line, not of the platform."""
 
 Json = dict[str, Any]
 
@@ -145,9 +149,11 @@ def _references(unit: Unit) -> dict[str, tuple[Kind, str]]:
 def _is_here(unit: Unit, found: Json | None, origin: str, done: Brought) -> bool:
     """Whether there is nothing to send; notes why."""
     name = f"{unit.kind} {unit.id}"
-    if found is None:
+    if not _is_usable(unit.id):
+        done.refused[name] = f"its id is not one of 1 to {MAX_ID} letters"
+    elif found is None:
         return False
-    if found["origin"] is None:
+    elif found["origin"] is None:
         done.refused[name] = "an object with this id was made here"
     elif found["digest"] == _digest(unit):
         done.same[unit.kind] += 1
@@ -159,6 +165,10 @@ def _is_here(unit: Unit, found: Json | None, origin: str, done: Brought) -> bool
         done.updated[unit.kind] += 1
         return False
     return True
+
+
+def _is_usable(object_id: str) -> bool:
+    return 0 < len(object_id) <= MAX_ID and object_id.isprintable()
 
 
 def _tally(kind: Kind, num_parts: int, done: Brought, by: int = 1) -> None:
@@ -188,7 +198,7 @@ class _Platform:
         """Kind -> id -> `origin`, `digest` and `is_final` of what is there."""
         ids: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for kind, object_id in wanted:
-            ids[kind].append(object_id)
+            ids[kind] += [object_id] if _is_usable(object_id) else []
         found: dict[str, dict[str, Json]] = self._post(f"{ROUTE}/known", body=ids)
         return found
 
@@ -228,8 +238,8 @@ class _Platform:
         self._lines, self._num_bytes = [], 0
 
     def _send_lines(self, lines: list[tuple[Kind, str, bytes]]) -> None:
-        """Send lines; one that is no usable JSON spoils its request, so it is looked for."""
-        from openai import BadRequestError
+        """Send lines; one that cannot be used spoils its request, so it is looked for."""
+        from openai import APIStatusError
 
         try:
             answer = self._post(
@@ -240,7 +250,9 @@ class _Platform:
                     "headers": {"content-type": "application/x-ndjson"},
                 },
             )
-        except BadRequestError as error:
+        except APIStatusError as error:
+            if error.status_code not in UNUSABLE:
+                raise
             half = len(lines) // 2
             if half:
                 self._send_lines(lines[:half])

@@ -15,6 +15,7 @@ from rftkit.graders import mask_secrets
 from rftkit.server.records import Checkpoint, Eval, EvalRun, Event, File, Job, Model, OutputItem
 
 __all__ = [
+    "check_id",
     "checkpoint_record",
     "eval_record",
     "event_record",
@@ -208,11 +209,21 @@ def _masked_job(wire: Json) -> Json:
     return {**wire, "method": shown}
 
 
+def check_id(value: Any, param: str = "id") -> str:
+    """An id as it can be kept and put into a URL.
+
+    Raises:
+        RequestError: it is not.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID or not value.isprintable():
+        raise RequestError(
+            f"an object must have an `{param}` of 1 to {MAX_ID} letters", param=param
+        )
+    return value
+
+
 def _id(wire: Json) -> str:
-    found = wire.get("id")
-    if not isinstance(found, str) or not 0 < len(found) <= MAX_ID or not found.isprintable():
-        raise RequestError(f"an object must have an `id` of 1 to {MAX_ID} letters", param="id")
-    return found
+    return check_id(wire.get("id"))
 
 
 def _text(wire: Json, name: str) -> str:

@@ -7,6 +7,7 @@ megabytes, so everybody else is served meanwhile. Not here: reading dumps; the c
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from rftkit import settings
 from rftkit.errors import RequestError
 from rftkit.server.api import Here, Reply
 from rftkit.server.api.body import Body
-from rftkit.server.imported import parse
+from rftkit.server.imported import check_id, parse
 from rftkit.server.platform import Platform
 from rftkit.server.store_imports import KINDS, PARTS
 
@@ -25,6 +26,7 @@ __all__ = ["router"]
 router = APIRouter(prefix="/rftkit/imports")
 
 Json = dict[str, Any]
+SHA256 = re.compile("[0-9a-f]{64}")
 Origin = Annotated[str, Query(min_length=1, max_length=500)]
 
 
@@ -78,7 +80,8 @@ def create(here: Here, origin: Origin, lines: Annotated[list[bytes], Depends(_li
     for (kind, parent), group in groupby(
         parsed, lambda line: (line.get("kind"), line.get("parent"))
     ):
-        if kind in PARTS and isinstance(parent, str):
+        if isinstance(kind, str) and kind in PARTS:
+            check_id(parent, "parent")
             try:
                 wires = [_object(line) for line in group]
                 here.store.imports.add_parts(kind, parent, wires, origin)
@@ -100,9 +103,9 @@ def _put(here: Platform, line: Json, origin: str) -> None:
     imports, is_final = here.store.imports, line.get("is_final") is True
     match kind:
         case "file":
-            blob = line.get("content")
-            size = here.store.blob_size(blob) if isinstance(blob, str) else None
-            if not isinstance(blob, str) or size is None:
+            blob = _digest(line, "content")
+            size = here.store.blob_size(blob)
+            if size is None:
                 raise RequestError("its content was not sent")
             imports.put_file(wire, origin, digest, blob, size)
         case "eval":
@@ -127,10 +130,10 @@ def _object(line: Json) -> Json:
     return wire
 
 
-def _digest(line: Json) -> str:
-    digest = line.get("digest")
-    if not isinstance(digest, str) or not digest:
-        raise RequestError("`digest` must be text", param="digest")
+def _digest(line: Json, name: str = "digest") -> str:
+    digest = line.get(name)
+    if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+        raise RequestError(f"`{name}` must be 64 hexadecimal digits", param=name)
     return digest
 
 
