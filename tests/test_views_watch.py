@@ -1,0 +1,133 @@
+"""Where a job stands and what it tried, as markup: words for every state, nothing hidden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sample_job
+from sample_job import PROBE, events
+
+from rftkit import views
+from rftkit.jobs import step_frame
+from rftkit.jobs.estimate import Estimate
+from rftkit.views import launch
+
+STEPS = step_frame(events()).to_dict("records")
+
+
+def standing(status: str = "running", **options: Any) -> str:
+    changes = {"status": status, "finished_at": None, "estimated_finish": sample_job.CREATED + 90}
+    return views.standing(sample_job.job(**changes), STEPS, **options)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("validating_files", "… checking the files"),
+        ("queued", "… waiting for the worker"),
+        ("running", "▶ running"),
+        ("paused", "‖ paused"),
+        ("succeeded", "✓ succeeded"),
+        ("failed", "✗ failed"),
+        ("brand_new", "brand_new"),
+    ],
+)
+def test_every_status_has_words(status: str, words: str) -> None:
+    assert words in standing(status)
+
+
+def test_it_says_step_time_and_rewards() -> None:
+    html = standing(looked_at=sample_job.CREATED + 60)
+    assert '<progress max="24" value="24" aria-label="steps">' in html
+    assert "1:00 since it was created" in html
+    assert "about 30 s left" in html
+    assert "Validation, step 24" in html
+    assert "+0.49, from 0.30 at step 0" in html
+    assert "Failed grades" in html
+    assert "As of 2026-09-21" in html
+
+
+def test_it_says_how_old_it_is() -> None:
+    assert "rk-expires" not in standing()
+    expiring = standing(expires_after=10.0)
+    assert "animation-delay: 10s" in expiring
+    assert "No news for 10 seconds" in expiring
+    stale = standing(stale=f"no answer {PROBE}", expires_after=10.0)
+    assert "rk-expires" not in stale
+    assert "<script>" not in stale
+    assert "Older steps are still being read" in standing(unread=True)
+
+
+def test_an_error_is_shown_and_escaped() -> None:
+    html = standing("failed", error=PROBE)
+    assert "<img" not in html
+    assert "&lt;img src=x" in html
+
+
+def test_a_job_without_a_step() -> None:
+    html = views.standing(sample_job.job(status="queued", finished_at=None), [])
+    assert "waiting for the worker" in html
+    assert "<progress" not in html
+
+
+def group(line: int, *rewards: float | None, item: dict[str, Any] | None = None) -> dict[str, Any]:
+    def rollout(index: int, reward: float | None) -> dict[str, Any]:
+        outcome = "failed" if reward is None else "graded"
+        grade = {"reward": reward, "outcome": outcome, "sub_rewards": {}, "errors": {}}
+        stop = "length" if index == 0 else "stop"
+        return {"text": f"said {index} {PROBE}", "stop_reason": stop, "tokens": 3, "grade": grade}
+
+    return {
+        "line": line,
+        "item": item,
+        "rollouts": [rollout(index, reward) for index, reward in enumerate(rewards)],
+    }
+
+
+def test_rollouts_come_best_first_with_their_advantage() -> None:
+    item = {"messages": [{"role": "user", "content": "Which colour?"}], "answer": "red"}
+    found = {"step": 3, "groups": [group(1, 0.25, 0.75, None, item=item), group(2, 0.5, 0.5)]}
+    html = views.rollouts(found)
+    assert "Step 3: 5 completions in 2 groups; 1 without signal" in html
+    assert "! 1 failed; spread 0.50" in html
+    assert "= flat, no signal" in html
+    first = html.index("reward 0.75 (+0.25)")
+    assert first < html.index("reward 0.25 (−0.25)") < html.index("not graded")
+    assert "3 tokens, cut off" in html
+    assert "(file deleted)" in html
+    assert "<script>document" not in html
+
+
+def test_rollouts_that_are_not_there() -> None:
+    assert "does not show the completions" in views.rollouts(None)
+    assert "No training step is complete yet" in views.rollouts({"step": None, "groups": []})
+
+
+def test_a_long_estimate_is_read_at_a_glance() -> None:
+    estimate = Estimate(
+        total_steps=100,
+        num_validations=5,
+        ready_seconds=10.0,
+        step_seconds=(30.0, 36.0),
+        validation_seconds=60.0,
+        host_memory_bytes=3 * 2**30,
+        device_memory_bytes=20 * 2**30,
+        judge_tokens={"gpt-x": (1_000_000.0, 50_000.0)},
+        hyperparameters={},
+    )
+    html = launch.estimated(estimate, estimate.cost(3.0, 2.0, 8.0))
+    for words in ("55:10 to 1:05:10", "3.0 GiB", "20.0 GiB", "1,000,000 in, 50,000 out", "$5.16"):
+        assert words in html, html
+
+
+def test_settings_say_what_auto_means() -> None:
+    plan = {
+        "hyperparameters": {"batch_size": 8, "total_steps": 24, "eval_interval": 6},
+        "reasons": {"batch_size": "8 prompts a step", "eval_interval": "a quarter"},
+        "ignored": {},
+    }
+    html = launch.settings({"batch_size": 8}, plan)
+    assert "24 steps, a validation every 6" in html
+    assert "a quarter" in html
+    assert "does not say what auto means" in launch.settings({}, None)
