@@ -28,7 +28,7 @@ class Estimate:
     num_validations: int
     """With the one before the first step and the one after the last."""
     ready_seconds: float
-    """Loading the model; whole seconds, and 0 when it was loaded already."""
+    """Loading the model; not part of `seconds`, because the job finds it loaded."""
     step_seconds: tuple[float, float]
     """Of the two steps that were taken, the shorter first."""
     validation_seconds: float
@@ -44,8 +44,8 @@ class Estimate:
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """From start to end, if every step were like the shorter or the longer of the two."""
-        fixed = self.ready_seconds + self.num_validations * self.validation_seconds
+        """Of all steps and validations, if each step were like the shorter or the longer one."""
+        fixed = self.num_validations * self.validation_seconds
         low, high = self.step_seconds
         return fixed + self.total_steps * low, fixed + self.total_steps * high
 

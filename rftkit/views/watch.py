@@ -85,11 +85,12 @@ def standing(
     return wrap("".join(lines), "rk-standing", "\n".join(plain))
 
 
-def rollouts(found: Mapping[str, Any] | None, *, max_bytes: int = 300_000) -> Html:
+def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int = 300_000) -> Html:
     """The completions of one step, a card per group, each with its rewards from high to low.
 
     Args:
         found: from `rftkit.jobs.rollouts`; None when the service does not show any.
+        page: groups on one page; where no script runs, the others cannot be reached.
         max_bytes: of markup.
     """
     if found is None:
@@ -109,7 +110,7 @@ def rollouts(found: Mapping[str, Any] | None, *, max_bytes: int = 300_000) -> Ht
         cards,
         lambda body: f'<div class="rk-items">{body}</div>',
         noun="group",
-        page=8,
+        page=page,
         max_bytes=max_bytes,
         sorts=[("-spread", "widest spread first"), ("mean", "lowest mean first")],
     )

@@ -309,19 +309,19 @@ class JobLauncher(Panel):
             name: self._field(name, label) for name, label in _TEXTS.items()
         }
         models = [model.id for model in self._client.models.list()]
-        self._model = ipywidgets.Combobox(options=models, description="Model", **_WIDE)
+        self._model = ipywidgets.Combobox(options=models, description="Model", **_wide())
         self._bind("model", self._model)
         chooser = ipywidgets.Dropdown(
             options=[(OWN_FILES, ""), *((name, name) for name in _bundled())],
             value=self.dataset if self.dataset in _bundled() else "",
             description="Dataset",
-            **_WIDE,
+            **_wide(),
         )
         chooser.observe(
             lambda change: self._guard(lambda: self.set(dataset=change["new"])), names="value"
         )
         self._json = {
-            name: ipywidgets.Textarea(description=label, continuous_update=False, rows=6, **_WIDE)
+            name: ipywidgets.Textarea(description=label, continuous_update=False, rows=6, **_wide())
             for name, label in (("grader", "Grader"), ("response_format", "Format"))
         }
         for name, area in self._json.items():
@@ -352,17 +352,17 @@ class JobLauncher(Panel):
             self._fields["train"],
             self._fields["valid"],
             self._model,
-            ipywidgets.HBox([self._fields["suffix"], self._fields["seed"]], layout=_WRAP),
+            ipywidgets.HBox([self._fields["suffix"], self._fields["seed"]], layout=_wrap()),
             more,
-            ipywidgets.HBox(buttons, layout=_WRAP),
+            ipywidgets.HBox(buttons, layout=_wrap()),
             self._found,
             self._choice,
             self._body,
-            ipywidgets.HBox([*self._waivers.values()], layout=_WRAP),
+            ipywidgets.HBox([*self._waivers.values()], layout=_wrap()),
         ]
 
     def _field(self, name: str, label: str) -> ipywidgets.Text:
-        field = ipywidgets.Text(description=label, continuous_update=False, **_WIDE)
+        field = ipywidgets.Text(description=label, continuous_update=False, **_wide())
         field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
         return field
 
@@ -461,11 +461,16 @@ _TEXTS = {
     "seed": "Seed",
     "metadata": "metadata",
 }
-_WIDE: dict[str, Any] = {
-    "style": {"description_width": "5rem"},
-    "layout": ipywidgets.Layout(width="100%", max_width="46rem"),
-}
-_WRAP = ipywidgets.Layout(flex_flow="row wrap")
+
+
+def _wide() -> dict[str, Any]:
+    """Made anew for each control: a closed panel closes its layouts."""
+    layout = ipywidgets.Layout(width="100%", max_width="46rem")
+    return {"style": {"description_width": "5rem"}, "layout": layout}
+
+
+def _wrap() -> ipywidgets.Layout:
+    return ipywidgets.Layout(flex_flow="row wrap")
 
 
 def _bundled() -> list[str]:

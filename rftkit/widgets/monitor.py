@@ -37,6 +37,8 @@ DRAWING_SHARE = 10
 """The curves are drawn again after this many times what the last drawing took."""
 REST_SECONDS = 15.0
 """Between looks at a paused job."""
+MAX_GROUPS = 256
+"""Groups shown at once: as many as a batch can have, since widgets run no script that pages."""
 
 SECTIONS = {
     "curves": "Rewards",
@@ -160,13 +162,14 @@ class JobMonitor(Panel):
         if name == "time":
             return views.time_chart(events)
         if name == "rollouts":
-            return views.rollouts(rollouts(self._client, self.job_id), max_bytes=max_bytes)
+            found = rollouts(self._client, self.job_id)
+            return views.rollouts(found, page=MAX_GROUPS, max_bytes=max_bytes)
         if name == "checkpoints":
             kept = checkpoints(self._client, self.job_id)
             if not kept:
                 return views.note("No checkpoint yet: each validation after a step makes one.")
             return views.table(kept, MODEL_COLUMNS, noun="checkpoint")
-        return views.events(events)
+        return views.events(reversed(events))  # the newest are what a live view has room for
 
     # what it does
 

@@ -301,20 +301,22 @@ class Playground(Panel):
     # live
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
-        wide = ipywidgets.Layout(width="100%", max_width="46rem")
+        def wide() -> ipywidgets.Layout:
+            return ipywidgets.Layout(width="100%", max_width="46rem")
+
         style = {"description_width": "6rem"}
         self._models = ipywidgets.SelectMultiple(
             options=list(self.options),
             description="Models",
             rows=min(6, max(2, len(self.options))),
             style=style,
-            layout=wide,
+            layout=wide(),
         )
         self._models.observe(
             lambda _: self._guard(lambda: self._take("chosen", list(self._models.value))), "value"
         )
         self._question = ipywidgets.Textarea(
-            description="Question", placeholder="or choose a row", style=style, layout=wide
+            description="Question", placeholder="or choose a row", style=style, layout=wide()
         )
         self._bind("prompt", self._question)
         self._number = ipywidgets.Text(
