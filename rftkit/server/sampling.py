@@ -44,19 +44,10 @@ def graded(
     What the journal has is not made again: the finished record; else the completions; else, of
     their grades, those that were given before a kill.
     """
-    started = time.perf_counter()
     journal = run.journal
     record = journal.record(kind, step)
     if record is None:
-        draft = journal.draft(kind, step)
-        if draft is None:
-            prompts, completions = sampled(run, rows, draw, num, temperature)
-            draft = {
-                "prompts": prompts,
-                "completions": [[dataclasses.asdict(e) for e in group] for group in completions],
-                "seconds": time.perf_counter() - started,
-            }
-            journal.write_draft(kind, step, draft)
+        draft = _draft(run, kind, step, rows, draw, num, temperature)
         began = time.perf_counter()
         groups = while_breathing(run, lambda: _grades_of(run, kind, step, rows, draft))
         record = {
@@ -67,6 +58,24 @@ def graded(
         return groups, record["seconds"]
     by_line = {row.line: row for row in rows}
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
+
+
+def _draft(
+    run: Run, kind: str, step: int, rows: Sequence[Row], draw: int, num: int, temperature: float
+) -> dict[str, Any]:
+    """The completions of a step and the seconds they took, from the journal or drawn now."""
+    known = run.journal.draft(kind, step)
+    if known is not None:
+        return known
+    started = time.perf_counter()
+    prompts, completions = sampled(run, rows, draw, num, temperature)
+    draft = {
+        "prompts": prompts,
+        "completions": [[dataclasses.asdict(each) for each in group] for group in completions],
+        "seconds": time.perf_counter() - started,
+    }
+    run.journal.write_draft(kind, step, draft)
+    return draft
 
 
 def sampled(
