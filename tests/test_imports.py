@@ -32,6 +32,7 @@ TIERS = (
         "cli_evals",
         "cli_jobs",
         "cli_lab",
+        "cli_models",
         "cli_reports",
     },
 )
