@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "cli_help.txt"
 COMMANDS = (
     "", "demo", "import", "serve", "lab", "grade", "check", "report",
     "eval", "eval run", "eval list", "eval show", "eval compare", "job", "job create", "job list", "job show", "job watch", "job pause", "job resume",
-    "job cancel", "models", "models list", "models delete",
+    "job cancel", "job rerun", "models", "models list", "models delete",
 )  # fmt: skip
 
 
