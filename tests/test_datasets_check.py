@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,6 +167,15 @@ def test_repeated_and_conflicting_prompts(tmp_path: Path) -> None:
     assert check.examples[f"{path}:3"] == rows[2]
 
 
+def test_frames_are_told_apart_by_their_part() -> None:
+    train = pd.DataFrame([row("a", answer="x"), row("b", answer="y")])
+    valid = pd.DataFrame([row("c", answer="z"), row("b", answer="y")])
+    check = datasets.check(train, valid)
+    assert places(only(check, "shared_rows")) == ["valid DataFrame:2"]
+    assert check.examples["valid DataFrame:2"]["answer"] == "y"
+    assert [each.name for each in check.files] == ["train DataFrame", "valid DataFrame"]
+
+
 def test_labels_and_keys(tmp_path: Path) -> None:
     rows = [
         row(f"q{n}", label="yes" if n else "no", source="s", free=f"text {n}", half=n % 2 == 0)
@@ -173,7 +183,8 @@ def test_labels_and_keys(tmp_path: Path) -> None:
     ]
     del rows[3]["half"]
     check = datasets.check(write(tmp_path / "t.jsonl", *rows))
-    balance = only(check, "label_balance")
+    found = [each for each in check.findings if each.code == "label_balance"]
+    [balance] = [each for each in found if each.figures["key"] == "label"]
     assert (balance.severity, balance.figures["values"]) == ("warning", {"yes": 19, "no": 1})
     assert "95%" in balance.advice
     assert only(check, "constant_key").figures["values"] == {"s": 20}

@@ -75,7 +75,9 @@ def check(
             for role, source in sources.items()
             if source is not None
         }
-        for rows in opened.values():
+        for role, rows in opened.items():
+            if not isinstance(sources[role], str | Path):
+                rows.name = f"{role} {rows.name}"  # two frames need two names
             rows.wait()
         parts = list(_scan(opened, spec, response_format, near, processes, progress))
         findings = [found for part in parts for found in _of_part(part)]

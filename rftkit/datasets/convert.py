@@ -3,8 +3,8 @@
 What comes in is known by its keys, and each line by itself: a chat that ends with the assistant
 gives its last message as `reference_answer`; a prompt (or question, input, instruction) with an
 answer (or completion, output, response, ideal) becomes one user message; an eval's `item` becomes
-the row; a row stays as it is. Every other key is kept. A line that is none of these is named and
-left out. Not here: judging whether the rows are any good (`check`).
+the row (a `sample` beside it is left behind); a row stays as it is. Every other key is kept. A line
+that is none of these is named and left out. Not here: whether the rows are any good (`check`).
 """
 
 from __future__ import annotations

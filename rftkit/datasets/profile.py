@@ -68,15 +68,17 @@ def profile(
         found = rows.rows_at(chosen)
     records = [_record(each, spec, response_format) for each in found]
     frame = pd.DataFrame(records, index=pd.RangeIndex(len(records), name="row"))
-    if model is not None:
-        counter = find_counter(model)
+    counter = None if model is None else find_counter(model)
+    if counter is not None:
         frame["tokens"] = _tokens(found, counter.count)
-        frame.attrs["counted_by"] = counter.words
     if preview is not None:
         sampled = preview.to_frame().set_index("row")
         frame = frame.join(sampled[["pass_rate", "spread"]])
     order = [name for name in COLUMNS if name in frame]
-    return frame[[*order, *(name for name in frame if name not in COLUMNS)]]
+    frame = frame[[*order, *(name for name in frame if name not in COLUMNS)]]
+    if counter is not None:
+        frame.attrs["counted_by"] = counter.words
+    return frame
 
 
 def _record(

@@ -178,7 +178,8 @@ def _text(content: Any) -> str:
 def _folder(model: str) -> Path | None:
     base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
     places = [Path(base).expanduser()]
-    places += sorted((settings.home() / "models").glob(f"{base}-v*"), reverse=True)
+    if not places[0].is_absolute():
+        places += sorted((settings.home() / "models").glob(f"{base}-v*"), reverse=True)
     return next((each for each in places if (each / "tokenizer.json").is_file()), None)
 
 
