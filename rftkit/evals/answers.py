@@ -11,11 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rftkit.graders import CompiledGrader, Grade, Sample
+from rftkit.graders import Grade, Sample
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from rftkit.graders import CompiledGrader
 
 __all__ = ["Answer", "ask", "grade", "side_by_side"]
 

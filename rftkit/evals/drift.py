@@ -167,7 +167,7 @@ def _shown(differences: Array, level: float, seed: int) -> Any:
     """Which columns are shown to be above zero, all looked at together, (columns,) bool."""
     import numpy as np
 
-    p, _ = family(differences, level=level, seed=seed)
+    _, p, _ = family(differences, level=level, seed=seed)
     return (p <= 1 - level) & (np.array([_mean(column) for column in differences.T]) > 0)
 
 

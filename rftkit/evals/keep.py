@@ -23,7 +23,7 @@ from rftkit.evals.samples import SCORE, Run, Samples
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MADE_HERE", "find", "frame_of", "kept_runs", "load", "record_of", "samples_of", "save"]
+__all__ = ["MADE_HERE", "find", "kept_runs", "load", "record_of", "samples_of", "save"]
 
 MADE_HERE = "localrun_"
 """How ids of runs begin that were made here."""
@@ -77,12 +77,8 @@ def kept_runs() -> Iterator[Record]:
 
 def samples_of(records: Sequence[Record]) -> Samples:
     """Runs side by side; labels that clash get told apart, rows that are equal become one."""
-    import pandas as pd
-
     labels = _unique([record.run for record in records])
     runs = tuple(replace(r.run, label=label) for r, label in zip(records, labels, strict=True))
-    frames = [frame_of(record, run) for record, run in zip(records, runs, strict=True)]
-    frame = pd.concat(frames, ignore_index=True) if frames else frame_of(_EMPTY, _EMPTY.run)
     items: dict[str, str] = {}
     numbers: dict[str, int] = {}
     for record in records:
@@ -91,32 +87,51 @@ def samples_of(records: Sequence[Record]) -> Samples:
                 items[key], numbers[key] = item, number
     notes = tuple(dict.fromkeys(note for record in records for note in record.notes))
     formats = [each.response_format for each in records if each.response_format]
-    return Samples(runs, frame, _Items(items), numbers, notes, formats[0] if formats else None)
+    return Samples(
+        runs, _frame(records, runs), _Items(items), numbers, notes, formats[0] if formats else None
+    )
 
 
-def frame_of(record: Record, run: Run) -> pd.DataFrame:
-    """The tidy frame of one run."""
+def _frame(records: Sequence[Record], runs: Sequence[Run]) -> pd.DataFrame:
+    """The tidy frame of several runs, each column made at once."""
     import numpy as np
     import pandas as pd
 
-    columns = record.columns
-    size = len(columns["row"])
-    keys = np.asarray(record.keys, dtype=object)
+    sizes = [len(record.columns["row"]) for record in records]
+    total = sum(sizes)
+
+    def joined(name: str, kind: Any) -> Any:
+        parts = [np.asarray(record.columns[name], dtype=kind) for record in records]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=kind)
+
+    def text(values: Any) -> Any:
+        return pd.Series(values, dtype=object)
+
+    keys = [np.asarray(record.keys, dtype=object) for record in records]
+    places = [np.asarray(record.columns["row"], dtype=int) for record in records]
+    rows = [key[place] for key, place in zip(keys, places, strict=True)]
+    steps = np.repeat([-1 if run.step is None else run.step for run in runs], sizes)
     data: dict[str, Any] = {
-        "run": np.full(size, run.label, dtype=object),
-        "step": pd.array([run.step] * size, dtype="Int64"),
-        "row": keys[np.asarray(columns["row"], dtype=int)],
-        "sample": np.asarray(columns["sample"], dtype=int),
-        "reward": np.asarray(columns["reward"], dtype=float),
-        "passed": pd.array(columns["passed"], dtype="boolean"),
-        "outcome": np.asarray(columns["outcome"], dtype=object),
-        "truncated": np.asarray(columns["truncated"], dtype=bool),
-        "tokens": np.asarray(columns["tokens"], dtype=float),
-        **{name: np.asarray(columns[name], dtype=object) for name in ("answer", "error", "judge")},
+        "run": text(np.repeat(np.asarray([run.label for run in runs], dtype=object), sizes)),
+        "step": pd.Series(steps, dtype="Int64").where(pd.Series(steps) >= 0),
+        "row": text(np.concatenate(rows) if rows else []),
+        "sample": joined("sample", int),
+        "reward": joined("reward", float),
+        "passed": pd.array(list(joined("passed", object)), dtype="boolean"),
+        "outcome": text(joined("outcome", object)),
+        "truncated": joined("truncated", bool),
+        "tokens": joined("tokens", float),
+        **{name: text(joined(name, object)) for name in ("answer", "error", "judge")},
     }
-    for name, column in record.scores.items():
-        data[SCORE + name] = np.asarray(column, dtype=float)
-    return pd.DataFrame({name: pd.Series(column) for name, column in data.items()})
+    for name in dict.fromkeys(name for record in records for name in record.scores):
+        column = np.full(total, np.nan)
+        start = 0
+        for record, size in zip(records, sizes, strict=True):
+            if name in record.scores:
+                column[start : start + size] = np.asarray(record.scores[name], dtype=float)
+            start += size
+        data[SCORE + name] = column
+    return pd.DataFrame(data)
 
 
 def record_of(samples: Samples, label: str) -> Record:
@@ -212,11 +227,3 @@ def _read(path: Path) -> Record | None:
 
 def _safe(run_id: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in run_id)
-
-
-_NOTHING: dict[str, list[Any]] = {
-    name: []
-    for name in ("row", "sample", "reward", "passed", "outcome", "truncated", "tokens", "answer",
-                 "error", "judge")
-}  # fmt: skip
-_EMPTY = Record(Run("", ""), _NOTHING, {}, [], [], [])

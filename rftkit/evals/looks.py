@@ -24,14 +24,14 @@ else:
 
 __all__ = ["could_be_best", "expected_of_best", "family", "win_shares"]
 
-NUM_FLIPS = 10_000
+NUM_FLIPS = 5000
 NUM_RESAMPLES = 2000
 NUM_SPLITS, NUM_FOLDS = 50, 10
 
 
 def family(
     differences: Array, *, level: float = 0.95, num_flips: int = NUM_FLIPS, seed: int = 0
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Test all looks against one baseline together.
 
     Args:
@@ -41,9 +41,9 @@ def family(
         seed: Of the flips.
 
     Returns:
-        Family-wise two-sided p of each look, and the multiple of each look's standard error that
-        makes intervals which hold together; nan where there are too few rows. An interval leaves
-        zero out exactly when its p is at most 1 - level.
+        Two-sided p of each look alone, the same family-wise, and the multiple of each look's
+        standard error that makes intervals which hold together; nan where there are too few rows.
+        Such an interval leaves zero out exactly when the family-wise p is at most 1 - level.
     """
     import numpy as np
 
@@ -53,17 +53,19 @@ def family(
     scale[scale == 0] = np.inf
     seen = np.abs(known.sum(axis=0)) / scale
     unit = (known / scale).astype(np.float32)
-    largest = np.abs(random_signs(len(known), num_flips, seed) @ unit).max(axis=1, initial=0.0)
-    largest.sort()
-    above = num_flips - np.searchsorted(largest, seen * (1 - 1e-5))
+    lucky = np.abs(random_signs(len(known), num_flips, seed) @ unit)  # (flips, looks)
+    largest = np.sort(lucky.max(axis=1, initial=0.0))
+    enough = seen * (1 - 1e-5)
+    above = num_flips - np.searchsorted(largest, enough)
     p = np.where(count > 0, (above + 1) / (num_flips + 1), np.nan)
+    alone = np.where(count > 0, ((lucky >= enough).sum(axis=0) + 1) / (num_flips + 1), np.nan)
     # the statistic above is a fixed function of Student's t, so its critical value is one of t's
     critical = float(largest[min(num_flips - 1, math.ceil(level * (num_flips + 1)) - 1)])
     room = count - critical**2
     multiple = np.sqrt(
         np.divide(count - 1.0, room, out=np.full(len(count), np.nan), where=room > 0)
     )
-    return p, critical * multiple
+    return alone, p, critical * multiple
 
 
 def could_be_best(

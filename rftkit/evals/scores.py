@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rftkit.graders import CompiledGrader, Grade, Sample
+from rftkit.graders import Grade, Sample
 from rftkit.rows import Row
+
+if TYPE_CHECKING:
+    from rftkit.graders import CompiledGrader
 
 __all__ = ["best_constant", "score"]
 

@@ -34,6 +34,7 @@ else:
     Array = Any
 
 __all__ = [
+    "EXACT",
     "POWER",
     "bootstrap_interval",
     "detectable",
@@ -49,6 +50,9 @@ __all__ = [
 
 POWER = 0.8
 """How often `detectable` would have been seen."""
+
+EXACT = 12
+"""With so few rows that differ, every way to flip their signs is counted."""
 
 _NORMAL = NormalDist()
 Support = tuple[float, float] | None
@@ -119,10 +123,10 @@ def bootstrap_interval(
     return Estimate(mean, ends[0], ends[1], n)
 
 
-def permutation_p(values: Array, *, num_flips: int = 10_000, seed: int = 0) -> float | None:
+def permutation_p(values: Array, *, num_flips: int = 5000, seed: int = 0) -> float | None:
     """Two-sided sign-flip test that paired differences are as often up as down.
 
-    Exact up to 14 rows that differ; with random flips beyond. None without rows.
+    Exact up to `EXACT` rows that differ; with random flips beyond. None without rows.
     """
     import numpy as np
 
@@ -132,7 +136,7 @@ def permutation_p(values: Array, *, num_flips: int = 10_000, seed: int = 0) -> f
     values = np.nan_to_num(values)
     changed = values[values != 0]
     seen = abs(changed.sum()) * (1 - 1e-6)
-    if len(changed) <= 14:
+    if len(changed) <= EXACT:
         ways = np.arange(2 ** len(changed))[:, None]
         signs = (ways >> np.arange(len(changed)) & 1) * 2.0 - 1  # (2 ** rows, rows)
         return float((np.abs(signs @ changed) >= seen).mean())

@@ -6,7 +6,7 @@ Not here: choosing among runs, slices and notes (`compare`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rftkit.evals import looks, stats
@@ -16,6 +16,20 @@ from rftkit.evals.samples import Samples
 from rftkit.evals.words import pair_sentence
 
 __all__ = ["Table"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One pair among those that are looked at together."""
+
+    alone: float
+    """p of this pair alone."""
+    together: float
+    """Family-wise p."""
+    multiple: float
+    """Standard errors to each side of intervals that hold together."""
+    num: int
+    """Pairs looked at."""
 
 
 class Table:
@@ -78,13 +92,16 @@ class Table:
         if not afters:
             return ()
         differences = np.column_stack([self.difference(before, after) for after in afters])
-        p, multiple = looks.family(differences, level=self.level, seed=self.seed)
-        return tuple(
-            self._pair(
-                before, after, differences[:, at], float(p[at]), float(multiple[at]), len(afters)
-            )
-            for at, after in enumerate(afters)
-        )
+        alone, together, multiple = looks.family(differences, level=self.level, seed=self.seed)
+        found = []
+        for at, after in enumerate(afters):
+            changed = np.nan_to_num(differences[:, at]).astype(bool).sum()
+            one = float(alone[at])
+            if changed <= stats.EXACT:
+                one = stats.permutation_p(differences[:, at]) or float("nan")
+            look = _Look(one, max(one, float(together[at])), float(multiple[at]), len(afters))
+            found.append(self._pair(before, after, differences[:, at], look))
+        return tuple(found)
 
     def mean_reward(self, rewards: Array) -> Estimate:
         """The mean of some rows' rewards."""
@@ -101,9 +118,7 @@ class Table:
     def _mean(self, values: Array, support: stats.Support = None) -> Estimate:
         return stats.mean_interval(values, level=self.level, support=support)
 
-    def _pair(
-        self, before: str, after: str, difference: Array, p: float, multiple: float, num_looks: int
-    ) -> PairSummary:
+    def _pair(self, before: str, after: str, difference: Array, look: _Look) -> PairSummary:
         import numpy as np
 
         labels = self.cells.labels
@@ -113,11 +128,8 @@ class Table:
         fixed, broken = (old < 0.5) & (new > 0.5) & both, (old > 0.5) & (new < 0.5) & both
         kept = both & (((old < 0.5) & (new < 0.5)) | ((old > 0.5) & (new > 0.5)))
         alone = self.mean_difference(difference)
-        one_p = stats.permutation_p(difference, seed=self.seed)
-        together, corrected = alone, one_p
-        if num_looks > 1 and one_p is not None:
-            together, corrected = _widened(alone, difference, multiple), max(p, one_p)
-        critical = multiple if num_looks > 1 and np.isfinite(multiple) else None
+        many = look.num > 1
+        critical = look.multiple if many and np.isfinite(look.multiple) else None
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(
             before=before,
@@ -125,7 +137,7 @@ class Table:
             num_rows=int(both.sum()),
             num_left_out=int((either & ~both).sum()),
             difference=alone,
-            together=together,
+            together=_widened(alone, difference, look.multiple) if many else alone,
             bootstrap=stats.bootstrap_interval(difference, level=self.level, seed=self.seed),
             pass_difference=stats.difference_interval(
                 np.where(both, new - old, np.nan), level=self.level, support=(0.0, 1.0)
@@ -136,9 +148,9 @@ class Table:
             up_rows=tuple(self.cells.keys[at] for at in order[::-1] if difference[at] > 0),
             down_rows=tuple(self.cells.keys[at] for at in order if difference[at] < 0),
             mcnemar_p=stats.mcnemar_p(int(fixed.sum()), int(broken.sum())),
-            permutation_p=one_p,
-            p=corrected,
-            num_looks=num_looks,
+            permutation_p=look.alone if both.any() else None,
+            p=(look.together if many else look.alone) if both.any() else None,
+            num_looks=look.num,
             margin=self.margin,
             equivalence_p=stats.equivalence_p(difference, self.margin) if self.margin else None,
             detectable=stats.detectable(difference, level=self.level, critical=critical),

@@ -1,0 +1,216 @@
+"""Comparisons: what is counted, what is said, and what bad input becomes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sample_comparison import comparison
+from sample_comparison import samples as made_up
+
+from rftkit import evals
+from rftkit.errors import InputError, NotFoundError
+from rftkit.evals.samples import COLUMNS, Run, Samples
+from rftkit.evals.words import names
+
+
+def table(
+    rewards: dict[str, list[list[float | None]]], passed: bool = True, **keys: list[Any]
+) -> Samples:
+    """Runs from lists: one list per run, in it one list of samples per row."""
+    lines = [
+        {
+            "run": label, "step": pd.NA, "row": f"row{row}", "sample": sample,
+            "reward": np.nan if reward is None else reward,
+            "passed": None if reward is None or not passed else reward >= 0.5,
+            "outcome": "failed" if reward is None else "graded", "truncated": False,
+            "tokens": 3.0, "answer": "a", "error": None, "judge": None,
+        }
+        for label, rows in rewards.items()
+        for row, several in enumerate(rows)
+        for sample, reward in enumerate(several)
+    ]  # fmt: skip
+    frame = pd.DataFrame(lines, columns=list(COLUMNS))
+    frame["passed"] = frame["passed"].astype("boolean")
+    items = {
+        f"row{row}": {name: values[row] for name, values in keys.items()}
+        for row in range(max(map(len, rewards.values()), default=0))
+    }
+    runs = tuple(Run(label, f"evalrun_{label}") for label in rewards)
+    return Samples(runs, frame, items, {key: at for at, key in enumerate(items)})
+
+
+def test_rows_weigh_alike_and_repeats_are_one_unit() -> None:
+    found = evals.compare(table({"a": [[1.0, 1.0, 1.0, 1.0], [0.0], [0.5]]})).runs[0]
+    assert found.reward.value == pytest.approx(0.5)
+    assert found.reward.num_rows == 3
+    assert found.num_samples == 6
+    assert found.within_row == 0.0
+    by_hand = evals.compare(table({"a": [[0.0, 1.0], [1.0, 1.0]]})).runs[0]
+    assert by_hand.within_row == pytest.approx(np.sqrt(0.5 / 2))
+
+
+def test_a_pair_by_hand() -> None:
+    before, after = [[0.0], [0.0], [1.0], [1.0], [0.2]], [[1.0], [0.0], [1.0], [0.0], [0.4]]
+    pair = evals.pair(table({"a": before, "b": after}), "a", "b")
+    assert (pair.fixed_rows, pair.broken_rows, pair.num_unchanged) == (("row0",), ("row3",), 3)
+    assert (pair.up_rows, pair.down_rows) == (("row0", "row4"), ("row3",))
+    assert pair.difference.value == pytest.approx(0.04)
+    assert pair.mcnemar_p == 1.0
+    assert pair.verdict == "unclear"
+    assert pair.p == pair.permutation_p
+    assert "cannot be told apart" in pair.sentence
+
+
+def test_a_failed_grade_is_missing_never_a_zero() -> None:
+    whole = evals.compare(table({"a": [[1.0], [1.0], [None]], "b": [[1.0], [None], [1.0]]}))
+    assert [run.reward.value for run in whole.runs] == [1.0, 1.0]
+    assert whole.pairs[0].num_rows == 1
+    assert whole.pairs[0].num_left_out == 2
+    assert whole.runs[0].failed_share == pytest.approx(1 / 3)
+    assert whole.runs[0].failed_rows == ("row2",)
+    assert any("1 of 3 samples of a have no grade (33.3%)" in note for note in whole.notes)
+
+
+def test_a_job_with_a_clear_best_step() -> None:
+    found = comparison()
+    assert found.choice is not None
+    assert (found.baseline, found.focus) == ("Step 0", "Step 12")
+    assert (found.choice.best, found.choice.deploy) == ("Step 12", "Step 12")
+    assert "Step 0" not in found.choice.tied
+    assert found.choice.sentence.startswith("Step 12 is best (0.582 on 59 rows); steps 6 to 24")
+    assert found.choice.sentence.endswith("deploy Step 12.")
+    assert found.pair("Step 12").verdict == "better"
+    assert [each.value for each in found.slices[0].slices][-1] == "backups"
+    assert found.slices[0].slices[-1].verdict == "better"
+    assert "fewer than 20 rows" in found.slices[1].notes[0]
+    assert list(found.rows["number"]) == list(range(60))
+    assert found.rows["change"].isna().sum() == 1
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert comparison().to_dict() == found.to_dict()  # seeded
+
+
+def test_every_count_leads_to_its_rows() -> None:
+    found = comparison()
+    pair = found.pair("Step 12")
+    rows = found.rows.set_index("row")
+    for key in pair.fixed_rows:
+        assert rows.loc[key, "passed/Step 0"] < 0.5 < rows.loc[key, "passed/Step 12"]
+    followed = found.samples.answers(pair.fixed_rows[0])
+    assert list(followed["run"].drop_duplicates()) == found.samples.labels
+    assert pair.num_fixed + pair.num_broken + pair.num_unchanged <= pair.num_rows
+
+
+def test_nothing_better_keeps_the_baseline() -> None:
+    rng = np.random.default_rng(0)
+    rewards = {f"Step {s}": rng.binomial(1, 0.5, (40, 1)).astype(float).tolist() for s in range(4)}
+    found = evals.compare(table(rewards)).choice
+    assert found is not None
+    assert found.deploy == "Step 0"
+    assert "keep Step 0" in found.sentence
+    assert "none of the 4 runs can be ruled out as the best" in found.sentence
+
+
+def test_equal_runs_are_the_same_only_within_a_margin() -> None:
+    rng = np.random.default_rng(1)
+    first = rng.uniform(0, 1, 300)
+    second = first + rng.normal(0, 0.05, 300)
+    runs = table({"a": first[:, None].tolist(), "b": second[:, None].tolist()})
+    assert evals.pair(runs, "a", "b").verdict == "unclear"
+    pair = evals.pair(runs, "a", "b", margin=0.03)
+    assert pair.verdict == "same"
+    assert "earn the same within ±0.03" in pair.sentence
+    assert evals.pair(runs, "a", "b", margin=0.0005).verdict == "unclear"
+
+
+def test_many_looks_are_corrected() -> None:
+    rng = np.random.default_rng(7)
+    rewards = {f"r{at}": rng.uniform(0, 1, (60, 1)).tolist() for at in range(21)}
+    found = evals.compare(table(rewards))
+    assert all(pair.num_looks == 20 for pair in found.pairs)
+    assert all((pair.p or 0) >= (pair.permutation_p or 0) for pair in found.pairs)
+    assert {pair.verdict for pair in found.pairs} == {"unclear"}
+    wide, narrow = found.pairs[0].together.half_width, found.pairs[0].difference.half_width
+    assert wide is not None
+    assert narrow is not None
+    assert wide > 1.3 * narrow
+    assert "corrected for 20 looks" in found.pairs[0].sentence
+
+
+NONE: Any = Samples((), table({"a": [[1.0]]}).frame.iloc[:0], {}, {})
+BAD = [
+    (NONE, "There is nothing to compare: no run was found."),
+    (table({"a": []}), "There is nothing to compare: a hold no sample."),
+    (table({"a": [[0.1], [0.2]]}), "There is one run, a: nothing to hold it against."),
+    (table({"a": [[None]], "b": [[None]]}), "No sample has a grade: there is no reward"),
+    (table({"a": [[1.0]] * 30, "b": [[1.0]] * 30}), "Every sample earned 1: these rows cannot"),
+    (table({"a": [[1.0], [0.0]], "b": [[1.0]]}), "1 of 2 rows are in every run"),
+    (table({"a": [[1.0], [0.0]], "b": [[], [], [1.0]]}), "No row is in every run"),
+    (table({"a": [[1.0], [0.0]], "b": []}), "b holds no sample."),
+    (table({"a": [[1.0], [0.0]], "b": [[0.0], [1.0]]}), "Only 2 rows can be compared"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("samples", "sentence"), BAD, ids=[words[:30] for _, words in BAD])
+def test_bad_input_is_a_sentence_and_never_a_wrong_number(samples: Samples, sentence: str) -> None:
+    found = evals.compare(samples, slices=["topic"], margin=0.1)
+    assert any(sentence in note for note in found.notes), found.notes
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert all(pair.verdict in ("unclear", "same") for pair in found.pairs)
+
+
+def test_equal_rewards_have_no_interval() -> None:
+    found = evals.compare(table({"a": [[0.7]] * 30, "b": [[0.7]] * 30}))
+    assert found.runs[0].reward.low is None
+    assert found.pairs[0].difference.low is None
+    assert "exactly the same in each of 30 rows" in found.pairs[0].sentence
+
+
+def test_rows_without_a_shared_grade_are_said() -> None:
+    pair = evals.pair(table({"a": [[1.0], [None]], "b": [[None], [1.0]]}), "a", "b")
+    assert pair.difference.value is None
+    assert "share no graded row" in pair.sentence
+
+
+def test_runs_under_different_graders_are_not_compared_in_silence() -> None:
+    samples = made_up(num_rows=6)
+    runs = (replace(samples.runs[0], grader="old"), *samples.runs[1:])
+    notes = evals.compare(replace(samples, runs=runs)).notes
+    assert any("rewards of different graders" in note for note in notes)
+    unfinished = (replace(samples.runs[0], status="in_progress"), *samples.runs[1:])
+    notes = evals.compare(replace(samples, runs=unfinished)).notes
+    assert "Step 0 is in_progress: it may lack rows." in notes
+
+
+def test_slices_by_path_function_and_missing_key() -> None:
+    rewards = {"a": [[0.1]] * 4, "b": [[0.9]] * 4}
+    samples = table(rewards, meta=[{"level": 1}, {"level": 2}, {"level": 2}, {}], n=[1, 2, 3, 4])
+    cut = evals.compare(samples, slices=["meta.level", "none"]).slices
+    assert {each.value: each.num_rows for each in cut[0].slices} == {"1": 1, "2": 2, "(missing)": 1}
+    assert "1 row without 'meta.level'" in cut[0].notes[0]
+    assert "No row has the key 'none'" in cut[1].notes[0]
+    odd = evals.compare(samples, slices={"odd": lambda item: item["n"] % 2 == 1}).slices[0]
+    assert {each.value: each.rows for each in odd.slices}["true"] == ("row0", "row2")
+    many = table({"a": [[0.1]] * 60, "b": [[0.2]] * 60}, key=list(range(60)))
+    assert "The 50 largest of 60 slices" in evals.compare(many, slices=["key"]).slices[0].notes[0]
+
+
+def test_what_cannot_be_asked() -> None:
+    samples = made_up(num_rows=6)
+    with pytest.raises(NotFoundError, match="there is no run 'Step 1'; there are Step 0"):
+        evals.compare(samples, baseline="Step 1")
+    with pytest.raises(InputError, match="margin must be above zero"):
+        evals.compare(samples, margin=-1)
+    with pytest.raises(InputError, match="level must be"):
+        evals.compare(samples, level=95)
+
+
+def test_labels_as_people_say_them() -> None:
+    runs = [Run(f"Step {step}", str(step), step) for step in (0, 3, 6, 9, 12)]
+    assert names(runs, ["Step 3", "Step 6", "Step 9"]) == "steps 3 to 9"
+    assert names(runs, ["Step 0", "Step 6", "Step 9"]) == "steps 0 and 6 and 9"
+    assert names([Run("base", "1"), Run("tuned", "2")], ["base", "tuned"]) == "base and tuned"
