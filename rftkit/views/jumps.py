@@ -28,6 +28,8 @@ class Jumps:
     """Rows of the comparison."""
     elsewhere: str = ""
     """Where all rows are, as the end of a sentence."""
+    in_panel: bool = False
+    """Whether a panel is around the page: it has every row, and is told which ones are wanted."""
     links: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What was linked: the words for the rows -> their keys."""
 
@@ -40,15 +42,21 @@ class Jumps:
             shown: instead of their count.
         """
         keys = list(rows)
-        here = [str(self.numbers[key]) for key in keys if key in self.numbers]
         label = shown if shown is not None else f"{len(keys):,}"
         self.links[said] = tuple(keys)
         if not keys:
             return Html(text(label))
+        if self.in_panel:
+            return Html(
+                f'<button type="button" class="rk-link" data-act="jump {text(said)}" '
+                f'data-lm-suppress-shortcuts="true">{text(label)}</button>',
+                plain=label,
+            )
+        here = [str(self.numbers[key]) for key in keys if key in self.numbers]
         few = f" <small>{len(here):,} here</small>" if len(here) < len(keys) else ""
         away = f"{len(here):,} of these {len(keys):,} rows are in this page{self.elsewhere}"
         return Html(
-            f'<a class="rk-jump" href="#{ROWS_ID}" data-act="jump {text(said)}" '
+            f'<a class="rk-jump" href="#{ROWS_ID}" '
             f'data-rows="{" ".join(here)}" data-said="{text(said)}" data-all="{len(keys)}"'
             f"{f' title={chr(34)}{text(away)}{chr(34)}' if few else ''}>{text(label)}</a>{few}",
             plain=label,
@@ -57,7 +65,7 @@ class Jumps:
     @property
     def note(self) -> str:
         """What to know about the rows of this page; empty when all are here."""
-        if len(self.numbers) == self.total:
+        if self.in_panel or len(self.numbers) == self.total:
             return ""
         return (
             f"{len(self.numbers):,} of {self.total:,} rows are in this page; a number that counts "

@@ -51,7 +51,8 @@ def agreement(found: Agreement, samples: Samples) -> Html:
     parts = [_told(found.sentence, facts)]
     curve = [(each.value, each.kappa) for each in found.thresholds if each.kappa is not None]
     if len(curve) > 2:
-        parts.append(_threshold_chart(curve, found.suggested and found.suggested.value))
+        best = found.suggested.value if found.suggested else None
+        parts.append(_threshold_chart(curve, best))
     for title, places in (("Lenient", found.lenient), ("Harsh", found.harsh)):
         if places:
             parts.append(sample_lines(samples, places, caption=f"{title}, worst first"))

@@ -88,43 +88,34 @@ class RunCompare(Panel):
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
         """All of it; with little room only the recommendation and the runs."""
-        head = [views.compare_headline(self.comparison), self._runs()]
+        head = [views.compare_headline(self.comparison)]
         if max_bytes <= STORED_BYTES:
-            return join(head, plain=head[0].plain)
-        for name in ("curves", "slices", "pair"):
-            head += [wrap(f"<h3>{SECTIONS[name]}</h3>"), self._part(name)]
-        most = max(10, min(200, max_bytes // 10_000))
-        jumps = views.jumps_for(self.comparison, most)
+            return join([*head, self._part("runs", self._jumps)], plain=head[0].plain)
+        jumps = views.jumps_for(self.comparison, max(10, min(200, max_bytes // 10_000)))
+        for name, title in SECTIONS.items():
+            head += [wrap(f"<h3>{title}</h3>"), self._part(name, jumps)]
         rows = views.compare_rows(self.comparison, jumps=jumps, max_bytes=max_bytes)
         return join([*head, wrap("<h3>Rows</h3>"), rows], plain=head[0].plain)
 
-    def _part(self, name: str) -> Html:
+    def _part(self, name: str, jumps: Jumps) -> Html:
         found = self.comparison
         if name == "runs":
-            return self._runs()
-        if name == "curves":
-            charts = [views.reward_curve(found, self._noise), views.difference_chart(found)]
-            return join([*charts, views.row_paths(found)])
-        if name == "slices":
-            return self._slice_views()
-        return views.pair_facts(found.pair(self.after), self._jumps) if found.pairs else note(
-            "There is one run: nothing to hold it against.")  # fmt: skip
-
-    def _runs(self) -> Html:
-        parts = [views.compare_runs(self.comparison, jumps=self._jumps)]
-        if self.comparison.samples.graders:
-            parts.append(views.grader_means(self.comparison))
-        return join(parts, plain=parts[0].plain)
-
-    def _slice_views(self) -> Html:
-        tables = self.comparison.slices
-        if not tables:
-            return note('No slices were asked for: RunCompare(samples, slices=["topic"]).')
-        parts = [
-            part for each in tables
-            for part in (views.slice_chart(each), views.slice_lines(each, self._jumps))
-        ]  # fmt: skip
-        return join(parts)
+            shown = [views.compare_runs(found, jumps=jumps)]
+            shown += [views.grader_means(found)] if found.samples.graders else []
+        elif name == "curves":
+            shown = [views.reward_curve(found, self._noise), views.difference_chart(found)]
+            shown.append(views.row_paths(found))
+        elif name == "slices":
+            shown = [
+                part
+                for each in found.slices
+                for part in (views.slice_chart(each), views.slice_lines(each, jumps))
+            ] or [note('No slices were asked for: RunCompare(samples, slices=["topic"]).')]
+        elif found.pairs:
+            shown = [views.pair_facts(found.pair(self.after), jumps)]
+        else:
+            shown = [note("There is one run: nothing to hold it against.")]
+        return join(shown, plain=shown[0].plain)
 
     # state
 
@@ -134,14 +125,13 @@ class RunCompare(Panel):
     def _take(self, comparison: Comparison) -> None:
         self.comparison = comparison
         rows = comparison.rows
-        numbers = dict(zip(rows["row"], rows["number"].astype(int), strict=True))
-        self._jumps = Jumps(numbers, len(rows))
+        self._jumps = Jumps({}, len(rows), in_panel=True)
         self._marks = row_marks(comparison)
 
     def _rows_behind(self, words: str) -> Sequence[str]:
         if words not in self._jumps.links:
-            for name in SECTIONS:  # a number that was not shown yet
-                self._part(name)
+            for name in ("runs", "slices", "pair"):  # a number that was not shown yet
+                self._part(name, self._jumps)
         if words not in self._jumps.links:
             known = ", ".join(list(self._jumps.links)[:6])
             raise InputError(f"no number of this comparison is {words!r}; there are {known}, …")
@@ -156,10 +146,12 @@ class RunCompare(Panel):
         return rows.sort_values(column, ascending=not down, kind="stable", na_position="last")
 
     def _changed(self, names: Any) -> None:
-        if names & {"only", "kind", "query", "sort"}:
+        if names & {"only", "kind", "query", "sort"} and "page" not in names:
             self.page = 0
         if "only" in names and self.only:
-            self._rows_behind(self.only)
+            wanted, self.only = self.only, ""
+            self._rows_behind(wanted)
+            self.only = wanted
         if "after" in names and self.after != self.comparison.focus:
             self._work(
                 lambda task: self._compare(self.comparison.samples, self.after),
@@ -218,7 +210,7 @@ class RunCompare(Panel):
         shown = (self.section, id(self.comparison))
         if getattr(self, "_drawn", None) != shown:  # plots are drawn again only when they change
             self._drawn = shown
-            self._above.value = self._part(self.section)
+            self._above.value = self._part(self.section, self._jumps)
         found = self.data()
         first = min(self.page, max(0, (len(found) - 1) // PAGE)) * PAGE
         keys = list(found["row"].iloc[first : first + PAGE])

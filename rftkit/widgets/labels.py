@@ -218,8 +218,8 @@ def _chosen(samples: Samples, run: str | None, most: int, seed: int) -> list[Pla
     rng = np.random.default_rng(seed)
     mixed = frame.iloc[rng.permutation(len(frame))].sort_values("reward", kind="stable")
     count = min(most, len(mixed))
-    even = np.linspace(0, len(mixed) - 1, count).round().astype(int) if count else []
-    picked = mixed.iloc[list(dict.fromkeys(even))]
+    even = np.linspace(0, max(0, len(mixed) - 1), count).round().astype(int)
+    picked = mixed.iloc[np.unique(even)]
     picked = picked.iloc[rng.permutation(len(picked))]
     columns = [picked[name].tolist() for name in ("row", "run", "sample")]
     return list(zip(*columns, strict=True))
