@@ -67,6 +67,20 @@ def serve(
     ] = None,
     status: Annotated[bool, typer.Option("--status", help="Say whether one runs.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop the one that runs.")] = False,
+    engine: Annotated[
+        Literal["torch", "tinker"] | None,
+        typer.Option(help="Where jobs train: this machine, or a Tinker server. Kept."),
+    ] = None,
+    tinker_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Address of the Tinker server.")
+    ] = None,
+    tinker_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model it trains, as it calls it.")
+    ] = None,
+    tinker_tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Its tokenizer and config here, if not under NAME."),
+    ] = None,
     routes: Annotated[
         bool, typer.Option("--routes", help="List the SDK's methods: yes, partly or no.")
     ] = False,
@@ -95,7 +109,15 @@ def serve(
             raise MissingExtraError(package, "local")
     command = [sys.executable, "-m", "rftkit.server", "--host", host]
     command += ["--port", str(port)] if port is not None else []
-    command += ["--idle-minutes", str(idle_minutes)] if idle_minutes is not None else []
+    given = {
+        "--idle-minutes": idle_minutes,
+        "--engine": engine,
+        "--tinker-url": tinker_url,
+        "--tinker-model": tinker_model,
+        "--tinker-tokenizer": tinker_tokenizer,
+    }
+    for option, value in given.items():
+        command += [option, str(value)] if value is not None else []
     os.execve(sys.executable, command, settings.child_environment())  # signals go straight to it
 
 

@@ -8,6 +8,7 @@
     ├── NotFoundError (LookupError)    an id or name that does not exist
     ├── MissingExtraError (ImportError) an optional part of rftkit is not installed
     ├── PlatformError                  the local platform cannot start, be reached or be written
+    ├── EngineLostError                the machine that trains does not answer, or has forgotten
     ├── JobFailedError                 a job ended in `failed` or `cancelled`
     └── ReportError                    a report notebook cannot run or failed while running
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "EngineLostError",
     "GraderSpecError",
     "InputError",
     "JobFailedError",
@@ -102,6 +104,10 @@ class MissingExtraError(RftkitError, ImportError):
 
 class PlatformError(RftkitError):
     """The local platform cannot start, be reached, or write its home."""
+
+
+class EngineLostError(RftkitError):
+    """The server that an engine works on is away, or has lost what was on it."""
 
 
 class JobFailedError(RftkitError):

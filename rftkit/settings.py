@@ -29,6 +29,7 @@ __all__ = [
     "remote",
     "report_csv",
     "server_api_key",
+    "tinker_api_key",
     "unconfined_graders",
     "webhook",
 ]
@@ -75,6 +76,11 @@ def judge() -> Judge:
 def server_api_key() -> str | None:
     """`RFTKIT_API_KEY`: the key that the local platform asks of its clients."""
     return os.environ.get("RFTKIT_API_KEY") or None
+
+
+def tinker_api_key() -> str | None:
+    """`TINKER_API_KEY`: the key of a Tinker server that has accounts."""
+    return os.environ.get("TINKER_API_KEY") or None
 
 
 def webhook() -> tuple[str | None, str | None]:

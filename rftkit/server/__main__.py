@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import json
 import logging
@@ -27,6 +28,7 @@ import uvicorn
 from rftkit import settings
 from rftkit.errors import PlatformError
 from rftkit.server.app import VERSION, create_app
+from rftkit.server.engine.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
 from rftkit.server.final_checks import read_checks
 from rftkit.server.link import WorkerLink
 from rftkit.server.platform import Platform
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     home: Path = options.home.absolute()
     try:
         with _only_one(home):
+            _choose_engine(home, options)
             _serve(home, options)
     except PlatformError as error:
         print(f"rftkit.server: {error}", file=sys.stderr)
@@ -64,6 +67,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--api-key", help="key that clients must send; kept hashed in the home")
     parser.add_argument("--idle-minutes", type=float, help="stop after so long without use")
+    parser.add_argument("--engine", choices=KINDS, help="where jobs train; kept in the home")
+    parser.add_argument("--tinker-url", help="address of a Tinker server")
+    parser.add_argument("--tinker-model", help="the model it trains, by its name there")
+    parser.add_argument("--tinker-tokenizer", help="folder with tokenizer and config of the model")
     return parser.parse_args(arguments)
 
 
@@ -92,6 +99,27 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _choose_engine(home: Path, options: argparse.Namespace) -> None:
+    """Keep in the home where jobs train.
+
+    Raises:
+        PlatformError: when the Tinker server is not fully named.
+    """
+    if options.engine == "torch":
+        forget_remote(home)
+    if options.engine != "tinker":
+        return
+    url, model = options.tinker_url, options.tinker_model
+    if url and model:
+        keep_remote(home, Remote(url, model, options.tinker_tokenizer or model))
+    elif url or model or remote_of(home) is None:
+        raise PlatformError("--engine tinker needs --tinker-url URL and --tinker-model NAME")
+    else:
+        known = remote_of(home)
+        assert known is not None
+        keep_remote(home, dataclasses.replace(known, is_default=True))
 
 
 def _address_in(home: Path) -> str:

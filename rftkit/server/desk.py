@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rftkit import settings
 from rftkit.errors import (
     InputError,
     MissingExtraError,
@@ -23,7 +24,7 @@ from rftkit.errors import (
     PlatformError,
     RftkitError,
 )
-from rftkit.server.engine import models
+from rftkit.server.engine import models, remote
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.prompts import tool_calls_in
 from rftkit.server.journal import damage
@@ -33,7 +34,7 @@ from rftkit.server.records import Model
 from rftkit.server.rollout import schema_of
 from rftkit.server.store import Store
 
-__all__ = ["Desk", "Engines"]
+__all__ = ["Desk", "Engines", "kind_of_model"]
 
 GATHER_SECONDS = 0.02
 """How long the first of several concurrent chats waits for the others."""
@@ -47,23 +48,53 @@ class Engines:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[tuple[str, str], Any] = {}
 
-    def get(self, base: str, say: Callable[[str], None] = lambda _: None) -> Any:
+    def get(
+        self, base: str, say: Callable[[str], None] = lambda _: None, kind: str | None = None
+    ) -> Any:
         """The engine of a base model.
+
+        Args:
+            base: its name.
+            say: told what takes long.
+            kind: "torch" for this machine, "tinker" for the operator's server; None for the
+                operator's choice.
 
         Raises:
             NotFoundError: when there is no such model.
             MissingExtraError: when the packages that run it are not installed.
+            EngineLostError: when the server does not answer.
         """
-        if base not in self._loaded:
-            folder = models.prepare(models.find_base(base, self._home), self._home, say)
-            try:
-                from rftkit.server.engine.torch import TorchEngine
-            except ImportError as error:
-                raise MissingExtraError(error.name or "torch", "local") from error
-            self._loaded[base] = TorchEngine(folder, name=base)
-        return self._loaded[base]
+        key = (base, remote.kind_of(base, self._home, kind))
+        if key not in self._loaded:
+            make = self._make_tinker if key[1] == "tinker" else self._make_torch
+            self._loaded[key] = make(base, say)
+        return self._loaded[key]
+
+    def forget(self, engine: Any) -> None:
+        """Make the engine anew when it is next needed."""
+        self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
+
+    def _make_torch(self, base: str, say: Callable[[str], None]) -> Any:
+        folder = models.prepare(models.find_base(base, self._home), self._home, say)
+        try:
+            from rftkit.server.engine.torch import TorchEngine
+        except ImportError as error:
+            raise MissingExtraError(error.name or "torch", "local") from error
+        return TorchEngine(folder, name=base)
+
+    def _make_tinker(self, base: str, say: Callable[[str], None]) -> Any:
+        from rftkit.server.engine.tinker import TinkerEngine
+
+        there = remote.remote_of(self._home)
+        assert there is not None  # else its kind were another
+        return TinkerEngine(there, name=base, api_key=settings.tinker_api_key())
+
+
+def kind_of_model(model: Model) -> str | None:
+    """The engine that a fine-tuned model needs; None when the operator's choice will do."""
+    return remote.kind_of_folder(Path(model.folder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +175,9 @@ class Desk:
     def _answer(self, model: str, chats: list[_Chat]) -> None:
         try:
             known = self._store.model(model)
-            engine = self._engines.get(known.base if known else model)
             adapter = self._adapter(known)
+            base, kind = (model, None) if known is None else (known.base, kind_of_model(known))
+            engine = self._engines.get(base, kind=kind)
             ready = []
             for chat in chats:
                 if chat.request.get("task", "chat") == "chat":
@@ -263,7 +295,7 @@ def _embedded(engine: Any, adapter: Path | None, request: dict[str, Any]) -> dic
                 f"{engine.context_tokens}",
                 param="input",
             )
-        if not all(0 <= token < engine.head.shape[0] for token in tokens):
+        if not all(0 <= token < engine.num_tokens for token in tokens):
             raise InputError(f"input {number} has tokens the model does not know", param="input")
     return {
         "prompt_tokens": sum(map(len, inputs)),

@@ -60,6 +60,8 @@ class Plan:
     floor_reward: float | None
     """Reward of an unscorable answer; None: the grader's own lowest."""
     seed: int
+    engine: str = "torch"
+    """Where the job trains: torch is this machine, tinker the operator's server."""
     thinking: str | None = None
     """The mark that opens the model's thoughts; None: it answers at once."""
     thinking_tokens: int = 0
@@ -109,7 +111,7 @@ def thinking_tokens(effort: str | None, max_tokens: int) -> int:
     return int(EFFORTS[effort or "default"] * max_tokens)
 
 
-def make_plan(job: Job, num_rows: int, thinking: str | None = None) -> Plan:
+def make_plan(job: Job, num_rows: int, thinking: str | None = None, engine: str = "torch") -> Plan:
     """Resolve a job's hyperparameters against its training rows.
 
     Args:
@@ -117,6 +119,7 @@ def make_plan(job: Job, num_rows: int, thinking: str | None = None) -> Plan:
         num_rows: of the training file.
         thinking: the mark that opens the model's thoughts, if its chat template has one; metadata
             `thinking` overrules it, "none" turns thoughts off.
+        engine: where the job trains.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
@@ -161,6 +164,7 @@ def make_plan(job: Job, num_rows: int, thinking: str | None = None) -> Plan:
         error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
         floor_reward=knobs.optional_number("floor_reward"),
         seed=job.seed,
+        engine=engine,
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
         max_core_seconds=knobs.positive("max_core_seconds"),

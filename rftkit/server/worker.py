@@ -21,11 +21,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from rftkit.errors import InputError, NotFoundError, RftkitError, RowError
+from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
 from rftkit.server import rft
-from rftkit.server.desk import Desk, Engines
+from rftkit.server.desk import Desk, Engines, kind_of_model
+from rftkit.server.engine import remote
 from rftkit.server.evaluation import make_job_eval
 from rftkit.server.final_checks import read_checks
 from rftkit.server.journal import Journal, is_full
@@ -34,6 +35,7 @@ from rftkit.server.plan import Plan, make_plan
 from rftkit.server.platform import Platform
 from rftkit.server.probe import probe
 from rftkit.server.records import Job
+from rftkit.server.rollout import schema_of
 from rftkit.server.store import Store
 
 __all__ = ["main"]
@@ -42,6 +44,8 @@ CHECK_SECONDS = 0.5
 """How often a cancel is looked for inside a step."""
 LOOK_SECONDS = 2.0
 """How often an idle worker looks for jobs without being woken."""
+AWAY_SECONDS = (2.0, 60.0)
+"""How long a job waits, first and at most, for a server that trains to come back."""
 FULL_SECONDS = 5.0
 """How long a job waits before it tries a full disk again."""
 
@@ -55,6 +59,7 @@ class Worker:
         self.engines = Engines(home)
         self.desk = Desk(self.store, self.engines, send)
         self.news = threading.Event()
+        self.away_seconds = 0.0
 
     def hear(self, line: str) -> None:
         """Take one message of the server."""
@@ -92,6 +97,8 @@ class Worker:
                 self.train(job)
         except rft.Stopped:
             pass
+        except EngineLostError as error:
+            self._wait_for_engine(job, error)
         except Exception as error:
             if not is_full(error):
                 self._end(job, error)
@@ -117,8 +124,26 @@ class Worker:
         with contextlib.suppress(Exception):  # it may need the very space that is missing
             message = f"The disk is full ({error}); the job goes on by itself when there is room."
             self.store.add_event(job.id, message, level="warn", key="disk-full")
-        deadline = time.monotonic() + FULL_SECONDS
-        while time.monotonic() < deadline:
+        self._serve_for(FULL_SECONDS, job)
+
+    def _wait_for_engine(self, job: Job, error: EngineLostError) -> None:
+        """A server that is away may come back: the job goes on from its last state, journal first.
+
+        Each time in vain the wait is longer; a step that was done since makes it short again.
+        """
+        self.away_seconds = min(AWAY_SECONDS[1], max(AWAY_SECONDS[0], 2 * self.away_seconds))
+        message = f"{error}. The job tries again in {self.away_seconds:.0f} s."
+        self._log(f"{job.id}: {message}")
+        self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")
+        self._serve_for(self.away_seconds, job)
+        if self.store.job(job.id).status == "pausing":
+            self.store.add_event(job.id, "Paused; the last saved state is whole.")
+            self.store.update_job(job.id, status="paused")
+
+    def _serve_for(self, seconds: float, job: Job) -> None:
+        """Answer chats for a while, or until the job is to stop."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.store.job(job.id).status == "running":
             self.desk.serve()
             time.sleep(0.1)
 
@@ -141,17 +166,22 @@ class Worker:
         rows, valid_rows = self._rows(job, "training_file"), self._rows(job, "validation_file")
         start = self.store.model(job.model)
         base = start.base if start else job.model
+        known = journal.plan()
 
         def say(text: str) -> None:
             self.store.add_event(job.id, text, key=text)
 
         say(f"Loading {base}")
-        engine = self.engines.get(base, say)
-        known = journal.plan()
+        wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
+        kind = remote.kind_of(base, self.home, wanted) if known is None else known["engine"]
+        engine = self.engines.get(base, say, kind)
         thinking = start.thinking if start and start.thinking else engine.thinking
-        plan = make_plan(job, len(rows), thinking) if known is None else Plan(**known)
+        plan = make_plan(job, len(rows), thinking, kind) if known is None else Plan(**known)
         journal.write_plan(plan.to_dict())
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
+        schema = schema_of(job.method["reinforcement"].get("response_format"))
+        for note in engine.notes(schema, plan.thoughts):
+            say(note)
         if job.eval_id is None and not job.is_probe:
             job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
         with self._grader(job, plan) as grader:
@@ -172,6 +202,9 @@ class Worker:
             )
             try:
                 (probe if job.is_probe else rft.train)(run)
+            except EngineLostError:
+                self.engines.forget(engine)
+                raise
             finally:
                 engine.drop_policy()
 

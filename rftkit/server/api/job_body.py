@@ -6,6 +6,7 @@ The rows are checked later, by the worker, which fails the job. Not here: HTTP a
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.server.api.body import Metadata, Open, check_response_format, kind_of
 from rftkit.server.api.files import live_file
 from rftkit.server.api.models import check_model
+from rftkit.server.engine import remote
 from rftkit.server.platform import Platform
 from rftkit.server.records import Job
 from rftkit.server.store import new_id, now
@@ -72,6 +74,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         )
     given = _reinforcement(body)
     _check_model_and_files(body, platform)
+    _check_engine(body, platform)
     assert body.validation_file is not None
     return Job(
         id=new_id("ftjob-"),
@@ -97,6 +100,23 @@ def unknown_keys(job: Job) -> list[str]:
         *(f"{METHOD}.{key}" for key in given if key not in KNOWN_IN_METHOD),
         *(f"{METHOD}.hyperparameters.{k}" for k in given["hyperparameters"] if k not in known),
     ]
+
+
+def _check_engine(body: JobBody, platform: Platform) -> None:
+    """Refuse what the engine of the job cannot do, before the job exists."""
+    metadata = body.metadata or {}
+    tuned = platform.store.model(body.model)
+    wanted = metadata.get("engine")
+    if wanted not in (None, *remote.KINDS):
+        raise RequestError(
+            f"metadata `engine` must be one of {', '.join(remote.KINDS)}, found {wanted!r}",
+            param="metadata.engine",
+        )
+    if wanted is None and tuned is not None:
+        wanted = remote.kind_of_folder(Path(tuned.folder))
+    base = tuned.base if tuned else body.model
+    if remote.kind_of(base, platform.home, wanted) == "tinker":
+        remote.refuse(metadata)
 
 
 def _reinforcement(body: JobBody) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class StepStats:
     """What one update measured. Means are over the completion tokens that were trained on."""
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
+    """Before clipping; None when the engine is not told."""
     clip_fraction: float
     entropy: float
     """Mean −log-prob of the sampled tokens, in nats: an unbiased estimate of the entropy."""
@@ -138,6 +139,8 @@ class Engine(Protocol):
 
     eos_ids: frozenset[int]
     context_tokens: int
+    num_tokens: int
+    """Of the vocabulary."""
     thinking: str | None
     """The mark that opens the model's thoughts, as its chat template has it; None: no thoughts."""
     facts: Mapping[str, Any]
@@ -153,6 +156,10 @@ class Engine(Protocol):
 
         With `thinking`, a mark such as `<think>`, the prompt ends by opening the thoughts.
         """
+        ...
+
+    def notes(self, schema: str | None, thinking: Thinking | None) -> list[str]:
+        """What this engine does otherwise than the embedded one, for a job's events."""
         ...
 
     def sample(

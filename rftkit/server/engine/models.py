@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import MissingExtraError, NotFoundError, PlatformError
+from rftkit.server.engine.remote import remote_of
 
 __all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
 
@@ -53,7 +54,10 @@ BUNDLED = {
 
 def known_bases(home: Path | None = None) -> list[BaseModel]:
     """The models that are always there, and those that the operator of a home added."""
-    return [*BUNDLED.values(), *(base for base in _added(home) if base.name not in BUNDLED)]
+    known = dict(BUNDLED)
+    for base in (*_added(home), *_of_tinker(home)):
+        known.setdefault(base.name, base)
+    return list(known.values())
 
 
 def find_base(name: str, home: Path | None = None) -> BaseModel:
@@ -72,6 +76,13 @@ def find_base(name: str, home: Path | None = None) -> BaseModel:
             code="model_not_found",
         )
     return known[name]
+
+
+def _of_tinker(home: Path | None) -> list[BaseModel]:
+    there = None if home is None else remote_of(home)
+    if there is None:
+        return []
+    return [BaseModel(there.name, 0, "tinker", None, Path(there.tokenizer))]
 
 
 def _added(home: Path | None) -> list[BaseModel]:

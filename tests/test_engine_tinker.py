@@ -1,0 +1,223 @@
+"""The Tinker engine against a server that speaks the protocol: the fake one here, or a real one.
+
+`RFTKIT_TEST_TINKER=URL,MODEL,FOLDER pytest tests/test_engine_tinker.py -k contract` runs the same
+contract against a real server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tinker_server import BASE, Model, running
+
+from rftkit.errors import EngineLostError, InputError, PlatformError, RequestError
+from rftkit.server.engine import remote
+from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
+from rftkit.server.engine.remote import Remote
+from rftkit.server.engine.tinker import TinkerEngine
+
+MESSAGES = [{"role": "user", "content": "say hi"}]
+
+
+@pytest.fixture(scope="module")
+def there(made_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """The server of the contract."""
+    if real := os.environ.get("RFTKIT_TEST_TINKER"):
+        yield Remote(*real.split(","))
+        return
+    folder, state = next(made_models.glob("rftkit-tiny*")), tmp_path_factory.mktemp("cluster")
+    with running(Model(folder, state), state) as (url, _):
+        yield Remote(url, BASE, str(folder))
+
+
+@pytest.fixture(scope="module")
+def engine(there: Remote) -> TinkerEngine:
+    """One client of it."""
+    return TinkerEngine(there, name=there.name)
+
+
+def requests(engine: TinkerEngine, num: int = 3, group: int = 4) -> list[SampleRequest]:
+    prompt = engine.encode(MESSAGES)
+    return [SampleRequest(prompt, [(7, i, g) for g in range(group)], 12) for i in range(num)]
+
+
+def groups(engine: TinkerEngine) -> list[TrainGroup]:
+    """Sampled by the policy; the first two of each group are good, the others bad."""
+    asked = requests(engine)
+    return [
+        TrainGroup(
+            each.prompt_ids,
+            [c.tokens for c in said],
+            [c.sampling_logprobs for c in said],
+            [1.0, 1.0, -1.0, -1.0],
+        )
+        for each, said in zip(asked, engine.sample(asked), strict=True)
+    ]
+
+
+def test_contract_completions_come_in_order_with_a_log_prob_a_token(engine: TinkerEngine) -> None:
+    engine.start_policy(LoraConfig(), seed=1)
+    seen: list[int] = []
+    answers = engine.sample(requests(engine), on_group=lambda i, _: seen.append(i))
+    assert [len(group) for group in answers] == [4, 4, 4]
+    assert sorted(seen) == [0, 1, 2]
+    for completion in (each for group in answers for each in group):
+        assert 0 < len(completion.tokens) <= 12
+        assert len(completion.sampling_logprobs) == len(completion.tokens)
+        assert all(value <= 1e-6 for value in completion.sampling_logprobs)
+        ended = completion.tokens[-1] in engine.eos_ids
+        assert completion.stop_reason == ("stop" if ended else "length")
+
+
+def test_contract_the_base_model_answers_the_same_when_asked_for_the_likeliest(
+    engine: TinkerEngine,
+) -> None:
+    greedy = [dataclasses.replace(each, temperature=0.0) for each in requests(engine, 2, 1)]
+    first, second = engine.sample(greedy, None)
+    assert first[0].tokens == second[0].tokens
+
+
+def test_contract_an_update_makes_good_completions_likelier(engine: TinkerEngine) -> None:
+    engine.start_policy(LoraConfig(), seed=1)
+    batch = groups(engine)
+    first = engine.train_step(batch, TrainSettings(1e-3))
+    assert first.logprob_gap_mean < 0.05  # sampler and trainer agree on what was sampled
+    assert first.num_tokens == sum(len(t) for g in batch for t in g.tokens_G_T)
+    assert first.clip_fraction == 0.0
+    second = engine.train_step(batch, TrainSettings(1e-3))
+    assert second.loss < first.loss
+
+
+def test_contract_a_saved_policy_goes_on_and_can_be_asked(
+    engine: TinkerEngine, tmp_path: Path
+) -> None:
+    engine.start_policy(LoraConfig(), seed=1)
+    batch = groups(engine)
+    engine.train_step(batch, TrainSettings(1e-3))
+    state, adapter = tmp_path / "state", tmp_path / "adapter"
+    state.mkdir()
+    adapter.mkdir()
+    engine.save(state)
+    engine.save_adapter(adapter)
+    straight = engine.train_step(batch, TrainSettings(1e-3))
+    engine.load(state)
+    resumed = engine.train_step(batch, TrainSettings(1e-3))
+    assert resumed.loss == pytest.approx(straight.loss, abs=1e-3)
+    assert resumed.logprob_gap_mean == pytest.approx(straight.logprob_gap_mean, abs=1e-3)
+    greedy = [dataclasses.replace(each, temperature=0.0) for each in requests(engine, 1, 1)]
+    assert engine.sample(greedy, adapter)[0][0].tokens
+    assert remote.kind_of_folder(state) == "tinker"
+
+
+def test_an_archive_makes_a_checkpoint_that_the_embedded_engine_serves(
+    engine: TinkerEngine, there: Remote, tmp_path: Path
+) -> None:
+    from rftkit.server.engine.torch import TorchEngine
+
+    engine.start_policy(LoraConfig(), seed=1)
+    engine.train_step(groups(engine), TrainSettings(1e-2))
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    engine.save_adapter(folder)
+    assert remote.kind_of_folder(folder) is None  # here and there
+    local = TorchEngine(Path(there.tokenizer), name=BASE)
+    greedy = [dataclasses.replace(each, temperature=0.0) for each in requests(engine, 1, 1)]
+    here_said, there_said = local.sample(greedy, folder), engine.sample(greedy, folder)
+    assert here_said[0][0].tokens == there_said[0][0].tokens
+
+
+def test_stop_texts_and_thoughts_are_cut_here(engine: TinkerEngine) -> None:
+    [plain] = engine.sample(requests(engine, 1, 1), None)
+    text = plain[0].text
+    middle = text[len(text) // 2]
+    [request] = requests(engine, 1, 1)
+    [cut] = engine.sample([dataclasses.replace(request, stop=(middle,))], None)
+    assert cut[0].text == text.partition(middle)[0]
+    assert cut[0].stop_reason == "stop"
+    assert len(cut[0].tokens) == len(cut[0].sampling_logprobs) <= len(plain[0].tokens)
+
+
+def test_what_the_protocol_lacks_is_refused_by_name() -> None:
+    for name, value in {"kl_coef": "0.1", "lora_alpha": "16", "loss": "reinforce"}.items():
+        with pytest.raises(RequestError, match=f"`{name}`.*Tinker") as refusal:
+            remote.refuse({name: value})
+        assert refusal.value.param == f"metadata.{name}"
+    remote.refuse({"kl_coef": "0", "lora_alpha": "32", "loss": "clipped", "topic": "x"})
+
+
+def test_a_weight_from_this_machine_cannot_be_taken_there(
+    engine: TinkerEngine, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="takes none from outside"):
+        engine.start_policy(LoraConfig(), seed=1, adapter=tmp_path)
+
+
+def test_an_update_that_is_no_number_is_an_error(
+    engine: TinkerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.start_policy(LoraConfig(), seed=1)
+    batch = groups(engine)
+    broken = [dataclasses.replace(batch[0], advantages_G=[math.nan] * 4)]
+    with pytest.raises(FloatingPointError):
+        for groups_now in (broken, batch):  # a server may notice at once, or one update later
+            engine.train_step(groups_now, TrainSettings(1e-3))
+
+
+def test_a_server_with_another_model_is_named_with_what_it_has(there: Remote) -> None:
+    with pytest.raises(EngineLostError, match=BASE):
+        TinkerEngine(dataclasses.replace(there, model="other"), name="other")
+
+
+def test_a_tokenizer_that_is_not_here_is_asked_for(there: Remote) -> None:
+    with pytest.raises(InputError, match="--tinker-tokenizer"):
+        TinkerEngine(dataclasses.replace(there, tokenizer="/nowhere"), name=BASE)
+
+
+def test_which_engine_a_model_runs_on(tmp_path: Path) -> None:
+    assert remote.kind_of("m", tmp_path, None) == "torch"
+    with pytest.raises(RequestError, match="rftkit serve --engine tinker"):
+        remote.kind_of("m", tmp_path, "tinker")
+    remote.keep_remote(tmp_path, Remote("http://x", "/models/m", "/models/m"))
+    assert remote.kind_of("m", tmp_path, None) == "tinker"
+    assert remote.kind_of("m", tmp_path, "torch") == "torch"
+    assert remote.kind_of("other", tmp_path, None) == "torch"
+    remote.forget_remote(tmp_path)
+    assert remote.kind_of("m", tmp_path, None) == "torch"
+    assert remote.kind_of("m", tmp_path, "tinker") == "tinker"
+    (tmp_path / "tinker.json").write_text("{")
+    with pytest.raises(PlatformError, match=r"tinker\.json cannot be read"):
+        remote.remote_of(tmp_path)
+
+
+def job_body(client: Any, **metadata: str) -> dict[str, Any]:
+    rows = b"".join(
+        json.dumps(
+            {"messages": [{"role": "user", "content": f"copy {c}"}], "answer": c * 3}
+        ).encode()
+        + b"\n"
+        for c in "abcdefgh"
+    )
+    file = client.files.create(file=("rows.jsonl", rows), purpose="fine-tune").id
+    grader = {
+        "type": "text_similarity", "name": "near", "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}", "evaluation_metric": "fuzzy_match",
+    }  # fmt: skip
+    knobs = {"batch_size": 4, "n_epochs": 2, "compute_multiplier": 0.5, "eval_interval": 2}
+    return {
+        "model": BASE,
+        "training_file": file,
+        "validation_file": file,
+        "seed": 3,
+        "metadata": {"max_completion_tokens": "8", **metadata},
+        "method": {
+            "type": "reinforcement",
+            "reinforcement": {"grader": grader, "hyperparameters": knobs},
+        },
+    }
