@@ -52,7 +52,7 @@ def reinforcement(job_id: str, grader: Any, **changes: Any) -> dict[str, Any]:
                             "reasoning_effort": "medium"},
     }  # fmt: skip
     method = {"type": "reinforcement", "reinforcement": settings | changes.pop("settings", {})}
-    return job(job_id, "reinforcement", "succeeded", method=method, **changes)
+    return {**job(job_id, "reinforcement", "succeeded", **changes), "method": method}
 
 
 @pytest.fixture
@@ -259,7 +259,8 @@ def test_the_report_of_an_import_reads_all_of_it(
         if cell["id"] == "parameters":
             names |= {"job_id": "ftjob-1", "again_id": "ftjob-2"}
     assert [each["id"] for each in names["imported"]] == ["ftjob-2", "ftjob-1"]
-    assert [each.verdict for each in names["checks"]] == ["stops"] * 3  # an endpoint's header
+    verdicts = [each.verdict for each in names["checks"]]
+    assert verdicts == ["stops", "stops", "stops", "runs"]  # both jobs, their endpoint, the eval's
     assert [row["here minus there"] for row in names["rows"]] == [0.5]
 
 

@@ -259,7 +259,8 @@ class _Platform:
                 self._send_lines(lines[half:])
             else:
                 kind, object_id, _ = lines[0]
-                self._refused.setdefault((kind, object_id), str(error.message))
+                said = error.body.get("message") if isinstance(error.body, dict) else error.message
+                self._refused.setdefault((kind, object_id), str(said))
         else:
             for each in answer["refused"]:
                 self._refused.setdefault((each["kind"], each["id"]), each["reason"])

@@ -88,8 +88,8 @@ class LooseSource:
         """The paths."""
         self._objects: dict[Kind, dict[str, tuple[Json, Path]]] = {kind: {} for kind in KINDS}
         self._parts: dict[tuple[str, str], dict[str, Json]] = {}
-        self._tables: dict[str, list[Path]] = {}
         self._left_out: list[LeftOut] = []
+        self._contents: set[str] = set()
 
     def read(self) -> Iterator[Unit | LeftOut]:
         """Everything, files first, then evals, their runs, and jobs; last, what is not whole."""
@@ -105,7 +105,7 @@ class LooseSource:
         for kind in KINDS:
             for wire, path in self._objects[kind].values():
                 yield self._unit(kind, wire, path)
-        yield from self._left_out
+        yield from (each for each in self._left_out if each.what not in self._contents)
 
     def _sorted_in(self, path: Path) -> Iterator[tuple[str, Json, Path]]:
         """Keep the objects of a file; give back its parts, whose owners may come later."""
@@ -187,10 +187,15 @@ class LooseSource:
             content = self._content(wire, path)
             if content is None:
                 return LeftOut(f"file {object_id}", f"there is no {wire.get('filename')} beside it")
+            self._contents.add(str(content))
             return Unit(kind, object_id, wire, content=lambda: content.open("rb"))
         part = "event" if kind == "job" else "output_item"
         parts = list(self._parts.get((part, object_id), {}).values())
         parts.sort(key=lambda part: part.get("created_at") or 0)
+        total = (wire.get("result_counts") or {}).get("total")
+        if kind == "run" and isinstance(total, int) and len(parts) < total:
+            there = f"{len(parts):,} of its {total:,} output items are there"
+            return LeftOut(f"run {object_id}", there)
         kept = list(self._parts.get(("checkpoint", object_id), {}).values())
         return Unit(kind, object_id, wire, lambda: map(_line, parts), kept)
 

@@ -18,7 +18,7 @@ from rftkit.importer.dump import digest_of
 from rftkit.importer.survey import graders_of_eval, graders_of_job
 
 if TYPE_CHECKING:
-    from openai import OpenAI
+    from openai import APIStatusError, OpenAI
 
 __all__ = ["Check", "Difference", "Place", "check_all", "check_grader", "check_job", "place"]
 
@@ -113,7 +113,9 @@ class Place:
                     validate(spec, purpose="eval")
                 else:
                     self.client.fine_tuning.alpha.graders.validate(grader=spec)  # type: ignore[arg-type]
-            except (BadRequestError, GraderSpecError) as error:
+            except BadRequestError as error:
+                self._faults[key] = _said(error)
+            except GraderSpecError as error:
                 self._faults[key] = error.message
         return self._faults[key]
 
@@ -240,7 +242,7 @@ def _of_model(job: Mapping[str, Any], here: Place, model: str | None) -> Iterato
         try:
             here.client.models.retrieve(model)  # a local folder, or a name in the hub cache
         except Missing as error:
-            raise NotFoundError(error.message) from None
+            raise NotFoundError(_said(error)) from None
     if model is not None and model != was:
         yield Difference("model", f"{model} in place of {was}")
 
@@ -351,6 +353,12 @@ def _of_endpoint(spec: Mapping[str, Any], about: str) -> Iterator[Difference]:
     if isinstance(headers, Mapping) and any(MASK in str(value) for value in headers.values()):
         yield Difference(about, "the service masked its secret headers",
                          "put them in again: --grader FILE", stops=True)  # fmt: skip
+
+
+def _said(error: APIStatusError) -> str:
+    """What the platform said, without the client's wrapping."""
+    body = error.body
+    return str(body.get("message")) if isinstance(body, dict) else error.message
 
 
 def _cure(fault: str) -> str:
