@@ -183,6 +183,7 @@ def test_an_imported_file_trains_a_job_here(opened: Served) -> None:
 
 
 def test_rooms_of_the_notebook_read_imported_jobs_and_runs(opened: Served) -> None:
+    assert jobs.wait(opened.client, "ftjob-now").status == "running"  # as it stands: no waiting
     told = jobs.events(opened.client, "ftjob-rft")
     assert jobs.step_frame(told)["valid_reward_mean"].tolist()[:3] == [0.0, 0.02, 0.04]
     assert jobs.best(jobs.checkpoints(opened.client, "ftjob-rft")).step == 10  # type: ignore[union-attr]

@@ -88,7 +88,7 @@ def events(client: OpenAI, job_id: str) -> list[Event]:
 
 
 def watch(client: OpenAI, job_id: str, *, poll_seconds: float = 1.0) -> Iterator[Update]:
-    """Look at a job again and again until it has ended or is paused.
+    """Look at a job again and again until it has ended or is paused; once at an imported one.
 
     The first update brings all events so far, so watching can begin at any time. Statuses this
     version does not know count as "still going".
@@ -100,7 +100,8 @@ def watch(client: OpenAI, job_id: str, *, poll_seconds: float = 1.0) -> Iterator
         new = _events_since(patient, job_id, seen)
         seen.update(event["id"] for event in new)
         yield Update(job, new)
-        if job.status in TERMINAL or str(job.status) == "paused":
+        stands_still = str(job.status) == "paused" or getattr(job, "imported_from", None)
+        if job.status in TERMINAL or stands_still:
             return
         time.sleep(poll_seconds)
 
@@ -112,7 +113,7 @@ def wait(
     *,
     poll_seconds: float = 1.0,
 ) -> FineTuningJob:
-    """Follow a job; return it when it has succeeded or is paused.
+    """Follow a job; return it when it has succeeded, is paused, or was imported as it stands.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
