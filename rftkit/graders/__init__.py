@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
+    from rftkit.graders.cluster import ClusterGrader, cluster_grader
     from rftkit.graders.embeddings import EmbeddingCall, embedding_call
     from rftkit.graders.endpoint import HttpCall, mask_secrets
     from rftkit.graders.engine import CompiledGrader, Leaf, compile_grader, grade
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "ClusterGrader",
     "CompiledGrader",
     "Completion",
     "CompletionCall",
@@ -38,6 +40,7 @@ __all__ = [
     "Sample",
     "audit",
     "check_item_paths",
+    "cluster_grader",
     "compile_grader",
     "completion_call",
     "embedding_call",
@@ -52,6 +55,7 @@ __all__ = [
 _HOMES = {
     "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
+    "cluster": ("ClusterGrader", "cluster_grader"),
     "embeddings": ("EmbeddingCall", "embedding_call"),
     "endpoint": ("HttpCall", "mask_secrets"),
     "engine": ("CompiledGrader", "Leaf", "compile_grader", "grade"),
