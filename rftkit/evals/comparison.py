@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 Verdict = Literal["better", "worse", "same", "unclear"]
-"""`same` only when a margin was named and the difference is shown to lie inside it."""
+"""`same` when a margin was named and the difference is shown to lie inside it, be it ever so
+sure that there is one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,9 +72,9 @@ def mean_interval(values: Array, *, level: float = 0.95, support: Support = None
     if n == 0:
         return Estimate(None)
     mean = float(values.mean())
-    if support and (_is_among(values, support) or not values.std()):
+    if support and (_is_among(values, support) or _is_flat(values)):
         return Estimate(mean, *_wilson(mean, n, level, support), n)
-    if n < 2 or not values.std():
+    if n < 2 or _is_flat(values):
         return Estimate(mean, None, None, n)
     return Estimate(mean, *_hall(values, level), n)
 
@@ -91,7 +91,7 @@ def difference_interval(values: Array, *, level: float = 0.95, support: Support 
     mean = float(values.mean())
     if support and _is_among(values, (support[0] - support[1], 0.0, support[1] - support[0])):
         return Estimate(mean, *_tango(values, level, support[1] - support[0]), n)
-    if n < 2 or not values.std():
+    if n < 2 or _is_flat(values):
         return Estimate(mean, None, None, n)
     half = t_quantile(0.5 + level / 2, n - 1) * standard_error(values)
     return Estimate(mean, mean - half, mean + half, n)
@@ -108,7 +108,7 @@ def bootstrap_interval(
 
     values = _known(values)
     n = len(values)
-    if n < 2 or not values.std():
+    if n < 2 or _is_flat(values):
         return Estimate(float(values.mean()) if n else None, None, None, n)
     mean = float(values.mean())
     weights = resample_weights(n, num_resamples, seed)
@@ -160,7 +160,7 @@ def equivalence_p(values: Array, margin: float) -> float | None:
     None when there are fewer than two rows, or when all differences are equal.
     """
     values = _known(values)
-    if len(values) < 2 or not values.std():
+    if len(values) < 2 or _is_flat(values):
         return None
     mean, error, df = float(values.mean()), standard_error(values), len(values) - 1
     return max(1 - t_cdf((mean + margin) / error, df), t_cdf((mean - margin) / error, df))
@@ -175,7 +175,7 @@ def detectable(
     number of standard errors that counts as shown, when it is not that of one look.
     """
     values = _known(values)
-    if len(values) < 2 or not values.std():
+    if len(values) < 2 or _is_flat(values):
         return None
     df = len(values) - 1
     shown = t_quantile(0.5 + level / 2, df) if critical is None else critical
@@ -206,6 +206,11 @@ def _known(values: Array) -> Array:
 
     values = np.asarray(values, dtype=float)
     return values[np.isfinite(values)]
+
+
+def _is_flat(values: Array) -> bool:
+    """Whether all are equal, but for the last bits of their sums."""
+    return float(values.max() - values.min()) <= 1e-12 * (1 + float(abs(values).max()))
 
 
 def standard_error(values: Array) -> float:

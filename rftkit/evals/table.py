@@ -82,8 +82,12 @@ class Table:
 
     def difference(self, before: str, after: str) -> Array:
         """Reward of one run minus that of another, (rows,)."""
+        import numpy as np
+
         labels = self.cells.labels
-        return self.rewards[:, labels.index(after)] - self.rewards[:, labels.index(before)]
+        found = self.rewards[:, labels.index(after)] - self.rewards[:, labels.index(before)]
+        found[np.abs(found) < 1e-12] = 0.0  # the last bits of sums are no difference
+        return found
 
     def pairs(self, before: str, afters: Sequence[str]) -> tuple[PairSummary, ...]:
         """Every other run against one, corrected for how many there are."""
@@ -162,11 +166,11 @@ class Table:
 
     def _verdict(self, pair: PairSummary) -> Verdict:
         alpha, value = 1 - self.level, pair.difference.value
-        if pair.p is not None and value and pair.p <= alpha:
-            return "better" if value > 0 else "worse"
         # testing many pairs for sameness needs its own correction: Bonferroni, for it is rare
         if pair.equivalence_p is not None and pair.equivalence_p <= alpha / pair.num_looks:
             return "same"
+        if pair.p is not None and value and pair.p <= alpha:
+            return "better" if value > 0 else "worse"
         return "unclear"
 
 
