@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import sqlite3
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rftkit.errors import NotFoundError, PlatformError, RequestError
+from rftkit.server.journal import is_full
 from rftkit.server.migrations import MIGRATIONS
 from rftkit.server.records import Job
 from rftkit.server.store import Store, new_id, now
@@ -333,3 +337,29 @@ def test_a_resent_request_is_recognised_for_a_while(
 def test_unknown_fields_are_a_programming_error(store: Store) -> None:
     with pytest.raises(TypeError, match="no field colour"):
         store.update_job(add_job(store).id, colour="red")
+
+
+def test_a_full_disk_leaves_the_store_usable(home: Path) -> None:
+    home.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(home)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small file system")
+    try:
+        store = Store.open(home)
+        job = add_job(store)
+        ballast = home / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 512)
+        for number in range(20):
+            with pytest.raises(sqlite3.OperationalError) as caught:
+                store.add_event(job.id, "y" * 2000, key=str(number))
+            assert is_full(caught.value)
+        ballast.unlink()
+        event = store.add_event(job.id, "there is room again")
+        store.close()
+        store = Store.open(home)  # what is listed is what lies on the disk
+        assert store.events(job.id)[0] == [event]
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=False)
