@@ -6,17 +6,26 @@ contract against a real server.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from tinker_server import BASE, Model, running
 
+import rftkit
+import rftkit.client
 from rftkit.errors import EngineLostError, InputError, PlatformError, RequestError
 from rftkit.server.engine import remote
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
@@ -196,28 +205,103 @@ def test_which_engine_a_model_runs_on(tmp_path: Path) -> None:
         remote.remote_of(tmp_path)
 
 
-def job_body(client: Any, **metadata: str) -> dict[str, Any]:
-    rows = b"".join(
-        json.dumps(
-            {"messages": [{"role": "user", "content": f"copy {c}"}], "answer": c * 3}
-        ).encode()
-        + b"\n"
-        for c in "abcdefgh"
-    )
-    file = client.files.create(file=("rows.jsonl", rows), purpose="fine-tune").id
+@contextlib.contextmanager
+def cluster(folder: Path, state: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that can be killed."""
+    command = [sys.executable, str(Path(__file__).with_name("tinker_server.py"))]
+    command += ["--folder", str(folder), "--state", str(state), "--port", str(port)]
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/healthz", timeout=5).close()
+            break
+        time.sleep(0.1)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def elsewhere(made_models: Path, home: Path, tmp_path: Path) -> tuple[Path, Path, int]:
+    """A home whose jobs train on a server that does not run yet: folder, state and port of it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = next(made_models.glob("rftkit-tiny*"))
+    remote.keep_remote(home, Remote(f"http://127.0.0.1:{port}", BASE, str(folder)))
+    return folder, tmp_path / "state", port
+
+
+@pytest.fixture
+def client(home: Path) -> Iterator[openai.OpenAI]:
+    """The official client of the platform of that home."""
+    client = rftkit.connect()
+    with client:
+        yield client
+    rftkit.client.stop_server(home)
+
+
+def create(client: openai.OpenAI, **metadata: str) -> Any:
+    """A small job; its schema is one that the server does not enforce."""
+    letters = "abcdefgh"
+    rows = [
+        {"messages": [{"role": "user", "content": f"copy {c}"}], "answer": c * 3} for c in letters
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    file = client.files.create(file=("rows.jsonl", lines), purpose="fine-tune").id
     grader = {
         "type": "text_similarity", "name": "near", "input": "{{sample.output_text}}",
         "reference": "{{item.answer}}", "evaluation_metric": "fuzzy_match",
     }  # fmt: skip
-    knobs = {"batch_size": 4, "n_epochs": 2, "compute_multiplier": 0.5, "eval_interval": 2}
-    return {
-        "model": BASE,
-        "training_file": file,
-        "validation_file": file,
-        "seed": 3,
-        "metadata": {"max_completion_tokens": "8", **metadata},
-        "method": {
-            "type": "reinforcement",
-            "reinforcement": {"grader": grader, "hyperparameters": knobs},
-        },
+    knobs = {"batch_size": 4, "n_epochs": 3, "compute_multiplier": 0.5, "eval_interval": 2}
+    method = {
+        "type": "reinforcement",
+        "reinforcement": {"grader": grader, "hyperparameters": knobs},
     }
+    return client.fine_tuning.jobs.create(
+        model=BASE,
+        training_file=file,
+        validation_file=file,
+        seed=3,
+        metadata={"max_completion_tokens": "8", **metadata},
+        method=method,  # type: ignore[arg-type]
+    )
+
+
+def test_a_job_trains_on_the_server_past_its_death(
+    elsewhere: tuple[Path, Path, int], client: openai.OpenAI
+) -> None:
+    with cluster(*elsewhere) as server:
+        assert BASE in {model.id for model in client.models.list()}
+        job = create(client)
+        while not rftkit.jobs.checkpoints(client, job.id):
+            assert client.fine_tuning.jobs.retrieve(job.id).status not in ("failed", "cancelled")
+            time.sleep(0.05)
+        server.kill()
+    with cluster(*elsewhere):
+        job = rftkit.jobs.wait(client, job.id)
+        assert job.status == "succeeded"
+        said = [event.message for event in rftkit.jobs.events(client, job.id)]
+        assert any("tries again" in message for message in said)
+        assert any("as far as the server keeps to it" in message for message in said)
+        frame = rftkit.jobs.step_frame(rftkit.jobs.events(client, job.id))
+        assert list(frame.index) == list(range(7))
+        names = [each.model for each in rftkit.jobs.checkpoints(client, job.id)]
+        for name in [BASE, *names]:
+            answer = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": "copy a"}], max_tokens=8
+            )
+            assert answer.choices[0].message.content
+
+
+def test_what_the_server_cannot_do_is_refused_before_the_job_is(
+    elsewhere: tuple[Path, Path, int], client: openai.OpenAI
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="Tinker") as refusal:
+        create(client, kl_coef="0.1")
+    assert refusal.value.param == "metadata.kl_coef"
+    with pytest.raises(openai.BadRequestError, match="torch, tinker"):
+        create(client, engine="gpu")
+    assert not client.fine_tuning.jobs.list().data

@@ -66,6 +66,9 @@ class Plan:
     """The mark that opens the model's thoughts; None: it answers at once."""
     thinking_tokens: int = 0
     """Most tokens of thoughts."""
+    max_staleness: int = 0
+    """Updates that may come between the sampling of a step's completions and its own; 1 lets the
+    next step sample while graders work."""
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     ignored: dict[str, str] = field(default_factory=dict)
@@ -167,6 +170,7 @@ def make_plan(job: Job, num_rows: int, thinking: str | None = None, engine: str 
         engine=engine,
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
+        max_staleness=knobs.integer("max_staleness", 0, 0, 1),
         max_core_seconds=knobs.positive("max_core_seconds"),
         ignored=ignored,
     )

@@ -60,13 +60,15 @@ def train(run: Run) -> None:
         stats = update(run, step, groups)
         training_seconds = time.perf_counter() - trained
         valid, eval_seconds = validate(run, step) if run.plan.validates(step) else (None, 0.0)
+        elapsed, parts = time.perf_counter() - started, sampling_seconds + training_seconds
         timing = {
             "sampling": sampling_seconds,
             "training": training_seconds,
             "eval": eval_seconds,
-            "full_iteration": max(
-                time.perf_counter() - started, sampling_seconds + training_seconds + eval_seconds
-            ),  # what a killed worker did before is in the parts only
+            # What a killed worker did before is in the parts only; parts may overlap.
+            "full_iteration": elapsed
+            if run.plan.max_staleness
+            else max(elapsed, parts + eval_seconds),
         }
         report(run, step, groups, valid, timing, stats)
         if valid is not None:
@@ -111,11 +113,23 @@ def validate_baseline(run: Run) -> None:
 
 
 def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
-    """The graded groups of a step, from the journal or made now; and the seconds it took."""
+    """The graded groups of a step, from the journal or made now; and the seconds it took.
+
+    With `max_staleness` the next step's completions are sampled while graders work, by the policy
+    before this step's update; always then, so that a killed job samples by the same policy again.
+    """
+    num, temperature = run.plan.completions_per_prompt, run.plan.temperature
+
+    def ahead() -> None:
+        following = step + 1
+        if following > run.plan.total_steps or not run.plan.max_staleness:
+            return
+        if run.journal.record("steps", following) is None:
+            rows = batch_rows(run.rows, run.plan, following)
+            sampling.drafted(run, "steps", following, rows, following, num, temperature)
+
     rows = batch_rows(run.rows, run.plan, step)
-    return sampling.graded(
-        run, "steps", step, rows, step, run.plan.completions_per_prompt, run.plan.temperature
-    )
+    return sampling.graded(run, "steps", step, rows, step, num, temperature, ahead)
 
 
 def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
@@ -180,6 +194,8 @@ def report(
     rate = run.plan.learning_rate if step else None
     total = run.plan.total_steps
     data = measures.step_data(step, total, run.grader.leaves, groups, valid, timing, stats, rate)
+    if run.plan.max_staleness and step:
+        data["staleness"] = min(step - 1, run.plan.max_staleness)
     message = measures.step_message(step, total, data)
     with run.store.transaction():
         if not run.store.has_event(run.job.id, f"step-{step}"):  # else it is counted already

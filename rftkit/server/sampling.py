@@ -20,7 +20,7 @@ from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.rollout import Group
 from rftkit.server.run import Run
 
-__all__ = ["CHECKS", "VALIDATION", "graded", "sampled", "while_breathing"]
+__all__ = ["CHECKS", "VALIDATION", "drafted", "graded", "sampled", "while_breathing"]
 
 R = TypeVar("R")
 
@@ -38,29 +38,33 @@ def graded(
     draw: int,
     num: int,
     temperature: float,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[list[Group], float]:
     """`num` graded completions of each row, and the seconds they took.
 
     What the journal has is not made again: the finished record; else the completions; else, of
-    their grades, those that were given before a kill.
+    their grades, those that were given before a kill. `meanwhile` is called once, while graders
+    work.
     """
     journal = run.journal
     record = journal.record(kind, step)
     if record is None:
-        draft = _draft(run, kind, step, rows, draw, num, temperature)
-        began = time.perf_counter()
-        groups = while_breathing(run, lambda: _grades_of(run, kind, step, rows, draft))
+        draft = drafted(run, kind, step, rows, draw, num, temperature)
+        groups, seconds = while_breathing(
+            run, lambda: _grades_of(run, kind, step, rows, draft), meanwhile
+        )
         record = {
             "groups": [rollout.group_to_dict(group) for group in groups],
-            "seconds": draft["seconds"] + time.perf_counter() - began,
+            "seconds": draft["seconds"] + seconds,
         }
         journal.write_record(kind, step, record)
         return groups, record["seconds"]
+    meanwhile()
     by_line = {row.line: row for row in rows}
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
 
 
-def _draft(
+def drafted(
     run: Run, kind: str, step: int, rows: Sequence[Row], draw: int, num: int, temperature: float
 ) -> dict[str, Any]:
     """The completions of a step and the seconds they took, from the journal or drawn now."""
@@ -99,12 +103,15 @@ def sampled(
 
 def _grades_of(
     run: Run, kind: str, step: int, rows: Sequence[Row], draft: dict[str, Any]
-) -> list[Group]:
+) -> tuple[list[Group], float]:
+    """The groups, and the seconds that grading took."""
+    started = time.perf_counter()
+
     def keep(index: int, grade: Grade) -> None:
         run.journal.add_grade(kind, step, index, dataclasses.asdict(grade))
 
     known = run.journal.grades(kind, step)
-    return rollout.grade_groups(
+    groups = rollout.grade_groups(
         run.grader,
         rows,
         draft["prompts"],
@@ -113,12 +120,16 @@ def _grades_of(
         known={index: Grade(**grade) for index, grade in known.items()},
         keep=keep,
     )
+    return groups, time.perf_counter() - started
 
 
-def while_breathing(run: Run, work: Callable[[], R]) -> R:
+def while_breathing(
+    run: Run, work: Callable[[], R], meanwhile: Callable[[], None] = lambda: None
+) -> R:
     """Grade in another thread, so that chats, and judges that ask this engine, are served."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
+        meanwhile()
         while not future.done():
             run.breathe()
             time.sleep(0.002)
