@@ -32,7 +32,7 @@ RECORD = ".rftkit-copies.json"
 """In the user's folder: name of a notebook -> hash of what was copied."""
 CONFIG_DIR = Path(__file__).parent / "widgets"
 """Holds `labconfig/`, where JupyterLab looks for default settings."""
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 AWAKE_SECONDS = 600.0
 """How often the platform hears from an open lab, well within its idle hour."""

@@ -32,7 +32,7 @@ from urllib.parse import urlsplit, urlunsplit
 import nbformat
 import pytest
 
-SECONDS = 60
+SECONDS = 180
 """How long to wait for anything; the machine may be busy."""
 
 SETTINGS = {
@@ -58,6 +58,10 @@ class Notebook:
 
     page: Any
     shots: Path
+
+    def ready(self) -> None:
+        """Wait until the kernel of the notebook in front is idle."""
+        self.page.evaluate(KERNEL_READY)
 
     def run_all(self) -> None:
         """Run every cell and wait for the last one; an error in a cell fails the test."""
@@ -131,8 +135,13 @@ class Lab:
         nbformat.write(notebook, self.folder / name)
 
     @contextlib.contextmanager
-    def open(self, chromium: Any, name: str, *, width: int = 1360) -> Iterator[Notebook]:
-        """Open one of the user's notebooks in a new page and wait for its kernel."""
+    def open(
+        self, chromium: Any, name: str, *, width: int = 1360, browser_shown: bool = False
+    ) -> Iterator[Notebook]:
+        """Open one of the user's notebooks in a new page and wait for its kernel.
+
+        `browser_shown` leaves JupyterLab's list of files open, which takes a quarter of the page.
+        """
         context = chromium.new_context(viewport={"width": width, "height": 1000})
         context.set_default_timeout(SECONDS * 1000)
         try:
@@ -140,7 +149,8 @@ class Lab:
             scheme, host, _, query, _ = urlsplit(self.address)
             page.goto(urlunsplit((scheme, host, f"/lab/tree/{name}", f"{query}&reset", "")))
             page.evaluate(KERNEL_READY)
-            page.keyboard.press("Control+b")  # the file browser takes a quarter of the page
+            if not browser_shown:
+                page.keyboard.press("Control+b")
             yield Notebook(page, self.shots)
             page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         finally:

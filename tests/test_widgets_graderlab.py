@@ -1,0 +1,267 @@
+"""GraderLab: form and JSON in step, grades with every step shown, what an edit changes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rftkit import datasets, evals
+from rftkit.errors import GraderSpecError, InputError
+from rftkit.evals import Answer
+from rftkit.graders import Sample
+from rftkit.graders.tracing import render_all
+from rftkit.widgets import GraderLab
+from rftkit.widgets.graderform import places
+
+ROWS = [
+    {"messages": [{"role": "user", "content": f"Say {n}"}], "answer": f"<b>{n}</b>", "topic": "n"}
+    for n in range(20)
+]
+EXACT = {
+    "type": "string_check",
+    "name": "exact",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+}
+BROKEN = "def grade(sample, item):\n    wanted = item['topic']\n    return 1 / (len(wanted) - 1)\n"
+
+
+def python(source: str) -> dict[str, Any]:
+    return {"type": "python", "name": "mine", "source": source}
+
+
+@pytest.fixture
+def live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+
+
+def shown(lab: GraderLab) -> GraderLab:
+    lab.widget()
+    assert lab.wait(60)
+    return lab
+
+
+def test_a_first_grader_is_guessed_and_run() -> None:
+    lab = GraderLab(ROWS)
+    assert lab.spec["reference"] == "{{item.answer}}"
+    assert lab.grade()["reward"].tolist() == [1.0] * 8
+    assert lab.row == 0
+    assert "reward 1.000" in str(lab)
+    assert "&lt;b&gt;0&lt;/b&gt;" in lab.to_html()
+    assert "<b>0</b>" not in lab.to_html()
+    assert "onclick" not in lab._grades_html(live=False)
+
+
+def test_pasted_answers_and_chosen_rows() -> None:
+    lab = GraderLab(ROWS, grader=EXACT, rows=[3, 4], answers="pasted", pasted="<b>4</b>")
+    assert lab.grade()["reward"].to_dict() == {3: 0.0, 4: 1.0}
+
+
+def test_an_edit_shows_whose_rewards_changed() -> None:
+    lab = GraderLab(ROWS, grader=EXACT | {"reference": "<b>1</b>"}, rows=[0, 1])
+    lab.set(answers="pasted", pasted="<b>0</b>")
+    lab.grade()
+    lab.set(answers="pasted", pasted="<b>1</b>")
+    assert lab.grade()["before"].isna().all()  # other answers are not compared
+    lab.spec = EXACT
+    assert lab.grade()[["before", "reward"]].to_numpy().tolist() == [[1.0, 0.0], [1.0, 1.0]]
+    assert "1 down" in lab.to_html()
+    lab.grade()
+    assert lab.data()["before"].tolist() == [1.0, 1.0]  # grading again is no edit
+
+
+def test_fresh_answers_are_asked_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def ask(client: Any, model: str, rows: Any, **_: Any) -> list[Answer]:
+        asked.append((model, len(rows)))
+        return [Answer(model, Sample.from_text("<b>0</b>")) for _ in rows]
+
+    monkeypatch.setattr(evals, "ask", ask)
+    client: Any = object()
+    lab = GraderLab(ROWS, grader=EXACT, client=client, rows=[0, 1], answers="sampled", model="m")
+    assert lab.grade()["reward"].tolist() == [1.0, 0.0]
+    lab.spec = EXACT | {"operation": "ne"}
+    assert lab.grade()["reward"].tolist() == [0.0, 1.0]
+    assert asked == [("m", 2)]
+    lab.ask_again()
+    lab.grade()
+    assert asked == [("m", 2), ("m", 2)]
+    lab.model = ""
+    with pytest.raises(InputError, match="choose a model"):
+        lab.grade()
+
+
+def test_a_row_without_a_reference_is_not_graded() -> None:
+    lab = GraderLab(
+        [{"messages": ROWS[0]["messages"]}], grader=python("def grade(s, i):\n    return 1")
+    )
+    frame = lab.grade()
+    assert frame["reward"].isna().all()
+    assert "no reference answer" in frame["details"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "marked"),
+    [
+        ('{\n "type": oops\n}', "line 2 of the JSON", "▶   2"),
+        ("[]", "one JSON object", None),
+        ('{"type": "string_chek"}', "must be one of string_check", None),
+        (
+            json.dumps(python("def grade(sample, item):\n    retrun 1")),
+            "line 2",
+            "▶   2      retrun 1",
+        ),
+        (json.dumps(EXACT | {"input": "{{sample.text}}"}), "input", None),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_shown_where_it_stands(
+    words: str, message: str, marked: str | None
+) -> None:
+    lab = GraderLab(ROWS, grader=EXACT)
+    lab.text = words
+    assert message in lab.problem
+    assert 'role="alert"' in lab.to_html()
+    if marked:
+        assert marked in lab.to_html()
+    with pytest.raises(GraderSpecError):
+        lab.grade()
+
+
+def test_a_failing_python_grader_shows_its_line() -> None:
+    lab = GraderLab(ROWS, grader=python(BROKEN), rows=[0])
+    assert lab.grade()["reward"].isna().all()
+    html = lab.to_html()
+    assert "ZeroDivisionError" in html
+    assert "▶   3      return 1 / (len(wanted) - 1)" in html
+    assert "the grader failed" in html
+    lab.close()
+
+
+def test_form_and_json_stay_in_step(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT, rows=[0]))
+    lab._form.field("operation").value = "ne"
+    assert lab.wait(60)
+    assert lab.spec["operation"] == "ne"
+    assert json.loads(lab._json.value)["operation"] == "ne"
+    assert lab.data()[["before", "reward"]].to_numpy().tolist() == [[1.0, 0.0]]
+    lab._json.value = json.dumps(EXACT | {"operation": "like"})
+    assert lab._form.field("operation").value == "like"
+    lab._json.value = "{"
+    assert lab._go.disabled
+    assert "of the JSON" in lab._wrong.value
+    assert lab._form.field("operation").value == "like"
+    lab._json.value = json.dumps(EXACT)
+    assert not lab._go.disabled
+    assert lab._wrong.value == ""
+
+
+def test_graders_are_combined_and_taken_apart_in_the_form(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT, rows=[0]))
+    form = lab._form
+    form.add.click()
+    assert lab.wait(60)
+    assert list(lab.spec["graders"]) == ["exact", "grader_1"]
+    assert lab.spec["calculate_output"] == "0.5 * exact + 0.5 * grader_1"
+    form.kind.value = "text_similarity"
+    form.field("evaluation_metric").value = "rouge_l"
+    assert lab.spec["graders"]["grader_1"]["evaluation_metric"] == "rouge_l"
+    form.formula.value = "exact * grader_1"
+    assert lab.wait(60)
+    assert lab.error == ""
+    assert "exact * grader_1" in lab._full.value
+    assert "1.000 * 1.000 = 1.000" in lab._full.value
+    form.remove.click()
+    assert list(lab.spec["graders"]) == ["exact"]
+    assert lab.problem == ""
+
+
+def test_places_are_inserted_into_templates(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT))
+    control = lab._form.field("reference")
+    control.value = ""
+    row = next(each for each in lab._form.body.children if control in getattr(each, "children", ()))
+    row.children[1].value = "item.topic"
+    assert lab.spec["reference"] == "{{item.topic}}"
+
+
+def test_every_type_of_the_form_is_a_grader(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT, rows=[0]))
+    for kind in lab._form.kind.options:
+        lab._form.kind.value = kind
+        assert lab.error == ""
+        assert lab.problem == ""
+        assert lab.spec["type"] == kind
+    lab.close()
+
+
+def test_clicks_choose_rows_and_open_grades(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT))
+    lab._which.value = "2, 5-7"
+    assert lab.wait(60)
+    assert lab.rows == [2, 5, 6, 7]
+    lab._act_open("6")
+    assert "Row 6: reward" in lab._full.value
+    lab._which.value = "2, x"
+    assert "write 0, 5, 10-14" in lab.error
+    lab._which.value = "99"
+    assert "there is no row 99; there are 20" in lab.error
+
+
+def test_the_audit_is_shown_until_the_grader_changes(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT, rows=[0]))
+    lab._try.click()
+    assert lab.wait(60)
+    assert lab.error == ""
+    assert "What the grader pays, 20 rows" in lab._cheats.value
+    lab._form.field("operation").value = "ne"
+    assert lab._cheats.value == ""
+
+
+def test_a_grader_is_saved_and_read_back(tmp_path: Path, live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT))
+    lab._path.value = str(tmp_path / "made" / "grader.json")
+    lab._keep.click()
+    assert lab.error == ""
+    assert datasets.read_json(tmp_path / "made" / "grader.json") == lab.spec
+    compile(lab.client_code(), "code.py", "exec")
+    assert "rk-copy" in lab._code.value
+
+
+def test_rendered_templates() -> None:
+    judge = {
+        "type": "score_model",
+        "name": "j",
+        "model": "m",
+        "input": [
+            {"role": "system", "content": "Rate {{item.topic}}"},
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "{{sample.output_json.a}}"}],
+            },
+        ],
+    }
+    told = render_all(judge, Sample.from_text('{"b": 1}'), {"topic": "law"})
+    assert [(each.field, each.text) for each in told] == [
+        ("input[0]", "Rate law"),
+        ("input[1]", None),
+    ]
+    assert "`sample.output_json` has the keys: b" in told[1].problem
+
+
+def test_places_come_from_rows_schema_and_answers() -> None:
+    items = [{"messages": [], "facts": {"a b": 1, "c": [2]}, "label": "x"}]
+    assert places(items, None, ['{"verdict": 1}', "no"]) == [
+        "item.facts",
+        "item.facts['a b']",
+        "item.facts.c",
+        "item.label",
+        "sample.output_text",
+        "sample.output_json.verdict",
+    ]
+    schema = {"json_schema": {"schema": {"properties": {"x": {}}}}}
+    assert places([], schema) == ["sample.output_text", "sample.output_json.x"]
