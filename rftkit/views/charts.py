@@ -109,7 +109,7 @@ def time_chart(events: Iterable[dict[str, Any]]) -> Html:
         bottom = bottom + values
     dress(axes, "Seconds per step" + (f", means of {width} steps" if width > 1 else ""))
     axes.legend(ncols=4, **LEGEND)
-    spent = ", ".join(f"{part} {number(float(totals[part]), 0)} s" for part in parts)
+    spent = ", ".join(f"{part} {number(round(float(totals[part]), 1), 1)} s" for part in parts)
     bars = (figure, f"Bars of the seconds of each step. In all: {spent}.")
     speed = _line("tokens", steps[steps["step"] > 0], "tokens_per_second", strong=True)
     panels = [Panel("Sampled tokens per second", (speed,))] if speed else []

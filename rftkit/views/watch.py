@@ -153,7 +153,7 @@ def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     begun = None if last is first else start
     tiles = [tile(f"Validation, step {last['step']}", last["valid_reward_mean"], below, begun)]
-    if best is not last:
+    if best["valid_reward_mean"] > last["valid_reward_mean"]:
         label = f"Validation, step {best['step']}"
         tiles.append(tile(label, best["valid_reward_mean"], "the best", begun))
     return tiles
