@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import hosted  # by its name: the modules below bring many of their own
 import openai
 import pytest
 from conftest import GRADER, Served, serving
-from hosted import PATH, Hosted
 from test_evals_answers import *  # noqa: F403
 from test_evals_runs import *  # noqa: F403
 from test_jobs_attach import *  # noqa: F403
@@ -24,7 +24,7 @@ from rftkit.jobs.weights import fetch_weights
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    with serving(Hosted, PATH) as found:
+    with serving(hosted.Hosted, hosted.PATH) as found:
         yield found
 
 
