@@ -6,6 +6,8 @@ The official `openai` client drives both platforms; where the model worker is no
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -145,10 +147,12 @@ def app_client(served: Served) -> openai.OpenAI:
 @pytest.fixture(scope="session")
 def made_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `models` folder with `rftkit-tiny`, made once, for tests that need a home of their own."""
-    from rftkit.server.engine import models
-
     folder = tmp_path_factory.mktemp("made")
-    models.prepare(models.BUNDLED["rftkit-tiny"], folder)
+    program = (
+        "import pathlib, sys; from rftkit.server.engine import models; "
+        "models.prepare(models.BUNDLED['rftkit-tiny'], pathlib.Path(sys.argv[1]))"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
     return folder / "models"
 
 

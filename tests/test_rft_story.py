@@ -82,14 +82,15 @@ class World:
 
     def __init__(self, home: Path) -> None:
         self.home, self.store, self.engine = home, Store.open(home), Toy()
-        self.grades = 0
+        self.grades = self.jobs = 0
 
     def add_job(self, **metadata: str) -> Job:
         """A job of six steps, a validation every second one."""
         given = {"batch_size": 4, "n_epochs": 3, "eval_interval": 2, "compute_multiplier": 0.5}
+        self.jobs += 1
         job = self.store.add_job(
             Job(
-                id=f"ftjob-{len(self.store.jobs()[0]):04d}", created_at=0, status="running",
+                id=f"ftjob-{self.jobs:04d}", created_at=0, status="running",
                 model="toy", seed=7, training_file="f", validation_file="f", metadata=metadata,
                 method={"reinforcement": {"grader": GRADER, "hyperparameters": given}},
             )
