@@ -58,6 +58,7 @@ def reinforcement(job_id: str, grader: Any, **changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def account() -> Account:
     found = Account()
+    found.add("/evals")  # there are none; the route answers
     for name in ("file-train", "file-valid"):
         found.add("/files", file_object(name, "fine-tune", f"{name}.jsonl", len(ROW), 1000))
         found.contents[name] = ROW
