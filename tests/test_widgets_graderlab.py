@@ -142,6 +142,17 @@ def test_a_failing_python_grader_shows_its_line() -> None:
     lab.close()
 
 
+def test_the_traceback_stands_beside_the_editor_until_it_is_mended(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=python(BROKEN), rows=[0]))
+    assert "▶   3" in lab._failure.value
+    source = lab._form.field("source")
+    source.value = source.value.replace("- 1", "+ 1")
+    assert lab.wait(60)
+    assert lab._failure.value == ""
+    assert lab.data()["reward"].tolist() == [0.5]
+    lab.close()
+
+
 def test_form_and_json_stay_in_step(live: None) -> None:
     lab = shown(GraderLab(ROWS, grader=EXACT, rows=[0]))
     lab._form.field("operation").value = "ne"

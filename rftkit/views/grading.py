@@ -15,7 +15,7 @@ from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, join, missing, note, number, remote, signed, text, wrap
 from rftkit.views.rows import row_button
 
-__all__ = ["audited", "copyable", "grade_in_full", "grades", "misfit"]
+__all__ = ["audited", "copyable", "failure", "grade_in_full", "grades", "misfit"]
 
 Line = Mapping[str, Any]
 """`row`, `answer`, `reward`, `before`, `outcome`, `details`, and `reward/<key>` for each leaf."""
@@ -82,6 +82,12 @@ def grade_in_full(
         f"{reference(dict(item))}</details>",
     ]
     return wrap("".join(parts), "rk-full", plain=title)
+
+
+def failure(line: Line, *, spec: Mapping[str, Any], grade: Mapping[str, Any]) -> Html:
+    """Why one grade failed, with the line of the user's source, to stand beside the editor."""
+    shown = _errors(grade["errors"], spec, grade.get("sub_errors") or {})
+    return wrap(f"<h4>Row {line['row']} is not graded</h4>{shown}", plain=str(line["details"]))
 
 
 def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
@@ -318,7 +324,9 @@ def _short(words: str | None, limit: int = 90) -> str:
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    if seconds >= 1:
+        return f"{seconds:.1f} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} µs"
 
 
 def _share(value: Any) -> str | None:

@@ -22,7 +22,7 @@ from rftkit.datasets import Dataset
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders import Audit, validate
 from rftkit.graders.tracing import render_all
-from rftkit.views.grading import audited, copyable, grade_in_full, grades, misfit
+from rftkit.views.grading import audited, copyable, failure, grade_in_full, grades, misfit
 from rftkit.views.markup import Html, join, wrap
 from rftkit.views.source import spec as spec_view
 from rftkit.widgets.graderbench import Bench, Line, calls_out, spread
@@ -164,15 +164,16 @@ class GraderLab(Panel):
         self._form = GraderForm(self._take_form, self._guard, self._slots)
         self._make_controls()
         self._table, self._full, self._cheats, self._code = (self._html() for _ in range(4))
-        self._wrong = self._html()
+        self._wrong, self._failure = self._html(), self._html()
         half = ipywidgets.Layout(flex="1 1 26rem", min_width="0")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
-        right = ipywidgets.VBox([self._html("The same as JSON"), self._json], layout=half)
+        right = ipywidgets.VBox(
+            [self._html("The same as JSON"), self._json, self._wrong, self._failure], layout=half
+        )
         if not self._lines:
             self._start_if_free()
         return [
             ipywidgets.HBox([self._form.box, right], layout=row),
-            self._wrong,
             ipywidgets.HBox([self._which, self._whose], layout=row),
             self._models,
             self._paste,
@@ -238,6 +239,7 @@ class GraderLab(Panel):
     def _draw_grades(self) -> None:
         self._table.value = self._grades_html(live=True)
         self._full.value = self._full_html() or ""
+        self._failure.value = self._failure_html() or ""
         self._cheats.value = self._audit_html() or ""
         if not self.problem:
             self._code.value = wrap(
@@ -349,6 +351,14 @@ class GraderLab(Panel):
             rendered=[asdict(each) for each in render_all(spec, line.sample, line.item)],
             item=line.item,
         )
+
+    def _failure_html(self) -> Html | None:
+        """The first grade that failed although there was an answer."""
+        failed = (line for line in self._lines if line.grade.outcome == "failed" and line.sample)
+        line = next(failed, None)
+        if line is None or self.problem:
+            return None
+        return failure(line.record(), spec=self.spec, grade=asdict(line.grade))
 
     def _audit_html(self) -> Html | None:
         if (found := self._audit) is None:
