@@ -20,7 +20,8 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch import TorchEngine, micro_batches
+from rftkit.server.engine.batches import micro_batches
+from rftkit.server.engine.torch import TorchEngine
 
 ARCHITECTURES = ("Llama", "Qwen2", "Qwen3")
 SCHEMA = json.dumps(

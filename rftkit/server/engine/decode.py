@@ -9,7 +9,6 @@ cells; when some have left, the empty cells compute with a copy of another row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 

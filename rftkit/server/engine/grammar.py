@@ -8,7 +8,7 @@ there. Not here: what the masks are applied to.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,16 @@ class Grammars:
             fill_next_token_bitmask_par(self._executor, work, masks)
         return masks
 
+    def distinct(self, states: Sequence[tuple[Hashable, Guide | None]]) -> Masks:
+        """As `masks`; guides with the same key are in the same state, and asked once."""
+        first: list[Guide | None] = []
+        rows: dict[Hashable, int] = {}
+        for key, guide in states:
+            if key not in rows:
+                rows[key] = len(first)
+                first.append(guide)
+        return self.masks(first)[[rows[key] for key, _ in states]]
+
     def replay(
         self,
         schema: str | None,
@@ -108,7 +118,7 @@ class Grammars:
         rows: list[list[NDArray[np.int32]]] = [[] for _ in tokens_G_T]
         for t in range(max(map(len, tokens_G_T), default=0)):
             alive = [g for g, tokens in enumerate(tokens_G_T) if t < len(tokens)]
-            masks = self.masks([guides[g] for g in alive])
+            masks = self.distinct([(tuple(tokens_G_T[g][:t]), guides[g]) for g in alive])
             for row, g in enumerate(alive):
                 rows[g].append(masks[row])
                 guide = guides[g]

@@ -14,7 +14,7 @@ import torch
 
 from rftkit.server.engine.grammar import Masks, unpack
 
-__all__ = ["scores", "token_logprobs", "weights"]
+__all__ = ["scores", "shares", "token_logprobs"]
 
 CHUNK_ROWS = 128
 NEVER = -1e30  # finite, so that a row of nothing but this is still a number
@@ -29,15 +29,15 @@ def scores(
         logits /= temperature
     if masks is None:
         return logits
-    allowed = torch.from_numpy(unpack(masks, head.shape[0])).to(hidden.device)
-    return logits.masked_fill_(~allowed, NEVER)
+    forbidden = torch.from_numpy(unpack(~masks, head.shape[0])).to(hidden.device)
+    return logits.masked_fill_(forbidden, NEVER)
 
 
-def weights(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """exp(values − max) of each row, in place, and the log of its sum plus the max, (N,)."""
-    top = values.amax(dim=-1, keepdim=True)
-    values.sub_(top).exp_()
-    return values, torch.log(values.sum(dim=-1)) + top[:, 0]
+def shares(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of each row, and the log of the sum of exp(values), (N,)."""
+    powers = torch.softmax(values, dim=-1)
+    # The largest share is 1 / Σ exp(value − top): no second pass of exponentials.
+    return powers, values.amax(dim=-1) - torch.log(powers.amax(dim=-1))
 
 
 def token_logprobs(
@@ -74,9 +74,9 @@ class _Chunk(torch.autograd.Function):
     ) -> torch.Tensor:
         values = scores(hidden, head, masks, temperature)
         chosen = values.gather(1, tokens[:, None])[:, 0]
-        powers, total = weights(values)
+        powers, total = shares(values)
         if ctx.needs_input_grad[0]:
-            mean = (powers.to(head.dtype) @ head).float() / powers.sum(dim=-1, keepdim=True)
+            mean = (powers.to(head.dtype) @ head).float()
             slope = (head[tokens].float() - mean) / temperature
             ctx.save_for_backward(slope.to(hidden.dtype))
         return chosen - total

@@ -84,28 +84,36 @@ class Block(nn.Module):
         """(N, in) → (N, out), and (N, ranks) that a backward pass needs; knows no autograd."""
         if self._adapter is None:
             return self._base(flat), None
-        if self._low is None:
-            self._low = _low(*self._adapter, self.weight.dtype)
-        hidden = flat @ self._low[0].T
-        return self._base(flat).addmm_(hidden, self._low[1].T), hidden
+        low_a, low_b = self._lows()
+        hidden = flat @ low_a.T
+        return self._base(flat).addmm_(hidden, low_b.T), hidden
 
     def gradients(
         self, grad: torch.Tensor, flat: torch.Tensor, hidden: torch.Tensor, *, of_input: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Gradient of the input, and those of `masters`, given that of the output (N, out)."""
-        assert self._adapter is not None
-        assert self._low is not None
-        low_a, low_b = self._low
+        low_a, low_b = self._lows()
         grad_hidden = grad @ low_b
         grad_input = (grad @ self.weight).addmm_(grad_hidden, low_a) if of_input else None
         grads = list((grad_hidden.T @ flat).float().chunk(len(self.sizes)))
         # (rank, out): the other way round the product takes several times as long on a CPU.
-        turned = (hidden.T @ grad).float().mul_(self._adapter[2])
+        turned = (hidden.T @ grad).float().mul_(self._scale)
         rank, start = len(turned) // len(self.sizes), 0
         for index, size in enumerate(self.sizes):
             grads.append(turned[index * rank : (index + 1) * rank, start : start + size].T)
             start += size
         return grad_input, grads
+
+    def _lows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and scaled B of all layers in the dtype of the base."""
+        if self._low is None:
+            assert self._adapter is not None
+            self._low = _low(*self._adapter, self.weight.dtype)
+        return self._low
+
+    @property
+    def _scale(self) -> float:
+        return 0.0 if self._adapter is None else self._adapter[2]
 
     @property
     def masters(self) -> list[torch.Tensor]:

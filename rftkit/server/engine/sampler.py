@@ -1,9 +1,11 @@
 """Draw completions: one prefill a prompt, its keys shared by the completions, no padding rows.
 
-A *wave* is a set of prompts whose completions decode together, one token a step. Rows that finish
-leave the wave. Which rows share a wave depends on the requests and the row budget alone, and each
-completion draws from a generator of its own key, so the same requests give the same text. Not
-here: which adapter is on the model, and what the completions are for.
+A *wave* is a set of prompts whose completions decode together. Where a grammar leaves no choice
+nothing is computed: such tokens are said at once, and the model reads them later, several in one
+pass when every row has some; what all completions must begin with is read with the prompt. Rows
+that finish leave the wave. Which rows share a wave depends on the requests and the row budget
+alone, and each completion draws from a generator of its own key, so the same requests give the
+same text. Not here: which adapter is on the model, and what the completions are for.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.guide import Guide
-from rftkit.server.engine.decode import Decode
-from rftkit.server.engine.logprobs import scores, weights
+from rftkit.server.engine.logprobs import scores, shares
 from rftkit.server.engine.packed import Packed
 
 __all__ = ["Policy", "sample"]
@@ -52,7 +54,6 @@ class _Row:
 
     request: int
     index: int
-    group: int
     uniforms: NDArray[np.float64]
     guide: Guide | None
     tokens: list[int] = field(default_factory=list)
@@ -62,6 +63,11 @@ class _Row:
     """Set when a stop text ended the row."""
     sent: int = 0
     """Characters already handed to `on_text`."""
+    read: int = 0
+    """Tokens that the model has read."""
+    mask: NDArray[np.int32] | None = None
+    """What may be said next, (V / 32,); None: anything."""
+    completion: Completion | None = None
 
 
 def sample(
@@ -119,44 +125,103 @@ def _decode(
     breathe: Callable[[], None] | None,
     on_text: Callable[[int, int, str], None] | None,
 ) -> Iterator[tuple[_Row, Completion]]:
-    prompts = list(dict.fromkeys(request for request, _ in wave))
-    rows = [_start(policy, requests, i, index, prompts.index(i)) for i, index in wave]
-    hidden, layout = _prefill(policy, [requests[i].prompt_ids for i in prompts], rows)
-    alive = rows  # rows of the layout, finished ones included until it shrinks
-    done: set[int] = set()
+    rows = [_start(policy, requests, i, index) for i, index in wave]
+    _say_what_must_be(policy, requests, rows)
+    yield from _ended(policy, requests, rows, on_text)
+    alive = [row for row in rows if row.completion is None]  # later: the rows of the layout
+    if not alive:
+        return
+    hidden, layout = _prefill(policy, requests, alive)
     while True:
-        running = [r for r, row in enumerate(alive) if id(row) not in done]
-        index = torch.tensor(running, device=policy.device)
-        _draw(policy, requests, [alive[r] for r in running], hidden[index])
-        for r in running:
-            row = alive[r]
-            completion = _finished(policy, requests[row.request], row)
-            if on_text is not None:
-                _report(policy, requests[row.request], row, completion, on_text)
-            if completion is not None:
-                done.add(id(row))
-                yield row, completion
-        running = [r for r in running if id(alive[r]) not in done]
+        ready = [
+            r
+            for r, row in enumerate(alive)
+            if row.completion is None and row.read == len(row.tokens)
+        ]
+        drawn = [alive[r] for r in ready]
+        _draw(policy, requests, drawn, hidden[torch.tensor(ready, device=policy.device)])
+        _say_what_must_be(policy, requests, drawn)
+        yield from _ended(policy, requests, drawn, on_text)
+        running = [r for r, row in enumerate(alive) if row.completion is None]
         if not running:
             return
         if len(running) < SHRINK_BELOW * len(alive):
             layout.keep(running)
             alive = [alive[r] for r in running]
-        tokens = torch.tensor([row.tokens[-1] for row in alive], device=policy.device)
-        layout.take(1)
-        hidden = policy.hidden(tokens, layout)
-        layout.advance()
+        hidden = _read(policy, alive, layout)
         if breathe is not None:
             breathe()
 
 
-def _start(
-    policy: Policy, requests: Sequence[SampleRequest], i: int, index: int, group: int
-) -> _Row:
+def _read(policy: Policy, rows: list[_Row], layout: Decode) -> torch.Tensor:
+    """Let the model read as many tokens of each row as every row has; the last states (R, width).
+
+    Rows that have ended and are still in the layout read anything.
+    """
+    running = [row for row in rows if row.completion is None]
+    num = min(len(row.tokens) - row.read for row in running)
+    tokens = [
+        row.tokens[row.read : row.read + num] if row.completion is None else [row.tokens[-1]] * num
+        for row in rows
+    ]
+    layout.take(num)
+    hidden = policy.hidden(torch.tensor(tokens, device=policy.device).flatten(), layout)
+    layout.advance()
+    for row in running:
+        row.read += num
+    return hidden.unflatten(0, (len(rows), num))[:, -1]
+
+
+def _say_what_must_be(
+    policy: Policy, requests: Sequence[SampleRequest], rows: Sequence[_Row]
+) -> None:
+    """Append tokens while there is no choice. A row then has ended, or has the mask of a choice."""
+    for row in rows:
+        if row.tokens:
+            row.completion = _finished(policy, requests[row.request], row)
+    todo = [row for row in rows if row.guide is not None and row.completion is None]
+    while todo:
+        states = [
+            ((request.schema, request.thinking, tuple(row.tokens)), row.guide)
+            for row in todo
+            for request in (requests[row.request],)
+        ]
+        masks = policy.grammars.distinct(states)
+        is_forced = choices(masks) == 1
+        tokens = iter(only_choice(masks[is_forced]).tolist())
+        for row, mask, forced in zip(todo, masks, is_forced, strict=True):
+            row.mask = mask
+            if forced:
+                _append(row, next(tokens), 0.0)
+                if requests[row.request].num_top_logprobs:
+                    row.top.append(((row.tokens[-1], 0.0),))
+                row.completion = _finished(policy, requests[row.request], row)
+        todo = [
+            row
+            for row, forced in zip(todo, is_forced, strict=True)
+            if forced and row.completion is None
+        ]
+
+
+def _ended(
+    policy: Policy,
+    requests: Sequence[SampleRequest],
+    rows: Sequence[_Row],
+    on_text: Callable[[int, int, str], None] | None,
+) -> Iterator[tuple[_Row, Completion]]:
+    """Hand out new text, and the rows among these that have ended."""
+    for row in rows:
+        if on_text is not None and row.tokens:
+            _report(policy, requests[row.request], row, row.completion, on_text)
+        if row.completion is not None:
+            yield row, row.completion
+
+
+def _start(policy: Policy, requests: Sequence[SampleRequest], i: int, index: int) -> _Row:
     request = requests[i]
     seed = np.random.SeedSequence([part % 2**32 for part in request.seeds[index]])
     uniforms = np.random.Generator(np.random.Philox(seed)).random(request.max_tokens)
-    return _Row(i, index, group, uniforms, _guide(policy, request))
+    return _Row(i, index, uniforms, _guide(policy, request))
 
 
 def _guide(policy: Policy, request: SampleRequest) -> Guide | None:
@@ -166,15 +231,24 @@ def _guide(policy: Policy, request: SampleRequest) -> Guide | None:
 
 
 def _prefill(
-    policy: Policy, prompts: list[list[int]], rows: list[_Row]
+    policy: Policy, requests: Sequence[SampleRequest], rows: Sequence[_Row]
 ) -> tuple[torch.Tensor, Decode]:
-    """Hidden state of the last prompt token for every row (R, width), and the decode layout."""
-    lengths = [len(prompt) for prompt in prompts]
-    packed = Packed(lengths, [[] for _ in prompts], policy.device, keep_keys=True)
-    tokens = torch.tensor([t for prompt in prompts for t in prompt], device=policy.device)
-    hidden = policy.hidden(tokens, packed)
+    """Hidden state of the last token of every row (R, width), and the decode layout.
+
+    Rows of one prompt have all said the same so far, having had no choice: it is read once.
+    """
+    first = {row.request: row for row in reversed(rows)}
+    order = list(dict.fromkeys(row.request for row in rows))
+    texts = [[*requests[i].prompt_ids, *first[i].tokens] for i in order]
+    for row in rows:
+        row.read = len(row.tokens)
+    lengths = [len(text) for text in texts]
+    packed = Packed(lengths, [[] for _ in texts], policy.device, keep_keys=True)
+    hidden = policy.hidden(
+        torch.tensor([t for text in texts for t in text], device=policy.device), packed
+    )
     ends = np.cumsum(lengths) - 1
-    groups = [row.group for row in rows]
+    groups = [order.index(row.request) for row in rows]
     last = torch.from_numpy(ends[groups]).to(policy.device)
     return hidden[last], Decode(packed, lengths, groups)
 
@@ -182,25 +256,23 @@ def _prefill(
 def _draw(
     policy: Policy, requests: Sequence[SampleRequest], rows: list[_Row], hidden: torch.Tensor
 ) -> None:
-    """Append one token to every row."""
-    constrained = any(row.guide is not None for row in rows)
-    masks = policy.grammars.masks([row.guide for row in rows]) if constrained else None
-    free = list(range(len(rows)))
-    if masks is not None:
-        counts = choices(masks)
-        forced = np.flatnonzero(counts == 1)
-        for row, token in zip(forced, only_choice(masks[forced]), strict=True):
-            if requests[rows[int(row)].request].num_top_logprobs:
-                rows[int(row)].top.append(((int(token), 0.0),))
-            _append(rows[int(row)], int(token), 0.0)
-        free = np.flatnonzero(counts != 1).tolist()
+    """Append one token to every row, each of which has a choice."""
     by_temperature: dict[float, list[int]] = {}
-    for r in free:
-        by_temperature.setdefault(requests[rows[r].request].temperature, []).append(r)
+    for r, row in enumerate(rows):
+        by_temperature.setdefault(requests[row.request].temperature, []).append(r)
     for temperature, members in sorted(by_temperature.items()):
         index = torch.tensor(members, device=hidden.device)
-        part = None if masks is None else np.ascontiguousarray(masks[members])
-        _draw_free(policy, requests, [rows[r] for r in members], hidden[index], part, temperature)
+        some = [rows[r] for r in members]
+        _draw_free(policy, requests, some, hidden[index], _masks(some), temperature)
+
+
+def _masks(rows: Sequence[_Row]) -> Masks | None:
+    """What the rows may say next, or None when all may say anything."""
+    words = next((len(row.mask) for row in rows if row.mask is not None), None)
+    if words is None:
+        return None
+    anything = np.full(words, -1, np.int32)
+    return np.stack([anything if row.mask is None else row.mask for row in rows])
 
 
 def _draw_free(
@@ -211,12 +283,12 @@ def _draw_free(
     masks: Masks | None,
     temperature: float,
 ) -> None:
-    """Rows of one temperature that have a choice."""
+    """Rows of one temperature."""
     values = scores(hidden, policy.head, masks, temperature or 1.0)  # (R, V)
     wanted = max(requests[row.request].num_top_logprobs for row in rows)
     top = torch.topk(values, wanted) if wanted else None
     greedy = values.argmax(dim=-1) if temperature == 0 else None
-    powers, total = weights(values)
+    powers, total = shares(values)
     if greedy is not None:
         tokens = greedy
     else:
@@ -225,8 +297,8 @@ def _draw_free(
             [row.uniforms[len(row.tokens)] for row in rows], device=hidden.device
         )
         tokens = _inverse_cdf(_nucleus(powers, top_p), uniforms)
-    share = powers.gather(1, tokens[:, None])[:, 0] / powers.sum(dim=-1)
-    chosen, logprobs = tokens.tolist(), torch.log(share).tolist()
+    chosen = tokens.tolist()
+    logprobs = (values.gather(1, tokens[:, None])[:, 0] - total).tolist()
     for r, row in enumerate(rows):
         count = requests[row.request].num_top_logprobs
         if count and top is not None:

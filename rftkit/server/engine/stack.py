@@ -58,7 +58,8 @@ class Layer:
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.index: int = attention.layer_idx
-        self.qkv, self.out = _block(attention, "q_proj", "k_proj", "v_proj"), _block(attention, "o_proj")  # fmt: skip
+        self.qkv = _block(attention, "q_proj", "k_proj", "v_proj")
+        self.out = _block(attention, "o_proj")
         self.gate_up, self.down = _block(mlp, "gate_proj", "up_proj"), _block(mlp, "down_proj")
         self.size: int = attention.head_dim
         self.scale: float = attention.scaling
@@ -111,10 +112,12 @@ class Layer:
         of_attended, of_out = self.out.gradients(grad.to(dtype), attended, low_2, of_input=True)
         assert of_attended is not None
         shape = (len(grad), self.kv, -1, self.size)
-        of_qkv = self._heads_back(*layout.backward(attention, of_attended.view(shape)), tables, norm_heads)  # fmt: skip
+        of_heads = layout.backward(attention, of_attended.view(shape))
+        of_qkv = self._heads_back(*of_heads, tables, norm_heads)
         normed = norm_1[0] * self.before.weight
         # Nothing below the first layer learns.
-        of_normed, of_qkv_masters = self.qkv.gradients(of_qkv, normed, low_1, of_input=self.index > 0)  # fmt: skip
+        is_first = self.index == 0
+        of_normed, of_qkv_masters = self.qkv.gradients(of_qkv, normed, low_1, of_input=not is_first)
         if of_normed is not None:
             self.before.add_gradient(grad, of_normed, norm_1)
         return [*of_qkv_masters, *of_out, *of_gate_up, *of_down]
@@ -122,7 +125,7 @@ class Layer:
     def _heads(
         self, qkv: torch.Tensor, tables: Tables
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
-        """q (N, K, H/K, D), k and v (N, K, D), rotated and scaled."""
+        """Q (N, K, H/K, D), k and v (N, K, D), rotated and scaled."""
         each = qkv.view(len(qkv), -1, self.size)
         turning, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
         norms = None

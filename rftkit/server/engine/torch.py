@@ -25,11 +25,13 @@ from rftkit.server.engine.base import (
     LoraConfig,
     SampleRequest,
     StepStats,
+    Thinking,
     TrainGroup,
     TrainSettings,
 )
+from rftkit.server.engine.batches import lay_out, micro_batches
 from rftkit.server.engine.fast import speed_up
-from rftkit.server.engine.grammar import Grammars, Masks, choices
+from rftkit.server.engine.grammar import Grammars, Masks
 from rftkit.server.engine.layout import ATTENTION_NAME, register_attention
 from rftkit.server.engine.logprobs import token_logprobs
 from rftkit.server.engine.loss import LOSSES, LossInputs, kl_estimate
@@ -79,6 +81,7 @@ class TorchEngine:
         self._blocks = lora.add_blocks(model, self._decoder)
         self._stack = find_stack(self._decoder, self.dtype)
         self.head: torch.Tensor = model.get_output_embeddings().weight
+        self.num_tokens = int(self.head.shape[0])
         if self.device.type == "cpu":
             # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
             self.head = self.head.float()
@@ -147,6 +150,10 @@ class TorchEngine:
             return
         generator = torch.Generator().manual_seed(seed)
         self._set_policy(lora.fresh_adapter(self._blocks, config, generator), config)
+
+    def notes(self, schema: str | None, thinking: Thinking | None) -> list[str]:
+        """See Engine.notes."""
+        return []
 
     def drop_policy(self) -> None:
         """Forget the policy; what remains is the base model."""
@@ -329,39 +336,21 @@ class TorchEngine:
 
     def _logprobs(self, groups: Sequence[TrainGroup], temperature: float) -> torch.Tensor:
         """Log-prob of each completion token, (N,); 0 where there was no choice."""
-        tokens = [t for g in groups for row in (g.prompt_ids, *_inputs(g)) for t in row]
-        packed = Packed(
-            [len(g.prompt_ids) for g in groups],
-            [[len(row) for row in _inputs(g)] for g in groups],
-            self.device,
+        line = lay_out(groups, self._masks)
+        packed = Packed(line.prompt_lengths, line.completion_lengths, self.device)
+        states = self.hidden(torch.tensor(line.tokens, device=self.device), packed)  # (N, width)
+        at, wanted, places = (
+            torch.tensor(each, device=self.device, dtype=torch.long)
+            for each in (line.at, line.wanted, line.places)
         )
-        states = self.hidden(torch.tensor(tokens, device=self.device), packed)  # (N, width)
-        at, targets = _targets(groups)
-        masks = self._masks(groups)
-        kept = list(range(len(at)))
-        if masks is not None:
-            kept = [i for i, count in enumerate(choices(masks)) if count != 1]
-            masks = masks[kept]
-        rows = torch.tensor([at[i] for i in kept], device=self.device, dtype=torch.long)
-        wanted = torch.tensor([targets[i] for i in kept], device=self.device, dtype=torch.long)
-        some = token_logprobs(states[rows], self.head, wanted, masks, temperature)
-        where = torch.tensor(kept, device=self.device, dtype=torch.long)
-        return torch.zeros(len(at), device=self.device).index_copy(0, where, some)
+        some = token_logprobs(states[at], self.head, wanted, line.masks, temperature)
+        return torch.zeros(line.num_tokens, device=self.device).index_copy(0, places, some)
 
-    def _masks(self, groups: Sequence[TrainGroup]) -> Masks | None:
-        """Grammar masks of all completion tokens, or None when nothing is constrained."""
-        import numpy as np
-
-        if all(group.schema is None and group.thinking is None for group in groups):
+    def _masks(self, group: TrainGroup) -> Masks | None:
+        """Grammar masks of a group's completion tokens, or None when nothing is constrained."""
+        if group.schema is None and group.thinking is None:
             return None
-        words = (self.head.shape[0] + 31) // 32
-        parts = []
-        for group in groups:
-            if group.schema is None and group.thinking is None:
-                parts.append(np.full((sum(map(len, group.tokens_G_T)), words), -1, np.int32))
-            else:
-                parts.append(self.grammars.replay(group.schema, group.tokens_G_T, group.thinking))
-        return np.concatenate(parts)
+        return self.grammars.replay(group.schema, group.tokens_G_T, group.thinking)
 
 
 class _Sums:
@@ -388,64 +377,6 @@ class _Sums:
             logprob_gap_max=self.largest,
             num_tokens=num_tokens,
         )
-
-
-def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> Iterator[list[TrainGroup]]:
-    """Groups packed into forward passes of about `max_tokens`; a larger group is split.
-
-    A split repeats the prompt, which changes nothing but the time: the loss is a sum over tokens.
-    """
-    batch: list[TrainGroup] = []
-    used = 0
-    for group in groups:
-        for part in _split(group, max_tokens):
-            size = len(part.prompt_ids) + sum(map(len, part.tokens_G_T))
-            if batch and used + size > max_tokens:
-                yield batch
-                batch, used = [], 0
-            batch.append(part)
-            used += size
-    if batch:
-        yield batch
-
-
-def _split(group: TrainGroup, max_tokens: int) -> Iterator[TrainGroup]:
-    start, used = 0, len(group.prompt_ids)
-    for g, tokens in enumerate(group.tokens_G_T):
-        if g > start and used + len(tokens) > max_tokens:
-            yield _members(group, start, g)
-            start, used = g, len(group.prompt_ids)
-        used += len(tokens)
-    yield _members(group, start, len(group.tokens_G_T))
-
-
-def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:
-    return TrainGroup(
-        group.prompt_ids,
-        group.tokens_G_T[start:end],
-        group.sampling_logprobs_G_T[start:end],
-        group.advantages_G[start:end],
-        group.schema,
-        group.thinking,
-    )
-
-
-def _inputs(group: TrainGroup) -> list[list[int]]:
-    """What the model reads of each completion: all but the last token."""
-    return [tokens[:-1] for tokens in group.tokens_G_T]
-
-
-def _targets(groups: Sequence[TrainGroup]) -> tuple[list[int], list[int]]:
-    """For each completion token: where on the flat line it is predicted, and the token."""
-    at, targets, start = [], [], 0
-    for group in groups:
-        last_of_prompt = start + len(group.prompt_ids) - 1
-        start += len(group.prompt_ids)
-        for tokens in group.tokens_G_T:
-            at += [last_of_prompt, *range(start, start + len(tokens) - 1)]
-            targets += tokens
-            start += len(tokens) - 1
-    return at, targets
 
 
 def _best_device() -> str:

@@ -1,0 +1,473 @@
+"""How fast the engine samples and learns, beside TRL's `GRPOTrainer`, in turn in one run.
+
+    python tests/benchmarks/engine.py --short                     8 × 8 × 32 tokens, prompts of 60
+    python tests/benchmarks/engine.py --long                      the same, prompts of 600
+    python tests/benchmarks/engine.py --growth --out engine.png   rftkit alone, over sizes
+    python tests/benchmarks/engine.py --learning --out learn.png  curves of both, three seeds
+
+TRL need not live in rftkit's environment: `--trl PYTHON` names an interpreter that has it (and
+torch, transformers, peft of the same versions). Both sides run as processes of their own, so that
+peak memory is each one's; both get the same weights, dtype, LoRA shape, prompts, lengths (the end
+token is switched off), reward function and threads. The first step is left out; a figure is the
+median of the others. TRL runs with every micro-batch of `--micro`, with and without gradient
+checkpointing, and counts by its fastest. Not shown: anything on more than one device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+WORDS = ["the", "reward", "of", "an", "answer", "is", "a", "number", "that", "people", "give"]
+RANK, ALPHA, RATE = 16, 32.0, 1e-4
+
+
+def texts(num: int, tokens: int) -> list[str]:
+    """Different prompts of about so many tokens; a word of these is one token."""
+    return [
+        f"{i} " + " ".join(WORDS[(i + j) % len(WORDS)] for j in range(tokens)) for i in range(num)
+    ]
+
+
+def vowels(text: str) -> float:
+    """The reward of the speed runs: share of vowels."""
+    return sum(letter in "aeiou" for letter in text) / max(1, len(text))
+
+
+def peak_gb() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+# ── rftkit ───────────────────────────────────────────────────────────────────────────────────
+
+
+def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of each step's two halves."""
+    from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
+    from rftkit.server.engine.torch import TorchEngine
+
+    engine = TorchEngine(Path(case["model"]), name="benchmark")
+    engine.start_policy(LoraConfig(RANK, ALPHA), case["seed"])
+    if case["fixed_length"]:
+        engine.eos_ids = frozenset()
+    prompts = [engine.tokenizer(text)["input_ids"] for text in case["prompts"]]
+    settings = TrainSettings(case["rate"])
+    sampling, update, rewards = [], [], []
+    for step in range(case["steps"]):
+        chosen = case["rows"][step] if "rows" in case else range(len(prompts))
+        start = time.perf_counter()
+        seeds = [[(case["seed"], step, b, g) for g in range(case["G"])] for b in chosen]
+        answers = engine.sample(
+            [
+                SampleRequest(prompts[b], keys, case["T"])
+                for b, keys in zip(chosen, seeds, strict=True)
+            ]
+        )
+        middle = time.perf_counter()
+        groups = []
+        for b, group in zip(chosen, answers, strict=True):
+            given = [score(case, b, completion.text) for completion in group]
+            mean = sum(given) / len(given)
+            rewards.append(mean)
+            groups.append(
+                TrainGroup(
+                    prompts[b],
+                    [completion.tokens for completion in group],
+                    [completion.sampling_logprobs for completion in group],
+                    [reward - mean for reward in given],
+                )
+            )
+        engine.train_step(groups, settings)
+        sampling.append(middle - start)
+        update.append(time.perf_counter() - middle)
+    model = engine._decoder
+    layers = sum(block.weight.numel() for block in engine._blocks)
+    return {
+        "sampling": sampling,
+        "update": update,
+        "rewards": per_step(rewards, case["steps"]),
+        "peak_gb": peak_gb(),
+        "settings": {**engine.facts, "layers": layers, "head": engine.head.numel()},
+        "prompt_tokens": sum(map(len, prompts)),
+        "kind": type(model).__name__,
+    }
+
+
+# ── TRL ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_trl(case: dict[str, Any]) -> dict[str, Any]:
+    """The same, by TRL's GRPOTrainer."""
+    import torch
+    import trl
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+    from datasets import Dataset
+
+    prompts, per_step_rows = case["prompts"], case.get("rows")
+    order = per_step_rows or [list(range(len(prompts)))] * case["steps"]
+    rows = Dataset.from_list(
+        [{"prompt": prompts[b], "row": b, "at": i} for i, step in enumerate(order) for b in step]
+    )
+    rewards: list[float] = []
+
+    def reward(completions: list[str], row: list[int], **_: Any) -> list[float]:
+        given = [score(case, b, text) for b, text in zip(row, completions, strict=True)]
+        rewards.extend(given)
+        return given
+
+    batch = len(order[0]) * case["G"]
+    extra = {"min_new_tokens": case["T"]} if case["fixed_length"] else {}
+    config = trl.GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=torch.cuda.is_available(),
+        per_device_train_batch_size=case["micro"],
+        gradient_accumulation_steps=batch // case["micro"],
+        gradient_checkpointing=case["checkpointing"],
+        num_generations=case["G"],
+        max_completion_length=case["T"],
+        generation_kwargs=extra,
+        max_steps=case["steps"],
+        learning_rate=case["rate"],
+        lr_scheduler_type="constant",
+        adam_beta2=0.99,
+        max_grad_norm=1.0,
+        beta=0.0,
+        epsilon=0.2,
+        loss_type="dapo",
+        scale_rewards="none",
+        temperature=1.0,
+        shuffle_dataset=False,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        seed=case["seed"],
+    )
+    tokenizer = AutoTokenizer.from_pretrained(case["model"])
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    dtype = getattr(torch, case["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype)
+    shape = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    sampling: list[float] = []
+    whole: list[float] = []
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            whole.append(-time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            whole[-1] += time.perf_counter()
+
+    trainer = trl.GRPOTrainer(
+        model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=shape,
+        callbacks=[Clock()],
+    )
+    plain = trainer._generate_and_score_completions
+
+    def timed(*args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        result = plain(*args, **options)
+        sampling.append(time.perf_counter() - start)
+        return result
+
+    trainer._generate_and_score_completions = timed
+    trainer.train()
+    return {
+        "sampling": sampling,
+        "update": [w - s for w, s in zip(whole, sampling, strict=True)],
+        "rewards": per_step(rewards, case["steps"]),
+        "peak_gb": peak_gb(),
+        "settings": {
+            "trl": trl.__version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
+            "micro": case["micro"], "checkpointing": case["checkpointing"],
+        },
+    }  # fmt: skip
+
+
+# ── both ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def score(case: dict[str, Any], row: int, text: str) -> float:
+    """The reward of an answer: vowels, or the grader of a data set, 0 where it does not parse."""
+    if "grader" not in case:
+        return vowels(text)
+    from rftkit.graders import Sample
+
+    if "compiled" not in case:
+        from rftkit.graders import compile_grader
+
+        case["compiled"] = compile_grader(case["grader"])
+    sample = Sample.from_text(text, response_format=case["response_format"])
+    [grade] = case["compiled"].grade_many([(sample, case["items"][row])])
+    return float(grade.reward or 0.0)
+
+
+def per_step(values: list[float], steps: int) -> list[float]:
+    """Mean of each of so many equal parts."""
+    size = len(values) // steps
+    return [statistics.mean(values[i * size : (i + 1) * size]) for i in range(steps)]
+
+
+def child(python: str, side: str, case: dict[str, Any]) -> dict[str, Any] | None:
+    """Run one side in a process of its own; None when it fails (out of memory, most likely)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        task, result = Path(scratch, "task.json"), Path(scratch, "result.json")
+        task.write_text(json.dumps(case))
+        done = subprocess.run(
+            [python, __file__, "--child", side, str(task), str(result)],
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            print(f"  {side} failed ({done.returncode}): {done.stderr.strip()[-300:]}", flush=True)
+            return None
+        answer: dict[str, Any] = json.loads(result.read_text())
+        return answer
+
+
+def median(values: list[float]) -> float:
+    """Without the first, which warms up."""
+    return statistics.median(values[1:])
+
+
+def seconds(result: dict[str, Any]) -> tuple[float, float, float]:
+    """Whole step, sampling, update."""
+    whole = [a + b for a, b in zip(result["sampling"], result["update"], strict=True)]
+    return median(whole), median(result["sampling"]), median(result["update"])
+
+
+def ceiling() -> tuple[float, float]:
+    """Best large bfloat16 matrix product (FLOP/s) and triad (bytes/s) of this machine, now."""
+    import torch
+
+    best = 0.0
+    for size in (1024, 2048, 4096):
+        a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
+        best = max(best, 2 * size**3 / fastest(lambda a=a, b=b: a @ b))  # type: ignore[misc]
+    x, y, z = (torch.ones(2**25) for _ in range(3))
+    return best, 12 * 2**25 / fastest(lambda: torch.add(x, y, alpha=2.0, out=z))
+
+
+def fastest(work: Any, rounds: int = 5) -> float:
+    """Seconds of the fastest of some rounds."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def compare(name: str, options: argparse.Namespace, tokens: int, must: float) -> None:
+    """Both sides at one size."""
+    case = speed_case(options, tokens, options.batch, options.completions)
+    print(
+        f"\n{name}: {options.batch} prompts of about {tokens} tokens × {options.completions} "
+        f"completions × {case['T']} tokens, median of {case['steps'] - 1}",
+        flush=True,
+    )
+    ours = child(sys.executable, "rftkit", case)
+    assert ours is not None, "rftkit itself failed"
+    show("rftkit", ours)
+    flops, bandwidth = ceiling()
+    print(f"  ceiling: {flops / 1e9:,.0f} GFLOP/s bfloat16, {bandwidth / 1e9:.1f} GB/s triad")
+    _, sampling, update = seconds(ours)
+    new = options.batch * options.completions * case["T"]
+    layers, head = ours["settings"]["layers"], ours["settings"]["head"]
+    forward = 2 * (layers * (ours["prompt_tokens"] + new) + head * new)
+    print(f"  share of it: sampling {forward / sampling / flops:.0%}, "
+          f"update {2 * forward / update / flops:.0%} (aim 60 %)", flush=True)  # fmt: skip
+    runs = [
+        {"micro": micro, "checkpointing": on} for micro in options.micro for on in (False, True)
+    ]
+    theirs = []
+    for run in runs:
+        result = child(options.trl, "trl", case | run)
+        if result is not None:
+            show(f"TRL {run}", result)
+            theirs.append(result)
+    if not theirs:
+        print("  TRL did not run: name an interpreter that has it with --trl")
+        return
+    best = min(theirs, key=lambda result: seconds(result)[0])
+    print("  TRL's fastest:", best["settings"])
+    labels = ("whole step", "sampling", "update")
+    for label, a, b in zip(labels, seconds(best), seconds(ours), strict=True):
+        target = f"   must: >= {must:g}" if label == "whole step" else ""
+        print(f"  {label:<12} TRL / rftkit {a / b:>7.1f}×{target}")
+    print(f"  peak memory  TRL / rftkit {best['peak_gb'] / ours['peak_gb']:>7.1f}×", flush=True)
+
+
+def show(name: str, result: dict[str, Any]) -> None:
+    """One line of one side."""
+    whole, sampling, update = seconds(result)
+    print(f"  {name:<40} step {whole:7.2f} s = sampling {sampling:6.2f} + update {update:6.2f};"
+          f" peak {result['peak_gb']:.1f} GB", flush=True)  # fmt: skip
+
+
+def speed_case(options: argparse.Namespace, tokens: int, batch: int, num: int) -> dict[str, Any]:
+    """What both sides are asked to do."""
+    return {
+        "model": options.model,
+        "dtype": options.dtype,
+        "prompts": texts(batch, tokens),
+        "G": num,
+        "T": options.tokens,
+        "steps": options.steps,
+        "seed": 0,
+        "rate": RATE,
+        "fixed_length": True,
+    }
+
+
+def growth(options: argparse.Namespace) -> None:
+    """Step time of rftkit over one size at a time, the others as in `--short`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    axes: dict[str, tuple[list[int], Any]] = {
+        "prompt tokens": ([64, 256, 512, 1024, 2048], lambda n: (n, 8, 8)),
+        "completions a prompt": ([2, 4, 8, 16, 32], lambda n: (60, 8, n)),
+        "prompts a step": ([2, 4, 8, 16, 32], lambda n: (60, n, 8)),
+    }
+    figure, plots = plt.subplots(1, 3, figsize=(12, 3.5), sharey=True, layout="constrained")
+    for plot, (name, (sizes, shape)) in zip(plots, axes.items(), strict=True):
+        curves: dict[str, list[float]] = {"whole step": [], "sampling": [], "update": []}
+        for size in sizes:
+            result = child(sys.executable, "rftkit", speed_case(options, *shape(size)))
+            times = (float("nan"),) * 3 if result is None else seconds(result)
+            for label, value in zip(curves, times, strict=True):
+                curves[label].append(value)
+            words = ", ".join(f"{label} {values[-1]:.2f} s" for label, values in curves.items())
+            print(f"{name} {size:>5}: {words}", flush=True)
+        for label, values in curves.items():
+            plot.plot(sizes, values, marker="o", label=label)
+        plot.set_xlabel(name)
+    plots[0].set_ylabel("seconds")
+    plots[0].legend(frameon=False)
+    figure.savefig(options.out)
+    print("written to", options.out)
+
+
+def learning(options: argparse.Namespace) -> None:
+    """Training reward of both sides on `security_review`, free decoding, the same settings."""
+    import random
+
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    from transformers import AutoTokenizer
+
+    folder = Path(__file__).parents[2] / "datasets" / "security_review"
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    messages = [row.pop("messages") for row in rows]
+    case = {
+        "model": options.model,
+        "dtype": options.dtype,
+        "prompts": [
+            tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False)
+            for each in messages
+        ],
+        "items": rows,
+        "grader": json.loads((folder / "grader.json").read_text()),
+        "response_format": json.loads((folder / "response_format.json").read_text()),
+        "G": 8,
+        "T": 64,
+        "steps": options.learning_steps,
+        "rate": options.rate,
+        "fixed_length": False,
+        "micro": options.micro[0],
+        "checkpointing": False,
+    }
+    figure, plot = plt.subplots(figsize=(6, 4), layout="constrained")
+    for side, python, colour in (("rftkit", sys.executable, "C0"), ("trl", options.trl, "C1")):
+        for seed in range(3):
+            chance = random.Random(seed)
+            batches = [chance.sample(range(len(rows)), 8) for _ in range(case["steps"])]
+            result = child(python, side, case | {"seed": seed, "rows": batches})
+            if result is None:
+                continue
+            curve = result["rewards"]
+            print(side, "seed", seed, " ".join(f"{value:.2f}" for value in curve), flush=True)
+            label = side if seed == 0 else None
+            plot.plot(range(1, len(curve) + 1), curve, colour, alpha=0.7, label=label)
+    plot.set_xlabel("step")
+    plot.set_ylabel("mean training reward")
+    plot.legend(frameon=False)
+    figure.savefig(options.out)
+    print("written to", options.out)
+
+
+def main() -> None:
+    """Read the options and run what was asked for."""
+    if sys.argv[1:2] == ["--child"]:
+        side, task, result = sys.argv[2:]
+        answer = {"rftkit": run_rftkit, "trl": run_trl}[side](json.loads(Path(task).read_text()))
+        Path(result).write_text(json.dumps(answer))
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for name in ("short", "long", "growth", "learning"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--model", help="a Hugging Face folder; default: smollm2-135m-instruct")
+    parser.add_argument("--trl", default=sys.executable, help="a Python that has TRL")
+    parser.add_argument("--micro", type=int, nargs="+", default=[4, 8, 16, 64])
+    parser.add_argument("--steps", type=int, help="steps, the first left out (6; 4 for --long)")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--completions", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=32, help="completion tokens")
+    parser.add_argument("--learning-steps", type=int, default=15)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of --learning")
+    parser.add_argument("--out", default="engine.png")
+    parser.add_argument("--dtype", default=None, help="of TRL's model; default: what rftkit picks")
+    options = parser.parse_args()
+    if options.model is None:
+        from rftkit.server.engine import models
+        from rftkit.settings import home
+
+        options.model = str(models.prepare(models.find_base("smollm2-135m-instruct"), home()))
+    if options.dtype is None:
+        import torch
+
+        from rftkit.server.engine.torch import best_dtype
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        options.dtype = str(best_dtype(device)).removeprefix("torch.")
+    wanted = options.steps
+    for name, tokens, steps, must in (("short", 60, 6, 8.0), ("long", 600, 4, 20.0)):
+        if getattr(options, name):
+            options.steps = wanted or steps
+            compare(name, options, tokens, must)
+    options.steps = wanted or 3
+    if options.growth:
+        growth(options)
+    if options.learning:
+        learning(options)
+
+
+if __name__ == "__main__":
+    main()

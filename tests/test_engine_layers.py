@@ -1,0 +1,127 @@
+"""The written-out layers against transformers' own, the flat line, and a bandit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine_models import write
+from test_engine_torch import groups_from, moved_policy, requests
+
+from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
+from rftkit.server.engine.batches import lay_out
+from rftkit.server.engine.torch import TorchEngine
+
+
+@pytest.fixture(scope="module", params=("Llama", "Qwen2", "Qwen3"))
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    folder = write(tmp_path_factory.mktemp(request.param), request.param)
+    return TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
+
+
+def gradients(engine: TorchEngine, groups: list[TrainGroup]) -> torch.Tensor:
+    policy, _ = engine._trained()
+    for tensor in policy.values():
+        tensor.grad = None
+    (engine.logprobs(groups) ** 2).sum().backward()  # type: ignore[no-untyped-call]
+    return torch.cat([t.grad.flatten() for t in policy.values() if t.grad is not None])
+
+
+def test_written_out_layers_give_what_transformers_layers_give(engine: TorchEngine) -> None:
+    assert engine._stack is not None
+    moved_policy(engine)
+    asked = requests(engine)
+    answers = engine.sample(asked)
+    groups = groups_from(asked, answers)
+    with torch.no_grad():
+        ours = engine.logprobs(groups)
+    slopes = gradients(engine, groups)
+    stack, engine._stack = engine._stack, None
+    try:
+        assert [c.tokens for c in engine.sample(asked)[0]] == [c.tokens for c in answers[0]]
+        with torch.no_grad():
+            torch.testing.assert_close(engine.logprobs(groups), ours, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(gradients(engine, groups), slopes, atol=1e-3, rtol=1e-3)
+    finally:
+        engine._stack = stack
+
+
+def test_another_form_keeps_the_layers_of_transformers(tmp_path: Path) -> None:
+    folder = write(tmp_path, "Gemma")
+    engine = TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
+    assert engine._stack is None
+    moved_policy(engine)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    with torch.no_grad():
+        assert engine.logprobs(groups).tolist() == pytest.approx(stored, abs=1e-4)
+
+
+def test_long_prompts_are_attended_in_blocks(
+    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_policy(engine)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    whole = gradients(engine, groups)
+    monkeypatch.setattr("rftkit.server.engine.packed.BLOCK", 5)
+    torch.testing.assert_close(gradients(engine, groups), whole, atol=1e-3, rtol=1e-3)
+
+
+def test_a_kl_term_leaves_the_policy_on_for_the_way_back(engine: TorchEngine) -> None:
+    moved_policy(engine)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    stats = engine.train_step(groups, TrainSettings(1e-3, kl_coef=0.1))
+    assert stats.kl is not None
+    assert stats.kl > 0
+
+
+def test_what_all_had_to_say_joins_the_prompt_and_what_ends_without_choice_is_left_out() -> None:
+    group = TrainGroup([1, 2], [[5, 6, 7, 8, 9], [5, 6, 3]], [[0.0] * 5, [0.0] * 3], [1.0, -1.0])
+    free, forced = np.array([3, 0], np.int32), np.array([1, 0], np.int32)
+    # Of the first: 5 6 forced, 7 chosen, 8 chosen, 9 forced; of the second: 3 chosen.
+    masks = np.stack([forced, forced, free, free, forced, forced, forced, free])
+    line = lay_out([group], lambda _: masks)
+    assert line.tokens == [1, 2, 5, 6, 7]
+    assert line.prompt_lengths == [4]
+    assert line.completion_lengths == [[1, 0]]
+    assert line.at == [3, 4, 3]
+    assert line.wanted == [7, 8, 3]
+    assert line.places == [2, 3, 7]
+    assert line.num_tokens == 8
+    assert line.masks is not None
+    assert line.masks.shape == (3, 2)
+
+
+def test_a_bandit_converges_to_its_best_arm(tmp_path: Path) -> None:
+    """One token an answer; one token is paid."""
+    engine = TorchEngine(write(tmp_path, "Llama"), name="test", device="cpu", dtype=torch.float32)
+    engine.start_policy(LoraConfig(rank=4, alpha=8.0), 0)
+    prompt = engine.encode([{"role": "user", "content": "x"}])
+    first = engine.sample([SampleRequest(prompt, [(0, g) for g in range(64)], 1)])[0]
+    best = first[0].tokens[0]  # an arm that is drawn now and then
+    shares = []
+    for step in range(25):
+        [group] = engine.sample([SampleRequest(prompt, [(step, g) for g in range(64)], 1)])
+        rewards = [float(completion.tokens[0] == best) for completion in group]
+        mean = sum(rewards) / len(rewards)
+        shares.append(mean)
+        if mean == 1.0:
+            break
+        engine.train_step(
+            [
+                TrainGroup(
+                    prompt,
+                    [completion.tokens for completion in group],
+                    [completion.sampling_logprobs for completion in group],
+                    [reward - mean for reward in rewards],
+                )
+            ],
+            TrainSettings(2e-2),
+        )
+    assert shares[0] < 0.5
+    assert max(shares) > 0.95
