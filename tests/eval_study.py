@@ -22,6 +22,8 @@ DIFFICULTY = {"binary": (0.6, 0.9), "high": (4.5, 0.5), "skewed": (1.0, 2.0)}
 """Parameters of the beta law of a row's chance, or size."""
 SCALE = {"binary": 1.0, "high": 1.0, "skewed": 1 / 3}
 """What a unit of it is worth in reward."""
+HEADROOM = {"binary": (0.1, 0.2), "high": (0.4, 0.8), "skewed": (0.1, 0.2)}
+"""Gains whose power is asked for, as shares of what is missing to 1."""
 
 
 def base(kind: str) -> float:
@@ -98,7 +100,7 @@ def look(kind: str, rows: int, repeats: int, simulations: int, seed: int = 0) ->
         flattery += best - truth(kind)
         left += (looks.expected_of_best(rewards) or 0.0) - truth(kind)
     power = {}
-    for share in (0.1, 0.2):
+    for share in HEADROOM[kind]:
         gain = share * (1 - base(kind))
         gains = (0.0,) * (NUM_LOOKS // 2 + 1) + (gain,) * (NUM_LOOKS // 2)
         tries = max(20, simulations // 5)

@@ -61,6 +61,7 @@ def family(
     alone = np.where(count > 0, ((lucky >= enough).sum(axis=0) + 1) / (num_flips + 1), np.nan)
     # the statistic above is a fixed function of Student's t, so its critical value is one of t's
     critical = float(largest[min(num_flips - 1, math.ceil(level * (num_flips + 1)) - 1)])
+    critical *= 1 + 1e-5  # what ties with it does not pass it, here as in p
     room = count - critical**2
     multiple = np.sqrt(
         np.divide(count - 1.0, room, out=np.full(len(count), np.nan), where=room > 0)
