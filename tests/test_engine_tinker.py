@@ -30,7 +30,7 @@ from rftkit.errors import EngineLostError, InputError, PlatformError, RequestErr
 from rftkit.server.engine import remote
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.remote import Remote
-from rftkit.server.engine.tinker import TinkerEngine
+from rftkit.server.engine.tinker import TinkerEngine, _stats
 
 MESSAGES = [{"role": "user", "content": "say hi"}]
 
@@ -168,15 +168,17 @@ def test_a_weight_from_this_machine_cannot_be_taken_there(
         engine.start_policy(LoraConfig(), seed=1, adapter=tmp_path)
 
 
-def test_an_update_that_is_no_number_is_an_error(
-    engine: TinkerEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine.start_policy(LoraConfig(), seed=1)
-    batch = groups(engine)
-    broken = [dataclasses.replace(batch[0], advantages_G=[math.nan] * 4)]
-    with pytest.raises(FloatingPointError):
-        for groups_now in (broken, batch):  # a server may notice at once, or one update later
-            engine.train_step(groups_now, TrainSettings(1e-3))
+def test_a_log_prob_that_is_no_number_is_an_error() -> None:
+    member = ([1, 2], [3, 4], [-0.5, -0.5], 1.0)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        _stats([member], [[-0.5, math.nan]], TrainSettings(1e-3), {})
+
+
+def test_clipping_is_counted_where_the_loss_cuts() -> None:
+    members = [([1], [3], [0.0], 1.0), ([1], [3], [0.0], -1.0)]
+    stats = _stats(members, [[math.log(1.5)], [math.log(1.5)]], TrainSettings(1e-3), {})
+    assert stats.clip_fraction == 0.5  # a bad token that grew likelier is not let off
+    assert stats.loss == pytest.approx((-1.2 + 1.5) / 2)
 
 
 def test_a_server_with_another_model_is_named_with_what_it_has(there: Remote) -> None:
@@ -283,7 +285,7 @@ def test_a_job_trains_on_the_server_past_its_death(
     with cluster(*elsewhere):
         job = rftkit.jobs.wait(client, job.id)
         assert job.status == "succeeded"
-        said = [event.message for event in rftkit.jobs.events(client, job.id)]
+        said = [event["message"] for event in rftkit.jobs.events(client, job.id)]
         assert any("tries again" in message for message in said)
         assert any("as far as the server keeps to it" in message for message in said)
         frame = rftkit.jobs.step_frame(rftkit.jobs.events(client, job.id))
