@@ -21,8 +21,9 @@ GOLDEN = Path(__file__).parent / "golden" / "cli_help.txt"
 COMMANDS = (
     "", "demo", "import", "serve", "lab", "grade", "check", "report", "dataset", "dataset convert",
     "dataset split", "dataset sample", "dataset profile",
-    "eval", "eval run", "eval list", "eval show", "eval compare", "job", "job create", "job list", "job show", "job watch", "job pause", "job resume",
-    "job cancel", "job rerun", "models", "models list", "models delete",
+    "eval", "eval run", "eval list", "eval show", "eval compare", "job", "job create", "job list",
+    "job show", "job watch", "job pause", "job resume", "job cancel", "job rerun", "models",
+    "models list", "models delete", "models add", "models remove", "models export",
 )  # fmt: skip
 
 

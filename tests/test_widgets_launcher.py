@@ -1,4 +1,4 @@
-"""JobLauncher on the real platform: checklist, probe, overrule, start; and every control by hand."""
+"""JobLauncher on the real platform: checklist, probe, overrule, start; every control by hand."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_nothing_starts_unchecked(served: Served) -> None:
     panel = JobLauncher("tiny_copy", client=served.client, model="rftkit-tiny")
     with pytest.raises(InputError, match="not checked"):
         panel.start()
+    panel.set(overruled=["speed"])
     with pytest.raises(InputError, match="no point 'speed'"):
-        panel.set(overruled=["speed"])
         panel.start()
     panel.set(overruled=["data", "grader", "learnability"])
     assert panel.start().startswith("ftjob-")

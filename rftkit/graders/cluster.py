@@ -128,7 +128,8 @@ def cluster_grader(
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise PlatformError(f"no Ray cluster at {address}: {error}") from error
-    count = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    count = num_workers or max(1, int(resources.get("CPU", 1)))
     make = ray.remote(num_cpus=1, max_restarts=RETRIES, max_task_retries=RETRIES)(_Worker)
     workers = [make.remote(dict(spec), options) for _ in range(count)]
     return ClusterGrader(workers, leaves, floor_reward)

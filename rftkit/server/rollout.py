@@ -164,7 +164,9 @@ def schema_of(
     if response_format["type"] == "json_schema":
         schema = response_format["json_schema"].get("schema", {})
     if tools:
-        shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        shared: dict[str, Any] = {
+            key: schema[key] for key in ("$defs", "definitions") if key in schema
+        }
         schema = {**shared, "anyOf": [schema, *map(_call_schema, tools)]}
     return json.dumps(schema)
 

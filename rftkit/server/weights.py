@@ -81,7 +81,7 @@ def _merge(base: Path, adapter: Path | None, out: Path) -> None:
         weights, config = load_adapter(adapter, torch.device("cpu"))
         scale = config.alpha / config.rank
         for name in {key.rpartition(".")[0] for key in weights}:
-            layer = model.get_submodule(name)
+            layer: Any = model.get_submodule(name)
             change = scale * (weights[f"{name}.B"] @ weights[f"{name}.A"])
             layer.weight.data = (layer.weight.data.float() + change).to(layer.weight.dtype)
     model.save_pretrained(out)

@@ -328,7 +328,8 @@ class Panel(HasTraits):
             return
         folded = f"<details><summary>Where</summary><pre>{text(trace)}</pre></details>"
         self._alert.value = self.error and (
-            f'<div class="rk"><div class="rk-alert" role="alert"><strong>! {text(self.error)}</strong>'
+            '<div class="rk"><div class="rk-alert" role="alert">'
+            f"<strong>! {text(self.error)}</strong>"
             f"{folded if trace else ''}</div></div>"
         )
 

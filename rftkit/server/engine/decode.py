@@ -101,7 +101,8 @@ class Decode:
 
     def _move(self, cache: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         cells = cache.transpose(1, 2).flatten(0, 1)[source]  # (B·S, K, capacity, D)
-        return cells.unflatten(0, (-1, self.slots)).transpose(1, 2).contiguous()
+        moved: torch.Tensor = cells.unflatten(0, (-1, self.slots)).transpose(1, 2).contiguous()
+        return moved
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
@@ -155,7 +156,9 @@ class Decode:
     def _cells(self, rows: torch.Tensor) -> torch.Tensor:
         """(R·n, …) → (B, S, n, …)."""
         each = rows.unflatten(0, (-1, self.num))
-        return (each if self.is_full else each[self.cell_to_row]).unflatten(0, (-1, self.slots))
+        cells: torch.Tensor = each if self.is_full else each[self.cell_to_row]
+        grid: torch.Tensor = cells.unflatten(0, (-1, self.slots))
+        return grid
 
     def _rows(self, cells: torch.Tensor) -> torch.Tensor:
         """(B·S, n, X) → (R·n, X)."""

@@ -169,7 +169,8 @@ def _read(policy: Policy, rows: list[_Row], layout: Decode) -> torch.Tensor:
     layout.advance()
     for row in running:
         row.read += num
-    return hidden.unflatten(0, (len(rows), num))[:, -1]
+    last: torch.Tensor = hidden.unflatten(0, (len(rows), num))[:, -1]
+    return last
 
 
 def _say_what_must_be(

@@ -249,4 +249,5 @@ def _block(owner: nn.Module, *names: str) -> Block:
     blocks = [getattr(owner, name).block for name in names]
     if any(block is not blocks[0] for block in blocks) or len(blocks[0].sizes) != len(names):
         raise AttributeError(f"{names} are not one block")
-    return blocks[0]
+    block: Block = blocks[0]
+    return block
