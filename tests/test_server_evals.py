@@ -280,7 +280,7 @@ BAD_EVALS: Any = [
     ({"testing_criteria": [{**SIMILAR, "pass_threshold": None}]},
      "testing_criteria[0].pass_threshold"),
     ({"testing_criteria": [{**GRADER, "operation": "neq"}]}, "testing_criteria[0].operation"),
-    ({"data_source_config": {"type": "logs"}}, "data_source_config.type"),
+    ({"data_source_config": {"type": "thoughts"}}, "data_source_config.type"),
     ({"data_source_config": {"type": "custom"}}, "data_source_config.item_schema"),
     ({"data_source_config": {"type": "custom", "item_schema": {"type": "thing"}}},
      "data_source_config.item_schema"),

@@ -58,6 +58,17 @@ class Evals(Database):
         """
         return self._one(Eval, "id = ?", eval_id, missing=eval_id)
 
+    def own_eval(self, eval_id: str) -> Eval:
+        """One eval that may be changed.
+
+        Raises:
+            NotFoundError: when there is none.
+            RequestError: when it was imported.
+        """
+        record = self.eval(eval_id)
+        self._check_own(record, f"eval {eval_id}")
+        return record
+
     def evals(
         self, *, after: str | None = None, limit: int = 20, newest_first: bool = False
     ) -> tuple[list[Eval], bool]:
@@ -74,7 +85,7 @@ class Evals(Database):
         Raises:
             NotFoundError: when there is none.
         """
-        self._check_own(self.eval(eval_id), f"eval {eval_id}")
+        self.own_eval(eval_id)
         return self._update(Eval, eval_id, {**fields, "updated_at": now()})
 
     def delete_eval(self, eval_id: str) -> None:
@@ -85,7 +96,7 @@ class Evals(Database):
             RequestError: when it is of a job that has not ended.
         """
         with self.transaction() as db:
-            self._check_own(self.eval(eval_id), f"eval {eval_id}")
+            self.own_eval(eval_id)
             users = self._rows(
                 f"SELECT id FROM jobs WHERE eval_id = ? AND status NOT IN {sql_list(TERMINAL)}",
                 eval_id,
@@ -116,7 +127,7 @@ class Evals(Database):
             NotFoundError: when there is no such eval.
         """
         with self.transaction():
-            self._check_own(self.eval(eval_id), f"eval {eval_id}")
+            self.own_eval(eval_id)
             if key is not None:
                 known = self._find(EvalRun, "eval_id = ? AND key = ?", eval_id, key)
                 if known:

@@ -84,7 +84,7 @@ class RunBody(Open):
 @router.post("", status_code=201)
 def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     """Queue a run."""
-    record = here.store.eval(eval_id)
+    record = here.store.own_eval(eval_id)
     source = body.data_source
     _check_source(here, record, source)
     if source.type != "jsonl" and not _grades_what_is_kept(source):
@@ -147,7 +147,8 @@ def _check_content(record: Eval, content: Any, where: str) -> None:
 
     if not isinstance(content, list) or not content:
         raise RequestError(f"`{where}` must be a list with at least one item", param=where)
-    schema = jsonschema.Draft202012Validator(record.data_source_config["item_schema"])
+    # Evals over what was kept say nothing about items.
+    schema = jsonschema.Draft202012Validator(record.data_source_config.get("item_schema", {}))
     for index, entry in enumerate(content):
         here = f"{where}[{index}].item"
         if not isinstance(entry, dict) or not isinstance(entry.get("item"), dict):

@@ -66,14 +66,14 @@ class TorchEngine:
         self.name = name
         self.device = torch.device(device or _best_device())
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        is_small = _num_bytes(folder) < 4 * SMALL_PARAMETERS
+        fast = torch.float32 if is_small else best_dtype(self.device)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or best_dtype(self.device), attn_implementation=ATTENTION_NAME
+            folder, dtype=dtype or fast, attn_implementation=ATTENTION_NAME
         )
-        if dtype is None and model.num_parameters() < SMALL_PARAMETERS:
-            model = model.float()
         self.dtype: torch.dtype = model.dtype
         # A small model waits for threads longer than it computes.
-        self._threads = 1 if model.num_parameters() < SMALL_PARAMETERS else _THREADS
+        self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
         self._config = LoraConfig()
         self._decoder = model.get_decoder()
@@ -377,6 +377,11 @@ class _Sums:
             logprob_gap_max=self.largest,
             num_tokens=num_tokens,
         )
+
+
+def _num_bytes(folder: Path) -> int:
+    """Of a model's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _best_device() -> str:
