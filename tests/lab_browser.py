@@ -32,7 +32,7 @@ from urllib.parse import urlsplit, urlunsplit
 import nbformat
 import pytest
 
-SECONDS = 180
+SECONDS = 40
 """How long to wait for anything; the machine may be busy."""
 
 SETTINGS = {
