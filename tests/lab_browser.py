@@ -35,6 +35,9 @@ import pytest
 SECONDS = 40
 """How long to wait for anything; the machine may be busy."""
 
+FRAME = 200
+"""Pixels of a page's height that are menus, toolbars and margins."""
+
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -94,19 +97,25 @@ class Notebook:
         """Save the notebook."""
         self.command("docmanager:save")
 
-    def dark(self) -> None:
-        """Switch JupyterLab to its dark theme."""
-        self.command("apputils:change-theme", theme="JupyterLab Dark")
-        self.page.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")
+    def dark(self, on: bool = True) -> None:
+        """Switch JupyterLab to its dark theme, or back; the lab remembers it."""
+        self.command("apputils:change-theme", theme=f"JupyterLab {'Dark' if on else 'Light'}")
+        light = "false" if on else "true"
+        self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached")
 
     def kernel_pid(self, index: int) -> int:
         """The process of the kernel, which cell `index` must print as its only output."""
         return int(self.cell(index).inner_text())
 
     def shot(self, name: str, of: Any = None) -> Path:
-        """Keep a screenshot of the page, or of one element."""
+        """Keep a screenshot of the page, or of one element, however tall that is."""
         path = self.shots / f"{name}.png"
+        usual = self.page.viewport_size
+        if of is not None:
+            tall = int(of.bounding_box()["height"]) + FRAME
+            self.page.set_viewport_size(usual | {"height": max(tall, usual["height"])})
         (of or self.page).screenshot(path=str(path))
+        self.page.set_viewport_size(usual)
         return path
 
     @property
@@ -151,7 +160,9 @@ class Lab:
             page.evaluate(KERNEL_READY)
             if not browser_shown:
                 page.keyboard.press("Control+b")
-            yield Notebook(page, self.shots)
+            notebook = Notebook(page, self.shots)
+            notebook.dark(False)
+            yield notebook
             page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         finally:
             context.close()

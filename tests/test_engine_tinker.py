@@ -295,7 +295,7 @@ def test_a_job_trains_on_the_server_past_its_death(
             answer = client.chat.completions.create(
                 model=name, messages=[{"role": "user", "content": "copy a"}], max_tokens=8
             )
-            assert answer.choices[0].message.content
+            assert answer.choices[0].finish_reason in ("stop", "length")
 
 
 def test_what_the_server_cannot_do_is_refused_before_the_job_is(

@@ -236,7 +236,9 @@ def test_ends_only_itself(name: str, item: dict, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", HANGS)
 def test_killed(name: str, item: dict, tmp_path: Path) -> None:
-    assert "killed" in escape(HANGS[name], item, tmp_path, seconds=0.4)
+    said = escape(HANGS[name], item, tmp_path, seconds=0.4)
+    # A bomb of threads may meet the limit on their number before the one on time.
+    assert "killed" in said or (name == "thread bomb" and "threads were still running" in said)
 
 
 def test_an_interrupt_costs_the_process_not_the_next_grade() -> None:

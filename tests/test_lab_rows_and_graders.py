@@ -38,13 +38,14 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
         notebook.shot("author_dark", first)
 
         # a formula is edited in the form: JSON and rewards follow
-        first.get_by_label("Answers").get_by_role("button", name="pasted").click()
+        first.get_by_role("button", name="pasted").click()
         first.get_by_label("Answer", exact=True).fill('{"compliant": "no", "explanation": "No."}')
         first.get_by_label("Answer", exact=True).blur()
-        first.get_by_text("▼").first.wait_for()
+        first.get_by_text("8 answers, mean reward 0.").wait_for()
         first.get_by_label("Formula").fill("compliant * explanation")
         first.get_by_label("Formula").press("Enter")
         first.get_by_text("since the last grader").wait_for()
+        first.get_by_text("▼").first.wait_for()
         notebook.shot("author_changed", first)
 
         # the python grader fails at a line of its own, is mended, and grades
@@ -88,7 +89,9 @@ def test_find_a_bad_row(lab: Lab, chromium: Any) -> None:  # noqa: F811
         notebook.cell(1).get_by_text("['maybe']").wait_for()
         browser.get_by_label("Search").fill("")
         browser.get_by_label("Search").press("Enter")
-        browser.get_by_label("Findings").select_option(value="invalid_row")
+        findings = browser.get_by_label("Findings")
+        unusable = findings.locator("option", has_text="invalid_row").inner_text()
+        findings.select_option(label=unusable)
         browser.get_by_text("✗ not usable").first.wait_for()
         notebook.dark()
         notebook.shot("find_dark", browser)
