@@ -50,7 +50,7 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
 
         # the python grader fails at a line of its own, is mended, and grades
         mine = notebook.cell(8)
-        mine.get_by_text('▶   7      right = words(item["answer"])').wait_for()
+        mine.get_by_text("▶   7      right = words(item").first.wait_for()
         notebook.shot("author_traceback", mine)
         source = mine.get_by_label("grade(…)")
         source.fill(source.input_value().replace('item["answer"]', 'item["explanation"]'))
@@ -90,7 +90,7 @@ def test_find_a_bad_row(lab: Lab, chromium: Any) -> None:  # noqa: F811
         browser.get_by_label("Search").fill("")
         browser.get_by_label("Search").press("Enter")
         findings = browser.get_by_label("Findings")
-        unusable = findings.locator("option", has_text="invalid_row").inner_text()
+        unusable = findings.locator("option", has_text="1 of 601 lines unusable").inner_text()
         findings.select_option(label=unusable)
         browser.get_by_text("✗ not usable").first.wait_for()
         notebook.dark()

@@ -103,8 +103,8 @@ def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
             "answer": line["answer"],
             "earns": line["mean"],
             "beats the reference in": _share(line["beats"]),
-            "failed": line["num_failed"],
-            "unscorable": line["num_unscorable"],
+            "failed": _count(line["num_failed"]),
+            "unscorable": _count(line["num_unscorable"]),
         }
         for line in frame.to_dict("records")
     ]
@@ -331,3 +331,8 @@ def _time(seconds: float | None) -> str:
 
 def _share(value: Any) -> str | None:
     return None if missing(value) else f"{value:.0%} of rows"
+
+
+def _count(value: Any) -> int | None:
+    """A whole number, although a column with gaps holds floats."""
+    return None if missing(value) else int(value)

@@ -91,9 +91,9 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
     )
     shorter, longer = estimate.step_seconds
     basis = (
-        f"From two steps of {number(shorter, 1)} and {number(longer, 1)} s, times "
+        f"From two steps of {number(shorter, 2)} and {number(longer, 2)} s, times "
         f"{estimate.total_steps:,}, and {estimate.num_validations} validations of "
-        f"{number(estimate.validation_seconds, 1)} s. Answers that grow or shrink while the model "
+        f"{number(estimate.validation_seconds, 2)} s. Answers that grow or shrink while the model "
         "learns change it, and so does other work on the machine."
     )
     plain = "\n".join([*(f"{name}: {value}" for name, value in facts), basis])

@@ -58,7 +58,7 @@ class GraderForm:
         self._spec: Spec = {}
         self._showing = False
         self._fields: dict[str, ipywidgets.Widget] = {}
-        self.part = ipywidgets.Dropdown(description="Grader", layout=_wide(max_width="24rem"))
+        self.part = ipywidgets.Dropdown(description="Grader", layout=_wide(max_width="18rem"))
         self.kind = ipywidgets.Dropdown(
             description="Type", options=list(FIELDS), layout=_wide(max_width="24rem")
         )

@@ -167,13 +167,14 @@ class GraderLab(Panel):
         self._wrong, self._failure = self._html(), self._html()
         half = ipywidgets.Layout(flex="1 1 26rem", min_width="0")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
+        halves = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="1rem")
         right = ipywidgets.VBox(
             [self._html("The same as JSON"), self._json, self._wrong, self._failure], layout=half
         )
         if not self._lines:
             self._start_if_free()
         return [
-            ipywidgets.HBox([self._form.box, right], layout=row),
+            ipywidgets.HBox([self._form.box, right], layout=halves),
             ipywidgets.HBox([self._which, self._whose], layout=row),
             self._models,
             self._paste,
@@ -186,11 +187,13 @@ class GraderLab(Panel):
         ]
 
     def _make_controls(self) -> None:
-        wide = ipywidgets.Layout(width="100%")
-        self._json = ipywidgets.Textarea(continuous_update=False, rows=14, layout=wide)
+        self._json = ipywidgets.Textarea(continuous_update=False, rows=14, layout=_wide())
         self._json.add_class("rk-code")
         self._which = ipywidgets.Text(
-            description="Rows", continuous_update=False, placeholder="0, 5, 10-14"
+            description="Rows",
+            continuous_update=False,
+            placeholder="0, 5, 10-14",
+            layout=ipywidgets.Layout(width="26rem", max_width="100%"),
         )
         self._which.observe(lambda c: self._guard(lambda: self._take_rows(c["new"])), "value")
         self._whose = ipywidgets.ToggleButtons(
@@ -200,7 +203,7 @@ class GraderLab(Panel):
             style={"button_width": "auto"},
         )
         self._paste = ipywidgets.Textarea(
-            description="Answer", continuous_update=False, rows=4, layout=wide
+            description="Answer", continuous_update=False, rows=4, layout=_wide()
         )
         self._models = ipywidgets.Combobox(description="Model", placeholder="name of a model")
         for name, widget in (
@@ -380,6 +383,11 @@ run = client.fine_tuning.alpha.graders.run(
 )
 print(run.reward, run.sub_rewards, run.metadata.errors)
 """
+
+
+def _wide() -> ipywidgets.Layout:
+    """One for each: what hides a widget would hide all that share its layout."""
+    return ipywidgets.Layout(width="100%")
 
 
 def _literal(value: Any) -> str:
