@@ -32,7 +32,9 @@ from urllib.parse import urlsplit, urlunsplit
 import nbformat
 import pytest
 
-SECONDS = 40
+from rftkit.client import stop_server
+
+SECONDS = 120
 """How long to wait for anything; the machine may be busy."""
 
 FRAME = 200
@@ -190,6 +192,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=SECONDS)
+        stop_server(root / "home")  # it would go on with the job of a test that failed
     assert process.returncode == 0
 
 

@@ -15,7 +15,7 @@ from lab_browser import SECONDS, Lab, lab  # noqa: F401  a fixture
 LAUNCH = """from rftkit import widgets
 launch = widgets.JobLauncher(
     "tiny_copy", model="rftkit-tiny", seed=1, metadata={"max_completion_tokens": "8"},
-    hyperparameters={"batch_size": 16, "n_epochs": 50, "learning_rate_multiplier": 5.0},
+    hyperparameters={"batch_size": 16, "n_epochs": 300, "eval_interval": 50},
 )
 launch"""
 WATCH = "import os\nfrom rftkit import widgets\nmonitor = widgets.JobMonitor()\nmonitor"
@@ -51,7 +51,7 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         form.get_by_role("button", name="2. Estimate").click()
         form.get_by_text("the base model earns").wait_for()
         form.get_by_text("Memory of the process").wait_for()
-        notebook.shot("launch")
+        notebook.shot("launch", form)
         form.get_by_role("button", name="Start the job").click()
         form.get_by_text("was started").wait_for()
 
@@ -66,7 +66,7 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
             "([old, image]) => image.src !== old || !image.isConnected",
             arg=[before, view.locator("img").first.element_handle()],
         )
-        notebook.shot("watch-light")
+        notebook.shot("watch-light", view)
 
         # pause and resume, which is no error
         view.get_by_role("button", name="Pause").click()
@@ -75,7 +75,7 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         view.get_by_role("button", name="Rollouts").click()
         view.get_by_text("completions in 16 groups").wait_for()
         view.locator("summary").first.click()
-        notebook.shot("rollouts")
+        notebook.shot("rollouts", view)
         view.get_by_role("button", name="Resume").click()
         view.get_by_text("▶ running").wait_for()
         wait_for_step(page, view, paused_at + 1)
@@ -86,14 +86,14 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         os.kill(notebook.kernel_pid(2), signal.SIGKILL)
         view.locator(".rk-expires").wait_for(state="visible")
         notebook.shot("kernel-killed")
-        page.get_by_role("button", name="Ok").or_(page.get_by_role("button", name="OK")).click()
+        page.locator(".jp-Dialog").get_by_role("button", name="Ok").click()
         page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
         notebook.run(1)
         wait_for_step(page, view, died_at + 1)
         view.get_by_role("button", name="Checkpoints").wait_for()
         notebook.dark()
         view.locator("img").first.wait_for()
-        notebook.shot("watch-dark")
+        notebook.shot("watch-dark", view)
 
         # ask the newest checkpoint, then end the job
         notebook.run(3)
@@ -103,7 +103,7 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         play.get_by_role("button", name="Ask", exact=True).click()
         play.get_by_text("What changed from").wait_for()
         play.get_by_text(re.compile(r"reward \d")).first.wait_for()
-        notebook.shot("ask-dark")
+        notebook.shot("ask-dark", play)
         view.get_by_role("button", name="Cancel").click()
         view.get_by_role("button", name="Really cancel?").click()
         view.get_by_text("✗ cancelled").wait_for()

@@ -36,7 +36,7 @@ STALE_LOOKS = 3
 DRAWING_SHARE = 10
 """The curves are drawn again after this many times what the last drawing took."""
 REST_SECONDS = 15.0
-"""Between looks at a paused job."""
+"""Between looks at a paused job, and at most between drawings: the first one loads matplotlib."""
 MAX_GROUPS = 256
 """Groups shown at once: as many as a batch can have, since widgets run no script that pages."""
 
@@ -345,7 +345,8 @@ class JobMonitor(Panel):
             if self._root is not None:
                 self._body.value = markup
         now = time.monotonic()
-        self._drawn = _Drawing(section, news, now + DRAWING_SHARE * (now - started))
+        rest = min(DRAWING_SHARE * (now - started), REST_SECONDS)
+        self._drawn = _Drawing(section, news, now + rest)
 
     @validate("poll_seconds")
     def _not_too_often(self, proposal: Any) -> float:

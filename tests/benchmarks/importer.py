@@ -52,9 +52,9 @@ def _save(given: argparse.Namespace, dump: Path) -> None:
         assert stub.stdout is not None
         url = stub.stdout.readline().strip()
         for title in ("saved", "saved again"):
-            seconds, done = _rftkit("import", "--from", url, "--dump", dump)
+            seconds, done, used = _rftkit("import", "--from", url, "--dump", dump)
             assert done["complete"]
-            _tell(title, seconds, given)
+            _tell(title, seconds, given, used)
     finally:
         stub.terminate()
         stub.wait()
@@ -80,10 +80,10 @@ def _open(given: argparse.Namespace, dump: Path) -> None:
             thread = threading.Thread(target=ask)
             before = _cpu_seconds(server.pid)
             thread.start()
-            seconds, _ = _rftkit("import", dump)
+            seconds, _, used = _rftkit("import", dump)
             is_done.set()
             thread.join()
-            _tell(title, seconds, given)
+            _tell(title, seconds, given, used)
             waits.sort()
             print(
                 f"  platform: {_cpu_seconds(server.pid) - before:.1f} CPU s, peak "
@@ -95,24 +95,30 @@ def _open(given: argparse.Namespace, dump: Path) -> None:
         stop_server()
 
 
-def _rftkit(*words: Any) -> tuple[float, dict[str, Any]]:
+def _rftkit(*words: Any) -> tuple[float, dict[str, Any], resource.struct_rusage]:
+    """Seconds of a command, what it printed, and what it used."""
     started = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", RFTKIT, *map(str, words), "--json"],
         env={**os.environ, "OPENAI_API_KEY": KEY},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
-    return time.perf_counter() - started, json.loads(done.stdout)
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)  # of this child alone
+    assert status == 0
+    return time.perf_counter() - started, json.loads(printed), used
 
 
-def _tell(title: str, seconds: float, given: argparse.Namespace) -> None:
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN)
+def _tell(
+    title: str, seconds: float, given: argparse.Namespace, used: resource.struct_rusage
+) -> None:
     total = given.items + given.events
     print(
         f"{title}: {seconds:.1f} s, {total / seconds:,.0f}/s ({given.items:,} output items, "
-        f"{given.events:,} events), commands so far: {peak.ru_utime + peak.ru_stime:.1f} CPU s, "
-        f"peak {peak.ru_maxrss / 1000:,.0f} MB"
+        f"{given.events:,} events), {used.ru_utime + used.ru_stime:.1f} CPU s, "
+        f"peak {used.ru_maxrss / 1000:,.0f} MB"
     )
 
 
