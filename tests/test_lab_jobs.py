@@ -15,7 +15,9 @@ from lab_browser import SECONDS, Lab, lab  # noqa: F401  a fixture
 LAUNCH = """from rftkit import widgets
 launch = widgets.JobLauncher(
     "tiny_copy", model="rftkit-tiny", seed=1, metadata={"max_completion_tokens": "8"},
-    hyperparameters={"batch_size": 16, "n_epochs": 300, "eval_interval": 50},
+    hyperparameters={
+        "batch_size": 16, "n_epochs": 50, "compute_multiplier": 4.0, "eval_interval": 10,
+    },
 )
 launch"""
 WATCH = "import os\nfrom rftkit import widgets\nmonitor = widgets.JobMonitor()\nmonitor"
