@@ -68,7 +68,7 @@ def test_a_killed_worker_costs_no_grade(cluster: Any, tmp_path: Path) -> None:
     def options() -> dict[str, Any]:
         """The judge of a worker; the first call of all takes its machine down."""
 
-        def embed(texts: list[str]) -> list[list[float]]:
+        def embed(model: str, texts: list[str]) -> list[list[float]]:
             try:
                 os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
