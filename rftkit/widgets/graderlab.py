@@ -201,7 +201,6 @@ class GraderLab(Panel):
             description="Answers",
             tooltips=["What the row says is right", "Your own text", "Ask a model now"],
             style={"button_width": "auto"},
-            layout=ipywidgets.Layout(width="auto"),
         )
         self._paste = ipywidgets.Textarea(
             description="Answer", continuous_update=False, rows=4, layout=_wide()
