@@ -74,7 +74,7 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
 
     Args:
         base_url: default `OPENAI_BASE_URL`; when both are missing, the local platform is used,
-            and started when it does not run.
+            and started when it does not run. Its own address means it too.
         api_key: default `OPENAI_API_KEY` for a named service, `RFTKIT_API_KEY` for the local one.
         options: handed to `openai.OpenAI`.
 
@@ -84,12 +84,19 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
     """
     import openai
 
-    if base_url or settings.remote()[0]:
+    named = base_url or settings.remote()[0]
+    if named and not _is_local(named):
         return openai.OpenAI(base_url=base_url, api_key=api_key, **options)
     server = serve_status() or start_server()
     options.setdefault("http_client", openai.DefaultHttpxClient(trust_env=False))  # no proxy
     key = api_key or settings.server_api_key() or "local"
     return openai.OpenAI(base_url=server.base_url, api_key=key, **{"admin_api_key": key, **options})
+
+
+def _is_local(base_url: str) -> bool:
+    """Whether this is the address of the local platform that runs."""
+    server = serve_status()
+    return server is not None and server.base_url.rstrip("/") == base_url.rstrip("/")
 
 
 def api_message(error: Exception) -> str | None:

@@ -46,6 +46,15 @@ def test_a_base_url_gives_the_plain_client(monkeypatch: pytest.MonkeyPatch, home
     assert not home.exists()
 
 
+def test_the_address_of_the_local_server_needs_no_key(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hosted")
+    with client.connect() as first, client.connect(str(first.base_url)) as again:
+        assert again.api_key == "local"
+        assert again.models.list().data
+
+
 def test_the_life_of_a_local_server(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.setenv("OPENAI_ADMIN_KEY", "sk-admin")
