@@ -187,7 +187,8 @@ class TorchEngine:
 
     def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
         self._config = config
-        self._policy = {name: tensor.requires_grad_() for name, tensor in weights.items()}
+        # One order for ever: the gradient's norm is a sum, and a file has another order than a model.
+        self._policy = {name: weights[name].requires_grad_() for name in sorted(weights)}
         self._optimizer = torch.optim.AdamW(
             list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
         )
