@@ -187,7 +187,7 @@ class TorchEngine:
 
     def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
         self._config = config
-        # One order for ever: the gradient's norm is a sum, and a file has another order than a model.
+        # One order for ever: the gradient's norm is a sum, and files have an order of their own.
         self._policy = {name: weights[name].requires_grad_() for name in sorted(weights)}
         self._optimizer = torch.optim.AdamW(
             list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
