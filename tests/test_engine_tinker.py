@@ -73,8 +73,8 @@ def groups(engine: TinkerEngine) -> list[TrainGroup]:
 
 def test_contract_completions_come_in_order_with_a_log_prob_a_token(engine: TinkerEngine) -> None:
     engine.start_policy(LoraConfig(), seed=1)
-    seen: list[int] = []
-    answers = engine.sample(requests(engine), on_group=lambda i, _: seen.append(i))
+    seen: set[int] = set()
+    answers = engine.sample(requests(engine), on_text=lambda i, index, text: seen.add(i))
     assert [len(group) for group in answers] == [4, 4, 4]
     assert sorted(seen) == [0, 1, 2]
     for completion in (each for group in answers for each in group):

@@ -17,6 +17,7 @@ from typing import Any
 
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.server.engine import models
+from rftkit.server.engine.remote import kind_of_folder
 from rftkit.server.journal import damage
 from rftkit.server.records import Model
 from rftkit.server.store import Store
@@ -56,6 +57,11 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
             )
         if model is not None and (wrong := damage(Path(model.folder))):
             raise RftkitError(f"the weights of {name} are damaged: {wrong}")
+        if model is not None and kind_of_folder(Path(model.folder)) == "tinker":
+            raise RftkitError(
+                f"the weights of {name} are on a Tinker server that gave no archive of them; only "
+                "the server can hand them out"
+            )
         if merged:
             _merge(folder, Path(model.folder) if model else None, out)
         elif model is not None:

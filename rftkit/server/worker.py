@@ -59,7 +59,8 @@ class Worker:
         self.engines = Engines(home)
         self.desk = Desk(self.store, self.engines, send)
         self.news = threading.Event()
-        self.away_seconds = 0.0
+        self.away_seconds = AWAY_SECONDS[0]
+        self.lost_at: tuple[str, int] | None = None
 
     def hear(self, line: str) -> None:
         """Take one message of the server."""
@@ -131,7 +132,10 @@ class Worker:
 
         Each time in vain the wait is longer; a step that was done since makes it short again.
         """
-        self.away_seconds = min(AWAY_SECONDS[1], max(AWAY_SECONDS[0], 2 * self.away_seconds))
+        first, most = AWAY_SECONDS
+        here = (job.id, len(Journal(self.home / "jobs" / job.id).steps()))
+        self.away_seconds = min(most, 2 * self.away_seconds) if here == self.lost_at else first
+        self.lost_at = here
         message = f"{error}. The job tries again in {self.away_seconds:.0f} s."
         self._log(f"{job.id}: {message}")
         self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")
@@ -167,16 +171,17 @@ class Worker:
         start = self.store.model(job.model)
         base = start.base if start else job.model
         known = journal.plan()
+        plan = None if known is None else Plan(**known)
 
         def say(text: str) -> None:
             self.store.add_event(job.id, text, key=text)
 
         say(f"Loading {base}")
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
-        kind = remote.kind_of(base, self.home, wanted) if known is None else known["engine"]
+        kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
         engine = self.engines.get(base, say, kind)
         thinking = start.thinking if start and start.thinking else engine.thinking
-        plan = make_plan(job, len(rows), thinking, kind) if known is None else Plan(**known)
+        plan = plan or make_plan(job, len(rows), thinking, kind)
         journal.write_plan(plan.to_dict())
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))

@@ -221,7 +221,6 @@ class TinkerEngine:
         *,
         breathe: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
-        on_group: Callable[[int, list[Completion]], None] | None = None,
     ) -> list[list[Completion]]:
         """See Engine.sample: many prompts in flight, at most IN_FLIGHT; text comes when whole."""
         results: list[list[Completion]] = [[] for _ in requests]
@@ -230,12 +229,10 @@ class TinkerEngine:
             for i, answer in _in_flight(
                 (functools.partial(self._ask, sampler, each) for each in requests), breathe
             ):
-                group = [self._completion(requests[i], each) for each in answer.sequences]
-                results[i] = group
-                for index, completion in enumerate(group if on_text is not None else []):
-                    on_text and on_text(i, index, completion.text)
-                if on_group is not None:
-                    on_group(i, group)
+                results[i] = [self._completion(requests[i], each) for each in answer.sequences]
+                if on_text is not None:
+                    for index, completion in enumerate(results[i]):
+                        on_text(i, index, completion.text)
         return results
 
     def _sampler(self, adapter: Adapter | Literal["policy"]) -> Any:
@@ -277,11 +274,8 @@ class TinkerEngine:
                 f"the Tinker server {self.remote.url} gave {len(tokens)} tokens and "
                 f"{len(logprobs)} log-probs for one completion"
             )
-        stop_reason: Literal["stop", "length"] = (
-            "stop" if tokens and tokens[-1] in self.eos_ids else "length"
-        )
-        if sequence.stop_reason == "stop":
-            stop_reason = "stop"
+        ended = sequence.stop_reason == "stop" or (tokens and tokens[-1] in self.eos_ids)
+        stop_reason: Literal["stop", "length"] = "stop" if ended else "length"
         for stop in request.stop:  # the protocol stops at tokens or at texts, not at both
             if (count := self._first(tokens, stop)) is not None:
                 tokens, logprobs, stop_reason = tokens[:count], logprobs[:count], "stop"
