@@ -19,18 +19,22 @@ SIZES: dict[str, Any] = {
 }
 
 
-def write(folder: Path, architecture: str) -> Path:
+SUFFIX = {"Gemma3": "Text"}
+"""Where the text model's configuration has another name than its class."""
+
+
+def write(folder: Path, architecture: str, **sizes: Any) -> Path:
     """A Hugging Face folder of a random model with the character tokenizer."""
     import transformers
 
     tokenizer = _tokenizer()
-    config = getattr(transformers, f"{architecture}Config")(
+    config = getattr(transformers, f"{architecture}{SUFFIX.get(architecture, '')}Config")(
         vocab_size=len(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         pad_token_id=tokenizer.eos_token_id,
         initializer_range=0.2,
-        **SIZES,
+        **(SIZES | sizes),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)

@@ -48,10 +48,67 @@ def test_written_out_layers_give_what_transformers_layers_give(engine: TorchEngi
         engine._stack = stack
 
 
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Qwen3"])
+def test_the_rounding_of_many_layers_is_not_taken_for_another_form(
+    architecture: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path, architecture, num_hidden_layers=24)
+    engine = TorchEngine(folder, name="test", device="cpu", dtype=torch.bfloat16)
+    assert engine._stack is not None
+    assert engine.notes(None, None) == []
+
+
+def test_layers_computed_again_give_the_same_gradient_to_the_bit(engine: TorchEngine) -> None:
+    assert engine._stack is not None
+    moved_policy(engine)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    kept = gradients(engine, groups)
+    engine._stack.memory_bytes = 1
+    try:
+        assert torch.equal(gradients(engine, groups), kept)
+    finally:
+        engine._stack.memory_bytes = None
+
+
+def test_a_small_budget_decodes_in_more_waves_and_says_the_same(engine: TorchEngine) -> None:
+    asked = requests(engine)
+    together = engine.sample(asked, None)
+    budget, engine.memory_bytes = engine.memory_bytes, 20 * engine._key_bytes
+    passes = 0
+
+    def count() -> None:
+        nonlocal passes
+        passes += 1
+
+    try:
+        apart = engine.sample(asked, None, breathe=count)
+    finally:
+        engine.memory_bytes = budget
+    assert [[c.tokens for c in group] for group in apart] == [
+        [c.tokens for c in group] for group in together
+    ]
+    assert passes > asked[0].max_tokens
+
+
+def test_kl_to_the_base_is_measured_though_it_costs_nothing_in_the_loss(
+    engine: TorchEngine,
+) -> None:
+    engine.start_policy(LoraConfig(rank=4, alpha=8.0), seed=1)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    fresh = engine.train_step(groups, TrainSettings(learning_rate=1e-2))
+    moved = engine.train_step(groups, TrainSettings(learning_rate=1e-2))
+    assert fresh.kl == pytest.approx(0.0, abs=1e-6)
+    assert moved.kl is not None
+    assert moved.kl > 1e-5
+
+
 def test_another_form_keeps_the_layers_of_transformers(tmp_path: Path) -> None:
     folder = write(tmp_path, "Gemma")
     engine = TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
     assert engine._stack is None
+    assert "as transformers wrote them" in engine.notes(None, None)[0]
     moved_policy(engine)
     asked = requests(engine)
     groups = groups_from(asked, engine.sample(asked))

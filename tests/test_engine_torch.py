@@ -13,10 +13,11 @@ from engine_models import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rftkit.errors import RequestError
+from rftkit.errors import InputError, RequestError
 from rftkit.server.engine.base import (
     Completion,
     LoraConfig,
+    NotFiniteError,
     SampleRequest,
     TrainGroup,
     TrainSettings,
@@ -86,6 +87,11 @@ def moved_policy(engine: TorchEngine, seed: int = 3) -> None:
             tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     for block in engine._blocks:
         block.refresh()
+
+
+def policy_of(engine: TorchEngine) -> dict[str, torch.Tensor]:
+    """A copy of the adapter."""
+    return {name: tensor.detach().clone() for name, tensor in engine._trained()[0].items()}
 
 
 def plain_logprobs(folder: Path, adapter: Path | None, group: TrainGroup) -> list[float]:
@@ -187,8 +193,9 @@ def test_not_a_number_stops_the_update(llama: TorchEngine) -> None:
     broken = TrainGroup(
         first.prompt_ids, first.tokens_G_T, first.sampling_logprobs_G_T, [float("nan")] * 4
     )
-    with pytest.raises(FloatingPointError, match="gradient norm"):
-        llama.train_step([broken], SETTINGS)
+    with pytest.raises(NotFiniteError, match="gradient norm") as caught:
+        llama.train_step([first, broken], SETTINGS)
+    assert caught.value.groups == [1]
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 1e-3])
@@ -327,7 +334,38 @@ def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path:
     assert policy != base
 
 
-def test_attention_that_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:
-    engine = TorchEngine(write(tmp_path, "Mistral"), name="test", device="cpu")
-    with pytest.raises(NotImplementedError, match="sliding_window"):
-        engine.sample(requests(engine, "x"))
+def test_capped_logits_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "Gemma2", final_logit_softcapping=0.5)
+    with pytest.raises(InputError, match="some-model caps or scales its logits"):
+        TorchEngine(folder, name="some-model", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("Mistral", {}),
+        ("Gemma2", {"final_logit_softcapping": None}),
+        ("Gemma3", {"sliding_window": 8}),
+        ("Phi3", {"sliding_window": 8}),
+    ],
+)
+def test_attention_that_is_not_covered_takes_the_plain_path_and_says_so(
+    architecture: str, sizes: dict[str, int | None], tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "base", architecture, **sizes)
+    engine = TorchEngine(folder, name="some-model", device="cpu", dtype=torch.float32)
+    [note] = engine.notes(None, None)
+    assert note.startswith("some-model takes the plain path: attention with")
+    moved_policy(engine)
+    engine.save_adapter(tmp_path / "adapter")
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    with torch.no_grad():
+        ours = engine.logprobs(groups).tolist()
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    plain = [x for group in groups for x in plain_logprobs(folder, tmp_path / "adapter", group)]
+    assert ours == pytest.approx(stored, abs=1e-4)
+    assert ours == pytest.approx(plain, abs=1e-4)
+    before = policy_of(engine)
+    engine.train_step(groups, SETTINGS)
+    assert any((policy_of(engine)[name] != before[name]).any() for name in before)

@@ -18,7 +18,7 @@ from rftkit.graders import compile_grader
 from rftkit.rows import Row
 from rftkit.server import journal as journal_module
 from rftkit.server import rft
-from rftkit.server.engine.base import Completion, StepStats
+from rftkit.server.engine.base import Completion, NotFiniteError, StepStats
 from rftkit.server.evaluation import make_job_eval
 from rftkit.server.journal import Journal
 from rftkit.server.plan import make_plan
@@ -220,3 +220,15 @@ def test_the_best_three_and_the_last_stay_on_disk(world: World) -> None:
     assert kept[0].model_name == job.fine_tuned_model
     folders = {str(path) for path in (world.home / "jobs" / job.id / "checkpoints").iterdir()}
     assert folders == {each.folder for each in kept}
+
+
+def test_an_update_that_is_not_a_number_names_its_step_and_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(self: Toy, groups: Any, settings: Any, **_: Any) -> StepStats:
+        raise NotFiniteError("loss nan", [0])
+
+    job = world.add_job()
+    monkeypatch.setattr(Toy, "train_step", explode)
+    with pytest.raises(FloatingPointError, match=r"loss nan, at step 1; caused by line \d"):
+        world.train(job)

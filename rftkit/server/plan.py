@@ -60,6 +60,9 @@ class Plan:
     floor_reward: float | None
     """Reward of an unscorable answer; None: the grader's own lowest."""
     seed: int
+    memory_bytes: int | None = None
+    """What the engine may take for the keys of a wave of completions, or for what a backward pass
+    keeps; measured once. With the rows it decides which completions decode together."""
     engine: str = "torch"
     """Where the job trains: torch is this machine, tinker the operator's server."""
     thinking: str | None = None
@@ -114,7 +117,13 @@ def thinking_tokens(effort: str | None, max_tokens: int) -> int:
     return int(EFFORTS[effort or "default"] * max_tokens)
 
 
-def make_plan(job: Job, num_rows: int, thinking: str | None = None, engine: str = "torch") -> Plan:
+def make_plan(
+    job: Job,
+    num_rows: int,
+    thinking: str | None = None,
+    engine: str = "torch",
+    memory_bytes: int | None = None,
+) -> Plan:
     """Resolve a job's hyperparameters against its training rows.
 
     Args:
@@ -123,6 +132,7 @@ def make_plan(job: Job, num_rows: int, thinking: str | None = None, engine: str 
         thinking: the mark that opens the model's thoughts, if its chat template has one; metadata
             `thinking` overrules it, "none" turns thoughts off.
         engine: where the job trains.
+        memory_bytes: the engine's budget.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
@@ -167,6 +177,7 @@ def make_plan(job: Job, num_rows: int, thinking: str | None = None, engine: str 
         error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
         floor_reward=knobs.optional_number("floor_reward"),
         seed=job.seed,
+        memory_bytes=memory_bytes,
         engine=engine,
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),

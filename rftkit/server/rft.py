@@ -21,7 +21,7 @@ from typing import Any
 from rftkit.rows import Row
 from rftkit.server import measures, rollout, sampling
 from rftkit.server.checkpoints import keep_checkpoint, keep_model
-from rftkit.server.engine.base import StepStats
+from rftkit.server.engine.base import NotFiniteError, StepStats
 from rftkit.server.evaluation import GradedSample, record_validation
 from rftkit.server.final_checks import run_checks
 from rftkit.server.journal import damage
@@ -137,7 +137,12 @@ def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
     batch = rollout.train_groups(groups, run.response_format, run.plan.thoughts)
     if not batch:
         return None
-    stats = run.engine.train_step(batch, run.plan.train_settings(), breathe=run.breathe)
+    try:
+        stats = run.engine.train_step(batch, run.plan.train_settings(), breathe=run.breathe)
+    except NotFiniteError as error:
+        lines = [group.row.line for group in groups if not group.is_flat]
+        rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
+        raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
     run.trained_tokens += stats.num_tokens
     return stats
 

@@ -181,7 +181,8 @@ class Worker:
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
         engine = self.engines.get(base, say, kind)
         thinking = start.thinking if start and start.thinking else engine.thinking
-        plan = plan or make_plan(job, len(rows), thinking, kind)
+        plan = plan or make_plan(job, len(rows), thinking, kind, engine.memory_bytes)
+        engine.memory_bytes = plan.memory_bytes or engine.memory_bytes
         journal.write_plan(plan.to_dict())
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))

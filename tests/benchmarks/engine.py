@@ -232,7 +232,7 @@ def child(python: str, side: str, case: dict[str, Any]) -> dict[str, Any] | None
         task, result = Path(scratch, "task.json"), Path(scratch, "result.json")
         task.write_text(json.dumps(case))
         done = subprocess.run(
-            [python, __file__, "--child", side, str(task), str(result)],
+            [python, "-P", __file__, "--child", side, str(task), str(result)],
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             stderr=subprocess.PIPE,
             text=True,

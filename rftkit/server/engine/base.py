@@ -16,12 +16,22 @@ __all__ = [
     "Completion",
     "Engine",
     "LoraConfig",
+    "NotFiniteError",
     "SampleRequest",
     "StepStats",
     "Thinking",
     "TrainGroup",
     "TrainSettings",
 ]
+
+
+class NotFiniteError(FloatingPointError):
+    """An update came out as NaN or infinity and was not applied."""
+
+    def __init__(self, message: str, groups: Sequence[int]) -> None:
+        """`groups` are those of the batch whose own gradient is not finite."""
+        super().__init__(message)
+        self.groups = list(groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,8 @@ class StepStats:
     entropy: float
     """Mean −log-prob of the sampled tokens, in nats: an unbiased estimate of the entropy."""
     kl: float | None
-    """To the frozen base, in nats; None when it was not computed (kl_coef is 0)."""
+    """To the frozen base, in nats a token: over the whole batch when `kl_coef` is above 0, else
+    over the first group (rows come shuffled); None when the engine cannot tell."""
     logprob_gap_mean: float
     """Mean |policy − sampling log-prob| before the update: rounding, unless something is wrong."""
     logprob_gap_max: float
@@ -145,6 +156,9 @@ class Engine(Protocol):
     """The mark that opens the model's thoughts, as its chat template has it; None: no thoughts."""
     facts: Mapping[str, Any]
     """Device, dtype, threads and versions, for the job's first event."""
+    memory_bytes: int | None
+    """Budget for the keys of completions that decode together, and for what a backward pass
+    keeps; measured when the engine starts. A job sets it to that of its plan. None: not ours."""
 
     def encode(
         self,
@@ -180,7 +194,11 @@ class Engine(Protocol):
         *,
         breathe: Callable[[], None] | None = None,
     ) -> StepStats:
-        """One optimizer update of the policy. Raises FloatingPointError on NaN or infinity."""
+        """One optimizer update of the policy.
+
+        Raises:
+            FloatingPointError: when it is NaN or infinity (NotFiniteError where it is known whose).
+        """
         ...
 
     def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:

@@ -46,13 +46,18 @@ def token_logprobs(
     tokens: torch.Tensor,  # (N,)
     masks: Masks | None,
     temperature: float,
+    head_back: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Log-prob of each token, (N,) float32, in nats."""
+    """Log-prob of each token, (N,) float32, in nats.
+
+    `head_back` is the head in the dtype in which gradients travel, if that is another.
+    """
+    back = head if head_back is None else head_back
     parts = [hidden.new_zeros(0, dtype=torch.float32)]
     for start in range(0, len(hidden), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         chunk_masks = None if masks is None else masks[rows]
-        parts.append(_Chunk.apply(hidden[rows], head, tokens[rows], chunk_masks, temperature))  # type: ignore[no-untyped-call]
+        parts.append(_Chunk.apply(hidden[rows], head, back, tokens[rows], chunk_masks, temperature))  # type: ignore[no-untyped-call]
     return torch.cat(parts)
 
 
@@ -68,6 +73,7 @@ class _Chunk(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         head: torch.Tensor,
+        back: torch.Tensor,
         tokens: torch.Tensor,
         masks: Masks | None,
         temperature: float,
@@ -76,15 +82,15 @@ class _Chunk(torch.autograd.Function):
         chosen = values.gather(1, tokens[:, None])[:, 0]
         powers, total = shares(values)
         if ctx.needs_input_grad[0]:
-            mean = (powers.to(head.dtype) @ head).float()
-            slope = (head[tokens].float() - mean) / temperature
+            mean = (powers.to(back.dtype) @ back).float()
+            slope = (back[tokens].float() - mean) / temperature
             ctx.save_for_backward(slope.to(hidden.dtype))
         return chosen - total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (slope,) = ctx.saved_tensors
-        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None
+        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None
 
 
 def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

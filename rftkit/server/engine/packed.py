@@ -33,6 +33,7 @@ class Packed:
         self.device = device
         self.keys: list[torch.Tensor] | None = [] if keep_keys else None
         self.values: list[torch.Tensor] = []
+        self._lengths = list(zip(prompt_lengths, completion_lengths, strict=True))
         positions: list[int] = []
         self._groups: list[_Group] = []
         for p, lengths in zip(prompt_lengths, completion_lengths, strict=True):
@@ -41,6 +42,20 @@ class Packed:
             for length in lengths:
                 positions += range(p, p + length)
         self.positions = torch.tensor(positions, device=device)  # (N,)
+
+    def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """The texts one by one, and where in them (text, place) each token of the line is."""
+        texts: list[list[int]] = []
+        places: list[tuple[int, int]] = []
+        start = 0
+        for p, lengths in self._lengths:
+            prompt, start = tokens[start : start + p], start + p
+            places += [(len(texts), i) for i in range(p)]
+            for length in lengths or (0,):
+                places += [(len(texts), p + i) for i in range(length)]
+                texts.append(prompt + tokens[start : start + length])
+                start += length
+        return texts, places
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from rftkit.server.engine.base import Completion, SampleRequest
-from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.guide import Guide
 from rftkit.server.engine.logprobs import scores, shares
@@ -45,6 +44,10 @@ class Policy(Protocol):
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout."""
+        ...
+
+    def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Any:
+        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
         ...
 
 
@@ -153,7 +156,7 @@ def _decode(
             breathe()
 
 
-def _read(policy: Policy, rows: list[_Row], layout: Decode) -> torch.Tensor:
+def _read(policy: Policy, rows: list[_Row], layout: Any) -> torch.Tensor:
     """Let the model read as many tokens of each row as every row has; the last states (R, width).
 
     Rows that have ended and are still in the layout read anything.
@@ -233,7 +236,7 @@ def _guide(policy: Policy, request: SampleRequest) -> Guide | None:
 
 def _prefill(
     policy: Policy, requests: Sequence[SampleRequest], rows: Sequence[_Row]
-) -> tuple[torch.Tensor, Decode]:
+) -> tuple[torch.Tensor, Any]:
     """Hidden state of the last token of every row (R, width), and the decode layout.
 
     Rows of one prompt have all said the same so far, having had no choice: it is read once.
@@ -251,7 +254,7 @@ def _prefill(
     ends = np.cumsum(lengths) - 1
     groups = [order.index(row.request) for row in rows]
     last = torch.from_numpy(ends[groups]).to(policy.device)
-    return hidden[last], Decode(packed, lengths, groups)
+    return hidden[last], policy.decode(packed, texts, groups)
 
 
 def _draw(

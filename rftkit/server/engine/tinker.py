@@ -67,6 +67,7 @@ class TinkerEngine:
         self._tinker = tinker
         self.tokenizer, config, generation = _texts(remote.tokenizer)
         self.eos_ids = models.end_tokens(self.tokenizer, generation)
+        self.memory_bytes: int | None = None
         self.context_tokens = int(getattr(config, "max_position_embeddings", None) or 32_768)
         self.num_tokens = int(config.vocab_size)
         self.thinking = prompts.thinking_mark(self.tokenizer)

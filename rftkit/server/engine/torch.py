@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
+from rftkit.errors import InputError
 from rftkit.server.engine import lora, models, prompts, sampler
 from rftkit.server.engine.base import (
     Adapter,
     Completion,
     LoraConfig,
+    NotFiniteError,
     SampleRequest,
     StepStats,
     Thinking,
@@ -30,18 +34,21 @@ from rftkit.server.engine.base import (
     TrainSettings,
 )
 from rftkit.server.engine.batches import lay_out, micro_batches
+from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.fast import speed_up
 from rftkit.server.engine.grammar import Grammars, Masks
 from rftkit.server.engine.layout import ATTENTION_NAME, register_attention
-from rftkit.server.engine.logprobs import token_logprobs
+from rftkit.server.engine.logprobs import scores, token_logprobs
 from rftkit.server.engine.loss import LOSSES, LossInputs, kl_estimate
 from rftkit.server.engine.packed import Packed
+from rftkit.server.engine.plain import PlainDecode, plain_hidden
 from rftkit.server.engine.stack import find_stack
 
 __all__ = ["TorchEngine"]
 
 MAX_ROWS = 256
-MAX_KEYS = 65_536
+MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
+MEMORY_BYTES = 2**31  # more makes nothing faster on a CPU
 TRAIN_TOKENS = 1_024  # tokens of one forward-backward
 CACHED_ADAPTERS = 8
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
@@ -80,13 +87,21 @@ class TorchEngine:
         speed_up(self._decoder, self.dtype)
         self._blocks = lora.add_blocks(model, self._decoder)
         self._stack = find_stack(self._decoder, self.dtype)
+        self._plain_because: str | None = None
+        if self._stack is None and (why := self._refusal()):
+            model.set_attn_implementation("eager")
+            self._plain_because = why
+        self._key_bytes = _key_bytes(model.config, self.dtype)
+        self.memory_bytes: int | None = _free_bytes(self.device)
         self.head: torch.Tensor = model.get_output_embeddings().weight
+        self._head_back = self.head  # gradients travel in the dtype of the base
         self.num_tokens = int(self.head.shape[0])
         if self.device.type == "cpu":
             # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
             self.head = self.head.float()
             precision = "bf16" if self.dtype == torch.bfloat16 else "ieee"
             torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+        self._check_logits(model)
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = int(model.config.max_position_embeddings)
         self.thinking = prompts.thinking_mark(self.tokenizer)
@@ -127,6 +142,8 @@ class TorchEngine:
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout."""
+        if self._plain_because:
+            return plain_hidden(self._decoder, tokens, layout)
         # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
         embedded = self._decoder.get_input_embeddings()(tokens).float()
         if self._stack is not None:
@@ -141,6 +158,49 @@ class TorchEngine:
         states = output.last_hidden_state[0]
         return states
 
+    def decode(
+        self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]
+    ) -> Decode | PlainDecode:
+        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
+        if self._plain_because:
+            return PlainDecode([list(texts[group]) for group in groups])
+        return Decode(prefill, [len(text) for text in texts], groups)
+
+    def _refusal(self) -> str | None:
+        """Why this model's attention takes no layout of ours, or None."""
+        try:
+            with torch.no_grad():
+                self.hidden(torch.zeros(2, dtype=torch.long, device=self.device),
+                            Packed([1], [[1]], self.device))  # fmt: skip
+        except NotImplementedError as error:
+            return str(error)
+        return None
+
+    def _check_logits(self, model: Any) -> None:
+        """Refuse a model that does more behind its head than this engine does.
+
+        Raises:
+            InputError: when its logits are capped or scaled.
+        """
+        layout = Packed([3], [[]], self.device)
+        plain = {} if self._plain_because else {"layout": layout}
+        states: list[torch.Tensor] = []
+        hook = self._decoder.register_forward_hook(
+            lambda _module, _inputs, output: states.append(output.last_hidden_state[0])
+        )
+        with torch.no_grad():
+            embedded = self._decoder.get_input_embeddings()(layout.positions)[None].float()
+            said = model(inputs_embeds=embedded, use_cache=False, **plain).logits[0].float()
+            ours = scores(states[0], self.head, None, 1.0)
+        hook.remove()
+        if (ours - said).norm() > 0.05 * said.norm():
+            raise InputError(
+                f"{self.name} caps or scales its logits behind the output head "
+                f"({type(model).__name__}), which this engine does not do: choose another model, "
+                "or train it on a Tinker server (rftkit serve --engine tinker)",
+                param="model",
+            )
+
     # ── the policy ───────────────────────────────────────────────────────────────────────────
 
     def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
@@ -153,6 +213,16 @@ class TorchEngine:
 
     def notes(self, schema: str | None, thinking: Thinking | None) -> list[str]:
         """See Engine.notes."""
+        if self._plain_because:
+            return [
+                f"{self.name} takes the plain path: {self._plain_because}. Every completion is "
+                "computed with its whole prompt, for every token again: right, but slow"
+            ]
+        if self._stack is None:
+            return [
+                f"The layers of {self.name} are not of Llama's form: they run as transformers "
+                "wrote them, prompts shared all the same"
+            ]
         return []
 
     def drop_policy(self) -> None:
@@ -244,7 +314,7 @@ class TorchEngine:
                 self,
                 requests,
                 max_rows=MAX_ROWS,
-                max_keys=MAX_KEYS,
+                max_keys=(self.memory_bytes or MEMORY_BYTES) // self._key_bytes,
                 breathe=breathe,
                 on_text=on_text,
             )
@@ -280,6 +350,8 @@ class TorchEngine:
         optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
         sums = _Sums()
+        if self._stack is not None:
+            self._stack.memory_bytes = self.memory_bytes
         for batch in micro_batches(groups, TRAIN_TOKENS):
             loss = self._loss(batch, settings, num_tokens, sums)
             loss.backward()
@@ -287,14 +359,31 @@ class TorchEngine:
             if breathe is not None:
                 breathe()
         norm = torch.nn.utils.clip_grad_norm_(list(policy.values()), settings.max_grad_norm)
-        if not torch.isfinite(norm) or sums.loss != sums.loss:
-            raise FloatingPointError(f"loss {sums.loss}, gradient norm {float(norm)}")
+        if not torch.isfinite(norm) or not math.isfinite(sums.loss):
+            found = f"loss {sums.loss}, gradient norm {float(norm)}"
+            raise NotFiniteError(found, self._not_finite(groups, settings))
         for parameters in optimizer.param_groups:
             parameters["lr"] = settings.learning_rate
         optimizer.step()
         for block in self._blocks:
             block.refresh()
-        return sums.stats(float(norm), num_tokens, with_kl=settings.kl_coef > 0)
+        return sums.stats(float(norm), num_tokens)
+
+    def _not_finite(self, groups: Sequence[TrainGroup], settings: TrainSettings) -> list[int]:
+        """Which groups have a loss or gradient of their own that is not finite."""
+        policy, optimizer = self._trained()
+        found = []
+        for index, group in enumerate(groups):
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._loss([group], settings, 1, _Sums())
+            loss.backward()
+            norm = torch.nn.utils.get_total_norm(
+                [tensor.grad for tensor in policy.values() if tensor.grad is not None]
+            )
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                found.append(index)
+        optimizer.zero_grad(set_to_none=True)
+        return found
 
     def logprobs(self, groups: Sequence[TrainGroup], temperature: float = 1.0) -> torch.Tensor:
         """Log-probs of all completion tokens under the policy, laid end to end."""
@@ -326,12 +415,14 @@ class TorchEngine:
         )
         outputs = LOSSES[settings.loss](inputs)
         total = outputs.per_token.sum()
-        if settings.kl_coef > 0:
+        if settings.kl_coef > 0 or not sums.kl_tokens:
+            some = groups if settings.kl_coef > 0 else groups[:1]
             with torch.no_grad(), self._using(None):
-                reference = self._logprobs(groups, settings.temperature)
-            kl = kl_estimate(policy_logprobs, reference)
+                reference = self._logprobs(some, settings.temperature)
+            kl = kl_estimate(policy_logprobs[: len(reference)], reference)
             total = total + settings.kl_coef * kl.sum()
             sums.kl += float(kl.detach().sum())
+            sums.kl_tokens += len(reference)
         sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs)
         return total / num_tokens
 
@@ -344,7 +435,9 @@ class TorchEngine:
             torch.tensor(each, device=self.device, dtype=torch.long)
             for each in (line.at, line.wanted, line.places)
         )
-        some = token_logprobs(states[at], self.head, wanted, line.masks, temperature)
+        some = token_logprobs(
+            states[at], self.head, wanted, line.masks, temperature, self._head_back
+        )
         return torch.zeros(line.num_tokens, device=self.device).index_copy(0, places, some)
 
     def _masks(self, group: TrainGroup) -> Masks | None:
@@ -359,6 +452,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.loss = self.kl = self.clipped = self.entropy = self.gap = self.largest = 0.0
+        self.kl_tokens = 0
 
     def add(self, clipped: torch.Tensor, policy: torch.Tensor, sampling: torch.Tensor) -> None:
         gap = (policy - sampling).abs()
@@ -367,13 +461,13 @@ class _Sums:
         self.gap += float(gap.sum())
         self.largest = max(self.largest, float(gap.max()))
 
-    def stats(self, grad_norm: float, num_tokens: int, *, with_kl: bool) -> StepStats:
+    def stats(self, grad_norm: float, num_tokens: int) -> StepStats:
         return StepStats(
             loss=self.loss,
             grad_norm=grad_norm,
             clip_fraction=self.clipped / num_tokens,
             entropy=self.entropy / num_tokens,
-            kl=self.kl / num_tokens if with_kl else None,
+            kl=self.kl / max(self.kl_tokens, 1),
             logprob_gap_mean=self.gap / num_tokens,
             logprob_gap_max=self.largest,
             num_tokens=num_tokens,
@@ -383,6 +477,20 @@ class _Sums:
 def _num_bytes(folder: Path) -> int:
     """Of a model's weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _key_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Of one token's keys and values in all layers."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """The memory that one wave or one backward pass may take, by what is free now."""
+    if device.type == "cuda":
+        return int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
+    return min(MEMORY_BYTES, int(MEMORY_SHARE * psutil.virtual_memory().available))
 
 
 def _best_device() -> str:
