@@ -70,7 +70,10 @@ def test_a_plan_is_what_the_job_then_says(platform: openai.OpenAI, probed: Any) 
     planned = jobs.plan(platform, 256, SETTINGS, metadata)
     assert planned is not None
     said = jobs.estimate(jobs.events(platform, probed.id)).hyperparameters
-    assert planned["hyperparameters"] == {k: v for k, v in said.items() if k != "seed"}
+    assert said["memory_bytes"] > 50_000_000
+    assert planned["hyperparameters"] == {
+        k: v for k, v in said.items() if k not in ("seed", "memory_bytes")
+    }
     assert set(planned["reasons"]) >= {"batch_size", "n_epochs", "eval_interval"}
 
 

@@ -59,7 +59,8 @@ def plan(body: PlanBody) -> Reply:
     made = make_plan(job, body.num_rows)
     resolved = made.to_dict()
     ignored = resolved.pop("ignored")
-    resolved.pop("seed")
+    for name in ("seed", "memory_bytes"):  # a job's own: drawn, and measured
+        resolved.pop(name)
     return Reply(
         {
             "object": "rftkit.plan",
