@@ -2,8 +2,9 @@
 
 With a folder it trains the real (tiny) model in it, by the embedded engine's own layers but with a
 loss and an update of its own, so that a test of the client tests the client. Without one it only
-pretends: a completion takes `delay` seconds, and `workers` of them run at once. What it saved
-survives it, as on a real server: start another on the same `state` folder. Not here: accounts.
+pretends: a completion takes `delay` seconds, and `workers` of them run at once. As with SkyRL, a
+policy has one of few places, answers with its newest sampling weights whatever path is asked, and
+what was saved outlives the server: start another on the same `state` folder. Not here: accounts.
 
     python tests/tinker_server.py --state DIR --port 9001 [--folder MODEL | --delay 0.5]
 """
@@ -29,6 +30,8 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 Json = dict[str, Any]
 BASE = "tiny-on-a-cluster"
+PLACES = 2
+"""Most policies at once."""
 
 
 class Model:
@@ -113,6 +116,11 @@ class Model:
                 block.refresh()
         return {"metrics": {"grad_norm": float(norm)}}
 
+    def forget(self, policy: str) -> None:
+        with self.lock:
+            self.policies.discard(policy)
+            self.current = None if self.current == policy else self.current
+
     def save(self, policy: str, kind: str, name: str) -> None:
         folder = self.state / policy / kind / name
         folder.mkdir(parents=True)
@@ -183,6 +191,9 @@ class Pretence:
     def optim_step(self, policy: str, adam: Json) -> Json:
         return {"metrics": {"grad_norm": 1.0}}
 
+    def forget(self, policy: str) -> None:
+        self.policies.discard(policy)
+
     def save(self, policy: str, kind: str, name: str) -> None:
         (self.state / policy / kind / name).mkdir(parents=True)
 
@@ -206,6 +217,7 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
     training = ThreadPoolExecutor(1)  # gradients and updates of a server happen in order
     futures: dict[str, Future[Any]] = {}
     samplers: dict[str, str | None] = {}
+    newest: dict[str, Path] = {}
     app.state.calls = {}
 
     def later(where: ThreadPoolExecutor, work: Callable[[], Any], **more: Any) -> Json:
@@ -262,12 +274,19 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         lora = body.get("lora_config") or {"rank": 16}
 
         def work() -> Json:
+            if len(backend.policies) >= PLACES:
+                raise RuntimeError(f"Maximum number of LoRA adapters ({PLACES}) reached")
             backend.create(policy, lora)
             return {"model_id": policy, "base_model": body["base_model"], "lora_config": lora}
 
         return later(
             training, work, model_id=policy, base_model=body["base_model"], lora_config=lora
         )
+
+    @app.post("/api/v1/unload_model")
+    async def unload_model(request: Request) -> Json:
+        policy = known((await request.json())["model_id"])
+        return later(training, lambda: backend.forget(policy), model_id=policy)
 
     @app.post("/api/v1/get_info")
     async def get_info(request: Request) -> Json:
@@ -299,13 +318,15 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         name = body.get("path") or f"s{body['sampling_session_seq_id']}-{body['seq_id']}"
         path = f"tinker://{policy}/{kind}/{name}"
         said = "save_weights" if kind == "weights" else "save_weights_for_sampler"
-        answer: Json = {"path": path, "type": said}
+        answer: Json = {"path": path.replace("/sampler_weights", ""), "type": said}
         if not body.get("path"):
             answer = {"path": None, "type": said, "sampling_session_id": path}
             samplers[path] = path
 
         def work() -> Json:
             backend.save(policy, kind, name)
+            if kind == "sampler_weights":
+                newest[policy] = saved(path, kind)
             return answer
 
         return later(training, work)
@@ -343,8 +364,9 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         body = await request.json()
         if body["sampling_session_id"] not in samplers:
             raise HTTPException(404, "Sampling session not found")
-        path = samplers[body["sampling_session_id"]]
-        adapter = None if path is None else saved(path, "sampler_weights")
+        adapter = None
+        if path := samplers[body["sampling_session_id"]]:
+            adapter = newest[known(path.removeprefix("tinker://").split("/")[0])]
         return later(pool, lambda: backend.sample(adapter, body))
 
     @app.post("/api/v1/retrieve_future")
@@ -359,7 +381,7 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         except Exception as error:
             return {"error": str(error), "category": "server"}
 
-    @app.get("/api/v1/training_runs/{policy}/checkpoints/{name:path}/archive")
+    @app.get("/api/v1/training_runs/{policy}/checkpoints/{name}/archive")
     def archive(request: Request, policy: str, name: str) -> Any:
         return RedirectResponse(
             f"{request.base_url}archive/{policy}/{name}",
@@ -367,11 +389,9 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
             {"Expires": "Thu, 01 Dec 2994 16:00:00 GMT"},
         )
 
-    @app.get("/archive/{policy}/{name:path}")
+    @app.get("/archive/{policy}/{name}")
     def download(policy: str, name: str) -> Response:
-        folder = saved(
-            f"tinker://{policy}/sampler_weights/{name.rpartition('/')[2]}", "sampler_weights"
-        )
+        folder = saved(f"tinker://{policy}/sampler_weights/{name}", "sampler_weights")
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as tar:
             for file in sorted(folder.iterdir()):

@@ -75,6 +75,7 @@ class Engines:
     def forget(self, engine: Any) -> None:
         """Make the engine anew when it is next needed."""
         self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
+        engine.close()
 
     def _make_torch(self, base: str, say: Callable[[str], None]) -> Any:
         folder = models.prepare(models.find_base(base, self._home), self._home, say)

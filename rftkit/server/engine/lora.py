@@ -258,5 +258,7 @@ def load_adapter(folder: Path, device: torch.device) -> tuple[AdapterWeights, Lo
         name, letter = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
         # A copy: the file's own bytes may lie on any address, and products of unaligned matrices
         # differ in their last bits from those of the straight run.
-        weights[f"{name}.{letter.removeprefix('lora_')}"] = tensor.clone().to(device)
+        weights[f"{name}.{letter.removeprefix('lora_')}"] = tensor.to(
+            device, torch.float32, copy=True
+        )
     return weights, config

@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
-import math
 import tarfile
 import time
 import urllib.request
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rftkit.errors import EngineLostError, InputError, MissingExtraError, RftkitError
-from rftkit.server.engine import models, prompts
+from rftkit.server.engine import exchange, models, prompts
 from rftkit.server.engine.base import (
     Adapter,
     Completion,
@@ -41,10 +41,13 @@ __all__ = ["TinkerEngine"]
 IN_FLIGHT = 256
 """Most prompts that wait for the server at once."""
 POLL_SECONDS = 0.02
+UNLOAD_SECONDS = 10
 LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
 """Our names of losses, and the protocol's."""
 BETAS = (0.9, 0.99)
-EPS = 1e-8
+EPS = 1e-12
+"""Adam's step does not depend on the scale of the gradient, unless eps is of its size. Servers
+scale it as they like (SkyRL's JAX backend divides by the number of completions)."""
 
 
 class TinkerEngine:
@@ -71,21 +74,23 @@ class TinkerEngine:
         self.context_tokens = int(getattr(config, "max_position_embeddings", None) or 32_768)
         self.num_tokens = int(config.vocab_size)
         self.thinking = prompts.thinking_mark(self.tokenizer)
+        # The client wants a key of its own form; servers without accounts take any.
+        self._connect = functools.partial(
+            tinker.ServiceClient, base_url=remote.url, api_key=api_key or "tml-rftkit"
+        )
+        self._policy: _Policy | None = None
+        self._asked: tuple[str, _Policy] | None = None
+        self._lora = LoraConfig()
         with self._reaching():
-            # The client wants a key of its own form; servers without accounts take any.
-            key = api_key or "tml-rftkit"
-            self._service = tinker.ServiceClient(base_url=remote.url, api_key=key)
+            self._service = self._connect()
             known = self._service.get_server_capabilities().supported_models
         served = [model.model_name for model in known]
         if remote.model not in served:
+            self.close()
             raise EngineLostError(
                 f"the Tinker server {remote.url} does not serve {remote.model!r}; it serves "
                 f"{', '.join(map(str, served))}"
             )
-        self._training: Any = None
-        self._lora = LoraConfig()
-        self._samplers: dict[str, Any] = {}
-        self._fresh: Any = None
 
     @functools.cached_property
     def grammars(self) -> Any:
@@ -103,6 +108,12 @@ class TinkerEngine:
             "model": self.remote.model,
             "tinker": self._tinker.__version__,
         }
+
+    def close(self) -> None:
+        """End every session with the server; what it saved stays there."""
+        self.drop_policy()
+        self._stop_asking()
+        _end(self._service)
 
     # ── prompts ──────────────────────────────────────────────────────────────────────────────
 
@@ -136,22 +147,24 @@ class TinkerEngine:
     def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
         """See Engine.start_policy."""
         self.drop_policy()
-        with self._reaching():
-            if adapter is not None:
-                path = _saved(adapter)["state"]
-                self._training = self._service.create_training_client_from_state(path)
-            else:
-                self._training = self._service.create_lora_training_client(
-                    base_model=self.remote.model,
-                    rank=config.rank,
-                    seed=seed,
-                    train_unembed=False,
-                )
+        if adapter is not None:
+            path = _saved(adapter)["state"]
+            self._policy = self._made("create_training_client_from_state", path)
+        else:
+            self._policy = self._made(
+                "create_lora_training_client",
+                base_model=self.remote.model,
+                rank=config.rank,
+                seed=seed,
+                train_unembed=False,
+            )
         self._lora = config
 
     def drop_policy(self) -> None:
         """Forget the policy; what the server saved of it stays there."""
-        self._training, self._fresh = None, None
+        if self._policy is not None:
+            self._policy.end()
+        self._policy = None
 
     def save(self, folder: Path) -> None:
         """See Engine.save: the server keeps the weights, the folder their names."""
@@ -160,7 +173,7 @@ class TinkerEngine:
     def save_adapter(self, folder: Path) -> None:
         """See Engine.save_adapter; with a PEFT folder beside the name where the server gives one.
 
-        The state is kept too, so that another job can start from this model.
+        The state is kept too: it is what other jobs start from, and what chats ask.
         """
         sampler = self._kept("save_weights_for_sampler", folder)
         self._write(folder, state=self._kept("save_state", folder), sampler=sampler)
@@ -170,10 +183,24 @@ class TinkerEngine:
         """See Engine.load."""
         saved = _saved(folder)
         self.drop_policy()
-        with self._reaching():
-            create = self._service.create_training_client_from_state_with_optimizer
-            self._training = create(saved["state"])
+        self._policy = self._made(
+            "create_training_client_from_state_with_optimizer", saved["state"]
+        )
         self._lora = LoraConfig(**saved["lora"])
+
+    def _made(self, method: str, *args: Any, **kwargs: Any) -> _Policy:
+        with self._reaching():
+            service = self._connect()
+            try:
+                return _Policy(service, getattr(service, method)(*args, **kwargs))
+            except BaseException:
+                _end(service)
+                raise
+
+    def _current(self) -> _Policy:
+        if self._policy is None:
+            raise RuntimeError("no policy: call start_policy or load first")
+        return self._policy
 
     def _write(self, folder: Path, **paths: str) -> None:
         lora = {"rank": self._lora.rank, "alpha": self._lora.alpha}
@@ -185,33 +212,18 @@ class TinkerEngine:
         # A name of its own each time: servers refuse one that they have, a kill may repeat a save.
         name = f"{folder.name.strip('.')}-{time.time_ns():x}"[-60:]
         with self._reaching():
-            return str(getattr(self._policy(), method)(name).result().path)
+            return str(getattr(self._current().training, method)(name).result().path)
 
     def _download(self, sampler: str, folder: Path) -> None:
-        """Unpack the server's archive, a PEFT folder, if it offers one."""
-        archive = folder / "adapter.tar"
-        try:
+        """Unpack the server's archive, if it offers one and has a PEFT folder in it."""
+        errors = (self._tinker.TinkerError, OSError, tarfile.TarError, ValueError)
+        with contextlib.suppress(*errors):
+            # The id is `sampler_weights/NAME`; SkyRL leaves the kind out, in paths and in ids.
+            run, _, checkpoint = sampler.removeprefix("tinker://").partition("/")
             rest = self._service.create_rest_client()
-            url = rest.get_checkpoint_archive_url_from_tinker_path(sampler).result().url
-            with urllib.request.urlopen(url, timeout=600) as answer, archive.open("wb") as file:
-                while block := answer.read(1 << 20):
-                    file.write(block)
-            with tarfile.open(archive) as tar:
-                for member in tar.getmembers():
-                    name = Path(member.name).name
-                    if member.isfile() and name.startswith("adapter_"):
-                        member.name = name
-                        tar.extract(member, folder, filter="data")
-        except (self._tinker.TinkerError, OSError, tarfile.TarError, ValueError):
-            for part in folder.glob("adapter_*"):  # half an adapter is worse than none
-                part.unlink()
-        finally:
-            archive.unlink(missing_ok=True)
-
-    def _policy(self) -> Any:
-        if self._training is None:
-            raise RuntimeError("no policy: call start_policy or load first")
-        return self._training
+            url = rest.get_checkpoint_archive_url(run, checkpoint).result().url
+            with urllib.request.urlopen(url, timeout=600) as archive:
+                exchange.unpack_adapter(archive, folder)
 
     # ── sampling ─────────────────────────────────────────────────────────────────────────────
 
@@ -230,7 +242,10 @@ class TinkerEngine:
             for i, answer in _in_flight(
                 (functools.partial(self._ask, sampler, each) for each in requests), breathe
             ):
-                results[i] = [self._completion(requests[i], each) for each in answer.sequences]
+                results[i] = [
+                    exchange.completion_of(self.tokenizer, self.eos_ids, requests[i], each)
+                    for each in answer.sequences
+                ]
                 if on_text is not None:
                     for index, completion in enumerate(results[i]):
                         on_text(i, index, completion.text)
@@ -238,14 +253,31 @@ class TinkerEngine:
 
     def _sampler(self, adapter: Adapter | Literal["policy"]) -> Any:
         if adapter == "policy":
-            if self._fresh is None:
-                self._fresh = self._policy().save_weights_and_get_sampling_client()
-            return self._fresh
-        path = "" if adapter is None else _saved(Path(adapter))["sampler"]
-        if path not in self._samplers:
-            source = {"model_path": path} if path else {"base_model": self.remote.model}
-            self._samplers[path] = self._service.create_sampling_client(**source)
-        return self._samplers[path]
+            return self._current().sampler()
+        if adapter is None:
+            return self._base_sampler
+        return self._restored(_saved(adapter)["state"]).sampler()
+
+    @functools.cached_property
+    def _base_sampler(self) -> Any:
+        return self._service.create_sampling_client(base_model=self.remote.model)
+
+    def _restored(self, state: str) -> _Policy:
+        """A saved policy beside the one that is trained, to be asked.
+
+        Its sampling weights could be asked by their path, but not on SkyRL: its JAX backend puts
+        them in the place of the policy that is trained, its others ask that policy whatever the
+        path says, and all forget the path with the policy.
+        """
+        if self._asked is None or self._asked[0] != state:
+            self._stop_asking()
+            self._asked = (state, self._made("create_training_client_from_state", state))
+        return self._asked[1]
+
+    def _stop_asking(self) -> None:
+        if self._asked is not None:
+            self._asked[1].end()
+        self._asked = None
 
     def _ask(self, sampler: Any, request: SampleRequest) -> Future[Any]:
         if request.num_top_logprobs:
@@ -268,49 +300,6 @@ class TinkerEngine:
         )
         return future
 
-    def _completion(self, request: SampleRequest, sequence: Any) -> Completion:
-        tokens, logprobs = list(sequence.tokens), list(sequence.logprobs)
-        if len(tokens) != len(logprobs):
-            raise EngineLostError(
-                f"the Tinker server {self.remote.url} gave {len(tokens)} tokens and "
-                f"{len(logprobs)} log-probs for one completion"
-            )
-        ended = sequence.stop_reason == "stop" or (tokens and tokens[-1] in self.eos_ids)
-        stop_reason: Literal["stop", "length"] = "stop" if ended else "length"
-        for stop in request.stop:  # the protocol stops at tokens or at texts, not at both
-            if (count := self._first(tokens, stop)) is not None:
-                tokens, logprobs, stop_reason = tokens[:count], logprobs[:count], "stop"
-        num_thoughts = 0
-        if request.thinking is not None:
-            found = self._first(tokens, request.thinking.end)
-            num_thoughts = len(tokens) if found is None else found
-        thoughts = self.tokenizer.decode(tokens[:num_thoughts])
-        text = self.tokenizer.decode(tokens[num_thoughts:], skip_special_tokens=True)
-        if request.thinking is not None:
-            thoughts, _, rest = thoughts.partition(request.thinking.end)
-            text = (rest + text).lstrip()
-        for stop in request.stop:
-            text = text.partition(stop)[0]
-        return Completion(
-            tokens=tokens,
-            text=text,
-            sampling_logprobs=logprobs,
-            stop_reason=stop_reason,
-            reasoning=thoughts.strip() if request.thinking else "",
-            reasoning_tokens=num_thoughts,
-        )
-
-    def _first(self, tokens: list[int], text: str) -> int | None:
-        """How many of the tokens it takes to say `text`; None when they do not."""
-        if text not in self.tokenizer.decode(tokens):
-            return None
-        low, high = 1, len(tokens)
-        while low < high:
-            middle = (low + high) // 2
-            has = text in self.tokenizer.decode(tokens[:middle])
-            low, high = (low, middle) if has else (middle + 1, high)
-        return low
-
     # ── training ─────────────────────────────────────────────────────────────────────────────
 
     def train_step(
@@ -320,20 +309,10 @@ class TinkerEngine:
         *,
         breathe: Callable[[], None] | None = None,
     ) -> StepStats:
-        """See Engine.train_step. The update is sent along with the gradient, so that one waits.
-
-        The protocol's losses are sums over tokens; advantages are divided by the batch's tokens
-        here, which makes them the means that `loss.py` has.
-        """
-        members = [
-            (group.prompt_ids, tokens, logprobs, advantage)
-            for group in groups
-            for tokens, logprobs, advantage in zip(
-                group.tokens_G_T, group.sampling_logprobs_G_T, group.advantages_G, strict=True
-            )
-        ]
-        num_tokens = sum(len(tokens) for _, tokens, _, _ in members)
-        data = [self._datum(*member, num_tokens) for member in members]
+        """See Engine.train_step. The update is sent along with the gradient, so that one waits."""
+        members = exchange.members_of(groups)
+        num_tokens = sum(len(member.tokens) for member in members)
+        data = [self._datum(member, num_tokens) for member in members]
         config = None
         if settings.loss == "clipped":
             config = {
@@ -347,34 +326,25 @@ class TinkerEngine:
             eps=EPS,
             grad_clip_norm=settings.max_grad_norm,
         )
+        policy = self._current()
         with self._reaching():
-            policy = self._policy()
-            gradient = policy.forward_backward(data, LOSSES[settings.loss], config).future()
-            update = policy.optim_step(adam).future()
-            self._fresh = None
+            policy.changed()
+            gradient = policy.training.forward_backward(
+                data, LOSSES[settings.loss], config
+            ).future()
+            update = policy.training.optim_step(adam).future()
             _wait([gradient, update], breathe)
             outputs, after = gradient.result().loss_fn_outputs, update.result()
         policy_logprobs = [
-            list(output["logprobs"].data)[len(prompt) - 1 :]
-            for output, (prompt, _, _, _) in zip(outputs, members, strict=True)
+            list(output["logprobs"].data)[len(member.prompt) - 1 :]
+            for output, member in zip(outputs, members, strict=True)
         ]
-        return _stats(members, policy_logprobs, settings, getattr(after, "metrics", None) or {})
+        metrics = getattr(after, "metrics", None) or {}
+        return exchange.stats_of(members, policy_logprobs, settings, metrics)
 
-    def _datum(
-        self,
-        prompt: list[int],
-        tokens: list[int],
-        logprobs: list[float],
-        advantage: float,
-        num_tokens: int,
-    ) -> Any:
-        before = [0.0] * (len(prompt) - 1)
-        inputs: Any = {
-            "target_tokens": [*prompt[1:], *tokens],
-            "logprobs": [*before, *logprobs],
-            "advantages": [*before, *[advantage / num_tokens] * len(tokens)],
-        }
-        read = self._tinker.ModelInput.from_ints([*prompt, *tokens[:-1]])
+    def _datum(self, member: exchange.Member, num_tokens: int) -> Any:
+        read = self._tinker.ModelInput.from_ints([*member.prompt, *member.tokens[:-1]])
+        inputs: Any = exchange.inputs_of(member, num_tokens)
         return self._tinker.Datum(model_input=read, loss_fn_inputs=inputs)
 
     @contextlib.contextmanager
@@ -395,6 +365,48 @@ class TinkerEngine:
             raise EngineLostError(
                 f"the Tinker server {self.remote.url} failed: {str(error)[:500] or type(error)}"
             ) from error
+
+
+class _Policy:
+    """A policy in the server's memory, in a session of its own: ending it frees its place."""
+
+    def __init__(self, service: Any, training: Any) -> None:
+        self.training = training
+        self._service = service
+        self._sampler: Any = None
+
+    def sampler(self) -> Any:
+        """Who answers as the policy is now."""
+        if self._sampler is None:
+            self._sampler = self.training.save_weights_and_get_sampling_client()
+        return self._sampler
+
+    def changed(self) -> None:
+        """An update is on its way: what was taken for sampling is the policy no more."""
+        self._sampler = None
+
+    def end(self) -> None:
+        """Free its memory on the server. A server that is away forgets it by itself."""
+        from tinker import TinkerError
+        from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
+        from tinker.types import UnloadModelRequest
+
+        holder, request = self.training.holder, UnloadModelRequest(model_id=self.training.model_id)
+
+        async def unload() -> None:
+            with holder.aclient(ClientConnectionPoolType.TRAIN) as client:
+                await client.models.unload(request=request, max_retries=0, timeout=UNLOAD_SECONDS)
+
+        with contextlib.suppress(TinkerError, TimeoutError):
+            holder.run_coroutine_threadsafe(unload()).result(UNLOAD_SECONDS)
+        _end(self._service)
+
+
+def _end(service: Any) -> None:
+    """End a client's sessions: it sends signs of life for as long as nobody does this."""
+    for holder in (service._session_holder, service._rest_holder):  # its property would make one
+        if holder is not None:
+            holder.close()
 
 
 def _texts(source: str) -> tuple[Any, Any, Any]:
@@ -435,58 +447,23 @@ def _in_flight(
     """(place, answer) as answers come, with at most IN_FLIGHT under way."""
     numbered = enumerate(asks)
     under_way: dict[Future[Any], int] = {}
-    while True:
-        for i, ask in numbered:
-            under_way[ask()] = i
-            if len(under_way) >= IN_FLIGHT:
-                break
-        if not under_way:
-            return
-        done, _ = wait(under_way, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield under_way.pop(future), future.result()
-        if breathe is not None:
-            breathe()
+    try:
+        while True:
+            for i, ask in itertools.islice(numbered, IN_FLIGHT - len(under_way)):
+                under_way[ask()] = i
+            if not under_way:
+                return
+            done, _ = wait(under_way, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield under_way.pop(future), future.result()
+            if breathe is not None:
+                breathe()
+    finally:
+        for future in under_way:
+            future.cancel()
 
 
 def _wait(futures: Sequence[Future[Any]], breathe: Callable[[], None] | None) -> None:
     while wait(futures, timeout=POLL_SECONDS).not_done:
         if breathe is not None:
             breathe()
-
-
-def _stats(
-    members: Sequence[tuple[list[int], list[int], list[float], float]],
-    policy_logprobs: Sequence[Sequence[float]],
-    settings: TrainSettings,
-    metrics: dict[str, float],
-) -> StepStats:
-    """What the update measured, from the log-probs the server computed before it.
-
-    Raises:
-        FloatingPointError: when one of them is not a number.
-    """
-    loss, clipped, entropy, gaps = 0.0, 0, 0.0, []
-    for (_, _, sampling, advantage), policy in zip(members, policy_logprobs, strict=True):
-        for before, now in zip(sampling, policy, strict=True):
-            if not math.isfinite(now):
-                raise FloatingPointError("the server's log-prob of a sampled token is not finite")
-            ratio = math.exp(min(now - before, 50.0))
-            bounded = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high)
-            free, cut = ratio * advantage, bounded * advantage
-            clips = settings.loss == "clipped" and cut < free
-            loss -= cut if clips else free
-            clipped += clips
-            entropy -= before
-            gaps.append(abs(now - before))
-    num_tokens = max(1, len(gaps))
-    return StepStats(
-        loss=loss / num_tokens,
-        grad_norm=metrics.get("grad_norm", metrics.get("grad_norm:mean")),
-        clip_fraction=clipped / num_tokens,
-        entropy=entropy / num_tokens,
-        kl=None,
-        logprob_gap_mean=sum(gaps) / num_tokens,
-        logprob_gap_max=max(gaps, default=0.0),
-        num_tokens=len(gaps),
-    )

@@ -1,0 +1,214 @@
+"""What a Tinker server sends and is sent, in our words: completions, data of an update, archives.
+
+Tokens become text here, because the protocol stops at tokens or at texts and knows no thoughts; the
+measures of an update come from the log-probs that the server computed before it. Pure, but for the
+files of an archive. Not here: calls and sessions (`tinker.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+from rftkit.errors import EngineLostError
+from rftkit.server.engine.base import (
+    Completion,
+    SampleRequest,
+    StepStats,
+    TrainGroup,
+    TrainSettings,
+)
+
+__all__ = ["Member", "completion_of", "inputs_of", "members_of", "stats_of", "unpack_adapter"]
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class Member(NamedTuple):
+    """One completion of an update."""
+
+    prompt: list[int]
+    tokens: list[int]
+    sampling_logprobs: list[float]
+    advantage: float
+
+
+# ── completions ──────────────────────────────────────────────────────────────────────────────
+
+
+def completion_of(
+    tokenizer: Any, eos_ids: frozenset[int], request: SampleRequest, sequence: Any
+) -> Completion:
+    """A sequence of the server as our completion: stop texts and thoughts are cut here.
+
+    Raises:
+        EngineLostError: when it has not one log-prob a token.
+    """
+    tokens, logprobs = list(sequence.tokens), list(sequence.logprobs or ())
+    if len(tokens) != len(logprobs):
+        raise EngineLostError(
+            f"the Tinker server gave {len(tokens)} tokens and {len(logprobs)} log-probs for one "
+            "completion"
+        )
+    ended = sequence.stop_reason == "stop" or (tokens and tokens[-1] in eos_ids)
+    stop_reason: Literal["stop", "length"] = "stop" if ended else "length"
+    for stop in request.stop:
+        if (count := _tokens_until(tokenizer, tokens, stop)) is not None:
+            tokens, logprobs, stop_reason = tokens[:count], logprobs[:count], "stop"
+    num_thoughts = 0
+    if request.thinking is not None:
+        found = _tokens_until(tokenizer, tokens, request.thinking.end)
+        num_thoughts = len(tokens) if found is None else found
+    thoughts = tokenizer.decode(tokens[:num_thoughts])
+    text = tokenizer.decode(tokens[num_thoughts:], skip_special_tokens=True)
+    if request.thinking is not None:
+        thoughts, _, rest = thoughts.partition(request.thinking.end)
+        text = (rest + text).lstrip()
+    for stop in request.stop:
+        text = text.partition(stop)[0]
+    return Completion(
+        tokens=tokens,
+        text=text,
+        sampling_logprobs=logprobs,
+        stop_reason=stop_reason,
+        reasoning=thoughts.strip() if request.thinking else "",
+        reasoning_tokens=num_thoughts,
+    )
+
+
+def _tokens_until(tokenizer: Any, tokens: list[int], text: str) -> int | None:
+    """How many of the tokens it takes to say `text`; None when they do not."""
+    if text not in tokenizer.decode(tokens):
+        return None
+    low, high = 1, len(tokens)
+    while low < high:
+        middle = (low + high) // 2
+        has = text in tokenizer.decode(tokens[:middle])
+        low, high = (low, middle) if has else (middle + 1, high)
+    return low
+
+
+# ── updates ──────────────────────────────────────────────────────────────────────────────────
+
+
+def members_of(groups: Sequence[TrainGroup]) -> list[Member]:
+    """The completions of all groups, one after the other."""
+    return [
+        Member(group.prompt_ids, *each)
+        for group in groups
+        for each in zip(
+            group.tokens_G_T, group.sampling_logprobs_G_T, group.advantages_G, strict=True
+        )
+    ]
+
+
+def inputs_of(member: Member, num_tokens: int) -> dict[str, Any]:
+    """What the loss of the protocol needs of a completion; positions before it weigh nothing.
+
+    The protocol's losses are sums over tokens; advantages are divided by the batch's tokens here,
+    which makes them the means that `loss.py` has.
+    """
+    before = [0.0] * (len(member.prompt) - 1)
+    weight = member.advantage / num_tokens
+    return {
+        "target_tokens": [*member.prompt[1:], *member.tokens],
+        "logprobs": [*before, *member.sampling_logprobs],
+        "advantages": [*before, *[weight] * len(member.tokens)],
+    }
+
+
+def stats_of(
+    members: Sequence[Member],
+    policy_logprobs: Sequence[Sequence[float]],
+    settings: TrainSettings,
+    metrics: dict[str, float],
+) -> StepStats:
+    """What the update measured, from the log-probs the server computed before it.
+
+    Raises:
+        FloatingPointError: when one of them is not a number.
+    """
+    loss, clipped, entropy, gaps = 0.0, 0, 0.0, []
+    for member, policy in zip(members, policy_logprobs, strict=True):
+        for before, now in zip(member.sampling_logprobs, policy, strict=True):
+            if not math.isfinite(now):
+                raise FloatingPointError("the server's log-prob of a sampled token is not finite")
+            ratio = math.exp(min(now - before, 50.0))
+            bounded = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high)
+            free, cut = ratio * member.advantage, bounded * member.advantage
+            clips = settings.loss == "clipped" and cut < free
+            loss -= cut if clips else free
+            clipped += clips
+            entropy -= before
+            gaps.append(abs(now - before))
+    num_tokens = max(1, len(gaps))
+    return StepStats(
+        loss=loss / num_tokens,
+        grad_norm=_grad_norm(metrics),
+        clip_fraction=clipped / num_tokens,
+        entropy=entropy / num_tokens,
+        kl=None,
+        logprob_gap_mean=sum(gaps) / num_tokens,
+        logprob_gap_max=max(gaps, default=0.0),
+        num_tokens=len(gaps),
+    )
+
+
+def _grad_norm(metrics: dict[str, float]) -> float | None:
+    """Servers prefix the name (`skyrl.ai/grad_norm`) or say how parts were joined (`…:mean`)."""
+    for name, value in metrics.items():
+        if name.rpartition("/")[2].partition(":")[0] == "grad_norm":
+            return value
+    return None
+
+
+# ── archives ─────────────────────────────────────────────────────────────────────────────────
+
+
+def unpack_adapter(archive: IO[bytes], folder: Path) -> None:
+    """Take the PEFT files out of a tar as it streams by, into a folder; all of them or none.
+
+    Other archives are left at their first large file: some backends pack the whole merged model.
+
+    Raises:
+        OSError: when the stream ends early.
+        tarfile.TarError: when it is no tar.
+        ValueError: when its files are not what PEFT writes.
+    """
+    try:
+        with tarfile.open(fileobj=archive, mode="r|*") as tar:
+            for member in tar:
+                name = Path(member.name).name
+                if member.isfile() and name in ADAPTER_FILES:
+                    with (folder / name).open("wb") as file:
+                        shutil.copyfileobj(tar.extractfile(member), file)  # type: ignore[arg-type]
+                elif name.endswith((".safetensors", ".bin")):
+                    break
+        _name_modules(folder)
+    except BaseException:
+        for name in ADAPTER_FILES:  # half an adapter is worse than none
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _name_modules(folder: Path) -> None:
+    """Say in the config which layers have adapters; without, PEFT adapts those of its own choice.
+
+    SkyRL's JAX backend leaves `target_modules` out.
+    """
+    path, weights = (folder / name for name in ADAPTER_FILES)
+    description = json.loads(path.read_bytes())
+    with weights.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        names = json.loads(file.read(size))
+    modules = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
+    if not modules:
+        raise ValueError("the archive's weights have no adapters")
+    description["target_modules"] = sorted(modules)
+    path.write_text(json.dumps(description, indent=2) + "\n")
