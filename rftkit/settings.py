@@ -73,6 +73,12 @@ def judge() -> Judge:
     )
 
 
+def judge_concurrency() -> int:
+    """`RFTKIT_JUDGE_CONCURRENCY`: calls that a job's graders have under way at once; 8 if unset."""
+    given = os.environ.get("RFTKIT_JUDGE_CONCURRENCY") or "8"
+    return max(1, int(given)) if given.isdecimal() else 8
+
+
 def server_api_key() -> str | None:
     """`RFTKIT_API_KEY`: the key that the local platform asks of its clients."""
     return os.environ.get("RFTKIT_API_KEY") or None

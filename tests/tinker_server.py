@@ -165,15 +165,31 @@ class Pretence:
     def __init__(self, state: Path, delay: float, workers: int, tokens: int) -> None:
         self.state, self.delay, self.tokens = state, delay, tokens
         self.slots = threading.Semaphore(workers)
-        self.busy_seconds = 0.0
         self.policies: set[str] = set()
         self._lock = threading.Lock()
+        self._working, self._since = 0, 0.0
+        self._busy_seconds = self._slot_seconds = 0.0
+
+    def stats(self) -> Json:
+        """Seconds in which anything was computed, and those of all slots together."""
+        with self._lock:
+            running = time.monotonic() - self._since if self._working else 0.0
+            return {"busy": self._busy_seconds + running, "slots": self._slot_seconds}
 
     def _spend(self, seconds: float) -> None:
         with self.slots:
+            self._count(+1)
             time.sleep(seconds)
+            self._count(-1)
         with self._lock:
-            self.busy_seconds += seconds
+            self._slot_seconds += seconds
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if self._working:
+                self._busy_seconds += now - self._since
+            self._working, self._since = self._working + change, now
 
     def create(self, policy: str, lora: Json) -> None:
         self.policies.add(policy)
@@ -250,6 +266,10 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
     @app.get("/api/v1/healthz")
     def healthz() -> Json:
         return {"status": "ok"}
+
+    @app.get("/stats")
+    def stats() -> Json:
+        return backend.stats() if isinstance(backend, Pretence) else {}
 
     @app.get("/api/v1/get_server_capabilities")
     def capabilities() -> Json:

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from rftkit import settings
 from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
@@ -224,6 +225,8 @@ class Worker:
             floor_reward=plan.floor_reward,
             complete=judge_call(inside),
             embed=embedding_call(inside),
+            concurrency=settings.judge_concurrency(),
+            workers=max(2, os.cpu_count() or 2),
             # A judge is not asked twice for the same text, however often the worker is killed.
             cache=JudgeCache(self.home / "judge-cache.jsonl"),
         )
