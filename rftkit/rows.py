@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import msgspec
 
 from rftkit.errors import RowError
 
-__all__ = ["ROLES", "Row", "parse_object", "parse_row", "read_rows"]
+__all__ = ["ROLES", "Row", "decode_lines", "parse_object", "parse_row", "read_rows", "row_of"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_DIGITS = 4300  # of an integer; Python itself reads no longer one
@@ -32,14 +31,14 @@ BOM = b"\xef\xbb\xbf"
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _TOKEN = re.compile(
     r'(?P<text>"(?:[^"\\]|\\.)*")(?P<colon>\s*:)?|[{}]|-?(?:\d[\d.eE+-]*|NaN|Infinity)'
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, gc=False):
     """One prompt with whatever its grader needs."""
 
     item: dict[str, Any]
@@ -65,11 +64,21 @@ def parse_row(text: str | bytes, *, line: int = 1, path: str | Path | None = Non
     Raises:
         RowError: with file, line and field, when the line is not a usable row.
     """
+    return row_of(parse_object(text, line=line, path=path), line=line, path=path)
+
+
+def row_of(item: dict[str, Any], *, line: int = 1, path: str | Path | None = None) -> Row:
+    """Check the object of a line.
+
+    Raises:
+        RowError: as from `parse_row`.
+    """
+    if "tools" not in item and _is_plain(item.get("messages")):
+        return Row(item, line)
 
     def fail(message: str, param: str | None = None) -> RowError:
         return RowError(message, path=path, line=line, param=param)
 
-    item = parse_object(text, line=line, path=path)
     if "messages" not in item:
         keys = ", ".join(sorted(item)) or "none"
         raise fail(f"the row has no `messages` (its keys: {keys})", "messages")
@@ -77,7 +86,21 @@ def parse_row(text: str | bytes, *, line: int = 1, path: str | Path | None = Non
     tools = item.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise fail(f"`tools` must be a list of functions, found {_kind(tools)}", "tools")
-    return Row(item=item, line=line)
+    return Row(item, line)
+
+
+def decode_lines(lines: Sequence[bytes]) -> list[dict[str, Any]] | None:
+    """The objects of many lines, in half the time; None if one of the lines looks doubtful.
+
+    Whoever gets None asks `parse_object` about each line.
+    """
+    try:
+        items = [_decode(line) for line in lines]
+        written = _encode_lines(items)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        return None
+    are_objects = all(type(item) is dict for item in items)
+    return items if are_objects and _same_colons(b"\n".join(lines), written) else None
 
 
 def parse_object(
@@ -140,9 +163,20 @@ def _read_object(raw: bytes, fail: Any) -> Any:
         same = _encode(item).count(b":") == raw.count(b":")
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return _read_carefully(raw, fail)
-    if same and not (b"\\u003" in raw and _ESCAPED_COLON.search(raw)):
+    if same and not _ESCAPED_COLON.search(raw):
         return item
     return _read_carefully(raw, fail)
+
+
+def _same_colons(raw: bytes, written: bytes) -> bool:
+    """What `_read_object` asks of one line, of many: numpy looks at many bytes at a time."""
+    import numpy as np
+
+    before, after = (np.frombuffer(text, dtype=np.uint8) for text in (raw, written))
+    if np.count_nonzero(before == ord(":")) != np.count_nonzero(after == ord(":")):
+        return False
+    escapes = np.flatnonzero(before == ord("\\")) + 1
+    return not ((before[escapes] == ord("u")).any() and _ESCAPED_COLON.search(raw))
 
 
 def _read_carefully(raw: bytes, fail: Any) -> Any:
@@ -218,16 +252,24 @@ def _is_small(word: str) -> bool:
         return True  # not a number at all; the whole line will say it better
 
 
+def _is_plain(messages: Any) -> bool:
+    """Whether these are texts by known roles, the last one the user's: nearly always so."""
+    role = None
+    try:
+        for message in messages:
+            role = message["role"]
+            if role not in ROLES or type(message["content"]) is not str:
+                return False
+    except (KeyError, TypeError, IndexError):
+        return False
+    return role == "user"
+
+
 def _check_messages(messages: Any, fail: Any) -> None:
     if not isinstance(messages, list) or not messages:
         raise fail(f"`messages` must be a non-empty list, found {_kind(messages)}", "messages")
     for index, message in enumerate(messages):
-        if not (
-            isinstance(message, dict)
-            and message.get("role") in ROLES
-            and isinstance(message.get("content"), str)
-        ):
-            _check_message(message, f"messages[{index}]", fail)
+        _check_message(message, f"messages[{index}]", fail)
     if messages[-1]["role"] != "user":
         raise fail(
             f"the last message must be the user's, found role {messages[-1]['role']!r}; "

@@ -230,3 +230,18 @@ def test_any_bytes_are_rows_or_named(
     assert all(
         str(each.refusal).startswith(f"{path}:{each.line}: ") for each in found if not each.row
     )
+
+
+def test_columns_are_what_the_rows_hold(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    prompt = {"messages": [{"role": "user", "content": "x"}]}
+    first = prompt | {"a b": [1, {"c": 2}], "label": "é"}
+    rows = [json.dumps(prompt | {"label": label}) for label in (None, 1.5)]
+    lines = ["\ufeff" + json.dumps(first), "", rows[0], "not JSON", "[1]", rows[1]]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    seen: list[tuple[int, int]] = []
+    with datasets.open(path) as opened:
+        found = opened.columns(["label", "a b"], lambda done, total: seen.append((done, total)))
+        assert opened.columns([]) == {}
+    assert found == {"label": ["é", None, None, None, 1.5], "a b": [[1, {"c": 2}], *[None] * 4]}
+    assert seen[-1] == (5, 5)

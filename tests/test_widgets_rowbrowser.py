@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from rftkit import datasets
 from rftkit.errors import InputError
 from rftkit.widgets import RowBrowser
-from rftkit.widgets.panel import Task
-from rftkit.widgets.rowsource import Condition, FrameSource, parse_conditions
+from rftkit.widgets.conditions import Condition, parse_conditions
+from rftkit.widgets.rowsource import FrameSource
+from rftkit.widgets.task import Task
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets.lineindex import LineIndex, Stamp, stamp
-from rftkit.datasets.rowlines import NumberedRow, Stretch, numbered
+from rftkit.datasets.rowlines import NumberedRow, Stretch, lines_in, numbered_rows, picker
 from rftkit.datasets.search import needles, rows_with, says
 from rftkit.datasets.unpack import Blocks, blocks_of_file, blocks_of_frame, is_plain
 from rftkit.errors import InputError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "open"]
 
 KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading a kept index
-STRETCH_BYTES = 4 * 1024**2
+STRETCH_BYTES = 4 * 1024**2  # for another process
+READ_BYTES = 256 * 1024  # to be decoded here: it stays in the processor's cache
 FRAME = "DataFrame"
 
 
@@ -136,7 +137,7 @@ class Rows:
         Raises:
             InputError: The source cannot be read to its end.
         """
-        for first, stop in self._stretches():
+        for first, stop in self._stretches(READ_BYTES):
             yield from self._read(first, stop)
 
     @property
@@ -205,6 +206,31 @@ class Rows:
                 break
         return found[:limit]
 
+    def columns(
+        self, keys: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> dict[str, list[Any]]:
+        """The values of some keys in every row; nothing else of a line is decoded, nor checked.
+
+        Args:
+            keys: Of the rows.
+            progress: Called now and then with rows looked through and rows known so far.
+
+        Returns:
+            For each key a list with one entry a row, None where it is missing or the line is not
+            JSON.
+
+        Raises:
+            InputError: The source cannot be read to its end.
+        """
+        pick = picker(keys)
+        picked: list[tuple[Any, ...]] = []
+        for first, stop in self._stretches(READ_BYTES):
+            picked += map(pick, lines_in(self._block(first, stop)[0]))
+            if progress is not None:
+                progress(stop, len(self))
+        columns = map(list, zip(*picked, strict=True)) if picked else ([] for _ in keys)
+        return dict(zip(keys, columns, strict=True))
+
     def rows_at(self, numbers: Sequence[int]) -> list[NumberedRow]:
         """Rows by their numbers, in the order asked for.
 
@@ -257,9 +283,8 @@ class Rows:
         self.wait()
         for first, stop in self._stretches():
             start, end = self._index.span(first, stop)
-            starts = self._index.starts[first:stop] - start
             lines = self._index.lines[first:stop]
-            yield Stretch(self.name, self.lines_path, start, end, first, starts, lines)
+            yield Stretch(self.name, self.lines_path, start, end, first, lines)
 
     def _stretches(self, target_bytes: int = STRETCH_BYTES) -> Iterator[tuple[int, int]]:
         first = 0
@@ -290,11 +315,9 @@ class Rows:
     def _read(self, first: int, stop: int) -> Iterator[NumberedRow]:
         if first >= stop:
             return
-        block, starts = self._block(first, stop)
-        bounds = [*starts.tolist(), len(block)]
-        for number in range(first, stop):
-            raw = block[bounds[number - first] : bounds[number - first + 1]]
-            yield numbered(raw, number, self._index.line(number), self.name)
+        block, _ = self._block(first, stop)
+        lines = self._index.lines[first:stop].tolist()
+        yield from numbered_rows(block, first, lines, self.name)
 
     def _one(self, number: int) -> NumberedRow:
         if number < 0 or not self._wait_past(number):

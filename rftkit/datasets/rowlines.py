@@ -5,19 +5,23 @@ Not here: where lines start (`lineindex`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from rftkit.datasets.unpack import REFUSED
 from rftkit.errors import RowError
-from rftkit.rows import BOM, Row, parse_row
+from rftkit.rows import BOM, Row, decode_lines, parse_row, row_of
 
-__all__ = ["NumberedRow", "Stretch", "numbered"]
+__all__ = ["NumberedRow", "Stretch", "lines_in", "numbered_rows", "picker"]
+
+AT_ONCE = 100  # rows decoded together: they fit into the cache, and one that fails makes few wait
 
 
-class NumberedRow(NamedTuple):
+class NumberedRow(msgspec.Struct, frozen=True, gc=False):
     """One row where it stands: usable, or refused with the reason."""
 
     number: int
@@ -41,8 +45,6 @@ class Stretch:
     end: int
     first: int
     """Number of the first row."""
-    starts: Any
-    """Where each row starts, in bytes from `start`."""
     lines: Any
     """The line of each row."""
 
@@ -50,21 +52,57 @@ class Stretch:
         with self.path.open("rb") as file:
             file.seek(self.start)
             block = file.read(self.end - self.start)
-        bounds = [*self.starts.tolist(), len(block)]
-        for at, line in enumerate(self.lines.tolist()):
-            yield numbered(block[bounds[at] : bounds[at + 1]], self.first + at, line, self.name)
+        yield from numbered_rows(block, self.first, self.lines.tolist(), self.name)
 
 
-def numbered(raw: bytes, number: int, line: int, name: str) -> NumberedRow:
-    """Read one line with whatever blank lines follow it."""
-    raw = raw.split(b"\n", 1)[0]
-    if number == 0:
-        raw = raw.removeprefix(BOM)
+def numbered_rows(
+    block: bytes, first: int, lines: Sequence[int], name: str
+) -> Iterator[NumberedRow]:
+    """The rows that stand in a run of bytes, of which the first has number `first`."""
+    raws = lines_in(block)
+    if raws and first == 0:
+        raws[0] = raws[0].removeprefix(BOM)
+    for start in range(0, len(raws), AT_ONCE):
+        some = raws[start : start + AT_ONCE]
+        items = decode_lines(some)
+        for at, raw in enumerate(some):
+            number = first + start + at
+            item = items[at] if items else None
+            yield _numbered(raw, item, number, lines[start + at], name)
+
+
+def lines_in(block: bytes) -> list[bytes]:
+    """The lines of a run of bytes that are rows: those that are not blank."""
+    return [raw for raw in block.split(b"\n") if raw and not raw.isspace()]
+
+
+def picker(keys: Sequence[str]) -> Callable[[bytes], tuple[Any, ...]]:
+    """A function from a line to its values of some keys, None for what is not there."""
+    names = {f"key{at}": key for at, key in enumerate(keys)}
+    fields = [(name, Any, None) for name in names]
+    decode = msgspec.json.Decoder(msgspec.defstruct("Picked", fields, rename=names)).decode
+    nothing = (None,) * len(keys)
+
+    def pick(line: bytes) -> tuple[Any, ...]:
+        try:
+            return msgspec.structs.astuple(decode(line.removeprefix(BOM)))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return nothing
+
+    return pick
+
+
+def _numbered(
+    raw: bytes, item: dict[str, Any] | None, number: int, line: int, name: str
+) -> NumberedRow:
     try:
-        if raw.startswith(REFUSED):
-            row, refusal = None, RowError(raw[1:].decode("utf-8", "replace"), path=name, line=line)
-        else:
-            row, refusal = parse_row(raw, line=line, path=name), None
+        row = _read(raw, line, name) if item is None else row_of(item, line=line, path=name)
     except RowError as error:
-        row, refusal = None, error
-    return NumberedRow(number, line, raw, row, refusal)
+        return NumberedRow(number, line, raw, None, error)
+    return NumberedRow(number, line, raw, row, None)
+
+
+def _read(raw: bytes, line: int, name: str) -> Row:
+    if raw.startswith(REFUSED):
+        raise RowError(raw[1:].decode("utf-8", "replace"), path=name, line=line)
+    return parse_row(raw, line=line, path=name)

@@ -85,12 +85,11 @@ def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
     rest, size = b"", FIRST_BLOCK_BYTES
     while block := file.read(size):
         size = min(2 * size, BLOCK_BYTES)
-        lines, newline, after = block.rpartition(b"\n")
-        if newline:
-            yield rest + lines + newline, position()
-            rest = after
+        if end := block.rfind(b"\n") + 1:
+            yield rest + block[:end], position()
+            rest = block[end:]
         else:
-            rest += after
+            rest += block
     if rest:
         yield rest, position()
 

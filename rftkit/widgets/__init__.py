@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rftkit.widgets.compare import RunCompare
+    from rftkit.widgets.freezing import freeze
     from rftkit.widgets.graderlab import GraderLab
     from rftkit.widgets.labels import Labeller
     from rftkit.widgets.launcher import JobLauncher
     from rftkit.widgets.monitor import JobMonitor
-    from rftkit.widgets.panel import Panel, freeze, live
+    from rftkit.widgets.panel import Panel, live
     from rftkit.widgets.playground import Playground
     from rftkit.widgets.rowbrowser import RowBrowser
 
@@ -49,7 +50,8 @@ _HOMES = {
     "playground": ("Playground",),
     "compare": ("RunCompare",),
     "labels": ("Labeller",),
-    "panel": ("Panel", "freeze", "live"),
+    "panel": ("Panel", "live"),
+    "freezing": ("freeze",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -23,8 +23,8 @@ from rftkit.graders import (
 )
 from rftkit.rows import Row
 from rftkit.widgets.graderform import places
-from rftkit.widgets.panel import Task
 from rftkit.widgets.rowsource import RowSource, source_of
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -27,7 +27,8 @@ from rftkit.views.markup import Html, join, wrap
 from rftkit.views.source import spec as spec_view
 from rftkit.widgets.graderbench import Bench, Line, calls_out, spread
 from rftkit.widgets.graderform import GraderForm
-from rftkit.widgets.panel import Panel, Task
+from rftkit.widgets.panel import Panel
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,7 +242,7 @@ class GraderLab(Panel):
 
     def _draw_grades(self) -> None:
         self._table.value = self._grades_html(live=True)
-        self._full.value = self._full_html() or ""
+        self._full.value = self._full_html(live=True) or ""
         self._failure.value = self._failure_html() or ""
         self._cheats.value = self._audit_html() or ""
         if not self.problem:
@@ -342,23 +343,27 @@ class GraderLab(Panel):
         lines = [line.record() for line in self._lines]
         return grades(lines, list(keys), opened=self.row, live=live)
 
-    def _full_html(self) -> Html | None:
+    def _full_html(self, *, live: bool = False) -> Html | None:
         line = next((line for line in self._lines if line.row == self.row), None)
         if line is None or self.problem or line.sample is None:
             return None
-        spec = self.spec
+        spec, beside = self.spec, self._failed_line() if live else None
         return grade_in_full(
             line.record(),
             spec=spec,
             grade=asdict(line.grade),
             rendered=[asdict(each) for each in render_all(spec, line.sample, line.item)],
             item=line.item,
+            with_errors=beside is None or beside.grade.errors != line.grade.errors,
         )
 
-    def _failure_html(self) -> Html | None:
-        """The first grade that failed although there was an answer."""
+    def _failed_line(self) -> Line | None:
+        """The first one whose grade failed although there was an answer, or None."""
         failed = (line for line in self._lines if line.grade.outcome == "failed" and line.sample)
-        line = next(failed, None)
+        return next(failed, None)
+
+    def _failure_html(self) -> Html | None:
+        line = self._failed_line()
         if line is None or self.problem:
             return None
         return failure(line.record(), spec=self.spec, grade=asdict(line.grade))

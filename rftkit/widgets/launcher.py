@@ -22,7 +22,8 @@ from rftkit.errors import InputError
 from rftkit.jobs.preflight import POINTS, Point
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, join, text, wrap
-from rftkit.widgets.panel import STORED_BYTES, Panel, Task, live
+from rftkit.widgets.panel import STORED_BYTES, Panel, live
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ runs it in a thread, because some kernels call a callback in a thread and others
 the user's cell. Only `.value` and traits are set from there: nothing prints, nothing plots with
 pyplot. Every callback goes through `_guard`, because Jupyter drops what a callback raises.
 
-Not here: what any panel shows.
+Not here: what any panel shows, and turning them into static copies (`freezing`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from rftkit import settings
 from rftkit.client import api_message
 from rftkit.errors import InputError, RftkitError
 from rftkit.views.markup import Html, assets, style, text
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Panel", "Task", "freeze", "live"]
+__all__ = ["SHOWN", "Panel", "live"]
 
 T = TypeVar("T")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -57,34 +58,6 @@ def live() -> bool:
     return kernel is not None and (
         settings.jupyter_session() is not None if answers is None else bool(answers)
     )
-
-
-class Task:
-    """One piece of slow work of a panel; a newer one makes it `cancelled`."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-        self._cancelled = threading.Event()
-        self.done = threading.Event()
-        """Set when it has ended, in whichever way."""
-
-    def say(self, line: str) -> None:
-        """Show how far it is."""
-        if not self.cancelled:
-            self._say(line)
-
-    def pause(self, seconds: float) -> bool:
-        """Wait so long; False as soon as it is cancelled."""
-        return not self._cancelled.wait(seconds)
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether nobody waits for the result any more."""
-        return self._cancelled.is_set()
-
-    def cancel(self) -> None:
-        """Ask the work to stop; its result will not be shown."""
-        self._cancelled.set()
 
 
 class Panel(HasTraits):
@@ -220,7 +193,7 @@ class Panel(HasTraits):
 
     def _ipython_display_(self) -> None:
         """Show the bundle under an id, which a last expression alone would not have."""
-        _SHOWN.add(self)
+        SHOWN.add(self)
         _replace_panels_of_this_cell(self)
         _publish(self._repr_mimebundle_(), self._display_id, update=False)
 
@@ -234,7 +207,7 @@ class Panel(HasTraits):
 
     def _show_again(self) -> None:
         """Replace it, wherever it is shown, by what it shows now."""
-        if _shell() is not None and self in _SHOWN:
+        if _shell() is not None and self in SHOWN:
             _publish(self._repr_mimebundle_(), self._display_id, update=True)
 
     def close(self) -> None:
@@ -303,11 +276,11 @@ class Panel(HasTraits):
                 if not live():
                     raise
         finally:
-            task.done.set()
             with self._lock:
-                if all(each.done.is_set() for each in self._tasks.values()):
+                if all(each is task or each.done.is_set() for each in self._tasks.values()):
                     self._say("")
                     self.set_trait("busy", False)
+                task.done.set()
 
     def _say(self, line: str) -> None:
         if self._root is not None:
@@ -363,53 +336,7 @@ class Panel(HasTraits):
         link((self, name), (widget, to))
 
 
-def freeze(*panels: Panel, now: bool = False) -> Panel | None:
-    """Make a notebook fit for sharing: every panel that was shown becomes what it shows, as HTML.
-
-    The last cell of a notebook. In a live notebook it gives a button, so that *Run All* does not
-    freeze what you came to use; a headless run, or `now=True`, freezes at once.
-
-    Args:
-        panels: which ones; default every panel that was shown and is not closed.
-        now: do not ask.
-    """
-    if live() and not now:
-        return _FreezeButton(panels)
-    for panel in panels or [each for each in list(_SHOWN) if not each._closed]:
-        panel.freeze()
-    return None
-
-
-class _FreezeButton(Panel):
-    """One button, and afterwards one sentence."""
-
-    def __init__(self, panels: Sequence[Panel]) -> None:
-        super().__init__()
-        self._panels = panels
-
-    def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        from rftkit.views.markup import note
-
-        return note(
-            "The panels above are static copies; run their cells again to bring them back."
-            if self._closed
-            else "The panels above are live. Freeze them before you share this notebook."
-        )
-
-    def _build(self) -> Sequence[ipywidgets.Widget]:
-        tip = (
-            "Replace every live panel by what it shows, so that the saved notebook needs no kernel"
-        )
-        button = self._button("Freeze the panels for sharing", self._press, tip, icon="camera")
-        return [button]
-
-    def _draw(self) -> None: ...
-
-    def _press(self) -> None:
-        freeze(*self._panels, *([self] if self._panels else []), now=True)
-
-
-_SHOWN: weakref.WeakSet[Panel] = weakref.WeakSet()
+SHOWN: weakref.WeakSet[Panel] = weakref.WeakSet()
 """Panels that were displayed."""
 _IN_CELL: dict[str, tuple[str, list[weakref.ref[Panel]]]] = {}
 """Cell id -> the request that executed it last, and the panels that it displayed."""

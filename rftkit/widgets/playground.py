@@ -22,7 +22,8 @@ from rftkit import jobs, views
 from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
 from rftkit.views.markup import Html
-from rftkit.widgets.panel import Panel, Task, live
+from rftkit.widgets.panel import Panel, live
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd

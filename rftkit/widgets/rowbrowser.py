@@ -23,16 +23,11 @@ from rftkit.graders import CompiledGrader, Sample, compile_grader, validate
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, counted, join, note
 from rftkit.views.rows import cells, row_in_full, row_page
-from rftkit.widgets.panel import Panel, Task
-from rftkit.widgets.rowsource import (
-    Numbers,
-    RowSource,
-    column_texts,
-    nearest,
-    parse_conditions,
-    prompt_text,
-    source_of,
-)
+from rftkit.widgets.conditions import column_texts, parse_conditions
+from rftkit.widgets.neighbours import nearest, prompt_text
+from rftkit.widgets.panel import Panel
+from rftkit.widgets.rowsource import Numbers, RowSource, source_of
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd

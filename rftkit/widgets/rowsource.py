@@ -2,41 +2,29 @@
 
 A `DataFrame` is searched in its columns; a file of any size through `datasets.open`, and its
 columns are read when somebody first filters or sorts by them. Row numbers count from 0 in the
-order of the source. Not here: what is shown of a row.
+order of the source. Not here: conditions (`conditions`), which rows are alike (`neighbours`), and
+what is shown of a row.
 """
 
 from __future__ import annotations
 
-import json
-import operator
-import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rftkit import datasets
 from rftkit.datasets import Dataset, Rows
 from rftkit.errors import InputError
-from rftkit.evals.samples import prompt_of
 from rftkit.views.markup import missing
-from rftkit.widgets.panel import Task
+from rftkit.widgets.conditions import cell_text, column_texts
+from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-__all__ = [
-    "Condition",
-    "Numbers",
-    "RowSource",
-    "column_texts",
-    "nearest",
-    "parse_conditions",
-    "prompt_text",
-    "source_of",
-]
+__all__ = ["Numbers", "RowSource", "source_of"]
 
 SHORT = 60
 """Keys of a file with texts under so many characters are read together, at the first need."""
@@ -84,10 +72,6 @@ class RowSource(Protocol):
 
     def warm(self, task: Task) -> None:
         """Do in the background what would make the first search slow."""
-
-
-class Cancelled(Exception):
-    """Nobody waits for the result any more."""
 
 
 def source_of(source: Any) -> RowSource:
@@ -235,20 +219,18 @@ class FileSource:
             if key not in self.keys():
                 raise _no_key(key, self.keys())
             wanted = [key, *(each for each in self._short if each != key)]
-            values: dict[str, list[Any]] = {each: [] for each in wanted}
-            for done, row in enumerate(self.rows):
-                item = self._item(row)
-                for each in wanted:
-                    values[each].append(item.get(each))
-                if done % 5000 == 0:
-                    _go_on(task)
-                    task.say(f"Reading {key}: {done:,} of {len(self.rows):,} rows …")
-            self._columns |= {each: pd.Series(column) for each, column in values.items()}
+
+            def progress(done: int, total: int) -> None:
+                task.go_on()
+                task.say(f"Reading {key}: {done:,} of {total:,} rows …")
+
+            found = self.rows.columns(wanted, progress)
+            self._columns |= {each: pd.Series(values) for each, values in found.items()}
         return self._columns[key]
 
     def search(self, words: str, task: Task, limit: int | None = None) -> Numbers:
         def progress(done: int, found: int) -> None:
-            _go_on(task)
+            task.go_on()
             task.say(f"Searching: {done:,} of {len(self):,} rows …")
 
         most = limit or 2**62
@@ -265,135 +247,6 @@ class FileSource:
         return each.row.item if each.row else {"refused": str(each.refusal)}
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """`key op value`, as `topic~privacy` or `score<0.5`."""
-
-    key: str
-    op: str
-    value: str
-
-    def holds(self, column: pd.Series[Any]) -> np.ndarray[Any, Any]:
-        """Which rows it holds for, as an array of bool. Rows without the key are left out.
-
-        Raises:
-            InputError: `<` and its like with something that is no number.
-        """
-        import pandas as pd
-
-        if self.op in _ORDERS or pd.api.types.is_numeric_dtype(column):
-            return self._holds_of_numbers(column)
-        is_text = pd.api.types.is_string_dtype(column) and column.dtype != object
-        texts = column if is_text else pd.Series(column_texts(column))
-        if self.op in ("~", "!~"):
-            held = texts.str.contains(self.value, case=False, regex=False)
-        else:
-            held = texts.str.lower() == self.value.lower()
-        holds = held.to_numpy(dtype=bool, na_value=False)
-        present = column.notna().to_numpy(dtype=bool)
-        return present & ~holds if self.op.startswith("!") else present & holds
-
-    def _holds_of_numbers(self, column: pd.Series[Any]) -> np.ndarray[Any, Any]:
-        import pandas as pd
-
-        words = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
-        try:
-            wanted = words.get(self.value.lower())
-            wanted = float(self.value) if wanted is None else wanted
-        except ValueError:
-            raise InputError(
-                f"{self.key}{self.op}{self.value}: {self.value!r} is not a number; for text write "
-                f"{self.key}={self.value} or {self.key}~{self.value}"
-            ) from None
-        numbers = pd.to_numeric(column, errors="coerce")
-        held = _COMPARE[self.op](numbers, wanted) & numbers.notna()
-        array: np.ndarray[Any, Any] = held.to_numpy(dtype=bool, na_value=False)
-        return array
-
-
-_ORDERS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = _ORDERS | {
-    "=": operator.eq,
-    "!=": operator.ne,
-    "~": operator.eq,
-    "!~": operator.ne,
-}
-_CONDITION = re.compile(r'\s*([^\s=!<>~"]+|"[^"]*")\s*(!=|!~|<=|>=|=|<|>|~)\s*("[^"]*"|\S+)\s*')
-
-
-def parse_conditions(text: str) -> list[Condition]:
-    """Conditions that must all hold: `compliant=no topic~"data export" words>20`.
-
-    Raises:
-        InputError: what does not read as `key op value`.
-    """
-    found, position = [], 0
-    while position < len(text.rstrip()):
-        match = _CONDITION.match(text, position)
-        if match is None:
-            raise InputError(
-                f"cannot read the filter at {text[position:].strip()!r}; write key=value, with "
-                '= != ~ (holds) !~ < <= > >=, and "quotes" round what has spaces'
-            )
-        key, op, value = (part.strip('"') for part in match.groups())
-        found.append(Condition(key, op, value))
-        position = match.end()
-    return found
-
-
-def nearest(
-    source: RowSource, number: int, task: Task, *, count: int = 5, floor: float = 70.0
-) -> list[tuple[int, float]]:
-    """The rows whose prompts are most like that of row `number`, with how alike (0 to 100).
-
-    Candidates share one of the row's rarest runs of three words, so this costs a few searches and
-    not a comparison with every row; a near copy that shares no such run is missed.
-    """
-    from rapidfuzz import fuzz
-
-    own = prompt_text(source.items([number])[0])
-    candidates: set[int] = set()
-    for shingle in _rare_shingles(own, source):
-        _go_on(task)
-        candidates.update(map(int, source.search(shingle, task, limit=100)))
-    candidates.discard(number)
-    picked = sorted(candidates)
-    scored = [
-        (each, fuzz.ratio(own, prompt_text(item)))
-        for each, item in zip(picked, source.items(picked), strict=True)
-    ]
-    return sorted(((n, s) for n, s in scored if s >= floor), key=lambda pair: -pair[1])[:count]
-
-
-def prompt_text(item: dict[str, Any]) -> str:
-    """What a row asks: the last thing the user said, else its first text."""
-    texts = (value for value in item.values() if isinstance(value, str))
-    return prompt_of(item) or next(texts, "")
-
-
-def _rare_shingles(text: str, source: RowSource, count: int = 3) -> list[str]:
-    """Runs of three words on one line of a text, those first that few other rows have."""
-    shingles = [
-        " ".join(words[start : start + 3])
-        for line in text.splitlines()
-        for words in [line.split(" ")]
-        for start in range(max(1, len(words) - 2))
-        if line.strip()
-    ]
-    size = len(source)
-    sampled = range(0, size, max(1, size // 50))
-    others = [prompt_text(item) for item in source.items(list(sampled)[:50])]
-    by_rarity = sorted(
-        dict.fromkeys(shingles), key=lambda s: (sum(s in other for other in others), -len(s))
-    )
-    return by_rarity[:count]
-
-
-def _go_on(task: Task) -> None:
-    if task.cancelled:
-        raise Cancelled
-
-
 def _keys(items: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for item in items for key in item if key != "refused"))
 
@@ -405,19 +258,3 @@ def _no_key(key: str, keys: Sequence[str]) -> InputError:
 def _is_measure(column: pd.Series[Any]) -> bool:
     """Numbers with a fraction, and yes or no: filtered by, not searched for."""
     return column.dtype.kind in "fb"
-
-
-def column_texts(column: pd.Series[Any]) -> list[str]:
-    """Every cell as text: `yes` and `no`, JSON for what has parts, nothing for what is missing."""
-    values = column.to_list()
-    if column.dtype.kind in "iu":
-        return list(map(str, values))
-    return [value if type(value) is str else cell_text(value) for value in values]
-
-
-def cell_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if missing(value) else str(value)

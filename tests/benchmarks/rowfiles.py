@@ -1,23 +1,23 @@
 """How fast datasets open, page, search, read, check and compare, on one made-up file.
 
-    python tests/benchmarks/datasets.py --rows 1000000     # about 1 GB; 100000 by default
+    python tests/benchmarks/rowfiles.py --rows 1000000     # about 1 GB; 100000 by default
 
 Each line states wall and processor seconds (workers included) and the peak memory of this process
 and of its largest worker. Reading is compared with `pandas.read_json(lines=True)` and, if it is
 installed, Hugging Face `datasets`, over the same first `--compared` rows, as a ratio in one run.
 One row in a hundred repeats an earlier one with two words changed, so that recall of
-near-duplicates can be counted. The file lies in a temporary folder and is deleted.
+near-duplicates can be counted. The file lies in a temporary folder and is deleted, unless
+`--folder` names one to keep it in, so that the `--steps` can be run one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import os
 import random
 import resource
-import sys
 import tempfile
 import time
 from collections import deque
@@ -39,18 +39,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--compared", type=int, default=100_000)
-    parser.add_argument("--file", type=Path, help="look at this file; none is made, no recall")
-    parser.add_argument("--steps", nargs="*", help="open read check near; default all")
+    parser.add_argument("--folder", type=Path, help="keep the made file here, for the next run")
+    parser.add_argument("--steps", nargs="*", choices=STEPS, help="default: all")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["RFTKIT_HOME"] = f"{folder}/home"
-        path = options.file or Path(folder) / "rows.jsonl"
-        with timed("writing the file"):
-            planted = {} if options.file else make(path, options.rows)
-        print(f"{path.stat().st_size / 1e6:,.0f} MB", flush=True)
-        for name, step in STEPS.items():
-            if not options.steps or name in options.steps:
-                step(path, planted, options.compared)
+        path, planted = made(options.folder or Path(folder), options.rows)
+        print(f"{options.rows:,} rows, {path.stat().st_size / 1e6:,.0f} MB", flush=True)
+        for name in options.steps or STEPS:
+            STEPS[name](path, planted, options.compared)
+
+
+def made(folder: Path, num_rows: int) -> tuple[Path, dict[int, int]]:
+    """The file and its planted rows, made unless they are there."""
+    path, planted_path = folder / f"rows-{num_rows}.jsonl", folder / f"planted-{num_rows}.json"
+    if not planted_path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        planted = make(path, num_rows)
+        planted_path.write_text(json.dumps(list(planted.items())))
+    return path, dict(json.loads(planted_path.read_text()))
 
 
 def make(path: Path, num_rows: int) -> dict[int, int]:
@@ -113,8 +120,8 @@ def opening(path: Path, _: Any, __: int) -> None:
 
 def reading(path: Path, _: Any, compared: int) -> None:
     head = Path(os.environ["RFTKIT_HOME"]).with_name("head.jsonl")
-    with path.open("rb") as lines:
-        head.write_bytes(b"".join(islice(lines, compared)))
+    with path.open("rb") as lines, head.open("wb") as some:
+        some.writelines(islice(lines, compared))
     with timed(f"reading {compared:,} rows into row form") as ours, datasets.open(head) as rows:
         assert sum(each.row is not None for each in rows) == len(rows)
     with timed("the same, all kept") as kept:
@@ -125,10 +132,28 @@ def reading(path: Path, _: Any, compared: int) -> None:
     with timed("pandas.read_json(lines=True)") as pandas:
         pd.read_json(head, lines=True)
     said("pandas", pandas, ours, kept)
+    if importlib.util.find_spec("datasets") is not None:
+        against_hugging_face(head, ours, kept)
+
+
+def against_hugging_face(head: Path, ours: list[float], kept: list[float]) -> None:
+    import datasets as hugging_face
+
+    cache = str(head.with_name("hugging_face"))
+    with timed("datasets.load_dataset, and every row of it") as whole:
+        with timed("datasets.load_dataset, into an Arrow file") as loaded:
+            rows = hugging_face.load_dataset("json", data_files=str(head), cache_dir=cache)["train"]
+        assert sum(bool(row["messages"]) for row in rows) == len(rows)
+    said("Arrow file alone", loaded, ours, kept)
+    said("Hugging Face", whole, ours, kept)
 
 
 def said(name: str, theirs: list[float], ours: list[float], kept: list[float]) -> None:
-    print(f"  {name} / ours: {theirs[0] / ours[0]:.1f} one by one, {theirs[0] / kept[0]:.1f} kept")
+    for what, at in (("wall", 0), ("processor", 1)):
+        print(
+            f"  {name} / ours, {what} s: {theirs[at] / ours[at]:.1f} one by one, "
+            f"{theirs[at] / kept[at]:.1f} kept"
+        )
 
 
 def checking(path: Path, _: Any, __: int) -> None:
@@ -151,16 +176,6 @@ def comparing(path: Path, planted: dict[int, int], _: int) -> None:
     print(f"  {hit:,} of {len(planted):,} planted rows found; {extra:,} others named")
 
 
-def their_package() -> Any:
-    """Hugging Face `datasets`, which is not to be mistaken for this file."""
-    sys.path = [each for each in sys.path if Path(each).resolve() != Path(__file__).parent]
-    sys.modules.pop("datasets", None)
-    try:
-        return importlib.import_module("datasets")
-    except ImportError:
-        return None
-
-
 STEPS: dict[str, Callable[[Path, dict[int, int], int], None]] = {
     "open": opening,
     "read": reading,
@@ -171,12 +186,12 @@ STEPS: dict[str, Callable[[Path, dict[int, int], int], None]] = {
 
 @contextmanager
 def timed(words: str) -> Iterator[list[float]]:
-    """Print how long a step took; the list receives its processor seconds."""
+    """Print how long a step took; the list receives its wall and processor seconds."""
     out: list[float] = []
     wall, cpu = time.perf_counter(), processor_seconds()
     yield out
     wall, cpu = time.perf_counter() - wall, processor_seconds() - cpu
-    out.append(cpu)
+    out += [wall, cpu]
     own, workers = (
         resource.getrusage(who).ru_maxrss / 1024
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
