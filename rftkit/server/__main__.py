@@ -39,6 +39,7 @@ __all__ = ["main"]
 PORTS_TRIED = 50
 WORKER = (sys.executable, "-m", "rftkit.server.worker")
 IDLE_CHECK_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 75  # more than anybody waits between two looks at a job
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +145,10 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     platform = Platform(store=store, link=link, home=home, needs_key=needs_key)
     link.on_death = platform.worker_died
     app = create_app(platform)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=3)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False,
+        timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, then raises it again
     record = home / "server.json"

@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -149,9 +150,8 @@ def compare(options: Any) -> None:
                 for name, polled, job in (("idle", idle, idle_job), ("training", trains, None)):
                     seconds, seen = phase(trains, polled, job, options)
                     found[name] += seconds
-                    print(
-                        f"polling the {name} one: {statistics.median(seconds):.3f} s a step, {seen}"
-                    )
+                    median = statistics.median(seconds)
+                    print(f"polling the {name} one: {median:.3f} s a step, {seen}", flush=True)
             ratio = statistics.median(found["training"]) / statistics.median(found["idle"])
             print(f"steps took {ratio:.3f} times as long while their own platform was polled")
         finally:
@@ -206,6 +206,7 @@ def main() -> None:
     if options.generate:
         asyncio.run(generate(*options.generate, options.clients))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no platform is left behind
     os.environ.update(settings.child_environment())
     if options.only != "events":
         compare(options)

@@ -27,7 +27,7 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/rftkit")
 
-ABILITIES = ("imports", "plan", "probe", "rollouts")
+ABILITIES = ("imports", "plan", "probe", "rollouts", "weights")
 
 Json = dict[str, Any]
 
