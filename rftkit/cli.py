@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import typer
 
+import rftkit
 from rftkit import settings
 from rftkit.cli_datasets import check, dataset_app
 from rftkit.cli_evals import eval_app
@@ -26,7 +27,27 @@ from rftkit.errors import InputError, MissingExtraError, RftkitError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(help="Reinforcement fine-tuning on OpenAI's routes, local or hosted.", **PLAIN)
+app = typer.Typer(**PLAIN)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rftkit {rftkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
+    ] = False,
+) -> None:
+    """Reinforcement fine-tuning on OpenAI's routes, local or hosted."""
+
+
 app.command()(check)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(eval_app, name="eval")

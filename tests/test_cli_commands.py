@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,10 @@ def test_help_reads_as_reviewed(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     if not GOLDEN.exists():
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version") == Done(0, f"rftkit {version('rftkit')}\n", "")
 
 
 def test_every_command_is_in_that_list() -> None:

@@ -153,3 +153,7 @@ def test_rollouts_are_those_of_the_step(platform: openai.OpenAI) -> None:
     frame = jobs.step_frame(jobs.events(platform, job.id)).set_index("step")
     assert sum(rewards) / len(rewards) == pytest.approx(frame["train_reward_mean"][2])
     json.dumps(second)
+
+
+def test_the_platform_says_what_it_can_do(served: Served) -> None:
+    assert jobs.abilities(served.client) == {"imports", "plan", "probe", "rollouts", "weights"}

@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 
 def abilities(client: OpenAI) -> frozenset[str]:
-    """What this service can do beyond the protocol: of plan, probe, rollouts."""
+    """What this service can do beyond the protocol: of imports, plan, probe, rollouts, weights."""
     about = _ask(client, "get", "/rftkit")
     return frozenset((about or {}).get("abilities") or ())
 
