@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_from_the_address_to_the_first_graded_row(lab: Lab, chromium: Any) -> None:  # noqa: F811
-    """What a new user does: open the notebook, and run it by the menu. Three clicks."""
+    """What a new user does: open the notebook, run it by the menu, scroll up. As README says it."""
     with lab.open(chromium, "00_tour.ipynb", browser_shown=True) as notebook:
         page = notebook.page
         page.locator(".jp-DirListing-item", has_text="01_author_grader").dblclick()  # 1
@@ -24,7 +24,10 @@ def test_from_the_address_to_the_first_graded_row(lab: Lab, chromium: Any) -> No
         notebook.shot("first_1_open")
         page.get_by_role("menuitem", name="Run", exact=True).click()  # 2
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()  # 3
-        notebook.cell(4).get_by_text("mean reward 1.000").wait_for()
+        graded = notebook.cell(4).get_by_text("mean reward 1.000")
+        graded.wait_for()
+        notebook.ready()
+        graded.scroll_into_view_if_needed()  # 4: JupyterLab has gone to the last cell
         notebook.shot("first_2_graded")
 
 
