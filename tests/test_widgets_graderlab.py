@@ -144,7 +144,10 @@ def test_a_failing_python_grader_shows_its_line() -> None:
 
 def test_the_traceback_stands_beside_the_editor_until_it_is_mended(live: None) -> None:
     lab = shown(GraderLab(ROWS, grader=python(BROKEN), rows=[0]))
+    lab.row = 0
     assert "▶   3" in lab._failure.value
+    assert "Row 0: no reward" in lab._full.value
+    assert "▶" not in lab._full.value  # said once
     source = lab._form.field("source")
     source.value = source.value.replace("- 1", "+ 1")
     assert lab.wait(60)

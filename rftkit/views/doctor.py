@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rftkit.views.grading import audited
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, counted, join, number, text, wrap
 from rftkit.views.rows import row_in_full
@@ -73,14 +74,13 @@ def preview_table(preview: Preview) -> Html:
         records,
         PREVIEW,
         caption=f"{preview.model}: {preview.completions} completions a row; right from "
-        f"{preview.pass_threshold:g}",
+        f"{number(preview.pass_threshold)}",
     )
 
 
 def audit_table(audit: Audit) -> Html:
     """What the reference answer and every cheat earns, and what to act on."""
-    points = "".join(f"<li>{text(each)}</li>" for each in audit.findings() or ["no cheat pays"])
-    return join([wrap(f"<ul>{points}</ul>"), table(audit.to_frame(), noun="answer")])
+    return audited(audit.to_frame(), audit.findings(), audit.num_rows)
 
 
 def check_page(

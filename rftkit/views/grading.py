@@ -59,6 +59,7 @@ def grade_in_full(
     grade: Mapping[str, Any],
     rendered: Sequence[Mapping[str, Any]],
     item: Mapping[str, Any],
+    with_errors: bool = True,
 ) -> Html:
     """Every step of one grade: what was compared, what each part gave, and the formula.
 
@@ -68,13 +69,14 @@ def grade_in_full(
         grade: a `rftkit.graders.Grade` as a mapping.
         rendered: the templates, filled in (`rftkit.graders.tracing`).
         item: the row.
+        with_errors: False where `failure` already says the same.
     """
     failed = grade["outcome"] == "failed"
     reward = "no reward" if failed else f"reward {number(grade['reward'])}"
     title = f"Row {line['row']}: {reward} in {_time(grade['seconds'])}"
     parts = [
         f'<h4 class="rk-place">{text(title)}</h4>',
-        _errors(grade["errors"], spec, grade.get("sub_errors") or {}),
+        _errors(grade["errors"], spec, grade.get("sub_errors") or {}) if with_errors else "",
         _steps(spec, grade, rendered),
         _formula(spec, grade),
         f"<h4>Answer</h4>{disclosure(readable(line['answer']), 600)}",
