@@ -4,6 +4,7 @@
     python tests/benchmarks/engine.py --long                      the same, prompts of 600
     python tests/benchmarks/engine.py --growth --out engine.png   rftkit alone, over sizes
     python tests/benchmarks/engine.py --learning --out learn.png  curves of both, three seeds
+    python tests/benchmarks/engine.py --greedy                    first difference from `generate`
 
 TRL need not live in rftkit's environment: `--trl PYTHON` names an interpreter that has it (and
 torch, transformers, peft of the same versions). Both sides run as processes of their own, so that
@@ -421,6 +422,46 @@ def learning(options: argparse.Namespace) -> None:
     print("written to", options.out)
 
 
+def greedy(options: argparse.Namespace) -> None:
+    """Where greedy text leaves that of transformers' `generate` in the same dtype.
+
+    Such a place is a near tie when the two best logits lie less than 0.1 apart (ours: those of
+    transformers are rounded to eighths in bfloat16).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from rftkit.server.engine.base import SampleRequest
+    from rftkit.server.engine.torch import TorchEngine
+
+    folder = Path(__file__).parents[2] / "datasets" / "security_review"
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    engine = TorchEngine(Path(options.model), name="benchmark")
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=engine.dtype)
+    model.to(engine.device)
+    gaps: list[float] = []
+    for number, row in enumerate(rows[: options.rows]):
+        prompt = engine.encode(row["messages"])
+        request = SampleRequest(
+            prompt, [(number,)], options.tokens, temperature=0.0, num_top_logprobs=2
+        )
+        [[ours]] = engine.sample([request], None)
+        said = model.generate(
+            torch.tensor([prompt], device=engine.device),
+            do_sample=False,
+            max_new_tokens=options.tokens,
+        )
+        pairs = zip(ours.tokens, said[0, len(prompt) :].tolist(), strict=False)
+        at = next((t for t, (a, b) in enumerate(pairs) if a != b), None)
+        if at is not None:
+            (_, best), (_, second) = ours.top_logprobs[at]
+            gaps.append(best - second)
+    near = sum(gap < 0.1 for gap in gaps)
+    print(f"{str(engine.dtype).removeprefix('torch.')}: of {options.rows} greedy texts of up to "
+          f"{options.tokens} tokens {len(gaps)} differ somewhere; at the first difference "
+          f"{near} are near ties; widest gap {max(gaps, default=0.0):.2f}")  # fmt: skip
+
+
 def main() -> None:
     """Read the options and run what was asked for."""
     if sys.argv[1:2] == ["--child"]:
@@ -431,7 +472,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("short", "long", "growth", "learning"):
+    for name in ("short", "long", "growth", "learning", "greedy"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--model", help="a Hugging Face folder; default: smollm2-135m-instruct")
     parser.add_argument("--trl", default=sys.executable, help="a Python that has TRL")
@@ -440,6 +481,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32, help="completion tokens")
+    parser.add_argument("--rows", type=int, default=64, help="prompts of --greedy")
     parser.add_argument("--learning-steps", type=int, default=15)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of --learning")
     parser.add_argument("--out", default="engine.png")
@@ -467,6 +509,8 @@ def main() -> None:
         growth(options)
     if options.learning:
         learning(options)
+    if options.greedy:
+        greedy(options)
 
 
 if __name__ == "__main__":
