@@ -237,7 +237,7 @@ def _with(found: Check, preview: Preview) -> Check:
 
 def _write_page(html: Path, found: Check, audit: Audit | None, preview: Preview | None) -> None:
     from rftkit import datasets, views
-    from rftkit.datasets.lineindex import replacing
+    from rftkit.wholefile import replacing
 
     charts = ""
     if found.files and found.files[0].num_rows:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 from rftkit import settings
 from rftkit.errors import InputError, PlatformError
+from rftkit.wholefile import write_whole
 
 __all__ = ["Copies", "copy_notebooks", "run_lab"]
 
@@ -114,22 +114,15 @@ def _copy(folder: Path, source: Path) -> Copies:
             if newest != record.get(name):
                 done["kept"].append(name)
         else:
-            _write(copy, original.read_bytes())
+            write_whole(copy, original.read_bytes())
             record[name] = newest
             done["new" if there is None else "refreshed"].append(name)
-    _write(record_path, json.dumps(record, indent=1).encode())
+    write_whole(record_path, json.dumps(record, indent=1).encode())
     return Copies(**{word: tuple(names) for word, names in done.items()})
 
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.new")
-    draft.write_bytes(content)
-    os.replace(draft, path)
 
 
 @contextmanager

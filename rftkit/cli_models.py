@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ import typer
 from rftkit import settings
 from rftkit.console import PLAIN, Json, show, table
 from rftkit.errors import InputError, PlatformError
+from rftkit.wholefile import write_whole
 
 __all__ = ["models_app"]
 
@@ -123,7 +123,4 @@ def _bases() -> dict[str, Any]:
 
 def _write_bases(bases: dict[str, Any]) -> None:
     path = settings.home() / BASES
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(bases, indent=1) + "\n")
-    os.replace(part, path)
+    write_whole(path, json.dumps(bases, indent=1) + "\n")

@@ -16,7 +16,7 @@ import rftkit
 PACKAGE = Path(__file__).parents[1] / "rftkit"
 
 TIERS = (
-    {"errors", "settings"},
+    {"errors", "settings", "wholefile"},
     {"rows"},
     {"graders"},
     {"client"},
@@ -40,7 +40,7 @@ TIERS = (
 
 HOME_OF = rftkit._HOME_OF
 """Public name -> the room it comes from."""
-SERVER_MAY = {"rows", "graders", "settings", "errors"}
+SERVER_MAY = {"rows", "graders", "settings", "errors", "wholefile"}
 
 HEAVY = {
     "torch",

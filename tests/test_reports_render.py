@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from rftkit import reports
 from rftkit.errors import ReportError
-from rftkit.reports import document, render
+from rftkit.reports import document
 
 PARAMETERS = """count: int = 1  # how many
 name: str = 'x'  # what
@@ -145,17 +145,3 @@ def test_html_beside_a_widget_is_kept():
     document.drop_widgets(made)
 
     assert made.cells[0].outputs[0].data == {"text/html": "<p>kept</p>"}
-
-
-def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    target = tmp_path / "page.html"
-    render.write_whole(target, "first")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        render.write_whole(target, "second")
-    assert target.read_text() == "first"
-    assert list(tmp_path.iterdir()) == [target]

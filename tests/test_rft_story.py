@@ -158,7 +158,7 @@ def arm(patch: pytest.MonkeyPatch, bomb: Bomb) -> None:
 
         return call
 
-    for name in ("_write", "_write_folder"):
+    for name in ("write_whole", "_write_folder"):
         patch.setattr(journal_module, name, around(getattr(journal_module, name)))
     for owner, name in (
         (Journal, "add_grade"), (Store, "add_event"), (Store, "add_checkpoint"),

@@ -235,7 +235,7 @@ def test_a_full_disk_makes_a_job_wait_not_fail(
     calm = run(worker, add_job(worker))
     monkeypatch.setattr("rftkit.server.worker.FULL_SECONDS", 0.0)
     chance = iter([False, True, False, False, True, True, False, True] + [False] * 1000)
-    write, save = journal_module._write, TorchEngine.save_adapter
+    write, save = journal_module.write_whole, TorchEngine.save_adapter
 
     def maybe_full(*arguments: Any) -> None:
         if next(chance):
@@ -247,7 +247,7 @@ def test_a_full_disk_makes_a_job_wait_not_fail(
             raise RuntimeError("I/O error: No space left on device (os error 28)")
         save(*arguments)
 
-    monkeypatch.setattr(journal_module, "_write", maybe_full)
+    monkeypatch.setattr(journal_module, "write_whole", maybe_full)
     monkeypatch.setattr(TorchEngine, "save_adapter", maybe_wrapped)
     job = run(worker, add_job(worker))
     assert job.status == "succeeded", job.error

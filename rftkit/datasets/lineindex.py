@@ -7,11 +7,7 @@ size and time of change; the folder may be deleted at any time. Not here: what a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from rftkit import settings
+from rftkit.wholefile import replacing
 
-__all__ = ["LineIndex", "Stamp", "replacing", "stamp"]
+__all__ = ["LineIndex", "Stamp", "stamp"]
 
 FIRST_CAPACITY = 4096
 BLANKS = np.frombuffer(b" \t\r\n\x0b\x0c", dtype=np.uint8)
@@ -144,21 +141,6 @@ class LineIndex:
         index._starts, index._lines = table
         index.num_rows, index.end = int(table.shape[1]), end
         return index
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A file to write that takes the place of `path` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with draft.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _grown(array: Any, capacity: int) -> Any:

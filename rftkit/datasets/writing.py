@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from rftkit.datasets.lineindex import replacing
 from rftkit.errors import InputError
+from rftkit.wholefile import replacing
 
 __all__ = ["refuse_existing", "sha256", "write_lines"]
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit import settings
 from rftkit.evals.items import Record
 from rftkit.evals.samples import SCORE, Run, Samples
+from rftkit.wholefile import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,13 +42,8 @@ def path_of(run_id: str, source: str | None) -> Path:
 def save(record: Record) -> Path:
     """Keep a run; returns its file."""
     path = path_of(record.run.id, record.run.source)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": FORMAT, **asdict(record)}, ensure_ascii=True, allow_nan=False)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".part") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    write_whole(path, text)
     return path
 
 

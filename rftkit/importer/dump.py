@@ -16,7 +16,8 @@ from typing import IO, Any, Protocol
 from urllib.parse import quote
 
 from rftkit.errors import InputError
-from rftkit.importer.ledger import MANIFEST, Ledger, atomic_file, disk_errors
+from rftkit.importer.ledger import MANIFEST, Ledger, disk_errors
+from rftkit.wholefile import replacing
 
 __all__ = [
     "LARGE_BYTES",
@@ -115,7 +116,7 @@ class Dump:
         target = self.folder / name
         with disk_errors(self.folder):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_file(target) as file:
+            with replacing(target) as file:
                 tally = _Tally(file)
                 if name.endswith(".gz"):
                     with gzip.GzipFile("", "wb", 6, tally, mtime=0) as packed:

@@ -8,7 +8,6 @@ Whatever is not in one of the two does not count as saved. Not here: the saved o
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from rftkit.errors import InputError, RftkitError
+from rftkit.wholefile import replacing
 
-__all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "atomic_file", "disk_errors"]
+__all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "disk_errors"]
 
 FORMAT = "rftkit-dump/1"
 MANIFEST = "manifest.json"
@@ -88,7 +88,7 @@ class Ledger:
             return
         if finished is not None:
             self.imports.append(finished)
-            with disk_errors(self.folder), atomic_file(self.folder / MANIFEST) as file:
+            with disk_errors(self.folder), replacing(self.folder / MANIFEST) as file:
                 file.write(json.dumps(self.manifest(), indent=1, ensure_ascii=False).encode())
                 file.write(b"\n")
             (self.folder / JOURNAL).unlink()
@@ -166,21 +166,6 @@ class Ledger:
                 self.not_fetched[line["not_fetched"]] = line["why"]
         elif "account" in line:
             self.account.update(line["account"])
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears under its name whole, and on disk, or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from rftkit.errors import InputError, ReportError
 from rftkit.reports.index import index_page
-from rftkit.reports.render import write_whole
+from rftkit.wholefile import write_whole
 
 __all__ = ["Ledger", "Run", "ledger", "planned"]
 

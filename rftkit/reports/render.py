@@ -19,8 +19,9 @@ from rftkit.reports.document import document, drop_widgets, outside
 from rftkit.reports.execute import execute, read_notebook
 from rftkit.reports.parameters import checked, declared, from_text
 from rftkit.reports.provenance import Making, now
+from rftkit.wholefile import write_whole
 
-__all__ = ["notebook_path", "read_values", "run", "write_whole"]
+__all__ = ["notebook_path", "read_values", "run"]
 
 
 def run(
@@ -112,16 +113,3 @@ def _target(out: str | Path) -> Path:
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise ReportError(f"{target} cannot be written; give the path of a file, such as out.html")
     return target
-
-
-def write_whole(path: Path, content: str) -> None:
-    """All or nothing: a reader never finds half a page."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

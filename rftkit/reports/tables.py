@@ -5,7 +5,6 @@ Not here: how a table looks (`rftkit.views`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from rftkit import settings, views
 from rftkit.errors import ReportError
 from rftkit.views.markup import Html, counted, join, text, wrap
+from rftkit.wholefile import write_whole
 
 __all__ = ["csv_beside", "elsewhere", "table"]
 
@@ -51,14 +51,10 @@ def csv_beside(rows: Any, name: str) -> str | None:
     if not (prefix := settings.report_csv()):
         return None
     path = Path(f"{prefix}-{name}.csv")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pd.DataFrame(rows).to_csv(draft, index=False)
-        draft.replace(path)
+        write_whole(path, pd.DataFrame(rows).to_csv(index=False))
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return path.name
 
 

@@ -33,6 +33,7 @@ from rftkit.server.final_checks import read_checks
 from rftkit.server.link import WorkerLink
 from rftkit.server.platform import Platform
 from rftkit.server.store import Store
+from rftkit.wholefile import write_whole
 
 __all__ = ["main"]
 
@@ -243,13 +244,11 @@ def _address(listener: socket.socket) -> str:
 
 
 def _announce(path: Path, address: str) -> None:
-    """Write `server.json` in one piece."""
+    """Write `server.json`."""
     body = {
         "address": address, "pid": os.getpid(), "started_at": int(time.time()), "version": VERSION,
     }  # fmt: skip
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(body))
-    os.replace(part, path)
+    write_whole(path, json.dumps(body))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError
+from rftkit.wholefile import sync, write_whole
 
 __all__ = ["Journal", "damage", "is_full"]
 
@@ -55,7 +56,7 @@ class Journal:
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Keep the plan."""
-        _write(self.folder / "plan.json", json.dumps(plan, indent=1).encode())
+        write_whole(self.folder / "plan.json", json.dumps(plan, indent=1).encode())
 
     def record(self, kind: str, step: int) -> dict[str, Any] | None:
         """What was written for a step (`kind` is "steps" or "valid"), or None.
@@ -67,7 +68,7 @@ class Journal:
 
     def write_record(self, kind: str, step: int, data: dict[str, Any]) -> None:
         """Keep a step's record, durably; its draft is no longer needed."""
-        _write(self._record_path(kind, step), _packed(data))
+        write_whole(self._record_path(kind, step), _packed(data))
         self._grades_path(kind, step).unlink(missing_ok=True)
         self._draft_path(kind, step).unlink(missing_ok=True)
 
@@ -92,7 +93,7 @@ class Journal:
     def write_draft(self, kind: str, step: int, data: dict[str, Any]) -> None:
         """Keep completions, durably, before they are graded."""
         self._grades_path(kind, step).unlink(missing_ok=True)
-        _write(self._draft_path(kind, step), _packed(data))
+        write_whole(self._draft_path(kind, step), _packed(data))
 
     def grades(self, kind: str, step: int) -> dict[int, dict[str, Any]]:
         """Grades of a draft by the place of their completion; a line cut off is passed over."""
@@ -194,20 +195,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     return data
 
 
-def _write(path: Path, content: bytes) -> None:
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
 def _write_folder(target: Path, save: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
     try:
@@ -215,18 +202,10 @@ def _write_folder(target: Path, save: Callable[[Path], None]) -> None:
         sums = {path.name: _digest(path) for path in sorted(scratch.iterdir())}
         (scratch / SUMS).write_text(json.dumps(sums))
         for path in scratch.iterdir():
-            _sync(path)
-        _sync(scratch)
+            sync(path)
+        sync(scratch)
         os.replace(scratch, target)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target.parent)

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from rftkit.errors import PlatformError, RequestError
 from rftkit.server.database import Database, new_id, now, sql_list
 from rftkit.server.records import TERMINAL, File
+from rftkit.wholefile import sync
 
 __all__ = ["Files"]
 
@@ -70,7 +71,7 @@ class Files(Database):
             blob = self._blob(digest)
             blob.parent.mkdir(exist_ok=True)
             os.replace(part, blob)
-            _sync_folder(blob.parent)
+            sync(blob.parent)
 
         try:
             digest, size = _write_blob(part, data)
@@ -199,12 +200,3 @@ def _write_blob(path: Path, data: bytes | BinaryIO) -> tuple[str, int]:
         out.flush()
         os.fsync(out.fileno())
     return digest.hexdigest(), size
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

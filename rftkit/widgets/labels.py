@@ -8,7 +8,6 @@ grader (`rftkit.evals.agree`). The reward is hidden until a sample is labelled: 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from rftkit.errors import InputError
 from rftkit.evals import Agreement, Label, Samples, agree
 from rftkit.views.conversation import prompt, readable, reference
 from rftkit.views.markup import Html, join, note, number, text, wrap
+from rftkit.wholefile import write_whole
 from rftkit.widgets.panel import Panel
 
 if TYPE_CHECKING:
@@ -162,9 +162,7 @@ class Labeller(Panel):
     def _keep(self, label: Label) -> None:
         self._labels[label.row, label.run, label.sample] = label
         lines = "".join(json.dumps(asdict(each)) + "\n" for each in self.labels)
-        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        draft.write_text(lines, encoding="utf-8")
-        draft.replace(self._path)
+        write_whole(self._path, lines)
 
     # widgets
 

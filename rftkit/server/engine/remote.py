@@ -8,13 +8,13 @@ neither torch nor tinker: the server process refuses with it. Not here: calls (`
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError, RequestError
+from rftkit.wholefile import write_whole
 
 __all__ = [
     "KINDS",
@@ -60,10 +60,7 @@ class Remote:
 
 def keep_remote(home: Path, remote: Remote) -> None:
     """Make it the Tinker model of a home."""
-    home.mkdir(parents=True, exist_ok=True)
-    part = home / f"{FILE}.part"
-    part.write_text(json.dumps(asdict(remote)))
-    os.replace(part, home / FILE)
+    write_whole(home / FILE, json.dumps(asdict(remote)))
 
 
 def forget_remote(home: Path) -> None:
