@@ -311,35 +311,33 @@ def large_job(client: Any, prompts: int, steps: int, staleness: int) -> str:
 
 def watch(client: Any, home: Path, address: str, job: str, steps: int) -> None:
     """Print each step: how long, how busy the server, how large the worker."""
-    seen, before, began = 0, stats(address), time.monotonic()
-    first: tuple[dict[str, float], float] | None = None
-    memory = 0
-    while True:
+    marks: list[tuple[float, dict[str, float]]] = []
+    memory, status = 0, "queued"
+    while status not in ("succeeded", "failed", "cancelled", "paused"):
         status = client.fine_tuning.jobs.retrieve(job).status
-        memory = max(memory, worker_of(home).memory_info().rss)
+        worker = worker_of(home)
+        memory = max(memory, worker.memory_info().rss)
         frame = rftkit.jobs.step_frame(rftkit.jobs.events(client, job))
-        if len(frame) > seen + 1 or (len(frame) and first is None):
-            seen, now, then = int(frame.index[-1]), stats(address), time.monotonic()
-            share = (now["busy"] - before["busy"]) / (then - began)
-            own = worker_of(home).cpu_times()
-            print(f"step {seen}: {then - began:.1f} s, server busy {share:.1%}, slots "
-                  f"{(now['slots'] - before['slots']) / 64 / (then - began):.1%}, worker at most "
-                  f"{memory / 1e6:.0f} MB, {own.user + own.system:.0f} processor s so far",
-                  flush=True)  # fmt: skip
-            first = first or (now, then)
-            before, began = now, then
-        if status in ("succeeded", "failed", "cancelled", "paused"):
-            break
+        if len(frame) > len(marks):
+            marks.append((time.monotonic(), stats(address)))
+            own = worker.cpu_times()
+            print(f"step {len(marks) - 1}: {busy(marks[-2:])}, worker at most {memory / 1e6:.0f} MB, "
+                  f"{own.user + own.system:.0f} processor s", flush=True)  # fmt: skip
         time.sleep(0.5)
-    assert first is not None
-    share = (before["busy"] - first[0]["busy"]) / (began - first[1])
-    print(
-        f"{status}; over {steps} steps the server was busy {share:.1%} of {began - first[1]:.0f} s"
-    )
-    last = [event["data"] for event in rftkit.jobs.events(client, job) if event.get("data")]
-    print("staleness:", [data["staleness"] for data in last if "staleness" in data])
+    # While the last step is graded there is no next one to sample.
+    print(f"{status}; steps 1 to {steps - 1}: {busy(marks[:-1])}")
+    data = [event["data"] for event in rftkit.jobs.events(client, job) if event.get("data")]
+    print("staleness:", [each["staleness"] for each in data if "staleness" in each])
     columns = ["sampling_seconds", "training_seconds", "step_seconds", "failed_grades"]
     print(frame[columns].to_string())
+
+
+def busy(marks: list[tuple[float, dict[str, float]]]) -> str:
+    """How much of the time between the first and the last mark the server computed."""
+    (began, before), (ended, after) = marks[0], marks[-1]
+    seconds = max(ended - began, 1e-9)
+    share, slots = ((after[name] - before[name]) / seconds for name in ("busy", "slots"))
+    return f"{seconds:.0f} s, server busy {share:.1%}, its slots {slots / 64:.1%}"
 
 
 def stats(address: str) -> dict[str, float]:
