@@ -321,8 +321,11 @@ def watch(client: Any, home: Path, address: str, job: str, steps: int) -> None:
         if len(frame) > len(marks):
             marks.append((time.monotonic(), stats(address)))
             own = worker.cpu_times()
-            print(f"step {len(marks) - 1}: {busy(marks[-2:])}, worker at most {memory / 1e6:.0f} MB, "
-                  f"{own.user + own.system:.0f} processor s", flush=True)  # fmt: skip
+            print(
+                f"step {len(marks) - 1}: {busy(marks[-2:])}, worker at most "
+                f"{memory / 1e6:.0f} MB, {own.user + own.system:.0f} processor s",
+                flush=True,
+            )
         time.sleep(0.5)
     # While the last step is graded there is no next one to sample.
     print(f"{status}; steps 1 to {steps - 1}: {busy(marks[:-1])}")
