@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import hypothesis  # noqa: F401  (its plugin imports it at the end, beside the client's threads)
 import openai
 import pytest
-from tinker_server import BASE, Model, running
+from tinker_server import BASE, Model, Pretence, running
 
 import rftkit
 import rftkit.client
@@ -155,16 +156,18 @@ def test_contract_a_policy_that_is_dropped_frees_its_place(engine: TinkerEngine)
         engine.start_policy(LoraConfig(rank=4), seed=seed)
 
 
-def test_a_closed_engine_sends_no_more_signs_of_life(there: Remote) -> None:
-    engine = TinkerEngine(there, name=there.name)
-    engine.start_policy(LoraConfig(), seed=1)
-    engine.sample(requests(engine, 1, 1), None)
-    holders = [engine._current().training.holder, engine._service.holder]
-    engine.close()
-    deadline = time.monotonic() + 30
-    while not all(each._session_heartbeat_task.done() for each in holders):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def test_a_closed_engine_sends_no_more_signs_of_life(there: Remote, tmp_path: Path) -> None:
+    with running(Pretence(tmp_path, 0.0, 4, 8), tmp_path) as (url, app):
+        engine = TinkerEngine(Remote(url, BASE, there.tokenizer), name=BASE)
+        engine.start_policy(LoraConfig(), seed=1)
+        engine.sample(requests(engine, 1, 1), None)
+        holders = [engine._current().training.holder, engine._service.holder]
+        engine.close()
+        assert app.state.calls["unload_model"] == 1
+        deadline = time.monotonic() + 30
+        while not all(each._session_heartbeat_task.done() for each in holders):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_contract_an_archive_makes_a_checkpoint_that_the_embedded_engine_serves(

@@ -2,14 +2,14 @@
 
     python tests/benchmarks/cluster.py same [--png FILE]     one small job, here and on a real SkyRL
     python tests/benchmarks/cluster.py overhead              seconds of a step with nothing computed
-    python tests/benchmarks/cluster.py large [--prompts 1000 --steps 3]
+    python tests/benchmarks/cluster.py large [--prompts 250 --steps 3]
 
 `same`: tiny_copy with rftkit-tiny, 4 prompts × 4 completions × 24 tokens, 15 steps, three seeds, on
 either engine; validation is sampled, since the likeliest answers are right from the start.
 `overhead`: 64 prompts × 4 completions against a server that answers at once; the same calls by the
-bare official client stand beside. `large`: a whole job, 16 completions a prompt, against a server
-that takes its time and a judge whose latency has a long tail and which fails one call in a hundred.
-SkyRL is installed when it is first needed.
+bare official client stand beside. `large`: a whole job of 250 prompts × 64 completions a step (a
+job takes at most 256 prompts), against a server that takes its time and a judge whose latency has a
+long tail and which fails one call in a hundred. SkyRL is installed when it is first needed.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def large_job(client: Any, prompts: int, steps: int, staleness: int) -> str:
         "type": "score_model", "name": "judge", "model": "judge", "range": [0, 1],
         "input": [{"role": "user", "content": "How good is this? {{sample.output_text}}"}],
     }  # fmt: skip
-    knobs = {"batch_size": prompts, "n_epochs": steps, "compute_multiplier": 2,
+    knobs = {"batch_size": prompts, "n_epochs": steps, "compute_multiplier": 8,
              "eval_interval": steps}  # fmt: skip
     job = client.fine_tuning.jobs.create(
         model=PRETENDED, training_file=upload(prompts), validation_file=upload(16), seed=1,
@@ -362,7 +362,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path, default=Path("cluster.png"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=8.0, help="times the usual learning rate")
-    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument(
         "--delay", type=float, default=7.0, help="seconds of a prompt's completions"
