@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("what", choices=["same", "overhead", "large", "judge"])
     parser.add_argument("--png", type=Path, default=Path("cluster.png"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=8.0, help="times the usual learning rate")
+    parser.add_argument("--rate", type=float, default=3.0, help="times the usual learning rate")
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument(

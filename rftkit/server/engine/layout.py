@@ -5,7 +5,7 @@ token attends to: `packed.py` lays out groups (training, prefill), `decode.py` t
 many rows. The layers of `stack.py` ask the layout themselves; a model whose layers are
 transformers' own gets it as a keyword argument of its forward, and the attention function
 registered here finds it there. Not covered: sliding windows, soft-capped or sink attention; such
-models are refused by name.
+models take the plain path (`plain.py`).
 """
 
 from __future__ import annotations
