@@ -109,6 +109,9 @@ class PlatformError(RftkitError):
 class EngineLostError(RftkitError):
     """The server that an engine works on is away, or has lost what was on it."""
 
+    refused = False
+    """Whether it answered, and refused: asking again may be in vain."""
+
 
 class JobFailedError(RftkitError):
     """A job that was waited for ended in `failed` or `cancelled`."""

@@ -12,6 +12,7 @@ import in_process
 import pytest
 from in_process import add_job, messages, metrics, run
 
+from rftkit.errors import EngineLostError
 from rftkit.graders import Sample
 from rftkit.server import journal as journal_module
 from rftkit.server.engine.torch import TorchEngine
@@ -275,6 +276,28 @@ CALLED = {
     "input": "{{sample.output_tools[0].function.arguments}}",
     "reference": "{{item.answer}}",
 }
+
+
+@pytest.mark.parametrize(("refused", "ends"), [(True, "failed"), (False, "running")])
+def test_a_server_that_refuses_time_after_time_fails_the_job_one_that_is_away_does_not(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, refused: bool, ends: str
+) -> None:
+    def lose(_: Any) -> None:
+        error = EngineLostError("the Tinker server said: rank 64 is above 32")
+        error.refused = refused
+        raise error
+
+    monkeypatch.setattr("rftkit.server.worker.AWAY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("rftkit.server.rft.train", lose)
+    job = add_job(worker)
+    worker.run_job(job)  # validates
+    for _ in range(5):
+        assert worker.store.job(job.id).status != "failed"
+        worker.run_job(worker.store.update_job(job.id, status="running"))
+    found = worker.store.job(job.id)
+    assert found.status == ends
+    if refused:
+        assert "rank 64 is above 32. It refused 5 times in a row" in found.error["message"]
 
 
 def test_tools_of_a_row_are_called_and_graded(worker: Worker) -> None:

@@ -47,6 +47,8 @@ LOOK_SECONDS = 2.0
 """How often an idle worker looks for jobs without being woken."""
 AWAY_SECONDS = (2.0, 60.0)
 """How long a job waits, first and at most, for a server that trains to come back."""
+REFUSALS = 5
+"""How often a server that trains may refuse the same step before its job fails."""
 FULL_SECONDS = 5.0
 """How long a job waits before it tries a full disk again."""
 
@@ -62,6 +64,7 @@ class Worker:
         self.news = threading.Event()
         self.away_seconds = AWAY_SECONDS[0]
         self.lost_at: tuple[str, int] | None = None
+        self.refusals = 0
 
     def hear(self, line: str) -> None:
         """Take one message of the server."""
@@ -131,12 +134,18 @@ class Worker:
     def _wait_for_engine(self, job: Job, error: EngineLostError) -> None:
         """A server that is away may come back: the job goes on from its last state, journal first.
 
-        Each time in vain the wait is longer; a step that was done since makes it short again.
+        Each time in vain the wait is longer; a step that was done since makes it short again. A
+        server that refuses the same step time after time means it: the job fails.
         """
         first, most = AWAY_SECONDS
         here = (job.id, len(Journal(self.home / "jobs" / job.id).steps()))
-        self.away_seconds = min(most, 2 * self.away_seconds) if here == self.lost_at else first
-        self.lost_at = here
+        if here != self.lost_at:
+            self.lost_at, self.away_seconds, self.refusals = here, first / 2, 0
+        self.away_seconds = min(most, 2 * self.away_seconds)
+        self.refusals = self.refusals + 1 if error.refused else 0
+        if self.refusals == REFUSALS:
+            self._end(job, RftkitError(f"{error}. It refused {REFUSALS} times in a row"))
+            return
         message = f"{error}. The job tries again in {self.away_seconds:.0f} s."
         self._log(f"{job.id}: {message}")
         self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")

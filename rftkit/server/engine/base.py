@@ -205,6 +205,14 @@ class Engine(Protocol):
         """A fresh policy and optimizer: the base model, or a saved adapter to go on from."""
         ...
 
+    def drop_policy(self) -> None:
+        """Forget the policy; what was saved of it stays."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what the engine holds, here or on a server; it is not used again."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the policy, optimizer included, into an empty folder."""
         ...

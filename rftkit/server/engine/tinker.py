@@ -41,6 +41,7 @@ __all__ = ["TinkerEngine"]
 IN_FLIGHT = 256
 """Most prompts that wait for the server at once."""
 POLL_SECONDS = 0.02
+REFUSALS = (400, 401, 403, 422)  # status codes; others say that it is away, busy or has forgotten
 UNLOAD_SECONDS = 10
 LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
 """Our names of losses, and the protocol's."""
@@ -362,9 +363,11 @@ class TinkerEngine:
             raise
         except (self._tinker.TinkerError, RetryableException, ValueError, OSError) as error:
             # The client has retried for minutes; what is not to be retried comes as ValueError.
-            raise EngineLostError(
+            lost = EngineLostError(
                 f"the Tinker server {self.remote.url} failed: {str(error)[:500] or type(error)}"
-            ) from error
+            )
+            lost.refused = getattr(error, "status_code", None) in REFUSALS
+            raise lost from error
 
 
 class _Policy:

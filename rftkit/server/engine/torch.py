@@ -230,6 +230,10 @@ class TorchEngine:
         self._policy, self._optimizer = None, None
         self._use("policy")
 
+    def close(self) -> None:
+        """See Engine.close: the memory goes with the last reference."""
+        self.drop_policy()
+
     def save_adapter(self, folder: Path) -> None:
         """See Engine.save_adapter: PEFT's folder format."""
         lora.save_adapter(folder, self._trained()[0], self._config, self.name)
