@@ -163,7 +163,7 @@ class Pretence:
     """A cluster without a model: completions of random tokens that take their time."""
 
     def __init__(self, state: Path, delay: float, workers: int, tokens: int) -> None:
-        self.state, self.delay, self.tokens = state, delay, tokens
+        self.state, self.delay, self.workers, self.tokens = state, delay, workers, tokens
         self.slots = threading.Semaphore(workers)
         self.policies: set[str] = set()
         self._lock = threading.Lock()
@@ -195,7 +195,8 @@ class Pretence:
         self.policies.add(policy)
 
     def forward_backward(self, policy: str, given: Json) -> Json:
-        self._spend(self.delay)
+        # As much for a completion as sampling it costs with every slot at work.
+        self._spend(self.delay * len(given["data"]) / 64 / self.workers)
         outputs = []
         for datum in given["data"]:
             values = datum["loss_fn_inputs"]["logprobs"]["data"]

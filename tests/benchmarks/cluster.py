@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument(
-        "--delay", type=float, default=7.0, help="seconds of a prompt's completions"
+        "--delay", type=float, default=20.0, help="seconds of a prompt's completions"
     )
     parser.add_argument("--staleness", type=int, default=1)
     parser.add_argument("--port", type=int)
