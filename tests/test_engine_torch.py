@@ -369,3 +369,33 @@ def test_attention_that_is_not_covered_takes_the_plain_path_and_says_so(
     before = policy_of(engine)
     engine.train_step(groups, SETTINGS)
     assert any((policy_of(engine)[name] != before[name]).any() for name in before)
+
+
+def test_the_plain_path_takes_completions_that_add_no_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.server.engine.plain.TOKENS", 1)  # every text by itself
+    folder = write(tmp_path / "base", "Mistral")
+    engine = TorchEngine(folder, name="some-model", device="cpu", dtype=torch.float32)
+    moved_policy(engine)
+    engine.save_adapter(tmp_path / "adapter")
+    asked = requests(engine, max_tokens=1)
+    groups = groups_from(asked, engine.sample(asked))
+    with torch.no_grad():
+        ours = engine.logprobs(groups).tolist()
+    plain = [x for group in groups for x in plain_logprobs(folder, tmp_path / "adapter", group)]
+    assert ours == pytest.approx(plain, abs=1e-4)
+
+
+def test_a_kl_that_is_only_looked_at_cannot_stop_an_update(
+    llama: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved_policy(llama)
+    asked = requests(llama)
+    groups = groups_from(asked, llama.sample(asked))
+    monkeypatch.setattr(
+        "rftkit.server.engine.torch.kl_estimate", lambda policy, _: policy * float("inf")
+    )
+    assert llama.train_step(groups, SETTINGS).kl is None
+    with pytest.raises(NotFiniteError):
+        llama.train_step(groups, dataclasses.replace(SETTINGS, kl_coef=0.1))

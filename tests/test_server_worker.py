@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -298,6 +299,27 @@ def test_a_server_that_refuses_time_after_time_fails_the_job_one_that_is_away_do
     assert found.status == ends
     if refused:
         assert "rank 64 is above 32. It refused 5 times in a row" in found.error["message"]
+
+
+def test_a_job_has_the_budget_of_its_plan_and_leaves_the_engines_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(given: Any) -> None:
+        seen.append((given.engine.memory_bytes, given.plan.memory_bytes))
+
+    monkeypatch.setattr("rftkit.server.rft.train", look)
+    jobs = [add_job(worker), add_job(worker)]
+    for job in jobs:
+        worker.run_job(job)  # validates
+    planned = dataclasses.replace(make_plan(jobs[0], 4), memory_bytes=12_345_678)
+    journal_module.Journal(worker.home / "jobs" / jobs[0].id).write_plan(planned.to_dict())
+    for job in jobs:
+        worker.run_job(worker.store.update_job(job.id, status="running"))
+    (of_plan, _), (measured, as_planned) = seen
+    assert of_plan == 12_345_678
+    assert measured == as_planned > 50_000_000
 
 
 def test_tools_of_a_row_are_called_and_graded(worker: Worker) -> None:

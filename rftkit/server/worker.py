@@ -191,8 +191,8 @@ class Worker:
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
         engine = self.engines.get(base, say, kind)
         thinking = start.thinking if start and start.thinking else engine.thinking
-        plan = plan or make_plan(job, len(rows), thinking, kind, engine.memory_bytes)
-        engine.memory_bytes = plan.memory_bytes or engine.memory_bytes
+        budget = engine.memory_bytes
+        plan = plan or make_plan(job, len(rows), thinking, kind, budget)
         journal.write_plan(plan.to_dict())
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))
@@ -216,6 +216,7 @@ class Worker:
                 checks=read_checks(self.home),
                 compile=lambda spec: self._compiled(spec, plan),
             )
+            engine.memory_bytes = plan.memory_bytes or budget
             try:
                 (probe if job.is_probe else rft.train)(run)
             except EngineLostError:
@@ -223,6 +224,7 @@ class Worker:
                 raise
             finally:
                 engine.drop_policy()
+                engine.memory_bytes = budget  # the next job's plan is not this one's
 
     def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
         return self._compiled(job.method["reinforcement"]["grader"], plan)

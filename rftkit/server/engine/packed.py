@@ -51,7 +51,8 @@ class Packed:
         for p, lengths in self._lengths:
             prompt, start = tokens[start : start + p], start + p
             places += [(len(texts), i) for i in range(p)]
-            for length in lengths or (0,):
+            # One-token answers add no input, but a prompt is a text even when it is alone.
+            for length in [each for each in lengths if each] or [0]:
                 places += [(len(texts), p + i) for i in range(length)]
                 texts.append(prompt + tokens[start : start + length])
                 start += length

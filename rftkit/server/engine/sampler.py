@@ -19,13 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.guide import Guide
 from rftkit.server.engine.logprobs import scores, shares
 from rftkit.server.engine.packed import Packed
+from rftkit.server.engine.plain import PlainDecode
 
 __all__ = ["Policy", "sample"]
 
+Layout = Decode | PlainDecode
 SHRINK_BELOW = 0.8  # rows are moved together when fewer than this share is alive
 
 
@@ -46,7 +49,7 @@ class Policy(Protocol):
         """Last hidden states (N, width) of tokens (N,) under a layout."""
         ...
 
-    def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Any:
+    def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Layout:
         """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
         ...
 
@@ -156,7 +159,7 @@ def _decode(
             breathe()
 
 
-def _read(policy: Policy, rows: list[_Row], layout: Any) -> torch.Tensor:
+def _read(policy: Policy, rows: list[_Row], layout: Layout) -> torch.Tensor:
     """Let the model read as many tokens of each row as every row has; the last states (R, width).
 
     Rows that have ended and are still in the layout read anything.
@@ -236,7 +239,7 @@ def _guide(policy: Policy, request: SampleRequest) -> Guide | None:
 
 def _prefill(
     policy: Policy, requests: Sequence[SampleRequest], rows: Sequence[_Row]
-) -> tuple[torch.Tensor, Any]:
+) -> tuple[torch.Tensor, Layout]:
     """Hidden state of the last token of every row (R, width), and the decode layout.
 
     Rows of one prompt have all said the same so far, having had no choice: it is read once.

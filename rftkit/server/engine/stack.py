@@ -167,22 +167,29 @@ class Stack:
 
     def __init__(self, layers: Sequence[Layer], rotary: Any) -> None:
         self.layers = layers
-        self.memory_bytes: int | None = None
-        """Most that may be kept for a way back; None: no bound."""
         self._rotary = rotary
 
-    def hidden(self, x: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """States behind the last layer, before the last norm; x (N, width) float32 is used up."""
+    def hidden(
+        self, x: torch.Tensor, layout: Layout, memory_bytes: int | None = None
+    ) -> torch.Tensor:
+        """States behind the last layer, before the last norm; x (N, width) float32 is used up.
+
+        `memory_bytes` is the most that may be kept for a way back.
+        """
         tables = self._tables(x, layout)
         if torch.is_grad_enabled():
             masters = [m for layer in self.layers for block in layer.blocks for m in block.masters]
-            result: torch.Tensor = _StackFunction.apply(x, self, tables, layout, *masters)  # type: ignore[no-untyped-call]
+            result: torch.Tensor = _StackFunction.apply(
+                x, self, tables, layout, memory_bytes, *masters
+            )  # type: ignore[no-untyped-call]
             return result
         for layer in self.layers:
             layer.forward(x, tables, layout)
         return x
 
-    def forward(self, x: torch.Tensor, tables: Tables, layout: Packed) -> list[Any]:
+    def forward(
+        self, x: torch.Tensor, tables: Tables, layout: Packed, memory_bytes: int | None
+    ) -> list[Any]:
         """Change x in place; what each layer needs on the way back.
 
         Where that would be more than `memory_bytes`, a layer's input is kept instead, and the
@@ -191,7 +198,7 @@ class Stack:
         first, *others = self.layers
         kept: list[Any] = [first.forward(x, tables, layout)]
         each = _num_bytes(kept[0])
-        again = self.memory_bytes is not None and each * len(self.layers) > self.memory_bytes
+        again = memory_bytes is not None and each * len(self.layers) > memory_bytes
         for layer in others:
             if again:
                 kept.append(x.clone())
@@ -215,10 +222,16 @@ class Stack:
 class _StackFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, stack: Stack, tables: Tables, layout: Packed, *masters: Any
+        ctx: Any,
+        x: torch.Tensor,
+        stack: Stack,
+        tables: Tables,
+        layout: Packed,
+        memory_bytes: int | None,
+        *masters: Any,
     ) -> torch.Tensor:
         x = x.clone()
-        ctx.kept = stack.forward(x, tables, layout)
+        ctx.kept = stack.forward(x, tables, layout, memory_bytes)
         ctx.stack, ctx.tables, ctx.layout = stack, tables, layout
         return x
 
@@ -231,7 +244,7 @@ class _StackFunction(torch.autograd.Function):
             if torch.is_tensor(kept):
                 kept = layer.forward(kept, ctx.tables, ctx.layout)
             of_masters = layer.backward(grad, ctx.tables, ctx.layout, kept) + of_masters
-        return None, None, None, None, *of_masters
+        return None, None, None, None, None, *of_masters
 
 
 def _num_bytes(kept: Any) -> int:

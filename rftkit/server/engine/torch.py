@@ -147,7 +147,8 @@ class TorchEngine:
         # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
         embedded = self._decoder.get_input_embeddings()(tokens).float()
         if self._stack is not None:
-            states: torch.Tensor = self._decoder.norm(self._stack.hidden(embedded, layout))
+            last = self._stack.hidden(embedded, layout, self.memory_bytes)
+            states: torch.Tensor = self._decoder.norm(last)
             return states
         output = self._decoder(
             inputs_embeds=embedded[None],
@@ -354,8 +355,6 @@ class TorchEngine:
         optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
         sums = _Sums()
-        if self._stack is not None:
-            self._stack.memory_bytes = self.memory_bytes
         for batch in micro_batches(groups, TRAIN_TOKENS):
             loss = self._loss(batch, settings, num_tokens, sums)
             loss.backward()
@@ -423,9 +422,10 @@ class TorchEngine:
             some = groups if settings.kl_coef > 0 else groups[:1]
             with torch.no_grad(), self._using(None):
                 reference = self._logprobs(some, settings.temperature)
-            kl = kl_estimate(policy_logprobs[: len(reference)], reference)
-            total = total + settings.kl_coef * kl.sum()
-            sums.kl += float(kl.detach().sum())
+            kl = kl_estimate(policy_logprobs[: len(reference)], reference).sum()
+            if settings.kl_coef > 0:  # else it is only looked at: 0 × infinity would be no number
+                total = total + settings.kl_coef * kl
+            sums.kl += float(kl.detach())
             sums.kl_tokens += len(reference)
         sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs)
         return total / num_tokens
@@ -466,12 +466,13 @@ class _Sums:
         self.largest = max(self.largest, float(gap.max()))
 
     def stats(self, grad_norm: float, num_tokens: int) -> StepStats:
+        kl = self.kl / max(self.kl_tokens, 1)
         return StepStats(
             loss=self.loss,
             grad_norm=grad_norm,
             clip_fraction=self.clipped / num_tokens,
             entropy=self.entropy / num_tokens,
-            kl=self.kl / max(self.kl_tokens, 1),
+            kl=kl if math.isfinite(kl) else None,
             logprob_gap_mean=self.gap / num_tokens,
             logprob_gap_max=self.largest,
             num_tokens=num_tokens,
