@@ -11,7 +11,7 @@ from engine_models import write
 from test_engine_torch import groups_from, moved_policy, requests
 
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
-from rftkit.server.engine.batches import lay_out
+from rftkit.server.engine.batches import lay_out, micro_batches
 from rftkit.server.engine.torch import TorchEngine
 
 
@@ -69,6 +69,25 @@ def test_layers_computed_again_give_the_same_gradient_to_the_bit(engine: TorchEn
         assert torch.equal(gradients(engine, groups), kept)
     finally:
         engine.memory_bytes = budget
+
+
+def test_a_micro_batch_is_as_large_as_what_it_keeps_allows(engine: TorchEngine) -> None:
+    assert engine._stack is not None
+    group = TrainGroup([5] * 90, [[6] * 10], [[-1.0] * 10], [1.0])
+    each = engine._stack.kept_bytes(100)
+    budget = engine.memory_bytes
+    try:
+        for tokens, wanted in ((1, 1_024), (2_000, 2_000), (10_000, 4_096)):
+            engine.memory_bytes = tokens * each
+            assert engine._batch_tokens([group]) == wanted
+    finally:
+        engine.memory_bytes = budget
+
+
+def test_micro_batches_are_of_about_the_same_size() -> None:
+    groups = [TrainGroup([5] * 60, [[6] * 40], [[-1.0] * 40], [1.0])] * 11
+    sizes = [len(batch) for batch in micro_batches(groups, 500)]
+    assert sizes == [4, 4, 3]
 
 
 def test_a_small_budget_decodes_in_more_waves_and_says_the_same(engine: TorchEngine) -> None:

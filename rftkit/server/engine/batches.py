@@ -7,6 +7,7 @@ completion had to end with is not computed at all. Not here: the model, and atte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -84,20 +85,22 @@ def _longest(tokens_G_T: Sequence[list[int]]) -> list[int]:
 
 
 def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> Iterator[list[TrainGroup]]:
-    """Groups packed into forward passes of about `max_tokens`; a larger group is split.
+    """Groups packed into forward passes of at most `max_tokens`, of about the same size.
 
-    A split repeats the prompt, which changes nothing but the time: the loss is a sum over tokens.
+    A larger group is split, which repeats its prompt and changes nothing but the time: the loss is
+    a sum over tokens.
     """
+    parts = [part for group in groups for part in _split(group, max_tokens)]
+    sizes = [len(part.prompt_ids) + sum(map(len, part.tokens_G_T)) for part in parts]
+    aim = sum(sizes) / max(1, math.ceil(sum(sizes) / max_tokens))
     batch: list[TrainGroup] = []
     used = 0
-    for group in groups:
-        for part in _split(group, max_tokens):
-            size = len(part.prompt_ids) + sum(map(len, part.tokens_G_T))
-            if batch and used + size > max_tokens:
-                yield batch
-                batch, used = [], 0
-            batch.append(part)
-            used += size
+    for part, size in zip(parts, sizes, strict=True):
+        if batch and (used + size > max_tokens or used + size / 2 > aim):
+            yield batch
+            batch, used = [], 0
+        batch.append(part)
+        used += size
     if batch:
         yield batch
 

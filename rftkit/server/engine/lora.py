@@ -28,7 +28,7 @@ AdapterWeights = dict[str, torch.Tensor]
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input."""
-PACKED_ROWS = 512
+PACKED_ROWS = 384
 """Up to this many rows a product is faster with weights packed beforehand."""
 
 

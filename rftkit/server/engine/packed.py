@@ -1,9 +1,9 @@
 """Groups laid end to end: a prompt, then its completions, each seeing the prompt and itself.
 
 A prompt is computed once for all of its completions, forward and backward; with no completions
-this is the prefill of the sampler. Both passes are written out, one group at a time: its score
-matrices stay in the processor's cache, nothing is masked but the diagonal, and the gradient of a
-shared key is one product over all the tokens that saw it.
+this is the prefill of the sampler, which writes no scores down. In training both passes are
+written out, one group at a time: its score matrices stay in the processor's cache, nothing is
+masked but the diagonal, and the gradient of a shared key is one product over all that saw it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from rftkit.server.engine.attention import attend
 
 __all__ = ["Packed"]
 
@@ -62,10 +64,13 @@ class Packed:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, Any]:
         """See Layout."""
+        out = q.new_empty(q.shape)
         if self.keys is not None:
             self.keys.append(k)
             self.values.append(v)
-        out = q.new_empty(q.shape)
+            for group in self._groups:
+                group.prefill(q, k, v, out)
+            return out.view(len(out), -1), None
         kept = [group.forward(q, k, v, out) for group in self._groups]
         return out.view(len(out), -1), kept
 
@@ -100,6 +105,14 @@ class _Group:
         self.gather = torch.tensor(gather, device=device, dtype=torch.long)  # (G·T,) on the line
         self.scatter = torch.tensor(scatter, device=device, dtype=torch.long)  # (own,) in G·T
         self.later = _later(max(longest, min(prompt, BLOCK)), device)
+
+    def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
+        """Fill the rows of a prompt without completions; there will be no backward pass."""
+        queries = q[self.prompt].permute(1, 2, 0, 3)  # (K, H/K, P, D)
+        keys, values = (
+            each[self.prompt].transpose(0, 1)[:, None].expand(queries.shape) for each in (k, v)
+        )
+        out[self.prompt] = attend(queries, keys, values, causal=True)[0].permute(2, 0, 1, 3)
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor

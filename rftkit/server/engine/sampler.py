@@ -22,13 +22,14 @@ from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.guide import Guide
-from rftkit.server.engine.logprobs import scores, shares
+from rftkit.server.engine.logprobs import scores
 from rftkit.server.engine.packed import Packed
 from rftkit.server.engine.plain import PlainDecode
 
 __all__ = ["Policy", "sample"]
 
 Layout = Decode | PlainDecode
+STRETCH = 256  # tokens whose weights are summed first
 SHRINK_BELOW = 0.8  # rows are moved together when fewer than this share is alive
 
 
@@ -295,7 +296,7 @@ def _draw_free(
     wanted = max(requests[row.request].num_top_logprobs for row in rows)
     top = torch.topk(values, wanted) if wanted else None
     greedy = values.argmax(dim=-1) if temperature == 0 else None
-    powers, total = shares(values)
+    powers = torch.softmax(values, dim=-1)
     if greedy is not None:
         tokens = greedy
     else:
@@ -305,7 +306,9 @@ def _draw_free(
         )
         tokens = _inverse_cdf(_nucleus(powers, top_p), uniforms)
     chosen = tokens.tolist()
-    logprobs = (values.gather(1, tokens[:, None])[:, 0] - total).tolist()
+    of_chosen = torch.log(powers.gather(1, tokens[:, None])[:, 0])
+    total = values.gather(1, tokens[:, None])[:, 0] - of_chosen  # the log of the sum
+    logprobs = of_chosen.tolist()
     for r, row in enumerate(rows):
         count = requests[row.request].num_top_logprobs
         if count and top is not None:
@@ -322,14 +325,34 @@ def _append(row: _Row, token: int, logprob: float) -> None:
 
 
 def _inverse_cdf(powers: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token at which the running share of weights (R, V) passes each uniform (R,)."""
-    running = torch.cumsum(powers, dim=-1)
+    """The token at which the running share of weights (R, V) passes each uniform (R,).
+
+    First the stretch of tokens in which it does, then the token: a running sum over a whole
+    vocabulary takes longer than all else that is done to the weights.
+    """
+    padding = -powers.shape[-1] % STRETCH
+    stretches = torch.nn.functional.pad(powers, (0, padding)) if padding else powers
+    stretches = stretches.unflatten(-1, (-1, STRETCH))  # (R, V / STRETCH, STRETCH)
+    at, rest = _first_above(stretches.sum(-1), uniforms.to(torch.float32)[:, None], share=True)
+    rows = torch.arange(len(powers), device=powers.device)
+    token, _ = _first_above(stretches[rows, at[:, 0]], rest)
+    return (at * STRETCH + token)[:, 0]
+
+
+def _first_above(
+    weights: torch.Tensor, target: torch.Tensor, *, share: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the running sum of weights (R, N) first exceeds the target (R, 1), and what is left.
+
+    With `share` the target is one of the whole sum.
+    """
+    running = torch.cumsum(weights, dim=-1)
     total = running[:, -1:]
-    # Strictly below the total, so that the token found has a weight.
-    target = torch.minimum(
-        uniforms.to(torch.float32)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
-    )
-    return torch.searchsorted(running, target, right=True)[:, 0]
+    # Strictly below the total, so that what is found has a weight.
+    below = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(target * total if share else target, below)
+    at = torch.searchsorted(running, target, right=True)
+    return at, target - (running - weights).gather(1, at)
 
 
 def _nucleus(powers: torch.Tensor, top_p: list[float]) -> torch.Tensor:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError
-from rftkit.server.engine import lora, models, prompts, sampler
+from rftkit.server.engine import lora, memory, models, prompts, sampler
 from rftkit.server.engine.base import (
     Adapter,
     Completion,
@@ -49,7 +49,8 @@ __all__ = ["TorchEngine"]
 MAX_ROWS = 256
 MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
 MEMORY_BYTES = 2**31  # more makes nothing faster on a CPU
-TRAIN_TOKENS = 1_024  # tokens of one forward-backward
+TRAIN_TOKENS = 4_096  # of one forward-backward, where what it keeps fits the memory
+LEAST_TRAIN_TOKENS = 1_024  # fewer cost more time than computing layers again
 CACHED_ADAPTERS = 8
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
 _THREADS = torch.get_num_threads()
@@ -70,6 +71,7 @@ class TorchEngine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         register_attention()
+        memory.keep()
         self.name = name
         self.device = torch.device(device or _best_device())
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -234,6 +236,7 @@ class TorchEngine:
     def close(self) -> None:
         """See Engine.close: the memory goes with the last reference."""
         self.drop_policy()
+        memory.give_back()
 
     def save_adapter(self, folder: Path) -> None:
         """See Engine.save_adapter: PEFT's folder format."""
@@ -256,16 +259,14 @@ class TorchEngine:
         policy, optimizer = self._trained()
         for key, value in load_file(folder / "optimizer.safetensors").items():
             name, field = key.split(":")
-            # AdamW keeps its step counter on the CPU.
-            device = torch.device("cpu") if field == "step" else self.device
-            optimizer.state[policy[name]][field] = value.clone().to(device)
+            optimizer.state[policy[name]][field] = value.clone().to(self.device)
 
     def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
         self._config = config
         # One order for ever: the gradient's norm is a sum, and files have an order of their own.
         self._policy = {name: weights[name].requires_grad_() for name in sorted(weights)}
         self._optimizer = torch.optim.AdamW(
-            list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
+            list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
         self._use("policy")
 
@@ -355,7 +356,7 @@ class TorchEngine:
         optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
         sums = _Sums()
-        for batch in micro_batches(groups, TRAIN_TOKENS):
+        for batch in micro_batches(groups, self._batch_tokens(groups)):
             loss = self._loss(batch, settings, num_tokens, sums)
             loss.backward()
             sums.loss += float(loss.detach())
@@ -371,6 +372,14 @@ class TorchEngine:
         for block in self._blocks:
             block.refresh()
         return sums.stats(float(norm), num_tokens)
+
+    def _batch_tokens(self, groups: Sequence[TrainGroup]) -> int:
+        """Tokens of one forward-backward, by what a backward pass keeps of each."""
+        if self._stack is None:
+            return LEAST_TRAIN_TOKENS
+        longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
+        fitting = (self.memory_bytes or MEMORY_BYTES) // self._stack.kept_bytes(longest)
+        return min(TRAIN_TOKENS, max(LEAST_TRAIN_TOKENS, fitting))
 
     def _not_finite(self, groups: Sequence[TrainGroup], settings: TrainSettings) -> list[int]:
         """Which groups have a loss or gradient of their own that is not finite."""
