@@ -16,7 +16,7 @@ import torch
 
 from rftkit.server.engine.grammar import Masks, unpack
 
-__all__ = ["scores", "shares", "token_logprobs"]
+__all__ = ["scores", "token_logprobs"]
 
 CHUNK_ROWS = 128
 FUSED_ROWS = 1_024
@@ -103,7 +103,10 @@ class _Chunk(torch.autograd.Function):
 
 
 class _Fused(_Chunk):
-    """The same of many rows, without logits: p · head is attention of the rows on the head."""
+    """The same of many rows, without logits: p · head is attention of the rows on the head.
+
+    torch's public attention does not hand out the log of the sum; the operator below it does.
+    """
 
     @staticmethod
     def forward(

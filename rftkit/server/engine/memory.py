@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 
 __all__ = ["give_back", "keep"]
 
@@ -20,6 +21,8 @@ KEPT_BYTES = 2**31 - 1
 @functools.cache
 def _libc() -> ctypes.CDLL | None:
     """The C library, where it is glibc."""
+    if sys.platform != "linux":
+        return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version") else None
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-
-from rftkit.server.engine.attention import attend
+from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ["Packed"]
 
@@ -112,7 +111,8 @@ class _Group:
         keys, values = (
             each[self.prompt].transpose(0, 1)[:, None].expand(queries.shape) for each in (k, v)
         )
-        out[self.prompt] = attend(queries, keys, values, causal=True)[0].permute(2, 0, 1, 3)
+        rows = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
+        out[self.prompt] = rows.permute(2, 0, 1, 3)
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor

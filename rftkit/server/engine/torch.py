@@ -232,11 +232,11 @@ class TorchEngine:
         """Forget the policy; what remains is the base model."""
         self._policy, self._optimizer = None, None
         self._use("policy")
+        memory.give_back()
 
     def close(self) -> None:
         """See Engine.close: the memory goes with the last reference."""
         self.drop_policy()
-        memory.give_back()
 
     def save_adapter(self, folder: Path) -> None:
         """See Engine.save_adapter: PEFT's folder format."""
