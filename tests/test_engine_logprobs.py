@@ -57,3 +57,15 @@ def test_the_ends_of_a_draw_have_weights() -> None:
     weights[:, [7, 300, 599]] = torch.tensor([0.2, 0.3, 0.5])
     uniforms = torch.tensor([0.0, 0.5, 1.0])
     assert _inverse_cdf(weights, uniforms).tolist() == [7, 599, 599]
+
+
+def test_a_draw_on_the_edge_of_a_stretch_has_a_weight() -> None:
+    chance = torch.Generator().manual_seed(2)
+    weights = torch.softmax(torch.randn(400, 2_048, generator=chance), dim=-1)
+    weights[:, ::256] = 0  # a rounding below the edge would find these
+    running = weights.unflatten(-1, (-1, 256)).sum(-1).cumsum(-1)
+    edges = (running / running[:, -1:])[:, :-1]
+    for uniforms in (edges, edges.nextafter(torch.zeros(())), edges.nextafter(torch.ones(()))):
+        for column in uniforms.unbind(1):
+            drawn = _inverse_cdf(weights, column)
+            assert weights.gather(1, drawn[:, None]).min() > 0

@@ -352,7 +352,8 @@ def _first_above(
     below = torch.nextafter(total, torch.zeros_like(total))
     target = torch.minimum(target * total if share else target, below)
     at = torch.searchsorted(running, target, right=True)
-    return at, target - (running - weights).gather(1, at)
+    # Rounding can put an edge above its target: less than nothing would find what has no weight.
+    return at, (target - (running - weights).gather(1, at)).clamp_(min=0)
 
 
 def _nucleus(powers: torch.Tensor, top_p: list[float]) -> torch.Tensor:
