@@ -33,8 +33,7 @@ def scores(
         logits /= temperature
     if masks is None:
         return logits
-    forbidden = torch.from_numpy(unpack(~masks, head.shape[0])).to(hidden.device)
-    return logits.masked_fill_(forbidden, NEVER)
+    return _forbid(logits, masks)
 
 
 def shares(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,13 +59,22 @@ def token_logprobs(
     is_fused = (
         back.dtype == torch.bfloat16 and back.device.type == "cpu" and len(hidden) >= FUSED_FROM
     )
-    chunk, most = (_Fused, FUSED_ROWS) if is_fused else (_Chunk, CHUNK_ROWS)
+    most = FUSED_ROWS if is_fused else CHUNK_ROWS
     num = math.ceil(len(hidden) / math.ceil(len(hidden) / most)) if len(hidden) else 1
     parts = [hidden.new_zeros(0, dtype=torch.float32)]
     for start in range(0, len(hidden), num):
         rows = slice(start, start + num)
         chunk_masks = None if masks is None else masks[rows]
-        parts.append(chunk.apply(hidden[rows], head, back, tokens[rows], chunk_masks, temperature))  # type: ignore[no-untyped-call]
+        parts.append(
+            _Chunk.apply(
+                hidden[rows],
+                None if is_fused else head,
+                back,
+                tokens[rows],
+                chunk_masks,
+                temperature,
+            )  # type: ignore[no-untyped-call]
+        )
     return torch.cat(parts)
 
 
@@ -81,20 +89,26 @@ class _Chunk(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        head: torch.Tensor,
+        head: torch.Tensor | None,  # None: no logits
         back: torch.Tensor,
         tokens: torch.Tensor,
         masks: Masks | None,
         temperature: float,
     ) -> torch.Tensor:
-        values = scores(hidden, head, masks, temperature)
-        chosen = values.gather(1, tokens[:, None])[:, 0]
-        powers, total = shares(values)
-        if ctx.needs_input_grad[0]:
-            mean = (powers.to(back.dtype) @ back).float()
-            slope = (back[tokens].float() - mean) / temperature
+        wants_mean: bool = ctx.needs_input_grad[0]
+        mean: torch.Tensor | None = None
+        if head is None:
+            logits, total, mean = _without_logits(hidden, back, tokens, masks, temperature)
+        else:
+            values = scores(hidden, head, masks, temperature)
+            logits = values.gather(1, tokens[:, None])[:, 0]
+            powers, total = shares(values)
+            if wants_mean:
+                mean = powers.to(back.dtype) @ back
+        if wants_mean and mean is not None:
+            slope = (back[tokens].float() - mean.float()) / temperature
             ctx.save_for_backward(slope.to(hidden.dtype))
-        return chosen - total
+        return logits - total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -102,36 +116,30 @@ class _Chunk(torch.autograd.Function):
         return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None
 
 
-class _Fused(_Chunk):
-    """The same of many rows, without logits: p · head is attention of the rows on the head.
+def _without_logits(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    tokens: torch.Tensor,
+    masks: Masks | None,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of the tokens, log of the sum, and p · head, which is attention on the head.
 
     torch's public attention does not hand out the log of the sum; the operator below it does.
     """
+    rows, keys = hidden.to(head.dtype), head[None, None]
+    bias = None if masks is None else _forbid(head.new_zeros(len(rows), len(head)), masks)
+    mean, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        rows[None, None], keys, keys, attn_mask=bias, scale=1 / temperature
+    )
+    logits = (rows.float() * head[tokens].float()).sum(-1) / temperature
+    return logits, total.flatten(), mean[0, 0]
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        head: torch.Tensor,
-        back: torch.Tensor,
-        tokens: torch.Tensor,
-        masks: Masks | None,
-        temperature: float,
-    ) -> torch.Tensor:
-        rows, chosen = hidden.to(back.dtype), back[tokens]
-        bias = None
-        if masks is not None:
-            forbidden = torch.from_numpy(unpack(~masks, len(back)))
-            bias = torch.zeros(forbidden.shape, dtype=back.dtype).masked_fill_(forbidden, NEVER)
-        keys = back[None, None]
-        mean, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            rows[None, None], keys, keys, attn_mask=bias, scale=1 / temperature
-        )
-        if ctx.needs_input_grad[0]:
-            slope = (chosen.float() - mean[0, 0].float()) / temperature
-            ctx.save_for_backward(slope.to(hidden.dtype))
-        logits = (rows.float() * chosen.float()).sum(-1) / temperature
-        return logits.sub_(total.flatten())
+
+def _forbid(values: torch.Tensor, masks: Masks) -> torch.Tensor:
+    """Set to NEVER, in place, what the masks do not allow of (N, V)."""
+    forbidden = torch.from_numpy(unpack(~masks, values.shape[1])).to(values.device)
+    return values.masked_fill_(forbidden, NEVER)
 
 
 def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,11 @@ class Packed:
         *,
         keep_keys: bool = False,
     ) -> None:
-        """Lengths in tokens. With `keep_keys`, `keys` and `values` collect what prefill needs."""
+        """Lengths in tokens. With `keep_keys`, `keys` and `values` collect what prefill needs.
+
+        Prefill is of prompts without completions.
+        """
+        assert not (keep_keys and any(any(each) for each in completion_lengths))
         self.device = device
         self.keys: list[torch.Tensor] | None = [] if keep_keys else None
         self.values: list[torch.Tensor] = []
