@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from engine_models import write
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from test_engine_torch import groups_from, moved_policy, requests
 
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.batches import lay_out, micro_batches
+from rftkit.server.engine.packed import Packed
 from rftkit.server.engine.torch import TorchEngine
 
 
@@ -145,6 +148,41 @@ def test_long_prompts_are_attended_in_blocks(
     whole = gradients(engine, groups)
     monkeypatch.setattr("rftkit.server.engine.packed.BLOCK", 5)
     torch.testing.assert_close(gradients(engine, groups), whole, atol=1e-3, rtol=1e-3)
+
+
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 12), st.lists(st.integers(0, 6), max_size=4)), min_size=1, max_size=6
+)
+
+
+@given(SHAPES)
+@example([(7, [3, 2]), (7, [3, 2]), (6, [3, 0, 1]), (7, [])])
+@settings(deadline=None)
+def test_groups_attend_together_as_each_does_alone(shapes: list[tuple[int, list[int]]]) -> None:
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    together = Packed([p for p, _ in shapes], [lengths for _, lengths in shapes], cpu)
+    num = len(together.positions)
+    q, grad = torch.randn(2, num, 2, 3, 8)
+    k, v = torch.randn(2, num, 2, 8)
+    out, kept = together.attend(0, q, k, v)
+    grads = together.backward(kept, grad)
+    start = 0
+    for p, lengths in shapes:
+        alone = Packed([p], [lengths], cpu)
+        of = slice(start, start + len(alone.positions))
+        start = of.stop
+        torch.testing.assert_close(together.positions[of], alone.positions)
+        own, kept = alone.attend(0, q[of], k[of], v[of])
+        torch.testing.assert_close(out[of], own)
+        for ours, theirs in zip(grads, alone.backward(kept, grad[of]), strict=True):
+            torch.testing.assert_close(ours[of], theirs)
+
+
+def test_groups_of_about_one_shape_are_computed_together() -> None:
+    cpu = torch.device("cpu")
+    assert len(Packed([60, 61, 62], [[8, 9]] * 3, cpu)._groups) == 1
+    assert len(Packed([60, 600, 60], [[8, 9]] * 3, cpu)._groups) == 3
 
 
 def test_a_kl_term_leaves_the_policy_on_for_the_way_back(engine: TorchEngine) -> None:

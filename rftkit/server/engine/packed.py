@@ -2,13 +2,14 @@
 
 A prompt is computed once for all of its completions, forward and backward; with no completions
 this is the prefill of the sampler, which writes no scores down. In training both passes are
-written out, one group at a time: its score matrices stay in the processor's cache, nothing is
-masked but the diagonal, and the gradient of a shared key is one product over all that saw it.
+written out, for a few groups at a time: as many of about one shape as have score matrices that
+fit the processor's cache, padded to the longest. Nothing is masked but the diagonal and that
+padding, and the gradient of a shared key is one product over all that saw it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ from torch.nn.functional import scaled_dot_product_attention
 __all__ = ["Packed"]
 
 BLOCK = 256  # prompt tokens whose scores exist together
+CELLS = 2**18  # scores of one head that exist together, when they are of several groups
+PADDED = 1.25  # most tokens with padding, over tokens without, of such groups
+
+Span = tuple[int, int, list[int]]
+"""Where a group begins on the line, the length of its prompt, and those of its completions."""
 
 
 class Packed:
@@ -40,12 +46,14 @@ class Packed:
         self.values: list[torch.Tensor] = []
         self._lengths = list(zip(prompt_lengths, completion_lengths, strict=True))
         positions: list[int] = []
-        self._groups: list[_Group] = []
-        for p, lengths in zip(prompt_lengths, completion_lengths, strict=True):
-            self._groups.append(_Group(len(positions), p, lengths, device))
+        spans: list[Span] = []
+        for p, lengths in self._lengths:
+            # One-token answers add no input.
+            spans.append((len(positions), p, [length for length in lengths if length]))
             positions += range(p)
             for length in lengths:
                 positions += range(p, p + length)
+        self._groups = [_Groups(some, device) for some in _alike(spans)]
         self.positions = torch.tensor(positions, device=device)  # (N,)
 
     def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -56,7 +64,7 @@ class Packed:
         for p, lengths in self._lengths:
             prompt, start = tokens[start : start + p], start + p
             places += [(len(texts), i) for i in range(p)]
-            # One-token answers add no input, but a prompt is a text even when it is alone.
+            # A prompt is a text even when it is alone.
             for length in [each for each in lengths if each] or [0]:
                 places += [(len(texts), p + i) for i in range(length)]
                 texts.append(prompt + tokens[start : start + length])
@@ -71,10 +79,10 @@ class Packed:
         if self.keys is not None:
             self.keys.append(k)
             self.values.append(v)
-            for group in self._groups:
-                group.prefill(q, k, v, out)
+            for groups in self._groups:
+                groups.prefill(q, k, v, out)
             return out.view(len(out), -1), None
-        kept = [group.forward(q, k, v, out) for group in self._groups]
+        kept = [groups.forward(q, k, v, out) for groups in self._groups]
         return out.view(len(out), -1), kept
 
     def backward(
@@ -84,56 +92,57 @@ class Packed:
         grad_q = grad.new_empty(grad.shape)
         grad_k = grad.new_empty(grad.shape[0], grad.shape[1], grad.shape[3])
         grad_v = torch.empty_like(grad_k)
-        for group, each in zip(self._groups, kept, strict=True):
-            group.backward(each, grad, grad_q, grad_k, grad_v)
+        for groups, each in zip(self._groups, kept, strict=True):
+            groups.backward(each, grad, grad_q, grad_k, grad_v)
         return grad_q, grad_k, grad_v
 
 
-class _Group:
-    """One group on the flat line. Inside, the head axis comes first."""
+class _Groups:
+    """Some groups of the flat line. Inside, group and head come first."""
 
-    def __init__(
-        self, start: int, prompt: int, lengths: Sequence[int], device: torch.device
-    ) -> None:
-        self.prompt = slice(start, start + prompt)
-        kept = [length for length in lengths if length]  # one-token answers add no input
-        self.own = slice(start + prompt, start + prompt + sum(kept))
-        self.shape = (len(kept), max(kept, default=0))  # G, T
-        longest = self.shape[1]
-        starts = [self.own.start + sum(kept[:g]) for g in range(len(kept))]
-        gather = [
-            s + min(i, n - 1) for s, n in zip(starts, kept, strict=True) for i in range(longest)
-        ]
-        scatter = [g * longest + i for g, n in enumerate(kept) for i in range(n)]
-        self.gather = torch.tensor(gather, device=device, dtype=torch.long)  # (G·T,) on the line
-        self.scatter = torch.tensor(scatter, device=device, dtype=torch.long)  # (own,) in G·T
-        self.later = _later(max(longest, min(prompt, BLOCK)), device)
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        self.num, longest_prompt, self.answers, longest = _shape(spans)
+        self.prompts = _Cells([(start, p) for start, p, _ in spans], longest_prompt, device)
+        own = []
+        for start, p, lengths in spans:
+            starts = [start + p + sum(lengths[:g]) for g in range(len(lengths))]
+            own += list(zip(starts, lengths, strict=True))
+            own += [(start, 0)] * (self.answers - len(lengths))
+        self.own = _Cells(own, longest, device)
+        self.later = _later(max(longest, min(longest_prompt, BLOCK)), device)
+        self.padding: torch.Tensor | None = None  # prompt keys that are none, (B, 1, P)
+        if any(p < longest_prompt for _, p, _ in spans):
+            ends = torch.tensor([p for _, p, _ in spans], device=device)
+            self.padding = (torch.arange(longest_prompt, device=device) >= ends[:, None])[:, None]
 
     def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
-        """Fill the rows of a prompt without completions; there will be no backward pass."""
-        queries = q[self.prompt].permute(1, 2, 0, 3)  # (K, H/K, P, D)
-        keys, values = (
-            each[self.prompt].transpose(0, 1)[:, None].expand(queries.shape) for each in (k, v)
-        )
+        """Fill the rows of prompts without completions; there will be no backward pass."""
+        queries = self._of_prompts(q).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (B·K, H/K, P, D)
+        keys, values = (self._heads(each)[:, None].expand(queries.shape) for each in (k, v))
         rows = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
-        out[self.prompt] = rows.permute(2, 0, 1, 3)
+        rows = rows.unflatten(0, (self.num, -1)).permute(0, 3, 1, 2, 4)
+        self.prompts.put(out, rows.flatten(0, 1))
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
     ) -> tuple[Any, ...]:
-        """Fill this group's rows of `out`; what the backward pass needs."""
-        keys, values = (each[self.prompt].transpose(0, 1).contiguous() for each in (k, v))
-        queries, rows = q[self.prompt], out[self.prompt]
+        """Fill these groups' rows of `out`; what the backward pass needs."""
+        keys, values = self._heads(k), self._heads(v)
+        queries = self._of_prompts(q)  # (B, P, K, rep, D)
+        rows = torch.empty_like(queries)
         blocks = []
-        for start in range(0, len(queries), BLOCK):
-            end = min(start + BLOCK, len(queries))
-            block, weights = self._prompt_rows(queries[start:end], keys[:, :end], values[:, :end])
-            rows[start:end] = block
+        for start in range(0, keys.shape[1], BLOCK):
+            end = min(start + BLOCK, keys.shape[1])
+            block, weights = self._prompt_rows(
+                queries[:, start:end], keys[:, :end], values[:, :end]
+            )
+            rows[:, start:end] = block
             blocks.append((start, end, weights))
+        self.prompts.put(out, rows.flatten(0, 1))
         own = None
-        if self.shape[1]:
+        if self.answers:
             rows, own = self._own_rows(q, k, v, keys, values)
-            out[self.own] = rows
+            self.own.put(out, rows)
         return q, keys, values, blocks, own
 
     def backward(
@@ -144,28 +153,41 @@ class _Group:
         grad_k: torch.Tensor,
         grad_v: torch.Tensor,
     ) -> None:
-        """Fill this group's rows of the three gradients."""
+        """Fill these groups' rows of the three gradients."""
         q, keys, values, blocks, own = kept
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (K, P, D)
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (B·K, P, D)
         if own is not None:
             self._own_rows_back(own, keys, values, grad, (grad_q, grad_k, grad_v),
                                 grad_keys, grad_values)  # fmt: skip
+        queries = self._of_prompts(q)
+        grad_out = self.prompts.spread(grad).view(queries.shape)
+        rows = torch.empty_like(queries)
         for start, end, weights in blocks:
-            rows = slice(self.prompt.start + start, self.prompt.start + end)
-            queries, out = _heads_first(q[rows]), _heads_first(grad[rows])
+            some, out = (_heads_first(each[:, start:end]) for each in (queries, grad_out))
             slopes = _softmax_back(out @ values[:, :end].transpose(1, 2), weights)
-            grad_keys[:, :end].baddbmm_(slopes.transpose(1, 2), queries)
+            grad_keys[:, :end].baddbmm_(slopes.transpose(1, 2), some)
             grad_values[:, :end].baddbmm_(weights.transpose(1, 2), out)
-            grad_q[rows] = _tokens_first(slopes @ keys[:, :end], grad[rows].shape)
-        grad_k[self.prompt] = grad_keys.transpose(0, 1)
-        grad_v[self.prompt] = grad_values.transpose(0, 1)
+            rows[:, start:end] = _tokens_first(slopes @ keys[:, :end], rows[:, start:end].shape)
+        self.prompts.put(grad_q, rows.flatten(0, 1))
+        for into, heads in ((grad_k, grad_keys), (grad_v, grad_values)):
+            each = heads.unflatten(0, (self.num, -1)).transpose(1, 2)
+            self.prompts.put(into, each.flatten(0, 1))
+
+    def _of_prompts(self, rows: torch.Tensor) -> torch.Tensor:
+        """(N, …) → (B, P, …)."""
+        cells = self.prompts.take(rows)
+        return cells.view(self.num, -1, *cells.shape[1:])
+
+    def _heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """Keys or values of the line (N, K, D) → those of the prompts (B·K, P, D)."""
+        return self._of_prompts(rows).transpose(1, 2).flatten(0, 1).contiguous()
 
     def _prompt_rows(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some prompt tokens (T, K, rep, D), which see `keys` (K, P, D) up to themselves."""
-        num, seen = len(q), keys.shape[1]
-        scores = _heads_first(q) @ keys.transpose(1, 2)  # (K, rep·T, P)
+        """Some prompt tokens (B, T, K, rep, D), which see keys (B·K, P, D) up to themselves."""
+        num, seen = q.shape[1], keys.shape[1]
+        scores = _heads_first(q) @ keys.transpose(1, 2)  # (B·K, rep·T, P)
         last = scores.view(-1, num, seen)[:, :, seen - num :]
         last.masked_fill_(self.later[:num, :num], -torch.inf)
         weights = _softmax(scores)
@@ -180,19 +202,21 @@ class _Group:
         values: torch.Tensor,
     ) -> tuple[torch.Tensor, Any]:
         """Completion tokens, which see the prompt and what came before them in their own text."""
-        num, longest = self.shape
-        _, kv, rep, size = q.shape
-        grid = (kv, num, rep, longest)
-        qo = _grid(q[self.gather], num)  # (K, G, rep, T, D)
+        qo = self._grid(self.own.take(q))  # (B·K, G, rep, T, D)
+        heads, num, rep, longest, size = qo.shape
+        grid = (heads, num, rep, longest)
         ko, vo = (
-            _grid(each[self.gather].unsqueeze(2), num).view(-1, longest, size) for each in (k, v)
+            self._grid(self.own.take(each).unsqueeze(2)).view(-1, longest, size) for each in (k, v)
         )
-        shared = qo.view(kv, -1, size) @ keys.transpose(1, 2)  # (K, G·rep·T, P)
-        own = qo.view(kv * num, -1, size) @ ko.transpose(1, 2)  # (K·G, rep·T, T)
+        shared = qo.view(heads, -1, size) @ keys.transpose(1, 2)  # (B·K, G·rep·T, P)
+        if self.padding is not None:
+            of_group = shared.view(self.num, -1, shared.shape[-1])
+            of_group.masked_fill_(self.padding, -torch.inf)
+        own = qo.view(heads * num, -1, size) @ ko.transpose(1, 2)  # (B·K·G, rep·T, T)
         own = own.view(*grid, -1).masked_fill_(self.later[:longest, :longest], -torch.inf)
         weights = _softmax(torch.cat([shared.view(*grid, -1), own], dim=-1))
-        on_prompt, on_own = self._split(weights)
-        out = (on_prompt @ values).view(kv * num, -1, size).baddbmm_(on_own, vo)
+        on_prompt, on_own = _split(weights)
+        out = (on_prompt @ values).view(heads * num, -1, size).baddbmm_(on_own, vo)
         return self._ungrid(out, rep), (qo, ko, vo, weights)
 
     def _own_rows_back(
@@ -206,10 +230,9 @@ class _Group:
         grad_values: torch.Tensor,
     ) -> None:
         qo, ko, vo, weights = kept
-        kv, num, rep, longest, size = qo.shape
-        filled = grad.new_zeros(num * longest, *grad.shape[1:])  # cells without a token stay zero
-        out = _grid(filled.index_copy_(0, self.scatter, grad[self.own]), num)
-        flat, each = out.view(kv, -1, size), out.view(kv * num, -1, size)
+        heads, num, rep, _, size = qo.shape
+        out = self._grid(self.own.spread(grad))
+        flat, each = out.view(heads, -1, size), out.view(heads * num, -1, size)
         grad_weights = torch.cat(
             [
                 (flat @ values.transpose(1, 2)).view(*weights.shape[:-1], -1),
@@ -217,44 +240,122 @@ class _Group:
             ],
             dim=-1,
         )
-        on_prompt, on_own = self._split(weights)
-        prompt_slopes, own_slopes = self._split(_softmax_back(grad_weights, weights))
-        grad_keys.baddbmm_(prompt_slopes.transpose(1, 2), qo.view(kv, -1, size))
+        on_prompt, on_own = _split(weights)
+        prompt_slopes, own_slopes = _split(_softmax_back(grad_weights, weights))
+        grad_keys.baddbmm_(prompt_slopes.transpose(1, 2), qo.view(heads, -1, size))
         grad_values.baddbmm_(on_prompt.transpose(1, 2), flat)
-        grad_q = (prompt_slopes @ keys).view(kv * num, -1, size).baddbmm_(own_slopes, ko)
-        grad_ko = own_slopes.transpose(1, 2) @ qo.view(kv * num, -1, size)  # (K·G, T, D)
+        grad_q = (prompt_slopes @ keys).view(heads * num, -1, size).baddbmm_(own_slopes, ko)
+        grad_ko = own_slopes.transpose(1, 2) @ qo.view(heads * num, -1, size)  # (B·K·G, T, D)
         grad_vo = on_own.transpose(1, 2) @ each
-        into[0][self.own] = self._ungrid(grad_q, rep)
-        into[1][self.own] = self._ungrid(grad_ko, 1).squeeze(2)
-        into[2][self.own] = self._ungrid(grad_vo, 1).squeeze(2)
+        self.own.put(into[0], self._ungrid(grad_q, rep))
+        self.own.put(into[1], self._ungrid(grad_ko, 1).squeeze(2))
+        self.own.put(into[2], self._ungrid(grad_vo, 1).squeeze(2))
 
-    def _split(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(K, G, rep, T, P + T) → on the prompt (K, G·rep·T, P), on the own (K·G, rep·T, T)."""
-        kv, num, _, longest, seen = weights.shape
-        prompt = weights[..., : seen - longest].reshape(kv, -1, seen - longest)
-        return prompt, weights[..., seen - longest :].reshape(kv * num, -1, longest)
+    def _grid(self, rows: torch.Tensor) -> torch.Tensor:
+        """(B·G·T, K, rep, D) → (B·K, G, rep, T, D)."""
+        cells = rows.view(self.num, self.answers, -1, *rows.shape[1:])
+        return cells.permute(0, 3, 1, 4, 2, 5).contiguous().flatten(0, 1)
 
     def _ungrid(self, grid: torch.Tensor, rep: int) -> torch.Tensor:
-        """(K·G, rep·T, D) → (own, K, rep, D), the tokens of the flat line."""
-        num, longest = self.shape
-        size = grid.shape[-1]
-        rows = grid.view(-1, num, rep, longest, size).permute(1, 3, 0, 2, 4)
-        return rows.reshape(num * longest, -1, rep, size)[self.scatter]
+        """(B·K·G, rep·T, D) → (B·G·T, K, rep, D)."""
+        cells = grid.view(self.num, -1, self.answers, rep, grid.shape[1] // rep, grid.shape[2])
+        return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def _grid(rows: torch.Tensor, num: int) -> torch.Tensor:
-    """(G·T, K, rep, D) → (K, G, rep, T, D)."""
-    return rows.view(num, -1, *rows.shape[1:]).permute(2, 0, 3, 1, 4).contiguous()
+class _Cells:
+    """Stretches of the line as rows of one length; behind its end a stretch repeats its last."""
+
+    def __init__(
+        self, stretches: Sequence[tuple[int, int]], longest: int, device: torch.device
+    ) -> None:
+        """A stretch is where it begins and its length."""
+        self.num = len(stretches) * longest
+        held = [
+            start + max(0, min(i, length - 1))
+            for start, length in stretches
+            for i in range(longest)
+        ]
+        tokens = [start + i for start, length in stretches for i in range(length)]
+        full = [
+            row * longest + i for row, (_, length) in enumerate(stretches) for i in range(length)
+        ]
+        self._held = _index(held, device)  # (num,) on the line
+        self._tokens = _index(tokens, device)  # on the line, each once
+        self._full: torch.Tensor | None = None  # their cells; None: all of them
+        if len(full) < self.num:
+            self._full = torch.tensor(full, device=device, dtype=torch.long)
+
+    def take(self, line: torch.Tensor) -> torch.Tensor:
+        """(N, …) → (num, …)."""
+        return line[self._held]
+
+    def put(self, line: torch.Tensor, cells: torch.Tensor) -> None:
+        """Write (num, …) where it belongs on the line, padding left out."""
+        line[self._tokens] = cells if self._full is None else cells[self._full]
+
+    def spread(self, line: torch.Tensor) -> torch.Tensor:
+        """(N, …) → (num, …) with zeros for padding."""
+        tokens = line[self._tokens]
+        if self._full is None:
+            return tokens
+        return line.new_zeros(self.num, *line.shape[1:]).index_copy_(0, self._full, tokens)
+
+
+def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    """Neighbours to compute together."""
+    some: list[Span] = []
+    for span in spans:
+        if some and not _fit([*some, span]):
+            yield some
+            some = []
+        some.append(span)
+    if some:
+        yield some
+
+
+def _fit(spans: Sequence[Span]) -> bool:
+    """Whether groups together have few enough scores and little enough padding."""
+    num, prompt, answers, longest = _shape(spans)
+    own = answers * longest
+    tokens = sum(p + sum(lengths) for _, p, lengths in spans)
+    cells = num * (own * (prompt + longest) + prompt * min(prompt, BLOCK))
+    return cells <= CELLS and num * (prompt + own) <= PADDED * tokens
+
+
+def _shape(spans: Sequence[Span]) -> tuple[int, int, int, int]:
+    """Groups, and the most of: tokens of a prompt, completions, tokens of a completion."""
+    return (
+        len(spans),
+        max(p for _, p, _ in spans),
+        max(len(lengths) for _, _, lengths in spans),
+        max((length for _, _, lengths in spans for length in lengths), default=0),
+    )
+
+
+def _index(places: list[int], device: torch.device) -> slice | torch.Tensor:
+    """Some places as an index; a slice, which copies nothing, where each follows the last."""
+    start = places[0] if places else 0
+    if places == list(range(start, start + len(places))):
+        return slice(start, start + len(places))
+    return torch.tensor(places, device=device)
+
+
+def _split(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B·K, G, rep, T, P + T) → on prompts (B·K, G·rep·T, P), on the own (B·K·G, rep·T, T)."""
+    heads, num, _, longest, seen = weights.shape
+    prompt = weights[..., : seen - longest].reshape(heads, -1, seen - longest)
+    return prompt, weights[..., seen - longest :].reshape(heads * num, -1, longest)
 
 
 def _heads_first(rows: torch.Tensor) -> torch.Tensor:
-    """(T, K, rep, D) → (K, rep·T, D)."""
-    return rows.permute(1, 2, 0, 3).reshape(rows.shape[1], -1, rows.shape[3])
+    """(B, T, K, rep, D) → (B·K, rep·T, D)."""
+    return rows.permute(0, 2, 3, 1, 4).reshape(len(rows) * rows.shape[2], -1, rows.shape[4])
 
 
 def _tokens_first(heads: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """(K, rep·T, D) → (T, K, rep, D)."""
-    return heads.view(shape[1], shape[2], shape[0], shape[3]).permute(2, 0, 1, 3)
+    """(B·K, rep·T, D) → (B, T, K, rep, D), which is `shape`."""
+    num, tokens, kv, rep, size = shape
+    return heads.view(num, kv, rep, tokens, size).permute(0, 3, 1, 2, 4)
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:

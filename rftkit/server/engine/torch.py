@@ -262,6 +262,7 @@ class TorchEngine:
             optimizer.state[policy[name]][field] = value.clone().to(self.device)
 
     def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
+        memory.keep()
         self._config = config
         # One order for ever: the gradient's norm is a sum, and files have an order of their own.
         self._policy = {name: weights[name].requires_grad_() for name in sorted(weights)}
