@@ -423,10 +423,10 @@ def learning(options: argparse.Namespace) -> None:
 
 
 def greedy(options: argparse.Namespace) -> None:
-    """Where greedy text leaves that of transformers' `generate` in the same dtype.
+    """Where greedy text leaves that of transformers' `generate`: in the same dtype, and in float32.
 
-    Such a place is a near tie when the two best logits lie less than 0.1 apart (ours: those of
-    transformers are rounded to eighths in bfloat16).
+    Such a place is a near tie when the two best logits of the float32 model lie less than 0.1
+    apart. In bfloat16 both sides round, each in its own way; float32 says who is nearer.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -437,29 +437,49 @@ def greedy(options: argparse.Namespace) -> None:
     folder = Path(__file__).parents[2] / "datasets" / "security_review"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     engine = TorchEngine(Path(options.model), name="benchmark")
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=engine.dtype)
-    model.to(engine.device)
-    gaps: list[float] = []
+
+    def load(dtype: torch.dtype) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype)
+        return model.to(engine.device)
+
+    same, exact = load(engine.dtype), load(torch.float32)
+
+    def generate(model: Any, prompt: list[int]) -> list[int]:
+        text = torch.tensor([prompt], device=engine.device)
+        said = model.generate(text, do_sample=False, max_new_tokens=options.tokens)
+        tokens: list[int] = said[0, len(prompt) :].tolist()
+        return tokens
+
+    def gap(prompt: list[int], tokens: list[int], others: list[int]) -> float | None:
+        """Of the two best logits where two texts part."""
+        pairs = enumerate(zip(tokens, others, strict=False))
+        at = next((t for t, (a, b) in pairs if a != b), None)
+        if at is None:
+            return None
+        with torch.no_grad():
+            text = torch.tensor([[*prompt, *tokens[:at]]], device=engine.device)
+            best, second = exact(text).logits[0, -1].topk(2).values.tolist()
+        return float(best - second)
+
+    gaps: dict[str, list[float]] = {}
     for number, row in enumerate(rows[: options.rows]):
         prompt = engine.encode(row["messages"])
-        request = SampleRequest(
-            prompt, [(number,)], options.tokens, temperature=0.0, num_top_logprobs=2
-        )
-        [[ours]] = engine.sample([request], None)
-        said = model.generate(
-            torch.tensor([prompt], device=engine.device),
-            do_sample=False,
-            max_new_tokens=options.tokens,
-        )
-        pairs = zip(ours.tokens, said[0, len(prompt) :].tolist(), strict=False)
-        at = next((t for t, (a, b) in enumerate(pairs) if a != b), None)
-        if at is not None:
-            (_, best), (_, second) = ours.top_logprobs[at]
-            gaps.append(best - second)
-    near = sum(gap < 0.1 for gap in gaps)
-    print(f"{str(engine.dtype).removeprefix('torch.')}: of {options.rows} greedy texts of up to "
-          f"{options.tokens} tokens {len(gaps)} differ somewhere; at the first difference "
-          f"{near} are near ties; widest gap {max(gaps, default=0.0):.2f}")  # fmt: skip
+        request = SampleRequest(prompt, [(number,)], options.tokens, temperature=0.0)
+        [[completion]] = engine.sample([request], None)
+        ours, theirs, truth = completion.tokens, generate(same, prompt), generate(exact, prompt)
+        for pair, one, other in (
+            ("rftkit and transformers", ours, theirs),
+            ("rftkit and float32", ours, truth),
+            ("transformers and float32", theirs, truth),
+        ):
+            found = gap(prompt, one, other)
+            gaps.setdefault(pair, []).extend([] if found is None else [found])
+    print(f"{str(engine.dtype).removeprefix('torch.')}: {options.rows} greedy texts of up to "
+          f"{options.tokens} tokens; gaps of the two best float32 logits where texts part")  # fmt: skip
+    for pair, some in gaps.items():
+        near = sum(each < 0.1 for each in some)
+        print(f"  {pair}: {len(some)} differ, {near} of them at near ties (below 0.1); "
+              f"widest gap {max(some, default=0.0):.3f}")  # fmt: skip
 
 
 def main() -> None:
