@@ -475,7 +475,7 @@ def greedy(options: argparse.Namespace) -> None:
             found = gap(prompt, one, other)
             gaps.setdefault(pair, []).extend([] if found is None else [found])
     print(f"{str(engine.dtype).removeprefix('torch.')}: {options.rows} greedy texts of up to "
-          f"{options.tokens} tokens; gaps of the two best float32 logits where texts part")  # fmt: skip
+          f"{options.tokens} tokens; gaps of the best two in float32 where they part")  # fmt: skip
     for pair, some in gaps.items():
         near = sum(each < 0.1 for each in some)
         print(f"  {pair}: {len(some)} differ, {near} of them at near ties (below 0.1); "
