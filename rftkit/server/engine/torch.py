@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError
 from rftkit.server.engine import lora, memory, models, prompts, sampler
+from rftkit.server.engine.again import Layers
 from rftkit.server.engine.base import (
     FULL_FILE,
     Adapter,
@@ -94,6 +95,7 @@ class TorchEngine:
         speed_up(self._decoder, self.dtype)
         self._blocks = lora.add_blocks(model, self._decoder)
         self._stack = find_stack(self._decoder)
+        self._layers = Layers(self._decoder)
         self._plain_because: str | None = None
         if self._stack is None and (why := self._refusal()):
             model.set_attn_implementation("eager")
@@ -528,6 +530,7 @@ class TorchEngine:
         """Log-prob of each completion token, (N,); 0 where there was no choice."""
         line = lay_out(groups, self._masks)
         packed = Packed(line.prompt_lengths, line.completion_lengths, self.device)
+        self._layers.allow(self.memory_bytes)
         states = self.hidden(torch.tensor(line.tokens, device=self.device), packed)  # (N, width)
         at, wanted, places = (
             torch.tensor(each, device=self.device, dtype=torch.long)
