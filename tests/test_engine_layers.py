@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,3 +240,39 @@ def test_a_bandit_converges_to_its_best_arm(tmp_path: Path) -> None:
         )
     assert shares[0] < 0.5
     assert max(shares) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [("Gemma", {}), ("Olmo2", {}), ("Mixtral", {"sliding_window": None}), ("Gemma3", {})],
+)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_layers_of_transformers_are_computed_again_where_memory_is_short(
+    architecture: str, sizes: dict[str, Any], tuning: str, tmp_path: Path
+) -> None:
+    """The same gradients to the bit, from less that is kept; Gemma 3 takes the plain path."""
+    folder = write(tmp_path, architecture, num_hidden_layers=6, **sizes)
+    engine = TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
+    assert engine._stack is None
+    moved_policy(engine)
+    asked = requests(engine)
+    groups = groups_from(asked, engine.sample(asked))
+    if tuning == "full":
+        engine.start_policy(None, 1)
+
+    def kept_bytes() -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            engine.logprobs(groups)
+        return sum(kept.values())
+
+    engine.memory_bytes = None
+    whole, much = gradients(engine, groups), kept_bytes()
+    engine.memory_bytes = 1
+    assert torch.equal(gradients(engine, groups), whole)
+    assert kept_bytes() < much / 2

@@ -199,7 +199,8 @@ def test_stop_texts_and_thoughts_are_cut_here(engine: TinkerEngine) -> None:
 
 
 def test_what_the_protocol_lacks_is_refused_by_name() -> None:
-    for name, value in {"kl_coef": "0.1", "lora_alpha": "16", "loss": "reinforce"}.items():
+    wanted = {"kl_coef": "0.1", "lora_alpha": "16", "loss": "reinforce", "tuning": "full"}
+    for name, value in wanted.items():
         with pytest.raises(RequestError, match=f"`{name}`.*Tinker") as refusal:
             remote.refuse({name: value})
         assert refusal.value.param == f"metadata.{name}"

@@ -33,17 +33,19 @@ def create(client: openai.OpenAI, rows: bytes | None = None, **options: Any) -> 
             ("valid.jsonl", (COPY / "valid.jsonl").read_bytes()),
         )
     ]
+    seed, model = options.pop("seed", 1), options.pop("model", "rftkit-tiny")
+    metadata = {"max_completion_tokens": "8", **options.pop("metadata", {})}
     method = {
         "grader": json.loads((COPY / "grader.json").read_text()),
         "hyperparameters": {**TINY, "n_epochs": 1, "learning_rate_multiplier": 5, **options},
     }
     return client.fine_tuning.jobs.create(
-        model="rftkit-tiny",
+        model=model,
         training_file=files[0],
         validation_file=files[1],
-        seed=options.pop("seed", 1),
+        seed=seed,
         method={"type": "reinforcement", "reinforcement": method},  # type: ignore[typeddict-item]
-        metadata={"max_completion_tokens": "8"},
+        metadata=metadata,
     )
 
 

@@ -88,6 +88,7 @@ class Platform:
     def job(self, model: str, **given: Any) -> Any:
         """A small job whose grades come from the counter."""
         local = self.connect()
+        metadata = {"max_completion_tokens": "6", "lora_rank": "4", **given.pop("metadata", {})}
         lines = (TOY / "train.jsonl").read_bytes().splitlines(keepends=True)
         files = [
             local.files.create(file=("rows.jsonl", b"".join(rows)), purpose="fine-tune").id
@@ -101,7 +102,7 @@ class Platform:
         return local.fine_tuning.jobs.create(
             model=model, seed=5, training_file=files[0], validation_file=files[1],
             method={"type": "reinforcement", "reinforcement": reinforcement},
-            metadata={"max_completion_tokens": "6", "lora_rank": "4"},
+            metadata=metadata,
         )  # fmt: skip
 
     def finish(self, job: Any, disturb: Callable[[Any], None] = lambda job: None) -> Any:
@@ -138,7 +139,7 @@ class Platform:
     def adapters(self, job: Any) -> dict[str, bytes]:
         """All weights that a job has left, by their place."""
         root = self.home / "jobs" / job.id / "checkpoints"
-        return {path.parent.name: path.read_bytes() for path in root.glob("*/*_model.safetensors")}
+        return {path.parent.name: path.read_bytes() for path in root.glob("*/*.safetensors")}
 
     def stop(self) -> None:
         """End it, and its worker."""
@@ -167,6 +168,7 @@ def platform(
 
 
 TINY = pytest.param("rftkit-tiny", 5, {"rows": 36})
+TINY_IN_FULL = pytest.param("rftkit-tiny", 3, {"rows": 36, "metadata": {"tuning": "full"}})
 TINY_SLOWLY = pytest.param(
     "rftkit-tiny", 50, {"rows": 128}, marks=[pytest.mark.slow, pytest.mark.timeout(1800)]
 )
@@ -176,7 +178,7 @@ SMOLLM2 = pytest.param(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "kills", "given"), [TINY, TINY_SLOWLY, SMOLLM2])
+@pytest.mark.parametrize(("model", "kills", "given"), [TINY, TINY_IN_FULL, TINY_SLOWLY, SMOLLM2])
 def test_kills_and_pauses_lose_nothing_and_repeat_at_most_what_was_under_way(
     platform: Platform, model: str, kills: int, given: Any
 ) -> None:

@@ -3,7 +3,8 @@
 The protocol leaves `auto` and several numbers open; the decisions are here, and the job's first
 event states them: completions per prompt = clamp(round(8 × compute_multiplier), 2, 64); training
 samples at temperature 1; validation takes the most likely token when `eval_samples` is 1 and
-samples at temperature 1 when it is more, at every step alike.
+samples at temperature 1 when it is more, at every step alike; the learning rate is the multiplier
+times 0.001 for adapters and times 0.00001 where every weight learns (`tuning` = full).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rftkit.server.records import Job
 
 __all__ = ["EFFORTS", "Plan", "make_plan", "reasons"]
 
-BASE_LEARNING_RATE = 1e-3
+BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-5}
+"""By what learns."""
 AUTO_STEPS = 24
 AUTO_VALIDATIONS = 4
 KEPT_CHECKPOINTS = 3
@@ -72,15 +74,17 @@ class Plan:
     max_staleness: int = 0
     """Updates that may come between the sampling of a step's completions and its own; 1 lets the
     next step sample while graders work."""
+    tuning: str = "lora"
+    """What learns: lora is adapters on a frozen base, full is every weight."""
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Settings without effect here, and why."""
 
     @property
-    def lora(self) -> LoraConfig:
-        """Shape of the adapters."""
-        return LoraConfig(self.lora_rank, self.lora_alpha)
+    def lora(self) -> LoraConfig | None:
+        """Shape of the adapters; None: every weight learns."""
+        return None if self.tuning == "full" else LoraConfig(self.lora_rank, self.lora_alpha)
 
     @property
     def thoughts(self) -> Thinking | None:
@@ -151,8 +155,13 @@ def make_plan(
     knobs = _Knobs(job.metadata or {})
     mark = knobs.mark("thinking", thinking)
     max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
+    tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
     effort = given.get("reasoning_effort", "default")
-    ignored = {}
+    ignored: dict[str, str] = {}
+    if tuning == "full":
+        for name in ("lora_rank", "lora_alpha"):
+            if name in (job.metadata or {}):
+                ignored[name] = "every weight learns, there are no adapters"
     if effort != "default" and mark is None:
         ignored["reasoning_effort"] = (
             "the model does not think before it answers (metadata `thinking` makes it)"
@@ -161,7 +170,7 @@ def make_plan(
         batch_size=batch_size,
         n_epochs=n_epochs,
         total_steps=total_steps,
-        learning_rate=BASE_LEARNING_RATE * value("learning_rate_multiplier", 1.0),
+        learning_rate=BASE_LEARNING_RATES[tuning] * value("learning_rate_multiplier", 1.0),
         completions_per_prompt=min(64, max(2, round(8 * value("compute_multiplier", 1.0)))),
         eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
         eval_samples=eval_samples,
@@ -182,6 +191,7 @@ def make_plan(
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
         max_staleness=knobs.integer("max_staleness", 0, 0, 1),
+        tuning=tuning,
         max_core_seconds=knobs.positive("max_core_seconds"),
         ignored=ignored,
     )
@@ -192,7 +202,9 @@ def reasons(plan: Plan) -> dict[str, str]:
     return {
         "batch_size": "8 prompts a step, or every row when there are fewer",
         "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
-        "learning_rate_multiplier": f"1: the learning rate is {BASE_LEARNING_RATE:g} at every step",
+        "learning_rate_multiplier": (
+            f"1: the learning rate is {BASE_LEARNING_RATES[plan.tuning]:g} at every step"
+        ),
         "compute_multiplier": "1: eight completions a prompt, so that a group can differ",
         "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
         "eval_samples": "1: the most likely answer, the same at every validation",

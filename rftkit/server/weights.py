@@ -1,4 +1,4 @@
-"""Write a model as a folder that others read: PEFT's adapter, or a merged Hugging Face model.
+"""Write a model as a folder that others read: PEFT's adapter, or a whole Hugging Face model.
 
 `python -m rftkit.server.weights` does it in a process of its own, so that the server never imports
 torch and a job that trains is not held up. Every folder has a model card. Not here: how the folder
@@ -17,6 +17,7 @@ from typing import Any
 
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.server.engine import models
+from rftkit.server.engine.base import FULL_FILE, is_full
 from rftkit.server.engine.remote import kind_of_folder
 from rftkit.server.journal import damage
 from rftkit.server.records import Model
@@ -42,7 +43,7 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
         merged: one folder that transformers loads by itself, instead of the adapter.
 
     Raises:
-        NotFoundError: there is no such model, or a base model has no adapter.
+        NotFoundError: there is no such model, or it has no adapter.
         RftkitError: its files are damaged.
     """
     store = Store.open(home)
@@ -50,9 +51,10 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
         model = store.model(name)
         base = models.find_base(model.base if model else name, home)
         folder = models.prepare(base, home)
-        if model is None and not merged:
+        if not merged and (model is None or is_full(Path(model.folder))):
+            what = "is a base model" if model is None else "was trained in full"
             raise NotFoundError(
-                f"{name!r} is a base model and has no adapter; add --merged to export all of it",
+                f"{name!r} {what} and has no adapter; add --merged to export all of it",
                 param="model",
             )
         if model is not None and (wrong := damage(Path(model.folder))):
@@ -63,7 +65,7 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
                 "the server can hand them out"
             )
         if merged:
-            _merge(folder, Path(model.folder) if model else None, out)
+            _write_whole(folder, Path(model.folder) if model else None, out)
         elif model is not None:
             for file in ("adapter_model.safetensors", "adapter_config.json"):
                 shutil.copyfile(Path(model.folder) / file, out / file)
@@ -75,16 +77,24 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
         store.close()
 
 
-def _merge(base: Path, adapter: Path | None, out: Path) -> None:
-    """W + alpha/rank · B A, added in float32 and rounded once to the dtype of the base."""
+def _write_whole(base: Path, saved: Path | None, out: Path) -> None:
+    """W + alpha/rank · B A, added in float32 and rounded once to the dtype of the base.
+
+    Weights that were trained in full are written as they are.
+    """
     import torch
+    from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
     from rftkit.server.engine.lora import load_adapter
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
-    if adapter is not None:
-        weights, config = load_adapter(adapter, torch.device("cpu"))
+    whole = load_file(saved / FULL_FILE) if saved is not None and is_full(saved) else {}
+    dtype: Any = next((tensor.dtype for tensor in whole.values()), "auto")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    for name, tensor in whole.items():
+        model.get_parameter(name).data = tensor
+    if saved is not None and not whole:
+        weights, config = load_adapter(saved, torch.device("cpu"))
         scale = config.alpha / config.rank
         for name in {key.rpartition(".")[0] for key in weights}:
             layer: Any = model.get_submodule(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sqlite3
@@ -30,6 +31,7 @@ from rftkit.server.desk import Desk, Engines, kind_of_model
 from rftkit.server.engine import remote
 from rftkit.server.evaluation import make_job_eval
 from rftkit.server.final_checks import read_checks
+from rftkit.server.fit import full_budget
 from rftkit.server.journal import Journal, is_full
 from rftkit.server.judging import embedding_call, judge_call
 from rftkit.server.plan import Plan, make_plan
@@ -192,11 +194,15 @@ class Worker:
         engine = self.engines.get(base, say, kind)
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
-        plan = plan or make_plan(job, len(rows), thinking, kind, budget)
+        if plan is None:
+            plan = make_plan(job, len(rows), thinking, kind, budget)
+            if plan.tuning == "full":
+                room = full_budget(engine, journal.folder)
+                plan = dataclasses.replace(plan, memory_bytes=room)
         journal.write_plan(plan.to_dict())
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))
-        for note in engine.notes(schema, plan.thoughts):
+        for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
             say(note)
         if job.eval_id is None and not job.is_probe:
             job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)

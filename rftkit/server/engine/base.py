@@ -15,6 +15,7 @@ __all__ = [
     "Adapter",
     "Completion",
     "Engine",
+    "FullNeeds",
     "LoraConfig",
     "NotFiniteError",
     "SampleRequest",
@@ -22,7 +23,11 @@ __all__ = [
     "Thinking",
     "TrainGroup",
     "TrainSettings",
+    "is_full",
 ]
+
+FULL_FILE = "weights.safetensors"
+"""In the folder of a saved policy: all weights of a model, where they were trained in full."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -142,7 +147,27 @@ class StepStats:
 
 
 Adapter = Path | None
-"""A folder with saved adapters, or None for the base model."""
+"""A folder with saved adapters or whole weights, or None for the base model."""
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a saved policy is whole weights, not adapters."""
+    return (folder / FULL_FILE).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class FullNeeds:
+    """What training every weight of a model takes, in bytes."""
+
+    num_parameters: int
+    memory: int
+    """Beside the model itself, before anything is sampled or kept for a backward pass."""
+    free: int
+    """Memory that is free now."""
+    state: int
+    """A saved state on disk."""
+    checkpoint: int
+    """A saved checkpoint on disk."""
 
 
 class Engine(Protocol):
@@ -172,8 +197,14 @@ class Engine(Protocol):
         """
         ...
 
-    def notes(self, schema: str | None, thinking: Thinking | None) -> list[str]:
-        """What this engine does otherwise than the embedded one, for a job's events."""
+    def notes(
+        self, schema: str | None, thinking: Thinking | None, *, full: bool = False
+    ) -> list[str]:
+        """What a job's events should say of how this engine works: by which path, what learns."""
+        ...
+
+    def full_needs(self) -> FullNeeds:
+        """What full fine-tuning would take here."""
         ...
 
     def sample(
@@ -201,8 +232,13 @@ class Engine(Protocol):
         """
         ...
 
-    def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
-        """A fresh policy and optimizer: the base model, or a saved adapter to go on from."""
+    def start_policy(
+        self, config: LoraConfig | None, seed: int, adapter: Path | None = None
+    ) -> None:
+        """A fresh policy and optimizer: the base model, or a saved policy to go on from.
+
+        Without a `config` every weight learns.
+        """
         ...
 
     def drop_policy(self) -> None:

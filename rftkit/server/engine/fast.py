@@ -59,7 +59,10 @@ class _NormFunction(torch.autograd.Function):
         grad = grads[0].float() * weight.float()
         inner = (grad * wide).sum(-1, keepdim=True)
         grad.mul_(inverse).addcmul_(wide, inverse**3 * inner / x.shape[-1], value=-1)
-        return grad.to(x.dtype), None, None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (grads[0].float() * wide * inverse).flatten(0, -2).sum(0)
+        return grad.to(x.dtype), of_weight, None
 
 
 def _is_plain_norm(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 __all__ = ["ATTENTION_NAME", "Layout", "register_attention"]
 
@@ -76,11 +77,18 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Any
     ) -> torch.Tensor:
-        out, ctx.kept = layout.attend(0, q, k, v)
+        out, kept = layout.attend(0, q, k, v)
+        # Told to autograd, which drops them where the layer is to be computed again.
+        leaves, ctx.form = tree_flatten(kept)
+        ctx.save_for_backward(*(leaf for leaf in leaves if torch.is_tensor(leaf)))
+        ctx.others = [None if torch.is_tensor(leaf) else (leaf,) for leaf in leaves]
         ctx.layout, ctx.shape = layout, q.shape
         result: torch.Tensor = out
         return result
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        return *ctx.layout.backward(ctx.kept, grads[0].reshape(ctx.shape)), None
+        tensors = iter(ctx.saved_tensors)
+        leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
+        kept = tree_unflatten(leaves, ctx.form)
+        return *ctx.layout.backward(kept, grads[0].reshape(ctx.shape)), None

@@ -4,7 +4,8 @@ A token's log-prob is its logit over the temperature, minus the log of the sum o
 were allowed at that place (all of them, or those of a grammar mask). Logits exist only for the
 positions asked for, and in the trainer only a chunk at a time: no full-vocabulary tensor is kept
 for the backward pass. On a CPU in bfloat16 the trainer's are never written down at all: with the
-head as keys and as values, attention gives the log of the sum, and the gradient, in one pass.
+head as keys and as values, attention gives the log of the sum, and the gradient, in one pass. Where
+the head itself learns, the backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rftkit.server.engine.grammar import Masks, unpack
 __all__ = ["scores", "token_logprobs"]
 
 CHUNK_ROWS = 128
+HEAD_ROWS = 256  # of the gradient of the head, which is as large as the head for each chunk
 FUSED_ROWS = 1_024
 FUSED_FROM = 512  # fewer rows take longer than logits would: the head is packed anew in each pass
 NEVER = -1e30  # finite, so that a row of nothing but this is still a number
@@ -75,7 +77,10 @@ def token_logprobs(
                 temperature,
             )  # type: ignore[no-untyped-call]
         )
-    return torch.cat(parts)
+    result = torch.cat(parts)
+    if torch.is_grad_enabled() and back.requires_grad:
+        result = _OfHead.apply(result, back, hidden.detach(), head, tokens, masks, temperature)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Chunk(torch.autograd.Function):
@@ -114,6 +119,40 @@ class _Chunk(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (slope,) = ctx.saved_tensors
         return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None
+
+
+class _OfHead(torch.autograd.Function):
+    """Hands log-probs on, and to the head their gradient: (one-hot − p)ᵀ · hidden / temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logprobs: torch.Tensor,
+        back: torch.Tensor,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: Masks | None,
+        temperature: float,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden, tokens)
+        ctx.head, ctx.masks, ctx.temperature = head, masks, temperature
+        return logprobs.view_as(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        hidden, tokens = ctx.saved_tensors
+        of_head = torch.zeros(ctx.head.shape, device=hidden.device)
+        for start in range(0, len(hidden), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            masks = None if ctx.masks is None else ctx.masks[rows]
+            values = scores(hidden[rows], ctx.head, masks, ctx.temperature)
+            slopes = torch.softmax(values, dim=-1)
+            slopes[torch.arange(len(slopes)), tokens[rows]] -= 1
+            slopes *= -grads[0][rows, None] / ctx.temperature
+            # On a CPU such operands are multiplied in the precision that the engine has set.
+            of_head.addmm_(slopes.T, hidden[rows].float())
+        return grads[0], of_head, None, None, None, None, None
 
 
 def _without_logits(

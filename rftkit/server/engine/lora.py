@@ -3,7 +3,8 @@
 A and B are float32 masters; the arithmetic runs in the dtype of the base weight. Layers that read
 the same input (q, k, v; gate, up) are computed as one: fewer, larger products. Saved in the folder
 format of the PEFT library, which can load them. No dropout: the policy that samples and the policy
-that is trained are the same function (Hu et al. 2021, arXiv:2106.09685).
+that is trained are the same function (Hu et al. 2021, arXiv:2106.09685). Where W itself learns
+(`full.py`) there is no adapter, and a block gives the gradient of W.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PACKED_ROWS = 384
 
 
 class Block(nn.Module):
-    """One or more frozen linear layers of the same input, each with at most one adapter."""
+    """One or more linear layers of the same input, each with at most one adapter."""
 
     def __init__(self, names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -42,12 +43,9 @@ class Block(nn.Module):
         weight = torch.cat([layer.weight.data for layer in layers])
         self.weight = nn.Parameter(weight, requires_grad=False)  # (out, in)
         self.bias: torch.Tensor | None = None
-        if any(layer.bias is not None for layer in layers):
-            parts = [
-                layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
-                for layer in layers
-            ]
-            self.bias = nn.Parameter(torch.cat([part.data for part in parts]), requires_grad=False)
+        if layers[0].bias is not None:
+            bias = torch.cat([layer.bias.data for layer in layers])
+            self.bias = nn.Parameter(bias, requires_grad=False)
         self._adapter: tuple[list[torch.Tensor], list[torch.Tensor], float] | None = None
         self._low: tuple[torch.Tensor, torch.Tensor] | None = None
         self._packed: torch.Tensor | None = None
@@ -66,6 +64,10 @@ class Block(nn.Module):
     def refresh(self) -> None:
         """Forget what was derived from the masters, after they have changed."""
         self._last = self._low = None
+
+    def moved(self) -> None:
+        """Forget what was derived from the weight, after it has changed."""
+        self._last = self._packed = None
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """What each layer makes of x (..., in); computed once for the same tensor."""
@@ -89,9 +91,17 @@ class Block(nn.Module):
         return self._base(flat).addmm_(hidden, low_b.T), hidden
 
     def gradients(
-        self, grad: torch.Tensor, flat: torch.Tensor, hidden: torch.Tensor, *, of_input: bool
+        self,
+        grad: torch.Tensor,
+        flat: torch.Tensor,
+        hidden: torch.Tensor | None,
+        *,
+        of_input: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradient of the input, and those of `masters`, given that of the output (N, out)."""
+        """Gradient of the input, and those of `learnt`, given that of the output (N, out)."""
+        if hidden is None:
+            of_weight = [grad.T @ flat, *([] if self.bias is None else [grad.sum(0)])]
+            return grad @ self.weight if of_input else None, of_weight
         low_a, low_b = self._lows()
         grad_hidden = grad @ low_b
         grad_input = (grad @ self.weight).addmm_(grad_hidden, low_a) if of_input else None
@@ -116,14 +126,16 @@ class Block(nn.Module):
         return 0.0 if self._adapter is None else self._adapter[2]
 
     @property
-    def masters(self) -> list[torch.Tensor]:
-        """The A of each layer, then the B of each; float32. Empty without an adapter."""
-        return [] if self._adapter is None else [*self._adapter[0], *self._adapter[1]]
+    def learnt(self) -> list[torch.Tensor]:
+        """The A of each layer, then the B of each, float32; or weight and bias, if they learn."""
+        if self._adapter is not None:
+            return [*self._adapter[0], *self._adapter[1]]
+        return list(self.parameters()) if self.weight.requires_grad else []
 
     def _product(self, flat: torch.Tensor) -> torch.Tensor:
         flat = flat.to(self.weight.dtype)
-        if torch.is_grad_enabled() and self._adapter is not None:
-            result = _BlockFunction.apply(flat, self, *self.masters)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and (learnt := self.learnt):
+            result = _BlockFunction.apply(flat, self, *learnt)  # type: ignore[no-untyped-call]
             return cast(torch.Tensor, result)
         return self.product(flat)[0]
 
@@ -162,7 +174,7 @@ class _BlockFunction(torch.autograd.Function):
     """A block for models whose layers are transformers' own."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, block: Block, *masters: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, block: Block, *learnt: torch.Tensor) -> torch.Tensor:
         y, hidden = block.product(x)
         ctx.save_for_backward(x, hidden)
         ctx.block = block
@@ -172,8 +184,8 @@ class _BlockFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, hidden = ctx.saved_tensors
         of_input = ctx.needs_input_grad[0]
-        grad, of_masters = ctx.block.gradients(grads[0], x, hidden, of_input=of_input)
-        return grad, None, *of_masters
+        grad, of_learnt = ctx.block.gradients(grads[0], x, hidden, of_input=of_input)
+        return grad, None, *of_learnt
 
 
 def _low(
@@ -196,7 +208,8 @@ def add_blocks(model: nn.Module, decoder: nn.Module) -> list[Block]:
         parent, _, short = name.rpartition(".")
         group = next((names for names in SIBLINGS if short in names), (short,))
         full = [f"{parent}.{each}" if parent else each for each in group]
-        members = full if all(each in linears for each in full) else [name]
+        biased = {each in linears and linears[each].bias is not None for each in full}
+        members = full if all(each in linears for each in full) and len(biased) == 1 else [name]
         block = Block(
             [f"{prefix}.{each}" if prefix else each for each in members],
             [linears[each] for each in members],

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from rftkit.server.engine.full import embedded
+
 __all__ = ["PlainDecode", "plain_hidden"]
 
 TOKENS = 4_096  # of the texts that are computed together, padding included
@@ -61,8 +63,8 @@ def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Ten
         longest = max(map(len, some))
         # Behind its end a text is padded with anything: nobody looks ahead.
         grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some])
-        embedded = decoder.get_input_embeddings()(grid.to(tokens.device)).float()
-        states = decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        inputs = embedded(decoder.get_input_embeddings(), grid.to(tokens.device))
+        states = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
         wanted = [(row - start, i) for row, i in places if start <= row < start + len(some)]
         rows, columns = zip(*wanted, strict=True)
         parts.append(states[list(rows), list(columns)])

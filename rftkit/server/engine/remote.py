@@ -130,6 +130,7 @@ def refuse(metadata: Mapping[str, str]) -> None:
     checks: dict[str, tuple[Any, str]] = {
         "kl_coef": (lambda v: float(v) == 0.0, "its losses have no KL term; leave it 0"),
         "lora_alpha": (lambda v: float(v) == ALPHA, f"its adapters are scaled by {ALPHA:g}"),
+        "tuning": (lambda v: v == "lora", "its policies are adapters; leave it lora"),
         "loss": (lambda v: v in KNOWN_LOSSES, f"it has {' and '.join(KNOWN_LOSSES)}"),
     }
     for name, (is_allowed, why) in checks.items():

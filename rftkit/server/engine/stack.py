@@ -3,10 +3,10 @@
     x += attention(norm(x));  x += down(silu(gate(norm(x))) · up(norm(x)))
 
 with rotated queries and keys, optional biases and per-head norms: Llama, SmolLM, Qwen2, Qwen3,
-Mistral. Frozen weights get no gradient, the float32 residual and its gradient live in one tensor
-each, and what a backward pass needs is kept in the dtype of the weights. Whether a model has this
-form is asked by trying: a layer that does not give what transformers' own gives stays as it is,
-and then the whole model runs through transformers (`find_stack` returns None).
+Mistral. Weights get a gradient only where they learn, the float32 residual and its gradient live
+in one tensor each, and what a backward pass needs is kept in the dtype of the weights. Whether a
+model has this form is asked by trying: a layer that does not give what transformers' own gives
+stays as it is, and then the whole model runs through transformers (`find_stack` returns None).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Tables = tuple[torch.Tensor, torch.Tensor]
 class Norm:
     """x / rms(x) · weight over the last axis: float32 inside, the model's dtype outside."""
 
-    def __init__(self, module: Any, dtype: torch.dtype) -> None:
-        self.weight = module.weight.data.to(dtype)
+    def __init__(self, module: Any) -> None:
+        self.weight: torch.Tensor = module.weight  # the module's own: it may change, and learn
         epsilon = getattr(module, "variance_epsilon", None)
         self.epsilon = float(module.epsilon if epsilon is None else epsilon)
 
@@ -44,18 +44,25 @@ class Norm:
         unit = (wide * inverse).to(self.weight.dtype)
         return unit * self.weight, (unit, inverse)
 
-    def add_gradient(self, into: torch.Tensor, grad: torch.Tensor, kept: Tables) -> None:
-        """Add the gradient of x to `into` (float32), given that of the result."""
+    def add_gradient(
+        self, into: torch.Tensor, grad: torch.Tensor, kept: Tables
+    ) -> list[torch.Tensor]:
+        """Add the gradient of x to `into` (float32), given that of the result.
+
+        What comes back is the gradient of the weight, if it learns.
+        """
         unit, inverse = kept
+        of_weight = [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
         wide = grad.float().mul_(self.weight)
         wide.addcmul_(unit, (wide * unit).mean(-1, keepdim=True), value=-1)
         into.addcmul_(wide, inverse)
+        return of_weight
 
 
 class Layer:
     """One layer; its linear layers are blocks already."""
 
-    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.index: int = attention.layer_idx
         self.qkv = _block(attention, "q_proj", "k_proj", "v_proj")
@@ -65,15 +72,21 @@ class Layer:
         self.scale: float = attention.scaling
         self.kv = self.qkv.sizes[1] // self.size
         self.heads = self.qkv.sizes[0] // self.size
-        self.before = Norm(module.input_layernorm, dtype)
-        self.between = Norm(module.post_attention_layernorm, dtype)
-        self.of_q = Norm(attention.q_norm, dtype) if hasattr(attention, "q_norm") else None
-        self.of_k = Norm(attention.k_norm, dtype) if hasattr(attention, "k_norm") else None
+        self.before = Norm(module.input_layernorm)
+        self.between = Norm(module.post_attention_layernorm)
+        self.of_q = Norm(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.of_k = Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.blocks: tuple[Block, ...] = (self.qkv, self.out, self.gate_up, self.down)
 
     @property
-    def blocks(self) -> tuple[Block, ...]:
-        """In the order of the gradients that `backward` returns."""
-        return self.qkv, self.out, self.gate_up, self.down
+    def learnt(self) -> list[torch.Tensor]:
+        """What has a gradient, in the order in which `backward` returns them."""
+        norms = (self.before, self.of_q, self.of_k, self.between)
+        weights = [norm.weight for norm in norms if norm is not None]
+        return [
+            *(tensor for block in self.blocks for tensor in block.learnt),
+            *(weight for weight in weights if weight.requires_grad),
+        ]
 
     def forward(self, x: torch.Tensor, tables: Tables, layout: Layout) -> tuple[Any, ...]:
         """Change x (N, width) in place; what `backward` needs."""
@@ -91,9 +104,18 @@ class Layer:
         return (norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4)
 
     def backward(
-        self, grad: torch.Tensor, tables: Tables, layout: Packed, kept: tuple[Any, ...]
+        self,
+        grad: torch.Tensor,
+        tables: Tables,
+        layout: Packed,
+        kept: tuple[Any, ...],
+        *,
+        of_input: bool,
     ) -> list[torch.Tensor]:
-        """Turn the gradient of the result into that of x, in place; the blocks' gradients."""
+        """Turn the gradient of the result into that of x, in place; the gradients of `learnt`.
+
+        Without `of_input`, because nothing below learns, what is in place is of no use.
+        """
         norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4 = kept
         dtype = both.dtype
         gate, up = both.chunk(2, dim=-1)
@@ -107,20 +129,21 @@ class Layer:
         )
         normed = norm_2[0] * self.between.weight
         of_normed, of_gate_up = self.gate_up.gradients(of_both, normed, low_3, of_input=True)
-        self.between.add_gradient(grad, of_normed, norm_2)  # type: ignore[arg-type]
+        assert of_normed is not None
+        of_between = self.between.add_gradient(grad, of_normed, norm_2)
 
         of_attended, of_out = self.out.gradients(grad.to(dtype), attended, low_2, of_input=True)
         assert of_attended is not None
         shape = (len(grad), self.kv, -1, self.size)
         of_heads = layout.backward(attention, of_attended.view(shape))
-        of_qkv = self._heads_back(*of_heads, tables, norm_heads)
+        of_turned, of_head_norms = self._heads_back(*of_heads, tables, norm_heads)
         normed = norm_1[0] * self.before.weight
-        # Nothing below the first layer learns.
-        is_first = self.index == 0
-        of_normed, of_qkv_masters = self.qkv.gradients(of_qkv, normed, low_1, of_input=not is_first)
+        of_normed, of_qkv = self.qkv.gradients(of_turned, normed, low_1, of_input=of_input)
+        of_before = []
         if of_normed is not None:
-            self.before.add_gradient(grad, of_normed, norm_1)
-        return [*of_qkv_masters, *of_out, *of_gate_up, *of_down]
+            of_before = self.before.add_gradient(grad, of_normed, norm_1)
+        of_norms = [*of_before, *of_head_norms, *of_between]
+        return [*of_qkv, *of_out, *of_gate_up, *of_down, *of_norms]
 
     def _heads(
         self, qkv: torch.Tensor, tables: Tables
@@ -144,17 +167,19 @@ class Layer:
         grad_v: torch.Tensor,
         tables: Tables,
         norms: Any,
-    ) -> torch.Tensor:
-        """(N, out) of `qkv`, given the gradients of what `_heads` returned."""
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(N, out) of `qkv`, given the gradients of what `_heads` returned; those of the norms."""
         turned = torch.cat([grad_q.flatten(1, 2), grad_k], dim=1)
         cos, sin = tables
         turning = rotate(turned, cos, -sin)
+        of_norms = []
         if self.of_q is not None and self.of_k is not None:
             wide = torch.zeros(turning.shape, device=turning.device)
-            self.of_q.add_gradient(wide[:, : self.heads], turning[:, : self.heads], norms[0])
-            self.of_k.add_gradient(wide[:, self.heads :], turning[:, self.heads :], norms[1])
+            q, k = slice(self.heads), slice(self.heads, None)
+            of_norms += self.of_q.add_gradient(wide[:, q], turning[:, q], norms[0])
+            of_norms += self.of_k.add_gradient(wide[:, k], turning[:, k], norms[1])
             turning = wide.to(turned.dtype)
-        return torch.cat([turning, grad_v], dim=1).flatten(1)
+        return torch.cat([turning, grad_v], dim=1).flatten(1), of_norms
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -178,9 +203,9 @@ class Stack:
         """
         tables = self._tables(x, layout)
         if torch.is_grad_enabled():
-            masters = [m for layer in self.layers for block in layer.blocks for m in block.masters]
+            learnt = [tensor for layer in self.layers for tensor in layer.learnt]
             result: torch.Tensor = _StackFunction.apply(
-                x, self, tables, layout, memory_bytes, *masters
+                x, self, tables, layout, memory_bytes, *learnt
             )  # type: ignore[no-untyped-call]
             return result
         for layer in self.layers:
@@ -234,7 +259,7 @@ class _StackFunction(torch.autograd.Function):
         tables: Tables,
         layout: Packed,
         memory_bytes: int | None,
-        *masters: Any,
+        *learnt: Any,
     ) -> torch.Tensor:
         x = x.clone()
         ctx.kept = stack.forward(x, tables, layout, memory_bytes)
@@ -244,13 +269,16 @@ class _StackFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         grad = grads[0].clone()
-        of_masters: list[torch.Tensor] = []
+        of_learnt: list[torch.Tensor] = []
+        of_x = ctx.needs_input_grad[0]
         for layer in reversed(ctx.stack.layers):
             kept = ctx.kept.pop()
             if torch.is_tensor(kept):
                 kept = layer.forward(kept, ctx.tables, ctx.layout)
-            of_masters = layer.backward(grad, ctx.tables, ctx.layout, kept) + of_masters
-        return None, None, None, None, None, *of_masters
+            of_input = of_x or layer is not ctx.stack.layers[0]
+            of_layer = layer.backward(grad, ctx.tables, ctx.layout, kept, of_input=of_input)
+            of_learnt = of_layer + of_learnt
+        return grad if of_x else None, None, None, None, None, *of_learnt
 
 
 def _num_bytes(kept: Any) -> int:
@@ -260,10 +288,10 @@ def _num_bytes(kept: Any) -> int:
     return sum(map(_num_bytes, kept)) if isinstance(kept, tuple | list) else 0
 
 
-def find_stack(decoder: Any, dtype: torch.dtype) -> Stack | None:
+def find_stack(decoder: Any) -> Stack | None:
     """The stack of a transformers decoder whose linear layers are blocks, or None."""
     try:
-        layers = [Layer(module, dtype) for module in decoder.layers]
+        layers = [Layer(module) for module in decoder.layers]
         stack = Stack(layers, decoder.rotary_emb)
         return stack if _agrees(stack, decoder) else None
     except (AttributeError, NotImplementedError):

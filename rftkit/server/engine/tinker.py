@@ -27,6 +27,7 @@ from rftkit.server.engine import exchange, models, prompts
 from rftkit.server.engine.base import (
     Adapter,
     Completion,
+    FullNeeds,
     LoraConfig,
     SampleRequest,
     StepStats,
@@ -127,7 +128,9 @@ class TinkerEngine:
         """See Engine.encode."""
         return prompts.encode(self.tokenizer, messages, tools, thinking)
 
-    def notes(self, schema: str | None, thinking: Thinking | None) -> list[str]:
+    def notes(
+        self, schema: str | None, thinking: Thinking | None, *, full: bool = False
+    ) -> list[str]:
         """See Engine.notes."""
         return differences(schema is not None, thinking is not None)
 
@@ -145,8 +148,15 @@ class TinkerEngine:
 
     # ── the policy ───────────────────────────────────────────────────────────────────────────
 
-    def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
+    def full_needs(self) -> FullNeeds:
+        """The protocol trains adapters; a job that asks for more was refused (`remote.refuse`)."""
+        raise NotImplementedError
+
+    def start_policy(
+        self, config: LoraConfig | None, seed: int, adapter: Path | None = None
+    ) -> None:
         """See Engine.start_policy."""
+        assert config is not None  # `full_needs`
         self.drop_policy()
         if adapter is not None:
             path = _saved(adapter)["state"]

@@ -1,8 +1,9 @@
-"""The embedded engine: a transformers decoder, LoRA adapters and AdamW, on one device.
+"""The embedded engine: a transformers decoder, what of it learns, and AdamW, on one device.
 
-The prompt of a group is computed once, in sampling and in training (`layout.py`); base weights are
-bfloat16 where the hardware multiplies it, adapters and optimizer are float32. Not here: several
-devices (that is what `tinker.py` is for) and training of the base weights themselves.
+LoRA adapters learn, or every weight (`full.py`). The prompt of a group is computed once, in
+sampling and in training (`layout.py`); the model is in bfloat16 where the hardware multiplies it,
+what learns and its optimizer in float32. Not here: several devices (that is what `tinker.py` is
+for).
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError
 from rftkit.server.engine import lora, memory, models, prompts, sampler
+from rftkit.server.engine.again import Layers
 from rftkit.server.engine.base import (
+    FULL_FILE,
     Adapter,
     Completion,
+    FullNeeds,
     LoraConfig,
     NotFiniteError,
     SampleRequest,
@@ -32,10 +36,12 @@ from rftkit.server.engine.base import (
     Thinking,
     TrainGroup,
     TrainSettings,
+    is_full,
 )
 from rftkit.server.engine.batches import lay_out, micro_batches
 from rftkit.server.engine.decode import Decode
 from rftkit.server.engine.fast import speed_up
+from rftkit.server.engine.full import Weights, embedded
 from rftkit.server.engine.grammar import Grammars, Masks
 from rftkit.server.engine.layout import ATTENTION_NAME, register_attention
 from rftkit.server.engine.logprobs import scores, token_logprobs
@@ -52,6 +58,7 @@ MEMORY_BYTES = 2**31  # more makes nothing faster on a CPU
 TRAIN_TOKENS = 4_096  # of one forward-backward, where what it keeps fits the memory
 LEAST_TRAIN_TOKENS = 1_024  # fewer cost more time than computing layers again
 CACHED_ADAPTERS = 8
+MASTERS = "masters.safetensors"  # in a saved state: the weights in float32
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
 _THREADS = torch.get_num_threads()
 
@@ -84,11 +91,11 @@ class TorchEngine:
         # A small model waits for threads longer than it computes.
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
-        self._config = LoraConfig()
         self._decoder = model.get_decoder()
         speed_up(self._decoder, self.dtype)
         self._blocks = lora.add_blocks(model, self._decoder)
-        self._stack = find_stack(self._decoder, self.dtype)
+        self._stack = find_stack(self._decoder)
+        self._layers = Layers(self._decoder)
         self._plain_because: str | None = None
         if self._stack is None and (why := self._refusal()):
             model.set_attn_implementation("eager")
@@ -107,9 +114,12 @@ class TorchEngine:
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = int(model.config.max_position_embeddings)
         self.thinking = prompts.thinking_mark(self.tokenizer)
-        self._policy: lora.AdapterWeights | None = None
+        self._weights = Weights(model, self._blocks)
+        self._full_on: dict[str, torch.Tensor] | None = None
+        self._policy: dict[str, torch.Tensor] | None = None
+        self._config: LoraConfig | None = None  # of the policy; None: every weight learns
         self._optimizer: torch.optim.Optimizer | None = None
-        self._cache: OrderedDict[Path, tuple[lora.AdapterWeights, LoraConfig]] = OrderedDict()
+        self._cache: OrderedDict[Path, _Saved] = OrderedDict()
         self._use("policy")
 
     @functools.cached_property
@@ -147,19 +157,19 @@ class TorchEngine:
         if self._plain_because:
             return plain_hidden(self._decoder, tokens, layout)
         # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
-        embedded = self._decoder.get_input_embeddings()(tokens).float()
+        states = embedded(self._decoder.get_input_embeddings(), tokens)
         if self._stack is not None:
-            last = self._stack.hidden(embedded, layout, self.memory_bytes)
-            states: torch.Tensor = self._decoder.norm(last)
-            return states
+            last = self._stack.hidden(states, layout, self.memory_bytes)
+            normed: torch.Tensor = self._decoder.norm(last)
+            return normed
         output = self._decoder(
-            inputs_embeds=embedded[None],
+            inputs_embeds=states[None],
             position_ids=layout.positions[None],
             use_cache=False,
             layout=layout,
         )
-        states = output.last_hidden_state[0]
-        return states
+        result: torch.Tensor = output.last_hidden_state[0]
+        return result
 
     def decode(
         self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]
@@ -192,8 +202,8 @@ class TorchEngine:
             lambda _module, _inputs, output: states.append(output.last_hidden_state[0])
         )
         with torch.no_grad():
-            embedded = self._decoder.get_input_embeddings()(layout.positions)[None].float()
-            said = model(inputs_embeds=embedded, use_cache=False, **plain).logits[0].float()
+            inputs = embedded(self._decoder.get_input_embeddings(), layout.positions)[None]
+            said = model(inputs_embeds=inputs, use_cache=False, **plain).logits[0].float()
             ours = scores(states[0], self.head, None, 1.0)
         hook.remove()
         if (ours - said).norm() > 0.05 * said.norm():
@@ -206,32 +216,72 @@ class TorchEngine:
 
     # ── the policy ───────────────────────────────────────────────────────────────────────────
 
-    def start_policy(self, config: LoraConfig, seed: int, adapter: Path | None = None) -> None:
-        """See Engine.start_policy. A saved adapter keeps its own shape."""
-        if adapter is not None:
-            self._set_policy(*lora.load_adapter(adapter, self.device))
-            return
-        generator = torch.Generator().manual_seed(seed)
-        self._set_policy(lora.fresh_adapter(self._blocks, config, generator), config)
+    def start_policy(
+        self, config: LoraConfig | None, seed: int, adapter: Path | None = None
+    ) -> None:
+        """See Engine.start_policy. A saved adapter keeps its own shape, or is merged."""
+        saved = None if adapter is None else self._saved(adapter)
+        if config is None:
+            self._set_policy(self._masters(saved), None)
+        elif saved is not None:
+            assert saved[1] is not None, "adapters do not learn on whole weights"  # refused before
+            self._set_policy(*saved)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            self._set_policy(lora.fresh_adapter(self._blocks, config, generator), config)
 
-    def notes(self, schema: str | None, thinking: Thinking | None) -> list[str]:
+    def _masters(self, saved: _Saved | None) -> dict[str, torch.Tensor]:
+        """All weights in float32: the base's, saved ones, or the base's with a saved adapter."""
+        weights, config = saved or ({}, LoraConfig())
+        if config is None:
+            return _copied(weights, self.device)
+        self._use(None)
+        masters = self._weights.read(torch.float32)
+        for name in {key.rpartition(".")[0] for key in weights}:
+            change = weights[f"{name}.B"] @ weights[f"{name}.A"]
+            masters[f"{name}.weight"] += config.alpha / config.rank * change
+        return masters
+
+    def notes(
+        self, schema: str | None, thinking: Thinking | None, *, full: bool = False
+    ) -> list[str]:
         """See Engine.notes."""
+        said = []
         if self._plain_because:
-            return [
+            said.append(
                 f"{self.name} takes the plain path: {self._plain_because}. Every completion is "
                 "computed with its whole prompt, for every token again: right, but slow"
-            ]
-        if self._stack is None:
-            return [
+            )
+        elif self._stack is None:
+            said.append(
                 f"The layers of {self.name} are not of Llama's form: they run as transformers "
                 "wrote them, prompts shared all the same"
-            ]
-        return []
+            )
+        if full:
+            form = "as for adapters" if said else "forward and backward written out"
+            said.append(
+                f"Every weight of {self.name} learns, embeddings, norms and output head too: "
+                f"{self._weights.num_parameters:,} parameters, float32 with their optimizer, "
+                f"computed in {self.facts['dtype']}; the layers run {form}"
+            )
+        return said
+
+    def full_needs(self) -> FullNeeds:
+        """See Engine.full_needs.
+
+        Masters, their gradients and two moments are float32; the base's weights are put aside, and
+        a backward pass hands over gradients in the dtype of the model.
+        """
+        memory.give_back()
+        num, own = self._weights.num_parameters, self._weights.num_bytes
+        return FullNeeds(num, 16 * num + 2 * own, _available(self.device), 12 * num, own)
 
     def drop_policy(self) -> None:
         """Forget the policy; what remains is the base model."""
+        self._weights.stop_learning()
         self._policy, self._optimizer = None, None
         self._use("policy")
+        self._weights.forget_base()
         memory.give_back()
 
     def close(self) -> None:
@@ -239,13 +289,21 @@ class TorchEngine:
         self.drop_policy()
 
     def save_adapter(self, folder: Path) -> None:
-        """See Engine.save_adapter: PEFT's folder format."""
-        lora.save_adapter(folder, self._trained()[0], self._config, self.name)
+        """See Engine.save_adapter: PEFT's folder format, or all weights as they are sampled."""
+        policy, _ = self._trained()
+        if self._config is None:
+            with self._using("policy"):
+                save_file(self._weights.read(), folder / FULL_FILE)
+        else:
+            lora.save_adapter(folder, policy, self._config, self.name)
 
     def save(self, folder: Path) -> None:
-        """See Engine.save: the adapter, the optimizer beside it."""
+        """See Engine.save: what learns in float32, the optimizer beside it."""
         policy, optimizer = self._trained()
-        self.save_adapter(folder)
+        if self._config is None:
+            save_file({name: each.detach() for name, each in policy.items()}, folder / MASTERS)
+        else:
+            self.save_adapter(folder)
         state = {}
         for name, tensor in policy.items():
             for key, value in optimizer.state.get(tensor, {}).items():
@@ -254,14 +312,16 @@ class TorchEngine:
 
     def load(self, folder: Path) -> None:
         """See Engine.load."""
-        weights, config = lora.load_adapter(folder, self.device)
-        self._set_policy(weights, config)
+        if (folder / MASTERS).is_file():
+            self._set_policy(_copied(load_file(folder / MASTERS), self.device), None)
+        else:
+            self._set_policy(*lora.load_adapter(folder, self.device))
         policy, optimizer = self._trained()
         for key, value in load_file(folder / "optimizer.safetensors").items():
             name, field = key.split(":")
             optimizer.state[policy[name]][field] = value.clone().to(self.device)
 
-    def _set_policy(self, weights: lora.AdapterWeights, config: LoraConfig) -> None:
+    def _set_policy(self, weights: dict[str, torch.Tensor], config: LoraConfig | None) -> None:
         memory.keep()
         self._config = config
         # One order for ever: the gradient's norm is a sum, and files have an order of their own.
@@ -269,27 +329,49 @@ class TorchEngine:
         self._optimizer = torch.optim.AdamW(
             list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
+        self._weights.stop_learning()
+        if config is None:
+            self._weights.learn(self._policy)
         self._use("policy")
 
-    def _trained(self) -> tuple[lora.AdapterWeights, torch.optim.Optimizer]:
+    def _trained(self) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
         if self._policy is None or self._optimizer is None:
             raise RuntimeError("no policy: call start_policy or load first")
         return self._policy, self._optimizer
 
     def _use(self, adapter: Adapter | Literal["policy"]) -> None:
         self._active = adapter
+        weights: dict[str, torch.Tensor] | None = None
+        config: LoraConfig | None = None
         if adapter == "policy":
             weights, config = self._policy, self._config
-        elif adapter is None:
-            weights, config = None, self._config
-        else:
+        elif adapter is not None:
             weights, config = self._cached(Path(adapter))
+        self._put(weights if config is None else None)
         for block in self._blocks:
-            block.use(weights, config.alpha / config.rank)
+            if config is None:
+                block.use(None, 0.0)
+            else:
+                block.use(weights, config.alpha / config.rank)
 
-    def _cached(self, folder: Path) -> tuple[lora.AdapterWeights, LoraConfig]:
+    def _put(self, weights: dict[str, torch.Tensor] | None, *, changed: bool = False) -> None:
+        """Have the model compute with whole weights, or with the base's, unless it does."""
+        if weights is self._full_on and not changed:
+            return
+        with torch.no_grad():
+            self._weights.put(weights)
+            if self.head is not self._head_back:
+                self.head.copy_(self._head_back)
+        self._full_on = weights
+
+    def _saved(self, folder: Path) -> _Saved:
+        if is_full(folder):
+            return load_file(folder / FULL_FILE), None  # a file that is mapped takes no memory
+        return lora.load_adapter(folder, self.device)
+
+    def _cached(self, folder: Path) -> _Saved:
         if folder not in self._cache:
-            self._cache[folder] = lora.load_adapter(folder, self.device)
+            self._cache[folder] = self._saved(folder)
             while len(self._cache) > CACHED_ADAPTERS:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(folder)
@@ -370,6 +452,8 @@ class TorchEngine:
         for parameters in optimizer.param_groups:
             parameters["lr"] = settings.learning_rate
         optimizer.step()
+        if self._config is None:
+            self._put(policy, changed=True)
         for block in self._blocks:
             block.refresh()
         return sums.stats(float(norm), num_tokens)
@@ -409,6 +493,12 @@ class TorchEngine:
         num_tokens: int,
         sums: _Sums,
     ) -> torch.Tensor:
+        reference = None
+        if settings.kl_coef > 0 or not sums.kl_tokens:
+            # First: weights that the policy's pass has seen must not move before its way back.
+            some = groups if settings.kl_coef > 0 else groups[:1]
+            with torch.no_grad(), self._using(None):
+                reference = self._logprobs(some, settings.temperature)
         policy_logprobs = self._logprobs(groups, settings.temperature)
         sampling_logprobs = torch.tensor(
             [x for g in groups for row in g.sampling_logprobs_G_T for x in row],
@@ -428,10 +518,7 @@ class TorchEngine:
         )
         outputs = LOSSES[settings.loss](inputs)
         total = outputs.per_token.sum()
-        if settings.kl_coef > 0 or not sums.kl_tokens:
-            some = groups if settings.kl_coef > 0 else groups[:1]
-            with torch.no_grad(), self._using(None):
-                reference = self._logprobs(some, settings.temperature)
+        if reference is not None:
             kl = kl_estimate(policy_logprobs[: len(reference)], reference).sum()
             if settings.kl_coef > 0:  # else it is only looked at: 0 × infinity would be no number
                 total = total + settings.kl_coef * kl
@@ -444,6 +531,7 @@ class TorchEngine:
         """Log-prob of each completion token, (N,); 0 where there was no choice."""
         line = lay_out(groups, self._masks)
         packed = Packed(line.prompt_lengths, line.completion_lengths, self.device)
+        self._layers.allow(self.memory_bytes)
         states = self.hidden(torch.tensor(line.tokens, device=self.device), packed)  # (N, width)
         at, wanted, places = (
             torch.tensor(each, device=self.device, dtype=torch.long)
@@ -459,6 +547,10 @@ class TorchEngine:
         if group.schema is None and group.thinking is None:
             return None
         return self.grammars.replay(group.schema, group.tokens_G_T, group.thinking)
+
+
+_Saved = tuple[dict[str, torch.Tensor], LoraConfig | None]
+"""Weights of a saved policy: adapters and their shape, or whole ones and None."""
 
 
 class _Sums:
@@ -489,6 +581,11 @@ class _Sums:
         )
 
 
+def _copied(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """In float32, on addresses of their own: see `lora.load_adapter`."""
+    return {name: each.to(device, torch.float32, copy=True) for name, each in weights.items()}
+
+
 def _num_bytes(folder: Path) -> int:
     """Of a model's weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -503,9 +600,14 @@ def _key_bytes(config: Any, dtype: torch.dtype) -> int:
 
 def _free_bytes(device: torch.device) -> int:
     """The memory that one wave or one backward pass may take, by what is free now."""
+    share = int(MEMORY_SHARE * _available(device))
+    return share if device.type == "cuda" else min(MEMORY_BYTES, share)
+
+
+def _available(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
-    return min(MEMORY_BYTES, int(MEMORY_SHARE * psutil.virtual_memory().available))
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def _best_device() -> str:

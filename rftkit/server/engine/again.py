@@ -1,0 +1,64 @@
+"""Layers of transformers' own that are computed again on the way back, where memory is short.
+
+What `stack.py` does for its layers (Chen et al. 2016, arXiv:1604.06174), with the same rule: the
+first layer of a pass shows what each keeps; where all of them would keep more than the budget, the
+others keep their input alone. Nothing here is random, so the numbers are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["Layers"]
+
+
+class Layers:
+    """The layers of a decoder, and what they may keep for a way back."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        """Stand between the decoder and each of its layers."""
+        found = (each for each in decoder.children() if isinstance(each, nn.ModuleList))
+        layers: Any = next(found, [])
+        self._num = len(layers)
+        self._left: float = 0.0
+        self._is_again = False
+        for index, layer in enumerate(layers):
+            layer.forward = functools.partial(self._forward, layer.forward, index == 0)
+
+    def allow(self, memory_bytes: int | None) -> None:
+        """Say what the passes from here to the way back may keep together; None: anything."""
+        self._left = float("inf") if memory_bytes is None else memory_bytes
+
+    def _forward(self, plain: Callable[..., Any], is_first: bool, *given: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled() and is_first:
+            with _counted() as sizes:
+                result = plain(*given, **named)
+            each = sum(sizes.values())
+            self._is_again = each * self._num > self._left
+            self._left -= each * (1 if self._is_again else self._num)
+            return result
+        if torch.is_grad_enabled() and self._is_again:
+            return checkpoint(plain, *given, use_reentrant=False, preserve_rng_state=False, **named)
+        return plain(*given, **named)
+
+
+@contextlib.contextmanager
+def _counted() -> Iterator[dict[int, int]]:
+    """Bytes of each piece of memory kept for a way back meanwhile; weights are there anyway."""
+    sizes: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        yield sizes
