@@ -1,7 +1,8 @@
 """Low-rank adapters on frozen linear layers: y = x Wᵀ + (alpha/rank) (x Aᵀ) Bᵀ.
 
 A and B are float32 masters; the arithmetic runs in the dtype of the base weight. Layers that read
-the same input (q, k, v; gate, up) are computed as one: fewer, larger products. Saved in the folder
+the same input (q, k, v; gate, up) are computed as one, and B with W: [x | x Aᵀ] [W | B]ᵀ. Fewer,
+larger products; with the adapter off the second half of the input is zero. Saved in the folder
 format of the PEFT library, which can load them. No dropout: the policy that samples and the policy
 that is trained are the same function (Hu et al. 2021, arXiv:2106.09685). Where W itself learns
 (`full.py`) there is no adapter, and a block gives the gradient of W.
@@ -29,8 +30,11 @@ AdapterWeights = dict[str, torch.Tensor]
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input."""
-PACKED_ROWS = 384
+PACKED_ROWS = 640
 """Up to this many rows a product is faster with weights packed beforehand."""
+TILE = 32
+"""Inputs of one step of a bfloat16 product on a CPU. oneDNN reads whole ones: where a row goes on
+behind its inputs, what stands there, times zero, is added, and not a number stays none."""
 
 
 class Block(nn.Module):
@@ -47,27 +51,30 @@ class Block(nn.Module):
             bias = torch.cat([layer.bias.data for layer in layers])
             self.bias = nn.Parameter(bias, requires_grad=False)
         self._adapter: tuple[list[torch.Tensor], list[torch.Tensor], float] | None = None
-        self._low: tuple[torch.Tensor, torch.Tensor] | None = None
+        # Derived: A (ranks, in), and [W | B] (out, in + ranks), of the adapter that was on last.
+        self._of: torch.Tensor | None = None
+        self._low_a: torch.Tensor | None = None
+        self._wide: torch.Tensor | None = None
         self._packed: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     def use(self, weights: AdapterWeights | None, scale: float) -> None:
         """Put an adapter on (None: the base alone)."""
-        self._last = self._low = self._adapter = None
-        if weights is not None:
-            self._adapter = (
-                [weights[f"{name}.A"] for name in self.names],
-                [weights[f"{name}.B"] for name in self.names],
-                scale,
-            )
+        self._last = self._adapter = None
+        if weights is None:
+            return
+        down = [weights[f"{name}.A"] for name in self.names]
+        if down[0] is not self._of:
+            self._of, self._low_a = down[0], None
+        self._adapter = (down, [weights[f"{name}.B"] for name in self.names], scale)
 
     def refresh(self) -> None:
         """Forget what was derived from the masters, after they have changed."""
-        self._last = self._low = None
+        self._last = self._low_a = None
 
     def moved(self) -> None:
         """Forget what was derived from the weight, after it has changed."""
-        self._last = self._packed = None
+        self._last = self._of = self._low_a = self._wide = self._packed = None
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """What each layer makes of x (..., in); computed once for the same tensor."""
@@ -82,13 +89,26 @@ class Block(nn.Module):
         """All layers have been asked: let go of the tensors."""
         self._last = None
 
-    def product(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, in) → (N, out), and (N, ranks) that a backward pass needs; knows no autograd."""
-        if self._adapter is None:
-            return self._base(flat), None
-        low_a, low_b = self._lows()
-        hidden = flat @ low_a.T
-        return self._base(flat).addmm_(hidden, low_b.T), hidden
+    def room(self, num: int) -> torch.Tensor:
+        """A place (num, in + ranks) for so many inputs, its first columns, on their way in."""
+        self._derive()
+        columns = (self.weight if self._wide is None else self._wide).shape[1]
+        return self.weight.new_empty(num, columns)
+
+    def product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(N, out) of inputs in their `room`, and (N, ranks) for a way back; knows no autograd."""
+        hidden = None
+        inputs = self.weight.shape[1]
+        if self._adapter is not None:
+            assert self._low_a is not None
+            flat = rows[:, :inputs]
+            if inputs % TILE:
+                flat = flat.contiguous()
+            hidden = flat @ self._low_a.T
+            rows[:, inputs:] = hidden
+        elif self._wide is not None:
+            rows[:, inputs:] = 0
+        return self._times(rows), hidden
 
     def gradients(
         self,
@@ -102,9 +122,13 @@ class Block(nn.Module):
         if hidden is None:
             of_weight = [grad.T @ flat, *([] if self.bias is None else [grad.sum(0)])]
             return grad @ self.weight if of_input else None, of_weight
-        low_a, low_b = self._lows()
-        grad_hidden = grad @ low_b
-        grad_input = (grad @ self.weight).addmm_(grad_hidden, low_a) if of_input else None
+        self._derive()
+        assert self._low_a is not None
+        assert self._wide is not None
+        grad_hidden = grad @ self._wide[:, self.weight.shape[1] :]
+        grad_input = None
+        if of_input:
+            grad_input = (grad @ self.weight).addmm_(grad_hidden, self._low_a)
         grads = list((grad_hidden.T @ flat).float().chunk(len(self.sizes)))
         # (rank, out): the other way round the product takes several times as long on a CPU.
         turned = (hidden.T @ grad).float().mul_(self._scale)
@@ -114,12 +138,20 @@ class Block(nn.Module):
             start += size
         return grad_input, grads
 
-    def _lows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and scaled B of all layers in the dtype of the base."""
-        if self._low is None:
-            assert self._adapter is not None
-            self._low = _low(*self._adapter, self.weight.dtype)
-        return self._low
+    def _derive(self) -> None:
+        """A, and B beside W, in the dtype of the base."""
+        if self._adapter is None or self._low_a is not None:
+            return
+        a, b, scale = self._adapter
+        weight = self.weight.data
+        low_b = torch.block_diag(*(part.detach() * scale for part in b))
+        self._low_a = torch.cat([part.detach() for part in a]).to(weight.dtype)
+        columns = weight.shape[1] + low_b.shape[1]
+        if self._wide is None or self._wide.shape[1] != columns:
+            self._wide = weight.new_empty(len(weight), columns)
+            self._wide[:, : weight.shape[1]] = weight
+        self._wide[:, weight.shape[1] :] = low_b
+        self._packed = None
 
     @property
     def _scale(self) -> float:
@@ -137,18 +169,24 @@ class Block(nn.Module):
         if torch.is_grad_enabled() and (learnt := self.learnt):
             result = _BlockFunction.apply(flat, self, *learnt)  # type: ignore[no-untyped-call]
             return cast(torch.Tensor, result)
-        return self.product(flat)[0]
+        return self._moved_in(flat)[0]
 
-    def _base(self, flat: torch.Tensor) -> torch.Tensor:
-        """Give x Wᵀ + bias without a gradient of the weight; packed for few rows on a CPU."""
-        w = self.weight
-        if len(flat) > PACKED_ROWS or w.dtype != torch.bfloat16 or w.device.type != "cpu":
-            return linear(flat, w, self.bias)
+    def _moved_in(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Give the product of inputs (N, in) that stand elsewhere."""
+        rows = self.room(len(flat))
+        rows[:, : flat.shape[1]] = flat
+        return self.product(rows)
+
+    def _times(self, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply without a gradient of the weight; packed for few rows on a CPU."""
+        w = self.weight if self._wide is None else self._wide
+        if len(rows) > PACKED_ROWS or w.dtype != torch.bfloat16 or w.device.type != "cpu":
+            return linear(rows, w, self.bias)
         if not torch.backends.mkldnn.is_available():
-            return linear(flat, w, self.bias)
+            return linear(rows, w, self.bias)
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(w.data, 64)
-        y = torch.ops.mkldnn._linear_pointwise(flat, self._packed, self.bias, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
         return cast(torch.Tensor, y)
 
 
@@ -175,7 +213,7 @@ class _BlockFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, block: Block, *learnt: torch.Tensor) -> torch.Tensor:
-        y, hidden = block.product(x)
+        y, hidden = block._moved_in(x)
         ctx.save_for_backward(x, hidden)
         ctx.block = block
         return y
@@ -186,14 +224,6 @@ class _BlockFunction(torch.autograd.Function):
         of_input = ctx.needs_input_grad[0]
         grad, of_learnt = ctx.block.gradients(grads[0], x, hidden, of_input=of_input)
         return grad, None, *of_learnt
-
-
-def _low(
-    a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], scale: float, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ranks, in) and block-diagonal (out, ranks) of some layers, in the dtype of the base."""
-    low_b = torch.block_diag(*(part * scale for part in b)) if len(b) > 1 else b[0] * scale
-    return torch.cat(list(a)).to(dtype), low_b.to(dtype)
 
 
 def add_blocks(model: nn.Module, decoder: nn.Module) -> list[Block]:

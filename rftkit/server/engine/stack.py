@@ -36,13 +36,14 @@ class Norm:
         epsilon = getattr(module, "variance_epsilon", None)
         self.epsilon = float(module.epsilon if epsilon is None else epsilon)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Tables]:
-        """The result, and (x / rms, 1 / rms) for the way back."""
+    def forward(self, x: torch.Tensor, out: torch.Tensor) -> Tables:
+        """Fill `out`; x / rms and 1 / rms, for the way back."""
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = length.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
         unit = (wide * inverse).to(self.weight.dtype)
-        return unit * self.weight, (unit, inverse)
+        torch.mul(unit, self.weight, out=out)
+        return unit, inverse
 
     def add_gradient(
         self, into: torch.Tensor, grad: torch.Tensor, kept: Tables
@@ -90,16 +91,23 @@ class Layer:
 
     def forward(self, x: torch.Tensor, tables: Tables, layout: Layout) -> tuple[Any, ...]:
         """Change x (N, width) in place; what `backward` needs."""
-        normed, norm_1 = self.before.forward(x)
-        qkv, low_1 = self.qkv.product(normed)
+        num, width = x.shape
+        rows = self.qkv.room(num)
+        norm_1 = self.before.forward(x, rows[:, :width])
+        qkv, low_1 = self.qkv.product(rows)
         q, k, v, norm_heads = self._heads(qkv, tables)
         attended, attention = layout.attend(self.index, q, k, v)
-        y, low_2 = self.out.product(attended)
+        rows = self.out.room(num)
+        rows[:, : attended.shape[1]] = attended
+        y, low_2 = self.out.product(rows)
         x.add_(y)
-        normed, norm_2 = self.between.forward(x)
-        both, low_3 = self.gate_up.product(normed)
+        rows = self.gate_up.room(num)
+        norm_2 = self.between.forward(x, rows[:, :width])
+        both, low_3 = self.gate_up.product(rows)
         gate, up = both.chunk(2, dim=-1)
-        y, low_4 = self.down.product(silu(gate).mul_(up))
+        rows = self.down.room(num)
+        torch.mul(silu(gate), up, out=rows[:, : gate.shape[1]])
+        y, low_4 = self.down.product(rows)
         x.add_(y)
         return (norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4)
 
@@ -153,12 +161,15 @@ class Layer:
         turning, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
         norms = None
         if self.of_q is not None and self.of_k is not None:
-            q, norm_q = self.of_q.forward(turning[:, : self.heads])
-            k, norm_k = self.of_k.forward(turning[:, self.heads :])
-            turning, norms = torch.cat([q, k], dim=1), (norm_q, norm_k)
+            given, turning = turning, turning.new_empty(turning.shape)
+            q, k = slice(self.heads), slice(self.heads, None)
+            norms = (
+                self.of_q.forward(given[:, q], turning[:, q]),
+                self.of_k.forward(given[:, k], turning[:, k]),
+            )
         turned = rotate(turning, *tables)
-        q = turned[:, : self.heads].unflatten(1, (self.kv, -1))
-        return q, turned[:, self.heads :], v, norms
+        queries = turned[:, : self.heads].unflatten(1, (self.kv, -1))
+        return queries, turned[:, self.heads :], v, norms
 
     def _heads_back(
         self,
