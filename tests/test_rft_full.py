@@ -38,7 +38,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory, made_models: Path) -> Itera
 @pytest.fixture(scope="module")
 def trained(worker: Worker) -> str:
     """The final model of a job that trained every weight."""
-    job = run(worker, add_job(worker, metadata=FULL, learning_rate_multiplier=300))
+    job = run(worker, add_job(worker, metadata=FULL, learning_rate_multiplier=30))
     assert job.fine_tuned_model is not None
     return job.fine_tuned_model
 
@@ -49,7 +49,7 @@ def test_a_job_learns_is_served_and_comes_out_whole(
     from transformers import AutoModelForCausalLM
 
     given = {**FULL, "lora_rank": "4"}
-    job = until(platform, create(platform, metadata=given, learning_rate_multiplier=300).id, ended)
+    job = until(platform, create(platform, metadata=given, learning_rate_multiplier=30).id, ended)
     assert job.status == "succeeded", job.error
     rewards = validation(platform, job.id)
     assert rewards[16] > rewards[0] + 0.2
@@ -125,7 +125,7 @@ def test_the_plan_says_what_learns_and_how_fast(worker: Worker) -> None:
     job = add_job(worker, metadata={**FULL, "lora_alpha": "8"}, learning_rate_multiplier=2)
     plan = make_plan(job, 8)
     assert plan.lora is None
-    assert plan.learning_rate == 2e-5
+    assert plan.learning_rate == 2e-4
     assert plan.ignored == {"lora_alpha": "every weight learns, there are no adapters"}
     stored = plan.to_dict()
     del stored["tuning"]  # a plan of before there was a choice

@@ -4,7 +4,7 @@ The protocol leaves `auto` and several numbers open; the decisions are here, and
 event states them: completions per prompt = clamp(round(8 × compute_multiplier), 2, 64); training
 samples at temperature 1; validation takes the most likely token when `eval_samples` is 1 and
 samples at temperature 1 when it is more, at every step alike; the learning rate is the multiplier
-times 0.001 for adapters and times 0.00001 where every weight learns (`tuning` = full).
+times 0.001 for adapters and times 0.0001 where every weight learns (`tuning` = full).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rftkit.server.records import Job
 
 __all__ = ["EFFORTS", "Plan", "make_plan", "reasons"]
 
-BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-5}
+BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """By what learns."""
 AUTO_STEPS = 24
 AUTO_VALIDATIONS = 4
