@@ -12,6 +12,7 @@ import torch
 from engine_models import write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError, RequestError
 from rftkit.server.engine.base import (
@@ -336,8 +337,38 @@ def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path:
 
 def test_capped_logits_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, "Gemma2", final_logit_softcapping=0.5)
-    with pytest.raises(InputError, match="some-model caps or scales its logits"):
+    with pytest.raises(InputError, match=r"some-model \(Gemma2ForCausalLM\) caps or scales its logits"):
         TorchEngine(folder, name="some-model", device="cpu")
+
+
+def test_a_bias_on_the_head_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, "Phi")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.bias"] += 1.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="has a bias on its output head"):
+        TorchEngine(folder, name="some-model", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "architecture", ["Gemma", "GPTNeoX", "Nemotron", "OPT", "Phi", "Starcoder2"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_other_forms_sample_and_learn_by_one_function(
+    architecture: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Nemotron's attention takes no layout, and says so; the others share prompts."""
+    engine = TorchEngine(
+        write(tmp_path, architecture), name="some-model", device="cpu", dtype=dtype
+    )
+    engine.start_policy(LoraConfig(), 1)
+    asked = requests(engine)
+    stats = engine.train_step(groups_from(asked, engine.sample(asked)), TrainSettings(1e-3))
+    assert stats.logprob_gap_mean < (0.02 if dtype == torch.bfloat16 else 1e-4)
+    [note] = engine.notes(None, None)
+    assert ("plain path: its attention does not take a layout" in note) == (
+        architecture == "Nemotron"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Faster forms of what transformers computes element by element, put in only where they agree.
 
 A root-mean-square norm of Llama's form becomes one function with a short backward pass; rotary
-angles are handed out in the model's dtype. A model whose norm is of another form keeps its own.
+angles are handed out in the model's dtype. A model whose norm is of another form keeps its own; one
+that torch will not mix with a float32 residual stream (layer norm) is made float32.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ def speed_up(decoder: nn.Module, dtype: torch.dtype) -> None:
         if _is_plain_norm(module):
             parent = decoder.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _Norm(module, dtype))
+        elif isinstance(module, nn.LayerNorm):
+            module.float()
     rotary = getattr(decoder, "rotary_emb", None)
     if rotary is not None:
         rotary.register_forward_hook(

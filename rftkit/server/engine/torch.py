@@ -59,6 +59,7 @@ TRAIN_TOKENS = 4_096  # of one forward-backward, where what it keeps fits the me
 LEAST_TRAIN_TOKENS = 1_024  # fewer cost more time than computing layers again
 CACHED_ADAPTERS = 8
 MASTERS = "masters.safetensors"  # in a saved state: the weights in float32
+OTHER = 0.25  # of what is compared: more than rounding makes, less than another formula
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
 _THREADS = torch.get_num_threads()
 
@@ -97,9 +98,8 @@ class TorchEngine:
         self._stack = find_stack(self._decoder)
         self._layers = Layers(self._decoder)
         self._plain_because: str | None = None
-        if self._stack is None and (why := self._refusal()):
-            model.set_attn_implementation("eager")
-            self._plain_because = why
+        if self._stack is None:
+            self._plain_because = self._refusal(model)
         self._key_bytes = _key_bytes(model.config, self.dtype)
         self.memory_bytes: int | None = _free_bytes(self.device)
         self.head: torch.Tensor = model.get_output_embeddings().weight
@@ -179,40 +179,73 @@ class TorchEngine:
             return PlainDecode([list(texts[group]) for group in groups])
         return Decode(prefill, [len(text) for text in texts], groups)
 
-    def _refusal(self) -> str | None:
-        """Why this model's attention takes no layout of ours, or None."""
-        try:
-            with torch.no_grad():
-                self.hidden(torch.zeros(2, dtype=torch.long, device=self.device),
-                            Packed([1], [[1]], self.device))  # fmt: skip
-        except NotImplementedError as error:
-            return str(error)
+    def _refusal(self, model: Any) -> str | None:
+        """Why this model's attention takes no layout of ours, which it then is not given; or None.
+
+        Raises:
+            InputError: when it cannot be computed without one either.
+        """
+        layout = Packed([4], [[3, 2]], self.device)
+        tokens = torch.arange(9, device=self.device)
+        why = "with a shared prompt it gives other numbers than alone"
+        ours = None
+        with torch.no_grad():
+            try:
+                ours = self.hidden(tokens, layout)
+            except NotImplementedError as error:
+                why = str(error)
+            except Exception as error:  # of code that is not ours: whatever it does not expect
+                why = f"its attention does not take a layout ({type(error).__name__}: {error})"
+            model.set_attn_implementation("eager")
+            try:
+                alone = plain_hidden(self._decoder, tokens, layout)
+                short = plain_hidden(self._decoder, tokens[:4], Packed([4], [[]], self.device))
+            except Exception as error:
+                raise self._not_for_us(model, f"cannot be computed here: {error}") from error
+        if (short - alone[:4]).norm() > OTHER * short.norm():
+            raise self._not_for_us(model, "gives a token another state when others follow it")
+        if ours is None or (ours - alone).norm() > OTHER * alone.norm():
+            return why
+        model.set_attn_implementation(ATTENTION_NAME)
         return None
 
     def _check_logits(self, model: Any) -> None:
         """Refuse a model that does more behind its head than this engine does.
 
         Raises:
-            InputError: when its logits are capped or scaled.
+            InputError: when its logits are capped, scaled or shifted.
         """
         layout = Packed([3], [[]], self.device)
         plain = {} if self._plain_because else {"layout": layout}
         states: list[torch.Tensor] = []
-        hook = self._decoder.register_forward_hook(
-            lambda _module, _inputs, output: states.append(output.last_hidden_state[0])
-        )
+        head = model.get_output_embeddings()
+        if getattr(head, "bias", None) is not None and head.bias.any():
+            raise self._not_for_us(model, "has a bias on its output head, which is not added here")
+        hooks = [
+            self._decoder.register_forward_hook(
+                lambda _module, _inputs, output: states.append(output.last_hidden_state[0])
+            ),
+            head.register_forward_pre_hook(
+                lambda module, inputs: (inputs[0].to(module.weight.dtype),)
+            ),
+        ]
         with torch.no_grad():
             inputs = embedded(self._decoder.get_input_embeddings(), layout.positions)[None]
             said = model(inputs_embeds=inputs, use_cache=False, **plain).logits[0].float()
             ours = scores(states[0], self.head, None, 1.0)
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         if (ours - said).norm() > 0.05 * said.norm():
-            raise InputError(
-                f"{self.name} caps or scales its logits behind the output head "
-                f"({type(model).__name__}), which this engine does not do: choose another model, "
-                "or train it on a Tinker server (rftkit serve --engine tinker)",
-                param="model",
+            raise self._not_for_us(
+                model, "caps or scales its logits behind the output head, which is not done here"
             )
+
+    def _not_for_us(self, model: Any, why: str) -> InputError:
+        return InputError(
+            f"{self.name} ({type(model).__name__}) {why}: choose another model, or train it on a "
+            "Tinker server (rftkit serve --engine tinker)",
+            param="model",
+        )
 
     # ── the policy ───────────────────────────────────────────────────────────────────────────
 
