@@ -1,7 +1,8 @@
 """A platform whose engine keeps a tally outside of it: one line a call begun, one a call done.
 
 `python counting_server.py --home HOME …` is the server; its worker is this file again, with
-`--worker`. The tally is the file named by TALLY, written so that a SIGKILL loses no line.
+`--worker`. The tally is the file named by TALLY, written so that a SIGKILL loses no line. With
+TOKEN_SECONDS a token takes that much longer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import json
 import os
 import sys
+import time
 from typing import Any
 
 from rftkit.server import __main__ as server
@@ -31,12 +33,23 @@ def counted(real: Any) -> Any:
         keys = [list(request.seeds[0]) for request in requests]
         if adapter == "policy":
             count("begun", keys)
+            options["breathe"] = slowed(options["breathe"])
         answers = real(self, requests, adapter, **options)
         if adapter == "policy":
             count("done", keys)
         return answers
 
     return sample
+
+
+def slowed(breathe: Any) -> Any:
+    """The call between tokens, taking its time."""
+
+    def wait() -> None:
+        time.sleep(float(os.environ.get("TOKEN_SECONDS", "0")))
+        breathe()
+
+    return wait
 
 
 if __name__ == "__main__":

@@ -29,7 +29,13 @@ import rftkit
 import rftkit.client
 from rftkit.errors import EngineLostError, InputError, PlatformError, RequestError
 from rftkit.server.engine import remote
-from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
+from rftkit.server.engine.base import (
+    Completion,
+    LoraConfig,
+    SampleRequest,
+    TrainGroup,
+    TrainSettings,
+)
 from rftkit.server.engine.exchange import Member, stats_of
 from rftkit.server.engine.remote import Remote
 from rftkit.server.engine.tinker import TinkerEngine
@@ -78,8 +84,14 @@ def groups(engine: TinkerEngine) -> list[TrainGroup]:
 def test_contract_completions_come_in_order_with_a_log_prob_a_token(engine: TinkerEngine) -> None:
     engine.start_policy(LoraConfig(), seed=1)
     seen: set[int] = set()
-    answers = engine.sample(requests(engine), on_text=lambda i, index, text: seen.add(i))
+    told: dict[tuple[int, int], Completion] = {}
+    answers = engine.sample(
+        requests(engine),
+        on_text=lambda i, index, text: seen.add(i),
+        on_completion=lambda i, index, completion: told.update({(i, index): completion}),
+    )
     assert [len(group) for group in answers] == [4, 4, 4]
+    assert [[told[i, index] for index in range(4)] for i in range(3)] == answers
     assert sorted(seen) == [0, 1, 2]
     for completion in (each for group in answers for each in group):
         assert 0 < len(completion.tokens) <= 12

@@ -323,6 +323,28 @@ def test_streamed_text_adds_up(llama: TorchEngine) -> None:
             assert pieces.get((row, index), "") == completion.text
 
 
+def test_each_completion_is_told_once_as_soon_as_it_has_ended(llama: TorchEngine) -> None:
+    order: list[Any] = []
+    asked = [
+        dataclasses.replace(request, max_tokens=most)
+        for request, most in zip(requests(llama, *"abc"), (9, 1, 5), strict=True)
+    ]
+    answers = llama.sample(
+        asked,
+        breathe=lambda: order.append(None),
+        on_completion=lambda row, index, completion: order.append((row, index, completion)),
+    )
+    told = [each for each in order if each is not None]
+    assert sorted(told, key=lambda each: each[:2]) == [
+        (row, index, completion)
+        for row, group in enumerate(answers)
+        for index, completion in enumerate(group)
+    ]
+    for row, index, completion in told:
+        steps = order[: order.index((row, index, completion))].count(None)
+        assert steps == len(completion.tokens) - 1
+
+
 def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path: Path) -> None:
     asked = requests(llama, temperature=0.0, seeds=[(0,)])
     base = llama.sample(asked, None)

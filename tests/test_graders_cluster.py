@@ -52,7 +52,7 @@ def grader(cluster: Any) -> Iterator[ClusterGrader]:
 @pytest.mark.slow
 def test_the_same_rewards_in_the_same_order(grader: ClusterGrader) -> None:
     seen: list[int] = []
-    grades = grader.grade_many(PAIRS, progress=lambda index, _: seen.append(index))
+    grades = grader.grade_many(iter(PAIRS), progress=lambda index, _: seen.append(index))
     with compile_grader(SPEC) as here:
         alone = here.grade_many(PAIRS)
     assert [grade.reward for grade in grades] == [grade.reward for grade in alone]

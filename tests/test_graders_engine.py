@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,25 @@ def test_hanging_grade_does_not_hold_up_the_others() -> None:
     assert order[-1] == 0
     assert [grade.reward for grade in grades] == [None] + [1.0] * 49
     assert "no result within 1 s" in str(grades[0].errors)
+
+
+def test_pairs_are_graded_as_they_come() -> None:
+    order: list[int] = []
+    has_graded = threading.Semaphore(0)
+
+    def pairs() -> Iterator[tuple[Sample, Any]]:
+        for place in range(6):
+            yield Sample("x"), {"place": place}
+            assert has_graded.acquire(timeout=20)  # the next one comes when this one is graded
+
+    def progress(place: int, grade: Grade) -> None:
+        order.append(place)
+        has_graded.release()
+
+    with compile_grader(python("return item['place']"), workers=2) as grader:
+        grades = grader.grade_many(pairs(), progress=progress)
+        assert grader.grade_many(iter([])) == []
+    assert [grade.reward for grade in grades] == order == list(range(6))
 
 
 def test_what_a_caller_raises_stops_all_threads_at_once() -> None:

@@ -50,13 +50,20 @@ class Toy:
     def encode(self, messages: Any, tools: Any = None, thinking: str | None = None) -> list[int]:
         return [int(messages[-1]["content"])]
 
-    def sample(self, requests: Sequence[Any], adapter: Any = "policy", **_: Any) -> Any:
+    def sample(
+        self, requests: Sequence[Any], adapter: Any = "policy", *, on_completion: Any, **_: Any
+    ) -> Any:
         self.samples += 1
 
         def said(key: tuple[int, ...]) -> Completion:
-            return Completion([1, 9], str((sum(key) + self.policy) % 2), [-0.5, 0.0], "stop")
+            bit = (sum(key) + self.policy) % 2
+            return Completion([bit, 9], str(bit), [-0.5, 0.0], "stop")
 
-        return [[said(key) for key in request.seeds] for request in requests]
+        answers = [[said(key) for key in request.seeds] for request in requests]
+        for i, group in enumerate(answers):
+            for index, completion in enumerate(group):
+                on_completion(i, index, completion)
+        return answers
 
     def train_step(self, groups: Any, settings: Any, **_: Any) -> StepStats:
         tokens = [t for group in groups for row in group.tokens_G_T for t in row]

@@ -40,6 +40,7 @@ class Counting(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.grades += 1  # type: ignore[attr-defined]
+        self.server.beside += self.server.is_sampling()  # type: ignore[attr-defined]
         said, wanted = asked["sample"]["output_text"], asked["item"]["answer"]
         score = sum(a == b for a, b in zip(said, wanted, strict=False)) / max(len(wanted), 1)
         body = json.dumps({"score": score}).encode()
@@ -58,7 +59,8 @@ class Platform:
         self.home, self._tally, self._grader = home, tally, grader
         self._process: subprocess.Popen[bytes] | None = None
         self._client: openai.OpenAI | None = None
-        grader.grades = 0  # type: ignore[attr-defined]
+        grader.grades = grader.beside = 0  # type: ignore[attr-defined]
+        grader.is_sampling = self.is_sampling  # type: ignore[attr-defined]
 
     def connect(self) -> openai.OpenAI:
         """A client of the running server; it is started when it does not run."""
@@ -89,7 +91,8 @@ class Platform:
         """A small job whose grades come from the counter."""
         local = self.connect()
         metadata = {"max_completion_tokens": "6", "lora_rank": "4", **given.pop("metadata", {})}
-        lines = (TOY / "train.jsonl").read_bytes().splitlines(keepends=True)
+        lines = given.pop("lines", None)
+        lines = lines or (TOY / "train.jsonl").read_bytes().splitlines(keepends=True)
         files = [
             local.files.create(file=("rows.jsonl", b"".join(rows)), purpose="fine-tune").id
             for rows in (lines[: given.pop("rows", 32)], lines[-4:])
@@ -126,6 +129,11 @@ class Platform:
             workers = [c for c in parent.children() if "--worker" in c.cmdline()]
             for process in workers * (who != "server") + [parent] * (who != "worker"):
                 process.send_signal(signal.SIGKILL)
+
+    def is_sampling(self) -> bool:
+        """Whether a call of the engine has begun and not ended."""
+        said = self._tally.read_text() if self._tally.exists() else ""
+        return said.count("begun") > said.count("done")
 
     def counts(self) -> tuple[int, int, int]:
         """Grades given, calls of the engine begun, and calls that ended; then all are forgotten."""
@@ -229,6 +237,21 @@ def test_kills_and_pauses_lose_nothing_and_repeat_at_most_what_was_under_way(
     assert platform.counts() == (grades, begun, done)  # a pause repeats nothing at all
     kept = platform.adapters(job)
     assert {name: kept[name] for name in platform.adapters(calm)} == platform.adapters(calm)
+
+
+def test_grades_are_given_while_the_rest_of_a_step_is_sampled(
+    platform: Platform, grader: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = ["g", "ab", "fed", "gabe"] * 2  # as long as what the model will say
+    rows = [
+        {"messages": [{"role": "user", "content": f"copy: {answer}"}], "answer": answer}
+        for answer in answers
+    ]
+    monkeypatch.setenv("TOKEN_SECONDS", "0.05")
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    job = platform.finish(platform.job("rftkit-tiny", lines=lines))
+    assert job.status == "succeeded", job.error
+    assert grader.beside > 0
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ same numbers. Not here: how the cluster is started (`ray start`, or Ray's own to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rftkit.errors import MissingExtraError, PlatformError
@@ -39,7 +40,7 @@ class ClusterGrader:
 
     def grade_many(
         self,
-        pairs: Sequence[tuple[Sample, Any]],
+        pairs: Iterable[tuple[Sample, Any]],
         *,
         progress: Callable[[int, Grade], None] | None = None,
     ) -> list[Grade]:
@@ -50,15 +51,13 @@ class ClusterGrader:
         """
         import ray
 
-        grades: list[Any] = [None] * len(pairs)
-        starts = range(0, len(pairs), BATCH)
-        todo = iter(starts)
+        grades: dict[int, Grade] = {}
+        todo, starts = iter(pairs), itertools.count(0, BATCH)
         under_way: dict[Any, tuple[int, Any]] = {}
 
         def send(worker: Any) -> None:
-            if (start := next(todo, None)) is not None:
-                message = worker.grade_many.remote(list(pairs[start : start + BATCH]))
-                under_way[message] = (start, worker)
+            if batch := list(itertools.islice(todo, BATCH)):
+                under_way[worker.grade_many.remote(batch)] = (next(starts), worker)
 
         try:
             for worker in [*self._workers] * IN_FLIGHT:
@@ -75,7 +74,7 @@ class ClusterGrader:
             raise PlatformError(
                 f"the Ray cluster could not grade: {str(error)[:500]}; look at it with: ray status"
             ) from error
-        return grades
+        return [grades[index] for index in range(len(grades))]
 
     def close(self) -> None:
         """Stop the workers; the cluster goes on."""

@@ -8,8 +8,9 @@ type is compiled (`leaves`), many rows as a table (`frames`), the audit of a gra
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -83,28 +84,33 @@ class CompiledGrader:
 
     def grade_many(
         self,
-        pairs: Sequence[tuple[Sample, Any]],
+        pairs: Iterable[tuple[Sample, Any]],
         *,
         progress: Callable[[int, Grade], None] | None = None,
     ) -> list[Grade]:
-        """Grade many, order kept. Slow graders run side by side; `progress` gets (index, grade)."""
-        grades: list[Any] = [None] * len(pairs)
-        todo = enumerate(pairs)  # one `next` at a time hands each pair to exactly one thread
+        """Grade many, order kept. Slow graders run side by side; `progress` gets (index, grade).
+
+        Each pair is graded as soon as it comes: `pairs` may wait for what is yet to be said.
+        """
+        grades: dict[int, Grade] = {}
+        todo, turn = enumerate(pairs), threading.Lock()
         stop = threading.Event()
 
         def work() -> None:
-            for index, (sample, item) in todo:
-                if stop.is_set():
+            while True:
+                with turn:  # each pair goes to exactly one thread
+                    index, pair = next(todo, (-1, None))
+                if pair is None or stop.is_set():
                     return
-                grades[index] = grade = self.grade(sample, item)
+                grades[index] = grade = self.grade(*pair)
                 if progress:
                     progress(index, grade)
 
         if self._threads == 1:
             work()
         else:
-            _run_threads(work, min(self._threads, len(pairs)), stop)
-        return grades
+            _run_threads(work, min(self._threads, operator.length_hint(pairs, self._threads)), stop)
+        return [grades[index] for index in range(len(grades))]
 
     def close(self, *, now: bool = False) -> None:
         """End the processes of python graders; grading again starts new ones.

@@ -19,7 +19,7 @@ from typing import Any
 from rftkit import graders
 from rftkit.errors import PlatformError, RftkitError
 from rftkit.rows import read_rows
-from rftkit.server import measures, rollout, sampling
+from rftkit.server import measures, sampling
 from rftkit.server.run import Check, Run, Stopped
 
 __all__ = ["read_checks", "run_checks"]
@@ -83,11 +83,12 @@ def run_checks(run: Run) -> None:
 def _result(run: Run, check: Check) -> dict[str, Any]:
     assert run.compile is not None
     rows = check.rows if check.rows is not None else run.valid_rows
-    prompts, completions = sampling.sampled(run, rows, sampling.CHECKS, 1, 0.0)
     with run.compile(check.grader) as grader:
-        groups = sampling.while_breathing(
+        groups, _ = sampling.graded_while_sampling(
             run,
-            lambda: rollout.grade_groups(grader, rows, prompts, completions, run.response_format),
+            grader,
+            rows,
+            lambda tell: sampling.sampled(run, rows, sampling.CHECKS, 1, 0.0, tell),
         )
     failed, total, example = measures.failure(groups)
     score = None if failed else measures.mean_reward(groups)

@@ -29,11 +29,13 @@ from typing import Any
 from rftkit.errors import PlatformError
 from rftkit.wholefile import sync, write_whole
 
-__all__ = ["Journal", "damage", "is_full"]
+__all__ = ["Journal", "Kept", "damage", "is_full"]
 
 KEPT_STATES = 2
 SUMS = "sha256.json"
 """In each folder: file name → digest."""
+Kept = tuple[list[int], dict[str, Any]]
+"""The tokens that a grade was given for, and the grade: they may be drawn again, and be others."""
 
 
 class Journal:
@@ -91,26 +93,25 @@ class Journal:
         return _read(self._draft_path(kind, step))
 
     def write_draft(self, kind: str, step: int, data: dict[str, Any]) -> None:
-        """Keep completions, durably, before they are graded."""
-        self._grades_path(kind, step).unlink(missing_ok=True)
+        """Keep completions, durably; grades of them may be kept already."""
         write_whole(self._draft_path(kind, step), _packed(data))
 
-    def grades(self, kind: str, step: int) -> dict[int, dict[str, Any]]:
-        """Grades of a draft by the place of their completion; a line cut off is passed over."""
+    def grades(self, kind: str, step: int) -> dict[tuple[int, int], Kept]:
+        """Grades so far by the place of their completion; a line cut off is passed over."""
         path = self._grades_path(kind, step)
         found = {}
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError):
-                index, grade = json.loads(line)
-                found[int(index)] = grade
+                place, tokens, grade = json.loads(line)
+                found[tuple(place)] = (tokens, grade)
         return found
 
-    def add_grade(self, kind: str, step: int, index: int, grade: dict[str, Any]) -> None:
+    def add_grade(self, kind: str, step: int, place: tuple[int, int], kept: Kept) -> None:
         """Keep one grade. It outlives a kill at once, a power cut when the step's record is kept.
 
         The newline comes first, so that it ends a line that a kill left open.
         """
-        line = b"\n" + json.dumps([index, grade], separators=(",", ":")).encode()
+        line = b"\n" + json.dumps([place, *kept], separators=(",", ":")).encode()
         with self._grades_path(kind, step).open("ab", buffering=0) as file:
             file.write(line)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,12 @@ from rftkit.server.engine.base import Completion, Thinking, TrainGroup
 from rftkit.server.engine.prompts import tool_calls_in
 
 __all__ = [
+    "Ended",
     "Group",
+    "Place",
     "Rollout",
     "advantages",
-    "grade_groups",
+    "grade_all",
     "group_from_dict",
     "group_to_dict",
     "said",
@@ -34,6 +36,18 @@ __all__ = [
 
 ATTEMPTS = 2
 """How often a completion is graded while its grader fails."""
+
+Place = tuple[int, int]
+"""Of a completion in its step: the number of its row, and its own in the row's group."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A completion that can be graded."""
+
+    place: Place
+    row: Row
+    completion: Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,50 +78,42 @@ class Group:
         return len(rewards) < 2 or max(rewards) == min(rewards)
 
 
-def grade_groups(
+def grade_all(
     grader: CompiledGrader,
-    rows: Sequence[Row],
-    prompts: Sequence[list[int]],
-    completions: Sequence[Sequence[Completion]],
+    ended: Iterable[Ended],
     response_format: Mapping[str, Any] | None,
-    *,
-    known: Mapping[int, Grade] | None = None,
-    keep: Callable[[int, Grade], None] = lambda index, grade: None,
-) -> list[Group]:
-    """Grade every completion; grades that fail are tried once more.
+    progress: Callable[[Ended, Grade], None],
+) -> dict[Place, Grade]:
+    """The grades by place; those that fail are tried once more, after all others.
 
     Args:
         grader: compiled.
-        rows: what was asked.
-        prompts: its token ids.
-        completions: of each row.
+        ended: each is graded as soon as it comes.
         response_format: of the job.
-        known: grades that were given before, by the place of their completion among all.
-        keep: gets each new grade that did not fail, from any thread.
+        progress: gets each grade as it is given, from any thread.
     """
-    pairs = [
-        (sample_of(completion, row, response_format), row.item)
-        for row, group in zip(rows, completions, strict=True)
-        for completion in group
-    ]
-    grades = dict(known or {})
+    grades: dict[Place, Grade] = {}
     for _ in range(ATTEMPTS):
-        todo = [i for i in range(len(pairs)) if i not in grades or grades[i].outcome == "failed"]
-        progress = functools.partial(_keep, todo, keep)
-        made = grader.grade_many([pairs[i] for i in todo], progress=progress)
-        grades.update(zip(todo, made, strict=True))
-    in_order = (grades[i] for i in range(len(pairs)))
-    return [
-        Group(row, prompt, [Rollout(completion, next(in_order)) for completion in group])
-        for row, prompt, group in zip(rows, prompts, completions, strict=True)
-    ]
+        taken: list[Ended] = []
+        pairs = _pairs(ended, response_format, taken)
+        made = grader.grade_many(pairs, progress=functools.partial(_report, taken, progress))
+        grades.update((each.place, grade) for each, grade in zip(taken, made, strict=True))
+        ended = [each for each in taken if grades[each.place].outcome == "failed"]
+    return grades
 
 
-def _keep(
-    places: Sequence[int], keep: Callable[[int, Grade], None], index: int, grade: Grade
+def _pairs(
+    ended: Iterable[Ended], response_format: Mapping[str, Any] | None, taken: list[Ended]
+) -> Iterator[tuple[Sample, Any]]:
+    for each in ended:
+        taken.append(each)
+        yield sample_of(each.completion, each.row, response_format), each.row.item
+
+
+def _report(
+    taken: Sequence[Ended], progress: Callable[[Ended, Grade], None], index: int, grade: Grade
 ) -> None:
-    if grade.outcome != "failed":
-        keep(places[index], grade)
+    progress(taken[index], grade)
 
 
 def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -207,7 +208,11 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def score(case: dict[str, Any], row: int, text: str) -> float:
-    """The reward of an answer: vowels, or the grader of a data set, 0 where it does not parse."""
+    """The reward of an answer: vowels, or the grader of a data set.
+
+    Text that is not JSON is read as people write: the first verdict it names, and all of it as the
+    explanation. A model that decodes freely would else have no reward to begin from.
+    """
     if "grader" not in case:
         return vowels(text)
     from rftkit.graders import Sample
@@ -217,6 +222,10 @@ def score(case: dict[str, Any], row: int, text: str) -> float:
 
         case["compiled"] = compile_grader(case["grader"])
     sample = Sample.from_text(text, response_format=case["response_format"])
+    if sample.output_json is None:
+        named = re.search(r"\b(yes|no|needs review)\b", text.lower())
+        read = {"compliant": named[0] if named else "", "explanation": text.strip()}
+        sample = Sample.from_text(json.dumps(read), response_format={"type": "json_object"})
     [grade] = case["compiled"].grade_many([(sample, case["items"][row])])
     return float(grade.reward or 0.0)
 
@@ -396,7 +405,7 @@ def learning(options: argparse.Namespace) -> None:
         "grader": json.loads((folder / "grader.json").read_text()),
         "response_format": json.loads((folder / "response_format.json").read_text()),
         "G": 8,
-        "T": 64,
+        "T": 32,
         "steps": options.learning_steps,
         "rate": options.rate,
         "fixed_length": False,

@@ -214,8 +214,12 @@ class Engine(Protocol):
         *,
         breathe: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
-        """Completions of every request, in order. `breathe` is called between token steps."""
+        """Completions of every request, in order. `breathe` is called between token steps.
+
+        `on_completion` gets (request, completion index, completion) as soon as one has ended.
+        """
         ...
 
     def train_step(

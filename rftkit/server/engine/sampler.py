@@ -85,6 +85,7 @@ def sample(
     max_keys: int,
     breathe: Callable[[], None] | None = None,
     on_text: Callable[[int, int, str], None] | None = None,
+    on_completion: Callable[[int, int, Completion], None] | None = None,
 ) -> list[list[Completion]]:
     """Completions of every request, in order.
 
@@ -95,12 +96,15 @@ def sample(
         max_keys: most key positions a wave may hold (prompts once, completions at full length).
         breathe: called between token steps.
         on_text: called with (request, completion index, new text) as text appears.
+        on_completion: called with (request, completion index, completion) as each ends.
     """
     results: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
     with torch.no_grad():
         for wave in _waves(requests, max_rows, max_keys):
             for row, completion in _decode(policy, requests, wave, breathe, on_text):
                 results[row.request][row.index] = completion
+                if on_completion is not None:
+                    on_completion(row.request, row.index, completion)
     return [[c for c in group if c is not None] for group in results]
 
 

@@ -245,6 +245,7 @@ class TinkerEngine:
         *,
         breathe: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
         """See Engine.sample: many prompts in flight, at most IN_FLIGHT; text comes when whole."""
         results: list[list[Completion]] = [[] for _ in requests]
@@ -257,9 +258,11 @@ class TinkerEngine:
                     exchange.completion_of(self.tokenizer, self.eos_ids, requests[i], each)
                     for each in answer.sequences
                 ]
-                if on_text is not None:
-                    for index, completion in enumerate(results[i]):
+                for index, completion in enumerate(results[i]):
+                    if on_text is not None:
                         on_text(i, index, completion.text)
+                    if on_completion is not None:
+                        on_completion(i, index, completion)
         return results
 
     def _sampler(self, adapter: Adapter | Literal["policy"]) -> Any:

@@ -430,6 +430,7 @@ class TorchEngine:
         *,
         breathe: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
+        on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
         """See Engine.sample. `breathe` may itself sample, with another adapter."""
         torch.set_num_threads(self._threads)
@@ -441,6 +442,7 @@ class TorchEngine:
                 max_keys=(self.memory_bytes or MEMORY_BYTES) // self._key_bytes,
                 breathe=breathe,
                 on_text=on_text,
+                on_completion=on_completion,
             )
 
     def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
