@@ -359,7 +359,7 @@ def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path:
 
 def test_capped_logits_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, "Gemma2", final_logit_softcapping=0.5)
-    with pytest.raises(InputError, match=r"some-model \(Gemma2ForCausalLM\) caps or scales its logits"):
+    with pytest.raises(InputError, match=r"some-model .* caps or scales its logits"):
         TorchEngine(folder, name="some-model", device="cpu")
 
 
