@@ -53,11 +53,13 @@ class Weights:
             for kind, tensor in block.named_parameters()
         ]
         self._blocks = blocks
-        self._places = {
-            name: part for leaf in self._leaves for name, part in leaf.parts(leaf.tensor.data)
-        }
         self._base: dict[str, torch.Tensor] = {}
         self._hooks: list[Any] = []
+
+    @property
+    def _places(self) -> dict[str, torch.Tensor]:
+        """What the model computes with, by name; adapters may have moved it."""
+        return {name: part for leaf in self._leaves for name, part in leaf.parts(leaf.tensor.data)}
 
     @property
     def num_parameters(self) -> int:
@@ -77,8 +79,9 @@ class Weights:
         """Let the model compute with these, rounded to its dtype; None: with the base."""
         if weights is not None and not self._base:
             self._base = self.read()
+        places = self._places
         for name, wanted in (self._base if weights is None else weights).items():
-            self._places[name].copy_(wanted)
+            places[name].copy_(wanted)
         for block in self._blocks:
             block.moved()
 

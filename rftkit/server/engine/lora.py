@@ -2,10 +2,10 @@
 
 A and B are float32 masters; the arithmetic runs in the dtype of the base weight. Layers that read
 the same input (q, k, v; gate, up) are computed as one, and B with W: [x | x Aᵀ] [W | B]ᵀ. Fewer,
-larger products; with the adapter off the second half of the input is zero. Saved in the folder
-format of the PEFT library, which can load them. No dropout: the policy that samples and the policy
-that is trained are the same function (Hu et al. 2021, arXiv:2106.09685). Where W itself learns
-(`full.py`) there is no adapter, and a block gives the gradient of W.
+larger products. Saved in the folder format of the PEFT library, which can load them. No dropout:
+the policy that samples and the policy that is trained are the same function (Hu et al. 2021,
+arXiv:2106.09685). Where W itself learns (`full.py`) there is no adapter, and a block gives the
+gradient of W.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Block(nn.Module):
             bias = torch.cat([layer.bias.data for layer in layers])
             self.bias = nn.Parameter(bias, requires_grad=False)
         self._adapter: tuple[list[torch.Tensor], list[torch.Tensor], float] | None = None
-        # Derived: A (ranks, in), and [W | B] (out, in + ranks), of the adapter that was on last.
+        # Of the adapter that was on last: a master, and A (ranks, in).
         self._of: torch.Tensor | None = None
         self._low_a: torch.Tensor | None = None
-        self._wide: torch.Tensor | None = None
+        self._wide = self.weight.data  # [W | B] (out, in + ranks); the weight is a part of it
         self._packed: torch.Tensor | None = None
         self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
     def moved(self) -> None:
         """Forget what was derived from the weight, after it has changed."""
-        self._last = self._of = self._low_a = self._wide = self._packed = None
+        self._last = self._packed = None
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """What each layer makes of x (..., in); computed once for the same tensor."""
@@ -90,24 +90,22 @@ class Block(nn.Module):
         self._last = None
 
     def room(self, num: int) -> torch.Tensor:
-        """A place (num, in + ranks) for so many inputs, its first columns, on their way in."""
+        """A place for so many inputs (num, in), and with an adapter for x Aᵀ behind them."""
         self._derive()
-        columns = (self.weight if self._wide is None else self._wide).shape[1]
-        return self.weight.new_empty(num, columns)
+        matrix = self.weight if self._adapter is None else self._wide
+        return self.weight.new_empty(num, matrix.shape[1])
 
     def product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(N, out) of inputs in their `room`, and (N, ranks) for a way back; knows no autograd."""
-        hidden = None
+        if self._adapter is None:
+            return self._times(rows), None
+        assert self._low_a is not None
         inputs = self.weight.shape[1]
-        if self._adapter is not None:
-            assert self._low_a is not None
-            flat = rows[:, :inputs]
-            if inputs % TILE:
-                flat = flat.contiguous()
-            hidden = flat @ self._low_a.T
-            rows[:, inputs:] = hidden
-        elif self._wide is not None:
-            rows[:, inputs:] = 0
+        flat = rows[:, :inputs]
+        if inputs % TILE:
+            flat = flat.contiguous()
+        hidden = flat @ self._low_a.T
+        rows[:, inputs:] = hidden
         return self._times(rows), hidden
 
     def gradients(
@@ -124,7 +122,6 @@ class Block(nn.Module):
             return grad @ self.weight if of_input else None, of_weight
         self._derive()
         assert self._low_a is not None
-        assert self._wide is not None
         grad_hidden = grad @ self._wide[:, self.weight.shape[1] :]
         grad_input = None
         if of_input:
@@ -147,9 +144,10 @@ class Block(nn.Module):
         low_b = torch.block_diag(*(part.detach() * scale for part in b))
         self._low_a = torch.cat([part.detach() for part in a]).to(weight.dtype)
         columns = weight.shape[1] + low_b.shape[1]
-        if self._wide is None or self._wide.shape[1] != columns:
+        if self._wide.shape[1] != columns:
             self._wide = weight.new_empty(len(weight), columns)
             self._wide[:, : weight.shape[1]] = weight
+            self.weight.data = self._wide[:, : weight.shape[1]]
         self._wide[:, weight.shape[1] :] = low_b
         self._packed = None
 
@@ -179,13 +177,15 @@ class Block(nn.Module):
 
     def _times(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply without a gradient of the weight; packed for few rows on a CPU."""
-        w = self.weight if self._wide is None else self._wide
+        w = self._wide
+        if rows.shape[1] < w.shape[1]:  # the adapter is off
+            return linear(rows, self.weight, self.bias)
         if len(rows) > PACKED_ROWS or w.dtype != torch.bfloat16 or w.device.type != "cpu":
             return linear(rows, w, self.bias)
         if not torch.backends.mkldnn.is_available():
             return linear(rows, w, self.bias)
         if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(w.data, 64)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(w, 64)
         y = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
         return cast(torch.Tensor, y)
 

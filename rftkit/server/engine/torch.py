@@ -315,8 +315,6 @@ class TorchEngine:
         self._policy, self._optimizer = None, None
         self._use("policy")
         self._weights.forget_base()
-        for block in self._blocks:
-            block.moved()
         memory.give_back()
 
     def close(self) -> None:
