@@ -174,7 +174,7 @@ def graded_while_sampling(
         except BaseException:
             grading.stop()
             while not work.done():
-                with contextlib.suppress(Stopped):
+                with contextlib.suppress(Exception):  # what came first counts
                     run.breathe()
                 time.sleep(WAIT_SECONDS)
             raise
