@@ -6,6 +6,7 @@ The official `openai` client drives both platforms; where the model worker is no
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -18,6 +19,7 @@ import openai
 import pytest
 
 from rftkit import client as rftkit_client
+from rftkit.server.worker import Worker
 
 GRADER = {
     "type": "string_check",
@@ -154,6 +156,15 @@ def made_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
     return folder / "models"
+
+
+@pytest.fixture
+def worker(home: Path, made_models: Path) -> Iterator[Worker]:
+    """A worker without its process, with `rftkit-tiny` made; `in_process` gives it jobs."""
+    shutil.copytree(made_models, home / "models")
+    worker = Worker(home, lambda message: None)
+    yield worker
+    worker.store.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -248,14 +247,6 @@ def test_a_grade_that_fails_is_tried_once_more_and_is_never_zero(world: World) -
     assert rewards(groups) == [*ALL[:3], None, *ALL[4:]]
     assert sorted(judge.calls[:12], key=int) == [str(number) for number in range(12)]
     assert sorted(judge.calls[12:]) == ["3", "5"]  # after all others
-
-
-@pytest.fixture
-def worker(home: Path, made_models: Path) -> Iterator[Worker]:
-    shutil.copytree(made_models, home / "models")
-    worker = Worker(home, lambda message: None)
-    yield worker
-    worker.store.close()
 
 
 def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothing(

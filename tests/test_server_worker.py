@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ JUDGE = {
     "model": "rftkit-tiny",
     "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}],
 }
-
-
-@pytest.fixture
-def worker(home: Path, made_models: Path) -> Iterator[Worker]:
-    shutil.copytree(made_models, home / "models")
-    worker = Worker(home, lambda message: None)
-    yield worker
-    worker.store.close()
 
 
 def again(worker: Worker) -> Worker:

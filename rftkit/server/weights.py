@@ -17,7 +17,7 @@ from typing import Any
 
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.server.engine import models
-from rftkit.server.engine.base import FULL_FILE, is_full
+from rftkit.server.engine.base import FULL_FILE, is_whole
 from rftkit.server.engine.remote import kind_of_folder
 from rftkit.server.journal import damage
 from rftkit.server.records import Model
@@ -51,7 +51,7 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
         model = store.model(name)
         base = models.find_base(model.base if model else name, home)
         folder = models.prepare(base, home)
-        if not merged and (model is None or is_full(Path(model.folder))):
+        if not merged and (model is None or is_whole(Path(model.folder))):
             what = "is a base model" if model is None else "was trained in full"
             raise NotFoundError(
                 f"{name!r} {what} and has no adapter; add --merged to export all of it",
@@ -88,7 +88,7 @@ def _write_whole(base: Path, saved: Path | None, out: Path) -> None:
 
     from rftkit.server.engine.lora import load_adapter
 
-    whole = load_file(saved / FULL_FILE) if saved is not None and is_full(saved) else {}
+    whole = load_file(saved / FULL_FILE) if saved is not None and is_whole(saved) else {}
     dtype: Any = next((tensor.dtype for tensor in whole.values()), "auto")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     for name, tensor in whole.items():

@@ -16,7 +16,7 @@ from rftkit.server.api.body import Metadata, Open, check_response_format, kind_o
 from rftkit.server.api.files import live_file
 from rftkit.server.api.models import check_model
 from rftkit.server.engine import remote
-from rftkit.server.engine.base import is_full
+from rftkit.server.engine.base import is_whole
 from rftkit.server.platform import Platform
 from rftkit.server.records import Job
 from rftkit.server.store import new_id, now
@@ -118,7 +118,7 @@ def _check_engine(body: JobBody, platform: Platform) -> None:
     base = tuned.base if tuned else body.model
     if remote.kind_of(base, platform.home, wanted) == "tinker":
         remote.refuse(metadata)
-    elif tuned is not None and is_full(Path(tuned.folder)) and metadata.get("tuning") != "full":
+    elif tuned is not None and is_whole(Path(tuned.folder)) and metadata.get("tuning") != "full":
         raise RequestError(
             f"{body.model} was trained in full, and adapters learn on a base model: go on with "
             f"metadata `tuning` = full, or make it one: rftkit models export {body.model} --merged "

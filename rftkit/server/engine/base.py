@@ -23,7 +23,7 @@ __all__ = [
     "Thinking",
     "TrainGroup",
     "TrainSettings",
-    "is_full",
+    "is_whole",
 ]
 
 FULL_FILE = "weights.safetensors"
@@ -150,7 +150,7 @@ Adapter = Path | None
 """A folder with saved adapters or whole weights, or None for the base model."""
 
 
-def is_full(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether a saved policy is whole weights, not adapters."""
     return (folder / FULL_FILE).is_file()
 

@@ -55,7 +55,7 @@ class Block(nn.Module):
         self._of: torch.Tensor | None = None
         self._low_a: torch.Tensor | None = None
         self._wide = self.weight.data  # [W | B] (out, in + ranks); the weight is a part of it
-        self._packed: torch.Tensor | None = None
+        self._packed: dict[bool, torch.Tensor] = {}  # the weight, and with B beside it
         self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     def use(self, weights: AdapterWeights | None, scale: float) -> None:
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
     def moved(self) -> None:
         """Forget what was derived from the weight, after it has changed."""
-        self._last = self._packed = None
+        self._last, self._packed = None, {}
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """What each layer makes of x (..., in); computed once for the same tensor."""
@@ -149,7 +149,7 @@ class Block(nn.Module):
             self._wide[:, : weight.shape[1]] = weight
             self.weight.data = self._wide[:, : weight.shape[1]]
         self._wide[:, weight.shape[1] :] = low_b
-        self._packed = None
+        self._packed.pop(True, None)
 
     @property
     def _scale(self) -> float:
@@ -177,16 +177,16 @@ class Block(nn.Module):
 
     def _times(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply without a gradient of the weight; packed for few rows on a CPU."""
-        w = self._wide
-        if rows.shape[1] < w.shape[1]:  # the adapter is off
-            return linear(rows, self.weight, self.bias)
+        is_wide = self._adapter is not None
+        w = self._wide if is_wide else self.weight
         if len(rows) > PACKED_ROWS or w.dtype != torch.bfloat16 or w.device.type != "cpu":
             return linear(rows, w, self.bias)
         if not torch.backends.mkldnn.is_available():
             return linear(rows, w, self.bias)
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(w, 64)
-        y = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
+        if is_wide not in self._packed:
+            self._packed[is_wide] = torch.ops.mkldnn._reorder_linear_weight(w.detach(), 64)
+        packed = self._packed[is_wide]
+        y = torch.ops.mkldnn._linear_pointwise(rows, packed, self.bias, "none", [], "")
         return cast(torch.Tensor, y)
 
 

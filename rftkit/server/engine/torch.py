@@ -36,7 +36,7 @@ from rftkit.server.engine.base import (
     Thinking,
     TrainGroup,
     TrainSettings,
-    is_full,
+    is_whole,
 )
 from rftkit.server.engine.batches import lay_out, micro_batches
 from rftkit.server.engine.decode import Decode
@@ -398,7 +398,7 @@ class TorchEngine:
         self._full_on = weights
 
     def _saved(self, folder: Path) -> _Saved:
-        if is_full(folder):
+        if is_whole(folder):
             return load_file(folder / FULL_FILE), None  # a file that is mapped takes no memory
         return lora.load_adapter(folder, self.device)
 
