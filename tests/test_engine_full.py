@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ def engine(folder: Path) -> TorchEngine:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     folder = write(tmp_path_factory.mktemp("llama"), "Llama", tie_word_embeddings=True)
     return TorchEngine(folder, name="test", device="cpu", dtype=torch.float32)
-
-
-@pytest.fixture(autouse=True)
-def precision() -> Iterator[None]:
-    """An engine in bfloat16 sets it for the whole process."""
-    before = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    yield
-    torch.backends.mkldnn.matmul.fp32_precision = before  # type: ignore[attr-defined]
 
 
 def move(engine: TorchEngine, seed: int = 3) -> None:

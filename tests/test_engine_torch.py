@@ -24,6 +24,7 @@ from rftkit.server.engine.base import (
     TrainSettings,
 )
 from rftkit.server.engine.batches import micro_batches
+from rftkit.server.engine.decode import BLOCK_ROWS, ROOM
 from rftkit.server.engine.torch import TorchEngine
 
 ARCHITECTURES = ("Llama", "Qwen2", "Qwen3")
@@ -238,6 +239,21 @@ def test_each_completion_has_its_own_draw(llama: TorchEngine) -> None:
     moved_policy(llama)
     [group] = llama.sample(requests(llama, "hello", seeds=[(1, i) for i in range(6)]))
     assert len({tuple(completion.tokens) for completion in group}) > 3
+
+
+@pytest.mark.parametrize("schema", [None, SCHEMA])
+def test_more_completions_than_share_a_line_of_keys(llama: TorchEngine, schema: str | None) -> None:
+    """Long ones, so that lines grow; with a schema they end one by one, so that rows move."""
+    seeds = [(7, i) for i in range(2 * BLOCK_ROWS + 3)]
+    moved_policy(llama)
+    asked = requests(llama, schema=schema, max_tokens=ROOM + 9, seeds=seeds)
+    answers = llama.sample(asked)
+    assert (len({len(c.tokens) for c in answers[0]}) > 1) == (schema is not None)
+    groups = groups_from(asked, answers, schema)
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    with torch.no_grad():
+        trained = llama.logprobs(groups).tolist()
+    assert trained == pytest.approx(stored, abs=1e-4)
 
 
 def test_the_end_token_is_part_of_the_completion(llama: TorchEngine) -> None:

@@ -1,8 +1,11 @@
-"""The next tokens of many rows: the prompt's keys exist once a group, each row has its own after.
+"""The next tokens of many rows: a prompt's keys stand before those of the rows that share them.
 
-All rows of a layout have the same number of own tokens, and take the same number in each pass
-(usually one; several when a grammar leaves no choice for a while), so nothing is masked but the
-diagonal of a pass and the padding of prompts of other lengths. Rows sit in a grid of (group, slot)
+Rows of one prompt are laid in blocks of up to eight. A block has one line of keys: the prompt's,
+then each row's own, token by token with the rows side by side; a mask hides from a row what is
+another's. Attention is then one product for all rows of a block, large enough for the units that
+multiply matrices, where each row's own keys alone would not be; eight is where that pays most. All
+rows of a layout have the same number of own tokens, and take the same number in each pass (usually
+one; several when a grammar leaves no choice for a while). Rows sit in a grid of (block, slot)
 cells; when some have left, the empty cells compute with a copy of another row.
 """
 
@@ -11,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rftkit.server.engine.packed import Packed
 
-__all__ = ["Decode"]
+__all__ = ["BLOCK_ROWS", "Decode"]
 
-ROOM = 32  # own tokens by which a cache grows
+BLOCK_ROWS = 8  # rows that share one line of keys
+ROOM = 32  # own tokens by which a line grows
 
 
 class Decode:
@@ -26,53 +31,57 @@ class Decode:
         """`groups[r]` is the group of row r; rows of one group are neighbours."""
         assert prefill.keys is not None
         self.device = prefill.device
+        blocks, of_group = _blocks(groups)
         lengths = torch.tensor(prompt_lengths, device=self.device)
-        longest = int(lengths.max())
         starts = torch.cumsum(lengths, 0) - lengths
-        steps = torch.arange(longest, device=self.device)
-        index = starts[:, None] + torch.minimum(steps[None], lengths[:, None] - 1)  # (B, P)
-        self.prompt_keys = [k[index].transpose(1, 2).contiguous() for k in prefill.keys]
-        self.prompt_values = [v[index].transpose(1, 2).contiguous() for v in prefill.values]
-        hidden = steps[None] >= lengths[:, None]  # (B, P)
-        dtype = prefill.keys[0].dtype
-        bias = torch.zeros(hidden.shape, device=self.device, dtype=dtype)
-        self.bias = bias.masked_fill(hidden, -torch.inf)
-        self.lengths = lengths
+        wanted = torch.tensor(of_group, device=self.device)
+        self.lengths = lengths[wanted]  # of each block's prompt
+        self.longest = max(prompt_lengths)
+        steps = torch.arange(self.longest, device=self.device)
+        index = starts[wanted, None] + torch.minimum(steps[None], self.lengths[:, None] - 1)
         self.length = 0  # own tokens a row already has
         self.num = 1  # tokens a row takes in this pass
-        self.keys: list[torch.Tensor] = []  # one a layer, (B, K, S, capacity, D)
-        self.values: list[torch.Tensor] = []
-        self._place(groups)
+        self._place(blocks)
+        # One a layer, (B, K, P + own tokens · S, D).
+        self.keys = [self._with_room(k[index].transpose(1, 2)) for k in prefill.keys]
+        self.values = [self._with_room(v[index].transpose(1, 2)) for v in prefill.values]
+        self._mask: torch.Tensor | None = None
 
-    def _place(self, groups: list[int]) -> None:
+    def _place(self, blocks: list[int]) -> None:
         """Work out where each row sits in the grid."""
-        self.groups = groups
+        self.blocks = blocks
         counts = [0] * len(self.lengths)
         places = []
-        for group in groups:
-            places.append((group, counts[group]))
-            counts[group] += 1
+        for block in blocks:
+            places.append((block, counts[block]))
+            counts[block] += 1
         self.slots = max(counts)
-        flat = [group * self.slots + slot for group, slot in places]
-        self.is_full = len(groups) == len(counts) * self.slots
+        flat = [block * self.slots + slot for block, slot in places]
+        self.is_full = len(blocks) == len(counts) * self.slots
         rows = [0] * (len(counts) * self.slots)
         for row, where in enumerate(flat):
             rows[where] = row
         self.row_to_cell = torch.tensor(flat, device=self.device)
         self.cell_to_row = torch.tensor(rows, device=self.device)
-        self.row_lengths = self.lengths[torch.tensor(groups, device=self.device)]  # (R,)
-        kv = self.prompt_keys[0].shape[1]
-        self._wide_bias = self.bias.repeat_interleave(kv, dim=0)[:, None]  # (B·K, 1, P)
+        self.row_lengths = self.lengths[torch.tensor(blocks, device=self.device)]  # (R,)
+
+    def _with_room(self, line: torch.Tensor, num: int = ROOM) -> torch.Tensor:
+        """Keys or values (B, K, …, D) with room for so many more own tokens."""
+        longer: torch.Tensor = pad(line, (0, 0, 0, num * self.slots))
+        return longer
+
+    def _end(self, tokens: int) -> int:
+        """Where on a line the keys end when rows have so many own tokens."""
+        return self.longest + tokens * self.slots
 
     def take(self, num: int) -> None:
         """Say how many tokens each row takes in the next pass."""
         self.num = num
-        if self.keys and self.length + num > self.keys[0].shape[3]:
+        self._mask = None
+        if self._end(self.length + num) > self.keys[0].shape[2]:
             room = max(ROOM, num)
-            self.keys = [torch.cat([k, k.new_empty(*k.shape[:3], room, k.shape[4])], 3)
-                         for k in self.keys]  # fmt: skip
-            self.values = [torch.cat([v, v.new_empty(*v.shape[:3], room, v.shape[4])], 3)
-                           for v in self.values]  # fmt: skip
+            self.keys = [self._with_room(k, room) for k in self.keys]
+            self.values = [self._with_room(v, room) for v in self.values]
 
     @property
     def positions(self) -> torch.Tensor:
@@ -85,73 +94,66 @@ class Decode:
         self.length += self.num
 
     def keep(self, rows: list[int]) -> None:
-        """Forget every row but these, and every prompt none of them needs."""
-        alive = sorted({self.groups[row] for row in rows})
+        """Forget every row but these, and every line none of them needs."""
+        alive = sorted({self.blocks[row] for row in rows})
         cells = self.row_to_cell[torch.tensor(rows, device=self.device)]
-        if len(alive) < len(self.lengths):
-            wanted = torch.tensor(alive, device=self.device)
-            self.prompt_keys = [k[wanted] for k in self.prompt_keys]
-            self.prompt_values = [v[wanted] for v in self.prompt_values]
-            self.bias, self.lengths = self.bias[wanted], self.lengths[wanted]
-        renumber = {group: number for number, group in enumerate(alive)}
-        self._place([renumber[self.groups[row]] for row in rows])
+        wanted = torch.tensor(alive, device=self.device)
+        slots, self.lengths = self.slots, self.lengths[wanted]
+        renumber = {block: number for number, block in enumerate(alive)}
+        self._place([renumber[self.blocks[row]] for row in rows])
         source = cells[self.cell_to_row]  # the old cell of each new one
-        self.keys = [self._move(k, source) for k in self.keys]
-        self.values = [self._move(v, source) for v in self.values]
+        self.keys = [self._moved(k, wanted, source, slots) for k in self.keys]
+        self.values = [self._moved(v, wanted, source, slots) for v in self.values]
 
-    def _move(self, cache: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        cells = cache.transpose(1, 2).flatten(0, 1)[source]  # (B·S, K, capacity, D)
-        moved: torch.Tensor = cells.unflatten(0, (-1, self.slots)).transpose(1, 2).contiguous()
-        return moved
+    def _moved(
+        self, line: torch.Tensor, wanted: torch.Tensor, source: torch.Tensor, slots: int
+    ) -> torch.Tensor:
+        """What `keep` leaves of keys or values that were of so many slots."""
+        own = line[:, :, self.longest : self.longest + self.length * slots]
+        each = own.unflatten(2, (self.length, slots)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        kept = each[source].unflatten(0, (-1, self.slots)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        prompts = line[wanted, :, : self.longest]
+        return self._with_room(torch.cat([prompts, kept], dim=2))
 
     def attend(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
         """See Layout."""
-        _, kv, rep, size = q.shape
+        rep = q.shape[2]
         q, k, v = self._cells(q), self._cells(k), self._cells(v)  # (B, S, n, K, …)
-        grid = (len(q), kv, self.slots)
-        queries = q.permute(0, 3, 1, 4, 2, 5).reshape(grid[0] * kv, -1, size)  # (B·K, S·rep·n, D)
-        own_keys, own_values = self._append(layer, k, v)  # (B·K·S, t, D)
-        per_cell = (grid[0] * kv * self.slots, -1, size)
+        start, end = self._end(self.length), self._end(self.length + self.num)
+        for line, new in ((self.keys[layer], k), (self.values[layer], v)):
+            own = line[:, :, start:end].unflatten(2, (self.num, self.slots))
+            own.copy_(new.permute(0, 3, 2, 1, 4))
+        if self._mask is None:
+            self._mask = self._seen(rep, q.dtype)
+        queries = q.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)  # (B, K, S·n·rep, D)
+        keys, values = self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        out = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=self._mask, scale=1.0
+        ).unflatten(2, (self.slots, self.num, rep))
+        return self._rows(out.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 1)), None
 
-        keys, values = (
-            self.prompt_keys[layer].flatten(0, 1),
-            self.prompt_values[layer].flatten(0, 1),
+    def _seen(self, rep: int, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the scores: 0 or -infinity, (B or 1, 1, S·n·rep, keys)."""
+        slots, steps = (torch.arange(num, device=self.device) for num in (self.slots, self.num))
+        own = torch.arange(self._end(self.length + self.num) - self.longest, device=self.device)
+        is_mine = own % self.slots == slots[:, None]  # (S, own keys)
+        is_past = own // self.slots <= self.length + steps[:, None]  # (n, own keys)
+        seen = (is_mine[:, None] & is_past).repeat_interleave(rep, dim=1).flatten(0, 1)
+        places = torch.arange(self.longest, device=self.device)
+        prompts = places < self.lengths[:, None]  # (B, P)
+        if prompts.all():
+            prompts = prompts[:1]  # one mask for all
+        seen = torch.cat(
+            [
+                prompts[:, None].expand(-1, len(seen), -1),
+                seen.expand(len(prompts), -1, -1),
+            ],
+            dim=2,
         )
-        shared = torch.baddbmm(self._wide_bias, queries, keys.transpose(1, 2))  # (B·K, S·rep·n, P)
-        own = queries.view(per_cell) @ own_keys.transpose(1, 2)  # (B·K·S, rep·n, t)
-        self._hide_later(own)
-        scores = torch.cat([shared.view(*own.shape[:2], -1), own], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
-        longest = keys.shape[1]
-        out = weights[..., longest:] @ own_values  # (B·K·S, rep·n, D)
-        flat = weights.view(len(keys), -1, weights.shape[-1])[..., :longest]
-        out = out.view(len(keys), -1, size).baddbmm_(flat, values)
-        out = out.view(*grid, rep, self.num, size).permute(0, 2, 4, 1, 3, 5)
-        return self._rows(out.reshape(grid[0] * self.slots, self.num, -1)), None
-
-    def _hide_later(self, own: torch.Tensor) -> None:
-        """Mask the diagonal of a pass of several tokens, in place."""
-        if self.num > 1:
-            later = torch.ones(self.num, self.num, dtype=torch.bool, device=self.device).triu(1)
-            last = own.view(len(own), -1, self.num, own.shape[-1])[..., self.length :]
-            last.masked_fill_(later, -torch.inf)
-
-    def _append(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the pass's keys and values, (B, S, n, K, D), behind those of before."""
-        groups, slots, num, kv, size = k.shape
-        if layer == len(self.keys):
-            self.keys.append(k.new_empty(groups, kv, slots, max(ROOM, num), size))
-            self.values.append(torch.empty_like(self.keys[-1]))
-        end = self.length + num
-        result = []
-        for cache, new in ((self.keys[layer], k), (self.values[layer], v)):
-            cache[:, :, :, self.length : end] = new.permute(0, 3, 1, 2, 4)
-            result.append(cache.view(-1, cache.shape[3], size)[:, :end])
-        return result[0], result[1]
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill_(~seen, -torch.inf)[:, None]
 
     def _cells(self, rows: torch.Tensor) -> torch.Tensor:
         """(R·n, …) → (B, S, n, …)."""
@@ -164,3 +166,17 @@ class Decode:
         """(B·S, n, X) → (R·n, X)."""
         each = cells if self.is_full else cells[self.row_to_cell]
         return each.reshape(-1, each.shape[-1])
+
+
+def _blocks(groups: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The block of each row, and the group of each block."""
+    blocks: list[int] = []
+    of_group: list[int] = []
+    num = 0  # rows in the last block
+    for group in groups:
+        if not of_group or of_group[-1] != group or num == BLOCK_ROWS:
+            of_group.append(group)
+            num = 0
+        blocks.append(len(of_group) - 1)
+        num += 1
+    return blocks, of_group

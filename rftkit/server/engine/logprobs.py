@@ -10,7 +10,9 @@ the head itself learns, the backward pass computes them again.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -150,8 +152,8 @@ class _OfHead(torch.autograd.Function):
             slopes = torch.softmax(values, dim=-1)
             slopes[torch.arange(len(slopes)), tokens[rows]] -= 1
             slopes *= -grads[0][rows, None] / ctx.temperature
-            # On a CPU such operands are multiplied in the precision that the engine has set.
-            of_head.addmm_(slopes.T, hidden[rows].float())
+            with _products_in(hidden.dtype):
+                of_head.addmm_(slopes.T, hidden[rows].float())
         return grads[0], of_head, None, None, None, None, None
 
 
@@ -185,4 +187,21 @@ def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Float32 logits: in bfloat16 those near 30 would be rounded to quarters."""
     if hidden.is_cuda and head.dtype != torch.float32:
         return torch.mm(hidden.to(head.dtype), head.T, out_dtype=torch.float32)
-    return torch.nn.functional.linear(hidden.to(head.dtype), head).float()
+    with _products_in(hidden.dtype):
+        return torch.nn.functional.linear(hidden.to(head.dtype), head).float()
+
+
+@contextlib.contextmanager
+def _products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Multiply float32 numbers as what they hold, which is numbers of `dtype`, where a CPU can.
+
+    A bfloat16 product with a float32 result exists there for float32 operands only.
+    """
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    if dtype == torch.bfloat16:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

@@ -20,6 +20,8 @@ __all__ = ["Packed"]
 BLOCK = 256  # prompt tokens whose scores exist together
 CELLS = 2**18  # scores of one head that exist together, when they are of several groups
 PADDED = 1.25  # most tokens with padding, over tokens without, of such groups
+VECTOR = 32  # bfloat16 numbers that a CPU takes at once; it takes what is left one by one
+LONG = 256  # scores of a row among which those few do not matter
 
 Span = tuple[int, int, list[int]]
 """Where a group begins on the line, the length of its prompt, and those of its completions."""
@@ -214,8 +216,8 @@ class _Groups:
             of_group.masked_fill_(self.padding, -torch.inf)
         own = qo.view(heads * num, -1, size) @ ko.transpose(1, 2)  # (B·K·G, rep·T, T)
         own = own.view(*grid, -1).masked_fill_(self.later[:longest, :longest], -torch.inf)
-        weights = _softmax(torch.cat([shared.view(*grid, -1), own], dim=-1))
-        on_prompt, on_own = _split(weights)
+        weights = _softmax(_joined(shared.view(*grid, -1), own, -torch.inf))
+        on_prompt, on_own = _split(weights, keys.shape[1])
         out = (on_prompt @ values).view(heads * num, -1, size).baddbmm_(on_own, vo)
         return self._ungrid(out, rep), (qo, ko, vo, weights)
 
@@ -233,15 +235,14 @@ class _Groups:
         heads, num, rep, _, size = qo.shape
         out = self._grid(self.own.spread(grad))
         flat, each = out.view(heads, -1, size), out.view(heads * num, -1, size)
-        grad_weights = torch.cat(
-            [
-                (flat @ values.transpose(1, 2)).view(*weights.shape[:-1], -1),
-                (each @ vo.transpose(1, 2)).view(*weights.shape[:-1], -1),
-            ],
-            dim=-1,
+        grad_weights = _joined(
+            (flat @ values.transpose(1, 2)).view(*weights.shape[:-1], -1),
+            (each @ vo.transpose(1, 2)).view(*weights.shape[:-1], -1),
+            0.0,
         )
-        on_prompt, on_own = _split(weights)
-        prompt_slopes, own_slopes = _split(_softmax_back(grad_weights, weights))
+        prompt = keys.shape[1]
+        on_prompt, on_own = _split(weights, prompt)
+        prompt_slopes, own_slopes = _split(_softmax_back(grad_weights, weights), prompt)
         grad_keys.baddbmm_(prompt_slopes.transpose(1, 2), qo.view(heads, -1, size))
         grad_values.baddbmm_(on_prompt.transpose(1, 2), flat)
         grad_q = (prompt_slopes @ keys).view(heads * num, -1, size).baddbmm_(own_slopes, ko)
@@ -340,11 +341,23 @@ def _index(places: list[int], device: torch.device) -> slice | torch.Tensor:
     return torch.tensor(places, device=device)
 
 
-def _split(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B·K, G, rep, T, P + T) → on prompts (B·K, G·rep·T, P), on the own (B·K·G, rep·T, T)."""
-    heads, num, _, longest, seen = weights.shape
-    prompt = weights[..., : seen - longest].reshape(heads, -1, seen - longest)
-    return prompt, weights[..., seen - longest :].reshape(heads * num, -1, longest)
+def _joined(prompt: torch.Tensor, own: torch.Tensor, fill: float) -> torch.Tensor:
+    """Numbers for prompt tokens (…, P) and own ones (…, T) in one row, filled up to vectors."""
+    num = -(prompt.shape[-1] + own.shape[-1]) % VECTOR
+    rest = own.new_full((1,), fill).expand(*own.shape[:-1], num)
+    return torch.cat([prompt, own, rest], dim=-1)
+
+
+def _split(rows: torch.Tensor, prompt: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (B·K, G, rep, T, …) → for prompts (B·K, G·rep·T, P), for the own (B·K·G, rep·T, T).
+
+    Both are copies: a product would make one of each that is not, and a slower one.
+    """
+    heads, num, _, longest, _ = rows.shape
+    own = rows[..., prompt : prompt + longest].contiguous()
+    return rows[..., :prompt].contiguous().view(heads, -1, prompt), own.view(
+        heads * num, -1, longest
+    )
 
 
 def _heads_first(rows: torch.Tensor) -> torch.Tensor:
@@ -359,6 +372,9 @@ def _tokens_first(heads: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    num = scores.shape[-1]
+    if num % VECTOR == 0 or num >= LONG:
+        return torch.softmax(scores, dim=-1)  # float32 inside
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from rftkit.server.engine.base import Completion, SampleRequest
-from rftkit.server.engine.decode import Decode
+from rftkit.server.engine.decode import BLOCK_ROWS, Decode
 from rftkit.server.engine.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.guide import Guide
 from rftkit.server.engine.logprobs import scores
@@ -93,7 +93,8 @@ def sample(
         policy: the model, with the wanted adapter on it.
         requests: prompts and how to draw from them.
         max_rows: most completions that decode together.
-        max_keys: most key positions a wave may hold (prompts once, completions at full length).
+        max_keys: most key positions a wave may hold (a prompt once for each block of its
+            completions, completions at full length).
         breathe: called between token steps.
         on_text: called with (request, completion index, new text) as text appears.
         on_completion: called with (request, completion index, completion) as each ends.
@@ -114,17 +115,19 @@ def _waves(
     """(request, completion index) pairs that decode together; long and short prompts apart."""
     order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), i))
     wave: list[tuple[int, int]] = []
-    keys, last = 0, -1
+    keys = 0
     for i in order:
         request = requests[i]
+        num = 0  # completions of this prompt in the wave
         for index in range(len(request.seeds)):
-            cost = request.max_tokens + (len(request.prompt_ids) if i != last else 0)
+            shares = num % BLOCK_ROWS > 0  # the prompt's keys with those before it
+            cost = request.max_tokens + (0 if shares else len(request.prompt_ids))
             if wave and (len(wave) >= max_rows or keys + cost > max_keys):
                 yield wave
-                wave, keys = [], 0
+                wave, keys, num = [], 0, 0
                 cost = request.max_tokens + len(request.prompt_ids)
             wave.append((i, index))
-            keys, last = keys + cost, i
+            keys, num = keys + cost, num + 1
     if wave:
         yield wave
 

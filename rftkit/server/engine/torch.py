@@ -106,10 +106,7 @@ class TorchEngine:
         self._head_back = self.head  # gradients travel in the dtype of the base
         self.num_tokens = int(self.head.shape[0])
         if self.device.type == "cpu":
-            # bfloat16 products with a float32 result exist on the CPU for float32 operands only.
-            self.head = self.head.float()
-            precision = "bf16" if self.dtype == torch.bfloat16 else "ieee"
-            torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]
+            self.head = self.head.float()  # for float32 logits: see `logprobs`
         self._check_logits(model)
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = int(model.config.max_position_embeddings)
@@ -153,7 +150,10 @@ class TorchEngine:
         return prompts.encode(self.tokenizer, messages, tools, thinking)
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
-        """Last hidden states (N, width) of tokens (N,) under a layout."""
+        """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype."""
+        return self._hidden(tokens, layout).to(self.dtype)
+
+    def _hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         if self._plain_because:
             return plain_hidden(self._decoder, tokens, layout)
         # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
