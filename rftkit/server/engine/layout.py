@@ -82,7 +82,7 @@ class _Attend(torch.autograd.Function):
         leaves, ctx.form = tree_flatten(kept)
         ctx.save_for_backward(*(leaf for leaf in leaves if torch.is_tensor(leaf)))
         ctx.others = [None if torch.is_tensor(leaf) else (leaf,) for leaf in leaves]
-        ctx.layout, ctx.shape = layout, q.shape
+        ctx.layout, ctx.q, ctx.k = layout, q.shape, k.shape
         result: torch.Tensor = out
         return result
 
@@ -91,4 +91,6 @@ class _Attend(torch.autograd.Function):
         tensors = iter(ctx.saved_tensors)
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
         kept = tree_unflatten(leaves, ctx.form)
-        return *ctx.layout.backward(kept, grads[0].reshape(ctx.shape)), None
+        of_q, of_k, of_v = (grads[0].new_empty(shape) for shape in (ctx.q, ctx.k, ctx.k))
+        ctx.layout.backward(kept, grads[0].reshape(ctx.q), of_q, of_k, of_v)
+        return of_q, of_k, of_v, None

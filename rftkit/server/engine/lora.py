@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -32,9 +32,8 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input."""
 PACKED_ROWS = 640
 """Up to this many rows a product is faster with weights packed beforehand."""
-TILE = 32
-"""Inputs of one step of a bfloat16 product on a CPU. oneDNN reads whole ones: where a row goes on
-behind its inputs, what stands there, times zero, is added, and not a number stays none."""
+Part = Literal["W", "A", "W | B"]
+"""The weight; [A | 0], which takes the same inputs as [W | B]."""
 
 
 class Block(nn.Module):
@@ -51,11 +50,13 @@ class Block(nn.Module):
             bias = torch.cat([layer.bias.data for layer in layers])
             self.bias = nn.Parameter(bias, requires_grad=False)
         self._adapter: tuple[list[torch.Tensor], list[torch.Tensor], float] | None = None
-        # Of the adapter that was on last: a master, and A (ranks, in).
+        self._inputs = weight.shape[1]
+        # Of the adapter that was on last: a master, [A | 0] (ranks, in + ranks), B (out, ranks).
         self._of: torch.Tensor | None = None
         self._low_a: torch.Tensor | None = None
+        self._low_b: torch.Tensor | None = None
         self._wide = self.weight.data  # [W | B] (out, in + ranks); the weight is a part of it
-        self._packed: dict[bool, torch.Tensor] = {}  # the weight, and with B beside it
+        self._packed: dict[Part, torch.Tensor] = {}
         self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     def use(self, weights: AdapterWeights | None, scale: float) -> None:
@@ -92,21 +93,17 @@ class Block(nn.Module):
     def room(self, num: int) -> torch.Tensor:
         """A place for so many inputs (num, in), and with an adapter for x Aᵀ behind them."""
         self._derive()
-        matrix = self.weight if self._adapter is None else self._wide
-        return self.weight.new_empty(num, matrix.shape[1])
+        columns = self._inputs if self._adapter is None else self._wide.shape[1]
+        return self._wide.new_empty(num, columns)
 
     def product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(N, out) of inputs in their `room`, and (N, ranks) for a way back; knows no autograd."""
         if self._adapter is None:
-            return self._times(rows), None
-        assert self._low_a is not None
-        inputs = self.weight.shape[1]
-        flat = rows[:, :inputs]
-        if inputs % TILE:
-            flat = flat.contiguous()
-        hidden = flat @ self._low_a.T
-        rows[:, inputs:] = hidden
-        return self._times(rows), hidden
+            return self._times(rows, "W"), None
+        rows[:, self._inputs :] = 0  # times the zeros of [A | 0]
+        hidden = self._times(rows, "A")
+        rows[:, self._inputs :] = hidden
+        return self._times(rows, "W | B"), hidden
 
     def gradients(
         self,
@@ -116,19 +113,25 @@ class Block(nn.Module):
         *,
         of_input: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradient of the input, and those of `learnt`, given that of the output (N, out)."""
+        """Gradient of the input, and those of `learnt`, given that of the output (N, out).
+
+        `flat` is the input, which may stand in its `room`.
+        """
         if hidden is None:
             of_weight = [grad.T @ flat, *([] if self.bias is None else [grad.sum(0)])]
             return grad @ self.weight if of_input else None, of_weight
         self._derive()
         assert self._low_a is not None
-        grad_hidden = grad @ self._wide[:, self.weight.shape[1] :]
+        assert self._low_b is not None
+        grad_hidden = grad @ self._low_b
         grad_input = None
         if of_input:
-            grad_input = (grad @ self.weight).addmm_(grad_hidden, self._low_a)
-        grads = list((grad_hidden.T @ flat).float().chunk(len(self.sizes)))
-        # (rank, out): the other way round the product takes several times as long on a CPU.
-        turned = (hidden.T @ grad).float().mul_(self._scale)
+            grad_input = (grad @ self.weight).addmm_(grad_hidden, self._low_a[:, : self._inputs])
+        # On a CPU a product whose left side lies transposed takes longer, and one whose left side
+        # is the large one several times as long.
+        of_a = (grad_hidden.T.contiguous() @ flat)[:, : self._inputs]
+        grads = list(of_a.float().chunk(len(self.sizes)))
+        turned = (hidden.T.contiguous() @ grad).float().mul_(self._scale)  # (ranks, out)
         rank, start = len(turned) // len(self.sizes), 0
         for index, size in enumerate(self.sizes):
             grads.append(turned[index * rank : (index + 1) * rank, start : start + size].T)
@@ -140,16 +143,18 @@ class Block(nn.Module):
         if self._adapter is None or self._low_a is not None:
             return
         a, b, scale = self._adapter
-        weight = self.weight.data
-        low_b = torch.block_diag(*(part.detach() * scale for part in b))
-        self._low_a = torch.cat([part.detach() for part in a]).to(weight.dtype)
-        columns = weight.shape[1] + low_b.shape[1]
-        if self._wide.shape[1] != columns:
-            self._wide = weight.new_empty(len(weight), columns)
-            self._wide[:, : weight.shape[1]] = weight
-            self.weight.data = self._wide[:, : weight.shape[1]]
-        self._wide[:, weight.shape[1] :] = low_b
-        self._packed.pop(True, None)
+        weight, inputs = self.weight.data, self._inputs
+        self._low_b = torch.block_diag(*(part.detach() * scale for part in b)).to(weight.dtype)
+        ranks = self._low_b.shape[1]
+        self._low_a = weight.new_zeros(ranks, inputs + ranks)
+        self._low_a[:, :inputs] = torch.cat([part.detach() for part in a])
+        if self._wide.shape[1] != inputs + ranks:
+            self._wide = weight.new_empty(len(weight), inputs + ranks)
+            self._wide[:, :inputs] = weight
+            self.weight.data = self._wide[:, :inputs]
+        self._wide[:, inputs:] = self._low_b
+        self._packed.pop("A", None)
+        self._packed.pop("W | B", None)
 
     @property
     def _scale(self) -> float:
@@ -175,18 +180,19 @@ class Block(nn.Module):
         rows[:, : flat.shape[1]] = flat
         return self.product(rows)
 
-    def _times(self, rows: torch.Tensor) -> torch.Tensor:
+    def _times(self, rows: torch.Tensor, part: Part) -> torch.Tensor:
         """Multiply without a gradient of the weight; packed for few rows on a CPU."""
-        is_wide = self._adapter is not None
-        w = self._wide if is_wide else self.weight
-        if len(rows) > PACKED_ROWS or w.dtype != torch.bfloat16 or w.device.type != "cpu":
-            return linear(rows, w, self.bias)
+        matrix = {"W": self.weight, "A": self._low_a, "W | B": self._wide}[part]
+        assert matrix is not None
+        bias = None if part == "A" else self.bias
+        if len(rows) > PACKED_ROWS or matrix.dtype != torch.bfloat16 or not rows.is_cpu:
+            return linear(rows, matrix, bias)
         if not torch.backends.mkldnn.is_available():
-            return linear(rows, w, self.bias)
-        if is_wide not in self._packed:
-            self._packed[is_wide] = torch.ops.mkldnn._reorder_linear_weight(w.detach(), 64)
-        packed = self._packed[is_wide]
-        y = torch.ops.mkldnn._linear_pointwise(rows, packed, self.bias, "none", [], "")
+            return linear(rows, matrix, bias)
+        if part not in self._packed:
+            self._packed[part] = torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), 64)
+        packed = self._packed[part]
+        y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         return cast(torch.Tensor, y)
 
 

@@ -88,15 +88,16 @@ class Packed:
         return out.view(len(out), -1), kept
 
     def backward(
-        self, kept: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of q, k and v, given that of the output, (N, K, H/K, D)."""
-        grad_q = grad.new_empty(grad.shape)
-        grad_k = grad.new_empty(grad.shape[0], grad.shape[1], grad.shape[3])
-        grad_v = torch.empty_like(grad_k)
+        self,
+        kept: Any,
+        grad: torch.Tensor,
+        grad_q: torch.Tensor,
+        grad_k: torch.Tensor,
+        grad_v: torch.Tensor,
+    ) -> None:
+        """Fill the gradients of q, k and v, given that of the output, (N, K, H/K, D)."""
         for groups, each in zip(self._groups, kept, strict=True):
             groups.backward(each, grad, grad_q, grad_k, grad_v)
-        return grad_q, grad_k, grad_v
 
 
 class _Groups:

@@ -27,6 +27,8 @@ __all__ = ["Stack", "find_stack"]
 Tables = tuple[torch.Tensor, torch.Tensor]
 """Cosines, and sines with the sign of the rotation, (N, H + K, D) each; those of q carry scale."""
 
+CACHED_ROWS = 256  # float32 states that a processor's cache holds a few times
+
 
 class Norm:
     """x / rms(x) · weight over the last axis: float32 inside, the model's dtype outside."""
@@ -34,13 +36,14 @@ class Norm:
     def __init__(self, module: Any) -> None:
         self.weight: torch.Tensor = module.weight  # the module's own: it may change, and learn
         epsilon = getattr(module, "variance_epsilon", None)
-        self.epsilon = float(module.epsilon if epsilon is None else epsilon)
+        epsilon = float(module.epsilon if epsilon is None else epsilon)
+        self._epsilon = torch.full((1,), epsilon, device=self.weight.device)
 
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> Tables:
         """Fill `out`; x / rms and 1 / rms, for the way back."""
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = length.square_().div_(x.shape[-1]).add_(self.epsilon).rsqrt_()
+        inverse = torch.addcmul(self._epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
         unit = (wide * inverse).to(self.weight.dtype)
         torch.mul(unit, self.weight, out=out)
         return unit, inverse
@@ -54,9 +57,12 @@ class Norm:
         """
         unit, inverse = kept
         of_weight = [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
-        wide = grad.float().mul_(self.weight)
-        wide.addcmul_(unit, (wide * unit).mean(-1, keepdim=True), value=-1)
-        into.addcmul_(wide, inverse)
+        weight = self.weight.detach().float()
+        for start in range(0, len(grad), CACHED_ROWS):
+            some = slice(start, start + CACHED_ROWS)
+            wide, line = grad[some].float().mul_(weight), unit[some].float()
+            wide.addcmul_(line, (wide * line).mean(-1, keepdim=True), value=-1)
+            into[some].addcmul_(wide, inverse[some])
         return of_weight
 
 
@@ -89,27 +95,38 @@ class Layer:
             *(weight for weight in weights if weight.requires_grad),
         ]
 
-    def forward(self, x: torch.Tensor, tables: Tables, layout: Layout) -> tuple[Any, ...]:
-        """Change x (N, width) in place; what `backward` needs."""
+    def forward(
+        self, x: torch.Tensor, tables: Tables, layout: Layout, *, back: bool
+    ) -> tuple[Any, ...]:
+        """Change x (N, width) in place; what `backward` needs, if there is to be a way back."""
         num, width = x.shape
         rows = self.qkv.room(num)
         norm_1 = self.before.forward(x, rows[:, :width])
         qkv, low_1 = self.qkv.product(rows)
         q, k, v, norm_heads = self._heads(qkv, tables)
         attended, attention = layout.attend(self.index, q, k, v)
-        rows = self.out.room(num)
-        rows[:, : attended.shape[1]] = attended
-        y, low_2 = self.out.product(rows)
+        of_out = self.out.room(num)
+        of_out[:, : attended.shape[1]] = attended
+        y, low_2 = self.out.product(of_out)
         x.add_(y)
         rows = self.gate_up.room(num)
         norm_2 = self.between.forward(x, rows[:, :width])
-        both, low_3 = self.gate_up.product(rows)
-        gate, up = both.chunk(2, dim=-1)
-        rows = self.down.room(num)
-        torch.mul(silu(gate), up, out=rows[:, : gate.shape[1]])
-        y, low_4 = self.down.product(rows)
+        slopes, low_3 = self.gate_up.product(rows)
+        gate, up = slopes.chunk(2, dim=-1)
+        active = silu(gate)
+        of_down = self.down.room(num)
+        torch.mul(active, up, out=of_down[:, : gate.shape[1]])
+        y, low_4 = self.down.product(of_down)
         x.add_(y)
-        return (norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4)
+        if not back:
+            return ()
+        # In place of gate and up, the slopes of silu(gate) · up: what came out is not needed.
+        torch.ops.aten.silu_backward.grad_input(up, gate, grad_input=gate)
+        up.copy_(active)
+        return (
+            norm_1, low_1, norm_heads, attention, of_out, low_2,
+            norm_2, slopes, low_3, of_down, low_4,
+        )  # fmt: skip
 
     def backward(
         self,
@@ -124,34 +141,38 @@ class Layer:
 
         Without `of_input`, because nothing below learns, what is in place is of no use.
         """
-        norm_1, low_1, norm_heads, attention, attended, low_2, norm_2, both, low_3, low_4 = kept
-        dtype = both.dtype
-        gate, up = both.chunk(2, dim=-1)
-        active = silu(gate)
-        of_y, of_down = self.down.gradients(grad.to(dtype), active * up, low_4, of_input=True)
+        (
+            norm_1, low_1, norm_heads, attention, of_out, low_2,
+            norm_2, slopes, low_3, of_down, low_4,
+        ) = kept  # fmt: skip
+        dtype = slopes.dtype
+        of_y, in_down = self.down.gradients(grad.to(dtype), of_down, low_4, of_input=True)
         assert of_y is not None
-        of_both = torch.empty_like(both)
-        torch.mul(of_y, active, out=of_both[:, gate.shape[1] :])
-        torch.ops.aten.silu_backward.grad_input(
-            of_y.mul_(up), gate, grad_input=of_both[:, : gate.shape[1]]
-        )
+        of_both = (of_y[:, None] * slopes.unflatten(1, (2, -1))).flatten(1)
         normed = norm_2[0] * self.between.weight
-        of_normed, of_gate_up = self.gate_up.gradients(of_both, normed, low_3, of_input=True)
+        of_normed, in_gate_up = self.gate_up.gradients(of_both, normed, low_3, of_input=True)
         assert of_normed is not None
-        of_between = self.between.add_gradient(grad, of_normed, norm_2)
+        in_between = self.between.add_gradient(grad, of_normed, norm_2)
 
-        of_attended, of_out = self.out.gradients(grad.to(dtype), attended, low_2, of_input=True)
+        of_attended, in_out = self.out.gradients(grad.to(dtype), of_out, low_2, of_input=True)
         assert of_attended is not None
-        shape = (len(grad), self.kv, -1, self.size)
-        of_heads = layout.backward(attention, of_attended.view(shape))
-        of_turned, of_head_norms = self._heads_back(*of_heads, tables, norm_heads)
+        of_qkv = slopes.new_empty(len(grad), self.heads + 2 * self.kv, self.size)
+        of_turned = torch.empty_like(of_qkv[:, : self.heads + self.kv])
+        layout.backward(
+            attention,
+            of_attended.view(len(grad), self.kv, -1, self.size),
+            of_turned[:, : self.heads].unflatten(1, (self.kv, -1)),
+            of_turned[:, self.heads :],
+            of_qkv[:, self.heads + self.kv :],
+        )
+        in_heads = self._turn_back(of_turned, tables, norm_heads, of_qkv[:, : -self.kv])
         normed = norm_1[0] * self.before.weight
-        of_normed, of_qkv = self.qkv.gradients(of_turned, normed, low_1, of_input=of_input)
-        of_before = []
+        of_normed, in_qkv = self.qkv.gradients(of_qkv.flatten(1), normed, low_1, of_input=of_input)
+        in_before = []
         if of_normed is not None:
-            of_before = self.before.add_gradient(grad, of_normed, norm_1)
-        of_norms = [*of_before, *of_head_norms, *of_between]
-        return [*of_qkv, *of_out, *of_gate_up, *of_down, *of_norms]
+            in_before = self.before.add_gradient(grad, of_normed, norm_1)
+        in_norms = [*in_before, *in_heads, *in_between]
+        return [*in_qkv, *in_out, *in_gate_up, *in_down, *in_norms]
 
     def _heads(
         self, qkv: torch.Tensor, tables: Tables
@@ -171,31 +192,31 @@ class Layer:
         queries = turned[:, : self.heads].unflatten(1, (self.kv, -1))
         return queries, turned[:, self.heads :], v, norms
 
-    def _heads_back(
-        self,
-        grad_q: torch.Tensor,
-        grad_k: torch.Tensor,
-        grad_v: torch.Tensor,
-        tables: Tables,
-        norms: Any,
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(N, out) of `qkv`, given the gradients of what `_heads` returned; those of the norms."""
-        turned = torch.cat([grad_q.flatten(1, 2), grad_k], dim=1)
+    def _turn_back(
+        self, grad: torch.Tensor, tables: Tables, norms: Any, out: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Fill `out`, for q and k as they came from `qkv`, given the gradient of rotated ones.
+
+        What comes back are the gradients of the norms of heads.
+        """
         cos, sin = tables
-        turning = rotate(turned, cos, -sin)
-        of_norms = []
-        if self.of_q is not None and self.of_k is not None:
-            wide = torch.zeros(turning.shape, device=turning.device)
-            q, k = slice(self.heads), slice(self.heads, None)
-            of_norms += self.of_q.add_gradient(wide[:, q], turning[:, q], norms[0])
-            of_norms += self.of_k.add_gradient(wide[:, k], turning[:, k], norms[1])
-            turning = wide.to(turned.dtype)
-        return torch.cat([turning, grad_v], dim=1).flatten(1), of_norms
+        if self.of_q is None or self.of_k is None:
+            rotate(grad, cos, -sin, out)
+            return []
+        turning = rotate(grad, cos, -sin)
+        wide = torch.zeros(turning.shape, device=turning.device)
+        q, k = slice(self.heads), slice(self.heads, None)
+        in_q = self.of_q.add_gradient(wide[:, q], turning[:, q], norms[0])
+        in_k = self.of_k.add_gradient(wide[:, k], turning[:, k], norms[1])
+        out.copy_(wide)
+        return in_q + in_k
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Turn pairs (i, i + D/2) of the last axis by their angles: x·cos + swapped x·sin."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=out)
 
 
 class Stack:
@@ -220,7 +241,7 @@ class Stack:
             )  # type: ignore[no-untyped-call]
             return result
         for layer in self.layers:
-            layer.forward(x, tables, layout)
+            layer.forward(x, tables, layout, back=False)
         return x
 
     def forward(
@@ -232,13 +253,13 @@ class Stack:
         layer computed again on the way back (Chen et al. 2016, arXiv:1604.06174): same numbers.
         """
         first, *others = self.layers
-        kept: list[Any] = [first.forward(x, tables, layout)]
+        kept: list[Any] = [first.forward(x, tables, layout, back=True)]
         each = _num_bytes(kept[0])
         again = memory_bytes is not None and each * len(self.layers) > memory_bytes
         for layer in others:
             if again:
                 kept.append(x.clone())
-            result = layer.forward(x, tables, layout)
+            result = layer.forward(x, tables, layout, back=not again)
             if not again:
                 kept.append(result)
         return kept
@@ -285,7 +306,7 @@ class _StackFunction(torch.autograd.Function):
         for layer in reversed(ctx.stack.layers):
             kept = ctx.kept.pop()
             if torch.is_tensor(kept):
-                kept = layer.forward(kept, ctx.tables, ctx.layout)
+                kept = layer.forward(kept, ctx.tables, ctx.layout, back=True)
             of_input = of_x or layer is not ctx.stack.layers[0]
             of_layer = layer.backward(grad, ctx.tables, ctx.layout, kept, of_input=of_input)
             of_learnt = of_layer + of_learnt
@@ -356,7 +377,7 @@ def _is_near(
     """Whether a layer adds to its input what `result` did, but for this share."""
     with torch.no_grad():
         ours = given.clone()
-        layer.forward(ours, tables, layout)
+        layer.forward(ours, tables, layout, back=False)
         return bool((ours - result).norm() <= bound * (result - given).norm())
 
 
