@@ -404,7 +404,7 @@ def learning(options: argparse.Namespace) -> None:
         "items": rows,
         "grader": json.loads((folder / "grader.json").read_text()),
         "response_format": json.loads((folder / "response_format.json").read_text()),
-        "G": 8,
+        "G": options.completions,
         "T": 32,
         "steps": options.learning_steps,
         "rate": options.rate,
@@ -416,7 +416,7 @@ def learning(options: argparse.Namespace) -> None:
     for side, python, colour in (("rftkit", sys.executable, "C0"), ("trl", options.trl, "C1")):
         for seed in range(3):
             chance = random.Random(seed)
-            batches = [chance.sample(range(len(rows)), 8) for _ in range(case["steps"])]
+            batches = [chance.sample(range(len(rows)), options.batch) for _ in range(case["steps"])]
             result = child(python, side, case | {"seed": seed, "rows": batches})
             if result is None:
                 continue

@@ -54,7 +54,7 @@ __all__ = ["TorchEngine"]
 
 MAX_ROWS = 256
 MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
-MEMORY_BYTES = 2**31  # more makes nothing faster on a CPU
+MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
 TRAIN_TOKENS = 4_096  # of one forward-backward, where what it keeps fits the memory
 LEAST_TRAIN_TOKENS = 1_024  # fewer cost more time than computing layers again
 CACHED_ADAPTERS = 8
