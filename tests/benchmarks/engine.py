@@ -504,7 +504,9 @@ def main() -> None:
     for name in ("short", "long", "growth", "learning", "greedy"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--model", help="a Hugging Face folder; default: smollm2-135m-instruct")
-    parser.add_argument("--trl", default=sys.executable, help="a Python that has TRL")
+    parser.add_argument(
+        "--trl", default=sys.executable, help="a Python that has TRL (for --learning rftkit too)"
+    )
     parser.add_argument("--micro", type=int, nargs="+", default=[4, 8, 16, 64])
     parser.add_argument("--steps", type=int, help="steps, the first left out (6; 4 for --long)")
     parser.add_argument("--batch", type=int, default=8)

@@ -17,8 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ["Packed"]
 
-BLOCK = 256  # prompt tokens whose scores exist together
-CELLS = 2**18  # scores of one head that exist together, when they are of several groups
+BLOCK = 128  # prompt tokens whose scores exist together
+CELLS = 2**20  # scores of one head that exist together, when they are of several groups
 PADDED = 1.25  # most tokens with padding, over tokens without, of such groups
 VECTOR = 32  # bfloat16 numbers that a CPU takes at once; it takes what is left one by one
 LONG = 256  # scores of a row among which those few do not matter
@@ -55,7 +55,7 @@ class Packed:
             positions += range(p)
             for length in lengths:
                 positions += range(p, p + length)
-        self._groups = [_Groups(some, device) for some in _alike(spans)]
+        self._groups = [_Groups(some, device) for some in _alike(spans, writes=not keep_keys)]
         self.positions = torch.tensor(positions, device=device)  # (N,)
 
     def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -303,11 +303,11 @@ class _Cells:
         return line.new_zeros(self.num, *line.shape[1:]).index_copy_(0, self._full, tokens)
 
 
-def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
-    """Neighbours to compute together."""
+def _alike(spans: Sequence[Span], *, writes: bool) -> Iterator[list[Span]]:
+    """Neighbours to compute together, whose scores are written down or not."""
     some: list[Span] = []
     for span in spans:
-        if some and not _fit([*some, span]):
+        if some and not _fit([*some, span], writes=writes):
             yield some
             some = []
         some.append(span)
@@ -315,13 +315,14 @@ def _alike(spans: Sequence[Span]) -> Iterator[list[Span]]:
         yield some
 
 
-def _fit(spans: Sequence[Span]) -> bool:
-    """Whether groups together have few enough scores and little enough padding."""
+def _fit(spans: Sequence[Span], *, writes: bool) -> bool:
+    """Whether groups together have few enough scores, if written, and little enough padding."""
     num, prompt, answers, longest = _shape(spans)
     own = answers * longest
     tokens = sum(p + sum(lengths) for _, p, lengths in spans)
     cells = num * (own * (prompt + longest) + prompt * min(prompt, BLOCK))
-    return cells <= CELLS and num * (prompt + own) <= PADDED * tokens
+    is_small = cells <= CELLS or not writes
+    return is_small and num * (prompt + own) <= PADDED * tokens
 
 
 def _shape(spans: Sequence[Span]) -> tuple[int, int, int, int]:
