@@ -103,9 +103,10 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
 
     route = f"evals/{eval_id}/runs"
     run_id = here.store.once(route, digest_of(body), make, is_resent=is_resent(request))
+    run = here.store.run(run_id)  # before it is taken up: what was made is queued
     if here.runner is not None:
         here.runner.wake()
-    return Reply(wire.run_object(here.store.run(run_id)), status_code=201)
+    return Reply(wire.run_object(run), status_code=201)
 
 
 def _grades_what_is_kept(source: DataSource) -> bool:
