@@ -411,6 +411,21 @@ def test_other_forms_sample_and_learn_by_one_function(
     )
 
 
+@pytest.mark.parametrize(("architecture", "sizes"), [("Falcon", {}), ("GPTJ", {"rotary_dim": 8})])
+def test_models_older_than_the_attention_interface_take_the_plain_path(
+    architecture: str, sizes: dict[str, int], tmp_path: Path
+) -> None:
+    folder = write(tmp_path, architecture, **sizes)
+    engine = TorchEngine(folder, name="some-model", device="cpu", dtype=torch.float32)
+    [note] = engine.notes(None, None)
+    assert "plain path: its attention does not take a layout (it never asks one)" in note
+    [[completion]] = engine.sample(requests(engine, "hello", seeds=[(1,)]), None)
+    assert completion.tokens
+    if architecture == "Falcon":  # its code mixes its own bfloat16 with our float32 states
+        with pytest.raises(InputError, match=r"FalconForCausalLM.*cannot be computed here"):
+            TorchEngine(folder, name="some-model", device="cpu", dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("architecture", "sizes"),
     [

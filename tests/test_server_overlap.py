@@ -99,7 +99,7 @@ class World:
                 grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
                 valid_rows=[], model_base="toy", breathe=lambda: self.breathe(),
             )  # fmt: skip
-            return sampling.graded(run, "steps", 1, ROWS, 1, 4, 1.0)[0]
+            return sampling.graded(run, "steps", 1, sampling.Ask(ROWS, 1, 4, 1.0))[0]
 
 
 @pytest.fixture
@@ -273,6 +273,7 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
 
     engine.sample = watched
     found = {}
+    asks = {step: sampling.Ask(rows, step, 4, 1.0) for step in (1, 2)}
     with compile_grader(spec, complete=judge_call(_Inside(worker.desk, worker.store))) as grader:
         for way in ("alone", "ahead"):
             run = Run(
@@ -280,13 +281,11 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
                 grader=grader, journal=Journal(worker.home / "jobs" / way), rows=rows,
                 valid_rows=[], model_base="rftkit-tiny", breathe=worker._breathe(job.id),
             )  # fmt: skip
-            ahead = functools.partial(sampling.drafted, run, "steps", 2, rows, 2, 4, 1.0)
+            ahead = functools.partial(sampling.drafted, run, "steps", 2, asks[2])
             within.clear()
-            one, _ = sampling.graded(
-                run, "steps", 1, rows, 1, 4, 1.0, *([ahead] if way == "ahead" else [])
-            )
+            one, _ = sampling.graded(run, "steps", 1, asks[1], *([ahead] if way == "ahead" else []))
             assert any(within) == (way == "ahead")
-            two, _ = sampling.graded(run, "steps", 2, rows, 2, 4, 1.0)
+            two, _ = sampling.graded(run, "steps", 2, asks[2])
             found[way] = [
                 (each.completion, each.grade.outcome, each.grade.reward)
                 for group in one + two

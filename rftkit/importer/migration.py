@@ -252,7 +252,10 @@ def _of_settings(given: Mapping[str, Any]) -> Iterator[Difference]:
     if autos := [name for name, value in values.items() if value == "auto"]:
         yield Difference("hyperparameters", f"auto is decided here for {', '.join(autos)}")
     if values.get("learning_rate_multiplier") not in (None, "auto"):
-        yield Difference("hyperparameters.learning_rate_multiplier", "is times 0.001 here")
+        yield Difference(
+            "hyperparameters.learning_rate_multiplier",
+            "is times 0.001 here, or 0.0001 where every weight learns",
+        )
     if values.get("compute_multiplier") not in (None, "auto"):
         yield Difference(
             "hyperparameters.compute_multiplier", "is times 8 completions a prompt here"

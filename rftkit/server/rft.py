@@ -118,18 +118,19 @@ def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
     With `max_staleness` the next step's completions are sampled while graders work, by the policy
     before this step's update; always then, so that a killed job samples by the same policy again.
     """
-    num, temperature = run.plan.completions_per_prompt, run.plan.temperature
+
+    def ask(step: int) -> sampling.Ask:
+        rows = batch_rows(run.rows, run.plan, step)
+        return sampling.Ask(rows, step, run.plan.completions_per_prompt, run.plan.temperature)
 
     def ahead() -> None:
         following = step + 1
         if following > run.plan.total_steps or not run.plan.max_staleness:
             return
         if run.journal.record("steps", following) is None:
-            rows = batch_rows(run.rows, run.plan, following)
-            sampling.drafted(run, "steps", following, rows, following, num, temperature)
+            sampling.drafted(run, "steps", following, ask(following))
 
-    rows = batch_rows(run.rows, run.plan, step)
-    return sampling.graded(run, "steps", step, rows, step, num, temperature, ahead)
+    return sampling.graded(run, "steps", step, ask(step), ahead)
 
 
 def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
@@ -150,9 +151,8 @@ def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
 def validate(run: Run, step: int) -> tuple[list[Group], float]:
     """The graded answers of every validation row; and the seconds it took."""
     num, temperature = run.plan.eval_samples, run.plan.eval_temperature
-    return sampling.graded(
-        run, "valid", step, run.valid_rows, sampling.VALIDATION, num, temperature
-    )
+    ask = sampling.Ask(run.valid_rows, sampling.VALIDATION, num, temperature)
+    return sampling.graded(run, "valid", step, ask)
 
 
 def show(run: Run, step: int, valid: Sequence[Group]) -> None:

@@ -29,7 +29,16 @@ from rftkit.server.journal import Kept
 from rftkit.server.rollout import Ended, Group, Place, Rollout
 from rftkit.server.run import Run, Stopped
 
-__all__ = ["CHECKS", "VALIDATION", "Draft", "drafted", "graded", "graded_while_sampling", "sampled"]
+__all__ = [
+    "CHECKS",
+    "VALIDATION",
+    "Ask",
+    "Draft",
+    "drafted",
+    "graded",
+    "graded_while_sampling",
+    "sampled",
+]
 
 VALIDATION = 2**31
 """Stands for the step in the seed of a validation answer: the same draw at every validation."""
@@ -40,6 +49,18 @@ WAIT_SECONDS = 0.002
 
 OnCompletion = Callable[[int, int, Completion], None]
 """Gets (row, completion index, completion), as `Engine.sample` calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of the policy."""
+
+    rows: Sequence[Row]
+    draw: int
+    """The step, VALIDATION or CHECKS: asked again with the same, a row is answered the same."""
+    num: int
+    """Completions of each row."""
+    temperature: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +79,10 @@ def graded(
     run: Run,
     kind: str,
     step: int,
-    rows: Sequence[Row],
-    draw: int,
-    num: int,
-    temperature: float,
+    ask: Ask,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[list[Group], float]:
-    """`num` graded completions of each row, and the seconds they took.
+    """The graded completions of each row, and the seconds they took.
 
     What the journal has is not made again: the finished record; else the completions, and of their
     grades those that were given before a kill. `meanwhile` is called once, when the completions are
@@ -76,8 +94,8 @@ def graded(
         groups, seconds = graded_while_sampling(
             run,
             run.grader,
-            rows,
-            lambda tell: drafted(run, kind, step, rows, draw, num, temperature, tell),
+            ask.rows,
+            lambda tell: drafted(run, kind, step, ask, tell),
             known=journal.grades(kind, step),
             keep=functools.partial(journal.add_grade, kind, step),
             meanwhile=meanwhile,
@@ -86,51 +104,37 @@ def graded(
         journal.write_record(kind, step, {"groups": data, "seconds": seconds})
         return groups, seconds
     meanwhile()
-    by_line = {row.line: row for row in rows}
+    by_line = {row.line: row for row in ask.rows}
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
 
 
 def drafted(
-    run: Run,
-    kind: str,
-    step: int,
-    rows: Sequence[Row],
-    draw: int,
-    num: int,
-    temperature: float,
-    on_completion: OnCompletion | None = None,
+    run: Run, kind: str, step: int, ask: Ask, on_completion: OnCompletion | None = None
 ) -> Draft:
     """The completions of a step, from the journal or drawn now; then each is told as it ends."""
     known = run.journal.draft(kind, step)
     if known is None:
-        draft = sampled(run, rows, draw, num, temperature, on_completion)
+        draft = sampled(run, ask, on_completion)
         run.journal.write_draft(kind, step, dataclasses.asdict(draft))
         return draft
     completions = [[Completion(**each) for each in group] for group in known["completions"]]
     return Draft(known["prompts"], completions, known["seconds"])
 
 
-def sampled(
-    run: Run,
-    rows: Sequence[Row],
-    draw: int,
-    num: int,
-    temperature: float,
-    on_completion: OnCompletion | None = None,
-) -> Draft:
-    """`num` completions of each row under the policy."""
+def sampled(run: Run, ask: Ask, on_completion: OnCompletion | None = None) -> Draft:
+    """Completions under the policy, drawn now."""
     started = time.perf_counter()
-    prompts = [run.engine.encode(row.messages, row.tools, run.plan.thinking) for row in rows]
+    prompts = [run.engine.encode(row.messages, row.tools, run.plan.thinking) for row in ask.rows]
     requests = [
         SampleRequest(
             prompt_ids=prompt,
-            seeds=[(run.plan.seed, draw, row.line, index) for index in range(num)],
+            seeds=[(run.plan.seed, ask.draw, row.line, index) for index in range(ask.num)],
             max_tokens=run.plan.max_completion_tokens,
-            temperature=temperature,
+            temperature=ask.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
             thinking=run.plan.thoughts,
         )
-        for row, prompt in zip(rows, prompts, strict=True)
+        for row, prompt in zip(ask.rows, prompts, strict=True)
     ]
     completions = run.engine.sample(requests, breathe=run.breathe, on_completion=on_completion)
     return Draft(prompts, completions, time.perf_counter() - started)

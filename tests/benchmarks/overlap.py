@@ -77,14 +77,14 @@ def measure(worker: Worker, options: argparse.Namespace, spec: Any, complete: An
             model_base=options.model, breathe=lambda: (worker.desk.serve(), None)[1],
         )  # fmt: skip
         for step in range(options.steps + 1):
-            batch = rows[8 * step : 8 * step + 8]
+            ask = sampling.Ask(rows[8 * step : 8 * step + 8], step, 8, 1.0)
             found = {}
             for way in ("apart", "together"):
                 began = time.perf_counter()
                 if way == "apart":
-                    draft = sampling.drafted(run, way, step, batch, step, 8, 1.0)
+                    draft = sampling.drafted(run, way, step, ask)
                     took["sampling"].append(draft.seconds)
-                found[way], _ = sampling.graded(run, way, step, batch, step, 8, 1.0)
+                found[way], _ = sampling.graded(run, way, step, ask)
                 took[way].append(time.perf_counter() - began)
             same = [[[(r.completion, r.grade.reward) for r in g.rollouts] for g in found[way]]
                     for way in found]  # fmt: skip

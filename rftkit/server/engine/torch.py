@@ -76,7 +76,7 @@ class TorchEngine:
         dtype: torch.dtype | None = None,
     ) -> None:
         """Load the Hugging Face folder of the base model `name`."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         register_attention()
         memory.keep()
@@ -85,9 +85,7 @@ class TorchEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         is_small = _num_bytes(folder) < 4 * SMALL_PARAMETERS
         fast = torch.float32 if is_small else best_dtype(self.device)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or fast, attn_implementation=ATTENTION_NAME
-        )
+        model = _load_model(folder, dtype or fast)
         self.dtype: torch.dtype = model.dtype
         # A small model waits for threads longer than it computes.
         self._threads = 1 if is_small else _THREADS
@@ -109,7 +107,7 @@ class TorchEngine:
             self.head = self.head.float()  # for float32 logits: see `logprobs`
         self._check_logits(model)
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
-        self.context_tokens = int(model.config.max_position_embeddings)
+        self.context_tokens = self._longest(model)
         self.thinking = prompts.thinking_mark(self.tokenizer)
         self._weights = Weights(model, self._blocks)
         self._full_on: dict[str, torch.Tensor] | None = None
@@ -187,11 +185,16 @@ class TorchEngine:
         """
         layout = Packed([4], [[3, 2]], self.device)
         tokens = torch.arange(9, device=self.device)
+        asked = Packed([4], [[]], self.device, keep_keys=True)
         why = "with a shared prompt it gives other numbers than alone"
         ours = None
         with torch.no_grad():
             try:
-                ours = self.hidden(tokens, layout)
+                self.hidden(tokens[:4], asked)
+                if asked.keys:
+                    ours = self.hidden(tokens, layout)
+                else:
+                    why = "its attention does not take a layout (it never asks one)"
             except NotImplementedError as error:
                 why = str(error)
             except Exception as error:  # of code that is not ours: whatever it does not expect
@@ -239,6 +242,14 @@ class TorchEngine:
             raise self._not_for_us(
                 model, "caps or scales its logits behind the output head, which is not done here"
             )
+
+    def _longest(self, model: Any) -> int:
+        """Tokens of the longest text the model reads."""
+        for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
+            if found := getattr(model.config, name, None):
+                return int(found)
+        why = "has no max_position_embeddings in its config.json, which says how much it reads"
+        raise self._not_for_us(model, why)
 
     def _not_for_us(self, model: Any, why: str) -> InputError:
         return InputError(
@@ -619,6 +630,25 @@ class _Sums:
 def _copied(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """In float32, on addresses of their own: see `lora.load_adapter`."""
     return {name: each.to(device, torch.float32, copy=True) for name, each in weights.items()}
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """A transformers model; with the attention of `layout.py`, if it is one that can be given one.
+
+    Models of before transformers' attention interface (Falcon, GPT-J) look in a table of their own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=ATTENTION_NAME
+        )
+    except KeyError as error:
+        if error.args != (ATTENTION_NAME,):
+            raise
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager"
+        )
 
 
 def _num_bytes(folder: Path) -> int:
