@@ -83,22 +83,39 @@ def test_layers_computed_again_give_the_same_gradient_to_the_bit(engine: TorchEn
 
 
 def test_a_micro_batch_is_as_large_as_what_it_keeps_allows(engine: TorchEngine) -> None:
-    assert engine._stack is not None
     group = TrainGroup([5] * 90, [[6] * 10], [[-1.0] * 10], [1.0])
-    each = engine._stack.kept_bytes(100)
+    kept, again = engine._kept_bytes(100)
     budget = engine.memory_bytes
     try:
-        for tokens, wanted in ((1, 1_024), (2_000, 2_000), (10_000, 4_096)):
-            engine.memory_bytes = tokens * each
-            assert engine._batch_tokens([group]) == wanted
+        for num_bytes, wanted in ((1, 1_024), (2_000 * kept, 2_000), (10_000 * kept, 10_000)):
+            engine.memory_bytes = num_bytes
+            assert engine._batch_tokens([group]) == (wanted, num_bytes // again)
     finally:
         engine.memory_bytes = budget
 
 
 def test_micro_batches_are_of_about_the_same_size() -> None:
     groups = [TrainGroup([5] * 60, [[6] * 40], [[-1.0] * 40], [1.0])] * 11
-    sizes = [len(batch) for batch in micro_batches(groups, 500)]
-    assert sizes == [4, 4, 3]
+    assert [len(batch) for batch in micro_batches(groups, 500)] == [4, 4, 3]
+    assert [len(batch) for batch in micro_batches(groups * 10, 10**6)] == [37, 37, 36]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "max_tokens", "again_tokens", "wanted"),
+    [
+        (2_000, 32, 1_500, 9_000, [8]),  # else the prompt would be computed for each completion
+        (2_000, 32, 2_050, 2_200, [6, 2]),  # that is all the memory there is
+        (2_000, 32, 1_500, 0, [1] * 8),
+        (2_000, 32, 5_000, 0, [8]),  # more than groups are joined to
+        (100, 1_000, 2_500, 9_000, [2] * 4),  # a short prompt costs less than layers computed again
+    ],
+)
+def test_a_large_group_is_split_where_that_is_the_least_work(
+    prompt: int, completion: int, max_tokens: int, again_tokens: int, wanted: list[int]
+) -> None:
+    group = TrainGroup([5] * prompt, [[6] * completion] * 8, [[-1.0] * completion] * 8, [1.0] * 8)
+    batches = list(micro_batches([group], max_tokens, again_tokens))
+    assert [len(part.tokens_G_T) for [part] in batches] == wanted
 
 
 def test_a_small_budget_decodes_in_more_waves_and_says_the_same(engine: TorchEngine) -> None:

@@ -18,6 +18,9 @@ from rftkit.server.engine.grammar import Masks, choices
 
 __all__ = ["Line", "lay_out", "micro_batches"]
 
+TRAIN_TOKENS = 4_096  # of groups in one forward-backward: more make nothing faster
+FORWARD_BACKWARD, AND_AGAIN = 2, 3  # the work for a token, and when layers are computed again
+
 
 @dataclass(slots=True)
 class Line:
@@ -84,14 +87,27 @@ def _longest(tokens_G_T: Sequence[list[int]]) -> list[int]:
     return max(tokens_G_T, key=len)
 
 
-def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> Iterator[list[TrainGroup]]:
-    """Groups packed into forward passes of at most `max_tokens`, of about the same size.
+def micro_batches(
+    groups: Sequence[TrainGroup], max_tokens: int, again_tokens: int = 0
+) -> Iterator[list[TrainGroup]]:
+    """Groups packed into forward passes, of about the same size.
 
-    A larger group is split, which repeats its prompt and changes nothing but the time: the loss is
-    a sum over tokens.
+    A group that is too large for one is split, which repeats its prompt and changes nothing but
+    the time: the loss is a sum over tokens. It stays in one piece, or in few, where it is less work
+    to compute its layers again than its prompt.
+
+    Args:
+        groups: of a step.
+        max_tokens: of a pass that keeps all that its way back needs.
+        again_tokens: of one that computes layers again instead; 0: none does.
     """
-    parts = [part for group in groups for part in _split(group, max_tokens)]
+    parts = [
+        part
+        for group in groups
+        for part in _split(group, _part_tokens(group, max_tokens, again_tokens))
+    ]
     sizes = [len(part.prompt_ids) + sum(map(len, part.tokens_G_T)) for part in parts]
+    max_tokens = min(max_tokens, TRAIN_TOKENS)
     aim = sum(sizes) / max(1, math.ceil(sum(sizes) / max_tokens))
     batch: list[TrainGroup] = []
     used = 0
@@ -103,6 +119,17 @@ def micro_batches(groups: Sequence[TrainGroup], max_tokens: int) -> Iterator[lis
         used += size
     if batch:
         yield batch
+
+
+def _part_tokens(group: TrainGroup, max_tokens: int, again_tokens: int) -> int:
+    """Into passes of how many tokens a group is split with the least work."""
+    own = sum(map(len, group.tokens_G_T))
+
+    def tokens(limit: int) -> int:
+        return own + len(group.prompt_ids) * sum(1 for _ in _split(group, limit))
+
+    kept, again = FORWARD_BACKWARD * tokens(max_tokens), AND_AGAIN * tokens(again_tokens)
+    return again_tokens if again < kept else max_tokens
 
 
 def _split(group: TrainGroup, max_tokens: int) -> Iterator[TrainGroup]:

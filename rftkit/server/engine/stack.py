@@ -264,12 +264,6 @@ class Stack:
                 kept.append(result)
         return kept
 
-    def kept_bytes(self, seen: int) -> int:
-        """About what a backward pass needs of one token that sees so many."""
-        layer = self.layers[0]
-        numbers = sum(sum(block.weight.shape) for block in layer.blocks) + layer.heads * seen
-        return len(self.layers) * int(numbers) * int(layer.qkv.weight.itemsize)
-
     def _tables(self, x: torch.Tensor, layout: Layout) -> Tables:
         """Shared by the layers, which differ in nothing that matters here."""
         first = self.layers[0]

@@ -55,8 +55,7 @@ __all__ = ["TorchEngine"]
 MAX_ROWS = 256
 MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
 MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
-TRAIN_TOKENS = 4_096  # of one forward-backward, where what it keeps fits the memory
-LEAST_TRAIN_TOKENS = 1_024  # fewer cost more time than computing layers again
+LEAST_TRAIN_TOKENS = 1_024  # of a micro-batch; fewer cost more time than computing layers again
 CACHED_ADAPTERS = 8
 MASTERS = "masters.safetensors"  # in a saved state: the weights in float32
 OTHER = 0.25  # of what is compared: more than rounding makes, less than another formula
@@ -485,7 +484,7 @@ class TorchEngine:
         optimizer.zero_grad(set_to_none=True)
         num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
         sums = _Sums()
-        for batch in micro_batches(groups, self._batch_tokens(groups)):
+        for batch in micro_batches(groups, *self._batch_tokens(groups)):
             loss = self._loss(batch, settings, num_tokens, sums)
             loss.backward()
             sums.loss += float(loss.detach())
@@ -504,13 +503,28 @@ class TorchEngine:
             block.refresh()
         return sums.stats(float(norm), num_tokens)
 
-    def _batch_tokens(self, groups: Sequence[TrainGroup]) -> int:
-        """Tokens of one forward-backward, by what a backward pass keeps of each."""
-        if self._stack is None:
-            return LEAST_TRAIN_TOKENS
+    def _batch_tokens(self, groups: Sequence[TrainGroup]) -> tuple[int, int]:
+        """Tokens of a micro-batch that keeps what its way back needs; and of one that does not."""
+        if self._plain_because:
+            return LEAST_TRAIN_TOKENS, 0  # prompts are repeated anyway
         longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
-        fitting = (self.memory_bytes or MEMORY_BYTES) // self._stack.kept_bytes(longest)
-        return min(TRAIN_TOKENS, max(LEAST_TRAIN_TOKENS, fitting))
+        kept, again = self._kept_bytes(longest)
+        budget = self.memory_bytes or MEMORY_BYTES
+        fitting = LEAST_TRAIN_TOKENS if self._stack is None else budget // kept
+        return max(LEAST_TRAIN_TOKENS, fitting), budget // again
+
+    def _kept_bytes(self, seen: int) -> tuple[int, int]:
+        """About what a way back needs of one token that sees so many, in layers of Llama's form.
+
+        And what it needs where layers are computed again: the input of each in float32, and a few
+        times what one keeps.
+        """
+        config = self._decoder.config
+        layers, width = config.num_hidden_layers, config.hidden_size
+        numbers = sum(sum(block.weight.shape) for block in self._blocks)
+        numbers += layers * config.num_attention_heads * seen
+        kept = numbers * self.dtype.itemsize
+        return kept, 4 * layers * width + 4 * kept // layers
 
     def _not_finite(self, groups: Sequence[TrainGroup], settings: TrainSettings) -> list[int]:
         """Which groups have a loss or gradient of their own that is not finite."""
