@@ -150,7 +150,8 @@ class _OfHead(torch.autograd.Function):
             masks = None if ctx.masks is None else ctx.masks[rows]
             values = scores(hidden[rows], ctx.head, masks, ctx.temperature)
             slopes = torch.softmax(values, dim=-1)
-            slopes[torch.arange(len(slopes)), tokens[rows]] -= 1
+            at = torch.arange(len(slopes), device=slopes.device)
+            slopes[at, tokens[rows]] -= 1
             slopes *= -grads[0][rows, None] / ctx.temperature
             with _products_in(hidden.dtype):
                 of_head.addmm_(slopes.T, hidden[rows].float())
