@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rftkit.server.engine import stack
-from rftkit.server.engine import torch as engine_torch
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.torch import TorchEngine
 
@@ -74,7 +73,6 @@ class OneDevice(TorchDispatchMode):
 def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[MadeUp]:
     adam = torch.optim.AdamW
     monkeypatch.setattr(torch.optim, "AdamW", lambda *a, fused, **named: adam(*a, **named))
-    monkeypatch.setattr(engine_torch, "_available", lambda _: 2**30)
     with MadeUp() as mode, OneDevice():
         yield mode
 

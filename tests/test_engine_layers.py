@@ -83,6 +83,7 @@ def test_layers_computed_again_give_the_same_gradient_to_the_bit(engine: TorchEn
 
 
 def test_a_micro_batch_is_as_large_as_what_it_keeps_allows(engine: TorchEngine) -> None:
+    assert engine._stack is not None
     group = TrainGroup([5] * 90, [[6] * 10], [[-1.0] * 10], [1.0])
     kept, again = engine._kept_bytes(100)
     budget = engine.memory_bytes

@@ -24,8 +24,9 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
     job_id = here.store.once(
         "jobs", digest_of(body), lambda: _add(here, job), is_resent=is_resent(request)
     )
+    made = here.store.job(job_id)  # before it is taken up: its files are not validated yet
     here.link.wake()
-    return Reply(wire.job_object(here.store.job(job_id)))
+    return Reply(wire.job_object(made))
 
 
 def _add(here: Platform, job: Job) -> str:
