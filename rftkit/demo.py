@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit import compile_grader, connect, datasets, evals, jobs, reports
-from rftkit.console import table
+from rftkit.cli.console import table
 from rftkit.datasets import Dataset, reference_answer
 from rftkit.errors import InputError, JobFailedError
 from rftkit.evals import Answer

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from rftkit import client as rftkit_client
-from rftkit.server.worker import Worker
+from rftkit.server.worker.worker import Worker
 
 GRADER = {
     "type": "string_check",
@@ -119,9 +119,9 @@ def serving(wrap: Callable[[Any], Any] = lambda app: app, path: str = "/v1") -> 
     """
     from starlette.testclient import TestClient
 
-    from rftkit.server.app import create_app
-    from rftkit.server.platform import Platform
-    from rftkit.server.store import Store
+    from rftkit.server.http.app import create_app
+    from rftkit.server.inference.platform import Platform
+    from rftkit.server.store.store import Store
 
     link = FakeLink()
     platform = Platform(store=Store.open(None), link=link)

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from rftkit.server import __main__ as server
-from rftkit.server import worker
+from rftkit.server.worker.worker import worker
 
 
 def count(what: str, keys: list[Any]) -> None:
@@ -55,7 +55,7 @@ def slowed(breathe: Any) -> Any:
 if __name__ == "__main__":
     if "--worker" in sys.argv:
         sys.argv.remove("--worker")
-        from rftkit.server.engine.torch import TorchEngine
+        from rftkit.server.engine.torch.engine import TorchEngine
 
         TorchEngine.sample = counted(TorchEngine.sample)  # type: ignore[method-assign]
         worker.main()

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rftkit.server.records import TERMINAL, Job
-from rftkit.server.store import now
-from rftkit.server.worker import Worker
+from rftkit.server.store.records import TERMINAL, Job
+from rftkit.server.store.store import now
+from rftkit.server.worker.worker import Worker
 
 COPY = {
     "type": "string_check",

@@ -180,7 +180,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         path = root / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    command = [sys.executable, "-c", "from rftkit.cli import main; main()"]
+    command = [sys.executable, "-c", "from rftkit.cli.app import main; main()"]
     command += ["lab", str(root / "notebooks"), "--"]
     command += ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
     command += ["--LabApp.expose_app_in_browser=True"]

@@ -12,10 +12,10 @@ import hosted  # by its name: the modules below bring many of their own
 import openai
 import pytest
 from conftest import GRADER, Served, serving
-from test_evals_answers import *  # noqa: F403
-from test_evals_runs import *  # noqa: F403
-from test_jobs_attach import *  # noqa: F403
-from test_jobs_follow import *  # noqa: F403
+from evals.test_answers import *  # noqa: F403
+from evals.test_runs import *  # noqa: F403
+from jobs.test_attach import *  # noqa: F403
+from jobs.test_follow import *  # noqa: F403
 
 from rftkit import jobs
 from rftkit.errors import NotFoundError

@@ -23,18 +23,7 @@ TIERS = (
     {"datasets", "jobs", "evals", "importer"},
     {"views"},
     {"widgets", "reports"},
-    {
-        "console",
-        "demo",
-        "cli",
-        "cli_imports",
-        "cli_datasets",
-        "cli_evals",
-        "cli_jobs",
-        "cli_lab",
-        "cli_models",
-        "cli_reports",
-    },
+    {"demo", "cli"},
 )
 """An import goes to an earlier tier, or stays in its tier."""
 

@@ -38,7 +38,7 @@ class Model:
     """The real thing, small: one engine, its policies swapped in as they are asked for."""
 
     def __init__(self, folder: Path, state: Path) -> None:
-        from rftkit.server.engine.torch import TorchEngine
+        from rftkit.server.engine.torch.engine import TorchEngine
 
         self.engine = TorchEngine(folder, name=BASE)
         self.state = state
@@ -72,8 +72,8 @@ class Model:
     def forward_backward(self, policy: str, given: Json) -> Json:
         import torch
 
-        from rftkit.server.engine.logprobs import token_logprobs
-        from rftkit.server.engine.packed import Packed
+        from rftkit.server.engine.torch.logprobs import token_logprobs
+        from rftkit.server.engine.torch.packed import Packed
 
         config = given.get("loss_fn_config") or {}
         outputs = []

@@ -27,12 +27,12 @@ import uvicorn
 
 from rftkit import settings
 from rftkit.errors import PlatformError
-from rftkit.server.app import VERSION, create_app
-from rftkit.server.engine.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
-from rftkit.server.final_checks import read_checks
-from rftkit.server.link import WorkerLink
-from rftkit.server.platform import Platform
-from rftkit.server.store import Store
+from rftkit.server.engine.tinker.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
+from rftkit.server.http.app import VERSION, create_app
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.worker_process import WorkerLink
+from rftkit.server.store.store import Store
+from rftkit.server.training.final_checks import read_checks
 from rftkit.wholefile import write_whole
 
 __all__ = ["main"]

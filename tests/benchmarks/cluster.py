@@ -38,9 +38,10 @@ from skyrl_server import in_float32, serving
 
 import rftkit
 import rftkit.client
-from rftkit.server.engine import models, remote
+from rftkit.server.engine import models
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
-from rftkit.server.engine.remote import Remote
+from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.tinker.remote import Remote
 
 TESTS = Path(__file__).parents[1]
 DATASETS = TESTS.parent / "datasets"
@@ -174,7 +175,7 @@ def draw(curves: dict[str, list[Any]], png: Path) -> None:
 
 def overhead(steps: int, tokens: int) -> None:
     """Seconds of a step, by our engine and by the bare client, in turn."""
-    from rftkit.server.engine.tinker import TinkerEngine
+    from rftkit.server.engine.tinker.engine import TinkerEngine
 
     folder = Path(tempfile.mkdtemp())
     tokenizer = models.prepare(models.BUNDLED["rftkit-tiny"], folder)

@@ -56,7 +56,7 @@ def peak_gb() -> float:
 def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each step's two halves."""
     from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
-    from rftkit.server.engine.torch import TorchEngine
+    from rftkit.server.engine.torch.engine import TorchEngine
 
     engine = TorchEngine(Path(case["model"]), name="benchmark")
     engine.start_policy(LoraConfig(RANK, ALPHA), case["seed"])
@@ -441,7 +441,7 @@ def greedy(options: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     from rftkit.server.engine.base import SampleRequest
-    from rftkit.server.engine.torch import TorchEngine
+    from rftkit.server.engine.torch.engine import TorchEngine
 
     folder = Path(__file__).parents[2] / "datasets" / "security_review"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
@@ -526,7 +526,7 @@ def main() -> None:
     if options.dtype is None:
         import torch
 
-        from rftkit.server.engine.torch import best_dtype
+        from rftkit.server.engine.torch.engine import best_dtype
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options.dtype = str(best_dtype(device)).removeprefix("torch.")

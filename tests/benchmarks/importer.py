@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1]
-RFTKIT = "from rftkit.cli import main; main()"
+RFTKIT = "from rftkit.cli.app import main; main()"
 sys.path.insert(0, str(TESTS))
 
 from importer_stub import KEY  # noqa: E402

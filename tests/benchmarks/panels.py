@@ -30,8 +30,8 @@ import rowfiles
 from jupyter_client.manager import start_new_kernel
 
 from rftkit import client, jobs
-from rftkit.server.records import Job
-from rftkit.server.store import Store, now
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store, now
 
 FRAME = """
 import os; os.environ["RFTKIT_MODE"] = "live"

@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 import openai
 
 from rftkit import client, settings
-from rftkit.server.records import Job
-from rftkit.server.store import Store, new_id, now
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store, new_id, now
 
 TOY = Path(__file__).parents[2] / "datasets" / "tiny_copy"
 EVERY_SECONDS = 5.0

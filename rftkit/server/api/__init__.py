@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from fastapi.responses import JSONResponse
 
 from rftkit.errors import RequestError
-from rftkit.server.platform import Platform
+from rftkit.server.inference.platform import Platform
 
 __all__ = ["Here", "Reply", "cut", "is_resent"]
 

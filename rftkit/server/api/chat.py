@@ -18,15 +18,15 @@ from pydantic import Field
 from starlette.responses import Response
 
 from rftkit.errors import RequestError
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body, Metadata, check_messages, check_response_format
 from rftkit.server.api.models import check_model
-from rftkit.server.link import ChatError
-from rftkit.server.plan import EFFORTS
-from rftkit.server.platform import Platform
-from rftkit.server.records import StoredResponse
-from rftkit.server.store import new_id, now
+from rftkit.server.inference.body import Body, Metadata, check_messages, check_response_format
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.worker_process import ChatError
+from rftkit.server.store import wire
+from rftkit.server.store.records import StoredResponse
+from rftkit.server.store.store import new_id, now
+from rftkit.server.training.plan import EFFORTS
 
 __all__ = ["ChatBody", "Stop", "router", "until_gone", "worker_request"]
 

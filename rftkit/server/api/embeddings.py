@@ -17,9 +17,9 @@ from pydantic import Field
 
 from rftkit.errors import RequestError
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body
 from rftkit.server.api.chat import until_gone
 from rftkit.server.api.models import check_model
+from rftkit.server.inference.body import Body
 
 __all__ = ["router"]
 

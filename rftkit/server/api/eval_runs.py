@@ -9,13 +9,13 @@ from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply, is_resent
-from rftkit.server.api.body import Body, Limit, Metadata, Open, digest_of, kind_of, refusal
 from rftkit.server.api.files import live_file
 from rftkit.server.api.models import check_model
-from rftkit.server.platform import Platform
-from rftkit.server.records import Eval
+from rftkit.server.inference.body import Body, Limit, Metadata, Open, digest_of, kind_of, refusal
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store import wire
+from rftkit.server.store.records import Eval
 
 __all__ = ["router"]
 

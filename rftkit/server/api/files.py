@@ -8,11 +8,11 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from rftkit.errors import NotFoundError, RequestError
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply, is_resent
-from rftkit.server.platform import Platform
-from rftkit.server.records import File as FileRecord
-from rftkit.server.store import now
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store import wire
+from rftkit.server.store.records import File as FileRecord
+from rftkit.server.store.store import now
 
 __all__ = ["MAX_FILE_BYTES", "live_file", "router"]
 

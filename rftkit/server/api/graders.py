@@ -11,7 +11,7 @@ from fastapi import APIRouter
 
 from rftkit import graders
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body
+from rftkit.server.inference.body import Body
 
 __all__ = ["router"]
 

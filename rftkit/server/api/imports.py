@@ -16,10 +16,10 @@ from fastapi import APIRouter, Depends, File, Query, Request, UploadFile
 from rftkit import settings
 from rftkit.errors import RequestError
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body
-from rftkit.server.imported import check_id, parse
-from rftkit.server.platform import Platform
-from rftkit.server.store_imports import KINDS, PARTS
+from rftkit.server.inference.body import Body
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store.imported_records import check_id, parse
+from rftkit.server.store.imports import KINDS, PARTS
 
 __all__ = ["router"]
 

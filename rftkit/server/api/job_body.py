@@ -12,14 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
-from rftkit.server.api.body import Metadata, Open, check_response_format, kind_of
 from rftkit.server.api.files import live_file
 from rftkit.server.api.models import check_model
-from rftkit.server.engine import remote
 from rftkit.server.engine.base import is_whole
-from rftkit.server.platform import Platform
-from rftkit.server.records import Job
-from rftkit.server.store import new_id, now
+from rftkit.server.engine.tinker import remote
+from rftkit.server.inference.body import Metadata, Open, check_response_format, kind_of
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import new_id, now
 
 __all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys"]
 

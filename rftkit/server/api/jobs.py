@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply, cut, is_resent
-from rftkit.server.api.body import Limit, digest_of, metadata_filter
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
-from rftkit.server.evaluation import make_job_eval
-from rftkit.server.platform import Platform
-from rftkit.server.records import Job
+from rftkit.server.inference.body import Limit, digest_of, metadata_filter
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store import wire
+from rftkit.server.store.records import Job
+from rftkit.server.training.eval_records import make_job_eval
 
 __all__ = ["router"]
 

@@ -7,10 +7,10 @@ import shutil
 from fastapi import APIRouter
 
 from rftkit.errors import RequestError
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply
 from rftkit.server.engine.models import find_base, known_bases
-from rftkit.server.platform import Platform
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store import wire
 
 __all__ = ["check_model", "router"]
 

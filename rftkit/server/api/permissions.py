@@ -11,11 +11,11 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from rftkit.errors import NotFoundError
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body, Limit
 from rftkit.server.api.models import check_model
-from rftkit.server.platform import Platform
+from rftkit.server.inference.body import Body, Limit
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store import wire
 
 __all__ = ["router"]
 

@@ -16,12 +16,12 @@ from pydantic import Field
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.rows import read_rows
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.body import Body, Metadata
 from rftkit.server.api.job_body import checked_hyperparameters as checked
-from rftkit.server.journal import Journal
-from rftkit.server.plan import make_plan, reasons
-from rftkit.server.platform import Platform
-from rftkit.server.records import Job
+from rftkit.server.inference.body import Body, Metadata
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store.records import Job
+from rftkit.server.training.journal import Journal
+from rftkit.server.training.plan import make_plan, reasons
 
 __all__ = ["router"]
 

@@ -13,21 +13,21 @@ from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from rftkit.errors import RequestError
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply, cut
-from rftkit.server.api.body import Body, Limit, Metadata, refusal
 from rftkit.server.api.chat import ChatBody, until_gone, worker_request
-from rftkit.server.api.response_items import (
+from rftkit.server.inference.body import Body, Limit, Metadata, refusal
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.response_items import (
     chat_tools,
     messages_from,
     output_from,
     reasoning_item,
     response_format_from,
 )
-from rftkit.server.link import ChatError
-from rftkit.server.platform import Platform
-from rftkit.server.records import StoredResponse
-from rftkit.server.store import new_id, now
+from rftkit.server.inference.worker_process import ChatError
+from rftkit.server.store import wire
+from rftkit.server.store.records import StoredResponse
+from rftkit.server.store.store import new_id, now
 
 __all__ = ["router"]
 

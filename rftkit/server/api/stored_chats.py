@@ -7,11 +7,11 @@ from typing import Literal
 from fastapi import APIRouter, Request
 
 from rftkit.errors import NotFoundError
-from rftkit.server import wire
 from rftkit.server.api import Here, Reply, cut
-from rftkit.server.api.body import Body, Limit, Metadata, metadata_filter
-from rftkit.server.platform import Platform
-from rftkit.server.records import StoredResponse
+from rftkit.server.inference.body import Body, Limit, Metadata, metadata_filter
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store import wire
+from rftkit.server.store.records import StoredResponse
 
 __all__ = ["router"]
 

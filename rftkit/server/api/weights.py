@@ -49,7 +49,7 @@ async def weights(here: Here, model: str, merged: bool = False) -> StreamingResp
 
 
 async def _make(home: Path, model: str, folder: Path, *, merged: bool) -> None:
-    command = [sys.executable, "-m", "rftkit.server.weights", "--home", str(home)]
+    command = [sys.executable, "-m", "rftkit.server.worker.export", "--home", str(home)]
     command += ["--model", model, "--out", str(folder), *(["--merged"] if merged else [])]
     process = await asyncio.create_subprocess_exec(
         *command,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import MissingExtraError, NotFoundError, PlatformError
-from rftkit.server.engine.remote import remote_of
+from rftkit.server.engine.tinker.remote import remote_of
 
 __all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
 

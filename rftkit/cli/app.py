@@ -1,0 +1,279 @@
+"""The command `rftkit`: thin commands over the rooms, nothing else.
+
+A command parses what was typed, calls one room, prints. Exit status: 0 success, 1 something went
+wrong, 2 what was given cannot be used, 130 interrupted. Heavy imports stay inside the commands, so
+that `rftkit --help` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import rftkit
+from rftkit import settings
+from rftkit.cli.console import PLAIN, Format, Json, print_json, show, table
+from rftkit.cli.datasets import check, dataset_app
+from rftkit.cli.evals import eval_app
+from rftkit.cli.jobs import job_app
+from rftkit.cli.models import models_app
+from rftkit.cli.reports import ParameterCommand, report
+from rftkit.errors import InputError, MissingExtraError, RftkitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(**PLAIN)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rftkit {rftkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
+    ] = False,
+) -> None:
+    """Reinforcement fine-tuning on OpenAI's routes, local or hosted."""
+
+
+app.command()(check)
+app.add_typer(dataset_app, name="dataset")
+app.add_typer(eval_app, name="eval")
+app.add_typer(job_app, name="job")
+app.add_typer(models_app, name="models")
+app.command(cls=ParameterCommand)(report)
+
+
+@app.command()
+def demo(
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A toy task and model: half a minute.")
+    ] = False,
+    dataset: Annotated[
+        Literal["security_review", "contract_facts"], typer.Option(help="What to learn.")
+    ] = "security_review",
+    seed: Annotated[int, typer.Option(help="Another seed, another run.")] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
+    as_json: Json = False,
+) -> None:
+    """Train a small model, compare before and after, write a report."""
+    from rftkit.demo import run
+
+    name = "tiny_copy" if fast else dataset
+    result = run(name, seed=seed, out=out, say=lambda text: _say(text, as_json))
+    if as_json:
+        print_json(result)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Default 8642 or the next free one; 0 for any.")
+    ] = None,
+    idle_minutes: Annotated[
+        float | None, typer.Option(help="Stop after so long without a request or a job.")
+    ] = None,
+    status: Annotated[bool, typer.Option("--status", help="Say whether one runs.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the one that runs.")] = False,
+    engine: Annotated[
+        Literal["torch", "tinker"] | None,
+        typer.Option(help="Where jobs train: this machine, or a Tinker server. Kept."),
+    ] = None,
+    tinker_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Address of the Tinker server.")
+    ] = None,
+    tinker_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The model it trains, as it calls it.")
+    ] = None,
+    tinker_tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Its tokenizer and config here, if not under NAME."),
+    ] = None,
+    routes: Annotated[
+        bool, typer.Option("--routes", help="List the SDK's methods: yes, partly or no.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the local platform here, or ask about the one that runs."""
+    from rftkit import client
+
+    if routes:
+        table = (Path(__file__).parents[1] / "server" / "methods.md").read_text()
+        show({"markdown": table}, table.rstrip(), as_json)
+        return
+    if status or stop:
+        server = client.stop_server() if stop else client.serve_status()
+        state = "stopped" if stop else "running"
+        show(
+            server and {"base_url": server.base_url, "pid": server.pid, "home": str(server.home)},
+            f"{state}: {server.base_url}  process {server.pid}  {server.home}"
+            if server
+            else "no server runs",
+            as_json,
+        )
+        raise typer.Exit(0 if server or stop else 1)
+    for package in client.NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "local")
+    command = [sys.executable, "-m", "rftkit.server", "--host", host]
+    command += ["--port", str(port)] if port is not None else []
+    given = {
+        "--idle-minutes": idle_minutes,
+        "--engine": engine,
+        "--tinker-url": tinker_url,
+        "--tinker-model": tinker_model,
+        "--tinker-tokenizer": tinker_tokenizer,
+    }
+    for option, value in given.items():
+        command += [option, str(value)] if value is not None else []
+    os.execve(sys.executable, command, settings.child_environment())  # signals go straight to it
+
+
+@app.command()
+def lab(
+    folder: Annotated[Path, typer.Argument(help="Where your copies go.")] = Path(
+        "rftkit-notebooks"
+    ),
+    options: Annotated[
+        list[str] | None, typer.Argument(help="After --: options of JupyterLab, as --no-browser.")
+    ] = None,
+) -> None:
+    """Run the platform and JupyterLab on your own copies of the notebooks."""
+    from rftkit.cli.lab import run_lab
+
+    raise typer.Exit(run_lab(folder, options or []))
+
+
+@app.command()
+def grade(
+    grader: Annotated[Path, typer.Argument(help="JSON file of the grader.")],
+    data: Annotated[
+        Path, typer.Argument(help='JSONL: rows, or {"item": …, "sample": "an answer"} a line.')
+    ],
+    response_format: Format = None,
+    as_json: Json = False,
+) -> None:
+    """Grade answers, or the reference answers of dataset rows."""
+    from dataclasses import asdict
+
+    from rftkit import compile_grader, datasets, evals
+    from rftkit.client import embedding_call, judge_call
+
+    spec = datasets.read_json(grader)
+    answer_format = datasets.read_json(response_format) if response_format else None
+    pairs = datasets.read_samples(data, response_format=answer_format)
+    with compile_grader(spec, complete=judge_call(), embed=embedding_call()) as compiled:
+        grades = compiled.grade_many(pairs)
+    if as_json:
+        print_json([asdict(each) for each in grades])
+    else:
+        lines = [
+            {
+                "answer": number,
+                "reward": each.reward,
+                **each.sub_rewards,
+                "outcome": each.outcome,
+                "errors": " ".join(each.errors),
+            }
+            for number, each in enumerate(grades, 1)
+        ]
+        print(f"{table(lines)}\n\nmeans\n{table([evals.score(grades)])}")
+    raise typer.Exit(any(each.outcome == "failed" for each in grades))
+
+
+@app.command("import")
+def import_account(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A dump, or JSON, JSONL and CSV files of the API, to open here."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="openai|azure|URL", help="What to save.")
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Save into this folder only; open nothing here."),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="KINDS", help="Out of files,jobs,evals,graders.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Leave out what is older: 2026-05-01.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, write nothing.")] = False,
+    verify: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Check a dump against its manifest.")
+    ] = None,
+    show: Annotated[Path | None, typer.Option(metavar="DIR", help="List a dump in words.")] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Say of every imported job and grader: does it run here?"),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Save what a hosted account holds, and open it in the local platform.
+
+    Imported objects keep their ids and are read-only. Run again, it goes on where it stopped and
+    brings what is new.
+
+    The key comes from OPENAI_API_KEY, or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY.
+    """
+    from rftkit.cli import imports
+    from rftkit.cli.account import command
+
+    if check:
+        raise typer.Exit(imports.check(as_json))
+    if paths:
+        if source or dump or verify or show or only or since:
+            raise InputError("name what to open, or use the options that save; not both")
+        raise typer.Exit(imports.open_here(paths, dry_run=dry_run, as_json=as_json))
+    if source and dump is None and not dry_run:
+        options = {"only": only, "since": since}
+        raise typer.Exit(imports.fetch_and_open(source, as_json=as_json, **options))
+    status = command(
+        source=source,
+        dump=dump,
+        only=only,
+        since=since,
+        dry_run=dry_run,
+        verify=verify,
+        show=show,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """Run the command line; an expected error is one message and an exit status, no traceback."""
+    try:
+        app(prog_name="rftkit")
+    except RftkitError as error:
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except Exception as error:
+        from rftkit.client import api_message
+
+        if (message := api_message(error)) is None:
+            raise
+        _fail(message, 1)
+
+
+def _say(text: str, to_stderr: bool) -> None:
+    print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"rftkit: {message}", file=sys.stderr)
+    sys.exit(status)

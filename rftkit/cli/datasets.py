@@ -1,0 +1,264 @@
+"""The commands `rftkit check` and `rftkit dataset`; see `rftkit.cli`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rftkit.cli.console import PLAIN, Format, Json, Pairs, parse_values, print_json, show, table
+from rftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from rftkit.datasets import Check, Preview
+    from rftkit.graders import Audit
+
+__all__ = ["check", "dataset_app"]
+
+dataset_app = typer.Typer(help="Make datasets: convert, split, sample; profile one.", **PLAIN)
+
+Data = Annotated[Path, typer.Argument(help="JSONL (also .gz, .zst), CSV, Parquet, or a folder.")]
+Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
+Seed = Annotated[int, typer.Option(help="Another seed, another draw.")]
+Stratify = Annotated[
+    str | None, typer.Option(metavar="KEY", help="A key whose values keep their shares.")
+]
+
+MAX_ANSWER_TOKENS = 256
+PROFILED = 20_000  # rows whose charts a page shows
+
+
+def check(
+    data: Annotated[Path, typer.Argument(help="Training rows: JSONL (.gz, .zst), CSV, Parquet.")],
+    valid: Annotated[Path | None, typer.Option(help="The validation rows.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Rows kept for after the training.")] = None,
+    grader: Grader = None,
+    response_format: Format = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Count its tokens; with a grader, also ask it some rows."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows to ask the model; 0 asks none.", min=0)] = 16,
+    completions: Annotated[int, typer.Option(help="Completions for each of them.", min=2)] = 8,
+    useful: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Write the rows that teach to a new file.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip near-duplicates.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write a page.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a dataset: its rows, what the grader pays, what the model can learn.
+
+    Exit status 1 when something would stop a job.
+    """
+    from rftkit import datasets
+
+    spec = datasets.read_json(grader) if grader else None
+    answer_format = datasets.read_json(response_format) if response_format else None
+    if useful and not (spec and model and rows):
+        raise InputError("--useful needs --model and --grader: rows teach a model, under a grader")
+    found = datasets.check(
+        data,
+        valid,
+        test,
+        grader=spec,
+        response_format=answer_format,
+        model=model,
+        near_duplicates=not quick,
+        progress=_progress,
+    )
+    audit = _audit(data, spec, answer_format) if spec and found.ok else None
+    preview = None
+    if spec and model and rows and found.ok:
+        preview = _preview(data, spec, answer_format, model, rows, completions)
+        found = _with(found, preview)
+    if preview and useful:
+        preview.write_useful(data, useful)
+    if html:
+        _write_page(html, found, audit, preview)
+    _print(found, audit, preview, as_json)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@dataset_app.command()
+def convert(
+    source: Data,
+    target: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn chats, prompts with answers, and eval items into rows.
+
+    Exit status 1 when lines were left out; each is named.
+    """
+    from rftkit import datasets
+
+    made = datasets.convert(source, None if dry_run else target)
+    show(asdict(made), str(made), as_json)
+    raise typer.Exit(1 if made.num_refused else 0)
+
+
+@dataset_app.command()
+def split(
+    source: Data,
+    folder: Annotated[Path, typer.Argument(help="Where train, valid and test go.")],
+    shares: Annotated[
+        Pairs | None,
+        typer.Option("--share", metavar="PART=SHARE", help="Default train=0.8 valid=0.1 test=0.1."),
+    ] = None,
+    seed: Seed = 1,
+    stratify: Stratify = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="KEY", help="A key whose values never straddle parts.")
+    ] = None,
+    keep_repeats: Annotated[
+        bool, typer.Option("--keep-repeats", help="Keep repeated prompts, in one part.")
+    ] = False,
+    near: Annotated[
+        bool, typer.Option("--near", help="Keep near-duplicates in one part too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Split a dataset so that nothing leaks from one part to another."""
+    from rftkit import datasets
+
+    made = datasets.split(
+        source,
+        folder,
+        shares=_shares(shares),
+        seed=seed,
+        stratify=stratify,
+        group=group,
+        deduplicate=not keep_repeats,
+        near_duplicates=near,
+    )
+    show(asdict(made), str(made), as_json)
+
+
+@dataset_app.command()
+def sample(
+    source: Data,
+    target: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
+    rows: Annotated[int, typer.Option(help="How many rows.")],
+    seed: Seed = 1,
+    stratify: Stratify = None,
+) -> None:
+    """Draw rows into a new file."""
+    from rftkit import datasets
+
+    count = datasets.sample(source, target, rows, seed=seed, stratify=stratify)
+    print(f"{count:,} rows, seed {seed}: {target}")
+
+
+@dataset_app.command()
+def profile(
+    source: Data,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write one line a row as CSV.")
+    ] = None,
+    grader: Grader = None,
+    response_format: Format = None,
+    model: Annotated[str | None, typer.Option(help="Count the tokens of this model.")] = None,
+) -> None:
+    """Lengths, labels and hashes of every row."""
+    from rftkit import datasets
+
+    frame = datasets.profile(
+        source,
+        grader=datasets.read_json(grader) if grader else None,
+        response_format=datasets.read_json(response_format) if response_format else None,
+        model=model,
+    )
+    if out is not None:
+        frame.to_csv(out)
+    described = frame.drop(columns=["line", "usable"]).select_dtypes("number").describe()
+    names = ("count", "mean", "min", "50%", "max")
+    print(table([{"column": key, **{n: described[key][n] for n in names}} for key in described]))
+    if "counted_by" in frame.attrs:
+        print(f"tokens by {frame.attrs['counted_by']}")
+
+
+def _shares(pairs: Pairs | None) -> dict[str, float] | None:
+    if not pairs:
+        return None
+    values = parse_values(pairs)
+    if not all(isinstance(value, int | float) for value in values.values()):
+        raise InputError(f"expected PART=SHARE such as train=0.9, found {' '.join(pairs)}")
+    return values
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() and total > 50_000:
+        end = "\n" if done == total else ""
+        print(f"\rchecked {done:,} of {total:,} rows", end=end, file=sys.stderr, flush=True)
+
+
+def _audit(data: Path, spec: dict[str, Any], answer_format: dict[str, Any] | None) -> Audit:
+    from rftkit import datasets, graders
+    from rftkit.client import judge_call
+
+    items = [each.row.item for each in datasets.spread_rows(data, 50) if each.row]
+    return graders.audit(spec, items, response_format=answer_format, complete=judge_call())
+
+
+def _preview(
+    data: Path,
+    spec: dict[str, Any],
+    answer_format: dict[str, Any] | None,
+    model: str,
+    rows: int,
+    completions: int,
+) -> Preview:
+    from rftkit import connect, datasets
+    from rftkit.client import judge_call
+
+    return datasets.preview(
+        connect(),
+        model,
+        datasets.spread_rows(data, rows),
+        grader=spec,
+        source=str(data),
+        response_format=answer_format,
+        completions=completions,
+        grader_options={"complete": judge_call()},
+        max_completion_tokens=MAX_ANSWER_TOKENS,
+    )
+
+
+def _with(found: Check, preview: Preview) -> Check:
+    """The check with what the preview found."""
+    from rftkit.datasets.findings import sorted_findings
+
+    return replace(found, findings=sorted_findings([*found.findings, *preview.findings()]))
+
+
+def _write_page(html: Path, found: Check, audit: Audit | None, preview: Preview | None) -> None:
+    from rftkit import datasets, views
+    from rftkit.wholefile import replacing
+
+    charts = ""
+    if found.files and found.files[0].num_rows:
+        frame = datasets.profile(found.files[0].name, preview=preview, limit=PROFILED)
+        charts = views.profile_chart(frame)
+    body = views.check_page(found, audit=audit, preview=preview, charts=charts)
+    with replacing(html) as file:
+        file.write(views.page("Dataset check", body).encode())
+
+
+def _print(found: Check, audit: Audit | None, preview: Preview | None, as_json: bool) -> None:
+    if as_json:
+        result = found.to_dict()
+        if audit is not None:
+            result["audit"] = {**asdict(audit), "findings": audit.findings()}
+        if preview is not None:
+            result["preview"] = asdict(preview)
+        print_json(result)
+        return
+    print(found)
+    if audit is not None:
+        print(f"\nwhat the grader pays, {audit.num_rows} rows\n{audit}")
+    if preview is not None:
+        print(f"\nwhat {preview.model} earns, row by row\n{table(preview.records())}")

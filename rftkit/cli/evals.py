@@ -1,0 +1,198 @@
+"""The commands `rftkit eval …`; see `rftkit.cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rftkit.cli.console import PLAIN, Format, Json, show, table
+
+if TYPE_CHECKING:
+    from rftkit.evals import Comparison, Samples
+
+__all__ = ["eval_app"]
+
+eval_app = typer.Typer(help="Ask models a dataset, list eval runs, compare them.", **PLAIN)
+
+Names = Annotated[
+    list[str], typer.Argument(help="ftjob-… (its validations), eval_…, evalrun_…, localrun_…")
+]
+Dump = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Read from a folder of rftkit import.")
+]
+
+
+@eval_app.command("run")
+def run_eval(
+    data: Annotated[Path, typer.Argument(help="JSONL file of rows to ask.")],
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="Base model or checkpoint; repeatable.")
+    ],
+    grader: Annotated[Path, typer.Option("--grader", "-g", help="JSON file of the grader.")],
+    response_format: Format = None,
+    samples: Annotated[int, typer.Option(help="Answers per row.", min=1)] = 1,
+    temperature: Annotated[float | None, typer.Option(help="0: the likeliest answer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask models every row, grade the answers, keep each as a run."""
+    from rftkit import connect, datasets, evals
+    from rftkit.client import judge_call
+
+    rows = datasets.read(data)
+    spec = datasets.read_json(grader)
+    answer_format = datasets.read_json(response_format) if response_format else None
+    client = connect()
+    options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    made = [
+        evals.run(
+            client,
+            each,
+            list(rows),
+            spec,
+            samples=samples,
+            response_format=answer_format,
+            grading={"complete": judge_call()},
+            **options,
+        )
+        for each in model
+    ]
+    _show_runs(evals.together(*made), as_json)
+    if any(bool((each.frame["outcome"] == "failed").any()) for each in made):
+        raise typer.Exit(1)
+
+
+@eval_app.command("list")
+def list_evals(
+    name: Annotated[
+        str | None, typer.Argument(help="ftjob-… or eval_…: its runs; default: all evals.")
+    ] = None,
+    here: Annotated[bool, typer.Option("--here", help="Only runs made here; asks nobody.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List evals and the runs made here, or the runs of one job or eval."""
+    from rftkit import connect
+    from rftkit.evals import keep, runs
+
+    if name is not None:
+        found = [_run_line(each.run, each.num_items) for each in runs.find_runs(connect(), name)]
+        show(found, table(found), as_json)
+        return
+    made = [_run_line(each.run, len(each.columns["row"])) for each in keep.kept_runs()]
+    listed = [] if here else [
+        {"eval": each.id, "name": each.name, "created_at": each.created_at}
+        for each in connect().evals.list(limit=100, order="desc")
+    ]  # fmt: skip
+    text = "\n\n".join(["evals", table(listed)]) + "\n\n" if not here else ""
+    show({"evals": listed, "made_here": made}, f"{text}made here\n\n{table(made)}", as_json)
+
+
+@eval_app.command("show")
+def show_eval(names: Names, dump: Dump = None, as_json: Json = False) -> None:
+    """Show what runs earned, each by itself."""
+    _show_runs(_samples(names, dump), as_json)
+
+
+@eval_app.command("compare")
+def compare_evals(
+    names: Names,
+    dump: Dump = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Label to hold the others against; default Step 0.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Label that slices look at.")] = None,
+    cut: Annotated[
+        list[str] | None, typer.Option("--slice", metavar="KEY", help="Cut rows; repeatable.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Differences smaller than this do not matter.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
+    csv: Annotated[Path | None, typer.Option(help="Write the rows of all runs here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs row by row: which is best, by how much, how sure."""
+    from rftkit import evals
+
+    samples = _samples(names, dump)
+    found = evals.compare(
+        samples, baseline=baseline, after=after, slices=cut or (), margin=margin, seed=seed
+    )
+    if csv is not None:
+        found.rows.to_csv(csv, index=False)
+    show(found.to_dict(), _comparison_text(found), as_json)
+
+
+def _samples(names: Sequence[str], dump: Path | None) -> Samples:
+    from rftkit import connect, evals
+    from rftkit.evals.keep import MADE_HERE
+
+    if dump is not None:
+        return evals.from_dump(dump, *names)
+    if all(name.startswith(MADE_HERE) for name in names):
+        return evals.kept(*names)
+    return evals.fetch(connect(), *names, progress=True)
+
+
+def _show_runs(samples: Samples, as_json: bool) -> None:
+    from rftkit import evals
+
+    found = evals.compare(samples)
+    value = {"runs": found.to_dict()["runs"], "ids": [run.id for run in samples.runs]}
+    lines = [f"{run.label}  {run.id}" for run in samples.runs]
+    show(value, "\n".join([_run_table(found), "", *lines, *_notes(found)]), as_json)
+
+
+def _run_line(run: Any, num_items: int | None) -> dict[str, Any]:
+    fields = {name: getattr(run, name) for name in ("id", "label", "status", "model")}
+    return {**fields, "samples": num_items}
+
+
+def _comparison_text(found: Comparison) -> str:
+    parts = [_run_table(found)]
+    if found.pairs:
+        parts.append("\n".join(pair.sentence for pair in found.pairs))
+    if found.choice:
+        parts.append(found.choice.sentence)
+    for cut in found.slices:
+        lines = [
+            {
+                cut.by: each.value,
+                "rows": each.num_rows,
+                "difference": each.difference.value,
+                "low": each.difference.low,
+                "high": each.difference.high,
+                "p": each.p,
+                "": each.verdict,
+            }
+            for each in cut.slices
+        ]
+        title = f"{cut.after} minus {cut.before}, by {cut.by}"
+        parts.append("\n".join([title, table(lines), *cut.notes]))
+    return "\n\n".join([*parts, *_notes(found)])
+
+
+def _run_table(found: Comparison) -> str:
+    lines = [
+        {
+            "run": run.label,
+            "reward": run.reward.value,
+            "low": run.reward.low,
+            "high": run.reward.high,
+            "passed": run.pass_rate.value,
+            **{name: estimate.value for name, estimate in run.graders.items()},
+            "rows": run.num_rows,
+            "samples": run.num_samples,
+            "failed": run.num_failed,
+            "unscorable": run.num_unscorable,
+            "tokens": run.tokens.value,
+        }
+        for run in found.runs
+    ]
+    return table(lines)
+
+
+def _notes(found: Comparison) -> list[str]:
+    return ["", *found.notes] if found.notes else []

@@ -1,0 +1,167 @@
+"""The commands `rftkit job …`; see `rftkit.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rftkit.cli.console import PLAIN, Format, Json, Pairs, parse_pairs, parse_values, show, table
+
+__all__ = ["job_app"]
+
+JobId = Annotated[str, typer.Argument(help="ftjob-…")]
+
+job_app = typer.Typer(help="Create, list, follow and steer jobs.", **PLAIN)
+
+
+@job_app.command("create")
+def create_job(
+    model: Annotated[str, typer.Option("--model", "-m", help="Base or fine-tuned model.")],
+    train: Annotated[str, typer.Option(help="JSONL file to upload, or a file id.")],
+    valid: Annotated[str, typer.Option(help="JSONL file to upload, or a file id.")],
+    grader: Annotated[Path, typer.Option("--grader", "-g", help="JSON file of the grader.")],
+    response_format: Format = None,
+    hyperparameters: Annotated[
+        Pairs | None,
+        typer.Option(
+            "--hyperparameter", "-p", metavar="NAME=VALUE", help="Such as batch_size=8; repeatable."
+        ),
+    ] = None,
+    metadata: Annotated[
+        Pairs | None, typer.Option(metavar="NAME=VALUE", help="Kept with the job; may be repeated.")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload what is a path, create a job and print its id."""
+    from rftkit import connect, datasets, jobs
+
+    spec = datasets.read_json(grader)
+    answer_format = datasets.read_json(response_format) if response_format else None
+    client = connect()
+    training_file, validation_file = (
+        given if given.startswith("file-") else datasets.upload(client, given).id
+        for given in (train, valid)
+    )
+    job = jobs.create(
+        client,
+        model=model,
+        training_file=training_file,
+        validation_file=validation_file,
+        grader=spec,
+        response_format=answer_format,
+        hyperparameters=parse_values(hyperparameters) or None,
+        metadata=parse_pairs(metadata) or None,
+        suffix=suffix,
+        seed=seed,
+    )
+    show(job.to_dict(warnings=False), job.id, as_json)
+
+
+@job_app.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the newest jobs."""
+    from itertools import islice
+
+    from rftkit import connect
+
+    page = connect().fine_tuning.jobs.list(limit=min(limit, 100))
+    found = [job.to_dict(warnings=False) for job in islice(page, limit)]
+    columns = ("id", "status", "model", "fine_tuned_model")
+    show(found, table([{name: job.get(name) for name in columns} for job in found]), as_json)
+
+
+@job_app.command("show")
+def show_job(job_id: JobId, as_json: Json = False) -> None:
+    """Show a job: its state, what it said last, its checkpoints."""
+    from dataclasses import asdict
+
+    from rftkit import connect, jobs
+
+    client = connect()
+    job, events = client.fine_tuning.jobs.retrieve(job_id), jobs.events(client, job_id)
+    kept = [asdict(each) for each in jobs.checkpoints(client, job_id)]
+    wire = job.to_dict(warnings=False)
+    facts = (
+        "id",
+        "status",
+        "model",
+        "fine_tuned_model",
+        "seed",
+        "training_file",
+        "validation_file",
+    )
+    lines = [f"{name:<17}{wire.get(name)}" for name in facts]
+    lines += [f"{'error':<17}{jobs.error_of(job)}"] if jobs.error_of(job) else []
+    lines += ["", *(event["message"] for event in events[-10:])]
+    lines += ["", table(kept)] if kept else []
+    show({"job": wire, "events": events, "checkpoints": kept}, "\n".join(lines), as_json)
+
+
+@job_app.command("watch")
+def watch_job(job_id: JobId) -> None:
+    """Follow a job to its end; Ctrl-C leaves it running."""
+    from rftkit import connect, jobs
+
+    jobs.wait(connect(), job_id, jobs.Progress())
+
+
+@job_app.command("pause")
+def pause_job(job_id: JobId, as_json: Json = False) -> None:
+    """Pause a running job; what it has learnt is kept."""
+    _steer("pause", job_id, as_json)
+
+
+@job_app.command("resume")
+def resume_job(job_id: JobId, as_json: Json = False) -> None:
+    """Let a paused job go on."""
+    _steer("resume", job_id, as_json)
+
+
+@job_app.command("cancel")
+def cancel_job(job_id: JobId, as_json: Json = False) -> None:
+    """End a job for good; its checkpoints stay."""
+    _steer("cancel", job_id, as_json)
+
+
+@job_app.command("rerun")
+def rerun_job(
+    job_id: JobId,
+    model: Annotated[str, typer.Option("--model", "-m", help="A model that is here.")],
+    grader: Annotated[
+        Path | None, typer.Option("--grader", "-g", help="JSON file, in place of the job's own.")
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would differ.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start a job again here: same data, grader, format and hyperparameters.
+
+    What will be otherwise is said before it starts. For imported jobs, and for those that ran here.
+    """
+    from rftkit.cli import imports
+
+    status = imports.rerun(
+        job_id,
+        model,
+        grader=grader,
+        suffix=suffix,
+        is_agreed=yes,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+    raise typer.Exit(status)
+
+
+def _steer(verb: Literal["pause", "resume", "cancel"], job_id: str, as_json: bool) -> None:
+    from rftkit import connect
+
+    job = getattr(connect().fine_tuning.jobs, verb)(job_id)
+    show(job.to_dict(warnings=False), f"{job.id} is {job.status}", as_json)

@@ -1,0 +1,126 @@
+"""The commands `rftkit models …`; see `rftkit.cli`.
+
+Listing and deleting work on any service. `export` needs an rftkit platform, which alone hands
+weights out. `add` and `remove` write the list of base models in RFTKIT_HOME: which folders are
+models is for whoever owns the machine to say, so there is no route for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rftkit import settings
+from rftkit.cli.console import PLAIN, Json, show, table
+from rftkit.errors import InputError, PlatformError
+from rftkit.wholefile import write_whole
+
+__all__ = ["models_app"]
+
+models_app = typer.Typer(help="List, delete, export and add models.", **PLAIN)
+
+BASES = "bases.json"
+"""In RFTKIT_HOME: name → folder; the platform reads it whenever it looks a base model up."""
+
+
+@models_app.command("list")
+def list_models(as_json: Json = False) -> None:
+    """List the models that can be asked or trained."""
+    from rftkit import connect
+
+    found = [model.to_dict() for model in connect().models.list()]
+    show(found, table([{key: each[key] for key in ("id", "owned_by")} for each in found]), as_json)
+
+
+@models_app.command("delete")
+def delete_model(model: Annotated[str, typer.Argument(help="ft:…")], as_json: Json = False) -> None:
+    """Delete a fine-tuned model."""
+    from rftkit import connect
+
+    show(connect().models.delete(model).to_dict(), f"deleted {model}", as_json)
+
+
+@models_app.command("export")
+def export_model(
+    model: Annotated[str, typer.Argument(help="ft:…, a checkpoint too; or a base model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="A whole Hugging Face model, not the adapter.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model's weights: a PEFT adapter folder, or a merged model that transformers loads."""
+    from rftkit import connect
+    from rftkit.jobs.weights import fetch_weights
+
+    files = fetch_weights(connect(), model, out, merged=merged)
+    show({"folder": str(out), "files": files}, f"{out}: {', '.join(files)}", as_json)
+
+
+@models_app.command("add")
+def add_model(
+    source: Annotated[
+        str, typer.Argument(help="Folder with a config.json, or a name in the local hub cache.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Default: the folder's or the hub's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let the local platform serve and train a model that lies on this machine."""
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        folder = _hub_folder(source) or folder
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{source} is neither a folder with a config.json nor a model in the local Hugging "
+            "Face cache; download it first, for example: hf download NAME"
+        )
+    called = name or (folder.resolve().name if folder == Path(source).expanduser() else source)
+    if ":" in called or not called.strip():
+        raise InputError(f"a base model cannot be called {called!r}; choose another with --name")
+    bases = {**_bases(), called: str(folder.resolve())}
+    _write_bases(bases)
+    show(bases, f"{called}: {bases[called]}", as_json)
+
+
+@models_app.command("remove")
+def remove_model(name: str, as_json: Json = False) -> None:
+    """Take back what `add` did; the folder stays, and so does what was trained from it."""
+    bases = _bases()
+    if name not in bases:
+        raise InputError(f"{name!r} was not added; there are: {', '.join(bases) or 'none'}")
+    del bases[name]
+    _write_bases(bases)
+    show(bases, f"removed {name}", as_json)
+
+
+def _hub_folder(name: str) -> Path | None:
+    """The folder of a hub model in the local cache; never asks the hub."""
+    if name.count("/") != 1 or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # not a name that the hub knows
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _bases() -> dict[str, Any]:
+    path = settings.home() / BASES
+    try:
+        bases: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise PlatformError(
+            f"{path} cannot be read ({error}); it must hold {{name: folder}}"
+        ) from error
+    return bases
+
+
+def _write_bases(bases: dict[str, Any]) -> None:
+    path = settings.home() / BASES
+    write_whole(path, json.dumps(bases, indent=1) + "\n")

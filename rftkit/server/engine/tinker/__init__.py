@@ -1,0 +1,1 @@
+"""The engine on other machines, over the Tinker protocol."""

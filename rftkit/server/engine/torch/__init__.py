@@ -1,0 +1,1 @@
+"""The embedded engine: a transformers decoder on one device, sampled and trained."""

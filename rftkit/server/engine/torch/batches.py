@@ -1,0 +1,151 @@
+"""Groups of completions as micro-batches, and a micro-batch as one flat line of tokens.
+
+Only what matters is on the line. Where a grammar left no choice the log-prob is 0 and nothing is
+learnt, so what all completions of a group had to begin with joins the shared prompt, and what a
+completion had to end with is not computed at all. Not here: the model, and attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from rftkit.server.engine.base import TrainGroup
+from rftkit.server.engine.torch.grammar import Masks, choices
+
+__all__ = ["Line", "lay_out", "micro_batches"]
+
+TRAIN_TOKENS = 4_096  # of groups in one forward-backward: more make nothing faster
+FORWARD_BACKWARD, AND_AGAIN = 2, 3  # the work for a token, and when layers are computed again
+
+
+@dataclass(slots=True)
+class Line:
+    """Shared beginnings and completions, end to end; and what is asked of the model."""
+
+    tokens: list[int] = field(default_factory=list)
+    prompt_lengths: list[int] = field(default_factory=list)
+    completion_lengths: list[list[int]] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
+    """Where on the line each wanted token is predicted."""
+    wanted: list[int] = field(default_factory=list)
+    """The tokens that were chosen."""
+    places: list[int] = field(default_factory=list)
+    """Index of each wanted token among all completion tokens."""
+    masks: Masks | None = None
+    """Allowed tokens at each wanted one, or None when everything was allowed."""
+    num_tokens: int = 0
+    """All completion tokens, those without a choice included."""
+
+
+def lay_out(groups: Sequence[TrainGroup], masks: Callable[[TrainGroup], Masks | None]) -> Line:
+    """The line of some groups; `masks` gives those of a group's tokens, end to end."""
+    line, parts = Line(), []
+    for group in groups:
+        of_group = masks(group)
+        total = sum(map(len, group.tokens_G_T))
+        is_free = np.ones(total, np.bool_) if of_group is None else choices(of_group) != 1
+        _add(line, group, is_free)
+        parts.append((of_group, is_free))
+    if any(of_group is not None for of_group, _ in parts):
+        words = next(of_group.shape[1] for of_group, _ in parts if of_group is not None)
+        line.masks = np.concatenate(
+            [
+                np.full((is_free.sum(), words), -1, np.int32) if each is None else each[is_free]
+                for each, is_free in parts
+            ]
+        )
+    return line
+
+
+def _add(line: Line, group: TrainGroup, is_free: np.ndarray) -> None:
+    ends = np.cumsum([len(tokens) for tokens in group.tokens_G_T])
+    chosen_G_T = [np.flatnonzero(each) for each in np.split(is_free, ends[:-1])]
+    # Up to here every completion said the same, having no choice.
+    shared = min((int(chosen[0]) for chosen in chosen_G_T if len(chosen)), default=0)
+    beginning = [*group.prompt_ids, *_longest(group.tokens_G_T)[:shared]]
+    line.tokens += beginning
+    line.prompt_lengths.append(len(beginning))
+    last_shared = len(line.tokens) - 1
+    lengths = []
+    for tokens, chosen in zip(group.tokens_G_T, chosen_G_T, strict=True):
+        start = len(line.tokens)
+        line.at += [last_shared if i == shared else start + int(i) - shared - 1 for i in chosen]
+        line.wanted += [tokens[i] for i in chosen]
+        line.places += [line.num_tokens + int(i) for i in chosen]
+        needed = tokens[shared : int(chosen[-1])] if len(chosen) else []
+        line.tokens += needed
+        lengths.append(len(needed))
+        line.num_tokens += len(tokens)
+    line.completion_lengths.append(lengths)
+
+
+def _longest(tokens_G_T: Sequence[list[int]]) -> list[int]:
+    return max(tokens_G_T, key=len)
+
+
+def micro_batches(
+    groups: Sequence[TrainGroup], max_tokens: int, again_tokens: int = 0
+) -> Iterator[list[TrainGroup]]:
+    """Groups packed into forward passes, of about the same size.
+
+    A group that is too large for one is split, which repeats its prompt and changes nothing but
+    the time: the loss is a sum over tokens. It stays in one piece, or in few, where it is less work
+    to compute its layers again than its prompt.
+
+    Args:
+        groups: of a step.
+        max_tokens: of a pass that keeps all that its way back needs.
+        again_tokens: of one that computes layers again instead; 0: none does.
+    """
+    parts = [
+        part
+        for group in groups
+        for part in _split(group, _part_tokens(group, max_tokens, again_tokens))
+    ]
+    sizes = [len(part.prompt_ids) + sum(map(len, part.tokens_G_T)) for part in parts]
+    max_tokens = min(max_tokens, TRAIN_TOKENS)
+    aim = sum(sizes) / max(1, math.ceil(sum(sizes) / max_tokens))
+    batch: list[TrainGroup] = []
+    used = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if batch and (used + size > max_tokens or used + size / 2 > aim):
+            yield batch
+            batch, used = [], 0
+        batch.append(part)
+        used += size
+    if batch:
+        yield batch
+
+
+def _part_tokens(group: TrainGroup, max_tokens: int, again_tokens: int) -> int:
+    """Into passes of how many tokens a group is split with the least work."""
+    own = sum(map(len, group.tokens_G_T))
+
+    def tokens(limit: int) -> int:
+        return own + len(group.prompt_ids) * sum(1 for _ in _split(group, limit))
+
+    kept, again = FORWARD_BACKWARD * tokens(max_tokens), AND_AGAIN * tokens(again_tokens)
+    return again_tokens if again < kept else max_tokens
+
+
+def _split(group: TrainGroup, max_tokens: int) -> Iterator[TrainGroup]:
+    start, used = 0, len(group.prompt_ids)
+    for g, tokens in enumerate(group.tokens_G_T):
+        if g > start and used + len(tokens) > max_tokens:
+            yield _members(group, start, g)
+            start, used = g, len(group.prompt_ids)
+        used += len(tokens)
+    yield _members(group, start, len(group.tokens_G_T))
+
+
+def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:
+    return replace(
+        group,
+        tokens_G_T=group.tokens_G_T[start:end],
+        sampling_logprobs_G_T=group.sampling_logprobs_G_T[start:end],
+        advantages_G=group.advantages_G[start:end],
+    )

@@ -1,0 +1,182 @@
+"""The next tokens of many rows: a prompt's keys stand before those of the rows that share them.
+
+Rows of one prompt are laid in blocks of up to eight. A block has one line of keys: the prompt's,
+then each row's own, token by token with the rows side by side; a mask hides from a row what is
+another's. Attention is then one product for all rows of a block, large enough for the units that
+multiply matrices, where each row's own keys alone would not be; eight is where that pays most. All
+rows of a layout have the same number of own tokens, and take the same number in each pass (usually
+one; several when a grammar leaves no choice for a while). Rows sit in a grid of (block, slot)
+cells; when some have left, the empty cells compute with a copy of another row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from rftkit.server.engine.torch.packed import Packed
+
+__all__ = ["BLOCK_ROWS", "Decode"]
+
+BLOCK_ROWS = 8  # rows that share one line of keys
+ROOM = 32  # own tokens by which a line grows
+
+
+class Decode:
+    """The layout of rows that decode together."""
+
+    def __init__(self, prefill: Packed, prompt_lengths: Sequence[int], groups: list[int]) -> None:
+        """`groups[r]` is the group of row r; rows of one group are neighbours."""
+        assert prefill.keys is not None
+        self.device = prefill.device
+        blocks, of_group = _blocks(groups)
+        lengths = torch.tensor(prompt_lengths, device=self.device)
+        starts = torch.cumsum(lengths, 0) - lengths
+        wanted = torch.tensor(of_group, device=self.device)
+        self.lengths = lengths[wanted]  # of each block's prompt
+        self.longest = max(prompt_lengths)
+        steps = torch.arange(self.longest, device=self.device)
+        index = starts[wanted, None] + torch.minimum(steps[None], self.lengths[:, None] - 1)
+        self.length = 0  # own tokens a row already has
+        self.num = 1  # tokens a row takes in this pass
+        self._place(blocks)
+        # One a layer, (B, K, P + own tokens · S, D).
+        self.keys = [self._with_room(k[index].transpose(1, 2)) for k in prefill.keys]
+        self.values = [self._with_room(v[index].transpose(1, 2)) for v in prefill.values]
+        self._mask: torch.Tensor | None = None
+
+    def _place(self, blocks: list[int]) -> None:
+        """Work out where each row sits in the grid."""
+        self.blocks = blocks
+        counts = [0] * len(self.lengths)
+        places = []
+        for block in blocks:
+            places.append((block, counts[block]))
+            counts[block] += 1
+        self.slots = max(counts)
+        flat = [block * self.slots + slot for block, slot in places]
+        self.is_full = len(blocks) == len(counts) * self.slots
+        rows = [0] * (len(counts) * self.slots)
+        for row, where in enumerate(flat):
+            rows[where] = row
+        self.row_to_cell = torch.tensor(flat, device=self.device)
+        self.cell_to_row = torch.tensor(rows, device=self.device)
+        self.row_lengths = self.lengths[torch.tensor(blocks, device=self.device)]  # (R,)
+
+    def _with_room(self, line: torch.Tensor, num: int = ROOM) -> torch.Tensor:
+        """Keys or values (B, K, …, D) with room for so many more own tokens."""
+        longer: torch.Tensor = pad(line, (0, 0, 0, num * self.slots))
+        return longer
+
+    def _end(self, tokens: int) -> int:
+        """Where on a line the keys end when rows have so many own tokens."""
+        return self.longest + tokens * self.slots
+
+    def take(self, num: int) -> None:
+        """Say how many tokens each row takes in the next pass."""
+        self.num = num
+        self._mask = None
+        if self._end(self.length + num) > self.keys[0].shape[2]:
+            room = max(ROOM, num)
+            self.keys = [self._with_room(k, room) for k in self.keys]
+            self.values = [self._with_room(v, room) for v in self.values]
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Position of each token of the pass, row by row, (R·n,)."""
+        steps = torch.arange(self.num, device=self.device)
+        return (self.row_lengths[:, None] + self.length + steps).flatten()
+
+    def advance(self) -> None:
+        """Count the tokens just computed."""
+        self.length += self.num
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget every row but these, and every line none of them needs."""
+        alive = sorted({self.blocks[row] for row in rows})
+        cells = self.row_to_cell[torch.tensor(rows, device=self.device)]
+        wanted = torch.tensor(alive, device=self.device)
+        slots, self.lengths = self.slots, self.lengths[wanted]
+        renumber = {block: number for number, block in enumerate(alive)}
+        self._place([renumber[self.blocks[row]] for row in rows])
+        source = cells[self.cell_to_row]  # the old cell of each new one
+        self.keys = [self._moved(k, wanted, source, slots) for k in self.keys]
+        self.values = [self._moved(v, wanted, source, slots) for v in self.values]
+
+    def _moved(
+        self, line: torch.Tensor, wanted: torch.Tensor, source: torch.Tensor, slots: int
+    ) -> torch.Tensor:
+        """What `keep` leaves of keys or values that were of so many slots."""
+        own = line[:, :, self.longest : self.longest + self.length * slots]
+        each = own.unflatten(2, (self.length, slots)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        kept = each[source].unflatten(0, (-1, self.slots)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        prompts = line[wanted, :, : self.longest]
+        return self._with_room(torch.cat([prompts, kept], dim=2))
+
+    def attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        """See Layout."""
+        rep = q.shape[2]
+        q, k, v = self._cells(q), self._cells(k), self._cells(v)  # (B, S, n, K, …)
+        start, end = self._end(self.length), self._end(self.length + self.num)
+        for line, new in ((self.keys[layer], k), (self.values[layer], v)):
+            own = line[:, :, start:end].unflatten(2, (self.num, self.slots))
+            own.copy_(new.permute(0, 3, 2, 1, 4))
+        if self._mask is None:
+            self._mask = self._seen(rep, q.dtype)
+        queries = q.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)  # (B, K, S·n·rep, D)
+        keys, values = self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        out = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=self._mask, scale=1.0
+        ).unflatten(2, (self.slots, self.num, rep))
+        return self._rows(out.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 1)), None
+
+    def _seen(self, rep: int, dtype: torch.dtype) -> torch.Tensor:
+        """What is added to the scores: 0 or -infinity, (B or 1, 1, S·n·rep, keys)."""
+        slots, steps = (torch.arange(num, device=self.device) for num in (self.slots, self.num))
+        own = torch.arange(self._end(self.length + self.num) - self.longest, device=self.device)
+        is_mine = own % self.slots == slots[:, None]  # (S, own keys)
+        is_past = own // self.slots <= self.length + steps[:, None]  # (n, own keys)
+        seen = (is_mine[:, None] & is_past).repeat_interleave(rep, dim=1).flatten(0, 1)
+        places = torch.arange(self.longest, device=self.device)
+        prompts = places < self.lengths[:, None]  # (B, P)
+        if prompts.all():
+            prompts = prompts[:1]  # one mask for all
+        seen = torch.cat(
+            [
+                prompts[:, None].expand(-1, len(seen), -1),
+                seen.expand(len(prompts), -1, -1),
+            ],
+            dim=2,
+        )
+        mask = torch.zeros(seen.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill_(~seen, -torch.inf)[:, None]
+
+    def _cells(self, rows: torch.Tensor) -> torch.Tensor:
+        """(R·n, …) → (B, S, n, …)."""
+        each = rows.unflatten(0, (-1, self.num))
+        cells: torch.Tensor = each if self.is_full else each[self.cell_to_row]
+        grid: torch.Tensor = cells.unflatten(0, (-1, self.slots))
+        return grid
+
+    def _rows(self, cells: torch.Tensor) -> torch.Tensor:
+        """(B·S, n, X) → (R·n, X)."""
+        each = cells if self.is_full else cells[self.row_to_cell]
+        return each.reshape(-1, each.shape[-1])
+
+
+def _blocks(groups: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The block of each row, and the group of each block."""
+    blocks: list[int] = []
+    of_group: list[int] = []
+    num = 0  # rows in the last block
+    for group in groups:
+        if not of_group or of_group[-1] != group or num == BLOCK_ROWS:
+            of_group.append(group)
+            num = 0
+        blocks.append(len(of_group) - 1)
+        num += 1
+    return blocks, of_group

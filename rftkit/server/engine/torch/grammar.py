@@ -1,0 +1,148 @@
+"""JSON-schema-constrained decoding: which tokens may come next, as packed bit masks.
+
+A thin layer over llguidance. A mask row is int32 words, one bit a vocabulary entry, lowest bit
+first; a row with one bit set leaves no choice, so its log-prob is 0 and nothing is to be learnt
+there. Not here: what the masks are applied to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+from llguidance.hf import from_tokenizer
+from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
+from numpy.typing import NDArray
+
+from rftkit.errors import RequestError
+from rftkit.server.engine.base import Thinking
+from rftkit.server.engine.torch.decoding_state import Guide, thinking_grammar
+
+__all__ = ["Grammars", "choices", "unpack"]
+
+Masks = NDArray[np.int32]  # (R, V / 32)
+
+SEPARATORS: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+
+
+class Grammars:
+    """Compiled schemas of one tokenizer."""
+
+    def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> None:
+        self.vocab_size = vocab_size
+        self._hf = tokenizer
+        self._tokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_ids))
+        self._executor = LLExecutor(num_threads=2)
+        self._compiled: dict[tuple[str, str | None], LLMatcher] = {}
+
+    def guide(self, schema: str | None, thinking: Thinking | None = None) -> Guide | None:
+        """A guide at the start of a completion, or None when it may say anything.
+
+        Raises:
+            RequestError: when the schema is not one that can be compiled.
+        """
+        if schema is None and thinking is None:
+            return None
+        end = None if thinking is None else thinking.end
+        matcher = None if schema is None else self.matcher(schema, end)
+        end_ids = [] if end is None else self._ids(f"\n{end}")
+        return Guide(matcher, thinking, end_ids, self._hf.decode)
+
+    def matcher(self, schema: str, end: str | None = None) -> LLMatcher:
+        """A matcher at the start of the schema, or of thoughts that `end` ends and then the schema.
+
+        Raises:
+            RequestError: when the schema is not one that can be compiled.
+        """
+        if (schema, end) not in self._compiled:
+            matcher = LLMatcher(self._tokenizer, self._grammar(json.loads(schema), end))
+            if matcher.is_error():
+                raise RequestError(
+                    f"the JSON schema cannot be compiled: {matcher.get_error()}",
+                    param="response_format",
+                )
+            self._compiled[schema, end] = matcher
+        return self._compiled[schema, end].deep_copy()
+
+    def _grammar(self, schema: dict[str, Any], end: str | None) -> str:
+        if end is None:
+            return str(LLMatcher.grammar_from_json_schema(schema, defaults=SEPARATORS))
+        ids = self._ids(end)
+        special = ids[0] if len(ids) == 1 and ids[0] in self._hf.all_special_ids else None
+        grammar = thinking_grammar(end, special, {"x-guidance": SEPARATORS, **schema})
+        return str(LLMatcher.grammar_from_lark(grammar))
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(token) for token in self._hf.encode(text, add_special_tokens=False)]
+
+    def masks(self, guides: Sequence[Guide | None]) -> Masks:
+        """Allowed next tokens of each row; a row without guide may do anything."""
+        masks: Masks = allocate_token_bitmask(len(guides), self.vocab_size)
+        work = []
+        for row, guide in enumerate(guides):
+            if guide is not None and guide.forced is not None:
+                word, bit = divmod(guide.forced, 32)
+                masks[row] = 0
+                masks[row].view(np.uint32)[word] = 1 << bit
+            elif guide is not None and guide.matcher is not None:
+                work.append((guide.matcher, row))
+        if work:
+            fill_next_token_bitmask_par(self._executor, work, masks)
+        return masks
+
+    def distinct(self, states: Sequence[tuple[Hashable, Guide | None]]) -> Masks:
+        """As `masks`; guides with the same key are in the same state, and asked once."""
+        first: list[Guide | None] = []
+        rows: dict[Hashable, int] = {}
+        for key, guide in states:
+            if key not in rows:
+                rows[key] = len(first)
+                first.append(guide)
+        return self.masks(first)[[rows[key] for key, _ in states]]
+
+    def replay(
+        self,
+        schema: str | None,
+        tokens_G_T: Sequence[Sequence[int]],
+        thinking: Thinking | None = None,
+    ) -> Masks:
+        """The masks under which given completions were sampled, laid end to end.
+
+        Raises:
+            ValueError: when a completion does not follow the schema.
+        """
+        guides = [self.guide(schema, thinking) for _ in tokens_G_T]
+        rows: list[list[NDArray[np.int32]]] = [[] for _ in tokens_G_T]
+        for t in range(max(map(len, tokens_G_T), default=0)):
+            alive = [g for g, tokens in enumerate(tokens_G_T) if t < len(tokens)]
+            masks = self.distinct([(tuple(tokens_G_T[g][:t]), guides[g]) for g in alive])
+            for row, g in enumerate(alive):
+                rows[g].append(masks[row])
+                guide = guides[g]
+                if guide is not None and not guide.consume_token(tokens_G_T[g][t]):
+                    raise ValueError(f"completion {g} leaves its schema at token {t}")
+        return np.stack([mask for row in rows for mask in row])
+
+
+def choices(masks: Masks) -> NDArray[np.int64]:
+    """Number of allowed tokens of each row."""
+    counts: NDArray[np.int64] = np.bitwise_count(masks.view(np.uint32)).sum(axis=1, dtype=np.int64)
+    return counts
+
+
+def unpack(masks: Masks, vocab_size: int) -> NDArray[np.bool_]:
+    """(R, V / 32) words → (R, V) booleans."""
+    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+    return bits[:, :vocab_size].view(np.bool_)
+
+
+def only_choice(masks: Masks) -> NDArray[np.int64]:
+    """The token of each row that allows exactly one."""
+    word = np.argmax(masks != 0, axis=1)
+    value = masks[np.arange(len(masks)), word].view(np.uint32)
+    bit = np.bitwise_count(value - np.uint32(1))
+    only: NDArray[np.int64] = word.astype(np.int64) * 32 + bit.astype(np.int64)
+    return only

@@ -1,0 +1,208 @@
+"""The one log-prob function of sampler and trainer.
+
+A token's log-prob is its logit over the temperature, minus the log of the sum over the tokens that
+were allowed at that place (all of them, or those of a grammar mask). Logits exist only for the
+positions asked for, and in the trainer only a chunk at a time: no full-vocabulary tensor is kept
+for the backward pass. On a CPU in bfloat16 the trainer's are never written down at all: with the
+head as keys and as values, attention gives the log of the sum, and the gradient, in one pass. Where
+the head itself learns, the backward pass computes them again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from rftkit.server.engine.torch.grammar import Masks, unpack
+
+__all__ = ["scores", "token_logprobs"]
+
+CHUNK_ROWS = 128
+HEAD_ROWS = 256  # of the gradient of the head, which is as large as the head for each chunk
+FUSED_ROWS = 1_024
+FUSED_FROM = 512  # fewer rows take longer than logits would: the head is packed anew in each pass
+NEVER = -1e30  # finite, so that a row of nothing but this is still a number
+
+
+def scores(
+    hidden: torch.Tensor, head: torch.Tensor, masks: Masks | None, temperature: float
+) -> torch.Tensor:
+    """Logits over the temperature, NEVER where not allowed: (N, V) float32 of hidden (N, width)."""
+    logits = _project(hidden, head)
+    if temperature != 1.0:
+        logits /= temperature
+    if masks is None:
+        return logits
+    return _forbid(logits, masks)
+
+
+def shares(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of each row, and the log of the sum of exp(values), (N,)."""
+    powers = torch.softmax(values, dim=-1)
+    # The largest share is 1 / Σ exp(value − top): no second pass of exponentials.
+    return powers, values.amax(dim=-1) - torch.log(powers.amax(dim=-1))
+
+
+def token_logprobs(
+    hidden: torch.Tensor,  # (N, width)
+    head: torch.Tensor,  # (V, width)
+    tokens: torch.Tensor,  # (N,)
+    masks: Masks | None,
+    temperature: float,
+    head_back: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Log-prob of each token, (N,) float32, in nats.
+
+    `head_back` is the head in the dtype in which gradients travel, if that is another.
+    """
+    back = head if head_back is None else head_back
+    is_fused = (
+        back.dtype == torch.bfloat16 and back.device.type == "cpu" and len(hidden) >= FUSED_FROM
+    )
+    most = FUSED_ROWS if is_fused else CHUNK_ROWS
+    num = math.ceil(len(hidden) / math.ceil(len(hidden) / most)) if len(hidden) else 1
+    parts = [hidden.new_zeros(0, dtype=torch.float32)]
+    for start in range(0, len(hidden), num):
+        rows = slice(start, start + num)
+        chunk_masks = None if masks is None else masks[rows]
+        parts.append(
+            _Chunk.apply(
+                hidden[rows],
+                None if is_fused else head,
+                back,
+                tokens[rows],
+                chunk_masks,
+                temperature,
+            )  # type: ignore[no-untyped-call]
+        )
+    result = torch.cat(parts)
+    if torch.is_grad_enabled() and back.requires_grad:
+        result = _OfHead.apply(result, back, hidden.detach(), head, tokens, masks, temperature)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Chunk(torch.autograd.Function):
+    """Log-probs of some rows.
+
+    Their gradient, (one-hot − p) · head / temperature, is worked out while p exists, so that the
+    backward pass has one product with the incoming gradient and no logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        head: torch.Tensor | None,  # None: no logits
+        back: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: Masks | None,
+        temperature: float,
+    ) -> torch.Tensor:
+        wants_mean: bool = ctx.needs_input_grad[0]
+        mean: torch.Tensor | None = None
+        if head is None:
+            logits, total, mean = _without_logits(hidden, back, tokens, masks, temperature)
+        else:
+            values = scores(hidden, head, masks, temperature)
+            logits = values.gather(1, tokens[:, None])[:, 0]
+            powers, total = shares(values)
+            if wants_mean:
+                mean = powers.to(back.dtype) @ back
+        if wants_mean and mean is not None:
+            slope = (back[tokens].float() - mean.float()) / temperature
+            ctx.save_for_backward(slope.to(hidden.dtype))
+        return logits - total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        (slope,) = ctx.saved_tensors
+        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None
+
+
+class _OfHead(torch.autograd.Function):
+    """Hands log-probs on, and to the head their gradient: (one-hot − p)ᵀ · hidden / temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logprobs: torch.Tensor,
+        back: torch.Tensor,
+        hidden: torch.Tensor,
+        head: torch.Tensor,
+        tokens: torch.Tensor,
+        masks: Masks | None,
+        temperature: float,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(hidden, tokens)
+        ctx.head, ctx.masks, ctx.temperature = head, masks, temperature
+        return logprobs.view_as(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        hidden, tokens = ctx.saved_tensors
+        of_head = torch.zeros(ctx.head.shape, device=hidden.device)
+        for start in range(0, len(hidden), HEAD_ROWS):
+            rows = slice(start, start + HEAD_ROWS)
+            masks = None if ctx.masks is None else ctx.masks[rows]
+            values = scores(hidden[rows], ctx.head, masks, ctx.temperature)
+            slopes = torch.softmax(values, dim=-1)
+            at = torch.arange(len(slopes), device=slopes.device)
+            slopes[at, tokens[rows]] -= 1
+            slopes *= -grads[0][rows, None] / ctx.temperature
+            with _products_in(hidden.dtype):
+                of_head.addmm_(slopes.T, hidden[rows].float())
+        return grads[0], of_head, None, None, None, None, None
+
+
+def _without_logits(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    tokens: torch.Tensor,
+    masks: Masks | None,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of the tokens, log of the sum, and p · head, which is attention on the head.
+
+    torch's public attention does not hand out the log of the sum; the operator below it does.
+    """
+    rows, keys = hidden.to(head.dtype), head[None, None]
+    bias = None if masks is None else _forbid(head.new_zeros(len(rows), len(head)), masks)
+    mean, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        rows[None, None], keys, keys, attn_mask=bias, scale=1 / temperature
+    )
+    logits = (rows.float() * head[tokens].float()).sum(-1) / temperature
+    return logits, total.flatten(), mean[0, 0]
+
+
+def _forbid(values: torch.Tensor, masks: Masks) -> torch.Tensor:
+    """Set to NEVER, in place, what the masks do not allow of (N, V)."""
+    forbidden = torch.from_numpy(unpack(~masks, values.shape[1])).to(values.device)
+    return values.masked_fill_(forbidden, NEVER)
+
+
+def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Float32 logits: in bfloat16 those near 30 would be rounded to quarters."""
+    if hidden.is_cuda and head.dtype != torch.float32:
+        return torch.mm(hidden.to(head.dtype), head.T, out_dtype=torch.float32)
+    with _products_in(hidden.dtype):
+        return torch.nn.functional.linear(hidden.to(head.dtype), head).float()
+
+
+@contextlib.contextmanager
+def _products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Multiply float32 numbers as what they hold, which is numbers of `dtype`, where a CPU can.
+
+    A bfloat16 product with a float32 result exists there for float32 operands only.
+    """
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    if dtype == torch.bfloat16:
+        settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

@@ -1,0 +1,71 @@
+"""The plain path, for models whose attention takes no layout of ours: every text by itself.
+
+Sliding windows, soft-capped scores and attention sinks are transformers' own business here: each
+completion is computed with its whole prompt, in training and again for every token it samples.
+Right, and slow; `layout.py` has the fast way, and a job's events say which one it takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from rftkit.server.engine.torch.full import embedded
+
+__all__ = ["PlainDecode", "plain_hidden"]
+
+TOKENS = 4_096  # of the texts that are computed together, padding included
+
+
+class Whole(Protocol):
+    """A layout that can lay its texts out one by one."""
+
+    def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """The texts, and where in them (text, place) each token of the line is."""
+        ...
+
+
+class PlainDecode:
+    """Rows that decode together, each remembering its whole text; stands in for `Decode`."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self._texts = texts
+        self._num = 1
+
+    def take(self, num: int) -> None:
+        """Say how many tokens each row takes in the next pass."""
+        self._num = num
+
+    def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """See Whole; the new tokens belong to the texts from now on."""
+        places = []
+        for row, text in enumerate(self._texts):
+            places += [(row, len(text) + i) for i in range(self._num)]
+            text += tokens[row * self._num : (row + 1) * self._num]
+        return self._texts, places
+
+    def advance(self) -> None:
+        """Count the tokens just computed: `whole` has."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Forget every row but these."""
+        self._texts = [self._texts[row] for row in rows]
+
+
+def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Tensor:
+    """Last hidden states (N, width) of tokens (N,): what a layout's forward pass gives."""
+    texts, places = layout.whole(tokens.tolist())
+    per_pass = max(1, TOKENS // max(map(len, texts)))
+    parts = []
+    for start in range(0, len(texts), per_pass):
+        some = texts[start : start + per_pass]
+        longest = max(map(len, some))
+        # Behind its end a text is padded with anything: nobody looks ahead.
+        grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some])
+        inputs = embedded(decoder.get_input_embeddings(), grid.to(tokens.device))
+        states = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        wanted = [(row - start, i) for row, i in places if start <= row < start + len(some)]
+        rows, columns = zip(*wanted, strict=True)
+        parts.append(states[list(rows), list(columns)])
+    return torch.cat(parts)

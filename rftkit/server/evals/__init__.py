@@ -1,0 +1,1 @@
+"""Eval runs on the platform: sample, grade, keep the output items."""

@@ -1,0 +1,297 @@
+"""Runs of evals that clients ask for: sample where the data source says so, grade, keep the items.
+
+One task per run on the server's event loop; each finished item is kept at once, so a server that
+was killed goes on where it stopped. Not here: the shape of requests (`api.eval_runs`) and the runs
+that jobs make (`evaluation.record_validation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from rftkit import graders
+from rftkit.errors import RftkitError, RowError
+from rftkit.graders import Sample
+from rftkit.graders.outcome import Fault
+from rftkit.graders.template import compile_template
+from rftkit.server.api.chat import ChatBody, worker_request
+from rftkit.server.evals.stored_answers import stored_entries
+from rftkit.server.inference.body import check_messages
+from rftkit.server.inference.judge import embedding_call
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.response_items import chat_tools
+from rftkit.server.store.records import Eval, EvalRun, OutputItem
+from rftkit.server.store.store import Store
+from rftkit.server.training.eval_records import GradedSample, item_from, results_from, tally
+
+__all__ = ["EvalRunner", "entries_of", "messages_for"]
+
+log = logging.getLogger("rftkit.server")
+
+Json = dict[str, Any]
+
+AT_ONCE = 16
+"""Items of one run under way at the same time; the worker batches their sampling."""
+PAGE = 1000
+RETRY_SECONDS = 5.0
+
+
+class EvalRunner:
+    """Works on unfinished runs, one after the other in the order they came."""
+
+    def __init__(self, platform: Platform, complete: graders.CompletionCall) -> None:
+        """`complete` asks the judge of model graders."""
+        self._platform = platform
+        self._complete = complete
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="eval")
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Go on with what a former server left."""
+        self._news.set()
+        self._task = asyncio.create_task(self._work())
+
+    async def stop(self) -> None:
+        """Leave the run in progress as it is."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def wake(self) -> None:
+        """There is a new run. May be called from any thread."""
+        if self._platform.loop is not None:
+            self._platform.loop.call_soon_threadsafe(self._news.set)
+
+    async def _work(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                while runs := await self._call(self._platform.store.unfinished_runs):
+                    await self._finish(runs[0])
+            except sqlite3.Error:
+                log.exception("eval runs wait for the database")
+                await asyncio.sleep(RETRY_SECONDS)
+                self._news.set()
+
+    async def _finish(self, run: EvalRun) -> None:
+        store = self._platform.store
+        try:
+            await self._call(partial(store.update_run, run.id, status="in_progress"))
+            result = await _Pass(self._platform, run, self._complete, self._call).run()
+            await self._call(partial(store.update_run, run.id, status="completed", **result))
+        except RftkitError as error:
+            await self._call(self._fail, run, "invalid_run", str(error))
+        except Exception as error:
+            log.exception("eval run %s failed", run.id)
+            await self._call(self._fail, run, "server_error", f"{type(error).__name__}: {error}")
+
+    def _fail(self, run: EvalRun, code: str, message: str) -> None:
+        with contextlib.suppress(RftkitError):  # it may have been deleted meanwhile
+            error = {"code": code, "message": message}
+            self._platform.store.update_run(run.id, status="failed", error=error)
+
+    async def _call(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+class _Pass:
+    """One run, from its data source to its counts."""
+
+    def __init__(
+        self, platform: Platform, run: EvalRun, complete: graders.CompletionCall, call: Any
+    ) -> None:
+        self._platform, self._run, self._call = platform, run, call
+        self._eval: Eval = platform.store.eval(run.eval_id)
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._compiled = [
+            graders.compile_grader(
+                {key: value for key, value in spec.items() if key != "id"},
+                purpose="eval",
+                complete=complete,
+                embed=embedding_call(platform),
+            )
+            for spec in self._eval.testing_criteria
+        ]
+
+    async def run(self) -> Json:
+        """Work on every item that is not there yet; the run's totals."""
+        store = self._platform.store
+        try:
+            entries = await self._call(list, entries_of(store, self._run))
+            there = await self._call(_all_items, store, self._run.id)
+            done = {item.datasource_item_id for item in there}
+            todo = [pair for pair in entries if pair[0] not in done]
+            await asyncio.gather(*(self._one(row, entry) for row, entry in todo))
+            items = await self._call(_all_items, store, self._run.id)
+        finally:
+            for grader in self._compiled:
+                grader.close()
+        return tally(self._eval.testing_criteria, items)
+
+    async def _one(self, row: int, entry: Json) -> None:
+        async with self._gate:
+            store = self._platform.store
+            if (await self._call(store.run, self._run.id)).status != "in_progress":
+                return  # canceled
+            sample: Sample | None
+            facts: Json
+            if self._run.model is None or self._run.data_source["type"] == "jsonl":
+                sample = _given_sample(entry)
+                facts = {"text": sample.output_text, "tool_calls": list(sample.output_tools)}
+                facts |= entry.get("facts", {})
+            else:
+                sample, facts = await self._ask(entry["item"])
+            results = []
+            if sample is not None:
+                results = await self._call(self._grade, sample, entry["item"])
+            graded = GradedSample(row=row, item=entry["item"], results=results, **facts)
+            await self._call(store.add_items, [item_from(self._run, graded)])
+
+    def _grade(self, sample: Sample, item: Json) -> list[Json]:
+        return [
+            result
+            for spec, grader in zip(self._eval.testing_criteria, self._compiled, strict=True)
+            for result in results_from([spec], grader.grade(sample, item))
+        ]
+
+    async def _ask(self, item: Json) -> tuple[Sample | None, Json]:
+        """The model's answer, or None and why there is none."""
+        source = self._run.data_source
+        sampling = {k: v for k, v in (source.get("sampling_params") or {}).items() if v is not None}
+        facts: Json = {"model": self._run.model, "sampling": sampling}
+        try:
+            facts["input"] = messages_for(source, item)
+            check_messages(facts["input"])
+            body = ChatBody.model_validate(
+                {
+                    **_chat_options(sampling),
+                    "model": self._run.model,
+                    "messages": facts["input"],
+                    "metadata": self._run.metadata,
+                }
+            )
+            asked = await self._call(worker_request, self._platform, body)
+            done = await self._platform.complete(asked)
+        except (RftkitError, Fault, ValueError) as error:
+            facts["error"] = {"code": "sampling_failed", "message": str(error)}
+            return None, facts
+        [answer] = done["completions"]
+        calls = answer.get("tool_calls")
+        facts |= {
+            "text": answer["text"],
+            "tool_calls": calls,
+            "finish_reason": "tool_calls" if calls else answer["stop_reason"],
+            "prompt_tokens": done["prompt_tokens"],
+            "completion_tokens": answer["tokens"],
+            "reasoning": answer.get("reasoning") or "",
+            "reasoning_tokens": answer.get("reasoning_tokens", 0),
+        }
+        sample = Sample.from_text(
+            answer["text"],
+            response_format=asked["response_format"],
+            truncated=answer["stop_reason"] == "length",
+            tool_calls=calls,
+        )
+        return sample, facts
+
+
+def _chat_options(sampling: Json) -> Json:
+    """Sampling parameters of either kind of run, as chat completions spell them."""
+    options = {key: value for key, value in sampling.items() if key != "text"}
+    if options.get("tools") and "function" not in options["tools"][0]:
+        options["tools"] = chat_tools(options["tools"])
+    format_ = (sampling.get("text") or {}).get("format")
+    if format_ is not None:
+        rest = {key: value for key, value in format_.items() if key != "type"}
+        kind = format_.get("type")
+        options["response_format"] = (
+            {"type": kind, "json_schema": rest} if kind == "json_schema" else {"type": kind}
+        )
+    return options
+
+
+def messages_for(source: Json, item: Json) -> list[Json]:
+    """The prompt of one item: a template filled in, or messages that the item holds.
+
+    Raises:
+        InputError: when the template or the reference does not fit the item.
+    """
+    given = source["input_messages"]
+    if given["type"] == "item_reference":
+        path = given["item_reference"].strip()
+        rendered = compile_template("{{" + path + "}}")(Sample(output_text=""), item)
+        messages: list[Json] = json.loads(rendered)
+        if not isinstance(messages, list):
+            raise ValueError(f"{path} must be a list of messages")
+        return messages
+    return [
+        {"role": message["role"], "content": _filled(message["content"], item)}
+        for message in given["template"]
+    ]
+
+
+def _filled(content: Any, item: Json) -> str:
+    if isinstance(content, list):
+        return "".join(_filled(part, item) for part in content)
+    text = content.get("text", "") if isinstance(content, dict) else content
+    return compile_template(text)(Sample(output_text=""), item)
+
+
+def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
+    """Number and `{item, sample?}` of every row; a line of a file without `item` is the item.
+
+    Raises:
+        InputError: with the line that cannot be used.
+        NotFoundError: when the file is gone.
+    """
+    source = run.data_source["source"]
+    if source["type"] == "file_content":
+        yield from enumerate(source["content"])
+    elif source["type"] == "file_id":
+        name = store.file(source["id"]).filename
+        with store.file_path(source["id"]).open("rb") as lines:
+            filled = ((n, line) for n, line in enumerate(lines, start=1) if line.strip())
+            for row, (number, line) in enumerate(filled):
+                yield row, _entry(line, f"{name}:{number}")
+    else:
+        yield from stored_entries(store, run)
+
+
+def _entry(line: bytes, where: str) -> Json:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(entry, dict):
+        raise RowError(f"{where}: expected a JSON object")
+    return entry if isinstance(entry.get("item"), dict) else {"item": entry}
+
+
+def _given_sample(entry: Json) -> Sample:
+    given = entry.get("sample") or {}
+    text, calls = given.get("output_text"), given.get("output_tools")
+    return Sample.from_text(
+        text if isinstance(text, str) else "", tool_calls=calls if isinstance(calls, list) else None
+    )
+
+
+def _all_items(store: Store, run_id: str) -> list[OutputItem]:
+    items: list[OutputItem] = []
+    more = True
+    while more:
+        after = items[-1].id if items else None
+        page, more = store.items(run_id, after=after, limit=PAGE)
+        items += page
+    return items

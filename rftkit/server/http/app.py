@@ -1,0 +1,272 @@
+"""The HTTP application: routes, the one error shape, and the gate every request passes.
+
+`create_app` takes what it serves, so tests run it in memory. Not here: sockets, processes and the
+command line (`__main__`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rftkit.errors import InputError, NotFoundError, PlatformError
+from rftkit.server.api import (
+    Here,
+    Reply,
+    chat,
+    embeddings,
+    eval_runs,
+    evals,
+    files,
+    graders,
+    imports,
+    jobs,
+    models,
+    permissions,
+    private,
+    responses,
+    stored_chats,
+    unsupported,
+    weights,
+)
+from rftkit.server.api.files import MAX_FILE_BYTES
+from rftkit.server.evals.runner import EvalRunner
+from rftkit.server.http.webhooks import deliver_for_ever
+from rftkit.server.inference.body import refusal
+from rftkit.server.inference.grader_cache import Shelf
+from rftkit.server.inference.judge import embedding_call, judge_call
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.worker_process import ChatError
+from rftkit.server.store import wire
+
+__all__ = ["MAX_JSON_BYTES", "create_app"]
+
+VERSION = importlib.metadata.version("rftkit")
+
+log = logging.getLogger("rftkit.server")
+
+MAX_JSON_BYTES = 64 * 1024 * 1024
+UPLOADS = ("/v1/files", "/rftkit/imports/content")
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+"""Names a browser may have resolved honestly; any other one on a loopback server is an attack."""
+
+NEAR = frozenset({"127.0.0.1", "::1", "testclient"})
+"""Addresses of clients on this machine."""
+
+
+def create_app(platform: Platform) -> FastAPI:
+    """The application that serves `platform`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        platform.loop = asyncio.get_running_loop()
+        complete = judge_call(platform)
+        platform.shelf = Shelf(complete, embedding_call(platform))
+        platform.runner = runner = EvalRunner(platform, complete)
+        await platform.link.start()
+        await runner.start()
+        postman = asyncio.create_task(deliver_for_ever(platform.store))
+        yield
+        postman.cancel()
+        await runner.stop()
+        await platform.link.stop()
+        platform.shelf.close()
+
+    app = FastAPI(
+        title="rftkit local platform", version=VERSION, lifespan=lifespan,
+        docs_url=None, redoc_url=None, openapi_url="/openapi.json",
+    )  # fmt: skip
+    app.state.platform = platform
+    for module in (
+        files,
+        jobs,
+        graders,
+        models,
+        chat,
+        embeddings,
+        evals,
+        eval_runs,
+        permissions,
+        responses,
+        stored_chats,
+        unsupported,
+    ):
+        app.include_router(module.router, prefix="/v1")
+    app.include_router(private.router)
+    app.include_router(weights.router)
+    app.include_router(imports.router)
+    app.add_api_route("/health", _health, methods=["GET"])
+    _answer_errors(app)
+    app.add_middleware(Gate, platform=platform)
+    return app
+
+
+def _health(here: Here, request: Request) -> Reply:
+    """Who answers here, for this machine; others learn only that somebody does."""
+    health: dict[str, Any] = {"status": "ok", "version": VERSION}
+    if request.client is None or request.client.host in NEAR:
+        health |= {
+            "home": str(here.home) if here.home else None,
+            "pid": os.getpid(),
+            "idle_seconds": round(here.idle_seconds(), 1),
+        }
+    return Reply(health)
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every way to fail has the OpenAI error shape."""
+
+    def reply(status: int, message: str, **rest: Any) -> Reply:
+        return Reply(wire.error_body(message, **rest), status_code=status)
+
+    @app.exception_handler(InputError)
+    async def _input(_: Request, error: InputError) -> Reply:
+        return reply(400, error.message, param=error.param, code=error.code)
+
+    @app.exception_handler(NotFoundError)
+    async def _not_found(_: Request, error: NotFoundError) -> Reply:
+        return reply(404, error.message, param=error.param, code=error.code)
+
+    @app.exception_handler(ChatError)
+    async def _chat(_: Request, error: ChatError) -> Reply:
+        rest = {"type": error.type, "param": error.param, "code": error.code}
+        return reply(error.status, error.message, **rest)
+
+    @app.exception_handler(PlatformError)
+    async def _platform(_: Request, error: PlatformError) -> Reply:
+        return reply(503, str(error), type="server_error", code="platform_unavailable")
+
+    @app.exception_handler(sqlite3.OperationalError)
+    async def _database(_: Request, error: sqlite3.OperationalError) -> Reply:
+        message = f"the platform's database could not be used ({error}); is the disk full?"
+        return reply(503, message, type="server_error", code="platform_unavailable")
+
+    @app.exception_handler(RequestValidationError)
+    async def _validation(_: Request, error: RequestValidationError) -> Reply:
+        found = refusal(error.errors())
+        return reply(400, found.message, param=found.param)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Reply:
+        message = {
+            404: f"Unknown request URL: {request.method} {request.url.path}.",
+            405: f"Not allowed to {request.method} on {request.url.path}.",
+        }.get(error.status_code, str(error.detail))
+        code = "unknown_url" if error.status_code == 404 else None
+        return reply(error.status_code, message, code=code)
+
+
+class Gate:
+    """What every request passes: an id, the size limit, the key, and no foreign web pages."""
+
+    def __init__(self, app: ASGIApp, platform: Platform) -> None:
+        self._app = app
+        self._platform = platform
+        self._good_keys: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] != "/health":
+            self._platform.last_request = time.monotonic()
+        request_id = f"req_{secrets.token_hex(16)}"
+        started = False
+
+        async def named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            refused = await self._refused(scope)
+            if refused is None:
+                await self._app(scope, _limited(scope, receive), named)
+            else:
+                await refused(scope, receive, named)
+        except Exception:
+            log.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
+            if started:
+                raise
+            body = wire.error_body(
+                f"the platform failed at this request; see logs/server.log, {request_id}",
+                type="server_error",
+            )
+            await Reply(body, status_code=500)(scope, receive, named)
+
+    async def _refused(self, scope: Scope) -> Reply | None:
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not self._platform.needs_key and _name(host) not in LOOPBACK:
+            return _forbidden(f"this server answers to localhost only, not to {host!r}")
+        if origin is not None and urlsplit(origin).netloc != host:
+            return _forbidden(f"requests from web pages of {origin!r} are not allowed")
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > _limit(scope):
+            return Reply(wire.error_body(_too_large(_limit(scope))), status_code=413)
+        if self._platform.needs_key and scope["path"] != "/health":
+            return await self._key_refused(headers.get("authorization", ""))
+        return None
+
+    async def _key_refused(self, authorization: str) -> Reply | None:
+        key = authorization.removeprefix("Bearer ").strip()
+        if key not in self._good_keys:
+            if not key or not await asyncio.to_thread(self._platform.store.check_api_key, key):
+                body = wire.error_body(
+                    "Incorrect API key provided. This server listens beyond this machine and "
+                    "wants the key it was started with: OpenAI(api_key=…) or OPENAI_API_KEY.",
+                    code="invalid_api_key",
+                )
+                return Reply(body, status_code=401)
+            self._good_keys.add(key)
+        return None
+
+
+def _limit(scope: Scope) -> int:
+    """Most bytes of a body; an upload has its frame around the file."""
+    return MAX_FILE_BYTES + 65_536 if scope["path"] in UPLOADS else MAX_JSON_BYTES
+
+
+def _limited(scope: Scope, receive: Receive) -> Receive:
+    total, limit = 0, _limit(scope)
+
+    async def counted() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise HTTPException(413, _too_large(limit))
+        return message
+
+    return counted
+
+
+def _too_large(limit: int) -> str:
+    return f"the body is larger than {limit // (1024 * 1024)} MB"
+
+
+def _forbidden(message: str) -> Reply:
+    return Reply(wire.error_body(message, code="forbidden"), status_code=403)
+
+
+def _name(host: str) -> str:
+    """A Host header without its port."""
+    return host.rsplit(":", 1)[0] if host.rsplit(":", 1)[-1].isdigit() else host

@@ -1,0 +1,88 @@
+"""The calls that graders get: completions, and embeddings for `cosine`, from the judge of the
+settings or from a model served here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from rftkit import graders, settings
+from rftkit.errors import InputError, NotFoundError
+from rftkit.graders import Completion, CompletionCall, completion_call
+from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL, EmbeddingCall
+from rftkit.server.api.chat import ChatBody, worker_request
+from rftkit.server.inference.body import refusal
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.worker_process import ChatError
+
+__all__ = ["embedding_call", "judge_call"]
+
+
+def judge_call(platform: Platform) -> CompletionCall:
+    """How graders that run in the server ask their judge."""
+    judge = settings.judge()
+    if judge.base_url is not None:
+        import openai
+
+        return completion_call(
+            openai.OpenAI(base_url=judge.base_url, api_key=judge.api_key or "none", max_retries=0)
+        )
+
+    def complete(
+        *,
+        model: str,
+        messages: list[dict[str, Any]],
+        response_format: dict[str, Any],
+        sampling: dict[str, Any],
+    ) -> Completion:
+        try:
+            body = ChatBody.model_validate(
+                {
+                    "model": model,
+                    "messages": messages,
+                    "response_format": response_format,
+                    **sampling,
+                }
+            )
+            asked = worker_request(platform, body)
+        except ValidationError as error:
+            raise ChatError(refusal(error.errors()).message, status=400) from None
+        except InputError as error:
+            raise ChatError(error.message, status=400) from None
+        except NotFoundError as error:
+            hint = "set RFTKIT_JUDGE_BASE_URL to ask a judge elsewhere"
+            raise ChatError(f"{error.message}; {hint}", status=404) from None
+        done = platform.complete_in_thread(asked)
+        [answer] = done["completions"]
+        return Completion(
+            text=answer["text"],
+            finish_reason=answer["stop_reason"],
+            usage={
+                "prompt_tokens": done["prompt_tokens"],
+                "completion_tokens": answer["tokens"],
+                "total_tokens": done["prompt_tokens"] + answer["tokens"],
+                "cached_tokens": 0,
+            },
+        )
+
+    return complete
+
+
+def embedding_call(platform: Platform) -> EmbeddingCall:
+    """How `cosine` graders that run in the server get their vectors."""
+    judge = settings.judge()
+    if judge.base_url is not None:
+        import openai
+
+        return graders.embedding_call(
+            openai.OpenAI(base_url=judge.base_url, api_key=judge.api_key or "none")
+        )
+
+    def embed(model: str, texts: list[str]) -> list[list[float]]:
+        asked = {"task": "embed", "model": LOCAL_EMBEDDING_MODEL, "input": texts}
+        vectors: list[list[float]] = platform.complete_in_thread(asked)["embeddings"]
+        return vectors
+
+    return embed

@@ -1,0 +1,96 @@
+"""What every route holds: the store, the line to the worker, and how the server may be reached.
+
+Made once per process by `app.create_app`. Not here: HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from rftkit.server.inference.grader_cache import Shelf
+from rftkit.server.inference.worker_process import ChatError, Link
+from rftkit.server.store.store import Store
+
+__all__ = ["CRASHES", "Platform"]
+
+CRASHES = 5
+"""A job over which the worker died this often in a row, without a new event, has failed."""
+
+
+class Wakeable(Protocol):
+    """Somebody to tell about news in the store."""
+
+    def wake(self) -> None:
+        """May be called from any thread."""
+        ...
+
+
+@dataclass
+class Platform:
+    """One running platform."""
+
+    store: Store
+    link: Link
+    home: Path | None = None
+    """Where it keeps things; None in memory."""
+    shelf: Shelf = field(default_factory=Shelf)
+    """Compiled graders of `graders/run`."""
+    needs_key: bool = False
+    """Whether requests must carry the home's API key."""
+    last_request: float = field(default_factory=time.monotonic)
+    """Monotonic seconds of the last request that was not a health check."""
+    loop: asyncio.AbstractEventLoop | None = None
+    runner: Wakeable | None = None
+    """Who works on eval runs."""
+    _crashes: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def idle_seconds(self) -> float:
+        """Seconds since the last request, and since a job or an eval run last waited or ran."""
+        if self.store.unfinished_jobs() or self.store.unfinished_runs():
+            self.last_request = time.monotonic()
+        return time.monotonic() - self.last_request
+
+    async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One chat, whole: what the worker says in `done`.
+
+        Raises:
+            ChatError: when the worker refuses or fails.
+        """
+        async for message in self.link.chat({**request, "stream": False}):
+            if "done" in message:
+                done: dict[str, Any] = message["done"]
+                return done
+        raise ChatError("the model worker ended the chat without an answer")
+
+    def complete_in_thread(self, request: dict[str, Any]) -> dict[str, Any]:
+        """`complete`, for code that runs in a thread of the pool (graders)."""
+        assert self.loop is not None
+        return asyncio.run_coroutine_threadsafe(self.complete(request), self.loop).result()
+
+    def worker_died(self, status: int) -> None:
+        """Note a death of the worker; fail the job that keeps killing it."""
+        for job in self.store.unfinished_jobs():
+            if job.status not in ("running", "pausing"):
+                continue
+            events, _ = self.store.events(job.id, limit=1)
+            newest = events[0].id if events else ""
+            seen, count = self._crashes.get(job.id, ("", 0))
+            count = count + 1 if seen == newest else 1
+            self._crashes[job.id] = (newest, count)
+            if count >= CRASHES:
+                self._fail(job.id, status)
+
+    def _fail(self, job_id: str, status: int) -> None:
+        message = (
+            f"The worker ended {CRASHES} times in a row over this job without progress (last exit "
+            f"status {status}; -9 usually means that memory ran out). See logs/worker.log in the "
+            "platform's home."
+        )
+        with self.store.transaction():
+            self.store.add_event(job_id, message, level="error", key="worker_crashed")
+            error = {"code": "worker_crashed", "message": message, "param": None}
+            self.store.update_job(job_id, status="failed", error=error)

@@ -1,0 +1,223 @@
+"""The plumbing under the store: one connection, transactions, records in and out, pages.
+
+SQLite in WAL mode, used by the server and its worker at the same time; each process has one
+connection behind a lock, each change is one `BEGIN IMMEDIATE` transaction, durable when it
+returns. Knows records (`records.py`) as dataclasses; what they mean is the store's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from rftkit.errors import NotFoundError, RequestError
+from rftkit.server.store.migrations import migrate
+from rftkit.server.store.records import (
+    Checkpoint,
+    Delivery,
+    Eval,
+    EvalRun,
+    Event,
+    File,
+    Importable,
+    Job,
+    Model,
+    OutputItem,
+    Permission,
+    Record,
+    StoredResponse,
+)
+
+__all__ = ["Database", "connect", "new_id", "now", "sql_list"]
+
+R = TypeVar("R", bound=Record)
+
+BUSY_SECONDS = 30.0
+"""How long a change waits for the other process's transaction."""
+
+
+def now() -> int:
+    """Unix time in whole seconds."""
+    return int(time.time())
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id such as `ftjob-4f…`; `prefix` brings its own separator."""
+    return prefix + secrets.token_hex(12)
+
+
+class Database:
+    """Records in tables. Safe to share between threads."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        """`db` comes from `connect`."""
+        self._db = db
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; a transaction inside another one is part of it."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield self._db
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # a full disk may have rolled it back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            return self._db.execute(sql, values).fetchall()
+
+    def _insert(self, record: R, *, or_ignore: bool = False) -> R:
+        self._insert_all(type(record), [record], or_ignore=or_ignore)
+        return record
+
+    def _insert_all(self, kind: type[R], records: Iterable[R], *, or_ignore: bool = False) -> None:
+        names = [f.name for f in dataclasses.fields(kind)]
+        verb = "INSERT OR IGNORE" if or_ignore else "INSERT"
+        marks = ", ".join("?" for _ in names)
+        sql = f"{verb} INTO {kind.TABLE} ({', '.join(names)}) VALUES ({marks})"
+        rows = ([_encoded(kind, n, getattr(record, n)) for n in names] for record in records)
+        with self.transaction() as db:
+            db.executemany(sql, rows)
+
+    def _update(self, kind: type[R], record_id: str, fields: dict[str, Any]) -> R:
+        unknown = set(fields) - {f.name for f in dataclasses.fields(kind)}
+        if unknown:
+            raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+        with self.transaction() as db:
+            if fields:
+                settings = ", ".join(f"{name} = ?" for name in fields)
+                encoded = [_encoded(kind, name, value) for name, value in fields.items()]
+                db.execute(
+                    f"UPDATE {kind.TABLE} SET {settings} WHERE id = ?", (*encoded, record_id)
+                )
+            return self._one(kind, "id = ?", record_id, missing=record_id)
+
+    def _find(self, kind: type[R], where: str, *values: Any) -> list[R]:
+        return [_decoded(kind, row) for row in self._rows(_select(kind, where), *values)]
+
+    def _one(self, kind: type[R], where: str, *values: Any, missing: str) -> R:
+        found = self._find(kind, where, *values)
+        if not found:
+            raise NotFoundError(f"there is no {_LABEL[kind]} with id {missing!r}", param="id")
+        return found[0]
+
+    def _check_own(self, record: Importable, name: str) -> None:
+        """Refuse to change what was imported.
+
+        Raises:
+            RequestError: it was.
+        """
+        if record.origin is not None:
+            raise RequestError(
+                f"{name} was imported from {record.origin} and is read-only here: it is kept as "
+                "that service gave it. To go on from it, train its job again on a model you own: "
+                "rftkit job rerun ID --model NAME",
+                code="imported_object",
+            )
+
+    def _announce(self, kind: str, object_id: str) -> None:
+        """Note, in the transaction that ends something, that a webhook may want to know."""
+        moment = now()
+        self._insert(
+            Delivery(
+                id=new_id("evt_"), created_at=moment, type=kind, object_id=object_id, due_at=moment
+            )
+        )
+
+    def _page(
+        self,
+        kind: type[R],
+        where: str,
+        values: tuple[Any, ...],
+        *,
+        after: str | None,
+        limit: int,
+        newest_first: bool,
+    ) -> tuple[list[R], bool]:
+        """A page after the record with id `after`, and whether more follows."""
+        direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        if after is not None:
+            cursor = self._rows(
+                f"SELECT seq FROM {kind.TABLE} WHERE id = ? AND ({where})", after, *values
+            )
+            if not cursor:
+                raise RequestError(
+                    f"`after` is {after!r}, which is not in this list; pass the id of the last "
+                    "element of the page before",
+                    param="after",
+                )
+            where, values = f"({where}) AND seq {beyond} ?", (*values, cursor[0]["seq"])
+        sql = f"{_select(kind, where)} ORDER BY seq {direction} LIMIT ?"
+        rows = self._rows(sql, *values, limit + 1)
+        return [_decoded(kind, row) for row in rows[:limit]], len(rows) > limit
+
+
+_LABEL: dict[type[Record], str] = {
+    File: "file",
+    Job: "fine-tuning job",
+    Event: "event",
+    Checkpoint: "checkpoint",
+    Model: "model",
+    Eval: "eval",
+    EvalRun: "eval run",
+    OutputItem: "output item",
+    Permission: "checkpoint permission",
+    StoredResponse: "response",
+    Delivery: "delivery",
+}
+
+
+def connect(path: str) -> sqlite3.Connection:
+    """Open or make the database file at its newest version; `:memory:` is one of its own."""
+    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+        migrate(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _select(kind: type[Record], where: str) -> str:
+    columns = ", ".join(f.name for f in dataclasses.fields(kind))
+    return f"SELECT {columns} FROM {kind.TABLE} WHERE {where}"
+
+
+def sql_list(words: frozenset[str]) -> str:
+    """Our own state names as an SQL list."""
+    return "(" + ", ".join(f"'{word}'" for word in sorted(words)) + ")"
+
+
+def _encoded(kind: type[Record], name: str, value: Any) -> Any:
+    if name in kind.JSON and value is not None:
+        return json.dumps(value, allow_nan=False)
+    return value
+
+
+def _decoded(kind: type[R], row: sqlite3.Row) -> R:
+    values = {
+        name: json.loads(row[name]) if name in kind.JSON and row[name] is not None else row[name]
+        for name in row.keys()  # noqa: SIM118  a Row iterates over its values
+    }
+    if kind is Job:
+        values["cancel_requested"] = bool(values["cancel_requested"])
+    return kind(**values)

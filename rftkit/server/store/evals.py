@@ -1,0 +1,351 @@
+"""The store's evals, their runs and output items, stored responses and checkpoint permissions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from rftkit.errors import NotFoundError, RequestError
+from rftkit.server.store.database import Database, new_id, now, sql_list
+from rftkit.server.store.records import (
+    TERMINAL,
+    Eval,
+    EvalRun,
+    OutputItem,
+    Permission,
+    StoredResponse,
+)
+
+__all__ = ["Evals"]
+
+ENDINGS = {"completed": "succeeded", "failed": "failed", "canceled": "canceled"}
+"""Final states of a run and how webhook events call them."""
+UNFINISHED = "('queued', 'in_progress')"
+
+
+class Evals(Database):
+    """The part of the store that keeps evals."""
+
+    def add_eval(
+        self,
+        testing_criteria: list[dict[str, Any]],
+        data_source_config: dict[str, Any],
+        *,
+        name: str | None = None,
+        metadata: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> Eval:
+        """Keep an eval; each criterion has its `id` already."""
+        moment = now()
+        return self._insert(
+            Eval(
+                id=new_id("eval_"),
+                created_at=moment,
+                updated_at=moment,
+                name=name,
+                metadata=metadata,
+                data_source_config=data_source_config,
+                testing_criteria=testing_criteria,
+                extra=extra or {},
+            )
+        )
+
+    def eval(self, eval_id: str) -> Eval:
+        """One eval.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._one(Eval, "id = ?", eval_id, missing=eval_id)
+
+    def own_eval(self, eval_id: str) -> Eval:
+        """One eval that may be changed.
+
+        Raises:
+            NotFoundError: when there is none.
+            RequestError: when it was imported.
+        """
+        record = self.eval(eval_id)
+        self._check_own(record, f"eval {eval_id}")
+        return record
+
+    def evals(
+        self, *, after: str | None = None, limit: int = 20, newest_first: bool = False
+    ) -> tuple[list[Eval], bool]:
+        """A page of evals, by creation."""
+        return self._page(Eval, "1", (), after=after, limit=limit, newest_first=newest_first)
+
+    def evals_by_update(self) -> list[Eval]:
+        """All evals, the one changed longest ago first."""
+        return self._find(Eval, "1 ORDER BY updated_at, seq")
+
+    def update_eval(self, eval_id: str, **fields: Any) -> Eval:
+        """Change name or metadata.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        self.own_eval(eval_id)
+        return self._update(Eval, eval_id, {**fields, "updated_at": now()})
+
+    def delete_eval(self, eval_id: str) -> None:
+        """Forget an eval with its runs and items.
+
+        Raises:
+            NotFoundError: when there is none.
+            RequestError: when it is of a job that has not ended.
+        """
+        with self.transaction() as db:
+            self.own_eval(eval_id)
+            users = self._rows(
+                f"SELECT id FROM jobs WHERE eval_id = ? AND status NOT IN {sql_list(TERMINAL)}",
+                eval_id,
+            )
+            if users:
+                raise RequestError(
+                    f"eval {eval_id} gets the validations of job {users[0]['id']}, which has not "
+                    "ended; cancel the job or wait for it",
+                    param="eval_id",
+                    code="eval_in_use",
+                )
+            db.execute("DELETE FROM evals WHERE id = ?", (eval_id,))
+
+    def add_run(
+        self,
+        eval_id: str,
+        data_source: dict[str, Any],
+        *,
+        name: str | None = None,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+        key: str | None = None,
+        **fields: Any,
+    ) -> EvalRun:
+        """Keep a run, `queued` unless `status` says otherwise; the same `key` is the same run.
+
+        Raises:
+            NotFoundError: when there is no such eval.
+        """
+        with self.transaction():
+            self.own_eval(eval_id)
+            if key is not None:
+                known = self._find(EvalRun, "eval_id = ? AND key = ?", eval_id, key)
+                if known:
+                    return known[0]
+            return self._insert(
+                EvalRun(
+                    id=new_id("evalrun_"),
+                    eval_id=eval_id,
+                    created_at=now(),
+                    name=name,
+                    model=model,
+                    metadata=metadata,
+                    data_source=data_source,
+                    key=key,
+                    **fields,
+                )
+            )
+
+    def run(self, run_id: str, eval_id: str | None = None) -> EvalRun:
+        """One run, of this eval when one is named.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        run = self._one(EvalRun, "id = ?", run_id, missing=run_id)
+        if eval_id is not None and run.eval_id != eval_id:
+            raise NotFoundError(f"run {run_id} is not of eval {eval_id}", param="run_id")
+        return run
+
+    def runs(
+        self,
+        eval_id: str,
+        *,
+        status: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[list[EvalRun], bool]:
+        """A page of an eval's runs."""
+        where, values = "eval_id = ?", [eval_id]
+        if status is not None:
+            where, values = f"{where} AND status = ?", [*values, status]
+        return self._page(
+            EvalRun, where, tuple(values), after=after, limit=limit, newest_first=newest_first
+        )
+
+    def unfinished_runs(self) -> list[EvalRun]:
+        """Runs to go on with, oldest first; not those that a job writes or that were imported."""
+        where = f"status IN {UNFINISHED} AND key IS NULL AND origin IS NULL ORDER BY seq"
+        return self._find(EvalRun, where)
+
+    def update_run(self, run_id: str, **fields: Any) -> EvalRun:
+        """Change a run and return it; one that has ended keeps its status."""
+        with self.transaction():
+            run = self.run(run_id)
+            self._check_own(run, f"run {run_id}")
+            if run.status not in ("queued", "in_progress"):
+                fields.pop("status", None)
+            elif fields.get("status") in ENDINGS:
+                self._announce(f"eval.run.{ENDINGS[fields['status']]}", run_id)
+            return self._update(EvalRun, run_id, fields)
+
+    def delete_run(self, run_id: str) -> None:
+        """Forget a run with its items."""
+        with self.transaction() as db:
+            self._check_own(self.run(run_id), f"run {run_id}")
+            db.execute("DELETE FROM eval_runs WHERE id = ?", (run_id,))
+
+    def add_items(self, items: Iterable[OutputItem]) -> None:
+        """Keep output items, all or none."""
+        self._insert_all(OutputItem, items)
+
+    def items(
+        self,
+        run_id: str,
+        *,
+        status: Literal["pass", "fail"] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[list[OutputItem], bool]:
+        """A page of a run's output items."""
+        where, values = "run_id = ?", [run_id]
+        if status is not None:
+            where, values = f"{where} AND status = ?", [*values, status]
+        return self._page(
+            OutputItem, where, tuple(values), after=after, limit=limit, newest_first=newest_first
+        )
+
+    def item(self, item_id: str, run_id: str) -> OutputItem:
+        """One output item of a run.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._one(OutputItem, "id = ? AND run_id = ?", item_id, run_id, missing=item_id)
+
+    # -- permissions and responses -------------------------------------------------------------
+
+    def add_permission(self, model_name: str, project_id: str) -> Permission:
+        """Let a project use a checkpoint; twice is once."""
+        with self.transaction():
+            permission = Permission(
+                id=new_id("cp_"), created_at=now(), model_name=model_name, project_id=project_id
+            )
+            self._insert(permission, or_ignore=True)
+            where = "model_name = ? AND project_id = ?"
+            return self._find(Permission, where, model_name, project_id)[0]
+
+    def permissions(
+        self,
+        model_name: str,
+        *,
+        project_id: str | None = None,
+        after: str | None = None,
+        limit: int = 10,
+        newest_first: bool = True,
+    ) -> tuple[list[Permission], bool]:
+        """A page of a checkpoint's permissions."""
+        where, values = "model_name = ?", [model_name]
+        if project_id is not None:
+            where, values = f"{where} AND project_id = ?", [*values, project_id]
+        return self._page(
+            Permission, where, tuple(values), after=after, limit=limit, newest_first=newest_first
+        )
+
+    def delete_permission(self, permission_id: str, model_name: str) -> None:
+        """Take a permission back.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        with self.transaction() as db:
+            where = "id = ? AND model_name = ?"
+            self._one(Permission, where, permission_id, model_name, missing=permission_id)
+            db.execute("DELETE FROM permissions WHERE id = ?", (permission_id,))
+
+    def add_response(self, response: StoredResponse) -> StoredResponse:
+        """Keep a response that a later one may continue."""
+        return self._insert(response)
+
+    def response(self, response_id: str) -> StoredResponse:
+        """One response.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        return self._one(StoredResponse, "id = ?", response_id, missing=response_id)
+
+    def chats(
+        self,
+        *,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = False,
+    ) -> tuple[list[StoredResponse], bool]:
+        """A page of the chat completions that were asked to be kept."""
+        where, values = "id LIKE 'chatcmpl-%'", []
+        if model is not None:
+            where, values = f"{where} AND model = ?", [model]
+        where, values = _with_metadata(where, values, metadata)
+        return self._page(
+            StoredResponse, where, tuple(values), after=after, limit=limit,
+            newest_first=newest_first,
+        )  # fmt: skip
+
+    def kept_answers(
+        self,
+        prefix: str,
+        *,
+        model: str | None = None,
+        metadata: dict[str, str] | None = None,
+        created_after: int | None = None,
+        created_before: int | None = None,
+    ) -> list[tuple[int, StoredResponse]]:
+        """Place and record of the answers whose id begins so, in the order they were given."""
+        where = "id LIKE ? || '%'"
+        values: list[Any] = [prefix]
+        for condition, value in (
+            ("model = ?", model),
+            ("created_at >= ?", created_after),
+            ("created_at <= ?", created_before),
+        ):
+            if value is not None:
+                where, values = f"{where} AND {condition}", [*values, value]
+        where, values = _with_metadata(where, values, metadata)
+        rows = self._rows(f"SELECT seq, id FROM responses WHERE {where} ORDER BY seq", *values)
+        return [(row["seq"], self.response(row["id"])) for row in rows]
+
+    def update_response(self, response_id: str, body: dict[str, Any]) -> StoredResponse:
+        """Replace the body.
+
+        Raises:
+            NotFoundError: when there is no such response.
+        """
+        return self._update(StoredResponse, response_id, {"body": body})
+
+    def delete_response(self, response_id: str) -> None:
+        """Forget a response.
+
+        Raises:
+            NotFoundError: when there is none.
+        """
+        with self.transaction() as db:
+            self.response(response_id)
+            db.execute("DELETE FROM responses WHERE id = ?", (response_id,))
+
+
+def _with_metadata(
+    where: str, values: list[Any], metadata: dict[str, str] | None
+) -> tuple[str, list[Any]]:
+    """A condition on `responses` that also asks for metadata."""
+    for key, value in (metadata or {}).items():
+        where += (
+            " AND EXISTS (SELECT 1 FROM json_each(responses.body, '$.metadata') AS pair"
+            " WHERE pair.key = ? AND pair.value = ?)"
+        )
+        values = [*values, key, value]
+    return where, values

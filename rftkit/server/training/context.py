@@ -1,0 +1,74 @@
+"""What one job needs while it trains. Plain values; the verbs are in `rft` and its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rftkit.graders import CompiledGrader
+from rftkit.rows import Row
+from rftkit.server.engine.base import Engine
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store
+from rftkit.server.training.journal import Journal
+from rftkit.server.training.plan import Plan
+
+__all__ = ["Check", "Run", "Stopped"]
+
+
+class Stopped(Exception):
+    """The job was paused or cancelled; what was asked for is in its status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One category of the final checks."""
+
+    category: str
+    grader: dict[str, Any]
+    pass_threshold: float
+    """Least mean reward that passes."""
+    rows: list[Row] | None = None
+    """What is asked; None: the validation rows."""
+
+
+@dataclass
+class Run:
+    """Everything one job needs while it trains."""
+
+    job: Job
+    plan: Plan
+    store: Store
+    engine: Engine
+    grader: CompiledGrader
+    journal: Journal
+    rows: list[Row]
+    valid_rows: list[Row]
+    model_base: str
+    """The base model's name, for the names of checkpoints."""
+    start_adapter: Path | None = None
+    """Adapter the policy starts from, when the job continues a fine-tuned model."""
+    breathe: Callable[[], None] = lambda: None
+    """Called between micro-steps: serves chats, notices a cancel."""
+    checks: list[Check] = field(default_factory=list)
+    """What the operator wants of a final model."""
+    compile: Callable[[dict[str, Any]], CompiledGrader] | None = None
+    """Makes the graders of `checks`."""
+    failures: list[tuple[int, int]] = field(default_factory=list)
+    """(failed, all) grades of the last steps."""
+    trained_tokens: int = 0
+    seconds_of_steps: list[float] = field(default_factory=list)
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """The job's response format."""
+        value: dict[str, Any] | None = self.job.method["reinforcement"].get("response_format")
+        return value
+
+    def model_name(self, step: int | None) -> str:
+        """`ft:{base}:local:{suffix}:{id}`, with `:ckpt-step-{N}` unless it is the final model."""
+        base = Path(self.model_base).name
+        name = f"ft:{base}:local:{self.job.suffix or ''}:{self.job.id.removeprefix('ftjob-')[:8]}"
+        return name if step is None else f"{name}:ckpt-step-{step}"

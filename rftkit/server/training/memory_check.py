@@ -1,0 +1,48 @@
+"""Whether full fine-tuning fits this machine: asked before a job starts, not when memory is gone.
+
+Memory and disk are measured; what a model needs of them is the engine's to say. Not here: jobs that
+train adapters, whose needs are small beside the model.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rftkit.errors import InputError
+from rftkit.server.engine.base import Engine
+from rftkit.server.training.journal import KEPT_STATES
+from rftkit.server.training.plan import KEPT_CHECKPOINTS
+
+__all__ = ["full_budget"]
+
+LEAST_BYTES = 2**30
+"""To sample and to learn with, beside the weights."""
+
+
+def full_budget(engine: Engine, folder: Path) -> int:
+    """What a job that trains every weight may take to sample and to learn with, in bytes.
+
+    Args:
+        engine: with the base model.
+        folder: where the job will write.
+
+    Raises:
+        InputError: memory or disk is too small for it.
+    """
+    needs = engine.full_needs()
+    # The last states and one that is being written; the best checkpoints, the last, and one more.
+    disk = (KEPT_STATES + 1) * needs.state + (KEPT_CHECKPOINTS + 2) * needs.checkpoint
+    for what, needed, free in (
+        ("memory", needs.memory + LEAST_BYTES, needs.free),
+        ("disk", disk, shutil.disk_usage(folder).free),
+    ):
+        if needed > free:
+            raise InputError(
+                f"training all {needs.num_parameters:,} weights of this model needs "
+                f"{needed / 1e9:.1f} GB of {what} beside the model itself, and {free / 1e9:.1f} GB "
+                "are free here; train adapters instead (metadata `tuning` = lora, the default)",
+                param="metadata.tuning",
+            )
+    half = (needs.free - needs.memory) // 2  # as the engine measures its own
+    return min(half, engine.memory_bytes or half)

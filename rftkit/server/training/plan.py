@@ -1,0 +1,270 @@
+"""What a job will do, with every `auto` resolved and every knob named. Pure: no clock, no files.
+
+The protocol leaves `auto` and several numbers open; the decisions are here, and the job's first
+event states them: completions per prompt = clamp(round(8 × compute_multiplier), 2, 64); training
+samples at temperature 1; validation takes the most likely token when `eval_samples` is 1 and
+samples at temperature 1 when it is more, at every step alike; the learning rate is the multiplier
+times 0.001 for adapters and times 0.0001 where every weight learns (`tuning` = full).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from rftkit.errors import RequestError
+from rftkit.server.engine.base import LoraConfig, Thinking, TrainSettings
+from rftkit.server.engine.prompts import closing
+from rftkit.server.store.records import Job
+
+__all__ = ["EFFORTS", "Plan", "make_plan", "reasons"]
+
+BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
+"""By what learns."""
+AUTO_STEPS = 24
+AUTO_VALIDATIONS = 4
+KEPT_CHECKPOINTS = 3
+EFFORTS = {
+    "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
+    "xhigh": 0.875, "max": 0.875,
+}  # fmt: skip
+"""Share of a completion's most tokens that its thoughts may take; an answer needs the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One job's settings. Written to its folder once, so that a restart follows the same plan."""
+
+    batch_size: int
+    """Prompts a step."""
+    n_epochs: int
+    total_steps: int
+    learning_rate: float
+    """The same at every step."""
+    completions_per_prompt: int
+    eval_interval: int
+    eval_samples: int
+    eval_temperature: float
+    max_completion_tokens: int
+    """A longer answer is cut, and cannot be scored."""
+    temperature: float
+    loss: str
+    clip_low: float
+    clip_high: float
+    kl_coef: float
+    lora_rank: int
+    lora_alpha: float
+    error_budget: float
+    """Share of failed grades above which the job pauses, 0 to 1."""
+    floor_reward: float | None
+    """Reward of an unscorable answer; None: the grader's own lowest."""
+    seed: int
+    memory_bytes: int | None = None
+    """What the engine may take for the keys of a wave of completions, or for what a backward pass
+    keeps; measured once. With the rows it decides which completions decode together."""
+    engine: str = "torch"
+    """Where the job trains: torch is this machine, tinker the operator's server."""
+    thinking: str | None = None
+    """The mark that opens the model's thoughts; None: it answers at once."""
+    thinking_tokens: int = 0
+    """Most tokens of thoughts."""
+    max_staleness: int = 0
+    """Updates that may come between the sampling of a step's completions and its own; 1 lets the
+    next step sample while graders work."""
+    tuning: str = "lora"
+    """What learns: lora is adapters on a frozen base, full is every weight."""
+    max_core_seconds: float | None = None
+    """Seconds of sampling, grading, training and validation after which the job pauses, once."""
+    ignored: dict[str, str] = field(default_factory=dict)
+    """Settings without effect here, and why."""
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Shape of the adapters; None: every weight learns."""
+        return None if self.tuning == "full" else LoraConfig(self.lora_rank, self.lora_alpha)
+
+    @property
+    def thoughts(self) -> Thinking | None:
+        """How every completion begins."""
+        return thoughts(self.thinking, self.thinking_tokens)
+
+    def train_settings(self) -> TrainSettings:
+        """Settings of every update."""
+        return TrainSettings(
+            learning_rate=self.learning_rate,
+            temperature=self.temperature,
+            loss=self.loss,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            kl_coef=self.kl_coef,
+        )
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows this step; step 0 is the baseline."""
+        return step % self.eval_interval == 0 or step == self.total_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, for the job's first event."""
+        return dataclasses.asdict(self)
+
+
+def thoughts(mark: str | None, tokens: int) -> Thinking | None:
+    """Thoughts that this mark opens, at most so many tokens of them; None without a mark."""
+    return None if mark is None else Thinking(closing(mark), tokens)
+
+
+def thinking_tokens(effort: str | None, max_tokens: int) -> int:
+    """How many of so many tokens an effort gives to thoughts."""
+    return int(EFFORTS[effort or "default"] * max_tokens)
+
+
+def make_plan(
+    job: Job,
+    num_rows: int,
+    thinking: str | None = None,
+    engine: str = "torch",
+    memory_bytes: int | None = None,
+) -> Plan:
+    """Resolve a job's hyperparameters against its training rows.
+
+    Args:
+        job: with its method and metadata.
+        num_rows: of the training file.
+        thinking: the mark that opens the model's thoughts, if its chat template has one; metadata
+            `thinking` overrules it, "none" turns thoughts off.
+        engine: where the job trains.
+        memory_bytes: the engine's budget.
+
+    Raises:
+        RequestError: for metadata that is meant for the trainer and cannot be read.
+    """
+    given = job.method["reinforcement"]["hyperparameters"]
+
+    def value(name: str, auto: Any) -> Any:
+        return auto if given.get(name, "auto") == "auto" else given[name]
+
+    batch_size = min(value("batch_size", 8), num_rows)
+    n_epochs = value("n_epochs", min(50, math.ceil(AUTO_STEPS * batch_size / num_rows)))
+    total_steps = max(1, num_rows * n_epochs // batch_size)
+    if given.get("n_epochs", "auto") == "auto":
+        total_steps = min(total_steps, AUTO_STEPS)
+    eval_samples = value("eval_samples", 1)
+    knobs = _Knobs(job.metadata or {})
+    mark = knobs.mark("thinking", thinking)
+    max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
+    tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
+    effort = given.get("reasoning_effort", "default")
+    ignored: dict[str, str] = {}
+    if tuning == "full":
+        for name in ("lora_rank", "lora_alpha"):
+            if name in (job.metadata or {}):
+                ignored[name] = "every weight learns, there are no adapters"
+    if effort != "default" and mark is None:
+        ignored["reasoning_effort"] = (
+            "the model does not think before it answers (metadata `thinking` makes it)"
+        )
+    return Plan(
+        batch_size=batch_size,
+        n_epochs=n_epochs,
+        total_steps=total_steps,
+        learning_rate=BASE_LEARNING_RATES[tuning] * value("learning_rate_multiplier", 1.0),
+        completions_per_prompt=min(64, max(2, round(8 * value("compute_multiplier", 1.0)))),
+        eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
+        eval_samples=eval_samples,
+        eval_temperature=0.0 if eval_samples == 1 else 1.0,
+        max_completion_tokens=max_tokens,
+        temperature=1.0,
+        loss=knobs.word("loss", "clipped", ("clipped", "importance_sampling", "reinforce")),
+        clip_low=0.2,
+        clip_high=0.2,
+        kl_coef=knobs.number("kl_coef", 0.0, 0.0, 100.0),
+        lora_rank=knobs.integer("lora_rank", 16, 1, 1024),
+        lora_alpha=knobs.number("lora_alpha", 32.0, 1e-3, 1e5),
+        error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
+        floor_reward=knobs.optional_number("floor_reward"),
+        seed=job.seed,
+        memory_bytes=memory_bytes,
+        engine=engine,
+        thinking=mark,
+        thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
+        max_staleness=knobs.integer("max_staleness", 0, 0, 1),
+        tuning=tuning,
+        max_core_seconds=knobs.positive("max_core_seconds"),
+        ignored=ignored,
+    )
+
+
+def reasons(plan: Plan) -> dict[str, str]:
+    """What `auto` means for each hyperparameter, in this plan, and why."""
+    return {
+        "batch_size": "8 prompts a step, or every row when there are fewer",
+        "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
+        "learning_rate_multiplier": (
+            f"1: the learning rate is {BASE_LEARNING_RATES[plan.tuning]:g} at every step"
+        ),
+        "compute_multiplier": "1: eight completions a prompt, so that a group can differ",
+        "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
+        "eval_samples": "1: the most likely answer, the same at every validation",
+        "reasoning_effort": "half of max_completion_tokens for thoughts, if the model thinks",
+    }
+
+
+class _Knobs:
+    """Settings that the protocol has no field for, read from a job's metadata."""
+
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self._metadata = metadata
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        value = self.optional_number(name)
+        if value is None:
+            return default
+        if not low <= value <= high:
+            raise _refusal(name, f"a number from {low:g} to {high:g}", self._metadata[name])
+        return value
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        value = self.number(name, default, low, high)
+        if value != int(value):
+            raise _refusal(name, "a whole number", self._metadata[name])
+        return int(value)
+
+    def optional_number(self, name: str) -> float | None:
+        if name not in self._metadata:
+            return None
+        try:
+            value = float(json.loads(self._metadata[name]))
+        except (ValueError, TypeError):
+            raise _refusal(name, "a number", self._metadata[name]) from None
+        if not math.isfinite(value):
+            raise _refusal(name, "a finite number", self._metadata[name])
+        return value
+
+    def positive(self, name: str) -> float | None:
+        value = self.optional_number(name)
+        if value is not None and value <= 0:
+            raise _refusal(name, "a number above 0", self._metadata[name])
+        return value
+
+    def mark(self, name: str, default: str | None) -> str | None:
+        value = self._metadata.get(name, default)
+        if value in (None, "none"):
+            return None
+        if not (3 <= len(value) <= 64 and value[0] in "<[" and value[1] != "/"):
+            raise _refusal(name, "the mark that opens thoughts, as <think>, or none", value)
+        return value
+
+    def word(self, name: str, default: str, known: tuple[str, ...]) -> str:
+        value = self._metadata.get(name, default)
+        if value not in known:
+            raise _refusal(name, "one of " + ", ".join(known), value)
+        return value
+
+
+def _refusal(name: str, expected: str, found: str) -> RequestError:
+    return RequestError(
+        f"metadata `{name}` must be {expected}, found {found!r}", param=f"metadata.{name}"
+    )

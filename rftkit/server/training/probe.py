@@ -1,0 +1,90 @@
+"""A probe: a job that takes two steps to find out what the whole job would take, and keeps nothing.
+
+A job is a probe when its metadata has `probe: "true"`. It has the plan of the real job, so its
+first event says what every `auto` becomes; it validates a few rows and takes two steps through the
+same functions as `rft.train`; its last event holds what only the trainer can measure. It makes no
+eval, no checkpoint and no model, and lists leave it out unless they filter by that metadata. Not
+here: the sum (`rftkit.jobs.estimate`), which a client makes from these events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from rftkit.server.training import rft
+
+__all__ = ["STEPS", "probe"]
+
+STEPS = 2
+"""The first pays for warming up; the second is what the others will cost."""
+
+
+def probe(run: rft.Run) -> None:
+    """Take two steps of a job and say what they took.
+
+    Raises:
+        Stopped: when it was cancelled.
+        FloatingPointError: when an update is not a number.
+    """
+    memory = _Peak(run.breathe)
+    run = dataclasses.replace(
+        run, breathe=memory.breathe, valid_rows=run.valid_rows[: run.plan.batch_size]
+    )
+    try:
+        rft.load_policy(run)
+        valid, seconds = rft.validate(run, 0)
+        timing = {"sampling": 0.0, "training": 0.0, "eval": seconds, "full_iteration": seconds}
+        rft.report(run, 0, None, valid, timing, None)
+        for step in range(1, min(STEPS, run.plan.total_steps) + 1):
+            _take_step(run, step)
+    finally:
+        shutil.rmtree(run.journal.folder, ignore_errors=True)
+    found = {
+        "validated_rows": len(run.valid_rows),
+        "host_memory_bytes": memory.host_bytes,
+        "device_memory_bytes": _device_bytes(run.engine.facts),
+    }
+    run.store.add_event(run.job.id, "The probe is complete", data={"probe": found}, key="probe")
+    run.store.update_job(run.job.id, status="succeeded")
+
+
+def _take_step(run: rft.Run, step: int) -> None:
+    started = time.perf_counter()
+    groups, sampling = rft.sample_and_grade(run, step)
+    trained = time.perf_counter()
+    stats = rft.update(run, step, groups)
+    timing = {
+        "sampling": sampling,
+        "training": time.perf_counter() - trained,
+        "eval": 0.0,
+        "full_iteration": time.perf_counter() - started,
+    }
+    rft.report(run, step, groups, None, timing, stats)
+
+
+class _Peak:
+    """The most memory this process held, looked at whenever the trainer breathes."""
+
+    def __init__(self, breathe: Callable[[], None]) -> None:
+        self.host_bytes = 0
+        self._breathe, self._process = breathe, psutil.Process()
+
+    def breathe(self) -> None:
+        """Look, then let others have their turn."""
+        self.host_bytes = max(self.host_bytes, self._process.memory_info().rss)
+        self._breathe()
+
+
+def _device_bytes(facts: Any) -> int | None:
+    """The most memory torch reserved on a GPU since the worker began; None on a CPU."""
+    if not str(facts.get("device")).startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_reserved())

@@ -1,0 +1,279 @@
+"""The training story of one job: read `train` from top to bottom.
+
+    load policy → baseline validation ("Step 0") → for each step: take B rows → sample G completions
+    a row → grade → advantages → loss → optimizer step → event → every eval_interval steps:
+    validate, save a checkpoint, keep the best three and the last
+
+Simplifications against textbook PPO: one update per batch of rollouts, so the sampling log-probs
+are the old policy's; no value model, the baseline is the group's mean; no entropy bonus. Not here:
+how the engine samples and learns, what a grade is, and how a dead worker is brought back.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rftkit.rows import Row
+from rftkit.server.engine.base import NotFiniteError, StepStats
+from rftkit.server.store.store import now
+from rftkit.server.training import metrics, rollout, sampling
+from rftkit.server.training.budgets import check_budget, check_core_seconds
+from rftkit.server.training.checkpoints import keep_checkpoint, keep_model
+from rftkit.server.training.context import Run, Stopped
+from rftkit.server.training.eval_records import GradedSample, record_validation
+from rftkit.server.training.final_checks import run_checks
+from rftkit.server.training.journal import damage
+from rftkit.server.training.plan import Plan
+from rftkit.server.training.rollout import Group
+
+__all__ = [
+    "Run",
+    "Stopped",
+    "load_policy",
+    "report",
+    "sample_and_grade",
+    "train",
+    "update",
+    "validate",
+]
+
+
+def train(run: Run) -> None:
+    """Train a job to its end, from wherever its journal says it was.
+
+    Raises:
+        Stopped: after a pause (saved) or a cancel.
+        FloatingPointError: when an update is not a number; the last good state is kept.
+    """
+    done = load_policy(run)
+    if done == 0:
+        validate_baseline(run)
+    for step in range(done + 1, run.plan.total_steps + 1):
+        started = time.perf_counter()
+        groups, sampling_seconds = sample_and_grade(run, step)
+        trained = time.perf_counter()
+        stats = update(run, step, groups)
+        training_seconds = time.perf_counter() - trained
+        valid, eval_seconds = validate(run, step) if run.plan.validates(step) else (None, 0.0)
+        elapsed, parts = time.perf_counter() - started, sampling_seconds + training_seconds
+        timing = {
+            "sampling": sampling_seconds,
+            "training": training_seconds,
+            "eval": eval_seconds,
+            # What a killed worker did before is in the parts only; parts may overlap.
+            "full_iteration": elapsed
+            if run.plan.max_staleness
+            else max(elapsed, parts + eval_seconds),
+        }
+        report(run, step, groups, valid, timing, stats)
+        if valid is not None:
+            show(run, step, valid)
+            run.journal.write_state(step, lambda folder: save_state(run, folder))
+            if step < run.plan.total_steps:  # the last one has checks to pass
+                keep_checkpoint(run, step, valid)
+        check_budget(run, step, groups, valid)
+        check_core_seconds(run, step)
+        obey(run, step)
+    finish(run)
+
+
+def load_policy(run: Run) -> int:
+    """Put the policy where the job left it; the last step that needs no doing again."""
+    for step, folder in run.journal.states():
+        wrong = damage(folder)
+        if wrong is None:
+            run.engine.load(folder)
+            run.trained_tokens = json.loads((folder / "story.json").read_text())["trained_tokens"]
+            return step
+        run.store.add_event(
+            run.job.id,
+            f"A saved state is damaged and dropped: {wrong}. The job goes on from the one before "
+            "it, with the journal.",
+            level="warn",
+        )
+        run.journal.drop_state(step)
+    run.engine.start_policy(run.plan.lora, run.plan.seed, run.start_adapter)
+    return 0
+
+
+def validate_baseline(run: Run) -> None:
+    """Step 0: the base model on the validation rows, before anything is learnt."""
+    valid, seconds = validate(run, 0)
+    show(run, 0, valid)
+    timing = {"sampling": 0.0, "training": 0.0, "eval": seconds, "full_iteration": seconds}
+    report(run, 0, None, valid, timing, None)
+    check_budget(run, 0, None, valid)
+    check_core_seconds(run, 0)
+    obey(run, 0)
+
+
+def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
+    """The graded groups of a step, from the journal or made now; and the seconds it took.
+
+    With `max_staleness` the next step's completions are sampled while graders work, by the policy
+    before this step's update; always then, so that a killed job samples by the same policy again.
+    """
+
+    def ask(step: int) -> sampling.Ask:
+        rows = batch_rows(run.rows, run.plan, step)
+        return sampling.Ask(rows, step, run.plan.completions_per_prompt, run.plan.temperature)
+
+    def ahead() -> None:
+        following = step + 1
+        if following > run.plan.total_steps or not run.plan.max_staleness:
+            return
+        if run.journal.record("steps", following) is None:
+            sampling.drafted(run, "steps", following, ask(following))
+
+    return sampling.graded(run, "steps", step, ask(step), ahead)
+
+
+def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
+    """One optimizer update; None when no group has a signal."""
+    batch = rollout.train_groups(groups, run.response_format, run.plan.thoughts)
+    if not batch:
+        return None
+    try:
+        stats = run.engine.train_step(batch, run.plan.train_settings(), breathe=run.breathe)
+    except NotFiniteError as error:
+        lines = [group.row.line for group in groups if not group.is_flat]
+        rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
+        raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
+    run.trained_tokens += stats.num_tokens
+    return stats
+
+
+def validate(run: Run, step: int) -> tuple[list[Group], float]:
+    """The graded answers of every validation row; and the seconds it took."""
+    num, temperature = run.plan.eval_samples, run.plan.eval_temperature
+    ask = sampling.Ask(run.valid_rows, sampling.VALIDATION, num, temperature)
+    return sampling.graded(run, "valid", step, ask)
+
+
+def show(run: Run, step: int, valid: Sequence[Group]) -> None:
+    """The validation as the eval run "Step N", once."""
+    model = run.job.model if step == 0 else run.model_name(step)
+    samples = [
+        (
+            GradedSample(
+                row=number,
+                item=group.row.item,
+                results=[],
+                input=group.row.messages,
+                text=said[0],
+                tool_calls=said[1],
+                reasoning=each.completion.reasoning,
+                finish_reason="tool_calls" if said[1] else each.completion.stop_reason,
+                prompt_tokens=len(group.prompt_ids),
+                completion_tokens=len(each.completion.tokens),
+                reasoning_tokens=each.completion.reasoning_tokens,
+                sampling={
+                    "temperature": run.plan.eval_temperature,
+                    "max_completion_tokens": run.plan.max_completion_tokens,
+                    "seed": run.plan.seed,
+                },
+            ),
+            each.grade,
+        )
+        for number, group in enumerate(valid)
+        for each in group.rollouts
+        for said in [rollout.said(each.completion, group.row)]
+    ]
+    record_validation(run.store, run.job, step, model, samples)
+
+
+def report(
+    run: Run,
+    step: int,
+    groups: Sequence[Group] | None,
+    valid: Sequence[Group] | None,
+    timing: dict[str, float],
+    stats: StepStats | None,
+) -> None:
+    """The metric event of a step, once."""
+    rate = run.plan.learning_rate if step else None
+    total = run.plan.total_steps
+    data = metrics.step_data(step, total, run.grader.leaves, groups, valid, timing, stats, rate)
+    if run.plan.max_staleness and step:
+        data["staleness"] = min(step - 1, run.plan.max_staleness)
+    message = metrics.step_message(step, total, data)
+    with run.store.transaction():
+        if not run.store.has_event(run.job.id, f"step-{step}"):  # else it is counted already
+            run.store.add_event(run.job.id, message, type="metrics", data=data, key=f"step-{step}")
+            used = run.store.job(run.job.id).usage_metrics
+            used = metrics.usage_metrics(used, groups, valid, timing, stats)
+            run.store.update_job(run.job.id, usage_metrics=used)
+    run.seconds_of_steps.append(timing["full_iteration"])
+    recent = run.seconds_of_steps[-5:]
+    left = (total - step) * sum(recent) / len(recent)
+    run.store.update_job(
+        run.job.id, estimated_finish=now() + int(left), trained_tokens=run.trained_tokens
+    )
+
+
+def save_state(run: Run, folder: Path) -> None:
+    """All that `load_policy` needs."""
+    run.engine.save(folder)
+    (folder / "story.json").write_text(json.dumps({"trained_tokens": run.trained_tokens}))
+
+
+def obey(run: Run, step: int) -> None:
+    """Stop if the job was paused or cancelled meanwhile; a paused job is saved first."""
+    status = run.store.job(run.job.id).status
+    if status == "pausing":
+        run.journal.write_state(step, lambda folder: save_state(run, folder))
+        if step:
+            name, _ = keep_model(run, step)
+            message = f"Paused after step {step}; the model {name} can be used."
+        else:
+            message = "Paused before the first step."
+        run.store.add_event(run.job.id, message)
+        run.store.update_job(run.job.id, status="paused")
+        raise Stopped
+    if status == "cancelled":
+        raise Stopped
+
+
+def finish(run: Run) -> None:
+    """The final checks, the final model, the result file and the last events."""
+    run_checks(run)
+    last = run.plan.total_steps
+    keep_checkpoint(run, last, validate(run, last)[0])
+    name = run.model_name(None)
+    data = [event.data for event in _all_events(run) if event.type == "metrics" and event.data]
+    data.sort(key=lambda each: each["step"])
+    with run.store.transaction():
+        if run.store.job(run.job.id).result_files:
+            raise Stopped  # cancelled or killed a moment after it ended
+        csv = metrics.result_csv(data)
+        result = run.store.add_file(csv, "step_metrics.csv", "fine-tune-results")
+        run.store.add_event(run.job.id, f"New fine-tuned model created: {name}", key="model")
+        run.store.update_job(
+            run.job.id, status="succeeded", fine_tuned_model=name, result_files=[result.id]
+        )
+        run.store.add_event(run.job.id, "The job has successfully completed", key="completed")
+
+
+def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:
+    """The rows of a step: epochs are shuffled one by one and laid end to end."""
+    result = []
+    for position in range((step - 1) * plan.batch_size, step * plan.batch_size):
+        epoch, place = divmod(position, len(rows))
+        order = list(range(len(rows)))
+        random.Random(f"{plan.seed}/{epoch}").shuffle(order)
+        result.append(rows[order[place]])
+    return result
+
+
+def _all_events(run: Run) -> list[Any]:
+    events, after, more = [], None, True
+    while more:
+        page, more = run.store.events(run.job.id, after=after, limit=1000)
+        events += page
+        after = page[-1].id if page else None
+    return events

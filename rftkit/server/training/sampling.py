@@ -1,0 +1,267 @@
+"""Rows in, graded groups out, by way of the journal: nothing that it holds is made twice.
+
+A completion is graded as soon as it has ended, while others are still being sampled. Each grade is
+kept as it is given, with the tokens that it was given for; completions when all have ended; the
+step's record when all are graded. A kill repeats at most the sampling call and the grades under
+way: a completion that is sampled again the same has its grade. Not here: what a grade means
+(`rollout`), and files (`journal`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+from rftkit import settings
+from rftkit.graders import CompiledGrader, Grade
+from rftkit.rows import Row
+from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.training import rollout
+from rftkit.server.training.context import Run, Stopped
+from rftkit.server.training.journal import Kept
+from rftkit.server.training.rollout import Ended, Group, Place, Rollout
+
+__all__ = [
+    "CHECKS",
+    "VALIDATION",
+    "Ask",
+    "Draft",
+    "drafted",
+    "graded",
+    "graded_while_sampling",
+    "sampled",
+]
+
+VALIDATION = 2**31
+"""Stands for the step in the seed of a validation answer: the same draw at every validation."""
+CHECKS = 2**31 + 1
+"""The same for answers to final checks."""
+WAIT_SECONDS = 0.002
+"""Between looks at chats, while graders work and nothing is sampled."""
+
+OnCompletion = Callable[[int, int, Completion], None]
+"""Gets (row, completion index, completion), as `Engine.sample` calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is asked of the policy."""
+
+    rows: Sequence[Row]
+    draw: int
+    """The step, VALIDATION or CHECKS: asked again with the same, a row is answered the same."""
+    num: int
+    """Completions of each row."""
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Completions that are not graded yet."""
+
+    prompts: list[list[int]]
+    """Token ids, one list a row."""
+    completions: list[list[Completion]]
+    """Of each row."""
+    seconds: float
+    """How long sampling took."""
+
+
+def graded(
+    run: Run,
+    kind: str,
+    step: int,
+    ask: Ask,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[list[Group], float]:
+    """The graded completions of each row, and the seconds they took.
+
+    What the journal has is not made again: the finished record; else the completions, and of their
+    grades those that were given before a kill. `meanwhile` is called once, when the completions are
+    there and graders may still work.
+    """
+    journal = run.journal
+    record = journal.record(kind, step)
+    if record is None:
+        groups, seconds = graded_while_sampling(
+            run,
+            run.grader,
+            ask.rows,
+            lambda tell: drafted(run, kind, step, ask, tell),
+            known=journal.grades(kind, step),
+            keep=functools.partial(journal.add_grade, kind, step),
+            meanwhile=meanwhile,
+        )
+        data = [rollout.group_to_dict(group) for group in groups]
+        journal.write_record(kind, step, {"groups": data, "seconds": seconds})
+        return groups, seconds
+    meanwhile()
+    by_line = {row.line: row for row in ask.rows}
+    return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
+
+
+def drafted(
+    run: Run, kind: str, step: int, ask: Ask, on_completion: OnCompletion | None = None
+) -> Draft:
+    """The completions of a step, from the journal or drawn now; then each is told as it ends."""
+    known = run.journal.draft(kind, step)
+    if known is None:
+        draft = sampled(run, ask, on_completion)
+        run.journal.write_draft(kind, step, dataclasses.asdict(draft))
+        return draft
+    completions = [[Completion(**each) for each in group] for group in known["completions"]]
+    return Draft(known["prompts"], completions, known["seconds"])
+
+
+def sampled(run: Run, ask: Ask, on_completion: OnCompletion | None = None) -> Draft:
+    """Completions under the policy, drawn now."""
+    started = time.perf_counter()
+    prompts = [run.engine.encode(row.messages, row.tools, run.plan.thinking) for row in ask.rows]
+    requests = [
+        SampleRequest(
+            prompt_ids=prompt,
+            seeds=[(run.plan.seed, ask.draw, row.line, index) for index in range(ask.num)],
+            max_tokens=run.plan.max_completion_tokens,
+            temperature=ask.temperature,
+            schema=rollout.schema_of(run.response_format, row.tools),
+            thinking=run.plan.thoughts,
+        )
+        for row, prompt in zip(ask.rows, prompts, strict=True)
+    ]
+    completions = run.engine.sample(requests, breathe=run.breathe, on_completion=on_completion)
+    return Draft(prompts, completions, time.perf_counter() - started)
+
+
+def graded_while_sampling(
+    run: Run,
+    grader: CompiledGrader,
+    rows: Sequence[Row],
+    sample: Callable[[OnCompletion | None], Draft],
+    *,
+    known: Mapping[Place, Kept] | None = None,
+    keep: Callable[[Place, Kept], None] = lambda place, kept: None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[list[Group], float]:
+    """Grade what `sample` draws, each as soon as it has ended; and the seconds of both.
+
+    Other threads grade. This one owns the models: it serves chats, and judges that ask this engine.
+    When it is stopped no further grade is begun, and those under way are waited for.
+
+    Args:
+        run: the job.
+        grader: its own, or another.
+        rows: what is asked.
+        sample: draws, or has what was drawn; may tell of each completion as it ends.
+        known: grades that need not be given again.
+        keep: gets each new grade that did not fail, from any thread.
+        meanwhile: called when all completions have ended.
+    """
+    grading = _Grading(rows, known or {}, keep)
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(grading.grade, grader, run.response_format)
+        try:
+            draft = sample(None if _asks_this_engine(run, grader) else grading.tell)
+            grading.end(draft)
+            since = time.perf_counter()
+            meanwhile()
+            while not work.done():
+                run.breathe()
+                time.sleep(WAIT_SECONDS)
+        except BaseException:
+            grading.stop()
+            while not work.done():
+                with contextlib.suppress(Exception):  # what came first counts
+                    run.breathe()
+                time.sleep(WAIT_SECONDS)
+            raise
+    ended_at = work.result()
+    return grading.groups(draft), draft.seconds + ended_at - since
+
+
+class _Grading:
+    """The grades of a step. One thread tells of completions, others grade them."""
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        known: Mapping[Place, Kept],
+        keep: Callable[[Place, Kept], None],
+    ) -> None:
+        self._rows, self._known, self._keep = rows, known, keep
+        self._ended: SimpleQueue[Ended | None] = SimpleQueue()
+        self._told: set[Place] = set()
+        self._grades: dict[Place, Grade] = {}
+        self._is_stopped = threading.Event()
+
+    def tell(self, i: int, index: int, completion: Completion) -> None:
+        """A completion has ended."""
+        self._told.add((i, index))
+        self._ended.put(Ended((i, index), self._rows[i], completion))
+
+    def end(self, draft: Draft) -> None:
+        """These are all; some may not have been told."""
+        for i, group in enumerate(draft.completions):
+            for index, completion in enumerate(group):
+                if (i, index) not in self._told:
+                    self.tell(i, index, completion)
+        self._ended.put(None)
+
+    def stop(self) -> None:
+        """Let no further grade begin."""
+        self._is_stopped.set()
+        self._ended.put(None)
+
+    def grade(self, grader: CompiledGrader, response_format: Mapping[str, Any] | None) -> float:
+        """Grade until the end; when that was.
+
+        Raises:
+            Stopped: after `stop`.
+        """
+        made = rollout.grade_all(grader, self._ungraded(), response_format, self._given)
+        self._grades.update(made)
+        return time.perf_counter()
+
+    def groups(self, draft: Draft) -> list[Group]:
+        """All, when all are graded."""
+        return [
+            Group(
+                row, prompt, [Rollout(c, self._grades[i, index]) for index, c in enumerate(group)]
+            )
+            for i, (row, prompt, group) in enumerate(
+                zip(self._rows, draft.prompts, draft.completions, strict=True)
+            )
+        ]
+
+    def _ungraded(self) -> Iterator[Ended]:
+        for each in iter(self._ended.get, None):
+            if self._is_stopped.is_set():
+                raise Stopped
+            tokens, grade = self._known.get(each.place, ([], {}))
+            if tokens == each.completion.tokens:
+                self._grades[each.place] = Grade(**grade)
+            else:
+                yield each
+
+    def _given(self, each: Ended, grade: Grade) -> None:
+        if grade.outcome != "failed":
+            self._keep(each.place, (each.completion.tokens, dataclasses.asdict(grade)))
+        if self._is_stopped.is_set():
+            raise Stopped
+
+
+def _asks_this_engine(run: Run, grader: CompiledGrader) -> bool:
+    """Whether a judge would take the very cores that sample.
+
+    Asked beside sampling it would only be asked less at a time: a decode of two rows takes about
+    as long as one of eight.
+    """
+    is_here = run.plan.engine == "torch" and settings.judge().base_url is None
+    return is_here and any(leaf.type == "score_model" for leaf in grader.leaves)

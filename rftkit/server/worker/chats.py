@@ -1,0 +1,357 @@
+"""Answer chats with the engines of this process: collect what waits, batch it by model, sample.
+
+Called between the micro-steps of a training job or when nothing trains. Not here: HTTP (`api/`),
+and the pipe the requests come through (`worker.py`).
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rftkit import settings
+from rftkit.errors import (
+    InputError,
+    MissingExtraError,
+    NotFoundError,
+    PlatformError,
+    RftkitError,
+)
+from rftkit.server.engine import models
+from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.prompts import tool_calls_in
+from rftkit.server.engine.tinker import remote
+from rftkit.server.inference.worker_process import ChatError
+from rftkit.server.store.records import Model
+from rftkit.server.store.store import Store
+from rftkit.server.training.journal import damage
+from rftkit.server.training.plan import thinking_tokens, thoughts
+from rftkit.server.training.rollout import schema_of
+
+__all__ = ["Desk", "Engines", "kind_of_model"]
+
+GATHER_SECONDS = 0.02
+"""How long the first of several concurrent chats waits for the others."""
+DEFAULT_MAX_TOKENS = 1_024
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Engines:
+    """The base models in memory, loaded when first needed."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._loaded: dict[tuple[str, str], Any] = {}
+
+    def get(
+        self, base: str, say: Callable[[str], None] = lambda _: None, kind: str | None = None
+    ) -> Any:
+        """The engine of a base model.
+
+        Args:
+            base: its name.
+            say: told what takes long.
+            kind: "torch" for this machine, "tinker" for the operator's server; None for the
+                operator's choice.
+
+        Raises:
+            NotFoundError: when there is no such model.
+            MissingExtraError: when the packages that run it are not installed.
+            EngineLostError: when the server does not answer.
+        """
+        key = (base, remote.kind_of(base, self._home, kind))
+        if key not in self._loaded:
+            make = self._make_tinker if key[1] == "tinker" else self._make_torch
+            self._loaded[key] = make(base, say)
+        return self._loaded[key]
+
+    def forget(self, engine: Any) -> None:
+        """Make the engine anew when it is next needed."""
+        self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
+        engine.close()
+
+    def _make_torch(self, base: str, say: Callable[[str], None]) -> Any:
+        folder = models.prepare(models.find_base(base, self._home), self._home, say)
+        try:
+            from rftkit.server.engine.torch.engine import TorchEngine
+        except ImportError as error:
+            raise MissingExtraError(error.name or "torch", "local") from error
+        return TorchEngine(folder, name=base)
+
+    def _make_tinker(self, base: str, say: Callable[[str], None]) -> Any:
+        from rftkit.server.engine.tinker.engine import TinkerEngine
+
+        there = remote.remote_of(self._home)
+        assert there is not None  # else its kind were another
+        return TinkerEngine(there, name=base, api_key=settings.tinker_api_key())
+
+
+def kind_of_model(model: Model) -> str | None:
+    """The engine that a fine-tuned model needs; None when the operator's choice will do."""
+    return remote.kind_of_folder(Path(model.folder))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """One chat that waits."""
+
+    number: int
+    request: dict[str, Any]
+    send: Send
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A chat turned into what an engine samples."""
+
+    chat: _Chat
+    sample: SampleRequest
+
+    @property
+    def streams(self) -> bool:
+        """Whether text is sent as it appears; thoughts and tool calls are known when whole."""
+        request = self.chat.request
+        return bool(request["stream"]) and not request["tools"] and self.sample.thinking is None
+
+
+class Desk:
+    """Chats that wait, and how they are answered. `put` and `abort` from any thread."""
+
+    def __init__(self, store: Store, engines: Engines, send: Send) -> None:
+        self._store = store
+        self._engines = engines
+        self._send = send
+        self._waiting: queue.SimpleQueue[_Chat] = queue.SimpleQueue()
+        self._aborted: set[int] = set()
+        self._serving = threading.Lock()
+        self._whole: set[str] = set()
+
+    def put(self, number: int, request: dict[str, Any]) -> None:
+        """Let a chat wait."""
+        self._waiting.put(_Chat(number, request, self._send))
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a chat of this process's own; from any thread but the one that serves.
+
+        Raises:
+            ChatError: when it is refused or fails.
+        """
+        answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._waiting.put(_Chat(-1, {**request, "stream": False}, answer.put))
+        message = answer.get()
+        if "error" in message:
+            raise ChatError(**message["error"])
+        done: dict[str, Any] = message["done"]
+        return done
+
+    def abort(self, number: int) -> None:
+        """The client went away: do not begin its chat."""
+        self._aborted.add(number)
+
+    def serve(self) -> bool:
+        """Answer what waits; whether there was anything. Never raises, and never nests."""
+        if self._waiting.empty() or not self._serving.acquire(blocking=False):
+            return False
+        try:
+            time.sleep(GATHER_SECONDS)
+            by_model: dict[str, list[_Chat]] = {}
+            while not self._waiting.empty():
+                chat = self._waiting.get()
+                if chat.number not in self._aborted:
+                    by_model.setdefault(chat.request["model"], []).append(chat)
+            self._aborted.clear()
+            for model, chats in by_model.items():
+                self._answer(model, chats)
+        finally:
+            self._serving.release()
+        return True
+
+    def _answer(self, model: str, chats: list[_Chat]) -> None:
+        try:
+            known = self._store.model(model)
+            adapter = self._adapter(known)
+            base, kind = (model, None) if known is None else (known.base, kind_of_model(known))
+            engine = self._engines.get(base, kind=kind)
+            ready = []
+            for chat in chats:
+                if chat.request.get("task", "chat") == "chat":
+                    ready += self._prepared(engine, known, chat)
+                else:
+                    self._measure(engine, adapter, known, chat)
+            if ready:
+                self._sample(engine, adapter, ready)
+        except Exception as error:
+            traceback.print_exc()
+            for chat in chats:
+                self._reply(chat, error=_error(error))
+
+    def _adapter(self, known: Model | None) -> Path | None:
+        """The folder of a fine-tuned model, seen to be whole when it is first used.
+
+        Raises:
+            PlatformError: it is not; the message names the file.
+        """
+        if known is None:
+            return None
+        if known.folder not in self._whole:
+            if wrong := damage(Path(known.folder)):
+                raise PlatformError(f"the weights of {known.name} are damaged: {wrong}")
+            self._whole.add(known.folder)
+        return Path(known.folder)
+
+    def _sample(self, engine: Any, adapter: Path | None, ready: list[_Ready]) -> None:
+        def on_text(row: int, index: int, text: str) -> None:
+            if ready[row].streams:
+                self._reply(ready[row].chat, delta={"index": index, "text": text})
+
+        streams = any(each.streams for each in ready)
+        answers = engine.sample(
+            [each.sample for each in ready], adapter, on_text=on_text if streams else None
+        )
+        for each, completions in zip(ready, answers, strict=True):
+            done = _done(engine, each, completions)
+            if each.chat.request["stream"] and not each.streams:
+                for said in done["completions"]:
+                    delta = {name: said[name] for name in ("index", "text", "reasoning")}
+                    self._reply(each.chat, delta=delta)
+            self._reply(each.chat, done=done)
+
+    def _measure(self, engine: Any, adapter: Path | None, known: Model | None, chat: _Chat) -> None:
+        """Answer what needs no sampling: the length of a prompt, or embeddings."""
+        try:
+            if chat.request["task"] == "count":
+                sample = _sample_request(engine, known, chat.request)
+                self._reply(chat, done={"prompt_tokens": len(sample.prompt_ids)})
+            else:
+                self._reply(chat, done=_embedded(engine, adapter, chat.request))
+        except (RftkitError, ValueError) as error:
+            self._reply(chat, error=_error(error))
+
+    def _reply(self, chat: _Chat, **message: Any) -> None:
+        chat.send({"id": chat.number, **message})
+
+    def _prepared(self, engine: Any, known: Model | None, chat: _Chat) -> list[_Ready]:
+        """The request, or nothing when it is refused (and that has been said)."""
+        try:
+            return [_Ready(chat, _sample_request(engine, known, chat.request))]
+        except (RftkitError, ValueError) as error:
+            self._reply(chat, error=_error(error))
+            return []
+
+
+def _sample_request(engine: Any, known: Model | None, request: dict[str, Any]) -> SampleRequest:
+    mark = request["thinking"] or (known and known.thinking) or engine.thinking
+    mark = None if mark == "none" else mark
+    try:
+        prompt = engine.encode(request["messages"], request["tools"], mark)
+    except Exception as error:  # a chat template is a program of its own
+        raise InputError(
+            f"the model's chat template cannot take these messages: {error}", param="messages"
+        ) from error
+    room = engine.context_tokens - len(prompt)
+    if room < 1:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens; the model's context holds "
+            f"{engine.context_tokens}, the answer included",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    schema = schema_of(request["response_format"], request["tools"])
+    most = min(request["max_tokens"] or DEFAULT_MAX_TOKENS, room)
+    thinking = thoughts(mark, thinking_tokens(request["reasoning_effort"], most))
+    if schema is not None:
+        engine.grammars.guide(schema, thinking)  # refuses what cannot be compiled
+    seed = secrets.randbits(32) if request["seed"] is None else request["seed"]
+    return SampleRequest(
+        prompt_ids=prompt,
+        seeds=[(seed, index) for index in range(request["n"])],
+        max_tokens=most,
+        temperature=request["temperature"],
+        top_p=request["top_p"],
+        schema=schema,
+        thinking=thinking,
+        stop=tuple(request["stop"]),
+        num_top_logprobs=request["top_logprobs"] if request["logprobs"] else 0,
+    )
+
+
+def _embedded(engine: Any, adapter: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+    inputs = [
+        engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if isinstance(text, str)
+        else text
+        for text in request["input"]
+    ]
+    for number, tokens in enumerate(inputs):
+        if not 0 < len(tokens) <= engine.context_tokens:
+            raise InputError(
+                f"input {number} has {len(tokens)} tokens; the model reads from 1 to "
+                f"{engine.context_tokens}",
+                param="input",
+            )
+        if not all(0 <= token < engine.num_tokens for token in tokens):
+            raise InputError(f"input {number} has tokens the model does not know", param="input")
+    return {
+        "prompt_tokens": sum(map(len, inputs)),
+        "embeddings": engine.embed(inputs, adapter),
+    }
+
+
+def _done(engine: Any, ready: _Ready, completions: list[Completion]) -> dict[str, Any]:
+    def text(token: int) -> str:
+        return str(engine.tokenizer.decode([token]))
+
+    def logprobs(completion: Completion) -> list[dict[str, Any]]:
+        tops = completion.top_logprobs or [()] * len(completion.tokens)
+        entries = [
+            {
+                "token": text(token),
+                "logprob": logprob,
+                "top": [{"token": text(other), "logprob": value} for other, value in top],
+            }
+            for token, logprob, top in zip(
+                completion.tokens, completion.sampling_logprobs, tops, strict=True
+            )
+        ]
+        ends = [token in engine.eos_ids for token in completion.tokens]
+        answer = slice(completion.reasoning_tokens, None)
+        pairs = zip(entries[answer], ends[answer], strict=True)
+        return [entry for entry, is_end in pairs if not is_end]
+
+    def said(index: int, completion: Completion) -> dict[str, Any]:
+        answer, calls = tool_calls_in(completion.text, ready.chat.request["tools"])
+        return {
+            "index": index,
+            "text": answer,
+            "stop_reason": completion.stop_reason,
+            "tokens": len(completion.tokens),
+            "reasoning": completion.reasoning,
+            "reasoning_tokens": completion.reasoning_tokens,
+            "tool_calls": calls or None,
+            "logprobs": logprobs(completion),
+        }
+
+    return {
+        "prompt_tokens": len(ready.sample.prompt_ids),
+        "completions": [said(index, each) for index, each in enumerate(completions)],
+    }
+
+
+def _error(error: Exception) -> dict[str, Any]:
+    is_input = isinstance(error, InputError)
+    status = 400 if is_input else 404 if isinstance(error, NotFoundError) else 500
+    return {
+        "status": status,
+        "message": str(error) or type(error).__name__,
+        "type": "server_error" if status == 500 else "invalid_request_error",
+        "param": getattr(error, "param", None),
+        "code": getattr(error, "code", None),
+    }

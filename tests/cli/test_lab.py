@@ -1,0 +1,107 @@
+"""`rftkit lab`: copies that follow upgrades and never overwrite work; what JupyterLab is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rftkit import settings
+from rftkit.cli import lab
+from rftkit.cli.lab import Copies, copy_notebooks
+from rftkit.errors import InputError, PlatformError
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("00_tour", "01_author_grader"):
+        (folder / f"{name}.ipynb").write_text(f"{name}, version 1")
+    return folder
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    return tmp_path / "mine"
+
+
+def upgrade(source: Path) -> None:
+    for path in source.glob("*.ipynb"):
+        path.write_text(f"{path.stem}, version 2")
+
+
+def test_the_first_start_copies_all_and_the_second_nothing(source: Path, mine: Path) -> None:
+    names = ("00_tour.ipynb", "01_author_grader.ipynb")
+    assert copy_notebooks(mine, source) == Copies(new=names, refreshed=(), kept=())
+    assert copy_notebooks(mine, source) == Copies((), (), ())
+    assert (mine / "00_tour.ipynb").read_text() == "00_tour, version 1"
+
+
+def test_an_upgrade_refreshes_what_was_not_changed_and_nothing_else(
+    source: Path, mine: Path
+) -> None:
+    copy_notebooks(mine, source)
+    (mine / "00_tour.ipynb").write_text("mine")
+    upgrade(source)
+    copies = copy_notebooks(mine, source)
+    assert copies == Copies((), ("01_author_grader.ipynb",), ("00_tour.ipynb",))
+    assert "yours kept although there is a newer one: 00_tour.ipynb" in str(copies)
+    assert (mine / "00_tour.ipynb").read_text() == "mine"
+    assert (mine / "01_author_grader.ipynb").read_text() == "01_author_grader, version 2"
+
+
+def test_a_change_without_an_upgrade_is_not_mentioned(source: Path, mine: Path) -> None:
+    copy_notebooks(mine, source)
+    (mine / "00_tour.ipynb").write_text("mine")
+    assert copy_notebooks(mine, source) == Copies((), (), ())
+
+
+def test_a_file_that_was_there_before_is_the_users(source: Path, mine: Path) -> None:
+    mine.mkdir()
+    (mine / "00_tour.ipynb").write_text("mine")
+    assert copy_notebooks(mine, source).kept == ("00_tour.ipynb",)
+    assert (mine / "00_tour.ipynb").read_text() == "mine"
+
+
+def test_a_lost_record_costs_refreshing_but_no_work(source: Path, mine: Path) -> None:
+    copy_notebooks(mine, source)
+    (mine / lab.RECORD).write_text("not JSON")
+    upgrade(source)
+    assert copy_notebooks(mine, source).kept == ("00_tour.ipynb", "01_author_grader.ipynb")
+
+
+def test_a_deleted_copy_comes_back(source: Path, mine: Path) -> None:
+    copy_notebooks(mine, source)
+    (mine / "00_tour.ipynb").unlink()
+    assert copy_notebooks(mine, source).new == ("00_tour.ipynb",)
+
+
+def test_folders_that_cannot_be_used_are_named(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file: .*; name another folder"):
+        copy_notebooks(tmp_path / "file", source)
+    with pytest.raises(InputError, match="lie in rftkit's repository"):
+        copy_notebooks(tmp_path / "mine", tmp_path / "nowhere")
+
+
+def test_widgets_are_saved_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/etc/theirs")
+    path = settings.lab_environment(lab.CONFIG_DIR)["JUPYTER_CONFIG_PATH"]
+    own, theirs = path.split(os.pathsep)
+    assert theirs == "/etc/theirs"
+    defaults = json.loads((Path(own) / "labconfig/default_setting_overrides.json").read_text())
+    assert defaults["@jupyter-widgets/jupyterlab-manager:plugin"] == {"saveState": True}
+
+
+def test_a_lab_that_does_not_start_says_why(
+    source: Path, mine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_notebooks(mine, source)
+    with (
+        pytest.raises(PlatformError, match=r"(?s)ended with status .*--no-such-option"),
+        lab._jupyterlab(mine, ["--no-such-option=1", "--port=notanumber"]) as process,
+    ):
+        lab._address(process, mine)

@@ -1,0 +1,82 @@
+"""Asking, grading and adding up; a request that fails is never a zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from conftest import GRADER, Served
+
+from rftkit import Sample, compile_grader, evals
+from rftkit.graders import Grade
+from rftkit.rows import Row
+from rftkit.server.inference.worker_process import ChatError
+from rftkit.views import answers as answers_view
+
+ROWS = [
+    Row({"messages": [{"role": "user", "content": f"say {word}"}], "answer": word}, line)
+    for line, word in enumerate(("hi", "ho", "broken"), start=1)
+]
+
+
+@pytest.fixture
+def answers(served: Served) -> list[evals.Answer]:
+    def say(request: dict[str, Any]) -> Any:
+        word = request["messages"][-1]["content"].removeprefix("say ")
+        return ChatError("no such thing", status=400) if word == "broken" else word
+
+    served.link.say = say
+    return evals.ask(served.client, "rftkit-tiny", ROWS, temperature=0)
+
+
+def test_answers_come_in_order_and_failures_are_kept(answers: list[evals.Answer]) -> None:
+    assert [answer.text for answer in answers] == ["hi", "ho", ""]
+    assert [answer.error is None for answer in answers] == [True, True, False]
+    assert "no such thing" in str(answers[2].error)
+
+
+def test_a_failed_request_is_a_failed_grade(answers: list[evals.Answer]) -> None:
+    with compile_grader(GRADER) as grader:
+        grades = evals.grade(grader, answers, ROWS)
+    assert [grade.reward for grade in grades] == [1.0, 1.0, None]
+    assert grades[2].outcome == "failed"
+    assert evals.score(grades) == {"reward": 1.0, "unscorable": 0, "failed": 1}
+    record = evals.side_by_side(ROWS, {"base": answers}, {"base": grades})
+    assert record[1]["answers"]["base"]["text"] == "ho"
+    assert "no such thing" in answers_view({"dataset": "d", "rows": record})
+
+
+def test_the_token_limit_makes_an_answer_unscorable(served: Served) -> None:
+    served.link.say = lambda request: {"text": "hi", "stop_reason": "length"}
+    [answer] = evals.ask(served.client, "rftkit-tiny", ROWS[:1])
+    assert answer.sample is not None
+    assert answer.sample.truncated
+
+
+def test_a_lost_connection_is_an_answer_that_never_came() -> None:
+    client = openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="x", max_retries=0)
+    [answer] = evals.ask(client, "m", ROWS[:1])
+    assert answer.sample is None
+    assert answer.error
+
+
+def test_scores_count_unscorable_and_leave_out_failed() -> None:
+    grades = [
+        Grade(0.8, "graded", {"a": 1.0, "b": 0.6}),
+        Grade(0.0, "unscorable", {"a": None, "b": None}),
+        Grade(None, "failed", {"a": 1.0, "b": None}),
+    ]
+    expected = {"reward": 0.4, "a": 0.5, "b": 0.3, "unscorable": 1, "failed": 1}
+    assert evals.score(grades) == pytest.approx(expected)
+    assert evals.score(grades[2:]) == {"reward": None, "unscorable": 0, "failed": 1}
+    assert evals.score([])["reward"] is None
+
+
+def test_the_best_constant_answer() -> None:
+    rows = [Row({"messages": [], "answer": word}, 1) for word in ("a", "b", "b", "c")]
+    with compile_grader(GRADER) as grader:
+        assert evals.best_constant(grader, rows, ["a", "b", "c"]) == "b"
+        assert evals.best_constant(grader, rows, []) is None
+        sample = Sample.from_text("b")
+        assert grader.grade(sample, rows[0].item).reward == 0.0

@@ -1,0 +1,230 @@
+"""`rftkit import --dump` against a stub of the service: what is saved, and what is not again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from importer_calls import contents, ids, save
+from importer_stub import (
+    KEY,
+    Account,
+    Stub,
+    checkpoint,
+    event,
+    file_object,
+    job,
+    small_account,
+)
+
+from rftkit.importer import verify
+
+
+def test_every_object_is_saved_once(tmp_path: Path) -> None:
+    with Stub(small_account()) as stub:
+        done = save(stub, tmp_path / "dump")
+    assert done.is_complete
+    assert not done.missing
+    assert done.counts == {
+        "evals": 2, "runs": 3, "output_items": 134, "files": 3, "file_bytes": 490363,
+        "graders": 3, "jobs": 3, "events": 37, "checkpoints": 2,
+    }  # fmt: skip
+    assert verify(tmp_path / "dump") == []
+    assert ids(tmp_path / "dump", "jobs/ftjob-rft/events.jsonl") == [
+        event(number)["id"] for number in range(30)
+    ]
+    assert (
+        len(set(ids(tmp_path / "dump", "evals/eval_auto/runs/evalrun_5/output_items.jsonl"))) == 130
+    )
+
+
+def test_responses_are_kept_byte_for_byte(tmp_path: Path) -> None:
+    account = small_account()
+    with Stub(account) as stub:
+        save(stub, tmp_path)
+    kept = {
+        gzip.decompress(body) if name.endswith(".gz") else body
+        for name, body in contents(tmp_path).items()
+    }
+    answers = {name: body for name, body in account.bodies.items() if "limit=1&" not in name + "&"}
+    assert len(answers) > 25
+    assert not [name for name, body in answers.items() if body not in kept]
+
+
+def test_pages_and_contents_that_are_large_are_packed(tmp_path: Path) -> None:
+    account = small_account()
+    with Stub(account) as stub:
+        save(stub, tmp_path)
+    packed = tmp_path / "files/file-valid/content.jsonl.gz"
+    assert gzip.decompress(packed.read_bytes()) == account.contents["file-valid"]
+    assert (tmp_path / "files/file-train/content.jsonl").exists()
+
+
+def test_a_second_import_asks_only_for_what_is_new(tmp_path: Path) -> None:
+    account = small_account()
+    with Stub(account) as stub:
+        save(stub, tmp_path)
+        before, num_before = contents(tmp_path), len(account.requests)
+        save(stub, tmp_path)
+        asked = [path.split("?")[0] for path in account.requests[num_before:]]
+        assert contents(tmp_path) == before
+        assert {
+            path for path in asked if "ftjob" in path or "evalrun" in path or "file-" in path
+        } == {
+            "/fine_tuning/jobs/ftjob-now",
+            "/fine_tuning/jobs/ftjob-now/events",
+            "/fine_tuning/jobs/ftjob-now/checkpoints",
+            "/evals/eval_own/runs/evalrun_x",
+            "/evals/eval_own/runs/evalrun_x/output_items",
+        }
+        account.add("/fine_tuning/jobs", job("ftjob-new", "dpo", "succeeded", created_at=3000))
+        account.add("/fine_tuning/jobs/ftjob-now/events", event(204), event(205))
+        num_before = len(account.requests)
+        done = save(stub, tmp_path)
+        assert done.counts["jobs"] == 4
+        assert done.num_due == 3
+        assert not [path for path in account.requests[num_before:] if "ftjob-rft" in path]
+    assert ids(tmp_path, "jobs/ftjob-now/events.jsonl") == [event(n)["id"] for n in range(200, 206)]
+    assert verify(tmp_path) == []
+
+
+def test_a_job_that_ended_since_is_fetched_to_its_end(tmp_path: Path) -> None:
+    account = small_account()
+    jobs = account.objects["/fine_tuning/jobs"]
+    with Stub(account) as stub:
+        save(stub, tmp_path)
+        jobs[-1] = {**jobs[-1], "status": "succeeded", "result_files": ["file-late"]}
+        account.add("/files", file_object("file-late", "fine-tune-results", "m.csv", 4, 5000))
+        account.contents["file-late"] = b"a,b\n"
+        account.add("/fine_tuning/jobs/ftjob-now/events", *map(event, range(204, 209)))
+        save(stub, tmp_path)
+        num_before = len(account.requests)
+        save(stub, tmp_path)
+        assert not [path for path in account.requests[num_before:] if "ftjob-now" in path]
+    assert len(ids(tmp_path, "jobs/ftjob-now/events.jsonl")) == 9
+    assert (tmp_path / "files/file-late/content.csv").read_bytes() == b"a,b\n"
+
+
+@pytest.mark.parametrize(
+    "status", ["pending", "paused", "pausing", "validating_files", "unheard_of"]
+)
+def test_a_job_in_any_unfinished_status_is_looked_at_again(tmp_path: Path, status: str) -> None:
+    account = Account()
+    account.add("/fine_tuning/jobs", job("ftjob-1", "reinforcement", status))
+    with Stub(account) as stub:
+        save(stub, tmp_path, only=["jobs"])
+        num_before = len(account.requests)
+        save(stub, tmp_path, only=["jobs"])
+    assert [path for path in account.requests[num_before:] if "ftjob-1" in path]
+
+
+def test_page_sizes_are_asked_for_as_large_as_the_service_allows(tmp_path: Path) -> None:
+    account = small_account()
+    account.limits |= {"events": 100, "jobs": 20}
+    with Stub(account) as stub:
+        done = save(stub, tmp_path)
+    assert done.is_complete
+    events = [path for path in account.requests if "/events" in path]
+    assert any("limit=1000" in path for path in events)
+    assert "limit=100" in events[-1]
+
+
+def test_only_and_since_choose(tmp_path: Path) -> None:
+    account = small_account()
+    with Stub(account) as stub:
+        jobs = save(stub, tmp_path / "jobs", only=["jobs"])
+        graders = save(stub, tmp_path / "graders", only=["graders"])
+        late = save(
+            stub, tmp_path / "late", only=["jobs"], since=datetime.fromtimestamp(1999, tz=UTC)
+        )
+    assert jobs.counts == {"files": 1, "file_bytes": 118, "jobs": 3, "events": 37, "checkpoints": 2}
+    assert graders.counts == {"graders": 3}
+    assert (late.counts["jobs"], late.counts["events"]) == (1, 4)
+
+
+def test_a_later_import_of_another_kind_adds_to_the_dump(tmp_path: Path) -> None:
+    with Stub(small_account()) as stub:
+        save(stub, tmp_path, only=["jobs"])
+        done = save(stub, tmp_path, only=["evals"])
+    assert (done.counts["jobs"], done.counts["evals"], done.counts["runs"]) == (3, 2, 3)
+    assert verify(tmp_path) == []
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    account = small_account()
+    with Stub(account) as stub:
+        done = save(stub, tmp_path / "dump", dry_run=True, said=said)
+    assert (done.counts, done.num_due) == ({}, 11)
+    assert done.seen == {
+        "files": 3, "file_bytes": 490363, "jobs": 3, "evals": 2, "runs": 3, "output_items": 134,
+        "graders": 3,
+    }  # fmt: skip
+    assert not (tmp_path / "dump").exists()
+    assert "11 of 11 objects are to be fetched" in "\n".join(said)
+    assert not [path for path in account.requests if "/events" in path or "/content" in path]
+
+
+def test_graders_are_collected_once_with_their_uses(tmp_path: Path) -> None:
+    with Stub(small_account()) as stub:
+        save(stub, tmp_path)
+    (folder,) = (tmp_path / "graders").glob("both-*")
+    spec = json.loads((folder / "grader.json").read_text())
+    assert spec["graders"]["a"]["headers"] == {"authorization": "*******"}
+    assert json.loads((folder / "used_by.json").read_text()) == [
+        {"object": "jobs/ftjob-now", "path": "method.reinforcement.grader"},
+        {"object": "jobs/ftjob-rft", "path": "method.reinforcement.grader"},
+    ]
+    (criterion,) = (tmp_path / "graders").glob("exact-match-*/grader.json")
+    assert set(json.loads(criterion.read_text())) == {
+        "type", "name", "operation", "input", "reference",
+    }  # fmt: skip
+
+
+def test_supervised_jobs_and_their_missing_fields_are_saved_too(tmp_path: Path) -> None:
+    account = Account()
+    old = job("ftjob-1", "supervised", "succeeded", hyperparameters={"n_epochs": 3})
+    del old["method"]
+    account.add("/fine_tuning/jobs", old)
+    account.add("/fine_tuning/jobs/ftjob-1/checkpoints", checkpoint(1, {"train_loss": 0.5}))
+    with Stub(account) as stub:
+        done = save(stub, tmp_path, only=["jobs", "graders"])
+    assert done.counts == {"jobs": 1, "events": 0, "checkpoints": 1}
+
+
+def test_ids_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    account = Account()
+    for bad in ("../../escape", "..", "a/b", "x" * 300, "C:\\evil", "ünï"):
+        account.add("/fine_tuning/jobs", job(bad, "supervised", "failed"))
+    with Stub(account) as stub:
+        done = save(stub, tmp_path / "dump", only=["jobs"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dump"]
+    assert len(list((tmp_path / "dump/jobs").iterdir())) == 6 - len(done.missing)
+    assert verify(tmp_path / "dump") == []
+
+
+def test_the_client_is_all_it_needs(tmp_path: Path) -> None:
+    """No platform, no torch, no notebook stack, not even pandas."""
+    code = (
+        "import sys\n"
+        "from rftkit.cli.account import command\n"
+        "from pathlib import Path\n"
+        "command(source=sys.argv[1], dump=Path(sys.argv[2]))\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'fastapi', 'papermill', 'IPython', 'rftkit.server'}\n"
+        "sys.exit(str(heavy & sys.modules.keys()) if heavy & sys.modules.keys() else 0)\n"
+    )
+    with Stub(small_account()) as stub:
+        done = subprocess.run(
+            [sys.executable, "-c", code, stub.url, tmp_path],
+            env={**os.environ, "OPENAI_API_KEY": KEY},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,398 @@
+"""Evals, runs and output items over the wire; what a job's validations leave there."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import openai
+import pytest
+from conftest import GRADER, ROW, Served
+
+from rftkit.graders import Sample, compile_grader
+from rftkit.server.training.eval_records import GradedSample, record_validation
+
+MODEL = "rftkit-tiny"
+SIMILAR = {
+    "type": "text_similarity", "name": "alike-enough", "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}", "evaluation_metric": "fuzzy_match", "pass_threshold": 0.9,
+}  # fmt: skip
+ITEM_SCHEMA = {
+    "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"],
+}  # fmt: skip
+BROKEN = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1/0"}
+
+
+def make_eval(served: Served, *criteria: Any, **more: Any) -> Any:
+    return served.client.evals.create(
+        name="mine",
+        data_source_config={"type": "custom", "item_schema": ITEM_SCHEMA},
+        testing_criteria=list(criteria) or [GRADER, SIMILAR],  # type: ignore[list-item]
+        **more,
+    )
+
+
+def content(*answers: str, **rest: Any) -> Any:
+    return {"type": "file_content", "content": [{"item": {"answer": a}, **rest} for a in answers]}
+
+
+def finished(served: Served, run: Any) -> Any:
+    deadline = time.monotonic() + 30
+    while run.status in ("queued", "in_progress"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+        run = served.client.evals.runs.retrieve(run.id, eval_id=run.eval_id)
+    return run
+
+
+def test_an_eval_is_kept_listed_changed_and_deleted(served: Served) -> None:
+    evals = served.client.evals
+    first, second = make_eval(served, metadata={"a": "b"}), make_eval(served)
+    assert first.id.startswith("eval_")
+    assert first.data_source_config.to_dict()["schema"]["properties"]["item"] == ITEM_SCHEMA
+    names = [c.to_dict(warnings=False)["id"] for c in first.testing_criteria]
+    assert [name[:-37] for name in names] == ["exact", "alike-enough"]
+    assert evals.retrieve(first.id).to_dict() == first.to_dict()
+    assert [e.id for e in evals.list()] == [first.id, second.id]
+    assert [e.id for e in evals.list(order="desc", limit=1)] == [second.id, first.id]
+    assert evals.update(first.id, name="renamed").name == "renamed"
+    assert evals.retrieve(first.id).metadata == {"a": "b"}
+    assert [e.id for e in evals.list(order_by="updated_at")][-1] in (first.id, second.id)
+    assert evals.delete(first.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        evals.retrieve(first.id)
+
+
+def test_a_resent_create_makes_one(served: Served) -> None:
+    again = {"extra_headers": {"x-stainless-retry-count": "1"}}
+    record = make_eval(served)
+    assert make_eval(served, **again).id == record.id
+    source: Any = {"type": "jsonl", "source": content("a")}
+    run = served.client.evals.runs.create(record.id, data_source=source)
+    resent = served.client.evals.runs.create(record.id, data_source=source, **again)  # type: ignore[arg-type]
+    assert resent.id == run.id
+    assert served.client.evals.runs.create(record.id, data_source=source).id != run.id
+
+
+def test_given_samples_are_graded(served: Served) -> None:
+    record = make_eval(served)
+    source = {
+        "type": "file_content",
+        "content": [
+            {"item": {"answer": "hello"}, "sample": {"output_text": "hello"}},
+            {"item": {"answer": "hello"}, "sample": {"output_text": "hellp"}},
+            {"item": {"answer": "hello"}, "sample": {"output_text": "xyz"}},
+        ],
+    }
+    runs = served.client.evals.runs
+    run = runs.create(record.id, name="r", data_source={"type": "jsonl", "source": source})  # type: ignore[typeddict-item]
+    assert run.status == "queued"
+    assert run.per_model_usage is None
+    run = finished(served, run)
+    assert run.status == "completed"
+    counts = {"total": 3, "errored": 0, "failed": 2, "passed": 1}
+    assert run.result_counts.to_dict() == counts
+    by_name = {c.testing_criteria[:-37]: c.passed for c in run.per_testing_criteria_results}
+    assert by_name == {"exact": 1, "alike-enough": 1}
+    items = list(runs.output_items.list(run.id, eval_id=record.id))
+    assert sorted(item.status for item in items) == ["fail", "fail", "pass"]
+    first = min(items, key=lambda item: item.datasource_item_id)
+    assert [(r.name[:-37], r.score, r.passed) for r in first.results] == [
+        ("exact", 1.0, True),
+        ("alike-enough", 1.0, True),
+    ]
+    assert first.sample.output[0].content == "hello"
+    passed = runs.output_items.list(run.id, eval_id=record.id, status="pass")
+    assert [item.id for item in passed] == [first.id]
+    assert runs.output_items.retrieve(first.id, eval_id=record.id, run_id=run.id).id == first.id
+
+
+@pytest.mark.parametrize("kind", ["completions", "responses"])
+def test_a_model_is_asked_and_graded(served: Served, kind: str) -> None:
+    served.link.say = lambda request: request["messages"][-1]["content"].removeprefix("say ")
+    record = make_eval(served, GRADER)
+    format_ = {"name": "x", "schema": {"type": "object"}, "strict": True}
+    sampling: Any = {"temperature": 0.5, "seed": 3}
+    if kind == "responses":
+        sampling["text"] = {"format": {"type": "json_schema", **format_}}
+    else:
+        sampling["response_format"] = {"type": "json_schema", "json_schema": format_}
+    source: Any = {
+        "type": kind, "model": MODEL, "source": content('"a"', "b"), "sampling_params": sampling,
+        "input_messages": {
+            "type": "template", "template": [{"role": "user", "content": "say {{item.answer}}"}],
+        },
+    }  # fmt: skip
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    asked = served.link.requests[0]
+    assert (asked["temperature"], asked["seed"]) == (0.5, 3)
+    assert asked["response_format"] == {"type": "json_schema", "json_schema": format_}
+    assert run.result_counts.passed == 1
+    assert run.per_model_usage[0].to_dict()["invocation_count"] == 2
+    items = {i.datasource_item_id: i for i in served.client.evals.runs.output_items.list(
+        run.id, eval_id=record.id)}  # fmt: skip
+    assert items[0].sample.input[0].content == 'say "a"'
+    assert items[0].sample.temperature == 0.5
+    assert items[1].results[0].passed is False  # not the JSON that was asked for
+
+
+def test_messages_may_lie_in_the_item(served: Served) -> None:
+    served.link.say = lambda request: "hi"
+    file = served.client.files.create(file=("rows.jsonl", ROW * 3), purpose="evals")
+    source: Any = {
+        "type": "completions", "model": MODEL, "source": {"type": "file_id", "id": file.id},
+        "input_messages": {"type": "item_reference", "item_reference": "item.messages"},
+    }  # fmt: skip
+    record = make_eval(served, GRADER)
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.passed == 3
+    assert served.link.requests[0]["messages"] == json.loads(ROW)["messages"]
+
+
+def test_a_broken_grader_is_an_errored_item_not_a_zero(served: Served) -> None:
+    record = make_eval(served, BROKEN)
+    source: Any = {"type": "jsonl", "source": content("a", sample={"output_text": "a"})}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.to_dict() == {"total": 1, "errored": 1, "failed": 0, "passed": 0}
+    [item] = served.client.evals.runs.output_items.list(run.id, eval_id=record.id)
+    assert item.results[0].score is None
+    assert item.results[0].errors["python_grader_runtime_error"] is True
+
+
+def test_a_model_that_fails_is_an_errored_item(served: Served) -> None:
+    from rftkit.server.inference.worker_process import ChatError
+
+    served.link.say = lambda request: ChatError("out of memory")
+    record = make_eval(served, GRADER)
+    source: Any = {
+        "type": "completions", "model": MODEL, "source": content("a"),
+        "input_messages": {"type": "template", "template": [{"role": "user", "content": "x"}]},
+    }  # fmt: skip
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.errored == 1
+    [item] = served.client.evals.runs.output_items.list(run.id, eval_id=record.id)
+    assert item.sample.error.message == "out of memory"
+
+
+def test_a_judge_is_a_model_served_here(served: Served) -> None:
+    served.link.say = lambda request: '{"steps": [], "result": 0.75}'
+    judge = {
+        "type": "score_model", "name": "judge", "model": MODEL,
+        "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}],
+        "sampling_params": {"temperature": 0, "max_completions_tokens": 50},
+    }  # fmt: skip
+    run = served.client.fine_tuning.alpha.graders.run(
+        grader=judge,
+        model_sample="fine",
+        item={},  # type: ignore[arg-type]
+    )
+    assert run.reward == 0.75
+    usage: Any = run.api_model_grader_token_usage_per_model[MODEL]
+    assert usage["prompt_tokens"] == 3
+    asked = served.link.requests[0]
+    assert asked["messages"][-1]["content"] == "Rate fine"
+    assert (asked["temperature"], asked["max_tokens"]) == (0.0, 50)
+    unknown = {**judge, "model": "gpt-9"}
+    run = served.client.fine_tuning.alpha.graders.run(grader=unknown, model_sample="fine")  # type: ignore[arg-type]
+    assert run.metadata.errors.api_model_grader_server_error
+    details = run.metadata.errors.api_model_grader_server_error_details
+    assert "RFTKIT_JUDGE_BASE_URL" in (details or "")
+
+
+def test_a_run_goes_on_where_a_killed_server_left_it(served: Served) -> None:
+    store, record = served.platform.store, make_eval(served, GRADER)
+    source = {"type": "jsonl", "source": content("a", "b", "c", sample={"output_text": "b"})}
+    run = store.add_run(record.id, source, status="in_progress")
+    from rftkit.server.training.eval_records import item_from
+
+    store.add_items([item_from(run, GradedSample(row=0, item={"answer": "a"}, results=[]))])
+    served.platform.runner.wake()
+    done = finished(served, served.client.evals.runs.retrieve(run.id, eval_id=record.id))
+    assert done.result_counts.to_dict() == {"total": 3, "errored": 0, "failed": 2, "passed": 1}
+
+
+def test_runs_are_canceled_listed_and_deleted(served: Served) -> None:
+    served.platform.runner.wake = lambda: None  # type: ignore[method-assign]
+    record = make_eval(served, GRADER)
+    runs = served.client.evals.runs
+    source: Any = {"type": "jsonl", "source": content("a")}
+    first, second = (runs.create(record.id, data_source=source) for _ in range(2))
+    assert runs.cancel(first.id, eval_id=record.id).status == "canceled"
+    path = f"/evals/{record.id}/runs/{second.id}"
+    assert served.client.post(path, cast_to=dict)["status"] == "canceled"  # type: ignore[type-var]
+    with pytest.raises(openai.BadRequestError, match="is canceled"):
+        runs.cancel(first.id, eval_id=record.id)
+    assert [run.id for run in runs.list(record.id, status="canceled")] == [first.id, second.id]
+    assert runs.delete(first.id, eval_id=record.id).deleted
+    assert [run.id for run in runs.list(record.id)] == [second.id]
+    with pytest.raises(openai.NotFoundError):
+        runs.retrieve(second.id, eval_id=make_eval(served).id)
+
+
+def test_a_jobs_validations_become_runs(served: Served) -> None:
+    multi = {
+        "type": "multi", "calculate_output": "0.5 * exact + 0.5 * close",
+        "graders": {"exact": GRADER, "close": SIMILAR},
+    }  # fmt: skip
+    job = served.create_job(method={"type": "reinforcement", "reinforcement": {"grader": multi}})
+    record = served.client.evals.retrieve(job.eval_id)
+    assert job.id in record.name
+    store = served.platform.store
+    stored = store.job(job.id)
+    with compile_grader(stored.method["reinforcement"]["grader"]) as grader:
+        samples = [
+            (GradedSample(row=row, item={"answer": "hi"}, results=[], text=text),
+             grader.grade(Sample.from_text(text), {"answer": "hi"}))
+            for row in range(2) for text in ("hi", "no")
+        ]  # fmt: skip
+    run = record_validation(store, stored, 0, MODEL, samples)
+    assert record_validation(store, stored, 0, MODEL, samples).id == run.id
+    [found] = served.client.evals.runs.list(record.id)
+    assert (found.name, found.status, found.model) == ("Step 0", "completed", MODEL)
+    assert found.result_counts.to_dict() == {"total": 4, "errored": 0, "failed": 2, "passed": 2}
+    items = list(served.client.evals.runs.output_items.list(run.id, eval_id=record.id))
+    assert [item.datasource_item_id for item in items] == [0, 0, 1, 1]
+    assert [result.name[:-37] for result in items[0].results] == [
+        "exact", "alike-enough", "reward",
+    ]  # fmt: skip
+    assert items[1].results[-1].score == pytest.approx(0.0)
+
+
+def test_permissions_of_a_checkpoint(served: Served) -> None:
+    name = "ft:rftkit-tiny:local::x:ckpt-step-4"
+    served.platform.store.add_model(name, MODEL, None, "/f", 4)
+    permissions = served.client.fine_tuning.checkpoints.permissions
+    made = permissions.create(name, project_ids=["proj_1", "proj_2"])
+    assert [p.project_id for p in made.data] == ["proj_1", "proj_2"]
+    assert [p.project_id for p in permissions.list(name, order="ascending").data] == [
+        "proj_1", "proj_2",
+    ]  # fmt: skip
+    assert permissions.delete(made.data[0].id, fine_tuned_model_checkpoint=name).deleted
+    assert [p.project_id for p in permissions.list(name).data] == ["proj_2"]
+    with pytest.raises(openai.NotFoundError):
+        permissions.list("ft:none")
+
+
+BAD_EVALS: Any = [
+    ({"testing_criteria": []}, "testing_criteria"),
+    ({"testing_criteria": [{"type": "multi", "graders": {}}]}, "testing_criteria[0]"),
+    ({"testing_criteria": [{**SIMILAR, "pass_threshold": None}]},
+     "testing_criteria[0].pass_threshold"),
+    ({"testing_criteria": [{**GRADER, "operation": "neq"}]}, "testing_criteria[0].operation"),
+    ({"data_source_config": {"type": "thoughts"}}, "data_source_config.type"),
+    ({"data_source_config": {"type": "custom"}}, "data_source_config.item_schema"),
+    ({"data_source_config": {"type": "custom", "item_schema": {"type": "thing"}}},
+     "data_source_config.item_schema"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "param"), BAD_EVALS)
+def test_an_eval_that_cannot_be(served: Served, changes: Any, param: str) -> None:
+    config = {"type": "custom", "item_schema": ITEM_SCHEMA}
+    body: Any = {"data_source_config": config, "testing_criteria": [GRADER], **changes}
+    with pytest.raises(openai.BadRequestError) as caught:
+        served.client.evals.create(**body)
+    assert caught.value.param == param
+
+
+TEMPLATE = {"type": "template", "template": [{"role": "user", "content": "x"}]}
+ASK = {"type": "completions", "model": MODEL, "source": content("a"), "input_messages": TEMPLATE}
+BAD_RUNS: Any = [
+    ({"type": "jsonl", "source": {"type": "stored_completions"}}, "data_source.source.type"),
+    ({"type": "jsonl", "source": {"type": "file_id", "id": "file-0"}}, "data_source.source.id"),
+    ({"type": "jsonl", "source": {"type": "file_content", "content": []}},
+     "data_source.source.content"),
+    ({"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"answer": 3}}]}},
+     "data_source.source.content[0].item"),
+    ({**ASK, "model": "gpt-9"}, "data_source.model"),
+    ({**ASK, "sampling_params": {"min_p": 1}}, "data_source.sampling_params.min_p"),
+    ({**ASK, "input_messages": {"type": "magic"}}, "data_source.input_messages"),
+    ({**ASK, "input_messages": {"type": "item_reference", "item_reference": "row.messages"}},
+     "data_source.input_messages.item_reference"),
+    ({**ASK, "input_messages": {"type": "template", "template": [{"role": "user"}]}},
+     "data_source.input_messages.template[0].content"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("source", "param"), BAD_RUNS)
+def test_a_run_that_cannot_be(served: Served, source: Any, param: str) -> None:
+    record = make_eval(served, GRADER)
+    with pytest.raises(openai.BadRequestError) as caught:
+        served.client.evals.runs.create(record.id, data_source=source)
+    assert caught.value.param == param
+    assert served.client.evals.runs.list(record.id).data == []
+
+
+def test_a_file_that_is_no_data_fails_its_run(served: Served) -> None:
+    file = served.client.files.create(file=("rows.jsonl", ROW + b"{broken\n"), purpose="evals")
+    source: Any = {"type": "jsonl", "source": {"type": "file_id", "id": file.id}}
+    record = make_eval(served, GRADER)
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.status == "failed"
+    assert "rows.jsonl:2: not valid JSON" in run.error.message
+
+
+def test_kept_answers_are_graded_as_they_are_or_asked_again(served: Served) -> None:
+    client = served.client
+    served.link.say = lambda request: request["messages"][-1]["content"][-1]
+    for word, team in (("a", "red"), ("b", "blue"), ("c", "blue")):
+        client.chat.completions.create(
+            model=MODEL, store=True, metadata={"team": team},
+            messages=[{"role": "user", "content": f"say {word}"}],
+        )  # fmt: skip
+    ends_in = {
+        "type": "string_check", "name": "b", "input": "{{item.input[0].content}}",
+        "operation": "like", "reference": "{{sample.output_text}}",
+    }  # fmt: skip
+    record = client.evals.create(
+        data_source_config={"type": "stored_completions", "metadata": {"team": "blue"}},
+        testing_criteria=[ends_in],  # type: ignore[list-item]
+    )
+    config = record.data_source_config.to_dict()
+    assert config["metadata"] == {"team": "blue"}
+    assert "input" in config["schema"]["properties"]["item"]["properties"]
+    source: Any = {"type": "completions", "source": {"type": "stored_completions", "limit": 5}}
+    before = len(served.link.requests)
+    run = finished(served, client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.to_dict() == {"total": 2, "errored": 0, "failed": 0, "passed": 2}
+    assert len(served.link.requests) == before  # nobody was asked
+    items = list(client.evals.runs.output_items.list(run.id, eval_id=record.id))
+    assert {item.sample.output[0].content for item in items} == {"b", "c"}
+    assert items[0].sample.input[0].content in ("say b", "say c")
+    assert run.per_model_usage[0].run_model_name == MODEL
+
+    again = {
+        **source, "model": MODEL,
+        "input_messages": {"type": "item_reference", "item_reference": "item.input"},
+    }  # fmt: skip
+    run = finished(served, client.evals.runs.create(record.id, data_source=again))
+    assert run.result_counts.passed == 2
+    assert len(served.link.requests) == before + 2
+
+
+def test_kept_responses_are_chosen_by_what_they_were(served: Served) -> None:
+    client = served.client
+    for temperature in (0.0, 1.0):
+        client.responses.create(
+            model=MODEL, input="hi", instructions="Be Kind", temperature=temperature
+        )
+    record = client.evals.create(
+        data_source_config={"type": "logs"},
+        testing_criteria=[{**GRADER, "reference": "hello"}],  # type: ignore[list-item]
+    )
+
+    def passed(**filters: Any) -> int:
+        source: Any = {"type": "responses", "source": {"type": "responses", **filters}}
+        run = finished(served, client.evals.runs.create(record.id, data_source=source))
+        return int(run.result_counts.passed)
+
+    assert passed() == 2
+    assert passed(temperature=0.0, instructions_search="kind") == 1
+    assert passed(created_before=5) == passed(users=["x"]) == passed(tools=["t"]) == 0
+    bad: Any = {"type": "responses", "source": {"type": "responses", "colour": "red"}}
+    with pytest.raises(openai.BadRequestError, match="colour"):
+        client.evals.runs.create(record.id, data_source=bad)
+    wrong: Any = {"type": "jsonl", "source": {"type": "responses"}}
+    with pytest.raises(openai.BadRequestError, match="file_content, file_id, found"):
+        client.evals.runs.create(record.id, data_source=wrong)

@@ -1,0 +1,159 @@
+"""Responses over the wire: text, tools, conversations, streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from conftest import FakeLink, Served
+from openai.types.responses import Response
+
+from rftkit.server.inference.worker_process import ChatError
+
+MODEL: Any = "rftkit-tiny"
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+TOOL: Any = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
+
+
+def test_a_response_has_the_known_shape(served: Served) -> None:
+    made = served.client.responses.create(
+        model=MODEL, input="hi", instructions="be kind", max_output_tokens=9, temperature=0,
+        reasoning={"effort": "low"}, metadata={"a": "b"},
+        text={"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+    )  # fmt: skip
+    assert made.output_text == "hello"
+    assert made.status == "completed"
+    assert made.usage is not None
+    assert (made.usage.input_tokens, made.usage.output_tokens) == (3, 5)
+    Response.model_validate(made.to_dict())
+    [asked] = served.link.requests
+    assert asked["messages"] == [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert asked["response_format"]["json_schema"] == {"name": "x", "schema": {"type": "object"}}
+    assert (asked["max_tokens"], asked["temperature"]) == (9, 0.0)
+    assert asked["reasoning_effort"] == "low"
+
+
+def test_a_conversation_goes_on(served: Served) -> None:
+    responses = served.client.responses
+    first = responses.create(model=MODEL, input="one")
+    second = responses.create(model=MODEL, input="two", previous_response_id=first.id)
+    said = [m["content"] for m in served.link.requests[1]["messages"]]
+    assert said == ["one", "hello", "two"]
+    assert responses.retrieve(second.id).output_text == "hello"
+    [item] = responses.input_items.list(second.id).data
+    assert item.content == "two"  # type: ignore[union-attr]
+    responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        responses.create(model=MODEL, input="x", previous_response_id=first.id)
+    unkept = responses.create(model=MODEL, input="x", store=False)
+    with pytest.raises(openai.NotFoundError):
+        responses.retrieve(unkept.id)
+
+
+def test_tools_are_called_and_answered(served: Served) -> None:
+    served.link.say = lambda request: {"text": "", "tool_calls": [CALL]}
+    made = served.client.responses.create(model=MODEL, input="look", tools=[TOOL])
+    [call] = made.output
+    assert call.type == "function_call"
+    assert (call.call_id, call.name, call.arguments) == ("call_1", "look", "{}")
+    assert served.link.requests[0]["tools"][0]["function"]["name"] == "look"
+    answer: Any = {"type": "function_call_output", "call_id": "call_1", "output": "a cat"}
+    served.client.responses.create(model=MODEL, input=[answer], previous_response_id=made.id)
+    assert served.link.requests[1]["messages"][1:] == [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "a cat"},
+    ]
+
+
+def test_a_cut_answer_is_incomplete(served: Served) -> None:
+    served.link.say = lambda request: {"text": "half", "stop_reason": "length"}
+    made = served.client.responses.create(model=MODEL, input="hi")
+    assert made.status == "incomplete"
+    assert made.incomplete_details is not None
+    assert made.incomplete_details.reason == "max_output_tokens"
+
+
+@pytest.mark.parametrize("tools", [False, True])
+def test_a_stream_adds_up(served: Served, tools: bool) -> None:
+    said = {"text": "one two", "tool_calls": [CALL] if tools else None}
+    served.link.say = lambda request: said
+    with served.client.responses.stream(model=MODEL, input="hi") as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.completed"
+    deltas = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert deltas == "onetwo"
+    assert len(final.output) == (2 if tools else 1)
+    assert served.client.responses.retrieve(final.id).output_text == "one two"
+
+
+def test_a_failure_in_a_stream_is_an_event(served: Served) -> None:
+    async def chat(request: Any) -> Any:
+        yield {"delta": {"index": 0, "text": "half"}}
+        raise ChatError("the worker died")
+
+    served.link.chat = chat  # type: ignore[method-assign]
+    events = list(served.client.responses.create(model=MODEL, input="hi", stream=True))
+    assert events[-1].type == "response.failed"
+    assert events[-1].response.error is not None
+    assert events[-1].response.error.message == "the worker died"
+
+
+BAD: Any = [
+    ({"input": 3}, "input"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"background": True}, "background"),
+    ({"temperature": 9}, "temperature"),
+    ({"truncation": "auto"}, "truncation"),
+    ({"extra_body": {"top_k": 3}}, "top_k"),
+]
+
+
+@pytest.mark.parametrize(("changes", "param"), BAD)
+def test_a_response_that_cannot_be(served: Served, changes: Any, param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        served.client.responses.create(**{"model": MODEL, "input": "hi", **changes})
+    assert caught.value.param is not None
+    assert caught.value.param.startswith(param)
+    assert served.link.requests == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_are_an_item_of_their_own(served: Served, stream: bool) -> None:
+    async def chat(request: Any) -> Any:
+        if request["stream"]:
+            yield {"delta": {"index": 0, "text": "yes", "reasoning": "let me see"}}
+        completion = {
+            "index": 0, "text": "yes", "reasoning": "let me see", "reasoning_tokens": 4,
+            "tokens": 6, "stop_reason": "stop", "tool_calls": None,
+        }  # fmt: skip
+        yield {"done": {"prompt_tokens": 3, "completions": [completion]}}
+
+    served.link.chat = chat  # type: ignore[method-assign]
+    responses = served.client.responses
+    if stream:
+        with responses.stream(model=MODEL, input="hi") as events:
+            added = [e for e in events if e.type == "response.output_item.added"]
+            made = events.get_final_response()
+        assert [(e.output_index, e.item.type) for e in added] == [(0, "reasoning"), (1, "message")]
+    else:
+        made = responses.create(model=MODEL, input="hi")
+    thought, message = made.output
+    assert thought.type == "reasoning"
+    assert thought.content is not None
+    assert thought.content[0].text == "let me see"
+    assert (made.output_text, message.type) == ("yes", "message")
+    assert made.usage is not None
+    assert made.usage.output_tokens_details.reasoning_tokens == 4
+    Response.model_validate(made.to_dict())
+    served.link.chat = FakeLink().chat  # type: ignore[method-assign]
+    again = responses.create(model=MODEL, input="and?", previous_response_id=made.id)
+    assert again.output_text == "hello"

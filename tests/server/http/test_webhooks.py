@@ -1,0 +1,130 @@
+"""Webhooks: signed as the SDK checks it, sent until they arrive; and what is not supported."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import openai
+import pytest
+from conftest import FakeLink, Served
+from starlette.testclient import TestClient
+
+from rftkit.server.http import webhooks
+from rftkit.server.http.app import create_app
+from rftkit.server.inference.platform import Platform
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store, new_id, now
+
+SECRET = "whsec_c2VjcmV0IG9mIG1pbmU="
+
+
+class Endpoint:
+    """A receiver that refuses the first `refusals` deliveries."""
+
+    def __init__(self, refusals: int) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        endpoint = self
+
+        class Receiver(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                endpoint.got.append((dict(self.headers), body))
+                self.send_response(500 if len(endpoint.got) <= refusals else 200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None: ...
+
+        self.server = HTTPServer(("127.0.0.1", 0), Receiver)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.got) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    endpoint = Endpoint(refusals=1)
+    monkeypatch.setenv("RFTKIT_WEBHOOK_URL", endpoint.url)
+    monkeypatch.setenv("OPENAI_WEBHOOK_SECRET", SECRET)
+    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(webhooks, "LONGEST_PAUSE_SECONDS", 0)
+    yield endpoint
+    endpoint.server.shutdown()
+    endpoint.server.server_close()
+
+
+def test_ends_are_told_until_they_arrive_and_then_no_more(endpoint: Endpoint) -> None:
+    store = Store.open(None)
+    job = store.add_job(
+        Job(
+            id=new_id("ftjob-"), created_at=now(), model="m", seed=1, training_file="f",
+            validation_file="f", method={},
+        )
+    )  # fmt: skip
+    store.update_job(job.id, status="running")
+    store.update_job(job.id, status="succeeded")
+    store.update_job(job.id, status="failed")
+    with TestClient(create_app(Platform(store=store, link=FakeLink()))):
+        endpoint.wait_for(2)
+        while store.due_deliveries():
+            time.sleep(0.01)
+    assert len(endpoint.got) == 2
+    client = openai.OpenAI(api_key="x")
+    first, second = (
+        client.webhooks.unwrap(body.decode(), headers, secret=SECRET)
+        for headers, body in endpoint.got
+    )
+    assert first == second  # one event, delivered again after a refusal
+    assert first.type == "fine_tuning.job.succeeded"
+    assert first.data.id == job.id
+    store.close()
+
+
+def test_the_end_of_a_run_is_news(served: Served) -> None:
+    store = served.platform.store
+    record = store.add_eval([], {"type": "custom"})
+    run = store.add_run(record.id, {}, status="in_progress")
+    store.update_run(run.id, status="completed")
+    store.update_run(run.id, status="failed")
+    assert [(d.type, d.object_id) for d in store.due_deliveries()] == [
+        ("eval.run.succeeded", run.id)
+    ]
+
+
+def test_an_undeliverable_event_waits_longer_and_longer(
+    monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    monkeypatch.setenv("RFTKIT_WEBHOOK_URL", "http://127.0.0.1:9/none")
+    store = served.platform.store
+    store.cancel_job(served.create_job().id)
+    [delivery] = store.due_deliveries()
+    for attempt, pause in ((1, 2), (2, 4), (3, 8)):
+        webhooks._deliver(store, delivery)
+        delivery = store.update_delivery(delivery.id)
+        assert delivery.attempts == attempt
+        assert delivery.due_at is not None
+        assert 0 <= now() + pause - delivery.due_at <= 1
+    store.update_delivery(delivery.id, attempts=webhooks.ATTEMPTS - 1)
+    webhooks._deliver(store, store.update_delivery(delivery.id))
+    assert store.update_delivery(delivery.id).due_at is None
+
+
+UNSUPPORTED: Any = [
+    lambda c: c.batches.list(),
+    lambda c: c.moderations.create(input="x"),
+    lambda c: c.completions.create(model="x", prompt="y"),
+]
+
+
+@pytest.mark.parametrize("call", UNSUPPORTED)
+def test_what_is_not_supported_says_so(app_client: openai.OpenAI, call: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="is not supported by the local platform"):
+        call(app_client)

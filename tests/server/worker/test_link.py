@@ -1,0 +1,149 @@
+"""The line to the worker: a small script stands in for the model worker."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rftkit.server.inference.platform import CRASHES, Platform
+from rftkit.server.inference.worker_process import ChatError, WorkerLink
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store, new_id, now
+
+WORKER = r"""
+import json, os, sys
+def say(**message):
+    print(json.dumps(message), flush=True)
+for line in sys.stdin:
+    got = json.loads(line)
+    print("got", line.strip(), file=sys.stderr, flush=True)
+    if got["kind"] != "chat":
+        continue
+    n, word = got["id"], got["request"]["word"]
+    if word == "die":
+        print("out of memory, says the worker", file=sys.stderr, flush=True)
+        os._exit(9)
+    elif word == "refuse":
+        say(id=n, error={"status": 400, "message": "no", "type": "t", "param": "p", "code": "c"})
+    elif word == "babble":
+        print("this is not the protocol", flush=True)
+        say(id=n, done={"word": word})
+    elif word != "wait":
+        say(id=n, delta={"index": 0, "text": "x" * int(got["request"].get("size", 1))})
+        say(id=n, done={"word": word, "pid": os.getpid()})
+"""
+
+
+def with_link(
+    tmp_path: Path, body: Callable[[WorkerLink, Path], Coroutine[Any, Any, None]], **options: Any
+) -> None:
+    script, log = tmp_path / "worker.py", tmp_path / "logs" / "worker.log"
+    script.write_text(WORKER)
+
+    async def run() -> None:
+        link = WorkerLink([sys.executable, str(script)], log, **options)
+        await link.start()
+        try:
+            await body(link, log)
+        finally:
+            await link.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+async def ask(link: WorkerLink, word: str, **rest: Any) -> list[dict[str, Any]]:
+    return [message async for message in link.chat({"word": word, **rest})]
+
+
+def test_answers_find_their_askers(tmp_path: Path) -> None:
+    async def body(link: WorkerLink, log: Path) -> None:
+        answers = await asyncio.gather(*(ask(link, f"w{n}") for n in range(20)))
+        assert [answer[-1]["done"]["word"] for answer in answers] == [f"w{n}" for n in range(20)]
+        big = await ask(link, "big", size=2_000_000)
+        assert len(big[0]["delta"]["text"]) == 2_000_000
+
+    with_link(tmp_path, body)
+
+
+def test_a_refusal_is_raised(tmp_path: Path) -> None:
+    async def body(link: WorkerLink, log: Path) -> None:
+        with pytest.raises(ChatError) as caught:
+            await ask(link, "refuse")
+        error = caught.value
+        assert (error.status, error.type, error.param, error.code) == (400, "t", "p", "c")
+
+    with_link(tmp_path, body)
+
+
+def test_a_worker_that_dies_is_replaced_and_its_askers_are_told(tmp_path: Path) -> None:
+    deaths: list[int] = []
+
+    async def body(link: WorkerLink, log: Path) -> None:
+        waiting = asyncio.create_task(ask(link, "wait"))
+        await asyncio.sleep(0)
+        for task in (asyncio.create_task(ask(link, "die")), waiting):
+            with pytest.raises(ChatError, match="out of memory, says the worker") as caught:
+                await task
+            assert caught.value.status == 503
+        while True:
+            try:
+                assert (await ask(link, "back"))[-1]["done"]["word"] == "back"
+                break
+            except ChatError:
+                await asyncio.sleep(0.02)
+
+    with_link(tmp_path, body, on_death=deaths.append)
+    assert deaths == [9]
+
+
+def test_leaving_early_aborts(tmp_path: Path) -> None:
+    async def body(link: WorkerLink, log: Path) -> None:
+        task = asyncio.create_task(ask(link, "wait"))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        link.wake()
+        await asyncio.sleep(0)
+        await ask(link, "done")
+        said = log.read_text()
+        assert '{"kind": "abort", "id": 1}' in said
+        assert '{"kind": "wake"}' in said
+
+    with_link(tmp_path, body)
+
+
+def test_babble_on_stdout_is_logged_and_harmless(tmp_path: Path) -> None:
+    async def body(link: WorkerLink, log: Path) -> None:
+        assert (await ask(link, "babble"))[-1]["done"]["word"] == "babble"
+        assert "not an answer: this is not the protocol" in log.read_text()
+
+    with_link(tmp_path, body)
+
+
+def test_a_job_that_keeps_killing_the_worker_fails() -> None:
+    store = Store.open(None)
+    job = store.add_job(
+        Job(
+            id=new_id("ftjob-"), created_at=now(), status="running", model="m", seed=1,
+            training_file="f", validation_file="f", method={},
+        )
+    )  # fmt: skip
+    platform = Platform(store=store, link=None)  # type: ignore[arg-type]
+    for _ in range(CRASHES - 1):
+        platform.worker_died(-9)
+    store.add_event(job.id, "progress")
+    for _ in range(CRASHES - 1):
+        platform.worker_died(-9)
+    assert store.job(job.id).status == "running"
+    platform.worker_died(-9)
+    failed = store.job(job.id)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error["code"] == "worker_crashed"
+    store.close()

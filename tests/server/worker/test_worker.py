@@ -1,0 +1,371 @@
+"""The worker without its process: caps, accounts, final checks, damage, a full disk, tools."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import in_process
+import pytest
+from in_process import add_job, messages, metrics, run
+
+from rftkit.errors import EngineLostError
+from rftkit.graders import Sample
+from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.training import journal as journal_module
+from rftkit.server.training.plan import make_plan
+from rftkit.server.worker.worker import Worker
+
+JUDGE = {
+    "type": "score_model",
+    "name": "judge",
+    "model": "rftkit-tiny",
+    "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}],
+}
+
+
+def again(worker: Worker) -> Worker:
+    """What follows a killed worker."""
+    worker.store.close()
+    return Worker(worker.home, lambda message: None)
+
+
+def test_a_jobs_judge_is_not_asked_twice(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def ask(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        completion = {"text": '{"steps": [], "result": 0.5}', "stop_reason": "stop", "tokens": 3}
+        return {"prompt_tokens": 2, "completions": [completion]}
+
+    job = add_job(worker, grader=JUDGE)
+    for _ in range(2):  # the second worker follows a killed one
+        worker = again(worker)
+        monkeypatch.setattr(worker.desk, "ask", ask)
+        with worker._grader(job, make_plan(job, 4)) as grader:
+            assert [grader.grade(Sample("same"), {}).reward for _ in range(2)] == [0.5, 0.5]
+    assert len(asked) == 1
+
+
+def test_the_account_is_kept_step_by_step(worker: Worker) -> None:
+    job = run(worker, add_job(worker))
+    assert job.status == "succeeded", job.error
+    used = job.usage_metrics
+    assert used is not None
+    steps = metrics(worker, job)
+    seconds = sum(step["timing"]["step"]["full_iteration"] for step in steps)
+    assert used["core_seconds"] == pytest.approx(seconds)
+    tokens = used["tokens"]
+    per_step = sum(step.get("completion_tokens_mean", 0) * 4 * 8 for step in steps)
+    assert tokens["sampling"]["completion_tokens"] == pytest.approx(per_step)
+    assert tokens["validation"]["prompt_tokens"] > tokens["sampling"]["prompt_tokens"] > 0
+    assert tokens["training"] == used["trained_tokens"] == job.trained_tokens
+    assert used["model_graders"] == {}
+    assert messages(worker, job)[-4].startswith("Final checks: none ran")
+
+
+def test_a_cap_on_core_seconds_pauses_once(worker: Worker) -> None:
+    job = run(worker, add_job(worker, metadata={"max_core_seconds": "0.001"}))
+    assert job.status == "paused"
+    assert [data["step"] for data in metrics(worker, job)] == [0]
+    [said] = [m for m in messages(worker, job) if "max_core_seconds" in m and "pauses" in m]
+    assert "allows 0.001" in said
+    worker.store.resume_job(job.id)
+    assert run(worker, job).status == "succeeded"
+    bad = run(worker, add_job(worker, metadata={"max_core_seconds": "soon"}))
+    assert bad.error is not None
+    assert bad.error["param"] == "metadata.max_core_seconds"
+
+
+CHECK: dict[str, Any] = {"grader": {**in_process.COPY, "name": "repeats"}, "pass_threshold": 0.0}
+BROKEN = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1/0"}
+
+
+def test_a_model_that_passes_the_final_checks(worker: Worker) -> None:
+    rows = worker.home / "other.jsonl"
+    rows.write_text(json.dumps(in_process.ROWS[0]) + "\n")
+    checks = {"repeats": CHECK, "other": {**CHECK, "rows": "other.jsonl"}}
+    (worker.home / "checks.json").write_text(json.dumps(checks))
+    job = run(worker, add_job(worker))
+    assert job.status == "succeeded", job.error
+    events = worker.store.events(job.id, limit=100)[0]
+    [event] = [event for event in events if event.type == "moderation_checks"]
+    assert event.data is not None
+    found = event.data["checks"]
+    assert {name: result["samples"] for name, result in found.items()} == {"repeats": 8, "other": 1}
+    assert all(result["passed"] for result in found.values())
+
+
+def test_a_model_that_does_not_pass_gets_no_name(worker: Worker) -> None:
+    checks = {"perfect": {**CHECK, "pass_threshold": 2.0}}
+    (worker.home / "checks.json").write_text(json.dumps(checks))
+    job = run(worker, add_job(worker))
+    assert job.status == "failed"
+    assert job.error is not None
+    assert job.error["code"] == "final_checks_failed"
+    assert "perfect" in job.error["message"]
+    names = [model.name for model in worker.store.models()]
+    assert [name.rpartition(":")[2] for name in names] == ["ckpt-step-1"]
+
+
+def test_a_check_whose_grader_breaks_pauses_the_job(worker: Worker) -> None:
+    path = worker.home / "checks.json"
+    path.write_text(json.dumps({"odd": {"grader": BROKEN, "pass_threshold": 0.5}}))
+    job = run(worker, add_job(worker))
+    assert job.status == "paused"
+    assert "graders of the final checks broke (odd)" in messages(worker, job)[-1]
+    path.unlink()
+    worker.store.resume_job(job.id)
+    assert run(worker, job).status == "succeeded"
+
+
+def test_dropped_checkpoints_leave_the_disk(worker: Worker) -> None:
+    job = run(worker, add_job(worker, rows=in_process.ROWS * 3))  # six steps, six checkpoints
+    assert job.status == "succeeded", job.error
+    kept = {Path(each.folder).name for each in worker.store.checkpoints(job.id)}
+    assert len(kept) == 4
+    folder = worker.home / "jobs" / job.id / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == kept
+    assert len(worker.store.models()) == 4
+
+
+def test_a_checkpoint_that_another_job_starts_from_is_kept(worker: Worker) -> None:
+    first = add_job(worker, rows=in_process.ROWS * 3)
+    record = worker.store.add_checkpoint
+
+    def add_checkpoint(job_id: str, step: int, name: str, metrics: Any, folder: str) -> str:
+        worst = {**metrics, "full_valid_mean_reward": float(step)}  # the first is the worst
+        made = record(job_id, step, name, worst, folder)
+        if step == 1:
+            add_job(worker, model=name)
+        return made
+
+    worker.store.add_checkpoint = add_checkpoint  # type: ignore[method-assign]
+    first = run(worker, first)
+    assert [each.step for each in worker.store.checkpoints(first.id)] == [6, 5, 4, 3, 1]
+    [second] = [job for job in worker.store.jobs()[0] if job.id != first.id]
+    assert run(worker, second).status == "succeeded"
+
+
+def test_a_damaged_state_is_named_and_passed_over(worker: Worker) -> None:
+    calm = run(worker, add_job(worker))
+    job = add_job(worker, metadata={"max_core_seconds": "0.001"})
+    worker.store.update_job(job.id, seed=calm.seed)
+    run(worker, job)
+    worker.store.resume_job(job.id)
+    saved = worker.home / "jobs" / job.id / "states"
+    real = journal_module.Journal.write_state
+
+    def and_damage(self: Any, step: int, save: Any) -> None:
+        real(self, step, save)
+        if step == 1:
+            path = saved / "000001" / "adapter_model.safetensors"
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+            raise KeyboardInterrupt  # as a kill would
+
+    journal_module.Journal.write_state = and_damage  # type: ignore[method-assign]
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(worker, job)
+    finally:
+        journal_module.Journal.write_state = real  # type: ignore[method-assign]
+    worker = again(worker)
+    done = run(worker, job)
+    assert done.status == "succeeded", done.error
+    [said] = [m for m in messages(worker, job) if "damaged" in m]
+    assert "states/000001/adapter_model.safetensors" in said
+    assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
+    worker.store.close()
+
+
+def test_a_damaged_record_fails_its_job_by_name_and_no_other(worker: Worker) -> None:
+    job, other = add_job(worker, metadata={"max_core_seconds": "0.001"}), add_job(worker)
+    assert run(worker, job).status == "succeeded" or worker.store.job(job.id).status == "paused"
+    record = worker.home / "jobs" / job.id / "valid" / "000000.json.gz"
+    record.write_bytes(record.read_bytes()[:-9])
+    shutil.rmtree(worker.home / "jobs" / job.id / "states")
+    worker.store.resume_job(job.id)
+    while worker.store.job(job.id).status != "failed":
+        claimed = worker.store.claim_job()
+        assert claimed is not None
+        worker.run_job(claimed)
+    error = worker.store.job(job.id).error
+    assert error is not None
+    assert "valid/000000.json.gz cannot be read" in error["message"]
+    assert run(worker, other).status == "succeeded"
+
+
+def test_damaged_data_and_weights_are_named(worker: Worker) -> None:
+    job = run(worker, add_job(worker))
+    answers: list[dict[str, Any]] = []
+    worker.desk._send = answers.append
+    adapter = next((worker.home / "jobs" / job.id / "checkpoints").glob("*/adapter_model*"))
+    model = next(m for m in worker.store.models() if m.folder == str(adapter.parent))
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"?")
+    request = {
+        "model": model.name, "messages": in_process.ROWS[0]["messages"], "tools": None, "n": 1,
+        "temperature": 0.0, "top_p": 1.0, "max_tokens": 3, "seed": 1, "stop": [], "stream": False,
+        "response_format": None, "logprobs": False, "top_logprobs": 0, "reasoning_effort": None,
+        "thinking": None,
+    }  # fmt: skip
+    worker.desk.put(1, request)
+    worker.desk.serve()
+    assert f"the weights of {model.name} are damaged" in answers[-1]["error"]["message"]
+    other = add_job(worker)
+    path = worker.store.file_path(other.training_file)
+    path.write_bytes(path.read_bytes()[:-2] + b" \n")
+    failed = run(worker, other)
+    assert failed.error is not None
+    assert "is damaged" in failed.error["message"]
+
+
+def test_a_full_disk_makes_a_job_wait_not_fail(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = run(worker, add_job(worker))
+    monkeypatch.setattr("rftkit.server.worker.worker.FULL_SECONDS", 0.0)
+    chance = iter([False, True, False, False, True, True, False, True] + [False] * 1000)
+    write, save = journal_module.write_whole, TorchEngine.save_adapter
+
+    def maybe_full(*arguments: Any) -> None:
+        if next(chance):
+            raise OSError(28, "No space left on device")
+        write(*arguments)
+
+    def maybe_wrapped(*arguments: Any) -> None:
+        if next(chance):  # as safetensors says it
+            raise RuntimeError("I/O error: No space left on device (os error 28)")
+        save(*arguments)
+
+    monkeypatch.setattr(journal_module, "write_whole", maybe_full)
+    monkeypatch.setattr(TorchEngine, "save_adapter", maybe_wrapped)
+    job = run(worker, add_job(worker))
+    assert job.status == "succeeded", job.error
+    assert any("The disk is full" in said for said in messages(worker, job))
+    assert [data["step"] for data in metrics(worker, job)] == [0, 1, 2]
+    assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
+
+
+LOOK = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "parameters": {
+            "type": "object",
+            "properties": {"at": {"type": "string", "enum": ["a", "b"]}},
+            "required": ["at"],
+            "additionalProperties": False,
+        },
+    },
+}
+CALLED = {
+    "type": "string_check",
+    "name": "called",
+    "operation": "like",
+    "input": "{{sample.output_tools[0].function.arguments}}",
+    "reference": "{{item.answer}}",
+}
+
+
+@pytest.mark.parametrize(("refused", "ends"), [(True, "failed"), (False, "running")])
+def test_a_server_that_refuses_time_after_time_fails_the_job_one_that_is_away_does_not(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, refused: bool, ends: str
+) -> None:
+    def lose(_: Any) -> None:
+        error = EngineLostError("the Tinker server said: rank 64 is above 32")
+        error.refused = refused
+        raise error
+
+    monkeypatch.setattr("rftkit.server.worker.worker.AWAY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("rftkit.server.training.rft.train", lose)
+    job = add_job(worker)
+    worker.run_job(job)  # validates
+    for _ in range(5):
+        assert worker.store.job(job.id).status != "failed"
+        worker.run_job(worker.store.update_job(job.id, status="running"))
+    found = worker.store.job(job.id)
+    assert found.status == ends
+    if refused:
+        assert "rank 64 is above 32. It refused 5 times in a row" in found.error["message"]
+
+
+def test_a_job_has_the_budget_of_its_plan_and_leaves_the_engines_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(given: Any) -> None:
+        seen.append((given.engine.memory_bytes, given.plan.memory_bytes))
+
+    monkeypatch.setattr("rftkit.server.training.rft.train", look)
+    jobs = [add_job(worker), add_job(worker)]
+    for job in jobs:
+        worker.run_job(job)  # validates
+    planned = dataclasses.replace(make_plan(jobs[0], 4), memory_bytes=12_345_678)
+    journal_module.Journal(worker.home / "jobs" / jobs[0].id).write_plan(planned.to_dict())
+    for job in jobs:
+        worker.run_job(worker.store.update_job(job.id, status="running"))
+    (of_plan, _), (measured, as_planned) = seen
+    assert of_plan == 12_345_678
+    assert measured == as_planned > 50_000_000
+
+
+def test_tools_of_a_row_are_called_and_graded(worker: Worker) -> None:
+    rows = [{**row, "answer": row["answer"][0], "tools": [LOOK]} for row in in_process.ROWS]
+    never = {"type": "object", "properties": {"z": {"const": 1}}, "required": ["z"],
+             "additionalProperties": False}  # fmt: skip
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": never}}
+    job = add_job(
+        worker, rows=rows, grader=CALLED, response_format=format_, eval_samples=4,
+        metadata={"max_completion_tokens": "60"},
+    )  # fmt: skip
+    job = run(worker, job)
+    assert job.status in ("succeeded", "paused"), job.error
+    assert job.eval_id is not None
+    [first, *_] = worker.store.runs(job.eval_id)[0]
+    samples = [item.sample for item in worker.store.items(first.id, limit=100)[0]]
+    calls = [call for each in samples for call in each["output"][0].get("tool_calls", [])]
+    assert {call["function"]["name"] for call in calls} <= {"look"}
+    assert calls
+    assert {each["finish_reason"] for each in samples} >= {"tool_calls"}
+    scores = [data["scores"]["valid_reward_mean"] for data in metrics(worker, job)]
+    assert scores[0] is None or 0 <= scores[0] <= 1
+
+
+def test_a_job_of_a_model_that_thinks(worker: Worker) -> None:
+    letters = {"type": "object", "properties": {"is": {"type": "string", "enum": ["ab", "cd"]}},
+               "required": ["is"], "additionalProperties": False}  # fmt: skip
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": letters}}
+    seen = {
+        "type": "python",
+        "name": "seen",
+        "source": "def grade(sample, item):\n"
+        "    thought = sample['choices'][0]['message'].get('reasoning_content', '')\n"
+        "    assert '</think>' not in sample['output_text']\n"
+        "    return len(thought) / 100 + (sample['output_json']['is'] == 'ab')\n",
+    }
+    job = run(
+        worker,
+        add_job(
+            worker, grader=seen, response_format=format_, reasoning_effort="low",
+            metadata={"max_completion_tokens": "60", "thinking": "<think>"},
+        ),
+    )  # fmt: skip
+    assert job.status == "succeeded", job.error
+    for data in metrics(worker, job):
+        samples = data["usage"]["samples"]
+        budget = 15 + len("\n</think>") + 3  # the rest of a character comes first
+        assert 0 < samples["valid_reasoning_tokens_mean"] <= budget
+        assert data["learning"].get("logprob_gap_max", 0.0) < 1e-4
+    assert job.usage_metrics is not None
+    assert job.usage_metrics["tokens"]["sampling"]["reasoning_tokens"] > 0
+    assert job.eval_id is not None
+    [first, *_] = worker.store.runs(job.eval_id)[0]
+    sample = worker.store.items(first.id)[0][0].sample
+    assert json.loads(sample["output"][0]["content"])["is"] in ("ab", "cd")
+    assert sample["output"][0]["reasoning_content"]
+    assert sample["usage"]["reasoning_tokens"] <= sample["usage"]["completion_tokens"]
+    assert {model.thinking for model in worker.store.models()} == {"<think>"}
