@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from rftkit.server import __main__ as server
-from rftkit.server.worker.worker import worker
+from rftkit.server.worker import worker
 
 
 def count(what: str, keys: list[Any]) -> None:

@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
-from rftkit.server.engine.torch.engine import TorchEngine, stack
+from rftkit.server.engine.torch import stack
+from rftkit.server.engine.torch.engine import TorchEngine
 
 SCHEMA = {
     "type": "object",

@@ -35,7 +35,8 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.tinker.engine import TinkerEngine, remote
+from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.tinker.engine import TinkerEngine
 from rftkit.server.engine.tinker.exchange import Member, stats_of
 from rftkit.server.engine.tinker.remote import Remote
 
