@@ -79,11 +79,20 @@ def samples_of(records: Sequence[Record]) -> Samples:
         for key, number, item in zip(record.keys, record.numbers, record.items, strict=True):
             if key not in items:
                 items[key], numbers[key] = item, number
+    frame = _by_row(_frame(records, runs), runs, numbers)
     notes = tuple(dict.fromkeys(note for record in records for note in record.notes))
     formats = [each.response_format for each in records if each.response_format]
-    return Samples(
-        runs, _frame(records, runs), _Items(items), numbers, notes, formats[0] if formats else None
-    )
+    return Samples(runs, frame, _Items(items), numbers, notes, formats[0] if formats else None)
+
+
+def _by_row(frame: pd.DataFrame, runs: Sequence[Run], numbers: Mapping[str, int]) -> pd.DataFrame:
+    """Each run's samples by row: services list them in the order in which they ended."""
+    import numpy as np
+
+    places = {run.label: at for at, run in enumerate(runs)}
+    run, row = frame["run"].map(places), frame["row"].map(numbers)
+    order = np.lexsort((frame["sample"], row, run))
+    return frame.iloc[order].reset_index(drop=True)
 
 
 def _frame(records: Sequence[Record], runs: Sequence[Run]) -> pd.DataFrame:

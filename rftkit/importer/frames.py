@@ -142,7 +142,9 @@ class OpenDump:
         return _frame(rows, columns, times=("created_at",))
 
     def output_items(self, run_id: str) -> pd.DataFrame:
-        """One row per output item and result; an item without results is one row without score.
+        """One row per output item and result, by the row of the dataset.
+
+        An item without results is one row without score.
 
         `item` is the dataset row, `output_text` the last text the model said, `grader` the name
         of the criterion without its id.
@@ -152,7 +154,8 @@ class OpenDump:
             "id datasource_item_id status grader score passed output_text finish_reason model "
             "completion_tokens error item"
         )
-        return _frame(rows, columns)
+        found = _frame(rows, columns)
+        return found.sort_values("datasource_item_id", kind="stable", ignore_index=True)
 
     def graders(self) -> pd.DataFrame:
         """One row per distinct grader spec: `name`, `type`, `spec`, `used_by`."""

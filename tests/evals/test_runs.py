@@ -77,9 +77,9 @@ def test_a_jobs_validations_are_fetched_once(served: Served) -> None:
     assert samples.runs[1].model == "rftkit-tiny:ckpt-step-4"
     assert samples.graders == ["exact", "alike-enough"]
     first = samples.frame.iloc[:4]
-    assert list(first["sample"]) == [0, 0, 1, 1]
-    assert list(first["outcome"]) == ["graded", "graded", "unscorable", "graded"]
-    assert list(first["truncated"]) == [False, False, True, False]
+    assert list(first["sample"]) == [0, 1, 0, 1]
+    assert list(first["outcome"]) == ["graded", "unscorable", "graded", "graded"]
+    assert list(first["truncated"]) == [False, True, False, False]
     assert first["reward"].iloc[3] == pytest.approx(0.75 * 0.5)
     assert len(samples.items) == 2
 
@@ -109,6 +109,15 @@ def test_one_run_by_its_id_and_several_evals(served: Served) -> None:
         evals.fetch(served.client, "evalrun_nowhere")
     with pytest.raises(openai.NotFoundError):
         evals.fetch(served.client, "ftjob-none")
+
+
+def test_samples_come_by_row_from_a_service_that_lists_what_ended_first() -> None:
+    ended = [read_items(Run(run, f"evalrun_{run}"), [item(row, {"g": row / 10}) for row in rows])
+             for run, rows in (("a", [3, 0, 2, 1, 0]), ("b", [1, 3, 2, 0, 3]))]  # fmt: skip
+    frame = keep.samples_of(ended).frame
+    assert list(frame["run"]) == ["a"] * 5 + ["b"] * 5
+    assert list(frame["reward"]) == [0.0, 0.0, 0.1, 0.2, 0.3, 0.0, 0.1, 0.2, 0.3, 0.3]
+    assert list(frame["sample"]) == [0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
 
 
 def test_an_unfinished_run_is_not_kept(served: Served) -> None:

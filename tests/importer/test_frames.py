@@ -78,6 +78,13 @@ def test_the_uuid_behind_result_names_is_cut_off(opened: OpenDump) -> None:
     assert items["error"].isna().all()
 
 
+def test_output_items_come_by_row(tmp_path: Path) -> None:
+    account = small_account()
+    account.objects["/evals/eval_auto/runs/evalrun_5/output_items"].reverse()
+    items = dump_of(account, tmp_path).output_items("evalrun_5")
+    assert items["datasource_item_id"].tolist() == list(range(130))
+
+
 def test_both_spellings_of_metrics_end_in_one_column(opened: OpenDump) -> None:
     metrics = opened.metrics("ftjob-rft").set_index("step")
     assert metrics.loc[[6, 7], "train_reward_mean"].tolist() == [0.06, 0.07]

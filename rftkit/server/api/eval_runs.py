@@ -269,7 +269,7 @@ def items(
     order: Order = "asc",
     status: Literal["fail", "pass"] | None = None,
 ) -> Reply:
-    """List a run's graded samples."""
+    """List a run's graded samples by the row of the dataset, whichever ended first."""
     here.store.run(run_id, eval_id)
     found, more = here.store.items(
         run_id, status=status, after=after, limit=limit, newest_first=order == "desc"

@@ -148,12 +148,17 @@ class Database:
         after: str | None,
         limit: int,
         newest_first: bool,
+        order: tuple[str, ...] = ("seq",),
     ) -> tuple[list[R], bool]:
-        """A page after the record with id `after`, and whether more follows."""
+        """A page after the record with id `after`, and whether more follows.
+
+        `order` names the columns that the list is sorted by; together they are unique.
+        """
         direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        columns = ", ".join(order)
         if after is not None:
             cursor = self._rows(
-                f"SELECT seq FROM {kind.TABLE} WHERE id = ? AND ({where})", after, *values
+                f"SELECT {columns} FROM {kind.TABLE} WHERE id = ? AND ({where})", after, *values
             )
             if not cursor:
                 raise RequestError(
@@ -161,8 +166,11 @@ class Database:
                     "element of the page before",
                     param="after",
                 )
-            where, values = f"({where}) AND seq {beyond} ?", (*values, cursor[0]["seq"])
-        sql = f"{_select(kind, where)} ORDER BY seq {direction} LIMIT ?"
+            marks = ", ".join("?" for _ in order)
+            where = f"({where}) AND ({columns}) {beyond} ({marks})"
+            values = (*values, *cursor[0])
+        sorting = ", ".join(f"{column} {direction}" for column in order)
+        sql = f"{_select(kind, where)} ORDER BY {sorting} LIMIT ?"
         rows = self._rows(sql, *values, limit + 1)
         return [_decoded(kind, row) for row in rows[:limit]], len(rows) > limit
 

@@ -209,13 +209,14 @@ class Evals(Database):
         limit: int = 20,
         newest_first: bool = False,
     ) -> tuple[list[OutputItem], bool]:
-        """A page of a run's output items."""
+        """A page of a run's output items, by row: they end in another order each time."""
         where, values = "run_id = ?", [run_id]
         if status is not None:
             where, values = f"{where} AND status = ?", [*values, status]
         return self._page(
-            OutputItem, where, tuple(values), after=after, limit=limit, newest_first=newest_first
-        )
+            OutputItem, where, tuple(values), after=after, limit=limit, newest_first=newest_first,
+            order=("datasource_item_id", "seq"),
+        )  # fmt: skip
 
     def item(self, item_id: str, run_id: str) -> OutputItem:
         """One output item of a run.

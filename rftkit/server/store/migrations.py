@@ -123,12 +123,18 @@ def _thinking(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE models ADD COLUMN thinking TEXT")
 
 
+def _items_by_row(db: sqlite3.Connection) -> None:
+    db.execute("CREATE INDEX output_items_row ON output_items (run_id, datasource_item_id, seq)")
+    db.execute("DROP INDEX output_items_run")
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _files_and_jobs,
     _evals,
     _deliveries,
     _imports,
     _thinking,
+    _items_by_row,
 )
 
 

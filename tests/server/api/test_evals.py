@@ -212,6 +212,28 @@ def test_a_run_goes_on_where_a_killed_server_left_it(served: Served) -> None:
     assert done.result_counts.to_dict() == {"total": 3, "errored": 0, "failed": 2, "passed": 1}
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_items_are_listed_by_row_however_they_ended(served: Served, order: Any) -> None:
+    from rftkit.server.training.eval_records import item_from
+
+    store, record = served.platform.store, make_eval(served, GRADER)
+    run = store.add_run(record.id, {"type": "jsonl"}, status="completed")
+    ended = [(4, "a"), (0, "b"), (11, "c"), (2, "d"), (0, "e"), (4, "f"), (1, "g")]
+    for row, answer in ended:
+        passed = [{"passed": answer in "bcf", "score": 1.0, "name": "g"}]
+        graded = GradedSample(row=row, item={"answer": answer}, results=passed)
+        store.add_items([item_from(run, graded)])
+    items = served.client.evals.runs.output_items
+    expected = [*"begdafc"][:: 1 if order == "asc" else -1]
+    for limit in (1, 2, 3, 100):
+        pages = items.list(run.id, eval_id=record.id, limit=limit, order=order)
+        assert [item.datasource_item["answer"] for item in pages] == expected
+    passed = items.list(run.id, eval_id=record.id, limit=2, order=order, status="pass")
+    assert [item.datasource_item["answer"] for item in passed] == [
+        a for a in expected if a in "bcf"
+    ]
+
+
 def test_runs_are_canceled_listed_and_deleted(served: Served) -> None:
     served.platform.runner.wake = lambda: None  # type: ignore[method-assign]
     record = make_eval(served, GRADER)
