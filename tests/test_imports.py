@@ -16,7 +16,7 @@ import rftkit
 PACKAGE = Path(__file__).parents[1] / "rftkit"
 
 TIERS = (
-    {"errors", "settings", "wholefile"},
+    {"errors", "settings", "wholefile", "bundled"},
     {"rows"},
     {"graders"},
     {"client"},

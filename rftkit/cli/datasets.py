@@ -32,7 +32,13 @@ PROFILED = 20_000  # rows whose charts a page shows
 
 
 def check(
-    data: Annotated[Path, typer.Argument(help="Training rows: JSONL (.gz, .zst), CSV, Parquet.")],
+    data: Annotated[
+        Path | None, typer.Argument(help="Training rows: JSONL (.gz, .zst), CSV, Parquet.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="One that comes with rftkit, such as security_review."),
+    ] = None,
     valid: Annotated[Path | None, typer.Option(help="The validation rows.")] = None,
     test: Annotated[Path | None, typer.Option(help="Rows kept for after the training.")] = None,
     grader: Grader = None,
@@ -58,6 +64,16 @@ def check(
 
     spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
+    if dataset:
+        if data or valid or test:
+            raise InputError("name a dataset with --dataset, or give the files of one; not both")
+        given = datasets.bundled(dataset)
+        data, valid, test = given.train, given.valid, given.test
+        spec, answer_format = spec or given.grader, answer_format or given.response_format
+    if data is None:
+        raise InputError(
+            "there is nothing to check; type: rftkit check DATA, or rftkit check --dataset NAME"
+        )
     if useful and not (spec and model and rows):
         raise InputError("--useful needs --model and --grader: rows teach a model, under a grader")
     found = datasets.check(

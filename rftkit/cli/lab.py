@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import settings
+from rftkit.bundled import bundled_folder
 from rftkit.errors import InputError, PlatformError
 from rftkit.wholefile import write_whole
 
 __all__ = ["Copies", "copy_notebooks", "run_lab"]
 
-SOURCE = Path(__file__).resolve().parents[2] / "notebooks"
 FIRST = "00_tour.ipynb"
 RECORD = ".rftkit-copies.json"
 """In the user's folder: name of a notebook -> hash of what was copied."""
@@ -59,14 +59,14 @@ class Copies:
         return "; ".join(words)
 
 
-def copy_notebooks(folder: Path, source: Path = SOURCE) -> Copies:
+def copy_notebooks(folder: Path, source: Path | None = None) -> Copies:
     """Bring the user's copies up to date, without ever overwriting work.
 
     Raises:
-        InputError: rftkit was installed without its notebooks, or `folder` cannot be written.
+        NotFoundError: rftkit was installed without its notebooks.
+        InputError: `folder` cannot be written.
     """
-    if not source.is_dir():
-        raise InputError(f"the notebooks lie in rftkit's repository; there is none at {source}")
+    source = source or bundled_folder("notebooks")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _copy(folder, source)

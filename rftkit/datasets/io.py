@@ -1,8 +1,7 @@
 """Dataset files: read one, upload one, open a folder of them. Not here: whether the rows are good.
 
 A dataset folder holds train.jsonl, valid.jsonl, test.jsonl, grader.json and, where answers are
-JSON, response_format.json. Those that come with rftkit lie in `datasets/` of its repository,
-beside the package.
+JSON, response_format.json. `bundled` says where those are that come with rftkit.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rftkit.bundled import bundled_folder
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.errors import InputError, NotFoundError
 from rftkit.rows import Row
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_UPLOAD_BYTES",
     "Dataset",
     "bundled",
+    "bundled_names",
     "existing",
     "load",
     "read",
@@ -34,7 +35,6 @@ __all__ = [
 ]
 
 MAX_UPLOAD_BYTES = 512 * 1024**2
-BUNDLED = Path(__file__).resolve().parents[2] / "datasets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +134,21 @@ def bundled(name: str) -> Dataset:
     """Open a dataset that comes with rftkit: security_review, contract_facts or tiny_copy.
 
     Raises:
-        NotFoundError: There is none of that name, or rftkit was installed without its repository.
+        NotFoundError: There is none of that name, or rftkit was installed without them.
     """
-    if not BUNDLED.is_dir():
-        raise NotFoundError(
-            f"the datasets of rftkit lie in its repository, and there is none at {BUNDLED.parent}; "
-            "clone it and type: pip install -e '.[local]'"
-        )
-    known = sorted(each.parent.name for each in BUNDLED.glob("*/grader.json"))
+    known = bundled_names()
     if name not in known:
         raise NotFoundError(f"there is no dataset {name!r}; there are {', '.join(known)}")
-    return load(BUNDLED / name)
+    return load(bundled_folder("datasets") / name)
+
+
+def bundled_names() -> list[str]:
+    """The names that `bundled` takes.
+
+    Raises:
+        NotFoundError: rftkit was installed without its datasets.
+    """
+    return sorted(each.parent.name for each in bundled_folder("datasets").glob("*/grader.json"))
 
 
 def existing(path: str | Path) -> Path:

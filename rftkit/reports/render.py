@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rftkit.bundled import bundled_folder
 from rftkit.errors import ReportError
 from rftkit.reports.document import document, drop_widgets, outside
 from rftkit.reports.execute import execute, read_notebook
@@ -95,10 +96,11 @@ def notebook_path(notebook: str | Path) -> Path:
     Raises:
         ReportError: there is no such file.
     """
-    own = Path(__file__).parents[2] / "notebooks"
-    for path in (Path(notebook), own / f"{notebook}.ipynb"):
-        if path.is_file():
-            return path
+    if (given := Path(notebook)).is_file():
+        return given
+    own = bundled_folder("notebooks")
+    if (path := own / f"{notebook}.ipynb").is_file():
+        return path
     names = ", ".join(sorted(path.stem for path in own.glob("report_*.ipynb"))) or "none found"
     raise ReportError(f"no notebook {str(notebook)!r}: give a path or one of: {names}")
 

@@ -475,9 +475,9 @@ def _wrap() -> ipywidgets.Layout:
 
 
 def _bundled() -> list[str]:
-    from rftkit.datasets.io import BUNDLED
+    from rftkit.datasets.io import bundled_names
 
-    return sorted(each.parent.name for each in BUNDLED.glob("*/grader.json"))
+    return bundled_names()
 
 
 def _of_dataset(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from rftkit import client, datasets, views
 from rftkit.cli import app as cli
-from rftkit.errors import InputError
+from rftkit.errors import InputError, RftkitError
 
 __all__ = ["chromium"]
 
@@ -67,6 +67,28 @@ def test_check_asks_the_model_and_writes_what_teaches(
     page = (files / "page.html").read_text()
     assert "What the model can learn" in page
     assert "What the grader pays" in page
+
+
+def test_check_takes_the_name_of_a_bundled_dataset(typed: Type, files: Path) -> None:
+    done = typed("check", "--dataset", "tiny_copy", "--json", "--quick")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["audit"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["good.jsonl", "--dataset", "tiny_copy"], "--dataset, or give the files of one; not both"),
+        ([], "type: rftkit check DATA, or rftkit check --dataset NAME"),
+        (["--dataset", "x"], "there are contract_facts, security_review, tiny_copy"),
+    ],
+)
+def test_check_wants_files_or_the_name_of_a_dataset(
+    typed: Type, words: list[str], expected: str
+) -> None:
+    done = typed("check", *words)
+    assert isinstance(done.exception, RftkitError)
+    assert expected in str(done.exception)
 
 
 def test_useful_rows_need_a_model_and_a_grader(typed: Type, files: Path) -> None:

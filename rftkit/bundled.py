@@ -1,0 +1,34 @@
+"""Where the notebooks and the datasets that come with rftkit are. Nothing writes into them.
+
+In a clone they are `notebooks/` and `datasets/` beside this package; in a wheel the build has put
+the same folders inside it (`setup.py`). Not here: what is in them.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from rftkit.errors import NotFoundError
+
+__all__ = ["bundled_folder"]
+
+MARKERS = {"notebooks": "00_tour.ipynb", "datasets": "tiny_copy"}
+"""What each holds: another package beside this one may be called `datasets` too."""
+
+
+def bundled_folder(name: Literal["notebooks", "datasets"]) -> Path:
+    """The folder of one of the two.
+
+    Raises:
+        NotFoundError: rftkit was installed without it.
+    """
+    package = Path(str(resources.files("rftkit")))
+    for folder in (package / f"_{name}", package.parent / name):
+        if (folder / MARKERS[name]).exists():
+            return folder
+    raise NotFoundError(
+        f"the {name} of rftkit are not beside {package} and not in it; "
+        "install it again: pip install --force-reinstall --no-deps rftkit"
+    )
