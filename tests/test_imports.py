@@ -31,6 +31,23 @@ HOME_OF = rftkit._HOME_OF
 """Public name -> the room it comes from."""
 SERVER_MAY = {"rows", "graders", "settings", "errors", "wholefile"}
 
+SERVER_MAY_ROOMS = {
+    "engine": {"engine"},
+    "store": {"store"},
+    "training": {"engine", "store", "training"},
+    "inference": {"engine", "store", "training", "inference"},
+    "worker": {"engine", "store", "training", "inference", "worker"},
+    "evals": {"engine", "store", "training", "inference", "evals"},
+    "api": {"engine", "store", "training", "inference", "evals", "api"},
+    "http": {"engine", "store", "training", "inference", "evals", "api", "http"},
+    "__main__": {"engine", "store", "training", "inference", "evals", "api", "http"},
+}
+"""What a room of the server imports: engine, store ← training ← inference ← worker, evals ← api ←
+http. Nothing imports the worker: it is a process of its own, started by its name.
+"""
+FRAMEWORKS = {"fastapi", "starlette", "uvicorn"}
+"""What only the HTTP process loads."""
+
 HEAVY = {
     "torch",
     "transformers",
@@ -55,6 +72,29 @@ def test_imports_go_down_only(path: Path) -> None:
     room = room_of(path)
     for line, imported in imported_rooms(path):
         assert may(room, imported), f"{path}:{line}: {room} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((PACKAGE / "server").rglob("*.py")),
+    ids=lambda path: str(path)[len(str(PACKAGE)) + 1 :],
+)
+def test_the_rooms_of_the_server_import_in_one_order(path: Path) -> None:
+    room = path.relative_to(PACKAGE / "server").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for line, imported in imported_modules(path):
+        if imported.startswith("server."):
+            other = imported.split(".")[1]
+            assert other in SERVER_MAY_ROOMS[room], f"{path}:{line}: {room} imports {other}"
+
+
+def test_the_process_that_owns_the_models_loads_no_web_framework() -> None:
+    program = "import json, sys, rftkit.server.worker.worker; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert not FRAMEWORKS & set(json.loads(done.stdout))
 
 
 def test_the_rule_itself() -> None:
@@ -104,6 +144,12 @@ def tier(room: str) -> int:
 
 def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
     """Line and room of every import of rftkit in a file, those inside functions too."""
+    for line, module in imported_modules(path):
+        yield line, module.partition(".")[0]
+
+
+def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and name, without `rftkit.`, of every import of rftkit in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -111,9 +157,11 @@ def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
             names = [node.module]
             if node.module == "rftkit":
                 names = [f"rftkit.{HOME_OF.get(alias.name, alias.name)}" for alias in node.names]
+            elif node.module == "rftkit.server":
+                names = [f"rftkit.server.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
             package, _, rest = name.partition(".")
             if package == "rftkit" and rest:
-                yield node.lineno, rest.partition(".")[0]
+                yield node.lineno, rest

@@ -74,7 +74,7 @@ def measure(worker: Worker, options: argparse.Namespace, spec: Any, complete: An
         run = Run(
             job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
             grader=grader, journal=Journal(Path(folder)), rows=rows, valid_rows=[],
-            model_base=options.model, breathe=lambda: (worker.desk.serve(), None)[1],
+            model_base=options.model, breathe=lambda: (worker.chats.serve(), None)[1],
         )  # fmt: skip
         for step in range(options.steps + 1):
             ask = sampling.Ask(rows[8 * step : 8 * step + 8], step, 8, 1.0)
@@ -122,7 +122,7 @@ def main() -> None:
     cases = {
         "cheap": (json.loads((DATA / "grader.json").read_text()), None),
         "python": ({"type": "python", "name": "words", "source": PYTHON}, None),
-        "itself": (judged_by(options.model), judge_call(_Inside(worker.desk, worker.store))),
+        "itself": (judged_by(options.model), judge_call(_Inside(worker.chats, worker.store))),
         "elsewhere": (judged_by("judge"), slow(options.delay)),
     }
     for name, (spec, complete) in cases.items():

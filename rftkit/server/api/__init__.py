@@ -6,13 +6,17 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.responses import JSONResponse
+from starlette.datastructures import QueryParams
 
 from rftkit.errors import RequestError
 from rftkit.server.inference.platform import Platform
 
-__all__ = ["Here", "Reply", "cut", "is_resent"]
+__all__ = ["Here", "Limit", "Reply", "cut", "is_resent", "metadata_filter"]
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+"""How many objects a page may hold."""
 
 
 async def _here(request: Request) -> Platform:
@@ -51,3 +55,15 @@ def cut(
             raise RequestError(f"`after` is {after!r}, which is not in this list", param="after")
         objects = objects[ids.index(after) + 1 :]
     return objects[:limit], len(objects) > limit
+
+
+def metadata_filter(query: QueryParams) -> dict[str, str] | None:
+    """`metadata[key]=value` pairs; `metadata=null` gives {}, no filter None."""
+    if query.get("metadata") == "null":
+        return {}
+    pairs = {
+        key[len("metadata[") : -1]: value
+        for key, value in query.items()
+        if key.startswith("metadata[") and key.endswith("]")
+    }
+    return pairs or None

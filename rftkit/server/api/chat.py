@@ -1,160 +1,36 @@
-"""`/chat/completions`: check the request, let the worker sample, shape the answer or the stream.
-
-Parameters are honoured, refused by name, or (those that only concern the hosted service, such as
-`user`) accepted because they change nothing. `metadata.thinking` names the mark that opens a
-model's thoughts (`<think>`, or `none`) where its chat template does not say.
-"""
+"""`/chat/completions`: check the request, let the worker sample, shape the answer or the stream."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from pydantic import Field
 from starlette.responses import Response
 
-from rftkit.errors import RequestError
 from rftkit.server.api import Here, Reply
-from rftkit.server.api.models import check_model
-from rftkit.server.inference.body import Body, Metadata, check_messages, check_response_format
+from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store import wire
 from rftkit.server.store.records import StoredResponse
 from rftkit.server.store.store import new_id, now
-from rftkit.server.training.plan import EFFORTS
 
-__all__ = ["ChatBody", "Stop", "router", "until_gone", "worker_request"]
+__all__ = ["router", "until_gone"]
 
 T = TypeVar("T")
 
 router = APIRouter(prefix="/chat/completions")
 
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Stop = str | list[str]
-
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "modalities": (["text"],),
-    "tool_choice": ("auto", "none"),
-    "parallel_tool_calls": (True, False),
-    "verbosity": ("medium",),
-}
-"""Parameters that are accepted only with a value that changes nothing."""
-
-
-class StreamOptions(Body):
-    """`stream_options`."""
-
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class ChatBody(Body):
-    """The body of a chat completion."""
-
-    model: str
-    messages: list[dict[str, Any]]
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_completion_tokens: Count | None = None
-    max_tokens: Count | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | None = None
-    response_format: dict[str, Any] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    tools: list[dict[str, Any]] | None = None
-    reasoning_effort: str | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    modalities: list[str] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
-    store: bool | None = None
-    verbosity: str | None = None
-    metadata: Metadata | None = None
-    user: Any = None
-    service_tier: Any = None
-    safety_identifier: Any = None
-    prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
-
-
-def worker_request(platform: Platform, body: ChatBody) -> dict[str, Any]:
-    """What the worker is asked.
-
-    Raises:
-        RequestError: for what cannot be honoured, naming the parameter.
-        NotFoundError: for an unknown model.
-    """
-    check_model(platform, body.model)
-    check_messages(body.messages)
-    for name, allowed in NEUTRAL.items():
-        value = getattr(body, name)
-        if value is not None and value not in allowed:
-            raise RequestError(f"`{name}` is not supported by the local platform", param=name)
-    if body.response_format is not None:
-        check_response_format(body.response_format)
-    if body.top_logprobs is not None and not body.logprobs:
-        raise RequestError("`top_logprobs` needs `logprobs` to be true", param="top_logprobs")
-    if body.reasoning_effort not in (None, *EFFORTS):
-        raise RequestError(
-            f"`reasoning_effort` must be one of {', '.join(EFFORTS)}, found "
-            f"{body.reasoning_effort!r}",
-            param="reasoning_effort",
-        )
-    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stop) > 4 or not all(stop):
-        raise RequestError("`stop` must hold one to four texts, none of them empty", param="stop")
-    return {
-        "model": body.model,
-        "messages": body.messages,
-        "tools": _tools(body),
-        "n": body.n or 1,
-        "temperature": 1.0 if body.temperature is None else float(body.temperature),
-        "top_p": 1.0 if body.top_p is None else float(body.top_p),
-        "max_tokens": body.max_completion_tokens or body.max_tokens,
-        "seed": body.seed,
-        "stop": stop,
-        "response_format": body.response_format,
-        "logprobs": bool(body.logprobs),
-        "top_logprobs": body.top_logprobs or 0,
-        "stream": bool(body.stream),
-        "reasoning_effort": body.reasoning_effort,
-        "thinking": (body.metadata or {}).get("thinking"),
-    }
-
-
-def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
-    for index, tool in enumerate(body.tools or []):
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict):
-            raise RequestError(
-                f"`tools[{index}]` must be {{type: 'function', function: {{…}}}}",
-                param=f"tools[{index}]",
-            )
-        if not isinstance(function.get("name"), str):
-            raise RequestError(
-                f"`tools[{index}].function.name` must be text", param=f"tools[{index}]"
-            )
-    return None if body.tool_choice == "none" else body.tools or None
-
 
 @router.post("")
 async def create(here: Here, request: Request, body: ChatBody) -> Response:
     """Answer a conversation."""
-    asked = await asyncio.to_thread(worker_request, here, body)
+    asked = await asyncio.to_thread(chat_request, here, body)
     if body.stream:
         return await _stream(here, request, body, asked)
     done = await until_gone(request, here.complete(asked))
@@ -259,11 +135,9 @@ def _usage(done: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _stream(
-    here: Platform, request: Request, body: ChatBody, asked: dict[str, Any]
-) -> Response:
+async def _stream(here: Platform, request: Request, body: ChatBody, asked: ChatRequest) -> Response:
     """Wait for the first sign of life, so that a refusal is still a proper error; then stream."""
-    messages = here.link.chat(asked)
+    messages = here.stream(asked)
     first = await until_gone(request, anext(messages))
     return StreamingResponse(_events(here, body, first, messages), media_type="text/event-stream")
 

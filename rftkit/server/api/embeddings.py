@@ -18,8 +18,9 @@ from pydantic import Field
 from rftkit.errors import RequestError
 from rftkit.server.api import Here, Reply
 from rftkit.server.api.chat import until_gone
-from rftkit.server.api.models import check_model
 from rftkit.server.inference.body import Body
+from rftkit.server.inference.models import check_model
+from rftkit.server.inference.requests import EmbedRequest
 
 __all__ = ["router"]
 
@@ -48,7 +49,7 @@ async def create(here: Here, request: Request, body: EmbeddingBody) -> Reply:
             param="dimensions",
         )
     await asyncio.to_thread(check_model, here, body.model)
-    asked = {"task": "embed", "model": body.model, "input": _inputs(body.input)}
+    asked = EmbedRequest(body.model, _inputs(body.input))
     done = await until_gone(request, here.complete(asked))
     is_text = body.encoding_format == "base64"
     data = [

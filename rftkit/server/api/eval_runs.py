@@ -9,10 +9,10 @@ from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
-from rftkit.server.api import Here, Reply, is_resent
+from rftkit.server.api import Here, Limit, Reply, is_resent
 from rftkit.server.api.files import live_file
-from rftkit.server.api.models import check_model
-from rftkit.server.inference.body import Body, Limit, Metadata, Open, digest_of, kind_of, refusal
+from rftkit.server.inference.body import Body, Metadata, Open, digest_of, kind_of, refusal
+from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 from rftkit.server.store.records import Eval

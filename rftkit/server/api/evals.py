@@ -9,9 +9,9 @@ from pydantic import Field
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError, RequestError
-from rftkit.server.api import Here, Reply, cut, is_resent
+from rftkit.server.api import Here, Limit, Reply, cut, is_resent
 from rftkit.server.evals.stored_answers import ITEM_SCHEMA
-from rftkit.server.inference.body import Body, Limit, Metadata, Open, digest_of
+from rftkit.server.inference.body import Body, Metadata, Open, digest_of
 from rftkit.server.store import wire
 from rftkit.server.training.eval_records import criterion
 

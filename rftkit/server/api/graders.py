@@ -42,7 +42,7 @@ def validate(body: ValidateBody) -> Reply:
 @router.post("/run")
 def run(here: Here, body: RunBody) -> Reply:
     """Grade one sample."""
-    grader = here.shelf.get(body.grader)
+    grader = here.grader_cache.get(body.grader)
     sample = graders.Sample.from_text(body.model_sample)
     grade = grader.grade(sample, {} if body.item is None else body.item)
     return Reply(grade.to_wire(grader.spec))

@@ -13,10 +13,10 @@ from pydantic import Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.server.api.files import live_file
-from rftkit.server.api.models import check_model
 from rftkit.server.engine.base import is_whole
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.body import Metadata, Open, check_response_format, kind_of
+from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import new_id, now

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from rftkit.server.api import Here, Reply, cut, is_resent
+from rftkit.server.api import Here, Limit, Reply, cut, is_resent, metadata_filter
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
-from rftkit.server.inference.body import Limit, digest_of, metadata_filter
+from rftkit.server.inference.body import digest_of
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 from rftkit.server.store.records import Job

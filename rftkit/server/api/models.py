@@ -8,40 +8,13 @@ from fastapi import APIRouter
 
 from rftkit.errors import RequestError
 from rftkit.server.api import Here, Reply
-from rftkit.server.engine.models import find_base, known_bases
-from rftkit.server.inference.platform import Platform
+from rftkit.server.engine.models import known_bases
+from rftkit.server.inference.models import model_object
 from rftkit.server.store import wire
 
-__all__ = ["check_model", "router"]
+__all__ = ["router"]
 
 router = APIRouter()
-
-
-def check_model(platform: Platform, name: str) -> None:
-    """Refuse a model that cannot be asked or trained.
-
-    Raises:
-        NotFoundError: with the code that clients know.
-        RequestError: it is known by an import only; its weights are elsewhere.
-    """
-    tuned = platform.store.model(name)
-    if tuned is not None and tuned.origin is not None:
-        raise RequestError(
-            f"the model {name} was trained at {tuned.origin}; its job was imported, its weights "
-            "were not (no service hands them out). Train the same job on a model you own: "
-            f"rftkit job rerun {tuned.job_id} --model smollm2-135m-instruct",
-            param="model",
-            code="model_imported",
-        )
-    _model_object(platform, name)
-
-
-def _model_object(platform: Platform, name: str) -> wire.Json:
-    tuned = platform.store.model(name)
-    if tuned is not None:
-        return wire.tuned_model_object(tuned)
-    base = find_base(name, platform.home)
-    return wire.model_object(base.name, base.created, base.owned_by)
 
 
 @router.get("/models")
@@ -57,7 +30,7 @@ def index(here: Here) -> Reply:
 @router.get("/models/{model:path}")
 def retrieve(here: Here, model: str) -> Reply:
     """One model."""
-    return Reply(_model_object(here, model))
+    return Reply(model_object(here, model))
 
 
 @router.delete("/models/{model:path}")
@@ -65,7 +38,7 @@ def delete(here: Here, model: str) -> Reply:
     """Forget a fine-tuned model, its checkpoint and its weights."""
     known = here.store.model(model)
     if known is None:
-        _model_object(here, model)
+        model_object(here, model)
         raise RequestError(
             f"{model!r} is a base model; only fine-tuned models can be deleted (one that was "
             "added: rftkit models remove NAME)",

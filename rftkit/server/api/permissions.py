@@ -11,9 +11,9 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from rftkit.errors import NotFoundError
-from rftkit.server.api import Here, Reply
-from rftkit.server.api.models import check_model
-from rftkit.server.inference.body import Body, Limit
+from rftkit.server.api import Here, Limit, Reply
+from rftkit.server.inference.body import Body
+from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 

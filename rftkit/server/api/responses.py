@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
@@ -13,10 +14,12 @@ from pydantic import Field, ValidationError
 from starlette.responses import Response
 
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply, cut
-from rftkit.server.api.chat import ChatBody, until_gone, worker_request
-from rftkit.server.inference.body import Body, Limit, Metadata, refusal
+from rftkit.server.api import Here, Limit, Reply, cut
+from rftkit.server.api.chat import until_gone
+from rftkit.server.inference.body import Body, Metadata, refusal
+from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.inference.response_items import (
     chat_tools,
     messages_from,
@@ -80,7 +83,7 @@ class ResponseBody(Body):
     prompt_cache_retention: Any = None
 
 
-def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], Json]:
+def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]:
     """The conversation to keep, and what the worker is asked."""
     if body.background:
         raise RequestError(
@@ -107,7 +110,7 @@ def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], Json]:
         )
     except ValidationError as error:
         raise refusal(error.errors()) from None
-    return conversation, worker_request(here, chat)
+    return conversation, chat_request(here, chat)
 
 
 @router.post("")
@@ -116,7 +119,7 @@ async def create(here: Here, request: Request, body: ResponseBody) -> Response:
     conversation, asked = await asyncio.to_thread(_asked, here, body)
     head = _head(body)
     if body.stream:
-        messages = here.link.chat(asked)
+        messages = here.stream(asked)
         first = await until_gone(request, anext(messages))
         events = _events(here, body, head, conversation, first, messages)
         return StreamingResponse(events, media_type="text/event-stream")
@@ -289,7 +292,7 @@ async def count(here: Here, body: CountBody) -> Reply:
     """How many tokens a request would have the model read."""
     given = ResponseBody.model_validate(body.model_dump(exclude_unset=True))
     _, asked = await asyncio.to_thread(_asked, here, given)
-    done = await here.complete({**asked, "task": "count"})
+    done = await here.complete(dataclasses.replace(asked, task="count"))
     return Reply({"object": "response.input_tokens", "input_tokens": done["prompt_tokens"]})
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 from fastapi import APIRouter, Request
 
 from rftkit.errors import NotFoundError
-from rftkit.server.api import Here, Reply, cut
-from rftkit.server.inference.body import Body, Limit, Metadata, metadata_filter
+from rftkit.server.api import Here, Limit, Reply, cut, metadata_filter
+from rftkit.server.inference.body import Body, Metadata
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 from rftkit.server.store.records import StoredResponse

@@ -23,7 +23,7 @@ from fastapi.responses import StreamingResponse
 from rftkit import settings
 from rftkit.errors import NotFoundError, PlatformError
 from rftkit.server.api import Here
-from rftkit.server.api.models import check_model
+from rftkit.server.inference.models import check_model
 
 __all__ = ["router"]
 

@@ -22,9 +22,9 @@ from rftkit.errors import RftkitError, RowError
 from rftkit.graders import Sample
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import compile_template
-from rftkit.server.api.chat import ChatBody, worker_request
 from rftkit.server.evals.stored_answers import stored_entries
 from rftkit.server.inference.body import check_messages
+from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.judge import embedding_call
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.response_items import chat_tools
@@ -182,7 +182,7 @@ class _Pass:
                     "metadata": self._run.metadata,
                 }
             )
-            asked = await self._call(worker_request, self._platform, body)
+            asked = await self._call(chat_request, self._platform, body)
             done = await self._platform.complete(asked)
         except (RftkitError, Fault, ValueError) as error:
             facts["error"] = {"code": "sampling_failed", "message": str(error)}
@@ -200,7 +200,7 @@ class _Pass:
         }
         sample = Sample.from_text(
             answer["text"],
-            response_format=asked["response_format"],
+            response_format=asked.response_format,
             truncated=answer["stop_reason"] == "length",
             tool_calls=calls,
         )

@@ -48,7 +48,7 @@ from rftkit.server.api.files import MAX_FILE_BYTES
 from rftkit.server.evals.runner import EvalRunner
 from rftkit.server.http.webhooks import deliver_for_ever
 from rftkit.server.inference.body import refusal
-from rftkit.server.inference.grader_cache import Shelf
+from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.worker_process import ChatError
@@ -76,7 +76,7 @@ def create_app(platform: Platform) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         platform.loop = asyncio.get_running_loop()
         complete = judge_call(platform)
-        platform.shelf = Shelf(complete, embedding_call(platform))
+        platform.grader_cache = GraderCache(complete, embedding_call(platform))
         platform.runner = runner = EvalRunner(platform, complete)
         await platform.link.start()
         await runner.start()
@@ -85,7 +85,7 @@ def create_app(platform: Platform) -> FastAPI:
         postman.cancel()
         await runner.stop()
         await platform.link.stop()
-        platform.shelf.close()
+        platform.grader_cache.close()
 
     app = FastAPI(
         title="rftkit local platform", version=VERSION, lifespan=lifespan,

@@ -12,29 +12,22 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Query
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
-from starlette.datastructures import QueryParams
 
 from rftkit.errors import RequestError
 from rftkit.rows import ROLES
 
 __all__ = [
     "Body",
-    "Limit",
     "Metadata",
     "Open",
     "check_messages",
     "check_response_format",
     "digest_of",
     "kind_of",
-    "metadata_filter",
     "refusal",
     "text_of",
 ]
-
-Limit = Annotated[int, Query(ge=1, le=1000)]
-"""How many objects a page may hold."""
 
 
 class Body(BaseModel):
@@ -202,15 +195,3 @@ def check_response_format(value: Any, where: str = "response_format") -> dict[st
                 ".json_schema.schema",
             )
     return value
-
-
-def metadata_filter(query: QueryParams) -> dict[str, str] | None:
-    """`metadata[key]=value` pairs; `metadata=null` gives {}, no filter None."""
-    if query.get("metadata") == "null":
-        return {}
-    pairs = {
-        key[len("metadata[") : -1]: value
-        for key, value in query.items()
-        if key.startswith("metadata[") and key.endswith("]")
-    }
-    return pairs or None

@@ -8,10 +8,10 @@ from typing import Any
 
 from rftkit import graders
 
-__all__ = ["Shelf"]
+__all__ = ["GraderCache"]
 
 
-class Shelf:
+class GraderCache:
     """The graders compiled last, so that a python grader keeps its warm process between calls."""
 
     def __init__(

@@ -12,9 +12,10 @@ from rftkit import graders, settings
 from rftkit.errors import InputError, NotFoundError
 from rftkit.graders import Completion, CompletionCall, completion_call
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL, EmbeddingCall
-from rftkit.server.api.chat import ChatBody, worker_request
 from rftkit.server.inference.body import refusal
+from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.requests import EmbedRequest
 from rftkit.server.inference.worker_process import ChatError
 
 __all__ = ["embedding_call", "judge_call"]
@@ -46,7 +47,7 @@ def judge_call(platform: Platform) -> CompletionCall:
                     **sampling,
                 }
             )
-            asked = worker_request(platform, body)
+            asked = chat_request(platform, body)
         except ValidationError as error:
             raise ChatError(refusal(error.errors()).message, status=400) from None
         except InputError as error:
@@ -81,7 +82,7 @@ def embedding_call(platform: Platform) -> EmbeddingCall:
         )
 
     def embed(model: str, texts: list[str]) -> list[list[float]]:
-        asked = {"task": "embed", "model": LOCAL_EMBEDDING_MODEL, "input": texts}
+        asked = EmbedRequest(LOCAL_EMBEDDING_MODEL, texts)
         vectors: list[list[float]] = platform.complete_in_thread(asked)["embeddings"]
         return vectors
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rftkit.server.inference.grader_cache import Shelf
+from rftkit.server.inference.grader_cache import GraderCache
+from rftkit.server.inference.requests import WorkerRequest, to_json
 from rftkit.server.inference.worker_process import ChatError, Link
 from rftkit.server.store.store import Store
 
@@ -37,7 +39,7 @@ class Platform:
     link: Link
     home: Path | None = None
     """Where it keeps things; None in memory."""
-    shelf: Shelf = field(default_factory=Shelf)
+    grader_cache: GraderCache = field(default_factory=GraderCache)
     """Compiled graders of `graders/run`."""
     needs_key: bool = False
     """Whether requests must carry the home's API key."""
@@ -54,19 +56,23 @@ class Platform:
             self.last_request = time.monotonic()
         return time.monotonic() - self.last_request
 
-    async def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One chat, whole: what the worker says in `done`.
+    def stream(self, request: WorkerRequest) -> AsyncGenerator[dict[str, Any], None]:
+        """The worker's messages for one request: see `Link.chat`."""
+        return self.link.chat(to_json(request))
+
+    async def complete(self, request: WorkerRequest) -> dict[str, Any]:
+        """The whole answer to one request: what the worker sends in `done`.
 
         Raises:
             ChatError: when the worker refuses or fails.
         """
-        async for message in self.link.chat({**request, "stream": False}):
+        async for message in self.stream(request):
             if "done" in message:
                 done: dict[str, Any] = message["done"]
                 return done
         raise ChatError("the model worker ended the chat without an answer")
 
-    def complete_in_thread(self, request: dict[str, Any]) -> dict[str, Any]:
+    def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
         """`complete`, for code that runs in a thread of the pool (graders)."""
         assert self.loop is not None
         return asyncio.run_coroutine_threadsafe(self.complete(request), self.loop).result()

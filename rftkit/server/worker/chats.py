@@ -28,6 +28,7 @@ from rftkit.server.engine import models
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.prompts import tool_calls_in
 from rftkit.server.engine.tinker import remote
+from rftkit.server.inference.requests import ChatRequest, EmbedRequest, WorkerRequest
 from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store.records import Model
 from rftkit.server.store.store import Store
@@ -35,7 +36,7 @@ from rftkit.server.training.journal import damage
 from rftkit.server.training.plan import thinking_tokens, thoughts
 from rftkit.server.training.rollout import schema_of
 
-__all__ = ["Desk", "Engines", "kind_of_model"]
+__all__ = ["ChatQueue", "Engines", "kind_of_model"]
 
 GATHER_SECONDS = 0.02
 """How long the first of several concurrent chats waits for the others."""
@@ -104,7 +105,7 @@ class _Chat:
     """One chat that waits."""
 
     number: int
-    request: dict[str, Any]
+    request: WorkerRequest
     send: Send
 
 
@@ -113,16 +114,16 @@ class _Ready:
     """A chat turned into what an engine samples."""
 
     chat: _Chat
+    asked: ChatRequest
     sample: SampleRequest
 
     @property
     def streams(self) -> bool:
         """Whether text is sent as it appears; thoughts and tool calls are known when whole."""
-        request = self.chat.request
-        return bool(request["stream"]) and not request["tools"] and self.sample.thinking is None
+        return self.asked.stream and not self.asked.tools and self.sample.thinking is None
 
 
-class Desk:
+class ChatQueue:
     """Chats that wait, and how they are answered. `put` and `abort` from any thread."""
 
     def __init__(self, store: Store, engines: Engines, send: Send) -> None:
@@ -134,18 +135,18 @@ class Desk:
         self._serving = threading.Lock()
         self._whole: set[str] = set()
 
-    def put(self, number: int, request: dict[str, Any]) -> None:
+    def put(self, number: int, request: WorkerRequest) -> None:
         """Let a chat wait."""
         self._waiting.put(_Chat(number, request, self._send))
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, request: WorkerRequest) -> dict[str, Any]:
         """Answer a chat of this process's own; from any thread but the one that serves.
 
         Raises:
             ChatError: when it is refused or fails.
         """
         answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._waiting.put(_Chat(-1, {**request, "stream": False}, answer.put))
+        self._waiting.put(_Chat(-1, request, answer.put))
         message = answer.get()
         if "error" in message:
             raise ChatError(**message["error"])
@@ -166,7 +167,7 @@ class Desk:
             while not self._waiting.empty():
                 chat = self._waiting.get()
                 if chat.number not in self._aborted:
-                    by_model.setdefault(chat.request["model"], []).append(chat)
+                    by_model.setdefault(chat.request.model, []).append(chat)
             self._aborted.clear()
             for model, chats in by_model.items():
                 self._answer(model, chats)
@@ -182,8 +183,9 @@ class Desk:
             engine = self._engines.get(base, kind=kind)
             ready = []
             for chat in chats:
-                if chat.request.get("task", "chat") == "chat":
-                    ready += self._prepared(engine, known, chat)
+                asked = chat.request
+                if isinstance(asked, ChatRequest) and asked.task == "chat":
+                    ready += self._prepared(engine, known, chat, asked)
                 else:
                     self._measure(engine, adapter, known, chat)
             if ready:
@@ -218,7 +220,7 @@ class Desk:
         )
         for each, completions in zip(ready, answers, strict=True):
             done = _done(engine, each, completions)
-            if each.chat.request["stream"] and not each.streams:
+            if each.asked.stream and not each.streams:
                 for said in done["completions"]:
                     delta = {name: said[name] for name in ("index", "text", "reasoning")}
                     self._reply(each.chat, delta=delta)
@@ -227,31 +229,33 @@ class Desk:
     def _measure(self, engine: Any, adapter: Path | None, known: Model | None, chat: _Chat) -> None:
         """Answer what needs no sampling: the length of a prompt, or embeddings."""
         try:
-            if chat.request["task"] == "count":
+            if isinstance(chat.request, EmbedRequest):
+                self._reply(chat, done=_embedded(engine, adapter, chat.request))
+            else:
                 sample = _sample_request(engine, known, chat.request)
                 self._reply(chat, done={"prompt_tokens": len(sample.prompt_ids)})
-            else:
-                self._reply(chat, done=_embedded(engine, adapter, chat.request))
         except (RftkitError, ValueError) as error:
             self._reply(chat, error=_error(error))
 
     def _reply(self, chat: _Chat, **message: Any) -> None:
         chat.send({"id": chat.number, **message})
 
-    def _prepared(self, engine: Any, known: Model | None, chat: _Chat) -> list[_Ready]:
-        """The request, or nothing when it is refused (and that has been said)."""
+    def _prepared(
+        self, engine: Any, known: Model | None, chat: _Chat, asked: ChatRequest
+    ) -> list[_Ready]:
+        """The request, or nothing when it is refused (and the refusal is sent)."""
         try:
-            return [_Ready(chat, _sample_request(engine, known, chat.request))]
+            return [_Ready(chat, asked, _sample_request(engine, known, asked))]
         except (RftkitError, ValueError) as error:
             self._reply(chat, error=_error(error))
             return []
 
 
-def _sample_request(engine: Any, known: Model | None, request: dict[str, Any]) -> SampleRequest:
-    mark = request["thinking"] or (known and known.thinking) or engine.thinking
+def _sample_request(engine: Any, known: Model | None, request: ChatRequest) -> SampleRequest:
+    mark = request.thinking or (known and known.thinking) or engine.thinking
     mark = None if mark == "none" else mark
     try:
-        prompt = engine.encode(request["messages"], request["tools"], mark)
+        prompt = engine.encode(request.messages, request.tools, mark)
     except Exception as error:  # a chat template is a program of its own
         raise InputError(
             f"the model's chat template cannot take these messages: {error}", param="messages"
@@ -264,31 +268,31 @@ def _sample_request(engine: Any, known: Model | None, request: dict[str, Any]) -
             param="messages",
             code="context_length_exceeded",
         )
-    schema = schema_of(request["response_format"], request["tools"])
-    most = min(request["max_tokens"] or DEFAULT_MAX_TOKENS, room)
-    thinking = thoughts(mark, thinking_tokens(request["reasoning_effort"], most))
+    schema = schema_of(request.response_format, request.tools)
+    most = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
+    thinking = thoughts(mark, thinking_tokens(request.reasoning_effort, most))
     if schema is not None:
         engine.grammars.guide(schema, thinking)  # refuses what cannot be compiled
-    seed = secrets.randbits(32) if request["seed"] is None else request["seed"]
+    seed = secrets.randbits(32) if request.seed is None else request.seed
     return SampleRequest(
         prompt_ids=prompt,
-        seeds=[(seed, index) for index in range(request["n"])],
+        seeds=[(seed, index) for index in range(request.n)],
         max_tokens=most,
-        temperature=request["temperature"],
-        top_p=request["top_p"],
+        temperature=request.temperature,
+        top_p=request.top_p,
         schema=schema,
         thinking=thinking,
-        stop=tuple(request["stop"]),
-        num_top_logprobs=request["top_logprobs"] if request["logprobs"] else 0,
+        stop=request.stop,
+        num_top_logprobs=request.top_logprobs or 0,
     )
 
 
-def _embedded(engine: Any, adapter: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+def _embedded(engine: Any, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
     inputs = [
         engine.tokenizer(text, add_special_tokens=False)["input_ids"]
         if isinstance(text, str)
         else text
-        for text in request["input"]
+        for text in request.input
     ]
     for number, tokens in enumerate(inputs):
         if not 0 < len(tokens) <= engine.context_tokens:
@@ -327,7 +331,7 @@ def _done(engine: Any, ready: _Ready, completions: list[Completion]) -> dict[str
         return [entry for entry, is_end in pairs if not is_end]
 
     def said(index: int, completion: Completion) -> dict[str, Any]:
-        answer, calls = tool_calls_in(completion.text, ready.chat.request["tools"])
+        answer, calls = tool_calls_in(completion.text, ready.asked.tools)
         return {
             "index": index,
             "text": answer,

@@ -29,6 +29,7 @@ from rftkit.rows import Row, read_rows
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.requests import WorkerRequest, request_from
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import rft
@@ -39,7 +40,7 @@ from rftkit.server.training.memory_check import full_budget
 from rftkit.server.training.plan import Plan, make_plan
 from rftkit.server.training.probe import probe
 from rftkit.server.training.rollout import schema_of
-from rftkit.server.worker.chats import Desk, Engines, kind_of_model
+from rftkit.server.worker.chats import ChatQueue, Engines, kind_of_model
 
 __all__ = ["main"]
 
@@ -62,7 +63,7 @@ class Worker:
         self.home = home
         self.store = Store.open(home)
         self.engines = Engines(home)
-        self.desk = Desk(self.store, self.engines, send)
+        self.chats = ChatQueue(self.store, self.engines, send)
         self.news = threading.Event()
         self.away_seconds = AWAY_SECONDS[0]
         self.lost_at: tuple[str, int] | None = None
@@ -72,15 +73,15 @@ class Worker:
         """Take one message of the server."""
         message = json.loads(line)
         if message["kind"] == "chat":
-            self.desk.put(message["id"], message["request"])
+            self.chats.put(message["id"], request_from(message["request"]))
         elif message["kind"] == "abort":
-            self.desk.abort(message["id"])
+            self.chats.abort(message["id"])
         self.news.set()
 
     def work(self) -> None:
         """Serve and train for ever."""
         while True:
-            self.desk.serve()
+            self.chats.serve()
             job = self._claimed()
             if job is None:
                 self.news.wait(LOOK_SECONDS)
@@ -160,7 +161,7 @@ class Worker:
         """Answer chats for a while, or until the job is to stop."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.store.job(job.id).status == "running":
-            self.desk.serve()
+            self.chats.serve()
             time.sleep(0.1)
 
     def _log(self, text: str) -> None:
@@ -236,7 +237,7 @@ class Worker:
         return self._compiled(job.method["reinforcement"]["grader"], plan)
 
     def _compiled(self, spec: dict[str, Any], plan: Plan) -> CompiledGrader:
-        inside = _Inside(self.desk, self.store)
+        inside = _Inside(self.chats, self.store)
         return compile_grader(
             spec,
             floor_reward=plan.floor_reward,
@@ -253,7 +254,7 @@ class Worker:
 
         def breathe() -> None:
             nonlocal last
-            self.desk.serve()
+            self.chats.serve()
             if time.monotonic() - last > CHECK_SECONDS:
                 last = time.monotonic()
                 if self.store.job(job_id).status == "cancelled":
@@ -317,13 +318,13 @@ class Worker:
 class _Inside(Platform):
     """The platform as a judge's call sees it from inside the worker."""
 
-    def __init__(self, desk: Desk, store: Store) -> None:
+    def __init__(self, chats: ChatQueue, store: Store) -> None:
         self.store = store
-        self._desk = desk
+        self._chats = chats
 
-    def complete_in_thread(self, request: dict[str, Any]) -> dict[str, Any]:
+    def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
         """Ask a model of this process, from a grader's thread."""
-        return self._desk.ask(request)
+        return self._chats.ask(request)
 
 
 def _words(param: str) -> str:

@@ -26,8 +26,8 @@ def test_every_parameter_reaches_the_worker(served: Served) -> None:
     assert served.link.requests == [
         {
             "model": MODEL, "messages": USER, "tools": [TOOL], "n": 2, "temperature": 0.0,
-            "top_p": 0.5, "max_tokens": 9, "seed": 4, "stop": ["END"], "response_format": SCHEMA,
-            "logprobs": True, "top_logprobs": 2, "stream": False, "reasoning_effort": None,
+            "top_p": 0.5, "max_tokens": 9, "seed": 4, "stop": ("END",), "response_format": SCHEMA,
+            "task": "chat", "top_logprobs": 2, "stream": False, "reasoning_effort": None,
             "thinking": None,
         }
     ]  # fmt: skip

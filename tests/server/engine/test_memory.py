@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import psutil
 import torch
-from rftkit.server.engine import memory
+from rftkit.server.engine.torch import memory
 
 def held_mb():
     return psutil.Process().memory_info().rss / 2**20

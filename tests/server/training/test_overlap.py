@@ -274,7 +274,7 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
     engine.sample = watched
     found = {}
     asks = {step: sampling.Ask(rows, step, 4, 1.0) for step in (1, 2)}
-    with compile_grader(spec, complete=judge_call(_Inside(worker.desk, worker.store))) as grader:
+    with compile_grader(spec, complete=judge_call(_Inside(worker.chats, worker.store))) as grader:
         for way in ("alone", "ahead"):
             run = Run(
                 job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,

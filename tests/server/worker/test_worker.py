@@ -15,6 +15,7 @@ from in_process import add_job, messages, metrics, run
 from rftkit.errors import EngineLostError
 from rftkit.graders import Sample
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.training import journal as journal_module
 from rftkit.server.training.plan import make_plan
 from rftkit.server.worker.worker import Worker
@@ -44,7 +45,7 @@ def test_a_jobs_judge_is_not_asked_twice(worker: Worker, monkeypatch: pytest.Mon
     job = add_job(worker, grader=JUDGE)
     for _ in range(2):  # the second worker follows a killed one
         worker = again(worker)
-        monkeypatch.setattr(worker.desk, "ask", ask)
+        monkeypatch.setattr(worker.chats, "ask", ask)
         with worker._grader(job, make_plan(job, 4)) as grader:
             assert [grader.grade(Sample("same"), {}).reward for _ in range(2)] == [0.5, 0.5]
     assert len(asked) == 1
@@ -201,18 +202,15 @@ def test_a_damaged_record_fails_its_job_by_name_and_no_other(worker: Worker) -> 
 def test_damaged_data_and_weights_are_named(worker: Worker) -> None:
     job = run(worker, add_job(worker))
     answers: list[dict[str, Any]] = []
-    worker.desk._send = answers.append
+    worker.chats._send = answers.append
     adapter = next((worker.home / "jobs" / job.id / "checkpoints").glob("*/adapter_model*"))
     model = next(m for m in worker.store.models() if m.folder == str(adapter.parent))
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"?")
-    request = {
-        "model": model.name, "messages": in_process.ROWS[0]["messages"], "tools": None, "n": 1,
-        "temperature": 0.0, "top_p": 1.0, "max_tokens": 3, "seed": 1, "stop": [], "stream": False,
-        "response_format": None, "logprobs": False, "top_logprobs": 0, "reasoning_effort": None,
-        "thinking": None,
-    }  # fmt: skip
-    worker.desk.put(1, request)
-    worker.desk.serve()
+    request = ChatRequest(
+        model.name, in_process.ROWS[0]["messages"], temperature=0.0, max_tokens=3, seed=1
+    )
+    worker.chats.put(1, request)
+    worker.chats.serve()
     assert f"the weights of {model.name} are damaged" in answers[-1]["error"]["message"]
     other = add_job(worker)
     path = worker.store.file_path(other.training_file)

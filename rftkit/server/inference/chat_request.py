@@ -1,0 +1,137 @@
+"""What a model of this platform is asked: the body of a chat completion, and what the worker gets.
+
+A `ChatBody` that passes its checks becomes a `ChatRequest` (`requests.py`). Parameters are
+honoured, refused by name, or (those that only concern the hosted service, such as `user`) accepted
+because they change nothing. `metadata.thinking` names the tag that opens a model's reasoning
+(`<think>`, or `none`) where its chat template does not say.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from rftkit.errors import RequestError
+from rftkit.server.inference.body import Body, Metadata, check_messages, check_response_format
+from rftkit.server.inference.models import check_model
+from rftkit.server.inference.platform import Platform
+from rftkit.server.inference.requests import ChatRequest
+from rftkit.server.training.plan import EFFORTS
+
+__all__ = ["ChatBody", "Stop", "chat_request"]
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Stop = str | list[str]
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "tool_choice": ("auto", "none"),
+    "parallel_tool_calls": (True, False),
+    "verbosity": ("medium",),
+}
+"""Parameters that are accepted only with a value that changes nothing."""
+
+
+class StreamOptions(Body):
+    """`stream_options`."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatBody(Body):
+    """The body of a chat completion."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_completion_tokens: Count | None = None
+    max_tokens: Count | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Stop | None = None
+    response_format: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    modalities: list[str] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    store: bool | None = None
+    verbosity: str | None = None
+    metadata: Metadata | None = None
+    user: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
+    """The body as the worker gets it.
+
+    Raises:
+        RequestError: for what cannot be honoured, naming the parameter.
+        NotFoundError: for an unknown model.
+    """
+    check_model(platform, body.model)
+    check_messages(body.messages)
+    for name, allowed in NEUTRAL.items():
+        value = getattr(body, name)
+        if value is not None and value not in allowed:
+            raise RequestError(f"`{name}` is not supported by the local platform", param=name)
+    if body.response_format is not None:
+        check_response_format(body.response_format)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("`top_logprobs` needs `logprobs` to be true", param="top_logprobs")
+    if body.reasoning_effort not in (None, *EFFORTS):
+        raise RequestError(
+            f"`reasoning_effort` must be one of {', '.join(EFFORTS)}, found "
+            f"{body.reasoning_effort!r}",
+            param="reasoning_effort",
+        )
+    stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    if len(stop) > 4 or not all(stop):
+        raise RequestError("`stop` must hold one to four texts, none of them empty", param="stop")
+    return ChatRequest(
+        model=body.model,
+        messages=body.messages,
+        tools=_tools(body),
+        n=body.n or 1,
+        temperature=1.0 if body.temperature is None else float(body.temperature),
+        top_p=1.0 if body.top_p is None else float(body.top_p),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        seed=body.seed,
+        stop=tuple(stop),
+        response_format=body.response_format,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        stream=bool(body.stream),
+        reasoning_effort=body.reasoning_effort,
+        thinking=(body.metadata or {}).get("thinking"),
+    )
+
+
+def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
+    for index, tool in enumerate(body.tools or []):
+        function = tool.get("function")
+        if tool.get("type") != "function" or not isinstance(function, dict):
+            raise RequestError(
+                f"`tools[{index}]` must be {{type: 'function', function: {{…}}}}",
+                param=f"tools[{index}]",
+            )
+        if not isinstance(function.get("name"), str):
+            raise RequestError(
+                f"`tools[{index}].function.name` must be text", param=f"tools[{index}]"
+            )
+    return None if body.tool_choice == "none" else body.tools or None
