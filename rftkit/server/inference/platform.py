@@ -96,7 +96,7 @@ class Platform:
             f"status {status}; -9 usually means that memory ran out). See logs/worker.log in the "
             "platform's home."
         )
+        error = {"code": "worker_crashed", "message": message, "param": None}
         with self.store.transaction():
-            self.store.add_event(job_id, message, level="error", key="worker_crashed")
-            error = {"code": "worker_crashed", "message": message, "param": None}
-            self.store.update_job(job_id, status="failed", error=error)
+            if self.store.try_status(job_id, "failed", error=error):
+                self.store.add_event(job_id, message, level="error", key="worker_crashed")

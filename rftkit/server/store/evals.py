@@ -200,6 +200,12 @@ class Evals(Database):
         """Keep output items, all or none."""
         self._insert_all(OutputItem, items)
 
+    def drop_items(self, run_id: str) -> None:
+        """Forget a run's output items."""
+        with self.transaction() as db:
+            self._check_own(self.run(run_id), f"run {run_id}")
+            db.execute("DELETE FROM output_items WHERE run_id = ?", (run_id,))
+
     def items(
         self,
         run_id: str,

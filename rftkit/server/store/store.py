@@ -182,6 +182,20 @@ class Store(Files, Evals):
                     self._announce(f"fine_tuning.job.{fields['status']}", job_id)
             return self._update(Job, job_id, fields)
 
+    def try_status(self, job_id: str, status: str, **fields: Any) -> bool:
+        """Give a job a status and what belongs to it, unless it has ended; whether it was given.
+
+        What else tells of the change (events, models) goes into the same transaction.
+
+        Raises:
+            NotFoundError: when there is no such job.
+        """
+        with self.transaction():
+            if self.job(job_id).is_terminal:
+                return False
+            self.update_job(job_id, status=status, **fields)
+            return True
+
     def cancel_job(self, job_id: str) -> Job:
         """End a job that has not ended; its worker notices between two steps.
 
@@ -260,6 +274,14 @@ class Store(Files, Evals):
         """Whether an event with this key was added."""
         return bool(self._rows("SELECT 1 FROM events WHERE job_id = ? AND key = ?", job_id, key))
 
+    def event(self, job_id: str, key: str) -> Event | None:
+        """The event with this key, or None."""
+        return next(iter(self._find(Event, "job_id = ? AND key = ?", job_id, key)), None)
+
+    def revise_event(self, event_id: str, message: str, data: dict[str, Any]) -> Event:
+        """Replace what an event says; its id, its place and its time stay."""
+        return self._update(Event, event_id, {"message": message, "data": data})
+
     def events(
         self, job_id: str, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[Event], bool]:
@@ -284,6 +306,12 @@ class Store(Files, Evals):
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """A job's checkpoints, highest step first."""
         return self._find(Checkpoint, "job_id = ? ORDER BY step DESC, seq DESC", job_id)
+
+    def measure_checkpoint(self, job_id: str, step: int, metrics: dict[str, Any]) -> None:
+        """Replace the metrics of a step's checkpoints, as far as they are still there."""
+        with self.transaction():
+            for each in self._find(Checkpoint, "job_id = ? AND step = ?", job_id, step):
+                self._update(Checkpoint, each.id, {"metrics": metrics})
 
     def drop_checkpoint(self, checkpoint_id: str) -> None:
         """Forget a checkpoint; its folder is the caller's."""

@@ -1,49 +1,65 @@
 """What pauses a job by itself: a grader that fails too often, and a cap on its core seconds.
 
-Each says so in an event and lets the job finish the step it is in. Not here: pauses that a client
-asks for, and how a paused job is saved (`rft.obey`).
+Each says so in an event. A step whose training grades failed pauses before its update, any other at
+its end; grades that failed are given again after the pause, and count in no reward until then. Not
+here: pauses that a client asks for, and how a paused job is saved (`rft.obey`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rftkit.server.training import metrics
+from rftkit.server.training import metrics, sampling
 from rftkit.server.training.context import Run
 from rftkit.server.training.rollout import Group
 
-__all__ = ["check_budget", "check_core_seconds", "is_over_budget"]
+__all__ = ["check_core_seconds", "check_validation", "is_over_budget", "pauses_for_training"]
 
 BUDGET_STEPS = 3
+SIDES = {"steps": "training", "valid": "validation"}
+"""Kinds of the journal's records, in words."""
 
 
-def check_budget(
-    run: Run, step: int, groups: Sequence[Group] | None, valid: Sequence[Group] | None
+def pauses_for_training(run: Run, step: int, groups: Sequence[Group]) -> bool:
+    """Whether too many grades of the last steps failed; then the job pauses before the update.
+
+    The step's grades that failed are given again when it is resumed.
+    """
+    window = [*run.failures, metrics.failure(groups)[:2]][-BUDGET_STEPS:]
+    run.failures = [] if (is_over := is_over_budget(run, window)) else window
+    if is_over:
+        _pause(run, step, "steps", groups, window)
+    return is_over
+
+
+def check_validation(run: Run, step: int, valid: Sequence[Group]) -> None:
+    """Pause a job whose validation has too many failed grades, or at the end no reward at all."""
+    counts = [metrics.failure(valid)[:2]]
+    is_without = step == run.plan.total_steps and metrics.mean_reward(valid) is None
+    if is_without or is_over_budget(run, counts):
+        _pause(run, step, "valid", valid, counts)
+
+
+def _pause(
+    run: Run, step: int, kind: str, groups: Sequence[Group], counts: Sequence[tuple[int, int]]
 ) -> None:
-    """Pause a job whose grader fails too often, and say which, how often, and one example."""
-    if groups is not None:
-        run.failures = [*run.failures, metrics.failure(groups)[:2]][-BUDGET_STEPS:]
-    for name, side, counts in (
-        ("training", groups, run.failures),
-        ("validation", valid, [] if valid is None else [metrics.failure(valid)[:2]]),
-    ):
-        if side is None or not is_over_budget(run, counts):
-            continue
-        failed, graded = sum(c[0] for c in counts), sum(c[1] for c in counts)
-        example = metrics.failure(side)[2]
-        broken = metrics.broken_graders(run.grader.leaves, side)
+    """Say which graders failed, how often, and one example."""
+    failed, graded = sum(c[0] for c in counts), sum(c[1] for c in counts)
+    example = metrics.failure(groups)[2]
+    sampling.reopen(run, kind, step)
+    with run.store.transaction():
+        if not run.store.try_status(run.job.id, "pausing"):
+            return
         run.store.add_event(
             run.job.id,
-            f"The job pauses: {failed} of {graded} {name} grades failed, more than the error "
-            f"budget of {run.plan.error_budget:.0%} (metadata `error_budget`). Graders that "
-            f"failed: {broken}. Mend what they need and resume. One failure: "
+            f"The job pauses: {failed} of {graded} {SIDES[kind]} grades failed, and the error "
+            f"budget is {run.plan.error_budget:.0%} (metadata `error_budget`). Graders that "
+            f"failed: {metrics.broken_graders(run.grader.leaves, groups)}. Repair what they need "
+            "and resume the job: the grades that failed are then given again. One failure: "
             f"{example.errors if example else 'none kept'}",
             level="error",
             data={"failed": failed, "grades": graded, "step": step},
         )
-        run.failures = []
-        run.store.update_job(run.job.id, status="pausing")
-        return
 
 
 def is_over_budget(run: Run, counts: Sequence[tuple[int, int]]) -> bool:
@@ -59,7 +75,7 @@ def check_core_seconds(run: Run, step: int) -> None:
     if cap is None or used < cap or step == run.plan.total_steps:
         return
     with run.store.transaction():
-        if run.store.has_event(run.job.id, key):
+        if run.store.has_event(run.job.id, key) or not run.store.try_status(run.job.id, "pausing"):
             return
         run.store.add_event(
             run.job.id,
@@ -69,4 +85,3 @@ def check_core_seconds(run: Run, step: int) -> None:
             data={"core_seconds": used, "max_core_seconds": cap, "step": step},
             key=key,
         )
-        run.store.update_job(run.job.id, status="pausing")

@@ -17,16 +17,39 @@ from rftkit.server.training.context import Run
 from rftkit.server.training.plan import KEPT_CHECKPOINTS
 from rftkit.server.training.rollout import Group
 
-__all__ = ["keep_checkpoint", "keep_model", "sweep"]
+__all__ = ["keep_adapter", "keep_checkpoint", "list_checkpoint", "name_model", "sweep"]
 
 
 def keep_checkpoint(run: Run, step: int, valid: Sequence[Group]) -> None:
-    """List a checkpoint after a validation, and drop the worst of too many."""
+    """Save and list the checkpoint of a validated step, once; then only its metrics may change."""
+    if run.store.has_event(run.job.id, f"checkpoint-{step}"):  # dropped or deleted since, perhaps
+        run.store.measure_checkpoint(run.job.id, step, _measured(run, step, valid))
+        return
+    folder = keep_adapter(run, step)
+    with run.store.transaction():
+        list_checkpoint(run, step, valid, folder)
+    sweep(run.store, run.journal.folder / "checkpoints")
+
+
+def keep_adapter(run: Run, step: int) -> Path:
+    """Save the adapter of a step, before anything refers to it; its folder."""
+    return run.journal.write_checkpoint(step, run.engine.save_adapter)
+
+
+def name_model(run: Run, step: int, folder: Path, *, is_final: bool = False) -> str:
+    """Make a saved adapter a model that can be asked; its name."""
+    name = run.model_name(None if is_final else step)
+    run.store.add_model(
+        name, run.model_base, run.job.id, str(folder), step, thinking=run.plan.thinking
+    )
+    return name
+
+
+def list_checkpoint(run: Run, step: int, valid: Sequence[Group], folder: Path) -> None:
+    """List a checkpoint and forget the worst of too many; the caller's transaction is around it."""
     is_last = step == run.plan.total_steps
-    measured = {"step": step, "full_valid_mean_reward": metrics.mean_reward(valid)}
-    if budgets.is_over_budget(run, [metrics.failure(valid)[:2]]):
-        measured["over_error_budget"] = True  # cannot be called best
-    name, folder = keep_model(run, step, is_final=is_last)
+    name = name_model(run, step, folder, is_final=is_last)
+    measured = _measured(run, step, valid)
     checkpoint = run.store.add_checkpoint(run.job.id, step, name, measured, str(folder))
     run.store.add_event(
         run.job.id,
@@ -34,17 +57,13 @@ def keep_checkpoint(run: Run, step: int, valid: Sequence[Group]) -> None:
         key=f"checkpoint-{step}",
     )
     _drop_worst(run, step, is_last)
-    sweep(run.store, run.journal.folder / "checkpoints")
 
 
-def keep_model(run: Run, step: int, *, is_final: bool = False) -> tuple[str, Path]:
-    """Save the adapter of a step as a model that can be asked; its name and its folder."""
-    folder = run.journal.write_checkpoint(step, run.engine.save_adapter)
-    name = run.model_name(None if is_final else step)
-    run.store.add_model(
-        name, run.model_base, run.job.id, str(folder), step, thinking=run.plan.thinking
-    )
-    return name, folder
+def _measured(run: Run, step: int, valid: Sequence[Group]) -> dict[str, Any]:
+    measured = {"step": step, "full_valid_mean_reward": metrics.mean_reward(valid)}
+    if budgets.is_over_budget(run, [metrics.failure(valid)[:2]]):
+        measured["over_error_budget"] = True  # cannot be called best
+    return measured
 
 
 def sweep(store: Store, folder: Path) -> None:

@@ -194,6 +194,8 @@ def record_validation(
 ) -> EvalRun:
     """Keep one validation of a job as the finished run "Step N"; the same step again is one run.
 
+    When grades that had failed were given again, the run gets new items.
+
     Args:
         store: where.
         job: with its `eval_id`.
@@ -211,7 +213,10 @@ def record_validation(
             status="in_progress",
         )  # fmt: skip
         if run.status == "completed":
-            return run
+            failed = sum(grade.outcome == "failed" for _, grade in samples)
+            if run.result_counts["errored"] == failed:
+                return run
+            store.drop_items(run.id)
         items = [
             item_from(
                 run,

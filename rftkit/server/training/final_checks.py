@@ -102,22 +102,27 @@ def _result(run: Run, check: Check) -> dict[str, Any]:
 
 def _pause(run: Run, found: dict[str, Any], broken: list[str]) -> None:
     """The job waits for the operator; resumed, it checks again."""
-    run.store.add_event(
-        run.job.id,
-        f"The job pauses: graders of the final checks broke ({', '.join(broken)}). Mend them in "
-        f"{FILE} and resume. One failure: {found[broken[0]]['example']}",
-        level="error",
-        type="moderation_checks",
-        data={"checks": found},
-    )
-    run.store.update_job(run.job.id, status="paused")
+    with run.store.transaction():
+        if not run.store.try_status(run.job.id, "paused"):
+            raise Stopped
+        run.store.add_event(
+            run.job.id,
+            f"The job pauses: graders of the final checks broke ({', '.join(broken)}). Repair them "
+            f"in {FILE} and resume. One failure: {found[broken[0]]['example']}",
+            level="error",
+            type="moderation_checks",
+            data={"checks": found},
+        )
     raise Stopped
 
 
 def _fail(run: Run, found: dict[str, Any], missed: list[str]) -> None:
     """The final model gets no name; the checkpoints before it, which were not checked, stay."""
     message = f"The final model did not pass the checks: {', '.join(missed)}; it is kept back."
+    error = {"code": "final_checks_failed", "message": message, "param": None}
     with run.store.transaction():
+        if not run.store.try_status(run.job.id, "failed", error=error):
+            raise Stopped
         run.store.add_event(
             run.job.id,
             message,
@@ -126,6 +131,4 @@ def _fail(run: Run, found: dict[str, Any], missed: list[str]) -> None:
             data={"checks": found},
             key=KEY,
         )
-        error = {"code": "final_checks_failed", "message": message, "param": None}
-        run.store.update_job(run.job.id, status="failed", error=error)
     raise Stopped

@@ -111,9 +111,17 @@ class Journal:
 
         The newline comes first, so that it ends a line that a kill left open.
         """
-        line = b"\n" + json.dumps([place, *kept], separators=(",", ":")).encode()
         with self._grades_path(kind, step).open("ab", buffering=0) as file:
-            file.write(line)
+            file.write(_line(place, kept))
+
+    def reopen(
+        self, kind: str, step: int, draft: dict[str, Any], grades: dict[tuple[int, int], Kept]
+    ) -> None:
+        """Replace a step's record by a draft with these grades, the record going last."""
+        lines = b"".join(_line(place, kept) for place, kept in grades.items())
+        write_whole(self._grades_path(kind, step), lines)
+        self.write_draft(kind, step, draft)
+        self._record_path(kind, step).unlink(missing_ok=True)
 
     def _draft_path(self, kind: str, step: int) -> Path:
         return self.folder / "drafts" / f"{kind}-{step:06d}.json.gz"
@@ -146,6 +154,10 @@ class Journal:
         if not target.is_dir():
             _write_folder(target, save)
         return target
+
+
+def _line(place: tuple[int, int], kept: Kept) -> bytes:
+    return b"\n" + json.dumps([place, *kept], separators=(",", ":")).encode()
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "broken_graders",
     "failure",
     "mean_reward",
+    "merged",
     "result_csv",
     "step_data",
     "step_message",
@@ -119,6 +120,16 @@ def step_data(
         data["learning"]["valid_failed_grades"] = failure(valid)[0]
         data["learning"]["valid_reward_stderr"] = standard_error(valid)
     return data
+
+
+def merged(before: Any, fresh: Any) -> Any:
+    """The data of a metric event with newer figures in the place of older ones, at any depth."""
+    if isinstance(before, Mapping) and isinstance(fresh, Mapping):
+        both = {k: merged(before[k], v) if k in before else v for k, v in fresh.items()}
+        return {**before, **both}
+    if isinstance(before, list) and isinstance(fresh, list) and len(before) == len(fresh):
+        return [merged(old, new) for old, new in zip(before, fresh, strict=True)]
+    return fresh
 
 
 def usage_metrics(

@@ -22,8 +22,18 @@ from rftkit.rows import Row
 from rftkit.server.engine.base import NotFiniteError, StepStats
 from rftkit.server.store.store import now
 from rftkit.server.training import metrics, rollout, sampling
-from rftkit.server.training.budgets import check_budget, check_core_seconds
-from rftkit.server.training.checkpoints import keep_checkpoint, keep_model
+from rftkit.server.training.budgets import (
+    check_core_seconds,
+    check_validation,
+    pauses_for_training,
+)
+from rftkit.server.training.checkpoints import (
+    keep_adapter,
+    keep_checkpoint,
+    list_checkpoint,
+    name_model,
+    sweep,
+)
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.eval_records import GradedSample, record_validation
 from rftkit.server.training.final_checks import run_checks
@@ -51,11 +61,16 @@ def train(run: Run) -> None:
         FloatingPointError: when an update is not a number; the last good state is kept.
     """
     done = load_policy(run)
+    sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     if done == 0:
         validate_baseline(run)
+    elif run.plan.validates(done):
+        conclude(run, done, validate(run, done)[0])
     for step in range(done + 1, run.plan.total_steps + 1):
         started = time.perf_counter()
         groups, sampling_seconds = sample_and_grade(run, step)
+        if pauses_for_training(run, step, groups):
+            obey(run, step - 1)  # the update waits for the grades that are missing
         trained = time.perf_counter()
         stats = update(run, step, groups)
         training_seconds = time.perf_counter() - trained
@@ -71,14 +86,11 @@ def train(run: Run) -> None:
             else max(elapsed, parts + eval_seconds),
         }
         report(run, step, groups, valid, timing, stats)
-        if valid is not None:
-            show(run, step, valid)
-            run.journal.write_state(step, lambda folder: save_state(run, folder))
-            if step < run.plan.total_steps:  # the last one has checks to pass
-                keep_checkpoint(run, step, valid)
-        check_budget(run, step, groups, valid)
         check_core_seconds(run, step)
-        obey(run, step)
+        if valid is None:
+            obey(run, step)
+        else:
+            conclude(run, step, valid)
     finish(run)
 
 
@@ -104,12 +116,25 @@ def load_policy(run: Run) -> int:
 def validate_baseline(run: Run) -> None:
     """Step 0: the base model on the validation rows, before anything is learnt."""
     valid, seconds = validate(run, 0)
-    show(run, 0, valid)
     timing = {"sampling": 0.0, "training": 0.0, "eval": seconds, "full_iteration": seconds}
     report(run, 0, None, valid, timing, None)
-    check_budget(run, 0, None, valid)
     check_core_seconds(run, 0)
-    obey(run, 0)
+    conclude(run, 0, valid)
+
+
+def conclude(run: Run, step: int, valid: Sequence[Group]) -> None:
+    """Keep what a validated step leaves; everything here may come twice, and is done once.
+
+    The state comes last: a kill before it repeats the step, which makes whatever is missing.
+    """
+    revise(run, step, valid)
+    show(run, step, valid)
+    if step:
+        if step < run.plan.total_steps:  # the last one has checks to pass
+            keep_checkpoint(run, step, valid)
+        run.journal.write_state(step, lambda folder: save_state(run, folder))
+    check_validation(run, step, valid)
+    obey(run, step)
 
 
 def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
@@ -216,6 +241,29 @@ def report(
     )
 
 
+def revise(run: Run, step: int, valid: Sequence[Group]) -> None:
+    """Correct the metric event of a step whose failed validation grades were given again."""
+    known = run.store.event(run.job.id, f"step-{step}")
+    failed, total, _ = metrics.failure(valid)
+    if known is None or known.data is None:
+        return
+    before = known.data["learning"].get("valid_failed_grades", 0)
+    if failed == before:
+        return
+    timing = known.data["timing"]["step"]
+    fresh = metrics.step_data(step, run.plan.total_steps, run.grader.leaves, None, valid, timing)
+    data = metrics.merged(known.data, fresh)
+    with run.store.transaction():
+        message = metrics.step_message(step, run.plan.total_steps, data)
+        run.store.revise_event(known.id, message, data)
+        run.store.add_event(
+            run.job.id,
+            f"Validation after step {step}: {before} of {total} grades had failed and were given "
+            f"again; {failed} fail now. The metrics of step {step} are corrected.",
+            data={"step": step, "failed": failed, "grades": total},
+        )
+
+
 def save_state(run: Run, folder: Path) -> None:
     """All that `load_policy` needs."""
     run.engine.save(folder)
@@ -225,31 +273,32 @@ def save_state(run: Run, folder: Path) -> None:
 def obey(run: Run, step: int) -> None:
     """Stop if the job was paused or cancelled meanwhile; a paused job is saved first."""
     status = run.store.job(run.job.id).status
+    if status not in ("pausing", "cancelled"):
+        return
     if status == "pausing":
         run.journal.write_state(step, lambda folder: save_state(run, folder))
-        if step:
-            name, _ = keep_model(run, step)
-            message = f"Paused after step {step}; the model {name} can be used."
-        else:
-            message = "Paused before the first step."
-        run.store.add_event(run.job.id, message)
-        run.store.update_job(run.job.id, status="paused")
-        raise Stopped
-    if status == "cancelled":
-        raise Stopped
+        folder = keep_adapter(run, step) if step else None
+        with run.store.transaction():
+            if run.store.try_status(run.job.id, "paused"):  # it may be cancelled by now
+                message = "Paused before the first step."
+                if folder is not None:
+                    name = name_model(run, step, folder)
+                    message = f"Paused after step {step}; the model {name} can be used."
+                run.store.add_event(run.job.id, message)
+    raise Stopped
 
 
 def finish(run: Run) -> None:
-    """The final checks, the final model, the result file and the last events."""
+    """The final checks, then all that the job leaves at once: a cancel before it leaves nothing."""
     run_checks(run)
     last = run.plan.total_steps
-    keep_checkpoint(run, last, validate(run, last)[0])
-    name = run.model_name(None)
+    valid, folder, name = validate(run, last)[0], keep_adapter(run, last), run.model_name(None)
     data = [event.data for event in _all_events(run) if event.type == "metrics" and event.data]
     data.sort(key=lambda each: each["step"])
     with run.store.transaction():
-        if run.store.job(run.job.id).result_files:
-            raise Stopped  # cancelled or killed a moment after it ended
+        if run.store.job(run.job.id).is_terminal:
+            raise Stopped  # cancelled a moment ago
+        list_checkpoint(run, last, valid, folder)
         csv = metrics.result_csv(data)
         result = run.store.add_file(csv, "step_metrics.csv", "fine-tune-results")
         run.store.add_event(run.job.id, f"New fine-tuned model created: {name}", key="model")
@@ -257,6 +306,7 @@ def finish(run: Run) -> None:
             run.job.id, status="succeeded", fine_tuned_model=name, result_files=[result.id]
         )
         run.store.add_event(run.job.id, "The job has successfully completed", key="completed")
+    sweep(run.store, run.journal.folder / "checkpoints")
 
 
 def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:

@@ -37,6 +37,7 @@ __all__ = [
     "drafted",
     "graded",
     "graded_while_sampling",
+    "reopen",
     "sampled",
 ]
 
@@ -106,6 +107,30 @@ def graded(
     meanwhile()
     by_line = {row.line: row for row in ask.rows}
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
+
+
+def reopen(run: Run, kind: str, step: int) -> None:
+    """Make the record of a step a draft again when grades of it failed: only those are missing.
+
+    Its completions stay, and the grades that were given; a kill in between leaves the record.
+    """
+    record = run.journal.record(kind, step)
+    if record is None:
+        return
+    groups = [each["rollouts"] for each in record["groups"]]
+    given = {
+        (i, index): (each["completion"]["tokens"], each["grade"])
+        for i, rollouts in enumerate(groups)
+        for index, each in enumerate(rollouts)
+        if each["grade"]["outcome"] != "failed"
+    }
+    if len(given) < sum(map(len, groups)):
+        draft = {
+            "prompts": [each["prompt_ids"] for each in record["groups"]],
+            "completions": [[each["completion"] for each in rollouts] for rollouts in groups],
+            "seconds": record["seconds"],
+        }
+        run.journal.reopen(kind, step, draft, given)
 
 
 def drafted(

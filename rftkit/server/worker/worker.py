@@ -153,9 +153,10 @@ class Worker:
         self._log(f"{job.id}: {message}")
         self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")
         self._serve_for(self.away_seconds, job)
-        if self.store.job(job.id).status == "pausing":
-            self.store.add_event(job.id, "Paused; the last saved state is whole.")
-            self.store.update_job(job.id, status="paused")
+        with self.store.transaction():
+            if self.store.job(job.id).status == "pausing":
+                self.store.add_event(job.id, "Paused; the last saved state is whole.")
+                self.store.update_job(job.id, status="paused")
 
     def _serve_for(self, seconds: float, job: Job) -> None:
         """Answer chats for a while, or until the job is to stop."""
@@ -174,8 +175,10 @@ class Worker:
             self.store.add_event(job.id, f"Validating {_words(param)}: {getattr(job, param)}",
                                  key=f"validating-{param}")  # fmt: skip
             self._rows(job, param, check=True)
-        self.store.add_event(job.id, "Files validated, moving job to queued state", key="validated")
-        self.store.update_job(job.id, status="queued")
+        with self.store.transaction():
+            if self.store.try_status(job.id, "queued"):
+                message = "Files validated, moving job to queued state"
+                self.store.add_event(job.id, message, key="validated")
 
     def train(self, job: Job) -> None:
         """Train a job from wherever it stands."""
@@ -310,9 +313,10 @@ class Worker:
                 raise RowError(error.message, path=name, line=row.line) from None
 
     def _fail(self, job: Job, message: str, code: str, param: str | None) -> None:
-        self.store.add_event(job.id, message, level="error", key=f"failed-{time.time_ns()}")
         error = {"code": code, "message": message, "param": param}
-        self.store.update_job(job.id, status="failed", error=error)
+        with self.store.transaction():
+            if self.store.try_status(job.id, "failed", error=error):
+                self.store.add_event(job.id, message, level="error", key=f"failed-{time.time_ns()}")
 
 
 class _Inside(Platform):

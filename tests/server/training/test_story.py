@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rftkit.graders import compile_grader
+from rftkit.errors import RequestError
+from rftkit.graders import Grade, compile_grader
 from rftkit.rows import Row
 from rftkit.server.engine.base import Completion, NotFiniteError, StepStats
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import journal as journal_module
 from rftkit.server.training import rft
+from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.plan import make_plan
@@ -60,7 +64,7 @@ class Toy:
             return Completion([bit, 9], str(bit), [-0.5, 0.0], "stop")
 
         answers = [[said(key) for key in request.seeds] for request in requests]
-        for i, group in enumerate(answers):
+        for i, group in enumerate(answers if on_completion else ()):
             for index, completion in enumerate(group):
                 on_completion(i, index, completion)
         return answers
@@ -90,6 +94,8 @@ class World:
     def __init__(self, home: Path) -> None:
         self.home, self.store, self.engine = home, Store.open(home), Toy()
         self.grades = self.jobs = 0
+        self.is_broken: Callable[[], bool] = lambda: False
+        """Whether the next grade fails."""
 
     def add_job(self, **metadata: str) -> Job:
         """A job of six steps, a validation every second one."""
@@ -111,6 +117,8 @@ class World:
 
             def counted(sample: Any, item: Any) -> Any:
                 self.grades += 1
+                if self.is_broken():
+                    return Grade(None, "failed", errors={"other_error": True})
                 return real(sample, item)
 
             grader.grade = counted  # type: ignore[method-assign]
@@ -122,6 +130,33 @@ class World:
             with contextlib.suppress(rft.Stopped):
                 rft.train(run)
         return self.store.job(job.id)
+
+    def left(self, job: Job) -> Any:
+        """What a job has left, without ids and times."""
+        job = self.store.job(job.id)
+        assert job.eval_id is not None
+        runs = self.store.runs(job.eval_id, limit=100)[0]
+        kept = self.store.checkpoints(job.id)
+        models, short = self.store.models(), job.id.removeprefix("ftjob-")
+        return {
+            "status": job.status,
+            "checkpoints": [(each.step, each.metrics) for each in kept],
+            "folders": sorted(Path(each.folder).name for each in kept),
+            "on disk": sorted(p.name for p in self._folder(job).iterdir()),
+            "models": [m.name.partition(short)[2] for m in models if m.job_id == job.id],
+            "runs": [(run.name, run.result_counts) for run in runs],
+            "rewards": {
+                event.data["step"]: (
+                    event.data.get("train_mean_reward"), event.data.get("full_valid_mean_reward"),
+                )
+                for event in self.store.events(job.id, limit=1000)[0]
+                if event.type == "metrics" and event.data
+            },
+            "weights": {p.parent.name: p.read_text() for p in self._folder(job).glob("*/policy*")},
+        }  # fmt: skip
+
+    def _folder(self, job: Job) -> Path:
+        return self.home / "jobs" / job.id / "checkpoints"
 
     def final(self, job: Job) -> str:
         """The policy it ended with."""
@@ -153,8 +188,8 @@ class Bomb:
             raise Killed
 
 
-def arm(patch: pytest.MonkeyPatch, bomb: Bomb) -> None:
-    """Let every durable write of job and store count down."""
+def arm(patch: pytest.MonkeyPatch, bomb: Bomb, *, grades: bool = True) -> None:
+    """Let every durable write of job and store count down, those of single grades or not."""
 
     def around(real: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -168,8 +203,10 @@ def arm(patch: pytest.MonkeyPatch, bomb: Bomb) -> None:
     for name in ("write_whole", "_write_folder"):
         patch.setattr(journal_module, name, around(getattr(journal_module, name)))
     for owner, name in (
-        (Journal, "add_grade"), (Store, "add_event"), (Store, "add_checkpoint"),
+        *([(Journal, "add_grade")] if grades else []),
+        (Store, "add_event"), (Store, "add_checkpoint"),
         (Store, "update_job"), (Store, "add_model"), (Store, "add_file"), (Store, "add_items"),
+        (Store, "try_status"), (Store, "drop_checkpoint"), (shutil, "rmtree"),
     ):  # fmt: skip
         patch.setattr(owner, name, around(getattr(owner, name)))
 
@@ -207,6 +244,122 @@ def test_a_kill_at_any_write_repeats_at_most_what_was_under_way(
         assert len(done.result_files) == 1
         place += 1 if place < 8 else 17
     assert place > 60
+
+
+@pytest.fixture
+def no_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes that need not outlive a power cut, which makes many jobs quick."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    world.store._db.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_kill_at_any_write_loses_no_checkpoint_run_or_number(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = world.left(world.train(world.add_job()))
+    assert calm["status"] == "succeeded"
+    place = 1
+    while True:
+        job = world.add_job()
+        with monkeypatch.context() as patch:
+            arm(patch, Bomb(place), grades=False)
+            try:
+                world.train(job)
+            except Killed:
+                pass
+            else:
+                break
+        if (now := world.store.job(job.id)).status == "running":
+            world.train(now)
+        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")  # as a worker does first
+        assert world.left(job) == calm, place
+        place += 1
+    assert place > 100
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_cancel_at_any_write_leaves_a_cancelled_job_without_a_final_model(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cancel(Bomb):
+        def tick(self) -> None:
+            if world.store._db.in_transaction:
+                return  # another process would wait for its end
+            self.left -= 1
+            if self.left == 0:
+                world.store.cancel_job(job.id)
+
+    place, ended = 1, False
+    while not ended:
+        job = world.add_job()
+        with monkeypatch.context() as patch:
+            arm(patch, Cancel(place), grades=False)
+            with contextlib.suppress(RequestError):  # it had ended
+                world.train(job)
+        found = world.store.job(job.id)
+        keys = {event.key for event in world.store.events(job.id, limit=1000)[0]}
+        is_whole = {"model", "completed"} <= keys and bool(found.result_files)
+        assert is_whole or not ({"model", "completed"} & keys or found.result_files), place
+        final = [m for m in world.store.models() if m.job_id == job.id and "ckpt" not in m.name]
+        if found.status == "cancelled":
+            assert not is_whole
+            assert found.fine_tuned_model is None
+            assert not final
+        else:
+            assert is_whole
+            ended = found.status == "succeeded" and "cancelled" not in keys
+        place += 1 if place > 100 else 5
+
+
+BREAKS = {
+    "baseline": 0,
+    "first step": 4,
+    "second validation": 36,
+    "a later step": 60,
+    "the last step": 92,
+    "the last validation": 108,
+    "half of the last validation": 110,
+}
+"""After how many grades: 16 a step, 4 a validation."""
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("staleness", ["0", "1"])
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS)
+def test_what_failed_is_graded_again_after_a_repair_and_nothing_else_is(
+    world: World, broken: int, staleness: str
+) -> None:
+    calm = world.left(world.train(world.add_job(max_staleness=staleness)))
+    world.counts()
+    seen = 0
+
+    def is_broken() -> bool:
+        nonlocal seen
+        seen += 1
+        return seen > broken  # until it is repaired
+
+    world.is_broken = is_broken
+    job = world.train(world.add_job(max_staleness=staleness))
+    assert job.status == "paused"
+    said = world.store.events(job.id, limit=1000)[0]
+    assert any("Repair what they need and resume" in event.message for event in said)
+    world.counts()
+    world.store.resume_job(job.id)  # too early
+    job = world.train(world.store.update_job(job.id, status="running"))
+    assert job.status == "paused"
+    asked_again = world.counts()
+    assert asked_again[0] == 0
+    assert 0 < asked_again[1] <= 16 * 2  # each tries twice
+    world.is_broken = lambda: False
+    world.store.resume_job(job.id)
+    job = world.train(world.store.update_job(job.id, status="running"))
+    assert job.status == "succeeded", job.error
+    left = world.left(job)
+    for name in ("models", "on disk"):  # the model of a pause stays
+        assert set(left.pop(name)) >= set(calm.pop(name))
+    assert {step: left["weights"][step] for step in calm["weights"]} == calm["weights"]
+    assert {**left, "weights": None} == {**calm, "weights": None}
 
 
 def test_a_pause_repeats_nothing(world: World) -> None:
