@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from rftkit.cli.console import PLAIN, Format, Json, Pairs, parse_values, print_j
 from rftkit.errors import InputError
 
 if TYPE_CHECKING:
-    from rftkit.datasets import Check, Preview
+    from rftkit.datasets import Check, Finding, Preview
     from rftkit.graders import Audit
 
 __all__ = ["check", "dataset_app"]
@@ -87,10 +88,12 @@ def check(
         progress=_progress,
     )
     audit = _audit(data, spec, answer_format) if spec and found.ok else None
+    if audit is not None and audit.verdict is not None:  # of a judge, which only the audit asks
+        found, audit = _with(found, [datasets.verdict_finding(audit.verdict)]), None
     preview = None
     if spec and model and rows and found.ok:
         preview = _preview(data, spec, answer_format, model, rows, completions)
-        found = _with(found, preview)
+        found = _with(found, preview.findings())
     if preview and useful:
         preview.write_useful(data, useful)
     if html:
@@ -244,11 +247,11 @@ def _preview(
     )
 
 
-def _with(found: Check, preview: Preview) -> Check:
-    """The check with what the preview found."""
+def _with(found: Check, more: Sequence[Finding]) -> Check:
+    """The check with what the audit or the preview found."""
     from rftkit.datasets.findings import sorted_findings
 
-    return replace(found, findings=sorted_findings([*found.findings, *preview.findings()]))
+    return replace(found, findings=sorted_findings([*found.findings, *more]))
 
 
 def _write_page(html: Path, found: Check, audit: Audit | None, preview: Preview | None) -> None:

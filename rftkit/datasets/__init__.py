@@ -1,6 +1,6 @@
 """Datasets from the client's side. One row's shape is `rftkit.rows`.
 
-look        open (any form, any size) · read · profile · check, the dataset doctor
+look        open (any form, any size) · read · profile · check, the dataset doctor · verdict_finding
 learn       preview: what a model earns on some rows, and which of them teach
 make        convert · split · sample
 send        upload
@@ -15,6 +15,7 @@ from rftkit.datasets.findings import Check, FileFacts, Finding, Place
 from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
 from rftkit.datasets.learnability import Preview, preview, spread_rows
 from rftkit.datasets.profile import profile
+from rftkit.datasets.references import verdict_finding
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.sampled import SampledRow
@@ -48,4 +49,5 @@ __all__ = [
     "split",
     "spread_rows",
     "upload",
+    "verdict_finding",
 ]

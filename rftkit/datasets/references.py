@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rftkit.datasets.findings import Finding, Place
-from rftkit.graders import Grade, Sample, compile_grader, reference_answer, variables
+from rftkit.datasets.findings import Finding, Place, counted
+from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, variables
+from rftkit.graders.engine import parts_of
+from rftkit.graders.recognition import Verdict, calls_out, dead_leaves, recognise, unread
+from rftkit.graders.references import right_answer
 
-__all__ = ["MAX_REFERENCES", "format_needed", "reference_findings"]
+__all__ = ["MAX_REFERENCES", "format_needed", "reference_findings", "verdict_finding"]
 
 MAX_REFERENCES = 500  # rows whose reference answer is graded; more add seconds, not news
-CALLS_OUT = frozenset({"score_model", "label_model", "endpoint"})
 
 
 def format_needed(
@@ -38,13 +40,14 @@ def reference_findings(
     rows: Sequence[tuple[Place, Mapping[str, Any]]],
 ) -> Iterator[Finding]:
     """Grade the reference answers of some rows; `grader` must be normalised."""
-    if not CALLS_OUT.isdisjoint(each["type"] for each in _specs(grader)):
+    if calls_out(grader):
         yield Finding(
             "info", "references_not_graded", "reference answers not graded: it would call a model"
         )
         return
-    found = [(where, item, _reference(item, response_format, grader)) for where, item in rows]
+    found = [(where, item, right_answer(item, response_format, grader)) for where, item in rows]
     tried = [(where, item, text) for where, item, text in found if text is not None]
+    yield from _unread(grader, tried)
     with compile_grader(grader) as compiled:
         grades = compiled.grade_many(
             [
@@ -52,12 +55,16 @@ def reference_findings(
                 for _, item, text in tried
             ]
         )
-    rewards: dict[Place, float] = {}
+        rewards = [g.reward for g in grades if g.outcome == "graded" and g.reward is not None]
+        broken = recognise(
+            compiled,
+            [item for _, item, _ in tried],
+            response_format=response_format,
+            honest=rewards,
+        )
     trouble: dict[str, list[Place]] = {}
     for (where, _, _), grade in zip(tried, grades, strict=True):
-        if grade.outcome == "graded" and grade.reward is not None:
-            rewards[where] = grade.reward
-        else:
+        if grade.outcome != "graded":
             trouble.setdefault(f"{grade.outcome}: {_reason(grade)}", []).append(where)
     for message, places in trouble.items():
         yield Finding(
@@ -68,18 +75,55 @@ def reference_findings(
             len(places),
             tuple(places),
         )
+    if broken is not None:
+        yield verdict_finding(broken)
+        return
+    yield from _dead_leaves(compiled, grades)
     if not trouble:
-        yield from _reward_findings(rewards)
+        by_place = dict(zip((where for where, _, _ in tried), rewards, strict=True))
+        yield from _reward_findings(by_place)
 
 
-def _reference(
-    item: Mapping[str, Any],
-    response_format: Mapping[str, Any] | None,
-    grader: Mapping[str, Any],
-) -> str | None:
-    """What the row says itself; only if it says nothing, what the grader would like."""
-    own = reference_answer(item, response_format)
-    return own if own is not None else reference_answer(item, response_format, grader=grader)
+def verdict_finding(verdict: Verdict) -> Finding:
+    """The verdict on a grader as a finding."""
+    return Finding(
+        "error",
+        f"grader_{verdict.code}",
+        verdict.sentence,
+        verdict.advice,
+        details=verdict.reasons,
+        figures=verdict.to_dict(),
+    )
+
+
+def _dead_leaves(grader: CompiledGrader, grades: Sequence[Grade]) -> Iterator[Finding]:
+    for key in dead_leaves(grader, grades):
+        yield Finding(
+            "warning",
+            "sub_grader_pays_nothing",
+            f"no reference answer earns anything from the sub-grader {key!r}, which would raise "
+            "the reward: it does not recognise a right answer",
+            "grade one reference answer by hand: rftkit grade",
+            figures={"key": key},
+        )
+
+
+def _unread(
+    grader: Mapping[str, Any], tried: Sequence[tuple[Place, Any, str]]
+) -> Iterator[Finding]:
+    for leaf in parts_of(dict(grader)).values():
+        places = tuple(where for where, _, text in tried if unread(leaf, [text]))
+        if places:
+            yield Finding(
+                "warning",
+                "script_not_read",
+                f"{leaf['evaluation_metric']} does not read the script of "
+                f"{counted(len(places), 'reference answer')}: it knows only the letters a to z "
+                "and digits, and everything else earns 0",
+                "use fuzzy_match for these texts",
+                len(places),
+                places,
+            )
 
 
 def _reason(grade: Grade) -> str:
@@ -108,7 +152,3 @@ def _reward_findings(rewards: Mapping[Place, float]) -> Iterator[Finding]:
         )
     else:
         yield Finding("info", "references", f"{graded}: each earns {top:.3f}")
-
-
-def _specs(grader: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(grader["graders"].values()) if grader.get("type") == "multi" else [grader]

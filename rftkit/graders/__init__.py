@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
     from rftkit.graders.needs import check_item_paths, validate, variables
     from rftkit.graders.outcome import Grade, Sample
+    from rftkit.graders.recognition import Verdict, recognise
     from rftkit.graders.references import reference_answer
     from rftkit.graders.sandbox import Limits
 
@@ -38,6 +39,7 @@ __all__ = [
     "Leaf",
     "Limits",
     "Sample",
+    "Verdict",
     "audit",
     "check_item_paths",
     "cluster_grader",
@@ -47,6 +49,7 @@ __all__ = [
     "grade",
     "grade_many",
     "mask_secrets",
+    "recognise",
     "reference_answer",
     "validate",
     "variables",
@@ -63,6 +66,7 @@ _HOMES = {
     "judge": ("Completion", "CompletionCall", "completion_call"),
     "needs": ("check_item_paths", "validate", "variables"),
     "outcome": ("Grade", "Sample"),
+    "recognition": ("Verdict", "recognise"),
     "references": ("reference_answer",),
     "sandbox": ("Limits",),
 }

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError
 from rftkit.graders.cheats import CHEATS, DANGERS, make_answers
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.outcome import Grade, Sample
+from rftkit.graders.recognition import Tried, Verdict, explained, verdict
 from rftkit.graders.references import reference_answer
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Audit:
     cheats: tuple[Cheat, ...]
     carriers: dict[str, float]
     """Sub-grader -> its share of how much rewards vary with it, summing to 1; empty if no multi."""
+    verdict: Verdict | None = None
+    """Why nothing can be learned from the grader; None when it recognises right answers."""
 
     def findings(self) -> list[str]:
         """What to act on, in words; empty when the grader held."""
@@ -65,6 +68,8 @@ class Audit:
             return ["no row holds a reference answer that could be graded; nothing was tried"]
         for row, why in list(self.ungradable.items())[:5]:
             out.append(f"row {row} cannot be graded: {why}")
+        if self.verdict is not None:  # against nothing, every cheat would look well paid
+            return [str(self.verdict), *out]
         if self.short:
             rows = ", ".join(map(str, self.short[:8]))
             out.append(
@@ -163,7 +168,11 @@ def audit(
         texts = list(known.values())
         answers = {row: make_answers(text, rows[row], texts) for row, text in known.items()}
         grades = _grade(grader, rows, answers, response_format)
-    return _summarise(grader, grades, [row for row in picked if row not in known])
+    found = _summarise(grader, grades, [row for row in picked if row not in known])
+    if found.verdict is None:
+        return found
+    pairs = [(rows[row], text) for row, text in known.items()]
+    return replace(found, verdict=explained(found.verdict, grader.spec, pairs))
 
 
 def _grade(
@@ -204,7 +213,17 @@ def _summarise(
         ungradable=ungradable,
         cheats=tuple(_cheat(name, grades, honest) for name in CHEATS),
         carriers=_carriers(grader, [g for by_name in grades.values() for g in by_name.values()]),
+        verdict=verdict(
+            list(honest.values()),
+            [_tried(reward, grades[row]) for row, reward in honest.items()],
+            grader.floor_reward,
+        ),
     )
+
+
+def _tried(reference: float, by_name: Mapping[str, Grade]) -> Tried:
+    rewards = {name: _reward(grade) for name, grade in by_name.items() if name != "reference"}
+    return Tried(reference, {name: each for name, each in rewards.items() if each is not None})
 
 
 def _cheat(

@@ -15,7 +15,7 @@ from typing import Any
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import Path, lone_path, look_up, paths
 
-__all__ = ["REFERENCE_KEYS", "reference_answer"]
+__all__ = ["REFERENCE_KEYS", "reference_answer", "right_answer"]
 
 REFERENCE_KEYS = ("reference_answer", "reference", "answer")
 
@@ -49,6 +49,28 @@ def reference_answer(
     if properties and all(key in item for key in properties):
         return _text({key: item[key] for key in properties})
     return None
+
+
+def right_answer(
+    item: Mapping[str, Any],
+    response_format: Mapping[str, Any] | None,
+    grader: Mapping[str, Any],
+) -> str | None:
+    """What the row itself says is right; what the grader looks for only where it says nothing.
+
+    A grader is tried on the row's own answer, because its wish is always to its own liking. Under
+    a grader that reads JSON, an answer that is no JSON is not what a model would write.
+    """
+    own = reference_answer(item, response_format)
+    wanted = reference_answer(item, response_format, grader=grader)
+    return wanted if own is None or (_is_object(wanted) and not _is_object(own)) else own
+
+
+def _is_object(text: str | None) -> bool:
+    try:
+        return text is not None and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _properties(response_format: Mapping[str, Any] | None) -> list[str]:

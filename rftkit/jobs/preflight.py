@@ -121,6 +121,8 @@ def check_grader(
     findings = tuple(found.findings())
     if found.honest is None:
         return Point("grader", "not checked", findings[0], findings)
+    if found.verdict is not None:
+        return Point("grader", "error", found.verdict.sentence, findings)
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         return Point("grader", "warning", findings[0] + more, findings)

@@ -31,17 +31,20 @@ def summary(
         answers: the file of before and after answers, in the shape of `rftkit.views.answers`.
 
     Returns:
-        `valid` (None without a validation), `test` and `constant` (None without answers) and
-        `training`; every number is None where nothing was measured.
+        `valid` (None without a validation), `test` and `constant` (None without answers),
+        `grader_verdict` (None when the grader recognises right answers) and `training`; every
+        number is None where nothing was measured.
     """
     from rftkit.jobs.metrics import step_frame
 
+    events = list(events)
     steps = step_frame(events)
     failed, spent = steps["failed_grades"].dropna(), steps["step_seconds"].dropna()
     return {
         "valid": _validations(steps),
         "test": _test(answers["rows"]) if answers and answers["rows"] else None,
         "constant": (answers or {}).get("constant"),
+        "grader_verdict": _grader_verdict(events),
         "training": {
             "steps": int(steps["step"].max()) if len(steps) else 0,
             "seconds": float(spent.sum()) if len(spent) else None,
@@ -55,6 +58,12 @@ def publish(figures: dict[str, Any]) -> None:
     from IPython.display import display
 
     display({MIME: figures, "text/plain": "(figures for programs)"}, raw=True)
+
+
+def _grader_verdict(events: Iterable[dict[str, Any]]) -> str | None:
+    """The sentence of the job's own warning about its grader."""
+    found = ((event.get("data") or {}).get("grader_verdict") for event in events)
+    return next((verdict["sentence"] for verdict in found if verdict), None)
 
 
 def _validations(steps: Any) -> dict[str, Any] | None:

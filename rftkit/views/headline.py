@@ -94,6 +94,8 @@ def _points(summary: Figures) -> list[str]:
     points = []
     if summary.get("status") not in (None, "succeeded"):
         points.append(f"The job is not a finished one: its status is {summary['status']}.")
+    if broken := summary.get("grader_verdict"):
+        points.append(f"These rewards say nothing: {broken}.")
     if test and test["difference"] is not None:
         points.append(
             f"Row by row: {test['better']} better, {test['worse']} worse, {test['same']} the same."

@@ -21,6 +21,7 @@ from rftkit.graders import (
     compile_grader,
     reference_answer,
 )
+from rftkit.graders.recognition import calls_out
 from rftkit.rows import Row
 from rftkit.widgets.graderform import places
 from rftkit.widgets.rowsource import RowSource, source_of
@@ -29,9 +30,8 @@ from rftkit.widgets.task import Task
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["CALLS_OUT", "Bench", "Line", "calls_out", "spread"]
+__all__ = ["Bench", "Line", "calls_out", "spread"]
 
-CALLS_OUT = frozenset({"score_model", "label_model", "endpoint"})
 """Graders that cost something: they run when they are told to, not at every edit."""
 AUDITED_ROWS = 40
 
@@ -170,12 +170,6 @@ class Bench:
             self.close()
             self._compiled = spec, compile_grader(spec, complete=_judge(), workers=1)
         return self._compiled[1]
-
-
-def calls_out(spec: Spec) -> bool:
-    """Whether grading asks a model or an address."""
-    parts = spec["graders"].values() if spec.get("type") == "multi" else [spec]
-    return not CALLS_OUT.isdisjoint(part.get("type") for part in parts)
 
 
 def spread(size: int, count: int) -> list[int]:

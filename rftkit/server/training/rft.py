@@ -37,6 +37,7 @@ from rftkit.server.training.checkpoints import (
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.eval_records import GradedSample, record_validation
 from rftkit.server.training.final_checks import run_checks
+from rftkit.server.training.grader_check import warn_of_grader
 from rftkit.server.training.journal import damage
 from rftkit.server.training.plan import Plan
 from rftkit.server.training.rollout import Group
@@ -63,6 +64,7 @@ def train(run: Run) -> None:
     done = load_policy(run)
     sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     if done == 0:
+        warn_of_grader(run)
         validate_baseline(run)
     elif run.plan.validates(done):
         conclude(run, done, validate(run, done)[0])

@@ -1,0 +1,258 @@
+"""Does a grader recognise a right answer at all? One verdict for checks, jobs and reports.
+
+The reference answers of a dataset are right by definition. A grader that pays none of them, or
+that pays the same for every answer, teaches nothing, however tidy its numbers look. `verdict` is
+the rule, over rewards that somebody has; `recognise` grades a few rows and applies it. Not here:
+which cheats pay (`auditing`), and whether the references themselves are right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rftkit.graders.cheats import make_answers
+from rftkit.graders.engine import CompiledGrader, parts_of
+from rftkit.graders.formula import compile_formula
+from rftkit.graders.outcome import Fault, Grade, Sample
+from rftkit.graders.references import right_answer
+from rftkit.graders.template import compile_template
+
+__all__ = [
+    "Tried",
+    "Verdict",
+    "calls_out",
+    "dead_leaves",
+    "explained",
+    "recognise",
+    "unread",
+    "verdict",
+]
+
+MAX_ROWS = 12
+"""Rows whose cheats are graded when the references look suspicious."""
+CALLS_OUT = frozenset({"score_model", "label_model", "endpoint"})
+WRONG = ("other_answer", "changed_fact")
+"""Cheats that are wrong answers of the right form."""
+SAME = 1e-9
+MAX_SHOWN = 80
+_ROUGE_TOKEN = re.compile("[a-z0-9]", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why nothing can be learned from a grader."""
+
+    code: Literal["not_recognised", "constant"]
+    sentence: str
+    advice: str
+    reasons: tuple[str, ...] = ()
+    """What the grader compares in one row, and known causes."""
+
+    def __str__(self) -> str:
+        return "; ".join((self.sentence, *self.reasons))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for events and JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What the answers to one row earned; answers that could not be graded are left out."""
+
+    reference: float
+    """Reward of the reference answer."""
+    others: Mapping[str, float]
+    """Name of a cheat -> its reward."""
+
+
+def verdict(honest: Sequence[float], tried: Sequence[Tried], floor: float = 0.0) -> Verdict | None:
+    """The verdict over rewards; None when the grader recognises right answers.
+
+    Args:
+        honest: the rewards of all reference answers that could be graded.
+        tried: rows in which wrong answers were graded as well.
+        floor: the lowest reward, which an answer earns for nothing.
+    """
+    if not honest:
+        return None
+    told_apart = any(
+        row.reference > row.others[name] + SAME
+        for row in tried
+        for name in WRONG
+        if name in row.others
+    )
+    if max(honest) <= floor + SAME and not told_apart:
+        return Verdict(
+            "not_recognised",
+            "no reference answer earns anything: the grader does not recognise a right answer "
+            f"({_counted(honest)}, highest reward {max(honest):.3f})",
+            "grade one reference answer by hand (rftkit grade), and compare what the grader reads "
+            "with what the row holds: its keys, its form, its case",
+        )
+    everything = [*honest, *(reward for row in tried for reward in row.others.values())]
+    if any(row.others for row in tried) and max(everything) - min(everything) <= SAME:
+        return Verdict(
+            "constant",
+            f"the grader pays the same for everything: {honest[0]:.3f} for right answers, wrong "
+            "answers and an empty one; nothing can be learned from it",
+            "make the reward depend on the answer: compare sample.output_text or "
+            "sample.output_json with the row",
+        )
+    return None
+
+
+def recognise(
+    grader: CompiledGrader,
+    items: Sequence[Mapping[str, Any]],
+    *,
+    response_format: Mapping[str, Any] | None = None,
+    honest: Sequence[float] | None = None,
+) -> Verdict | None:
+    """Grade the reference answers of a few rows, and cheats if those look suspicious.
+
+    Graders that call a model or an address are not asked: the verdict is None.
+
+    Args:
+        grader: compiled.
+        items: rows, as graders see them; a few spread over them are tried.
+        response_format: of the job.
+        honest: the rewards of reference answers, if they are known already.
+    """
+    if calls_out(grader.spec):
+        return None
+    known = [
+        (item, text)
+        for item in _spread(items, MAX_ROWS)
+        if (text := right_answer(item, response_format, grader.spec)) is not None
+    ]
+    if honest is None:
+        own = _graded(grader, [(text, item) for item, text in known], response_format)
+        honest = [reward for reward in own if reward is not None]
+    if not honest or (max(honest) > grader.floor_reward + SAME and _differ(honest)):
+        return None  # some right answer earns more than another: neither rule applies
+    tried = list(_tried(grader, known, response_format))
+    found = verdict(honest, tried, grader.floor_reward)
+    return found and explained(found, grader.spec, known)
+
+
+def _tried(
+    grader: CompiledGrader,
+    known: Sequence[tuple[Mapping[str, Any], str]],
+    response_format: Mapping[str, Any] | None,
+) -> Iterator[Tried]:
+    texts = [text for _, text in known]
+    for item, text in known:
+        answers = make_answers(text, item, texts)
+        earned = _graded(grader, [(each, item) for each in answers.values()], response_format)
+        rewards = {name: r for name, r in zip(answers, earned, strict=True) if r is not None}
+        if "reference" in rewards:
+            yield Tried(rewards.pop("reference"), rewards)
+
+
+def _graded(
+    grader: CompiledGrader,
+    answers: Sequence[tuple[str, Mapping[str, Any]]],
+    response_format: Mapping[str, Any] | None,
+) -> list[float | None]:
+    """The rewards; None for what was not graded."""
+    pairs = [
+        (Sample.from_text(text, response_format=response_format), item) for text, item in answers
+    ]
+    return [g.reward if g.outcome == "graded" else None for g in grader.grade_many(pairs)]
+
+
+def explained(
+    found: Verdict, spec: Mapping[str, Any], known: Sequence[tuple[Mapping[str, Any], str]]
+) -> Verdict:
+    """The verdict with what is known about its cause; `known` are rows and their references."""
+    if found.code != "not_recognised":
+        return found
+    return Verdict(found.code, found.sentence, found.advice, tuple(_reasons(spec, known)))
+
+
+def _reasons(
+    spec: Mapping[str, Any], known: Sequence[tuple[Mapping[str, Any], str]]
+) -> Iterator[str]:
+    """What each leaf of a normalised spec reads in the first row, and known causes of zeros."""
+    for leaf in parts_of(dict(spec)).values():
+        if leaf["type"] == "python" and re.search(r"\bexcept\b", leaf["source"]):
+            yield (
+                f"{leaf['name']!r} catches exceptions, so an error in it becomes a low reward; "
+                "let the exception through, and the grade fails with its words"
+            )
+        if leaf["type"] not in ("string_check", "text_similarity") or not known:
+            continue
+        if unread(leaf, [text for _, text in known]):
+            yield (
+                f"{leaf['evaluation_metric']} does not read this script: it knows only the letters "
+                "a to z and digits; use fuzzy_match"
+            )
+        item, text = known[0]
+        try:
+            sides = [
+                compile_template(leaf[side])(Sample.from_text(text), item)
+                for side in ("input", "reference")
+            ]
+        except Fault:
+            continue
+        yield f"{leaf['name']!r} compares {_short(sides[0])} with {_short(sides[1])}"
+
+
+def dead_leaves(grader: CompiledGrader, grades: Sequence[Grade]) -> list[str]:
+    """Keys of a multi that pay no reference answer and would raise its reward.
+
+    A penalty, which right answers do not earn either, lowers the reward and is left out.
+    """
+    graded = [each.sub_rewards for each in grades if each.outcome == "graded" and each.sub_rewards]
+    if not graded:
+        return []
+    formula = compile_formula(grader.spec["calculate_output"], list(graded[0]))
+
+    def raises(key: str, rewards: Mapping[str, float | None]) -> bool:
+        known = {name: value or 0.0 for name, value in rewards.items()}
+        with contextlib.suppress(Fault):
+            return formula(known | {key: 1.0}) > formula(known) + SAME
+        return False
+
+    return [
+        key
+        for key in graded[0]
+        if all(abs(rewards[key] or 0.0) <= SAME for rewards in graded)
+        and any(raises(key, rewards) for rewards in graded)
+    ]
+
+
+def unread(leaf: Mapping[str, Any], texts: Sequence[str]) -> bool:
+    """Whether a leaf is a rouge, which sees no word in most of these texts."""
+    if not str(leaf.get("evaluation_metric", "")).startswith("rouge"):
+        return False
+    blind = sum(bool(text.strip()) and not _ROUGE_TOKEN.search(text) for text in texts)
+    return 2 * blind > len(texts)
+
+
+def calls_out(spec: Mapping[str, Any]) -> bool:
+    """Whether grading asks a model or an address."""
+    parts = spec["graders"].values() if spec.get("type") == "multi" else [spec]
+    return not CALLS_OUT.isdisjoint(part.get("type") for part in parts)
+
+
+def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:
+    """Up to `count` of them, evenly apart."""
+    return items[:: max(1, -(-len(items) // count))]
+
+
+def _differ(rewards: Sequence[float]) -> bool:
+    return max(rewards) - min(rewards) > SAME
+
+
+def _counted(rewards: Sequence[float]) -> str:
+    return f"{len(rewards):,} graded"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…")
