@@ -27,6 +27,7 @@ from rftkit import graders, settings
 from rftkit.errors import MissingExtraError, PlatformError
 from rftkit.graders import Completion, CompletionCall, EmbeddingCall, completion_call
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL
+from rftkit.wholefile import unwritable
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -239,10 +240,7 @@ def _starting(home: Path) -> Iterator[None]:
             f"seconds; look into {home / 'logs' / 'server.log'}"
         ) from None
     except OSError as error:
-        raise PlatformError(
-            f"the home folder {home} cannot be written ({error.strerror or error}); set "
-            "RFTKIT_HOME to a folder you own"
-        ) from error
+        raise unwritable(home, error) from error
 
 
 def _start(home: Path, idle_minutes: float | None) -> ServerStatus:

@@ -7,13 +7,20 @@ appear whole (`server/journal.py`), and files that grow (the journals append).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-__all__ = ["replacing", "sync", "write_whole"]
+from rftkit.errors import PlatformError
+
+__all__ = ["is_full", "replacing", "sync", "unwritable", "write_whole"]
+
+LEAST_BYTES = 1 << 20
+"""With less room than this, a disk counts as full whatever a library calls its error."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -47,3 +54,41 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room is behind an error, however it was wrapped on the way."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(error)
+        if any(words in text for words in ("No space left", "disk is full", "os error 28")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def unwritable(home: Path, error: BaseException) -> PlatformError:
+    """Why a home folder cannot be used, and what to do about it."""
+    reason = getattr(error, "strerror", None) or error
+    if is_full(error) or _has_no_room(home):
+        return PlatformError(
+            f"the disk that holds the home folder {home} is full ({reason}); free some space and "
+            "start again. Nothing that was stored is lost"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return PlatformError(
+            f"too many files are open to use the home folder {home} ({reason}); raise the limit "
+            "with `ulimit -n 4096` and start again"
+        )
+    return PlatformError(
+        f"the home folder {home} cannot be written ({reason}); set RFTKIT_HOME to a folder you own"
+    )
+
+
+def _has_no_room(folder: Path) -> bool:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < LEAST_BYTES
+    return False

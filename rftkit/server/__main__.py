@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,7 @@ from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.worker_process import WorkerLink
 from rftkit.server.store.store import Store
 from rftkit.server.training.final_checks import read_checks
-from rftkit.wholefile import write_whole
+from rftkit.wholefile import unwritable, write_whole
 
 __all__ = ["main"]
 
@@ -54,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _serve(home, options)
     except PlatformError as error:
         print(f"rftkit.server: {error}", file=sys.stderr)
+        return 1
+    except (OSError, sqlite3.Error) as error:  # while it started or ended
+        logging.getLogger("rftkit.server").exception("the server ends")
+        print(f"rftkit.server: {unwritable(home, error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -93,10 +98,7 @@ def _only_one(home: Path) -> Iterator[None]:
             "stop it with `rftkit serve --stop`, or set RFTKIT_HOME to another folder"
         ) from None
     except OSError as error:
-        raise PlatformError(
-            f"the home folder {home} cannot be written ({error.strerror or error}); set "
-            "RFTKIT_HOME to a folder you own"
-        ) from error
+        raise unwritable(home, error) from error
     try:
         yield
     finally:
@@ -136,6 +138,12 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     needs_key = _needs_key(store, options)
     listener = _bind(options.host, options.port)
     store.sweep()
+    for found in store.strangers():
+        print(
+            f"rftkit.server: {found}; platform.sqlite may be new or older than the rest of {home}. "
+            "Nothing of it is deleted; restore the newest copy of platform.sqlite to see it again",
+            file=sys.stderr,
+        )
     shutil.rmtree(home / "exports", ignore_errors=True)  # of a server that was killed
     read_checks(home)  # better now than at the end of a job
     link = WorkerLink(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 
 from fastapi import APIRouter
 
@@ -11,6 +11,7 @@ from rftkit.server.api import Here, Reply
 from rftkit.server.engine.models import known_bases
 from rftkit.server.inference.models import model_object
 from rftkit.server.store import wire
+from rftkit.server.store.trash import discard
 
 __all__ = ["router"]
 
@@ -53,5 +54,5 @@ def delete(here: Here, model: str) -> Reply:
         here.store.delete_model(model)
         here.store.drop_checkpoint_of(model)
     if known.folder not in here.store.used_folders():
-        shutil.rmtree(known.folder, ignore_errors=True)
+        discard(Path(known.folder), here.store.trash)
     return Reply(wire.deleted(model, "model"))

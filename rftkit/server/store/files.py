@@ -1,7 +1,7 @@
 """The store's files: rows in a table, bytes beside it under `HOME/files`, named by their digest.
 
 A blob is written, synced and renamed before its file is listed, so a kill or a full disk at any
-moment leaves only a `.part`, which the next server sweeps away.
+moment leaves a `.part`, which the next server sweeps away, or a blob without a file, which stays.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import BinaryIO
 from rftkit.errors import PlatformError, RequestError
 from rftkit.server.store.database import Database, new_id, now, sql_list
 from rftkit.server.store.records import TERMINAL, File
+from rftkit.server.store.trash import discard, empty_trash
 from rftkit.wholefile import sync
 
 __all__ = ["Files"]
@@ -30,6 +31,8 @@ class Files(Database):
         """`root` is the folder of the blobs."""
         super().__init__(db)
         self._root = root
+        self.trash = root.parent / "trash"
+        """Where deleted files and weights are kept for a while."""
 
     def add_file(
         self,
@@ -156,21 +159,27 @@ class Files(Database):
                     param="file_id", code="file_in_use",
                 )  # fmt: skip
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
+        with self.transaction():  # another one: bytes go after their file is durably forgotten
             if not self._rows("SELECT 1 FROM files WHERE digest = ? LIMIT 1", file.digest):
-                self._blob(file.digest).unlink(missing_ok=True)
+                discard(self._blob(file.digest), self.trash)
 
     def sweep(self) -> None:
         """Drop expired files that no unfinished job uses, and the leftovers of a killed process.
 
-        Only for a server that has its home to itself and no worker yet.
+        Only for a server that has its home to itself and no worker yet. A blob that the database
+        does not know stays: the database may be a new or an older one (`unknown_blobs`).
         """
         for file in self._find(File, "expires_at <= ?", now()):
             with contextlib.suppress(RequestError):
                 self.delete_file(file.id)
+        for path in self._root.glob("*.part"):
+            path.unlink(missing_ok=True)
+        empty_trash(self.trash)
+
+    def unknown_blobs(self) -> list[Path]:
+        """Bytes that no file of the database refers to."""
         known = {row["digest"] for row in self._rows("SELECT digest FROM files")}
-        for path in self._root.rglob("*"):
-            if path.is_file() and path.name not in known:
-                path.unlink(missing_ok=True)
+        return [path for path in self._root.glob("??/*") if path.name not in known]
 
     def _blob(self, digest: str) -> Path:
         return self._root / digest[:2] / digest

@@ -25,6 +25,7 @@ from rftkit.server.store.evals import Evals
 from rftkit.server.store.files import Files
 from rftkit.server.store.imports import Imports
 from rftkit.server.store.records import ACTIVE, TERMINAL, Checkpoint, Delivery, Event, Job, Model
+from rftkit.wholefile import unwritable
 
 __all__ = ["Store", "new_id", "now"]
 
@@ -50,22 +51,18 @@ class Store(Files, Evals):
         """
         if home is None:
             scratch = tempfile.TemporaryDirectory(prefix="rftkit-")
-            store = cls(connect(":memory:"), Path(scratch.name))
+            root = Path(scratch.name) / "files"
+            root.mkdir()
+            store = cls(connect(":memory:"), root)
             store._scratch = scratch
             return store
         try:
             (home / "files").mkdir(parents=True, exist_ok=True)
             return cls(connect(str(home / "platform.sqlite")), home / "files")
         except OSError as error:
-            raise PlatformError(
-                f"the home folder {home} cannot be written ({error.strerror or error}); "
-                "set RFTKIT_HOME to a folder you own"
-            ) from error
-        except sqlite3.DatabaseError as error:
-            raise PlatformError(
-                f"{home / 'platform.sqlite'} cannot be used as a database ({error}); restore it "
-                "from a copy, or move it away to start anew"
-            ) from error
+            raise unwritable(home, error) from error
+        except sqlite3.Error as error:
+            raise _unusable(home, error) from error
 
     @property
     def imports(self) -> Imports:
@@ -76,6 +73,21 @@ class Store(Files, Evals):
                 db = connect(str(self._root.parent / "platform.sqlite")) if own else self._db
                 self._imports = Imports(db, None if own else self._lock)
             return self._imports
+
+    def strangers(self) -> list[str]:
+        """What the home holds and the database does not know, in words: it may be an older one."""
+        found = []
+        if blobs := self.unknown_blobs():
+            size = sum(path.stat().st_size for path in blobs) / 1e6
+            found.append(
+                f"{len(blobs)} uploaded files ({size:.1f} MB) in {self._root} are not in the "
+                "database"
+            )
+        known = {row["id"] for row in self._rows("SELECT id FROM jobs")}
+        folders = (self._root.parent / "jobs").glob("ftjob-*")
+        if jobs := sorted(path.name for path in folders if path.name not in known):
+            found.append(f"{len(jobs)} jobs are not in the database, among them {jobs[0]}")
+        return found
 
     def sweep(self) -> None:
         """Drop expired files and the leftovers of killed processes; for a server that starts."""
@@ -274,6 +286,11 @@ class Store(Files, Evals):
         """Whether an event with this key was added."""
         return bool(self._rows("SELECT 1 FROM events WHERE job_id = ? AND key = ?", job_id, key))
 
+    def event_keys(self, job_id: str) -> set[str]:
+        """The keys of a job's events."""
+        sql = "SELECT key FROM events WHERE job_id = ? AND key IS NOT NULL"
+        return {row["key"] for row in self._rows(sql, job_id)}
+
     def event(self, job_id: str, key: str) -> Event | None:
         """The event with this key, or None."""
         return next(iter(self._find(Event, "job_id = ? AND key = ?", job_id, key)), None)
@@ -435,6 +452,22 @@ class Store(Files, Evals):
         return bool(rows) and secrets.compare_digest(
             _hash(key, rows[0]["salt"]), bytes(rows[0]["hash"])
         )
+
+
+def _unusable(home: Path, error: sqlite3.Error) -> PlatformError:
+    """Why a database cannot be opened; only one that is damaged is worth moving away."""
+    path, full = home / "platform.sqlite", unwritable(home, error)
+    if "is full" in str(full):
+        return full
+    if isinstance(error, sqlite3.OperationalError):
+        return PlatformError(
+            f"{path} cannot be opened now ({error}); another program may hold it, or the folder "
+            "may be read-only or out of file descriptors. Close that program and start again"
+        )
+    return PlatformError(
+        f"{path} cannot be used as a database ({error}); restore it from a copy. Without one, move "
+        "it away to start with an empty list: uploaded files and jobs stay in the home folder"
+    )
 
 
 def _hash(key: str, salt: bytes) -> bytes:

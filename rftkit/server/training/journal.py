@@ -14,7 +14,6 @@ updates, same weights, nothing sampled or graded twice. Every file appears whole
 from __future__ import annotations
 
 import contextlib
-import errno
 import gzip
 import hashlib
 import json
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError
-from rftkit.wholefile import sync, write_whole
+from rftkit.wholefile import is_full, sync, write_whole
 
 __all__ = ["Journal", "Kept", "damage", "is_full"]
 
@@ -158,18 +157,6 @@ class Journal:
 
 def _line(place: tuple[int, int], kept: Kept) -> bytes:
     return b"\n" + json.dumps([place, *kept], separators=(",", ":")).encode()
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether a disk without room is behind an error, however it was wrapped on the way."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        text = str(error)
-        if any(words in text for words in ("No space left", "disk is full", "os error 28")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def damage(folder: Path) -> str | None:

@@ -97,8 +97,15 @@ def train(run: Run) -> None:
 
 
 def load_policy(run: Run) -> int:
-    """Put the policy where the job left it; the last step that needs no doing again."""
+    """Put the policy where the job left it; the last step that needs no doing again.
+
+    A state that comes after a step which the database does not know waits (the database was put
+    back to an older copy): the steps before it are told again from the journal.
+    """
+    told = run.store.event_keys(run.job.id)
     for step, folder in run.journal.states():
+        if not told >= {f"step-{number}" for number in range(step + 1)}:
+            continue
         wrong = damage(folder)
         if wrong is None:
             run.engine.load(folder)

@@ -33,6 +33,7 @@ from rftkit.server.inference.requests import WorkerRequest, request_from
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import rft
+from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.final_checks import read_checks
 from rftkit.server.training.journal import Journal, is_full
@@ -80,6 +81,7 @@ class Worker:
 
     def work(self) -> None:
         """Serve and train for ever."""
+        self._sweep()
         while True:
             self.chats.serve()
             job = self._claimed()
@@ -88,6 +90,13 @@ class Worker:
                 self.news.clear()
             else:
                 self.run_job(job)
+
+    def _sweep(self) -> None:
+        """Delete what a kill left of jobs that had ended: checkpoints that nothing refers to."""
+        for folder in (self.home / "jobs").glob("ftjob-*/checkpoints"):
+            with contextlib.suppress(NotFoundError):  # an older database: it may be all there is
+                if self.store.job(folder.parent.name).is_terminal:
+                    sweep(self.store, folder)
 
     def _claimed(self) -> Job | None:
         try:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rftkit.errors import NotFoundError, PlatformError, RequestError
+from rftkit.server.store import trash
 from rftkit.server.store.migrations import MIGRATIONS
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, new_id, now
@@ -247,6 +248,64 @@ def test_a_sweep_drops_leftovers_and_what_expired(home: Path) -> None:
     with pytest.raises(NotFoundError):
         store.file(over.id)
     store.close()
+
+
+def test_no_database_makes_a_server_delete_what_it_does_not_know(home: Path) -> None:
+    store = Store.open(home)
+    path = store.file_path(store.add_file(b"precious", "a.jsonl", "fine-tune").id)
+    store.close()
+    (home / "platform.sqlite").rename(home / "moved-away.sqlite")
+    (home / "jobs" / "ftjob-1").mkdir(parents=True)
+    for _ in range(2):  # the second start finds a database that knows a file
+        store = Store.open(home)
+        store.sweep()
+        assert path.read_bytes() == b"precious"
+        blobs, jobs = store.strangers()
+        assert "1 uploaded files" in blobs
+        assert "ftjob-1" in jobs
+        store.add_file(b"another", "a.jsonl", "fine-tune")
+        store.close()
+
+
+def test_what_was_deleted_is_kept_for_a_week(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trash, "LEAST_FREE_BYTES", 0)
+    store = Store.open(home)
+    file = store.add_file(b"bytes", "a.jsonl", "fine-tune")
+    store.delete_file(file.id)
+    [kept] = store.trash.iterdir()
+    assert kept.name.endswith(file.digest)
+    store.sweep()
+    assert kept.read_bytes() == b"bytes"
+    monkeypatch.setattr(trash, "KEPT_SECONDS", 0)
+    store.sweep()
+    assert not kept.exists()
+    monkeypatch.setattr(trash, "LEAST_FREE_BYTES", 1 << 62)
+    store.delete_file(store.add_file(b"more", "a.jsonl", "fine-tune").id)
+    assert list(store.trash.iterdir()) == []  # whoever deletes on a full disk wants the space
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (sqlite3.OperationalError("database or disk is full"), "is full"),
+        (sqlite3.OperationalError("database is locked"), "cannot be opened now"),
+        (sqlite3.OperationalError("unable to open database file"), "cannot be opened now"),
+        (OSError(28, "No space left on device"), "is full"),
+        (OSError(24, "Too many open files"), "ulimit"),
+        (sqlite3.DatabaseError("file is not a database"), "restore it from a copy"),
+    ],
+)
+def test_why_a_database_cannot_be_opened_is_told_apart(
+    home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def fail(path: str) -> Any:
+        raise error
+
+    monkeypatch.setattr("rftkit.server.store.store.connect", fail)
+    with pytest.raises(PlatformError, match=words) as caught:
+        Store.open(home)
+    assert ("move it away" in str(caught.value)) == (type(error) is sqlite3.DatabaseError)
 
 
 def test_a_damaged_blob_is_named(store: Store) -> None:

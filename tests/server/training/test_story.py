@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,27 @@ def test_a_cancel_at_any_write_leaves_a_cancelled_job_without_a_final_model(
             assert is_whole
             ended = found.status == "succeeded" and "cancelled" not in keys
         place += 1 if place > 100 else 5
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("place", [40, 90, 140])
+def test_a_database_put_back_to_an_older_copy_is_filled_from_the_journal(
+    world: World, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    calm = world.left(world.train(world.add_job()))
+    job = world.add_job()
+    with monkeypatch.context() as patch:
+        arm(patch, Bomb(place), grades=False)
+        with contextlib.suppress(Killed):
+            world.train(job)
+    with contextlib.closing(sqlite3.connect(":memory:")) as copy:
+        world.store._db.backup(copy)
+        world.train(world.store.job(job.id))
+        world.counts()
+        copy.backup(world.store._db)
+    world.train(world.store.job(job.id))
+    assert world.left(job) == calm
+    assert world.counts() == (0, 0)
 
 
 BREAKS = {
