@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import ProxyHandler, build_opener
 
-from rftkit import graders, settings
+from rftkit import graders, privacy, settings
 from rftkit.errors import MissingExtraError, PlatformError
 from rftkit.graders import Completion, CompletionCall, EmbeddingCall, completion_call
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL
+from rftkit.privacy import kept_api_key, make_home
 from rftkit.wholefile import unwritable
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ START_SECONDS = 60.0
 """How long a server may take until it answers."""
 STOP_SECONDS = 20.0
 PROBE_SECONDS = 2.0
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
 """What the local platform imports; all come with the extra `local`."""
 
@@ -76,7 +78,8 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
     Args:
         base_url: default `OPENAI_BASE_URL`; when both are missing, the local platform is used,
             and started when it does not run. Its own address means it too.
-        api_key: default `OPENAI_API_KEY` for a named service, `RFTKIT_API_KEY` for the local one.
+        api_key: default `OPENAI_API_KEY` for a named service; for the local one `RFTKIT_API_KEY`,
+            or the key that `rftkit lab` keeps in the home.
         options: handed to `openai.OpenAI`.
 
     Raises:
@@ -90,7 +93,7 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
         return openai.OpenAI(base_url=base_url, api_key=api_key, **options)
     server = serve_status() or start_server()
     options.setdefault("http_client", openai.DefaultHttpxClient(trust_env=False))  # no proxy
-    key = api_key or settings.server_api_key() or "local"
+    key = api_key or settings.server_api_key() or kept_api_key(server.home) or "local"
     return openai.OpenAI(base_url=server.base_url, api_key=key, **{"admin_api_key": key, **options})
 
 
@@ -231,8 +234,8 @@ def _starting(home: Path) -> Iterator[None]:
     import filelock
 
     try:
-        (home / "logs").mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(home / "start.lock", timeout=START_SECONDS):
+        (make_home(home) / "logs").mkdir(mode=0o700, exist_ok=True)
+        with filelock.FileLock(home / "start.lock", timeout=START_SECONDS, mode=0o600):
             yield
     except filelock.Timeout:
         raise PlatformError(
@@ -248,7 +251,7 @@ def _start(home: Path, idle_minutes: float | None) -> ServerStatus:
     command = [sys.executable, "-m", "rftkit.server", "--home", str(home)]
     if idle_minutes is not None:
         command += ["--idle-minutes", str(idle_minutes)]
-    with log_path.open("ab") as log:
+    with os.fdopen(os.open(log_path, LOG_FLAGS, 0o600), "ab") as log:
         begin = log.tell()
         process = subprocess.Popen(
             command,
@@ -257,6 +260,7 @@ def _start(home: Path, idle_minutes: float | None) -> ServerStatus:
             stderr=log,
             start_new_session=True,
             env=settings.child_environment(),
+            umask=privacy.UMASK,
         )
     threading.Thread(target=process.wait, daemon=True).start()  # so that it leaves no zombie
     deadline = time.monotonic() + START_SECONDS

@@ -140,11 +140,17 @@ def package_client_environment(temporary: Path, resumes: int) -> dict[str, str]:
     return {"PIP_RESUME_RETRIES": str(resumes), **os.environ, **own}
 
 
-def lab_environment(config_dir: Path) -> dict[str, str]:
-    """The environment for JupyterLab: `config_dir` comes first of where it looks for defaults."""
+def lab_environment(config_dir: Path, token: str) -> dict[str, str]:
+    """The environment for JupyterLab: `config_dir` comes first of where it looks for defaults.
+
+    Unless the user has chosen a token, it gets `token`: it would log one that it made.
+    """
     others = os.environ.get("JUPYTER_CONFIG_PATH")
     path = os.pathsep.join([str(config_dir), *([others] if others else [])])
-    return {**os.environ, "JUPYTER_CONFIG_PATH": path}
+    environment = {**os.environ, "JUPYTER_CONFIG_PATH": path}
+    if not (os.environ.get("JUPYTER_TOKEN") or os.environ.get("JUPYTER_TOKEN_FILE")):
+        environment["JUPYTER_TOKEN"] = token
+    return environment
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from rftkit import settings
 from rftkit.errors import InputError
 from rftkit.importer.dump import safe_name
 from rftkit.importer.survey import KINDS
+from rftkit.privacy import make_home
 
 __all__ = ["command", "save"]
 
@@ -112,7 +113,8 @@ def _home_folder(account: Mapping[str, str]) -> Path:
     """One folder for each account, so that two never mix."""
     host = urlsplit(account["origin"]).netloc or "account"
     names = [account[name] for name in ("organization", "project") if name in account]
-    return settings.home() / "dumps" / safe_name("-".join([host, *names]).replace(":", "-"))
+    name = safe_name("-".join([host, *names]).replace(":", "-"))
+    return make_home(settings.home()) / "dumps" / name
 
 
 def _verify(folder: Path, as_json: bool) -> int:

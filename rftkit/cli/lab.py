@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,6 +25,13 @@ from typing import Any
 from rftkit import settings
 from rftkit.bundled import bundled_folder
 from rftkit.errors import InputError, PlatformError
+from rftkit.privacy import (
+    has_other_users,
+    kept_api_key,
+    make_api_key,
+    make_home,
+    private_file,
+)
 from rftkit.wholefile import write_whole
 
 __all__ = ["Copies", "copy_notebooks", "run_lab"]
@@ -83,7 +92,10 @@ def run_lab(folder: Path, options: Sequence[str] = ()) -> int:
     from rftkit.client import connect, serve_status
 
     copies = copy_notebooks(folder)
-    ran_before = settings.remote()[0] is not None or serve_status() is not None
+    server = serve_status()
+    ran_before = settings.remote()[0] is not None or server is not None
+    if has_other_users() and settings.server_api_key() is None:
+        _ask_for_a_key(is_running=server is not None)
     client = connect()
     with _jupyterlab(folder, options) as lab:
         print(f"JupyterLab   {_address(lab, folder)}")
@@ -131,10 +143,9 @@ def _jupyterlab(folder: Path, options: Sequence[str]) -> Iterator[subprocess.Pop
     command = [sys.executable, "-m", "jupyterlab", str(folder.resolve())]
     if (folder / FIRST).exists():
         command.append(f"--LabApp.default_url=/lab/tree/{FIRST}")
-    environment = settings.lab_environment(CONFIG_DIR)
-    log_path = _log_path()
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("wb") as log:
+    environment = settings.lab_environment(CONFIG_DIR, token=secrets.token_hex(24))
+    make_home(settings.home())
+    with os.fdopen(private_file(_log_path()), "wb") as log:
         lab = subprocess.Popen(
             [*command, *options], env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -151,6 +162,17 @@ def _jupyterlab(folder: Path, options: Sequence[str]) -> Iterator[subprocess.Pop
             lab.wait()
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _ask_for_a_key(*, is_running: bool) -> None:
+    """Give the home a key, which `connect()` finds there; other users cannot read it."""
+    if is_running and kept_api_key(settings.home()) is None:
+        print(
+            "The platform runs without a key, so other users of this machine can use it. Type "
+            "`rftkit serve --stop`, then start `rftkit lab` again: it sets a key."
+        )
+    else:
+        make_api_key(settings.home())
 
 
 def _log_path() -> Path:

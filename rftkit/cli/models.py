@@ -20,6 +20,7 @@ import typer
 from rftkit import settings
 from rftkit.cli.console import PLAIN, Json, show, table
 from rftkit.errors import InputError, MissingExtraError, PlatformError
+from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
 __all__ = ["models_app"]
@@ -148,5 +149,5 @@ def _bases() -> dict[str, Any]:
 
 
 def _write_bases(bases: dict[str, Any]) -> None:
-    path = settings.home() / BASES
+    path = make_home(settings.home()) / BASES
     write_whole(path, json.dumps(bases, indent=1) + "\n")

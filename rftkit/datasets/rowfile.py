@@ -17,11 +17,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rftkit import settings
 from rftkit.datasets.lineindex import LineIndex, Stamp, stamp
 from rftkit.datasets.rowlines import NumberedRow, Stretch, lines_in, numbered_rows, picker
 from rftkit.datasets.search import needles, rows_with, says
 from rftkit.datasets.unpack import Blocks, blocks_of_file, blocks_of_frame, is_plain
 from rftkit.errors import InputError
+from rftkit.privacy import make_home
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,7 @@ class Rows:
             self._attach(path)
             self._start(blocks_of_file(path), None)
         else:
+            make_home(settings.home())
             self._unpack(blocks_of_file(path), lines_path.parent)
 
     def _unpack(self, blocks: Blocks, folder: Path) -> None:
@@ -116,6 +119,7 @@ class Rows:
     def _keep(self, state: Stamp) -> None:
         if stamp(state.path) != state:
             return
+        make_home(settings.home())
         if self.lines_path != Path(self.name):
             os.replace(self.lines_path, state.kept(".jsonl"))
             self.lines_path = state.kept(".jsonl")

@@ -55,7 +55,9 @@ def find_counter(model: str) -> Counter:
     except ImportError:
         words = f"characters / {CHARS_PER_TOKEN}, an estimate: transformers is not installed"
         return Counter(words, _by_characters, _context(folder), False)
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
 
     def count(rows: Sequence[Row]) -> list[int]:
         texts = [_rendered(tokenizer, row) for row in rows]

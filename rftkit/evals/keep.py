@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit import settings
 from rftkit.evals.items import Record
 from rftkit.evals.samples import SCORE, Run, Samples
+from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def path_of(run_id: str, source: str | None) -> Path:
 
 def save(record: Record) -> Path:
     """Keep a run; returns its file."""
+    make_home(settings.home())
     path = path_of(record.run.id, record.run.source)
     text = json.dumps({"format": FORMAT, **asdict(record)}, ensure_ascii=True, allow_nan=False)
     write_whole(path, text)

@@ -26,7 +26,7 @@ from pathlib import Path
 import filelock
 import uvicorn
 
-from rftkit import settings
+from rftkit import privacy, settings
 from rftkit.errors import PlatformError
 from rftkit.server.engine.tinker.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
 from rftkit.server.http.app import VERSION, create_app
@@ -47,6 +47,7 @@ KEEP_ALIVE_SECONDS = 75  # more than anybody waits between two looks at a job
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; the exit status is 0 after an orderly stop, 1 when it could not start."""
     options = _options(arguments)
+    os.umask(privacy.UMASK)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home: Path = options.home.absolute()
     try:
@@ -72,7 +73,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         help=f"port to listen on; default {settings.DEFAULT_PORT} or the next free one, 0 any",
     )
-    parser.add_argument("--api-key", help="key that clients must send; kept hashed in the home")
+    parser.add_argument(
+        "--api-key",
+        help="key that clients must send; kept hashed in the home. Other users can read it in the "
+        "list of processes, so RFTKIT_API_KEY is better",
+    )
     parser.add_argument("--idle-minutes", type=float, help="stop after so long without use")
     parser.add_argument("--engine", choices=KINDS, help="where jobs train; kept in the home")
     parser.add_argument("--tinker-url", help="address of a Tinker server")
@@ -90,7 +95,8 @@ def _only_one(home: Path) -> Iterator[None]:
     """
     lock = filelock.FileLock(home / "server.lock", timeout=1)
     try:
-        home.mkdir(parents=True, exist_ok=True)
+        if warning := privacy.tighten(home):
+            print(f"rftkit.server: {warning}", file=sys.stderr)
         lock.acquire()
     except filelock.Timeout:
         raise PlatformError(
@@ -135,7 +141,7 @@ def _address_in(home: Path) -> str:
 
 def _serve(home: Path, options: argparse.Namespace) -> None:
     store = Store.open(home)
-    needs_key = _needs_key(store, options)
+    needs_key = _needs_key(store, home, options)
     listener = _bind(options.host, options.port)
     store.sweep()
     for found in store.strangers():
@@ -164,6 +170,11 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     address = _address(listener)
     _announce(record, address)
     print(f"rftkit serves {address}/v1 from {home} (Ctrl-C to stop)", flush=True)
+    if not needs_key and privacy.has_other_users():
+        print(
+            "Other users of this machine can use it too. Set RFTKIT_API_KEY to ask for a key.",
+            flush=True,
+        )
     try:
         asyncio.run(_run(server, listener, platform, options.idle_minutes))
     except KeyboardInterrupt:
@@ -187,16 +198,16 @@ async def _run(
     task.cancel()
 
 
-def _needs_key(store: Store, options: argparse.Namespace) -> bool:
-    key = options.api_key or settings.server_api_key()
+def _needs_key(store: Store, home: Path, options: argparse.Namespace) -> bool:
+    key = options.api_key or settings.server_api_key() or privacy.kept_api_key(home)
     if key:
         store.set_api_key(key)
     if _is_loopback(options.host):
         return bool(key)
     if not store.has_api_key():
         raise PlatformError(
-            f"listening on {options.host} lets other machines in, so it needs an API key: pass "
-            "--api-key or set RFTKIT_API_KEY"
+            f"listening on {options.host} lets other machines in, so it needs an API key: set "
+            "RFTKIT_API_KEY or pass --api-key"
         )
     return True
 

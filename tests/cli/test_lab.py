@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from rftkit import settings
+from rftkit import privacy, settings
 from rftkit.cli import lab
 from rftkit.cli.lab import Copies, copy_notebooks
 from rftkit.errors import InputError, PlatformError
@@ -87,7 +88,7 @@ def test_folders_that_cannot_be_used_are_named(source: Path, tmp_path: Path) -> 
 
 def test_widgets_are_saved_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/etc/theirs")
-    path = settings.lab_environment(lab.CONFIG_DIR)["JUPYTER_CONFIG_PATH"]
+    path = settings.lab_environment(lab.CONFIG_DIR, "t")["JUPYTER_CONFIG_PATH"]
     own, theirs = path.split(os.pathsep)
     assert theirs == "/etc/theirs"
     defaults = json.loads((Path(own) / "labconfig/default_setting_overrides.json").read_text())
@@ -103,3 +104,29 @@ def test_a_lab_that_does_not_start_says_why(
         lab._jupyterlab(mine, ["--no-such-option=1", "--port=notanumber"]) as process,
     ):
         lab._address(process, mine)
+
+
+def test_the_token_is_in_no_log_and_the_log_is_private(source: Path, mine: Path) -> None:
+    copy_notebooks(mine, source)
+    lab._log_path().parent.mkdir(parents=True)
+    lab._log_path().touch(0o644)
+    with lab._jupyterlab(mine, ["--no-browser", "--port=0", "--allow-root"]) as process:
+        address = lab._address(process, mine)
+        token = address.partition("token=")[2]
+        urllib.request.urlopen(address).close()
+    assert len(token) >= 32
+    assert token not in lab._log_path().read_text()
+    assert lab._log_path().stat().st_mode & 0o777 == 0o600
+
+
+def test_a_machine_with_several_users_gets_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab._ask_for_a_key(is_running=True)
+    assert "rftkit serve --stop" in capsys.readouterr().out
+    lab._ask_for_a_key(is_running=False)
+    key = privacy.kept_api_key(settings.home())
+    assert key
+    assert (settings.home() / privacy.KEY_FILE).stat().st_mode & 0o777 == 0o600
+    lab._ask_for_a_key(is_running=False)
+    assert privacy.kept_api_key(settings.home()) == key

@@ -181,12 +181,13 @@ def _make_smollm2(gguf_path: Path, folder: Path) -> None:
 
     source, file = str(gguf_path.parent), gguf_path.name
     with _gguf_read_once():
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             source,
             gguf_file=file,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

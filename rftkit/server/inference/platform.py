@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.requests import WorkerRequest, to_json
-from rftkit.server.inference.worker_process import ChatError, Link
+from rftkit.server.inference.worker_process import ChatError, Hung, Link
 from rftkit.server.store.store import Store
 
 __all__ = ["CRASHES", "Platform"]
@@ -79,8 +79,13 @@ class Platform:
 
     def worker_died(self, status: int) -> None:
         """Note a death of the worker; fail the job that keeps killing it."""
+        hung: Hung | None = getattr(self.link, "hung", None)
         for job in self.store.unfinished_jobs():
             if job.status not in ("running", "pausing"):
+                continue
+            if hung is not None:
+                if hung.job == job.id:
+                    self._fail(job.id, f"{hung}. The worker was replaced.", "worker_hung")
                 continue
             events, _ = self.store.events(job.id, limit=1)
             newest = events[0].id if events else ""
@@ -88,15 +93,15 @@ class Platform:
             count = count + 1 if seen == newest else 1
             self._crashes[job.id] = (newest, count)
             if count >= CRASHES:
-                self._fail(job.id, status)
+                message = (
+                    f"The worker ended {CRASHES} times in a row over this job without progress "
+                    f"(last exit status {status}; -9 usually means that memory ran out). See "
+                    "logs/worker.log in the platform's home."
+                )
+                self._fail(job.id, message, "worker_crashed")
 
-    def _fail(self, job_id: str, status: int) -> None:
-        message = (
-            f"The worker ended {CRASHES} times in a row over this job without progress (last exit "
-            f"status {status}; -9 usually means that memory ran out). See logs/worker.log in the "
-            "platform's home."
-        )
-        error = {"code": "worker_crashed", "message": message, "param": None}
+    def _fail(self, job_id: str, message: str, code: str) -> None:
+        error = {"code": code, "message": message, "param": None}
         with self.store.transaction():
             if self.store.try_status(job_id, "failed", error=error):
-                self.store.add_event(job_id, message, level="error", key="worker_crashed")
+                self.store.add_event(job_id, message, level="error", key=code)

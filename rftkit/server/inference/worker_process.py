@@ -1,8 +1,10 @@
 """The line to the worker process: start it, keep it alive, speak JSON lines with it.
 
 One request or answer a line over the worker's stdin and stdout; its stderr goes to a log file. A
-worker that dies is started again with growing pauses, and whoever waited for it is told. Not here:
-what a chat request means, and jobs, which the worker finds in the store when it is woken.
+worker that dies is started again with growing pauses, and whoever waited for it is told. What may
+hang, such as loading a model folder, it announces with a time limit; when that is over it is killed
+and replaced. Not here: what a chat request means, and jobs, which the worker finds in the store
+when it is woken.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import json
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from rftkit.errors import RftkitError
 
-__all__ = ["ChatError", "Link", "WorkerLink"]
+__all__ = ["ChatError", "Hung", "Link", "WorkerLink"]
 
 LINE_BYTES = 1 << 28
 """Longest line a worker may send."""
@@ -50,6 +53,21 @@ class ChatError(RftkitError):
         self.type = type
         self.param = param
         self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Hung:
+    """Work that a worker announced because it may take for ever."""
+
+    what: str
+    """As `loading NAME`."""
+    seconds: float
+    """How long it may take."""
+    job: str | None = None
+    """The job that it is done for."""
+
+    def __str__(self) -> str:
+        return f"{self.what} took longer than {self.seconds:.0f} seconds"
 
 
 class Link(Protocol):
@@ -90,6 +108,9 @@ class WorkerLink:
         self.on_death = on_death
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Queue[dict[str, Any]]] = {}
+        self._deadline: asyncio.TimerHandle | None = None
+        self.hung: Hung | None = None
+        """What the last worker was killed over; None when it died of something else."""
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -171,6 +192,7 @@ class WorkerLink:
             started = time.monotonic()
             await self._read_answers(self._process)
             status = await self._process.wait()
+            self._expect(None)
             for queue in self._waiting.values():
                 queue.put_nowait({"error": {"message": self._gone().message}})
             if time.monotonic() - started > STABLE_SECONDS:
@@ -178,6 +200,7 @@ class WorkerLink:
             await asyncio.to_thread(self.on_death, status)
             await asyncio.sleep(PAUSES[min(deaths, len(PAUSES) - 1)])
             deaths += 1
+            self.hung = None
             await self._spawn()
 
     async def _read_answers(self, process: asyncio.subprocess.Process) -> None:
@@ -190,6 +213,9 @@ class WorkerLink:
     def _deliver(self, line: bytes) -> None:
         try:
             message = json.loads(line)
+            if "at" in message:
+                self._expect(None if message["at"] is None else Hung(**message["at"]))
+                return
             queue = self._waiting.get(message["id"])
         except (ValueError, KeyError, TypeError):
             with self._log_path.open("ab") as log:
@@ -198,7 +224,24 @@ class WorkerLink:
         if queue is not None:
             queue.put_nowait(message)
 
+    def _expect(self, work: Hung | None) -> None:
+        """Kill the worker when `work` is not done in time; None: it is done."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None
+        if work is not None and self._loop is not None:
+            self._deadline = self._loop.call_later(work.seconds, self._kill, work)
+
+    def _kill(self, work: Hung) -> None:
+        self.hung = work
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        with contextlib.suppress(OSError), self._log_path.open("ab") as log:
+            log.write(f"the worker is killed: {work}\n".encode())
+
     def _gone(self) -> ChatError:
+        if self.hung is not None:
+            return ChatError(f"{self.hung}; the model worker was replaced", code="worker_hung")
         status = self._process.returncode if self._process is not None else None
         return ChatError(
             f"the model worker is not running (exit status {status}); it is started again by "

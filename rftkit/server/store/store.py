@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import NotFoundError, PlatformError, RequestError
+from rftkit.privacy import make_home
 from rftkit.server.store.database import connect, new_id, now, sql_list
 from rftkit.server.store.evals import Evals
 from rftkit.server.store.files import Files
@@ -57,7 +58,7 @@ class Store(Files, Evals):
             store._scratch = scratch
             return store
         try:
-            (home / "files").mkdir(parents=True, exist_ok=True)
+            (make_home(home) / "files").mkdir(exist_ok=True)
             return cls(connect(str(home / "platform.sqlite")), home / "files")
         except OSError as error:
             raise unwritable(home, error) from error

@@ -6,6 +6,7 @@ and the pipe the requests come through (`worker.py`).
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import threading
@@ -42,18 +43,38 @@ GATHER_SECONDS = 0.02
 """How long the first of several concurrent chats waits for the others."""
 DEFAULT_MAX_TOKENS = 1_024
 
+LOAD_SECONDS = 180.0
+"""How long loading a small model may take, on a busy machine too."""
+LOAD_BYTES_PER_SECOND = 20e6
+"""Of the slowest disk that is waited for."""
+PROMPT_SECONDS = 120.0
+"""How long a chat template and a tokenizer may take over one prompt."""
+
 Send = Callable[[dict[str, Any]], None]
+Watch = Callable[[str, float, str | None], contextlib.AbstractContextManager[None]]
+"""(what, seconds, job): around work that may never end; whoever watches replaces the process."""
+
+
+def _unwatched(
+    what: str, seconds: float, job: str | None
+) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 class Engines:
     """The base models in memory, loaded when first needed."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, watch: Watch = _unwatched) -> None:
         self._home = home
+        self.watch = watch
         self._loaded: dict[tuple[str, str], Any] = {}
 
     def get(
-        self, base: str, say: Callable[[str], None] = lambda _: None, kind: str | None = None
+        self,
+        base: str,
+        say: Callable[[str], None] = lambda _: None,
+        kind: str | None = None,
+        job: str | None = None,
     ) -> Any:
         """The engine of a base model.
 
@@ -62,6 +83,7 @@ class Engines:
             say: told what takes long.
             kind: "torch" for this machine, "tinker" for the operator's server; None for the
                 operator's choice.
+            job: the job that it is for.
 
         Raises:
             NotFoundError: when there is no such model.
@@ -71,7 +93,8 @@ class Engines:
         key = (base, remote.kind_of(base, self._home, kind))
         if key not in self._loaded:
             make = self._make_tinker if key[1] == "tinker" else self._make_torch
-            self._loaded[key] = make(base, say)
+            with self.watch(f"loading {base}", self._load_seconds(base), job):
+                self._loaded[key] = make(base, say)
         return self._loaded[key]
 
     def forget(self, engine: Any) -> None:
@@ -79,13 +102,24 @@ class Engines:
         self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
         engine.close()
 
+    def _load_seconds(self, base: str) -> float:
+        """A folder decides what loading it runs, so there is an end; large weights get longer."""
+        folder = models.find_base(base, self._home).folder
+        if folder is None:
+            return LOAD_SECONDS
+        sizes = (file.stat().st_size for file in folder.glob("*") if file.is_file())
+        return LOAD_SECONDS + sum(sizes) / LOAD_BYTES_PER_SECOND
+
     def _make_torch(self, base: str, say: Callable[[str], None]) -> Any:
         folder = models.prepare(models.find_base(base, self._home), self._home, say)
         try:
             from rftkit.server.engine.torch.engine import TorchEngine
         except ImportError as error:
             raise MissingExtraError(error.name or "torch", "local") from error
-        return TorchEngine(folder, name=base)
+        engine = TorchEngine(folder, name=base)
+        with contextlib.suppress(Exception):  # what it refuses is refused when somebody asks it
+            engine.encode([{"role": "user", "content": "Hello"}], None, None)  # does it end?
+        return engine
 
     def _make_tinker(self, base: str, say: Callable[[str], None]) -> Any:
         from rftkit.server.engine.tinker.engine import TinkerEngine
@@ -232,10 +266,14 @@ class ChatQueue:
             if isinstance(chat.request, EmbedRequest):
                 self._reply(chat, done=_embedded(engine, adapter, chat.request))
             else:
-                sample = _sample_request(engine, known, chat.request)
+                with self._watched(engine):
+                    sample = _sample_request(engine, known, chat.request)
                 self._reply(chat, done={"prompt_tokens": len(sample.prompt_ids)})
         except (RftkitError, ValueError) as error:
             self._reply(chat, error=_error(error))
+
+    def _watched(self, engine: Any) -> contextlib.AbstractContextManager[None]:
+        return self._engines.watch(f"the chat template of {engine.name}", PROMPT_SECONDS, None)
 
     def _reply(self, chat: _Chat, **message: Any) -> None:
         chat.send({"id": chat.number, **message})
@@ -245,7 +283,8 @@ class ChatQueue:
     ) -> list[_Ready]:
         """The request, or nothing when it is refused (and the refusal is sent)."""
         try:
-            return [_Ready(chat, asked, _sample_request(engine, known, asked))]
+            with self._watched(engine):
+                return [_Ready(chat, asked, _sample_request(engine, known, asked))]
         except (RftkitError, ValueError) as error:
             self._reply(chat, error=_error(error))
             return []

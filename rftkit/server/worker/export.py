@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import NotFoundError, RftkitError
+from rftkit.privacy import UMASK
 from rftkit.server.engine import models
 from rftkit.server.engine.base import FULL_FILE, is_whole
 from rftkit.server.engine.tinker.remote import kind_of_folder
@@ -90,7 +92,7 @@ def _write_whole(base: Path, saved: Path | None, out: Path) -> None:
 
     whole = load_file(saved / FULL_FILE) if saved is not None and is_whole(saved) else {}
     dtype: Any = next((tensor.dtype for tensor in whole.values()), "auto")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, trust_remote_code=False)
     for name, tensor in whole.items():
         model.get_parameter(name).data = tensor
     if saved is not None and not whole:
@@ -178,6 +180,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--merged", action="store_true")
     options = parser.parse_args()
+    os.umask(UMASK)
     try:
         export(options.home, options.model, options.out, merged=options.merged)
     except RftkitError as error:

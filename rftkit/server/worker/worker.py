@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from filelock import FileLock
 
-from rftkit import settings
+from rftkit import privacy, settings
 from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
@@ -63,12 +64,22 @@ class Worker:
     def __init__(self, home: Path, send: Any) -> None:
         self.home = home
         self.store = Store.open(home)
-        self.engines = Engines(home)
+        self._send = send
+        self.engines = Engines(home, self._watched)
         self.chats = ChatQueue(self.store, self.engines, send)
         self.news = threading.Event()
         self.away_seconds = AWAY_SECONDS[0]
         self.lost_at: tuple[str, int] | None = None
         self.refusals = 0
+
+    @contextlib.contextmanager
+    def _watched(self, what: str, seconds: float, job: str | None) -> Iterator[None]:
+        """Announce work that may never end to the server, which replaces this process then."""
+        self._send({"at": {"what": what, "seconds": seconds, "job": job}})
+        try:
+            yield
+        finally:
+            self._send({"at": None})
 
     def hear(self, line: str) -> None:
         """Take one message of the server."""
@@ -204,7 +215,7 @@ class Worker:
         say(f"Loading {base}")
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
-        engine = self.engines.get(base, say, kind)
+        engine = self.engines.get(base, say, kind, job.id)
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
         if plan is None:
@@ -349,10 +360,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="rftkit.server.worker")
     parser.add_argument("--home", type=Path, required=True)
     home = parser.parse_args().home
+    os.umask(privacy.UMASK)
 
     # Standard output is the line to the server; whatever prints goes to the log instead.
     line = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    # Standard input is its other half. A library that asks the user something gets no answer.
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
     lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
@@ -363,12 +379,12 @@ def main() -> None:
     # A killed server's worker may take a moment to notice; two must not train the same job.
     with FileLock(home / "worker.lock"):
         worker = Worker(home, send)
-        _serve(worker)
+        _serve(worker, requests)
 
 
-def _serve(worker: Worker) -> None:
+def _serve(worker: Worker, requests: TextIO) -> None:
     def listen() -> None:
-        for text in sys.stdin:
+        for text in requests:
             worker.hear(text)
         os._exit(0)  # the server is gone; a job goes on with the next one
 

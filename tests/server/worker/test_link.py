@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,12 +12,12 @@ from typing import Any
 import pytest
 
 from rftkit.server.inference.platform import CRASHES, Platform
-from rftkit.server.inference.worker_process import ChatError, WorkerLink
+from rftkit.server.inference.worker_process import ChatError, Hung, WorkerLink
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, new_id, now
 
 WORKER = r"""
-import json, os, sys
+import json, os, sys, time
 def say(**message):
     print(json.dumps(message), flush=True)
 for line in sys.stdin:
@@ -32,6 +33,13 @@ for line in sys.stdin:
         say(id=n, error={"status": 400, "message": "no", "type": "t", "param": "p", "code": "c"})
     elif word == "babble":
         print("this is not the protocol", flush=True)
+        say(id=n, done={"word": word})
+    elif word == "hang":
+        print(json.dumps({"at": {"what": "loading it", "seconds": 0.2, "job": None}}), flush=True)
+    elif word == "load":
+        for at in ({"what": "loading it", "seconds": 0.2, "job": None}, None):
+            print(json.dumps({"at": at}), flush=True)
+        time.sleep(0.4)
         say(id=n, done={"word": word})
     elif word != "wait":
         say(id=n, delta={"index": 0, "text": "x" * int(got["request"].get("size", 1))})
@@ -126,14 +134,18 @@ def test_babble_on_stdout_is_logged_and_harmless(tmp_path: Path) -> None:
     with_link(tmp_path, body)
 
 
-def test_a_job_that_keeps_killing_the_worker_fails() -> None:
-    store = Store.open(None)
-    job = store.add_job(
+def add_job(store: Store) -> Job:
+    return store.add_job(
         Job(
             id=new_id("ftjob-"), created_at=now(), status="running", model="m", seed=1,
             training_file="f", validation_file="f", method={},
         )
     )  # fmt: skip
+
+
+def test_a_job_that_keeps_killing_the_worker_fails() -> None:
+    store = Store.open(None)
+    job = add_job(store)
     platform = Platform(store=store, link=None)  # type: ignore[arg-type]
     for _ in range(CRASHES - 1):
         platform.worker_died(-9)
@@ -146,4 +158,33 @@ def test_a_job_that_keeps_killing_the_worker_fails() -> None:
     assert failed.status == "failed"
     assert failed.error is not None
     assert failed.error["code"] == "worker_crashed"
+    store.close()
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    async def body(link: WorkerLink, log: Path) -> None:
+        assert await ask(link, "load")  # work that was done in time
+        with pytest.raises(ChatError, match="loading it took longer than 0 seconds"):
+            await ask(link, "hang")
+        while True:
+            with contextlib.suppress(ChatError):
+                if await ask(link, "again"):
+                    break
+            await asyncio.sleep(0.05)
+        assert link.hung is None
+
+    with_link(tmp_path, body)
+
+
+def test_only_the_job_that_hangs_the_worker_fails(tmp_path: Path) -> None:
+    store = Store.open(None)
+    jobs = [add_job(store), add_job(store)]
+    link = WorkerLink([], tmp_path / "log")
+    platform = Platform(store=store, link=link)
+    link.hung = Hung("loading hostile", 1.0, job=jobs[0].id)
+    platform.worker_died(-9)
+    assert [store.job(job.id).status for job in jobs] == ["failed", "running"]
+    error = store.job(jobs[0].id).error
+    assert error is not None
+    assert "loading hostile took longer than 1 seconds" in error["message"]
     store.close()

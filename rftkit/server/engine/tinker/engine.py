@@ -432,8 +432,8 @@ def _texts(source: str) -> tuple[Any, Any, Any]:
 
     try:
         tokenizer, config = (
-            AutoTokenizer.from_pretrained(source),
-            AutoConfig.from_pretrained(source),
+            AutoTokenizer.from_pretrained(source, trust_remote_code=False),
+            AutoConfig.from_pretrained(source, trust_remote_code=False),
         )
     except (OSError, ValueError) as error:
         raise InputError(

@@ -82,7 +82,7 @@ class TorchEngine:
         memory.keep()
         self.name = name
         self.device = torch.device(device or _best_device())
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         is_small = _num_bytes(folder) < 4 * SMALL_PARAMETERS
         fast = torch.float32 if is_small else best_dtype(self.device)
         model = _load_model(folder, dtype or fast)
@@ -656,13 +656,13 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION_NAME
+            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
         )
     except KeyError as error:
         if error.args != (ATTENTION_NAME,):
             raise
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager"
+            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
 
 
