@@ -25,6 +25,7 @@ __all__ = [
     "home",
     "judge",
     "jupyter_session",
+    "keys",
     "lab_environment",
     "mode",
     "package_client_environment",
@@ -90,6 +91,13 @@ def server_api_key() -> str | None:
 def tinker_api_key() -> str | None:
     """`TINKER_API_KEY`: the key of a Tinker server that has accounts."""
     return os.environ.get("TINKER_API_KEY") or None
+
+
+def keys() -> list[str]:
+    """Every key and secret of the environment, so that no message repeats one."""
+    names = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY", "RFTKIT_JUDGE_API_KEY",
+             "RFTKIT_API_KEY", "TINKER_API_KEY", "OPENAI_WEBHOOK_SECRET")  # fmt: skip
+    return [value for name in names if len(value := os.environ.get(name, "")) >= 8]
 
 
 def webhook() -> tuple[str | None, str | None]:

@@ -16,7 +16,7 @@ import rftkit
 PACKAGE = Path(__file__).parents[1] / "rftkit"
 
 TIERS = (
-    {"errors", "privacy", "settings", "wholefile", "bundled"},
+    {"errors", "privacy", "safetext", "settings", "wholefile", "bundled"},
     {"rows"},
     {"graders"},
     {"client"},
@@ -29,7 +29,7 @@ TIERS = (
 
 HOME_OF = rftkit._HOME_OF
 """Public name -> the room it comes from."""
-SERVER_MAY = {"rows", "graders", "settings", "errors", "privacy", "wholefile"}
+SERVER_MAY = {"rows", "graders", "settings", "errors", "privacy", "safetext", "wholefile"}
 
 SERVER_MAY_ROOMS = {
     "engine": {"engine"},

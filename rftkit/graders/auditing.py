@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError
-from rftkit.graders.cheats import CHEATS, DANGERS, make_answers
+from rftkit.graders.cheats import CHEATS, DANGERS, POISONS, make_answers
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.outcome import Grade, Sample
 from rftkit.graders.recognition import Tried, Verdict, explained, verdict
@@ -181,7 +181,22 @@ def _grade(
     answers: Mapping[int, Mapping[str, str]],
     response_format: Mapping[str, Any] | None,
 ) -> dict[int, dict[str, Grade]]:
-    places = [(row, name) for row, texts in answers.items() for name in texts]
+    every = [(row, name) for row, texts in answers.items() for name in texts]
+    places = [place for place in every if place[1] not in POISONS]
+    last = [place for place in every if place[1] in POISONS]
+    grades = _grade_places(grader, rows, answers, response_format, places)
+    for row, graded in _grade_places(grader, rows, answers, response_format, last).items():
+        grades[row] |= graded
+    return grades
+
+
+def _grade_places(
+    grader: CompiledGrader,
+    rows: Sequence[Mapping[str, Any]],
+    answers: Mapping[int, Mapping[str, str]],
+    response_format: Mapping[str, Any] | None,
+    places: Sequence[tuple[int, str]],
+) -> dict[int, dict[str, Grade]]:
     pairs = [
         (Sample.from_text(answers[row][name], response_format=response_format), rows[row])
         for row, name in places

@@ -8,8 +8,10 @@ folders, make Unix sockets and set the limits of its parent; each is a test here
 
 Afterwards this process cannot: open a file outside the given folders (read) and its scratch folder
 (write), make a socket, start a process, signal or trace another one, change modes, owners, times
-or links, use io_uring, bpf, keys or shared memory, gain privileges, or undo any of it. System
-calls are denied unless listed. As root it also loses every capability.
+or links, use io_uring, bpf, keys or shared memory, gain privileges, outlive its parent, or undo any
+of it. System calls are denied unless listed. As root it also loses every capability. Where a
+process may have a mount namespace, its scratch folder is a file system in memory with a size and a
+number of files; elsewhere `processes` counts.
 
 Not covered: whether a path exists, and its size and times, can still be asked (`stat`); memory is
 limited by address space, so libraries that reserve a lot of it may need a higher limit. Uses the
@@ -26,7 +28,7 @@ import struct
 import sys
 from collections.abc import Iterable, Mapping
 
-__all__ = ["confine", "missing"]
+__all__ = ["confine", "die_with_parent", "missing", "mount_scratch"]
 
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Machine -> (column below, AUDIT_ARCH)."""
@@ -92,18 +94,58 @@ def missing() -> str | None:
 
 
 def confine(
-    *, readable: Iterable[str], scratch: str, memory_bytes: int, scratch_bytes: int
+    *,
+    readable: Iterable[str],
+    scratch: str,
+    memory_bytes: int,
+    scratch_bytes: int,
+    parent: int,
+    scratch_files: int | None = None,
 ) -> None:
     """Confine the calling process, which must have one thread. There is no way back.
+
+    With `scratch_files` the kernel holds the scratch folder to that many files and its size.
 
     Raises:
         OSError: the kernel refused; nothing may run then.
     """
+    if scratch_files is not None:
+        mount_scratch(scratch, scratch_bytes, scratch_files)
     _limit(memory_bytes, scratch_bytes)
     _prctl(38, 1)  # no new privileges
     _restrict_files(readable, scratch)
     _drop_capabilities()
+    die_with_parent(parent)
     _filter_calls(_program(platform.machine(), os.getpid()))
+
+
+def mount_scratch(scratch: str, most_bytes: int, most_files: int) -> None:
+    """Put an empty file system in memory over the scratch folder, for this process alone.
+
+    It is gone with the process, and the kernel itself says when it is full.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if _libc().unshare(0x00020000):  # a mount namespace; without privilege only in a user's own
+        _call("unshare", 0x10000000 | 0x00020000)
+        for name, text in (
+            ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"),
+        ):  # fmt: skip
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    _call("mount", b"none", b"/", None, 0x40000 | 0x4000, None)  # private, all the way down
+    options = f"size={most_bytes},nr_inodes={most_files},mode=0700"
+    _call("mount", b"tmpfs", os.fsencode(scratch), b"tmpfs", 2 | 4, options.encode())
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when the thread that started it is gone."""
+    if sys.platform == "linux":
+        _prctl(1, 9)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _limit(memory_bytes: int, scratch_bytes: int) -> None:
@@ -168,6 +210,8 @@ def _program(machine: str, pid: int) -> bytes:
         "ioctl": [(1, 0, _IOCTLS)],
         "fcntl": [(1, 0, _FCNTLS)],
         "prctl": [(0, 0, _PRCTLS)],
+        # a mode would take blocks that the size of the file does not show
+        "fallocate": [(1, 0, [0])],
         # one end of an unnamed pair, which asyncio needs, reaches nobody
         "socketpair": [(0, 0, [1]), (1, 0xF, [1])],
         # a truncating open for reading would slip past early versions of Landlock
@@ -213,6 +257,11 @@ def _landlock_abi() -> int:
         return _syscall(444, None, 0, 1)
     except (OSError, AttributeError):
         return 0
+
+
+def _call(name: str, *args: int | bytes | None) -> None:
+    if getattr(_libc(), name)(*map(_argument, args)):
+        raise OSError(ctypes.get_errno(), name)
 
 
 def _prctl(option: int, *args: int | bytes) -> None:

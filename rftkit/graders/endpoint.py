@@ -7,17 +7,23 @@ whatever is shown. Not here: any other HTTP; the call itself can be handed in.
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import ipaddress
 import json
 import math
+import os
 import random
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from rftkit.graders.outcome import Fault, Sample
+from rftkit.safetext import redacted
 
 __all__ = ["Endpoint", "HttpCall", "mask_secrets", "post"]
 
@@ -36,7 +42,9 @@ class Endpoint:
 
     def __init__(self, spec: Mapping[str, Any], http: HttpCall | None = None) -> None:
         self._url = spec["url"]
-        self._headers = {"Content-Type": "application/json"} | spec.get("headers", {})
+        given = {name: value.strip() for name, value in spec.get("headers", {}).items()}
+        self._headers = {"Content-Type": "application/json"} | given
+        self._secrets = [*spec.get("headers", {}).values()]
         self._interval = 1.0 / spec["rate_limit"] if spec.get("rate_limit") else 0.0
         self._http, self._lock, self._next = http or post, threading.Lock(), 0.0
 
@@ -55,7 +63,22 @@ class Endpoint:
                 break
             time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
             status, answer = self._try(body)
-        return _read(status, answer)
+        if (score := _score(status, answer)) is None:
+            raise self._blame(status, answer)
+        return score
+
+    def _blame(self, status: int, answer: bytes) -> Fault:
+        """What the endpoint did wrong, without its keys; nothing that a private one answered."""
+        text = redacted(answer.decode("utf-8", "replace"), self._secrets)[:300]
+        if status == _NO_ANSWER:
+            return Fault("endpoint_grader_server_error", f"no answer: {text}")
+        if _is_private(self._url):
+            text = "something else; what a private address answers is not repeated here, so look "
+            text += "into the log of the endpoint"
+        return Fault(
+            "endpoint_grader_server_error",
+            f'status {status}, expected 200 with {{"score": number}}; found: {text}',
+        )
 
     def _try(self, body: bytes) -> tuple[int, bytes]:
         self._wait_turn()
@@ -86,22 +109,55 @@ def mask_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def post(url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
-    """The default HTTP call; connections are kept, redirects are not followed."""
-    client = _client()
-    with client.stream("POST", url, headers=dict(headers), content=body) as answer:
-        received = b""
-        for chunk in answer.iter_bytes():
-            received += chunk
-            if len(received) > MAX_BYTES:
-                break
-        return answer.status_code, received
+    """The default HTTP call; connections are kept, redirects are not followed.
+
+    Raises:
+        TimeoutError: the whole answer was not there in time, however it trickles in.
+    """
+    loop, client = _client(os.getpid())
+    call = asyncio.run_coroutine_threadsafe(_post(client, url, headers, body), loop)
+    try:
+        return call.result()
+    except BaseException:
+        call.cancel()
+        raise
+
+
+async def _post(
+    client: Any, url: str, headers: Mapping[str, str], body: bytes
+) -> tuple[int, bytes]:
+    try:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with client.stream("POST", url, headers=dict(headers), content=body) as answer:
+                received = b""
+                async for chunk in answer.aiter_bytes():
+                    received += chunk
+                    if len(received) > MAX_BYTES:
+                        break
+                return answer.status_code, received
+    except TimeoutError:
+        raise TimeoutError(f"the answer took longer than {TIMEOUT_SECONDS:g} s") from None
 
 
 @functools.cache
-def _client() -> Any:
+def _client(pid: int) -> tuple[asyncio.AbstractEventLoop, Any]:
+    """One client of this process and the loop of its calls: only a loop can end a call in time."""
     import httpx2  # what the openai client speaks HTTP with
 
-    return httpx2.Client(timeout=TIMEOUT_SECONDS, follow_redirects=False)
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="endpoints", daemon=True).start()
+    return loop, httpx2.AsyncClient(timeout=None, follow_redirects=False)
+
+
+def _is_private(url: str) -> bool:
+    """Whether the address is of this machine or network, where errors may say what is secret."""
+    host = urlsplit(url).hostname or ""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    addresses = [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
+    return any(not address.is_global for address in addresses)
 
 
 def _body(payload: dict[str, Any]) -> bytes:
@@ -117,29 +173,16 @@ def _body(payload: dict[str, Any]) -> bytes:
     return body
 
 
-def _read(status: int, answer: bytes) -> float:
-    if status != 200:
-        raise _blame(status, answer)
+def _score(status: int, answer: bytes) -> float | None:
+    """The score in an answer; None when it has none."""
     try:
-        score = json.loads(answer)["score"] if len(answer) <= MAX_BYTES else None
+        score = json.loads(answer)["score"] if status == 200 and len(answer) <= MAX_BYTES else None
     except (ValueError, TypeError, LookupError, RecursionError):
-        score = None
+        return None
     if isinstance(score, bool) or not isinstance(score, int | float):
-        raise _blame(status, answer)
+        return None
     try:
         value = float(score)
     except OverflowError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise _blame(status, answer)
-    return value
-
-
-def _blame(status: int, answer: bytes) -> Fault:
-    text = answer[:300].decode("utf-8", "replace")
-    if status == _NO_ANSWER:
-        return Fault("endpoint_grader_server_error", f"no answer: {text}")
-    return Fault(
-        "endpoint_grader_server_error",
-        f'status {status}, expected 200 with {{"score": number}}; found: {text}',
-    )
+        return None
+    return value if math.isfinite(value) else None

@@ -227,9 +227,12 @@ def compile_grader(
         GraderSpecError: `param` names the field.
         PlatformError: a python grader, and this machine cannot isolate it.
     """
+    parsed = parse(spec, purpose=purpose)
+    parts = parts_of(parsed)
+    num_python = sum(part["type"] == "python" for part in parts.values())
     context = Context(
         purpose=purpose,
-        workers=workers,
+        workers=max(1, workers // max(1, num_python)),
         limits=limits or Limits(),
         unconfined=settings.unconfined_graders() if unconfined is None else unconfined,
         complete=complete,
@@ -239,8 +242,6 @@ def compile_grader(
         concurrency=concurrency,
         gate=threading.Semaphore(concurrency),
     )
-    parsed = parse(spec, purpose=purpose)
-    parts = parts_of(parsed)
     formula = None
     if parsed["type"] == "multi":
         formula = compile_formula(parsed["calculate_output"], parts, param="calculate_output")

@@ -20,8 +20,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rftkit import settings
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.template import Render, compile_template
+from rftkit.safetext import redacted
 
 __all__ = [
     "Completion",
@@ -140,9 +142,8 @@ class Judge:
                     )
             except Exception as error:
                 if attempt == ATTEMPTS - 1 or not _may_pass(error):
-                    raise Fault(
-                        "model_grader_server_error", f"{type(error).__name__}: {error}"
-                    ) from error
+                    said = redacted(f"{type(error).__name__}: {error}", settings.keys())
+                    raise Fault("model_grader_server_error", said) from error
             time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
         raise AssertionError("unreachable")
 

@@ -15,15 +15,17 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from rftkit import settings
 from rftkit.graders import judge
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import Endpoint, HttpCall
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.similarity import metric
-from rftkit.graders.source import check_source
+from rftkit.graders.source import check_source, executes_answers
 from rftkit.graders.template import Path, compile_template, paths
 from rftkit.graders.types import Purpose
+from rftkit.safetext import redacted
 
 __all__ = ["COMPILERS", "Context", "Score", "Usage", "leaf_paths", "num_threads"]
 
@@ -113,7 +115,8 @@ def _cosine(left: Any, right: Any, context: Context) -> Score:
             with context.gate:
                 one, other = context.embed(EMBEDDING_MODEL, texts)
         except Exception as error:
-            raise Fault("model_grader_server_error", f"{type(error).__name__}: {error}") from error
+            said = redacted(f"{type(error).__name__}: {error}", settings.keys())
+            raise Fault("model_grader_server_error", said) from error
         product: float = sum(map(operator.mul, one, other))
         return max(0.0, product / (math.hypot(*one) * math.hypot(*other)))
 
@@ -122,11 +125,13 @@ def _cosine(left: Any, right: Any, context: Context) -> Score:
 
 def _python(spec: dict[str, Any], param: str, context: Context) -> Score:
     check_source(spec["source"], param=_at(param, "source"))
+    isolation = spec.get("isolation")
     sandbox = Sandbox(
         spec["source"],
         workers=context.workers,
         limits=context.limits,
         unconfined=context.unconfined,
+        per_grade=isolation == "per_grade" if isolation else executes_answers(spec["source"]),
     )
     context.closers.append(sandbox.close)
     return lambda sample, item, _: sandbox.grade(sample.to_dict(), item)

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,16 @@ from pydantic import ValidationError
 
 from rftkit.errors import GraderSpecError
 from rftkit.graders.formula import check_key
-from rftkit.graders.types import SPECS, LabelModel, Named, Purpose, Python, ScoreModel
+from rftkit.graders.types import (
+    MAX_GRADERS,
+    SPECS,
+    Endpoint,
+    LabelModel,
+    Named,
+    Purpose,
+    Python,
+    ScoreModel,
+)
 
 __all__ = ["parse"]
 
@@ -92,6 +102,11 @@ def _parse_map(graders: Any, purpose: Purpose, param: str) -> dict[str, Any]:
         )
     if not graders:
         raise GraderSpecError(f"`{param}` is empty; it needs at least one grader", param=param)
+    if len(graders) > MAX_GRADERS:
+        raise GraderSpecError(
+            f"`{param}` has {len(graders)} graders; at most {MAX_GRADERS} can be combined",
+            param=param,
+        )
     parsed = {}
     for key, spec in graders.items():
         check_key(str(key), param=param)
@@ -129,12 +144,31 @@ def _check_values(model: Named, param: str) -> None:
             f"`range` must be [low, high] with low < high, found {model.range}",
             param=_at(param, "range"),
         )
+    if isinstance(model, Endpoint):
+        _check_headers(model.headers or {}, param)
     if isinstance(model, LabelModel):
         unknown = [label for label in model.passing_labels if label not in model.labels]
         if unknown:
             raise GraderSpecError(
                 f"passing label {unknown[0]!r} is not among the labels {model.labels}",
                 param=_at(param, "passing_labels"),
+            )
+
+
+def _check_headers(headers: Mapping[str, str], param: str) -> None:
+    """Their values may be keys, so no message holds one. Blanks around a value are not sent."""
+    for name, value in headers.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise GraderSpecError(
+                f"`headers` has {_brief(name)}, which is not the name of a header",
+                param=_at(param, "headers"),
+            )
+        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value.strip()):
+            where = _at(param, f"headers.{name}")
+            raise GraderSpecError(
+                f"the value of `{where}` has a line break or another character that a header "
+                "cannot hold",
+                param=where,
             )
 
 
@@ -146,6 +180,8 @@ def _name(parsed: dict[str, Any]) -> str:
 
 def _reword(error: Any, where: str, model: type[Named]) -> str:
     kind, found = error["type"], _brief(error["input"])
+    if error["loc"][:1] == ("headers",):
+        found = "something else"  # its value may be a key
     if kind == "missing":
         return f"`{where}` is missing"
     if kind == "extra_forbidden":

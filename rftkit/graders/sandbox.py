@@ -5,8 +5,11 @@ before it sees the source (`confine`), and hands a call to an idle one. A call t
 fills its scratch folder, leaves threads behind or ends the process costs that one grade and the
 process, never the job; the next call starts a fresh one. Replies are JSON, never pickles.
 
-Not covered: a grader can spend both its time limit and a core on every call, and the calls that
-one process serves share its globals.
+Between two calls a process is stopped, so nothing of the source runs then. Calls that one process
+serves share its globals; a source that executes answers (`executes_answers`) gets a new process for
+each call instead, a fork that costs some milliseconds and the imports of the source.
+
+Not covered: a grader can spend both its time limit and a core on every call.
 """
 
 from __future__ import annotations
@@ -17,18 +20,17 @@ import math
 import os
 import queue
 import select
-import shutil
 import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError
+from rftkit.graders import processes
 from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
 from rftkit.graders.source import library_paths, nltk_dirs, package_dirs
@@ -39,7 +41,6 @@ __all__ = ["Limits", "Sandbox"]
 _START_SECONDS = 30.0
 _TICK_SECONDS = 0.1
 _MAX_THREADS = 64
-_MAX_DEPTH = 50
 _MAX_REPLY_BYTES = 1 << 20
 _TAMPERED = "the grader wrote into the sandbox's own channel"
 
@@ -70,8 +71,11 @@ class Sandbox:
         workers: int = 2,
         limits: Limits | None = None,
         unconfined: bool = False,
+        per_grade: bool = False,
     ) -> None:
         """`unconfined` runs the source without isolation: only for sources you trust.
+
+        `per_grade` gives every call a process of its own.
 
         Raises:
             PlatformError: this machine cannot isolate, and `unconfined` is not set.
@@ -82,7 +86,7 @@ class Sandbox:
                 "your files and network, set RFTKIT_UNCONFINED_GRADERS=1 (or pass unconfined=True)"
             )
         self._source, self._limits = source, limits or Limits()
-        self._confined = not unconfined
+        self._confined, self._per_grade = not unconfined, per_grade
         # LIFO keeps few processes warm; None stands for one that is yet to be started
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._workers = max(1, workers)
@@ -103,7 +107,7 @@ class Sandbox:
             raise Fault("other_error", f"the row cannot be written as JSON: {error}") from None
         worker, is_reusable = self._idle.get(), False
         try:
-            worker = worker or _Worker(self._source, self._limits, self._confined)
+            worker = worker or _Worker(self._source, self._limits, self._confined, self._per_grade)
             self._busy.add(worker)
             reward = worker.grade(body)
             is_reusable = True
@@ -136,11 +140,12 @@ class Sandbox:
 class _Worker:
     """One process and its scratch folder."""
 
-    def __init__(self, source: str, limits: Limits, confined: bool) -> None:
-        self._limits, self._calls = limits, 0
+    def __init__(self, source: str, limits: Limits, confined: bool, per_grade: bool) -> None:
+        self._limits, self._calls, self._per_grade = limits, 0, per_grade
         self._threads: int | None = None  # after loading; None before
-        self._scratch = tempfile.mkdtemp(prefix="rftkit-grader-")
-        self._process = subprocess.Popen(
+        self._has_quota = confined and processes.can_mount()
+        self._scratch = processes.make_scratch()
+        self._process = processes.start(
             [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -164,13 +169,18 @@ class _Worker:
     def grade(self, body: bytes) -> float:
         """Send `{"sample": …, "item": …}`, return the reward; a Fault leaves the process usable."""
         deadline = time.monotonic() + self._limits.seconds
+        self._signal(signal.SIGCONT)
         if self._threads is None:
             self._expect({"loaded": True}, deadline)
             self._threads = self._count_threads()
         self._calls += 1
         self._send(b'{"id": %d, %s' % (self._calls, body[1:]), deadline)
         reply = self._receive(deadline)
-        self._check_leftovers()
+        if self._per_grade:
+            self._check_end(reply, deadline)
+        else:
+            self._check_leftovers()
+            self._signal(signal.SIGSTOP)  # nothing of the source runs until the next call
         error, reward = reply.get("error"), reply.get("reward")
         if reply.get("id") == self._calls:
             if isinstance(error, str) and reply.get("retire"):
@@ -183,8 +193,11 @@ class _Worker:
 
     def stop(self) -> None:
         """End the process; a call that waits for it finds it gone."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         """End the process and remove its files."""
@@ -193,10 +206,7 @@ class _Worker:
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 stream.close()
-        try:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-        except RecursionError:  # folders in folders, to keep us from removing them
-            subprocess.run(["rm", "-rf", "--", self._scratch], check=False)
+        processes.remove(self._scratch)
 
     def _set_up(self, source: str, confined: bool) -> None:
         packages = package_dirs()
@@ -205,11 +215,14 @@ class _Worker:
             "scratch": self._scratch,
             "memory_bytes": self._limits.memory_bytes,
             "scratch_bytes": self._limits.scratch_bytes,
+            "scratch_files": processes.MAX_FILES if self._has_quota else None,
         }
         config = {
             "source": source,
             "packages": packages,
             "scratch": self._scratch,
+            "per_grade": self._per_grade,
+            "parent": os.getpid(),
             "alarm_seconds": math.ceil(self._limits.seconds) + 5,
             "confine": confinement if confined else None,
         }
@@ -273,6 +286,14 @@ class _Worker:
                 raise _Gone(f"killed: more than {_MAX_THREADS} threads")
             self._check_scratch()
 
+    def _check_end(self, reply: dict[str, Any], deadline: float) -> None:
+        """In a process of its own: the reply, then the end; only the end when it gave none."""
+        end = reply if "ended" in reply else self._receive(deadline)
+        if end.get("ended") != self._calls or not isinstance(end.get("status"), int):
+            raise _Gone(_TAMPERED)
+        if end is reply:
+            raise Fault("python_grader_runtime_error", _ending(end["status"]))
+
     def _check_leftovers(self) -> None:
         patience = 20  # a joined thread may take a moment to be gone for the kernel too
         while self._count_threads() > (self._threads or 1):
@@ -284,26 +305,40 @@ class _Worker:
 
     def _count_threads(self) -> int:
         try:
-            return os.stat(f"/proc/{self._process.pid}/task").st_nlink - 2
+            return os.stat(f"/proc/{self._running()}/task").st_nlink - 2
         except OSError:
             return 1
 
+    def _running(self) -> int:
+        """The process in which the source runs."""
+        pid = self._process.pid
+        if not self._per_grade:
+            return pid
+        try:
+            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return pid
+
     def _check_scratch(self) -> None:
-        used, folders = 0, [(self._scratch, 0)]
-        while folders:
-            folder, depth = folders.pop()
-            with contextlib.suppress(OSError), os.scandir(folder) as entries:
-                for entry in entries:
-                    used += 4096
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append((entry.path, depth + 1))
-                    else:
-                        used += entry.stat(follow_symlinks=False).st_size
-            if used > self._limits.scratch_bytes or depth > _MAX_DEPTH:
-                raise _Gone(
-                    f"killed: more than {self._limits.scratch_bytes} bytes of scratch files, or "
-                    f"folders more than {_MAX_DEPTH} deep"
-                )
+        if self._has_quota:
+            why = self._quota_is_spent()
+        else:
+            why = processes.scratch_bytes(
+                self._running(), self._scratch, self._limits.scratch_bytes
+            )
+        if why is not None:
+            raise _Gone(f"killed: {why}")
+
+    def _quota_is_spent(self) -> str | None:
+        """The kernel has refused more by then; this says so of a source that hides it."""
+        with contextlib.suppress(OSError):
+            space = os.statvfs(f"/proc/{self._running()}/root{self._scratch}")
+            if space.f_blocks * space.f_frsize <= self._limits.scratch_bytes:  # it is the mount
+                if not space.f_bavail:
+                    return f"more than {self._limits.scratch_bytes} bytes of scratch files"
+                if not space.f_ffree:
+                    return f"more than {processes.MAX_FILES} scratch files"
+        return None
 
     def _epitaph(self) -> str:
         """Why the pipe ended; the process may have closed it and live on."""
@@ -311,11 +346,16 @@ class _Worker:
             status = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
             return _TAMPERED
-        if status >= 0:
-            return f"the grader ended its process with exit status {status}"
-        with contextlib.suppress(ValueError):
-            return f"the grader's process died of {signal.Signals(-status).name}"
-        return f"the grader's process died of signal {-status}"
+        return _ending(status)
+
+
+def _ending(status: int) -> str:
+    """An exit status as `subprocess` has it, in words."""
+    if status >= 0:
+        return f"the grader ended its process with exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"the grader's process died of {signal.Signals(-status).name}"
+    return f"the grader's process died of signal {-status}"
 
 
 def _fault(error: _Gone | OSError) -> Fault:

@@ -17,7 +17,15 @@ from collections.abc import Callable, Iterator
 
 from rftkit.errors import GraderSpecError
 
-__all__ = ["check_source", "library_paths", "nltk_dirs", "package_dirs"]
+__all__ = ["check_source", "executes_answers", "library_paths", "nltk_dirs", "package_dirs"]
+
+_EXECUTORS = frozenset({
+    "__builtins__", "__import__", "compile", "eval", "exec", "lambdify", "parse_expr", "sympify",
+})  # fmt: skip
+_EXECUTING_MODULES = frozenset({
+    "cloudpickle", "code", "codeop", "dill", "doctest", "importlib", "jsonpickle", "marshal",
+    "multiprocessing", "numexpr", "pickle", "runpy", "shelve", "subprocess", "timeit",
+})  # fmt: skip
 
 
 def check_source(source: str, *, param: str | None = None) -> None:
@@ -48,6 +56,28 @@ def check_source(source: str, *, param: str | None = None) -> None:
                 f"type: pip install {package} (the hosted image's packages: "
                 "pip install 'rftkit[grader-image]')"
             )
+
+
+def executes_answers(source: str) -> bool:
+    """Whether a source names something that can run code it is given: better once too often."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True  # what cannot be read here could do anything
+    return any(_executes(node) for node in nodes) or any(
+        package in _EXECUTING_MODULES for node in nodes for _, package in _imports_of(node)
+    )
+
+
+def _executes(node: ast.AST) -> bool:
+    match node:
+        case ast.Name(id=name) | ast.Constant(value=str(name)):
+            return name in _EXECUTORS
+        case ast.Attribute(value=ast.Name(id="os"), attr=name):
+            return name in ("system", "popen", "fork") or name.startswith(("exec", "spawn"))
+        case ast.Attribute(attr=name):
+            return name in ("exec", "eval", "exec_module", "sympify", "parse_expr", "lambdify")
+    return False
 
 
 def _check_signature(tree: ast.Module, refuse: Callable[[str], GraderSpecError]) -> None:
@@ -90,11 +120,16 @@ def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Try):
             continue
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.lineno, node.module.partition(".")[0]
+        yield from _imports_of(node)
         yield from _imports(node)
+
+
+def _imports_of(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and package of what one statement imports."""
+    if isinstance(node, ast.Import):
+        yield from ((node.lineno, alias.name.partition(".")[0]) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.lineno, node.module.partition(".")[0]
 
 
 def _is_installed(package: str) -> bool:

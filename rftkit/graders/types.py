@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 __all__ = [
+    "MAX_GRADERS",
     "SPECS",
     "Endpoint",
     "LabelModel",
@@ -24,6 +25,9 @@ __all__ = [
     "StringCheck",
     "TextSimilarity",
 ]
+
+MAX_GRADERS = 32
+"""In one multi grader."""
 
 Purpose = Literal["rft", "eval"]
 """`rft` covers jobs and graders/run; `eval` the criteria of an eval."""
@@ -86,6 +90,11 @@ class Python(Named):
     """Python source, under 256 kB."""
     image_tag: str | None = None
     """Name of the hosted image; echoed, without effect here."""
+    isolation: Literal["shared", "per_grade"] | None = None
+    """`per_grade` runs each grade in a new process, so that code in one answer cannot change the
+    grades of others; `shared` lets grades share processes. Unset: `per_grade` when the source may
+    execute answers (exec, eval, compile, subprocess, …). A new process costs about 10 ms and
+    whatever the source imports. An addition of rftkit: hosted services refuse this field."""
 
 
 class InputText(_Spec):

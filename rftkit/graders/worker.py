@@ -35,10 +35,65 @@ def main() -> None:
         os.dup2(null, fd)
     config = _read(requests)
     sys.path += config["packages"]
+    rules = runpy.run_path(os.path.join(os.path.dirname(__file__), "confine.py"))
+    serve = _serve_forks if config["per_grade"] else _serve
+    serve(config, rules, requests, replies)
+
+
+def _confine(config: dict[str, Any], rules: dict[str, Any], parent: int) -> None:
+    """Confine this process; one that is not confined dies with its parent all the same."""
     if config["confine"]:
-        confine = runpy.run_path(os.path.join(os.path.dirname(__file__), "confine.py"))["confine"]
-        confine(**config["confine"])
+        rules["confine"](**config["confine"], parent=parent)
+    else:
+        rules["die_with_parent"](parent)
     os.chdir(config["scratch"])
+
+
+def _serve_forks(
+    config: dict[str, Any], rules: dict[str, Any], requests: BinaryIO, replies: int
+) -> None:
+    """A new process for each grade: what an answer does to it, no other answer meets.
+
+    The source never runs in this process, so it can be trusted to fork and to tidy up. The child
+    writes its own reply; that it has ended is said after it.
+    """
+    _confine(config | {"confine": None}, rules, config["parent"])
+    nursery, quota = os.getpid(), bool((config["confine"] or {}).get("scratch_files"))
+    _write(replies, {"ready": True})
+    _write(replies, {"loaded": True})
+    while (request := _read(requests)) is not None:
+        child = os.fork()
+        if not child:
+            try:
+                requests.close()
+                _confine(config, rules, nursery)
+                signal.alarm(config["alarm_seconds"])
+                answer = _answer(_load(config["source"]), request)
+                if quota and not os.statvfs(".").f_bavail:  # also where the source hides it
+                    answer = {"error": "the scratch folder is full"}
+                _write(replies, answer | {"id": request["id"]})
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if not quota:
+            _empty(config["scratch"])
+        _write(replies, {"ended": request["id"], "status": os.waitstatus_to_exitcode(status)})
+
+
+def _empty(folder: str) -> None:
+    """Remove what is in a folder, whatever its modes."""
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            if entry.is_dir(follow_symlinks=False):
+                os.chmod(entry.path, 0o700)
+                _empty(entry.path)
+                os.rmdir(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
+def _serve(config: dict[str, Any], rules: dict[str, Any], requests: BinaryIO, replies: int) -> None:
+    _confine(config, rules, config["parent"])
     _write(replies, {"ready": True})
     signal.alarm(config["alarm_seconds"])
     grade = _load(config["source"])

@@ -28,6 +28,7 @@ import uvicorn
 
 from rftkit import privacy, settings
 from rftkit.errors import PlatformError
+from rftkit.graders import processes
 from rftkit.server.engine.tinker.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
 from rftkit.server.http.app import VERSION, create_app
 from rftkit.server.inference.platform import Platform
@@ -151,6 +152,7 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     shutil.rmtree(home / "exports", ignore_errors=True)  # of a server that was killed
+    processes.sweep()  # likewise
     read_checks(home)  # better now than at the end of a job
     link = WorkerLink(
         [*WORKER, "--home", str(home)],
@@ -170,6 +172,8 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     address = _address(listener)
     _announce(record, address)
     print(f"rftkit serves {address}/v1 from {home} (Ctrl-C to stop)", flush=True)
+    for weakness in processes.weaknesses():
+        print(weakness, flush=True)
     if not needs_key and privacy.has_other_users():
         print(
             "Other users of this machine can use it too. Set RFTKIT_API_KEY to ask for a key.",

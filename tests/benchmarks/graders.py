@@ -94,6 +94,12 @@ def python() -> None:
         seconds = sorted(grader.grade(*pairs[0]).seconds for _ in range(5000))
         report("python grader, p50 of one warm grade, ms", seconds[2500] * 1000, "-")
         report("python grader, p99 of one warm grade, ms", seconds[4950] * 1000, "< 5")
+    with compile_grader(PYTHON | {"isolation": "per_grade"}, workers=2) as grader:
+        grader.grade_many(pairs[:10])
+        seconds = sorted(grader.grade(*pairs[0]).seconds for _ in range(200))
+        report("python grader, isolation per_grade, p50 of one grade, ms", seconds[100] * 1000, "-")
+        several = best(lambda: grader.grade_many(pairs[:500]), 3, time.perf_counter)
+        report("python grader, isolation per_grade, grades/s", 500 / several, ">= 50")
     with compile_grader(HANGING, workers=2, limits=Limits(seconds=2)) as grader:
         done: list[float] = []
         start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from rftkit.errors import PlatformError
-from rftkit.graders import confine, sandbox
+from rftkit.graders import confine, processes
 from rftkit.graders.outcome import Fault
 from rftkit.graders.sandbox import Limits, Sandbox
+from rftkit.graders.source import executes_answers
 
 pytestmark = pytest.mark.skipif(
     confine.missing() is not None, reason=f"cannot isolate here: {confine.missing()}"
@@ -141,6 +143,43 @@ ENDS = {
     "files above the limit": "for n in range(9): open(f'f{n}', 'wb').write(b'x' * (1 << 20))\n"
     "return 1.0",
 }
+SCRATCH = {
+    "blocks beyond the end of a file": (
+        "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
+        "for n in range(9):\n"
+        "  fd = os.open(f'f{n}', os.O_CREAT | os.O_RDWR)\n"
+        "  if libc.fallocate(fd, 1, ctypes.c_long(0), ctypes.c_long(1 << 20)):\n"
+        "    raise OSError(ctypes.get_errno())"
+    ),
+    "open files without a name": (
+        "keep = []\n"
+        "for n in range(9):\n"
+        "  keep.append(open(f'f{n}', 'wb')); os.unlink(f'f{n}')\n"
+        "  keep[-1].write(b'x' * (1 << 20)); keep[-1].flush()\n"
+        "import time; time.sleep(0.3)"
+    ),
+    "mapped files without a name": (
+        "import mmap, time; keep = []\n"
+        "for n in range(9):\n"
+        "  f = open(f'f{n}', 'w+b'); f.write(b'x' * (1 << 20)); f.flush()\n"
+        "  keep.append(mmap.mmap(f.fileno(), 4096)); f.close(); os.unlink(f'f{n}')\n"
+        "time.sleep(0.3)"
+    ),
+    "a folder that cannot be read": (
+        "import time\n"
+        "for n in range(9):\n"
+        "  os.mkdir(f'd{n}', 0o300); open(f'd{n}/f', 'wb').write(b'x' * (1 << 20))\n"
+        "time.sleep(0.3)"
+    ),
+    "many small files": "for n in range(30_000): open(f'f{n}', 'w').close()",
+    "an error that is hidden": (
+        "import time\n"
+        "for n in range(9):\n"
+        "  try: open(f'f{n}', 'wb').write(b'x' * (1 << 20))\n"
+        "  except OSError: pass\n"
+        "time.sleep(0.3)"
+    ),
+}
 HANGS = {
     "hang": "while True: pass",
     "sleep": "import time; time.sleep(99)",
@@ -160,7 +199,7 @@ HANGS = {
 }
 
 
-def escape(body: str, item: dict, tmp_path: Path, **limits: float) -> str:
+def escape(body: str, item: dict, tmp_path: Path, per_grade: bool = False, **limits: float) -> str:
     """Run a body, check that a call after it works, return the details of its failure."""
     body = body.replace("\n", "\n        ")
     source = (
@@ -174,6 +213,7 @@ def escape(body: str, item: dict, tmp_path: Path, **limits: float) -> str:
     box = Sandbox(
         source,
         workers=1,
+        per_grade=per_grade,
         limits=Limits(
             **({"scratch_bytes": 4 << 20, "memory_bytes": 1 << 29, "seconds": 20} | limits)
         ),
@@ -232,6 +272,161 @@ def test_denied_system_call(name: str, item: dict, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ENDS)
 def test_ends_only_itself(name: str, item: dict, tmp_path: Path) -> None:
     assert escape(ENDS[name], item, tmp_path)
+
+
+@pytest.fixture(params=[True, False], ids=["mounted", "counted"])
+def mounted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways to limit the scratch folder, where this machine has both."""
+    can_mount: bool = processes.can_mount()
+    if request.param and not can_mount:
+        pytest.skip("no mount namespace here")
+    monkeypatch.setattr(processes, "can_mount", lambda: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("per_grade", [False, True], ids=["shared", "per_grade"])
+@pytest.mark.parametrize("name", SCRATCH)
+def test_the_scratch_folder_has_an_end(
+    name: str, per_grade: bool, mounted: bool, item: dict, tmp_path: Path
+) -> None:
+    assert escape(SCRATCH[name], item, tmp_path, per_grade=per_grade)
+
+
+def test_nothing_runs_between_two_grades() -> None:
+    source = (
+        "import threading, time\n"
+        "ticks = []\n"
+        "def tick():\n"
+        "    while True: ticks.append(time.monotonic()); time.sleep(0.005)\n"
+        "threading.Thread(target=tick, daemon=True).start()\n"
+        "def grade(sample, item):\n"
+        "    return max(b - a for a, b in zip(ticks, ticks[1:] + [time.monotonic()]))\n"
+    )
+    box = Sandbox(source, workers=1)
+    box.grade({}, {})
+    time.sleep(1.0)
+    assert box.grade({}, {}) > 0.8
+    box.close()
+
+
+@pytest.mark.parametrize("per_grade", [False, True], ids=["shared", "per_grade"])
+@pytest.mark.parametrize("confined", [True, False], ids=["confined", "unconfined"])
+def test_a_grader_does_not_outlive_a_killed_platform(
+    per_grade: bool, confined: bool, tmp_path: Path
+) -> None:
+    source = (
+        "import signal\n"
+        "def grade(sample, item):\n"
+        "    signal.alarm(0)\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\n"
+        "    while True: pass\n"
+    )
+    program = (
+        "from rftkit.graders.sandbox import Sandbox\n"
+        f"box = Sandbox({source!r}, workers=1, unconfined={not confined}, per_grade={per_grade})\n"
+        "box.grade({}, {})\n"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as platform:
+        while not (started := descendants(platform.pid, 1 + per_grade)):
+            assert platform.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert list(tmp_path.glob("rftkit-grader-*"))
+        platform.kill()
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in started):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    sweep = "from rftkit.graders import processes; processes.sweep()"
+    subprocess.run([sys.executable, "-c", sweep], check=True, env=environment)
+    assert not list(tmp_path.glob("rftkit-grader-*"))
+
+
+def descendants(pid: int, depth: int) -> list[int]:
+    """The processes below one, one at each depth; none while the line is shorter."""
+    found: list[int] = []
+    for _ in range(depth):
+        tasks = Path(f"/proc/{pid}/task").glob("*/children")
+        below = [int(child) for task in tasks for child in task.read_text().split()]
+        if not below:
+            return []
+        pid = below[0]
+        found.append(pid)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_sweep_leaves_the_folders_of_those_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes.tempfile, "tempdir", str(tmp_path))
+    ours = processes.make_scratch()
+    (tmp_path / "rftkit-grader-elsewhere").mkdir()  # of an older version
+    old = tmp_path / "rftkit-grader-old"
+    (old / "a").mkdir(parents=True)
+    (old / "a").chmod(0)
+    os.utime(old, (1, 1))
+    processes.sweep()
+    assert Path(ours).is_dir()
+    assert (tmp_path / "rftkit-grader-elsewhere").is_dir()
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("mounts", [True, False], ids=["mounted", "counted"])
+def test_answers_that_are_executed_do_not_meet(
+    mounts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (
+        "def grade(sample, item):\n"
+        "    exec(sample['output_text'], {})\n"
+        "    return float(sample['output_text'] == item['right'])\n"
+    )
+    poison = (
+        "import sys\nframe = sys._getframe()\n"
+        "while frame:\n"
+        "    for name in ('grade', '_answer'):\n"
+        "        if name in frame.f_globals:\n"
+        "            frame.f_globals[name] = lambda *args: {'reward': 1.0}\n"
+        "    frame = frame.f_back\n"
+        "open('left', 'w').write('x')\n"
+    )
+    look = "import os\nassert not os.listdir('.')"
+    assert executes_answers(source)
+    possible = processes.can_mount()
+    monkeypatch.setattr(processes, "can_mount", lambda: mounts and possible)
+    box = Sandbox(source, workers=1, per_grade=True)
+    box.grade({"output_text": poison}, {"right": "4"})
+    assert box.grade({"output_text": "5"}, {"right": "4"}) == 0.0
+    assert box.grade({"output_text": look}, {"right": look}) == 1.0
+    box.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("exec(sample['output_text'])", True),
+        ("x = eval", True),
+        ("__builtins__['ev' + 'al'](x)", True),
+        ("getattr(builtins, 'exec')(x)", True),
+        ("import subprocess", True),
+        ("from pickle import loads", True),
+        ("os.system(x)", True),
+        ("frame.eval('a + b')", True),
+        ("def broken(", True),
+        ("import re\nre.compile('a')", False),
+        ("import ast\nast.literal_eval('1')", False),
+        ("import json, math", False),
+    ],
+)
+def test_sources_that_may_execute_answers_are_known(source: str, wanted: bool) -> None:
+    assert executes_answers(source) is wanted
 
 
 @pytest.mark.parametrize("name", HANGS)
@@ -296,11 +491,11 @@ def test_scratch_is_usable_and_removed() -> None:
         "    with tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('y')\n"
         "    return float(open('a/d').read() == 'hello' and os.getcwd() == os.environ['HOME'])\n"
     )
-    before = set(Path(sandbox.tempfile.gettempdir()).glob("rftkit-grader-*"))
+    before = set(Path(processes.tempfile.gettempdir()).glob("rftkit-grader-*"))
     box = Sandbox(source, workers=1)
     assert box.grade({}, {}) == 1.0
     box.close()
-    assert set(Path(sandbox.tempfile.gettempdir()).glob("rftkit-grader-*")) <= before
+    assert set(Path(processes.tempfile.gettempdir()).glob("rftkit-grader-*")) <= before
 
 
 def test_ordinary_libraries_work() -> None:
@@ -330,7 +525,7 @@ def test_a_process_that_cannot_start_is_a_server_error(monkeypatch: pytest.Monke
 
 
 def test_no_isolation_no_grader(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "missing", lambda: "this test says so")
+    monkeypatch.setattr("rftkit.graders.sandbox.missing", lambda: "this test says so")
     with pytest.raises(PlatformError, match="RFTKIT_UNCONFINED_GRADERS=1"):
         Sandbox("def grade(sample, item): return 1.0")
     box = Sandbox("def grade(sample, item): return 1.0", unconfined=True)

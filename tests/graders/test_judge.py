@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from rftkit import graders
+from rftkit.errors import GraderSpecError
 from rftkit.graders import Completion, JudgeCache, Sample, compile_grader, completion_call
 from rftkit.graders import endpoint as endpoint_module
 from rftkit.graders import judge as judge_module
@@ -305,5 +308,126 @@ class TestEndpoint:
         finally:
             server.shutdown()
             server.server_close()
-            endpoint_module._client().close()
-            endpoint_module._client.cache_clear()
+
+
+class TestSecrets:
+    KEY = "sk-very-secret-key"
+
+    @pytest.fixture(autouse=True)
+    def _is_public(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(endpoint_module, "_is_private", lambda url: "127.0.0.1" in url)
+
+    @pytest.mark.parametrize(
+        ("header", "answer"),
+        [
+            ("Bearer {key}", "no access with {key}"),
+            ("{key}", '{{"error": "Authorization: {key}"}}'),
+            ("{key}\n", "denied: b'{key}\\n'"),
+            ("Bearer {key}", "x" * 295 + "{key}"),
+        ],
+    )
+    def test_a_key_that_is_echoed_is_hidden(self, header: str, answer: str) -> None:
+        spec = ENDPOINT | {"headers": {"Authorization": header.format(key=self.KEY)}}
+        body = answer.format(key=self.KEY).encode()
+        result = graders.grade(spec, "x", {}, http=lambda *_: (403, body))
+        assert result.outcome == "failed"
+        assert "status 403" in str(result.errors)
+        assert self.KEY[:4] not in str(result.errors)
+
+    def test_a_key_in_an_exception_is_hidden(self) -> None:
+        def fail(*_: Any) -> tuple[int, bytes]:
+            raise ValueError(f"Illegal header value b'{self.KEY}'")
+
+        spec = ENDPOINT | {"headers": {"Authorization": self.KEY}}
+        result = graders.grade(spec, "x", {}, http=fail)
+        assert "no answer: ValueError: Illegal header" in str(result.errors)
+        assert self.KEY not in str(result.errors)
+
+    def test_blanks_around_a_key_are_not_sent(self) -> None:
+        sent: list[str] = []
+
+        def answer(url: str, headers: Any, body: bytes) -> tuple[int, bytes]:
+            sent.append(headers["X-Key"])
+            return 200, b'{"score": 1}'
+
+        spec = ENDPOINT | {"headers": {"X-Key": f" {self.KEY}\r\n"}}
+        assert graders.grade(spec, "x", {}, http=answer).reward == 1.0
+        assert sent == [self.KEY]
+
+    @pytest.mark.parametrize("value", ["{key}\nX-Other: 1", "{key}\x00", 7])
+    def test_a_header_that_cannot_be_sent_is_refused_without_it(self, value: Any) -> None:
+        value = value.format(key=self.KEY) if isinstance(value, str) else value
+        with pytest.raises(GraderSpecError, match=r"headers") as caught:
+            graders.validate(ENDPOINT | {"headers": {"Authorization": value}})
+        assert str(value)[:8] not in str(caught.value).replace("grader.test", "")
+
+    def test_what_a_private_address_answers_is_not_repeated(self) -> None:
+        spec = ENDPOINT | {"url": "http://127.0.0.1:1/"}
+        result = graders.grade(spec, "x", {}, http=lambda *_: (500, b"root:x:0:0"))
+        assert "status 500" in str(result.errors)
+        assert "root:x" not in str(result.errors)
+
+    def test_private_addresses_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.undo()
+        for host in ("127.0.0.1", "10.1.2.3", "[::1]", "169.254.169.254", "localhost", "0.0.0.0"):
+            assert endpoint_module._is_private(f"http://{host}:80/x")
+        assert not endpoint_module._is_private("http://8.8.8.8/")
+
+    def test_the_time_limit_holds_for_the_whole_answer(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(endpoint_module, "TIMEOUT_SECONDS", 0.3)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def drip() -> None:
+                with contextlib.suppress(OSError):
+                    stream, _ = listener.accept()
+                    with stream:
+                        stream.sendall(b"HTTP/1.1 200 OK\r\n")
+                        while True:  # headers without end
+                            stream.sendall(b"X-A: 1\r\n")
+                            time.sleep(0.05)
+
+            threading.Thread(target=drip, daemon=True).start()
+            port = listener.getsockname()[1]
+            with pytest.raises(TimeoutError, match=r"longer than 0\.3 s"):
+                endpoint_module.post(f"http://127.0.0.1:{port}/", {}, b"{}")
+
+
+def test_a_multi_has_a_bound() -> None:
+    many = {f"g{n}": ENDPOINT for n in range(33)}
+    spec = {"type": "multi", "graders": many, "calculate_output": "g0"}
+    with pytest.raises(GraderSpecError, match="33 graders; at most 32"):
+        graders.validate(spec)
+
+
+def test_python_graders_of_a_multi_share_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Counted:
+        def __init__(self, source: str, *, workers: int, **_: Any) -> None:
+            asked.append(workers)
+
+        def close(self, **_: Any) -> None: ...
+
+        grade = None
+
+    monkeypatch.setattr("rftkit.graders.leaves.Sandbox", Counted)
+    python = {"type": "python", "source": "def grade(sample, item): return 1.0"}
+    many = {f"g{n}": python for n in range(4)}
+    spec = {"type": "multi", "graders": many, "calculate_output": "g0"}
+    graders.compile_grader(spec, workers=8).close()
+    assert asked == [2, 2, 2, 2]
+
+
+def test_a_judge_that_echoes_its_key_does_not_leak_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_JUDGE_API_KEY", "sk-judge-key-123")
+
+    def complete(**_: Any) -> Completion:
+        error = RuntimeError("Incorrect API key provided: sk-judge-key-123")
+        error.status_code = 401  # type: ignore[attr-defined]
+        raise error
+
+    result = graders.grade(JUDGE, "x", {"q": "Q"}, complete=complete)
+    assert "Incorrect API key" in str(result.errors)
+    assert "sk-judge" not in str(result.errors)

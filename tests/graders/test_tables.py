@@ -10,7 +10,7 @@ import pytest
 
 from rftkit import graders
 from rftkit.errors import InputError, RowError
-from rftkit.graders import Sample
+from rftkit.graders import Sample, confine
 from rftkit.graders.cheats import CHEATS, DANGERS, make_answers
 from rftkit.graders.references import reference_answer
 
@@ -149,6 +149,21 @@ class TestAudit:
                 findings
             )
         assert "empty earns" not in findings
+
+    @pytest.mark.skipif(confine.missing() is not None, reason="cannot isolate here")
+    def test_an_answer_that_is_executed_can_change_the_grader(self) -> None:
+        source = (
+            "def grade(sample, item):\n"
+            "    found = eval(sample['output_text'], {})\n"
+            "    return float(found == item['answer'])\n"
+        )
+        spec = {"type": "python", "source": source}
+        rows = [{"answer": n} for n in range(6)]
+        options = {"references": [f"{n} + 0" for n in range(6)], "workers": 1}
+        shared = graders.audit(spec | {"isolation": "shared"}, rows, **options)
+        assert any(found.startswith("code earns") for found in shared.findings())
+        earned = {cheat.name: cheat.mean for cheat in graders.audit(spec, rows, **options).cheats}
+        assert earned["code"] == 0.0
 
     def test_rows_that_disagree_are_named(self) -> None:
         spec = LABEL | {"reference": "yes"}

@@ -1,0 +1,96 @@
+"""Text of others before it leaves this process: no control characters, no secrets, no formulas.
+
+Names, file names, answers and error messages come from other people. On a terminal a control
+character in them moves the cursor or worse; in a spreadsheet a cell that begins with `=` is run; an
+error message may repeat the key that was sent. Not here: HTML, which views escape.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, TextIO
+from urllib.parse import quote
+
+__all__ = ["Printable", "cell", "json_printable", "printable", "redacted"]
+
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
+)
+"""All that steers a terminal or reorders a line; not the tab and the line break."""
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_SHORT = 4
+"""A secret of fewer characters would be found in ordinary words."""
+HIDDEN = "********"
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out: a backslash and their number."""
+    return _CONTROLS.sub(_spelled, text)
+
+
+def json_printable(text: str) -> str:
+    """The same for JSON text, which then reads as the same value."""
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _spelled(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+class Printable:
+    """A text stream whose writes are printable; everything else is the stream's."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write the text, control characters spelled out."""
+        self._stream.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def control(self, text: str) -> None:
+        """Write text of our own that steers the terminal, such as a carriage return."""
+        self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def redacted(text: str, secrets: Iterable[str | None]) -> str:
+    """The text with every secret, and every form in which an error may repeat it, hidden."""
+    forms = {form for secret in secrets if secret for form in _forms(secret)}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, HIDDEN)
+    return text
+
+
+def _forms(secret: str) -> Iterable[str]:
+    parts = {secret, secret.strip(), *secret.split()}
+    for part in parts:
+        if len(part) >= _SHORT and part.lower() not in ("basic", "bearer", "token", "apikey"):
+            yield from (part, repr(part)[1:-1], quote(part), quote(part, safe=""))
+            yield part.encode("unicode_escape").decode()
+            yield json.dumps(part)[1:-1]
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV file that people open: text that a spreadsheet would run gets a `'`."""
+    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) and not _is_number(value):
+        return f"'{value}"
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
