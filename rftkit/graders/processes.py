@@ -54,7 +54,8 @@ def _starts(pid: int) -> queue.SimpleQueue[Call]:
         while True:
             future, command, options = calls.get()
             try:
-                future.set_result(subprocess.Popen(command, **options))
+                process: Any = subprocess.Popen(command, **options)
+                future.set_result(process)
             except BaseException as error:
                 future.set_exception(error)
 
