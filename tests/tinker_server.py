@@ -103,7 +103,7 @@ class Model:
 
         with self.lock:
             self._take(policy)
-            weights, optimizer = self.engine._trained()
+            weights, optimizer = self.engine.policies.trained()
             bound = adam.get("grad_clip_norm") or float("inf")
             norm = torch.nn.utils.clip_grad_norm_(list(weights.values()), bound)
             for group in optimizer.param_groups:
@@ -112,7 +112,7 @@ class Model:
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            for block in self.engine._blocks:
+            for block in self.engine.blocks:
                 block.refresh()
         return {"metrics": {"grad_norm": float(norm)}}
 

@@ -93,7 +93,7 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
         sampling.append(middle - start)
         update.append(time.perf_counter() - middle)
     model = engine._decoder
-    layers = sum(block.weight.numel() for block in engine._blocks)
+    layers = sum(block.weight.numel() for block in engine.blocks)
     return {
         "sampling": sampling,
         "update": update,
@@ -526,7 +526,7 @@ def main() -> None:
     if options.dtype is None:
         import torch
 
-        from rftkit.server.engine.torch.engine import best_dtype
+        from rftkit.server.engine.torch.model import best_dtype
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options.dtype = str(best_dtype(device)).removeprefix("torch.")

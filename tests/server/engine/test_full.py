@@ -46,12 +46,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
 def move(engine: TorchEngine, seed: int = 3) -> None:
     """A policy trained in full that is not the base any more."""
     engine.start_policy(None, seed)
-    policy, _ = engine._trained()
+    policy, _ = engine.policies.trained()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in policy.values():
             tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.02)
-    engine._put(policy, changed=True)
+    engine.policies.apply_update()
 
 
 def some_groups(engine: TorchEngine) -> list[TrainGroup]:
@@ -60,7 +60,7 @@ def some_groups(engine: TorchEngine) -> list[TrainGroup]:
 
 
 def gradients(engine: TorchEngine, batches: list[list[TrainGroup]]) -> dict[str, torch.Tensor]:
-    policy, optimizer = engine._trained()
+    policy, optimizer = engine.policies.trained()
     optimizer.zero_grad()
     for batch in batches:
         (engine.logprobs(batch, 0.7) ** 2).sum().backward()  # type: ignore[no-untyped-call]

@@ -33,7 +33,7 @@ def back(layout: Packed, kept: Any, grad: torch.Tensor) -> list[torch.Tensor]:
 
 
 def gradients(engine: TorchEngine, groups: list[TrainGroup]) -> torch.Tensor:
-    policy, _ = engine._trained()
+    policy, _ = engine.policies.trained()
     for tensor in policy.values():
         tensor.grad = None
     (engine.logprobs(groups) ** 2).sum().backward()  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ def test_a_micro_batch_is_as_large_as_what_it_keeps_allows(engine: TorchEngine) 
     try:
         for num_bytes, wanted in ((1, 1_024), (2_000 * kept, 2_000), (10_000 * kept, 10_000)):
             engine.memory_bytes = num_bytes
-            assert engine._batch_tokens([group]) == (wanted, num_bytes // again)
+            assert engine.batch_tokens([group]) == (wanted, num_bytes // again)
     finally:
         engine.memory_bytes = budget
 

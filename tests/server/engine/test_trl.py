@@ -28,16 +28,16 @@ def test_loss_and_gradients_are_those_of_trl(
     asked = requests(engine)
     groups = groups_from(asked, engine.sample(asked))
     # The policy has moved since it sampled: some ratios leave the clip range.
-    for tensor in engine._trained()[0].values():
+    for tensor in engine.policies.trained()[0].values():
         tensor.data.add_(moved_by)
-    for block in engine._blocks:
+    for block in engine.blocks:
         block.refresh()
     engine.save_adapter(tmp_path / "adapter")
 
     stats = engine.train_step(groups, TrainSettings(0.0, kl_coef=kl_coef, max_grad_norm=1e9))
     ours = {
         f"base_model.model.{name[:-2]}.lora_{name[-1]}.default.weight": tensor.grad
-        for name, tensor in engine._trained()[0].items()
+        for name, tensor in engine.policies.trained()[0].items()
     }
     loss, theirs = trl_update(folder, tmp_path, groups, kl_coef)
     assert (stats.clip_fraction > 0.02) == (moved_by > 0)

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(
     worker: Worker, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if what == "memory":
-        monkeypatch.setattr(torch_engine, "_available", lambda device: 10**9)
+        monkeypatch.setattr(torch_engine, "available_bytes", lambda device: 10**9)
     else:
         usage = namedtuple("usage", "total used free")(10**9, 10**9 - 1, 1)
         monkeypatch.setattr(

@@ -45,7 +45,7 @@ def logprobs_here(worker: Worker, model: str) -> tuple[list[int], list[int], tor
     prompt = engine.encode(ROWS[0]["messages"])
     answer = engine.tokenizer(SAID, add_special_tokens=False)["input_ids"]
     group = TrainGroup(prompt, [answer], [[0.0] * len(answer)], [1.0])
-    with torch.no_grad(), engine._using(Path(known.folder)):
+    with torch.no_grad(), engine.policies.using(Path(known.folder)):
         return prompt, answer, engine.logprobs([group])
 
 

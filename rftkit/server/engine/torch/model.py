@@ -1,0 +1,336 @@
+"""A base model in memory: its layers, tokenizer and output head, and what they compute.
+
+`LoadedModel` turns tokens into hidden states and log-probs under whatever weights are in place, on
+one device; when it loads, it checks that it computes what the model's own code does, and takes the
+plain path or refuses where it cannot. Not here: which adapter is in place (`policies.py`), drawing
+completions (`sampler.py`) and updates (`update.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from rftkit.errors import InputError
+from rftkit.server.engine import models, prompts
+from rftkit.server.engine.base import TrainGroup
+from rftkit.server.engine.torch import lora, memory
+from rftkit.server.engine.torch.batches import lay_out
+from rftkit.server.engine.torch.checkpointing import Layers
+from rftkit.server.engine.torch.decode import Decode
+from rftkit.server.engine.torch.fast import speed_up
+from rftkit.server.engine.torch.full import Weights, embedded
+from rftkit.server.engine.torch.grammar import Grammars, Masks
+from rftkit.server.engine.torch.layout import ATTENTION_NAME, register_attention
+from rftkit.server.engine.torch.logprobs import scores, token_logprobs
+from rftkit.server.engine.torch.packed import Packed
+from rftkit.server.engine.torch.plain import PlainDecode, plain_hidden
+from rftkit.server.engine.torch.stack import find_stack
+
+__all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
+
+MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
+MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
+LEAST_TRAIN_TOKENS = 1_024  # of a micro-batch; fewer cost more time than computing layers again
+DIFFERENT = 0.25  # of what is compared: more than rounding makes, less than another formula
+SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
+_THREADS = torch.get_num_threads()
+
+
+class LoadedModel:
+    """One base model in memory, ready to compute under its own or other weights."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the Hugging Face folder of the base model `name`."""
+        from transformers import AutoTokenizer
+
+        register_attention()
+        memory.keep()
+        self.name = name
+        self.device = torch.device(device or _best_device())
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        is_small = _num_bytes(folder) < 4 * SMALL_PARAMETERS
+        fast = torch.float32 if is_small else best_dtype(self.device)
+        model = _load_model(folder, dtype or fast)
+        self.dtype: torch.dtype = model.dtype
+        # A small model waits for threads longer than it computes.
+        self._threads = 1 if is_small else _THREADS
+        model.requires_grad_(False).eval().to(self.device)
+        self._decoder = model.get_decoder()
+        speed_up(self._decoder, self.dtype)
+        self.blocks = lora.add_blocks(model, self._decoder)
+        self._stack = find_stack(self._decoder)
+        self._layers = Layers(self._decoder)
+        self._plain_because: str | None = None
+        if self._stack is None:
+            self._plain_because = self._refusal(model)
+        self._key_bytes = _key_bytes(model.config, self.dtype)
+        self.memory_bytes: int | None = _free_bytes(self.device)
+        self.head: torch.Tensor = model.get_output_embeddings().weight
+        self.head_for_gradients = self.head  # gradients travel in the dtype of the base
+        self.num_tokens = int(self.head.shape[0])
+        if self.device.type == "cpu":
+            self.head = self.head.float()  # for float32 logits: see `logprobs`
+        self._check_logits(model)
+        self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
+        self.context_tokens = self._longest(model)
+        self.thinking = prompts.thinking_mark(self.tokenizer)
+        self.weights = Weights(model, self.blocks)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiled schemas; made when first needed, since that takes a second."""
+        return Grammars(self.tokenizer, self.head.shape[0], sorted(self.eos_ids))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the numbers besides the seed."""
+        import transformers
+
+        return {
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": self._threads,
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def encode(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[int]:
+        """See Engine.encode."""
+        return prompts.encode(self.tokenizer, messages, tools, thinking)
+
+    def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+        """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype."""
+        return self._hidden(tokens, layout).to(self.dtype)
+
+    def _hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+        if self._plain_because:
+            return plain_hidden(self._decoder, tokens, layout)
+        # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
+        states = embedded(self._decoder.get_input_embeddings(), tokens)
+        if self._stack is not None:
+            last = self._stack.hidden(states, layout, self.memory_bytes)
+            normed: torch.Tensor = self._decoder.norm(last)
+            return normed
+        output = self._decoder(
+            inputs_embeds=states[None],
+            position_ids=layout.positions[None],
+            use_cache=False,
+            layout=layout,
+        )
+        result: torch.Tensor = output.last_hidden_state[0]
+        return result
+
+    def decode(
+        self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]
+    ) -> Decode | PlainDecode:
+        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
+        if self._plain_because:
+            return PlainDecode([list(texts[group]) for group in groups])
+        return Decode(prefill, [len(text) for text in texts], groups)
+
+    def _refusal(self, model: Any) -> str | None:
+        """Why this model's attention takes no layout of ours, which it then is not given; or None.
+
+        Raises:
+            InputError: when it cannot be computed without one either.
+        """
+        layout = Packed([4], [[3, 2]], self.device)
+        tokens = torch.arange(9, device=self.device)
+        asked = Packed([4], [[]], self.device, keep_keys=True)
+        why = "with a shared prompt it gives other numbers than alone"
+        ours = None
+        with torch.no_grad():
+            try:
+                self.hidden(tokens[:4], asked)
+                if asked.keys:
+                    ours = self.hidden(tokens, layout)
+                else:
+                    why = "its attention does not take a layout (it never asks one)"
+            except NotImplementedError as error:
+                why = str(error)
+            except Exception as error:  # of code that is not ours: whatever it does not expect
+                why = f"its attention does not take a layout ({type(error).__name__}: {error})"
+            model.set_attn_implementation("eager")
+            try:
+                alone = plain_hidden(self._decoder, tokens, layout)
+                short = plain_hidden(self._decoder, tokens[:4], Packed([4], [[]], self.device))
+            except Exception as error:
+                raise self._not_for_us(model, f"cannot be computed here: {error}") from error
+        if (short - alone[:4]).norm() > DIFFERENT * short.norm():
+            raise self._not_for_us(model, "gives a token another state when others follow it")
+        if ours is None or (ours - alone).norm() > DIFFERENT * alone.norm():
+            return why
+        model.set_attn_implementation(ATTENTION_NAME)
+        return None
+
+    def _check_logits(self, model: Any) -> None:
+        """Refuse a model that does more behind its head than this engine does.
+
+        Raises:
+            InputError: when its logits are capped, scaled or shifted.
+        """
+        layout = Packed([3], [[]], self.device)
+        plain = {} if self._plain_because else {"layout": layout}
+        states: list[torch.Tensor] = []
+        head = model.get_output_embeddings()
+        if getattr(head, "bias", None) is not None and head.bias.any():
+            raise self._not_for_us(model, "has a bias on its output head, which is not added here")
+        hooks = [
+            self._decoder.register_forward_hook(
+                lambda _module, _inputs, output: states.append(output.last_hidden_state[0])
+            ),
+            head.register_forward_pre_hook(
+                lambda module, inputs: (inputs[0].to(module.weight.dtype),)
+            ),
+        ]
+        with torch.no_grad():
+            inputs = embedded(self._decoder.get_input_embeddings(), layout.positions)[None]
+            said = model(inputs_embeds=inputs, use_cache=False, **plain).logits[0].float()
+            ours = scores(states[0], self.head, None, 1.0)
+        for hook in hooks:
+            hook.remove()
+        if (ours - said).norm() > 0.05 * said.norm():
+            raise self._not_for_us(
+                model, "caps or scales its logits behind the output head, which is not done here"
+            )
+
+    def _longest(self, model: Any) -> int:
+        """Tokens of the longest text the model reads."""
+        for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
+            if found := getattr(model.config, name, None):
+                return int(found)
+        why = "has no max_position_embeddings in its config.json, which says how much it reads"
+        raise self._not_for_us(model, why)
+
+    def _not_for_us(self, model: Any, why: str) -> InputError:
+        return InputError(
+            f"{self.name} ({type(model).__name__}) {why}: choose another model, or train it on a "
+            "Tinker server (rftkit serve --engine tinker)",
+            param="model",
+        )
+
+    def batch_tokens(self, groups: Sequence[TrainGroup]) -> tuple[int, int]:
+        """Tokens of a micro-batch that keeps what its way back needs; and of one that does not."""
+        if self._plain_because:
+            return LEAST_TRAIN_TOKENS, 0  # prompts are repeated anyway
+        longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
+        kept, again = self._kept_bytes(longest)
+        budget = self.memory_bytes or MEMORY_BYTES
+        fitting = LEAST_TRAIN_TOKENS if self._stack is None else budget // kept
+        return max(LEAST_TRAIN_TOKENS, fitting), budget // again
+
+    def _kept_bytes(self, seen: int) -> tuple[int, int]:
+        """About what a way back needs of one token that sees so many, in layers of Llama's form.
+
+        And what it needs where layers are computed again: the input of each in float32, and a few
+        times what one keeps.
+        """
+        config = self._decoder.config
+        layers, width = config.num_hidden_layers, config.hidden_size
+        numbers = sum(sum(block.weight.shape) for block in self.blocks)
+        numbers += layers * config.num_attention_heads * seen
+        kept = numbers * self.dtype.itemsize
+        return kept, 4 * layers * width + 4 * kept // layers
+
+    def logprobs(self, groups: Sequence[TrainGroup], temperature: float = 1.0) -> torch.Tensor:
+        """Log-prob of each completion token, (N,), end to end; 0 where there was no choice."""
+        line = lay_out(groups, self._masks)
+        packed = Packed(line.prompt_lengths, line.completion_lengths, self.device)
+        self._layers.allow(self.memory_bytes)
+        states = self.hidden(torch.tensor(line.tokens, device=self.device), packed)  # (N, width)
+        at, wanted, places = (
+            torch.tensor(each, device=self.device, dtype=torch.long)
+            for each in (line.at, line.wanted, line.places)
+        )
+        some = token_logprobs(
+            states[at], self.head, wanted, line.masks, temperature, self.head_for_gradients
+        )
+        return torch.zeros(line.num_tokens, device=self.device).index_copy(0, places, some)
+
+    def _masks(self, group: TrainGroup) -> Masks | None:
+        """Grammar masks of a group's completion tokens, or None when nothing is constrained."""
+        if group.schema is None and group.thinking is None:
+            return None
+        return self.grammars.replay(group.schema, group.tokens_G_T, group.thinking)
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> Any:
+    """A transformers model; with the attention of `layout.py`, if it is one that can be given one.
+
+    Models of before transformers' attention interface (Falcon, GPT-J) look in a table of their own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
+        )
+    except KeyError as error:
+        if error.args != (ATTENTION_NAME,):
+            raise
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
+
+
+def _num_bytes(folder: Path) -> int:
+    """Of a model's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _key_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Of one token's keys and values in all layers."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """The memory that one wave or one backward pass may take, by what is free now."""
+    share = int(MEMORY_SHARE * available_bytes(device))
+    return share if device.type == "cuda" else min(MEMORY_BYTES, share)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that is free now, on the device or in the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "cpu":
+        capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if capable else torch.float32
+    return torch.float32

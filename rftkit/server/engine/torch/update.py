@@ -1,0 +1,144 @@
+"""One optimizer update: micro-batches of graded groups, their loss, and what it measured.
+
+The loss of a token does not depend on what it is batched with: it is summed over tokens and divided
+by the tokens of the whole batch. Not here: the losses themselves (`loss.py`) and how groups are
+laid out (`batches.py`, `packed.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rftkit.server.engine.base import NotFiniteError, StepStats, TrainGroup, TrainSettings
+from rftkit.server.engine.torch.batches import micro_batches
+from rftkit.server.engine.torch.loss import LOSSES, LossInputs, kl_estimate
+from rftkit.server.engine.torch.model import LoadedModel
+from rftkit.server.engine.torch.policies import Policies
+
+__all__ = ["train_step"]
+
+
+def train_step(
+    model: LoadedModel,
+    policies: Policies,
+    groups: Sequence[TrainGroup],
+    settings: TrainSettings,
+    *,
+    breathe: Callable[[], None] | None = None,
+) -> StepStats:
+    """See Engine.train_step."""
+    policy, optimizer = policies.trained()
+    optimizer.zero_grad(set_to_none=True)
+    num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
+    sums = _Sums()
+    for batch in micro_batches(groups, *model.batch_tokens(groups)):
+        loss = _loss(model, policies, batch, settings, num_tokens, sums)
+        loss.backward()
+        sums.loss += float(loss.detach())
+        if breathe is not None:
+            breathe()
+    norm = torch.nn.utils.clip_grad_norm_(list(policy.values()), settings.max_grad_norm)
+    if not torch.isfinite(norm) or not math.isfinite(sums.loss):
+        found = f"loss {sums.loss}, gradient norm {float(norm)}"
+        raise NotFiniteError(found, _not_finite(model, policies, groups, settings))
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = settings.learning_rate
+    optimizer.step()
+    policies.apply_update()
+    return sums.stats(float(norm), num_tokens)
+
+
+def _not_finite(
+    model: LoadedModel,
+    policies: Policies,
+    groups: Sequence[TrainGroup],
+    settings: TrainSettings,
+) -> list[int]:
+    """Which groups have a loss or gradient of their own that is not finite."""
+    policy, optimizer = policies.trained()
+    found = []
+    for index, group in enumerate(groups):
+        optimizer.zero_grad(set_to_none=True)
+        loss = _loss(model, policies, [group], settings, 1, _Sums())
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm(
+            [tensor.grad for tensor in policy.values() if tensor.grad is not None]
+        )
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            found.append(index)
+    optimizer.zero_grad(set_to_none=True)
+    return found
+
+
+def _loss(
+    model: LoadedModel,
+    policies: Policies,
+    groups: Sequence[TrainGroup],
+    settings: TrainSettings,
+    num_tokens: int,
+    sums: _Sums,
+) -> torch.Tensor:
+    reference = None
+    if settings.kl_coef > 0 or not sums.kl_tokens:
+        # First: weights that the policy's pass has seen must not move before its way back.
+        some = groups if settings.kl_coef > 0 else groups[:1]
+        with torch.no_grad(), policies.using(None):
+            reference = model.logprobs(some, settings.temperature)
+    policy_logprobs = model.logprobs(groups, settings.temperature)
+    sampling_logprobs = torch.tensor(
+        [x for g in groups for row in g.sampling_logprobs_G_T for x in row],
+        device=model.device,
+    )
+    advantages = torch.tensor(
+        [
+            advantage
+            for g in groups
+            for advantage, tokens in zip(g.advantages_G, g.tokens_G_T, strict=True)
+            for _ in tokens
+        ],
+        device=model.device,
+    )
+    inputs = LossInputs(
+        policy_logprobs, sampling_logprobs, advantages, settings.clip_low, settings.clip_high
+    )
+    outputs = LOSSES[settings.loss](inputs)
+    total = outputs.per_token.sum()
+    if reference is not None:
+        kl = kl_estimate(policy_logprobs[: len(reference)], reference).sum()
+        if settings.kl_coef > 0:  # else it is only looked at: 0 × infinity would be no number
+            total = total + settings.kl_coef * kl
+        sums.kl += float(kl.detach())
+        sums.kl_tokens += len(reference)
+    sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs)
+    return total / num_tokens
+
+
+class _Sums:
+    """Running sums over the completion tokens of one update."""
+
+    def __init__(self) -> None:
+        self.loss = self.kl = self.clipped = self.entropy = self.gap = self.largest = 0.0
+        self.kl_tokens = 0
+
+    def add(self, clipped: torch.Tensor, policy: torch.Tensor, sampling: torch.Tensor) -> None:
+        gap = (policy - sampling).abs()
+        self.clipped += float(clipped.sum())
+        self.entropy -= float(policy.sum())
+        self.gap += float(gap.sum())
+        self.largest = max(self.largest, float(gap.max()))
+
+    def stats(self, grad_norm: float, num_tokens: int) -> StepStats:
+        kl = self.kl / max(self.kl_tokens, 1)
+        return StepStats(
+            loss=self.loss,
+            grad_norm=grad_norm,
+            clip_fraction=self.clipped / num_tokens,
+            entropy=self.entropy / num_tokens,
+            kl=kl if math.isfinite(kl) else None,
+            logprob_gap_mean=self.gap / num_tokens,
+            logprob_gap_max=self.largest,
+            num_tokens=num_tokens,
+        )
