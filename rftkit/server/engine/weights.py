@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,8 @@ SHA256 = {
 WHEEL_BYTES = 92_871_040
 NEEDED_BYTES = 500_000_000
 """The wheel, the file in it and what it is converted to, for a while all at once."""
+FULL_BYTES = 1_000_000
+"""Less room than that while it is fetched, and the disk is why it failed, whatever pip says."""
 RESUMES = 10
 """How often pip may resume a download that breaks off, where it can (25.1 and newer)."""
 POLL_SECONDS = 0.2
@@ -157,34 +158,53 @@ def _run(client: str, command: list[str], draft: Path, progress: Progress) -> No
     """Run it; what it writes lands in `draft`, which shows how far it is."""
     temporary = draft / "tmp"
     temporary.mkdir()
-    environment = settings.package_client_environment(temporary, RESUMES)
-    log = draft / "log"
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment
-        ) as process,
-    ):
+    free_bytes = [NEEDED_BYTES]
+
+    def tick() -> None:
+        free_bytes.append(shutil.disk_usage(draft).free)
+        progress(min(WHEEL_BYTES, _size(draft)))
+
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=settings.package_client_environment(temporary, RESUMES),
+    ) as process:
         try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                progress(min(WHEEL_BYTES, _size(draft)))
+            output = _output(process, tick)
         except BaseException:  # Ctrl-C too: no download continues alone
             process.kill()
             raise
     if process.returncode == 0:
         progress(WHEEL_BYTES)
         return
-    said = log.read_text(errors="replace").strip().splitlines()
-    if any("No space left on device" in line for line in said):
+    if "No space left on device" in output or min(free_bytes) < FULL_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    last = "\n".join(f"  {line}" for line in said[-4:])
     raise PlatformError(
         f"{client} could not fetch {PACKAGE} (93 MB, needed once). It ended with status "
-        f"{process.returncode} and these words:\n{last}\n"
+        f"{process.returncode} and these words:\n{_reasons(output)}\n"
         f"Check the network, and the index, proxy and certificates of {client}; then try again. "
         f"{BY_HAND}"
     )
+
+
+def _output(process: subprocess.Popen[str], tick: Callable[[], None]) -> str:
+    """What the process has printed when it ends; `tick` is called while it runs."""
+    while True:
+        try:
+            return process.communicate(timeout=POLL_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            tick()
+
+
+def _reasons(output: str) -> str:
+    """The lines that say why, without a traceback of the client."""
+    lines = output.strip().splitlines()
+    reasons = [line for line in lines if line.startswith(("ERROR", "error", "WARNING: Retrying"))]
+    return "\n".join(f"  {line.strip()}" for line in (reasons or lines)[-3:])
 
 
 def _size(folder: Path) -> int:

