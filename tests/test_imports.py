@@ -165,3 +165,13 @@ def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
             package, _, rest = name.partition(".")
             if package == "rftkit" and rest:
                 yield node.lineno, rest
+
+
+def test_the_tree_in_the_readme_is_the_tree_of_the_folder() -> None:
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    tree = text[text.index("```\nrftkit/") :].split("```")[1]
+    lines = [line[:34] for line in tree.splitlines() if line.startswith("  ")]
+    named = {word.strip("/").removesuffix(".py") for line in lines for word in line.split()}
+    rooms = {path.stem for path in PACKAGE.iterdir() if is_module(path)} - {"__init__"}
+    server = {path.name for path in (PACKAGE / "server").iterdir() if path.is_dir()}
+    assert named == rooms | (server - {"__pycache__"})
