@@ -65,6 +65,8 @@ class ServerStatus:
     """The rftkit that it runs."""
     idle_seconds: float
     """Since its last request; 0 while a job waits or runs."""
+    problems: tuple[str, ...] = ()
+    """What does not work at this moment, in words, as a model worker that cannot be started."""
 
     @property
     def base_url(self) -> str:
@@ -169,6 +171,7 @@ def serve_status(home: Path | None = None) -> ServerStatus | None:
         home=home,
         version=health["version"],
         idle_seconds=health["idle_seconds"],
+        problems=tuple(health.get("problems", ())),
     )
 
 

@@ -117,13 +117,13 @@ def serve(
     if status or stop:
         server = client.stop_server() if stop else client.serve_status()
         state = "stopped" if stop else "running"
-        show(
-            server and {"base_url": server.base_url, "pid": server.pid, "home": str(server.home)},
-            f"{state}: {server.base_url}  process {server.pid}  {server.home}"
-            if server
-            else "no server runs",
-            as_json,
-        )
+        if server is None:
+            show(None, "no server runs", as_json)
+        else:
+            line = f"{state}: {server.base_url}  process {server.pid}  {server.home}"
+            found = {"base_url": server.base_url, "pid": server.pid, "home": str(server.home)}
+            problems = [] if stop else list(server.problems)
+            show({**found, "problems": problems}, "\n".join([line, *problems]), as_json)
         raise typer.Exit(0 if server or stop else 1)
     for package in client.NEEDED:
         if importlib.util.find_spec(package) is None:

@@ -160,7 +160,7 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
         environment=settings.child_environment(),
     )
     platform = Platform(store=store, link=link, home=home, needs_key=needs_key)
-    link.on_death = platform.worker_died
+    link.on_death, platform.worker_trouble = platform.worker_died, link.trouble
     app = create_app(platform)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False,

@@ -143,8 +143,8 @@ class _Pass:
     async def _one(self, row: int, entry: Json) -> None:
         async with self._gate:
             store = self._platform.store
-            if (await self._call(store.run, self._run.id)).status != "in_progress":
-                return  # canceled
+            if not await self._call(self._is_going):
+                return
             sample: Sample | None
             facts: Json
             if self._run.model is None or self._run.data_source["type"] == "jsonl":
@@ -153,11 +153,17 @@ class _Pass:
                 facts |= entry.get("facts", {})
             else:
                 sample, facts = await self._ask(entry["item"])
+                if sample is None and not await self._call(self._is_going):
+                    return
             results = []
             if sample is not None:
                 results = await self._call(self._grade, sample, entry["item"])
             graded = GradedSample(row=row, item=entry["item"], results=results, **facts)
             await self._call(store.add_items, [item_from(self._run, graded)])
+
+    def _is_going(self) -> bool:
+        """Whether nobody has canceled the run."""
+        return self._platform.store.run(self._run.id).status == "in_progress"
 
     def _grade(self, sample: Sample, item: Json) -> list[Json]:
         return [
@@ -183,7 +189,7 @@ class _Pass:
                 }
             )
             asked = await self._call(chat_request, self._platform, body)
-            done = await self._platform.complete(asked)
+            done = await self._platform.complete_surely(asked, lambda _: self._is_going())
         except (RftkitError, Fault, ValueError) as error:
             facts["error"] = {"code": "sampling_failed", "message": str(error)}
             return None, facts

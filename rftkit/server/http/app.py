@@ -118,12 +118,19 @@ def create_app(platform: Platform) -> FastAPI:
 
 def _health(here: Here, request: Request) -> Reply:
     """Who answers here, for this machine; others learn only that somebody does."""
-    health: dict[str, Any] = {"status": "ok", "version": VERSION}
+    problems = [trouble] if (trouble := here.worker_trouble()) else []
+    idle_seconds = 0.0
+    try:
+        idle_seconds = here.idle_seconds()
+    except sqlite3.Error as error:
+        problems.append(f"the database cannot be read ({error})")
+    health: dict[str, Any] = {"status": "degraded" if problems else "ok", "version": VERSION}
     if request.client is None or request.client.host in NEAR:
         health |= {
             "home": str(here.home) if here.home else None,
             "pid": os.getpid(),
-            "idle_seconds": round(here.idle_seconds(), 1),
+            "idle_seconds": round(idle_seconds, 1),
+            "problems": problems,
         }
     return Reply(health)
 

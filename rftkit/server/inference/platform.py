@@ -6,21 +6,30 @@ Made once per process by `app.create_app`. Not here: HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.requests import WorkerRequest, to_json
-from rftkit.server.inference.worker_process import ChatError, Hung, Link
+from rftkit.server.inference.worker_process import DIED, HUNG, UNAVAILABLE, ChatError, Hung, Link
 from rftkit.server.store.store import Store
+from rftkit.server.training.journal import progress
 
 __all__ = ["CRASHES", "Platform"]
 
 CRASHES = 5
-"""A job over which the worker died this often in a row, without a new event, has failed."""
+"""A job over which the worker died this often in a row, without any progress, has failed; so has a
+question that a grader or an eval run asks."""
+DEATHS = {UNAVAILABLE: 0, DIED: 1, HUNG: 3}
+"""How much what happens to a worker counts against the question that it was asked."""
+RETRY_SECONDS = 0.5
+"""Between tries to ask a worker that is being started."""
+PATIENCE_SECONDS = 120.0
+"""How long a grader waits for a worker that is not there."""
 
 
 class Wakeable(Protocol):
@@ -48,7 +57,10 @@ class Platform:
     loop: asyncio.AbstractEventLoop | None = None
     runner: Wakeable | None = None
     """Who works on eval runs."""
-    _crashes: dict[str, tuple[str, int]] = field(default_factory=dict)
+    worker_trouble: Callable[[], str | None] = lambda: None
+    """Why there is no worker to ask; None when there is one."""
+    _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _crashes: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
     def idle_seconds(self) -> float:
         """Seconds since the last request, and since a job or an eval run last waited or ran."""
@@ -72,10 +84,43 @@ class Platform:
                 return done
         raise ChatError("the model worker ended the chat without an answer")
 
+    async def complete_surely(
+        self, request: WorkerRequest, is_wanted: Callable[[float], bool]
+    ) -> dict[str, Any]:
+        """`complete`, asked again of the next worker when one dies over it.
+
+        One that dies time after time over several questions gets them one by one, so that only the
+        question that is to blame fails.
+
+        Args:
+            request: asked.
+            is_wanted: whether to wait longer, after so many seconds.
+
+        Raises:
+            ChatError: when the worker refuses, has died `CRASHES` times, or it is not wanted.
+        """
+        deaths, since = 0, time.monotonic()
+        while True:
+            try:
+                async with self._alone if deaths > 1 else contextlib.nullcontext():
+                    return await self.complete(request)
+            except ChatError as error:
+                if error.code not in DEATHS:
+                    raise
+                deaths += DEATHS[error.code]
+                if deaths >= CRASHES:
+                    raise
+                if not await asyncio.to_thread(is_wanted, time.monotonic() - since):
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
+
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
         """`complete`, for code that runs in a thread of the pool (graders)."""
         assert self.loop is not None
-        return asyncio.run_coroutine_threadsafe(self.complete(request), self.loop).result()
+        return asyncio.run_coroutine_threadsafe(self._for_a_grader(request), self.loop).result()
+
+    async def _for_a_grader(self, request: WorkerRequest) -> dict[str, Any]:
+        return await self.complete_surely(request, lambda seconds: seconds < PATIENCE_SECONDS)
 
     def worker_died(self, status: int) -> None:
         """Note a death of the worker; fail the job that keeps killing it."""
@@ -88,7 +133,8 @@ class Platform:
                     self._fail(job.id, f"{hung}. The worker was replaced.", "worker_hung")
                 continue
             events, _ = self.store.events(job.id, limit=1)
-            newest = events[0].id if events else ""
+            folder = (self.home or Path()) / "jobs" / job.id
+            newest = (events[0].id if events else "", progress(folder))
             seen, count = self._crashes.get(job.id, ("", 0))
             count = count + 1 if seen == newest else 1
             self._crashes[job.id] = (newest, count)

@@ -13,16 +13,19 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from rftkit.errors import RftkitError
 
-__all__ = ["ChatError", "Hung", "Link", "WorkerLink"]
+__all__ = ["DIED", "HUNG", "UNAVAILABLE", "ChatError", "Hung", "Link", "WorkerLink"]
+
+log = logging.getLogger("rftkit.server")
 
 LINE_BYTES = 1 << 28
 """Longest line a worker may send."""
@@ -30,6 +33,8 @@ PAUSES = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before each restart in a row."""
 EOF_SECONDS = 2.0
 STOP_SECONDS = 5.0
+UNAVAILABLE, DIED, HUNG = "worker_unavailable", "worker_died", "worker_hung"
+"""Codes of errors: there was no worker to ask; the one that was asked has ended, or was killed."""
 STABLE_SECONDS = 60.0
 """A worker that lived this long starts the pauses anew."""
 
@@ -114,12 +119,12 @@ class WorkerLink:
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._problem: str | None = None
 
     async def start(self) -> None:
         """Start the worker and watch over it."""
         self._loop = asyncio.get_running_loop()
-        self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        await self._spawn()
+        await self._try_spawn()
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
@@ -173,35 +178,61 @@ class WorkerLink:
         process.stdin.write(json.dumps(message).encode() + b"\n")
         return True
 
-    async def _spawn(self) -> None:
-        with self._log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                limit=LINE_BYTES,
-                env=self._environment,
-            )
+    def trouble(self) -> str | None:
+        """Why there is no worker at this moment; None when there is one."""
+        process = self._process
+        is_there = process is not None and process.returncode is None
+        return None if is_there else self._gone().message
+
+    async def _try_spawn(self) -> bool:
+        """Start a worker; whether it started. It runs without a log where there can be none."""
+        try:
+            with _log(self._log_path) as log_file:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log_file,
+                    limit=LINE_BYTES,
+                    env=self._environment,
+                )
+        except Exception as error:  # no file descriptor, no memory, no program
+            log.exception("the model worker cannot be started")
+            self._problem = f"it cannot be started: {error}"
+            return False
+        self._problem = None
+        return True
 
     async def _watch(self) -> None:
-        """Read answers until the worker dies; then start it again, for ever."""
+        """Read answers until the worker dies, then start it again; no failure ends this."""
         deaths = 0
         while True:
-            assert self._process is not None
-            started = time.monotonic()
-            await self._read_answers(self._process)
-            status = await self._process.wait()
-            self._expect(None)
-            for queue in self._waiting.values():
-                queue.put_nowait({"error": {"message": self._gone().message}})
+            started, process = time.monotonic(), self._process
+            if process is not None and self._problem is None:
+                await self._follow(process)
             if time.monotonic() - started > STABLE_SECONDS:
                 deaths = 0
-            await asyncio.to_thread(self.on_death, status)
             await asyncio.sleep(PAUSES[min(deaths, len(PAUSES) - 1)])
             deaths += 1
             self.hung = None
-            await self._spawn()
+            await self._try_spawn()
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+        """Pass answers on until a worker has ended; then tell whoever waited for it."""
+        try:
+            await self._read_answers(process)
+        except Exception:
+            log.exception("the answers of the model worker cannot be read; it is replaced")
+            await _ended(process, 0.0)
+        status = await process.wait()
+        self._expect(None)
+        code = DIED if self.hung is None else HUNG
+        for queue in self._waiting.values():
+            queue.put_nowait({"error": {"message": self._gone().message, "code": code}})
+        try:
+            await asyncio.to_thread(self.on_death, status)
+        except Exception:  # the database may be locked, or its disk full
+            log.exception("the death of the model worker could not be recorded")
 
     async def _read_answers(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -218,8 +249,8 @@ class WorkerLink:
                 return
             queue = self._waiting.get(message["id"])
         except (ValueError, KeyError, TypeError):
-            with self._log_path.open("ab") as log:
-                log.write(b"not an answer: " + line)
+            with contextlib.suppress(OSError), self._log_path.open("ab") as log_file:
+                log_file.write(b"not an answer: " + line)
             return
         if queue is not None:
             queue.put_nowait(message)
@@ -236,17 +267,19 @@ class WorkerLink:
         self.hung = work
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
-        with contextlib.suppress(OSError), self._log_path.open("ab") as log:
-            log.write(f"the worker is killed: {work}\n".encode())
+        log.error("the worker is killed: %s", work)
+        with contextlib.suppress(OSError), self._log_path.open("ab") as log_file:
+            log_file.write(f"the worker is killed: {work}\n".encode())
 
     def _gone(self) -> ChatError:
         if self.hung is not None:
-            return ChatError(f"{self.hung}; the model worker was replaced", code="worker_hung")
+            return ChatError(f"{self.hung}; the model worker was replaced", code=UNAVAILABLE)
         status = self._process.returncode if self._process is not None else None
+        why = self._problem or f"exit status {status}"
         return ChatError(
-            f"the model worker is not running (exit status {status}); it is started again by "
-            f"itself, so try again in a moment. Last words: {_last_line(self._log_path)}",
-            code="worker_unavailable",
+            f"the model worker is not running ({why}); the server goes on trying to start it, so "
+            f"try again in a moment. Its last output: {_last_line(self._log_path)}",
+            code=UNAVAILABLE,
         )
 
 
@@ -257,6 +290,19 @@ async def _ended(process: asyncio.subprocess.Process, patience: float) -> None:
     except TimeoutError:
         process.kill()
         await process.wait()
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[IO[bytes] | int]:
+    """The log file, its folder made again when somebody removed it; else the null device."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError:
+        yield subprocess.DEVNULL
+        return
+    with file:
+        yield file
 
 
 def _chat_error(error: dict[str, Any]) -> ChatError:

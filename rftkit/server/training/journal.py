@@ -28,7 +28,7 @@ from typing import Any
 from rftkit.errors import PlatformError
 from rftkit.wholefile import is_full, sync, write_whole
 
-__all__ = ["Journal", "Kept", "damage", "is_full"]
+__all__ = ["Journal", "Kept", "damage", "is_full", "progress"]
 
 KEPT_STATES = 2
 SUMS = "sha256.json"
@@ -97,13 +97,7 @@ class Journal:
 
     def grades(self, kind: str, step: int) -> dict[tuple[int, int], Kept]:
         """Grades so far by the place of their completion; a line cut off is passed over."""
-        path = self._grades_path(kind, step)
-        found = {}
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):
-                place, tokens, grade = json.loads(line)
-                found[tuple(place)] = (tokens, grade)
-        return found
+        return _grades_in(self._grades_path(kind, step))
 
     def add_grade(self, kind: str, step: int, place: tuple[int, int], kept: Kept) -> None:
         """Keep one grade. It outlives a kill at once, a power cut when the step's record is kept.
@@ -159,6 +153,16 @@ def _line(place: tuple[int, int], kept: Kept) -> bytes:
     return b"\n" + json.dumps([place, *kept], separators=(",", ":")).encode()
 
 
+def progress(folder: Path) -> tuple[frozenset[str], int]:
+    """What a job's folder holds durably: its records, and how many single grades beside them.
+
+    It differs whenever the job has come further, within a step too.
+    """
+    there = [path for path in folder.glob("*/*") if not path.name.startswith(".")]
+    given = sum(len(_grades_in(path)) for path in there if path.suffix == ".grades")
+    return frozenset(f"{path.parent.name}/{path.name}" for path in there), given
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that the journal wrote whole, or None."""
     if folder.is_dir() and not (folder / SUMS).is_file():
@@ -176,6 +180,17 @@ def damage(folder: Path) -> str | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
+    """Whole lines of a file of grades; others were cut off by a kill, or damaged since."""
+    found: dict[tuple[int, int], Kept] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError):
+            place, tokens, grade = json.loads(line)
+            row, index = place
+            found[int(row), int(index)] = (tokens, grade)
+    return found
 
 
 def _packed(data: dict[str, Any]) -> bytes:

@@ -175,6 +175,45 @@ def test_a_model_that_fails_is_an_errored_item(served: Served) -> None:
     assert item.sample.error.message == "out of memory"
 
 
+def test_a_run_and_its_judge_outlive_the_deaths_of_the_worker(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rftkit.server.inference.worker_process import DIED, UNAVAILABLE, ChatError
+
+    monkeypatch.setattr("rftkit.server.inference.platform.RETRY_SECONDS", 0.01)
+    asked: list[str] = []
+
+    def say(request: dict[str, Any]) -> Any:
+        text = request["messages"][-1]["content"]
+        asked.append(text)
+        if (count := asked.count(text)) < 4:  # the worker dies, and is away for a moment
+            return ChatError("gone", code=DIED if count == 1 else UNAVAILABLE)
+        return '{"steps": [], "result": 1.0}' if text.startswith("Rate") else text
+
+    served.link.say = say
+    judge = {
+        "type": "score_model", "name": "judge", "model": MODEL,
+        "input": [{"role": "user", "content": "Rate {{sample.output_text}}"}],
+    }  # fmt: skip
+    record = make_eval(served, GRADER, judge)
+    source: Any = {
+        "type": "completions", "model": MODEL, "source": content("a", "b", "c"),
+        "input_messages": {
+            "type": "template", "template": [{"role": "user", "content": "{{item.answer}}"}],
+        },
+    }  # fmt: skip
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.to_dict() == {"total": 3, "errored": 0, "failed": 0, "passed": 3}
+
+
+def test_health_tells_what_does_not_work(served: Served) -> None:
+    assert served.http.get("/health").json()["status"] == "ok"
+    served.platform.worker_trouble = lambda: "the model worker is not running"
+    health = served.http.get("/health").json()
+    assert health["status"] == "degraded"
+    assert health["problems"] == ["the model worker is not running"]
+
+
 def test_a_judge_is_a_model_served_here(served: Served) -> None:
     served.link.say = lambda request: '{"steps": [], "result": 0.75}'
     judge = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 
 import pytest
 
+from rftkit.server.inference import platform as platform_module
+from rftkit.server.inference import worker_process
 from rftkit.server.inference.platform import CRASHES, Platform
 from rftkit.server.inference.worker_process import ChatError, Hung, WorkerLink
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, new_id, now
+from rftkit.server.training.journal import Journal
 
 WORKER = r"""
 import json, os, sys, time
@@ -98,15 +103,82 @@ def test_a_worker_that_dies_is_replaced_and_its_askers_are_told(tmp_path: Path) 
             with pytest.raises(ChatError, match="out of memory, says the worker") as caught:
                 await task
             assert caught.value.status == 503
-        while True:
-            try:
-                assert (await ask(link, "back"))[-1]["done"]["word"] == "back"
-                break
-            except ChatError:
-                await asyncio.sleep(0.02)
+        await comes_back(link)
 
     with_link(tmp_path, body, on_death=deaths.append)
     assert deaths == [9]
+
+
+async def comes_back(link: WorkerLink) -> None:
+    while True:
+        with contextlib.suppress(ChatError):
+            assert (await ask(link, "back"))[-1]["done"]["word"] == "back"
+            return
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("fault", ["no log folder", "a full disk", "no descriptors", "on_death"])
+def test_the_watcher_outlives_every_fault_and_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(worker_process, "PAUSES", (0.01,))
+    has_fault = False
+    spawn = asyncio.create_subprocess_exec
+
+    async def no_descriptors(*command: Any, **options: Any) -> Any:
+        if has_fault:
+            raise OSError(24, "Too many open files")
+        return await spawn(*command, **options)
+
+    def cannot_record(status: int) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    async def body(link: WorkerLink, log: Path) -> None:
+        nonlocal has_fault
+        assert link.trouble() is None
+        if fault == "no log folder":
+            shutil.rmtree(log.parent)
+        elif fault == "a full disk":
+            shutil.rmtree(log.parent)
+            log.parent.write_text("a file where the folder should be")
+        has_fault = fault == "no descriptors"
+        with pytest.raises(ChatError) as caught:
+            await ask(link, "die")
+        assert caught.value.code == "worker_died"
+        if has_fault:
+            while "Too many open files" not in (link.trouble() or ""):
+                await asyncio.sleep(0.01)
+            with pytest.raises(ChatError, match=r"cannot be started: .*Too many open files"):
+                await ask(link, "back")
+            has_fault = False
+        await comes_back(link)
+        assert link.trouble() is None
+
+    if fault == "no descriptors":
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", no_descriptors)
+    options = {"on_death": cannot_record} if fault == "on_death" else {}
+    with_link(tmp_path, body, **options)
+
+
+def test_a_question_is_asked_again_when_the_worker_dies_and_the_one_to_blame_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "PAUSES", (0.01,))
+    monkeypatch.setattr(platform_module, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(platform_module, "to_json", lambda request: request)
+
+    async def body(link: WorkerLink, log: Path) -> None:
+        platform = Platform(store=Store.open(None), link=link)
+        words: list[Any] = [{"word": f"w{n}"} for n in range(6)] + [{"word": "die"}]
+        asked = [platform.complete_surely(word, lambda _: True) for word in words]
+        *good, bad = await asyncio.gather(*asked, return_exceptions=True)
+        assert [answer["word"] for answer in good] == [word["word"] for word in words[:-1]]
+        assert isinstance(bad, ChatError)
+        with pytest.raises(ChatError):
+            await platform.complete_surely({"word": "die"}, lambda _: False)  # type: ignore[arg-type]
+        platform.store.close()
+
+    with_link(tmp_path, body)
 
 
 def test_leaving_early_aborts(tmp_path: Path) -> None:
@@ -132,6 +204,23 @@ def test_babble_on_stdout_is_logged_and_harmless(tmp_path: Path) -> None:
         assert "not an answer: this is not the protocol" in log.read_text()
 
     with_link(tmp_path, body)
+
+
+def test_grades_within_one_step_are_progress(home: Path) -> None:
+    store = Store.open(home)
+    job = add_job(store)
+    platform = Platform(store=store, link=None, home=home)  # type: ignore[arg-type]
+    journal = Journal(home / "jobs" / job.id)
+    for number in range(3 * CRASHES):
+        journal.add_grade("steps", 1, (number, 0), ([1], {"reward": 1.0}))
+        platform.worker_died(-9)
+    for number in range(CRASHES - 2):  # given again: the same grades are no progress
+        journal.add_grade("steps", 1, (number, 0), ([1], {"reward": 1.0}))
+        platform.worker_died(-9)
+    assert store.job(job.id).status == "running"
+    platform.worker_died(-9)
+    assert store.job(job.id).status == "failed"
+    store.close()
 
 
 def add_job(store: Store) -> Job:
