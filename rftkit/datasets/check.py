@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets import shingles, tokens
+from rftkit.datasets.blanks import BLANKS
 from rftkit.datasets.findings import Check, FileFacts, Finding, counted, sorted_findings
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
 from rftkit.datasets.parallel import num_cores, run_tasks
@@ -151,6 +152,16 @@ def _of_part(part: Part) -> Iterator[Finding]:
             "add the key to these rows, or correct its name in the grader",
             found.count,
             part.places(found.numbers),
+        )
+    for kind, blank in sorted(counts.blank.items()):
+        what, advice = BLANKS[kind]
+        yield Finding(
+            "warning",
+            kind,
+            f"{name}: {counted(blank.count, 'row')} {what}",
+            advice,
+            blank.count,
+            part.places(blank.numbers),
         )
     yield from _sizes(part)
     yield from _keys(part)

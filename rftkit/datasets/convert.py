@@ -2,9 +2,11 @@
 
 What comes in is known by its keys, and each line by itself: a chat that ends with the assistant
 gives its last message as `reference_answer`; a prompt (or question, input, instruction) with an
-answer (or completion, output, response, ideal) becomes one user message; an eval's `item` becomes
-the row (a `sample` beside it is left behind); a row stays as it is. Every other key is kept. A line
-that is none of these is named and left out. Not here: whether the rows are any good (`check`).
+answer (or completion, output, response, ideal) becomes one user message, to which the `input` or
+`context` of an instruction or question is added; an eval's `item` becomes the row (a `sample`
+beside it is left behind); a row stays as it is. Every other key is kept. What is no text is written
+as JSON, and a missing value never becomes a word. A line that is none of these is named and left
+out. Not here: whether the rows are any good (`check`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.unpack import REFUSED
 from rftkit.datasets.writing import refuse_existing, write_lines
-from rftkit.errors import RowError
+from rftkit.errors import InputError, RowError
 from rftkit.rows import parse_object, parse_row
 
 if TYPE_CHECKING:
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversion", "convert"]
 
-PROMPTS = ("prompt", "question", "input", "instruction", "query")
+PROMPTS = ("prompt", "instruction", "question", "query", "input")
+ABOUT_SOMETHING = ("instruction", "question", "query")
+"""Prompts that may have their subject under another key."""
+SUBJECTS = ("input", "context")
+ASSISTANT_KEY = "assistant_answer"
+"""Keeps the last message of a chat that has another `reference_answer` of its own."""
 ANSWERS = ("reference_answer", "answer", "completion", "output", "response", "ideal", "target")
 MAX_LISTED = 100
 MAX_SHOWN = 3
@@ -52,6 +59,10 @@ class Conversion:
     """Why lines were left out, the first hundred."""
     diff: str
     """The first lines of each kind, before and after."""
+    num_clashes: int = 0
+    """Lines with two answers that differ; both are kept."""
+    clashes: tuple[str, ...] = ()
+    """What became of each, the first hundred."""
 
     def __str__(self) -> str:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()) or "no rows"
@@ -60,6 +71,9 @@ class Conversion:
         if self.num_refused:
             lines.append(f"{self.num_refused:,} lines left out:")
             lines += [f"  {each}" for each in self.refused[:MAX_SHOWN]]
+        if self.num_clashes:
+            lines.append(f"{self.num_clashes:,} lines with two answers; look at them:")
+            lines += [f"  {each}" for each in self.clashes[:MAX_SHOWN]]
         return "\n".join([*lines, self.diff] if self.diff else lines)
 
 
@@ -87,6 +101,8 @@ def convert(source: str | Path | pd.DataFrame, target: str | Path | None) -> Con
             num_refused=state.num_refused,
             refused=tuple(state.refused),
             diff="\n".join(state.diffs),
+            num_clashes=state.num_clashes,
+            clashes=tuple(state.clashes),
         )
 
 
@@ -97,6 +113,8 @@ class _State:
         self.kinds: Counter[str] = Counter()
         self.num_refused = 0
         self.refused: list[str] = []
+        self.num_clashes = 0
+        self.clashes: list[str] = []
         self.diffs: list[str] = []
 
     def lines(self, rows: Rows) -> Iterator[bytes]:
@@ -110,6 +128,10 @@ class _State:
                 continue
             if kind not in self.kinds and before != after:
                 self.diffs.append(_diff(before, after, f"{rows.name}:{each.line}", kind))
+            if clash := _clash(before, after):
+                self.num_clashes += 1
+                if len(self.clashes) < MAX_LISTED:
+                    self.clashes.append(f"{rows.name}:{each.line}: {clash}")
             self.kinds[kind] += 1
             yield json.dumps(after, ensure_ascii=False).encode()
 
@@ -122,7 +144,11 @@ def _converted(each: NumberedRow, name: str) -> tuple[str, Item, Item]:
         raise each.refusal
     before = parse_object(each.raw, line=each.line, path=name)
     for kind, turn in _TURNS.items():
-        if (after := turn(before)) is not None:
+        try:
+            after = turn(before)
+        except InputError as error:
+            raise RowError(error.message, path=name, line=each.line) from None
+        if after is not None:
             text = json.dumps(after, ensure_ascii=False)
             return kind, before, parse_row(text, line=each.line, path=name).item
     raise RowError(
@@ -138,21 +164,79 @@ def _from_chat(item: Item) -> Item | None:
     if not isinstance(messages, list) or len(messages) < 2 or not isinstance(messages[-1], dict):
         return None
     last = messages[-1]
-    if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+    answer = _said(last.get("content"))
+    if last.get("role") != "assistant" or last.get("tool_calls") or answer is None:
         return None
     rest = {key: value for key, value in item.items() if key != "messages"}
-    return {"messages": messages[:-1], "reference_answer": last["content"]} | rest
+    own = rest.get("reference_answer")
+    if own is not None and own != answer:  # neither of the two is dropped
+        return {"messages": messages[:-1], **rest, ASSISTANT_KEY: answer}
+    return {"messages": messages[:-1], **rest, "reference_answer": answer}
+
+
+def _said(content: Any) -> str | None:
+    """The text of a message; None when it says nothing."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) and content.strip() else None
+
+
+def _clash(before: Item, after: Item) -> str | None:
+    """What two answers a chat has, when its last message and a key of its own differ."""
+    if ASSISTANT_KEY in after and ASSISTANT_KEY not in before:
+        return (
+            f"the last assistant message is not what `reference_answer` holds; it is kept as "
+            f"`{ASSISTANT_KEY}`"
+        )
+    inner = before["item"] if isinstance(before.get("item"), dict) else before
+    if "messages" not in inner or inner.get("messages") == after["messages"]:
+        return None
+    said = after.get("reference_answer")
+    others = [k for k in (*ANSWERS, "reference") if inner.get(k) not in (None, said)]
+    if not others:
+        return None
+    return (
+        f"the last assistant message is not what `{others[0]}` holds; the message became "
+        f"`reference_answer`, and `{others[0]}` is kept"
+    )
 
 
 def _from_pair(item: Item) -> Item | None:
     prompt = next((key for key in PROMPTS if key in item), None)
     if prompt is None or "messages" in item:
         return None
+    beside = _beside(prompt, item)
     given = item[prompt]
-    messages = given if isinstance(given, list) else [{"role": "user", "content": str(given)}]
-    answer = next((key for key in ANSWERS if key in item), None)
-    rest = {key: value for key, value in item.items() if key not in (prompt, answer)}
+    if isinstance(given, list) and any(isinstance(each, dict) and "role" in each for each in given):
+        messages = given
+    else:
+        parts = [_written(item[key]) for key in (prompt, *beside)]
+        text = "\n\n".join(part for part in parts if part.strip())
+        if not text:
+            found = "null" if given is None else "empty"
+            raise InputError(f"the prompt (`{prompt}`) is {found}; fill it in, or remove the line")
+        messages = [{"role": "user", "content": text}]
+    answer = next((key for key in ANSWERS if item.get(key) is not None), None)
+    if answer is None:  # a null stays null, and `check` names it
+        answer = next((key for key in ANSWERS if key in item), None)
+    rest = {key: value for key, value in item.items() if key not in (prompt, *beside, answer)}
     return {"messages": messages} | ({"reference_answer": item[answer]} if answer else {}) | rest
+
+
+def _beside(prompt: str, item: Item) -> list[str]:
+    """Keys whose text belongs to the prompt: what an instruction or a question is about."""
+    if prompt not in ABOUT_SOMETHING:
+        return []
+    keys = [key for key in SUBJECTS if key in item and key != prompt]
+    return [key for key in keys if item[key] is None or isinstance(item[key], str | dict | list)]
+
+
+def _written(value: Any) -> str:
+    """A value as the text of a prompt: what is no text as JSON, and what is missing as nothing."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _from_eval(item: Item) -> Item | None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from rftkit.datasets.blanks import blanks
 from rftkit.datasets.pii import kinds_in
 from rftkit.datasets.rowlines import NumberedRow, Stretch
 from rftkit.datasets.shingles import signatures
@@ -121,6 +122,8 @@ class Tally:
     refused: Found = field(default_factory=Found)
     lacking: dict[str, Found] = field(default_factory=dict)
     """Template path -> rows in which it leads nowhere."""
+    blank: dict[str, Found] = field(default_factory=dict)
+    """Kind of missing text (see `blanks`) -> rows with it."""
     personal: dict[str, Found] = field(default_factory=dict)
     keys: dict[str, KeyTally] = field(default_factory=dict)
     numbers: list[Any] = field(default_factory=list)
@@ -138,9 +141,10 @@ class Tally:
         """Join the counts of later rows."""
         self.num_rows += other.num_rows
         self.refused.add(other.refused)
-        for mine, theirs in ((self.lacking, other.lacking), (self.personal, other.personal)):
-            for name, found in theirs.items():
-                mine.setdefault(name, Found()).add(found)
+        for name in ("lacking", "blank", "personal"):
+            mine = getattr(self, name)
+            for kind, found in getattr(other, name).items():
+                mine.setdefault(kind, Found()).add(found)
         for key, counts in other.keys.items():
             self.keys.setdefault(key, KeyTally()).add(counts)
         for name in ("numbers", "prompts", "labels", "chars", "signatures"):
@@ -183,6 +187,8 @@ def _column(
 ) -> tuple[int, int, int, int]:
     if task.grader is not None:
         _note_lacking(each.number, row.item, task.grader, counts)
+    for kind in blanks(row, task.grader):
+        counts.blank.setdefault(kind, Found()).note(each.number)
     for key, value in row.item.items():
         if key not in ("messages", "tools"):
             counts.keys.setdefault(key, KeyTally()).note(value)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rftkit.graders.endpoint import HttpCall, mask_secrets
     from rftkit.graders.engine import CompiledGrader, Leaf, compile_grader, grade
     from rftkit.graders.frames import grade_many
+    from rftkit.graders.given import given_sample
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
     from rftkit.graders.needs import check_item_paths, validate, variables
     from rftkit.graders.outcome import Grade, Sample
@@ -46,6 +47,7 @@ __all__ = [
     "compile_grader",
     "completion_call",
     "embedding_call",
+    "given_sample",
     "grade",
     "grade_many",
     "mask_secrets",
@@ -63,6 +65,7 @@ _HOMES = {
     "endpoint": ("HttpCall", "mask_secrets"),
     "engine": ("CompiledGrader", "Leaf", "compile_grader", "grade"),
     "frames": ("grade_many",),
+    "given": ("given_sample",),
     "judge": ("Completion", "CompletionCall", "completion_call"),
     "needs": ("check_item_paths", "validate", "variables"),
     "outcome": ("Grade", "Sample"),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, RowError
 from rftkit.graders.engine import CompiledGrader, compile_grader
+from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def read_pairs(
     path = Path(samples) if isinstance(samples, str | os.PathLike) else None
     return [
         row if isinstance(row, tuple) else _pair(row, answer, response_format, path, number)
-        for number, row in _rows(samples, path)
+        for number, row in _rows(samples, path, answer)
     ]
 
 
@@ -172,13 +173,17 @@ def _nothing() -> None:
     pass
 
 
-def _rows(samples: Any, path: Path | None) -> Iterable[tuple[int, Any]]:
-    """Rows with their numbers, from 1."""
+def _rows(samples: Any, path: Path | None, answer: str) -> Iterable[tuple[int, Any]]:
+    """Rows with their numbers, from 1. pandas reads an empty text of a CSV file as missing."""
     if path is not None:
         return _read_lines(path)
     if _is_table(samples):
         samples = [
-            {key: cell for key, cell in row.items() if not _is_missing(cell)}
+            {
+                key: "" if _is_missing(cell) else cell
+                for key, cell in row.items()
+                if key == answer or not _is_missing(cell)
+            }
             for row in samples.to_dict("records")
         ]
     return enumerate(samples, start=1)
@@ -218,11 +223,10 @@ def _pair(
             f"no answer to grade: expected `item` and `sample`, or the key {answer!r} (pass "
             f"answer= to name another); found the keys {keys}"
         )
-    text = said.get("output_text") if isinstance(said, Mapping) else said
-    if not isinstance(text, str):
-        raise fail(f"the answer must be text, found {type(text).__name__}")
-    calls = said.get("output_tools") if isinstance(said, Mapping) else None
-    return Sample.from_text(text, response_format=response_format, tool_calls=calls), item
+    try:
+        return given_sample(said, response_format=response_format), item
+    except InputError as error:
+        raise fail(error.message) from None
 
 
 def _is_table(samples: Any) -> bool:

@@ -37,14 +37,14 @@ def reference_answer(
     fields: dict[str, Any] = {}
     for path, value in _wanted(grader, item) if grader is not None else ():
         match path.steps:
-            case ("output_text",):
+            case ("output_text",) if value is not None:
                 return _text(value)
             case ("output_json", *keys) if keys and all(isinstance(key, str) for key in keys):
                 _set(fields, [str(key) for key in keys], value)
     if fields:
         return _text({key: item[key] for key in properties if key in item} | fields)
     for key in REFERENCE_KEYS:
-        if key in item:
+        if item.get(key) is not None:  # a missing value is no answer, least of all the word "null"
             return _text(item[key])
     if properties and all(key in item for key in properties):
         return _text({key: item[key] for key in properties})

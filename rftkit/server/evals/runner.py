@@ -18,10 +18,11 @@ from functools import partial
 from typing import Any
 
 from rftkit import graders
-from rftkit.errors import RftkitError, RowError
+from rftkit.errors import InputError, RftkitError
 from rftkit.graders import Sample
 from rftkit.graders.outcome import Fault
-from rftkit.graders.template import compile_template
+from rftkit.graders.template import compile_template, look_up, paths
+from rftkit.rows import BOM, parse_object
 from rftkit.server.evals.stored_answers import stored_entries
 from rftkit.server.inference.body import check_messages
 from rftkit.server.inference.chat_request import ChatBody, chat_request
@@ -148,9 +149,7 @@ class _Pass:
             sample: Sample | None
             facts: Json
             if self._run.model is None or self._run.data_source["type"] == "jsonl":
-                sample = _given_sample(entry)
-                facts = {"text": sample.output_text, "tool_calls": list(sample.output_tools)}
-                facts |= entry.get("facts", {})
+                sample, facts = _given(entry)
             else:
                 sample, facts = await self._ask(entry["item"])
                 if sample is None and not await self._call(self._is_going):
@@ -252,6 +251,9 @@ def _filled(content: Any, item: Json) -> str:
     if isinstance(content, list):
         return "".join(_filled(part, item) for part in content)
     text = content.get("text", "") if isinstance(content, dict) else content
+    for path in paths(text):
+        if path.namespace == "item" and look_up(path, Sample(output_text=""), item) is None:
+            raise Fault("invalid_variable_error", f"`{path}` is null: there is nothing to ask")
     return compile_template(text)(Sample(output_text=""), item)
 
 
@@ -270,27 +272,26 @@ def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
         with store.file_path(source["id"]).open("rb") as lines:
             filled = ((n, line) for n, line in enumerate(lines, start=1) if line.strip())
             for row, (number, line) in enumerate(filled):
-                yield row, _entry(line, f"{name}:{number}")
+                yield row, _entry(line, name, number)
     else:
         yield from stored_entries(store, run)
 
 
-def _entry(line: bytes, where: str) -> Json:
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RowError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(entry, dict):
-        raise RowError(f"{where}: expected a JSON object")
+def _entry(line: bytes, name: str, number: int) -> Json:
+    raw = line.removeprefix(BOM) if number == 1 else line
+    entry = parse_object(raw, line=number, path=name)
     return entry if isinstance(entry.get("item"), dict) else {"item": entry}
 
 
-def _given_sample(entry: Json) -> Sample:
-    given = entry.get("sample") or {}
-    text, calls = given.get("output_text"), given.get("output_tools")
-    return Sample.from_text(
-        text if isinstance(text, str) else "", tool_calls=calls if isinstance(calls, list) else None
-    )
+def _given(entry: Json) -> tuple[Sample | None, Json]:
+    """The answer that a row brings, or None and what is wrong with it."""
+    try:
+        sample = graders.given_sample(entry.get("sample"))
+    except InputError as error:
+        found = error.message if "sample" in entry else "the row has no `sample` to grade"
+        return None, {"error": {"code": "invalid_sample", "message": found}}
+    facts = {"text": sample.output_text, "tool_calls": list(sample.output_tools)}
+    return sample, facts | entry.get("facts", {})
 
 
 def _all_items(store: Store, run_id: str) -> list[OutputItem]:

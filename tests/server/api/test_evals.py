@@ -457,3 +457,59 @@ def test_kept_responses_are_chosen_by_what_they_were(served: Served) -> None:
     wrong: Any = {"type": "jsonl", "source": {"type": "responses"}}
     with pytest.raises(openai.BadRequestError, match="file_content, file_id, found"):
         client.evals.runs.create(record.id, data_source=wrong)
+
+
+NOT_ANSWERS: list[dict[str, Any]] = [
+    {},
+    {"sample": None},
+    {"sample": {}},
+    {"sample": 3},
+    {"sample": {"output_text": 5}},
+    {"sample": {"output_text": None}},
+]
+
+
+def test_a_row_without_an_answer_is_errored_not_graded_as_empty(served: Served) -> None:
+    record = make_eval(served, GRADER)
+    rows = [{"item": {"answer": ""}, **given} for given in NOT_ANSWERS]
+    rows += [{"item": {"answer": ""}, "sample": {"output_text": ""}}]
+    rows += [{"item": {"answer": "hi"}, "sample": "hi"}]
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.status == "completed"
+    counts = {"total": len(rows), "errored": len(NOT_ANSWERS), "failed": 0, "passed": 2}
+    assert run.result_counts.to_dict() == counts
+    items = list(served.client.evals.runs.output_items.list(run.id, eval_id=record.id))
+    errors = {item.datasource_item_id: item.sample.error for item in items}
+    assert "has no `sample`" in errors[0].message
+    assert all(errors[n].code == "invalid_sample" for n in range(len(NOT_ANSWERS)))
+
+
+def test_a_model_is_not_asked_the_word_null(served: Served) -> None:
+    record = served.client.evals.create(
+        name="n",
+        data_source_config={"type": "custom", "item_schema": {"type": "object"}},
+        testing_criteria=[GRADER],  # type: ignore[list-item]
+    )
+    rows = [{"item": {"q": None, "answer": "x"}}, {"item": {"q": "say", "answer": "x"}}]
+    template = [{"role": "user", "content": "About {{ item.q }}."}]
+    source: Any = {
+        "type": "completions", "model": MODEL,
+        "source": {"type": "file_content", "content": rows},
+        "input_messages": {"type": "template", "template": template},
+    }  # fmt: skip
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert (run.result_counts.errored, run.result_counts.failed) == (1, 1)
+    assert [asked["messages"][-1]["content"] for asked in served.link.requests] == ["About say."]
+
+
+def test_a_number_that_is_none_is_named_with_its_line(served: Served) -> None:
+    record = make_eval(served, GRADER)
+    lines = b'\xef\xbb\xbf{"item": {"answer": "a"}, "sample": {"output_text": "a"}}\n'
+    lines += b'{"item": {"answer": "b", "x": NaN}, "sample": {"output_text": "b"}}\n'
+    file = served.client.files.create(file=("rows.jsonl", lines), purpose="evals")
+    source: Any = {"type": "jsonl", "source": {"type": "file_id", "id": file.id}}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.status == "failed"
+    assert "rows.jsonl:2: " in run.error.message
+    assert "NaN" in run.error.message

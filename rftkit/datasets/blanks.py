@@ -1,0 +1,84 @@
+"""Texts that are missing: empty prompts, and references that are null, empty or padded with blanks.
+
+A grader takes such a value as it stands: a null becomes the word "null", and "Paris" with a line
+break behind it is another text than "Paris". Not here: keys that are missing (`check_item_paths`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rftkit.graders.engine import parts_of
+from rftkit.graders.references import REFERENCE_KEYS
+from rftkit.graders.template import lone_path
+from rftkit.rows import Row
+
+__all__ = ["BLANKS", "blanks"]
+
+BLANKS = {
+    "empty_prompts": (
+        "without any text in the prompt",
+        "write the prompt, or remove these rows",
+    ),
+    "null_references": (
+        "whose reference is null",
+        'a grader would compare with the word "null"; fill it in, or remove the key',
+    ),
+    "empty_references": (
+        "whose reference is empty",
+        "if no answer is right, say so in words; otherwise fill it in",
+    ),
+    "padded_references": (
+        "whose reference has blanks or line breaks around it",
+        "string_check trims nothing: remove them, or compare with `like`",
+    ),
+}
+"""Kind -> what the rows are, and what to do."""
+
+
+def blanks(row: Row, grader: Mapping[str, Any] | None) -> Iterator[str]:
+    """The kinds of missing text in a row, each once; `grader` has its normal form."""
+    if not any(_text(message.get("content")).strip() for message in row.messages[-1:]):
+        yield "empty_prompts"
+    kinds = {_kind(row.item[key]) for key in _reference_keys(grader) if key in row.item}
+    yield from sorted(kind for kind in kinds if kind)
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return "null_references"
+    if not isinstance(value, str):
+        return None
+    if not value.strip():
+        return "empty_references"
+    return "padded_references" if value != value.strip() else None
+
+
+def _reference_keys(grader: Mapping[str, Any] | None) -> frozenset[str]:
+    return _keys_of(json.dumps(grader, sort_keys=True, default=str))
+
+
+@functools.lru_cache(maxsize=16)
+def _keys_of(grader: str) -> frozenset[str]:
+    """The keys of rows that hold references: the usual ones, and those compared with the answer."""
+    keys = set(REFERENCE_KEYS)
+    spec = json.loads(grader)
+    for leaf in parts_of(spec).values() if spec else ():
+        sides = [leaf.get(side) for side in ("input", "reference")]
+        paths = [lone_path(side) for side in sides if isinstance(side, str)]
+        keys |= {
+            str(path.steps[0])
+            for path, other in zip(paths, reversed(paths), strict=True)
+            if path and path.namespace == "item" and len(path.steps) == 1
+            if other and other.namespace == "sample" and other.steps == ("output_text",)
+        }
+    return frozenset(keys)
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content or ""
