@@ -21,7 +21,14 @@ LEAST_FREE_BYTES = 2 << 30
 
 
 def discard(path: Path, trash: Path) -> None:
-    """Move a file or folder to the trash; one that is not there is no error."""
+    """Move a file or folder to the trash; one that is not there is no error.
+
+    Only what is inside the home is touched: a record may hold an empty path (an imported model has
+    no weights here), which would mean the current folder, or a path into somebody else's.
+    """
+    home = trash.parent.resolve()
+    if path == Path() or home not in path.resolve().parents:
+        return
     with contextlib.suppress(OSError):
         trash.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(trash).free >= LEAST_FREE_BYTES:

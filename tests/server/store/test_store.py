@@ -20,6 +20,7 @@ from rftkit.server.store import trash
 from rftkit.server.store.migrations import MIGRATIONS
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, new_id, now
+from rftkit.server.store.trash import discard
 from rftkit.server.training.journal import is_full
 
 
@@ -422,3 +423,27 @@ def test_a_full_disk_leaves_the_store_usable(home: Path) -> None:
         store.close()
     finally:
         subprocess.run(["umount", "-l", str(home)], check=False)
+
+
+def test_nothing_outside_the_home_is_discarded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home / "files", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "kept").write_text("x")
+    monkeypatch.chdir(elsewhere)
+    (home / "link").symlink_to(elsewhere)
+    for path in (
+        Path(),
+        Path("kept"),
+        elsewhere,
+        home,
+        home / "link" / "kept",
+        home / ".." / "elsewhere",
+    ):
+        discard(path, home / "trash")
+    assert (elsewhere / "kept").exists()
+    assert (home / "files" / "kept").exists()
+    discard(home / "files" / "kept", home / "trash")
+    assert not (home / "files" / "kept").exists()
