@@ -113,13 +113,15 @@ def _group(group: Json, items: dict[int, Json]) -> Json:
     return {
         "line": group["line"],
         "item": items.get(group["line"]),
-        "rollouts": [
-            {
-                "text": each["completion"]["text"],
-                "stop_reason": each["completion"]["stop_reason"],
-                "tokens": len(each["completion"]["tokens"]),
-                "grade": each["grade"],
-            }
-            for each in group["rollouts"]
-        ],
+        "rollouts": [_rollout(each) for each in group["rollouts"]],
+        "guided": [_rollout(each) for each in group.get("guided", ())],
+    }
+
+
+def _rollout(kept: Json) -> Json:
+    return {
+        "text": kept["completion"]["text"],
+        "stop_reason": kept["completion"]["stop_reason"],
+        "tokens": len(kept["completion"]["tokens"]),
+        "grade": kept["grade"],
     }

@@ -111,6 +111,13 @@ class TrainGroup:
     """The schema the completions were sampled under; the update uses the same distribution."""
     thinking: Thinking | None = None
     """As the completions were sampled."""
+    guided_G: list[bool] = field(default_factory=list)
+    """Which completions were given, not sampled; empty: none. They have no sampling log-probs
+    (zeros stand for them): the loss takes their ratio as 1, so that nothing is clipped."""
+
+    def is_guided(self, g: int) -> bool:
+        """Whether a completion was given."""
+        return bool(self.guided_G) and self.guided_G[g]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +201,13 @@ class Engine(Protocol):
         """Token ids of a prompt under the model's chat template, ready for an answer.
 
         With `thinking`, a mark such as `<think>`, the prompt ends by opening the thoughts.
+        """
+        ...
+
+    def given(self, text: str, schema: str | None) -> list[int] | None:
+        """Token ids of an answer, its end token included, as a policy could have sampled it.
+
+        None where it does not follow the schema. Only asked where `guidance` is allowed.
         """
         ...
 

@@ -12,6 +12,7 @@ from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
+from rftkit.server.training.advantages import Weighing, weighing
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.plan import Plan
 
@@ -56,10 +57,15 @@ class Run:
     """What the operator wants of a final model."""
     compile: Callable[[dict[str, Any]], CompiledGrader] | None = None
     """Makes the graders of `checks`."""
+    weighing: Weighing = field(init=False)
+    """The sub-graders and what each is worth in the total."""
     failures: list[tuple[int, int]] = field(default_factory=list)
     """(failed, all) grades of the last steps."""
     trained_tokens: int = 0
     seconds_of_steps: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.weighing = weighing(self.grader.spec)
 
     @property
     def response_format(self) -> dict[str, Any] | None:

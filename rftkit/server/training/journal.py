@@ -31,6 +31,8 @@ from rftkit.wholefile import is_full, sync, write_whole
 __all__ = ["Journal", "Kept", "damage", "is_full", "progress"]
 
 KEPT_STATES = 2
+PARTS = {"steps": ("refill", "guided")}
+"""Drafts that end up in the record of another kind."""
 SUMS = "sha256.json"
 """In each folder: file name → digest."""
 Kept = tuple[list[int], dict[str, Any]]
@@ -70,8 +72,9 @@ class Journal:
     def write_record(self, kind: str, step: int, data: dict[str, Any]) -> None:
         """Keep a step's record, durably; its draft is no longer needed."""
         write_whole(self._record_path(kind, step), _packed(data))
-        self._grades_path(kind, step).unlink(missing_ok=True)
-        self._draft_path(kind, step).unlink(missing_ok=True)
+        for part in (kind, *PARTS.get(kind, ())):
+            self._grades_path(part, step).unlink(missing_ok=True)
+            self._draft_path(part, step).unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
         """The steps whose rollouts are kept, in order."""

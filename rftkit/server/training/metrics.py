@@ -218,6 +218,8 @@ def _learning(
         "flat_groups": sum(group.is_flat for group in groups) / max(len(groups), 1),
         "truncated_share": _truncated_share(groups),
         "failed_grades": failure(groups)[0],
+        "prompts": len(groups),
+        "guided": sum(len(group.guided) for group in groups),
         "tokens_per_second": tokens / seconds if seconds else None,
         "learning_rate": learning_rate,
     }

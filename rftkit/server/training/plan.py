@@ -27,6 +27,12 @@ BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 AUTO_STEPS = 24
 AUTO_VALIDATIONS = 4
 KEPT_CHECKPOINTS = 3
+ADVANTAGE_NAMES = ("mean", "std", "per_grader", "maxrl")
+SCHEDULE_NAMES = ("constant", "linear", "cosine")
+GUIDANCE_NAMES = ("none", "references")
+# What these are when nothing is asked for; the study is `tests/benchmarks/learning.py`.
+ADVANTAGE, STRATIFY, GUIDANCE = "mean", "none", "none"
+SCHEDULE, WARMUP_STEPS = "constant", 0
 EFFORTS = {
     "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
     "xhigh": 0.875, "max": 0.875,
@@ -43,7 +49,7 @@ class Plan:
     n_epochs: int
     total_steps: int
     learning_rate: float
-    """The same at every step."""
+    """The highest of all steps: see `schedule` and `warmup_steps`."""
     completions_per_prompt: int
     eval_interval: int
     eval_samples: int
@@ -76,6 +82,27 @@ class Plan:
     next step sample while graders work."""
     tuning: str = "lora"
     """What learns: lora is adapters on a frozen base, full is every weight."""
+    advantage: str = "mean"
+    """A name in `advantages.ADVANTAGES`."""
+    advantage_floor: float = 0.1
+    """Least number that an advantage divides by, as a share of the range of rewards."""
+    stratify: str | None = None
+    """Key of the rows whose values every batch has in the mix of the file; "auto": still to be
+    found in the grader and the rows; None: batches are shuffled."""
+    guidance: str = "none"
+    """references: the row's reference answer joins a group that does not reach a sub-grader's
+    top; none: completions are sampled only."""
+    refill: int = 0
+    """Most further prompts a step, one for each group that is flat in a sub-grader."""
+    schedule: str = "constant"
+    """A name in `schedule.SCHEDULES`: how the learning rate falls after the warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises."""
+    updates_per_batch: int = 1
+    """Optimizer updates with the same rollouts; from the second on, ratios leave 1 and are
+    clipped."""
+    entropy_floor: float = 0.0
+    """Nats a token; with less among its samples, a step's rate is smaller in proportion."""
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     ignored: dict[str, str] = field(default_factory=dict)
@@ -91,10 +118,10 @@ class Plan:
         """How every completion begins."""
         return thoughts(self.thinking, self.thinking_tokens)
 
-    def train_settings(self) -> TrainSettings:
-        """Settings of every update."""
+    def train_settings(self, learning_rate: float) -> TrainSettings:
+        """Settings of an update at this rate."""
         return TrainSettings(
-            learning_rate=self.learning_rate,
+            learning_rate=learning_rate,
             temperature=self.temperature,
             loss=self.loss,
             clip_low=self.clip_low,
@@ -178,8 +205,8 @@ def make_plan(
         max_completion_tokens=max_tokens,
         temperature=1.0,
         loss=knobs.word("loss", "clipped", ("clipped", "importance_sampling", "reinforce")),
-        clip_low=0.2,
-        clip_high=0.2,
+        clip_low=knobs.number("clip_low", 0.2, 0.0, 1.0),
+        clip_high=knobs.number("clip_high", 0.2, 0.0, 100.0),
         kl_coef=knobs.number("kl_coef", 0.0, 0.0, 100.0),
         lora_rank=knobs.integer("lora_rank", 16, 1, 1024),
         lora_alpha=knobs.number("lora_alpha", 32.0, 1e-3, 1e5),
@@ -192,6 +219,15 @@ def make_plan(
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
         max_staleness=knobs.integer("max_staleness", 0, 0, 1),
         tuning=tuning,
+        advantage=knobs.word("advantage", ADVANTAGE, ADVANTAGE_NAMES),
+        advantage_floor=knobs.number("advantage_floor", 0.1, 1e-3, 1.0),
+        stratify=knobs.key("stratify", STRATIFY),
+        guidance=_guidance(knobs, mark, engine),
+        refill=knobs.integer("refill", 0, 0, 1024),
+        schedule=knobs.word("schedule", SCHEDULE, SCHEDULE_NAMES),
+        warmup_steps=knobs.integer("warmup_steps", WARMUP_STEPS, 0, 10_000),
+        updates_per_batch=knobs.integer("updates_per_batch", 1, 1, 16),
+        entropy_floor=knobs.number("entropy_floor", 0.0, 0.0, 20.0),
         max_core_seconds=knobs.positive("max_core_seconds"),
         ignored=ignored,
     )
@@ -210,6 +246,27 @@ def reasons(plan: Plan) -> dict[str, str]:
         "eval_samples": "1: the most likely answer, the same at every validation",
         "reasoning_effort": "half of max_completion_tokens for thoughts, if the model thinks",
     }
+
+
+def _guidance(knobs: _Knobs, mark: str | None, engine: str) -> str:
+    """Guidance as asked for; by default where it can be given.
+
+    Raises:
+        RequestError: it was asked for and cannot be given.
+    """
+    name = "guidance"
+    why = None
+    if engine == "tinker":
+        why = "the Tinker protocol has no update with completions that it did not sample"
+    elif mark is not None:
+        why = "the model thinks before it answers, and references have no thoughts"
+    found = knobs.word(name, "none" if why else GUIDANCE, GUIDANCE_NAMES)
+    if why and found != "none":
+        raise RequestError(
+            f"metadata `{name}` is {found!r}, which cannot be done: {why}; leave it none",
+            param=f"metadata.{name}",
+        )
+    return found
 
 
 class _Knobs:
@@ -256,6 +313,12 @@ class _Knobs:
         if not (3 <= len(value) <= 64 and value[0] in "<[" and value[1] != "/"):
             raise _refusal(name, "the mark that opens thoughts, as <think>, or none", value)
         return value
+
+    def key(self, name: str, default: str) -> str | None:
+        value = self._metadata.get(name, default)
+        if not value.strip():
+            raise _refusal(name, "a key of the rows, auto or none", value)
+        return None if value == "none" else value
 
     def word(self, name: str, default: str, known: tuple[str, ...]) -> str:
         value = self._metadata.get(name, default)

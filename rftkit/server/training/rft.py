@@ -1,27 +1,29 @@
 """The training story of one job: read `train` from top to bottom.
 
     load policy → baseline validation ("Step 0") → for each step: take B rows → sample G completions
-    a row → grade → advantages → loss → optimizer step → event → every eval_interval steps:
-    validate, save a checkpoint, keep the best three and the last
+    a row → grade → (refill, guide) → advantages → loss → optimizer step → event → every
+    eval_interval steps: validate, save a checkpoint, keep the best three and the last
 
-Simplifications against textbook PPO: one update per batch of rollouts, so the sampling log-probs
-are the old policy's; no value model, the baseline is the group's mean; no entropy bonus. Not here:
+Simplifications against textbook PPO: one update per batch of rollouts unless more are asked for,
+so the sampling log-probs are the old policy's; no value model, the baseline is the group's mean;
+no entropy bonus. Not here:
 how the engine samples and learns, what a grade is, and how a dead worker is brought back.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.rows import Row
 from rftkit.server.engine.base import NotFiniteError, StepStats
 from rftkit.server.store.store import now
-from rftkit.server.training import metrics, rollout, sampling
+from rftkit.server.training import advantages, metrics, refill, rollout, sampling
+from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import (
     check_core_seconds,
     check_validation,
@@ -38,9 +40,10 @@ from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.eval_records import GradedSample, record_validation
 from rftkit.server.training.final_checks import run_checks
 from rftkit.server.training.grader_check import warn_of_grader
+from rftkit.server.training.guidance import guided
 from rftkit.server.training.journal import damage
-from rftkit.server.training.plan import Plan
 from rftkit.server.training.rollout import Group
+from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
     "Run",
@@ -63,6 +66,7 @@ def train(run: Run) -> None:
     """
     done = load_policy(run)
     sampling.reopen(run, "valid", done)  # a grader may have been repaired since
+    tell_weights(run)
     if done == 0:
         warn_of_grader(run)
         validate_baseline(run)
@@ -122,6 +126,21 @@ def load_policy(run: Run) -> int:
     return 0
 
 
+def tell_weights(run: Run) -> None:
+    """Say so where a formula is not a sum and its parts are weighed one by one all the same."""
+    if run.plan.advantage not in advantages.PER_LEAF or run.weighing.is_exact:
+        return
+    parts = ", ".join(f"{leaf.key}={leaf.weight:.3g}" for leaf in run.weighing.leaves)
+    run.store.add_event(
+        run.job.id,
+        "calculate_output is not a sum of its graders. For advantages each grader is weighed by "
+        f"what it changes when the others are half-way: {parts}. Rewards are as the formula says. "
+        "Metadata `advantage` = mean or std uses the formula alone.",
+        level="warn",
+        key="weights",
+    )
+
+
 def validate_baseline(run: Run) -> None:
     """Step 0: the base model on the validation rows, before anything is learnt."""
     valid, seconds = validate(run, 0)
@@ -164,22 +183,50 @@ def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
         if run.journal.record("steps", following) is None:
             sampling.drafted(run, "steps", following, ask(following))
 
-    return sampling.graded(run, "steps", step, ask(step), ahead)
+    return sampling.graded(run, "steps", step, ask(step), ahead, lambda g: complete(run, step, g))
+
+
+def complete(run: Run, step: int, groups: list[Group]) -> tuple[list[Group], float]:
+    """What the plan adds to a step's groups: further prompts, reference answers; and seconds."""
+    started = time.perf_counter()
+    groups = refill.refilled(run, step, groups)
+    if run.plan.guidance == "references":
+        groups = guided(run, step, groups)
+    return groups, time.perf_counter() - started
 
 
 def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
-    """One optimizer update; None when no group has a signal."""
-    batch = rollout.train_groups(groups, run.response_format, run.plan.thoughts)
-    if not batch:
+    """The optimizer updates of a step, most often one; None when no group has a signal."""
+    plan = run.plan
+    rank = functools.partial(
+        advantages.advantages,
+        plan.advantage,
+        leaves=run.weighing.leaves,
+        floor=plan.advantage_floor,
+    )
+    kept = rollout.train_groups(groups, run.response_format, plan.thoughts, rank)
+    if not kept:
         return None
+    settings = plan.train_settings(learning_rate(plan, step, groups))
+    batch = [learnt for _, learnt in kept]
     try:
-        stats = run.engine.train_step(batch, run.plan.train_settings(), breathe=run.breathe)
+        all_stats = [
+            run.engine.train_step(batch, settings, breathe=run.breathe)
+            for _ in range(plan.updates_per_batch)
+        ]
     except NotFiniteError as error:
-        lines = [group.row.line for group in groups if not group.is_flat]
+        lines = [group.row.line for group, _ in kept]
         rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
         raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
-    run.trained_tokens += stats.num_tokens
-    return stats
+    run.trained_tokens += sum(stats.num_tokens for stats in all_stats)
+    return merged(all_stats)
+
+
+def merged(all_stats: Sequence[StepStats]) -> StepStats:
+    """The stats of a step's updates: as the first found the policy, and what was clipped in all."""
+    share = sum(stats.clip_fraction for stats in all_stats) / len(all_stats)
+    tokens = sum(stats.num_tokens for stats in all_stats)
+    return dataclasses.replace(all_stats[0], clip_fraction=share, num_tokens=tokens)
 
 
 def validate(run: Run, step: int) -> tuple[list[Group], float]:
@@ -230,7 +277,7 @@ def report(
     stats: StepStats | None,
 ) -> None:
     """The metric event of a step, once."""
-    rate = run.plan.learning_rate if step else None
+    rate = learning_rate(run.plan, step, groups or ()) if step else None
     total = run.plan.total_steps
     data = metrics.step_data(step, total, run.grader.leaves, groups, valid, timing, stats, rate)
     if run.plan.max_staleness and step:
@@ -316,17 +363,6 @@ def finish(run: Run) -> None:
         )
         run.store.add_event(run.job.id, "The job has successfully completed", key="completed")
     sweep(run.store, run.journal.folder / "checkpoints")
-
-
-def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:
-    """The rows of a step: epochs are shuffled one by one and laid end to end."""
-    result = []
-    for position in range((step - 1) * plan.batch_size, step * plan.batch_size):
-        epoch, place = divmod(position, len(rows))
-        order = list(range(len(rows)))
-        random.Random(f"{plan.seed}/{epoch}").shuffle(order)
-        result.append(rows[order[place]])
-    return result
 
 
 def _all_events(run: Run) -> list[Any]:

@@ -1,8 +1,9 @@
-"""From rows to graded groups to advantages: what happens between two updates.
+"""From rows to graded groups to what an update learns from.
 
 A failed grade is never a zero: it is asked for once more, and if it still fails it stays None, out
 of its group's baseline and out of every mean. An unscorable answer (cut off, or not the JSON that
-was asked for) has the floor reward and is counted apart. Not here: sampling itself, and learning.
+was asked for) has the floor reward and is counted apart. Not here: sampling itself, what an
+advantage is, and learning.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
@@ -65,6 +66,8 @@ class Group:
     row: Row
     prompt_ids: list[int]
     rollouts: list[Rollout]
+    guided: list[Rollout] = field(default_factory=list)
+    """Completions that were given, not sampled (`guidance`): learnt from, in no mean of rewards."""
 
     @property
     def rewards_G(self) -> list[float | None]:
@@ -120,11 +123,13 @@ def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
     """Reward minus the mean of the group's rewards; None stays None.
 
     Not divided by the group's deviation, which would blow up groups that hardly differ (Liu et al.
-    2025, arXiv:2503.20783).
+    2025, arXiv:2503.20783). Others are in the module `advantages`.
     """
     known = [reward for reward in rewards_G if reward is not None]
     if not known:
         return list(rewards_G)
+    if max(known) == min(known):  # what rounding makes of the mean is no signal
+        return [None if reward is None else 0.0 for reward in rewards_G]
     mean = sum(known) / len(known)
     return [None if reward is None else reward - mean for reward in rewards_G]
 
@@ -132,28 +137,39 @@ def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
 def train_groups(
     groups: Sequence[Group],
     response_format: Mapping[str, Any] | None,
-    thinking: Thinking | None = None,
-) -> list[TrainGroup]:
-    """What the update needs: groups with a signal, their members with a reward."""
+    thinking: Thinking | None,
+    rank: Callable[[Sequence[Grade]], list[float | None]],
+) -> list[tuple[Group, TrainGroup]]:
+    """What the update needs: groups with a signal, their members with a reward.
+
+    Args:
+        groups: of a step.
+        response_format: of the job.
+        thinking: as the completions were sampled.
+        rank: the advantages of a group's grades, guided completions last.
+    """
     result = []
     for group in groups:
-        if group.is_flat:
-            continue
+        members = [*group.rollouts, *group.guided]
         kept = [
-            (rollout.completion, advantage)
-            for rollout, advantage in zip(group.rollouts, advantages(group.rewards_G), strict=True)
+            (rollout.completion, advantage, g >= len(group.rollouts))
+            for g, (rollout, advantage) in enumerate(
+                zip(members, rank([each.grade for each in members]), strict=True)
+            )
             if advantage is not None
         ]
-        result.append(
-            TrainGroup(
-                prompt_ids=group.prompt_ids,
-                tokens_G_T=[completion.tokens for completion, _ in kept],
-                sampling_logprobs_G_T=[completion.sampling_logprobs for completion, _ in kept],
-                advantages_G=[advantage for _, advantage in kept],
-                schema=schema_of(response_format, group.row.tools),
-                thinking=thinking,
-            )
+        if not any(advantage for _, advantage, _ in kept):
+            continue
+        learnt = TrainGroup(
+            prompt_ids=group.prompt_ids,
+            tokens_G_T=[completion.tokens for completion, _, _ in kept],
+            sampling_logprobs_G_T=[completion.sampling_logprobs for completion, _, _ in kept],
+            advantages_G=[advantage for _, advantage, _ in kept],
+            schema=schema_of(response_format, group.row.tools),
+            thinking=thinking,
+            guided_G=[is_guided for _, _, is_guided in kept] if group.guided else [],
         )
+        result.append((group, learnt))
     return result
 
 
@@ -191,30 +207,34 @@ def _call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:
-    """A group as the journal keeps it."""
-    return {
+    """A group as the journal keeps it; `guided` is there only where there is something."""
+    data = {
         "line": group.row.line,
         "prompt_ids": group.prompt_ids,
-        "rollouts": [
-            {
-                "completion": dataclasses.asdict(rollout.completion),
-                "grade": dataclasses.asdict(rollout.grade),
-            }
-            for rollout in group.rollouts
-        ],
+        "rollouts": [_rollout_to_dict(rollout) for rollout in group.rollouts],
+    }
+    if group.guided:
+        data["guided"] = [_rollout_to_dict(rollout) for rollout in group.guided]
+    return data
+
+
+def _rollout_to_dict(rollout: Rollout) -> dict[str, Any]:
+    return {
+        "completion": dataclasses.asdict(rollout.completion),
+        "grade": dataclasses.asdict(rollout.grade),
     }
 
 
 def group_from_dict(data: Mapping[str, Any], rows_by_line: Mapping[int, Row]) -> Group:
     """What `group_to_dict` wrote."""
-    return Group(
-        row=rows_by_line[data["line"]],
-        prompt_ids=data["prompt_ids"],
-        rollouts=[
+    rollouts, guided = (
+        [
             Rollout(Completion(**each["completion"]), Grade(**each["grade"]))
-            for each in data["rollouts"]
-        ],
+            for each in data.get(name, ())
+        ]
+        for name in ("rollouts", "guided")
     )
+    return Group(rows_by_line[data["line"]], data["prompt_ids"], rollouts, guided)
 
 
 def said(completion: Completion, row: Row) -> tuple[str, list[dict[str, Any]]]:

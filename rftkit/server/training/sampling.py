@@ -34,6 +34,7 @@ __all__ = [
     "VALIDATION",
     "Ask",
     "Draft",
+    "draft_and_grade",
     "drafted",
     "graded",
     "graded_while_sampling",
@@ -82,30 +83,27 @@ def graded(
     step: int,
     ask: Ask,
     meanwhile: Callable[[], None] = lambda: None,
+    complete: Callable[[list[Group]], tuple[list[Group], float]] | None = None,
 ) -> tuple[list[Group], float]:
     """The graded completions of each row, and the seconds they took.
 
     What the journal has is not made again: the finished record; else the completions, and of their
     grades those that were given before a kill. `meanwhile` is called once, when the completions are
-    there and graders may still work.
+    there and graders may still work. `complete` may add to the groups before the record is written,
+    and says how many seconds that took.
     """
     journal = run.journal
     record = journal.record(kind, step)
     if record is None:
-        groups, seconds = graded_while_sampling(
-            run,
-            run.grader,
-            ask.rows,
-            lambda tell: drafted(run, kind, step, ask, tell),
-            known=journal.grades(kind, step),
-            keep=functools.partial(journal.add_grade, kind, step),
-            meanwhile=meanwhile,
-        )
+        groups, seconds = draft_and_grade(run, kind, step, ask, meanwhile)
+        if complete is not None:
+            groups, more_seconds = complete(groups)
+            seconds += more_seconds
         data = [rollout.group_to_dict(group) for group in groups]
         journal.write_record(kind, step, {"groups": data, "seconds": seconds})
         return groups, seconds
     meanwhile()
-    by_line = {row.line: row for row in ask.rows}
+    by_line = {row.line: row for row in (*(run.rows if complete else ()), *ask.rows)}
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
 
 
@@ -113,10 +111,14 @@ def reopen(run: Run, kind: str, step: int) -> None:
     """Make the record of a step a draft again when grades of it failed: only those are missing.
 
     Its completions stay, and the grades that were given; a kill in between leaves the record.
+    What was added to a step's batch is added anew, since that depends on all of its grades: with
+    the same completions, whose grades are kept too.
     """
     record = run.journal.record(kind, step)
     if record is None:
         return
+    added = record["groups"][run.plan.batch_size :] if kind == "steps" else []
+    record["groups"] = record["groups"][: len(record["groups"]) - len(added)]
     groups = [each["rollouts"] for each in record["groups"]]
     given = {
         (i, index): (each["completion"]["tokens"], each["grade"])
@@ -124,13 +126,38 @@ def reopen(run: Run, kind: str, step: int) -> None:
         for index, each in enumerate(rollouts)
         if each["grade"]["outcome"] != "failed"
     }
-    if len(given) < sum(map(len, groups)):
+    failed = any(each["grade"]["outcome"] == "failed" for g in added for each in g["rollouts"])
+    if failed or len(given) < sum(map(len, groups)):
+        for i, group in enumerate(added):
+            for index, each in enumerate(group["rollouts"]):
+                if each["grade"]["outcome"] != "failed":
+                    kept = (each["completion"]["tokens"], each["grade"])
+                    run.journal.add_grade("refill", step, (i, index), kept)
         draft = {
             "prompts": [each["prompt_ids"] for each in record["groups"]],
             "completions": [[each["completion"] for each in rollouts] for rollouts in groups],
             "seconds": record["seconds"],
         }
         run.journal.reopen(kind, step, draft, given)
+
+
+def draft_and_grade(
+    run: Run,
+    kind: str,
+    step: int,
+    ask: Ask,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> tuple[list[Group], float]:
+    """The same without a record: only drafts and grades are looked for, and kept."""
+    return graded_while_sampling(
+        run,
+        run.grader,
+        ask.rows,
+        lambda tell: drafted(run, kind, step, ask, tell),
+        known=run.journal.grades(kind, step),
+        keep=functools.partial(run.journal.add_grade, kind, step),
+        meanwhile=meanwhile,
+    )
 
 
 def drafted(

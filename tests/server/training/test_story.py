@@ -55,13 +55,16 @@ class Toy:
     def encode(self, messages: Any, tools: Any = None, thinking: str | None = None) -> list[int]:
         return [int(messages[-1]["content"])]
 
+    def given(self, text: str, schema: str | None) -> list[int] | None:
+        return [int(text), 9]
+
     def sample(
         self, requests: Sequence[Any], adapter: Any = "policy", *, on_completion: Any, **_: Any
     ) -> Any:
         self.samples += 1
 
         def said(key: tuple[int, ...]) -> Completion:
-            bit = (sum(key) + self.policy) % 2
+            bit = (sum(key) + self.policy) // 4 % 2  # one group in four is flat
             return Completion([bit, 9], str(bit), [-0.5, 0.0], "stop")
 
         answers = [[said(key) for key in request.seeds] for request in requests]
@@ -73,7 +76,8 @@ class Toy:
     def train_step(self, groups: Any, settings: Any, **_: Any) -> StepStats:
         tokens = [t for group in groups for row in group.tokens_G_T for t in row]
         rewards = [a > 0 for group in groups for a in group.advantages_G]
-        self.policy = (self.policy * 31 + len(tokens) + sum(rewards)) % 1_000_003
+        seen = len(tokens) + sum(rewards) + int(settings.learning_rate * 1e9)
+        self.policy = (self.policy * 31 + seen) % 1_000_003
         return StepStats(0.0, 1.0, 0.0, 0.5, None, 0.0, 0.0, len(tokens))
 
     def start_policy(self, config: Any, seed: int, adapter: Any = None) -> None:
@@ -163,6 +167,12 @@ class World:
         """The policy it ended with."""
         return (self.home / "jobs" / job.id / "checkpoints/step-6/policy.json").read_text()
 
+    def groups(self, job: Job, step: int) -> list[Any]:
+        """What the journal has of a step."""
+        record = Journal(self.home / "jobs" / job.id).record("steps", step)
+        assert record is not None
+        return list(record["groups"])
+
     def counts(self) -> tuple[int, int]:
         """Samplings and grades since the last look."""
         found = self.engine.samples, self.grades
@@ -212,16 +222,27 @@ def arm(patch: pytest.MonkeyPatch, bomb: Bomb, *, grades: bool = True) -> None:
         patch.setattr(owner, name, around(getattr(owner, name)))
 
 
+ALL_MEANS = {
+    "advantage": "per_grader", "guidance": "references", "refill": "2", "schedule": "cosine",
+    "warmup_steps": "2", "updates_per_batch": "2", "entropy_floor": "0.6",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("metadata", [{"refill": "0", "guidance": "none"}, ALL_MEANS])
 def test_a_kill_at_any_write_repeats_at_most_what_was_under_way(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, metadata: dict[str, str]
 ) -> None:
-    calm = world.train(world.add_job())
+    calm = world.train(world.add_job(**metadata))
     assert calm.status == "succeeded", calm.error
     samples, grades = world.counts()
-    assert (samples, grades) == (6 + 4, 6 * 16 + 4 * 4)
+    steps = [world.groups(calm, step) for step in range(1, 7)]
+    refilled = sum(len(groups) > 4 for groups in steps)
+    guided = sum("guided" in group for groups in steps for group in groups)
+    assert bool(refilled) == bool(guided) == (metadata == ALL_MEANS)
+    assert (samples, grades) == (6 + 4 + refilled, 4 * sum(map(len, steps)) + guided + 4 * 4)
     place = 1
     while True:
-        job = world.add_job()
+        job = world.add_job(**metadata)
         with monkeypatch.context() as patch:
             arm(patch, Bomb(place))
             try:

@@ -129,6 +129,10 @@ class TinkerEngine:
         """See Engine.encode."""
         return prompts.encode(self.tokenizer, messages, tools, thinking)
 
+    def given(self, text: str, schema: str | None) -> list[int] | None:
+        """A job that asks for guidance was refused (`remote.refuse`)."""
+        raise NotImplementedError
+
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False
     ) -> list[str]:

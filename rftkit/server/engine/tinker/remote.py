@@ -131,6 +131,7 @@ def refuse(metadata: Mapping[str, str]) -> None:
         "kl_coef": (lambda v: float(v) == 0.0, "its losses have no KL term; leave it 0"),
         "lora_alpha": (lambda v: float(v) == ALPHA, f"its adapters are scaled by {ALPHA:g}"),
         "tuning": (lambda v: v == "lora", "its policies are adapters; leave it lora"),
+        "guidance": (lambda v: v == "none", "it has no update with completions it did not sample"),
         "loss": (lambda v: v in KNOWN_LOSSES, f"it has {' and '.join(KNOWN_LOSSES)}"),
     }
     for name, (is_allowed, why) in checks.items():

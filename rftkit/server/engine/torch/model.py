@@ -118,6 +118,18 @@ class LoadedModel:
         """See Engine.encode."""
         return prompts.encode(self.tokenizer, messages, tools, thinking)
 
+    def given(self, text: str, schema: str | None) -> list[int] | None:
+        """See Engine.given."""
+        end = self.tokenizer.eos_token_id
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        tokens = [*map(int, ids), end if end in self.eos_ids else min(self.eos_ids)]
+        if schema is not None:
+            try:
+                self.grammars.replay(schema, [tokens])
+            except ValueError:
+                return None
+        return tokens
+
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype."""
         return self._hidden(tokens, layout).to(self.dtype)

@@ -92,6 +92,17 @@ def _loss(
         [x for g in groups for row in g.sampling_logprobs_G_T for x in row],
         device=model.device,
     )
+    is_guided = torch.tensor(
+        [
+            group.is_guided(g)
+            for group in groups
+            for g, tokens in enumerate(group.tokens_G_T)
+            for _ in tokens
+        ],
+        device=model.device,
+    )
+    # A given completion has a ratio of 1: its gradient is its log-prob's times its advantage.
+    sampling_logprobs = torch.where(is_guided, policy_logprobs.detach(), sampling_logprobs)
     advantages = torch.tensor(
         [
             advantage
@@ -112,7 +123,7 @@ def _loss(
             total = total + settings.kl_coef * kl
         sums.kl += float(kl.detach())
         sums.kl_tokens += len(reference)
-    sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs)
+    sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs, ~is_guided)
     return total / num_tokens
 
 
@@ -121,24 +132,32 @@ class _Sums:
 
     def __init__(self) -> None:
         self.loss = self.kl = self.clipped = self.entropy = self.gap = self.largest = 0.0
-        self.kl_tokens = 0
+        self.kl_tokens = self.sampled_tokens = 0
 
-    def add(self, clipped: torch.Tensor, policy: torch.Tensor, sampling: torch.Tensor) -> None:
+    def add(
+        self,
+        clipped: torch.Tensor,
+        policy: torch.Tensor,
+        sampling: torch.Tensor,
+        is_sampled: torch.Tensor,
+    ) -> None:
         gap = (policy - sampling).abs()
         self.clipped += float(clipped.sum())
-        self.entropy -= float(policy.sum())
+        self.entropy -= float(policy[is_sampled].sum())
         self.gap += float(gap.sum())
         self.largest = max(self.largest, float(gap.max()))
+        self.sampled_tokens += int(is_sampled.sum())
 
     def stats(self, grad_norm: float, num_tokens: int) -> StepStats:
         kl = self.kl / max(self.kl_tokens, 1)
+        sampled = max(self.sampled_tokens, 1)
         return StepStats(
             loss=self.loss,
             grad_norm=grad_norm,
-            clip_fraction=self.clipped / num_tokens,
-            entropy=self.entropy / num_tokens,
+            clip_fraction=self.clipped / sampled,
+            entropy=self.entropy / sampled,
             kl=kl if math.isfinite(kl) else None,
-            logprob_gap_mean=self.gap / num_tokens,
+            logprob_gap_mean=self.gap / sampled,
             logprob_gap_max=self.largest,
             num_tokens=num_tokens,
         )

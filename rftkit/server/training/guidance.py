@@ -1,0 +1,97 @@
+"""Reference answers as one more completion of a group that never reaches the top by itself.
+
+Where no completion of a group has the highest reward of a sub-grader and the row's reference
+answer has more, the reference joins the group: its reward counts in the group's baseline, and its
+tokens are learnt from with a ratio of 1, since a ratio to a policy that would hardly say them, and
+its clip, would leave no gradient (LUFFY, Yan et al. 2025, arXiv:2504.14945; ours has no shaping of
+the ratio). Guided completions are kept apart from rollouts: no mean of rewards has them. Not here:
+what the reference of a row is (`rftkit.graders.references`), nor how it becomes tokens (the
+engine's `given`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rftkit.graders.references import reference_answer
+from rftkit.rows import Row
+from rftkit.server.engine.base import Completion
+from rftkit.server.training import rollout, sampling
+from rftkit.server.training.advantages import Leaf
+from rftkit.server.training.context import Run
+from rftkit.server.training.rollout import Group, Rollout
+
+__all__ = ["guided"]
+
+KIND = "guided"
+"""In the journal, of grades until the step's record has them."""
+SAME = 1e-9  # rewards that differ by less are one
+
+
+def guided(run: Run, step: int, groups: Sequence[Group]) -> list[Group]:
+    """The groups, each with the reference answer as a guided completion where it needs one."""
+    leaves = run.weighing.leaves
+    asked = [
+        (index, completion)
+        for index, group in enumerate(groups)
+        if any(_top(group, leaf) < leaf.high - SAME for leaf in leaves)
+        for completion in [_given(run, group.row)]
+        if completion is not None
+    ]
+    if not asked:
+        return list(groups)
+    chosen = [groups[index] for index, _ in asked]
+    draft = sampling.Draft(
+        [group.prompt_ids for group in chosen], [[completion] for _, completion in asked], 0.0
+    )
+    graded, _ = sampling.graded_while_sampling(
+        run,
+        run.grader,
+        [group.row for group in chosen],
+        lambda _: draft,
+        known=run.journal.grades(KIND, step),
+        keep=functools.partial(run.journal.add_grade, KIND, step),
+    )
+    result = list(groups)
+    for (index, _), answer in zip(asked, graded, strict=True):
+        [reference] = answer.rollouts
+        if _helps(groups[index], reference, leaves):
+            result[index] = replace(groups[index], guided=[reference])
+    return result
+
+
+def _helps(group: Group, reference: Rollout, leaves: Sequence[Leaf]) -> bool:
+    """Whether the reference has more in some sub-grader, and is no worse than the group's mean."""
+    known = [reward for reward in group.rewards_G if reward is not None]
+    reward = reference.grade.reward
+    if reference.grade.outcome != "graded" or reward is None or not known:
+        return False
+    return reward >= sum(known) / len(known) and any(
+        (leaf.of(reference.grade) or 0.0) > _share(group, leaf) + SAME for leaf in leaves
+    )
+
+
+def _share(group: Group, leaf: Leaf) -> float:
+    return max((leaf.of(r.grade) or 0.0 for r in group.rollouts), default=0.0)
+
+
+def _top(group: Group, leaf: Leaf) -> float:
+    """The leaf's highest reward in the group."""
+    rewards = [leaf.reward(rollout.grade) for rollout in group.rollouts]
+    return max((reward for reward in rewards if reward is not None), default=leaf.low)
+
+
+def _given(run: Run, row: Row) -> Completion | None:
+    """The reference answer as a completion; None: there is none that could be sampled."""
+    if row.tools:
+        return None
+    text = reference_answer(row.item, run.response_format, grader=run.grader.spec)
+    if text is None:
+        return None
+    schema = rollout.schema_of(run.response_format, row.tools)
+    tokens = run.engine.given(text, schema)
+    if tokens is None or len(tokens) > run.plan.max_completion_tokens:
+        return None
+    return Completion(tokens, text, [0.0] * len(tokens), "stop")

@@ -1,0 +1,54 @@
+"""The learning rate of a step: the plan's rate, warmed up, decayed, and guarded by entropy. Pure.
+
+The optimizer's rate is set anew at every step from the step's number and from what was sampled, so
+that a job that continues after a kill has the same rate. Not here: the base rate (`plan`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from rftkit.server.training.plan import Plan
+from rftkit.server.training.rollout import Group
+
+__all__ = ["SCHEDULES", "entropy_of", "learning_rate"]
+
+LAST_SHARE = 0.1
+"""Of the rate, that a decay ends with."""
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - (1.0 - LAST_SHARE) * done,
+    "cosine": lambda done: LAST_SHARE + (1.0 - LAST_SHARE) * (1.0 + math.cos(math.pi * done)) / 2.0,
+}
+"""Share of the rate when this share of the steps behind the warm-up is done."""
+
+
+def learning_rate(plan: Plan, step: int, groups: Sequence[Group] = ()) -> float:
+    """The rate of a step's update.
+
+    During `warmup_steps` it rises in equal parts; then the schedule decays it to a tenth at the
+    last step. Where what was sampled has less entropy than `entropy_floor`, it is smaller in
+    proportion: a policy about to collapse onto one answer is moved less.
+    """
+    if step <= plan.warmup_steps:
+        rate = plan.learning_rate * step / (plan.warmup_steps + 1)
+    else:
+        left = plan.total_steps - plan.warmup_steps - 1
+        done = (step - plan.warmup_steps - 1) / left if left > 0 else 0.0
+        rate = plan.learning_rate * SCHEDULES[plan.schedule](done)
+    if plan.entropy_floor > 0 and groups:
+        rate *= min(1.0, entropy_of(groups) / plan.entropy_floor)
+    return rate
+
+
+def entropy_of(groups: Sequence[Group]) -> float:
+    """Mean −log-prob of the sampled tokens, in nats: an unbiased estimate of the entropy."""
+    logprobs = [
+        logprob
+        for group in groups
+        for rollout in group.rollouts
+        for logprob in rollout.completion.sampling_logprobs
+    ]
+    return -sum(logprobs) / max(len(logprobs), 1)
