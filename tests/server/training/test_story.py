@@ -181,7 +181,9 @@ class World:
 
 
 @pytest.fixture
-def world(home: Path) -> Any:
+def world(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # It grades reference answers before the first step; here the grades of a step are counted.
+    monkeypatch.setattr(rft, "warn_of_grader", lambda run: None)
     world = World(home)
     yield world
     world.store.close()
