@@ -12,6 +12,7 @@ import torch
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.torch.update import _loss
 from tests.engine_models import write
 
 SETTINGS = TrainSettings(learning_rate=1e-3)
@@ -62,13 +63,11 @@ def gradient(
     engine: TorchEngine, groups: list[TrainGroup], settings: TrainSettings
 ) -> torch.Tensor:
     """What an update sees, as one line of numbers."""
-    from rftkit.server.engine.torch.engine import _Sums
-
-    policy, optimizer = engine._trained()
+    policy, optimizer = engine.policies.trained()
     optimizer.zero_grad(set_to_none=True)
     num_tokens = sum(len(tokens) for each in groups for tokens in each.tokens_G_T)
     for batch in micro_batches(groups, 4096):
-        engine._loss(batch, settings, num_tokens, _Sums()).backward()  # type: ignore[no-untyped-call]
+        _loss(engine, engine.policies, batch, settings, num_tokens, _Sums()).backward()  # type: ignore[no-untyped-call]
     return torch.cat([t.grad.flatten() for t in policy.values() if t.grad is not None])
 
 
@@ -85,7 +84,7 @@ def test_its_gradient_is_its_log_probs_times_the_advantage(engine: TorchEngine, 
         guided_G=[],
     )
     found = gradient(engine, [mixed], replace(SETTINGS, loss=loss))
-    policy, optimizer = engine._trained()
+    policy, optimizer = engine.policies.trained()
     optimizer.zero_grad(set_to_none=True)
     num_tokens = sum(map(len, mixed.tokens_G_T))
     (-2.0 * engine.logprobs([alone]).sum() / num_tokens).backward()  # type: ignore[no-untyped-call]
