@@ -12,7 +12,7 @@ import torch
 from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
-from rftkit.server.engine.torch.update import _loss
+from rftkit.server.engine.torch.update import _loss, _Sums
 from tests.engine_models import write
 
 SETTINGS = TrainSettings(learning_rate=1e-3)
