@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rftkit import bundled
+from rftkit import bundled, reports
 from rftkit.bundled import bundled_folder
 from rftkit.errors import NotFoundError
 
@@ -90,6 +90,14 @@ def test_a_wheel_made_from_the_sdist_is_whole(source: Path, tmp_path: Path) -> N
     assert "00_tour.ipynb" in used["copied"]
     for name in ("notebooks", "datasets"):  # all of them came, and using them wrote nothing
         assert contents(package / f"_{name}") == contents(CLONE / name)
+
+
+def test_a_report_on_a_bundled_dataset_needs_its_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = reports.run("report_dataset", "page.html", train="tiny_copy")
+    assert "Dataset tiny_copy" in page.read_text()
 
 
 def test_a_clone_uses_its_own_folders() -> None:

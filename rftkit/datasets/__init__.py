@@ -4,7 +4,7 @@ look        open (any form, any size) · read · profile · check, the dataset d
 learn       preview: what a model earns on some rows, and which of them teach
 make        convert · split · sample
 send        upload
-folders     load, bundled: rows, grader and response format together
+folders     load, bundled, bundled_names: rows, grader and response format together
 files       read_json · read_samples
 """
 
@@ -12,7 +12,7 @@ from rftkit.datasets.answers import read_samples
 from rftkit.datasets.check import check
 from rftkit.datasets.convert import Conversion, convert
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
-from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
+from rftkit.datasets.io import Dataset, bundled, bundled_names, load, read, read_json, upload
 from rftkit.datasets.learnability import Preview, preview, spread_rows
 from rftkit.datasets.profile import profile
 from rftkit.datasets.references import verdict_finding
@@ -35,6 +35,7 @@ __all__ = [
     "SampledRow",
     "Split",
     "bundled",
+    "bundled_names",
     "check",
     "convert",
     "load",

@@ -475,9 +475,9 @@ def _wrap() -> ipywidgets.Layout:
 
 
 def _bundled() -> list[str]:
-    from rftkit.datasets.io import bundled_names
+    from rftkit import datasets
 
-    return bundled_names()
+    return datasets.bundled_names()
 
 
 def _of_dataset(name: str) -> dict[str, Any]:
