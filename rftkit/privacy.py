@@ -32,7 +32,7 @@ KEY_FILE = "api-key"
 OWN_NAMES = (
     "platform.sqlite*", "server.*", "start.lock", "worker.*", "bases.json", "engine.json",
     "judge-cache.jsonl", KEY_FILE, "cache", "dumps", "evals", "exports", "files", "jobs", "logs",
-    "models",
+    "models", "trash",
 )  # fmt: skip
 """What rftkit puts into a home."""
 

@@ -92,7 +92,7 @@ def _added(home: Path | None) -> list[BaseModel]:
         return []
     try:
         given = json.loads(path.read_bytes())
-        return [_base(name, Path(folder)) for name, folder in given.items()]
+        return [_base(name, path.parent / folder) for name, folder in given.items()]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise PlatformError(
             f"{path} cannot be read ({error}); it must hold {{name: folder}}"

@@ -15,6 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rftkit.errors import NotFoundError, RequestError
@@ -56,9 +57,10 @@ def new_id(prefix: str) -> str:
 class Database:
     """Records in tables. Safe to share between threads."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        """`db` comes from `connect`."""
+    def __init__(self, db: sqlite3.Connection, home: Path | None = None) -> None:
+        """`db` comes from `connect`; paths in it are relative to `home`."""
         self._db = db
+        self._home = home or Path()
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
@@ -90,7 +92,7 @@ class Database:
         verb = "INSERT OR IGNORE" if or_ignore else "INSERT"
         marks = ", ".join("?" for _ in names)
         sql = f"{verb} INTO {kind.TABLE} ({', '.join(names)}) VALUES ({marks})"
-        rows = ([_encoded(kind, n, getattr(record, n)) for n in names] for record in records)
+        rows = ([self._encoded(kind, n, getattr(record, n)) for n in names] for record in records)
         with self.transaction() as db:
             db.executemany(sql, rows)
 
@@ -101,14 +103,14 @@ class Database:
         with self.transaction() as db:
             if fields:
                 settings = ", ".join(f"{name} = ?" for name in fields)
-                encoded = [_encoded(kind, name, value) for name, value in fields.items()]
+                encoded = [self._encoded(kind, name, value) for name, value in fields.items()]
                 db.execute(
                     f"UPDATE {kind.TABLE} SET {settings} WHERE id = ?", (*encoded, record_id)
                 )
             return self._one(kind, "id = ?", record_id, missing=record_id)
 
     def _find(self, kind: type[R], where: str, *values: Any) -> list[R]:
-        return [_decoded(kind, row) for row in self._rows(_select(kind, where), *values)]
+        return [self._decoded(kind, row) for row in self._rows(_select(kind, where), *values)]
 
     def _one(self, kind: type[R], where: str, *values: Any, missing: str) -> R:
         found = self._find(kind, where, *values)
@@ -172,7 +174,24 @@ class Database:
         sorting = ", ".join(f"{column} {direction}" for column in order)
         sql = f"{_select(kind, where)} ORDER BY {sorting} LIMIT ?"
         rows = self._rows(sql, *values, limit + 1)
-        return [_decoded(kind, row) for row in rows[:limit]], len(rows) > limit
+        return [self._decoded(kind, row) for row in rows[:limit]], len(rows) > limit
+
+    def _encoded(self, kind: type[Record], name: str, value: Any) -> Any:
+        if name in kind.JSON and value is not None:
+            return json.dumps(value, allow_nan=False)
+        if name in kind.PATHS and Path(value).is_relative_to(self._home):
+            return Path(value).relative_to(self._home).as_posix()
+        return value
+
+    def _decoded(self, kind: type[R], row: sqlite3.Row) -> R:
+        values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
+        for name in kind.JSON & values.keys():
+            values[name] = None if values[name] is None else json.loads(values[name])
+        for name in kind.PATHS & values.keys():
+            values[name] = values[name] and str(self._home / values[name])
+        if kind is Job:
+            values["cancel_requested"] = bool(values["cancel_requested"])
+        return kind(**values)
 
 
 _LABEL: dict[type[Record], str] = {
@@ -213,19 +232,3 @@ def _select(kind: type[Record], where: str) -> str:
 def sql_list(words: frozenset[str]) -> str:
     """Our own state names as an SQL list."""
     return "(" + ", ".join(f"'{word}'" for word in sorted(words)) + ")"
-
-
-def _encoded(kind: type[Record], name: str, value: Any) -> Any:
-    if name in kind.JSON and value is not None:
-        return json.dumps(value, allow_nan=False)
-    return value
-
-
-def _decoded(kind: type[R], row: sqlite3.Row) -> R:
-    values = {
-        name: json.loads(row[name]) if name in kind.JSON and row[name] is not None else row[name]
-        for name in row.keys()  # noqa: SIM118  a Row iterates over its values
-    }
-    if kind is Job:
-        values["cancel_requested"] = bool(values["cancel_requested"])
-    return kind(**values)

@@ -29,7 +29,7 @@ class Files(Database):
 
     def __init__(self, db: sqlite3.Connection, root: Path) -> None:
         """`root` is the folder of the blobs."""
-        super().__init__(db)
+        super().__init__(db, root.parent)
         self._root = root
         self.trash = root.parent / "trash"
         """Where deleted files and weights are kept for a while."""

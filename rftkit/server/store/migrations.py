@@ -7,6 +7,7 @@ written: lists are ordered and paged by it, so a clock that goes backwards chang
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable
 
@@ -128,6 +129,16 @@ def _items_by_row(db: sqlite3.Connection) -> None:
     db.execute("DROP INDEX output_items_run")
 
 
+def _relative_folders(db: sqlite3.Connection) -> None:
+    """Folders relative to the home, wherever it was when they were written."""
+    for table in ("models", "checkpoints"):
+        for seq, folder in db.execute(f"SELECT seq, folder FROM {table}").fetchall():
+            found = re.search(r"(?:^|[\\/])(jobs[\\/][^\\/]+[\\/]checkpoints[\\/][^\\/]+)$", folder)
+            if found:
+                inside = found[1].replace("\\", "/")
+                db.execute(f"UPDATE {table} SET folder = ? WHERE seq = ?", (inside, seq))
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _files_and_jobs,
     _evals,
@@ -135,6 +146,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _imports,
     _thinking,
     _items_by_row,
+    _relative_folders,
 )
 
 
@@ -145,6 +157,8 @@ def migrate(db: sqlite3.Connection) -> None:
         PlatformError: when the file was written by a newer rftkit.
     """
     for number, migration in enumerate(MIGRATIONS, start=1):
+        if _version(db) >= number:
+            continue  # nothing to write: the disk may be full, or another program may write
         db.execute("BEGIN IMMEDIATE")
         try:
             if _version(db) < number:

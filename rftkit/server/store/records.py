@@ -29,6 +29,8 @@ class Record:
     TABLE: ClassVar[str]
     JSON: ClassVar[frozenset[str]] = frozenset()
     """Fields kept as JSON text."""
+    PATHS: ClassVar[frozenset[str]] = frozenset()
+    """Fields kept relative to the home folder, so that it can be moved and copied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,7 @@ class Checkpoint(Importable):
     """A saved adapter of one step."""
 
     TABLE: ClassVar[str] = "checkpoints"
+    PATHS: ClassVar[frozenset[str]] = frozenset({"folder"})
     JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset({"metrics"})
     id: str
     job_id: str
@@ -153,6 +156,7 @@ class Model(Importable):
     """A fine-tuned model that can be asked by name: a final one or a checkpoint."""
 
     TABLE: ClassVar[str] = "models"
+    PATHS: ClassVar[frozenset[str]] = frozenset({"folder"})
     name: str
     created_at: int
     base: str

@@ -362,8 +362,8 @@ class Store(Files, Evals):
 
     def used_folders(self) -> set[str]:
         """The folders of all models and checkpoints."""
-        rows = self._rows("SELECT folder FROM models UNION SELECT folder FROM checkpoints")
-        return {row["folder"] for row in rows}
+        models = {model.folder for model in self._find(Model, "1")}
+        return models | {checkpoint.folder for checkpoint in self._find(Checkpoint, "1")}
 
     def users_of_model(self, name: str) -> list[str]:
         """Ids of jobs that have not ended and start from a model, and of eval runs that ask it."""

@@ -14,9 +14,12 @@ __all__ = ["warn_of_grader"]
 
 
 def warn_of_grader(run: Run) -> None:
-    """Add a warning event, once, when the grader recognises no right answer."""
+    """Add a warning event when the grader recognises no right answer; asked before step 0 only."""
+    if run.compile is None or run.journal.record("valid", 0) is not None:
+        return
     items = [row.item for row in run.rows]
-    found = recognise(run.grader, items, response_format=run.response_format)
+    with run.compile(run.job.method["reinforcement"]["grader"]) as grader:
+        found = recognise(grader, items, response_format=run.response_format)
     if found is not None:
         sentence = str(found)
         run.store.add_event(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from rftkit.errors import NotFoundError, PlatformError, RequestError
 from rftkit.server.store import trash
-from rftkit.server.store.migrations import MIGRATIONS
+from rftkit.server.store.migrations import MIGRATIONS, _relative_folders
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, new_id, now
 from rftkit.server.store.trash import discard
@@ -352,6 +353,31 @@ def test_reopening_keeps_everything(home: Path) -> None:
     store.delete_model(model.name)
     assert store.model(model.name) is None
     store.close()
+
+
+def test_a_home_can_be_moved_and_a_copy_is_its_own(home: Path, tmp_path: Path) -> None:
+    store = Store.open(home)
+    job = add_job(store)
+    for step in (1, 2):
+        folder = home / "jobs" / job.id / "checkpoints" / f"step-{step}"
+        folder.mkdir(parents=True)
+        store.add_model(f"ft:m:{step}", "m", job.id, str(folder), step)
+        store.add_checkpoint(job.id, step, f"ft:m:{step}", {}, str(folder))
+    # as older versions wrote it, in a home that was somewhere else
+    store._db.execute("UPDATE models SET folder = '/old/home/' || folder WHERE step = 1")
+    store._db.execute("UPDATE checkpoints SET folder = '/old/home/' || folder WHERE step = 1")
+    store._db.execute(f"PRAGMA user_version = {MIGRATIONS.index(_relative_folders)}")
+    store.close()
+    for other in (tmp_path / "copy", tmp_path / "deep" / "moved"):
+        shutil.copytree(home, other)
+        store = Store.open(other)
+        folders = [model.folder for model in store.models()]
+        assert folders == [str(other / "jobs" / job.id / "checkpoints" / f"step-{n}") for n in "12"]
+        assert store.used_folders() == set(folders)
+        assert {each.folder for each in store.checkpoints(job.id)} == set(folders)
+        texts = store._rows("SELECT folder FROM models UNION SELECT folder FROM checkpoints")
+        assert [row[0].partition("/")[0] for row in texts] == ["jobs", "jobs"]
+        store.close()
 
 
 def test_a_newer_database_is_refused(home: Path) -> None:
