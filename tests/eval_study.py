@@ -4,6 +4,21 @@ A world has rows of different difficulty; runs answer each row several times. Th
 rewards: *binary*, *high* (binary, nine of ten pass) and *skewed* (0 to 1, most near 0). What a run
 earns on average is known exactly. Used by the tests with few simulations and by
 `tests/benchmarks/evals.py` with many.
+
+Missing grades (`PATTERNS`): 20 steps compared with the first run, 60 rows, one answer each.
+*better* is how often any step was called better when all are equal (200 worlds; at most 5 %);
+*seen* is how often one of the ten steps that gain (`GAIN`) was called better and recommended (40
+worlds; with complete rows it is the line `0 %`):
+
+    grades missing   binary: better, seen   nine of ten          skewed
+    0 %                  3.5%      92%         0.5%      32%         2.0%     100%
+    10 %                 1.5%      75%         1.5%       8%         2.0%     100%
+    20 %                 1.5%      72%         0.5%      12%         2.0%      98%
+    30 %                 0.0%      70%         1.0%       5%         3.5%      95%
+    hard rows            1.5%      18%         0.5%      15%         3.0%      50%
+    low rewards          0.0%      45%         2.0%       2%         1.5%      90%
+    one run's            2.0%      90%         1.5%      28%         1.0%     100%
+    repeats              2.0%      98%         1.5%      90%         3.5%     100%
 """
 
 from __future__ import annotations
@@ -12,8 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from rftkit.evals import looks, stats
+from rftkit.evals import Label, agree, compare, kappas, looks, stats
+from rftkit.evals.cells import make_cells
+from rftkit.evals.samples import COLUMNS, Run, Samples
+from rftkit.evals.table import Table
 
 KINDS = ("binary", "high", "skewed")
 ROWS, REPEATS = (50, 200, 1000), (1, 5)
@@ -118,6 +137,134 @@ def _better(rewards: Any) -> Any:
     differences = rewards[:, 1:] - rewards[:, :1]
     _, p, _ = looks.family(differences, num_flips=2000)
     return (p <= 0.05) & (differences.mean(axis=0) > 0)
+
+
+GAIN = {"binary": 0.2, "high": 0.09, "skewed": 0.1}
+"""Gains in reward that are looked for among missing grades."""
+PATTERNS = ("0 %", "10 %", "20 %", "30 %", "hard rows", "low rewards", "one run's", "repeats")
+"""How grades go missing: at random; 10 to 60 % of a row, more the harder it is; 40 % of rewards
+below one half, in all runs alike, or in the last run only; and 1 to 5 answers, not one, per row
+and run, a tenth of them without a grade."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What comparisons of 20 steps found while grades were missing; shares are 0 to 1."""
+
+    kind: str
+    pattern: str
+    false_alarms: float
+    """Some step was called better, and none was."""
+    power: float
+    """A better step was called better, and recommended."""
+    rows: float
+    """Mean number of rows that the recommendation rests on."""
+
+
+def missing(
+    kind: str, pattern: str, num_equal: int, num_better: int, *, rows: int = 60, seed: int = 0
+) -> Missing:
+    """Worlds in which all steps are equal, and worlds in which ten of twenty are better."""
+    rng = np.random.default_rng([seed, rows, KINDS.index(kind), PATTERNS.index(pattern)])
+    equal = (0.0,) * (NUM_LOOKS + 1)
+    gain = GAIN[kind] / SCALE[kind]
+    better = (0.0,) * (NUM_LOOKS // 2 + 1) + (gain,) * (NUM_LOOKS // 2)
+    alarms, seen, used = 0, 0, 0
+    for _ in range(num_equal):
+        samples = _with_missing(rng, kind, pattern, rows, equal)
+        table = Table(samples, make_cells(samples), 0.95, None, 0)
+        alarms += any(pair.verdict == "better" for pair in table.pairs("0", samples.labels[1:]))
+    for _ in range(num_better):
+        choice = compare(_with_missing(rng, kind, pattern, rows, better)).choice
+        seen += choice is not None and int(choice.deploy) > NUM_LOOKS // 2
+        used += choice.num_rows if choice else 0
+    return Missing(kind, pattern, alarms / num_equal, seen / num_better, used / num_better)
+
+
+def _with_missing(rng: Any, kind: str, pattern: str, rows: int, gains: tuple[float, ...]) -> Any:
+    """The samples of one world, some of them without a grade."""
+    shape = (rows, len(gains))
+    chance = rng.beta(*DIFFICULTY[kind], (rows, 1))
+    chances = chance + np.asarray(gains) * (1 - chance) / (1 - base(kind))
+    times = rng.integers(1, 6, shape) if pattern == "repeats" else np.ones(shape, int)
+    row, run = (np.repeat(index.ravel(), times.ravel()) for index in np.indices(shape))
+    if kind == "skewed":
+        rewards = chances[row, run] * rng.beta(1.0, 2.0, len(row))
+    else:
+        rewards = rng.binomial(1, chances[row, run]).astype(float)
+    low = rewards < (0.5 if kind != "skewed" else 0.1)
+    share = {
+        "hard rows": 0.1 + 0.5 * (1 - chance[row, 0]),
+        "low rewards": 0.4 * low,
+        "one run's": 0.4 * (low & (run == len(gains) - 1)),
+        "repeats": 0.1,
+    }
+    gone = rng.random(len(row)) < (
+        share[pattern] if pattern in share else float(pattern[:-2]) / 100
+    )
+    return samples_from(row, run, np.where(gone, np.nan, rewards))
+
+
+def samples_from(row: Any, run: Any, rewards: Any) -> Samples:
+    """Samples with these rewards, nan for a failed grade, (samples,) each."""
+    frame = pd.DataFrame(dict.fromkeys(COLUMNS), index=range(len(row)))
+    failed = ~np.isfinite(rewards)
+    frame["run"], frame["row"] = run.astype(str), row.astype(str)
+    frame["sample"] = frame.groupby(["run", "row"]).cumcount()
+    frame["reward"], frame["outcome"] = rewards, np.where(failed, "failed", "graded")
+    frame["passed"] = pd.array([pd.NA] * len(row), dtype="boolean")
+    frame["truncated"], frame["answer"], frame["tokens"] = False, "a", np.nan
+    names = [str(each) for each in np.unique(run)]
+    names.sort(key=int)
+    keys = [str(each) for each in np.unique(row)]
+    runs = tuple(Run(name, f"evalrun_{name}", int(name)) for name in names)
+    return Samples(runs, frame, {key: {} for key in keys}, {key: int(key) for key in keys})
+
+
+def labelled(num: int, accepted: float, agreeing: float, simulations: int, seed: int = 0) -> float:
+    """How often the interval of kappa holds the truth.
+
+    Args:
+        num: Labels, each of another row.
+        accepted: Share that people accept.
+        agreeing: Share of either kind of which the grader says the same.
+        simulations: Worlds; those in which kappa is not defined are drawn again.
+        seed: Of the worlds.
+    """
+    rng = np.random.default_rng([seed, num, int(100 * accepted), int(100 * agreeing)])
+    passes = accepted * agreeing + (1 - accepted) * (1 - agreeing)
+    chance = passes * accepted + (1 - passes) * (1 - accepted)
+    truth, held, count = (agreeing - chance) / (1 - chance), 0, 0
+    while count < simulations:
+        person = (rng.random(num) < accepted) * 1.0
+        grader = np.where(rng.random(num) < agreeing, person, 1 - person)
+        kappa = stats.kappa(grader, person)
+        if kappa is None:
+            continue
+        drawn = [kappas.draw_agreement(np.arange(num), grader[:, None], person, prior, seed=count)
+                 for prior in kappas.PRIORS]  # fmt: skip
+        found = kappas.interval_of(kappa, [each[1][:, 0] for each in drawn], num, 0.95)
+        held, count = held + _holds(found, truth), count + 1
+    return held / simulations
+
+
+def random_grader(num: int, levels: int, simulations: int, seed: int = 0) -> float:
+    """How often another threshold is called better for a grader that knows nothing.
+
+    Args:
+        num: Labels.
+        levels: Different rewards; 0: any number from 0 to 1.
+        simulations: Worlds.
+        seed: Of the worlds.
+    """
+    rng = np.random.default_rng([seed, num, levels, 7])
+    claims = 0
+    for _ in range(simulations):
+        rewards = rng.integers(0, levels, num) / (levels - 1) if levels else rng.random(num)
+        samples = samples_from(np.arange(num), np.zeros(num, int), rewards)
+        labels = [Label(str(row), "0", 0, float(rng.random() < 0.6)) for row in range(num)]
+        claims += agree(samples, labels).suggested is not None
+    return claims / simulations
 
 
 def _holds(estimate: Any, value: float) -> bool:

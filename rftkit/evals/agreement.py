@@ -1,8 +1,10 @@
 """Can the grader be believed? It is held against what people say of the same answers.
 
 `agree` compares a grader's rewards with labels that people gave to the same samples: kappa where
-the labels are verdicts, rank correlation where they are numbers. Not here: the widget that asks
-for labels (it only needs `Label`), grading, and a grader held against itself (`noise`).
+the labels are verdicts, rank correlation where they are numbers. Another threshold is suggested
+only where it is shown to agree better, the search among all thresholds counted in. Not here: the
+widget that asks for labels (it only needs `Label`), grading, and a grader held against itself
+(`noise`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rftkit.errors import InputError
-from rftkit.evals import stats
+from rftkit.evals import kappas, stats
 from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
-from rftkit.evals.resampling import over_rows
+from rftkit.evals.resampling import correlation_over_rows
 from rftkit.evals.samples import Samples
 from rftkit.evals.words import interval, many
 
@@ -81,9 +83,12 @@ class Agreement:
     thresholds: tuple[Threshold, ...]
     """Every threshold that makes a difference, by value; empty for numbers."""
     suggested: Threshold | None
-    """The threshold that agrees best with people."""
+    """The threshold that is shown to agree better with people than the present one; None when none
+    is: a random grader gets one in at most 5 of 100 cases."""
     sentence: str
     """In words: how well, in which direction it errs, what to change."""
+    gain: float | None = None
+    """How much more kappa the suggested threshold has at least; None without one."""
 
 
 def agree(
@@ -173,25 +178,20 @@ def _hold(
     import numpy as np
 
     rows = np.array([place[0] for place in places], dtype=object)
-
-    def estimate(measure: Any) -> Estimate:
-        return over_rows(rows, measure, level=level, seed=seed)
-
-    correlation = estimate(lambda at: stats.spearman(grader[at], person[at]))
-    none = Estimate(None)
+    correlation = correlation_over_rows(rows, grader, person, level=level, seed=seed)
+    agreement = kappa = bias = Estimate(None)
+    tried: tuple[Threshold, ...] = ()
+    best, gain = None, None
     if kind == "verdict":
-        off, tried = passes - person, _thresholds(grader, person)
-        agreement = estimate(lambda at: float((passes[at] == person[at]).mean()))
-        kappa, bias = estimate(lambda at: stats.kappa(passes[at], person[at])), none
-        weight = grader
+        off, weight = passes - person, grader
+        tried = _thresholds(grader, person)
+        agreement, kappa, gains = _measured(rows, grader, passes, person, tried, level, seed)
+        at = _suggested(tried, gains)
+        best, gain = (None, None) if at is None else (tried[at], float(gains[at]))
     else:
-        off, tried = grader - person, ()
-        agreement = kappa = none
-        bias = stats.mean_interval(off, level=level)
-        weight = off
+        off = weight = grader - person
+        bias = stats.mean_interval(_row_means(rows, off), level=level)
     worst = np.argsort(-weight, kind="stable")  # the most lenient first, the harshest last
-    best = max(tried, key=lambda each: (each.kappa or -1.0, -abs(each.value - 0.5)),
-               default=None)  # fmt: skip
     found = Agreement(
         num_labels=len(places),
         num_left_out=num_left_out,
@@ -206,8 +206,55 @@ def _hold(
         thresholds=tried,
         suggested=best,
         sentence="",
+        gain=gain,
     )
     return replace(found, sentence=_sentence(found))
+
+
+def _measured(
+    rows: Array,
+    grader: Array,
+    passes: Array,
+    person: Array,
+    tried: Sequence[Threshold],
+    level: float,
+    seed: int,
+) -> tuple[Estimate, Estimate, Array]:
+    """Share and kappa of the verdicts, and what each threshold gains at least in kappa."""
+    import numpy as np
+
+    num = len(set(rows))
+    if not num:
+        return Estimate(None), Estimate(None), np.empty(0)
+    choices = np.column_stack([passes, *((grader >= each.value) * 1.0 for each in tried)])
+    drawn = [kappas.draw_agreement(rows, choices, person, prior, seed=seed)
+             for prior in kappas.PRIORS]  # fmt: skip
+    share = float((passes == person).mean())
+    gains = [kappas.gains(kappa[:, 0], kappa[:, 1:], level) for _, kappa in drawn]
+    return (
+        kappas.interval_of(share, [shares[:, 0] for shares, _ in drawn], num, level),
+        kappas.interval_of(
+            stats.kappa(passes, person), [kappa[:, 0] for _, kappa in drawn], num, level
+        ),
+        np.minimum(*gains),
+    )
+
+
+def _suggested(tried: Sequence[Threshold], gains: Array) -> int | None:
+    """Of the thresholds that gain for sure the one that agrees best; of equals the middle one."""
+    sure = [at for at, gain in enumerate(gains) if gain > 0 and tried[at].kappa is not None]
+    return max(
+        sure, key=lambda at: (tried[at].kappa or 0.0, -abs(tried[at].value - 0.5)), default=None
+    )
+
+
+def _row_means(rows: Array, values: Array) -> Array:
+    """The mean of each row's samples: rows are the independent units."""
+    import numpy as np
+
+    _, place = np.unique(rows.astype(str), return_inverse=True)
+    means: Array = np.bincount(place, values) / np.bincount(place)
+    return means
 
 
 def _thresholds(grader: Array, person: Array) -> tuple[Threshold, ...]:
@@ -245,8 +292,11 @@ def _sentence(found: Agreement) -> str:
         said += f" (kappa {interval(found.kappa)})"
     said += f"; lenient in {lenient}, harsh in {harsh}."
     better = found.suggested
-    if better and better.kappa is not None and better.kappa > (found.kappa.value or 0) + 0.05:
-        said += f" A threshold of {better.value:.3g} would agree better (kappa {better.kappa:.2f})."
+    if better is not None and better.kappa is not None and found.gain is not None:
+        said += (
+            f" A threshold of {better.value:.3g} agrees better (kappa {better.kappa:.2f} on these "
+            f"labels, at least {found.gain:.2f} more)."
+        )
     if found.num_labels < 30:
-        said += " Fewer than 30 labels: take it as a first look."
+        said += " Fewer than 30 labels: take it as a first impression."
     return said

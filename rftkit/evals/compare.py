@@ -2,8 +2,8 @@
 
 Runs are paired by row; repeats of a row are averaged first, and rows weigh alike. A run's mean
 counts every row it has graded; a pair's difference counts the rows that both have graded; the
-choice among runs counts the rows that all have graded. Where these are not the same rows, a note
-says so. A failed grade is left out, never a zero. Not here: fetching samples (`runs`), the
+choice among finished runs uses every grade (`looks.run_means`). Where these are not the same rows,
+a note says so. A failed grade is left out, never a zero. Not here: fetching samples (`runs`), the
 statistics themselves (`stats`, `looks`) and the slices (`slices`).
 """
 
@@ -20,12 +20,15 @@ from rftkit.evals.notes import notes_on
 from rftkit.evals.samples import Samples
 from rftkit.evals.slices import By, slice_rows
 from rftkit.evals.table import Table
-from rftkit.evals.words import choice_sentence
+from rftkit.evals.words import choice_sentence, many
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["compare", "pair"]
+
+ENOUGH = 0.5
+"""A run that has graded a smaller share of the rows is not recommended."""
 
 
 def compare(
@@ -109,8 +112,8 @@ def _check(level: float, margin: float | None) -> None:
 
 
 def _baseline(samples: Samples) -> str | None:
-    """The first Step 0, else the first run."""
-    first = sorted(samples.runs, key=lambda run: run.step != 0)
+    """The first Step 0, else the first run; one that has finished if any has."""
+    first = sorted(samples.runs, key=lambda run: (run.status != "completed", run.step != 0))
     return first[0].label if first else None
 
 
@@ -120,29 +123,33 @@ def _focus(choice: StepChoice | None, others: Sequence[str]) -> str | None:
 
 
 def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepChoice | None:
-    """The recommendation, from the rows that every run has graded."""
+    """The recommendation among the runs that can be compared with the baseline."""
     import numpy as np
 
-    complete = table.rewards[np.isfinite(table.rewards).all(axis=1)]
-    runs, labels = table.samples.runs, table.samples.labels
-    if len(runs) < 2 or not len(complete):
+    left_out = _left_out(table, baseline)
+    labels = [label for label in table.samples.labels if label not in left_out]
+    places = [table.samples.labels.index(label) for label in labels]
+    rewards = table.rewards[:, places]
+    rewards = rewards[np.isfinite(rewards).sum(axis=1) > 1]
+    if len(labels) < 2 or not len(rewards):
         return None
-    means = complete.mean(axis=0)
+    means = looks.run_means(rewards)[0].round(9)  # the last bits of sums are no difference
     # equal means: the baseline before others, then the earliest
     best = max(
         labels, key=lambda each: (means[labels.index(each)], each == baseline, -labels.index(each))
     )
     better = {pair.after: pair for pair in pairs if pair.verdict == "better"}
-    deploy = max(better, key=lambda each: means[labels.index(each)], default=baseline)
-    kept = looks.could_be_best(complete, level=table.level, seed=table.seed)
+    shown = [label for label in labels if label in better]
+    deploy = max(shown, key=lambda each: means[labels.index(each)], default=baseline)
+    kept = looks.could_be_best(rewards, level=table.level, seed=table.seed)
     tied = [label for label, could in zip(labels, kept, strict=True) if could or label == best]
     mean = float(means[labels.index(best)])
-    expected = looks.expected_of_best(complete, seed=table.seed)
+    expected = looks.expected_of_best(rewards, seed=table.seed)
     optimism = None if expected is None else max(0.0, mean - expected)
     gain = None
     if optimism is not None:
         gain = mean - optimism - float(means[labels.index(baseline)])
-    wins = looks.win_shares(complete, seed=table.seed)
+    wins = looks.win_shares(rewards, seed=table.seed)
     return StepChoice(
         baseline=baseline,
         num_looks=len(pairs),
@@ -153,12 +160,37 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
         optimism=optimism,
         expected=None if optimism is None else mean - optimism,
         expected_gain=gain,
-        num_rows=len(complete),
+        num_rows=len(rewards),
+        left_out=left_out,
         sentence=choice_sentence(
-            runs=runs, best=best, deploy=deploy, tied=tied, mean=mean, num_rows=len(complete),
-            pair=better.get(deploy), baseline=baseline, expected_gain=gain, optimism=optimism,
+            runs=[table.samples.runs[place] for place in places], best=best, deploy=deploy,
+            tied=tied, mean=mean, num_rows=len(rewards), pair=better.get(deploy),
+            baseline=baseline, expected_gain=gain, optimism=optimism, left_out=left_out,
         ),
     )  # fmt: skip
+
+
+def _left_out(table: Table, baseline: str) -> dict[str, str]:
+    """Runs that cannot be recommended and why; none is left out where only such runs are there."""
+    import numpy as np
+
+    known = np.isfinite(table.rewards)
+    shared = known[:, [table.samples.labels.index(baseline)]] & known
+    graded, common = known.sum(axis=0), shared.sum(axis=0)
+    finished = [run.status == "completed" for run in table.samples.runs]
+    most = int(max(graded[finished], default=0))
+    unrelated, weak = {}, {}
+    for at, run in enumerate(table.samples.runs):
+        if run.label == baseline:
+            continue
+        if common[at] == 0:
+            unrelated[run.label] = f"it shares no graded row with {baseline}"
+        elif not finished[at]:
+            weak[run.label] = f"it is {run.status}"
+        elif graded[at] < most * ENOUGH:
+            weak[run.label] = f"it has graded {graded[at]:,} of {many(most, 'row')}"
+    is_all = len(unrelated) + len(weak) + 1 == len(table.samples.runs)
+    return unrelated if is_all else unrelated | weak
 
 
 def _row_table(table: Table, baseline: str | None, focus: str | None) -> pd.DataFrame:

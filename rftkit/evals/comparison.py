@@ -151,9 +151,14 @@ class PairSummary:
     """The smallest true difference that these rows would have shown in four of five repetitions,
     corrected like `p`."""
     verdict: Verdict
-    """What may be said; over all pairs looked at together at most 5 % false alarms."""
+    """What may be said, by `p` and by the interval `together`, which never part; over all pairs
+    looked at together at most 5 % false alarms."""
     sentence: str
     """The same in words, with what was found and what could have been."""
+    ungraded: tuple[int, int] | None = None
+    """Samples without a grade of `before` and of `after`, when they differ by more than luck
+    explains: then `together` also holds what comes out if missing grades were the lowest or the
+    highest reward. None when they do not."""
 
     @property
     def num_fixed(self) -> int:
@@ -189,9 +194,12 @@ class StepChoice:
     expected_gain: float | None
     """The same against the baseline."""
     num_rows: int
-    """Rows that every run has graded: only they are used here."""
+    """Rows that at least two of the runs have graded; rows need not be complete (see
+    `looks.run_means`)."""
     sentence: str
     """The recommendation in words."""
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Label -> why this run is not considered: it has not finished, or few rows are graded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +215,8 @@ class Slice:
     means: Mapping[str, Estimate]
     """Mean reward per run label."""
     difference: Estimate
-    """`after` minus `before` of the table, paired, on these rows alone."""
+    """`after` minus `before` of the table, paired, on these rows alone; the intervals of all
+    slices hold together."""
     p: float | None
     """Sign-flip test of the difference, corrected (Holm) for the number of slices; two-sided."""
     verdict: Verdict
@@ -248,7 +257,7 @@ class Comparison:
     pairs: tuple[PairSummary, ...]
     """Every other run against the baseline, in order; `evals.pair` makes any other."""
     choice: StepChoice | None
-    """None with fewer than two runs, or when no row is graded in all of them."""
+    """None with fewer than two runs, or when no run shares a graded row with the baseline."""
     rows: pd.DataFrame
     """One line per row, by number: `row` (key), `number`, `prompt`, `reward/<label>` and
     `passed/<label>` per run (means over samples, missing when none is graded), `change` (focus

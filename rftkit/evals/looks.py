@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-__all__ = ["could_be_best", "expected_of_best", "family", "win_shares"]
+__all__ = ["could_be_best", "expected_of_best", "family", "run_means", "win_shares"]
 
 NUM_FLIPS = 5000
 NUM_RESAMPLES = 2000
 NUM_SPLITS, NUM_FOLDS = 50, 10
+NUM_FITS = 200
 
 
 def family(
@@ -78,27 +79,56 @@ def could_be_best(
     makes the largest of so many (the same flips, one-sided).
 
     Args:
-        rewards: (rows, runs), complete.
+        rewards: (rows, runs); nan where not graded: each two runs meet on the rows of both.
         level: That the best is not ruled out.
         num_flips: Random sign flips.
         seed: Of the flips.
     """
     import numpy as np
 
-    centred = rewards - rewards.mean(axis=1, keepdims=True)
-    sums = random_signs(len(rewards), num_flips, seed) @ centred.astype(np.float32)
-    gram = centred.T @ centred
-    squares = np.diag(gram)[:, None] + np.diag(gram)[None, :] - 2 * gram
-    scale = np.sqrt(np.maximum(squares, 0))
-    scale[scale < 1e-9] = np.inf  # the same rewards in every row: no deficit either
-    totals = centred.sum(axis=0)
+    signs = random_signs(len(rewards), num_flips, seed)
     kept = []
     for run in range(rewards.shape[1]):
-        others = np.arange(rewards.shape[1]) != run
-        seen = ((totals[others] - totals[run]) / scale[others, run]).max(initial=0.0)
-        lucky = ((sums[:, others] - sums[:, [run]]) / scale[others, run]).max(axis=1, initial=0.0)
+        deficits = np.nan_to_num(rewards - rewards[:, [run]])
+        scale = np.sqrt((deficits**2).sum(axis=0))
+        scale[scale < 1e-9] = np.inf  # the same rewards in every row: no deficit either
+        unit = (deficits / scale).astype(np.float32)
+        seen = unit.sum(axis=0).max(initial=0.0)
+        lucky = (unit.T @ signs.T).max(axis=0, initial=0.0)  # numpy is quick along this axis
         kept.append(bool((np.sum(lucky >= seen * (1 - 1e-5)) + 1) / (num_flips + 1) > 1 - level))
     return kept
+
+
+def run_means(rewards: Array) -> tuple[Array, Array]:
+    """What each run earns over all rows, also those that it has not graded.
+
+    A reward is taken as the sum of a row's part and a run's part, fitted by least squares to the
+    grades that are there; with complete rows these are the plain means. So a run is not better
+    for having missed the hard rows.
+
+    Args:
+        rewards: (rows, runs); nan where not graded. Every row and every run has a grade.
+
+    Returns:
+        The means, (runs,), and the rewards without their row's part, (rows, runs), nan where
+        not graded.
+    """
+    import numpy as np
+
+    known, runs = np.isfinite(rewards), np.zeros(rewards.shape[1])
+    filled = np.nan_to_num(rewards)
+
+    def mean(values: Array, axis: int) -> Array:
+        found: Array = np.where(known, values, 0.0).sum(axis=axis) / known.sum(axis=axis)
+        return found
+
+    rows = mean(filled, 1)[:, None]
+    for _ in range(NUM_FITS):
+        before, runs = runs, mean(filled - rows, 0)
+        rows = mean(filled - runs, 1)[:, None]
+        if np.abs(runs - before).max(initial=0.0) < 1e-9:
+            break
+    return rows.mean() + runs, np.where(known, filled - rows, np.nan)
 
 
 def expected_of_best(rewards: Array, *, seed: int = 0) -> float | None:
@@ -108,7 +138,7 @@ def expected_of_best(rewards: Array, *, seed: int = 0) -> float | None:
     the tenth, which had no say in choosing it. None with fewer than four rows.
 
     Args:
-        rewards: (rows, runs), complete.
+        rewards: (rows, runs); nan where not graded, see `run_means`.
         seed: Of the dealing.
     """
     import numpy as np
@@ -116,27 +146,39 @@ def expected_of_best(rewards: Array, *, seed: int = 0) -> float | None:
     n = len(rewards)
     if n < 4:
         return None
+    means, own = run_means(rewards)
+    known, own = np.isfinite(own), np.nan_to_num(own)
+    level = float((means - own.sum(axis=0) / known.sum(axis=0)).mean())
     rng = np.random.default_rng(seed)
     starts = np.linspace(0, n, min(NUM_FOLDS, n), endpoint=False).astype(int)
-    sizes = np.diff([*starts, n])[:, None]
-    total, held_out = rewards.sum(axis=0), 0.0
+    total, count = own.sum(axis=0), known.sum(axis=0)
+    held_out = num_held_out = 0.0
     for _ in range(NUM_SPLITS):
-        parts = np.add.reduceat(rewards[rng.permutation(n)], starts, axis=0)  # (folds, runs)
-        chosen = ((total - parts) / (n - sizes)).argmax(axis=1)
+        order = rng.permutation(n)
+        parts = np.add.reduceat(own[order], starts, axis=0)  # (folds, runs)
+        sizes = np.add.reduceat(known[order].astype(int), starts, axis=0)
+        rest = np.maximum(count - sizes, 1)
+        chosen = np.where(count > sizes, (total - parts) / rest, -np.inf).argmax(axis=1)
         held_out += float(parts[np.arange(len(parts)), chosen].sum())
-    return held_out / n / NUM_SPLITS
+        num_held_out += float(sizes[np.arange(len(parts)), chosen].sum())
+    return level + held_out / num_held_out if num_held_out else None
 
 
 def win_shares(rewards: Array, *, seed: int = 0) -> Array:
     """In what share of bootstrap resamples of the rows each run has the highest mean.
 
     Args:
-        rewards: (rows, runs), complete.
+        rewards: (rows, runs); nan where not graded, see `run_means`.
         seed: Of the resampling.
     """
     import numpy as np
 
-    means = resample_weights(len(rewards), NUM_RESAMPLES, seed) @ rewards.astype(np.float32)
+    _, own = run_means(rewards)
+    known = np.isfinite(own).astype(np.float32)
+    weights = resample_weights(len(rewards), NUM_RESAMPLES, seed)
+    count = weights @ known
+    sums = weights @ np.nan_to_num(own).astype(np.float32)
+    means = np.where(count > 0, sums / np.maximum(count, 1), -np.inf)
     best = means >= means.max(axis=1, keepdims=True)  # runs that tie share a win
     shares: Array = (best / best.sum(axis=1, keepdims=True)).mean(axis=0)
     return shares

@@ -68,7 +68,7 @@ def _missing_rows(samples: Samples, cells: Cells) -> list[str]:
     else:
         notes.append(
             f"{everywhere:,} of {many(len(cells.keys), 'row')} are in every run; each pair is "
-            "compared on the rows that both have."
+            "compared on the rows that both have, the recommendation uses all rows."
         )
     return notes
 

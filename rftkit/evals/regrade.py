@@ -17,7 +17,7 @@ from rftkit.evals import keep, stats
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.grading import grade_again
-from rftkit.evals.resampling import over_rows
+from rftkit.evals.resampling import correlation_over_rows
 from rftkit.evals.samples import Samples
 from rftkit.evals.words import many
 
@@ -237,10 +237,9 @@ def _rank_correlation(
     samples: Samples, before: Array, after: Array, chosen: Any, level: float, seed: int
 ) -> Estimate:
     rows = samples.frame["row"].to_numpy()[chosen]
-    return over_rows(
-        rows, lambda at: stats.spearman(before[chosen][at], after[chosen][at]),
-        level=level, num_resamples=200, seed=seed,
-    )  # fmt: skip
+    return correlation_over_rows(
+        rows, before[chosen], after[chosen], level=level, num_resamples=200, seed=seed
+    )
 
 
 def _side_by_side(old: Samples, new: Samples) -> Samples:

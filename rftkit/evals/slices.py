@@ -1,7 +1,8 @@
 """Cut the rows of a comparison by a key: where it got better and where worse.
 
 Looking at many slices finds trouble by luck too: the p of each slice is corrected for how many
-there are (Holm). Not here: which runs are compared (`compare`).
+there are (Holm), and intervals of differences are wide enough for all (Bonferroni). Not here: which
+runs are compared (`compare`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from rftkit.evals import stats
 from rftkit.evals.cells import Array
-from rftkit.evals.comparison import Slice, SliceTable, Verdict
+from rftkit.evals.comparison import Slice, SliceTable
 from rftkit.evals.samples import Samples
 from rftkit.evals.table import Table
 from rftkit.evals.words import many
@@ -47,8 +48,9 @@ def slice_rows(table: Table, name: str, by: By, before: str, after: str) -> Slic
     kept = sorted((v for v in places if places[v]), key=lambda value: -len(places[value]))[:MOST]
     difference = table.difference(before, after)
     tests = [stats.permutation_p(difference[places[value]], seed=table.seed) for value in kept]
+    num_tests = sum(p is not None for p in tests)
     slices = [
-        _slice(table, value, places[value], difference, p)
+        _slice(table, value, places[value], difference, p, num_tests)
         for value, p in zip(kept, _holm(tests), strict=True)
     ]
     slices.sort(key=_trouble)
@@ -57,9 +59,16 @@ def slice_rows(table: Table, name: str, by: By, before: str, after: str) -> Slic
 
 
 def _slice(
-    table: Table, value: str, places: list[int], difference: Array, p: float | None
+    table: Table,
+    value: str,
+    places: list[int],
+    difference: Array,
+    p: float | None,
+    num_tests: int,
 ) -> Slice:
-    found = table.mean_difference(difference[places])
+    alpha = 1 - table.level
+    found = table.mean_difference(difference[places], level=1 - alpha / max(1, num_tests))
+    found = stats.as_tested(found, p, alpha)
     return Slice(
         value=value,
         num_rows=len(places),
@@ -70,7 +79,7 @@ def _slice(
         },
         difference=found,
         p=p,
-        verdict=_verdict(found.value, p, 1 - table.level),
+        verdict=stats.direction(found, p, alpha),
         is_small=len(places) < SMALL,
     )
 
@@ -108,12 +117,6 @@ def _holm(tests: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, p * (len(order) - place)))
         corrected[at] = largest
     return corrected
-
-
-def _verdict(value: float | None, p: float | None, alpha: float) -> Verdict:
-    if not value or p is None or p > alpha:
-        return "unclear"
-    return "better" if value > 0 else "worse"
 
 
 def _trouble(each: Slice) -> tuple[bool, float, str]:

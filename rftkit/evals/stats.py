@@ -18,10 +18,11 @@ many looks at once (`looks`), and words.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from rftkit.evals.comparison import Estimate
+from rftkit.evals.comparison import Estimate, Verdict
 from rftkit.evals.resampling import random_signs, resample_weights
 from rftkit.evals.student import t_cdf, t_quantile
 
@@ -36,9 +37,11 @@ else:
 __all__ = [
     "EXACT",
     "POWER",
+    "as_tested",
     "bootstrap_interval",
     "detectable",
     "difference_interval",
+    "direction",
     "equivalence_p",
     "kappa",
     "mcnemar_p",
@@ -143,6 +146,31 @@ def permutation_p(values: Array, *, num_flips: int = 5000, seed: int = 0) -> flo
     sums = random_signs(len(values), num_flips, seed) @ values.astype(np.float32)
     num_as_large = int(np.sum(np.abs(sums) >= seen))
     return float((num_as_large + 1) / (num_flips + 1))
+
+
+def as_tested(estimate: Estimate, p: float | None, alpha: float) -> Estimate:
+    """A difference whose interval says what its test says.
+
+    An interval and a test of another kind can part by a little. Where the test finds no
+    difference, the interval is widened to zero; where the interval holds zero, `direction` finds
+    none either.
+    """
+    if estimate.low is None or estimate.high is None or (p is not None and p <= alpha):
+        return estimate
+    return replace(estimate, low=min(estimate.low, 0.0), high=max(estimate.high, 0.0))
+
+
+def direction(estimate: Estimate, p: float | None, alpha: float) -> Verdict:
+    """Better or worse where both the test and the interval of a difference say so."""
+    if not estimate.value or p is None or p > alpha:
+        return "unclear"
+    if (
+        estimate.low is not None
+        and estimate.high is not None
+        and (estimate.low <= 0 <= estimate.high)
+    ):
+        return "unclear"
+    return "better" if estimate.value > 0 else "worse"
 
 
 def mcnemar_p(num_fixed: int, num_broken: int) -> float | None:

@@ -40,6 +40,8 @@ class Table:
     ) -> None:
         self.samples, self.cells = samples, cells
         self.level, self.margin, self.seed = level, margin, seed
+        import numpy as np
+
         frame = samples.frame
         self.rewards = cells.mean(frame["reward"])
         passed = frame["passed"].astype("Float64")
@@ -49,6 +51,8 @@ class Table:
         self.tokens = cells.mean(frame["tokens"])
         self.characters = cells.mean(frame["answer"].str.len())
         self.deviation = _within_rows(cells, frame["reward"].to_numpy(float), self.rewards)
+        self.is_graded = np.isfinite(frame["reward"].to_numpy(float))
+        self.ungraded = cells.count(~self.is_graded)
         outcome = frame["outcome"].to_numpy()
         self.failed = cells.count(outcome == "failed")
         self.unscorable = cells.count(outcome == "unscorable")
@@ -107,13 +111,41 @@ class Table:
             found.append(self._pair(before, after, differences[:, at], look))
         return tuple(found)
 
+    def if_ungraded_counted(self, before: str, after: str) -> tuple[Array, Array] | None:
+        """The differences if missing grades spoke against `after`, and if they spoke for it.
+
+        None where both runs miss about as many: then what is missing says nothing of which is
+        better. Where one misses more than luck explains, its grader may break on what it answers
+        badly, so missing grades count as the lowest and the highest reward of all samples. Only
+        rows that both were asked count.
+        """
+        import numpy as np
+
+        columns = [self.cells.labels.index(before), self.cells.labels.index(after)]
+        asked = (self.counts[:, columns] > 0).all(axis=1)
+        missing = self.ungraded[:, columns] / np.maximum(self.counts[:, columns], 1)
+        more = np.where(asked, missing[:, 1] - missing[:, 0], np.nan)
+        p = stats.permutation_p(more, seed=self.seed)
+        if p is None or p > 1 - self.level or not self.is_graded.any():
+            return None
+        rewards = self.samples.frame["reward"].to_numpy(float)
+        seen = rewards[self.is_graded]
+        low, high = (
+            self.cells.mean(np.where(self.is_graded, rewards, end))[:, columns]
+            for end in (seen.min(), seen.max())
+        )
+        against, for_it = low[:, 1] - high[:, 0], high[:, 1] - low[:, 0]
+        return np.where(asked, against, np.nan), np.where(asked, for_it, np.nan)
+
     def mean_reward(self, rewards: Array) -> Estimate:
         """The mean of some rows' rewards."""
         return stats.mean_interval(rewards, level=self.level, support=self.support)
 
-    def mean_difference(self, differences: Array) -> Estimate:
-        """The mean of some rows' differences."""
-        return stats.difference_interval(differences, level=self.level, support=self.support)
+    def mean_difference(self, differences: Array, *, level: float | None = None) -> Estimate:
+        """The mean of some rows' differences; at the table's level unless another is given."""
+        return stats.difference_interval(
+            differences, level=level or self.level, support=self.support
+        )
 
     def keys(self, chosen: Any) -> tuple[str, ...]:
         """Keys of chosen rows, (rows,) bool."""
@@ -131,8 +163,15 @@ class Table:
         either = (self.counts[:, [labels.index(before), labels.index(after)]] > 0).any(axis=1)
         fixed, broken = (old < 0.5) & (new > 0.5) & both, (old > 0.5) & (new < 0.5) & both
         kept = both & (((old < 0.5) & (new < 0.5)) | ((old > 0.5) & (new > 0.5)))
+        alpha, many = 1 - self.level, look.num > 1
+        together = self._together(difference, look)
+        ungraded = self.if_ungraded_counted(before, after)
+        if ungraded is not None:
+            together = _hull(together, *(self._together(each, look) for each in ungraded))
+        p = look.together if many else look.alone
+        together = stats.as_tested(together, p, alpha)
         alone = self.mean_difference(difference)
-        many = look.num > 1
+        alone = stats.as_tested(alone, look.alone, alpha) if many else together
         critical = look.multiple if many and np.isfinite(look.multiple) else None
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(
@@ -141,7 +180,7 @@ class Table:
             num_rows=int(both.sum()),
             num_left_out=int((either & ~both).sum()),
             difference=alone,
-            together=_widened(alone, difference, look.multiple) if many else alone,
+            together=together,
             bootstrap=stats.bootstrap_interval(difference, level=self.level, seed=self.seed),
             pass_difference=stats.difference_interval(
                 np.where(both, new - old, np.nan), level=self.level, support=(0.0, 1.0)
@@ -153,25 +192,47 @@ class Table:
             down_rows=tuple(self.cells.keys[at] for at in order if difference[at] < 0),
             mcnemar_p=stats.mcnemar_p(int(fixed.sum()), int(broken.sum())),
             permutation_p=look.alone if both.any() else None,
-            p=(look.together if many else look.alone) if both.any() else None,
+            p=p if both.any() else None,
             num_looks=look.num,
             margin=self.margin,
             equivalence_p=stats.equivalence_p(difference, self.margin) if self.margin else None,
             detectable=stats.detectable(difference, level=self.level, critical=critical),
             verdict="unclear",
             sentence="",
+            ungraded=None if ungraded is None else self._num_ungraded(before, after),
         )  # fmt: skip
         summary = replace(summary, verdict=self._verdict(summary))
         return replace(summary, sentence=pair_sentence(summary))
 
+    def _together(self, difference: Array, look: _Look) -> Estimate:
+        """The mean difference, its interval wide enough for all looks."""
+        alone = self.mean_difference(difference)
+        return _widened(alone, difference, look.multiple) if look.num > 1 else alone
+
+    def _num_ungraded(self, before: str, after: str) -> tuple[int, int]:
+        columns = [self.cells.labels.index(before), self.cells.labels.index(after)]
+        asked = (self.counts[:, columns] > 0).all(axis=1)
+        old, new = self.ungraded[asked][:, columns].sum(axis=0)
+        return int(old), int(new)
+
     def _verdict(self, pair: PairSummary) -> Verdict:
-        alpha, value = 1 - self.level, pair.difference.value
         # testing many pairs for sameness needs its own correction: Bonferroni, for it is rare
-        if pair.equivalence_p is not None and pair.equivalence_p <= alpha / pair.num_looks:
-            return "same"
-        if pair.p is not None and value and pair.p <= alpha:
-            return "better" if value > 0 else "worse"
-        return "unclear"
+        alpha, shown = (1 - self.level) / pair.num_looks, pair.together
+        if pair.margin is not None and shown.low is not None and shown.high is not None:
+            is_inside = -pair.margin <= shown.low and shown.high <= pair.margin
+            if is_inside and pair.equivalence_p is not None and pair.equivalence_p <= alpha:
+                return "same"
+        return stats.direction(shown, pair.p, 1 - self.level)
+
+
+def _hull(first: Estimate, *others: Estimate) -> Estimate:
+    """The first estimate, its interval wide enough for those of the others too."""
+    known = [each for each in (first, *others) if each.low is not None]
+    return replace(
+        first,
+        low=min((each.low for each in known if each.low is not None), default=None),
+        high=max((each.high for each in known if each.high is not None), default=None),
+    )
 
 
 def _widened(alone: Estimate, difference: Array, multiple: float) -> Estimate:

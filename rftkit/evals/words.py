@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rftkit.evals.comparison import Estimate, PairSummary
 from rftkit.evals.samples import Run
 
-__all__ = ["choice_sentence", "interval", "join", "many", "names", "pair_sentence", "signed"]
+__all__ = [
+    "choice_sentence",
+    "decimals",
+    "interval",
+    "join",
+    "many",
+    "names",
+    "pair_sentence",
+    "signed",
+]
 
 
 def pair_sentence(pair: PairSummary) -> str:
@@ -31,6 +40,12 @@ def pair_sentence(pair: PairSummary) -> str:
                 " The smallest difference that so many rows would have shown in four of five "
                 f"repetitions is {pair.detectable:.3f}."
             )
+    if pair.ungraded is not None:
+        old, new = pair.ungraded
+        said += (
+            f" {many(new, 'sample')} of {pair.after} have no grade, {old:,} of {pair.before}: more "
+            "than luck explains, so the interval also holds what they could have earned."
+        )
     if pair.num_fixed or pair.num_broken:
         said += f" {many(pair.num_fixed, 'row')} fixed, {pair.num_broken} broken."
     return said
@@ -48,12 +63,14 @@ def choice_sentence(
     baseline: str,
     expected_gain: float | None,
     optimism: float | None,
+    left_out: Mapping[str, str],
 ) -> str:
     """The recommendation: which is best, which are as good, what to expect, what to deploy.
 
     `pair` is what is known of the run to deploy against the baseline; None if it is the baseline.
     """
     said = [f"{best} is best ({mean:.3f} on {many(num_rows, 'row')})"]
+    why_not = "".join(f" {label} is left out: {why}." for label, why in left_out.items())
     if len(tied) == len(runs):
         said.append("no two of the runs can be told apart" if len(tied) == 2 else
                     f"none of the {len(runs)} runs can be ruled out as the best")  # fmt: skip
@@ -61,14 +78,14 @@ def choice_sentence(
         said.append(f"{names(runs, tied)} cannot be told apart")
     if pair is None:
         why = "" if best == baseline else f"no run is shown to beat {baseline}; "
-        return f"{'; '.join(said)}; {why}keep {baseline}."
+        return f"{'; '.join(said)}; {why}keep {baseline}.{why_not}"
     gain = interval(pair.together, with_sign=True)
     said.append(f"against {baseline}, {deploy} gains {gain}")
     if deploy == best and expected_gain is not None and optimism is not None and optimism >= 0.002:
         said.append(
             f"expect {expected_gain:+.3f} on new rows, for the best of {len(runs)} flatters itself"
         )
-    return f"{'; '.join(said)}; deploy {deploy}."
+    return f"{'; '.join(said)}; deploy {deploy}.{why_not}"
 
 
 def names(runs: Sequence[Run], labels: Sequence[str]) -> str:
@@ -107,11 +124,18 @@ def signed(value: float | None) -> str:
 
 
 def interval(estimate: Estimate, *, with_sign: bool = False) -> str:
-    """`0.71 (0.65 to 0.77)`."""
-    show = "{:+.3f}" if with_sign else "{:.3f}"
+    """`0.71 (0.65 to 0.77)`; an end beside zero is never rounded to it."""
     if estimate.value is None:
         return "–"
-    value = show.format(estimate.value)
+    show = f"{'+' if with_sign else ''}.{decimals(estimate.value, estimate.low, estimate.high)}f"
+    value = format(estimate.value, show)
     if estimate.low is None or estimate.high is None:
         return value
-    return f"{value} ({show.format(estimate.low)} to {show.format(estimate.high)})"
+    return f"{value} ({estimate.low + 0.0:{show}} to {estimate.high + 0.0:{show}})"
+
+
+def decimals(*ends: float | None, least: int = 3) -> int:
+    """Decimals that show an interval: an end beside zero is not rounded to zero."""
+    known = [end for end in ends if end]
+    enough = (n for n in range(least, 7) if all(round(end, n) for end in known))
+    return next(enough, 7)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rftkit.evals.words import decimals
 from rftkit.views.markup import Html, counted, note, number, signed
 from rftkit.views.plot import GREY, GRID, INK, LEGEND, dress, panel_axes, picture
 
@@ -117,7 +118,8 @@ def slice_chart(slices: SliceTable) -> Html:
         for each in known
     ]
     left = len(slices.slices) - len(known)
-    caption = f"{counted(left, 'slice')} not drawn." if left else ""
+    caption = "Intervals that hold for all slices together."
+    caption += f" {counted(left, 'slice')} not drawn." if left else ""
     return picture([(_forest(entries, title, None), f"{title}: {'; '.join(words)}.")], caption)
 
 
@@ -266,4 +268,5 @@ def _points(axes: Axes, comparison: Comparison, places: Any, grey: Sequence[str]
 def _ends(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return "too few rows for an interval"
-    return f"{signed(estimate.low)} to {signed(estimate.high)}"
+    digits = decimals(estimate.low, estimate.high)
+    return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rftkit.evals.words import decimals
 from rftkit.views.compare_rows import jumps_for
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table
@@ -224,6 +225,7 @@ def interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str
     if estimate.low is None or estimate.high is None:
         return "too few rows"
     shown = signed if signs else _negative
+    digits = decimals(estimate.low, estimate.high, least=digits)
     return f"{shown(estimate.low, digits)} to {shown(estimate.high, digits)}"
 
 
@@ -267,7 +269,7 @@ def _no_choice(comparison: Comparison) -> str:
         return f"There is one run, {comparison.runs[0].label}: nothing to hold it against."
     if not comparison.runs:
         return "There are no runs to compare."
-    return "No recommendation: no row is graded in every run."
+    return "No recommendation: no run shares a graded row with the baseline."
 
 
 def _plain(comparison: Comparison) -> str:

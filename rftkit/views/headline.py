@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rftkit.evals.words import decimals
 from rftkit.views.markup import Html, counted, number, signed, text, wrap
 
 __all__ = ["headline", "tile", "verdict"]
@@ -31,16 +32,17 @@ def verdict(summary: Figures) -> str:
     """The sentence: on test rows when both models answered them, else on the validation."""
     test, valid = summary.get("test"), summary.get("valid")
     if test and test["difference"] is not None:
+        digits = decimals(test["difference"], *(test["interval"] or ()), least=2)
         change = (
-            f"{number(test['base'], 2)} → {number(test['final'], 2)} on the same "
-            f"{counted(test['pairs'], 'test row')} ({signed(test['difference'], 2)}"
+            f"{number(test['base'], digits)} → {number(test['final'], digits)} on the same "
+            f"{counted(test['pairs'], 'test row')} ({signed(test['difference'], digits)}"
         )
         if not test["interval"]:
             return f"Too few rows to tell: {change})."
         low, high = test["interval"]
         sure = low > 0 or high < 0
         said = _moved(test["difference"]) if sure else "No clear change"
-        return f"{said}: {change}, 95 % interval {signed(low, 2)} to {signed(high, 2)})."
+        return f"{said}: {change}, 95 % interval {signed(low, digits)} to {signed(high, digits)})."
     if valid and valid["start"] is not None and valid["final"] is not None:
         change = valid["final"] - valid["start"]
         word = "rose" if change > 0 else "fell" if change < 0 else "went"

@@ -47,7 +47,7 @@ def agreement(found: Agreement, samples: Samples) -> Html:
     ]
     if found.suggested is not None:
         at = f"{found.suggested.value:.3g} (kappa {number(found.suggested.kappa, 2)})"
-        facts.append(("threshold that agrees best", at))
+        facts.append(("threshold that agrees better", at))
     parts = [_told(found.sentence, facts)]
     curve = [(each.value, each.kappa) for each in found.thresholds if each.kappa is not None]
     if len(curve) > 2:
@@ -199,4 +199,6 @@ def _threshold_chart(curve: Sequence[tuple[float, float | None]], suggested: flo
     axes.set_xlabel("rewards from here on pass", fontsize=7.5)
     best = max(curve, key=lambda each: each[1] or 0.0)
     said = f"Cohen's kappa by pass threshold; highest {number(best[1], 2)} at {best[0]:.3g}."
+    if suggested is None:
+        said += " That is not shown to be better than now: the best of many is lucky too."
     return picture([(figure, said)])

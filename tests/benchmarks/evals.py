@@ -1,9 +1,10 @@
 """Do comparisons keep their word, and are they quick? `python tests/benchmarks/evals.py [N]`.
 
 Prints how often intervals hold the truth (N simulations, default 1,000; coverage four times as
-many), how often a comparison of 20 equal steps calls one better, how often it sees a real gain,
-and how far the best of 21 equal runs flatters itself. Then processor seconds from kept runs to a
-comparison, and items a second of a fetch from a server in another process.
+many), how often a comparison of 20 equal steps calls one better, how often it calls any of ten
+better steps better, and how far the best of 21 equal runs flatters itself; the same while grades
+are missing; and how often intervals of kappa hold the truth. Then processor seconds from kept
+runs to a comparison, and items a second of a fetch from a server in another process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-from eval_study import KINDS, REPEATS, ROWS, coverage, look
+from eval_study import KINDS, PATTERNS, REPEATS, ROWS, coverage, labelled, look, missing
 
 RUNS, NUM_ROWS, NUM_SAMPLES = 20, 1000, 5
 
@@ -37,6 +38,22 @@ def study(simulations: int) -> None:
         miss = max(abs(found.run - 0.95), abs(found.difference - 0.95)) > bound
         print(f"{kind:<8} {rows:>5} {times:>8} {found.run:>7.1%} {found.difference:>11.1%}"
               f"{'   outside' if miss else ''}", flush=True)  # fmt: skip
+    print("\ngrades that are missing, 60 rows: false 'better', and a better step seen")
+    for pattern in PATTERNS:
+        for kind in KINDS:
+            gone = missing(kind, pattern, simulations // 5, max(1, simulations // 25))
+            print(
+                f"{pattern:<12} {kind:<8} {gone.false_alarms:>5.1%} {gone.power:>5.0%}", flush=True
+            )
+    print("\n95 % intervals of kappa that hold the truth, by labels, accepted and agreeing shares")
+    for num in (20, 50):
+        for accepted in (0.5, 0.7, 0.9):
+            held = [
+                labelled(num, accepted, each, simulations // 2) for each in (0.8, 0.9, 0.95, 0.99)
+            ]
+            print(
+                f"{num:>3} {accepted:.1f}   {'  '.join(f'{each:.1%}' for each in held)}", flush=True
+            )
     print(
         f"\n20 looks, {simulations:,} simulations: false 'better' (at most 6.6 %), power at gains,"
     )

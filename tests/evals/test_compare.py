@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from sample_comparison import samples as made_up
 
 from rftkit import evals
 from rftkit.errors import InputError, NotFoundError
+from rftkit.evals import looks
 from rftkit.evals.samples import COLUMNS, Run, Samples
 from rftkit.evals.words import names
 
@@ -82,7 +84,7 @@ def test_a_job_with_a_clear_best_step() -> None:
     assert (found.baseline, found.focus) == ("Step 0", "Step 12")
     assert (found.choice.best, found.choice.deploy) == ("Step 12", "Step 12")
     assert "Step 0" not in found.choice.tied
-    assert found.choice.sentence.startswith("Step 12 is best (0.582 on 59 rows); steps 6 to 24")
+    assert found.choice.sentence.startswith("Step 12 is best (0.585 on 60 rows); steps 6 to 24")
     assert found.choice.sentence.endswith("deploy Step 12.")
     assert found.pair("Step 12").verdict == "better"
     assert [each.value for each in found.slices[0].slices][-1] == "backups"
@@ -103,6 +105,144 @@ def test_every_count_leads_to_its_rows() -> None:
     followed = found.samples.answers(pair.fixed_rows[0])
     assert list(followed["run"].drop_duplicates()) == found.samples.labels
     assert pair.num_fixed + pair.num_broken + pair.num_unchanged <= pair.num_rows
+
+
+STARTED = [("in_progress", "it is in_progress"), ("canceled", "it is canceled"),
+           ("completed", "it has graded 3 of 200 rows")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "why"), STARTED)
+def test_a_run_that_has_only_started_does_not_decide(status: str, why: str) -> None:
+    rng = np.random.default_rng(3)
+    shares = {"Step 0": 0.4, "Step 1": 0.45, "Step 2": 0.55, "Step 3": 0.72}
+    rewards = {
+        label: rng.binomial(1, share, (200, 1)).astype(float).tolist()
+        for label, share in shares.items()
+    }
+    whole = evals.compare(table(rewards)).choice
+    samples = table({**rewards, "Step 4": [[1.0]] * 3})
+    runs = (*samples.runs[:-1], replace(samples.runs[-1], status=status))
+    found = evals.compare(replace(samples, runs=runs))
+    assert whole is not None
+    assert found.choice is not None
+    assert (found.choice.best, found.choice.deploy) == ("Step 3", "Step 3")
+    assert (found.choice.num_rows, found.choice.expected) == (200, whole.expected)
+    assert found.choice.left_out == {"Step 4": why}
+    assert found.choice.sentence.endswith(f"deploy Step 3. Step 4 is left out: {why}.")
+    assert found.pair("Step 4").num_rows == 3
+
+
+def test_an_unfinished_baseline_is_not_chosen_by_itself() -> None:
+    samples = table({"Step 0": [[1.0]], "a": [[0.1]] * 30, "b": [[0.2]] * 30})
+    runs = (replace(samples.runs[0], status="failed", step=0), *samples.runs[1:])
+    found = evals.compare(replace(samples, runs=runs))
+    assert found.baseline == "a"
+    assert found.choice is not None
+    assert found.choice.left_out == {"Step 0": "it is failed"}
+    only = tuple(replace(run, status="in_progress") for run in samples.runs)
+    assert evals.compare(replace(samples, runs=only)).choice is not None
+
+
+def test_missing_grades_do_not_cost_the_rows_of_other_runs() -> None:
+    """One in ten grades is gone, so of 60 rows hardly one is graded in all of 21 runs."""
+    rng = np.random.default_rng(5)
+    hard = rng.uniform(0, 0.6, (60, 1))
+    rewards = np.clip(hard + np.linspace(0, 0.4, 21) + rng.normal(0, 0.1, (60, 21)), 0, 1)
+    full = rewards.mean(axis=0)
+    rewards[rng.random(rewards.shape) < 0.1] = np.nan
+    assert np.isfinite(rewards).all(axis=1).sum() < 12
+    runs = {f"Step {at}": [[None if np.isnan(v) else v] for v in column]
+            for at, column in enumerate(rewards.T)}  # fmt: skip
+    choice = evals.compare(table(runs)).choice
+    assert choice is not None
+    assert choice.num_rows == 60
+    assert choice.best == f"Step {full.argmax()}"
+    assert int(choice.deploy.removeprefix("Step ")) >= 18
+
+
+def test_a_run_is_not_best_for_having_missed_the_hard_rows() -> None:
+    rng = np.random.default_rng(1)
+    rewards = np.repeat(np.linspace(0, 1, 40)[:, None], 3, axis=1) + rng.normal(0, 0.02, (40, 3))
+    rewards[:, 2] -= 0.1
+    rewards[:15, 2] = np.nan
+    assert np.nanmean(rewards, axis=0).argmax() == 2
+    means, own = looks.run_means(rewards)
+    assert means == pytest.approx([0.5, 0.5, 0.4], abs=0.03)
+    assert np.isnan(own[:15, 2]).all()
+    runs = {name: [[None if np.isnan(v) else v] for v in column]
+            for name, column in zip("abc", rewards.T, strict=True)}  # fmt: skip
+    choice = evals.compare(table(runs)).choice
+    assert choice is not None
+    assert choice.best in "ab"
+    assert "c" not in choice.tied
+
+
+def test_complete_rows_have_their_plain_means() -> None:
+    rewards = np.random.default_rng(0).uniform(0, 1, (30, 7))
+    assert looks.run_means(rewards)[0] == pytest.approx(rewards.mean(axis=0))
+
+
+def test_a_run_that_loses_its_bad_answers_is_not_better() -> None:
+    """The grader breaks on half of the wrong answers of one run: what is left looks good."""
+    rng = np.random.default_rng(2)
+    before, after = rng.binomial(1, 0.5, (2, 200)).astype(float)
+    left: list[list[float | None]] = [
+        [None] if value == 0 and rng.random() < 0.6 else [value] for value in after
+    ]
+    pair = evals.pair(table({"a": before[:, None].tolist(), "b": left}), "a", "b")
+    assert (pair.p or 1) < 0.05
+    assert pair.verdict == "unclear"
+    assert pair.ungraded is not None
+    assert pair.ungraded[0] == 0
+    assert f"{pair.ungraded[1]} samples of b have no grade, 0 of a" in pair.sentence
+    assert (pair.together.low or 0) <= 0
+    sure = evals.pair(table({"a": [[0.0]] * 200, "b": left}), "a", "b")
+    assert sure.verdict == "better"  # even if all that is missing were wrong
+
+
+def words_and_intervals(rng: Any) -> Any:
+    """Sentences and slices of a small comparison of any kind, beside their intervals."""
+    num_rows, num_runs = int(rng.integers(2, 40)), int(rng.integers(2, 5))
+    scale, times = rng.choice([1.0, 10.0, 0.002]), int(rng.integers(1, 4))
+    shape = (num_runs, num_rows, times)
+    shift = rng.uniform(0, 0.6, (num_runs, 1, 1))
+    kind = rng.integers(4)
+    rewards = [
+        rng.binomial(1, shift + 0.2, shape) * 1.0,
+        np.clip(rng.normal(shift, 0.2, shape), 0, 1),
+        rng.exponential(shift + 0.1, shape),
+        rng.choice([0.0, 0.5, 1.0], shape) + 0.3 * shift,
+    ][kind] * scale  # fmt: skip
+    rewards = np.where(rng.random(shape) < rng.choice([0.0, 0.1, 0.4]), np.nan, rewards)
+    runs = {f"r{at}": [[None if np.isnan(v) else v for v in row] for row in each]
+            for at, each in enumerate(rewards.tolist())}  # fmt: skip
+    margin = float(rng.choice([0.02, 0.2])) * scale
+    topic = [str(n % 3) for n in range(num_rows)]
+    return evals.compare(table(runs, topic=topic), margin=margin, slices=["topic"])
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_sentence_never_contradicts_its_interval(seed: int) -> None:
+    found = words_and_intervals(np.random.default_rng(seed))
+    for pair in found.pairs:
+        low, high = pair.together.low, pair.together.high
+        shown = re.search(r"([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+)\)", pair.sentence)
+        if low is None or shown is None:
+            continue
+        assert low <= pair.together.value <= high
+        for a, b in ((low, high), (float(shown[2]), float(shown[3]))):
+            is_apart = "earns more" in pair.sentence or "earns less" in pair.sentence
+            assert is_apart == (a > 0 or b < 0) or pair.verdict == "same", pair.sentence
+        if pair.verdict == "same":
+            assert -found.margin <= low <= high <= found.margin
+        if pair.num_looks == 1:
+            assert pair.difference == pair.together
+        if pair.permutation_p > 0.05 and pair.difference.low is not None:
+            assert pair.difference.low <= 0 <= pair.difference.high
+    for each in found.slices[0].slices:
+        if each.difference.low is not None:
+            is_apart = each.difference.low > 0 or each.difference.high < 0
+            assert is_apart == (each.verdict in ("better", "worse"))
 
 
 def test_nothing_better_keeps_the_baseline() -> None:

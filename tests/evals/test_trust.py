@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import sample_job
 from conftest import GRADER, Served
+from eval_study import samples_from
 from sample_comparison import samples as made_up
 
 from rftkit import evals
@@ -110,10 +112,30 @@ def test_a_threshold_is_suggested_and_numbers_correlate() -> None:
     assert found.suggested.value == pytest.approx(0.8, abs=0.02)
     assert found.suggested.kappa == pytest.approx(1.0)
     assert len(found.lenient) > len(found.harsh) == 0
+    assert found.gain is not None
+    assert f"A threshold of {found.suggested.value:.3g} agrees better" in found.sentence
+    assert f"at least {found.gain:.2f} more" in found.sentence
     numbers = [evals.Label(x.row, x.run, x.sample, x.reward - 0.1, "number") for x in lines]
     scored = evals.agree(samples, numbers)
     assert scored.correlation.value == pytest.approx(1.0)
     assert scored.bias.value == pytest.approx(0.1, abs=0.01)
+
+
+def test_twenty_of_twenty_right_leave_some_doubt() -> None:
+    """Also in rank correlation, and where no threshold could be better."""
+    rewards = np.repeat([0.0, 1.0], 10)
+    samples = samples_from(np.arange(20), np.zeros(20, int), rewards)
+    given = [evals.Label(str(row), "0", 0, float(rewards[row])) for row in range(20)]
+    found = evals.agree(samples, given)
+    for each in (found.agreement, found.kappa, found.correlation):
+        assert each.value == pytest.approx(1.0)
+        assert each.high == pytest.approx(1.0)
+        assert 0.4 < (each.low or 0) < 0.9
+    assert (found.suggested, found.gain) == (None, None)
+    assert "threshold" not in found.sentence
+    numbers = [evals.Label(str(row), "0", 0, row / 20, "number") for row in range(20)]
+    ranked = replace(samples, frame=samples.frame.assign(reward=np.arange(20) / 20))
+    assert 0.7 < (evals.agree(ranked, numbers).correlation.low or 0) < 0.95
 
 
 def test_labels_that_cannot_be_used() -> None:
