@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rftkit.cli.console import PLAIN, Format, Json, Pairs, parse_pairs, parse_values, show, table
+from rftkit.cli.console import (
+    PLAIN,
+    Format,
+    Json,
+    Pairs,
+    parse_pairs,
+    parse_values,
+    print_json,
+    show,
+    table,
+)
+from rftkit.errors import InputError
+
+if TYPE_CHECKING:
+    from rftkit.importer import Rerun
 
 __all__ = ["job_app"]
+
+SHOWN = ("total_steps", "batch_size", "completions_per_prompt", "learning_rate", "eval_interval")
+"""Resolved settings that are shown before a job starts."""
 
 JobId = Annotated[str, typer.Argument(help="ftjob-…")]
 
@@ -146,9 +164,7 @@ def rerun_job(
 
     What will be otherwise is said before it starts. For imported jobs, and for those that ran here.
     """
-    from rftkit.cli import imports
-
-    status = imports.rerun(
+    status = _rerun(
         job_id,
         model,
         grader=grader,
@@ -165,3 +181,72 @@ def _steer(verb: Literal["pause", "resume", "cancel"], job_id: str, as_json: boo
 
     job = getattr(connect().fine_tuning.jobs, verb)(job_id)
     show(job.to_dict(warnings=False), f"{job.id} is {job.status}", as_json)
+
+
+def _rerun(
+    job_id: str,
+    model: str,
+    *,
+    grader: Path | None,
+    suffix: str | None,
+    is_agreed: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Start a job again here, after its differences were named and agreed to."""
+    from rftkit import client, datasets
+    from rftkit.importer import plan_rerun, start_rerun
+
+    if as_json and not (is_agreed or dry_run):
+        raise InputError("--json asks no questions: add --yes to start, or --dry-run to look")
+    platform = client.connect()
+    spec = datasets.read_json(grader) if grader else None
+    planned = plan_rerun(platform, job_id, model=model, grader=spec, suffix=suffix)
+    if not as_json:
+        print(_rerun_text(planned))
+    is_possible = planned.check.verdict != "stops"
+    if dry_run:
+        if as_json:
+            print_json(planned.to_dict())
+        return 0 if is_possible else 1
+    if is_possible and not is_agreed:
+        _ask_to_start()
+    job = start_rerun(platform, planned)
+    show({**planned.to_dict(), "job": job.to_dict(warnings=False)}, job.id, as_json)
+    return 0
+
+
+def _rerun_text(planned: Rerun) -> str:
+    request, job = planned.request, planned.job
+    origin = f" of {job['imported_from']}" if job.get("imported_from") else ""
+    grader = request["grader"] or {}
+    lines = [
+        f"{job['id']}{origin}, which trained {job.get('model')}, again on {request['model']}",
+        f"  data             {request['training_file']}, {request['validation_file']}",
+        f"  grader           {grader.get('name')} ({grader.get('type')})",
+        f"  response format  {(request['response_format'] or {}).get('type') or 'text'}",
+        f"  seed             {request['seed']}",
+    ]
+    for name, value in (request["hyperparameters"] or {}).items():
+        lines.append(f"  {name:<16} {value}")
+    if planned.resolved:
+        told = ", ".join(f"{name} {planned.resolved[name]}" for name in SHOWN)
+        lines.append(f"  which means here {told}")
+    if planned.check.differences:
+        rows = [
+            {
+                "": "STOPS" if each.stops else "",
+                "what": each.about,
+                "here": each.here,
+                "to change": each.change,
+            }
+            for each in planned.check.differences
+        ]
+        lines += ["", table(rows)]
+    return "\n".join([*lines, "", f"It {planned.check.sentence}."])
+
+
+def _ask_to_start() -> None:
+    if not sys.stdin.isatty():
+        raise InputError("nobody is there to ask: add --yes to start, or --dry-run to look")
+    typer.confirm("Start it?", abort=True)
