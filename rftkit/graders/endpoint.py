@@ -1,8 +1,9 @@
 """Graders of the user's own behind HTTP: POST `{sample, item, trace_id}`, get `{"score": number}`.
 
-As in the hosted preview: at most 1 MB each way, ten minutes a call, three more tries when the
-server fails, a limit on calls a second. Headers carry secrets, so `mask_secrets` hides them in
-whatever is shown. Not here: any other HTTP; the call itself can be handed in.
+As in the hosted preview: at most 1 MB each way, three more tries when the server fails, a limit on
+calls a second. A grade takes ten minutes at most, tries included; `Retry-After` is obeyed.
+Headers carry secrets, so `mask_secrets` hides them in whatever is shown. Not here: any other HTTP;
+the call itself can be handed in.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.safetext import redacted
 
 __all__ = ["Endpoint", "HttpCall", "mask_secrets", "post"]
 
-HttpCall = Callable[[str, Mapping[str, str], bytes], tuple[int, bytes]]
-"""(url, headers, body) -> (status, body); raises when there is no answer."""
+HttpAnswer = tuple[int, bytes] | tuple[int, bytes, Mapping[str, str]]
+HttpCall = Callable[[str, Mapping[str, str], bytes], HttpAnswer]
+"""(url, headers, body) -> (status, body) or (status, body, headers of the answer); raises when
+there is no answer."""
 
 ATTEMPTS = 4
 MAX_BYTES = 1_000_000
 TIMEOUT_SECONDS = 600.0
+"""Of one grade, all its tries together."""
 _FIRST_PAUSE_SECONDS = 0.5
 _NO_ANSWER = 599
 
@@ -40,13 +45,17 @@ _NO_ANSWER = 599
 class Endpoint:
     """One endpoint grader; safe to call from several threads."""
 
-    def __init__(self, spec: Mapping[str, Any], http: HttpCall | None = None) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], http: HttpCall | None = None, calls: Calls | None = None
+    ) -> None:
+        """`calls` can be closed, which abandons the calls under way."""
         self._url = spec["url"]
         given = {name: value.strip() for name, value in spec.get("headers", {}).items()}
         self._headers = {"Content-Type": "application/json"} | given
         self._secrets = [*spec.get("headers", {}).values()]
         self._interval = 1.0 / spec["rate_limit"] if spec.get("rate_limit") else 0.0
         self._http, self._lock, self._next = http or post, threading.Lock(), 0.0
+        self._calls = calls or Calls()
 
     def grade(self, sample: Sample, item: Any) -> float:
         """The score.
@@ -57,12 +66,19 @@ class Endpoint:
         """
         trace = f"trace_{uuid.uuid4().hex}"
         body = _body({"sample": sample.to_dict(), "item": item, "trace_id": trace})
-        status, answer = self._try(body)
-        for attempt in range(ATTEMPTS - 1):
-            if status < 500 and status != 429:
-                break
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
-            status, answer = self._try(body)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        try:
+            status, answer, wait = self._try(body, deadline)
+            for attempt in range(ATTEMPTS - 1):
+                if status < 500 and status != 429:
+                    break
+                pause = max(wait, _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+                if time.monotonic() + pause >= deadline:
+                    break
+                self._calls.pause(pause)
+                status, answer, wait = self._try(body, deadline)
+        except (Abandoned, TimeoutError) as error:
+            raise self._blame(_NO_ANSWER, str(error).encode()) from None
         if (score := _score(status, answer)) is None:
             raise self._blame(status, answer)
         return score
@@ -80,19 +96,26 @@ class Endpoint:
             f'status {status}, expected 200 with {{"score": number}}; found: {text}',
         )
 
-    def _try(self, body: bytes) -> tuple[int, bytes]:
+    def _try(self, body: bytes, deadline: float) -> tuple[int, bytes, float]:
+        """Status, body, and the seconds that the endpoint asks to wait before another try."""
         self._wait_turn()
-        try:
-            return self._http(self._url, self._headers, body)
-        except Exception as error:
-            return _NO_ANSWER, f"{type(error).__name__}: {error}".encode()
+
+        def call() -> tuple[int, bytes, float]:
+            try:
+                status, answer, *rest = self._http(self._url, self._headers, body)
+            except Exception as error:
+                return _NO_ANSWER, f"{type(error).__name__}: {error}".encode(), 0.0
+            return status, answer, retry_after(rest[0] if rest else None)
+
+        return self._calls.run(call, deadline - time.monotonic())
 
     def _wait_turn(self) -> None:
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
             self._next = turn + self._interval
-        time.sleep(max(0.0, turn - now))
+        if turn > now:
+            self._calls.pause(turn - now)
 
 
 def mask_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +131,7 @@ def mask_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def post(url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]:
+def post(url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
     """The default HTTP call; connections are kept, redirects are not followed.
 
     Raises:
@@ -116,16 +139,15 @@ def post(url: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes]
     """
     loop, client = _client(os.getpid())
     call = asyncio.run_coroutine_threadsafe(_post(client, url, headers, body), loop)
-    try:
-        return call.result()
-    except BaseException:
-        call.cancel()
-        raise
+    with if_abandoned(call.cancel):
+        try:
+            return call.result()
+        except BaseException:
+            call.cancel()
+            raise
 
 
-async def _post(
-    client: Any, url: str, headers: Mapping[str, str], body: bytes
-) -> tuple[int, bytes]:
+async def _post(client: Any, url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
             async with client.stream("POST", url, headers=dict(headers), content=body) as answer:
@@ -134,7 +156,7 @@ async def _post(
                     received += chunk
                     if len(received) > MAX_BYTES:
                         break
-                return answer.status_code, received
+                return answer.status_code, received, answer.headers
     except TimeoutError:
         raise TimeoutError(f"the answer took longer than {TIMEOUT_SECONDS:g} s") from None
 

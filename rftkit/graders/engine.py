@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from rftkit import settings
+from rftkit.graders.calls import Calls
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import HttpCall
 from rftkit.graders.formula import Formula, compile_formula
@@ -115,7 +116,8 @@ class CompiledGrader:
     def close(self, *, now: bool = False) -> None:
         """End the processes of python graders; grading again starts new ones.
 
-        Grades under way are waited for; with `now` they end at once, as failed.
+        Grades under way are waited for. With `now` they end at once, as failed, calls of judges
+        and endpoints included, and the grader gives no further grades of these kinds.
         """
         for close in self._closers:
             close(now=now)
@@ -240,8 +242,9 @@ def compile_grader(
         http=http,
         cache=cache,
         concurrency=concurrency,
-        gate=threading.Semaphore(concurrency),
+        calls=Calls(concurrency),
     )
+    context.closers.append(context.calls.close)
     formula = None
     if parsed["type"] == "multi":
         formula = compile_formula(parsed["calculate_output"], parts, param="calculate_output")

@@ -131,7 +131,14 @@ def _build(
             return lambda values: apply(first(values), second(values))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
             return _call(name, [build(arg) for arg in args], refuse)
-    raise refuse(f"{ast.unparse(node)[:80]!r} is not allowed")
+    raise refuse(f"{_spell(node)!r} is not allowed")
+
+
+def _spell(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)[:80]
+    except RecursionError:
+        return f"a deeply nested {type(node).__name__}"
 
 
 def _constant(number: float, refuse: Callable[[str], GraderSpecError]) -> Formula:

@@ -4,23 +4,24 @@ The call is handed in (`CompletionCall`; `completion_call` makes one from an Ope
 judge may be a hosted model, a server of your own or the local platform. A judge is made to answer
 with a JSON schema: `steps`, then `result`, a number or a label. Faults are told apart: the call
 failed, the judge refused, it ran out of tokens, its answer does not fit the schema. None of them is
-ever a score. Not here: which endpoint is the judge, keys, and the waiting of many calls on each
-other beyond a bound on how many run at once.
+ever a score. A grade takes ten minutes at most, tries included; `Retry-After` is obeyed. Not here:
+which endpoint is the judge, keys, and how calls are bounded and abandoned (`calls`).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, MutableMapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rftkit import settings
+from rftkit.graders.calls import Abandoned, Calls, retry_after
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.template import Render, compile_template
 from rftkit.safetext import redacted
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 ATTEMPTS = 4
+TIMEOUT_SECONDS = 600.0
+"""Of one grade, all its tries together."""
 _FIRST_PAUSE_SECONDS = 0.5
 
 
@@ -83,7 +86,7 @@ class Judge:
         param: str,
         complete: CompletionCall | None,
         cache: MutableMapping[str, str] | None,
-        gate: AbstractContextManager[Any],
+        calls: Calls,
     ) -> None:
         self._model = spec["model"]
         self._sampling = _sampling(spec.get("sampling_params") or {})
@@ -92,7 +95,7 @@ class Judge:
             for place, message in enumerate(spec["input"])
         ]
         self._format, self._read = answer_schema, read
-        self._complete, self._cache, self._gate = complete, cache, gate
+        self._complete, self._cache, self._calls = complete, cache, calls
 
     def grade(self, sample: Sample, item: Any, usage: dict[str, dict[str, int]]) -> float:
         """The judge's `result` as a reward; tokens go to `usage`, none for a cached answer.
@@ -131,20 +134,31 @@ class Judge:
                 "no judge is configured; set RFTKIT_JUDGE_BASE_URL (and RFTKIT_JUDGE_API_KEY), or "
                 "pass complete= to compile_grader",
             )
+        call = functools.partial(
+            self._complete,
+            model=self._model,
+            messages=messages,
+            response_format=self._format,
+            sampling=dict(self._sampling),
+        )
+        try:
+            return self._tried(call, time.monotonic() + TIMEOUT_SECONDS)
+        except Exception as error:
+            said = redacted(f"{type(error).__name__}: {error}", settings.keys())
+            raise Fault("model_grader_server_error", said) from error
+
+    def _tried(self, call: Callable[[], Completion], deadline: float) -> Completion:
+        """The answer of the first call that has one; else what the last one raised."""
         for attempt in range(ATTEMPTS):
             try:
-                with self._gate:
-                    return self._complete(
-                        model=self._model,
-                        messages=messages,
-                        response_format=self._format,
-                        sampling=dict(self._sampling),
-                    )
+                return self._calls.run(call, deadline - time.monotonic())
             except Exception as error:
-                if attempt == ATTEMPTS - 1 or not _may_pass(error):
-                    said = redacted(f"{type(error).__name__}: {error}", settings.keys())
-                    raise Fault("model_grader_server_error", said) from error
-            time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+                asked = retry_after(getattr(getattr(error, "response", None), "headers", None))
+                pause = max(asked, _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+                is_late = time.monotonic() + pause >= deadline
+                if attempt == ATTEMPTS - 1 or is_late or not _may_pass(error):
+                    raise
+            self._calls.pause(pause)
         raise AssertionError("unreachable")
 
 
@@ -237,6 +251,8 @@ def _parse(text: str) -> Any:
 
 
 def _may_pass(error: Exception) -> bool:
+    if isinstance(error, Abandoned):
+        return False
     status = getattr(error, "status_code", getattr(error, "status", None))
     return not isinstance(status, int) or status in (408, 409, 429) or status >= 500
 

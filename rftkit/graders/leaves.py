@@ -10,18 +10,18 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import threading
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rftkit import settings
 from rftkit.graders import judge
+from rftkit.graders.calls import Calls
+from rftkit.graders.comparison import comparison
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import Endpoint, HttpCall
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.sandbox import Limits, Sandbox
-from rftkit.graders.similarity import metric
 from rftkit.graders.source import check_source, executes_answers
 from rftkit.graders.template import Path, compile_template, paths
 from rftkit.graders.types import Purpose
@@ -55,8 +55,8 @@ class Context:
     """Answers of judges."""
     concurrency: int = 8
     """Calls of judges and endpoints at once."""
-    gate: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(8))
-    """Holds judges to `concurrency`."""
+    calls: Calls = field(default_factory=Calls)
+    """Runs the calls of judges and endpoints, at most `concurrency` at once."""
     closers: list[Callable[..., None]] = field(default_factory=list)
     """What to call, with `now`, when the grader is closed."""
 
@@ -98,7 +98,7 @@ def _text_similarity(spec: dict[str, Any], param: str, context: Context) -> Scor
     right = compile_template(spec["reference"], param=_at(param, "reference"))
     if spec["evaluation_metric"] == "cosine":
         return _cosine(left, right, context)
-    compare = metric(spec["evaluation_metric"])
+    compare = comparison(spec["evaluation_metric"], context.calls)
     return lambda sample, item, _: compare(left(sample, item), right(sample, item))
 
 
@@ -112,8 +112,8 @@ def _cosine(left: Any, right: Any, context: Context) -> Score:
         if context.embed is None:
             raise Fault("model_grader_server_error", "cosine needs embed= in compile_grader")
         try:
-            with context.gate:
-                one, other = context.embed(EMBEDDING_MODEL, texts)
+            call = functools.partial(context.embed, EMBEDDING_MODEL, texts)
+            one, other = context.calls.run(call, judge.TIMEOUT_SECONDS)
         except Exception as error:
             said = redacted(f"{type(error).__name__}: {error}", settings.keys())
             raise Fault("model_grader_server_error", said) from error
@@ -167,12 +167,12 @@ def _judge(
         param=_at(param, "input"),
         complete=context.complete,
         cache=context.cache,
-        gate=context.gate,
+        calls=context.calls,
     ).grade
 
 
 def _endpoint(spec: dict[str, Any], param: str, context: Context) -> Score:
-    endpoint = Endpoint(spec, context.http)
+    endpoint = Endpoint(spec, context.http, context.calls)
     return lambda sample, item, _: endpoint.grade(sample, item)
 
 

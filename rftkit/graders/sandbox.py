@@ -24,6 +24,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 
 from rftkit.errors import PlatformError
 from rftkit.graders import processes
+from rftkit.graders.calls import if_abandoned
 from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
 from rftkit.graders.source import library_paths, nltk_dirs, package_dirs
@@ -93,6 +95,7 @@ class Sandbox:
         for _ in range(self._workers):
             self._idle.put(None)
         self._busy: set[_Worker] = set()
+        self._is_closed = threading.Event()
 
     def grade(self, sample: dict[str, Any], item: Any) -> float:
         """The reward of one sample.
@@ -105,11 +108,12 @@ class Sandbox:
             body = json.dumps({"sample": sample, "item": item}).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise Fault("other_error", f"the row cannot be written as JSON: {error}") from None
-        worker, is_reusable = self._idle.get(), False
+        worker, is_reusable = self._take_idle(), False
         try:
             worker = worker or _Worker(self._source, self._limits, self._confined, self._per_grade)
             self._busy.add(worker)
-            reward = worker.grade(body)
+            with if_abandoned(worker.stop):
+                reward = worker.grade(body)
             is_reusable = True
         except Fault:
             is_reusable = True
@@ -126,8 +130,12 @@ class Sandbox:
             self._idle.put(worker if is_reusable else None)
 
     def close(self, *, now: bool = False) -> None:
-        """End all processes: after the calls that are under way, or `now`, which fails those."""
+        """End all processes: after the calls that are under way, or `now`, which fails those.
+
+        After `now` no further call is begun.
+        """
         if now:
+            self._is_closed.set()
             for worker in list(self._busy):
                 worker.stop()
         for _ in range(self._workers):
@@ -135,6 +143,20 @@ class Sandbox:
                 idle.kill()
         for _ in range(self._workers):
             self._idle.put(None)
+
+    def _take_idle(self) -> _Worker | None:
+        """A process that has nothing to do, or None where one may be started.
+
+        Raises:
+            Fault: the work of this thread was abandoned while all were busy.
+        """
+        is_abandoned = threading.Event()
+        with if_abandoned(is_abandoned.set):
+            while True:
+                if is_abandoned.is_set() or self._is_closed.is_set():
+                    raise _fault(_Gone("the grade was given up before it began"))
+                with contextlib.suppress(queue.Empty):
+                    return self._idle.get(timeout=_TICK_SECONDS)
 
 
 class _Worker:

@@ -1,7 +1,8 @@
 """How alike are two texts: (answer, reference) -> 0..1, one function per metric.
 
 Nobody outside knows which implementations the service uses; these come from the packages of its
-own grader image. `cosine` is not here: it needs an embedding call, see `engine`.
+own grader image. Run as a program, it compares one pair (see `comparison`). `cosine` is not here:
+it needs an embedding call, see `leaves`.
 
 | metric | package and variant |
 |---|---|
@@ -16,6 +17,8 @@ own grader image. `cosine` is not here: it needs an embedding call, see `engine`
 from __future__ import annotations
 
 import functools
+import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +118,13 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "rouge_5": functools.partial(_rouge_n, 5),
     "rouge_l": _rouge_l,
 }
+
+
+def _main() -> None:
+    """Read `[name, answer, reference]` from stdin, print the number."""
+    name, answer, reference = json.load(sys.stdin)
+    print(repr(metric(name)(answer, reference)))
+
+
+if __name__ == "__main__":
+    _main()

@@ -31,7 +31,6 @@ Render = Callable[[Sample, Any], str]
 
 SAMPLE_VARIABLES = ("output_text", "output_json", "output_tools", "choices")
 
-_SLOT = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _NAME = re.compile(r"\.([^\s.\[\]{}]+)")
 _INDEX = re.compile(r"\[(?:(\d{1,9})|'([^']*)'|\"([^\"]*)\")\]")
 
@@ -55,13 +54,13 @@ def paths(text: str, *, param: str | None = None) -> list[Path]:
     Raises:
         GraderSpecError: when a slot is not a path into `item` or `sample`.
     """
-    return [_parse(match[1], param) for match in _SLOT.finditer(text)]
+    return [_parse(slot, param) for slot in _split(text)[1]]
 
 
 def lone_path(text: str) -> Path | None:
     """The path of a template that is one slot and nothing else."""
-    match = _SLOT.fullmatch(text.strip())
-    return _parse(match[1], None) if match and "{{" not in match[1] else None
+    literals, slots = _split(text.strip())
+    return _parse(slots[0], None) if literals == ["", ""] else None
 
 
 def compile_template(text: str, *, param: str | None = None) -> Render:
@@ -70,8 +69,8 @@ def compile_template(text: str, *, param: str | None = None) -> Render:
     Raises:
         GraderSpecError: when a slot is not a path into `item` or `sample`.
     """
-    pieces = _SLOT.split(text)
-    literals, getters = pieces[::2], [_getter(_parse(slot, param)) for slot in pieces[1::2]]
+    literals, slots = _split(text)
+    getters = [_getter(_parse(slot, param)) for slot in slots]
     if not getters:
         return lambda sample, item: text
     if len(getters) == 1 and literals == ["", ""]:
@@ -91,6 +90,16 @@ def compile_template(text: str, *, param: str | None = None) -> Render:
         return "".join(out)
 
     return render
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """The plain texts of a template and the slots between them, in time linear in its length."""
+    literals, slots, end = [], [], 0
+    while (start := text.find("{{", end)) >= 0 and (close := text.find("}}", start + 2)) >= 0:
+        literals.append(text[end:start])
+        slots.append(text[start + 2 : close])
+        end = close + 2
+    return [*literals, text[end:]], slots
 
 
 def look_up(path: Path, sample: Sample | None, item: Any) -> Any:
@@ -173,19 +182,19 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
         if isinstance(value, list | tuple):
             if step < len(value):
                 return value[step]
-            found = f"`{done}` has {len(value)} element{'s' * (len(value) != 1)}"
+            found = f"`{_short(done, 200)}` has {len(value)} element{'s' * (len(value) != 1)}"
         else:
-            found = f"`{done}` is {_kind(value)}, not a list"
+            found = f"`{_short(done, 200)}` is {_kind(value)}, not a list"
     elif isinstance(value, dict):
         if step in value:
             return value[step]
         keys = ", ".join(repr(key)[1:-1] for key in list(value)[:20]) or "none"
-        found = f"`{done}` has the keys: {_short(keys, 400)}"
+        found = f"`{_short(done, 200)}` has the keys: {_short(keys, 400)}"
     else:
-        found = f"`{done}` is {_kind(value)}, not an object"
+        found = f"`{_short(done, 200)}` is {_kind(value)}, not an object"
     raise Fault(
         "invalid_variable_error",
-        f"`{path}` is missing: {found}",
+        f"`{_short(str(path), 200)}` is missing: {found}",
         unscorable=done.startswith("sample"),
     )
 

@@ -11,6 +11,7 @@ from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
 from rftkit.server.api import Here, Limit, Reply, is_resent
 from rftkit.server.api.files import live_file
+from rftkit.server.evals.item_schema import check_items
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of, kind_of, refusal
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
@@ -144,21 +145,21 @@ def _check_source(here: Platform, record: Eval, data_source: DataSource) -> None
 
 
 def _check_content(record: Eval, content: Any, where: str) -> None:
-    import jsonschema
-
     if not isinstance(content, list) or not content:
         raise RequestError(f"`{where}` must be a list with at least one item", param=where)
-    # Evals over what was kept say nothing about items.
-    schema = jsonschema.Draft202012Validator(record.data_source_config.get("item_schema", {}))
     for index, entry in enumerate(content):
         here = f"{where}[{index}].item"
         if not isinstance(entry, dict) or not isinstance(entry.get("item"), dict):
             raise RequestError(f"`{here}` must be an object", param=here)
-        problem = next(schema.iter_errors(entry["item"]), None)
-        if problem is not None:
+    # Evals over what was kept say nothing about items.
+    schema = record.data_source_config.get("item_schema", {})
+    match check_items(schema, [entry["item"] for entry in content]):
+        case None, problem:
+            raise RequestError(f"The eval's item_schema cannot be used: {problem}", param=where)
+        case index, problem:
+            here = f"{where}[{index}].item"
             raise RequestError(
-                f"`{here}` does not follow the eval's item_schema: {problem.message[:500]}",
-                param=here,
+                f"`{here}` does not follow the eval's item_schema: {problem}", param=here
             )
 
 

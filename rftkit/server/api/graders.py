@@ -1,17 +1,21 @@
 """`/fine_tuning/alpha/graders`: validate a grader, run it on one sample.
 
-A fault of the grader is an answer, not an error: status 200, reward 0 and its flag set.
+A fault of the grader is an answer, not an error: status 200, reward 0 and its flag set. Both run in
+threads of their own, because a grader may take minutes.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from rftkit import graders
 from rftkit.server.api import Here, Reply
+from rftkit.server.api.chat import until_gone
 from rftkit.server.inference.body import Body
+from rftkit.server.inference.platform import Platform
 
 __all__ = ["router"]
 
@@ -34,15 +38,20 @@ class RunBody(Body):
 
 
 @router.post("/validate")
-def validate(body: ValidateBody) -> Reply:
+async def validate(here: Here, request: Request, body: ValidateBody) -> Reply:
     """The grader as it will be used, with what was left out filled in."""
-    return Reply({"grader": graders.validate(body.grader)})
+    work = here.grading.run(partial(graders.validate, body.grader))
+    return Reply({"grader": await until_gone(request, work)})
 
 
 @router.post("/run")
-def run(here: Here, body: RunBody) -> Reply:
-    """Grade one sample."""
+async def run(here: Here, request: Request, body: RunBody) -> Reply:
+    """Grade one sample; a client that hangs up ends the calls of its grader."""
+    return Reply(await until_gone(request, here.grading.run(partial(_grade, here, body))))
+
+
+def _grade(here: Platform, body: RunBody) -> dict[str, Any]:
     grader = here.grader_cache.get(body.grader)
     sample = graders.Sample.from_text(body.model_sample)
     grade = grader.grade(sample, {} if body.item is None else body.item)
-    return Reply(grade.to_wire(grader.spec))
+    return grade.to_wire(grader.spec)

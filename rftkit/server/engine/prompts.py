@@ -27,7 +27,7 @@ For each call, answer with a JSON object within <tool_call></tool_call>:
 {{"name": <function-name>, "arguments": <arguments-object>}}
 </tool_call>"""
 """The form of Hermes and Qwen2.5."""
-CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
+CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 
 
 def encode(
@@ -79,10 +79,19 @@ def tool_calls_in(text: str, tools: list[Json] | None) -> tuple[str, list[Json]]
         calls.extend({**call, "id": _call_id(text, len(calls) + i)} for i, call in enumerate(read))
         return bool(read)
 
-    rest = CALL.sub(lambda match: "" if take(match[1]) else match[0], text)
+    rest, end = [], 0
+    while (start := text.find(CALL_START, end)) >= 0:
+        inside = start + len(CALL_START)
+        close = text.find(CALL_END, inside)
+        if close < 0:
+            break
+        after = close + len(CALL_END)
+        rest.append(text[end : start if take(text[inside:close].strip()) else after])
+        end = after
+    rest.append(text[end:])
     if not calls and take(text):
-        rest = ""
-    return (rest.strip() if calls else text), calls
+        rest = []
+    return ("".join(rest).strip() if calls else text), calls
 
 
 def _calls(found: str, names: set[str | None]) -> Iterator[Json]:

@@ -61,6 +61,10 @@ VERSION = importlib.metadata.version("rftkit")
 log = logging.getLogger("rftkit.server")
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_GRADING_BYTES = 8 * 1024 * 1024
+"""Of a request to validate or run a grader: reading JSON keeps every other request waiting."""
+RETRY_SECONDS = 5
+"""What a client is asked to wait whose request found the queue full."""
 UPLOADS = ("/v1/files", "/rftkit/imports/content")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 """Names a browser may have resolved honestly; any other one on a loopback server is an attack."""
@@ -85,7 +89,8 @@ def create_app(platform: Platform) -> FastAPI:
         postman.cancel()
         await runner.stop()
         await platform.link.stop()
-        platform.grader_cache.close()
+        platform.grading.close()
+        platform.grader_cache.close(now=True)
 
     app = FastAPI(
         title="rftkit local platform", version=VERSION, lifespan=lifespan,
@@ -116,12 +121,12 @@ def create_app(platform: Platform) -> FastAPI:
     return app
 
 
-def _health(here: Here, request: Request) -> Reply:
+async def _health(here: Here, request: Request) -> Reply:
     """Who answers here, for this machine; others learn only that somebody does."""
     problems = [trouble] if (trouble := here.worker_trouble()) else []
     idle_seconds = 0.0
     try:
-        idle_seconds = here.idle_seconds()
+        idle_seconds = await asyncio.to_thread(here.idle_seconds)
     except sqlite3.Error as error:
         problems.append(f"the database cannot be read ({error})")
     health: dict[str, Any] = {"status": "degraded" if problems else "ok", "version": VERSION}
@@ -152,7 +157,10 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(ChatError)
     async def _chat(_: Request, error: ChatError) -> Reply:
         rest = {"type": error.type, "param": error.param, "code": error.code}
-        return reply(error.status, error.message, **rest)
+        found = reply(error.status, error.message, **rest)
+        if error.status == 429:
+            found.headers["retry-after"] = str(RETRY_SECONDS)
+        return found
 
     @app.exception_handler(PlatformError)
     async def _platform(_: Request, error: PlatformError) -> Reply:
@@ -249,6 +257,8 @@ class Gate:
 
 def _limit(scope: Scope) -> int:
     """Most bytes of a body; an upload has its frame around the file."""
+    if scope["path"].startswith("/v1/fine_tuning/alpha/graders/"):
+        return MAX_GRADING_BYTES
     return MAX_FILE_BYTES + 65_536 if scope["path"] in UPLOADS else MAX_JSON_BYTES
 
 

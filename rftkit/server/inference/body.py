@@ -12,7 +12,15 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from rftkit.errors import RequestError
 from rftkit.rows import ROLES
@@ -30,14 +38,35 @@ __all__ = [
 ]
 
 
+MAX_KEYS = 1_000
+"""Of one object in a body; each unknown key, or wrong value, would be an error of its own."""
+
+
+def _stop_at_first_error(schema: Any) -> None:
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for value in schema.values():
+            _stop_at_first_error(value)
+    elif isinstance(schema, list | tuple):
+        for value in schema:
+            _stop_at_first_error(value)
+
+
 class Body(BaseModel):
-    """A JSON body: no coercion, no NaN, no broken text, no unknown keys."""
+    """A JSON body: no coercion, no NaN, no broken text, no unknown keys.
+
+    A list is read up to the first thing that is wrong with it, because only that is reported and a
+    million errors take many seconds to make.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _must_be_storable(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_KEYS:
+            raise ValueError(f"it has {len(value):,} keys; at most {MAX_KEYS:,} are allowed")
         try:
             json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -47,6 +76,13 @@ class Body(BaseModel):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not usable as JSON: {error}") from None
         return value
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Pydantic's own schema, with lists that stop at their first error."""
+        schema = handler(source)
+        _stop_at_first_error(schema)
+        return schema
 
 
 class Open(Body):
@@ -66,7 +102,13 @@ def _metadata(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-Metadata = Annotated[dict[str, str], AfterValidator(_metadata)]
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_KEYS:
+        raise ValueError(f"it has {len(value):,} pairs")
+    return value
+
+
+Metadata = Annotated[dict[str, str], AfterValidator(_metadata), BeforeValidator(_few)]
 
 
 def refusal(errors: Sequence[Any]) -> RequestError:

@@ -45,10 +45,10 @@ class GraderCache:
         # No cache of answers: who runs a grader twice here wants to see how far its judge strays.
         return graders.compile_grader(spec, workers=1, complete=self._complete, embed=self._embed)
 
-    def close(self) -> None:
-        """End all their processes."""
+    def close(self, *, now: bool = False) -> None:
+        """End all their processes; with `now`, what is graded ends too, as failed."""
         for grader in self._graders.values():
-            grader.close()
+            grader.close(now=now)
 
     def __len__(self) -> int:
         return len(self._graders)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rftkit.graders.calls import if_abandoned
 from rftkit.server.inference.grader_cache import GraderCache
+from rftkit.server.inference.pool import BoundedPool
 from rftkit.server.inference.requests import WorkerRequest, to_json
 from rftkit.server.inference.worker_process import DIED, HUNG, UNAVAILABLE, ChatError, Hung, Link
 from rftkit.server.store.store import Store
@@ -50,6 +52,10 @@ class Platform:
     """Where it keeps things; None in memory."""
     grader_cache: GraderCache = field(default_factory=GraderCache)
     """Compiled graders of `graders/run`."""
+    grading: BoundedPool = field(
+        default_factory=lambda: BoundedPool("grader", threads=8, waiting=32)
+    )
+    """Where requests are graded."""
     needs_key: bool = False
     """Whether requests must carry the home's API key."""
     last_request: float = field(default_factory=time.monotonic)
@@ -115,9 +121,11 @@ class Platform:
             await asyncio.sleep(RETRY_SECONDS)
 
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
-        """`complete`, for code that runs in a thread of the pool (graders)."""
+        """`complete`, for a thread that grades; a grade that is abandoned ends the chat."""
         assert self.loop is not None
-        return asyncio.run_coroutine_threadsafe(self._for_a_grader(request), self.loop).result()
+        chat = asyncio.run_coroutine_threadsafe(self._for_a_grader(request), self.loop)
+        with if_abandoned(chat.cancel):
+            return chat.result()
 
     async def _for_a_grader(self, request: WorkerRequest) -> dict[str, Any]:
         return await self.complete_surely(request, lambda seconds: seconds < PATIENCE_SECONDS)

@@ -1,0 +1,172 @@
+"""Work that may hang, and how to give it up: calls of judges and endpoints, grades under way.
+
+A call runs in a daemon thread of its own, so whoever waits for it can stop waiting: at a time
+limit, when the grader is closed, or when the request it belongs to is dropped. The thread of an
+abandoned call ends with its connection and keeps no process alive. Not here: when a call is tried
+again (`judge`, `endpoint`).
+"""
+
+from __future__ import annotations
+
+import email.utils
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+__all__ = ["Abandoned", "Calls", "Work", "if_abandoned", "retry_after"]
+
+T = TypeVar("T")
+
+_LOOK_SECONDS = 0.1
+_here = threading.local()
+
+
+class Abandoned(Exception):
+    """The call was given up before it had an answer."""
+
+
+class Work:
+    """Something under way that can be given up from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], Any]] = []
+        self._is_abandoned = False
+
+    def abandon(self) -> None:
+        """Give it up: call what it registered with `if_abandoned`."""
+        with self._lock:
+            self._is_abandoned = True
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
+            callback()
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """What this thread does inside belongs to the work."""
+        before = getattr(_here, "work", None)
+        _here.work = self
+        try:
+            yield
+        finally:
+            _here.work = before
+
+    @contextmanager
+    def watched(self, callback: Callable[[], Any]) -> Iterator[None]:
+        """Call `callback` if the work is, or has been, abandoned."""
+        with self._lock:
+            self._callbacks.append(callback)
+            is_abandoned = self._is_abandoned
+        if is_abandoned:
+            callback()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callbacks.remove(callback)
+
+
+@contextmanager
+def if_abandoned(callback: Callable[[], Any]) -> Iterator[None]:
+    """Call `callback`, from another thread, if the work of this thread is abandoned meanwhile.
+
+    Does nothing in a thread that runs no such work. The callback must not block.
+    """
+    work = getattr(_here, "work", None)
+    if work is None:
+        yield
+    else:
+        with work.watched(callback):
+            yield
+
+
+class Calls:
+    """The calls of one grader: so many at once, and all of them abandoned when it is closed."""
+
+    def __init__(self, at_once: int = 8) -> None:
+        """`at_once` bounds how many run side by side; the others wait for their turn."""
+        self._turns = threading.Semaphore(at_once)
+        self._all = Work()
+
+    def run(self, call: Callable[[], T], seconds: float) -> T:
+        """What the call returns or raises; waiting for its turn is not part of `seconds`.
+
+        Raises:
+            Abandoned: the grader was closed, or the work of this thread was abandoned.
+            TimeoutError: there is no answer after so many seconds.
+        """
+        results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+        work = Work()
+
+        def run() -> None:
+            with work.here():
+                try:
+                    results.put((call(), None))
+                except BaseException as error:
+                    results.put((None, error))
+
+        with self._watched(lambda: results.put((None, Abandoned("given up")))):
+            self._take_turn(results)
+            try:
+                if results.empty():
+                    threading.Thread(target=run, name="grader-call", daemon=True).start()
+                value, error = results.get(timeout=max(0.0, seconds))
+            except BaseException as interrupted:
+                work.abandon()
+                if isinstance(interrupted, queue.Empty):
+                    raise TimeoutError(f"no answer within {seconds:g} s") from None
+                raise
+            finally:
+                self._turns.release()
+        if isinstance(error, Abandoned):
+            work.abandon()
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+    def pause(self, seconds: float) -> None:
+        """Sleep, unless the work is abandoned.
+
+        Raises:
+            Abandoned: it was.
+        """
+        ended = threading.Event()
+        with self._watched(ended.set):
+            if ended.wait(max(0.0, seconds)):
+                raise Abandoned("given up")
+
+    def close(self, *, now: bool = False) -> None:
+        """With `now`, abandon what is under way and refuse every further call."""
+        if now:
+            self._all.abandon()
+
+    @contextmanager
+    def _watched(self, callback: Callable[[], Any]) -> Iterator[None]:
+        with self._all.watched(callback), if_abandoned(callback):
+            yield
+
+    def _take_turn(self, results: queue.SimpleQueue[Any]) -> None:
+        while not self._turns.acquire(timeout=_LOOK_SECONDS):
+            if not results.empty():
+                raise Abandoned("given up")
+
+
+def retry_after(headers: Mapping[str, str] | None) -> float:
+    """Seconds that a service asks its callers to wait; 0 where it does not say.
+
+    Reads `retry-after-ms` and `retry-after`, which is a number of seconds or a date (RFC 9110).
+    """
+    given = {name.lower(): value for name, value in (headers or {}).items()}
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(given[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    try:
+        moment = email.utils.parsedate_to_datetime(given.get("retry-after", ""))
+    except (TypeError, ValueError):
+        return 0.0
+    return max(0.0, moment.timestamp() - time.time())

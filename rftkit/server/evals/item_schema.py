@@ -1,0 +1,64 @@
+"""Whether items follow an eval's `item_schema`, decided within seconds whatever the schema says.
+
+A pattern such as `(a+)+$`, or references that double at each level, keep a validator busy for
+years. Schemas that can do that are checked by this file run as a program, which is ended when it
+takes too long; others are checked at once. References to other documents are not followed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["SLOW_SECONDS", "check_items"]
+
+SLOW_SECONDS = 5.0
+_RISKY = re.compile(r'"(pattern|patternProperties|uniqueItems|\$ref|\$dynamicRef)":')
+
+
+def check_items(schema: dict[str, Any], items: Sequence[Any]) -> tuple[int | None, str] | None:
+    """The first item that does not follow the schema, and why; None when all do.
+
+    The item is None when the schema itself is at fault.
+    """
+    if not _RISKY.search(json.dumps(schema)):
+        return _check(schema, items)
+    program = [sys.executable, "-P", __file__]
+    question = json.dumps([schema, items]).encode()
+    try:
+        ended = subprocess.run(program, input=question, capture_output=True, timeout=SLOW_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None, f"checking the items against it takes longer than {SLOW_SECONDS:g} s"
+    if ended.returncode:
+        last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        return None, f"it cannot be checked: {(last or ['the check wrote nothing'])[0][:300]}"
+    found = json.loads(ended.stdout)
+    return None if found is None else (found[0], found[1])
+
+
+def _check(schema: dict[str, Any], items: Sequence[Any]) -> tuple[int | None, str] | None:
+    import jsonschema
+    import referencing
+    import referencing.exceptions
+
+    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
+    for index, item in enumerate(items):
+        try:
+            problem = next(validator.iter_errors(item), None)
+        except referencing.exceptions.Unresolvable as error:
+            return None, f"its reference {error.ref!r} leads nowhere"
+        except RecursionError:
+            return None, "it refers to itself without end"
+        except re.error as error:
+            return None, f"one of its patterns is not a regular expression: {error}"
+        if problem is not None:
+            return index, problem.message[:500]
+    return None
+
+
+if __name__ == "__main__":
+    print(json.dumps(_check(*json.load(sys.stdin))))

@@ -1,0 +1,74 @@
+"""A thread pool with a bounded queue, for work that a client may drop: grading on request.
+
+Routes share one small pool of threads, so slow work there would keep every other request waiting.
+Here it has threads of its own; what exceeds the queue is refused, and what belongs to a client that
+has gone away is abandoned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from rftkit.graders.calls import Work
+from rftkit.server.inference.worker_process import ChatError
+
+__all__ = ["BoundedPool"]
+
+T = TypeVar("T")
+
+
+class BoundedPool:
+    """So many threads, and so many pieces of work that may wait for one."""
+
+    def __init__(self, name: str, *, threads: int, waiting: int) -> None:
+        """`name` is what runs here, for the refusal."""
+        self._name, self._room = name, threads + waiting
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._under_way: dict[Future[Any], Work] = {}
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """What the function returns or raises. Cancelling this abandons its work.
+
+        Raises:
+            ChatError: status 429 when the queue is full.
+        """
+        work = Work()
+
+        def run() -> T:
+            with work.here():
+                return function()
+
+        with self._lock:
+            if len(self._under_way) >= self._room:
+                raise ChatError(
+                    f"{len(self._under_way)} {self._name} requests are under way or waiting, which "
+                    "is the most; try again in a few seconds",
+                    status=429,
+                    type="requests",
+                    code="rate_limit_exceeded",
+                )
+            future = self._threads.submit(run)
+            self._under_way[future] = work
+        future.add_done_callback(self._done)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            work.abandon()
+            raise
+
+    def close(self) -> None:
+        """Abandon what is under way; nothing more is begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            under_way = list(self._under_way.values())
+        for work in under_way:
+            work.abandon()
+
+    def _done(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.pop(future, None)

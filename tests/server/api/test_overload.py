@@ -1,0 +1,134 @@
+"""Requests that are slow, hang or are made to be slow keep no other request waiting."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import openai
+import pytest
+from conftest import GRADER, Served
+
+from rftkit.server.evals import item_schema
+
+RUN = "/v1/fine_tuning/alpha/graders/run"
+
+
+@contextmanager
+def hanging() -> Iterator[tuple[str, threading.Semaphore]]:
+    """The address of an HTTP server that never answers, and one permit for each call it has."""
+    called, end = threading.Semaphore(0), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            called.release()
+            end.wait(60)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", called
+    end.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_hanging_graders_leave_the_other_routes_alone_and_the_queue_has_an_end(
+    served: Served,
+) -> None:
+    with hanging() as (url, called), ThreadPoolExecutor(60) as clients:
+        body = {"grader": {"type": "endpoint", "url": url}, "model_sample": "x", "item": {}}
+        answers = [clients.submit(served.http.post, RUN, json=body) for _ in range(60)]
+        for _ in range(8):
+            assert called.acquire(timeout=60)
+        while sum(each.done() for each in answers) < 20:  # what exceeds threads and queue
+            time.sleep(0.01)
+        refused = [each.result() for each in answers if each.done()]
+        assert {each.status_code for each in refused} == {429}
+        assert "retry-after" in refused[0].headers
+        assert "try again" in refused[0].json()["error"]["message"]
+        assert served.http.get("/health").json()["status"] == "ok"
+        assert served.client.models.list().data
+        served.platform.grading.close()  # as when the server stops
+        served.platform.grader_cache.close(now=True)
+        for each in answers:
+            if each not in refused:
+                each.exception(timeout=60) or each.result()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/chat/completions", {"model": "m", "messages": [1] * 300_000}, "messages[0]"),
+        ("/v1/embeddings", {"model": "m", "input": [-1] * 300_000}, "input"),
+        ("/v1/responses", {"model": "m", "input": [1] * 300_000}, "input"),
+    ],
+)
+def test_a_list_is_read_up_to_its_first_error(
+    served: Served, path: str, body: dict[str, Any], param: str
+) -> None:
+    from rftkit.server.inference import body as bodies
+
+    seen: list[int] = []
+    original = bodies.refusal
+
+    def counted(errors: Any) -> Any:
+        seen.append(len(errors))
+        return original(errors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rftkit.server.http.app.refusal", counted)
+        answer = served.http.post(path, json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
+    assert seen[0] < 10
+
+
+def test_an_object_of_a_million_keys_is_refused_as_one(served: Served) -> None:
+    body = {"model": "m", "messages": [], **{f"k{number}": 1 for number in range(2_000)}}
+    answer = served.http.post("/v1/chat/completions", json=body)
+    assert "2,002 keys" in answer.json()["error"]["message"]
+
+
+def test_a_grading_request_has_a_size_limit_of_its_own(served: Served) -> None:
+    body = {"grader": GRADER, "model_sample": "x" * 9_000_000, "item": {}}
+    answer = served.http.post(RUN, content=json.dumps(body))
+    assert answer.status_code == 413
+    assert "8 MB" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"properties": {"a": {"pattern": "^(a+)+$"}}}, "takes longer than"),
+        ({"$ref": "#"}, "refers to itself"),
+        ({"$ref": "http://127.0.0.1:9/other"}, "leads nowhere"),
+        ({"properties": {"a": {"pattern": "^b+$"}}}, r"source.content\[0\].item"),
+    ],
+)
+def test_an_item_schema_cannot_keep_the_server_busy(
+    served: Served, schema: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "longer" in words:
+        monkeypatch.setattr(item_schema, "SLOW_SECONDS", 1.0)
+    made = served.client.evals.create(
+        data_source_config={"type": "custom", "item_schema": schema},  # type: ignore[typeddict-item]
+        testing_criteria=[{**GRADER, "input": "{{item.a}}"}],  # type: ignore[list-item]
+    )
+    source = {"type": "file_content", "content": [{"item": {"a": "a" * 40 + "b", "answer": "x"}}]}
+    with pytest.raises(openai.BadRequestError, match=words):
+        served.client.evals.runs.create(
+            made.id,
+            data_source={"type": "jsonl", "source": source},  # type: ignore[arg-type]
+        )
