@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 from urllib.parse import quote
 
-__all__ = ["Printable", "cell", "json_printable", "printable", "redacted"]
+__all__ = ["Printable", "cell", "cells", "json_printable", "printable", "redacted"]
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
@@ -86,6 +86,15 @@ def cell(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) and not _is_number(value):
         return f"'{value}"
     return value
+
+
+def cells(frame: Any) -> Any:
+    """A pandas frame with every text, names of columns too, as `cell` has it."""
+    safe = frame.copy()
+    for place, kind in enumerate(frame.dtypes):
+        if kind.kind not in "biufcmM":
+            safe.isetitem(place, frame.iloc[:, place].map(cell))
+    return safe.rename(columns=cell)
 
 
 def _is_number(text: str) -> bool:

@@ -125,9 +125,10 @@ def serving(wrap: Callable[[Any], Any] = lambda app: app, path: str = "/v1") -> 
 
     link = FakeLink()
     platform = Platform(store=Store.open(None), link=link)
-    with TestClient(wrap(create_app(platform))) as http:
+    at = {"base_url": "http://localhost", "client": ("127.0.0.1", 50_000)}
+    with TestClient(wrap(create_app(platform)), **at) as http:
         client = openai.OpenAI(
-            base_url=f"http://testserver{path}", api_key="local", http_client=http, max_retries=0
+            base_url=f"http://localhost{path}", api_key="local", http_client=http, max_retries=0
         )
         yield Served(client, http, platform, link)
     platform.store.close()

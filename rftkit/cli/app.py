@@ -17,7 +17,7 @@ import typer
 
 import rftkit
 from rftkit import settings
-from rftkit.cli.console import PLAIN, Format, Json, print_json, show, table
+from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, show, table
 from rftkit.cli.datasets import check, dataset_app
 from rftkit.cli.evals import eval_app
 from rftkit.cli.jobs import job_app
@@ -258,6 +258,7 @@ def import_account(
 
 def main() -> None:
     """Run the command line; an expected error is one message and an exit status, no traceback."""
+    make_printable()
     try:
         app(prog_name="rftkit")
     except RftkitError as error:

@@ -6,6 +6,7 @@ Not here: any command, nor HTML (`rftkit.views`).
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,15 +14,18 @@ from typing import Annotated, Any
 import typer
 
 from rftkit.errors import InputError
+from rftkit.safetext import Printable, json_printable, printable
 
 __all__ = [
     "PLAIN",
     "Format",
     "Json",
     "Pairs",
+    "make_printable",
     "parse_pairs",
     "parse_values",
     "print_json",
+    "rewrite_line",
     "show",
     "table",
 ]
@@ -43,6 +47,20 @@ Pairs = list[str]
 """NAME=VALUE options, repeatable."""
 
 
+def make_printable() -> None:
+    """From now on nothing that is printed steers the terminal: names and texts are of others."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), Printable):
+            setattr(sys, name, Printable(stream))
+
+
+def rewrite_line(text: str) -> None:
+    """Write progress over the line that is there."""
+    stream = sys.stderr
+    getattr(stream, "control", stream.write)("\r")
+    print(printable(text), end="", file=stream, flush=True)
+
+
 def show(value: Any, text: str, as_json: bool) -> None:
     """Print a result: as JSON for a program, as text for a person."""
     if as_json:
@@ -53,7 +71,7 @@ def show(value: Any, text: str, as_json: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print JSON on stdout."""
-    print(json.dumps(value, ensure_ascii=False, indent=1))
+    print(json_printable(json.dumps(value, ensure_ascii=False, indent=1)))
 
 
 def parse_pairs(pairs: Pairs | None) -> dict[str, str]:
@@ -101,7 +119,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rftkit.cli.console import PLAIN, Format, Json, Pairs, parse_values, print_json, show, table
+from rftkit.cli.console import (
+    PLAIN,
+    Format,
+    Json,
+    Pairs,
+    parse_values,
+    print_json,
+    rewrite_line,
+    show,
+    table,
+)
 from rftkit.errors import InputError
+from rftkit.safetext import cells
 
 if TYPE_CHECKING:
     from rftkit.datasets import Check, Finding, Preview
@@ -192,7 +203,7 @@ def profile(
         model=model,
     )
     if out is not None:
-        frame.to_csv(out)
+        cells(frame).to_csv(out)
     described = frame.drop(columns=["line", "usable"]).select_dtypes("number").describe()
     names = ("count", "mean", "min", "50%", "max")
     print(table([{"column": key, **{n: described[key][n] for n in names}} for key in described]))
@@ -212,7 +223,7 @@ def _shares(pairs: Pairs | None) -> dict[str, float] | None:
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty() and total > 50_000:
         end = "\n" if done == total else ""
-        print(f"\rchecked {done:,} of {total:,} rows", end=end, file=sys.stderr, flush=True)
+        rewrite_line(f"checked {done:,} of {total:,} rows{end}")
 
 
 def _audit(data: Path, spec: dict[str, Any], answer_format: dict[str, Any] | None) -> Audit:

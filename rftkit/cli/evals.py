@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rftkit.cli.console import PLAIN, Format, Json, show, table
+from rftkit.safetext import cells
 
 if TYPE_CHECKING:
     from rftkit.evals import Comparison, Samples
@@ -121,7 +122,7 @@ def compare_evals(
         samples, baseline=baseline, after=after, slices=cut or (), margin=margin, seed=seed
     )
     if csv is not None:
-        found.rows.to_csv(csv, index=False)
+        cells(found.rows).to_csv(csv, index=False)
     show(found.to_dict(), _comparison_text(found), as_json)
 
 

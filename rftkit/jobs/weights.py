@@ -50,7 +50,8 @@ def fetch_weights(
         raise InputError(f"{folder} is not an empty folder; choose another with --out", param="out")
     path = f"/rftkit/models/{quote(model, safe=':')}/weights?merged={str(merged).lower()}"
     url = urljoin(str(client.base_url), path)
-    request = Request(url, headers={"authorization": f"Bearer {client.api_key}"})
+    headers = {"authorization": f"Bearer {client.api_key}", "content-type": "application/json"}
+    request = Request(url, b"{}", headers)
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=CONNECT_SECONDS) as answer:
             if answer.headers.get_content_type() != "application/x-tar":

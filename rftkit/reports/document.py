@@ -7,7 +7,9 @@ scripts from a CDN. Left out for the same reason: typeset mathematics and Mermai
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -114,8 +116,13 @@ def _taken(notebook: Any, mime: str) -> list[Any]:
 def _title(notebook: Any) -> str | None:
     """The heading of the first level, from the text or from what a cell showed."""
     for cell in notebook.cells:
-        shown = [output.get("data", {}).get("text/markdown") for output in cell.get("outputs", [])]
-        for source in [cell.source] if cell.cell_type == "markdown" else shown:
+        shown = [output.get("data", {}) for output in cell.get("outputs", [])]
+        for data in shown:
+            found = re.match("<h1>(.*?)</h1>", "".join(data.get("text/html") or ""), re.DOTALL)
+            if found:
+                return html.unescape(found[1])
+        marked = [data.get("text/markdown") for data in shown]
+        for source in [cell.source] if cell.cell_type == "markdown" else marked:
             first = "".join(source or "").strip().partition("\n")[0]
             if first.startswith("# "):
                 return first.removeprefix("# ")

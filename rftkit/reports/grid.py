@@ -15,6 +15,7 @@ Not here: running any of it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ def _grid(content: Any, name: str) -> Grid:
         content = dict(content)
         job = content.pop("job") if isinstance(content.get("job"), Mapping) else None
         lists = {key: each if isinstance(each, list) else [each] for key, each in content.items()}
+        _check_number(math.prod(map(len, lists.values())), name)  # before any is made
         settings = [
             dict(zip(lists, each, strict=True)) for each in itertools.product(*lists.values())
         ]
@@ -81,10 +83,12 @@ def _grid(content: Any, name: str) -> Grid:
             f"{name} must map parameters to lists of values, such as `seed: [1, 2, 3]`; found "
             f"{type(content).__name__}"
         )
-    if not 0 < len(settings) <= MAX_RUNS:
-        raise InputError(
-            f"{name} gives {len(settings):,} runs; between 1 and {MAX_RUNS} can be run"
-        )
+    _check_number(len(settings), name)
     if not all(isinstance(key, str) for each in settings for key in each):
         raise InputError(f"{name}: the names of parameters must be words")
     return Grid(tuple(settings), dict(job) if job is not None else None)
+
+
+def _check_number(runs: int, name: str) -> None:
+    if not 0 < runs <= MAX_RUNS:
+        raise InputError(f"{name} gives {runs:,} runs; between 1 and {MAX_RUNS} can be run")

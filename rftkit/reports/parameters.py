@@ -99,9 +99,36 @@ def _parameter(line: ast.stmt) -> Parameter | None:
 
 def _kind(annotation: str) -> Any:
     try:
-        return eval(annotation, {"__builtins__": {}}, _TYPES)
+        return _type(ast.parse(annotation, mode="eval").body)
     except Exception:  # a name of the notebook's own: it knows what it takes
         return Any
+
+
+def _type(node: ast.expr) -> Any:
+    """The type that an annotation names: read, never evaluated.
+
+    Raises:
+        Exception: it is none of those that are known here.
+    """
+    match node:
+        case ast.Name(id=name):
+            return _TYPES[name]
+        case ast.Constant(value=None):
+            return None
+        case ast.Constant(value=str(text)):
+            return _type(ast.parse(text, mode="eval").body)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union.__getitem__((_type(left), _type(right)))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=inner):
+            found = ast.literal_eval(inner)
+            return Literal[found]
+        case ast.Subscript(value=outer, slice=ast.Tuple(elts=parts)):
+            return _type(outer)[tuple(map(_type, parts))]
+        case ast.Subscript(value=outer, slice=inner):
+            return _type(outer)[_type(inner)]
+        case ast.Constant(value=value) if value is ...:
+            return ...
+    raise TypeError(ast.unparse(node))
 
 
 def _kind_of_default(value: ast.expr) -> Any:

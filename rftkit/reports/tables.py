@@ -11,6 +11,7 @@ from typing import Any
 
 from rftkit import settings, views
 from rftkit.errors import ReportError
+from rftkit.safetext import cells
 from rftkit.views.markup import Html, counted, join, text, wrap
 from rftkit.wholefile import write_whole
 
@@ -52,7 +53,7 @@ def csv_beside(rows: Any, name: str) -> str | None:
         return None
     path = Path(f"{prefix}-{name}.csv")
     try:
-        write_whole(path, pd.DataFrame(rows).to_csv(index=False))
+        write_whole(path, cells(pd.DataFrame(rows)).to_csv(index=False))
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from error
     return path.name

@@ -29,6 +29,7 @@ import uvicorn
 from rftkit import privacy, settings
 from rftkit.errors import PlatformError
 from rftkit.graders import processes
+from rftkit.safetext import printable, redacted
 from rftkit.server.engine.tinker.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
 from rftkit.server.http.app import VERSION, create_app
 from rftkit.server.inference.platform import Platform
@@ -45,11 +46,20 @@ IDLE_CHECK_SECONDS = 5.0
 KEEP_ALIVE_SECONDS = 75  # more than anybody waits between two looks at a job
 
 
+class _PrintableLines(logging.Formatter):
+    """Paths and names in a log are of others and do not steer the terminal that shows it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(printable(super().format(record)), settings.keys())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; the exit status is 0 after an orderly stop, 1 when it could not start."""
     options = _options(arguments)
     os.umask(privacy.UMASK)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     home: Path = options.home.absolute()
     try:
         with _only_one(home):

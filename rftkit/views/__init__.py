@@ -37,7 +37,7 @@ from rftkit.views.doctor import (
 from rftkit.views.facts import events, keyvalues
 from rftkit.views.headline import headline
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, note, page
+from rftkit.views.markup import Html, bullets, heading, note, page
 from rftkit.views.migration import migration
 from rftkit.views.profile import profile_chart
 from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
@@ -49,6 +49,7 @@ __all__ = [
     "agreement",
     "answers",
     "audit_table",
+    "bullets",
     "check_page",
     "check_rows",
     "check_verdict",
@@ -60,6 +61,7 @@ __all__ = [
     "events",
     "findings",
     "grader_means",
+    "heading",
     "headline",
     "health_chart",
     "judge_noise",

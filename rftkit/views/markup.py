@@ -21,7 +21,9 @@ from typing import Any
 __all__ = [
     "Html",
     "assets",
+    "bullets",
     "counted",
+    "heading",
     "join",
     "json_script",
     "missing",
@@ -88,6 +90,19 @@ if (act && field) {
 def note(message: str) -> Html:
     """One quiet sentence in place of, or below, a view."""
     return wrap(f'<p class="rk-note">{text(message)}</p>', plain=message)
+
+
+def heading(words: str) -> Html:
+    """The first heading of a page, from words that may be anybody's; Markdown would run them."""
+    return Html(f"<h1>{text(words)}</h1>", plain=words)
+
+
+def bullets(lines: Iterable[str], otherwise: str) -> Html:
+    """Sentences as a list; without any, the one that says so."""
+    if not (said := list(lines)):
+        return note(otherwise)
+    items = "".join(f"<li>{text(line)}</li>" for line in said)
+    return wrap(f"<ul>{items}</ul>", plain="\n".join(said))
 
 
 def missing(value: Any) -> bool:

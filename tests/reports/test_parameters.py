@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from rftkit.errors import ReportError
+from rftkit.errors import InputError, ReportError
+from rftkit.reports import parameters
+from rftkit.reports.grid import read_grid
 from rftkit.reports.parameters import checked, declared, from_text
 
 CELL = """count: int = 1  # how many
@@ -85,3 +88,27 @@ def test_tuples_and_none_are_taken_where_they_fit():
 def test_a_cell_that_is_not_plain_python_is_refused():
     with pytest.raises(ReportError, match="line 1 is not Python"):
         known("%matplotlib inline")
+
+
+def test_annotations_are_read_and_never_run(tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    attack = (
+        "[c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'catch_warnings'][0]"
+        f"()._module.__builtins__['open']({str(mark)!r}, 'w')"
+    )
+    assert parameters._kind(attack) is Any
+    assert parameters._kind("__import__('os').system('true')") is Any
+    assert not mark.exists()
+    for said, kind in {
+        "int": int, "str | None": str | None, "Optional[int]": int | None,
+        "list[str]": list[str], "dict[str, list[int]]": dict[str, list[int]],
+        "Literal['a', 'b']": Literal["a", "b"], "'int'": int, "tuple[int, ...]": tuple[int, ...],
+        "Union[int, str]": int | str, "pd.DataFrame": Any,
+    }.items():  # fmt: skip
+        assert parameters._kind(said) == kind, said
+
+
+def test_a_grid_is_counted_before_it_is_made() -> None:
+    lists = {f"p{n}": list(range(1000)) for n in range(20)}
+    with pytest.raises(InputError, match="between 1 and 1000 can be run"):
+        read_grid(lists)

@@ -17,35 +17,80 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from rftkit import settings
 from rftkit.errors import NotFoundError, PlatformError
-from rftkit.server.api import Here
+from rftkit.server.api import Here, Reply
 from rftkit.server.inference.models import check_model
+from rftkit.server.store import wire
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/rftkit/models")
 
 CHUNK_BYTES = 1 << 20
+HANG_UP_SECONDS = 0.5
+"""How often a client that waits is looked for."""
 
 
-@router.get("/{model:path}/weights")
-async def weights(here: Here, model: str, merged: bool = False) -> StreamingResponse:
-    """The adapter of a fine-tuned model, or with `merged` a whole model."""
+@router.post("/{model:path}/weights")
+async def weights(here: Here, request: Request, model: str, merged: bool = False) -> Response:
+    """The adapter of a fine-tuned model, or with `merged` a whole model. One at a time.
+
+    A POST, because it starts a process and fills a folder: no link and no picture does that.
+    """
     await asyncio.to_thread(check_model, here, model)
     if here.home is None:
         raise NotFoundError("this platform lives in memory and has no files", param="model")
-    (here.home / "exports").mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=here.home / "exports"))
-    try:
-        await _make(here.home, model, folder, merged=merged)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return StreamingResponse(_packed(folder), media_type="application/x-tar")
+    if here.exporting.locked():
+        return _busy()
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(here.exporting)
+        (here.home / "exports").mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=here.home / "exports"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        if not await _make_for(request, here.home, model, folder, merged=merged):
+            return Response(status_code=499)  # nobody is there to read it
+        return _Export(_packed(folder), stack.pop_all())
+    raise AssertionError("unreachable")
+
+
+def _busy() -> Reply:
+    message = "another export is under way; this platform makes one at a time, so try again later"
+    body = wire.error_body(message, type="rate_limit_error", code="export_under_way")
+    return Reply(body, status_code=429, headers={"retry-after": "10"})
+
+
+class _Export(StreamingResponse):
+    """A stream that tidies up when it ends, and when the client hangs up."""
+
+    def __init__(self, chunks: Iterator[bytes], after: contextlib.AsyncExitStack) -> None:
+        super().__init__(chunks, media_type="application/x-tar")
+        self._after = after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(self._after.aclose())
+
+
+async def _make_for(
+    request: Request, home: Path, model: str, folder: Path, *, merged: bool
+) -> bool:
+    """Make the files unless the client hangs up first; whether they are made."""
+    making = asyncio.create_task(_make(home, model, folder, merged=merged))
+    while not making.done():
+        await asyncio.wait([making], timeout=HANG_UP_SECONDS)
+        if not making.done() and await request.is_disconnected():
+            making.cancel()
+            await asyncio.wait([making])
+            return False
+    await making
+    return True
 
 
 async def _make(home: Path, model: str, folder: Path, *, merged: bool) -> None:
@@ -69,24 +114,19 @@ async def _make(home: Path, model: str, folder: Path, *, merged: bool) -> None:
 
 
 def _packed(folder: Path) -> Iterator[bytes]:
-    """A tar of a folder's files; the folder is deleted at the end, read or not."""
+    """A tar of a folder's files."""
     reader, writer = os.pipe()
 
     def write() -> None:
         with (
-            contextlib.suppress(BrokenPipeError),  # the client hung up
+            contextlib.suppress(OSError),  # the client hung up, and the folder may be gone
             os.fdopen(writer, "wb") as pipe,
             tarfile.open(mode="w|", fileobj=pipe) as tar,
         ):
             for path in sorted(folder.iterdir()):
                 tar.add(path, arcname=path.name)
 
-    thread = threading.Thread(target=write, name="tar", daemon=True)
-    thread.start()
-    try:
-        with os.fdopen(reader, "rb") as pipe:
-            while chunk := pipe.read(CHUNK_BYTES):
-                yield chunk
-    finally:
-        thread.join()
-        shutil.rmtree(folder, ignore_errors=True)
+    threading.Thread(target=write, name="tar", daemon=True).start()
+    with os.fdopen(reader, "rb") as pipe:
+        while chunk := pipe.read(CHUNK_BYTES):
+            yield chunk

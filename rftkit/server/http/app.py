@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import math
 import os
 import secrets
 import sqlite3
@@ -66,11 +67,15 @@ MAX_GRADING_BYTES = 8 * 1024 * 1024
 RETRY_SECONDS = 5
 """What a client is asked to wait whose request found the queue full."""
 UPLOADS = ("/v1/files", "/rftkit/imports/content")
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Names a browser may have resolved honestly; any other one on a loopback server is an attack."""
 
-NEAR = frozenset({"127.0.0.1", "::1", "testclient"})
+NEAR = frozenset({"127.0.0.1", "::1"})
 """Addresses of clients on this machine."""
+
+WRONG_KEYS = 10
+"""How many wrong keys an address may send within `WRONG_KEY_SECONDS`."""
+WRONG_KEY_SECONDS = 60.0
 
 
 def create_app(platform: Platform) -> FastAPI:
@@ -193,6 +198,7 @@ class Gate:
         self._app = app
         self._platform = platform
         self._good_keys: set[str] = set()
+        self._wrong_keys = WrongKeys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -214,6 +220,7 @@ class Gate:
         try:
             refused = await self._refused(scope)
             if refused is None:
+                _name_json(scope)
                 await self._app(scope, _limited(scope, receive), named)
             else:
                 await refused(scope, receive, named)
@@ -232,19 +239,24 @@ class Gate:
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._platform.needs_key and _name(host) not in LOOPBACK:
             return _forbidden(f"this server answers to localhost only, not to {host!r}")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _place(origin) != host:
             return _forbidden(f"requests from web pages of {origin!r} are not allowed")
+        if _is_of_another_page(scope["method"], headers):
+            return _forbidden("requests that web pages of other sites make are not allowed")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > _limit(scope):
             return Reply(wire.error_body(_too_large(_limit(scope))), status_code=413)
         if self._platform.needs_key and scope["path"] != "/health":
-            return await self._key_refused(headers.get("authorization", ""))
+            return await self._key_refused(headers.get("authorization", ""), _client(scope))
         return None
 
-    async def _key_refused(self, authorization: str) -> Reply | None:
+    async def _key_refused(self, authorization: str, client: str) -> Reply | None:
         key = authorization.removeprefix("Bearer ").strip()
         if key not in self._good_keys:
+            if (wait := self._wrong_keys.wait_seconds(client)) > 0:
+                return _too_many_keys(wait)
             if not key or not await asyncio.to_thread(self._platform.store.check_api_key, key):
+                self._wrong_keys.note(client)
                 body = wire.error_body(
                     "Incorrect API key provided. This server listens beyond this machine and "
                     "wants the key it was started with: OpenAI(api_key=…) or OPENAI_API_KEY.",
@@ -253,6 +265,70 @@ class Gate:
                 return Reply(body, status_code=401)
             self._good_keys.add(key)
         return None
+
+
+class WrongKeys:
+    """How often each address has sent a wrong key lately: guessing is slowed down."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[float]] = {}
+
+    def note(self, client: str) -> None:
+        """Count one."""
+        if len(self._times) > 10_000:  # of addresses, whose owner may have many
+            self._times.clear()
+        self._times.setdefault(client, []).append(time.monotonic())
+
+    def wait_seconds(self, client: str) -> float:
+        """How long the address has to wait before its next key is looked at."""
+        since = time.monotonic() - WRONG_KEY_SECONDS
+        lately = [moment for moment in self._times.get(client, []) if moment > since]
+        if not lately:
+            self._times.pop(client, None)
+            return 0.0
+        self._times[client] = lately
+        return 0.0 if len(lately) < WRONG_KEYS else lately[-WRONG_KEYS] - since
+
+
+def _too_many_keys(wait: float) -> Reply:
+    seconds = math.ceil(wait)
+    body = wire.error_body(
+        f"too many wrong API keys from this address; try again in {seconds} s",
+        type="rate_limit_error",
+        code="rate_limit_exceeded",
+    )
+    return Reply(body, status_code=429, headers={"retry-after": str(seconds)})
+
+
+def _client(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of an origin; None for what is none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
+
+
+def _is_of_another_page(method: str, headers: Headers) -> bool:
+    """Whether a browser says that a page of another site asks, other than by a link to click."""
+    if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+        return False
+    is_click = headers.get("sec-fetch-mode") == "navigate"
+    return method != "GET" or not is_click or headers.get("sec-fetch-dest") != "document"
+
+
+def _name_json(scope: Scope) -> None:
+    """Let a JSON body pass that is called something else, as `curl -d` calls it a form."""
+    headers = MutableHeaders(scope=scope)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or kind.endswith("+json")
+    has_body = scope["method"] in ("POST", "PUT", "PATCH") and scope["path"] not in UPLOADS
+    if has_body and not is_json and not kind.startswith("multipart/"):
+        headers["content-type"] = "application/json"
 
 
 def _limit(scope: Scope) -> int:

@@ -67,13 +67,15 @@ class Body(BaseModel):
     def _must_be_storable(cls, value: Any) -> Any:
         if isinstance(value, dict) and len(value) > MAX_KEYS:
             raise ValueError(f"it has {len(value):,} keys; at most {MAX_KEYS:,} are allowed")
+        if isinstance(value, bytes):
+            raise ValueError("not JSON; send it as Content-Type: application/json")  # noqa: TRY004
         try:
             json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError(
                 "the text holds half of a surrogate pair, which is not Unicode"
             ) from None
-        except (ValueError, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not usable as JSON: {error}") from None
         return value
 

@@ -61,6 +61,8 @@ class Platform:
     last_request: float = field(default_factory=time.monotonic)
     """Monotonic seconds of the last request that was not a health check."""
     loop: asyncio.AbstractEventLoop | None = None
+    exporting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while weights are exported."""
     runner: Wakeable | None = None
     """Who works on eval runs."""
     worker_trouble: Callable[[], str | None] = lambda: None

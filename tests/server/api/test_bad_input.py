@@ -238,7 +238,7 @@ def test_web_pages_and_other_names_are_kept_out(served: Served) -> None:
         response = served.http.get("/v1/models", headers=headers)
         assert response.status_code == 403
         assert "access-control-allow-origin" not in response.headers
-    own = served.http.get("/v1/models", headers={"origin": "http://testserver"})
+    own = served.http.get("/v1/models", headers={"origin": "http://localhost"})
     assert own.status_code == 200
 
 
@@ -269,3 +269,65 @@ def test_errors_are_ascii_json_whatever_was_sent(served: Served) -> None:
     response = served.http.get("/v1/models/%F0%9F%98%80%00")
     assert response.status_code == 404
     assert json.loads(response.content.decode("ascii"))["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "testserver"},
+        {"origin": "http://["},
+        {"origin": "null"},
+        {"origin": ""},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+    ],
+)
+def test_what_other_pages_send_is_refused(served: Served, headers: dict[str, str]) -> None:
+    response = served.http.get("/v1/models", headers=headers)
+    assert response.status_code == 403
+    assert response.json()["error"]["code"] == "forbidden"
+
+
+def test_a_link_can_be_clicked_and_a_form_cannot_be_sent(served: Served) -> None:
+    click = {"sec-fetch-site": "same-site", "sec-fetch-mode": "navigate",
+             "sec-fetch-dest": "document"}  # fmt: skip
+    assert served.http.get("/v1/models", headers=click).status_code == 200
+    assert served.http.post("/v1/evals", headers=click).status_code == 403
+    own = {"sec-fetch-site": "same-origin"}
+    assert served.http.get("/v1/models", headers=own).status_code == 200
+
+
+def test_no_get_changes_anything() -> None:
+    from rftkit.server.api import weights
+
+    methods = [route.methods for route in weights.router.routes]  # type: ignore[attr-defined]
+    assert methods == [{"POST"}]
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain", "", "application/octet-stream"]
+)
+def test_a_body_by_another_name_is_read_as_json(served: Served, kind: str) -> None:
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
+    for path in ("/v1/chat/completions", "/v1/fine_tuning/jobs", "/v1/evals", "/v1/responses",
+                 "/v1/embeddings", "/v1/fine_tuning/alpha/graders/run"):  # fmt: skip
+        response = served.http.post(path, content=body, headers={"content-type": kind})
+        assert response.status_code < 500, path
+        response = served.http.post(path, content=b"a=b", headers={"content-type": kind})
+        assert response.status_code == 400, path
+        response = served.http.post(path, files={"file": b"x"})
+        assert response.status_code in (400, 415), path
+        assert response.json()["error"]["message"]
+
+
+def test_guessing_keys_is_slowed_down(served: Served) -> None:
+    served.platform.needs_key = True
+    served.platform.store.set_api_key("right")
+    answers = [
+        served.http.get("/v1/models", headers={"authorization": f"Bearer wrong-{n}"})
+        for n in range(12)
+    ]
+    assert [each.status_code for each in answers] == [401] * 10 + [429] * 2
+    assert 0 < int(answers[-1].headers["retry-after"]) <= 60
+    assert served.http.get("/health").status_code == 200

@@ -18,7 +18,7 @@ USER: Any = [{"role": "user", "content": "hi"}]
 def strict(served: Served) -> openai.OpenAI:
     """A client that refuses whatever does not fit its types."""
     return openai.OpenAI(
-        base_url="http://testserver/v1", api_key="local", http_client=served.http, max_retries=0,
+        base_url="http://localhost/v1", api_key="local", http_client=served.http, max_retries=0,
         _strict_response_validation=True,
     )  # fmt: skip
 

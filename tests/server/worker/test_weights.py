@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import openai
 import pytest
@@ -114,8 +119,6 @@ def test_what_cannot_be_exported(trained: tuple[Worker, str], tmp_path: Path) ->
 
 
 def home_of(platform: openai.OpenAI) -> str:
-    from urllib.request import urlopen
-
     with urlopen(str(platform.base_url).replace("/v1/", "/health")) as response:
         home: str = json.load(response)["home"]
     return home
@@ -151,3 +154,25 @@ def test_the_command_line_fetches_weights_and_adds_models(
         platform.models.retrieve("mine")
     for arguments in (["add", str(tmp_path)], ["add", "a/b"], ["remove", "mine"]):
         assert isinstance(invoke(app, ["models", *arguments]).exception, InputError)
+
+
+def test_one_export_at_a_time_and_none_outlives_its_client(
+    platform: openai.OpenAI, tmp_path: Path
+) -> None:
+    exports = Path(home_of(platform)) / "exports"
+    url = str(platform.base_url).replace("/v1/", "/rftkit/models/rftkit-tiny/weights?merged=true")
+    with pytest.raises(HTTPError, match="405"):
+        urlopen(url)  # what a picture on a web page does
+    parts = urlsplit(url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0)) as first:
+        head = f"POST {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+        first.sendall(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+        while not (exports.is_dir() and list(exports.iterdir())):
+            time.sleep(0.02)
+        with pytest.raises(PlatformError, match="another export is under way"):
+            fetch_weights(platform, "rftkit-tiny", tmp_path / "second", merged=True)
+    deadline = time.monotonic() + 20
+    while list(exports.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    fetch_weights(platform, "rftkit-tiny", tmp_path / "third", merged=True)

@@ -58,12 +58,12 @@ class Grammars:
             RequestError: when the schema is not one that can be compiled.
         """
         if (schema, end) not in self._compiled:
-            matcher = LLMatcher(self._tokenizer, self._grammar(json.loads(schema), end))
+            try:
+                matcher = LLMatcher(self._tokenizer, self._grammar(json.loads(schema), end))
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
+                raise _not_compiled(error) from None  # numbers beyond 64 bits, or nested too deeply
             if matcher.is_error():
-                raise RequestError(
-                    f"the JSON schema cannot be compiled: {matcher.get_error()}",
-                    param="response_format",
-                )
+                raise _not_compiled(matcher.get_error())
             self._compiled[schema, end] = matcher
         return self._compiled[schema, end].deep_copy()
 
@@ -125,6 +125,12 @@ class Grammars:
                 if guide is not None and not guide.consume_token(tokens_G_T[g][t]):
                     raise ValueError(f"completion {g} leaves its schema at token {t}")
         return np.stack([mask for row in rows for mask in row])
+
+
+def _not_compiled(why: object) -> RequestError:
+    return RequestError(
+        f"the JSON schema cannot be compiled: {str(why)[:1000]}", param="response_format"
+    )
 
 
 def choices(masks: Masks) -> NDArray[np.int64]:

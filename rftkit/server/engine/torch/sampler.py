@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rftkit.errors import RequestError
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
 from rftkit.server.engine.torch.decoding_state import Guide
@@ -328,7 +329,11 @@ def _append(row: _Row, token: int, logprob: float) -> None:
     row.tokens.append(token)
     row.logprobs.append(logprob)
     if row.guide is not None and not row.guide.consume_token(token):
-        raise RuntimeError(f"the grammar refused token {token}, which it had allowed")
+        raise RequestError(
+            f"the JSON schema cannot be followed: the grammar refused token {token}, which it had "
+            "allowed. Is there an answer that ends, or does a `$ref` need itself for ever?",
+            param="response_format",
+        )
 
 
 def _inverse_cdf(powers: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,88 @@
+"""Text of others: harmless on a terminal, in a spreadsheet, in a message."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rftkit.safetext import Printable, cell, cells, json_printable, printable, redacted
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2J\x9b31mb\rc\x7f\u202ed\u2066e\x00\u2028"
+
+
+def is_harmless(text: str) -> bool:
+    return all(each in "\n\t" or each.isprintable() for each in text)
+
+
+def test_control_characters_are_spelled_out() -> None:
+    assert printable("plain\ttext\n– ü 漢字 😀") == "plain\ttext\n– ü 漢字 😀"
+    assert printable("\x1b[2J\x9b\u202e") == "\\x1b[2J\\x9b\\u202e"
+    assert is_harmless(printable(HOSTILE))
+
+
+@given(st.text())
+def test_json_reads_as_the_same_value(text: str) -> None:
+    shown = json_printable(json.dumps({"x": text}, ensure_ascii=False))
+    assert json.loads(shown) == {"x": text}
+    assert not any(ord(each) < 32 or 126 < ord(each) < 160 for each in shown)
+
+
+def test_a_stream_writes_what_is_printable() -> None:
+    below = io.StringIO()
+    stream = Printable(below)
+    print(HOSTILE, file=stream)  # type: ignore[call-overload]
+    stream.control("\r")
+    assert below.getvalue() == printable(HOSTILE) + "\n\r"
+
+
+def test_every_command_prints_through_it(home: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    row = {"messages": [{"role": "user", "content": HOSTILE}], HOSTILE: HOSTILE}
+    rows.write_text(json.dumps(row) + "\n" + "\x1b[31m not JSON\n")
+    folder = tmp_path / HOSTILE.replace("\x00", "")
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    program = "from rftkit.cli.app import main; main()"
+    for words in (
+        ["check", str(rows), "--quick"],
+        ["dataset", "profile", str(rows)],
+        ["models", "add", str(folder)],
+        ["models", "add", str(folder), "--json"],
+        ["models", "remove", HOSTILE.replace("\x00", "")],
+        ["grade", str(tmp_path / "none\x1b[2J"), str(rows)],
+        ["check\x1b[2J"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, check=False, cwd=tmp_path
+        )
+        said = (done.stdout + done.stderr).decode()
+        assert said
+        assert is_harmless(said), words
+        assert "Traceback" not in said
+
+
+def test_secrets_are_hidden_in_every_form() -> None:
+    key = 'sk-"1/2-3456'
+    for text in (key, repr(key), json.dumps(key), f"Bearer {key}", "sk-%221%2F2-3456"):
+        assert "3456" not in redacted(f"said {text}", [f"Bearer {key}\n"])
+    assert redacted("plain bearer", ["Bearer abcdef", None, ""]) == "plain bearer"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+A1", "@SUM(A1)", "-cmd|' /C calc'!A0", "  =1", "\t=1"])
+def test_formulas_become_text(text: str) -> None:
+    assert cell(text) == f"'{text}"
+    frame = pd.DataFrame({text: [text, "plain"], "number": [-1.5, 2]})
+    assert cells(frame).to_dict("list") == {f"'{text}": [f"'{text}", "plain"], "number": [-1.5, 2]}
+
+
+@pytest.mark.parametrize("value", ["-1.5", "+3", "a=b", "", 1, None, -2.0])
+def test_other_cells_stay(value: object) -> None:
+    assert cell(value) == value
