@@ -9,6 +9,7 @@ server itself, which this module knows as a command and an HTTP address only.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import ProxyHandler, build_opener
@@ -28,7 +30,7 @@ from rftkit.errors import MissingExtraError, PlatformError
 from rftkit.graders import Completion, CompletionCall, EmbeddingCall, completion_call
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL
 from rftkit.privacy import kept_api_key, make_home
-from rftkit.wholefile import unwritable
+from rftkit.wholefile import has_no_room, unwritable
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -47,6 +49,8 @@ __all__ = [
 START_SECONDS = 60.0
 """How long a server may take until it answers."""
 STOP_SECONDS = 20.0
+ANNOUNCE_SECONDS = 5.0
+"""How long a server that has the home may take until it says where it answers."""
 PROBE_SECONDS = 2.0
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
@@ -156,23 +160,38 @@ def embedding_call() -> EmbeddingCall:
 
 def serve_status(home: Path | None = None) -> ServerStatus | None:
     """The server that has this home, or None when none answers."""
-    home = (home or settings.home()).absolute()
-    try:
-        record = json.loads((home / "server.json").read_text())
-        address = record["address"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    health = _health(address)
-    if health is None or health.get("home") != str(home):
+    home = (home or settings.home()).resolve()
+    address = _record(home).get("address")
+    health = _health(address) if isinstance(address, str) else None
+    if health is None or Path(health["home"]).resolve() != home:
         return None
     return ServerStatus(
-        address=address,
+        address=str(address),
         pid=health["pid"],
         home=home,
         version=health["version"],
         idle_seconds=health["idle_seconds"],
         problems=tuple(health.get("problems", ())),
     )
+
+
+def _record(home: Path) -> dict[str, Any]:
+    """What a server has written about itself; empty when it cannot be read."""
+    try:
+        record = json.loads((home / "server.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _awaited(home: Path, seconds: float) -> ServerStatus | None:
+    """The server that has this home, also one that is just about to say where it answers."""
+    deadline = time.monotonic() + seconds
+    while (server := serve_status(home)) is None:
+        if time.monotonic() > deadline or not _is_locked(home):
+            return None
+        time.sleep(0.1)
+    return server
 
 
 def start_server(
@@ -188,7 +207,7 @@ def start_server(
         PlatformError: when it cannot be started; the message holds the end of its log.
         MissingExtraError: when it is not installed.
     """
-    home = (home or settings.home()).absolute()
+    home = (home or settings.home()).resolve()
     for package in NEEDED:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "local")
@@ -205,16 +224,21 @@ def stop_server(home: Path | None = None) -> ServerStatus | None:
     Raises:
         PlatformError: when it does not end.
     """
-    server = serve_status(home)
+    home = (home or settings.home()).resolve()
+    server = _awaited(home, ANNOUNCE_SECONDS)
     if server is None:
-        return None
-    os.kill(server.pid, signal.SIGTERM)
+        if not _is_locked(home):
+            return None
+        server = _silent(home)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        os.kill(server.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     while _is_locked(server.home):
         if time.monotonic() > deadline:
             raise PlatformError(
                 f"the server (process {server.pid}) did not end within {STOP_SECONDS:.0f} seconds; "
-                f"look into {server.home / 'logs' / 'server.log'}"
+                f"look into {server.home / 'logs' / 'server.log'}, or end it with "
+                f"`kill -9 {server.pid}`: a running job continues when a server is back"
             )
         time.sleep(0.05)
     return server
@@ -226,9 +250,26 @@ def _health(address: str) -> dict[str, Any] | None:
     try:
         with opener.open(f"{address}/health", timeout=PROBE_SECONDS) as response:
             health: dict[str, Any] = json.load(response)
-    except (OSError, ValueError):
+    except (OSError, ValueError, HTTPException):
         return None
-    return health if isinstance(health, dict) and "pid" in health else None
+    is_ours = isinstance(health, dict) and {"home", "pid", "version", "idle_seconds"} <= set(health)
+    return health if is_ours and health["home"] is not None else None
+
+
+def _silent(home: Path) -> ServerStatus:
+    """A server that has the home and does not answer, as far as it is known.
+
+    Raises:
+        PlatformError: when its process is not.
+    """
+    record = _record(home)
+    try:
+        return ServerStatus(record["address"], int(record["pid"]), home, record["version"], 0.0)
+    except (KeyError, ValueError, TypeError):
+        raise PlatformError(
+            f"a server has the home folder {home} and does not answer, and its process is not "
+            "known; look for `rftkit.server` in the list of processes and end it"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -272,11 +313,18 @@ def _start(home: Path, idle_minutes: float | None) -> ServerStatus:
         if server is not None:
             return server
         if process.poll() is not None and not _is_locked(home):
+            if has_no_room(home):  # then the log says nothing either
+                raise unwritable(home, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             raise PlatformError(
                 f"the local server ended with status {process.returncode} before it answered; "
                 f"{log_path} says:\n{_tail(log_path, begin)}"
             )
         time.sleep(0.05)
+    if process.poll() is not None:
+        raise PlatformError(
+            f"another server (process {_silent(home).pid}) has the home folder {home} and did not "
+            f"answer for {START_SECONDS:.0f} seconds; end it with `rftkit serve --stop`"
+        )
     process.kill()
     process.wait()
     raise PlatformError(

@@ -17,7 +17,7 @@ from typing import IO
 
 from rftkit.errors import PlatformError
 
-__all__ = ["is_full", "replacing", "sync", "unwritable", "write_whole"]
+__all__ = ["has_no_room", "is_full", "replacing", "sync", "unwritable", "write_whole"]
 
 LEAST_BYTES = 1 << 20
 """With less room than this, a disk counts as full whatever a library calls its error."""
@@ -71,7 +71,7 @@ def is_full(error: BaseException | None) -> bool:
 def unwritable(home: Path, error: BaseException) -> PlatformError:
     """Why a home folder cannot be used, and what to do about it."""
     reason = getattr(error, "strerror", None) or error
-    if is_full(error) or _has_no_room(home):
+    if is_full(error) or has_no_room(home):
         return PlatformError(
             f"the disk that holds the home folder {home} is full ({reason}); free some space and "
             "start again. Nothing that was stored is lost"
@@ -86,7 +86,8 @@ def unwritable(home: Path, error: BaseException) -> PlatformError:
     )
 
 
-def _has_no_room(folder: Path) -> bool:
+def has_no_room(folder: Path) -> bool:
+    """Whether the disk of a folder, which need not exist yet, is full."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     with contextlib.suppress(OSError):

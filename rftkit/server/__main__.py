@@ -20,7 +20,8 @@ import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -42,7 +43,10 @@ __all__ = ["main"]
 
 PORTS_TRIED = 50
 WORKER = (sys.executable, "-m", "rftkit.server.worker")
+LOCK_SECONDS = 0.2
 IDLE_CHECK_SECONDS = 5.0
+LOOK_SECONDS = 0.2
+"""Between looks at whether the server is to stop, and at what it has written about itself."""
 KEEP_ALIVE_SECONDS = 75  # more than anybody waits between two looks at a job
 
 
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    home: Path = options.home.absolute()
+    home: Path = options.home.expanduser().resolve()
     try:
         with _only_one(home):
             _choose_engine(home, options)
@@ -104,7 +108,7 @@ def _only_one(home: Path) -> Iterator[None]:
     Raises:
         PlatformError: when another server has it (with its address), or it cannot be written.
     """
-    lock = filelock.FileLock(home / "server.lock", timeout=1)
+    lock = filelock.FileLock(home / "server.lock", timeout=LOCK_SECONDS)
     try:
         if warning := privacy.tighten(home):
             print(f"rftkit.server: {warning}", file=sys.stderr)
@@ -146,7 +150,7 @@ def _choose_engine(home: Path, options: argparse.Namespace) -> None:
 def _address_in(home: Path) -> str:
     try:
         return str(json.loads((home / "server.json").read_text())["address"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "an address that it has not written yet"
 
 
@@ -180,7 +184,8 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, then raises it again
     record = home / "server.json"
     address = _address(listener)
-    _announce(record, address)
+    announcement = _announcement(address)
+    write_whole(record, announcement)
     print(f"rftkit serves {address}/v1 from {home} (Ctrl-C to stop)", flush=True)
     for weakness in processes.weaknesses():
         print(weakness, flush=True)
@@ -190,7 +195,8 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
             flush=True,
         )
     try:
-        asyncio.run(_run(server, listener, platform, options.idle_minutes))
+        keep = partial(_keep_announced, record, announcement)
+        asyncio.run(_run(server, listener, platform, options.idle_minutes, keep))
     except KeyboardInterrupt:
         pass
     finally:
@@ -199,17 +205,36 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
 
 
 async def _run(
-    server: uvicorn.Server, listener: socket.socket, platform: Platform, minutes: float | None
+    server: uvicorn.Server,
+    listener: socket.socket,
+    platform: Platform,
+    minutes: float | None,
+    keep_announced: Callable[[], None],
 ) -> None:
-    async def watch() -> None:
+    async def watch_idle() -> None:
         while minutes is not None:
             await asyncio.sleep(min(IDLE_CHECK_SECONDS, minutes * 30))
-            if platform.idle_seconds() > minutes * 60:
-                server.should_exit = True
+            with contextlib.suppress(sqlite3.Error):  # locked or full: look again
+                if platform.idle_seconds() > minutes * 60:
+                    server.should_exit = True
 
-    task = asyncio.create_task(watch())
+    async def watch() -> None:
+        while not server.should_exit:
+            await asyncio.sleep(LOOK_SECONDS)
+            keep_announced()
+        platform.link.end_chats("the server is stopping; ask again when it runs")
+
+    tasks = [asyncio.create_task(watch_idle()), asyncio.create_task(watch())]
     await server.serve(sockets=[listener])
-    task.cancel()
+    for task in tasks:
+        task.cancel()
+
+
+def _keep_announced(record: Path, announcement: str) -> None:
+    """Write again what somebody removed or changed: clients find the server by it."""
+    with contextlib.suppress(OSError):
+        if not record.is_file() or record.read_text(errors="replace") != announcement:
+            write_whole(record, announcement)
 
 
 def _needs_key(store: Store, home: Path, options: argparse.Namespace) -> bool:
@@ -276,12 +301,12 @@ def _address(listener: socket.socket) -> str:
     return f"http://{name}:{port}"
 
 
-def _announce(path: Path, address: str) -> None:
-    """Write `server.json`."""
+def _announcement(address: str) -> str:
+    """The content of `server.json`."""
     body = {
         "address": address, "pid": os.getpid(), "started_at": int(time.time()), "version": VERSION,
     }  # fmt: skip
-    write_whole(path, json.dumps(body))
+    return json.dumps(body)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_the_default_port_moves_on_and_a_chosen_one_does_not(home: Path) -> None
 def test_listening_elsewhere_needs_a_key(home: Path) -> None:
     refused = serve(home, "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 1
-    assert "needs an API key: pass --api-key or set RFTKIT_API_KEY" in refused.stderr
+    assert "needs an API key: set RFTKIT_API_KEY or pass --api-key" in refused.stderr
 
 
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
@@ -155,6 +155,47 @@ def test_a_stale_record_is_not_believed(home: Path) -> None:
     assert client.serve_status() is None
     (home / "server.json").write_text("{half")
     assert client.serve_status() is None
+
+
+def test_a_server_is_found_by_every_name_of_its_home_and_writes_its_record_again(
+    own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = client.start_server(own_home)
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link"
+    link.symlink_to(own_home)
+    monkeypatch.chdir(own_home.parent)
+    for name in (link, own_home / ".." / own_home.name, Path(own_home.name)):
+        monkeypatch.setenv("RFTKIT_HOME", str(name))
+        with client.connect() as local:
+            assert str(local.base_url).startswith(server.address)
+    for damage in ("", "[]", '"text"', '{"address": []}', '{"address": "http://127.0.0.1:9 9"}'):
+        (own_home / "server.json").write_text(damage)
+        assert client.start_server().pid == server.pid
+        (own_home / "server.json").write_text(damage)
+        refused = serve(own_home)
+        assert refused.returncode == 1
+        assert "another server has the home folder" in refused.stderr
+    (own_home / "server.json").unlink()
+    stopped = client.stop_server()
+    assert stopped is not None
+    assert stopped.pid == server.pid
+
+
+def test_another_program_at_the_address_is_no_server(home: Path) -> None:
+    home.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def babble() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail.example.test ESMTP\r\n")
+
+        threading.Thread(target=babble, daemon=True).start()
+        address = f"http://127.0.0.1:{other.getsockname()[1]}"
+        (home / "server.json").write_text(json.dumps({"address": address}))
+        assert client.serve_status() is None
 
 
 def test_the_light_process_imports_no_torch() -> None:

@@ -86,6 +86,10 @@ class Link(Protocol):
         """Yield `{"delta": …}` messages and, last, one `{"done": …}`. Raises ChatError."""
         ...
 
+    def end_chats(self, reason: str) -> None:
+        """Let every chat under way raise a ChatError with this reason."""
+        ...
+
     async def start(self) -> None:
         """Begin."""
         ...
@@ -144,6 +148,11 @@ class WorkerLink:
         """Tell the worker to look into the store. A dead one will look when it starts."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._send, {"kind": "wake"})
+
+    def end_chats(self, reason: str) -> None:
+        """Let every chat under way raise a ChatError with this reason."""
+        for queue in self._waiting.values():
+            queue.put_nowait({"error": {"message": reason, "code": UNAVAILABLE}})
 
     async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the worker's messages for one chat; leaving early aborts it.

@@ -181,6 +181,18 @@ def test_a_question_is_asked_again_when_the_worker_dies_and_the_one_to_blame_fai
     with_link(tmp_path, body)
 
 
+def test_a_server_that_stops_ends_chats_in_words(tmp_path: Path) -> None:
+    async def body(link: WorkerLink, log: Path) -> None:
+        waiting = asyncio.create_task(ask(link, "wait"))
+        await asyncio.sleep(0)
+        link.end_chats("the server is stopping")
+        with pytest.raises(ChatError, match="the server is stopping") as caught:
+            await waiting
+        assert caught.value.status == 503
+
+    with_link(tmp_path, body)
+
+
 def test_leaving_early_aborts(tmp_path: Path) -> None:
     async def body(link: WorkerLink, log: Path) -> None:
         task = asyncio.create_task(ask(link, "wait"))
