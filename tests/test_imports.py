@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "rftkit"
 
 TIERS = (
     {"errors", "privacy", "safetext", "settings", "wholefile", "bundled"},
-    {"rows"},
+    {"rows", "diagnosis"},
     {"graders"},
     {"client"},
     {"datasets", "jobs", "evals", "importer"},
@@ -29,7 +29,16 @@ TIERS = (
 
 HOME_OF = rftkit._HOME_OF
 """Public name -> the room it comes from."""
-SERVER_MAY = {"rows", "graders", "settings", "errors", "privacy", "safetext", "wholefile"}
+SERVER_MAY = {
+    "rows",
+    "diagnosis",
+    "graders",
+    "settings",
+    "errors",
+    "privacy",
+    "safetext",
+    "wholefile",
+}
 
 SERVER_MAY_ROOMS = {
     "engine": {"engine"},

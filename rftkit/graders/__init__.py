@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
+    from rftkit.graders.closed import AnswerField, answer_fields
     from rftkit.graders.cluster import ClusterGrader, cluster_grader
     from rftkit.graders.embeddings import EmbeddingCall, embedding_call
     from rftkit.graders.endpoint import HttpCall, mask_secrets
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rftkit.graders.sandbox import Limits
 
 __all__ = [
+    "AnswerField",
     "Audit",
     "ClusterGrader",
     "CompiledGrader",
@@ -41,6 +43,7 @@ __all__ = [
     "Limits",
     "Sample",
     "Verdict",
+    "answer_fields",
     "audit",
     "check_item_paths",
     "cluster_grader",
@@ -60,6 +63,7 @@ __all__ = [
 _HOMES = {
     "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
+    "closed": ("AnswerField", "answer_fields"),
     "cluster": ("ClusterGrader", "cluster_grader"),
     "embeddings": ("EmbeddingCall", "embedding_call"),
     "endpoint": ("HttpCall", "mask_secrets"),

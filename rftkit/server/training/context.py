@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rftkit.graders import CompiledGrader
+from rftkit.graders import AnswerField, CompiledGrader, answer_fields
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training.advantages import Weighing, weighing
+from rftkit.server.training.history import History
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.plan import Plan
 
@@ -72,6 +74,17 @@ class Run:
         """The job's response format."""
         value: dict[str, Any] | None = self.job.method["reinforcement"].get("response_format")
         return value
+
+    @cached_property
+    def answer_fields(self) -> list[AnswerField]:
+        """The places of an answer whose values metric events count."""
+        items = [row.item for row in (*self.rows, *self.valid_rows)]
+        return answer_fields(self.grader.spec, self.response_format, items)
+
+    @cached_property
+    def history(self) -> History:
+        """What the job has reported so far."""
+        return History(self.store, self.job.id, self.plan.max_completion_tokens)
 
     def model_name(self, step: int | None) -> str:
         """`ft:{base}:local:{suffix}:{id}`, with `:ckpt-step-{N}` unless it is the final model."""

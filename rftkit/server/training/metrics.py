@@ -1,7 +1,8 @@
 """From graded groups to the numbers of a job: the metric event, and the CSV of all steps.
 
-Both spellings of the service are written, nested and flat, and our own figures under `learning`. A
-mean leaves failed grades out and says how many there were; what was not measured is not there.
+Both spellings of the service are written, nested and flat, and our own figures: under `learning`,
+in the lines of `scores.graders` (spread, flat groups) and under `answers` (see `signal`). A mean
+leaves failed grades out and says how many there were; what was not measured is not there.
 Source: protocol, metrics event and result file.
 """
 
@@ -9,14 +10,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rftkit.graders import Grade
 from rftkit.graders.engine import Leaf
 from rftkit.server.engine.base import StepStats
+from rftkit.server.training import signal
 from rftkit.server.training.rollout import Group
 
 __all__ = [
@@ -40,19 +40,13 @@ COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 def grades_of(groups: Iterable[Group]) -> list[Grade]:
-    """All grades, in order."""
-    return [rollout.grade for group in groups for rollout in group.rollouts]
+    """The grades of all completions that the policy drew itself, in order."""
+    return [rollout.grade for group in groups for rollout in signal.sampled(group)]
 
 
 def mean_reward(groups: Sequence[Group]) -> float | None:
     """Mean over graded and unscorable answers; None when there is none."""
     return _mean(grade.reward for grade in grades_of(groups))
-
-
-def standard_error(groups: Sequence[Group]) -> float | None:
-    """Of the mean reward, over rows, since answers to one row are not independent; None below 2."""
-    means = [mean for group in groups if (mean := _mean(group.rewards_G)) is not None]
-    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 
 
 def failure(groups: Sequence[Group]) -> tuple[int, int, Grade | None]:
@@ -84,8 +78,12 @@ def step_data(
     timing: Mapping[str, float],
     stats: StepStats | None = None,
     learning_rate: float | None = None,
+    answers: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """`data` of a metric event. `timing` has seconds: sampling, training, eval, full_iteration."""
+    """`data` of a metric event.
+
+    `timing` has seconds: sampling, training, eval, full_iteration; `answers` is `signal.answers`.
+    """
     sides = {"train": train, "valid": valid}
     present = {name: groups for name, groups in sides.items() if groups is not None}
     data: dict[str, Any] = {
@@ -105,6 +103,8 @@ def step_data(
             "graders": [_latency(leaf, len(leaves) == 1, present) for leaf in leaves],
         },
     }
+    if answers:
+        data["answers"] = list(answers)
     if train is not None:
         data |= _flat_train(train)
         data["learning"] = _learning(train, timing, stats, learning_rate)
@@ -118,7 +118,8 @@ def step_data(
         }
         data.setdefault("learning", {})["valid_truncated_share"] = _truncated_share(valid)
         data["learning"]["valid_failed_grades"] = failure(valid)[0]
-        data["learning"]["valid_reward_stderr"] = standard_error(valid)
+        data["learning"] |= _range("valid_", valid)
+        data["learning"]["valid_reward_stderr"] = signal.standard_error(signal.rewards_of(valid))
     return data
 
 
@@ -152,7 +153,8 @@ def usage_metrics(
         tokens[purpose] = {name: old.get(name, 0) + count for name, count in new.items()}
     tokens["training"] = tokens.get("training", 0) + (stats.num_tokens if stats else 0)
     judges = {model: dict(used) for model, used in before.get("model_graders", {}).items()}
-    for grade in grades_of([*(train or ()), *(valid or ())]):
+    graded = [r.grade for group in (*(train or ()), *(valid or ())) for r in group.rollouts]
+    for grade in graded:
         for model, used in grade.token_usage.items():
             total = judges.setdefault(model, {})
             for name, count in used.items():
@@ -195,7 +197,7 @@ def result_csv(steps: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
-    lengths = [len(r.completion.tokens) for group in groups for r in group.rollouts]
+    lengths = [len(r.completion.tokens) for group in groups for r in signal.sampled(group)]
     grades = grades_of(groups)
     return {
         "train_mean_reward": mean_reward(groups),
@@ -216,6 +218,7 @@ def _learning(
     seconds = timing["sampling"] + timing["training"]
     learning = {
         "flat_groups": sum(group.is_flat for group in groups) / max(len(groups), 1),
+        **_range("", groups),
         "truncated_share": _truncated_share(groups),
         "failed_grades": failure(groups)[0],
         "prompts": len(groups),
@@ -236,8 +239,18 @@ def _learning(
     return learning
 
 
+def _range(prefix: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """The lowest and highest reward, and how many there are."""
+    rewards = [grade.reward for grade in grades_of(groups) if grade.reward is not None]
+    return {
+        f"{prefix}reward_min": min(rewards, default=None),
+        f"{prefix}reward_max": max(rewards, default=None),
+        f"{prefix}num_graded": len(rewards),
+    }
+
+
 def _truncated_share(groups: Sequence[Group]) -> float:
-    reasons = [r.completion.stop_reason for group in groups for r in group.rollouts]
+    reasons = [r.completion.stop_reason for group in groups for r in signal.sampled(group)]
     return reasons.count("length") / max(len(reasons), 1)
 
 
@@ -268,7 +281,7 @@ def _scores(leaf: Leaf, is_only: bool, sides: Sides) -> dict[str, Any]:
         return [grade.sub_rewards.get(leaf.key) for grade in grades_of(groups)]
 
     means = {f"{side}_reward_mean": _mean(rewards(groups)) for side, groups in sides.items()}
-    return {**_named(leaf), **means}
+    return {**_named(leaf), **means, **signal.of_leaf(None if is_only else leaf.key, sides)}
 
 
 def _errors(leaf: Leaf, is_only: bool, sides: Sides) -> dict[str, Any]:
@@ -336,7 +349,9 @@ def _csv_row(data: Mapping[str, Any]) -> dict[str, Any]:
     for scores in data["scores"]["graders"]:
         where = f"scores/graders/{scores['type']}/{scores['name']}"
         for side in ("train", "valid"):
-            row[f"{where}/{side}_reward_mean"] = scores.get(f"{side}_reward_mean")
+            for figure in ("reward_mean", *signal.FIGURES):
+                if f"{side}_{figure}" in scores:
+                    row[f"{where}/{side}_{figure}"] = scores[f"{side}_{figure}"]
     for errors in data["errors"]["graders"]:
         where = f"errors/graders/{errors['type']}/{errors['name']}/errors"
         row |= {f"{where}/{k}": v for k, v in errors.items() if k not in ("name", "type")}

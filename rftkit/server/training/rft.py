@@ -22,7 +22,7 @@ from typing import Any
 
 from rftkit.server.engine.base import NotFiniteError, StepStats
 from rftkit.server.store.store import now
-from rftkit.server.training import advantages, metrics, refill, rollout, sampling
+from rftkit.server.training import advantages, metrics, refill, rollout, sampling, signal
 from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import (
     check_core_seconds,
@@ -279,7 +279,14 @@ def report(
     """The metric event of a step, once."""
     rate = learning_rate(run.plan, step, groups or ()) if step else None
     total = run.plan.total_steps
-    data = metrics.step_data(step, total, run.grader.leaves, groups, valid, timing, stats, rate)
+    said = signal.answers(
+        run.answer_fields,
+        run.response_format,
+        {side: found for side, found in (("train", groups), ("valid", valid)) if found is not None},
+        run.history.before(step).answers,
+    )
+    leaves = run.grader.leaves
+    data = metrics.step_data(step, total, leaves, groups, valid, timing, stats, rate, said)
     if run.plan.max_staleness and step:
         data["staleness"] = min(step - 1, run.plan.max_staleness)
     message = metrics.step_message(step, total, data)
@@ -289,6 +296,7 @@ def report(
             used = run.store.job(run.job.id).usage_metrics
             used = metrics.usage_metrics(used, groups, valid, timing, stats)
             run.store.update_job(run.job.id, usage_metrics=used)
+        run.history.add(step, run.history.known(step) or data)
     run.seconds_of_steps.append(timing["full_iteration"])
     recent = run.seconds_of_steps[-5:]
     left = (total - step) * sum(recent) / len(recent)

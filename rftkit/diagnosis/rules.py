@@ -1,0 +1,401 @@
+"""From a story to findings: one function a rule, all in `RULES`.
+
+A finding holds at the story's last step. Each names what was found, with its figures, what to do,
+and the setting to try. A rule is silent when the figures it needs are not reported, and when the
+rewards are near the best that the grader ever gave: a model that has learnt its task has flat
+groups and little entropy, and nothing is wrong with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rftkit.diagnosis.gains import Change, gain_sentence
+from rftkit.diagnosis.story import WINDOW, Range, Story
+
+__all__ = [
+    "CUT_SHARE",
+    "FLAT_SHARE",
+    "Finding",
+    "collapsed",
+    "findings",
+    "never_sampled",
+]
+
+Json = Mapping[str, Any]
+
+FLAT_SHARE = 0.75
+"""Groups without signal above which most of the computing teaches nothing."""
+CUT_SHARE = 0.2
+"""Answers cut off above which the limit, not the task, decides the reward."""
+UNSCORABLE_SHARE = 0.5
+"""Answers that could not be scored, besides those cut off."""
+SAME_SHARE = 0.9
+"""Answers that are the same above which the policy has settled on one."""
+LEAST_ANSWERS = 32
+"""Fewer answers say nothing about how often a value is sampled."""
+LEAST_PROMPTS = 4
+LOW_ENTROPY = 0.03
+"""Nats per token below which hardly anything else is sampled."""
+NEAR_BEST = 0.95
+"""Of the way from the lowest to the highest reward so far: as good as learnt."""
+CERTAINTY = 1.96
+"""Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
+NAMED = 3
+"""Values that a sentence names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason why a job does not learn what it should."""
+
+    code: str
+    """Stable name of the rule."""
+    subject: str
+    """The grader or the place of the answer that it is about; empty for the whole job."""
+    message: str
+    """What was found: a sentence."""
+    advice: str
+    """What to do, and the setting to try: a sentence."""
+
+    @property
+    def key(self) -> str:
+        """The same for the same finding of one job, however its figures change."""
+        return f"{self.code}:{self.subject}" if self.subject else self.code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}"
+
+
+def findings(story: Story) -> list[Finding]:
+    """What is wrong at the story's last step, most fundamental first."""
+    return [found for rule in RULES for found in rule(story)]
+
+
+def _cut_off(story: Story) -> Iterator[Finding]:
+    shares = _recent(story, "truncated_share")
+    where = "the answers"
+    if not shares and story.last_valid is not None:
+        shares = _known([_learning(story.last_valid).get("valid_truncated_share")])
+        where = "the validation answers"
+    if shares and (share := _mean(shares)) > CUT_SHARE:
+        limit = story.max_completion_tokens
+        at = f" at {limit} tokens" if limit else ""
+        yield Finding(
+            "cut_off",
+            "",
+            f"{share:.0%} of {where} were cut off{at}; they earn the floor reward.",
+            "Raise `max_completion_tokens` (metadata), or ask for shorter answers in the prompt.",
+        )
+
+
+def _unscorable(story: Story) -> Iterator[Finding]:
+    wrong = _known([data.get("mean_unresponsive_rewards") for data in story.recent])
+    cut = _recent(story, "truncated_share")
+    if wrong and cut and (share := _mean(wrong) - _mean(cut)) > UNSCORABLE_SHARE:
+        yield Finding(
+            "unscorable",
+            "",
+            f"{share:.0%} of the answers could not be scored, though they were not cut off.",
+            "Give the job a `response_format`, so that answers have the form that the grader "
+            "reads.",
+        )
+
+
+def _same_pay(story: Story) -> Iterator[Finding]:
+    """Of the whole reward, else of each sub-grader."""
+    names = [line["name"] for line in story.graders]
+    lost = _known([data.get("mean_unresponsive_rewards") for data in story.recent])
+    if lost and _mean(lost) > UNSCORABLE_SHARE:
+        return  # it is the floor reward that is always the same
+    whole = story.ranges.get("", Range())
+    if _pays_the_same(whole):
+        yield _same_pay_finding("the grader", "", whole)
+        return
+    for name in names if len(names) > 1 else []:
+        if _pays_the_same(found := story.ranges.get(name, Range())):
+            yield _same_pay_finding(f"the grader `{name}`", name, found)
+
+
+def _pays_the_same(found: Range) -> bool:
+    return found.steps > 1 and found.num >= LEAST_ANSWERS and found.low == found.high
+
+
+def _same_pay_finding(who: str, subject: str, found: Range) -> Finding:
+    return Finding(
+        "same_pay",
+        subject,
+        f"{who[:1].upper()}{who[1:]} paid {found.low:g} for each of {found.num:,} answers, so "
+        "there is nothing to learn from it.",
+        "See what it pays for the reference answers (`rftkit check DATA -g GRADER`), and give "
+        "partial credit for answers that are nearly right.",
+    )
+
+
+def _flat(story: Story) -> Iterator[Finding]:
+    shares = _recent(story, "flat_groups")
+    if not shares or _is_learnt(story):
+        return
+    share, last = _mean(shares), shares[-2:]
+    if set(last) == {1.0} and (len(last) > 1 or story.total_steps == 1):
+        yield Finding(
+            "flat",
+            "",
+            f"Every group was flat in {_steps(story, len(last))}: all completions of a group "
+            "earned the same, so no weight changed.",
+            "Use easier rows or partial credit in the grader, or raise `compute_multiplier` for "
+            "more completions a prompt.",
+        )
+    elif share > FLAT_SHARE:
+        yield Finding(
+            "flat",
+            "",
+            f"{share:.0%} of the groups in {_steps(story, len(shares))} were flat; only the "
+            "others teach.",
+            "Use easier rows or partial credit in the grader, or raise `compute_multiplier`; "
+            "`rftkit check DATA -g GRADER --model MODEL` says which rows teach.",
+        )
+
+
+def _flat_grader(story: Story) -> Iterator[Finding]:
+    """A sub-grader in which every group is flat while the whole reward is not."""
+    if len(story.recent) < WINDOW or len(story.graders) < 2:
+        return
+    if all(share == 1 for share in _recent(story, "flat_groups")):
+        return
+    for line in story.graders:
+        name = line["name"]
+        shares = _known([_line(data, name).get("train_flat_groups") for data in story.recent])
+        mean = _known([_line(data, name).get("train_reward_mean") for data in story.recent])
+        found = story.ranges.get(name, Range())
+        if len(shares) < WINDOW or min(shares) < 1 or _pays_the_same(found):
+            continue
+        if mean and _is_near_best(_mean(mean), found):
+            continue
+        yield Finding(
+            "flat_grader",
+            name,
+            f"Every group was flat in `{name}` in {_steps(story, WINDOW)}: nothing of what it "
+            "asks can be learnt from them.",
+            "Raise `compute_multiplier` for more completions a prompt, or start from a model "
+            "that is right sometimes, for example a supervised job.",
+        )
+
+
+def _never_sampled(story: Story) -> Iterator[Finding]:
+    for (name, side), found in story.answers.items():
+        so_far = found.get("num_samples_so_far", 0)
+        if side == "train" and so_far >= LEAST_ANSWERS:
+            wanted = story.references.get(name, Counter())
+            total = sum(wanted.values())
+            missing = [value for value in found.get("never_sampled", ()) if wanted.get(value)]
+            shares = {value: wanted[value] / total for value in missing}
+            yield from never_sampled(name, shares, so_far)
+
+
+def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> Iterator[Finding]:
+    """Values that references have and no answer had.
+
+    Args:
+        name: place of the answer.
+        missing: value -> share of the references.
+        num_answers: that were looked at.
+    """
+    if not missing or num_answers < LEAST_ANSWERS:
+        return
+    few = sorted(missing, key=lambda value: (-missing[value], value))
+    said = ", ".join(f"`{_short(each)}` ({missing[each]:.0%})" for each in few[:NAMED])
+    more = f" and {len(few) - NAMED} more values" if len(few) > NAMED else ""
+    was = "was" if len(few) == 1 else "were"
+    yield Finding(
+        "never_sampled",
+        name,
+        f"`{name}`: {said}{more} of the reference answers {was} never sampled in "
+        f"{num_answers:,} answers.",
+        "RFT alone will hardly find what is never sampled: start from a supervised job, or let "
+        "references guide the job.",
+    )
+
+
+def _collapsed(story: Story) -> Iterator[Finding]:
+    for name, side in story.answers:
+        found = story.answers[name, side]
+        if side == "valid" and (story.last_valid or {}).get("step") == 0:
+            continue  # what the base model likes best is not a collapse
+        if side == "train" and _is_learnt(story):
+            continue
+        where = f"at step {story.step}" if side == "train" else "in the last validation"
+        new = list(collapsed(name, found, where))
+        if new:
+            yield new[0]
+
+
+def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
+    """Answers that are nearly all the same, when the references are not.
+
+    Args:
+        name: place of the answer.
+        found: `samples` and `references` (value -> share), `num_samples` and `num_prompts`.
+        where: such as `at step 12`.
+    """
+    samples, wanted = found.get("samples") or {}, found.get("references") or {}
+    if found.get("num_samples", 0) < LEAST_ANSWERS // 2 or not samples:
+        return
+    top, share = max(samples.items(), key=lambda pair: pair[1])
+    most = max(wanted.values(), default=None)
+    if share < SAME_SHARE or found.get("num_prompts", 0) < LEAST_PROMPTS:
+        return
+    if most is None or most > share - 0.15:
+        return
+    have = f"; {wanted.get(top, 0.0):.0%} of the reference answers are" if top in wanted else ""
+    yield Finding(
+        "collapsed",
+        name,
+        f"`{name}` is `{_short(top)}` in {share:.0%} of the answers {where}{have}: the model "
+        "has settled on one value, whatever the prompt.",
+        "Start again with a lower `learning_rate_multiplier` (a third), or from an earlier "
+        "checkpoint; `kl_coef` (metadata) holds the model nearer to where it began.",
+    )
+
+
+def _still(story: Story) -> Iterator[Finding]:
+    """Sub-graders that cannot be told from before, though the reward rose."""
+    first, last = story.first_valid, story.last_valid
+    if first is None or last is None or first is last:
+        return
+    if story.total_steps and 2 * last["step"] < story.total_steps:
+        return
+    total, parts = gains(first, last)
+    if total is None or total.direction <= 0 or len(parts) < 2:
+        return
+    for name, change in parts.items():
+        best = story.ranges.get(name, Range())
+        mean = _line(last, name).get("valid_reward_mean")
+        if change.direction != 0 or change.half_width is None or _is_near_best(mean, best):
+            continue
+        yield Finding(
+            "still",
+            name,
+            f"{gain_sentence(total, parts)} (validation, step {first['step']} to {last['step']}.)",
+            f"To teach `{name}`, give it more weight in the formula, train more steps, or raise "
+            "`compute_multiplier`, so that more groups differ in it.",
+        )
+        return
+
+
+def gains(first: Json, last: Json) -> tuple[Change | None, dict[str, Change]]:
+    """From one validation to another: the change of the reward, and of each grader.
+
+    Intervals treat the two validations as independent, which makes them wider than a comparison
+    row by row (`evals.compare`) would.
+    """
+    total = _change(
+        (_scores(first).get("valid_reward_mean"), _learning(first).get("valid_reward_stderr")),
+        (_scores(last).get("valid_reward_mean"), _learning(last).get("valid_reward_stderr")),
+    )
+    parts: dict[str, Change] = {}
+    for line in _scores(last).get("graders") or []:
+        before = _line(first, line["name"])
+        change = _change(
+            (before.get("valid_reward_mean"), before.get("valid_reward_stderr")),
+            (line.get("valid_reward_mean"), line.get("valid_reward_stderr")),
+        )
+        if change is not None:
+            parts[line["name"]] = change
+    return total, parts
+
+
+def _change(
+    before: tuple[float | None, float | None], after: tuple[float | None, float | None]
+) -> Change | None:
+    (start, start_error), (end, end_error) = before, after
+    if start is None or end is None:
+        return None
+    if start_error is None or end_error is None:
+        return Change(end - start)
+    return Change(end - start, CERTAINTY * math.hypot(start_error, end_error))
+
+
+def _entropy(story: Story) -> Iterator[Finding]:
+    values = _recent(story, "entropy")
+    if len(values) > 1 and (mean := _mean(values)) < LOW_ENTROPY and not _is_learnt(story):
+        yield Finding(
+            "low_entropy",
+            "",
+            f"The entropy is {mean:.3f} nats per token in {_steps(story, len(values))}: the model "
+            "hardly tries anything else, though its rewards are not the best there are.",
+            "Start again with a lower `learning_rate_multiplier` (a third), or set `kl_coef` "
+            "(metadata).",
+        )
+
+
+RULES: Sequence[Callable[[Story], Iterable[Finding]]] = (
+    _cut_off,
+    _unscorable,
+    _same_pay,
+    _flat,
+    _flat_grader,
+    _never_sampled,
+    _collapsed,
+    _entropy,
+    _still,
+)
+
+
+def _is_learnt(story: Story) -> bool:
+    means = _known([_train_mean(data) for data in story.recent])
+    return bool(means) and _is_near_best(_mean(means), story.ranges.get("", Range()))
+
+
+def _is_near_best(mean: float | None, found: Range) -> bool:
+    if mean is None or not found.low < found.high:
+        return False
+    return mean >= found.low + NEAR_BEST * (found.high - found.low)
+
+
+def _train_mean(data: Json) -> float | None:
+    found: float | None = _scores(data).get("train_reward_mean", data.get("train_mean_reward"))
+    return found
+
+
+def _scores(data: Json) -> Json:
+    found: Json = data.get("scores") or {}
+    return found
+
+
+def _learning(data: Json) -> Json:
+    found: Json = data.get("learning") or {}
+    return found
+
+
+def _line(data: Json, name: str) -> Json:
+    lines = _scores(data).get("graders") or []
+    found: Json = next((line for line in lines if line["name"] == name), {})
+    return found
+
+
+def _recent(story: Story, name: str) -> list[float]:
+    return _known([_learning(data).get(name) for data in story.recent])
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _steps(story: Story, num: int) -> str:
+    """`step 3`, `steps 3 to 6`: the last ones."""
+    steps = [data["step"] for data in story.recent][-num:]
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+
+
+def _short(value: str) -> str:
+    one_line = " ".join(value.split())
+    return one_line if len(one_line) <= 40 else f"{one_line[:39]}…"

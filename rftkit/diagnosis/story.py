@@ -1,0 +1,129 @@
+"""What the metric events of a job say, read one after the other and kept small.
+
+A story keeps the first and the last validation, the last few training steps, and sums over all of
+them, so that a job of ten thousand steps costs no more than one of ten. Not here: any judgement.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["WINDOW", "Range", "Story", "story_of"]
+
+Json = Mapping[str, Any]
+
+WINDOW = 4
+"""Training steps that a statement about the present rests on."""
+
+
+@dataclass(slots=True)
+class Range:
+    """Every reward of one grader so far."""
+
+    low: float = float("inf")
+    high: float = float("-inf")
+    num: int = 0
+    steps: int = 0
+    """Training steps and validations that gave any."""
+
+    def add(self, low: float | None, high: float | None, num: int) -> None:
+        """Take the rewards of one step."""
+        if low is not None and high is not None and num:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            self.num, self.steps = self.num + num, self.steps + 1
+
+
+@dataclass(slots=True)
+class Story:
+    """The metric events of a job up to a step."""
+
+    max_completion_tokens: int | None = None
+    step: int = 0
+    """The last one that was added."""
+    total_steps: int | None = None
+    recent: deque[Json] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """Data of the last training steps, oldest first."""
+    num_steps: int = 0
+    """Training steps so far."""
+    num_flat_steps: int = 0
+    """Of them, those in which every group was flat."""
+    first_valid: Json | None = None
+    last_valid: Json | None = None
+    ranges: dict[str, Range] = field(default_factory=dict)
+    """Name of a grader, and "" for the whole reward -> its rewards so far."""
+    answers: dict[tuple[str, str], Json] = field(default_factory=dict)
+    """(place of the answer, train or valid) -> its newest figures."""
+    references: dict[str, Counter[str]] = field(default_factory=dict)
+    """Place of the answer -> references seen so far, training and validation rows."""
+
+    def add(self, data: Json) -> None:
+        """Take one metric event; steps come in order."""
+        self.step = int(data["step"])
+        self.total_steps = data.get("total_steps") or self.total_steps
+        learning = data.get("learning") or {}
+        if self.step > 0:
+            self.recent.append(data)
+            self.num_steps += 1
+            self.num_flat_steps += learning.get("flat_groups") == 1
+        if _valid_mean(data) is not None:
+            self.first_valid = self.first_valid or data
+            self.last_valid = data
+        self._add_rewards(data)
+        self._add_answers(data)
+
+    @property
+    def graders(self) -> list[Json]:
+        """Lines of the graders in the newest event that has any."""
+        for data in (*reversed(self.recent), self.last_valid):
+            if lines := ((data or {}).get("scores") or {}).get("graders"):
+                found: list[Json] = lines
+                return found
+        return []
+
+    def _add_rewards(self, data: Json) -> None:
+        scores = data.get("scores") or {}
+        for line in scores.get("graders") or []:
+            for side in ("train", "valid"):
+                self.ranges.setdefault(line["name"], Range()).add(
+                    line.get(f"{side}_reward_min"),
+                    line.get(f"{side}_reward_max"),
+                    line.get(f"{side}_num_graded") or 0,
+                )
+        learning = data.get("learning") or {}
+        for side in ("", "valid_"):
+            self.ranges.setdefault("", Range()).add(
+                learning.get(f"{side}reward_min"),
+                learning.get(f"{side}reward_max"),
+                learning.get(f"{side}num_graded") or 0,
+            )
+
+    def _add_answers(self, data: Json) -> None:
+        for line in data.get("answers") or []:
+            for side in ("train", "valid"):
+                if found := line.get(side):
+                    self.answers[line["name"], side] = found
+                    counts = self.references.setdefault(line["name"], Counter())
+                    for value, share in (found.get("references") or {}).items():
+                        counts[value] += round(share * found.get("num_references", 0))
+
+
+def story_of(events: Iterable[Json]) -> Story:
+    """The story that the events of a job tell, in whatever order they come."""
+    story, steps = Story(), {}
+    for event in events:
+        data = event.get("data") or {}
+        if settings := data.get("hyperparameters"):
+            story.max_completion_tokens = settings.get("max_completion_tokens")
+        if event.get("type") == "metrics" and data.get("step") is not None:
+            steps[int(data["step"])] = data
+    for _, data in sorted(steps.items()):
+        story.add(data)
+    return story
+
+
+def _valid_mean(data: Json) -> Any:
+    found = (data.get("scores") or {}).get("valid_reward_mean")
+    return found if found is not None else data.get("full_valid_mean_reward")

@@ -1,0 +1,274 @@
+"""Answers that are one of a few values: which places of an answer are, and what stands there.
+
+A place is closed when the response format has an enum (or a boolean) there, or when the rows'
+references take few values there; then a model that never gives one of them, or gives the same one
+to every row, can be named. Other places are open: of them only the most common value is of use.
+Not here: counting over the answers of a job (`server.training.metrics`) or of an eval run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rftkit.graders.outcome import Fault, Sample
+from rftkit.graders.references import reference_answer
+from rftkit.graders.template import Path, compile_template, lone_path, look_up, paths
+
+__all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "shares"]
+
+Json = Mapping[str, Any]
+
+MAX_VALUES = 12
+"""More values than this are an open answer."""
+MAX_FIELDS = 8
+READ_ITEMS = 2000
+"""Rows that are read to find out which values the references take."""
+SHOWN = 60
+"""Characters of a value that are kept."""
+OTHER = "(other)"
+"""Stands for every value outside the closed ones."""
+SCALARS = {"string", "integer", "number", "boolean", "null"}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerField:
+    """One place of an answer, such as `compliant` of a JSON answer, or the whole text."""
+
+    name: str
+    """Keys joined by dots; `answer` for the whole text."""
+    grader: str | None
+    """Name of the string_check that reads it; None when none does."""
+    values: tuple[str, ...]
+    """What may stand there; empty when the place is open."""
+    read: Callable[[Sample], str]
+    """The text at this place of an answer; raises Fault where there is none."""
+    reference: Callable[[Json], str | None]
+    """The same in a row's reference; None where the row has none."""
+    is_contained: bool = False
+    """Whether the grader looks for the value within the text (like, ilike)."""
+
+    def value(self, sample: Sample) -> str | None:
+        """What an answer says there, OTHER outside the closed values; None without an answer."""
+        if sample.truncated or (sample.expects_json and sample.output_json is None):
+            return None
+        try:
+            found = self.read(sample)
+        except Fault:
+            return None
+        return self._among(found)
+
+    def wanted(self, item: Json) -> str | None:
+        """What a row's reference says there."""
+        found = self.reference(item)
+        return None if found is None else self._among(found)
+
+    def _among(self, found: str) -> str:
+        if not self.values:
+            return found[:SHOWN]
+        if found in self.values:
+            return found
+        if self.is_contained:
+            folded = found.casefold()
+            held = [value for value in self.values if value.casefold() in folded]
+            return max(held, key=len, default=OTHER)
+        return OTHER
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How often each value stands at a place, over some answers and the references of some rows."""
+
+    samples: dict[str, float]
+    """Value -> share of the answers; every closed value, and OTHER if there is any."""
+    references: dict[str, float]
+    """Value -> share of the rows that have a reference; empty when none has."""
+    num_samples: int
+    """Answers that have something there."""
+    num_references: int
+
+
+def shares(field: AnswerField, samples: Iterable[Sample], items: Iterable[Json]) -> Shares:
+    """Count a field over answers, and over the rows that they answer (each row once)."""
+    said = Counter(value for each in samples if (value := field.value(each)) is not None)
+    wanted = Counter(value for each in items if (value := field.wanted(each)) is not None)
+    return Shares(_share(field, said), _share(field, wanted), said.total(), wanted.total())
+
+
+def answer_fields(
+    spec: Json | None, response_format: Json | None, items: Sequence[Json]
+) -> list[AnswerField]:
+    """The places of an answer worth counting, those that a grader compares first.
+
+    Args:
+        spec: the grader, normalised (`validate`); None when it is not known.
+        response_format: what constrains the answers.
+        items: rows, whose references say which values there are.
+    """
+    some = items[:: max(1, -(-len(items) // READ_ITEMS))]
+    found: dict[str, AnswerField] = {}
+    for field in (*_checked(spec), *_of_schema(response_format, spec)):
+        known = found.get(field.name)
+        if known is None:
+            found[field.name] = field
+        elif not known.values:  # the grader's own view of the place, with the format's values
+            found[field.name] = replace(known, values=field.values)
+    if not found:
+        found["answer"] = _whole_text(spec, response_format)
+    closed = [each if each.values else _closed_by(each, some) for each in found.values()]
+    return sorted(closed, key=lambda each: not each.values)[:MAX_FIELDS]
+
+
+def _share(field: AnswerField, counts: Counter[str]) -> dict[str, float]:
+    if not counts:
+        return {}
+    total = counts.total()
+    if field.values:
+        named = {value: counts[value] / total for value in field.values}
+        return named | ({OTHER: counts[OTHER] / total} if counts[OTHER] else {})
+    value, often = min(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {value: often / total}
+
+
+def _checked(spec: Json | None) -> Iterator[AnswerField]:
+    """Of each string_check that compares a place of the answer with a place of the row."""
+    leaves = [] if spec is None else _leaves(spec)
+    for leaf in leaves:
+        if leaf["type"] != "string_check" or leaf["operation"] == "ne":
+            continue
+        is_contained = leaf["operation"] in ("like", "ilike")
+        sides = [("input", "reference")] + ([] if is_contained else [("reference", "input")])
+        for answer, row in sides:
+            if _reads_only("sample", leaf[answer]) and _reads_only("item", leaf[row]):
+                path = lone_path(leaf[answer])
+                yield AnswerField(
+                    _name(path) if path else leaf["name"],
+                    leaf["name"],
+                    (),
+                    functools.partial(_rendered, compile_template(leaf[answer])),
+                    functools.partial(_rendered_row, compile_template(leaf[row])),
+                    is_contained,
+                )
+
+
+def _of_schema(response_format: Json | None, spec: Json | None) -> Iterator[AnswerField]:
+    schema = ((response_format or {}).get("json_schema") or {}).get("schema")
+    if not isinstance(schema, Mapping):
+        return
+    for keys, values in _scalars(schema, schema, ()):
+        path = Path("sample", ("output_json", *keys))
+        yield AnswerField(
+            ".".join(keys),
+            None,
+            values,
+            functools.partial(_at, path),
+            functools.partial(_reference_at, keys, response_format, spec),
+        )
+
+
+def _scalars(
+    schema: Json, root: Json, keys: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Keys of each place that holds one value, and what may stand there."""
+    if len(keys) > 3:
+        return
+    for name, given in (schema.get("properties") or {}).items():
+        inner = _resolved(given, root)
+        kind = inner.get("type")
+        if isinstance(inner.get("enum"), list):
+            values = tuple(map(_text, inner["enum"]))
+            yield (*keys, name), values if 1 < len(values) <= MAX_VALUES else ()
+        elif kind == "boolean":
+            yield (*keys, name), ("true", "false")
+        elif kind == "object":
+            yield from _scalars(inner, root, (*keys, name))
+        elif kind in SCALARS or isinstance(kind, list):
+            yield (*keys, name), ()
+
+
+def _resolved(given: Any, root: Json) -> Json:
+    """A schema behind its `$ref`, or behind an `allOf` of one; anything else is left as it is."""
+    for _ in range(8):
+        if not isinstance(given, Mapping):
+            return {}
+        if isinstance(given.get("$ref"), str):
+            target: Any = root
+            for step in given["$ref"].removeprefix("#/").split("/"):
+                target = target.get(step) if isinstance(target, Mapping) else None
+            given = target
+        elif isinstance(given.get("allOf"), list) and len(given["allOf"]) == 1:
+            given = given["allOf"][0]
+        else:
+            return given
+    return {}
+
+
+def _whole_text(spec: Json | None, response_format: Json | None) -> AnswerField:
+    return AnswerField(
+        "answer",
+        None,
+        (),
+        lambda sample: sample.output_text.strip(),
+        lambda item: reference_answer(item, response_format, grader=spec),
+    )
+
+
+def _closed_by(field: AnswerField, items: Sequence[Json]) -> AnswerField:
+    """The field with the values of the references, when they are few and each is common."""
+    counts = Counter(value for item in items if (value := field.reference(item)) is not None)
+    if not (1 < len(counts) <= MAX_VALUES and 2 * len(counts) <= counts.total()):
+        return field
+    ordered = sorted(counts, key=lambda value: (-counts[value], value))
+    return replace(field, values=tuple(ordered))
+
+
+def _rendered(render: Callable[[Sample, Any], str], sample: Sample) -> str:
+    return render(sample, {})
+
+
+def _rendered_row(render: Callable[[Sample, Any], str], item: Json) -> str | None:
+    try:
+        return render(Sample(""), item)
+    except Fault:
+        return None
+
+
+def _at(path: Path, sample: Sample) -> str:
+    return _text(look_up(path, sample, {}))
+
+
+def _reference_at(
+    keys: tuple[str, ...], response_format: Json | None, spec: Json | None, item: Json
+) -> str | None:
+    text = reference_answer(item, response_format)
+    if text is None:
+        text = reference_answer(item, response_format, grader=spec)
+    try:
+        value: Any = json.loads(text) if text is not None else None
+        for key in keys:
+            value = value[key]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+    return None if value is None else _text(value)
+
+
+def _reads_only(namespace: str, template: str) -> bool:
+    found = paths(template)
+    return bool(found) and all(path.namespace == namespace for path in found)
+
+
+def _name(path: Path) -> str:
+    keys = path.steps[1:] if path.steps[:1] == ("output_json",) else ()
+    return ".".join(map(str, keys)) or "answer"
+
+
+def _leaves(spec: Json) -> list[Json]:
+    return list(spec["graders"].values()) if spec["type"] == "multi" else [spec]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
