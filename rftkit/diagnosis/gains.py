@@ -30,10 +30,15 @@ class Change:
         return (self.value > self.half_width) - (-self.value > self.half_width)
 
 
-def gain_sentence(total: Change, parts: Mapping[str, Change]) -> str:
+def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "reward") -> str:
     """`The reward rose by 0.20. It came from `a`; `b` cannot be told from before.`
 
     Empty when there are fewer than two parts. Without intervals only the changes are stated.
+
+    Args:
+        total: of the reward.
+        parts: of each sub-grader.
+        what: is called the reward.
     """
     if len(parts) < 2:
         return ""
@@ -43,7 +48,7 @@ def gain_sentence(total: Change, parts: Mapping[str, Change]) -> str:
     rose, fell, still = (
         [name for name, change in parts.items() if change.direction == way] for way in (1, -1, 0)
     )
-    said = _total(total)
+    said = _total(total, what)
     if rose and total.direction > 0:
         rest = [f"it came from {_list(rose, parts)}"]
     else:
@@ -55,10 +60,10 @@ def gain_sentence(total: Change, parts: Mapping[str, Change]) -> str:
     return f"{said} {sentence[:1].upper()}{sentence[1:]}."
 
 
-def _total(total: Change) -> str:
+def _total(total: Change, what: str) -> str:
     if total.direction == 0:
-        return f"The reward ({total.value:+.2f}) cannot be told from before."
-    return f"The reward {'rose' if total.direction > 0 else 'fell'} by {abs(total.value):.2f}."
+        return f"The {what} ({total.value:+.2f}) cannot be told from before."
+    return f"The {what} {'rose' if total.direction > 0 else 'fell'} by {abs(total.value):.2f}."
 
 
 def _list(names: Sequence[str], parts: Mapping[str, Change], *, signs: bool = True) -> str:

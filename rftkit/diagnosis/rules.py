@@ -84,7 +84,7 @@ def _cut_off(story: Story) -> Iterator[Finding]:
         where = "the validation answers"
     if shares and (share := _mean(shares)) > CUT_SHARE:
         limit = story.max_completion_tokens
-        at = f" at {limit} tokens" if limit else ""
+        at = f" at {limit} token{'s' * (limit != 1)}" if limit else ""
         yield Finding(
             "cut_off",
             "",
@@ -126,22 +126,28 @@ def _pays_the_same(found: Range) -> bool:
 
 
 def _same_pay_finding(who: str, subject: str, found: Range) -> Finding:
+    advice = (
+        "Ask for more in this grader, or leave it out of the formula."
+        if found.low > 0
+        else "See what it pays for the reference answers (`rftkit check DATA -g GRADER`), and give "
+        "partial credit for answers that are nearly right."
+    )
     return Finding(
         "same_pay",
         subject,
-        f"{who[:1].upper()}{who[1:]} paid {found.low:g} for each of {found.num:,} answers, so "
-        "there is nothing to learn from it.",
-        "See what it pays for the reference answers (`rftkit check DATA -g GRADER`), and give "
-        "partial credit for answers that are nearly right.",
+        f"{who[:1].upper()}{who[1:]} paid {found.low:g} for each of {found.num:,} answers: there "
+        "is nothing to learn from it.",
+        advice,
     )
 
 
 def _flat(story: Story) -> Iterator[Finding]:
     shares = _recent(story, "flat_groups")
-    if not shares or _is_learnt(story):
+    is_enough = len(shares) > 1 or story.total_steps == story.step
+    if not shares or not is_enough or _is_learnt(story):
         return
     share, last = _mean(shares), shares[-2:]
-    if set(last) == {1.0} and (len(last) > 1 or story.total_steps == 1):
+    if set(last) == {1.0}:
         yield Finding(
             "flat",
             "",
@@ -152,7 +158,7 @@ def _flat(story: Story) -> Iterator[Finding]:
         )
     elif share > FLAT_SHARE:
         yield Finding(
-            "flat",
+            "mostly_flat",
             "",
             f"{share:.0%} of the groups in {_steps(story, len(shares))} were flat; only the "
             "others teach.",
@@ -189,7 +195,7 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
 def _never_sampled(story: Story) -> Iterator[Finding]:
     for (name, side), found in story.answers.items():
         so_far = found.get("num_samples_so_far", 0)
-        if side == "train" and so_far >= LEAST_ANSWERS:
+        if side == "train" and so_far >= max(LEAST_ANSWERS, 8 * len(found["samples"])):
             wanted = story.references.get(name, Counter())
             total = sum(wanted.values())
             missing = [value for value in found.get("never_sampled", ()) if wanted.get(value)]
@@ -208,30 +214,50 @@ def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> 
     if not missing or num_answers < LEAST_ANSWERS:
         return
     few = sorted(missing, key=lambda value: (-missing[value], value))
-    said = ", ".join(f"`{_short(each)}` ({missing[each]:.0%})" for each in few[:NAMED])
-    more = f" and {len(few) - NAMED} more values" if len(few) > NAMED else ""
-    was = "was" if len(few) == 1 else "were"
+    said = ", ".join(f"`{_short(each)}`" for each in few[:NAMED])
+    said += f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
+    was, them = ("was", "it") if len(few) == 1 else ("were", "them")
     yield Finding(
         "never_sampled",
         name,
-        f"`{name}`: {said}{more} of the reference answers {was} never sampled in "
-        f"{num_answers:,} answers.",
-        "RFT alone will hardly find what is never sampled: start from a supervised job, or let "
-        "references guide the job.",
+        f"{said} {was} never sampled in {num_answers:,} answers, though {_rows(missing)} of the "
+        f"references have {them} as `{name}`: RFT alone will hardly find {them}.",
+        f"Start from a supervised job, or let references guide {them}.",
     )
 
 
+def _rows(missing: Mapping[str, float]) -> str:
+    return f"{sum(missing.values()):.0%}"
+
+
 def _collapsed(story: Story) -> Iterator[Finding]:
-    for name, side in story.answers:
-        found = story.answers[name, side]
-        if side == "valid" and (story.last_valid or {}).get("step") == 0:
-            continue  # what the base model likes best is not a collapse
-        if side == "train" and _is_learnt(story):
-            continue
-        where = f"at step {story.step}" if side == "train" else "in the last validation"
-        new = list(collapsed(name, found, where))
-        if new:
-            yield new[0]
+    """In the last two training steps, else in the last validation; step 0 is no collapse."""
+    for name in dict.fromkeys(name for name, _ in story.answers):
+        new = list(_collapsed_in_training(story, name))
+        valid = story.answers.get((name, "valid"))
+        if not new and valid and (story.last_valid or {}).get("step"):
+            new = list(collapsed(name, valid, "in the last validation"))
+        yield from new
+
+
+def _collapsed_in_training(story: Story, name: str) -> Iterator[Finding]:
+    sides = [
+        line["train"]
+        for data in list(story.recent)[-2:]
+        for line in data.get("answers") or []
+        if line["name"] == name and line["train"]["samples"]
+    ]
+    wanted = story.references.get(name, Counter())
+    if len(sides) < 2 or story.num_steps < WINDOW:
+        return  # what the base model likes best is not a collapse
+    values = dict.fromkeys(value for side in sides for value in side["samples"])
+    pooled = {
+        "samples": {v: min(side["samples"].get(v, 0.0) for side in sides) for v in values},
+        "references": {v: count / wanted.total() for v, count in wanted.items() if count},
+        "num_samples": sum(side["num_samples"] for side in sides),
+        "num_prompts": sum(side["num_prompts"] for side in sides),
+    }
+    yield from collapsed(name, pooled, f"in {_steps(story, 2)}")
 
 
 def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
@@ -280,7 +306,9 @@ def _still(story: Story) -> Iterator[Finding]:
         yield Finding(
             "still",
             name,
-            f"{gain_sentence(total, parts)} (validation, step {first['step']} to {last['step']}.)",
+            gain_sentence(
+                total, parts, f"validation reward (step {first['step']} to {last['step']})"
+            ),
             f"To teach `{name}`, give it more weight in the formula, train more steps, or raise "
             "`compute_multiplier`, so that more groups differ in it.",
         )

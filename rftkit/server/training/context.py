@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def answer_fields(self) -> list[AnswerField]:
         """The places of an answer whose values metric events count."""
-        items = [row.item for row in (*self.rows, *self.valid_rows)]
+        items = [row.item for row in self.rows]
         return answer_fields(self.grader.spec, self.response_format, items)
 
     @cached_property

@@ -40,8 +40,8 @@ COUNTS = ("prompt_tokens", "completion_tokens")
 
 
 def grades_of(groups: Iterable[Group]) -> list[Grade]:
-    """The grades of all completions that the policy drew itself, in order."""
-    return [rollout.grade for group in groups for rollout in signal.sampled(group)]
+    """All grades, in order."""
+    return [rollout.grade for group in groups for rollout in group.rollouts]
 
 
 def mean_reward(groups: Sequence[Group]) -> float | None:
@@ -153,8 +153,7 @@ def usage_metrics(
         tokens[purpose] = {name: old.get(name, 0) + count for name, count in new.items()}
     tokens["training"] = tokens.get("training", 0) + (stats.num_tokens if stats else 0)
     judges = {model: dict(used) for model, used in before.get("model_graders", {}).items()}
-    graded = [r.grade for group in (*(train or ()), *(valid or ())) for r in group.rollouts]
-    for grade in graded:
+    for grade in grades_of([*(train or ()), *(valid or ())]):
         for model, used in grade.token_usage.items():
             total = judges.setdefault(model, {})
             for name, count in used.items():
@@ -197,7 +196,7 @@ def result_csv(steps: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
-    lengths = [len(r.completion.tokens) for group in groups for r in signal.sampled(group)]
+    lengths = [len(r.completion.tokens) for group in groups for r in group.rollouts]
     grades = grades_of(groups)
     return {
         "train_mean_reward": mean_reward(groups),
@@ -250,7 +249,7 @@ def _range(prefix: str, groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _truncated_share(groups: Sequence[Group]) -> float:
-    reasons = [r.completion.stop_reason for group in groups for r in signal.sampled(group)]
+    reasons = [r.completion.stop_reason for group in groups for r in group.rollouts]
     return reasons.count("length") / max(len(reasons), 1)
 
 

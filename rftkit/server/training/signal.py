@@ -2,7 +2,7 @@
 
 A group teaches something about a sub-grader only when its completions differ in its reward,
 whatever the total does; and about a value of a closed answer only when the value is sampled.
-Completions that were guided are not the policy's own, and are left out. Not here: the rules that
+Not here: the rules that
 turn these figures into words (`rftkit.diagnosis`).
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rftkit.graders.closed import AnswerField, Shares, shares
-from rftkit.server.training.rollout import Group, Rollout, sample_of
+from rftkit.server.training.rollout import Group, sample_of
 
-__all__ = ["FIGURES", "answers", "of_leaf", "rewards_of", "sampled", "standard_error"]
+__all__ = ["FIGURES", "answers", "of_leaf", "rewards_of", "standard_error"]
 
 FIGURES = (
     "reward_spread",
@@ -31,17 +31,12 @@ FIGURES = (
 Sides = Mapping[str, Sequence[Group]]
 
 
-def sampled(group: Group) -> list[Rollout]:
-    """The completions that the policy drew itself."""
-    return [each for each in group.rollouts if not getattr(each, "guided", False)]
-
-
 def rewards_of(groups: Iterable[Group], key: str | None = None) -> list[list[float]]:
     """The rewards that were given in each group; of one sub-grader, if a key is given."""
     return [
         [
             reward
-            for each in sampled(group)
+            for each in group.rollouts
             if (reward := each.grade.sub_rewards.get(key) if key else each.grade.reward) is not None
         ]
         for group in groups
@@ -70,7 +65,7 @@ def of_leaf(key: str | None, sides: Sides) -> dict[str, Any]:
             f"{side}_reward_max": max(every, default=None),
             f"{side}_num_graded": len(every),
         }
-        if any(len(sampled(group)) > 1 for group in groups):
+        if any(len(group.rollouts) > 1 for group in groups):
             spreads = [max(group) - min(group) if len(group) > 1 else 0.0 for group in rewards]
             found[f"{side}_reward_spread"] = statistics.fmean(spreads)
             found[f"{side}_flat_groups"] = sum(spread == 0 for spread in spreads) / len(spreads)
@@ -118,7 +113,7 @@ def _shares(
     samples = [
         sample_of(each.completion, group.row, response_format)
         for group in groups
-        for each in sampled(group)
+        for each in group.rollouts
     ]
     return shares(field, samples, [group.row.item for group in groups])
 

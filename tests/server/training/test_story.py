@@ -78,7 +78,7 @@ class Toy:
         rewards = [a > 0 for group in groups for a in group.advantages_G]
         seen = len(tokens) + sum(rewards) + int(settings.learning_rate * 1e9)
         self.policy = (self.policy * 31 + seen) % 1_000_003
-        return StepStats(0.0, 1.0, 0.0, 0.5, None, 0.0, 0.0, len(tokens))
+        return StepStats(0.0, 1.0, 0.0, 0.01, None, 0.0, 0.0, len(tokens))
 
     def start_policy(self, config: Any, seed: int, adapter: Any = None) -> None:
         self.policy = seed
@@ -173,6 +173,11 @@ class World:
         assert record is not None
         return list(record["groups"])
 
+    def warnings(self, job: Job) -> list[str]:
+        """What its events warn of, oldest first."""
+        events = self.store.events(job.id, limit=1000)[0][::-1]
+        return [event.message for event in events if event.level == "warn"]
+
     def counts(self) -> tuple[int, int]:
         """Samplings and grades since the last look."""
         found = self.engine.samples, self.grades
@@ -256,6 +261,7 @@ def test_a_kill_at_any_write_repeats_at_most_what_was_under_way(
         done = world.train(world.store.job(job.id))
         assert done.status == "succeeded", (place, done.error)
         assert world.final(done) == world.final(calm)
+        assert world.warnings(done) == world.warnings(calm) != []
         again = world.counts()
         assert samples <= again[0] <= samples + 1
         assert grades <= again[1] <= grades + 1

@@ -1,0 +1,129 @@
+"""Real jobs that learn badly, and what their metric events and warnings say about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import in_process
+import pytest
+
+from rftkit.server.store.records import Job
+from rftkit.server.training import metrics
+from rftkit.server.worker.worker import Worker
+
+LABELS = ["yes", "no", "needs review"]
+ROWS = [
+    {"messages": [{"role": "user", "content": f"copy: {a}{b}"}], "label": LABELS[n % 3]}
+    for n, (a, b) in enumerate((a, b) for a in "abcd" for b in "efghab")
+]
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "review",
+        "schema": {
+            "type": "object",
+            "properties": {"label": {"type": "string", "enum": LABELS}},
+            "required": ["label"],
+            "additionalProperties": False,
+        },
+    },
+}
+LABEL = {
+    "type": "string_check",
+    "name": "label",
+    "operation": "eq",
+    "input": "{{sample.output_json.label}}",
+    "reference": "{{item.label}}",
+}
+LIKES_NO = LABEL | {"name": "likes_no", "reference": "no"}
+SAME = {
+    "type": "text_similarity",
+    "name": "same",
+    "evaluation_metric": "fuzzy_match",
+    "input": "{{item.label}}",
+    "reference": "{{item.label}}",
+}
+GRADER = {
+    "type": "multi",
+    "name": "review",
+    "graders": {"label": LABEL, "likes_no": LIKES_NO, "same": SAME},
+    "calculate_output": "0.2 * label + likes_no + 0.1 * same",
+}
+
+
+@pytest.fixture
+def worker(home: Any) -> Iterator[Worker]:
+    worker = Worker(home, lambda message: None)
+    yield worker
+    worker.store.close()
+
+
+def warnings(worker: Worker, job: Job) -> dict[str, str]:
+    """What a finished job warned of, by rule and subject."""
+    events = worker.store.events(job.id, limit=1000)[0][::-1]
+    found = [
+        ((event.data or {})["finding"], event.message) for event in events if event.level == "warn"
+    ]
+    keys = [f"{each['code']}:{each['subject']}" for each, _ in found]
+    assert len(keys) == len(set(keys)), "each once"
+    return dict(zip(keys, (message for _, message in found), strict=True))
+
+
+def test_a_job_that_settles_on_one_label_says_so_and_where_its_gain_came_from(
+    worker: Worker,
+) -> None:
+    job = in_process.run(
+        worker,
+        in_process.add_job(
+            worker, grader=GRADER, rows=ROWS, response_format=FORMAT, batch_size=6, n_epochs=4,
+            eval_interval=4, learning_rate_multiplier=20, metadata={"max_completion_tokens": "40"},
+        ),
+    )  # fmt: skip
+    last = in_process.metrics(worker, job)[-1]
+    lines = {line["name"]: line for line in last["scores"]["graders"]}
+    assert lines["label"]["train_flat_groups"] == 1
+    assert lines["label"]["train_reward_spread"] == 0
+    assert "valid_flat_groups" not in lines["label"], "one answer a row is no group"
+    [answer] = last["answers"]
+    assert answer["values"] == LABELS
+    assert answer["grader"] == "label"
+    assert answer["train"]["samples"]["no"] == 1
+    assert sum(answer["train"]["references"].values()) == pytest.approx(1)
+    assert answer["train"]["num_samples_so_far"] == 16 * 6 * 8
+    assert answer["valid"]["num_samples"] == len(ROWS)
+    said = warnings(worker, job)
+    assert "`label` is `no` in " in said["collapsed:label"]
+    assert "learning_rate_multiplier" in said["collapsed:label"]
+    assert "It came from `likes_no`" in said["still:label"]
+    assert "`label` and `same` cannot be told from before" in said["still:label"]
+    assert said["same_pay:same"].startswith("The grader `same` paid 1 for each of ")
+
+
+def test_a_job_whose_answers_are_all_cut_off_names_the_limit(worker: Worker) -> None:
+    limits = {"max_completion_tokens": "1"}
+    job = in_process.run(worker, in_process.add_job(worker, metadata=limits))
+    said = warnings(worker, job)
+    assert said["cut_off:"].startswith("100% of the validation answers were cut off at 1 token")
+    assert "`max_completion_tokens`" in said["cut_off:"]
+    assert "same_pay:" not in said, "it is the floor reward that is always the same"
+
+
+def test_a_job_that_never_earns_anything_says_that_no_weight_changed(worker: Worker) -> None:
+    never = in_process.COPY | {"reference": "zzzzzz"}
+    job = in_process.run(worker, in_process.add_job(worker, grader=never))
+    said = warnings(worker, job)
+    assert "no weight changed" in said["flat:"]
+    assert "`compute_multiplier`" in said["flat:"]
+    assert said["same_pay:"].startswith("The grader paid 0 for each of ")
+
+
+def test_the_result_file_has_the_figures_of_each_grader() -> None:
+    leaf = {"name": "a", "type": "python", "train_reward_mean": 0.5, "train_flat_groups": 0.25}
+    data = {
+        "step": 1, "timing": {"step": {}}, "scores": {"graders": [leaf]},
+        "errors": {"graders": []},
+    }  # fmt: skip
+    head, line = metrics.result_csv([data]).decode().splitlines()
+    columns = dict(zip(head.split(","), line.split(","), strict=True))
+    assert columns["scores/graders/python/a/train_flat_groups"] == "0.25"
