@@ -187,8 +187,9 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
             name,
             f"Every group was flat in `{name}` in {_steps(story, WINDOW)}: nothing of what it "
             "asks can be learnt from them.",
-            "Raise `compute_multiplier` for more completions a prompt, or start from a model "
-            "that is right sometimes, for example a supervised job.",
+            "Raise `compute_multiplier` for more completions a prompt, set metadata `refill` to "
+            "draw further prompts, or start from a model that is right sometimes, for example a "
+            "supervised job.",
         )
 
 
@@ -222,7 +223,8 @@ def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> 
         name,
         f"{said} {was} never sampled in {num_answers:,} answers, though {_rows(missing)} of the "
         f"references have {them} as `{name}`: RFT alone will hardly find {them}.",
-        f"Start from a supervised job, or let references guide {them}.",
+        f"Start from a supervised job, or let references guide {them} (metadata "
+        "`guidance` = `references`).",
     )
 
 
@@ -283,8 +285,9 @@ def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
         name,
         f"`{name}` is `{_short(top)}` in {share:.0%} of the answers {where}{have}: the model "
         "has settled on one value, whatever the prompt.",
-        "Start again with a lower `learning_rate_multiplier` (a third), or from an earlier "
-        "checkpoint; `kl_coef` (metadata) holds the model nearer to where it began.",
+        "Start again with a lower `learning_rate_multiplier` (a third), or with metadata "
+        "`advantage` = `per_grader`, which pulls the rarer values back; an earlier checkpoint may "
+        "be usable.",
     )
 
 
@@ -356,8 +359,8 @@ def _entropy(story: Story) -> Iterator[Finding]:
             "",
             f"The entropy is {mean:.3f} nats per token in {_steps(story, len(values))}: the model "
             "hardly tries anything else, though its rewards are not the best there are.",
-            "Start again with a lower `learning_rate_multiplier` (a third), or set `kl_coef` "
-            "(metadata).",
+            "Start again with a lower `learning_rate_multiplier` (a third), or set metadata "
+            "`entropy_floor`.",
         )
 
 

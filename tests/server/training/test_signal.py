@@ -63,7 +63,9 @@ def warnings(worker: Worker, job: Job) -> dict[str, str]:
     """What a finished job warned of, by rule and subject."""
     events = worker.store.events(job.id, limit=1000)[0][::-1]
     found = [
-        ((event.data or {})["finding"], event.message) for event in events if event.level == "warn"
+        (event.data["finding"], event.message)
+        for event in events
+        if event.level == "warn" and "finding" in (event.data or {})
     ]
     keys = [f"{each['code']}:{each['subject']}" for each, _ in found]
     assert len(keys) == len(set(keys)), "each once"
