@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
 from rftkit.graders.outcome import Fault, Sample
@@ -52,7 +52,7 @@ class Endpoint:
         self._url = spec["url"]
         given = {name: value.strip() for name, value in spec.get("headers", {}).items()}
         self._headers = {"Content-Type": "application/json"} | given
-        self._secrets = [*spec.get("headers", {}).values()]
+        self._secrets = [*spec.get("headers", {}).values(), *_secrets_in(self._url)]
         self._interval = 1.0 / spec["rate_limit"] if spec.get("rate_limit") else 0.0
         self._http, self._lock, self._next = http or post, threading.Lock(), 0.0
         self._calls = calls or Calls()
@@ -121,6 +121,8 @@ class Endpoint:
 def mask_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The spec with the values of headers replaced by asterisks, to be echoed and shown."""
     shown = dict(spec)
+    if isinstance(shown.get("url"), str):
+        shown["url"] = redacted(shown["url"], _secrets_in(shown["url"]))
     if isinstance(shown.get("headers"), Mapping):
         shown["headers"] = dict.fromkeys(shown["headers"], "********")
     if isinstance(shown.get("graders"), Mapping):
@@ -129,6 +131,16 @@ def mask_secrets(spec: Mapping[str, Any]) -> dict[str, Any]:
             for key, part in shown["graders"].items()
         }
     return shown
+
+
+def _secrets_in(url: str) -> list[str]:
+    """Passwords of an address, and values of its query, which are keys as often as not."""
+    try:
+        parts = urlsplit(url)
+        found = [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
+    except ValueError:
+        return []
+    return [unquote(each) for each in found]
 
 
 def post(url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:

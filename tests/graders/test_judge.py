@@ -431,3 +431,14 @@ def test_a_judge_that_echoes_its_key_does_not_leak_it(monkeypatch: pytest.Monkey
     result = graders.grade(JUDGE, "x", {"q": "Q"}, complete=complete)
     assert "Incorrect API key" in str(result.errors)
     assert "sk-judge" not in str(result.errors)
+
+
+def test_keys_in_an_address_are_hidden_too() -> None:
+    url = "https://me:passw0rd@grader.test/x?code=abc%2Fdef"
+    spec = {"type": "endpoint", "url": url}
+    shown = str(graders.mask_secrets(spec))
+    result = graders.grade(spec, "x", {}, http=lambda *_: (403, b"passw0rd abc/def abc%2Fdef"))
+    for text in (shown, str(result.errors)):
+        assert "grader.test" in text or "status 403" in text
+        assert "passw0rd" not in text
+        assert "def" not in text.replace("undefined", "")

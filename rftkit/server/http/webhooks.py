@@ -15,9 +15,11 @@ import hmac
 import json
 import logging
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from rftkit import settings
+from rftkit.safetext import redacted
 from rftkit.server.store.records import Delivery
 from rftkit.server.store.store import Store, now
 
@@ -63,7 +65,9 @@ def _deliver(store: Store, delivery: Delivery) -> None:
         if attempts < ATTEMPTS:
             due_at = now() + min(2**attempts, LONGEST_PAUSE_SECONDS)
         again = "given up" if due_at is None else f"again in {due_at - now()} s"
-        log.warning("webhook %s (%s) did not arrive: %s; %s", delivery.id, url, error, again)
+        said = redacted(str(error), [url])  # its path may be a secret, as that of Slack is
+        host = urlsplit(url or "").hostname
+        log.warning("webhook %s (%s) did not arrive: %s; %s", delivery.id, host, said, again)
     store.update_delivery(delivery.id, attempts=attempts, due_at=due_at)
 
 

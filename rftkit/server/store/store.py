@@ -19,8 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rftkit import settings
 from rftkit.errors import NotFoundError, PlatformError, RequestError
 from rftkit.privacy import make_home
+from rftkit.safetext import redacted
 from rftkit.server.store.database import connect, new_id, now, sql_list
 from rftkit.server.store.evals import Evals
 from rftkit.server.store.files import Files
@@ -271,7 +273,11 @@ class Store(Files, Evals):
         created_at: int | None = None,
         key: str | None = None,
     ) -> Event:
-        """Add a line to a job's story; the same `key` twice is one event, the first."""
+        """Add a line to a job's story; the same `key` twice is one event, the first.
+
+        Words of servers that were asked may hold the key that they were sent: it is hidden.
+        """
+        message = redacted(message, settings.keys())
         event = Event(
             id=new_id("ftevent-"), job_id=job_id, created_at=created_at or now(), level=level,
             message=message, type=type, data=data, key=key,

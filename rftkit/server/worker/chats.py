@@ -93,8 +93,7 @@ class Engines:
         key = (base, remote.kind_of(base, self._home, kind))
         if key not in self._loaded:
             make = self._make_tinker if key[1] == "tinker" else self._make_torch
-            with self.watch(f"loading {base}", self._load_seconds(base), job):
-                self._loaded[key] = make(base, say)
+            self._loaded[key] = make(base, say, job)
         return self._loaded[key]
 
     def forget(self, engine: Any) -> None:
@@ -102,31 +101,31 @@ class Engines:
         self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
         engine.close()
 
-    def _load_seconds(self, base: str) -> float:
-        """A folder decides what loading it runs, so there is an end; large weights get longer."""
-        folder = models.find_base(base, self._home).folder
-        if folder is None:
-            return LOAD_SECONDS
-        sizes = (file.stat().st_size for file in folder.glob("*") if file.is_file())
-        return LOAD_SECONDS + sum(sizes) / LOAD_BYTES_PER_SECOND
-
-    def _make_torch(self, base: str, say: Callable[[str], None]) -> Any:
+    def _make_torch(self, base: str, say: Callable[[str], None], job: str | None) -> Any:
         folder = models.prepare(models.find_base(base, self._home), self._home, say)
         try:
             from rftkit.server.engine.torch.engine import TorchEngine
         except ImportError as error:
             raise MissingExtraError(error.name or "torch", "local") from error
-        engine = TorchEngine(folder, name=base)
-        with contextlib.suppress(Exception):  # what it refuses is refused when somebody asks it
-            engine.encode([{"role": "user", "content": "Hello"}], None, None)  # does it end?
+        # a folder decides what loading it runs, and its chat template is a program
+        with self.watch(f"loading {base}", _load_seconds(folder), job):
+            engine = TorchEngine(folder, name=base)
+            with contextlib.suppress(Exception):  # what it refuses is refused when it is asked
+                engine.encode([{"role": "user", "content": "Hello"}], None, None)
         return engine
 
-    def _make_tinker(self, base: str, say: Callable[[str], None]) -> Any:
+    def _make_tinker(self, base: str, say: Callable[[str], None], job: str | None) -> Any:
         from rftkit.server.engine.tinker.engine import TinkerEngine
 
         there = remote.remote_of(self._home)
         assert there is not None  # else its kind were another
         return TinkerEngine(there, name=base, api_key=settings.tinker_api_key())
+
+
+def _load_seconds(folder: Path) -> float:
+    """How long loading a folder may take; large weights get longer."""
+    sizes = (file.stat().st_size for file in folder.glob("*") if file.is_file())
+    return LOAD_SECONDS + sum(sizes) / LOAD_BYTES_PER_SECOND
 
 
 def kind_of_model(model: Model) -> str | None:

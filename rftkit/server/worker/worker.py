@@ -27,6 +27,7 @@ from rftkit import privacy, settings
 from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
+from rftkit.safetext import redacted
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
@@ -336,6 +337,7 @@ class Worker:
                 raise RowError(error.message, path=name, line=row.line) from None
 
     def _fail(self, job: Job, message: str, code: str, param: str | None) -> None:
+        message = redacted(message, settings.keys())
         error = {"code": code, "message": message, "param": param}
         with self.store.transaction():
             if self.store.try_status(job.id, "failed", error=error):

@@ -473,3 +473,17 @@ def test_nothing_outside_the_home_is_discarded(
     assert (home / "files" / "kept").exists()
     discard(home / "files" / "kept", home / "trash")
     assert not (home / "files" / "kept").exists()
+
+
+def test_no_event_holds_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-secret-key")
+    store = Store.open(None)
+    job = store.add_job(
+        Job(
+            id=new_id("ftjob-"), created_at=now(), status="running", model="m", seed=1,
+            training_file="f", validation_file="f", method={},
+        )
+    )  # fmt: skip
+    event = store.add_event(job.id, "the server said: tml-secret-key is not a key")
+    assert event.message == "the server said: ******** is not a key"
+    store.close()
