@@ -4,17 +4,11 @@ A row is one JSON object: `messages` (required), `tools` (optional) and any othe
 graders see as `item.<key>` (protocol: RFT dataset format). This module knows a single line and
 a stream of lines; it does not know files on a server, statistics, duplicates or graders.
 
-JSON is read strictly, since what two readers read differently cannot be trained on: no key twice
-in one object, no number beyond the range of a double, no half of a surrogate pair. The fast
-decoder is right on almost every line; a line that it refuses or that looks doubtful is read again
-by a careful one, which says what is wrong and in which column.
+JSON is read strictly (`strictjson`).
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,20 +16,12 @@ from typing import Any
 import msgspec
 
 from rftkit.errors import RowError
+from rftkit.strictjson import read_lines, read_value
 
 __all__ = ["ROLES", "Row", "decode_lines", "parse_object", "parse_row", "read_rows", "row_of"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_DIGITS = 4300  # of an integer; Python itself reads no longer one
 BOM = b"\xef\xbb\xbf"
-
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
-_encode_lines = msgspec.json.Encoder().encode_lines
-_ESCAPED_COLON = re.compile(rb"\\u003[aA]")
-_TOKEN = re.compile(
-    r'(?P<text>"(?:[^"\\]|\\.)*")(?P<colon>\s*:)?|[{}]|-?(?:\d[\d.eE+-]*|NaN|Infinity)'
-)
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -94,13 +80,8 @@ def decode_lines(lines: Sequence[bytes]) -> list[dict[str, Any]] | None:
 
     Whoever gets None asks `parse_object` about each line.
     """
-    try:
-        items = [_decode(line) for line in lines]
-        written = _encode_lines(items)
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-        return None
-    are_objects = all(type(item) is dict for item in items)
-    return items if are_objects and _same_colons(b"\n".join(lines), written) else None
+    items = read_lines(lines)
+    return items if items and all(type(item) is dict for item in items) else None
 
 
 def parse_object(
@@ -116,7 +97,12 @@ def parse_object(
         return RowError(message, path=path, line=line)
 
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    item = _read_object(raw, fail)
+    item = read_value(raw, fail)
+    if isinstance(item, list) and item and all(isinstance(each, dict) for each in item):
+        raise fail(
+            "expected a JSON object, found a list of them; if the file is one JSON array, type: "
+            "rftkit dataset convert FILE rows.jsonl"
+        )
     if not isinstance(item, dict):
         raise fail(f"expected a JSON object, found {_kind(item)}")
     return item
@@ -150,106 +136,6 @@ def read_rows(
             on_error(error)
         else:
             yield row
-
-
-def _read_object(raw: bytes, fail: Any) -> Any:
-    """The value of a line. A key that stands twice is caught by counting colons.
-
-    Written again, the value has one colon fewer for each pair that was dropped; the colons inside
-    texts are the same in both, unless one is escaped, and such a line goes to the careful reader.
-    """
-    try:
-        item = _decode(raw)
-        same = _encode(item).count(b":") == raw.count(b":")
-    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
-        return _read_carefully(raw, fail)
-    if same and not _ESCAPED_COLON.search(raw):
-        return item
-    return _read_carefully(raw, fail)
-
-
-def _same_colons(raw: bytes, written: bytes) -> bool:
-    """What `_read_object` asks of one line, of many: numpy looks at many bytes at a time."""
-    import numpy as np
-
-    before, after = (np.frombuffer(text, dtype=np.uint8) for text in (raw, written))
-    if np.count_nonzero(before == ord(":")) != np.count_nonzero(after == ord(":")):
-        return False
-    escapes = np.flatnonzero(before == ord("\\")) + 1
-    return not ((before[escapes] == ord("u")).any() and _ESCAPED_COLON.search(raw))
-
-
-def _read_carefully(raw: bytes, fail: Any) -> Any:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else f"0x{raw[error.start]:02x}"
-        raise fail(
-            f"not valid UTF-8 at byte {error.start + 1} of the line ({kind}); "
-            "save the file as UTF-8"
-        ) from None
-    if text.startswith("\ufeff"):
-        raise fail("a byte order mark (BOM) stands before the object; remove it")
-    if flaw := _flaw(text):
-        raise fail(f"not usable JSON at column {flaw[0] + 1}: {flaw[1]}")
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise fail("the JSON is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise fail(f"not valid JSON at column {error.colno}: {_said(error)}") from None
-    except ValueError as error:
-        raise fail(f"not valid JSON: {error}") from None
-
-
-def _said(error: json.JSONDecodeError) -> str:
-    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
-    if before.endswith(",") and after[:1] in ("}", "]"):
-        return f"there is a comma before the closing {after[0]}; remove it"
-    return f"{error.msg}; each line must hold one object"
-
-
-def _flaw(text: str) -> tuple[int, str] | None:
-    """Position and words of the first thing that JSON allows and readers disagree on."""
-    open_keys: list[set[str]] = []
-    for token in _TOKEN.finditer(text):
-        word = token[0]
-        if word == "{":
-            open_keys.append(set())
-        elif word == "}" and open_keys:
-            open_keys.pop()
-        elif token["text"]:
-            found = _text_flaw(token, open_keys)
-            if found:
-                return token.start(), found
-        elif word.endswith(("NaN", "Infinity")):
-            return token.start(), f"{word} is not a JSON number; write null"
-        elif not _is_small(word):
-            shown = word if len(word) <= 24 else f"{word[:24]}…"
-            return token.start(), f"the number {shown} is too large; write it as text"
-    return None
-
-
-def _text_flaw(token: re.Match[str], open_keys: list[set[str]]) -> str | None:
-    try:
-        value = json.loads(token["text"])
-    except ValueError:
-        return None  # the whole line will say it better
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        return "half of a surrogate pair (\\ud800 to \\udfff) is not a character"
-    if token["colon"] and open_keys:
-        if value in open_keys[-1]:
-            return f"the key {value!r} stands twice in one object; remove one of them"
-        open_keys[-1].add(value)
-    return None
-
-
-def _is_small(word: str) -> bool:
-    try:
-        is_integer = word.lstrip("-").isdigit()
-        return len(word) < MAX_DIGITS if is_integer else math.isfinite(float(word))
-    except ValueError:
-        return True  # not a number at all; the whole line will say it better
 
 
 def _is_plain(messages: Any) -> bool:

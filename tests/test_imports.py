@@ -16,7 +16,7 @@ import rftkit
 PACKAGE = Path(__file__).parents[1] / "rftkit"
 
 TIERS = (
-    {"errors", "privacy", "safetext", "settings", "wholefile", "bundled"},
+    {"errors", "privacy", "safetext", "settings", "wholefile", "bundled", "strictjson"},
     {"rows", "diagnosis"},
     {"graders"},
     {"client"},

@@ -161,7 +161,10 @@ def lab(
 def grade(
     grader: Annotated[Path, typer.Argument(help="JSON file of the grader.")],
     data: Annotated[
-        Path, typer.Argument(help='JSONL: rows, or {"item": …, "sample": "an answer"} a line.')
+        Path,
+        typer.Argument(
+            help='Rows, {"item": …, "sample": "an answer"} a line, or a table with output_text.'
+        ),
     ],
     response_format: Format = None,
     as_json: Json = False,

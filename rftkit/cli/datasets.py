@@ -32,7 +32,9 @@ __all__ = ["check", "dataset_app"]
 
 dataset_app = typer.Typer(help="Make datasets: convert, split, sample; profile one.", **PLAIN)
 
-Data = Annotated[Path, typer.Argument(help="JSONL (also .gz, .zst), CSV, Parquet, or a folder.")]
+Data = Annotated[
+    Path, typer.Argument(help="JSONL, CSV or TSV (also .gz, .zst), Parquet, or a folder.")
+]
 Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
 Seed = Annotated[int, typer.Option(help="Another seed, another draw.")]
 Stratify = Annotated[
@@ -45,7 +47,7 @@ PROFILED = 20_000  # rows whose charts a page shows
 
 def check(
     data: Annotated[
-        Path | None, typer.Argument(help="Training rows: JSONL (.gz, .zst), CSV, Parquet.")
+        Path | None, typer.Argument(help="Training rows: JSONL, CSV or TSV (.gz, .zst), Parquet.")
     ] = None,
     dataset: Annotated[
         str | None,

@@ -5,15 +5,17 @@ Not here: asking a model for answers (`rftkit.evals`), and grading them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rftkit.datasets.io import existing
-from rftkit.errors import RowError
-from rftkit.graders import Sample, reference_answer
-from rftkit.rows import parse_row
+from rftkit.datasets.rowfile import open
+from rftkit.datasets.rowlines import NumberedRow
+from rftkit.datasets.unpack import REFUSED
+from rftkit.errors import InputError, RowError
+from rftkit.graders import Sample, given_sample, reference_answer
+from rftkit.rows import parse_object
 
 __all__ = ["read_samples"]
 
@@ -21,43 +23,41 @@ __all__ = ["read_samples"]
 def read_samples(
     path: str | Path, *, response_format: Mapping[str, Any] | None = None
 ) -> list[tuple[Sample, dict[str, Any]]]:
-    """Read answers with the rows they answer, ready for `grade_many`.
+    """Read answers with the rows they answer, ready for `grade_many`; any form that `open` takes.
 
     A line is `{"item": {…}, "sample": "the answer"}`, as in eval files, where `sample` may also be
-    an object with `output_text`; or it is a dataset row, whose reference answer is taken.
+    an object with `output_text`; or it is flat, with the answer as `output_text`; or it is a
+    dataset row, whose reference answer is taken.
 
     Raises:
-        RowError: At the first line that is neither, with file and line.
+        RowError: At the first line that is none of these, with file and line.
     """
-    path = existing(path)
-    pairs = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                text, item = _parse(line, number, path, response_format)
-                pairs.append((Sample.from_text(text, response_format=response_format), item))
-    return pairs
+    with open(existing(path)) as rows:
+        return [_pair(each, rows.name, response_format) for each in rows]
 
 
-def _parse(
-    line: bytes, number: int, path: Path, response_format: Mapping[str, Any] | None
-) -> tuple[str, dict[str, Any]]:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise RowError(f"not valid JSON: {error}", path=path, line=number) from None
-    if isinstance(value, dict) and isinstance(value.get("item"), dict) and "sample" in value:
-        sample = value["sample"]
-        text = sample.get("output_text") if isinstance(sample, dict) else sample
-        item = value["item"]
+def _pair(
+    each: NumberedRow, name: str, response_format: Mapping[str, Any] | None
+) -> tuple[Sample, dict[str, Any]]:
+    if each.raw.startswith(REFUSED):
+        raise each.refusal or RowError("it cannot be read", path=name, line=each.line)
+    value = parse_object(each.raw, line=each.line, path=name)
+    if isinstance(value.get("item"), dict) and "sample" in value:
+        said, item = value["sample"], value["item"]
+    elif "output_text" in value:
+        said, item = value["output_text"], {k: v for k, v in value.items() if k != "output_text"}
+    elif each.row is None:
+        raise each.refusal or RowError("it cannot be used", path=name, line=each.line)
     else:
-        item = parse_row(line.decode("utf-8-sig"), line=number, path=path).item
-        text = reference_answer(item, response_format)
-    if not isinstance(text, str):
+        said, item = reference_answer(value, response_format), value
+    if said is None:
         raise RowError(
-            "there is no answer to grade: expected `item` and `sample`, or a row with a "
-            "`reference_answer`, or with the keys of the response format",
-            path=path,
-            line=number,
+            "there is no answer to grade: expected `item` and `sample`, or `output_text`, or a row "
+            "with a `reference_answer`, or with the keys of the response format",
+            path=name,
+            line=each.line,
         )
-    return text, item
+    try:
+        return given_sample(said, response_format=response_format), item
+    except InputError as error:
+        raise RowError(error.message, path=name, line=each.line) from None

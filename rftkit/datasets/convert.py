@@ -15,16 +15,19 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
-from rftkit.datasets.unpack import REFUSED
+from rftkit.datasets.unpack import REFUSED, is_document, text_of
 from rftkit.datasets.writing import refuse_existing, write_lines
 from rftkit.errors import InputError, RowError
 from rftkit.rows import parse_object, parse_row
+from rftkit.strictjson import read_documents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +93,7 @@ def convert(source: str | Path | pd.DataFrame, target: str | Path | None) -> Con
     if target is not None:
         refuse_existing(target)
     state = _State()
-    with open(source) as rows:
+    with _opened(source) as rows:
         lines = state.lines(rows)
         num_rows = sum(1 for _ in lines) if target is None else write_lines(target, lines)
         return Conversion(
@@ -104,6 +107,29 @@ def convert(source: str | Path | pd.DataFrame, target: str | Path | None) -> Con
             num_clashes=state.num_clashes,
             clashes=tuple(state.clashes),
         )
+
+
+@contextmanager
+def _opened(source: str | Path | pd.DataFrame) -> Iterator[Rows]:
+    """The rows of a source; of a JSON array or indented JSON, its objects, counted as lines."""
+    if not isinstance(source, str | Path) or not is_document(path := Path(source).expanduser()):
+        with open(source) as rows:
+            yield rows
+        return
+    values = read_documents(text_of(path), path)
+    with TemporaryDirectory() as folder:
+        lines_path = Path(folder) / "rows.jsonl"
+        entries = (entry for value in values for entry in _entries(value))
+        write_lines(lines_path, (json.dumps(e, ensure_ascii=False).encode() for e in entries))
+        with open(lines_path) as rows:
+            rows.name = str(source)
+            yield rows
+
+
+def _entries(value: Any) -> list[Any]:
+    """The objects of a document: of an array, of a list under the one key of an object, or it."""
+    inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
+    return inner if isinstance(inner, list) and all(isinstance(e, dict) for e in inner) else [value]
 
 
 class _State:

@@ -6,7 +6,6 @@ JSON, response_format.json. `bundled` says where those are that come with rftkit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rftkit.bundled import bundled_folder
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.errors import InputError, NotFoundError
 from rftkit.rows import Row
+from rftkit.strictjson import read_document
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,15 +78,7 @@ def _no_rows(rows: Rows) -> InputError:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON file that holds one object, such as a grader or a response format."""
-    path = existing(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}"
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not valid UTF-8; save the file as UTF-8") from None
+    value = read_document(existing(path))
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected one JSON object")
     return value
@@ -100,7 +92,7 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
         RowError: A line is not a usable row; nothing was sent.
     """
     path = existing(path)
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         raise InputError(
             f"{path}: fine-tuning takes .jsonl files only, found {path.suffix!r}; "
             f"type: rftkit dataset convert {path} {path.stem}.jsonl"

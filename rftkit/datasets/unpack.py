@@ -1,4 +1,4 @@
-"""Every form of a dataset as blocks of JSONL: gz, zst, CSV, Parquet, Hugging Face, pandas.
+"""Every form of a dataset as blocks of JSONL: gz, zst, CSV, TSV, Parquet, Hugging Face, pandas.
 
 Whatever comes in leaves as lines, so that there is one reader, one index and one row form. A record
 that cannot be written as a line becomes a line that starts with `REFUSED` and says why: nothing is
@@ -13,17 +13,19 @@ import csv
 import gzip
 import io
 import json
+import shlex
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from rftkit.errors import InputError, MissingExtraError
+from rftkit.errors import InputError, MissingExtraError, RowError
+from rftkit.rows import BOM
 
-__all__ = ["REFUSED", "SUFFIXES", "blocks_of_file", "blocks_of_frame", "is_plain"]
+__all__ = ["REFUSED", "blocks_of_file", "blocks_of_frame", "is_document", "is_plain", "text_of"]
 
 REFUSED = b"\x1e"
 """Starts a line that stands for a record which has no JSON; never valid in JSON itself."""
@@ -32,13 +34,17 @@ FIRST_BLOCK_BYTES = 128 * 1024  # small, so that the first page is there at once
 BLOCK_BYTES = 4 * 1024**2
 BLOCK_ROWS = 2000
 
+TABLES = (".csv", ".tsv", ".parquet")
+PACKINGS = (".gz", ".zst")
+"""Ends of names, in any case, that are no plain lines; a table may be packed: `.csv.gz`."""
+
 Blocks = Iterator[tuple[bytes, int]]
 """Whole lines, and the bytes of the source that were read for all blocks so far."""
 
 
 def is_plain(path: Path) -> bool:
     """Whether the file itself holds the lines."""
-    return path.is_file() and path.suffix not in SUFFIXES
+    return path.is_file() and not _endings(path)[0]
 
 
 def blocks_of_file(path: Path) -> Blocks:
@@ -47,9 +53,8 @@ def blocks_of_file(path: Path) -> Blocks:
     Raises:
         InputError: It cannot be read to its end; MissingExtraError: it needs pyarrow.
     """
-    reader = _folder if path.is_dir() else SUFFIXES.get(path.suffix, _plain)
     try:
-        yield from reader(path)
+        yield from _reader(path)
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:
         if isinstance(error, InputError | MissingExtraError):
             raise
@@ -65,20 +70,119 @@ def blocks_of_frame(frame: Any) -> Blocks:
         yield b"".join(map(_line, records)), first + len(records)
 
 
-def _plain(path: Path) -> Blocks:
-    with path.open("rb", buffering=0) as file:
-        yield from _whole_lines(file, file.tell)
+def is_document(path: Path) -> bool:
+    """Whether a file holds JSON over several lines, or one array, instead of one object a line."""
+    packed, table = _endings(path)
+    if table or not path.is_file():
+        return False
+    with _opened(path, packed) as (content, _):
+        return _document(content.read(FIRST_BLOCK_BYTES)) is not None
 
 
-def _gzip(path: Path) -> Blocks:
-    with path.open("rb") as file, gzip.GzipFile(fileobj=file) as content:
-        yield from _whole_lines(content, file.tell)
+def text_of(path: Path) -> str:
+    """The whole text of a file, unpacked.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    with _opened(path, _endings(path)[0]) as (content, _):
+        raw = b"".join(iter(lambda: content.read(BLOCK_BYTES), b""))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not valid UTF-8; save the file as UTF-8") from None
 
 
-def _zstd(path: Path) -> Blocks:
-    pyarrow = _pyarrow()
-    with path.open("rb") as file, pyarrow.CompressedInputStream(file, "zstd") as content:
-        yield from _whole_lines(content, file.tell)
+def _reader(path: Path) -> Blocks:
+    if path.is_dir():
+        return _folder(path)
+    packed, table = _endings(path)
+    if table == ".parquet":
+        if packed != table:
+            raise InputError(f"{path}: a Parquet file is packed already; unpack it first")
+        return _parquet(path)
+    if table:
+        return _table(path, packed, "\t" if table == ".tsv" else ",")
+    return _lines(path, packed)
+
+
+def _endings(path: Path) -> tuple[str, str]:
+    """What of the name says how to read it: the packing (or the table itself), and the table.
+
+    `.CSV.gz` is (.gz, .csv), `.tsv` is (.tsv, .tsv), `.jsonl.zst` is (.zst, "").
+    """
+    last = path.suffix.lower()
+    if last in TABLES:
+        return last, last
+    if last not in PACKINGS:
+        return "", ""
+    inner = Path(path.stem).suffix.lower()
+    return last, inner if inner in TABLES else ""
+
+
+@contextmanager
+def _opened(path: Path, packed: str) -> Iterator[tuple[Any, Callable[[], int]]]:
+    """The unpacked content, and how many bytes of the file itself were read."""
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb", buffering=0 if not packed else -1))
+        content: Any = file
+        if packed == ".gz":
+            content = stack.enter_context(gzip.GzipFile(fileobj=file))
+        elif packed == ".zst":
+            content = stack.enter_context(_pyarrow().CompressedInputStream(file, "zstd"))
+        yield content, file.tell
+
+
+def _lines(path: Path, packed: str) -> Blocks:
+    with _opened(path, packed) as (content, position):
+        is_first = True
+        for block, done in _whole_lines(content, position):
+            if is_first:
+                _refuse_other_forms(block, path)
+            is_first = False
+            yield block, done
+
+
+def _refuse_other_forms(block: bytes, path: Path) -> None:
+    """One error for the whole file instead of one a line, when it is no JSONL at all."""
+    if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise RowError("not valid UTF-8 (UTF-16); save the file as UTF-8", path=path, line=1)
+    found = _document(block)
+    if found is None:
+        return
+    target = f"{path.name.split('.')[0] or 'rows'}-rows.jsonl"
+    raise InputError(
+        f"{path}: {found}, and each line must hold one object; "
+        f"type: rftkit dataset convert {shlex.quote(str(path))} {shlex.quote(target)}"
+    )
+
+
+def _document(block: bytes) -> str | None:
+    """What a file that begins so is, in words; None when it may be one object a line."""
+    start = block.removeprefix(BOM).lstrip()
+    if start[:1] == b"[" and start[1:].lstrip()[:1] == b"{":
+        return "this is one JSON array"
+    if start.startswith(b"{") and _spans_lines(start):
+        return "this is JSON over several lines"
+    return None
+
+
+def _spans_lines(start: bytes) -> bool:
+    """Whether the first object goes on behind its first line."""
+    first, _, rest = start.partition(b"\n")
+    text = start.decode("utf-8", "replace")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return False
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        # cut off by the end of the block, or broken: an indented key says which
+        return first.strip() == b"{" and rest.lstrip(b" \t")[:1] == b'"' and rest[:1] in b" \t"
+    return isinstance(value, dict)
 
 
 def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
@@ -94,11 +198,16 @@ def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
         yield rest, position()
 
 
-def _csv(path: Path) -> Blocks:
+def _table(path: Path, packed: str, delimiter: str) -> Blocks:
     csv.field_size_limit(2**31 - 1)
-    with path.open("rb") as file:
-        text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-        records = csv.reader(text)
+    with _opened(path, packed if packed in PACKINGS else "") as (content, position):
+        text = io.TextIOWrapper(
+            io.BufferedReader(content) if isinstance(content, io.RawIOBase) else content,
+            "utf-8-sig",
+            "surrogateescape",
+            newline="",
+        )
+        records = csv.reader(text, delimiter=delimiter)
         names = next(records, [])
         if len(set(names)) < len(names):
             raise InputError(f"{path}: two columns have the same name; found {', '.join(names)}")
@@ -106,9 +215,9 @@ def _csv(path: Path) -> Blocks:
         for cells in records:
             lines.append(_csv_line(names, cells))
             if len(lines) == BLOCK_ROWS:
-                yield b"".join(lines), file.tell()
+                yield b"".join(lines), position()
                 lines = []
-        yield b"".join(lines), file.tell()
+        yield b"".join(lines), position()
 
 
 def _csv_line(names: list[str], cells: list[str]) -> bytes:
@@ -170,15 +279,6 @@ def _pyarrow() -> Any:
     except ImportError:
         raise MissingExtraError("pyarrow", "data") from None
     return pyarrow
-
-
-SUFFIXES: Mapping[str, Callable[[Path], Blocks]] = {
-    ".gz": _gzip,
-    ".zst": _zstd,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}
-"""Readers by the end of the name; everything else is plain lines."""
 
 
 def _line(record: Mapping[Any, Any]) -> bytes:

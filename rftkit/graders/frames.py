@@ -9,6 +9,7 @@ Not here: means, intervals or comparisons of runs.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from rftkit.errors import InputError, RowError
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
+from rftkit.rows import BOM, parse_object
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +116,7 @@ class _Journal:
         self._spec = json.dumps(spec, sort_keys=True)
         self._known: dict[str, Grade] = {}
         if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     entry = json.loads(line)
                     self._known[entry["key"]] = Grade(**entry["grade"])
@@ -192,13 +194,14 @@ def _rows(samples: Any, path: Path | None, answer: str) -> Iterable[tuple[int, A
 def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
     if not path.exists():
         raise InputError(f"there is no file {path}")
-    with path.open("rb") as lines:
+    if (ending := path.suffix.lower()) in (".csv", ".tsv", ".parquet"):
+        reader = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet"}[ending]
+        raise InputError(f"{path} is a table: pass pandas.{reader}({str(path)!r}), or rftkit grade")
+    with gzip.open(path, "rb") if ending == ".gz" else path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    raise RowError(f"not valid JSON: {error}", path=path, line=number) from None
+            raw = line.removeprefix(BOM) if number == 1 else line
+            if raw.strip():
+                yield number, parse_object(raw, line=number, path=path)
 
 
 def _pair(

@@ -9,9 +9,10 @@ objects of the API.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rftkit.errors import InputError
 from rftkit.importer.frames import csv_text
 from rftkit.importer.ledger import JOURNAL, MANIFEST
 from rftkit.importer.units import KINDS, DumpSource, Kind, LeftOut, Unit
+from rftkit.strictjson import lines_of, read_documents, read_lines, read_text
 
 __all__ = ["LooseSource", "source_of"]
 
@@ -160,7 +162,7 @@ class LooseSource:
         content = path.read_bytes()
         try:
             events = _metric_events(csv_text(content))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, csv.Error) as error:
             self._leave(str(path), f"it is no result file with a column `step`: {error}")
             return
         digest = _digest(content.decode("utf-8", "replace"))
@@ -214,12 +216,10 @@ class LooseSource:
 
 def _objects_in(path: Path) -> Iterator[Json]:
     """Every object in a file: alone, in an array, in a page of a list, or one a line."""
-    text = path.read_text(encoding="utf-8-sig")
-    values: Iterable[Any]
-    try:
-        values = [json.loads(text)]
-    except ValueError:
-        values = [json.loads(line) for line in text.splitlines() if line.strip()]
+    text = read_text(path)
+    values = read_lines([line.encode() for _, line in lines_of(text)])
+    if values is None:  # not one value a line, or a doubtful one
+        values = read_documents(text, path)
     for value in values:
         inner = value.get("data") if isinstance(value, dict) and "data" in value else value
         for each in inner if isinstance(inner, list) else [value]:

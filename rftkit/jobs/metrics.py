@@ -19,6 +19,7 @@ from rftkit.jobs.jobs import Event
 
 if TYPE_CHECKING:
     import pandas as pd
+from rftkit.errors import InputError
 
 __all__ = [
     "COLUMNS",
@@ -159,11 +160,17 @@ def timing_frame(events: Iterable[Event]) -> pd.DataFrame:
 
 
 def events_from_csv(text: str) -> list[Event]:
-    """Metric events made of a job's result file (`job.result_files[0]`), for the frames above."""
-    return [
-        {"type": "metrics", "data": _data_from_csv_row(row)}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    """Metric events made of a job's result file (`job.result_files[0]`), for the frames above.
+
+    Raises:
+        InputError: a record has more cells than the first line has names.
+    """
+    events: list[Event] = []
+    for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=1):
+        if None in row:
+            raise InputError(f"record {number} has more cells than the first line has names")
+        events.append({"type": "metrics", "data": _data_from_csv_row(row)})
+    return events
 
 
 def _data_from_csv_row(row: dict[str, str]) -> dict[str, Any]:

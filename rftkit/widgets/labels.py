@@ -19,6 +19,8 @@ from traitlets import Int, Unicode
 from rftkit import views
 from rftkit.errors import InputError
 from rftkit.evals import Agreement, Label, Samples, agree
+from rftkit.rows import parse_object
+from rftkit.strictjson import lines_of, read_text
 from rftkit.views.conversation import prompt, readable, reference
 from rftkit.views.markup import Html, join, note, number, text, wrap
 from rftkit.wholefile import write_whole
@@ -194,13 +196,11 @@ def read_labels(path: str | Path) -> list[Label]:
     Raises:
         InputError: a line is no label.
     """
-    found = []
-    file = Path(path)
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for number_, line in enumerate(lines, 1):
+    file, found = Path(path), []
+    for number_, line in lines_of(read_text(file)) if file.is_file() else ():
         try:
-            found.append(Label(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            found.append(Label(**parse_object(line, line=number_, path=path)))
+        except TypeError as error:
             raise InputError(f"{path}:{number_}: not a label: {error}") from error
     return found
 

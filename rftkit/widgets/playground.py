@@ -199,7 +199,7 @@ class Playground(Panel):
 
         if self._dataset.startswith("file-"):
             content = self._client.files.content(self._dataset).content
-            return list(read_rows(content.splitlines(), path=self._dataset))
+            return list(read_rows(content.split(b"\n"), path=self._dataset))
         if not self._dataset:
             raise InputError("there is no dataset to choose a row from: Playground(dataset=…)")
         path = Path(self._dataset)
