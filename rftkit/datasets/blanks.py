@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rftkit.graders.engine import parts_of
+from rftkit.graders import types
 from rftkit.graders.references import REFERENCE_KEYS
 from rftkit.graders.template import lone_path
 from rftkit.rows import Row
@@ -66,7 +66,7 @@ def _keys_of(grader: str) -> frozenset[str]:
     """The keys of rows that hold references: the usual ones, and those compared with the answer."""
     keys = set(REFERENCE_KEYS)
     spec = json.loads(grader)
-    for leaf in parts_of(spec).values() if spec else ():
+    for leaf in types.parts(spec).values() if spec else ():
         sides = [leaf.get(side) for side in ("input", "reference")]
         paths = [lone_path(side) for side in sides if isinstance(side, str)]
         keys |= {

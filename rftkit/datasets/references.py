@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rftkit.datasets.findings import Finding, Place, counted
-from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, variables
-from rftkit.graders.engine import parts_of
-from rftkit.graders.recognition import Verdict, calls_out, dead_leaves, recognise, unread
+from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, types, variables
+from rftkit.graders.recognition import Verdict, dead_leaves, recognise, unread
 from rftkit.graders.references import right_answer
+from rftkit.graders.types import calls_out
 
 __all__ = ["MAX_REFERENCES", "format_needed", "reference_findings", "verdict_finding"]
 
@@ -111,7 +111,7 @@ def _dead_leaves(grader: CompiledGrader, grades: Sequence[Grade]) -> Iterator[Fi
 def _unread(
     grader: Mapping[str, Any], tried: Sequence[tuple[Place, Any, str]]
 ) -> Iterator[Finding]:
-    for leaf in parts_of(dict(grader)).values():
+    for leaf in types.parts(grader).values():
         places = tuple(where for where, _, text in tried if unread(leaf, [text]))
         if places:
             yield Finding(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rftkit import graders
 from rftkit.evals.samples import SCORE, Samples
 from rftkit.graders import Sample
 
@@ -86,8 +87,8 @@ def _passes(table: pd.DataFrame, grader: Mapping[str, Any]) -> Any:
 
     parts = grader.get("graders")
     if not parts:
-        return table["reward"].to_numpy(float, na_value=np.nan) >= _threshold(grader)
-    each = [_scores(table, key) >= _threshold(part) for key, part in parts.items()]
+        return table["reward"].to_numpy(float, na_value=np.nan) >= graders.pass_threshold(grader)
+    each = [_scores(table, key) >= graders.pass_threshold(part) for key, part in parts.items()]
     return np.logical_and.reduce(each)
 
 
@@ -99,16 +100,3 @@ def _scores(table: pd.DataFrame, key: str) -> Any:
     if name not in table:
         return np.full(len(table), np.nan)
     return table[name].to_numpy(float, na_value=np.nan)
-
-
-def _threshold(grader: Mapping[str, Any]) -> float:
-    """The least reward that passes: the given one, else 1 for yes-or-no graders, half for others.
-
-    The platform's rule for eval runs.
-    """
-    if grader.get("pass_threshold") is not None:
-        return float(grader["pass_threshold"])
-    if grader.get("type") in ("string_check", "label_model"):
-        return 1.0
-    low, high = grader.get("range") or (0.0, 1.0)
-    return float(low + high) / 2

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rftkit import graders
 from rftkit.errors import InputError
 from rftkit.evals import keep
 from rftkit.evals.answers import Answer, ask
@@ -114,7 +115,7 @@ def publish(
         for row, answer in zip(chosen["row"].tolist(), chosen["answer"].tolist(), strict=True)
         if answer
     ]
-    criteria: Any = list((grader.get("graders") or {"": grader}).values())
+    criteria: Any = list(graders.parts(grader).values())
     config: Any = {
         "type": "custom",
         "item_schema": {"type": "object"},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rftkit.graders.recognition import Verdict, recognise
     from rftkit.graders.references import reference_answer
     from rftkit.graders.sandbox import Limits
+    from rftkit.graders.types import parts, pass_threshold
 
 __all__ = [
     "AnswerField",
@@ -54,6 +55,8 @@ __all__ = [
     "grade",
     "grade_many",
     "mask_secrets",
+    "parts",
+    "pass_threshold",
     "recognise",
     "reference_answer",
     "validate",
@@ -76,6 +79,7 @@ _HOMES = {
     "recognition": ("Verdict", "recognise"),
     "references": ("reference_answer",),
     "sandbox": ("Limits",),
+    "types": ("parts", "pass_threshold"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from rftkit import settings
+from rftkit.graders import types
 from rftkit.graders.calls import Calls
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import HttpCall
@@ -39,7 +40,6 @@ __all__ = [
     "compile_grader",
     "grade",
     "param_of",
-    "parts_of",
 ]
 
 
@@ -230,7 +230,7 @@ def compile_grader(
         PlatformError: a python grader, and this machine cannot isolate it.
     """
     parsed = parse(spec, purpose=purpose)
-    parts = parts_of(parsed)
+    parts = types.parts(parsed)
     num_python = sum(part["type"] == "python" for part in parts.values())
     context = Context(
         purpose=purpose,
@@ -291,21 +291,13 @@ def _what_is_wrong(sample: Sample) -> Fault:
     )
 
 
-def parts_of(parsed: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Key -> leaf; a grader that is not a multi is its own leaf, under the empty key."""
-    parts: dict[str, dict[str, Any]] = (
-        parsed["graders"] if parsed["type"] == "multi" else {"": parsed}
-    )
-    return parts
-
-
 def param_of(key: str) -> str:
     """Where the leaf stands in its spec, for the `param` of errors."""
     return f"graders.{key}" if key else ""
 
 
 def _leaves(parsed: dict[str, Any]) -> list[Leaf]:
-    parts = parts_of(parsed).items()
+    parts = types.parts(parsed).items()
     return [Leaf(key or part["name"], part["name"], part["type"]) for key, part in parts]
 
 

@@ -24,7 +24,7 @@ from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.source import check_source, executes_answers
 from rftkit.graders.template import Path, compile_template, paths
-from rftkit.graders.types import Purpose
+from rftkit.graders.types import SPECS, Purpose, spec_type
 from rftkit.safetext import redacted
 
 __all__ = ["COMPILERS", "Context", "Score", "Usage", "leaf_paths", "num_threads"]
@@ -65,14 +65,14 @@ def num_threads(kind: str, context: Context) -> int:
     """How many grades of one leaf may usefully run at once."""
     if kind == "python":
         return context.workers
-    return context.concurrency if kind in ("score_model", "label_model", "endpoint") else 1
+    return context.concurrency if SPECS[kind].calls_out else 1
 
 
 def leaf_paths(spec: Mapping[str, Any], param: str) -> list[Path]:
-    """The template paths of one normalised leaf; python and endpoint graders have none."""
+    """The template paths of one normalised leaf."""
     return [
         path
-        for name in ("input", "reference")
+        for name in spec_type(spec).templates
         for text in _texts(spec.get(name))
         for path in paths(text, param=_at(param, name))
     ]

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rftkit.errors import RowError
-from rftkit.graders.engine import compile_grader, param_of, parts_of
+from rftkit.graders import types
+from rftkit.graders.engine import compile_grader, param_of
 from rftkit.graders.leaves import leaf_paths
 from rftkit.graders.outcome import Fault
 from rftkit.graders.parse import parse
@@ -60,5 +61,5 @@ def _paths(spec: Mapping[str, Any]) -> tuple[Path, ...]:
 @functools.lru_cache(maxsize=16)
 def _paths_of(text: str) -> tuple[Path, ...]:
     """By the text of the spec, because a dataset asks once for every row."""
-    parts = parts_of(parse(json.loads(text), purpose="eval"))
+    parts = types.parts(parse(json.loads(text), purpose="eval"))
     return tuple(path for key, part in parts.items() for path in leaf_paths(part, param_of(key)))

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from rftkit.graders import types
 from rftkit.graders.cheats import make_answers
-from rftkit.graders.engine import CompiledGrader, parts_of
+from rftkit.graders.engine import CompiledGrader
 from rftkit.graders.formula import compile_formula
 from rftkit.graders.outcome import Fault, Grade, Sample
 from rftkit.graders.references import right_answer
@@ -24,7 +25,6 @@ from rftkit.graders.template import compile_template
 __all__ = [
     "Tried",
     "Verdict",
-    "calls_out",
     "dead_leaves",
     "explained",
     "recognise",
@@ -34,7 +34,6 @@ __all__ = [
 
 MAX_ROWS = 12
 """Rows whose cheats are graded when the references look suspicious."""
-CALLS_OUT = frozenset({"score_model", "label_model", "endpoint"})
 WRONG = ("other_answer", "changed_fact")
 """Cheats that are wrong answers of the right form."""
 SAME = 1e-9
@@ -123,7 +122,7 @@ def recognise(
         response_format: of the job.
         honest: the rewards of reference answers, if they are known already.
     """
-    if calls_out(grader.spec):
+    if types.calls_out(grader.spec):
         return None
     known = [
         (item, text)
@@ -179,13 +178,13 @@ def _reasons(
     spec: Mapping[str, Any], known: Sequence[tuple[Mapping[str, Any], str]]
 ) -> Iterator[str]:
     """What each leaf of a normalised spec reads in the first row, and known causes of zeros."""
-    for leaf in parts_of(dict(spec)).values():
+    for leaf in types.parts(spec).values():
         if leaf["type"] == "python" and re.search(r"\bexcept\b", leaf["source"]):
             yield (
                 f"{leaf['name']!r} catches exceptions, so an error in it becomes a low reward; "
                 "let the exception through, and the grade fails with its words"
             )
-        if leaf["type"] not in ("string_check", "text_similarity") or not known:
+        if not types.spec_type(leaf).compares or not known:
             continue
         if unread(leaf, [text for _, text in known]):
             yield (
@@ -233,12 +232,6 @@ def unread(leaf: Mapping[str, Any], texts: Sequence[str]) -> bool:
         return False
     blind = sum(bool(text.strip()) and not _ROUGE_TOKEN.search(text) for text in texts)
     return 2 * blind > len(texts)
-
-
-def calls_out(spec: Mapping[str, Any]) -> bool:
-    """Whether grading asks a model or an address."""
-    parts = spec["graders"].values() if spec.get("type") == "multi" else [spec]
-    return not CALLS_OUT.isdisjoint(part.get("type") for part in parts)
 
 
 def _spread(items: Sequence[Any], count: int) -> Sequence[Any]:

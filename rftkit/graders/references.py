@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rftkit.graders import types
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import Path, lone_path, look_up, paths
 
@@ -80,8 +81,8 @@ def _properties(response_format: Mapping[str, Any] | None) -> list[str]:
 
 def _wanted(spec: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
     """(place in the sample, what should stand there)."""
-    for leaf in spec["graders"].values() if spec["type"] == "multi" else [spec]:
-        if leaf["type"] not in ("string_check", "text_similarity") or leaf.get("operation") == "ne":
+    for leaf in types.parts(spec).values():
+        if not types.spec_type(leaf).compares or leaf.get("operation") == "ne":
             continue
         for one, other in (("input", "reference"), ("reference", "input")):
             place = lone_path(leaf[one])

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.graders.engine import param_of, parts_of
+from rftkit.graders import types
+from rftkit.graders.engine import param_of
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.template import compile_template
 
@@ -40,7 +41,7 @@ def render_all(spec: Mapping[str, Any], sample: Sample, item: Any) -> list[Rende
     """
     return [
         _render(key, field, template, param_of(key), sample, item)
-        for key, part in parts_of(dict(spec)).items()
+        for key, part in types.parts(spec).items()
         for field, template in _templates(part)
     ]
 

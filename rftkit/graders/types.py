@@ -7,7 +7,8 @@ ignored silently.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -24,6 +25,10 @@ __all__ = [
     "ScoreModel",
     "StringCheck",
     "TextSimilarity",
+    "calls_out",
+    "parts",
+    "pass_threshold",
+    "spec_type",
 ]
 
 MAX_GRADERS = 32
@@ -38,7 +43,21 @@ class _Spec(BaseModel):
 
 
 class Named(_Spec):
-    """What every grader may have."""
+    """What every grader may have, and the facts of its type.
+
+    A new type is a class here, its line in `SPECS`, and the function in `leaves` that compiles it.
+    """
+
+    calls_out: ClassVar[bool] = False
+    """Whether a grade asks a model or an address outside this process."""
+    is_yes_or_no: ClassVar[bool] = False
+    """Whether a score is either 0 or 1."""
+    templates: ClassVar[tuple[str, ...]] = ()
+    """The fields that hold templates, or messages of templates."""
+    compares: ClassVar[bool] = False
+    """Whether it compares a template `input` with a template `reference`."""
+    error_flags: ClassVar[tuple[str, ...]] = ()
+    """Error flags that only this type reports, beside those of every grader."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Shown in results; filled in when missing."""
@@ -48,6 +67,10 @@ class Named(_Spec):
 
 class StringCheck(Named):
     """1 or 0 by comparing two templates; nothing is trimmed."""
+
+    is_yes_or_no = True
+    compares = True
+    templates = ("input", "reference")
 
     type: Literal["string_check"]
     operation: Literal["eq", "ne", "like", "ilike"]
@@ -60,6 +83,9 @@ class StringCheck(Named):
 
 class TextSimilarity(Named):
     """How alike two templates are, 0 to 1."""
+
+    compares = True
+    templates = ("input", "reference")
 
     type: Literal["text_similarity"]
     evaluation_metric: Literal[
@@ -84,6 +110,8 @@ class TextSimilarity(Named):
 
 class Python(Named):
     """A function `grade(sample, item)` run in the sandbox."""
+
+    error_flags = ("python_grader_server_error", "python_grader_runtime_error")
 
     type: Literal["python"]
     source: str
@@ -145,6 +173,9 @@ class SamplingParams(_Spec):
 
 
 class _Judge(Named):
+    calls_out = True
+    templates = ("input",)
+
     model: Annotated[str, Field(min_length=1)]
     """The judge."""
     input: Annotated[list[Message], Field(min_length=1)]
@@ -155,6 +186,8 @@ class _Judge(Named):
 class ScoreModel(_Judge):
     """A model gives a number, clipped into `range`."""
 
+    error_flags = ("model_grader_server_error",)
+
     type: Literal["score_model"]
     range: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
     """[low, high], default [0, 1]."""
@@ -163,6 +196,8 @@ class ScoreModel(_Judge):
 class LabelModel(_Judge):
     """A model picks a label; 1 when it is among the passing ones. Evals only."""
 
+    is_yes_or_no = True
+
     type: Literal["label_model"]
     labels: Annotated[list[str], Field(min_length=1)]
     passing_labels: list[str]
@@ -170,6 +205,8 @@ class LabelModel(_Judge):
 
 class Endpoint(Named):
     """An HTTP grader of the user's: `{sample, item, trace_id}` in, `{"score": float}` out."""
+
+    calls_out = True
 
     type: Literal["endpoint"]
     url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
@@ -198,3 +235,32 @@ SPECS: dict[str, type[Named]] = {
     "endpoint": Endpoint,
     "multi": Multi,
 }
+
+
+def spec_type(spec: Mapping[str, Any]) -> type[Named]:
+    """The class of a spec, with the facts of its type; `Named` for a type that is not known."""
+    return SPECS.get(str(spec.get("type")), Named)
+
+
+def parts(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Key -> leaf; a grader that is not a multi is its own leaf, under the empty key."""
+    found = spec.get("graders") if spec.get("type") == "multi" else None
+    return dict(found) if isinstance(found, Mapping) else {"": dict(spec)}
+
+
+def pass_threshold(spec: Mapping[str, Any]) -> float:
+    """The least score that passes: the given one, else 1 for yes-or-no types, half for others.
+
+    The hosted service documents no default; this one is ours, for eval runs and comparisons alike.
+    """
+    if spec.get("pass_threshold") is not None:
+        return float(spec["pass_threshold"])
+    if spec_type(spec).is_yes_or_no:
+        return 1.0
+    low, high = spec.get("range") or (0.0, 1.0)
+    return float(low + high) / 2
+
+
+def calls_out(spec: Mapping[str, Any]) -> bool:
+    """Whether grading asks a model or an address."""
+    return any(spec_type(part).calls_out for part in parts(spec).values())

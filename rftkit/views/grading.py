@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rftkit import graders
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, join, missing, note, number, remote, signed, text, wrap
@@ -139,7 +140,7 @@ def _source_in(words: str, problem: str) -> str | None:
     if "source" not in problem:
         return None
     spec = json.loads(words)
-    parts = spec["graders"] if spec.get("type") == "multi" else {"": spec}
+    parts = graders.parts(spec)
     named = [part for key, part in parts.items() if f"graders.{key}.source" in problem]
     return next((part["source"] for part in [*named, *parts.values()] if "source" in part), None)
 
@@ -223,7 +224,7 @@ def _change(line: Line) -> float | None:
 def _steps(
     spec: Mapping[str, Any], grade: Mapping[str, Any], rendered: Sequence[Mapping[str, Any]]
 ) -> str:
-    parts = spec["graders"] if spec["type"] == "multi" else {"": spec}
+    parts = graders.parts(spec)
     rows = []
     for key, part in parts.items():
         reward = grade["sub_rewards"].get(key) if key else grade["reward"]

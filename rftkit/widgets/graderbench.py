@@ -21,7 +21,7 @@ from rftkit.graders import (
     compile_grader,
     reference_answer,
 )
-from rftkit.graders.recognition import calls_out
+from rftkit.graders.types import calls_out
 from rftkit.rows import Row
 from rftkit.widgets.graderform import places
 from rftkit.widgets.rowsource import RowSource, source_of

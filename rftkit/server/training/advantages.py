@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.graders import Grade
-from rftkit.graders.engine import parts_of
+from rftkit.graders import Grade, types
 from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.outcome import Fault
 from rftkit.server.training.rollout import advantages as centred
@@ -75,7 +74,7 @@ def weighing(spec: Mapping[str, Any]) -> Weighing:
     Args:
         spec: normalised, of any type.
     """
-    parts = parts_of(dict(spec))
+    parts = types.parts(spec)
     ranges = {key: _range(part) for key, part in parts.items()}
     if spec["type"] != "multi":
         [(low, high)] = ranges.values()

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit.errors import RequestError
-from rftkit.graders.engine import parts_of
+from rftkit.graders import types
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import Path, lone_path, look_up
 from rftkit.rows import Row
@@ -88,7 +88,7 @@ def resolve_key(asked: str | None, spec: Mapping[str, Any], rows: Sequence[Row])
                 param="metadata.stratify",
             )
         return asked
-    for part in parts_of(dict(spec)).values():
+    for part in types.parts(spec).values():
         key = _compared_with(part)
         if key is not None and _is_label(rows, key):
             return key

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rftkit import graders
 from rftkit.graders import Grade
 from rftkit.server.store.records import Eval, EvalRun, Job, OutputItem
 from rftkit.server.store.store import Store, new_id, now
@@ -94,19 +95,9 @@ def _result(spec: Json, score: float | None, errors: Mapping[str, Any]) -> Json:
         "name": spec["id"],
         "type": spec["type"],
         "score": score,
-        "passed": score is not None and score >= _threshold(spec),
+        "passed": score is not None and score >= graders.pass_threshold(spec),
     }
     return {**result, "errors": dict(errors)} if errors else result
-
-
-def _threshold(spec: Json) -> float:
-    """The least score that passes: the given one, else 1 for yes-or-no graders, half for others."""
-    if spec.get("pass_threshold") is not None:
-        return float(spec["pass_threshold"])
-    if spec["type"] in ("string_check", "label_model"):
-        return 1.0
-    low, high = spec.get("range") or (0.0, 1.0)
-    return float(low + high) / 2
 
 
 def item_from(run: EvalRun, sample: GradedSample) -> OutputItem:
@@ -180,9 +171,8 @@ def _add_usage(usage: dict[str, Json], sample: Json) -> None:
 def make_job_eval(store: Store, job: Job) -> Eval:
     """The eval of a job: one criterion per grader, or per sub-grader of a multi."""
     grader = job.method["reinforcement"]["grader"]
-    parts = list(grader["graders"].values()) if grader["type"] == "multi" else [grader]
     return store.add_eval(
-        [criterion(part) for part in parts],
+        [criterion(part) for part in graders.parts(grader).values()],
         {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True},
         name=f"Reinforcement fine-tuning validation runs for {job.id}",
         metadata={"fine_tuning_job_id": job.id},

@@ -15,6 +15,7 @@ from typing import Any
 
 from rftkit.graders import Grade
 from rftkit.graders.engine import Leaf
+from rftkit.graders.types import SPECS
 from rftkit.server.engine.base import StepStats
 from rftkit.server.training import signal
 from rftkit.server.training.rollout import Group
@@ -32,10 +33,6 @@ __all__ = [
 
 COUNTED_ERRORS = ("other_error", "sample_parse_error", "invalid_variable_error")
 """Errors every grader reports; others only where they can occur."""
-ERRORS_OF_TYPE = {
-    "python": ("python_grader_server_error", "python_grader_runtime_error"),
-    "score_model": ("model_grader_server_error",),
-}
 COUNTS = ("prompt_tokens", "completion_tokens")
 
 
@@ -287,7 +284,7 @@ def _errors(leaf: Leaf, is_only: bool, sides: Sides) -> dict[str, Any]:
     result = _named(leaf)
     for side, groups in sides.items():
         grades = grades_of(groups)
-        for flag in (*COUNTED_ERRORS, *ERRORS_OF_TYPE.get(leaf.type, ())):
+        for flag in (*COUNTED_ERRORS, *SPECS[leaf.type].error_flags):
             count = sum(
                 bool((grade.errors if is_only else grade.sub_errors.get(leaf.key, {})).get(flag))
                 for grade in grades
