@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -94,6 +94,8 @@ class EvalRunner:
             await self._call(partial(store.update_run, run.id, status="completed", **result))
         except RftkitError as error:
             await self._call(self._fail, run, "invalid_run", str(error))
+        except sqlite3.OperationalError:  # locked by another program, or full: not for good
+            raise
         except Exception as error:
             log.exception("eval run %s failed", run.id)
             await self._call(self._fail, run, "server_error", f"{type(error).__name__}: {error}")
@@ -134,7 +136,7 @@ class _Pass:
             there = await self._call(_all_items, store, self._run.id)
             done = {item.datasource_item_id for item in there}
             todo = [pair for pair in entries if pair[0] not in done]
-            await asyncio.gather(*(self._one(row, entry) for row, entry in todo))
+            await _all([self._one(row, entry) for row, entry in todo])
             items = await self._call(_all_items, store, self._run.id)
         finally:
             for grader in self._compiled:
@@ -292,6 +294,17 @@ def _given(entry: Json) -> tuple[Sample | None, Json]:
         return None, {"error": {"code": "invalid_sample", "message": found}}
     facts = {"text": sample.output_text, "tool_calls": list(sample.output_tools)}
     return sample, facts | entry.get("facts", {})
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run them at once; when one fails, the others have ended before its error is raised."""
+    tasks = [asyncio.ensure_future(each) for each in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _all_items(store: Store, run_id: str) -> list[OutputItem]:

@@ -44,6 +44,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.on_damage: Callable[[str], None] = lambda text: None
+        """Told of each damaged file that is set aside."""
         for name in ("drafts", "steps", "valid", "states", "checkpoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -64,10 +66,9 @@ class Journal:
     def record(self, kind: str, step: int) -> dict[str, Any] | None:
         """What was written for a step (`kind` is "steps" or "valid"), or None.
 
-        Raises:
-            PlatformError: when the file is damaged; it names the file.
+        A damaged file is set aside: what is before it makes the step again.
         """
-        return _read(self._record_path(kind, step))
+        return self._read(self._record_path(kind, step))
 
     def write_record(self, kind: str, step: int, data: dict[str, Any]) -> None:
         """Keep a step's record, durably; its draft is no longer needed."""
@@ -87,12 +88,8 @@ class Journal:
     # ── drafts ───────────────────────────────────────────────────────────────────────────────
 
     def draft(self, kind: str, step: int) -> dict[str, Any] | None:
-        """The completions of a step that is not graded yet, or None.
-
-        Raises:
-            PlatformError: when the file is damaged; it names the file.
-        """
-        return _read(self._draft_path(kind, step))
+        """The completions of a step that is not graded yet, or None; see `record` for damage."""
+        return self._read(self._draft_path(kind, step))
 
     def write_draft(self, kind: str, step: int, data: dict[str, Any]) -> None:
         """Keep completions, durably; grades of them may be kept already."""
@@ -118,6 +115,21 @@ class Journal:
         write_whole(self._grades_path(kind, step), lines)
         self.write_draft(kind, step, draft)
         self._record_path(kind, step).unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            data: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+        except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            os.replace(path, aside)
+            self.on_damage(
+                f"A record of the job is damaged: {path} cannot be read ({error}). It is now "
+                f"{aside.name}; the job makes the step again from what is before it."
+            )
+            return None
+        return data
 
     def _draft_path(self, kind: str, step: int) -> Path:
         return self.folder / "drafts" / f"{kind}-{step:06d}.json.gz"
@@ -198,19 +210,6 @@ def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
 
 def _packed(data: dict[str, Any]) -> bytes:
     return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), 3, mtime=0)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        data: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise PlatformError(
-            f"the job's journal is damaged: {path} cannot be read ({error}); restore the file "
-            "from a backup, or start the job again"
-        ) from error
-    return data
 
 
 def _write_folder(target: Path, save: Callable[[Path], None]) -> None:

@@ -15,13 +15,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from rftkit.errors import RequestError
+from rftkit.errors import RequestError, RftkitError
 from rftkit.server.engine.base import LoraConfig, Thinking, TrainSettings
 from rftkit.server.engine.prompts import closing
 from rftkit.server.store.records import Job
 
-__all__ = ["EFFORTS", "Plan", "make_plan", "reasons"]
+__all__ = ["EFFORTS", "VERSION", "NewerPlanError", "Plan", "make_plan", "plan_from", "reasons"]
 
+VERSION = 2
+"""Of what a plan means; raise it when an older rftkit would follow a newer plan wrongly."""
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """By what learns."""
 AUTO_STEPS = 24
@@ -38,6 +40,10 @@ EFFORTS = {
     "xhigh": 0.875, "max": 0.875,
 }  # fmt: skip
 """Share of a completion's most tokens that its thoughts may take; an answer needs the rest."""
+
+
+class NewerPlanError(RftkitError):
+    """A job's plan has settings that this version does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,24 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """All settings, for the job's first event."""
         return dataclasses.asdict(self)
+
+
+def plan_from(known: dict[str, Any]) -> Plan:
+    """The plan that `to_dict` and `VERSION` were written of, perhaps by an older rftkit.
+
+    Raises:
+        NewerPlanError: by a newer one.
+    """
+    version = known.get("version", 1)
+    settings = {name: value for name, value in known.items() if name != "version"}
+    unknown = set(settings) - {field.name for field in dataclasses.fields(Plan)}
+    if version > VERSION or unknown:
+        raise NewerPlanError(
+            f"a newer rftkit began this job: its plan has version {version}"
+            + "".join(f" and the setting {name}" for name in sorted(unknown))
+            + f", and this rftkit knows version {VERSION}. Upgrade rftkit, then resume the job"
+        )
+    return Plan(**settings)
 
 
 def thoughts(mark: str | None, tokens: int) -> Thinking | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import sqlite3
@@ -18,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,8 +42,9 @@ from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.final_checks import read_checks
 from rftkit.server.training.journal import Journal, is_full
+from rftkit.server.training.length_check import check_lengths
 from rftkit.server.training.memory_check import full_budget
-from rftkit.server.training.plan import Plan, make_plan
+from rftkit.server.training.plan import VERSION, NewerPlanError, Plan, make_plan, plan_from
 from rftkit.server.training.probe import probe
 from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.chats import ChatQueue, Engines, kind_of_model
@@ -129,11 +132,15 @@ class Worker:
             pass
         except EngineLostError as error:
             self._wait_for_engine(job, error)
+        except NewerPlanError as error:
+            with self.store.transaction():
+                if self.store.try_status(job.id, "paused"):
+                    self.store.add_event(job.id, f"The job pauses: {error}.", level="warn")
         except Exception as error:
-            if not is_full(error):
+            if (reason := _passing(error)) is None:
                 self._end(job, error)
-                return
-            self._wait_for_space(job, error)
+            else:
+                self._wait_out(job, reason, error)
 
     def _end(self, job: Job, error: Exception) -> None:
         """Fail a job with what was raised over it."""
@@ -148,13 +155,14 @@ class Worker:
             code = "server_error" if isinstance(error, RftkitError) else type(error).__name__
             self._fail(job, f"The job ended with an error: {error}", code, None)
 
-    def _wait_for_space(self, job: Job, error: Exception) -> None:
-        """A full disk is nobody's fault: the job stays as it is and goes on when there is room."""
-        self._log(f"{job.id} waits, because the disk is full: {error}")
-        with contextlib.suppress(Exception):  # it may need the very space that is missing
-            message = f"The disk is full ({error}); the job goes on by itself when there is room."
-            self.store.add_event(job.id, message, level="warn", key="disk-full")
-        self._serve_for(FULL_SECONDS, job)
+    def _wait_out(self, job: Job, reason: str, error: Exception) -> None:
+        """What is wrong with the machine for a while is no job's fault: the job stays as it is."""
+        self._log(f"{job.id} waits: {reason} ({error})")
+        with contextlib.suppress(Exception):  # it may need the very thing that is missing
+            message = f"{reason} ({error}); the job goes on when that is over."
+            self.store.add_event(job.id, message, level="warn", key=reason)
+        with contextlib.suppress(sqlite3.Error):
+            self._serve_for(FULL_SECONDS, job)
 
     def _wait_for_engine(self, job: Job, error: EngineLostError) -> None:
         """A server that is away may come back: the job goes on from its last state, journal first.
@@ -209,11 +217,12 @@ class Worker:
         start = self.store.model(job.model)
         base = start.base if start else job.model
         known = journal.plan()
-        plan = None if known is None else Plan(**known)
+        plan = None if known is None else plan_from(known)
 
-        def say(text: str) -> None:
-            self.store.add_event(job.id, text, key=text)
+        def say(text: str, level: str = "info") -> None:
+            self.store.add_event(job.id, text, level=level, key=text)
 
+        journal.on_damage = partial(say, level="warn")
         say(f"Loading {base}")
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
@@ -227,7 +236,12 @@ class Worker:
             if plan.tuning == "full":
                 room = full_budget(engine, journal.folder)
                 plan = dataclasses.replace(plan, memory_bytes=room)
-        journal.write_plan(plan.to_dict())
+        if known is None:
+            for each, param in ((rows, "training_file"), (valid_rows, "validation_file")):
+                name = self.store.file(getattr(job, param)).filename
+                if note := check_lengths(engine, plan, each, name):
+                    say(note, "warn")
+        journal.write_plan({"version": VERSION, **plan.to_dict()})
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))
         for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
@@ -354,6 +368,21 @@ class _Inside(Platform):
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
         """Ask a model of this process, from a grader's thread."""
         return self._chats.ask(request)
+
+
+def _passing(error: BaseException | None) -> str | None:
+    """What hinders every job of this machine for a while, in words; None for any other error."""
+    if is_full(error):
+        return "The disk is full"
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return "Too many files are open"
+        if isinstance(error, sqlite3.OperationalError) and any(
+            words in str(error) for words in ("locked", "unable to open", "disk I/O")
+        ):
+            return "The database cannot be used at this moment"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _words(param: str) -> str:

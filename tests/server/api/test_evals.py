@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from typing import Any
 
@@ -204,6 +205,27 @@ def test_a_run_and_its_judge_outlive_the_deaths_of_the_worker(
     }  # fmt: skip
     run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
     assert run.result_counts.to_dict() == {"total": 3, "errored": 0, "failed": 0, "passed": 3}
+
+
+def test_a_run_outlives_a_database_that_is_locked_for_long(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.server.evals.runner.RETRY_SECONDS", 0.01)
+    keep, faults = served.platform.store.add_items, [True, True]
+
+    def locked(items: Any) -> None:
+        if faults:
+            faults.pop()
+            raise sqlite3.OperationalError("database is locked")
+        keep(items)
+
+    monkeypatch.setattr(served.platform.store, "add_items", locked)
+    record = make_eval(served, GRADER)
+    rows = content(*"abcdef", sample={"output_text": "a"})
+    source: Any = {"type": "jsonl", "source": rows}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert run.result_counts.to_dict() == {"total": 6, "errored": 0, "failed": 5, "passed": 1}
+    assert not faults
 
 
 def test_health_tells_what_does_not_work(served: Served) -> None:

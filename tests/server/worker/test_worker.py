@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rftkit.graders import Sample
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.training import journal as journal_module
+from rftkit.server.training import rft
 from rftkit.server.training.plan import make_plan
 from rftkit.server.worker.worker import Worker
 
@@ -182,21 +183,95 @@ def test_a_damaged_state_is_named_and_passed_over(worker: Worker) -> None:
     worker.store.close()
 
 
-def test_a_damaged_record_fails_its_job_by_name_and_no_other(worker: Worker) -> None:
-    job, other = add_job(worker, metadata={"max_core_seconds": "0.001"}), add_job(worker)
-    assert run(worker, job).status == "succeeded" or worker.store.job(job.id).status == "paused"
-    record = worker.home / "jobs" / job.id / "valid" / "000000.json.gz"
-    record.write_bytes(record.read_bytes()[:-9])
-    shutil.rmtree(worker.home / "jobs" / job.id / "states")
+@pytest.mark.parametrize("name", ["valid/000000.json.gz", "steps/000001.json.gz"])
+@pytest.mark.parametrize("damage", [b"", b"not gzip", None], ids=["empty", "text", "cut"])
+def test_a_damaged_record_is_named_and_made_again(
+    worker: Worker, name: str, damage: bytes | None
+) -> None:
+    calm = run(worker, add_job(worker, eval_interval=2))
+    job = add_job(worker, eval_interval=2)
+    save = journal_module.Journal.write_record
+
+    def and_damage(self: Any, kind: str, step: int, data: Any) -> None:
+        save(self, kind, step, data)
+        path = self.folder / name
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
+            raise KeyboardInterrupt  # as a kill would
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_module.Journal, "write_record", and_damage)
+        with pytest.raises(KeyboardInterrupt):
+            run(worker, job)
+    done = run(worker, job)
+    assert done.status == "succeeded", done.error
+    [said] = [m for m in messages(worker, job) if "is damaged" in m]
+    assert name in said
+    assert (worker.home / "jobs" / job.id / f"{name}.damaged").is_file()
+    assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
+
+
+def test_a_database_that_is_locked_for_long_makes_a_job_wait(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.server.worker.worker.FULL_SECONDS", 0.0)
+    errors = [
+        sqlite3.OperationalError("database is locked"),
+        sqlite3.OperationalError("unable to open database file"),
+        OSError(24, "Too many open files"),
+    ]
+    report = rft.report
+
+    def hindered(*arguments: Any) -> None:
+        if errors:
+            raise errors.pop()
+        report(*arguments)
+
+    monkeypatch.setattr(rft, "report", hindered)
+    job = run(worker, add_job(worker))
+    assert job.status == "succeeded", job.error
+    assert [data["step"] for data in metrics(worker, job)] == [0, 1, 2]
+    assert sum("the job goes on when that is over" in m for m in messages(worker, job)) == 2
+
+
+def test_a_plan_of_a_newer_version_pauses_its_job(worker: Worker) -> None:
+    job = add_job(worker, metadata={"max_core_seconds": "0.001"})
+    assert run(worker, job).status == "paused"
+    path = worker.home / "jobs" / job.id / "plan.json"
+    mine = json.loads(path.read_bytes())
+    for newer in ({**mine, "version": 99}, {**mine, "warmth": 0.5}):
+        path.write_text(json.dumps(newer))
+        worker.store.resume_job(job.id)
+        assert run(worker, job).status == "paused"
+        assert "a newer rftkit began this job" in messages(worker, job)[-1]
+    path.write_text(json.dumps({key: mine[key] for key in mine if key != "version"}))  # older
     worker.store.resume_job(job.id)
-    while worker.store.job(job.id).status != "failed":
-        claimed = worker.store.claim_job()
-        assert claimed is not None
-        worker.run_job(claimed)
-    error = worker.store.job(job.id).error
-    assert error is not None
-    assert "valid/000000.json.gz cannot be read" in error["message"]
-    assert run(worker, other).status == "succeeded"
+    assert run(worker, job).status == "succeeded"
+
+
+def test_a_prompt_that_fills_the_context_is_refused_and_one_that_nearly_does_is_reported(
+    worker: Worker,
+) -> None:
+    engine = worker.engines.get("rftkit-tiny")
+    empty = len(engine.encode([{"role": "user", "content": ""}]))
+
+    def row(tokens: int) -> dict[str, Any]:
+        content = "a" * (tokens - empty)
+        return {"messages": [{"role": "user", "content": content}], "answer": "a"}
+
+    full = engine.context_tokens
+    failed = run(worker, add_job(worker, rows=[*in_process.ROWS, row(full)]))
+    assert failed.error is not None
+    assert f"rows.jsonl:{len(in_process.ROWS) + 1}: the prompt has {full:,} tokens" in str(
+        failed.error["message"]
+    )
+    job = run(worker, add_job(worker, rows=[*in_process.ROWS[:3], row(full - 2)]))
+    assert job.status == "succeeded", job.error
+    assert any("leave less than max_completion_tokens=6" in m for m in messages(worker, job))
+    assert job.eval_id is not None
+    for each in worker.store.runs(job.eval_id)[0]:
+        for item in worker.store.items(each.id)[0]:
+            assert item.sample["usage"]["total_tokens"] <= full
 
 
 def test_damaged_data_and_weights_are_named(worker: Worker) -> None:
