@@ -19,6 +19,11 @@ worlds; with complete rows it is the line `0 %`):
     low rewards          0.0%      45%         2.0%       2%         1.5%      90%
     one run's            2.0%      90%         1.5%      28%         1.0%     100%
     repeats              2.0%      98%         1.5%      90%         3.5%     100%
+
+Drift (`drifting`), 60 jobs of each kind of reward and 20, 50 or 200 validation rows, where the
+second grader gains as much as the reward with noise of 0.3 or 1.0 a grade and nothing is learnt by
+heart: "by heart" in 0 to 3 %, parted graders in 0 to 2 %. Training that is 0.3 ahead is seen in 97
+to 100 %; a second grader that stays where it was in 37 % (binary, 20 rows) to 100 % (200 rows).
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rftkit.evals import Label, agree, compare, kappas, looks, stats
+from rftkit.evals import Label, agree, compare, drift, kappas, looks, stats
 from rftkit.evals.cells import make_cells
 from rftkit.evals.samples import COLUMNS, Run, Samples
 from rftkit.evals.table import Table
@@ -265,6 +270,51 @@ def random_grader(num: int, levels: int, simulations: int, seed: int = 0) -> flo
         labels = [Label(str(row), "0", 0, float(rng.random() < 0.6)) for row in range(num)]
         claims += agree(samples, labels).suggested is not None
     return claims / simulations
+
+
+@dataclass(frozen=True)
+class Signs:
+    """How often a job shows signs of drift; shares are 0 to 1."""
+
+    by_heart: float
+    """Training was called ahead of validation."""
+    parted: float
+    """The second grader was called to have left the reward."""
+
+
+def drifting(
+    kind: str, rows: int, simulations: int, *, noise: float = 0.3, follows: float = 1.0,
+    overfit: float = 0.0, seed: int = 0,
+) -> Signs:  # fmt: skip
+    """Jobs of 20 steps and five validations that gain.
+
+    Args:
+        kind: Of rewards.
+        rows: Of validation.
+        simulations: Jobs.
+        noise: Of the second grader, standard deviation of a grade.
+        follows: Its gain as a share of the reward's; 0: it stays where it was.
+        overfit: What training earns beyond validation.
+        seed: Of the jobs.
+    """
+    rng = np.random.default_rng([seed, rows, KINDS.index(kind), int(100 * noise)])
+    signs = [0, 0]
+    for _ in range(simulations):
+        gains = np.linspace(0, 0.4 * (1 - base(kind)), 5)
+        rewards = draw(rng, kind, rows, 1, tuple(gains))
+        own = rewards - (1 - follows) * gains * SCALE[kind] + rng.normal(0, noise, rewards.shape)
+        row, run = (index.ravel() for index in np.indices(rewards.shape))
+        events = [
+            {"type": "metrics", "data": {"step": step, "train_reward_mean": overfit + draw(
+                rng, kind, 16, 4, (gains[-1] * step / 20,)).mean()}}
+            for step in range(1, 21)
+        ]  # fmt: skip
+        samples = samples_from(row, 5 * run, rewards.ravel())
+        watch = samples_from(row, 5 * run, own.ravel())
+        found = drift(samples, events, watch=watch)
+        signs[0] += any("by heart" in each for each in found.sentences)
+        signs[1] += found.parted_at is not None
+    return Signs(signs[0] / simulations, signs[1] / simulations)
 
 
 def _holds(estimate: Any, value: float) -> bool:

@@ -2,7 +2,9 @@
 
 A job learns to please its grader. Three signs that it pleases the grader and nobody else: a second
 grader, scored at each validation and never trained on, stops following the reward; training
-rewards run ahead of validation; answers grow. Not here: proof. Each sign is a reason to read rows.
+rewards run ahead of validation; answers grow. Where nothing of it is true, each sign appears in at
+most 5 of 100 jobs, however few the rows and however noisy the graders (`tests/eval_study.py`). Not
+here: proof. Each sign is a reason to read rows.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.looks import family
 from rftkit.evals.samples import Samples
+from rftkit.evals.student import t_quantile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Drift", "drift"]
 
 GAP = 0.10
-"""Train minus validation reward from which on overfitting is said aloud."""
+"""Train minus validation reward from which on overfitting is reported, if it is beyond luck."""
 LONGER = 1.5
-"""Growth of the answers from which on it is said aloud."""
+"""Growth of the answers from which on it is reported, if it is beyond luck."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,9 +44,13 @@ class Drift:
     """Name of the second grader; None when there is none."""
     parted_at: int | None
     """First step at which the reward is shown to be above the first validation, while the second
-    grader is not and falls behind it; None if never."""
+    grader is shown to fall, or is not above and behind what it gave for such a reward at first;
+    None if never. By luck alone in at most 5 of 100 jobs."""
     gap: float | None
     """Train minus validation reward at the last validation; None when either is unknown."""
+    gap_luck: float | None
+    """A gap up to this may be luck (of 95 of 100 jobs that learn nothing by heart); None when
+    there are too few steps or rows to tell."""
     length_ratio: float | None
     """Length of the answers at the last validation by that of the first, tokens if known."""
     sentences: tuple[str, ...]
@@ -72,19 +79,28 @@ def drift(
     steps = sorted((r for r in samples.runs if r.step is not None), key=lambda r: r.step or 0)
     kept = samples.select([run.label for run in steps])
     second = watch.select(kept.labels) if watch is not None else None
-    frame = _frame(kept, second, list(events), level)
+    events = list(events)
+    frame = _frame(kept, second, events, level)
     parted = _parted(kept, second, level, seed) if second is not None else None
     last = frame.iloc[-1] if len(frame) else None
     gap = _number(last["gap"]) if last is not None else None
+    luck = _gap_error(frame, events, level) if gap is not None else None
     ratio, unit = _length_ratio(frame)
+    is_ahead = gap is not None and luck is not None and gap > max(GAP, luck)
+    is_longer = ratio is not None and ratio > LONGER and _grew(kept, unit, level, seed)
     name = (watch_name or "the second grader") if second is not None else None
     return Drift(
         frame=frame,
         watch=name,
         parted_at=parted,
         gap=gap,
+        gap_luck=luck,
         length_ratio=ratio,
-        sentences=tuple(_sentences(frame, name, parted, gap, ratio, unit)),
+        sentences=tuple(
+            _sentences(
+                frame, name, parted, gap, ratio, unit, is_ahead=is_ahead, is_longer=is_longer
+            )
+        ),
     )
 
 
@@ -119,8 +135,10 @@ def _frame(
 
 
 def _means(samples: Samples, level: float) -> list[Estimate]:
-    matrix = make_cells(samples).mean(samples.frame["reward"])
-    return [stats.mean_interval(column, level=level) for column in matrix.T]
+    rewards = samples.frame["reward"].to_numpy(float)
+    support = stats.support_of(rewards)
+    matrix = make_cells(samples).mean(rewards)
+    return [stats.mean_interval(column, level=level, support=support) for column in matrix.T]
 
 
 def _train_rewards(events: list[dict[str, Any]], steps: Sequence[int]) -> list[float]:
@@ -135,32 +153,66 @@ def _train_rewards(events: list[dict[str, Any]], steps: Sequence[int]) -> list[f
     return found
 
 
+def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]], level: float) -> float | None:
+    """How far luck alone takes training above validation; None when it cannot be told.
+
+    Of validation the upper side of its interval; of training from how much neighbouring steps
+    differ, so that a reward that rises is no error. The two as one (Zou and Donner 2008).
+    """
+    import numpy as np
+
+    from rftkit.jobs import step_frame
+
+    last = frame.iloc[-1]
+    steps = step_frame(events)
+    steps = steps[(steps["step"] > 0) & (steps["step"] <= last["step"])]
+    rewards = steps["train_reward_mean"].dropna()
+    before = frame["step"].iloc[-2] if len(frame) > 1 else 0
+    num_since = int((steps.loc[rewards.index, "step"] > before).sum())
+    if len(rewards) < 3 or not num_since or np.isnan(last["reward_high"]):
+        return None
+    spread = float(np.sqrt((np.diff(rewards.to_numpy(float)) ** 2).mean() / 2))
+    freedom = max(1, 2 * (len(rewards) - 1) // 3)  # differences share their ends
+    half = t_quantile(0.5 + level / 2, freedom) * spread / np.sqrt(num_since)
+    return float(np.hypot(half, last["reward_high"] - last["reward"]))
+
+
 def _parted(samples: Samples, second: Samples, level: float, seed: int) -> int | None:
     """The first validation at which the two have parted.
 
-    Parted means: over the same rows the reward gained since the first validation, and the second
-    grader's gain is smaller, both beyond what luck gives over all validations together.
+    Over the same rows the reward gained since the first validation, and the second grader either
+    fell, or did not gain and is behind what a gain of that size means among the rows of the first
+    validation. All beyond what luck gives over all validations together. How noisy the second
+    grader is does not matter: its noise does not change the slope between the two.
     """
     reward = make_cells(samples).mean(samples.frame["reward"])
     other = make_cells(second).mean(second.frame["reward"])
     if reward.shape[1] < 2 or reward.shape != other.shape:
         return None
-    gains, lags = reward[:, 1:] - reward[:, [0]], other[:, 1:] - other[:, [0]]
-    # each on its own scale: a grader from 0 to 10 is no better than one from 0 to 1
-    apart = gains / _scale(reward) - lags / _scale(other)
-    gained = _shown(gains, level, seed)
-    parted = _shown(apart, level, seed)
-    not_gained = ~_shown(lags, level, seed)
-    signs = gained & parted & not_gained
+    gains, seconds = reward[:, 1:] - reward[:, [0]], other[:, 1:] - other[:, [0]]
+    slope = _least_slope(reward[:, 0], other[:, 0], level)
+    parted = _shown(-seconds, level, seed)
+    if slope > 0:
+        behind = _shown(slope * gains - seconds, level, seed)
+        parted |= behind & ~_shown(seconds, level, seed)
+    signs = _shown(gains, level, seed) & parted
     steps = [run.step for run in samples.runs[1:]]
     return next((step for step, sign in zip(steps, signs, strict=True) if sign), None)
 
 
-def _scale(values: Array) -> float:
+def _least_slope(first: Array, second: Array, level: float) -> float:
+    """The lower end of the slope of the second grader on the reward, from row to row."""
     import numpy as np
 
-    spread = float(np.nanstd(values))
-    return spread or 1.0
+    known = np.isfinite(first) & np.isfinite(second)
+    x, y = first[known], second[known]
+    squares = float(((x - x.mean()) ** 2).sum()) if len(x) else 0.0
+    if len(x) < 4 or squares < 1e-12:
+        return 0.0
+    slope = float(((x - x.mean()) * y).sum()) / squares
+    off = y - y.mean() - slope * (x - x.mean())
+    error = float(np.sqrt((off**2).sum() / (len(x) - 2) / squares))
+    return slope - t_quantile(0.5 + level / 2, len(x) - 2) * error
 
 
 def _shown(differences: Array, level: float, seed: int) -> Any:
@@ -179,6 +231,14 @@ def _length_ratio(frame: pd.DataFrame) -> tuple[float | None, str]:
     return None, ""
 
 
+def _grew(samples: Samples, unit: str, level: float, seed: int) -> bool:
+    """Whether the answers of the last validation are shown to be longer than those of the first."""
+    frame = samples.frame
+    lengths = frame["tokens"] if unit == "tokens" else frame["answer"].str.len()
+    found = make_cells(samples).mean(lengths)
+    return bool(_shown(found[:, [-1]] - found[:, [0]], level, seed)[0])
+
+
 def _sentences(
     frame: pd.DataFrame,
     watch: str | None,
@@ -186,6 +246,9 @@ def _sentences(
     gap: float | None,
     ratio: float | None,
     unit: str,
+    *,
+    is_ahead: bool,
+    is_longer: bool,
 ) -> Iterable[str]:
     said = 0
     if watch and parted is not None:
@@ -194,19 +257,19 @@ def _sentences(
             f"At step {parted} the reward is above step {frame['step'].iloc[0]} and {watch} is "
             "not: the model learns to please its grader. Read those rows before deploying."
         )
-    if gap is not None and gap > GAP:
+    if gap is not None and is_ahead:
         said += 1
         yield (
             f"Training rewards are {gap:.3f} above validation at step {frame['step'].iloc[-1]}: "
             "the model may be learning its rows by heart."
         )
-    if ratio is not None and ratio > LONGER:
+    if ratio is not None and is_longer:
         said += 1
         yield f"Answers grew to {ratio:.1f} times their first length ({unit})."
     if not said:
-        what = [f"{watch} follows the reward"] if watch else []
-        what += ["training and validation stay together"] if gap is not None else []
-        what += ["answers keep their length"] if ratio is not None else []
+        what = [f"{watch} is not shown to leave the reward"] if watch else []
+        what += ["training is not shown to run ahead"] if gap is not None else []
+        what += ["answers are not shown to grow by half"] if ratio is not None else []
         yield f"No sign of drift: {', '.join(what)}." if what else "Nothing to watch for drift yet."
 
 

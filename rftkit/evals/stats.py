@@ -49,6 +49,7 @@ __all__ = [
     "permutation_p",
     "spearman",
     "standard_error",
+    "support_of",
 ]
 
 POWER = 0.8
@@ -60,6 +61,14 @@ EXACT = 12
 _NORMAL = NormalDist()
 Support = tuple[float, float] | None
 """The two values that a sample can have, when it is one of two; None otherwise."""
+
+
+def support_of(values: Array) -> Support:
+    """The two values that samples have, when they have two; None otherwise."""
+    import numpy as np
+
+    seen = np.unique(_known(values))
+    return (float(seen[0]), float(seen[1])) if len(seen) == 2 else None
 
 
 def mean_interval(values: Array, *, level: float = 0.95, support: Support = None) -> Estimate:

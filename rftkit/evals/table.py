@@ -46,7 +46,7 @@ class Table:
         self.rewards = cells.mean(frame["reward"])
         passed = frame["passed"].astype("Float64")
         self.passes = cells.mean(passed.to_numpy(float, na_value=float("nan")))
-        self.support = _two_values(frame["reward"].to_numpy(float))
+        self.support = stats.support_of(frame["reward"].to_numpy(float))
         self.graders = {name: cells.mean(scores(samples, name)) for name in samples.graders}
         self.tokens = cells.mean(frame["tokens"])
         self.characters = cells.mean(frame["answer"].str.len())
@@ -256,10 +256,3 @@ def _within_rows(cells: Cells, rewards: Array, means: Array) -> list[float | Non
     free = np.maximum(counts - 1, 0).sum(axis=0)
     squares = cells.count(off**2).sum(axis=0)
     return [float(np.sqrt(s / f)) if f else None for s, f in zip(squares, free, strict=True)]
-
-
-def _two_values(rewards: Array) -> stats.Support:
-    import numpy as np
-
-    seen = np.unique(rewards[np.isfinite(rewards)])
-    return (float(seen[0]), float(seen[1])) if len(seen) == 2 else None

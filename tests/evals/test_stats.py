@@ -12,6 +12,7 @@ from eval_study import (
     PATTERNS,
     coverage,
     draw,
+    drifting,
     labelled,
     look,
     missing,
@@ -231,6 +232,16 @@ def test_twenty_looks_give_no_false_alarms_and_are_not_blind(kind: str) -> None:
     assert found.false_alarms <= 0.11  # at most 5 % true: 99 % of the time at most 11 of 100
     assert max(found.power.values()) >= 0.8
     assert abs(found.flattery_left) < 0.4 * found.flattery
+
+
+@pytest.mark.parametrize("rows", [20, 50])
+def test_signs_of_drift_are_rare_where_there_is_none(rows: int) -> None:
+    """Before: "by heart" in 16 to 25 % of such jobs, parted graders in 18 to 73 %."""
+    found = drifting("binary", rows, simulations=15, noise=1.0)
+    assert found.by_heart <= 0.14
+    assert found.parted <= 0.14
+    assert drifting("binary", rows, simulations=8, overfit=0.4).by_heart >= 0.7
+    assert drifting("binary", 200, simulations=4, noise=0.1, follows=0.0).parted >= 0.7
 
 
 LABELS = [(20, 0.5, 0.9), (20, 0.7, 0.99), (20, 0.9, 0.9), (50, 0.5, 0.95), (50, 0.9, 0.95)]
