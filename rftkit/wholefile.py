@@ -33,7 +33,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when all went well; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    # a name may be as long as the disk allows: the draft's is not longer
+    draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
     try:
         with draft.open("xb") as file:
             yield file

@@ -118,16 +118,20 @@ def _home_folder(account: Mapping[str, str]) -> Path:
 
 
 def _verify(folder: Path, as_json: bool) -> int:
-    from rftkit.importer.dump import Dump, verify
+    from rftkit.importer.dump import INTERRUPTED, Dump, verify
 
     wrong = verify(folder)
+    damaged = [each for each in wrong if each != INTERRUPTED]
     num_files = len(Dump(folder).ledger.files)
     if as_json:
         print(json.dumps({"dump": str(folder), "files": num_files, "wrong": wrong}))
     else:
-        print("\n".join([f"{folder}: {num_files:,} files checked, {len(wrong):,} wrong", *wrong]))
-        if wrong:
+        counted = f"{folder}: {num_files:,} files checked, {len(damaged):,} wrong"
+        print("\n".join([counted, *damaged]))
+        if damaged:
             print("While the service is there: delete what is wrong and import again to fetch it.")
+        if damaged != wrong:
+            print(f"{INTERRUPTED[0].upper()}{INTERRUPTED[1:]}.")
     return 1 if wrong else 0
 
 

@@ -60,7 +60,8 @@ def report(
     values = reports.read_values(notebook, _pairs(parameters or []))
     stem = reports.notebook_path(notebook).stem
     if sweep is None:
-        page = reports.run(notebook, out or Path(f"{stem}.html"), csv=csv, **values).resolve()
+        target = out or Path(f"{stem}.html")
+        page = reports.run(notebook, target, csv=csv, parameters=values).resolve()
         show({"page": str(page), "figures": reports.read_summary(page)}, str(page), as_json)
         return
     folder = out or Path(f"{stem}-{sweep.stem}")
@@ -88,7 +89,9 @@ def _sweep(
     def say(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    options = {"csv": csv, "processes": processes, "say": say, **values}
+    options: dict[str, Any] = {
+        "csv": csv, "processes": processes, "say": say, "parameters": values,
+    }  # fmt: skip
     if read_grid(grid).job is None:
         return reports.sweep(notebook, grid, folder, **options)
     return reports.sweep_jobs(connect(), notebook, grid, folder, **options)

@@ -20,6 +20,7 @@ from rftkit.importer.ledger import MANIFEST, Ledger, disk_errors
 from rftkit.wholefile import replacing
 
 __all__ = [
+    "INTERRUPTED",
     "LARGE_BYTES",
     "LAYOUT",
     "Dump",
@@ -29,6 +30,9 @@ __all__ = [
     "safe_name",
     "verify",
 ]
+
+INTERRUPTED = "the last import was interrupted; run it again to complete the dump"
+"""What `verify` returns of a dump that lacks the rest; what is in it may be sound."""
 
 LAYOUT = """\
 A dump of a hosted fine-tuning account, written by `rftkit import`.
@@ -186,7 +190,7 @@ def verify(folder: str | Path) -> list[str]:
         raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
     wrong = []
     if dump.ledger.is_unfinished:
-        wrong.append("the last import was interrupted; run it again to complete the dump")
+        wrong.append(INTERRUPTED)
     return wrong + [found for name in sorted(dump.ledger.files) if (found := dump.wrong(name))]
 
 

@@ -2,22 +2,24 @@
 
 Not here: training, which is the platform's affair. All jobs are created first, in the order of the
 grid, and remembered in the folder before anything waits: started again, a sweep finds its jobs
-where they are. A setting is a field of the job (`model`, `seed`, …), a hyperparameter by its name,
-or `metadata.<name>`.
+where they are, makes those anew that failed, were cancelled or would be made from other files, and
+reports again where only the notebook or its parameters changed. A setting is a field of the job
+(`model`, `seed`, …), a hyperparameter by its name, or `metadata.<name>`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, JobFailedError, ReportError
+from rftkit.reports.execute import read_notebook
 from rftkit.reports.grid import read_grid
-from rftkit.reports.ledger import Ledger, Run, ledger, planned
-from rftkit.reports.render import notebook_path, read_values, run
+from rftkit.reports.ledger import Ledger, Run, content_of, ledger, planned
+from rftkit.reports.parameters import checked, declared
+from rftkit.reports.render import notebook_path, run
 from rftkit.reports.sweep import Sweep, make_all
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ def sweep_jobs(
     say: Callable[[str], None] = lambda line: None,
     csv: bool = False,
     timeout_seconds: int = 600,
-    **parameters: Any,
+    parameters: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Sweep:
     """Train a job for each setting, make `notebook` for each, and compare all of them.
 
@@ -58,7 +61,8 @@ def sweep_jobs(
         say: told a line for every job and report.
         csv: full tables beside each page.
         timeout_seconds: for each cell.
-        **parameters: of the notebook, for all jobs alike.
+        parameters: of the notebook, for all jobs alike, by name.
+        **more: the same as keywords, where no option above has the name.
 
     Raises:
         InputError: the grid or the folder cannot be used; nothing was trained.
@@ -67,15 +71,16 @@ def sweep_jobs(
     found, source = read_grid(grid), notebook_path(notebook)
     if found.job is None:
         raise InputError("this grid has no `job:`, so there is nothing to train; see reports.sweep")
-    read_values(source, [("job_id", "ftjob-")])  # refused before minutes are spent on training
+    known = declared(read_notebook(source), source.name)
+    # refused before minutes are spent on training
+    values = checked(known, {**(parameters or {}), **more, "job_id": "ftjob-"}, source.name)
     given = [_complete(found.job | each) for each in found.settings]
-    runs = planned(found.settings, json.dumps(found.job, sort_keys=True, default=str).encode())
+    report = [source.read_bytes(), content_of(values), csv]
+    runs = planned([(each, report) for each in found.settings], map(content_of, given))
     options = {"csv": csv, "timeout_seconds": timeout_seconds}
     with ledger(out, source.stem, runs) as book:
         _create(client, book, dict(zip([each.key for each in runs], given, strict=True)), say)
-        make_all(
-            book, source, _ended(client, book, parameters), options, processes=processes, say=say
-        )
+        make_all(book, source, _ended(client, book, values), options, processes=processes, say=say)
         _compare(book, client, say)
     return Sweep(Path(out) / "index.html", tuple(book.runs))
 
@@ -116,8 +121,10 @@ def _create(
 
     uploaded: dict[str, str] = {}
     for each in book.todo:
-        if each.job_id is not None:
+        if each.job_id is not None and (lost := _lost(client, each.job_id)) is None:
             continue
+        if each.job_id is not None:
+            say(f"{each.job_id}  {lost}: it is tried again")
         fields = dict(given[each.key])
         for name in FILES:
             path = str(fields.pop(name))
@@ -128,6 +135,17 @@ def _create(
         job = jobs.create(client, **fields)
         book.put(replace(each, job_id=job.id))
         say(f"{job.id}  created for {_said(each.settings)}")
+
+
+def _lost(client: OpenAI, job_id: str) -> str | None:
+    """Why a job of an earlier sweep will never end well; None while it may."""
+    from openai import NotFoundError
+
+    try:
+        status = str(client.fine_tuning.jobs.retrieve(job_id).status)
+    except NotFoundError:
+        return "the service no longer has it"
+    return status if status in ("failed", "cancelled") else None
 
 
 def _ended(

@@ -7,6 +7,7 @@ rewritten after every change together with `index.html`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from rftkit.errors import InputError, ReportError
 from rftkit.reports.index import index_page
 from rftkit.wholefile import write_whole
 
-__all__ = ["Ledger", "Run", "ledger", "planned"]
+__all__ = ["Ledger", "Run", "content_of", "ledger", "planned"]
 
 Json = dict[str, Any]
 STATE = "sweep.json"
@@ -44,6 +45,8 @@ class Run:
     """What the notebook published."""
     job_id: str | None = None
     """The job that was trained for it."""
+    job_key: str | None = None
+    """Of all that the job is made from, the content of its files too."""
 
 
 class Ledger:
@@ -55,7 +58,11 @@ class Ledger:
         """File name of a page that compares all runs."""
         self._lock = threading.Lock()
         before = _read(folder / STATE)
-        self._runs = {run.key: _resumed(run, before.get(run.key), folder) for run in runs}
+        trained = {run.job_key: run for run in before.values() if run.job_key and run.job_id}
+        self._runs = {
+            run.key: _resumed(run, before.get(run.key) or trained.get(run.job_key or ""), folder)
+            for run in runs
+        }
         self.write()
 
     @property
@@ -82,14 +89,48 @@ class Ledger:
             write_whole(self.folder / "index.html", html)
 
 
-def planned(settings: Iterable[Mapping[str, Any]], *sources: bytes) -> list[Run]:
-    """One run for each setting; `sources` is what else makes a run the run it is."""
+def planned(
+    settings: Iterable[tuple[Mapping[str, Any], Any]], jobs: Iterable[Any] | None = None
+) -> list[Run]:
+    """One run for each setting.
+
+    Args:
+        settings: each with what else makes a run the run it is.
+        jobs: for each setting what its job is made from, where jobs are trained.
+    """
     runs = {}
-    for each in settings:
-        own = json.dumps(dict(each), sort_keys=True, default=str).encode()
-        key = _digest(own, *sources)[:12]
-        runs[key] = Run(dict(each), key, f"{_slug(each)}-{_digest(own)[:4]}.html")
+    for (each, sources), job in zip(
+        settings, jobs or itertools.repeat(None), strict=jobs is not None
+    ):
+        own = _digest(dict(each))
+        job_key = None if job is None else _digest([own, job])
+        key = _digest([own, sources, job_key])
+        runs[key] = Run(dict(each), key, f"{_slug(each)}-{own[:8]}.html", job_key=job_key)
     return list(runs.values())
+
+
+def content_of(values: Any) -> Any:
+    """Values in which files and folders that a text names stand by what they hold."""
+    if isinstance(values, Mapping):
+        return {str(key): content_of(each) for key, each in values.items()}
+    if isinstance(values, list | tuple):
+        return [content_of(each) for each in values]
+    if isinstance(values, str | Path) and (held := _held(Path(values))):
+        return [str(values), held]
+    return values
+
+
+def _held(path: Path) -> Any:
+    """The digest of a file; of a folder the digest of each file in it; None of anything else."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        if path.is_dir() and path.name:
+            return {each.name: _held(each) for each in sorted(path.iterdir()) if each.is_file()}
+    except (OSError, ValueError):  # too long for a name, or not readable: it is a text
+        return None
+    return None
 
 
 @contextmanager
@@ -115,10 +156,14 @@ def ledger(out: str | Path, title: str, runs: Iterable[Run]) -> Iterator[Ledger]
 
 
 def _resumed(run: Run, before: Run | None, folder: Path) -> Run:
-    """A run as it was left when its page is there; else to be made, with the job it had."""
+    """A run as it was left when its page is there; else to be made, with the job it had.
+
+    `before` may be another report on the same job: then only the job is taken over.
+    """
     if before is None:
         return run
-    if before.status == "done" and (folder / before.page).is_file():
+    is_same = before.key == run.key
+    if is_same and before.status == "done" and (folder / before.page).is_file():
         return before
     return replace(run, job_id=before.job_id)
 
@@ -137,8 +182,13 @@ def _read(path: Path) -> dict[str, Run]:
     return {run.key: run for run in runs}
 
 
-def _digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=_text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _text(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 def _slug(settings: Mapping[str, Any]) -> str:

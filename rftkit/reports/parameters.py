@@ -7,6 +7,7 @@ annotations (or else the types of plain defaults) are what values are checked ag
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,7 @@ def _known(known: Mapping[str, Parameter], key: str, name: str) -> Parameter:
 
 def _fitting(parameter: Parameter, value: Any, name: str) -> Any:
     value = str(value) if isinstance(value, Path) else value
-    value = list(value) if isinstance(value, tuple) else value
+    value = _plain(value)
     if not _fits(parameter.kind, value):
         raise ReportError(
             f"{name}: parameter {parameter.name!r} must be {parameter.said}, found "
@@ -157,19 +158,34 @@ def _fitting(parameter: Parameter, value: Any, name: str) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """A value with lists for tuples, however deep: what can be written into a notebook."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 def _fits(kind: Any, value: Any) -> bool:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(kind, config=ConfigDict(strict=True))
     try:
-        TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        adapter.validate_python(value)
     except ValidationError:
-        return False
+        return _fits_as_json(adapter, value)
     return True
 
 
-def _read(parameter: Parameter, words: str) -> Any:
-    import json
+def _fits_as_json(adapter: Any, value: Any) -> bool:
+    """Whether a list fits where the cell asks for a tuple: notebooks are given lists for both."""
+    try:
+        adapter.validate_json(json.dumps(value))
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, list | dict)
 
+
+def _read(parameter: Parameter, words: str) -> Any:
     if parameter.kind is not Any and _fits(parameter.kind, words):
         return words
     try:

@@ -8,9 +8,10 @@ written whole or not at all, and a cell that fails still gives a page, which sho
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def run(
     show_code: bool = False,
     csv: bool = False,
     timeout_seconds: int = 600,
-    **parameters: Any,
+    parameters: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Path:
     """Rerun `notebook` with `parameters` and write it as one HTML file.
 
@@ -46,7 +48,8 @@ def run(
         csv: also write the full table beside the page, `<page>-<table>.csv`, for each table that
             the notebook shows with `reports.table`.
         timeout_seconds: for each cell.
-        **parameters: values for the notebook's cell tagged `parameters`.
+        parameters: values for the notebook's cell tagged `parameters`, by name.
+        **more: the same as keywords, where no option above has the name.
 
     Returns:
         The path of the page.
@@ -60,9 +63,9 @@ def run(
 
     source, target = notebook_path(notebook), _target(out)
     known = declared(read_notebook(source), source.name)
-    values = checked(known, parameters, source.name)
+    values = checked(known, {**(parameters or {}), **more}, source.name)
     started, clock = now(), time.perf_counter()
-    csv_prefix = str(target.with_suffix("").resolve()) if csv else ""
+    csv_prefix = str(target.with_name(target.stem[:80]).resolve()) if csv else ""
     executed, failure = execute(source, values, timeout_seconds, csv_prefix)
     making = Making(source, known, values, started, time.perf_counter() - clock)
     drop_widgets(executed)
@@ -112,6 +115,15 @@ def _target(out: str | Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"the folder of {target} cannot be made: {error.strerror}") from error
+    try:
+        target.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            length = len(os.fsencode(target.name))
+            raise ReportError(
+                f"the name {target.name[:40]}… is too long for a file ({length} bytes; most disks "
+                "allow 255): give a shorter one with --out"
+            ) from error
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise ReportError(f"{target} cannot be written; give the path of a file, such as out.html")
     return target

@@ -21,7 +21,7 @@ from typing import Any
 from rftkit.errors import InputError
 from rftkit.reports.execute import read_notebook
 from rftkit.reports.grid import read_grid
-from rftkit.reports.ledger import Ledger, Run, ledger, planned
+from rftkit.reports.ledger import Ledger, Run, content_of, ledger, planned
 from rftkit.reports.parameters import checked, declared
 from rftkit.reports.render import notebook_path
 
@@ -54,12 +54,14 @@ def sweep(
     say: Callable[[str], None] = lambda line: None,
     csv: bool = False,
     timeout_seconds: int = 600,
-    **parameters: Any,
+    parameters: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Sweep:
     """Make one report for each setting of `grid`, and `out/index.html` over all of them.
 
     Started again on the same folder it keeps what is done and makes what failed, is missing, or
-    would now be given something else.
+    would now be given something else: other values, an edited notebook, or a file named by a
+    parameter whose content has changed.
 
     Args:
         notebook: a path, or the name of one of the notebooks of this project.
@@ -69,7 +71,8 @@ def sweep(
         say: told a line after every run.
         csv: full tables beside each page.
         timeout_seconds: for each cell.
-        **parameters: for all runs alike.
+        parameters: of the notebook, for all runs alike, by name.
+        **more: the same as keywords, where no option above has the name.
 
     Returns:
         The index and the runs; those that failed raise nothing, see `Sweep.failed`.
@@ -83,9 +86,11 @@ def sweep(
     if found.job is not None:
         raise InputError("this grid trains jobs; use reports.sweep_jobs")
     known = declared(read_notebook(source), source.name)
-    common = checked(known, parameters, source.name)
+    common = checked(known, {**(parameters or {}), **more}, source.name)
     settings = [checked(known, each, source.name) for each in found.settings]
-    runs = planned(settings, source.read_bytes(), json.dumps(common, sort_keys=True).encode())
+    runs = planned(
+        (each, [source.read_bytes(), content_of(common | each), csv]) for each in settings
+    )
     options = {"csv": csv, "timeout_seconds": timeout_seconds}
     with ledger(out, source.stem, runs) as book:
         todo = ((run, common | run.settings, None) for run in book.todo)

@@ -33,7 +33,7 @@ def main() -> None:
 def _made(task: dict[str, Any]) -> dict[str, Any]:
     clock, error, figures = time.perf_counter(), None, None
     try:
-        page = run(task["notebook"], task["out"], **task["options"], **task["parameters"])
+        page = run(task["notebook"], task["out"], **task["options"], parameters=task["parameters"])
         figures = read_summary(page)
     except Exception as caught:
         error = str(caught).removesuffix(f"; the page shows where: {task['out']}")

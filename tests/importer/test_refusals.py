@@ -346,6 +346,19 @@ def test_no_quota_is_not_waited_for() -> None:
     assert clock.waits == []
 
 
+def test_a_sound_dump_of_an_interrupted_import_is_not_to_be_deleted(tmp_path: Path) -> None:
+    with Stub(small_account()) as stub:
+        save(stub, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    lines = [{"account": manifest["account"]}]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = run("--verify", tmp_path)
+    assert result.exit_code == 1
+    assert "files checked, 0 wrong" in result.output
+    assert "run it again to complete the dump" in result.output
+    assert "delete" not in result.output
+
+
 def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     with Stub(small_account()) as stub:
         save(stub, tmp_path)

@@ -80,6 +80,18 @@ def test_a_wrong_type_is_refused_in_words(name, value, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [(1, 2), [1, 2]])
+def test_a_tuple_is_given_as_a_list(value):
+    cell = "pair: tuple[int, int] = (0, 0)\nmany: list[tuple[str, float]] = []\nany: tuple = ()"
+    assert checked(known(cell), {"pair": value}, "n") == {"pair": [1, 2]}
+    assert checked(known(cell), {"many": [("a", 1.5)]}, "n") == {"many": [["a", 1.5]]}
+    assert from_text(known(cell), [("pair", "[1, 2]"), ("any", "[]")], "n") == {
+        "pair": [1, 2], "any": [],
+    }  # fmt: skip
+    with pytest.raises(ReportError, match=r"must be tuple\[int, int\], found list"):
+        checked(known(cell), {"pair": [1, 2, 3]}, "n")
+
+
 def test_tuples_and_none_are_taken_where_they_fit():
     values = {"shares": (0.5,), "maybe": None}
     assert checked(known(), values, "n") == {"shares": [0.5], "maybe": None}

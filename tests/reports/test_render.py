@@ -145,3 +145,22 @@ def test_html_beside_a_widget_is_kept():
     document.drop_widgets(made)
 
     assert made.cells[0].outputs[0].data == {"text/html": "<p>kept</p>"}
+
+
+def test_a_parameter_may_have_the_name_of_an_option(tmp_path):
+    names = "csv: str = ''\ntimeout_seconds: int = 0\nprocesses: int = 0\nparameters: int = 0"
+    path = notebook(tmp_path, "print(csv, timeout_seconds, processes, parameters)", parameters=names)
+    values = {"csv": "a.csv", "timeout_seconds": 1, "processes": 2, "parameters": 3}
+    assert reports.read_values(path, [("csv", "a.csv"), ("parameters", "3")])["parameters"] == 3
+    made = reports.sweep(path, {"csv": ["a.csv"]}, tmp_path / "out", processes=1,
+                         parameters={k: v for k, v in values.items() if k != "csv"})  # fmt: skip
+    assert made.failed == ()
+    assert "a.csv 1 2 3" in (made.index.parent / made.runs[0].page).read_text()
+
+
+def test_names_as_long_as_the_disk_allows_and_longer(tmp_path):
+    path = notebook(tmp_path, "print(count)")
+    out = tmp_path / ("ü" * 120 + ".html")
+    assert reports.run(path, out, csv=True) == out
+    with pytest.raises(ReportError, match="too long for a file .405 bytes"):
+        reports.run(path, tmp_path / ("ü" * 200 + ".html"))

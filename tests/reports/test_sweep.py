@@ -84,6 +84,22 @@ def test_started_again_it_makes_only_what_is_not_done(swept, tmp_path):
     assert changed == {again.failed[0].page}
 
 
+def test_an_edited_file_that_a_parameter_names_is_read_again(tmp_path):
+    data, runs = tmp_path / "data.txt", []
+    for content in ("a", "b"):
+        data.write_text(content)
+        values = ledger.content_of({"where": str(data), "deep": [{"in": str(tmp_path)}]})
+        runs += ledger.planned([({"seed": 1}, values)])
+    assert runs[0].key != runs[1].key
+    assert runs[0].page == runs[1].page
+    assert ledger.content_of(["no such file", "x" * 5000, "a\0b", 3, None])[1] == "x" * 5000
+
+
+def test_settings_with_the_same_start_have_pages_of_their_own():
+    planned = ledger.planned(({"text": "x" * 80 + str(at)}, None) for at in range(1000))
+    assert len({run.page for run in planned}) == 1000
+
+
 def _touched(made, page):
     return (made.index.parent / page).stat().st_mtime_ns
 
@@ -110,7 +126,7 @@ def test_a_folder_is_for_one_sweep_at_a_time(tmp_path):
 
 
 def test_a_run_that_was_interrupted_is_made_and_keeps_its_job(tmp_path):
-    (run,) = ledger.planned([{"seed": 1}])
+    (run,) = ledger.planned([({"seed": 1}, None)])
     state = {"settings": {}, "key": run.key, "page": run.page, "status": "running", "job_id": "j"}
     (tmp_path / "sweep.json").write_text(json.dumps([state]))
     with ledger.ledger(tmp_path, "x", [run]) as book:
