@@ -56,7 +56,8 @@ class Limits:
     memory_bytes: int = 2 << 30
     """Address space of a process."""
     scratch_bytes: int = 1 << 30
-    """Files in the scratch folder, which is also the working directory."""
+    """Files in the scratch folder, which is also the working directory; they take memory where the
+    kernel holds the limit."""
 
 
 class _Gone(Exception):

@@ -34,6 +34,7 @@ class Grammars:
     def __init__(self, tokenizer: Any, vocab_size: int, eos_ids: Sequence[int]) -> None:
         self.vocab_size = vocab_size
         self._hf = tokenizer
+        self._eos_ids = set(eos_ids)
         self._tokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_ids))
         self._executor = LLExecutor(num_threads=2)
         self._compiled: dict[tuple[str, str | None], LLMatcher] = {}
@@ -64,8 +65,17 @@ class Grammars:
                 raise _not_compiled(error) from None  # numbers beyond 64 bits, or nested too deeply
             if matcher.is_error():
                 raise _not_compiled(matcher.get_error())
+            if end is None and self._only_ends(matcher):
+                raise _not_compiled("no answer fits it; does a `$ref` need itself for ever?")
             self._compiled[schema, end] = matcher
         return self._compiled[schema, end].deep_copy()
+
+    def _only_ends(self, matcher: LLMatcher) -> bool:
+        """Whether the first token can be none but an end, so that there is no JSON to write."""
+        mask = allocate_token_bitmask(1, self.vocab_size)
+        fill_next_token_bitmask_par(self._executor, [(matcher, 0)], mask)
+        allowed = set(np.flatnonzero(unpack(mask, self.vocab_size)[0]).tolist())
+        return allowed <= self._eos_ids
 
     def _grammar(self, schema: dict[str, Any], end: str | None) -> str:
         if end is None:
