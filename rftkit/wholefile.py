@@ -11,13 +11,21 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from rftkit.errors import PlatformError
+from rftkit.errors import InputError, PlatformError
 
-__all__ = ["has_no_room", "is_full", "replacing", "sync", "unwritable", "write_whole"]
+__all__ = [
+    "check_output",
+    "has_no_room",
+    "is_full",
+    "replacing",
+    "sync",
+    "unwritable",
+    "write_whole",
+]
 
 LEAST_BYTES = 1 << 20
 """With less room than this, a disk counts as full whatever a library calls its error."""
@@ -27,6 +35,52 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Put a file in its place, or leave what was there."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> Path:
+    """Where a command will write, found out before any work: a file, and none of its inputs.
+
+    Symbolic links, hard links and names that the file system takes for the same are seen through.
+
+    Raises:
+        InputError: it is one of `inputs`, or cannot be written.
+    """
+    target = Path(path).expanduser()
+    _check_name(target)
+    for given in inputs:
+        if given is not None and _is_same(target, Path(given).expanduser()):
+            raise InputError(
+                f"{target} is what is read here, and writing would destroy it; name another file"
+            )
+    folder = target.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if target.is_dir():
+        raise InputError(f"{target} is a folder; give the path of a file")
+    if not folder.is_dir():
+        raise InputError(f"the folder of {target} cannot be made: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{target} cannot be written: no permission to write in {folder}")
+    return target
+
+
+def _check_name(target: Path) -> None:
+    try:
+        target.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            length = len(os.fsencode(target.name))
+            raise InputError(
+                f"the name {target.name[:40]}… is too long for a file ({length} bytes; most disks "
+                "allow 255): give a shorter one with --out"
+            ) from None
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if one.samefile(other):
+            return True
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from rftkit.cli.console import (
 )
 from rftkit.errors import InputError
 from rftkit.safetext import cells
+from rftkit.wholefile import check_output, write_whole
 
 if TYPE_CHECKING:
     from rftkit.datasets import Check, Finding, Preview
@@ -88,6 +89,10 @@ def check(
         raise InputError(
             "there is nothing to check; type: rftkit check DATA, or rftkit check --dataset NAME"
         )
+    for out in filter(None, (html, useful)):
+        check_output(out, [data, valid, test, grader, response_format])
+    if html and useful:
+        check_output(useful, [html])
     if useful and not (spec and model and rows):
         raise InputError("--useful needs --model and --grader: rows teach a model, under a grader")
     found = datasets.check(
@@ -198,6 +203,8 @@ def profile(
     """Lengths, labels and hashes of every row."""
     from rftkit import datasets
 
+    if out is not None:
+        check_output(out, [source, grader, response_format])
     frame = datasets.profile(
         source,
         grader=datasets.read_json(grader) if grader else None,
@@ -205,7 +212,7 @@ def profile(
         model=model,
     )
     if out is not None:
-        cells(frame).to_csv(out)
+        write_whole(out, cells(frame).to_csv())
     described = frame.drop(columns=["line", "usable"]).select_dtypes("number").describe()
     names = ("count", "mean", "min", "50%", "max")
     print(table([{"column": key, **{n: described[key][n] for n in names}} for key in described]))

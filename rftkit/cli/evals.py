@@ -10,6 +10,7 @@ import typer
 
 from rftkit.cli.console import PLAIN, Format, Json, show, table
 from rftkit.safetext import cells
+from rftkit.wholefile import check_output, write_whole
 
 if TYPE_CHECKING:
     from rftkit.evals import Comparison, Samples
@@ -117,12 +118,14 @@ def compare_evals(
     """Compare runs row by row: which is best, by how much, how sure."""
     from rftkit import evals
 
+    if csv is not None:
+        check_output(csv, [each for each in names if Path(each).is_file()])
     samples = _samples(names, dump)
     found = evals.compare(
         samples, baseline=baseline, after=after, slices=cut or (), margin=margin, seed=seed
     )
     if csv is not None:
-        cells(found.rows).to_csv(csv, index=False)
+        write_whole(csv, cells(found.rows).to_csv(index=False))
     show(found.to_dict(), _comparison_text(found), as_json)
 
 

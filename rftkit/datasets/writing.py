@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from rftkit.errors import InputError
-from rftkit.wholefile import replacing
+from rftkit.wholefile import check_output, replacing
 
 __all__ = ["refuse_existing", "sha256", "write_lines"]
 
@@ -28,9 +29,10 @@ def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raise InputError when something stands at `path`."""
-    if Path(path).exists():
+    """Raise InputError when something stands at `path`, or nothing can be written there."""
+    if os.path.lexists(path):
         raise InputError(f"{path} exists already; give another name, or delete it")
+    check_output(path)
 
 
 def sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
 from rftkit.rows import BOM, parse_object
+from rftkit.wholefile import check_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +60,8 @@ def grade_many(
         GraderSpecError: the spec is malformed.
         RowError: a row holds no answer, with its number.
     """
+    if journal is not None and isinstance(samples, str | os.PathLike):
+        check_output(journal, [Path(samples)])
     pairs = read_pairs(samples, answer=answer, response_format=response_format)
     with compile_grader(spec, **options) as grader:
         book = _Journal(Path(journal), grader.spec) if journal is not None else None

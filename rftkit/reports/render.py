@@ -8,20 +8,19 @@ written whole or not at all, and a cell that fails still gives a page, which sho
 
 from __future__ import annotations
 
-import errno
-import os
+import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rftkit.bundled import bundled_folder
-from rftkit.errors import ReportError
+from rftkit.errors import InputError, ReportError
 from rftkit.reports.document import document, drop_widgets, outside
 from rftkit.reports.execute import execute, read_notebook
 from rftkit.reports.parameters import checked, declared, from_text
 from rftkit.reports.provenance import Making, now
-from rftkit.wholefile import write_whole
+from rftkit.wholefile import check_output, write_whole
 
 __all__ = ["notebook_path", "read_values", "run"]
 
@@ -61,9 +60,12 @@ def run(
     """
     import nbformat
 
-    source, target = notebook_path(notebook), _target(out)
+    source, target = notebook_path(notebook), Path(out).expanduser()
     known = declared(read_notebook(source), source.name)
     values = checked(known, {**(parameters or {}), **more}, source.name)
+    inputs = [source, *_files_in(values.values())]
+    pages = [target, target.with_suffix(".ipynb")] if keep_notebook else [target]
+    _check_outputs(pages, inputs, target if csv else None)
     started, clock = now(), time.perf_counter()
     csv_prefix = str(target.with_name(target.stem[:80]).resolve()) if csv else ""
     executed, failure = execute(source, values, timeout_seconds, csv_prefix)
@@ -108,22 +110,37 @@ def notebook_path(notebook: str | Path) -> Path:
     raise ReportError(f"no notebook {str(notebook)!r}: give a path or one of: {names}")
 
 
-def _target(out: str | Path) -> Path:
-    """Where the page goes, found out before minutes are spent on it."""
-    target = Path(out)
+def _check_outputs(pages: Iterable[Path], inputs: list[Path], tables_of: Path | None) -> None:
+    """Refuse to write over an input, before minutes are spent; make the folder of the page.
+
+    Raises:
+        ReportError: a page or a table would take the place of an input, or cannot be written.
+    """
+    if tables_of is not None:
+        for given in inputs:
+            if _may_be_table(given, tables_of.with_name(tables_of.stem[:80])):
+                raise ReportError(f"--csv may write over {given}; give the page another name")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        for page in pages:
+            check_output(page, inputs).parent.mkdir(parents=True, exist_ok=True)
+    except InputError as error:
+        raise ReportError(error.message) from None
     except OSError as error:
-        raise ReportError(f"the folder of {target} cannot be made: {error.strerror}") from error
-    try:
-        target.lstat()
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            length = len(os.fsencode(target.name))
-            raise ReportError(
-                f"the name {target.name[:40]}… is too long for a file ({length} bytes; most disks "
-                "allow 255): give a shorter one with --out"
-            ) from error
-    if target.is_dir() or not os.access(target.parent, os.W_OK):
-        raise ReportError(f"{target} cannot be written; give the path of a file, such as out.html")
-    return target
+        raise ReportError(f"the folder of the page cannot be made: {error.strerror}") from error
+
+
+def _may_be_table(given: Path, prefix: Path) -> bool:
+    """Whether an input has a name that a table of the page may get: `<page>-<table>.csv`."""
+    is_beside = given.resolve().parent == prefix.resolve().parent
+    return is_beside and given.suffix == ".csv" and given.name.startswith(f"{prefix.name}-")
+
+
+def _files_in(values: Iterable[Any]) -> Iterator[Path]:
+    """The files that parameters name: they are inputs of the report."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _files_in(value)
+        elif isinstance(value, str | Path) and value:
+            with contextlib.suppress(OSError, ValueError):  # no text is a path only
+                if (path := Path(value).expanduser()).is_file():
+                    yield path

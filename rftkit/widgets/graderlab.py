@@ -25,6 +25,7 @@ from rftkit.graders.tracing import render_all
 from rftkit.views.grading import audited, copyable, failure, grade_in_full, grades, misfit
 from rftkit.views.markup import Html, join, wrap
 from rftkit.views.source import spec as spec_view
+from rftkit.wholefile import check_output, write_whole
 from rftkit.widgets.graderbench import Bench, Line, calls_out, spread
 from rftkit.widgets.graderform import GraderForm
 from rftkit.widgets.panel import Panel
@@ -133,10 +134,11 @@ class GraderLab(Panel):
 
         Raises:
             GraderSpecError: it cannot be used.
+            InputError: `path` is the dataset, or cannot be written.
         """
-        spec, path = self.spec, Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_dumps(spec) + "\n", encoding="utf-8")
+        name = getattr(self._bench.rows, "name", None)
+        spec, path = self.spec, check_output(path, [name])
+        write_whole(path, _dumps(spec) + "\n")
         return path
 
     def client_code(self) -> str:

@@ -1,0 +1,106 @@
+"""No command writes over what it reads, under any name that the file system takes for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from typer.testing import CliRunner
+
+from rftkit import graders, reports
+from rftkit.cli import app as cli
+from rftkit.errors import InputError, RftkitError
+from rftkit.wholefile import check_output
+
+ROW = {"messages": [{"role": "user", "content": "q"}], "answer": "a"}
+GRADER = {
+    "type": "string_check",
+    "name": "eq",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "data.jsonl").write_text(json.dumps(ROW) + "\n")
+    (folder / "grader.json").write_text(json.dumps(GRADER))
+    made = new_notebook(
+        cells=[new_code_cell("labels: str = ''\n", metadata={"tags": ["parameters"]})]
+    )
+    nbformat.write(made, folder / "mine.ipynb")
+    return folder
+
+
+WAYS: dict[str, Callable[[Path], Path]] = {
+    "itself": lambda path: path,
+    "relative": lambda path: Path("..") / path.parent.name / path.name,
+    "a symbolic link": lambda path: _linked(path, os.symlink),
+    "a hard link": lambda path: _linked(path, os.link),
+}
+
+
+def _linked(path: Path, link: Callable[[Path, Path], None]) -> Path:
+    other = path.with_name(f"link{path.suffix}")
+    link(path, other)
+    return other
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        ("data.jsonl", "check data.jsonl --quick --html OUT"),
+        ("grader.json", "check data.jsonl -g grader.json --quick --html OUT"),
+        ("data.jsonl", "dataset profile data.jsonl -o OUT"),
+        ("grader.json", "dataset profile data.jsonl -g grader.json -o OUT"),
+        ("data.jsonl", "dataset convert data.jsonl OUT"),
+        ("data.jsonl", "dataset sample data.jsonl OUT --rows 1"),
+        ("mine.ipynb", "report mine.ipynb -o OUT"),
+        ("data.jsonl", "report mine.ipynb -p labels data.jsonl -o OUT"),
+    ],
+)
+def test_an_input_is_never_an_output(files: Path, given: str, command: str, way: str) -> None:
+    before = (files / given).read_bytes()
+    out = WAYS[way](files / given)
+    words = [str(out) if word == "OUT" else word for word in command.split()]
+    done = CliRunner().invoke(cli.app, words)
+    assert done.exit_code != 0
+    assert isinstance(done.exception, RftkitError), done.output
+    assert (files / given).read_bytes() == before
+
+
+def test_a_report_keeps_its_own_notebook(files: Path) -> None:
+    before = (files / "mine.ipynb").read_bytes()
+    with pytest.raises(RftkitError, match="would destroy it"):
+        reports.run("mine.ipynb", "mine.html", keep_notebook=True)
+    (files / "page-rows.csv").write_text("a,b\n")
+    with pytest.raises(RftkitError, match="may write over"):
+        reports.run("mine.ipynb", "page.html", csv=True, labels="page-rows.csv")
+    assert (files / "mine.ipynb").read_bytes() == before
+
+
+def test_a_journal_of_grades_is_not_the_answers(files: Path) -> None:
+    before = (files / "data.jsonl").read_bytes()
+    with pytest.raises(InputError, match="would destroy it"):
+        graders.grade_many(GRADER, "data.jsonl", journal="data.jsonl", answer="answer")
+    assert (files / "data.jsonl").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_said_before_any_work(files: Path) -> None:
+    assert (
+        check_output(files / "new" / "deep" / "page.html") == files / "new" / "deep" / "page.html"
+    )
+    with pytest.raises(InputError, match="is a folder"):
+        check_output(files)
+    with pytest.raises(InputError, match="is not a folder"):
+        check_output(files / "data.jsonl" / "page.html")
