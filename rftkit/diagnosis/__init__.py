@@ -10,7 +10,14 @@ Not here: making the figures (`server.training.signal`), and showing the finding
 """
 
 from rftkit.diagnosis.gains import Change, gain_sentence
-from rftkit.diagnosis.rules import CUT_SHARE, FLAT_SHARE, Finding, findings, never_sampled
+from rftkit.diagnosis.rules import (
+    CUT_SHARE,
+    FLAT_SHARE,
+    Finding,
+    findings,
+    never_sampled,
+    share_words,
+)
 from rftkit.diagnosis.story import Story, story_of
 
 __all__ = [
@@ -22,5 +29,6 @@ __all__ = [
     "findings",
     "gain_sentence",
     "never_sampled",
+    "share_words",
     "story_of",
 ]

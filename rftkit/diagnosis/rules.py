@@ -24,6 +24,7 @@ __all__ = [
     "collapsed",
     "findings",
     "never_sampled",
+    "share_words",
 ]
 
 Json = Mapping[str, Any]
@@ -143,7 +144,7 @@ def _same_pay_finding(who: str, subject: str, found: Range) -> Finding:
 
 def _flat(story: Story) -> Iterator[Finding]:
     shares = _recent(story, "flat_groups")
-    is_enough = len(shares) > 1 or story.total_steps == story.step
+    is_enough = len(shares) > 1 or story.total_steps in (None, story.step)
     if not shares or not is_enough or _is_learnt(story):
         return
     share, last = _mean(shares), shares[-2:]
@@ -411,6 +412,16 @@ def _line(data: Json, name: str) -> Json:
 
 def _recent(story: Story, name: str) -> list[float]:
     return _known([_learning(data).get(name) for data in story.recent])
+
+
+def share_words(found: Json) -> str:
+    """`yes 59 %, no 41 %, needs review 0 % of 64 answers (references: 33 %, 33 %, 33 %)`."""
+    samples, wanted = found.get("samples") or {}, found.get("references") or {}
+    said = ", ".join(f"{_short(value)} {share:.0%}" for value, share in samples.items())
+    said = f"{said or 'nothing'} of {found.get('num_samples', 0):,} answers"
+    if not wanted:
+        return said
+    return f"{said} (references {', '.join(f'{wanted.get(v, 0.0):.0%}' for v in samples)})"
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

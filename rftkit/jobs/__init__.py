@@ -9,6 +9,7 @@ from rftkit.jobs.follow import Follow, latest
 from rftkit.jobs.jobs import TERMINAL, Event, Update, create, error_of, events, wait, watch
 from rftkit.jobs.local import PROBE, abilities, plan, probe, rollouts
 from rftkit.jobs.metrics import (
+    answer_frame,
     error_frame,
     events_from_csv,
     grader_frame,
@@ -30,6 +31,7 @@ __all__ = [
     "Progress",
     "Update",
     "abilities",
+    "answer_frame",
     "best",
     "check_data",
     "check_grader",

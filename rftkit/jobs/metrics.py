@@ -23,6 +23,7 @@ from rftkit.errors import InputError
 
 __all__ = [
     "COLUMNS",
+    "answer_frame",
     "error_frame",
     "events_from_csv",
     "grader_frame",
@@ -78,7 +79,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 _KEYS = {
     column: tuple(tuple(path.split(".")) for path in paths) for column, paths in COLUMNS.items()
 }
-_TEXT_COLUMNS = frozenset({"grader", "type", "split", "error"})
+_TEXT_COLUMNS = frozenset({"grader", "type", "split", "error", "answer", "value"})
 _ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
 
 
@@ -101,10 +102,19 @@ def step_frame(events: Iterable[Event]) -> pd.DataFrame:
 
 
 def grader_frame(events: Iterable[Event]) -> pd.DataFrame:
-    """One row per step and grader: mean rewards and mean seconds per grade."""
+    """One row per step and grader: mean rewards, their spread, and mean seconds per grade.
+
+    `…_reward_spread` is the mean over groups of highest minus lowest, `…_flat_groups` the share of
+    groups without any; both are the local platform's own.
+    """
     fields = {
         "train_reward_mean": "scores",
         "valid_reward_mean": "scores",
+        "train_reward_spread": "scores",
+        "train_flat_groups": "scores",
+        "valid_reward_spread": "scores",
+        "valid_flat_groups": "scores",
+        "valid_reward_stderr": "scores",
         "train_execution_latency_mean": "timing",
         "valid_execution_latency_mean": "timing",
     }
@@ -119,6 +129,33 @@ def grader_frame(events: Iterable[Event]) -> pd.DataFrame:
             for (name, kind), each in graders.items()
         ]
     return _frame(rows, ["step", "grader", "type", *fields])
+
+
+def answer_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row per step, split, place of a closed answer and value: shares of 0 to 1.
+
+    `samples` is the share of the completions, `references` of the rows that have a reference;
+    `never_sampled` says that no completion of this split had the value up to this step. Empty for
+    services that do not report answers.
+    """
+    columns = ["step", "split", "answer", "value", "samples", "references", "never_sampled"]
+    rows = [
+        {
+            "step": step,
+            "split": split,
+            "answer": line["name"],
+            "value": value,
+            "samples": found["samples"].get(value) if found["samples"] else None,
+            "references": found["references"].get(value, 0.0) if found["references"] else None,
+            "never_sampled": float(value in found.get("never_sampled", ())),
+        }
+        for step, data in _steps(events)
+        for line in data.get("answers") or []
+        for split in ("train", "valid")
+        if (found := line.get(split)) and line["values"]
+        for value in dict.fromkeys([*line["values"], *found["samples"]])
+    ]
+    return _frame(rows, columns)
 
 
 def error_frame(events: Iterable[Event]) -> pd.DataFrame:
@@ -197,7 +234,7 @@ def _steps(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any]]]:
     by_step: dict[int, dict[str, Any]] = {}
     for event in events:
         data = event.get("data") or {}
-        if data.get("step") is not None:
+        if data.get("step") is not None and event.get("type", "metrics") == "metrics":
             by_step[int(data["step"])] = data
     yield from sorted(by_step.items())
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rftkit.diagnosis import Story, findings, share_words, story_of
 from rftkit.errors import InputError
 from rftkit.jobs.jobs import Event
 from rftkit.jobs.metrics import step_metrics
@@ -22,10 +23,6 @@ from rftkit.jobs.metrics import step_metrics
 __all__ = ["POINTS", "Point", "check_data", "check_grader", "check_learnability", "require"]
 
 POINTS = ("data", "grader", "learnability")
-FLAT_SHARE = 0.75
-"""Groups without signal above which most of the computing teaches nothing."""
-CUT_SHARE = 0.2
-"""Answers cut off above which the limit, not the task, decides the reward."""
 AUDITED_ROWS = 50
 
 State = Literal["ok", "warning", "error", "not checked"]
@@ -130,42 +127,42 @@ def check_grader(
 
 
 def check_learnability(events: Iterable[Event]) -> Point:
-    """Whether the base model's answers give a signal, from the steps of a probe or of a job."""
-    steps = [
-        step_metrics(event["data"])
-        for event in events
-        if (event.get("data") or {}).get("step") and event.get("type") == "metrics"
-    ]
-    if not steps:
+    """Whether the base model's answers give a signal, from the steps of a probe or of a job.
+
+    The rules are those that warn in a job (`rftkit.diagnosis`).
+    """
+    events = list(events)
+    story = story_of(events)
+    if not story.num_steps:
         return Point("learnability", "not checked", "no step was taken yet: estimate first")
-    mean, flat, cut, failed = (
+    steps = [step_metrics(dict(data)) for data in story.recent]
+    mean, flat, failed = (
         _mean([step[name] for step in steps])
-        for name in ("train_reward_mean", "flat_groups", "truncated_share", "failed_grades")
+        for name in ("train_reward_mean", "flat_groups", "failed_grades")
     )
     if mean is None:
         return Point("learnability", "error", "no answer of the probe could be graded")
     said = f"the base model earns {mean:.3f}"
     if flat is not None:
         said += f"; {flat:.0%} of its groups have no signal, because all their rewards are equal"
-    details = []
-    if cut is not None and cut > CUT_SHARE:
-        details.append(
-            f"{cut:.0%} of the answers are cut off: raise metadata max_completion_tokens"
-        )
+    found = [str(each) for each in findings(story)]
     if failed:
-        details.append("some grades failed: look into the grader first")
-    if flat is not None and flat > FLAT_SHARE:
-        details.append(
-            "easier rows, partial credit in the grader or a larger compute_multiplier give more; "
-            "rftkit.datasets.preview says which rows teach"
-        )
+        found.insert(0, "some grades failed: look into the grader first")
+    details = (*found, *_answer_shares(story))
     if flat == 1.0:
-        return Point(
-            "learnability", "error", f"{said}: there is nothing to learn from", (*details,)
-        )
-    if details:
-        return Point("learnability", "warning", f"{said}; {details[0]}", (*details,))
-    return Point("learnability", "ok", said)
+        return Point("learnability", "error", f"{said}: there is nothing to learn from", details)
+    if found:
+        return Point("learnability", "warning", f"{said}; {found[0]}", details)
+    return Point("learnability", "ok", said, details)
+
+
+def _answer_shares(story: Story) -> list[str]:
+    """What the closed answers of the newest training step were."""
+    return [
+        f"`{name}`: {share_words(found)}"
+        for (name, side), found in story.answers.items()
+        if side == "train" and "never_sampled" in found
+    ]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
+from rftkit.diagnosis import share_words
 from rftkit.jobs.jobs import TERMINAL, Event, Update
 from rftkit.jobs.metrics import step_metrics
 
@@ -59,8 +60,12 @@ class Progress:
             step = int(data["step"])
             self._steps[step] = step_metrics(data)
             self._total_steps = data.get("total_steps") or self._total_steps
-            if not quiet and (not self._live or self._steps[step]["valid_reward_mean"] is not None):
+            is_validated = self._steps[step]["valid_reward_mean"] is not None
+            if not quiet and (not self._live or is_validated):
                 self._keep(*self._step_line(step))
+            if not quiet and is_validated:
+                for line in _parts(data):
+                    self._keep(f"    {line}")
         elif event.get("level") in ("warn", "error"):
             self._keep(f"{event['level']}: {event.get('message', '')}")
         else:
@@ -125,6 +130,23 @@ class Progress:
             parts = parts[:-1]
         self._stream.write("\r\x1b[K" + SEPARATOR.join(parts)[: columns - 1])
         self._stream.flush()
+
+
+def _parts(data: dict[str, Any]) -> list[str]:
+    """Of a validation: the mean of each grader, flat groups of training, and closed answers."""
+    graders = (data.get("scores") or {}).get("graders") or []
+    lines = [
+        f"{each['name']} {each['valid_reward_mean']:.3f}"
+        + (f" (flat {flat:.0%})" if (flat := each.get("train_flat_groups")) is not None else "")
+        for each in graders
+        if len(graders) > 1 and each.get("valid_reward_mean") is not None
+    ]
+    answers = [
+        f"{each['name']}: {share_words(each['valid'])}"
+        for each in data.get("answers") or []
+        if each["values"] and "valid" in each
+    ]
+    return ([SEPARATOR.join(lines)] if lines else []) + answers
 
 
 def duration(seconds: float) -> str:

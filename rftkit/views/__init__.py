@@ -1,6 +1,6 @@
 """Views: pure functions from data to HTML that Jupyter shows and a report keeps.
 
-    rewards, steps    reward_chart · health_chart · time_chart
+    rewards, steps    reward_chart · health_chart · signal_chart · time_chart · diagnosis
     while it runs     standing · rollouts
     before and after  headline · answers
     comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
@@ -41,6 +41,7 @@ from rftkit.views.markup import Html, bullets, heading, note, page
 from rftkit.views.migration import migration
 from rftkit.views.profile import profile_chart
 from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
+from rftkit.views.signal import diagnosis, signal_chart
 from rftkit.views.source import spec
 from rftkit.views.watch import rollouts, standing
 
@@ -56,6 +57,7 @@ __all__ = [
     "compare_headline",
     "compare_rows",
     "compare_runs",
+    "diagnosis",
     "difference_chart",
     "drift_chart",
     "events",
@@ -80,6 +82,7 @@ __all__ = [
     "reward_curve",
     "rollouts",
     "row_paths",
+    "signal_chart",
     "slice_chart",
     "slice_lines",
     "spec",

@@ -11,12 +11,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rftkit.diagnosis import Finding
 from rftkit.views.answers import grade_notes, reward_of
 from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.facts import moment
 from rftkit.views.headline import tile
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, counted, join, note, number, signed, text, wrap
+from rftkit.views.signal import finding_list
 
 __all__ = ["rollouts", "standing"]
 
@@ -44,6 +46,7 @@ def standing(
     stale: str = "",
     expires_after: float | None = None,
     unread: bool = False,
+    findings: Sequence[Finding] = (),
 ) -> Html:
     """Where a job stands: status, step, time, the rewards that matter, and how old this is.
 
@@ -55,6 +58,7 @@ def standing(
         stale: why this may be out of date; empty when it is not.
         expires_after: seconds after which markup that was not replaced says that it is old.
         unread: whether older events are still being read.
+        findings: what is wrong at the newest step (`rftkit.diagnosis`).
     """
     status = str(job["status"])
     sign = SIGNS.get(status, status)
@@ -70,6 +74,8 @@ def standing(
     if error:
         lines.append(f'<p class="rk-bad">! {text(error)}</p>')
     lines.append(f'<div class="rk-tiles">{"".join(_tiles(steps))}</div>' if steps else "")
+    if findings:
+        lines.append(finding_list(findings))
     lines.append(f'<p class="rk-note">{_age(looked_at, unread)}</p>')
     if stale:
         lines.append(f'<p class="rk-warn" role="status">! {text(stale)}</p>')
@@ -82,6 +88,7 @@ def standing(
     plain = [f"{job['id']}  {sign}" + (f"  step {step:,} of {total:,.0f}" if total else "")]
     plain += [f"error: {error}"] if error else []
     plain += [_rewards(steps)] if steps else []
+    plain += [f"! {each}" for each in findings]
     return wrap("".join(lines), "rk-standing", "\n".join(plain))
 
 

@@ -19,6 +19,7 @@ import ipywidgets
 from traitlets import Enum, Float, Unicode, validate
 
 from rftkit import views
+from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import InputError
 from rftkit.jobs import Follow, checkpoints, error_of, latest, rollouts, step_frame, step_metrics
 from rftkit.views.markup import Html, join, wrap
@@ -43,6 +44,7 @@ MAX_GROUPS = 256
 SECTIONS = {
     "curves": "Rewards",
     "health": "Health",
+    "signal": "Signal",
     "time": "Time",
     "rollouts": "Rollouts",
     "checkpoints": "Checkpoints",
@@ -57,7 +59,7 @@ MODEL_COLUMNS = {
 
 
 class JobMonitor(Panel):
-    """Watch one job: curves, health, time, newest rollouts, checkpoints, events.
+    """Watch one job: curves, health, signal, time, newest rollouts, checkpoints, events.
 
     `JobMonitor("ftjob-…")` attaches to a job, running or long finished; `JobMonitor()` to the
     newest one. `pause()`, `resume()` and `cancel()` are the buttons; `watch()` waits for the end.
@@ -65,7 +67,7 @@ class JobMonitor(Panel):
     Args:
         job_id: None or empty for the newest job.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
-        state: `section`, one of curves, health, time, rollouts, checkpoints, events;
+        state: `section`, one of curves, health, signal, time, rollouts, checkpoints, events;
             `poll_seconds`.
     """
 
@@ -88,6 +90,7 @@ class JobMonitor(Panel):
         self._stop, self._wake = threading.Event(), threading.Event()
         self._follow, self._drawn = Follow(self._client, found), _Drawing()
         self._rows: dict[str, dict[str, Any] | None] = {}
+        self._judged: tuple[int, list[Finding]] = (0, [])
         self._cancel_armed = False
         super().__init__(job_id=found, **state)
 
@@ -135,14 +138,22 @@ class JobMonitor(Panel):
             stale=stale if late else "",
             expires_after=max(10.0, 5 * self.poll_seconds) if looking else None,
             unread=not follow.is_whole,
+            findings=self._findings() if follow.is_whole else (),
         )
+
+    def _findings(self) -> list[Finding]:
+        """What is wrong at the newest step; worked out when there are new events."""
+        events = self._follow.events
+        if self._judged[0] != len(events):
+            self._judged = (len(events), findings(story_of(events)))
+        return self._judged[1]
 
     def _steps(self) -> list[dict[str, Any]]:
         """The rows of `data()` as mappings; each event is taken apart once."""
         for event in self._follow.events:
             if event["id"] not in self._rows:
                 data = event.get("data") or {}
-                is_step = data.get("step") is not None
+                is_step = data.get("step") is not None and event.get("type") == "metrics"
                 self._rows[event["id"]] = (
                     {"step": int(data["step"]), "total_steps": data.get("total_steps")}
                     | step_metrics(data)
@@ -159,6 +170,8 @@ class JobMonitor(Panel):
             return views.reward_chart(events)
         if name == "health":
             return views.health_chart(events)
+        if name == "signal":
+            return join([views.diagnosis(events), views.signal_chart(events)])
         if name == "time":
             return views.time_chart(events)
         if name == "rollouts":
@@ -275,6 +288,7 @@ class JobMonitor(Panel):
     def _changed(self, names: Set[str]) -> None:
         if "job_id" in names and self.job_id != self._follow.job["id"]:
             self._follow, self._drawn = Follow(self._client, self.job_id), _Drawing()
+            self._judged = (0, [])
 
     def _press_cancel(self) -> None:
         """The first press asks, the second one does it."""

@@ -1,0 +1,133 @@
+"""Where the signal of a job is: flat groups of each grader, shares of closed answers; and why not.
+
+Not here: the rules (`rftkit.diagnosis`), and how a panel is drawn (`plot`). A service that reports
+none of it gets a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rftkit.diagnosis import Finding, findings, story_of
+from rftkit.views.listing import table
+from rftkit.views.markup import Html, note, text, wrap
+from rftkit.views.plot import Line, Panel, describe, draw, picture
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["diagnosis", "finding_list", "signal_chart"]
+
+SHOWN = 5
+"""Values of one answer that a chart has lines for; the table has all."""
+COLUMNS = {
+    "answer": "answer",
+    "value": "value",
+    "references": "of the references",
+    "first": "first step",
+    "last": "last step",
+    "valid": "last validation",
+    "sampled": "sampled in training",
+}
+
+
+def diagnosis(events: Iterable[dict[str, Any]]) -> Html:
+    """What is wrong at the newest step, in words, with what to do; a sentence if nothing is."""
+    story = story_of(events)
+    found = findings(story)
+    if found:
+        return finding_list(found)
+    return note(
+        f"No rule finds anything wrong at step {story.step}."
+        if story.num_steps
+        else "No training step is complete yet."
+    )
+
+
+def finding_list(found: Sequence[Finding]) -> Html:
+    """Each finding with its advice."""
+    lines = "".join(
+        f'<li><span class="rk-warn">!</span> {text(each.message)} '
+        f'<span class="rk-note">→ {text(each.advice)}</span></li>'
+        for each in found
+    )
+    plain = "\n".join(f"! {each}" for each in found)
+    return wrap(f'<ul class="rk-diagnosis">{lines}</ul>' if lines else "", plain=plain)
+
+
+def signal_chart(events: Iterable[dict[str, Any]]) -> Html:
+    """Flat groups of each grader, and the shares of each closed answer's values, by step."""
+    from rftkit.jobs.metrics import answer_frame, grader_frame, step_frame
+
+    events = list(events)
+    steps, graders, answers = step_frame(events), grader_frame(events), answer_frame(events)
+    panels = [*_flat_panels(steps, graders), *_answer_panels(answers)]
+    if not panels:
+        return note(
+            "This service does not report flat groups of each grader or shares of closed answers."
+        )
+    numbers = table(_lines(answers), COLUMNS, noun="value") if len(answers) else ""
+    drawn = [(draw(panel, is_wide=len(panels) == 1), describe(panel)) for panel in panels]
+    return picture(drawn, "Shares of the completions of each training step.", numbers)
+
+
+def _flat_panels(steps: pd.DataFrame, graders: pd.DataFrame) -> list[Panel]:
+    """One line for the whole reward and one for each grader."""
+    trained = steps[steps["step"] > 0].dropna(subset=["flat_groups"])
+    known = graders.dropna(subset=["train_flat_groups"])
+    names = list(dict.fromkeys(known["grader"]))
+    if not len(trained) or not names:
+        return []
+    lines = [_line("whole reward", trained, "flat_groups", strong=True)]
+    if len(names) > 1:
+        lines += [_line(n, known[known["grader"] == n], "train_flat_groups") for n in names]
+    return [Panel("Groups without signal, by grader, %", tuple(lines), is_share=True)]
+
+
+def _answer_panels(answers: pd.DataFrame) -> list[Panel]:
+    panels = []
+    trained = answers[(answers["split"] == "train")].dropna(subset=["samples"])
+    for name in dict.fromkeys(trained["answer"]):
+        one = trained[trained["answer"] == name]
+        values = list(one.groupby("value", sort=False)["samples"].max().nlargest(SHOWN).index)
+        ordered = [value for value in dict.fromkeys(one["value"]) if value in values]
+        lines = tuple(
+            _line(value, one[one["value"] == value], "samples", strong=not at)
+            for at, value in enumerate(ordered)
+        )
+        panels.append(Panel(f"{name}: values sampled, %", lines, is_share=True))
+    return panels
+
+
+def _line(label: str, frame: pd.DataFrame, column: str, *, strong: bool = False) -> Line:
+    values = [float(value) for value in frame[column]]
+    return Line(label, [int(step) for step in frame["step"]], values, strong)
+
+
+def _lines(answers: pd.DataFrame) -> list[dict[str, Any]]:
+    """One line for each value: how often it is wanted, and was given first and last."""
+    lines = []
+    for (answer, value), one in answers.groupby(["answer", "value"], sort=False):
+        trained, valid = one[one["split"] == "train"], one[one["split"] == "valid"]
+        lines.append(
+            {
+                "answer": answer,
+                "value": value,
+                "references": _share(one["references"].mean()),
+                "first": _share(trained["samples"].iloc[0] if len(trained) else None),
+                "last": _share(trained["samples"].iloc[-1] if len(trained) else None),
+                "valid": _share(valid["samples"].iloc[-1] if len(valid) else None),
+                "sampled": _since(trained),
+            }
+        )
+    return lines
+
+
+def _since(trained: pd.DataFrame) -> str:
+    found = trained[trained["samples"] > 0]["step"]
+    return f"since step {int(found.iloc[0])}" if len(found) else "never"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.0%}"

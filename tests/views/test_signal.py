@@ -1,0 +1,141 @@
+"""What views, frames and the terminal show of where the signal is; and of services without it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import sample_job
+from openai.types.fine_tuning import FineTuningJob
+
+from rftkit import jobs, views
+from rftkit.diagnosis import Change, findings, gain_sentence, story_of
+
+VALUES = ["yes", "no", "needs review"]
+
+
+def side(yes: float, so_far: int, never: list[str]) -> dict[str, Any]:
+    return {
+        "samples": {"yes": yes, "no": 1 - yes, "needs review": 0.0},
+        "references": dict.fromkeys(VALUES, 1 / 3),
+        "num_samples": 64, "num_references": 9, "num_prompts": 9,
+        "num_samples_so_far": so_far, "never_sampled": never,
+    }  # fmt: skip
+
+
+def event(step: int, yes: float = 0.5, **learning: Any) -> dict[str, Any]:
+    """A step that both graders have figures for; steps 0 and 4 are validations."""
+    leaf = {"type": "python", "train_flat_groups": 0.25, "train_reward_spread": 0.5}
+    scores: dict[str, Any] = {"train_reward_mean": 0.5, "graders": []}
+    for name, rise in (("compliant", 0.0), ("explanation", 0.1)):
+        line = leaf | {"name": name, "train_reward_mean": 0.3}
+        if step % 4 == 0:
+            line |= {"valid_reward_mean": 0.3 + rise * step, "valid_reward_stderr": 0.03}
+            scores["valid_reward_mean"] = 0.3 + 0.05 * step
+        scores["graders"].append(line)
+    given = {"flat_groups": 0.1, "entropy": 0.5, "truncated_share": 0.0} | learning
+    if step % 4 == 0:
+        given["valid_reward_stderr"] = 0.02
+    answer = {"name": "compliant", "grader": "compliant", "values": VALUES}
+    answer |= {"train": side(yes, 64 * step, ["needs review"])}
+    data = {"step": step, "total_steps": 4, "scores": scores, "learning": given}
+    return {
+        "id": f"e{step}", "type": "metrics", "level": "info", "message": "",
+        "data": data | ({"answers": [answer]} if step else {}),
+    }  # fmt: skip
+
+
+def codes(events: list[dict[str, Any]]) -> list[str]:
+    return [each.key for each in findings(story_of(events))]
+
+
+def test_a_sub_grader_that_did_not_move_is_named_with_where_the_gain_came_from() -> None:
+    found = findings(story_of([event(step) for step in range(5)]))
+    assert [each.key for each in found] == ["never_sampled:compliant", "still:compliant"]
+    assert "33% of the references have it as `compliant`" in found[0].message
+    assert "`guidance`" in found[0].advice
+    assert found[1].message == (
+        "The validation reward (step 0 to 4) rose by 0.20. It came from `explanation` (+0.40); "
+        "`compliant` cannot be told from before."
+    )
+
+
+@pytest.mark.parametrize(
+    ("learning", "code"),
+    [
+        ({"truncated_share": 0.95}, "cut_off"),
+        ({"flat_groups": 1.0}, "flat"),
+        ({"flat_groups": 0.9}, "mostly_flat"),
+        ({"entropy": 0.001}, "low_entropy"),
+        ({"reward_min": 0.0, "reward_max": 0.0, "num_graded": 64}, "same_pay"),
+    ],
+)
+def test_each_rule_speaks(learning: dict[str, Any], code: str) -> None:
+    assert code in codes([event(step, **learning) for step in range(1, 4)])
+    assert code not in codes([event(step) for step in range(1, 4)])
+
+
+def test_a_model_that_has_learnt_its_task_is_not_warned_of() -> None:
+    begun = [event(1, reward_min=0.0, reward_max=0.5, num_graded=64)]
+    done = [
+        event(step, flat_groups=1.0, entropy=0.001, reward_min=0.5, reward_max=0.5, num_graded=64)
+        for step in range(2, 7)
+    ]
+    assert codes(begun + done) == ["never_sampled:compliant"]
+
+
+def test_answers_that_collapse_in_training_are_named() -> None:
+    assert "collapsed:compliant" in codes([event(step, yes=0.97) for step in range(1, 6)])
+    assert "collapsed:compliant" not in codes([event(step, yes=0.97) for step in range(1, 3)])
+
+
+def test_no_headline_claims_more_than_its_parts() -> None:
+    parts = {"a": Change(0.4, 0.1), "b": Change(-0.2, 0.1), "c": Change(0.01, 0.1)}
+    assert gain_sentence(Change(0.1, 0.05), parts) == (
+        "The reward rose by 0.10. It came from `a` (+0.40); `b` (-0.20) fell; `c` cannot be told "
+        "from before."
+    )
+    assert "cannot be told from before." in gain_sentence(Change(0.1, 0.2), parts)
+    assert "how sure that is, is not reported" in gain_sentence(
+        Change(0.1), {"a": Change(0.2), "b": Change(0.0)}
+    )
+
+
+def test_charts_tables_and_words_of_a_job_with_signal() -> None:
+    events = [event(step) for step in range(5)]
+    said = views.signal_chart(events)
+    assert "Groups without signal, by grader" in said
+    assert "compliant: values sampled" in said
+    assert "never" in said
+    assert "It came from `explanation`" in views.diagnosis(events).plain
+    frame = jobs.answer_frame(events)
+    assert len(frame) == 4 * 3
+    assert set(frame["value"]) == set(VALUES)
+    assert frame[frame["value"] == "needs review"]["never_sampled"].eq(1).all()
+    assert jobs.grader_frame(events)["train_flat_groups"].max() == 0.25
+
+
+def test_a_service_without_these_figures_gets_a_sentence() -> None:
+    hosted = [event(step) for step in range(5)]
+    for each in hosted:
+        each["data"] = {"step": each["data"]["step"], "train_mean_reward": 0.4}
+    assert "does not report" in views.signal_chart(hosted).plain
+    assert codes(hosted) == []
+    assert len(jobs.answer_frame(hosted)) == 0
+
+
+def test_the_terminal_shows_graders_and_answers_at_validations() -> None:
+    stream = io.StringIO()
+    progress = jobs.Progress(stream)
+    job = FineTuningJob.construct(**sample_job.job(status="running"))
+    validated = event(4)
+    validated["data"]["answers"][0]["valid"] = side(0.5, 64, ["needs review"])
+    for events in ([], [event(1)], [validated]):
+        progress(jobs.Update(job, events))
+    lines = stream.getvalue().splitlines()
+    assert "    compliant 0.300 (flat 25%) · explanation 0.700 (flat 25%)" in lines
+    assert (
+        "    compliant: yes 50%, no 50%, needs review 0% of 64 answers (references 33%, 33%, 33%)"
+        in lines
+    )
