@@ -1,6 +1,6 @@
 """`rftkit import` without its option parsing: what each use does, prints and returns.
 
-Exit status: 0 all that the service gives is saved (or the dump is sound), 1 something is missing
+Exit status: 0 all that was asked for is saved (or the dump is sound), 1 something is missing
 or wrong and named, 130 interrupted; an error is raised and left to the command line.
 """
 
@@ -104,7 +104,8 @@ def save(
         return 130, {}
     finally:
         remote.close()
-    say(ending(done, dump, dry_run=dry_run))
+    base_url = remote.origin.base_url
+    say(ending(done, dump, origin=base_url, only=kinds, dry_run=dry_run))
     told = {"dump": str(dump), "complete": done.is_complete, **asdict(done)}
     return (0 if done.is_complete else 1), told
 

@@ -1,6 +1,6 @@
 """Save what a hosted account holds into a folder, read it as frames, open it in the platform.
 
-    import_account   fetch everything: files, jobs, evals, graders; resumes, fetches what is new
+    import_account   fetch files, jobs, evals, graders, stored chats, vector stores, batches, models
     verify           check a dump against its manifest
     open_dump        a dump as pandas frames
     bring            a dump, or loose files (`source_of`), into the local platform, read-only

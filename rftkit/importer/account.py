@@ -66,7 +66,7 @@ def import_account(
     Args:
         remote: The account.
         folder: New, empty, or a dump of the same account.
-        only: Kinds out of `files`, `jobs`, `evals`, `graders`. Jobs bring their result files.
+        only: Kinds out of `survey.KINDS`. Jobs bring their result files.
         since: Leave out what was created earlier.
         dry_run: Look and say, write nothing.
         workers: Objects fetched at a time.

@@ -48,6 +48,9 @@ A dump of a hosted fine-tuning account, written by `rftkit import`.
   evals/<id>/runs/<id>/run.json, output_items/, output_items.jsonl
   graders/<name>-<hash>/grader.json      each different grader found in jobs and evals
   graders/<name>-<hash>/used_by.json     where it is used
+  chats/<id>/chat.json, messages.jsonl   a stored chat completion and what was asked
+  vector_stores/<id>/vector_store.json, store_files.jsonl
+  batches/<id>/batch.json                a batch; its files are under files/
 
 Files that end in .gz are packed with gzip. In Python:
 

@@ -41,6 +41,12 @@ KINDS_OF_LIST = {
     "evals": KindOfList((100, 20), "asc"),
     "runs": KindOfList((20,), "asc"),  # a run may carry its whole data set inline
     "output_items": KindOfList((100, 20), "asc"),
+    "chats": KindOfList((100, 20), "asc"),
+    "messages": KindOfList((100, 20), "asc"),
+    "vector_stores": KindOfList((100, 20), "asc"),
+    "store_files": KindOfList((100, 20), "asc"),
+    "batches": KindOfList((100, 20)),
+    "models": KindOfList((100, 20)),  # given at once, whatever is asked for
 }
 
 

@@ -26,6 +26,7 @@ __all__ = ["HARMLESS", "JOB_ENDS", "RUN_ENDS", "SAVERS", "Desk", "save_grader"]
 
 JOB_ENDS = ("succeeded", "failed", "cancelled")
 RUN_ENDS = ("completed", "failed", "canceled")
+BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
 
 HARMLESS = ("gone", "withheld", "short")
 """Kinds of missing things that no permission and no repetition brings: gone from the service,
@@ -78,11 +79,15 @@ class Desk:
             return answer.data
         return None
 
-    def save_list(self, listed: Listed, kind: str) -> int | None:
-        """Save a list that belongs to an object; the number of its entries."""
+    def save_list(self, listed: Listed, kind: str, route: str | None = None) -> int | None:
+        """Save a list that belongs to an object; the number of its entries.
+
+        `route` is the last part of its route where that is not the kind.
+        """
         folder = f"{listed.key}/{kind}"
         with self.noting(folder):
-            return save_list(self.dump, self.lists, kind, f"{listed.route}/{kind}", folder)
+            place = f"{listed.route}/{route or kind}"
+            return save_list(self.dump, self.lists, kind, place, folder)
         return None
 
 
@@ -129,11 +134,36 @@ def save_run(desk: Desk, run: Listed) -> Entry | None:
     return _entry(run, is_final, output_items=items)
 
 
+def save_chat(desk: Desk, chat: Listed) -> Entry | None:
+    """`chat.json` and every message that was sent."""
+    if desk.save_object(chat, "chat.json") is None:
+        return None
+    messages = desk.save_list(chat, "messages")
+    return _entry(chat, messages is not None, messages=messages)
+
+
+def save_vector_store(desk: Desk, store: Listed) -> Entry | None:
+    """`vector_store.json` and which files it holds; the files are objects of their own."""
+    if desk.save_object(store, "vector_store.json") is None:
+        return None
+    files = desk.save_list(store, "store_files", "files")
+    return _entry(store, files is not None, store_files=files)
+
+
+def save_batch(desk: Desk, batch: Listed) -> Entry | None:
+    """`batch.json`; what went in and came out are files of their own."""
+    said = desk.save_object(batch, "batch.json")
+    return None if said is None else _entry(batch, said.get("status") in BATCH_ENDS)
+
+
 SAVERS: dict[str, Callable[[Desk, Listed], Entry | None]] = {
     "files": save_file,
     "jobs": save_job,
     "evals": save_eval,
     "runs": save_run,
+    "chats": save_chat,
+    "vector_stores": save_vector_store,
+    "batches": save_batch,
 }
 
 

@@ -29,8 +29,20 @@ __all__ = [
     "survey",
 ]
 
-KINDS = ("files", "jobs", "evals", "graders")
-ROUTES = {"files": "/files", "jobs": "/fine_tuning/jobs", "evals": "/evals"}
+ROUTES = {
+    "files": "/files",
+    "jobs": "/fine_tuning/jobs",
+    "evals": "/evals",
+    "chats": "/chat/completions",
+    "vector_stores": "/vector_stores",
+    "batches": "/batches",
+    "models": "/models",
+}
+OTHERS = ("chats", "vector_stores", "batches")
+"""Kinds that not every service has: where there is no such list, nothing is missing."""
+KINDS = ("files", "jobs", "evals", "graders", *OTHERS, "models")
+NO_LIST = (404, 405, 501)
+"""What services without a route answer."""
 
 _ECHOED = ("id", "grdr_id", "inactive_at")
 """Keys that an eval adds to the grader it was given."""
@@ -41,7 +53,7 @@ class Listed:
     """One object as its list shows it: enough to know whether it has to be fetched."""
 
     kind: str
-    """`files`, `jobs`, `evals` or `runs`."""
+    """`files`, `jobs`, `evals`, `runs` or one of `OTHERS`."""
     id: str
     key: str
     """Its folder in the dump: `jobs/ftjob-1`."""
@@ -73,12 +85,17 @@ class Survey:
     runs: list[Listed] = field(default_factory=list)
     graders: dict[str, Grader] = field(default_factory=dict)
     """By digest of the spec."""
+    others: dict[str, list[Listed]] = field(default_factory=dict)
+    """Stored chat completions, vector stores and batches."""
+    models: list[dict[str, Any]] = field(default_factory=list)
+    """As the service lists them."""
 
     @property
     def objects(self) -> list[Listed]:
         """All that is fetched one by one, the long ones first."""
         runs = sorted(self.runs, key=lambda run: -run.facts["total"])
-        return [*self.jobs, *runs, *self.evals, *self.files]
+        others = [each for kind in self.others.values() for each in kind]
+        return [*self.jobs, *runs, *self.evals, *self.files, *others]
 
     def counts(self) -> dict[str, int]:
         """How much there is, as far as the lists tell."""
@@ -90,6 +107,8 @@ class Survey:
             "runs": len(self.runs),
             "output_items": sum(run.facts["total"] for run in self.runs),
             "graders": len(self.graders),
+            **{kind: len(found) for kind, found in self.others.items() if found},
+            **({"models": len(self.models)} if self.models else {}),
         }
 
 
@@ -151,6 +170,16 @@ def survey(
             entries.extend(_read_list(lists, kind, route, place, dump))
         return entries
 
+    def read_other(kind: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        with noting(f"lists/{kind}"):
+            try:
+                entries.extend(_read_list(lists, kind, ROUTES[kind], kind, dump))
+            except Refused as refused:
+                if refused.status not in NO_LIST:
+                    raise
+        return entries
+
     def read_runs(eval_: Listed) -> list[Listed]:
         entries = read("runs", f"{eval_.route}/runs", f"{eval_.key}/runs")
         return [_listed_run(entry, eval_) for entry in entries]
@@ -168,6 +197,13 @@ def survey(
             eval_ = _listed("evals", "evals", ROUTES["evals"], entry, {})
             found.evals.append(eval_)
             _collect(found.graders, graders_of_eval(entry), eval_.key)
+    for kind in OTHERS:
+        if kind in wanted:
+            found.others[kind] = [
+                _listed(kind, kind, ROUTES[kind], entry, {}) for entry in read_other(kind)
+            ]
+    if "models" in wanted:
+        found.models = read_other("models")
     if "evals" in wanted:
         found.runs = [run for runs in pool.map(read_runs, found.evals) for run in runs]
     _select(found, wanted, since)
@@ -192,7 +228,7 @@ def _read_list(
 def _listed(
     kind: str, place: str, route: str, entry: dict[str, Any], facts: dict[str, Any]
 ) -> Listed:
-    created_at = entry.get("created_at")
+    created_at = entry.get("created_at", entry.get("created"))
     return Listed(
         kind=kind,
         id=entry["id"],
@@ -240,6 +276,10 @@ def _select(found: Survey, wanted: set[str], since: float | None) -> None:
     found.files = [each for each in found.files if _is_recent(each, since)]
     found.jobs = [each for each in found.jobs if _is_recent(each, since)]
     found.runs = [each for each in found.runs if _is_recent(each, since)]
+    found.others = {
+        kind: [each for each in several if _is_recent(each, since)]
+        for kind, several in found.others.items()
+    }
     with_runs = {run.key.split("/runs/")[0] for run in found.runs}
     found.evals = [e for e in found.evals if e.key in with_runs or _is_recent(e, since)]
     used = {each.key for each in (*found.jobs, *found.evals)}

@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError
 from rftkit.importer.dump import Dump
 from rftkit.importer.ledger import MANIFEST
+from rftkit.importer.origins import OPENAI_URL
+from rftkit.importer.pages import items_of
+from rftkit.importer.saving import HARMLESS
+from rftkit.importer.survey import KINDS
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["brought", "count_of", "ending", "human_bytes", "overview", "show", "whose"]
 
+EVALS_END, JOBS_END = date(2026, 11, 30), date(2027, 1, 6)
+"""When OpenAI ends evals, and the creation of fine-tuning jobs."""
+MOST_NAMES = 8
+"""Models that are named for one date."""
 MOST_LINES = 40
 """Objects of one kind that are listed one by one."""
 
@@ -37,7 +45,18 @@ NAMES = {
     "runs": "eval runs",
     "output_items": "output items",
     "graders": "graders",
+    "chats": "stored chat completions",
+    "messages": "messages",
+    "vector_stores": "vector stores",
+    "store_files": "files in vector stores",
+    "batches": "batches",
 }
+NOT_ASKED = (
+    "responses, conversations and uploads (the service has no list of them), assistants, agents, "
+    "containers, videos, voices, skills, fine-tuned weights (never given out), and the settings of "
+    "the organization"
+)
+"""What an account may hold and no import asks for."""
 
 
 def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
@@ -57,24 +76,83 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
         f"  {name:8}{seen[name]:>8,}  {told if seen[name] else ''}".rstrip()
         for name, told in more.items()
     ]
+    lines += [f"  {NAMES[kind]}: {len(each):,}" for kind, each in found.others.items() if each]
+    lines += _going_off(found.models, account["origin"])
     lines.append(f"{num_due:,} of {len(found.objects):,} objects are to be fetched.")
     return "\n".join(lines)
 
 
-def ending(summary: Summary, folder: str | Path, *, dry_run: bool = False) -> str:
-    """What was done, what is missing and what to type next."""
+def ending(
+    summary: Summary,
+    folder: str | Path,
+    *,
+    origin: str,
+    only: Sequence[str] = KINDS,
+    dry_run: bool = False,
+    today: date | None = None,
+) -> str:
+    """What was done, what is missing, what was not asked for, and what to type next."""
+    today = today or datetime.now(UTC).date()
     lines = ["Dry run: nothing was written."] if dry_run else []
     if not dry_run:
         lines.append(f"{folder} holds {_counts(summary.counts)}.")
     lines += _missing(summary.missing)
-    if not summary.is_complete:
+    over = {what for what in summary.missing if _is_over(what, origin, today)}
+    if over:
         lines.append(
-            "Not everything could be had. Once the cause is gone (a permission, a broken service), "
-            "run the same command again: it fetches the rest."
+            f"Evals went off on {EVALS_END.day} {EVALS_END:%B %Y}: what is missing of them can no "
+            "longer be fetched."
         )
-    elif not dry_run:
+    if any(
+        why["kind"] not in HARMLESS for what, why in summary.missing.items() if what not in over
+    ):
+        lines.append(
+            "Not everything could be fetched. Once the cause is gone (a permission, a broken "
+            "service), run the same command again: it fetches the rest."
+        )
+    lines.append(not_asked(only))
+    if summary.is_complete and not dry_run:
         lines.append(f"Check it with: rftkit import --verify {folder}")
     return "\n".join(lines)
+
+
+def not_asked(only: Sequence[str]) -> str:
+    """What an import of these kinds does not ask for."""
+    left_out = [NAMES.get(kind, kind) for kind in KINDS if kind not in only]
+    chosen = f"{', '.join(left_out)} (left out by --only); " if left_out else ""
+    return f"Not asked for: {chosen}{NOT_ASKED}."
+
+
+def _is_over(what: str, origin: str, today: date) -> bool:
+    """Whether the service has switched off what is missing."""
+    is_eval = what.removeprefix("lists/").split("/")[0] == "evals"
+    return is_eval and origin == OPENAI_URL and today > EVALS_END
+
+
+def _going_off(models: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
+    """When which part of the account goes off, a line each, the first to go first."""
+    dates: dict[str, list[str]] = {}
+    if origin == OPENAI_URL:
+        dates[f"{EVALS_END}"] = ["evals with their runs"]
+        dates[f"{JOBS_END}"] = ["creating fine-tuning jobs"]
+    for model in models:
+        if (end := _day_of(model.get("shutdown_date"))) is not None:
+            dates.setdefault(end, []).append(str(model.get("id")))
+    return [
+        f"Goes off on {end}: {', '.join(names[:MOST_NAMES])}"
+        + (f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else "")
+        for end, names in sorted(dates.items())
+    ]
+
+
+def _day_of(moment: Any) -> str | None:
+    """A date from Unix seconds or from text that begins with one."""
+    if isinstance(moment, int | float) and not isinstance(moment, bool):
+        try:
+            return datetime.fromtimestamp(moment, UTC).date().isoformat()
+        except (OverflowError, OSError, ValueError):
+            return None
+    return moment[:10] if isinstance(moment, str) and moment else None
 
 
 def brought(done: Brought, *, dry_run: bool = False) -> str:
@@ -131,6 +209,12 @@ def show(folder: str | Path) -> str:
         if len(keys) > MOST_LINES:
             lines.append(f"  … and {len(keys) - MOST_LINES:,} more in {dump.folder / title}")
     lines += ["", *_missing(ledger.not_fetched)] if ledger.not_fetched else []
+    asked = {kind for each in ledger.imports for kind in each["only"]}
+    models = [
+        model for path in dump.pages("lists/models")
+        for model in items_of(json.loads(dump.read(path)))
+    ]  # fmt: skip
+    lines += ["", not_asked(sorted(asked)), *_going_off(models, ledger.account["origin"])]
     return "\n".join(lines)
 
 
@@ -152,6 +236,21 @@ def whose(account: Mapping[str, str]) -> str:
     names = [account[name] for name in ("organization", "organization_id") if name in account][:1]
     names += [account["project"]] if "project" in account else []
     return account["origin"] + (f" ({', '.join(names)})" if names else "")
+
+
+def _chat_line(dump: Dump, key: str) -> str:
+    chat, counts = _read(dump, f"{key}/chat.json"), dump.ledger.objects[key]["counts"]
+    return f"{chat.get('id')}  {chat.get('model')}  {_day(chat)}  {_counts(counts)}"
+
+
+def _store_line(dump: Dump, key: str) -> str:
+    store, counts = _read(dump, f"{key}/vector_store.json"), dump.ledger.objects[key]["counts"]
+    return f"{store.get('id')}  {store.get('name')}  {_day(store)}  {_counts(counts)}"
+
+
+def _batch_line(dump: Dump, key: str) -> str:
+    batch = _read(dump, f"{key}/batch.json")
+    return f"{batch.get('id')}  {batch.get('endpoint')}  {batch.get('status')}  {_day(batch)}"
 
 
 def _file_line(dump: Dump, key: str) -> str:
@@ -191,6 +290,9 @@ _DESCRIBED = {
     "jobs": _job_line,
     "evals": _eval_line,
     "graders": _grader_line,
+    "chats": _chat_line,
+    "vector_stores": _store_line,
+    "batches": _batch_line,
 }
 
 
@@ -226,5 +328,5 @@ def _missing(missing: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _day(wire: Mapping[str, Any]) -> str:
-    created_at = wire.get("created_at")
+    created_at = wire.get("created_at", wire.get("created"))
     return datetime.fromtimestamp(created_at, UTC).date().isoformat() if created_at else "-"

@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from importer_calls import contents, ids, save
@@ -23,7 +24,8 @@ from importer_stub import (
     small_account,
 )
 
-from rftkit.importer import verify
+from rftkit.importer import Summary, verify, words
+from rftkit.importer.origins import OPENAI_URL
 
 
 def test_every_object_is_saved_once(tmp_path: Path) -> None:
@@ -169,6 +171,76 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "dump").exists()
     assert "11 of 11 objects are to be fetched" in "\n".join(said)
     assert not [path for path in account.requests if "/events" in path or "/content" in path]
+
+
+def with_the_rest() -> Account:
+    """The small account with what else has a list."""
+    account = small_account()
+    chat = {"object": "chat.completion", "model": "gpt-4o", "created": 1700, "choices": []}
+    account.add("/chat/completions", *({"id": f"chatcmpl-{n}", **chat} for n in range(3)))
+    account.add("/chat/completions/chatcmpl-1/messages", {"id": "msg_1", "role": "user"})
+    account.add("/chat/completions/chatcmpl-0/messages")
+    account.add("/chat/completions/chatcmpl-2/messages")
+    account.add("/vector_stores", {"id": "vs_1", "object": "vector_store", "name": "manuals",
+                "created_at": 1700, "status": "completed"})  # fmt: skip
+    account.add("/vector_stores/vs_1/files", {"id": "file-train", "object": "vector_store.file"})
+    account.add("/batches", {"id": "batch_1", "object": "batch", "status": "completed",
+                "endpoint": "/v1/chat/completions", "created_at": 1700})  # fmt: skip
+    ends = {"ft:o4-mini:acme::1": 1798761600, "gpt-4o": "2027-03-01", "gpt-9": None}
+    for name, end in ends.items():
+        model = {"id": name, "object": "model", "created": 1, "shutdown_date": end}
+        account.add("/models", model)
+    return account
+
+
+def test_chats_vector_stores_batches_and_models_are_saved_too(tmp_path: Path) -> None:
+    account, said = with_the_rest(), list[str]()
+    with Stub(account) as stub:
+        done = save(stub, tmp_path, said=said)
+        assert done.is_complete
+        num_before = len(account.requests)
+        save(stub, tmp_path)
+        again = account.requests[num_before:]
+    assert not [path for path in again if "chatcmpl" in path or "vs_1" in path or "batch_1" in path]
+    counts = {name: done.counts[name] for name in ("chats", "messages", "vector_stores", "batches")}
+    assert counts == {"chats": 3, "messages": 1, "vector_stores": 1, "batches": 1}
+    assert ids(tmp_path, "chats/chatcmpl-1/messages.jsonl") == ["msg_1"]
+    assert ids(tmp_path, "vector_stores/vs_1/store_files.jsonl") == ["file-train"]
+    assert verify(tmp_path) == []
+    text = "\n".join(said)
+    assert "stored chat completions: 3" in text
+    shown = words.show(tmp_path)
+    for each in (text, shown):
+        assert "Goes off on 2027-01-01: ft:o4-mini:acme::1" in each
+        assert "Goes off on 2027-03-01: gpt-4o" in each
+        assert "gpt-9" not in each
+    assert "vs_1  manuals" in shown
+    assert "Not asked for: responses, conversations" in shown
+
+
+def test_what_was_not_asked_for_is_named_in_the_end(tmp_path: Path) -> None:
+    with Stub(small_account()) as stub:
+        done = save(stub, tmp_path, only=["jobs"])
+    told = words.ending(done, tmp_path, origin=stub.url, only=["jobs"])
+    assert "Not asked for: files, evals, graders, stored chat completions" in told
+    assert "(left out by --only); responses, conversations" in told
+    assert "rftkit import --verify" in told
+
+
+def test_after_the_end_of_evals_nobody_is_told_to_try_again(tmp_path: Path) -> None:
+    gone = {"lists/evals": {"kind": "refused", "reason": "HTTP 404: no such route", "status": 404}}
+    failed = {"jobs/ftjob-1": {"kind": "failed", "reason": "HTTP 500: x", "status": 500}}
+    later, sooner = date(2026, 12, 1), date(2026, 11, 30)
+
+    def told(missing: dict[str, Any], today: date, origin: str = OPENAI_URL) -> str:
+        done = Summary({}, {}, 0, 0, missing)
+        return words.ending(done, tmp_path, origin=origin, today=today)
+
+    assert "run the same command again" in told(gone, sooner)
+    assert "run the same command again" in told(gone, later, "https://other.invalid/v1")
+    assert "run the same command again" not in told(gone, later)
+    assert "Evals went off on 30 November 2026" in told(gone, later)
+    assert "run the same command again" in told(gone | failed, later)
 
 
 def test_graders_are_collected_once_with_their_uses(tmp_path: Path) -> None:
