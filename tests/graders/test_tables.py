@@ -84,7 +84,7 @@ class TestGradeMany:
         ("line", "words"),
         [
             ("{", "not valid JSON"),
-            ("[]", "expected an object, found list"),
+            ("[]", "expected a JSON object, found an empty list"),
             ('{"a": 1}', "no answer to grade"),
             ('{"item": {}, "sample": 3}', "the answer must be text, .*found a number"),
         ],

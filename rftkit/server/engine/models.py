@@ -27,6 +27,7 @@ from rftkit.server.engine.tinker.remote import remote_of
 __all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
 
 BASES = "bases.json"
+CARD_BYTES = 1 << 16  # of a model card are read; its front matter is much shorter
 FORMAT = 1  # raise when a conversion changes, so that old caches are made again
 
 
@@ -110,9 +111,13 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    text = card.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"\A---\n.*?^license: *(\S+)$.*?^---$", text, re.DOTALL | re.MULTILINE)
-    return found[1] if found else None
+    with card.open("rb") as file:  # each list of models reads it, so neither size nor form may hold
+        text = file.read(CARD_BYTES).decode(errors="replace").replace("\r\n", "\n")
+    front, closed, _ = text.partition("\n---\n")
+    if not (closed and text.startswith("---\n")):
+        return None
+    matches = (re.fullmatch(r"license: *(\S+)", line) for line in front.split("\n"))
+    return next((found[1] for found in matches if found), None)
 
 
 def prepare(

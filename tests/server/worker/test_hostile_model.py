@@ -92,3 +92,19 @@ def test_a_load_that_never_ends_is_announced_with_its_limit(
     [(what, seconds, job)] = said
     assert (what, job) == ("loading endless", "ftjob-1")
     assert chats.LOAD_SECONDS <= seconds < chats.LOAD_SECONDS + 1
+
+
+def test_a_model_card_of_any_size_is_read_quickly(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    home.mkdir()
+    (folder / "config.json").write_text("{}")
+    (home / "bases.json").write_text(json.dumps({"added": str(folder)}))
+    for card, licence in {
+        "---\nlicense: mit\ntags: [a]\n---\n# Card\n": "mit",
+        "---\n" + "license: mit\n" * 2_000_000: None,
+        "license: mit\n": None,
+        "---\n---\nlicense: mit\n---\n": None,
+    }.items():
+        (folder / "README.md").write_text(card)
+        assert models.find_base("added", home).licence == licence
