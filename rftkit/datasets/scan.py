@@ -167,7 +167,7 @@ def tally(task: ScanTask) -> Tally:
     columns: list[tuple[int, int, int, int]] = []
     for each in task.stretch:
         counts.num_rows += 1
-        for kind in kinds_in(each.raw):
+        for kind in kinds_in(each.raw, each.row and each.row.item):
             counts.personal.setdefault(kind, Found()).note(each.number)
         if each.row is None:
             counts.refused.note(each.number, str(each.refusal))
