@@ -269,9 +269,26 @@ def main() -> None:
     except Exception as error:
         from rftkit.client import api_message
 
-        if (message := api_message(error)) is None:
+        if (message := api_message(error) or _words_for(error)) is None:
             raise
         _fail(message, 1)
+
+
+def _words_for(error: Exception) -> str | None:
+    """An error of the machine or of a file in words; None for one that is a fault of ours."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output is gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return "what was given is nested too deeply"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this"
+    if isinstance(error, UnicodeDecodeError):
+        return "a file that was given is not UTF-8; save it as UTF-8"
+    return None
 
 
 def _say(text: str, to_stderr: bool) -> None:

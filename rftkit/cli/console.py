@@ -51,6 +51,8 @@ def make_printable() -> None:
     """From now on nothing that is printed steers the terminal: names and texts are of others."""
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), Printable):
+            if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks stops nothing
+                stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, Printable(stream))
 
 
@@ -71,7 +73,8 @@ def show(value: Any, text: str, as_json: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print JSON on stdout."""
-    print(json_printable(json.dumps(value, ensure_ascii=False, indent=1)))
+    is_utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    print(json_printable(json.dumps(value, ensure_ascii=not is_utf8, indent=1)))
 
 
 def parse_pairs(pairs: Pairs | None) -> dict[str, str]:

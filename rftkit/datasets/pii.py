@@ -15,9 +15,9 @@ __all__ = ["KINDS", "kinds_in"]
 _ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _EMAIL = re.compile(rb"[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,}")
 _SECRET_STARTS = (
-    b"sk-", b"sk_", b"rk_", b"AKIA", b"ASIA", b"gh", b"github_pat_", b"glpat-", b"xox", b"xapp-", b"AIza", b"ya29.",
-    b"hf_", b"npm_", b"pypi-", b"SG.", b"eyJ", b"dop_v1_", b"AccountKey=", b"-----BEGIN", b"gsk_",
-    b"xai-", b"r8_", b"nvapi-", b"lin_api_", b"whsec_",
+    b"sk-", b"sk_", b"rk_", b"AKIA", b"ASIA", b"gh", b"github_pat_", b"glpat-", b"xox", b"xapp-",
+    b"AIza", b"ya29.", b"hf_", b"npm_", b"pypi-", b"SG.", b"eyJ", b"dop_v1_", b"AccountKey=",
+    b"-----BEGIN", b"gsk_", b"xai-", b"r8_", b"nvapi-", b"lin_api_", b"whsec_",
 )  # fmt: skip
 _SECRET = re.compile(
     rb"\bsk-[\w-]{20,}|\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|\bwhsec_[A-Za-z0-9+/]{24,}"

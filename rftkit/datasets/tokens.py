@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit import settings
-from rftkit.datasets.findings import Finding, Place
+from rftkit.datasets.findings import Finding, Place, counted
 from rftkit.datasets.rowfile import Rows
 from rftkit.rows import Row
 
@@ -38,10 +38,13 @@ class Counter:
 
     words: str
     """What counted, for messages."""
-    count: Callable[[Sequence[Row]], list[int]]
+    count: Callable[[Sequence[Row]], list[int | None]]
+    """Tokens of each prompt; None where the model's chat template refuses it."""
     context: int | None
     """Tokens that prompt and answer may have together; None if nobody said."""
     is_exact: bool
+    refusal: Callable[[Row], str | None] = lambda row: None
+    """Why the model's chat template refuses a prompt; None when it takes it."""
 
 
 def find_counter(model: str) -> Counter:
@@ -55,30 +58,41 @@ def find_counter(model: str) -> Counter:
     except ImportError:
         words = f"characters / {CHARS_PER_TOKEN}, an estimate: transformers is not installed"
         return Counter(words, _by_characters, _context(folder), False)
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a model's own files make the library raise
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        words = f"characters / {CHARS_PER_TOKEN}, an estimate: no tokenizer in {folder} ({said})"
+        return Counter(words, _by_characters, _context(folder), False)
 
-    def count(rows: Sequence[Row]) -> list[int]:
-        texts = [_rendered(tokenizer, row) for row in rows]
-        batch = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-        return [len(ids) for ids in batch["input_ids"]]
+    def count(rows: Sequence[Row]) -> list[int | None]:
+        texts = [_rendered(tokenizer, row)[0] for row in rows]
+        known = [text for text in texts if text is not None]
+        batch = tokenizer(known, add_special_tokens=False)["input_ids"] if known else []
+        lengths = iter(len(ids) for ids in batch)
+        return [None if text is None else next(lengths) for text in texts]
 
-    return Counter(f"the tokenizer and chat template of {model}", count, _context(folder), True)
+    words = f"the tokenizer and chat template of {model}"
+    return Counter(words, count, _context(folder), True, lambda row: _rendered(tokenizer, row)[1])
 
 
 def length_findings(model: str, sources: Mapping[str, Rows]) -> Iterator[Finding]:
     """Lengths of the prompts of each source, and those that leave no room for an answer."""
     counter = find_counter(model)
     for rows in sources.values():
-        numbers, lengths, is_sample = _measure(counter, rows)
+        numbers, lengths, is_sample, refused = _measure(counter, rows)
+        if refused:
+            yield _refused(model, rows, refused, counter)
         if len(lengths):
             yield _lengths(rows, lengths, counter, is_sample)
         if len(lengths) and counter.context is not None:
             yield from _too_long(rows, numbers, lengths, counter, is_sample)
 
 
-def _measure(counter: Counter, rows: Rows) -> tuple[Any, npt.NDArray[Any], bool]:
+def _measure(counter: Counter, rows: Rows) -> tuple[Any, npt.NDArray[Any], bool, list[int]]:
+    """Row numbers, their lengths, whether they are a sample, and rows without a length."""
     import numpy as np
 
     is_sample = len(rows) > EXACT_ROWS
@@ -87,12 +101,31 @@ def _measure(counter: Counter, rows: Rows) -> tuple[Any, npt.NDArray[Any], bool]
         chosen = np.sort(np.random.default_rng(SEED).choice(len(rows), EXACT_ROWS, replace=False))
     numbers: list[int] = []
     lengths: list[int] = []
+    refused: list[int] = []
     for first in range(0, len(chosen), AT_ONCE):
         found = rows.rows_at(chosen[first : first + AT_ONCE].tolist())
         usable = [(each.number, each.row) for each in found if each.row is not None]
-        numbers += [number for number, _ in usable]
-        lengths += counter.count([row for _, row in usable])
-    return np.array(numbers), np.array(lengths), is_sample
+        counted = counter.count([row for _, row in usable])
+        for (number, _), length in zip(usable, counted, strict=True):
+            if length is None:
+                refused.append(number)
+            else:
+                numbers.append(number)
+                lengths.append(length)
+    return np.array(numbers), np.array(lengths), is_sample, refused
+
+
+def _refused(model: str, rows: Rows, numbers: list[int], counter: Counter) -> Finding:
+    row = rows.rows_at(numbers[:1])[0].row
+    why = counter.refusal(row) if row is not None else None
+    return Finding(
+        "error",
+        "prompt_refused",
+        f"{rows.name}: {model} does not take the prompts of {counted(len(numbers), 'row')}: {why}",
+        "put the system message into the user's message, or choose a model with another template",
+        len(numbers),
+        tuple(Place(rows.name, n, rows.line(n)) for n in numbers[:100]),
+    )
 
 
 def _lengths(rows: Rows, lengths: Any, counter: Counter, is_sample: bool) -> Finding:
@@ -146,13 +179,18 @@ def _too_long(
         )
 
 
-def _by_characters(rows: Sequence[Row]) -> list[int]:
+def _by_characters(rows: Sequence[Row]) -> list[int | None]:
     texts = (json.dumps(row.messages, ensure_ascii=False) for row in rows)
     return [-(-len(text) // CHARS_PER_TOKEN) for text in texts]
 
 
-def _rendered(tokenizer: Any, row: Row) -> str:
-    """As the platform does: `developer` is what was once called `system`; parts become text."""
+def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
+    """The prompt as the platform writes it, or why the model's template refuses it.
+
+    `developer` is what was once called `system`; parts become text.
+    """
+    if not tokenizer.chat_template:
+        return None, "it has no chat template; add chat_template.jinja to its folder"
     messages = [
         {
             **message,
@@ -162,13 +200,16 @@ def _rendered(tokenizer: Any, row: Row) -> str:
         for message in row.messages
     ]
     knows_tools = "tools" in str(tokenizer.chat_template)
-    text: str = tokenizer.apply_chat_template(
-        messages,
-        tools=(row.tools or None) if knows_tools else None,
-        add_generation_prompt=True,
-        tokenize=False,
-    )
-    return text if knows_tools or not row.tools else f"{json.dumps(row.tools)}{text}"
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages,
+            tools=(row.tools or None) if knows_tools else None,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+    except Exception as error:  # whatever a model's own template raises
+        return None, f"its chat template says: {error}"
+    return (text if knows_tools or not row.tools else f"{json.dumps(row.tools)}{text}"), None
 
 
 def _text(content: Any) -> str:
@@ -178,11 +219,22 @@ def _text(content: Any) -> str:
 
 
 def _folder(model: str) -> Path | None:
+    """Where a model's files are: added with `models add`, a folder, or what the platform made."""
     base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
-    places = [Path(base).expanduser()]
-    if not places[0].is_absolute():
+    places = [Path(added)] if (added := _added().get(base)) else []
+    places.append(Path(base).expanduser())
+    if not places[-1].is_absolute():
         places += sorted((settings.home() / "models").glob(f"{base}-v*"), reverse=True)
-    return next((each for each in places if (each / "tokenizer.json").is_file()), None)
+    return next((each for each in places if (each / "config.json").is_file()), None)
+
+
+def _added() -> dict[str, Any]:
+    """Name -> folder of the models that were added to the platform."""
+    try:
+        found = json.loads((settings.home() / "bases.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {name: str(where) for name, where in found.items()} if isinstance(found, dict) else {}
 
 
 def _context(folder: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -257,3 +258,43 @@ def test_grade_asks_the_judge_of_the_platform(run: Run, files: Path, served: Ser
     (files / "samples.jsonl").write_text('{"item": {"answer": "hi"}, "sample": "ho"}\n')
     done = run("grade", files / "judge.json", files / "samples.jsonl", "--json")
     assert [grade["reward"] for grade in json.loads(done.out)] == [0.25]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_in_any_encoding(encoding: str, files: Path) -> None:
+    rows = files / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "日本 é →"}], "answer": "é"}\n')
+    start = "from rftkit.cli.app import main; main()"
+    command = [sys.executable, "-c", start, "check", str(rows), "--quick"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for more in ([], ["--json"]):
+        done = subprocess.run(command + more, capture_output=True, env=environment)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 0
+        if more:
+            assert json.loads(done.stdout.decode(encoding))["ok"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/x/page.html"),
+            "/x/page.html: Permission denied",
+        ),
+        (RecursionError(), "nested too deeply"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "is not UTF-8"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_errors_of_the_machine_are_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def broken(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", broken)
+    done = run("check", "x")
+    assert done.status == 1
+    assert words in done.err
+    assert done.err.count("\n") == 1

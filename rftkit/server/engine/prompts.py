@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rftkit.errors import InputError
+
 __all__ = ["closing", "encode", "thinking_mark", "tool_calls_in"]
 
 Json = dict[str, Any]
@@ -40,13 +42,28 @@ def encode(
 
     The template is applied as it stands, so that training and chat see the same tokens. Roles a
     template does not know are its own business; `developer` is what was once called `system`.
+
+    Raises:
+        InputError: the model has no template, or its template refuses the messages.
     """
     plain = [_plain(message) for message in messages]
     if "tools" not in str(tokenizer.chat_template):
         plain, tools = _with_tools_as_text(plain, tools), None
-    text: str = tokenizer.apply_chat_template(
-        plain, tools=tools or None, add_generation_prompt=True, tokenize=False
-    )
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the model has no chat template, so a prompt has no form; add chat_template.jinja to "
+            "its folder, or choose an instruction-tuned model"
+        )
+    try:
+        text: str = tokenizer.apply_chat_template(
+            plain, tools=tools or None, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # whatever a model's own template raises
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise InputError(
+            f"the model's chat template refuses these messages ({roles}): {error}; put a system "
+            "message into the user's message, or choose another model"
+        ) from None
     if thinking is not None and not text.rstrip().endswith(thinking):
         text += f"{thinking}\n"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]

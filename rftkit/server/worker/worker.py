@@ -230,6 +230,7 @@ class Worker:
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
         if plan is None:
+            self._check_prompts(job, engine, {"training_file": rows, "validation_file": valid_rows})
             plan = make_plan(job, len(rows), thinking, kind, budget)
             spec = job.method["reinforcement"]["grader"]
             plan = dataclasses.replace(plan, stratify=resolve_key(plan.stratify, spec, rows))
@@ -341,6 +342,24 @@ class Worker:
         except InputError as error:
             raise RowError(error.message, param=param) from None
         return rows
+
+    def _check_prompts(self, job: Job, engine: Any, files: dict[str, list[Row]]) -> None:
+        """Refuse rows that the model's chat template refuses: one row of each shape is tried.
+
+        Raises:
+            RowError: with the file's own name and the line.
+        """
+        for param, rows in files.items():
+            shapes = {
+                (*(m["role"] for m in row.messages), bool(row.tools)): row for row in rows[::-1]
+            }
+            for row in shapes.values():
+                try:
+                    engine.encode(row.messages, row.tools)
+                except InputError as error:
+                    name = self.store.file(getattr(job, param)).filename
+                    found = RowError(error.message, path=name, line=row.line)
+                    raise RowError(found.message, param=param) from None
 
     def _check_paths(self, job: Job, rows: list[Row], name: str) -> None:
         spec = job.method["reinforcement"]["grader"]
