@@ -1,32 +1,32 @@
-"""Files that appear whole or not at all: written beside their place, on disk, then renamed.
+"""Files and folders that appear whole or not at all: written beside their place, then renamed.
 
-A reader finds the old file or the new one, never half; after a crash too. Not here: folders that
-appear whole (`server/journal.py`), and files that grow (the journals append).
+A reader finds the old file or the new one, never half; after a crash too. A folder has the digests
+of its files, so that damage is found later. Not here: files that grow (the journals append).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from rftkit.errors import InputError, PlatformError
 
 __all__ = [
-    "check_output",
-    "has_no_room",
-    "is_full",
-    "replacing",
-    "sync",
-    "unwritable",
-    "write_whole",
-]
+    "check_output", "damage", "has_no_room", "is_full", "replacing", "sync", "unwritable",
+    "write_folder", "write_whole",
+]  # fmt: skip
 
+SUMS = "sha256.json"
+"""In each folder that appears whole: file name → digest."""
 LEAST_BYTES = 1 << 20
 """With less room than this, a disk counts as full whatever a library calls its error."""
 
@@ -109,6 +109,44 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_folder(
+    target: Path, save: Callable[[Path], None], scratch_prefix: str = ".writing-"
+) -> None:
+    """Put a folder in its place when `save` has filled it, with the digests of its files."""
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=scratch_prefix))
+    try:
+        save(scratch)
+        sums = {path.name: _digest(path) for path in sorted(scratch.iterdir()) if path.is_file()}
+        (scratch / SUMS).write_text(json.dumps(sums))
+        for path in scratch.iterdir():
+            sync(path)
+        sync(scratch)
+        os.replace(scratch, target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    sync(target.parent)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that `write_folder` made, or None."""
+    if folder.is_dir() and not (folder / SUMS).is_file():
+        return None  # written before there were sums
+    try:
+        sums = json.loads((folder / SUMS).read_bytes())
+        for name, digest in sums.items():
+            if _digest(folder / name) != digest:
+                return f"{folder / name} does not have the bytes that were written"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{folder} cannot be read ({error})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -11,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from rftkit.errors import NotFoundError, PlatformError
 from rftkit.server.engine import weights
 from rftkit.server.engine.tinker.remote import remote_of
+from rftkit.wholefile import damage, write_folder
 
 __all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
 
@@ -147,20 +149,20 @@ def prepare(
             )
         return base.folder
     folder = home / "models" / f"{base.name}-v{FORMAT}"
-    if not folder.is_dir():
-        made_from = _MAKERS[base.name]
-        source = _weights(home, say, progress) if made_from is _make_smollm2 else home
-        say(f"Converting {base.name} (once)")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-        try:
-            made_from(source, scratch)
-            os.rename(scratch, folder)
-        except OSError:
-            if not folder.is_dir():  # another process was faster otherwise
-                raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    if damage(folder) is None:
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.parent / ".making.lock"):  # one process at a time converts
+        for left in folder.parent.glob(".making-*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        if folder.is_dir() and (wrong := damage(folder)):
+            say(f"The converted weights of {base.name} are damaged ({wrong}); they are made again")
+            shutil.rmtree(folder)
+        if not folder.is_dir():
+            made_from = _MAKERS[base.name]
+            source = _weights(home, say, progress) if made_from is _make_smollm2 else home
+            say(f"Converting {base.name} (once)")
+            write_folder(folder, partial(made_from, source), scratch_prefix=".making-")
     return folder
 
 

@@ -15,26 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError
-from rftkit.wholefile import is_full, sync, write_whole
+from rftkit.wholefile import damage, is_full, write_whole
+from rftkit.wholefile import write_folder as _write_folder
 
 __all__ = ["Journal", "Kept", "damage", "is_full", "progress"]
 
 KEPT_STATES = 2
 PARTS = {"steps": ("refill", "guided")}
 """Drafts that end up in the record of another kind."""
-SUMS = "sha256.json"
-"""In each folder: file name → digest."""
 Kept = tuple[list[int], dict[str, Any]]
 """The tokens that a grade was given for, and the grade: they may be drawn again, and be others."""
 
@@ -48,6 +45,14 @@ class Journal:
         """Told of each damaged file that is set aside."""
         for name in ("drafts", "steps", "valid", "states", "checkpoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Delete what a killed worker left half-written; for the worker that takes the job up."""
+        for path in self.folder.glob("*/.*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     # ── records ──────────────────────────────────────────────────────────────────────────────
 
@@ -178,25 +183,6 @@ def progress(folder: Path) -> tuple[frozenset[str], int]:
     return frozenset(f"{path.parent.name}/{path.name}" for path in there), given
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that the journal wrote whole, or None."""
-    if folder.is_dir() and not (folder / SUMS).is_file():
-        return None  # written before there were sums
-    try:
-        sums = json.loads((folder / SUMS).read_bytes())
-        for name, digest in sums.items():
-            if _digest(folder / name) != digest:
-                return f"{folder / name} does not have the bytes that were written"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{folder} cannot be read ({error})"
-    return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
     """Whole lines of a file of grades; others were cut off by a kill, or damaged since."""
     found: dict[tuple[int, int], Kept] = {}
@@ -210,19 +196,3 @@ def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
 
 def _packed(data: dict[str, Any]) -> bytes:
     return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), 3, mtime=0)
-
-
-def _write_folder(target: Path, save: Callable[[Path], None]) -> None:
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".writing-"))
-    try:
-        save(scratch)
-        sums = {path.name: _digest(path) for path in sorted(scratch.iterdir())}
-        (scratch / SUMS).write_text(json.dumps(sums))
-        for path in scratch.iterdir():
-            sync(path)
-        sync(scratch)
-        os.replace(scratch, target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    sync(target.parent)

@@ -17,9 +17,11 @@ from rftkit.server.training.plan import Plan
 __all__ = ["check_lengths", "room"]
 
 
-def room(engine: Engine, plan: Plan, prompt: Sequence[int]) -> int:
-    """The most tokens that an answer to this prompt may have."""
-    return max(1, min(plan.max_completion_tokens, engine.context_tokens - len(prompt)))
+def room(plan: Plan, context_tokens: int | None, prompt: Sequence[int]) -> int:
+    """The most tokens that an answer to this prompt may have; None: the context has no end."""
+    if context_tokens is None:
+        return plan.max_completion_tokens
+    return max(1, min(plan.max_completion_tokens, context_tokens - len(prompt)))
 
 
 def check_lengths(engine: Engine, plan: Plan, rows: Sequence[Row], path: str) -> str | None:
@@ -43,7 +45,7 @@ def check_lengths(engine: Engine, plan: Plan, rows: Sequence[Row], path: str) ->
                 f"{engine.context_tokens:,}, the answer included. Shorten the row or leave it out",
                 path=path, line=row.line, param="messages",
             )  # fmt: skip
-        if room(engine, plan, prompt) < plan.max_completion_tokens:
+        if room(plan, engine.context_tokens, prompt) < plan.max_completion_tokens:
             short.append(row.line)
     if not short:
         return None

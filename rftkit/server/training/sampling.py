@@ -182,7 +182,7 @@ def sampled(run: Run, ask: Ask, on_completion: OnCompletion | None = None) -> Dr
         SampleRequest(
             prompt_ids=prompt,
             seeds=[(run.plan.seed, ask.draw, row.line, index) for index in range(ask.num)],
-            max_tokens=room(run.engine, run.plan, prompt),
+            max_tokens=room(run.plan, run.context_tokens, prompt),
             temperature=ask.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
             thinking=run.plan.thoughts,

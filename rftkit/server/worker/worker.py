@@ -222,6 +222,7 @@ class Worker:
         def say(text: str, level: str = "info") -> None:
             self.store.add_event(job.id, text, level=level, key=text)
 
+        journal.sweep()
         journal.on_damage = partial(say, level="warn")
         say(f"Loading {base}")
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
@@ -261,6 +262,7 @@ class Worker:
                 valid_rows=valid_rows,
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
+                context_tokens=engine.context_tokens,
                 breathe=self._breathe(job.id),
                 checks=read_checks(self.home),
                 compile=lambda spec: self._compiled(spec, plan),

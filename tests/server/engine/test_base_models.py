@@ -1,0 +1,42 @@
+"""Converted base models: made once, seen to be whole, made again when they are not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rftkit.server.engine import models
+from rftkit.wholefile import damage
+
+TINY = models.BUNDLED["rftkit-tiny"]
+
+
+def test_damaged_weights_are_made_again_and_half_made_ones_are_deleted(
+    home: Path, made_models: Path
+) -> None:
+    shutil.copytree(made_models, home / "models")
+    half_made = home / "models" / ".making-killed"
+    half_made.mkdir()
+    said: list[str] = []
+    folder = models.prepare(TINY, home, said.append)
+    assert said == []
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert models.prepare(TINY, home, said.append) == folder
+    assert "model.safetensors does not have the bytes that were written" in said[0]
+    assert said[1:] == ["Converting rftkit-tiny (once)"]
+    assert weights.read_bytes() == whole
+    assert damage(folder) is None
+    assert not half_made.exists()
+
+
+def test_weights_of_an_older_version_have_no_sums_and_are_used(
+    home: Path, made_models: Path
+) -> None:
+    shutil.copytree(made_models, home / "models")
+    [sums] = (home / "models").glob("rftkit-tiny-*/sha256.json")
+    sums.unlink()
+    said: list[str] = []
+    models.prepare(TINY, home, said.append)
+    assert said == []
