@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,10 @@ from rftkit.datasets.rowfile import open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.sampled import KINDS, Kind, SampledRow, suggest_threshold
 from rftkit.datasets.writing import write_lines
+from rftkit.diagnosis import never_sampled, share_words
 from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
+from rftkit.graders.closed import Shares, answer_fields, shares
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ class Preview:
     rows: tuple[SampledRow, ...]
     pass_threshold: float
     """Reward from which an answer counts as right: as given, else as suggested."""
+    answers: Mapping[str, Shares] = field(default_factory=dict)
+    """Place of a closed answer -> how often each value was sampled, and is a reference."""
 
     def numbers(self, kind: Kind) -> list[int]:
         """Numbers of the rows of a kind."""
@@ -107,7 +111,13 @@ class Preview:
     def findings(self, group_size: int | None = None) -> list[Finding]:
         """What this means for a job with `group_size` completions a prompt; default as sampled."""
         size = group_size or self.completions
-        return [*self._kinds(), *self._flat(size), *self._threshold(), *self._trouble()]
+        return [
+            *self._kinds(),
+            *self._flat(size),
+            *self._answers(),
+            *self._threshold(),
+            *self._trouble(),
+        ]
 
     def _kinds(self) -> Iterator[Finding]:
         useful = self.share("in between")
@@ -141,6 +151,18 @@ class Preview:
             else "",
             figures={"group_size": size, "share": share.value},
         )
+
+    def _answers(self) -> Iterator[Finding]:
+        for name, found in self.answers.items():
+            missing = {
+                value: share
+                for value, share in found.references.items()
+                if share and not found.samples.get(value)
+            }
+            said = f"`{name}`: {share_words(asdict(found))}"
+            yield Finding("info", "answer_shares", said, figures={"answer": name, **asdict(found)})
+            for each in never_sampled(name, missing, found.num_samples):
+                yield Finding("warning", each.code, each.message, each.advice)
 
     def _threshold(self) -> Iterator[Finding]:
         suggested = suggest_threshold(self.rows)
@@ -209,13 +231,15 @@ def preview(
         raise InputError(f"spread needs at least 2 completions a row, found {completions}")
     if response_format is not None:
         options["response_format"] = response_format
-    sampled = []
+    sampled: list[SampledRow] = []
+    said: list[Sample] = []
     with (
         compile_grader(grader, **(grader_options or {})) as compiled,
         ThreadPoolExecutor(concurrency) as pool,
     ):
         asked = pool.map(lambda pair: _ask(client, model, pair[1], completions, options), usable)
         for done, ((each, row), (samples, error)) in enumerate(zip(usable, asked, strict=True), 1):
+            said += samples
             grades = compiled.grade_many([(sample, row.item) for sample in samples])
             missing = completions - len(samples)
             why = {_why(grade.errors) for grade in grades if grade.reward is None}
@@ -230,7 +254,15 @@ def preview(
             if progress is not None:
                 progress(done, len(usable))
     threshold = pass_threshold if pass_threshold is not None else suggest_threshold(sampled)
-    return Preview(model, completions, tuple(sampled), 0.5 if threshold is None else threshold)
+    items = [row.item for _, row in usable]
+    answers = {
+        each.name: shares(each, said, items)
+        for each in answer_fields(compiled.spec, response_format, items)
+        if each.values
+    }
+    return Preview(
+        model, completions, tuple(sampled), 0.5 if threshold is None else threshold, answers
+    )
 
 
 def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedRow]:

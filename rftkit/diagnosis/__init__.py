@@ -14,9 +14,11 @@ from rftkit.diagnosis.rules import (
     CUT_SHARE,
     FLAT_SHARE,
     Finding,
+    collapsed,
     findings,
     never_sampled,
     share_words,
+    validation_gains,
 )
 from rftkit.diagnosis.story import Story, story_of
 
@@ -26,9 +28,11 @@ __all__ = [
     "Change",
     "Finding",
     "Story",
+    "collapsed",
     "findings",
     "gain_sentence",
     "never_sampled",
     "share_words",
     "story_of",
+    "validation_gains",
 ]

@@ -25,6 +25,7 @@ __all__ = [
     "findings",
     "never_sampled",
     "share_words",
+    "validation_gains",
 ]
 
 Json = Mapping[str, Any]
@@ -299,7 +300,7 @@ def _still(story: Story) -> Iterator[Finding]:
         return
     if story.total_steps and 2 * last["step"] < story.total_steps:
         return
-    total, parts = gains(first, last)
+    total, parts = validation_gains(first, last)
     if total is None or total.direction <= 0 or len(parts) < 2:
         return
     for name, change in parts.items():
@@ -319,7 +320,7 @@ def _still(story: Story) -> Iterator[Finding]:
         return
 
 
-def gains(first: Json, last: Json) -> tuple[Change | None, dict[str, Change]]:
+def validation_gains(first: Json, last: Json) -> tuple[Change | None, dict[str, Change]]:
     """From one validation to another: the change of the reward, and of each grader.
 
     Intervals treat the two validations as independent, which makes them wider than a comparison

@@ -18,6 +18,7 @@ from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Comparison, PairSummary, StepChoice
 from rftkit.evals.notes import notes_on
 from rftkit.evals.samples import Samples
+from rftkit.evals.signal_notes import signal_notes
 from rftkit.evals.slices import By, slice_rows
 from rftkit.evals.table import Table
 from rftkit.evals.words import choice_sentence, many
@@ -77,7 +78,10 @@ def compare(
         slices=tuple(
             slice_rows(table, name, by, first, focus or first) for name, by in cuts.items() if first
         ),
-        notes=notes_on(samples, cells, table.difference(first, focus) if first and focus else None),
+        notes=(
+            *notes_on(samples, cells, table.difference(first, focus) if first and focus else None),
+            *(note for pair in pairs if pair.after == focus for note in signal_notes(table, pair)),
+        ),
         level=level,
         margin=margin,
         seed=seed,

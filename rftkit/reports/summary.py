@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from rftkit.diagnosis import Change, gain_sentence, story_of, validation_gains
 from rftkit.views.answers import SAME, reward_of
 
 __all__ = ["MIME", "publish", "summary"]
@@ -31,7 +32,8 @@ def summary(
         answers: the file of before and after answers, in the shape of `rftkit.views.answers`.
 
     Returns:
-        `valid` (None without a validation), `test` and `constant` (None without answers),
+        `valid` (None without a validation), `test` and `constant` (None without answers), `gain`
+        (which graders it came from, in words; empty with one grader),
         `grader_verdict` (None when the grader recognises right answers) and `training`; every
         number is None where nothing was measured.
     """
@@ -43,6 +45,7 @@ def summary(
     return {
         "valid": _validations(steps),
         "test": _test(answers["rows"]) if answers and answers["rows"] else None,
+        "gain": _gain(events, (answers or {}).get("rows") or []),
         "constant": (answers or {}).get("constant"),
         "grader_verdict": _grader_verdict(events),
         "training": {
@@ -103,6 +106,46 @@ def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "unscorable": outcomes.count("unscorable"),
         "unanswered": sum(answer.get("text") is None for answer in every),
     }
+
+
+def _gain(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
+    """Which graders the change came from: on test rows if there are enough, else on validations."""
+    pairs = [(row["answers"].get("base") or {}, row["answers"].get("final") or {}) for row in rows]
+    names = list(dict.fromkeys(name for _, final in pairs for name in _parts(final)))
+    total = _mean_change([(reward_of(before), reward_of(after)) for before, after in pairs])
+    parts = {
+        name: change
+        for name in names
+        if (
+            change := _mean_change(
+                [(_parts(before).get(name), _parts(after).get(name)) for before, after in pairs]
+            )
+        )
+    }
+    if total is not None and total.half_width is not None:
+        return gain_sentence(total, parts, "test reward")
+    story = story_of(events)
+    first, last = story.first_valid, story.last_valid
+    if rows or first is None or last is None or first is last:
+        return ""
+    total, parts = validation_gains(first, last)
+    return gain_sentence(total, parts, "validation reward") if total else ""
+
+
+def _parts(answer: dict[str, Any]) -> dict[str, float | None]:
+    found: dict[str, float | None] = (answer.get("grade") or {}).get("sub_rewards") or {}
+    return found
+
+
+def _mean_change(pairs: list[tuple[float | None, float | None]]) -> Change | None:
+    changes = [
+        after - before for before, after in pairs if before is not None and after is not None
+    ]
+    interval = _interval(changes)
+    if not changes:
+        return None
+    half = None if interval is None else (interval[1] - interval[0]) / 2
+    return Change(statistics.fmean(changes), half)
 
 
 def _interval(changes: list[float]) -> list[float] | None:

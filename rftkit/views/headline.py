@@ -17,7 +17,7 @@ Figures = dict[str, Any]
 
 def headline(summary: Figures) -> Html:
     """One sentence, tiles with the figures, and what to know before believing them."""
-    said = verdict(summary)
+    said = " ".join(filter(None, (verdict(summary), summary.get("gain"))))
     tiles = "".join(_validation_tiles(summary.get("valid") or {}))
     tiles += "".join(_test_tiles(summary.get("test") or {}))
     points = "".join(f"<li>{text(point)}</li>" for point in _points(summary))

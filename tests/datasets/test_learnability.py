@@ -171,3 +171,19 @@ def test_without_a_tokenizer_lengths_are_an_estimate_and_say_so(tmp_path: Path) 
     [lengths] = [each for each in check.findings if each.code == "token_lengths"]
     assert "characters / 4, an estimate: no tokenizer of o4-mini is here" in lengths.message
     assert 100 <= lengths.figures["longest"] <= 120
+
+
+def test_a_label_that_the_model_never_gives_is_named(served: Served, tmp_path: Path) -> None:
+    served.link.say = lambda request: "yes"
+    labels = ["yes", "no", "needs review"]
+    path = write(tmp_path / "t.jsonl", [row(f"prompt {n}", labels[n % 3]) for n in range(12)])
+    found = datasets.preview(
+        served.client, "rftkit-tiny", datasets.spread_rows(path, 12), grader=GRADER, completions=4
+    )
+    said = {each.code: each for each in found.findings()}
+    assert said["answer_shares"].message.startswith("`answer`: ")
+    assert "yes 100%" in said["answer_shares"].message
+    assert said["never_sampled"].severity == "warning"
+    assert said["never_sampled"].message.startswith(
+        "`needs review`, `no` were never sampled in 48 answers"
+    )
