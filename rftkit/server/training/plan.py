@@ -12,13 +12,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rftkit.errors import RequestError, RftkitError
+from rftkit.rows import Row
 from rftkit.server.engine.base import LoraConfig, Thinking, TrainSettings
 from rftkit.server.engine.prompts import closing
 from rftkit.server.store.records import Job
+from rftkit.server.training.references import have_references, resolve_key
 
 __all__ = ["EFFORTS", "VERSION", "NewerPlanError", "Plan", "make_plan", "plan_from", "reasons"]
 
@@ -35,6 +38,8 @@ GUIDANCE_NAMES = ("none", "references")
 # What these are when nothing is asked for; the study is `tests/benchmarks/learning.py`.
 ADVANTAGE, STRATIFY, GUIDANCE = "mean", "none", "none"
 SCHEDULE, WARMUP_STEPS = "constant", 0
+AUTO_BATCH, AUTO_COMPUTE = 8, 1.0
+GUIDED_MULTIPLIER = 1.0  # of the learning rate, where references guide
 EFFORTS = {
     "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
     "xhigh": 0.875, "max": 0.875,
@@ -178,6 +183,7 @@ def make_plan(
     thinking: str | None = None,
     engine: str = "torch",
     memory_bytes: int | None = None,
+    rows: Sequence[Row] = (),
 ) -> Plan:
     """Resolve a job's hyperparameters against its training rows.
 
@@ -188,6 +194,8 @@ def make_plan(
             `thinking` overrules it, "none" turns thoughts off.
         engine: where the job trains.
         memory_bytes: the engine's budget.
+        rows: of the training file; without them `stratify` stays as it was asked for, and
+            `guidance` is what it would be with reference answers.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
@@ -197,7 +205,7 @@ def make_plan(
     def value(name: str, auto: Any) -> Any:
         return auto if given.get(name, "auto") == "auto" else given[name]
 
-    batch_size = min(value("batch_size", 8), num_rows)
+    batch_size = min(value("batch_size", AUTO_BATCH), num_rows)
     n_epochs = value("n_epochs", min(50, math.ceil(AUTO_STEPS * batch_size / num_rows)))
     total_steps = max(1, num_rows * n_epochs // batch_size)
     if given.get("n_epochs", "auto") == "auto":
@@ -207,6 +215,11 @@ def make_plan(
     mark = knobs.mark("thinking", thinking)
     max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
     tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
+    guidance = _guidance(knobs, mark, engine, job, rows)
+    stratify = knobs.key("stratify", STRATIFY)
+    if rows:
+        stratify = resolve_key(stratify, job.method["reinforcement"]["grader"], rows)
+    multiplier = _auto_multiplier(guidance, tuning)
     effort = given.get("reasoning_effort", "default")
     ignored: dict[str, str] = {}
     if tuning == "full":
@@ -221,8 +234,10 @@ def make_plan(
         batch_size=batch_size,
         n_epochs=n_epochs,
         total_steps=total_steps,
-        learning_rate=BASE_LEARNING_RATES[tuning] * value("learning_rate_multiplier", 1.0),
-        completions_per_prompt=min(64, max(2, round(8 * value("compute_multiplier", 1.0)))),
+        learning_rate=BASE_LEARNING_RATES[tuning] * value("learning_rate_multiplier", multiplier),
+        completions_per_prompt=min(
+            64, max(2, round(8 * value("compute_multiplier", AUTO_COMPUTE)))
+        ),
         eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
         eval_samples=eval_samples,
         eval_temperature=0.0 if eval_samples == 1 else 1.0,
@@ -245,8 +260,8 @@ def make_plan(
         tuning=tuning,
         advantage=knobs.word("advantage", ADVANTAGE, ADVANTAGE_NAMES),
         advantage_floor=knobs.number("advantage_floor", 0.1, 1e-3, 1.0),
-        stratify=knobs.key("stratify", STRATIFY),
-        guidance=_guidance(knobs, mark, engine),
+        stratify=stratify,
+        guidance=guidance,
         refill=knobs.integer("refill", 0, 0, 1024),
         schedule=knobs.word("schedule", SCHEDULE, SCHEDULE_NAMES),
         warmup_steps=knobs.integer("warmup_steps", WARMUP_STEPS, 0, 10_000),
@@ -257,22 +272,32 @@ def make_plan(
     )
 
 
+def _auto_multiplier(guidance: str, tuning: str) -> float:
+    """Of the learning rate: completions that are right allow for larger steps."""
+    return GUIDED_MULTIPLIER if guidance != "none" and tuning == "lora" else 1.0
+
+
 def reasons(plan: Plan) -> dict[str, str]:
     """What `auto` means for each hyperparameter, in this plan, and why."""
     return {
-        "batch_size": "8 prompts a step, or every row when there are fewer",
+        "batch_size": f"{AUTO_BATCH} prompts a step, or every row when there are fewer",
         "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
         "learning_rate_multiplier": (
-            f"1: the learning rate is {BASE_LEARNING_RATES[plan.tuning]:g} at every step"
+            f"{_auto_multiplier(plan.guidance, plan.tuning):g} times "
+            f"{BASE_LEARNING_RATES[plan.tuning]:g}"
+            + (", since reference answers guide" if plan.guidance != "none" else "")
         ),
-        "compute_multiplier": "1: eight completions a prompt, so that a group can differ",
+        "compute_multiplier": (
+            f"{AUTO_COMPUTE:g}: {round(8 * AUTO_COMPUTE)} completions a prompt, so that a group "
+            "can differ"
+        ),
         "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
         "eval_samples": "1: the most likely answer, the same at every validation",
         "reasoning_effort": "half of max_completion_tokens for thoughts, if the model thinks",
     }
 
 
-def _guidance(knobs: _Knobs, mark: str | None, engine: str) -> str:
+def _guidance(knobs: _Knobs, mark: str | None, engine: str, job: Job, rows: Sequence[Row]) -> str:
     """Guidance as asked for; by default where it can be given.
 
     Raises:
@@ -284,6 +309,10 @@ def _guidance(knobs: _Knobs, mark: str | None, engine: str) -> str:
         why = "the Tinker protocol has no update with completions that it did not sample"
     elif mark is not None:
         why = "the model thinks before it answers, and references have no thoughts"
+    elif rows:
+        asked = job.method["reinforcement"]
+        if not have_references(rows, asked["grader"], asked.get("response_format")):
+            why = "neither the grader nor a key `reference_answer` says what a right answer is"
     found = knobs.word(name, "none" if why else GUIDANCE, GUIDANCE_NAMES)
     if why and found != "none":
         raise RequestError(

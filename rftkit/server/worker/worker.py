@@ -37,7 +37,6 @@ from rftkit.server.inference.requests import WorkerRequest, request_from
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import rft
-from rftkit.server.training.batches import resolve_key
 from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.final_checks import read_checks
@@ -232,9 +231,7 @@ class Worker:
         budget = engine.memory_bytes
         if plan is None:
             self._check_prompts(job, engine, {"training_file": rows, "validation_file": valid_rows})
-            plan = make_plan(job, len(rows), thinking, kind, budget)
-            spec = job.method["reinforcement"]["grader"]
-            plan = dataclasses.replace(plan, stratify=resolve_key(plan.stratify, spec, rows))
+            plan = make_plan(job, len(rows), thinking, kind, budget, rows)
             if plan.tuning == "full":
                 room = full_budget(engine, journal.folder)
                 plan = dataclasses.replace(plan, memory_bytes=room)
