@@ -44,6 +44,8 @@ __all__ = ["main"]
 PORTS_TRIED = 50
 WORKER = (sys.executable, "-m", "rftkit.server.worker")
 LOCK_SECONDS = 0.2
+FILES = 8_192
+"""How many files may be open, where the machine allows it: connections, pipes of graders."""
 IDLE_CHECK_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 """Between looks at whether the server is to stop, and at what it has written about itself."""
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve; the exit status is 0 after an orderly stop, 1 when it could not start."""
     options = _options(arguments)
     os.umask(privacy.UMASK)
+    _allow_files()
     handler = logging.StreamHandler()
     handler.setFormatter(_PrintableLines("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -124,6 +127,17 @@ def _only_one(home: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _allow_files() -> None:
+    """Let this process and its worker have as many files open as the machine allows them."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _choose_engine(home: Path, options: argparse.Namespace) -> None:

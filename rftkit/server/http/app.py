@@ -7,12 +7,14 @@ command line (`__main__`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.metadata
 import logging
 import math
 import os
 import secrets
 import sqlite3
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,6 +56,7 @@ from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store import wire
+from rftkit.wholefile import is_full
 
 __all__ = ["MAX_JSON_BYTES", "create_app"]
 
@@ -174,6 +177,17 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(sqlite3.OperationalError)
     async def _database(_: Request, error: sqlite3.OperationalError) -> Reply:
         message = f"the platform's database could not be used ({error}); is the disk full?"
+        return reply(503, message, type="server_error", code="platform_unavailable")
+
+    @app.exception_handler(OSError)
+    async def _machine(_: Request, error: OSError) -> Reply:
+        if is_full(error):
+            place = f"the disk of the home folder or of {tempfile.gettempdir()} (TMPDIR) is full"
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            place = "the platform has too many files open; raise the limit with `ulimit -n`"
+        else:
+            raise error
+        message = f"{place} ({error.strerror}); nothing was stored, so send the request again"
         return reply(503, message, type="server_error", code="platform_unavailable")
 
     @app.exception_handler(RequestValidationError)

@@ -228,6 +228,25 @@ def test_a_run_outlives_a_database_that_is_locked_for_long(
     assert not faults
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "TMPDIR"),
+        (OSError(24, "Too many open files"), "ulimit"),
+    ],
+)
+def test_what_the_machine_lacks_is_told(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
+) -> None:
+    def fail(**_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(served.platform.store, "evals", fail)
+    with pytest.raises(openai.InternalServerError, match=words) as caught:
+        served.client.evals.list()
+    assert caught.value.status_code == 503
+
+
 def test_health_tells_what_does_not_work(served: Served) -> None:
     assert served.http.get("/health").json()["status"] == "ok"
     served.platform.worker_trouble = lambda: "the model worker is not running"
