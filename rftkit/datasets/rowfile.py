@@ -246,6 +246,8 @@ class Rows:
     def frame(self, numbers: Sequence[int]) -> pd.DataFrame:
         """Rows as a frame: indexed by number, a column for each key, `line`, and `refusal`.
 
+        A row's own key of one of these two names is the column `item.line` or `item.refusal`.
+
         Raises:
             InputError: There is no row of such a number.
         """
@@ -254,7 +256,7 @@ class Rows:
         rows = self.rows_at(numbers)
         records = [
             {"line": each.line, "refusal": each.refusal and str(each.refusal)}
-            | (each.row.item if each.row else {})
+            | {_column(key): value for key, value in (each.row.item if each.row else {}).items()}
             for each in rows
         ]
         index = pd.Index(list(numbers), name="row")
@@ -331,6 +333,10 @@ class Rows:
     def _says(self, number: int, text: str, keys: Sequence[str]) -> bool:
         row = next(self._read(number, number + 1)).row
         return row is not None and any(says(row.item.get(key, ""), text) for key in keys)
+
+
+def _column(key: str) -> str:
+    return f"item.{key}" if key in ("line", "refusal") else key
 
 
 def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> None:

@@ -8,6 +8,7 @@ ones meet with a chance of about 3 in 100 million.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from rftkit.datasets.pii import kinds_in
 from rftkit.datasets.rowlines import NumberedRow, Stretch
 from rftkit.datasets.shingles import signatures
 from rftkit.errors import RowError
-from rftkit.graders import check_item_paths, reference_answer
+from rftkit.graders import check_item_paths, reference_answer, types
 from rftkit.rows import Row
 
 __all__ = [
@@ -41,6 +42,7 @@ MAX_VALUES = 50
 """A key with more distinct values than that is free text or an id, no label."""
 MAX_VALUE_CHARS = 60
 
+_ITEM_KEY = re.compile(r"""\bitem(?:\.get\(|\[)\s*["'](\w+)["']""")
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -193,6 +195,8 @@ def _column(
         if key not in ("messages", "tools"):
             counts.keys.setdefault(key, KeyTally()).note(value)
     answer = reference_answer(row.item, task.response_format, grader=task.grader)
+    if answer is None:
+        answer = _read_by_source(row.item, task.grader)
     chars = sum(len(_content(message)) for message in row.messages)
     return (
         each.number,
@@ -200,6 +204,15 @@ def _column(
         _hash(answer.encode("utf-8", "replace")) if answer else 0,
         chars,
     )
+
+
+def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -> str | None:
+    """What python graders read of a row, which is what they hold answers against."""
+    sources = [leaf["source"] for leaf in types.parts(grader or {}).values()
+               if leaf.get("type") == "python"]  # fmt: skip
+    keys = {key for source in sources for key in _ITEM_KEY.findall(source)} - {"messages", "tools"}
+    read = {key: item[key] for key in sorted(keys) if key in item}
+    return _canonical(read).decode("utf-8", "replace") if read else None
 
 
 def _note_lacking(

@@ -23,6 +23,8 @@ __all__ = ["MIN_WORDS", "NUM_PERM", "THRESHOLD", "Pair", "is_available", "near_p
 THRESHOLD = 0.8
 """Share of runs in common from which two texts count as nearly the same."""
 MIN_WORDS = 8
+_AT_THE_END = " ?!.:…。？！"
+"""What may differ, beside case and blanks, between short texts that are the same question."""
 NUM_PERM, BANDS = 120, 20
 SEED = 1
 COMPARED_AT_ONCE = 100_000
@@ -47,7 +49,7 @@ def is_available() -> bool:
 
 
 def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-    """MinHash signatures, (texts, NUM_PERM); all zero for a text that is too short.
+    """MinHash signatures, (texts, NUM_PERM); all zero for an empty text.
 
     Raises:
         MissingExtraError: `rensa` is not installed.
@@ -62,6 +64,10 @@ def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
         if len(words) >= MIN_WORDS:
             sketch = RMinHash(NUM_PERM, SEED)
             sketch.update([" ".join(run) for run in zip(words, words[1:], words[2:], strict=False)])
+            out[row] = sketch.digest()
+        elif short := " ".join(words).strip(_AT_THE_END):
+            sketch = RMinHash(NUM_PERM, SEED)
+            sketch.update([short])  # alike only when it is the same text
             out[row] = sketch.digest()
     return out
 

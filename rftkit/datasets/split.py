@@ -110,6 +110,12 @@ def split(
         kept, num_repeats, num_refused = _look(rows, stratify, group, deduplicate)
         units = _units(kept, rows, near_duplicates)
         parts = _hand_out(units, kept, shares, seed)
+        if empty := [part for part, numbers in parts.items() if not numbers]:
+            raise InputError(
+                f"{' and '.join(empty)} would hold no rows: {rows.name} has {len(kept):,} rows in "
+                f"{len(units):,} groups that stay together; choose fewer parts with --share, or "
+                "another key"
+            )
         written = {
             part: write_lines(paths[part], (each.raw for each in rows.rows_at(sorted(numbers))))
             for part, numbers in parts.items()

@@ -14,7 +14,10 @@ from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, missing, note, number, remote, text, wrap
 
-__all__ = ["cells", "row_button", "row_in_full", "row_page"]
+__all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page"]
+
+REFUSED = "\x00refused"
+"""Key of an item that stands for a row which cannot be used; no row has such a key of its own."""
 
 EXCERPT = 110
 """Characters of a cell in a page of rows."""
@@ -87,8 +90,8 @@ def row_in_full(
     """
     parts = [f'<h4 class="rk-place">{text(place)}</h4>']
     parts += [f'<p class="rk-warn">! {text(each)}</p>' for each in findings]
-    if "refused" in item:
-        parts.append(f'<p class="rk-bad">✗ not usable: {text(item["refused"])}</p>')
+    if REFUSED in item:
+        parts.append(f'<p class="rk-bad">✗ not usable: {text(item[REFUSED])}</p>')
     elif item.get("messages"):
         parts += [prompt(item["messages"]), _tools(item), reference(dict(item))]
     else:
@@ -138,8 +141,8 @@ def _cell(value: Any, numeric: bool) -> str:
 
 
 def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:
-    if "refused" in item:
-        return {"prompt": f"✗ not usable: {item['refused']}"}
+    if REFUSED in item:
+        return {"prompt": f"✗ not usable: {item[REFUSED]}"}
     shown = {key: value for key, value in item.items() if key not in ("messages", "tools")}
     if item.get("messages"):
         return {"prompt": title} | {key: value for key, value in shown.items() if key != "prompt"}

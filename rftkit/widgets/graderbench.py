@@ -23,6 +23,7 @@ from rftkit.graders import (
 )
 from rftkit.graders.types import calls_out
 from rftkit.rows import Row
+from rftkit.views.rows import REFUSED
 from rftkit.widgets.graderform import places
 from rftkit.widgets.rowsource import RowSource, source_of
 from rftkit.widgets.task import Task
@@ -87,7 +88,7 @@ class Bench:
 
     def slots(self, numbers: Sequence[int]) -> list[str]:
         """What templates may name, learnt from some rows."""
-        items = [item for item in self.rows.items(numbers) if "refused" not in item]
+        items = [item for item in self.rows.items(numbers) if REFUSED not in item]
         answers = [datasets.reference_answer(item, self.format) for item in items]
         return places(items, self.format, answers)
 
@@ -147,7 +148,7 @@ class Bench:
     def audit(self, spec: Spec) -> Audit:
         """What cheap tricks earn, over rows of the whole dataset."""
         numbers = spread(len(self.rows), AUDITED_ROWS)
-        items = [item for item in self.rows.items(numbers) if "refused" not in item]
+        items = [item for item in self.rows.items(numbers) if REFUSED not in item]
         return audit(spec, items, response_format=self.format, complete=_judge(), workers=1)
 
     def client(self) -> OpenAI:

@@ -18,6 +18,7 @@ import ipywidgets
 from rftkit.errors import InputError
 from rftkit.graders.template import Path
 from rftkit.graders.types import StringCheck, TextSimilarity
+from rftkit.views.rows import REFUSED
 
 __all__ = ["GraderForm", "places"]
 
@@ -288,7 +289,7 @@ def places(
         str(path)
         for item in items
         for key, value in item.items()
-        if key not in ("messages", "tools", "refused")
+        if key not in ("messages", "tools", REFUSED)
         for path in _paths("item", (key,), value)
     )
     schema = ((response_format or {}).get("json_schema") or {}).get("schema") or {}

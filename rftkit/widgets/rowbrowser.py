@@ -22,7 +22,7 @@ from rftkit.errors import InputError
 from rftkit.graders import CompiledGrader, Sample, compile_grader, validate
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, counted, join, note
-from rftkit.views.rows import cells, row_in_full, row_page
+from rftkit.views.rows import REFUSED, cells, row_in_full, row_page
 from rftkit.widgets.conditions import column_texts, parse_conditions
 from rftkit.widgets.neighbours import nearest, prompt_text
 from rftkit.widgets.panel import Panel
@@ -389,7 +389,7 @@ class RowBrowser(Panel):
         )
 
     def _answer(self, item: Mapping[str, Any]) -> str | None:
-        if "refused" in item:
+        if REFUSED in item:
             return None
         return datasets.reference_answer(item, self._format, grader=self._spec)
 

@@ -17,6 +17,7 @@ from rftkit import datasets
 from rftkit.datasets import Dataset, Rows
 from rftkit.errors import InputError
 from rftkit.views.markup import missing
+from rftkit.views.rows import REFUSED
 from rftkit.widgets.conditions import cell_text, column_texts
 from rftkit.widgets.task import Task
 
@@ -56,7 +57,7 @@ class RowSource(Protocol):
         """The keys of the rows, as far as they are known."""
 
     def items(self, numbers: Numbers) -> list[dict[str, Any]]:
-        """Rows; one that cannot be used is `{"refused": why}`."""
+        """Rows; one that cannot be used is `{REFUSED: why}`."""
 
     def place(self, number: int) -> str:
         """Where a row stands, for people: `train.jsonl:12`."""
@@ -244,11 +245,11 @@ class FileSource:
 
     @staticmethod
     def _item(each: datasets.NumberedRow) -> dict[str, Any]:
-        return each.row.item if each.row else {"refused": str(each.refusal)}
+        return each.row.item if each.row else {REFUSED: str(each.refusal)}
 
 
 def _keys(items: Iterable[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for item in items for key in item if key != "refused"))
+    return list(dict.fromkeys(key for item in items for key in item if key != REFUSED))
 
 
 def _no_key(key: str, keys: Sequence[str]) -> InputError:

@@ -92,7 +92,12 @@ def test_every_row_is_in_one_part_or_left(
 ) -> None:
     folder = tmp_path_factory.mktemp("split")
     rows = [row(f"q{n}", g=group, n=n) for n, group in enumerate(groups)]
-    made = datasets.split(write(folder / "t.jsonl", rows), folder / "out", shares=shares, group="g")
+    source = write(folder / "t.jsonl", rows)
+    try:
+        made = datasets.split(source, folder / "out", shares=shares, group="g")
+    except InputError:  # too few groups for so many parts
+        return
+    assert all(made.num_rows.values())
     numbers = [each["n"] for path in made.files.values() for each in items(path)]
     assert len(numbers) == len(set(numbers))
     assert len(numbers) + made.num_left == len(groups)
@@ -176,3 +181,40 @@ def test_a_profile_has_a_line_for_every_row(tmp_path: Path) -> None:
     assert frame["item.topic"].tolist()[0] == "t"
     assert "an estimate" in frame.attrs["counted_by"]
     assert frame["tokens"].notna().tolist() == [True, False, True]
+
+
+def test_a_part_without_rows_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    rows = [row(f"question number {n}", site="a" if n % 2 else "b") for n in range(20)]
+    source = write(tmp_path / "t.jsonl", rows)
+    with pytest.raises(InputError, match="would hold no rows"):
+        datasets.split(source, tmp_path / "out", group="site")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_short_prompts_that_are_the_same_question_stay_together(tmp_path: Path) -> None:
+    texts = ["What is 2+2?", "what is  2+2", "WHAT IS 2+2 ?", "What is 2-2?"]
+    train = write(tmp_path / "t.jsonl", [row(texts[0]), row("other"), row(texts[3])])
+    valid = write(tmp_path / "v.jsonl", [row(texts[1]), row(texts[2]), row("more")])
+    found = {each.code: each for each in datasets.check(train, valid).findings}
+    assert [place.line for place in found["near_shared_rows"].places] == [1, 2]
+
+
+def test_conflicts_are_seen_with_a_python_grader(tmp_path: Path) -> None:
+    source = "def grade(sample, item):\n    return float(item['gold'] in sample['output_text'])\n"
+    spec = {"type": "python", "name": "p", "source": source}
+    path = write(tmp_path / "t.jsonl", [row("q", gold="x", id=1), row("q", gold="y", id=2)])
+    found = {each.code for each in datasets.check(path, grader=spec).findings}
+    assert "conflicting_rows" in found
+    same = write(tmp_path / "s.jsonl", [row("q", gold="x", id=1), row("q", gold="x", id=2)])
+    found = {each.code for each in datasets.check(same, grader=spec).findings}
+    assert "conflicting_rows" not in found
+
+
+def test_keys_of_rows_may_have_any_name(tmp_path: Path) -> None:
+    rows = [row("q", refused="mine", refusal="own", line=7)]
+    with datasets.open(write(tmp_path / "t.jsonl", rows)) as opened:
+        frame = opened.frame([0])
+    assert frame["line"].tolist() == [1]
+    assert frame["item.line"].tolist() == [7]
+    assert frame["item.refusal"].tolist() == ["own"]
+    assert frame["refused"].tolist() == ["mine"]

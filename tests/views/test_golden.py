@@ -12,7 +12,7 @@ from sample_job import GRADER, answers, events
 from rftkit import views
 from rftkit.reports import summary
 from rftkit.views.grading import grade_in_full, grades, misfit
-from rftkit.views.rows import cells, row_in_full, row_page
+from rftkit.views.rows import REFUSED, cells, row_in_full, row_page
 
 FOLDER = Path(__file__).parents[1] / "golden"
 BLOCKS = (
@@ -25,7 +25,7 @@ TABLE = [
 
 ROWS = [
     {"messages": [{"role": "user", "content": "May <b>he</b>?"}], "label": "no", "words": 7},
-    {"refused": "rows.jsonl:3: not valid JSON at column 2"},
+    {REFUSED: "rows.jsonl:3: not valid JSON at column 2"},
 ]
 LEAF = {
     "type": "string_check", "name": "label", "operation": "eq",
