@@ -37,6 +37,8 @@ LEARNING = (
     "flat_groups",
     "truncated_share",
     "failed_grades",
+    "guided",
+    "guided_reward_mean",
     "valid_reward_stderr",
     "valid_truncated_share",
     "valid_failed_grades",

@@ -56,6 +56,8 @@ def health_chart(events: Iterable[dict[str, Any]]) -> Html:
     events = list(events)
     steps, errors = step_frame(events), error_frame(events)
     rate = errors[errors["split"] == "train"].groupby("step")["rate"].max()
+    if not steps["guided"].sum():  # no job but a guided one needs the panel
+        steps["guided"] = float("nan")
     steps["grader_error_rate"] = steps["step"].map(rate)
     panels = [_health_panel(title, columns, steps) for title, columns in _HEALTH.items()]
     panels = [panel for panel in panels if panel.lines]
@@ -73,6 +75,7 @@ _HEALTH = {
         "grader_error_rate": "grader error",
     },
     "Groups without signal, %": {"flat_groups": "flat"},
+    "Guided completions, not in the means": {"guided": "completions"},
     "Entropy, nats per token": {"entropy": "entropy"},
     "KL to the base, nats per token": {"kl": "KL"},
     "Tokens clipped, %": {"clip_fraction": "clipped"},

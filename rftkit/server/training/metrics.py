@@ -219,6 +219,7 @@ def _learning(
         "failed_grades": failure(groups)[0],
         "prompts": len(groups),
         "guided": sum(len(group.guided) for group in groups),
+        "guided_reward_mean": _mean(r.grade.reward for group in groups for r in group.guided),
         "tokens_per_second": tokens / seconds if seconds else None,
         "learning_rate": learning_rate,
     }
