@@ -53,8 +53,6 @@ class Run:
     """The base model's name, for the names of checkpoints."""
     start_adapter: Path | None = None
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
-    context_tokens: int | None = None
-    """Most tokens of a prompt and its answer; None: no bound."""
     breathe: Callable[[], None] = lambda: None
     """Called between micro-steps: serves chats, notices a cancel."""
     checks: list[Check] = field(default_factory=list)

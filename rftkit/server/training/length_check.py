@@ -1,8 +1,7 @@
 """Before the first step: does every prompt leave room for an answer in the model's context?
 
 A prompt that fills the context is refused with its line. One that leaves less than the plan's
-longest answer is allowed: its answers are cut earlier (`room`), and the job says so. Not here: what
-a cut answer is worth (`rollout`).
+longest answer is allowed, and the job says so: an answer may go beyond the context.
 """
 
 from __future__ import annotations
@@ -14,14 +13,7 @@ from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.training.plan import Plan
 
-__all__ = ["check_lengths", "room"]
-
-
-def room(plan: Plan, context_tokens: int | None, prompt: Sequence[int]) -> int:
-    """The most tokens that an answer to this prompt may have; None: the context has no end."""
-    if context_tokens is None:
-        return plan.max_completion_tokens
-    return max(1, min(plan.max_completion_tokens, context_tokens - len(prompt)))
+__all__ = ["check_lengths"]
 
 
 def check_lengths(engine: Engine, plan: Plan, rows: Sequence[Row], path: str) -> str | None:
@@ -45,12 +37,12 @@ def check_lengths(engine: Engine, plan: Plan, rows: Sequence[Row], path: str) ->
                 f"{engine.context_tokens:,}, the answer included. Shorten the row or leave it out",
                 path=path, line=row.line, param="messages",
             )  # fmt: skip
-        if room(plan, engine.context_tokens, prompt) < plan.max_completion_tokens:
+        if engine.context_tokens - len(prompt) < plan.max_completion_tokens:
             short.append(row.line)
     if not short:
         return None
     return (
         f"{len(short):,} prompts of {path} leave less than max_completion_tokens="
         f"{plan.max_completion_tokens:,} of the model's context of {engine.context_tokens:,} "
-        f"tokens, the first in line {short[0]}: answers to them are cut earlier."
+        f"tokens, the first in line {short[0]}: longer answers to them go beyond it."
     )

@@ -27,7 +27,6 @@ from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.training import rollout
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.journal import Kept
-from rftkit.server.training.length_check import room
 from rftkit.server.training.rollout import Ended, Group, Place, Rollout
 
 __all__ = [
@@ -182,7 +181,7 @@ def sampled(run: Run, ask: Ask, on_completion: OnCompletion | None = None) -> Dr
         SampleRequest(
             prompt_ids=prompt,
             seeds=[(run.plan.seed, ask.draw, row.line, index) for index in range(ask.num)],
-            max_tokens=room(run.plan, run.context_tokens, prompt),
+            max_tokens=run.plan.max_completion_tokens,
             temperature=ask.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
             thinking=run.plan.thoughts,

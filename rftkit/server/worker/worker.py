@@ -259,7 +259,6 @@ class Worker:
                 valid_rows=valid_rows,
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
-                context_tokens=engine.context_tokens,
                 breathe=self._breathe(job.id),
                 checks=read_checks(self.home),
                 compile=lambda spec: self._compiled(spec, plan),

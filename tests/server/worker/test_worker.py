@@ -268,10 +268,6 @@ def test_a_prompt_that_fills_the_context_is_refused_and_one_that_nearly_does_is_
     job = run(worker, add_job(worker, rows=[*in_process.ROWS[:3], row(full - 2)]))
     assert job.status == "succeeded", job.error
     assert any("leave less than max_completion_tokens=6" in m for m in messages(worker, job))
-    assert job.eval_id is not None
-    for each in worker.store.runs(job.eval_id)[0]:
-        for item in worker.store.items(each.id)[0]:
-            assert item.sample["usage"]["total_tokens"] <= full
 
 
 def test_damaged_data_and_weights_are_named(worker: Worker) -> None:
