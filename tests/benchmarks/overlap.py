@@ -75,6 +75,7 @@ def measure(worker: Worker, options: argparse.Namespace, spec: Any, complete: An
             job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
             grader=grader, journal=Journal(Path(folder)), rows=rows, valid_rows=[],
             model_base=options.model, breathe=lambda: (worker.chats.serve(), None)[1],
+            idle=lambda: (worker.chats.serve(), None)[1],
         )  # fmt: skip
         for step in range(options.steps + 1):
             ask = sampling.Ask(rows[8 * step : 8 * step + 8], step, 8, 1.0)

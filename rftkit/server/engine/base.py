@@ -19,6 +19,7 @@ __all__ = [
     "LoraConfig",
     "NotFiniteError",
     "SampleRequest",
+    "Sampling",
     "StepStats",
     "Thinking",
     "TrainGroup",
@@ -177,6 +178,18 @@ class FullNeeds:
     """A saved checkpoint on disk."""
 
 
+class Sampling(Protocol):
+    """Completions on their way, which go on when they are given time."""
+
+    def go_on(self, seconds: float) -> bool:
+        """Draw for about so long, one token of each at least; False when all have ended."""
+        ...
+
+    def drop(self, request: int) -> None:
+        """Draw no more for this request, because nobody waits for it."""
+        ...
+
+
 class Engine(Protocol):
     """The four primitives, and what a caller must know about the model behind them."""
 
@@ -233,6 +246,24 @@ class Engine(Protocol):
         """Completions of every request, in order. `breathe` is called between token steps.
 
         `on_completion` gets (request, completion index, completion) as soon as one has ended.
+        """
+        ...
+
+    @property
+    def max_keys(self) -> int:
+        """Most token positions whose keys fit in the memory for sampling."""
+        ...
+
+    def begin(
+        self,
+        requests: Sequence[SampleRequest],
+        adapter: Adapter,
+        on_completion: Callable[[int, int, Completion], None],
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> Sampling:
+        """Completions that are drawn bit by bit, as `Sampling.go_on` gives them time.
+
+        Other work may run in between: training, and other samplings.
         """
         ...
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import re
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +18,10 @@ from typing import Any
 
 __all__ = ["SLOW_SECONDS", "check_items"]
 
-SLOW_SECONDS = 5.0
+SLOW_SECONDS = 5
+"""Processor seconds that a check may take."""
+WAIT_SECONDS = 60.0
+"""How long a check is waited for on a machine that is busy with other things."""
 _RISKY = re.compile(r'"(pattern|patternProperties|uniqueItems|\$ref|\$dynamicRef)":')
 
 
@@ -27,12 +32,15 @@ def check_items(schema: dict[str, Any], items: Sequence[Any]) -> tuple[int | Non
     """
     if not _RISKY.search(json.dumps(schema)):
         return _check(schema, items)
-    program = [sys.executable, "-P", __file__]
+    program = [sys.executable, "-P", __file__, str(SLOW_SECONDS)]
     question = json.dumps([schema, items]).encode()
+    late = None, f"checking the items against it takes longer than {SLOW_SECONDS} s"
     try:
-        ended = subprocess.run(program, input=question, capture_output=True, timeout=SLOW_SECONDS)
+        ended = subprocess.run(program, input=question, capture_output=True, timeout=WAIT_SECONDS)
     except subprocess.TimeoutExpired:
-        return None, f"checking the items against it takes longer than {SLOW_SECONDS:g} s"
+        return late
+    if ended.returncode == -signal.SIGXCPU:
+        return late
     if ended.returncode:
         last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
         return None, f"it cannot be checked: {(last or ['the check wrote nothing'])[0][:300]}"
@@ -61,4 +69,6 @@ def _check(schema: dict[str, Any], items: Sequence[Any]) -> tuple[int | None, st
 
 
 if __name__ == "__main__":
+    seconds = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))  # SIGXCPU, then SIGKILL
     print(json.dumps(_check(*json.load(sys.stdin))))

@@ -43,6 +43,8 @@ AT_ONCE = 16
 """Items of one run under way at the same time; the worker batches their sampling."""
 PAGE = 1000
 RETRY_SECONDS = 5.0
+CANCEL_SECONDS = 0.5
+"""Between two polls for a cancel while a run goes on."""
 
 
 class EvalRunner:
@@ -136,12 +138,27 @@ class _Pass:
             there = await self._call(_all_items, store, self._run.id)
             done = {item.datasource_item_id for item in there}
             todo = [pair for pair in entries if pair[0] not in done]
-            await _all([self._one(row, entry) for row, entry in todo])
+            work = _all([self._one(row, entry) for row, entry in todo])
+            await self._until_canceled(asyncio.ensure_future(work))
             items = await self._call(_all_items, store, self._run.id)
         finally:
-            for grader in self._compiled:
-                grader.close()
+            await asyncio.to_thread(self._close)
         return tally(self._eval.testing_criteria, items)
+
+    async def _until_canceled(self, work: asyncio.Future[Any]) -> None:
+        """Wait for the work; when the run is canceled, drop chats and grades under way."""
+        try:
+            while not (await asyncio.wait({work}, timeout=CANCEL_SECONDS))[0]:
+                if not await asyncio.to_thread(self._is_going):
+                    await asyncio.to_thread(self._close)  # grades under way hold all threads
+                    return
+            work.result()
+        finally:
+            work.cancel()
+
+    def _close(self) -> None:
+        for grader in self._compiled:
+            grader.close(now=True)
 
     async def _one(self, row: int, entry: Json) -> None:
         async with self._gate:

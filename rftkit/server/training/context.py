@@ -55,6 +55,8 @@ class Run:
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
     breathe: Callable[[], None] = lambda: None
     """Called between micro-steps: serves chats, notices a cancel."""
+    idle: Callable[[], None] = lambda: None
+    """Called while only graders work: chats need not share with training then."""
     checks: list[Check] = field(default_factory=list)
     """What the operator wants of a final model."""
     compile: Callable[[dict[str, Any]], CompiledGrader] | None = None

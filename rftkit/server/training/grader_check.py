@@ -7,8 +7,11 @@ here: the rule (`rftkit.graders.recognition`), and rows without what the grader 
 
 from __future__ import annotations
 
+import functools
+
 from rftkit.graders import recognise
 from rftkit.server.training.context import Run
+from rftkit.server.training.sampling import while_idle
 
 __all__ = ["warn_of_grader"]
 
@@ -19,7 +22,8 @@ def warn_of_grader(run: Run) -> None:
         return
     items = [row.item for row in run.rows]
     with run.compile(run.job.method["reinforcement"]["grader"]) as grader:
-        found = recognise(grader, items, response_format=run.response_format)
+        ask = functools.partial(recognise, grader, items, response_format=run.response_format)
+        found = while_idle(run, grader, ask)
     if found is not None:
         sentence = str(found)
         run.store.add_event(

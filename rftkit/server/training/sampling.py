@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from rftkit import settings
 from rftkit.graders import CompiledGrader, Grade
@@ -40,6 +40,7 @@ __all__ = [
     "graded_while_sampling",
     "reopen",
     "sampled",
+    "while_idle",
 ]
 
 VALIDATION = 2**31
@@ -48,6 +49,8 @@ CHECKS = 2**31 + 1
 """The same for answers to final checks."""
 WAIT_SECONDS = 0.002
 """Between looks at chats, while graders work and nothing is sampled."""
+
+T = TypeVar("T")
 
 OnCompletion = Callable[[int, int, Completion], None]
 """Gets (row, completion index, completion), as `Engine.sample` calls it."""
@@ -205,7 +208,7 @@ def graded_while_sampling(
     """Grade what `sample` draws, each as soon as it has ended; and the seconds of both.
 
     Other threads grade. This one owns the models: it serves chats, and judges that ask this engine.
-    When it is stopped no further grade is begun, and those under way are waited for.
+    When it is stopped no further grade is begun, and those under way are abandoned.
 
     Args:
         run: the job.
@@ -225,17 +228,35 @@ def graded_while_sampling(
             since = time.perf_counter()
             meanwhile()
             while not work.done():
-                run.breathe()
+                run.idle()
                 time.sleep(WAIT_SECONDS)
         except BaseException:
             grading.stop()
+            grader.close(now=True)  # a judge or an endpoint may hang
             while not work.done():
                 with contextlib.suppress(Exception):  # what came first counts
-                    run.breathe()
+                    run.idle()
                 time.sleep(WAIT_SECONDS)
             raise
     ended_at = work.result()
     return grading.groups(draft), draft.seconds + ended_at - since
+
+
+def while_idle(run: Run, grader: CompiledGrader, work: Callable[[], T]) -> T:
+    """What `work` returns, which only grades: in another thread, while this one serves chats.
+
+    When the job is stopped, the grades under way are abandoned.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        task = pool.submit(work)
+        try:
+            while not task.done():
+                run.idle()
+                time.sleep(WAIT_SECONDS)
+        except BaseException:
+            grader.close(now=True)
+            raise
+        return task.result()
 
 
 class _Grading:

@@ -7,12 +7,17 @@ and the pipe the requests come through (`worker.py`).
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import json
+import math
 import queue
 import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,7 @@ from rftkit.errors import (
     PlatformError,
     RftkitError,
 )
+from rftkit.graders.calls import if_abandoned
 from rftkit.server.engine import models
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.prompts import tool_calls_in
@@ -41,6 +47,8 @@ __all__ = ["ChatQueue", "Engines", "kind_of_model"]
 
 GATHER_SECONDS = 0.02
 """How long the first of several concurrent chats waits for the others."""
+TURN_SECONDS = 0.05
+"""How long a batch goes on before the next one has its turn."""
 DEFAULT_MAX_TOKENS = 1_024
 
 LOAD_SECONDS = 180.0
@@ -156,8 +164,63 @@ class _Ready:
         return self.asked.stream and not self.asked.tools and self.sample.thinking is None
 
 
+class _Batch:
+    """Chats of one model that came together: sampled side by side, each answered when it ends."""
+
+    def __init__(self, engine: Any, adapter: Path | None, ready: list[_Ready], reply: Any) -> None:
+        self.chats = [each.chat for each in ready]
+        self.num_keys = sum(
+            len(each.sample.seeds) * (len(each.sample.prompt_ids) + each.sample.max_tokens)
+            for each in ready
+        )
+        """Most token positions that it comes to hold."""
+        self.engine = engine
+        self._ready, self._reply = ready, reply
+        self._completions: list[dict[int, Completion]] = [{} for _ in ready]
+        streams = any(each.streams for each in ready)
+        self._sampling = engine.begin(
+            [each.sample for each in ready],
+            adapter,
+            self._on_completion,
+            self._on_text if streams else None,
+        )
+
+    def go_on(self, seconds: float) -> bool:
+        """Sample for about so long; False when all have ended."""
+        return bool(self._sampling.go_on(seconds))
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Stop drawing for clients that went away."""
+        for place, chat in enumerate(self.chats):
+            if chat.number in numbers:
+                self._sampling.drop(place)
+
+    def _on_text(self, place: int, index: int, text: str) -> None:
+        if self._ready[place].streams:
+            self._reply(self.chats[place], delta={"index": index, "text": text})
+
+    def _on_completion(self, place: int, index: int, completion: Completion) -> None:
+        ready, found = self._ready[place], self._completions[place]
+        found[index] = completion
+        if len(found) < len(ready.sample.seeds):
+            return
+        done = _done(self.engine, ready, [found[number] for number in sorted(found)])
+        if ready.asked.stream and not ready.streams:
+            for said in done["completions"]:
+                delta = {name: said[name] for name in ("index", "text", "reasoning")}
+                self._reply(ready.chat, delta=delta)
+        self._reply(ready.chat, done=done)
+
+
 class ChatQueue:
-    """Chats that wait, and how they are answered. `put` and `abort` from any thread."""
+    """Chats that wait, and how they are answered. `put` and `abort` from any thread.
+
+    Chats that come together form a batch; batches take turns of `TURN_SECONDS`, so a new chat
+    waits for one turn of each, whatever they still have to say. Beside a job that trains, chats get
+    as much time as the job had since they were last served (`share`): while both have work, each
+    gets at least half of the time, and waits at most for what the other cannot interrupt: a token
+    of all rows, the reading of a prompt, a micro-batch of an update.
+    """
 
     def __init__(self, store: Store, engines: Engines, send: Send) -> None:
         self._store = store
@@ -165,8 +228,13 @@ class ChatQueue:
         self._send = send
         self._waiting: queue.SimpleQueue[_Chat] = queue.SimpleQueue()
         self._aborted: set[int] = set()
+        self._own_numbers = itertools.count(-1, -1)
         self._serving = threading.Lock()
         self._whole: set[str] = set()
+        self._batches: deque[_Batch] = deque()
+        self._held: deque[_Batch] = deque()
+        self._balance = 0.0
+        self._served_at = time.monotonic()
 
     def put(self, number: int, request: WorkerRequest) -> None:
         """Let a chat wait."""
@@ -176,44 +244,102 @@ class ChatQueue:
         """Answer a chat of this process's own; from any thread but the one that serves.
 
         Raises:
-            ChatError: when it is refused or fails.
+            ChatError: when it is refused or fails, or the grade that needs it is abandoned.
         """
         answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._waiting.put(_Chat(-1, request, answer.put))
-        message = answer.get()
+        number = next(self._own_numbers)
+
+        def give_up() -> None:
+            self.abort(number)
+            answer.put({"error": {"message": "nobody waits for the answer any more"}})
+
+        with if_abandoned(give_up):
+            self._waiting.put(_Chat(number, request, answer.put))
+            message = answer.get()
         if "error" in message:
             raise ChatError(**message["error"])
         done: dict[str, Any] = message["done"]
         return done
 
     def abort(self, number: int) -> None:
-        """The client went away: do not begin its chat."""
+        """The client went away: nothing more is drawn for its chat."""
         self._aborted.add(number)
 
-    def serve(self) -> bool:
-        """Answer what waits; whether there was anything. Never raises, and never nests."""
-        if self._waiting.empty() or not self._serving.acquire(blocking=False):
+    def share(self) -> None:
+        """Give chats as much time as has passed without them; called between parts of a step."""
+        now = time.monotonic()
+        has_work = bool(self._batches or self._held) or not self._waiting.empty()
+        self._balance = self._balance + now - self._served_at if has_work else 0.0
+        if has_work and self._balance > 0:
+            self.serve(self._balance)
+            self._balance -= time.monotonic() - now
+        self._served_at = time.monotonic()
+
+    def serve(self, seconds: float | None = None) -> bool:
+        """Answer what waits, for about so long or to the end; whether there was anything.
+
+        Never raises, and never nests.
+        """
+        if not self._serving.acquire(blocking=False):
             return False
         try:
-            time.sleep(GATHER_SECONDS)
-            by_model: dict[str, list[_Chat]] = {}
-            while not self._waiting.empty():
-                chat = self._waiting.get()
-                if chat.number not in self._aborted:
-                    by_model.setdefault(chat.request.model, []).append(chat)
-            self._aborted.clear()
-            for model, chats in by_model.items():
-                self._answer(model, chats)
+            return self._serve(seconds)
         finally:
+            self._served_at = time.monotonic()
             self._serving.release()
-        return True
 
-    def _answer(self, model: str, chats: list[_Chat]) -> None:
+    def _serve(self, seconds: float | None) -> bool:
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        has_served = False
+        while True:
+            self._take_in()
+            if not self._batches:
+                return has_served
+            has_served = True
+            left = max(0.0, deadline - time.monotonic())
+            self._turn(self._batches.popleft(), min(TURN_SECONDS, left))
+            if time.monotonic() >= deadline:
+                return True
+
+    def _turn(self, batch: _Batch, seconds: float) -> None:
+        try:
+            if batch.go_on(seconds):
+                self._batches.append(batch)
+        except Exception as error:
+            traceback.print_exc()
+            for chat in batch.chats:
+                self._reply(chat, error=_error(error))
+
+    def _take_in(self) -> None:
+        """Begin what has come and has room, and forget chats whose clients went away."""
+        gone, self._aborted = self._aborted, set()
+        for batch in (*self._batches, *self._held):
+            batch.drop(gone)
+        if not (self._waiting.empty() or self._batches or self._held):
+            time.sleep(GATHER_SECONDS)
+        by_model: dict[str, list[_Chat]] = {}
+        while not self._waiting.empty():
+            chat = self._waiting.get()
+            if chat.number not in gone:
+                by_model.setdefault(chat.request.model, []).append(chat)
+        for model, chats in by_model.items():
+            self._prepare(model, chats)
+        while self._held and self._has_room(self._held[0]):
+            self._batches.appendleft(self._held.popleft())  # its first tokens come first
+
+    def _has_room(self, batch: _Batch) -> bool:
+        running = [each.num_keys for each in self._batches if each.engine is batch.engine]
+        return not running or sum(running) + batch.num_keys <= batch.engine.max_keys
+
+    def _prepare(self, model: str, chats: list[_Chat]) -> None:
+        """Hold a batch of these chats ready; what needs no sampling is answered."""
         try:
             known = self._store.model(model)
             adapter = self._adapter(known)
             base, kind = (model, None) if known is None else (known.base, kind_of_model(known))
+            since = time.monotonic()
             engine = self._engines.get(base, kind=kind)
+            self._balance += time.monotonic() - since  # loading is not a share of anybody
             ready = []
             for chat in chats:
                 asked = chat.request
@@ -222,7 +348,7 @@ class ChatQueue:
                 else:
                     self._measure(engine, adapter, known, chat)
             if ready:
-                self._sample(engine, adapter, ready)
+                self._held.append(_Batch(engine, adapter, ready, self._reply))
         except Exception as error:
             traceback.print_exc()
             for chat in chats:
@@ -241,23 +367,6 @@ class ChatQueue:
                 raise PlatformError(f"the weights of {known.name} are damaged: {wrong}")
             self._whole.add(known.folder)
         return Path(known.folder)
-
-    def _sample(self, engine: Any, adapter: Path | None, ready: list[_Ready]) -> None:
-        def on_text(row: int, index: int, text: str) -> None:
-            if ready[row].streams:
-                self._reply(ready[row].chat, delta={"index": index, "text": text})
-
-        streams = any(each.streams for each in ready)
-        answers = engine.sample(
-            [each.sample for each in ready], adapter, on_text=on_text if streams else None
-        )
-        for each, completions in zip(ready, answers, strict=True):
-            done = _done(engine, each, completions)
-            if each.asked.stream and not each.streams:
-                for said in done["completions"]:
-                    delta = {name: said[name] for name in ("index", "text", "reasoning")}
-                    self._reply(each.chat, delta=delta)
-            self._reply(each.chat, done=done)
 
     def _measure(self, engine: Any, adapter: Path | None, known: Model | None, chat: _Chat) -> None:
         """Answer what needs no sampling: the length of a prompt, or embeddings."""
@@ -292,6 +401,7 @@ class ChatQueue:
 def _sample_request(engine: Any, known: Model | None, request: ChatRequest) -> SampleRequest:
     mark = request.thinking or (known and known.thinking) or engine.thinking
     mark = None if mark == "none" else mark
+    _check_length(engine, json.dumps(request.messages, ensure_ascii=False), "messages")
     try:
         prompt = engine.encode(request.messages, request.tools, mark)
     except Exception as error:  # a chat template is a program of its own
@@ -325,7 +435,32 @@ def _sample_request(engine: Any, known: Model | None, request: ChatRequest) -> S
     )
 
 
+def _check_length(engine: Any, text: str, param: str) -> None:
+    """Refuse at once what no tokenizer could fit: reading megabytes would keep others waiting.
+
+    Raises:
+        InputError: the text is longer than the longest tokens that fill the context.
+    """
+    most = 4 * engine.context_tokens * _longest_token(engine.tokenizer)  # templates may trim
+    if len(text) > most:
+        raise InputError(
+            f"the text has {len(text):,} characters; the model's context holds "
+            f"{engine.context_tokens:,} tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _longest_token(tokenizer: Any) -> int:
+    """Characters of the longest token of a vocabulary."""
+    return max(map(len, tokenizer.get_vocab()), default=1)
+
+
 def _embedded(engine: Any, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
+    for text in request.input:
+        if isinstance(text, str):
+            _check_length(engine, text, "input")
     inputs = [
         engine.tokenizer(text, add_special_tokens=False)["input_ids"]
         if isinstance(text, str)

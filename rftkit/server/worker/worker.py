@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -52,6 +52,8 @@ __all__ = ["main"]
 
 CHECK_SECONDS = 0.5
 """How often a cancel is looked for inside a step."""
+PAUSE_SECONDS = 10.0
+"""How long a pause waits for graders to finish a step; then the grades under way are given up."""
 LOOK_SECONDS = 2.0
 """How often an idle worker looks for jobs without being woken."""
 AWAY_SECONDS = (2.0, 60.0)
@@ -98,12 +100,12 @@ class Worker:
         """Serve and train for ever."""
         self._sweep()
         while True:
-            self.chats.serve()
+            is_serving = self.chats.serve(CHECK_SECONDS)
             job = self._claimed()
-            if job is None:
+            if job is None and not is_serving:
                 self.news.wait(LOOK_SECONDS)
                 self.news.clear()
-            else:
+            elif job is not None:
                 self.run_job(job)
 
     def _sweep(self) -> None:
@@ -128,7 +130,7 @@ class Worker:
             else:
                 self.train(job)
         except rft.Stopped:
-            pass
+            self._pause(job)
         except EngineLostError as error:
             self._wait_for_engine(job, error)
         except NewerPlanError as error:
@@ -182,17 +184,22 @@ class Worker:
         self._log(f"{job.id}: {message}")
         self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")
         self._serve_for(self.away_seconds, job)
+        self._pause(job)
+
+    def _pause(self, job: Job) -> None:
+        """Pause a job that was stopped within a step, if that was asked for."""
         with self.store.transaction():
             if self.store.job(job.id).status == "pausing":
-                self.store.add_event(job.id, "Paused; the last saved state is whole.")
+                message = "Paused within a step; all but the grades under way is kept."
+                self.store.add_event(job.id, message)
                 self.store.update_job(job.id, status="paused")
 
     def _serve_for(self, seconds: float, job: Job) -> None:
         """Answer chats for a while, or until the job is to stop."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.store.job(job.id).status == "running":
-            self.chats.serve()
-            time.sleep(0.1)
+            self.chats.serve(CHECK_SECONDS)
+            time.sleep(0.01)
 
     def _log(self, text: str) -> None:
         with contextlib.suppress(OSError):  # the log may lie on the same full disk
@@ -260,6 +267,7 @@ class Worker:
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
                 breathe=self._breathe(job.id),
+                idle=self._idle(job.id),
                 checks=read_checks(self.home),
                 compile=lambda spec: self._compiled(spec, plan),
             )
@@ -289,18 +297,36 @@ class Worker:
             cache=JudgeCache(self.home / "judge-cache.jsonl"),
         )
 
-    def _breathe(self, job_id: str) -> Any:
+    def _breathe(self, job_id: str) -> Callable[[], None]:
+        """Between two parts of a step: give chats their share, and notice a cancel."""
         last = time.monotonic()
 
         def breathe() -> None:
             nonlocal last
-            self.chats.serve()
+            self.chats.share()
             if time.monotonic() - last > CHECK_SECONDS:
                 last = time.monotonic()
                 if self.store.job(job_id).status == "cancelled":
                     raise rft.Stopped
 
         return breathe
+
+    def _idle(self, job_id: str) -> Callable[[], None]:
+        """While graders work: answer chats, notice a cancel, and a pause that graders hold up."""
+        last = asked = time.monotonic()
+
+        def idle() -> None:
+            nonlocal last, asked
+            self.chats.serve(CHECK_SECONDS)
+            if time.monotonic() - last <= CHECK_SECONDS:
+                return
+            last, status = time.monotonic(), self.store.job(job_id).status
+            if status != "pausing":
+                asked = last
+            if status == "cancelled" or last - asked > PAUSE_SECONDS:
+                raise rft.Stopped
+
+        return idle
 
     def _tell_plan(self, job: Job, plan: Plan, engine: Any, rows: int, valid_rows: int) -> None:
         resolved = plan.to_dict()

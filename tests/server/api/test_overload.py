@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import openai
 import pytest
-from conftest import GRADER, Served
+from conftest import GRADER, Served, serving
+from hanging import hanging
 
 from rftkit.server.evals import item_schema
 
 RUN = "/v1/fine_tuning/alpha/graders/run"
-
-
-@contextmanager
-def hanging() -> Iterator[tuple[str, threading.Semaphore]]:
-    """The address of an HTTP server that never answers, and one permit for each call it has."""
-    called, end = threading.Semaphore(0), threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            called.release()
-            end.wait(60)
-
-        def log_message(self, *_: Any) -> None: ...
-
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128
-
-    server = Server(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", called
-    end.set()
-    server.shutdown()
-    server.server_close()
 
 
 def test_hanging_graders_leave_the_other_routes_alone_and_the_queue_has_an_end(
@@ -121,7 +94,7 @@ def test_an_item_schema_cannot_keep_the_server_busy(
     served: Served, schema: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "longer" in words:
-        monkeypatch.setattr(item_schema, "SLOW_SECONDS", 1.0)
+        monkeypatch.setattr(item_schema, "SLOW_SECONDS", 2)
     made = served.client.evals.create(
         data_source_config={"type": "custom", "item_schema": schema},  # type: ignore[typeddict-item]
         testing_criteria=[{**GRADER, "input": "{{item.a}}"}],  # type: ignore[list-item]
@@ -132,3 +105,35 @@ def test_an_item_schema_cannot_keep_the_server_busy(
             made.id,
             data_source={"type": "jsonl", "source": source},  # type: ignore[arg-type]
         )
+
+
+def test_a_canceled_run_leaves_a_hanging_judge_and_the_queue_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judge: Any = {
+        "type": "score_model",
+        "name": "judge",
+        "model": "judge",
+        "input": [{"role": "user", "content": "{{item.answer}}"}],
+        "pass_threshold": 0.5,
+    }
+    config: Any = {
+        "type": "custom",
+        "item_schema": {"type": "object"},
+        "include_sample_schema": True,
+    }
+    rows = [{"item": {"answer": "x"}, "sample": {"output_text": "x"}}] * 20
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    with hanging() as (url, called):
+        monkeypatch.setenv("RFTKIT_JUDGE_BASE_URL", f"{url}/v1")
+        with serving() as served:
+            evals = served.client.evals
+            asked = evals.create(data_source_config=config, testing_criteria=[judge])
+            plain = evals.create(data_source_config=config, testing_criteria=[GRADER])  # type: ignore[list-item]
+            first = evals.runs.create(asked.id, data_source=source)
+            second = evals.runs.create(plain.id, data_source=source)
+            assert called.acquire(timeout=60)
+            evals.runs.cancel(first.id, eval_id=asked.id)
+            while evals.runs.retrieve(second.id, eval_id=plain.id).status != "completed":
+                time.sleep(0.05)
+            assert evals.runs.retrieve(first.id, eval_id=asked.id).status == "canceled"

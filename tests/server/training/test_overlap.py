@@ -156,34 +156,31 @@ def test_no_more_calls_at_once_than_the_grader_allows(world: World) -> None:
 
 
 @pytest.mark.parametrize("raised", [Stopped(), EngineLostError("away"), KeyboardInterrupt()])
-def test_when_sampling_ends_early_no_grade_is_begun_and_judges_under_way_are_served(
+def test_when_sampling_ends_early_no_grade_is_begun_and_hanging_judges_are_abandoned(
     world: World, raised: BaseException
 ) -> None:
-    served, begun = threading.Event(), threading.Semaphore(0)
+    end, begun = threading.Event(), threading.Semaphore(0)
 
     def on_call(_: str) -> None:
         begun.release()
-        assert served.wait(PATIENCE)  # as a judge that asks this very engine waits
-
-    def serve() -> None:
-        served.set()
-        raise Stopped  # as long as the job is cancelled
+        end.wait(PATIENCE)
 
     def between(number: int) -> None:
         if number == 7:
             assert all(begun.acquire(timeout=PATIENCE) for _ in range(2))
-            world.breathe = serve
             raise raised
 
     judge = Judge(on_call)
     with pytest.raises(type(raised)):
         world.graded(Engine(between), judge)
+    assert not end.is_set()
     assert judge.calls == ["0", "1"]
     assert threads() == []
+    end.set()
 
-    world.breathe, again = lambda: None, Judge()
+    again = Judge()
     assert rewards(world.graded(Engine(), again)) == ALL
-    assert sorted(again.calls, key=int) == [str(number) for number in range(2, 12)]
+    assert sorted(again.calls, key=int) == [str(number) for number in range(12)]
 
 
 class Killed(BaseException):
@@ -280,6 +277,7 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
                 job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
                 grader=grader, journal=Journal(worker.home / "jobs" / way), rows=rows,
                 valid_rows=[], model_base="rftkit-tiny", breathe=worker._breathe(job.id),
+                idle=worker._idle(job.id),
             )  # fmt: skip
             ahead = functools.partial(sampling.drafted, run, "steps", 2, asks[2])
             within.clear()

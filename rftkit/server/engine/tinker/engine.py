@@ -14,11 +14,13 @@ import functools
 import hashlib
 import itertools
 import json
+import sys
 import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +53,36 @@ BETAS = (0.9, 0.99)
 EPS = 1e-12
 """Adam's step does not depend on the scale of the gradient, unless eps is of its size. Servers
 scale it as they like (SkyRL's JAX backend divides by the number of completions)."""
+
+
+@dataclass
+class _Sampling:
+    """See base.Sampling."""
+
+    engine: TinkerEngine
+    requests: list[tuple[int, SampleRequest]]
+    adapter: Adapter
+    on_completion: Callable[[int, int, Completion], None]
+    on_text: Callable[[int, int, str], None] | None
+
+    def go_on(self, seconds: float) -> bool:
+        """See base.Sampling."""
+        places = [place for place, _ in self.requests]
+
+        def ended(i: int, index: int, completion: Completion) -> None:
+            self.on_completion(places[i], index, completion)
+
+        def said(i: int, index: int, text: str) -> None:
+            if self.on_text is not None:
+                self.on_text(places[i], index, text)
+
+        requests = [request for _, request in self.requests]
+        self.engine.sample(requests, self.adapter, on_text=said, on_completion=ended)
+        return False
+
+    def drop(self, request: int) -> None:
+        """See base.Sampling."""
+        self.requests = [each for each in self.requests if each[0] != request]
 
 
 class TinkerEngine:
@@ -269,6 +301,21 @@ class TinkerEngine:
                     if on_completion is not None:
                         on_completion(i, index, completion)
         return results
+
+    @property
+    def max_keys(self) -> int:
+        """See Engine.max_keys: the server's own affair."""
+        return sys.maxsize
+
+    def begin(
+        self,
+        requests: Sequence[SampleRequest],
+        adapter: Adapter,
+        on_completion: Callable[[int, int, Completion], None],
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> _Sampling:
+        """See Engine.begin: the server draws all at once, so the first time given takes them."""
+        return _Sampling(self, list(enumerate(requests)), adapter, on_completion, on_text)
 
     def _sampler(self, adapter: Adapter | Literal["policy"]) -> Any:
         if adapter == "policy":

@@ -8,7 +8,9 @@ is for).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +35,43 @@ from rftkit.server.engine.torch.policies import Policies
 __all__ = ["TorchEngine"]
 
 MAX_ROWS = 256
+
+
+class Sampling:
+    """See base.Sampling."""
+
+    def __init__(
+        self,
+        engine: TorchEngine,
+        requests: Sequence[SampleRequest],
+        adapter: Adapter,
+        on_completion: Callable[[int, int, Completion], None],
+        on_text: Callable[[int, int, str], None] | None,
+    ) -> None:
+        self._engine, self._adapter = engine, adapter
+        self._dropped: set[int] = set()
+        self._steps = sampler.token_steps(
+            engine,
+            requests,
+            on_completion,
+            max_rows=MAX_ROWS,
+            max_keys=engine.max_keys,
+            on_text=on_text,
+            dropped=self._dropped,
+        )
+
+    def go_on(self, seconds: float) -> bool:
+        """See base.Sampling: a token of every row at least."""
+        deadline = time.monotonic() + seconds
+        with torch.no_grad(), self._engine.computing(self._adapter):
+            for _ in self._steps:
+                if time.monotonic() >= deadline:
+                    return True
+        return False
+
+    def drop(self, request: int) -> None:
+        """See base.Sampling."""
+        self._dropped.add(request)
 
 
 class TorchEngine(LoadedModel):
@@ -86,17 +125,46 @@ class TorchEngine(LoadedModel):
         on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
         """See Engine.sample. `breathe` may itself sample, with another adapter."""
-        torch.set_num_threads(self._threads)
-        with self.policies.using(adapter):
+        with self.computing(adapter):
             return sampler.sample(
                 self,
                 requests,
                 max_rows=MAX_ROWS,
-                max_keys=(self.memory_bytes or MEMORY_BYTES) // self._key_bytes,
+                max_keys=self.max_keys,
                 breathe=breathe,
                 on_text=on_text,
                 on_completion=on_completion,
             )
+
+    @contextlib.contextmanager
+    def computing(self, adapter: Adapter | Literal["policy"]) -> Iterator[None]:
+        """Compute with these weights inside the block.
+
+        The number of threads is put back too: it decides the numbers of a job that trains on
+        another model meanwhile.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            with self.policies.using(adapter):
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def begin(
+        self,
+        requests: Sequence[SampleRequest],
+        adapter: Adapter,
+        on_completion: Callable[[int, int, Completion], None],
+        on_text: Callable[[int, int, str], None] | None = None,
+    ) -> Sampling:
+        """See Engine.begin."""
+        return Sampling(self, requests, adapter, on_completion, on_text)
+
+    @property
+    def max_keys(self) -> int:
+        """Token positions whose keys fit in the memory for sampling."""
+        return (self.memory_bytes or MEMORY_BYTES) // self._key_bytes
 
     def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
         """One vector of length 1 for each text: the mean of its last hidden states.
@@ -104,9 +172,8 @@ class TorchEngine(LoadedModel):
         No model here was trained to make embeddings; texts that use the same words come out near
         each other, and little more may be read into the numbers.
         """
-        torch.set_num_threads(self._threads)
         vectors = []
-        with torch.no_grad(), self.policies.using(adapter):
+        with torch.no_grad(), self.computing(adapter):
             for tokens in inputs:
                 packed = Packed([len(tokens)], [[]], self.device)
                 line = torch.tensor(tokens, device=self.device)

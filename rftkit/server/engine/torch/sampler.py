@@ -10,7 +10,7 @@ same text. Not here: which adapter is on the model, and what the completions are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,9 +27,10 @@ from rftkit.server.engine.torch.logprobs import scores
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode
 
-__all__ = ["Policy", "sample"]
+__all__ = ["Policy", "sample", "token_steps"]
 
 Layout = Decode | PlainDecode
+DROPPED = Completion([], "", [], "length")
 STRETCH = 256  # tokens whose weights are summed first
 SHRINK_BELOW = 0.8  # rows are moved together when fewer than this share is alive
 
@@ -101,13 +102,43 @@ def sample(
         on_completion: called with (request, completion index, completion) as each ends.
     """
     results: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
+
+    def keep(request: int, index: int, completion: Completion) -> None:
+        results[request][index] = completion
+        if on_completion is not None:
+            on_completion(request, index, completion)
+
     with torch.no_grad():
-        for wave in _waves(requests, max_rows, max_keys):
-            for row, completion in _decode(policy, requests, wave, breathe, on_text):
-                results[row.request][row.index] = completion
-                if on_completion is not None:
-                    on_completion(row.request, row.index, completion)
+        for _ in token_steps(
+            policy, requests, keep, max_rows=max_rows, max_keys=max_keys, on_text=on_text
+        ):
+            if breathe is not None:
+                breathe()
     return [[c for c in group if c is not None] for group in results]
+
+
+def token_steps(
+    policy: Policy,
+    requests: Sequence[SampleRequest],
+    on_completion: Callable[[int, int, Completion], None],
+    *,
+    max_rows: int,
+    max_keys: int,
+    on_text: Callable[[int, int, str], None] | None = None,
+    dropped: Collection[int] = (),
+) -> Iterator[None]:
+    """The same, one token of every row at a time; other work may run between two of them.
+
+    The caller sees to it that gradients are off and the wanted adapter is on at each step. Requests
+    in `dropped`, which may grow meanwhile, are drawn no further.
+    """
+    for wave in _waves(requests, max_rows, max_keys):
+        for ended in _decode(policy, requests, wave, on_text, dropped):
+            if ended is None:
+                yield
+            else:
+                row, completion = ended
+                on_completion(row.request, row.index, completion)
 
 
 def _waves(
@@ -137,10 +168,11 @@ def _decode(
     policy: Policy,
     requests: Sequence[SampleRequest],
     wave: list[tuple[int, int]],
-    breathe: Callable[[], None] | None,
     on_text: Callable[[int, int, str], None] | None,
-) -> Iterator[tuple[_Row, Completion]]:
-    rows = [_start(policy, requests, i, index) for i, index in wave]
+    dropped: Collection[int],
+) -> Iterator[tuple[_Row, Completion] | None]:
+    """Rows as they end, and None after each pass of the model."""
+    rows = [_start(policy, requests, i, index) for i, index in wave if i not in dropped]
     _say_what_must_be(policy, requests, rows)
     yield from _ended(policy, requests, rows, on_text)
     alive = [row for row in rows if row.completion is None]  # later: the rows of the layout
@@ -164,8 +196,12 @@ def _decode(
             layout.keep(running)
             alive = [alive[r] for r in running]
         hidden = _read(policy, alive, layout)
-        if breathe is not None:
-            breathe()
+        yield None
+        for row in alive:
+            if row.request in dropped and row.completion is None:
+                row.completion = DROPPED
+        if all(row.completion is not None for row in alive):
+            return
 
 
 def _read(policy: Policy, rows: list[_Row], layout: Layout) -> torch.Tensor:
