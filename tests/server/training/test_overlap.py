@@ -256,19 +256,21 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
     rows = [Row(row, line=n + 1) for n, row in enumerate(in_process.ROWS)]
     job = add_job(worker, grader=spec)
     depth, within = 0, []
-    sample = engine.sample
+    sample, begin = engine.sample, engine.begin
+
+    def begun(*arguments: Any) -> Any:  # what the judge is asked
+        within.append(depth == 1)
+        return begin(*arguments)
 
     def watched(requests: Any, adapter: Any = "policy", **options: Any) -> Any:
         nonlocal depth
-        if adapter is None:
-            within.append(depth == 1)
         depth += 1
         try:
             return sample(requests, adapter, **options)
         finally:
             depth -= 1
 
-    engine.sample = watched
+    engine.sample, engine.begin = watched, begun
     found = {}
     asks = {step: sampling.Ask(rows, step, 4, 1.0) for step in (1, 2)}
     with compile_grader(spec, complete=judge_call(_Inside(worker.chats, worker.store))) as grader:
