@@ -27,6 +27,7 @@ from rftkit.graders.types import (
     Named,
     Purpose,
     Python,
+    SamplingParams,
     ScoreModel,
 )
 
@@ -53,6 +54,7 @@ def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, 
     given = {key: value for key, value in spec.items() if key not in _ECHOED}
     if kind == "multi":
         given["graders"] = _parse_map(spec.get("graders"), purpose, _at(param, "graders"))
+    given = _respelled(given)
     model = _validate(SPECS[kind], given, param)
     _check_values(model, param)
     parsed = model.model_dump(exclude_none=True)
@@ -60,6 +62,18 @@ def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, 
     if kind == "python":
         parsed.setdefault("image_tag", IMAGE_TAG)
     return {"type": kind, "name": parsed.pop("name")} | parsed
+
+
+def _respelled(given: dict[str, Any]) -> dict[str, Any]:
+    """The token limit of a judge under the wire's own name, whichever documented one was given."""
+    params = given.get("sampling_params")
+    if not isinstance(params, Mapping) or "max_completions_tokens" in params:
+        return given
+    names = {"max_completion_tokens", "max_tokens"} & params.keys()
+    if len(names) != 1:
+        return given
+    renamed = {"max_completions_tokens" if key in names else key: params[key] for key in params}
+    return given | {"sampling_params": renamed}
 
 
 def _kind(spec: Any, param: str) -> str:
@@ -185,9 +199,11 @@ def _reword(error: Any, where: str, model: type[Named]) -> str:
     if kind == "missing":
         return f"`{where}` is missing"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), model.model_fields, n=1)
+        in_params = error["loc"][:-1] == ("sampling_params",)
+        fields = (SamplingParams if in_params else model).model_fields
+        near = difflib.get_close_matches(str(error["loc"][-1]), fields, n=1)
         return f"`{where}` is not a field of this grader" + (
-            f"; did you mean `{near[0]}`?" if near else f" ({', '.join(model.model_fields)})"
+            f"; did you mean `{near[0]}`?" if near else f" ({', '.join(fields)})"
         )
     return f"`{where}`: {error['msg'][:1].lower()}{error['msg'][1:]}, found {found}"
 

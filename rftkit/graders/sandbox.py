@@ -36,6 +36,7 @@ from rftkit.graders.calls import if_abandoned
 from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
 from rftkit.graders.source import library_paths, nltk_dirs, package_dirs
+from rftkit.graders.template import plain_value
 
 __all__ = ["Limits", "Sandbox"]
 
@@ -106,7 +107,7 @@ class Sandbox:
                 `python_grader_server_error` when no process could be started.
         """
         try:
-            body = json.dumps({"sample": sample, "item": item}).encode()
+            body = json.dumps({"sample": sample, "item": item}, default=plain_value).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise Fault("other_error", f"the row cannot be written as JSON: {error}") from None
         worker, is_reusable = self._take_idle(), False

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from rftkit.errors import GraderSpecError
@@ -25,6 +26,7 @@ __all__ = [
     "lone_path",
     "look_up",
     "paths",
+    "plain_value",
 ]
 
 Render = Callable[[Sample, Any], str]
@@ -199,11 +201,23 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
     )
 
 
+def plain_value(value: Any) -> Any:
+    """What is not JSON as what is: numpy and pandas values, decimals, moments; missing as null."""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, Decimal):
+        return float(value)
+    for name in ("tolist", "isoformat"):  # numpy's arrays and scalars; moments
+        if hasattr(value, name):
+            return getattr(value, name)()
+    raise TypeError(f"a value of type {type(value).__name__} has no JSON")
+
+
 def _to_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, default=plain_value)
     except (TypeError, ValueError, RecursionError) as error:
         raise Fault("invalid_variable_error", f"cannot be written as JSON: {error}") from None
 

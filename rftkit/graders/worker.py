@@ -9,6 +9,7 @@ runs in this process can do to it what it likes, and a reply is only ever parsed
 from __future__ import annotations
 
 import contextlib
+import decimal
 import json
 import linecache
 import math
@@ -25,6 +26,14 @@ from typing import Any, BinaryIO
 
 FILE_NAME = "grader.py"
 _MAX_DETAILS = 8_000
+
+
+def _is_number(result: Any) -> bool:
+    """A number of Python or numpy, an array of none dimensions too; no text, no list."""
+    if isinstance(result, (numbers.Real, decimal.Decimal)):
+        return True
+    is_single = getattr(result, "shape", None) == ()
+    return is_single and getattr(result.dtype, "kind", "") in ("b", "i", "u", "f")
 
 
 def main() -> None:
@@ -127,7 +136,7 @@ def _load(source: str) -> Callable[[Any, Any], Any]:
 def _answer(grade: Callable[[Any, Any], Any], request: dict[str, Any]) -> dict[str, Any]:
     try:
         result = grade(request["sample"], request["item"])
-        reward = float(result) if isinstance(result, numbers.Real) else None
+        reward = float(result) if _is_number(result) else None
     except BaseException as error:
         # what filled the memory may still be held, by a global for instance
         return {"error": _describe(error), "retire": isinstance(error, MemoryError)}

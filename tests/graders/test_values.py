@@ -1,0 +1,56 @@
+"""Numbers of other libraries in rows and rewards, and the names of a judge's token limit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rftkit import graders
+from rftkit.errors import GraderSpecError
+
+JUDGE = {"type": "score_model", "model": "m", "input": [{"role": "user", "content": "x"}]}
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_completions_tokens"])
+def test_a_token_limit_may_have_each_documented_name(name: str) -> None:
+    spec = graders.validate(JUDGE | {"sampling_params": {name: 5}})
+    assert spec["sampling_params"] == {"max_completions_tokens": 5}
+
+
+def test_a_wrong_sampling_parameter_names_the_right_ones() -> None:
+    with pytest.raises(GraderSpecError, match="max_completions_tokens") as caught:
+        graders.validate(JUDGE | {"sampling_params": {"zzzz": 5}})
+    assert "pass_threshold" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (np.int64(3), "3"),
+        (np.bool_(True), "true"),
+        (np.array(2.5), "2.5"),
+        (np.array([1, 2]), "[1, 2]"),
+        (Decimal("1.5"), "1.5"),
+        (pd.Timestamp("2026-01-02"), "2026-01-02T00:00:00"),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00+00:00"),
+    ],
+)
+def test_values_of_other_libraries_in_rows(value: Any, text: str) -> None:
+    spec = {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}",
+            "reference": "{{item.x}}"}  # fmt: skip
+    grade = graders.grade(spec, text.strip('"'), {"x": value})
+    assert (grade.outcome, grade.errors) == ("graded", {})
+    source = "def grade(sample, item):\n    return float(item['x'] is not None)\n"
+    assert graders.grade({"type": "python", "source": source}, "a", {"x": value}).reward == 1.0
+
+
+@pytest.mark.parametrize("result", ["Decimal('1')", "Zero(1)", "True"])
+def test_a_python_grader_may_return_any_number(result: str) -> None:
+    source = "from decimal import Decimal\n\n\nclass Zero(int):\n    pass\n\n\n"
+    source += f"def grade(sample, item):\n    return {result}\n"
+    assert graders.grade({"type": "python", "source": source}, "a", {}).reward == 1.0
