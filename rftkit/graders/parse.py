@@ -205,6 +205,8 @@ def _reword(error: Any, where: str, model: type[Named]) -> str:
         return f"`{where}` is not a field of this grader" + (
             f"; did you mean `{near[0]}`?" if near else f" ({', '.join(fields)})"
         )
+    if kind == "string_pattern_mismatch":  # of an address: the only field with a pattern
+        return f"`{where}` must begin with http:// or https:// and a host, found {found}"
     return f"`{where}`: {error['msg'][:1].lower()}{error['msg'][1:]}, found {found}"
 
 

@@ -296,7 +296,7 @@ def test_normalised() -> None:
         ({"type": "score_model", "model": "m", "input": [{"role": "user", "content": ""}],
           "sampling_params": {"max_completion_tokens": 3}},
          "sampling_params.max_completion_tokens", "is not a field"),
-        ({"type": "endpoint", "url": "ftp://x"}, "url", "pattern"),
+        ({"type": "endpoint", "url": "ftp://x"}, "url", "must begin with http"),
     ],
 )  # fmt: skip
 def test_spec_errors_name_the_field(spec: Any, param: str | None, words: str) -> None:

@@ -102,7 +102,8 @@ def _choice(completion: dict[str, Any], with_logprobs: bool) -> dict[str, Any]:
 
 
 def _finish_reason(completion: dict[str, Any]) -> str:
-    return "tool_calls" if completion.get("tool_calls") else str(completion["stop_reason"])
+    is_call = completion.get("tool_calls") and completion["stop_reason"] != "length"
+    return "tool_calls" if is_call else str(completion["stop_reason"])
 
 
 def _logprobs(completion: dict[str, Any]) -> dict[str, Any]:

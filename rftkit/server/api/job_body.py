@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.server.api.files import live_file
@@ -33,10 +33,19 @@ HYPERPARAMETERS: dict[str, tuple[type, float, float]] = {
 }
 """Name → kind, least, most; each may also be "auto"."""
 EFFORTS = ("default", "low", "medium", "high")
-SUFFIX = r"^[^:\x00-\x1f\x7f]+$"
-"""Colons part the names of fine-tuned models, so a suffix has none."""
 METHOD = "method.reinforcement"
 KNOWN_IN_METHOD = ("grader", "hyperparameters", "response_format")
+
+
+def _suffix(value: str) -> str:
+    if ":" in value:  # they part the names of fine-tuned models
+        raise ValueError("a suffix has no colons")
+    if any(character < " " or character == "\x7f" for character in value):
+        raise ValueError("a suffix has no control characters")
+    return value
+
+
+Suffix = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_suffix)]
 
 
 class Method(Open):
@@ -53,7 +62,7 @@ class JobBody(Open):
     training_file: str
     validation_file: str | None = None
     method: Method | None = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=SUFFIX)] | None = None
+    suffix: Suffix | None = None
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = None
     metadata: Metadata | None = None
     integrations: list[Any] | None = None

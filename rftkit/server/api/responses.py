@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Annotated, Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from starlette.responses import Response
 
 from rftkit.errors import RequestError
 from rftkit.server.api import Here, Limit, Reply, cut
 from rftkit.server.api.chat import until_gone
+from rftkit.server.api.response_stream import Event, ItemEvents, lines, numbered, opening, replay
 from rftkit.server.inference.body import Body, Metadata, refusal
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.inference.response_items import (
     chat_tools,
+    input_item,
     messages_from,
     output_from,
-    reasoning_item,
     response_format_from,
 )
 from rftkit.server.inference.worker_process import ChatError
@@ -73,7 +73,7 @@ class ResponseBody(Body):
     store: bool | None = None
     stream: bool | None = None
     stream_options: Any = None
-    truncation: Annotated[str, Field(pattern="^disabled$")] | None = None
+    truncation: Literal["disabled"] | None = None
     background: bool | None = None
     include: list[str] | None = None
     user: Any = None
@@ -122,7 +122,7 @@ async def create(here: Here, request: Request, body: ResponseBody) -> Response:
         messages = here.stream(asked)
         first = await until_gone(request, anext(messages))
         events = _events(here, body, head, conversation, first, messages)
-        return StreamingResponse(events, media_type="text/event-stream")
+        return StreamingResponse(lines(events), media_type="text/event-stream")
     done = await until_gone(request, here.complete(asked))
     made = _finished(head, done, output_from(done["completions"][0], new_id("msg_")))
     await asyncio.to_thread(_keep, here, body, made, conversation)
@@ -198,7 +198,13 @@ def _input_items(body: ResponseBody) -> list[Json]:
     given = (
         body.input if isinstance(body.input, list) else [{"role": "user", "content": body.input}]
     )
-    return [{"type": "message", **item, "id": new_id("msg_")} for item in given]
+    return [{"type": "message", **item, "id": new_id(_prefix(item))} for item in given]
+
+
+def _prefix(item: Json) -> str:
+    return {"function_call": "fc_", "function_call_output": "fco_", "reasoning": "rs_"}.get(
+        item.get("type", "message"), "msg_"
+    )
 
 
 async def _events(
@@ -208,68 +214,32 @@ async def _events(
     conversation: list[Json],
     first: Json,
     messages: AsyncGenerator[Json, None],
-) -> AsyncIterator[str]:
-    """The typed events of a stream, numbered."""
-    number = 0
-
-    def event(kind: str, **data: Any) -> str:
-        nonlocal number
-        body = {"type": kind, "sequence_number": number, **data}
-        number += 1
-        return f"event: {kind}\ndata: {json.dumps(body, allow_nan=False)}\n\n"
-
-    message_id = new_id("msg_")
-    place = {"item_id": message_id, "output_index": 0, "content_index": 0}
-    after_thought = {**place, "output_index": 1}
-    empty = {"type": "output_text", "text": "", "annotations": []}
-    item = {"id": message_id, "type": "message", "role": "assistant", "status": "in_progress"}
-    yield event("response.created", response=head)
-    yield event("response.in_progress", response=head)
-    begun, thought = False, None
+) -> AsyncIterator[Event]:
+    """The events of a response while it is made."""
+    for event in opening(head):
+        yield event
+    shown = ItemEvents(message_id := new_id("msg_"))
     try:
         message = first
         while "delta" in message:
-            if not begun:
-                begun = True
-                if message["delta"].get("reasoning"):
-                    thought, place = reasoning_item(message["delta"]["reasoning"]), after_thought
-                    yield event("response.output_item.added", output_index=0, item=thought)
-                yield event(
-                    "response.output_item.added",
-                    output_index=place["output_index"],
-                    item={**item, "content": []},
-                )
-                yield event("response.content_part.added", **place, part=empty)
-            text = message["delta"]["text"]
-            yield event("response.output_text.delta", **place, delta=text, logprobs=[])
+            for event in shown.delta(message["delta"]):
+                yield event
             message = await anext(messages)
     except ChatError as error:
         problem = {"code": error.code or "server_error", "message": error.message}
-        yield event("response.failed", response={**head, "status": "failed", "error": problem})
+        yield "response.failed", {"response": {**head, "status": "failed", "error": problem}}
         return
     finally:
         await messages.aclose()
     done = message["done"]
-    output = output_from(done["completions"][0], message_id, with_text=begun, thought=thought)
-    for index, finished in enumerate(output):
-        if finished is not thought and (finished["id"] != message_id or not begun):
-            yield event("response.output_item.added", output_index=index, item=finished)
-        if finished["id"] == message_id:
-            [part] = finished["content"]
-            yield event("response.output_text.done", **place, text=part["text"], logprobs=[])
-            yield event("response.content_part.done", **place, part=part)
-        elif finished["type"] == "function_call":
-            yield event(
-                "response.function_call_arguments.done",
-                item_id=finished["id"],
-                output_index=index,
-                name=finished["name"],
-                arguments=finished["arguments"],
-            )
-        yield event("response.output_item.done", output_index=index, item=finished)
+    output = output_from(
+        done["completions"][0], message_id, with_text=shown.has_message, thought=shown.thought
+    )
+    for event in shown.ending(output):
+        yield event
     made = _finished(head, done, output)
     await asyncio.to_thread(_keep, here, body, made, conversation)
-    yield event(f"response.{made['status']}", response=made)
+    yield f"response.{made['status']}", {"response": made}
 
 
 class CountBody(Body):
@@ -284,7 +254,7 @@ class CountBody(Body):
     parallel_tool_calls: bool | None = None
     text: Text | None = None
     reasoning: Reasoning | None = None
-    truncation: Annotated[str, Field(pattern="^disabled$")] | None = None
+    truncation: Literal["disabled"] | None = None
 
 
 @router.post("/input_tokens")
@@ -308,10 +278,15 @@ def cancel(here: Here, response_id: str) -> Reply:
 
 
 @router.get("/{response_id}")
-def retrieve(here: Here, response_id: str) -> Reply:
-    """A response that was kept."""
+def retrieve(
+    here: Here, response_id: str, stream: bool = False, starting_after: int | None = None
+) -> Response:
+    """A response that was kept; with `stream` as the events that it had."""
     body = dict(here.store.response(response_id).body)
     body.pop("input_items")
+    if stream:
+        events = numbered(replay(body), starting_after)
+        return StreamingResponse(events, media_type="text/event-stream")
     return Reply(body)
 
 
@@ -327,6 +302,6 @@ def input_items(
     here: Here, response_id: str, after: str | None = None, limit: Limit = 20, order: str = "desc"
 ) -> Reply:
     """What it was asked."""
-    items = here.store.response(response_id).body["input_items"]
+    items = [input_item(item) for item in here.store.response(response_id).body["input_items"]]
     found, more = cut(items if order == "asc" else items[::-1], after, limit)
     return Reply(wire.page(found, more))

@@ -15,7 +15,7 @@ from typing import Any
 
 from rftkit.errors import InputError
 
-__all__ = ["closing", "encode", "thinking_mark", "tool_calls_in"]
+__all__ = ["call_id", "closing", "encode", "thinking_mark", "tool_calls_in"]
 
 Json = dict[str, Any]
 
@@ -93,7 +93,7 @@ def tool_calls_in(text: str, tools: list[Json] | None) -> tuple[str, list[Json]]
 
     def take(found: str) -> bool:
         read = list(_calls(found, names))
-        calls.extend({**call, "id": _call_id(text, len(calls) + i)} for i, call in enumerate(read))
+        calls.extend({**call, "id": call_id(text, len(calls) + i)} for i, call in enumerate(read))
         return bool(read)
 
     rest, end = [], 0
@@ -126,7 +126,7 @@ def _calls(found: str, names: set[str | None]) -> Iterator[Json]:
         yield {"type": "function", "function": {"name": entry["name"], "arguments": text}}
 
 
-def _call_id(text: str, number: int) -> str:
+def call_id(text: str, number: int) -> str:
     """The same for the same answer, so that a job that is run again gives its grader the same."""
     return "call_" + hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:24]
 

@@ -126,6 +126,11 @@ def refusal(errors: Sequence[Any]) -> RequestError:
             message = f"Unrecognized request argument supplied: {param}"
         case "json_invalid":
             param, message = None, f"The body is not valid JSON: {error['ctx']['error']}"
+        case "string_pattern_mismatch":  # its message is a regular expression
+            found = kind_of(error.get("input"))
+            message = (
+                f"Invalid {name}: it has characters that are not allowed there; found {found}."
+            )
         case "value_error":
             message = f"Invalid {name}: {error['ctx']['error']}"
         case _:

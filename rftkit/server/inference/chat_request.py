@@ -17,6 +17,7 @@ from rftkit.server.inference.body import Body, Metadata, check_messages, check_r
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import ChatRequest
+from rftkit.server.inference.tool_choice import tool_use
 from rftkit.server.training.plan import EFFORTS
 
 __all__ = ["ChatBody", "Stop", "chat_request"]
@@ -29,8 +30,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "modalities": (["text"],),
-    "tool_choice": ("auto", "none"),
-    "parallel_tool_calls": (True, False),
     "verbosity": ("medium",),
 }
 """Parameters that are accepted only with a value that changes nothing."""
@@ -101,13 +100,16 @@ def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
             f"{body.reasoning_effort!r}",
             param="reasoning_effort",
         )
+    use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stop) > 4 or not all(stop):
         raise RequestError("`stop` must hold one to four texts, none of them empty", param="stop")
     return ChatRequest(
         model=body.model,
         messages=body.messages,
-        tools=_tools(body),
+        tools=use.tools,
+        must_call=use.must_call,
+        most_calls=use.most_calls,
         n=body.n or 1,
         temperature=1.0 if body.temperature is None else float(body.temperature),
         top_p=1.0 if body.top_p is None else float(body.top_p),
@@ -120,18 +122,3 @@ def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
         reasoning_effort=body.reasoning_effort,
         thinking=(body.metadata or {}).get("thinking"),
     )
-
-
-def _tools(body: ChatBody) -> list[dict[str, Any]] | None:
-    for index, tool in enumerate(body.tools or []):
-        function = tool.get("function")
-        if tool.get("type") != "function" or not isinstance(function, dict):
-            raise RequestError(
-                f"`tools[{index}]` must be {{type: 'function', function: {{…}}}}",
-                param=f"tools[{index}]",
-            )
-        if not isinstance(function.get("name"), str):
-            raise RequestError(
-                f"`tools[{index}].function.name` must be text", param=f"tools[{index}]"
-            )
-    return None if body.tool_choice == "none" else body.tools or None

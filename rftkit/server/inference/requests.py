@@ -17,6 +17,10 @@ class ChatRequest:
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     """As chat completions spell them."""
+    must_call: tuple[str, ...] = ()
+    """Names of the functions one of which has to be called; empty: as the model likes."""
+    most_calls: int | None = None
+    """Most tool calls of an answer; None for no limit."""
     n: int = 1
     """Number of completions."""
     temperature: float = 1.0
@@ -59,4 +63,5 @@ def request_from(given: dict[str, Any]) -> WorkerRequest:
     """The inverse of `to_json`."""
     if given["task"] == "embed":
         return EmbedRequest(**given)
-    return ChatRequest(**{**given, "stop": tuple(given["stop"])})
+    lists = {name: tuple(given[name]) for name in ("stop", "must_call")}
+    return ChatRequest(**{**given, **lists})

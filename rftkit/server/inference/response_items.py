@@ -10,10 +10,12 @@ from rftkit.server.store.store import new_id
 
 __all__ = [
     "chat_tools",
+    "input_item",
     "messages_from",
     "output_from",
     "reasoning_item",
     "response_format_from",
+    "text_part",
 ]
 
 Json = dict[str, Any]
@@ -119,14 +121,13 @@ def output_from(
     if completion.get("reasoning"):
         items.append(thought or reasoning_item(completion["reasoning"]))
     if completion["text"] or with_text or not calls:
-        part = {"type": "output_text", "text": completion["text"], "annotations": []}
         items.append(
             {
                 "id": message_id,
                 "type": "message",
                 "role": "assistant",
                 "status": status,
-                "content": [part],
+                "content": [text_part(completion["text"])],
             }
         )
     for call in calls:
@@ -141,6 +142,26 @@ def output_from(
             }
         )
     return items
+
+
+def text_part(text: str) -> Json:
+    """Text as a part of an output message."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def input_item(given: Json) -> Json:
+    """An item of an `input` as it is listed: content is a list of parts, whatever was given."""
+    item = {"type": "message", **given}
+    if item["type"] != "message":
+        return {"status": "completed", **item}
+    content = item.get("content")
+    parts = [content] if isinstance(content, str) else content or []
+    texts = [part if isinstance(part, str) else part["text"] for part in parts]
+    is_answer = item.get("role") == "assistant"
+    shown = [
+        text_part(text) if is_answer else {"type": "input_text", "text": text} for text in texts
+    ]
+    return {"status": "completed", **item, "content": shown}
 
 
 def reasoning_item(text: str) -> Json:

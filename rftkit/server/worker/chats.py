@@ -28,13 +28,15 @@ from rftkit.errors import (
     MissingExtraError,
     NotFoundError,
     PlatformError,
+    RequestError,
     RftkitError,
 )
 from rftkit.graders.calls import if_abandoned
 from rftkit.server.engine import models
-from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.base import Completion, SampleRequest, Thinking
 from rftkit.server.engine.prompts import tool_calls_in
 from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in
 from rftkit.server.inference.requests import ChatRequest, EmbedRequest, WorkerRequest
 from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store.records import Model
@@ -416,11 +418,9 @@ def _sample_request(engine: Any, known: Model | None, request: ChatRequest) -> S
             param="messages",
             code="context_length_exceeded",
         )
-    schema = schema_of(request.response_format, request.tools)
     most = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
     thinking = thoughts(mark, thinking_tokens(request.reasoning_effort, most))
-    if schema is not None:
-        engine.grammars.guide(schema, thinking)  # refuses what cannot be compiled
+    schema = _schema(engine, request, thinking)
     seed = secrets.randbits(32) if request.seed is None else request.seed
     return SampleRequest(
         prompt_ids=prompt,
@@ -455,6 +455,36 @@ def _check_length(engine: Any, text: str, param: str) -> None:
 def _longest_token(tokenizer: Any) -> int:
     """Characters of the longest token of a vocabulary."""
     return max(map(len, tokenizer.get_vocab()), default=1)
+
+
+def _schema(engine: Any, request: ChatRequest, thinking: Thinking | None) -> str | None:
+    """What the answer has to follow: calls that are asked for, else the response format.
+
+    Raises:
+        RequestError: it cannot be compiled; the error names the parameter that it comes from.
+    """
+    param = "tools" if request.must_call else None
+    schema: str | None
+    try:
+        if request.must_call:
+            schema = calls_schema(request.tools or [], request.must_call, most=request.most_calls)
+        else:
+            schema = schema_of(request.response_format, request.tools)
+        if schema is not None:
+            engine.grammars.guide(schema, thinking)
+    except RequestError as error:
+        raise RequestError(error.message, param=param or error.param) from None
+    except RecursionError:
+        message = "the JSON schema is nested too deeply"
+        raise RequestError(message, param=param or "response_format") from None
+    return schema
+
+
+def _read(text: str, request: ChatRequest) -> tuple[str, list[dict[str, Any]]]:
+    """An answer without its tool calls, and the calls."""
+    if request.must_call and (calls := forced_calls_in(text)):
+        return "", calls
+    return tool_calls_in(text, request.tools)
 
 
 def _embedded(engine: Any, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
@@ -504,7 +534,7 @@ def _done(engine: Any, ready: _Ready, completions: list[Completion]) -> dict[str
         return [entry for entry, is_end in pairs if not is_end]
 
     def said(index: int, completion: Completion) -> dict[str, Any]:
-        answer, calls = tool_calls_in(completion.text, ready.asked.tools)
+        answer, calls = _read(completion.text, ready.asked)
         return {
             "index": index,
             "text": answer,
@@ -512,7 +542,7 @@ def _done(engine: Any, ready: _Ready, completions: list[Completion]) -> dict[str
             "tokens": len(completion.tokens),
             "reasoning": completion.reasoning,
             "reasoning_tokens": completion.reasoning_tokens,
-            "tool_calls": calls or None,
+            "tool_calls": calls[: ready.asked.most_calls] or None,
             "logprobs": logprobs(completion),
         }
 

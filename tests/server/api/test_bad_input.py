@@ -29,7 +29,7 @@ JOBS = [
     ({"validation_file": None}, "validation_file", "required"),
     ({"suffix": ""}, "suffix", "at least 1 character"),
     ({"suffix": "x" * 65}, "suffix", "at most 64 characters"),
-    ({"suffix": "a:b"}, "suffix", "pattern"),
+    ({"suffix": "a:b"}, "suffix", "a suffix has no"),
     ({"seed": -1}, "seed", "found -1"),
     ({"seed": 2**31}, "seed", "2147483647"),
     ({"seed": "7"}, "seed", "found '7'"),
@@ -113,6 +113,7 @@ def test_an_upload_that_cannot_be(served: Served, body: Any, param: str, words: 
 
 
 USER = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CHATS = [
     ({"messages": []}, "messages", "is empty"),
     ({"messages": "hi"}, "messages", "found 'hi'"),
@@ -129,7 +130,16 @@ CHATS = [
     ({"stop": [""]}, "stop", "none of them empty"),
     ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
     ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
-    ({"tool_choice": "required"}, "tool_choice", "not supported"),
+    ({"tool_choice": "required"}, "tool_choice", "no `tools`"),
+    ({"tool_choice": "any", "tools": [TOOL]}, "tool_choice", "found 'any'"),
+    ({"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TOOL]},
+     "tool_choice", "'x'; `tools` has look"),
+    ({"tool_choice": {"type": "web_search"}, "tools": [TOOL]}, "tool_choice", "'web_search'"),
+    ({"tool_choice": {"type": "function"}, "tools": [TOOL]}, "tool_choice", "`name`"),
+    ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "all", "tools": []}},
+      "tools": [TOOL]}, "tool_choice", "auto or required"),
+    ({"tools": [{"type": "function", "function": {"name": "x", "parameters": [1]}}]},
+     "tools[0].function.parameters", "a list"),
     ({"tools": [{"type": "web_search"}]}, "tools[0]", "function"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
      "response_format.json_schema.schema", "found null"),

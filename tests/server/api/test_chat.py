@@ -27,6 +27,7 @@ def test_every_parameter_reaches_the_worker(served: Served) -> None:
         {
             "model": MODEL, "messages": USER, "tools": [TOOL], "n": 2, "temperature": 0.0,
             "top_p": 0.5, "max_tokens": 9, "seed": 4, "stop": ("END",), "response_format": SCHEMA,
+            "must_call": (), "most_calls": None,
             "task": "chat", "top_logprobs": 2, "stream": False, "reasoning_effort": None,
             "thinking": None,
         }
@@ -93,6 +94,42 @@ def test_a_streamed_tool_call(served: Served) -> None:
     assert choice.finish_reason == "tool_calls"
     assert choice.message.tool_calls is not None
     assert choice.message.tool_calls[0].function.name == "look"
+
+
+OTHER: Any = {"type": "function", "function": {"name": "jump"}}
+BY_NAME: Any = {"type": "function", "function": {"name": "look"}}
+CHOICES: Any = [
+    (None, None, (["look", "jump"], (), None)),
+    ("auto", False, (["look", "jump"], (), 1)),
+    ("none", None, (None, (), None)),
+    ("required", None, (["look", "jump"], ("look", "jump"), None)),
+    ("required", False, (["look", "jump"], ("look", "jump"), 1)),
+    (BY_NAME, None, (["look", "jump"], ("look",), 1)),
+    ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [BY_NAME]}}, None,
+     (["look"], (), None)),
+    ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [BY_NAME]}}, None,
+     (["look"], ("look",), None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "parallel", "expected"), CHOICES)
+def test_tool_choice_reaches_the_worker(
+    served: Served, choice: Any, parallel: Any, expected: Any
+) -> None:
+    options = {"tool_choice": choice, "parallel_tool_calls": parallel}
+    given = {key: value for key, value in options.items() if value is not None}
+    served.client.chat.completions.create(model=MODEL, messages=USER, tools=[TOOL, OTHER], **given)  # type: ignore[call-overload]
+    [asked] = served.link.requests
+    names = asked["tools"] and [tool["function"]["name"] for tool in asked["tools"]]
+    assert (names, asked["must_call"], asked["most_calls"]) == expected
+
+
+def test_a_call_that_was_cut_ends_by_its_length(served: Served) -> None:
+    served.link.say = lambda request: {
+        "text": "", "tool_calls": [CALL], "stop_reason": "length", "tokens": 4,
+    }  # fmt: skip
+    answer = served.client.chat.completions.create(model=MODEL, messages=USER, tools=[TOOL])
+    assert answer.choices[0].finish_reason == "length"
 
 
 def test_the_parse_method_of_the_client_works(served: Served) -> None:

@@ -32,7 +32,7 @@ SOURCE: Any = {
 }
 
 NOTES = {
-    "chat.completions.create": "`tool_choice` auto and none only; no penalties, no audio",
+    "chat.completions.create": "function tools only; no penalties, no audio",
     "responses.create": "function tools only; no `background`, `truncation` disabled only",
     "responses.cancel": "refused as hosted: only background responses can be, and there are none",
     "embeddings.create": "mean-pooled hidden states of a served model; no `dimensions`, text only",

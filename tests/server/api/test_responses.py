@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 from conftest import FakeLink, Served
-from openai.types.responses import Response
+from openai.types.responses import Response, ResponseItemList
 
 from rftkit.server.inference.worker_process import ChatError
 
@@ -45,7 +45,7 @@ def test_a_conversation_goes_on(served: Served) -> None:
     assert said == ["one", "hello", "two"]
     assert responses.retrieve(second.id).output_text == "hello"
     [item] = responses.input_items.list(second.id).data
-    assert item.content == "two"  # type: ignore[union-attr]
+    assert item.content[0].text == "two"  # type: ignore[union-attr, index]
     responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
         responses.create(model=MODEL, input="x", previous_response_id=first.id)
@@ -91,6 +91,80 @@ def test_a_stream_adds_up(served: Served, tools: bool) -> None:
     assert deltas == "onetwo"
     assert len(final.output) == (2 if tools else 1)
     assert served.client.responses.retrieve(final.id).output_text == "one two"
+
+
+CHOICES: Any = [
+    ("required", ("look",)),
+    ({"type": "function", "name": "look"}, ("look",)),
+    ({"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "look"}]},
+     ("look",)),
+    ("auto", ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choice", "must_call"), CHOICES)
+def test_a_forced_call_is_streamed_piece_by_piece(
+    served: Served, choice: Any, must_call: tuple[str, ...]
+) -> None:
+    async def chat(request: Any) -> Any:
+        served.link.requests.append(request)
+        yield {"delta": {"index": 0, "text": "", "reasoning": ""}}
+        done = {"index": 0, "text": "", "stop_reason": "stop", "tokens": 3, "tool_calls": [CALL]}
+        yield {"done": {"prompt_tokens": 3, "completions": [done]}}
+
+    served.link.chat = chat  # type: ignore[method-assign]
+    with served.client.responses.stream(
+        model=MODEL, input="hi", tools=[TOOL], tool_choice=choice, parallel_tool_calls=False
+    ) as stream:
+        events = list(stream)
+        [call] = stream.get_final_response().output
+    assert served.link.requests[0]["must_call"] == must_call
+    assert served.link.requests[0]["most_calls"] == 1
+    assert [event.type.removeprefix("response.") for event in events] == [
+        "created", "in_progress", "output_item.added", "function_call_arguments.delta",
+        "function_call_arguments.done", "output_item.done", "completed",
+    ]  # fmt: skip
+    added: Any = events[2]
+    assert (added.item.arguments, added.item.status) == ("", "in_progress")
+    assert call.type == "function_call"
+    assert (call.name, call.arguments) == ("look", "{}")
+
+
+def test_what_was_asked_is_listed_as_parts(served: Served) -> None:
+    given: Any = [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "content": "I look."},
+        {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "a cat"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "and?"}]},
+    ]
+    made = served.client.responses.create(model=MODEL, input=given)
+    listed = served.client.responses.input_items.list(made.id, order="asc")
+    ResponseItemList.model_validate(listed.to_dict() | {"object": "list"}, strict=False)
+    texts = [item.content[0].text for item in listed.data if item.type == "message"]  # type: ignore[union-attr]
+    assert texts == ["look", "I look.", "and?"]
+    assert [item.id.split("_")[0] for item in listed.data] == ["msg", "msg", "fc", "fco", "msg"]  # type: ignore[union-attr]
+    [part] = made.output[0].content  # type: ignore[union-attr, misc]
+    assert part.to_dict() == {
+        "type": "output_text", "text": "hello", "annotations": [], "logprobs": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_kept_response_is_streamed_again(served: Served, cut: bool) -> None:
+    served.link.say = lambda request: {
+        "text": "one two", "tool_calls": [CALL], "reasoning": "hm",
+        "stop_reason": "length" if cut else "stop",
+    }  # fmt: skip
+    made = served.client.responses.create(model=MODEL, input="hi")
+    events = list(served.client.responses.retrieve(made.id, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type == ("response.incomplete" if cut else "response.completed")
+    assert last.response.to_dict() == made.to_dict()
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "one two"
+    rest = list(served.client.responses.retrieve(made.id, stream=True, starting_after=3))
+    assert [event.sequence_number for event in rest] == list(range(4, len(events)))
 
 
 def test_a_failure_in_a_stream_is_an_event(served: Served) -> None:

@@ -78,11 +78,12 @@ class Grammars:
         return allowed <= self._eos_ids
 
     def _grammar(self, schema: dict[str, Any], end: str | None) -> str:
+        schema = {**schema, "x-guidance": {**SEPARATORS, **schema.get("x-guidance", {})}}
         if end is None:
-            return str(LLMatcher.grammar_from_json_schema(schema, defaults=SEPARATORS))
+            return str(LLMatcher.grammar_from_json_schema(schema))
         ids = self._ids(end)
         special = ids[0] if len(ids) == 1 and ids[0] in self._hf.all_special_ids else None
-        grammar = thinking_grammar(end, special, {"x-guidance": SEPARATORS, **schema})
+        grammar = thinking_grammar(end, special, schema)
         return str(LLMatcher.grammar_from_lark(grammar))
 
     def _ids(self, text: str) -> list[int]:

@@ -1,0 +1,111 @@
+"""Answers that have to be tool calls, drawn from a model with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rftkit.errors import RequestError
+from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in
+from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.inference.requests import ChatRequest
+from rftkit.server.worker.chats import _read, _sample_request
+from tests.engine_models import write
+
+USER = [{"role": "user", "content": "what is it?"}]
+
+
+def tool(name: str, parameters: dict[str, Any] | None = None, **rest: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **rest}}
+
+
+SIZE = {"enum": ["small", "large"]}
+NESTED = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "https://example.com/a.json",
+    "$defs": {"Size": SIZE, "Box": {"type": "object", "properties": {
+        "size": {"$ref": "#/$defs/Size"}}, "required": ["size"], "additionalProperties": False}},
+    "type": "object",
+    "properties": {"box": {"$ref": "#/$defs/Box"}, "ok": {"type": "boolean"}},
+    "required": ["box", "ok"],
+}  # fmt: skip
+"""As pydantic writes a model within a model."""
+FLAT = {
+    "type": "object",
+    "properties": {"sizes": {"type": "array", "items": SIZE, "uniqueItems": True, "maxItems": 2}},
+    "required": ["sizes"],
+}
+"""With a keyword that constrained decoding cannot follow."""
+TOOLS = [tool("pack", NESTED, strict=True), tool("list", FLAT), tool("nothing")]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    folder: Path = write(tmp_path_factory.mktemp("calls"), "Llama", max_position_embeddings=20_000)
+    return TorchEngine(folder, name="llama")
+
+
+def calls_of(engine: TorchEngine, **request: Any) -> list[list[dict[str, Any]]]:
+    asked = ChatRequest("llama", USER, TOOLS, n=6, seed=3, max_tokens=300, **request)
+    [completions] = engine.sample([_sample_request(engine, None, asked)])
+    found = [_read(each.text, asked) for each in completions if each.stop_reason == "stop"]
+    assert found
+    assert [text for text, _ in found] == [""] * len(found)
+    return [[call["function"] for call in calls] for _, calls in found]
+
+
+@pytest.mark.parametrize("effort", [None, "low"])
+def test_a_named_function_is_called_once_with_its_arguments(
+    engine: TorchEngine, effort: str | None
+) -> None:
+    thinking = "<think>" if effort else None
+    for calls in calls_of(
+        engine, must_call=("pack",), most_calls=1, reasoning_effort=effort, thinking=thinking
+    ):
+        [call] = calls
+        arguments = json.loads(call["arguments"])
+        assert call["name"] == "pack"
+        assert arguments["box"]["size"] in SIZE["enum"]
+        assert isinstance(arguments["ok"], bool)
+        assert set(arguments) == {"box", "ok"}
+
+
+def test_some_function_has_to_be_called(engine: TorchEngine) -> None:
+    found = calls_of(engine, must_call=("pack", "list"))
+    assert {call["name"] for calls in found for call in calls} <= {"pack", "list"}
+    assert all(calls for calls in found)
+    single = calls_of(engine, must_call=("pack", "list"), most_calls=1)
+    assert {len(calls) for calls in single} == {1}
+
+
+def test_an_answer_that_was_cut_is_still_a_call() -> None:
+    text = '[{"name": "a", "arguments": {"x": "]}"}}, {"name": "b", "arguments": {"y": "so'
+    calls = [call["function"] for call in forced_calls_in(text)]
+    assert calls == [
+        {"name": "a", "arguments": '{"x": "]}"}'}, {"name": "b", "arguments": '{"y": "so'}
+    ]  # fmt: skip
+    assert len({call["id"] for call in forced_calls_in(text)}) == 2
+    assert forced_calls_in('{"name": "a') == []
+
+
+def test_references_lead_to_where_the_parameters_are() -> None:
+    tree = {"properties": {"child": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}}
+    schema = json.loads(calls_schema([tool("a", NESTED), tool("b", tree)], ("a", "b")))
+    first, second = schema["$defs"]["arguments_0"], schema["$defs"]["arguments_1"]
+    assert first["properties"]["box"] == {"$ref": "#/$defs/arguments_0/$defs/Box"}
+    assert "$id" not in first
+    assert second["properties"]["child"]["anyOf"][0] == {"$ref": "#/$defs/arguments_1"}
+
+
+def test_parameters_that_are_no_schema_are_named(engine: TorchEngine) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(400):
+        deep = {"properties": {"a": deep}}
+    for parameters in ({"$ref": "#/$defs/none"}, {"type": "wrong"}, deep):
+        asked = ChatRequest("llama", USER, [tool("a", parameters)], must_call=("a",))
+        with pytest.raises(RequestError, match="schema") as caught:
+            _sample_request(engine, None, asked)
+        assert caught.value.param == "tools"
