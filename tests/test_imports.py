@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ TIERS = (
     {"datasets", "jobs", "evals", "importer"},
     {"views"},
     {"widgets", "reports"},
-    {"demo", "cli"},
+    {"cli"},
 )
 """An import goes to an earlier tier, or stays in its tier."""
 
@@ -103,6 +103,17 @@ def test_the_rooms_of_the_server_import_in_one_order(path: Path) -> None:
             assert other in SERVER_MAY_ROOMS[room], f"{path}:{line}: {room} imports {other}"
 
 
+def test_no_modules_import_each_other() -> None:
+    """Neither within a room nor across rooms, through however many modules in between."""
+    knots = [sorted(knot) for knot in knots_of(graph())]
+    assert not knots, "\n".join(f"import each other: {', '.join(knot)}" for knot in knots)
+
+
+def test_no_rooms_import_each_other() -> None:
+    rooms = {(module.split(".")[0], target.split(".")[0]) for module, target in edges(graph())}
+    assert not [(a, b) for a, b in sorted(rooms) if a < b and (b, a) in rooms]
+
+
 def test_the_process_that_owns_the_models_loads_no_web_framework() -> None:
     program = "import json, sys, rftkit.server.worker.worker; print(json.dumps(list(sys.modules)))"
     done = subprocess.run(
@@ -118,6 +129,7 @@ def test_the_rule_itself() -> None:
     assert may("server", "graders")
     assert not may("server", "client")
     assert not may("graders", "client")
+    assert knots_of({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {frozenset("bc")}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +193,55 @@ def imported_modules(path: Path) -> Iterator[tuple[int, str]]:
             package, _, rest = name.partition(".")
             if package == "rftkit" and rest:
                 yield node.lineno, rest
+
+
+def graph() -> dict[str, set[str]]:
+    """Module, without `rftkit.`, -> the modules of rftkit that it imports, for types too."""
+    modules = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE or path.stem != "__init__"
+    }
+    return {module: set(targets(path, modules)) - {module} for module, path in modules.items()}
+
+
+def targets(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """The modules that a file imports: `from package import module` names the module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [
+                name if name.removeprefix("rftkit.") in modules else node.module for name in inner
+            ]
+        else:
+            continue
+        yield from {name.removeprefix("rftkit.") for name in names} & set(modules)
+
+
+def edges(modules: Mapping[str, set[str]]) -> set[tuple[str, str]]:
+    return {(module, target) for module, found in modules.items() for target in found}
+
+
+def knots_of(modules: Mapping[str, set[str]]) -> set[frozenset[str]]:
+    """Modules that reach each other through imports."""
+    reached = {module: reachable(module, modules) for module in modules}
+    return {
+        frozenset(other for other in found if module in reached[other])
+        for module, found in reached.items()
+        if module in found
+    }
+
+
+def reachable(start: str, modules: Mapping[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    todo = [*modules[start]]
+    while todo:
+        if (module := todo.pop()) not in found:
+            found.add(module)
+            todo += modules[module]
+    return found
 
 
 def test_the_tree_in_the_readme_is_the_tree_of_the_folder() -> None:

@@ -88,8 +88,8 @@ def save(
     from rftkit.importer.account import import_account
     from rftkit.importer.origins import origin
     from rftkit.importer.remote import Remote
+    from rftkit.importer.summaries import save_summary
     from rftkit.importer.survey import account_of
-    from rftkit.importer.words import ending
 
     def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr if to_stderr else sys.stdout)
@@ -105,7 +105,7 @@ def save(
     finally:
         remote.close()
     base_url = remote.origin.base_url
-    say(ending(done, dump, origin=base_url, only=kinds, dry_run=dry_run))
+    say(save_summary(done, dump, origin=base_url, only=kinds, dry_run=dry_run))
     told = {"dump": str(dump), "complete": done.is_complete, **asdict(done)}
     return (0 if done.is_complete else 1), told
 
@@ -138,9 +138,9 @@ def _verify(folder: Path, as_json: bool) -> int:
 
 def _show(folder: Path, as_json: bool) -> int:
     from rftkit.importer.dump import Dump
-    from rftkit.importer.words import show
+    from rftkit.importer.summaries import describe_dump
 
-    text = show(folder)
+    text = describe_dump(folder)
     if as_json:
         manifest = Dump(folder).ledger.manifest()
         print(json.dumps({name: manifest[name] for name in manifest if name != "files"}))

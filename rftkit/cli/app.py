@@ -69,7 +69,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a small model, compare before and after, write a report."""
-    from rftkit.demo import run
+    from rftkit.cli.demo import run
 
     name = "tiny_copy" if fast else dataset
     result = run(name, seed=seed, out=out, say=lambda text: _say(text, as_json))

@@ -83,13 +83,13 @@ def checks_text(checks: Sequence[Check]) -> str:
 
 def _open(paths: Sequence[Path], dry_run: bool, as_json: bool) -> tuple[int, dict[str, Any]]:
     from rftkit import client
-    from rftkit.importer import bring, source_of, words
+    from rftkit.importer import source_of, summaries, upload
 
     source = source_of(paths)
     platform = client.connect()
-    done = bring(platform, source, dry_run=dry_run)
+    done = upload(platform, source, dry_run=dry_run)
     told, out = done.to_dict(), sys.stderr if as_json else sys.stdout
-    print(words.brought(done, dry_run=dry_run), file=out)
+    print(summaries.upload_summary(done, dry_run=dry_run), file=out)
     if not dry_run and not as_json and (done.new["job"] or done.new["eval"]):
         print("\nDoes it run here?  rftkit import --check\nTrain a job again:  rftkit job rerun ID "
               "--model smollm2-135m-instruct")  # fmt: skip

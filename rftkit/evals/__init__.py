@@ -20,6 +20,7 @@ from rftkit.evals.comparison import (
 from rftkit.evals.drift import Drift, drift
 from rftkit.evals.dumped import from_dump
 from rftkit.evals.grading import grade_again
+from rftkit.evals.job_pairs import step_pairs
 from rftkit.evals.making import publish, run
 from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
 from rftkit.evals.regrade import Regrade, RegradedRun, regrade
@@ -64,5 +65,6 @@ __all__ = [
     "run",
     "score",
     "side_by_side",
+    "step_pairs",
     "together",
 ]

@@ -17,7 +17,7 @@ from rftkit.errors import InputError
 from rftkit.evals import kappas, stats
 from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
-from rftkit.evals.resampling import correlation_over_rows
+from rftkit.evals.correlation import correlation_over_rows
 from rftkit.evals.samples import Samples
 from rftkit.evals.words import interval, many
 

@@ -16,8 +16,8 @@ from rftkit.errors import InputError
 from rftkit.evals import keep, stats
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
+from rftkit.evals.correlation import correlation_over_rows, spearman
 from rftkit.evals.grading import grade_again
-from rftkit.evals.resampling import correlation_over_rows
 from rftkit.evals.samples import Samples
 from rftkit.evals.words import many
 
@@ -226,7 +226,7 @@ def _runs(
                 step=was.step,
                 before=stats.mean_interval(old_means[:, at], level=level),
                 after=stats.mean_interval(new_means[:, at], level=level),
-                rank_correlation=stats.spearman(before[both], after[both]),
+                rank_correlation=spearman(before[both], after[both]),
                 num_failed=int((failed & here).sum()),
             )
         )

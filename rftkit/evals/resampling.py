@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable
-from dataclasses import replace
-from statistics import NormalDist
 from typing import Any
 
 from rftkit.evals.comparison import Estimate
 
-__all__ = ["correlation_over_rows", "over_rows", "random_signs", "resample_weights"]
+__all__ = ["over_rows", "random_signs", "resample_weights"]
 
 
 @functools.lru_cache(4)
@@ -40,32 +37,6 @@ def resample_weights(num_rows: int, num_resamples: int, seed: int) -> Any:
     drawn += np.arange(num_resamples)[:, None] * num_rows
     counts = np.bincount(drawn.ravel(), minlength=num_resamples * num_rows)
     return counts.reshape(num_resamples, num_rows).astype(np.float32)
-
-
-def correlation_over_rows(
-    rows: Any, first: Any, second: Any, *, level: float = 0.95, num_resamples: int = 500,
-    seed: int = 0,
-) -> Estimate:  # fmt: skip
-    """Spearman's rank correlation with an interval that also holds where all agree.
-
-    Rows drawn again know only the pairs that were seen: where these are in perfect order, every
-    resample is too. So the interval holds Fisher's as well, with the error of Bonett and Wright
-    (2000), around a correlation that one pair more would have broken.
-    """
-    from rftkit.evals import stats
-
-    drawn = over_rows(
-        rows, lambda at: stats.spearman(first[at], second[at]),
-        level=level, num_resamples=num_resamples, seed=seed,
-    )  # fmt: skip
-    r, n = drawn.value, drawn.num_rows
-    if r is None or n < 5:
-        return replace(drawn, low=None, high=None)
-    r *= 1 - 1 / n
-    half = NormalDist().inv_cdf(0.5 + level / 2) * math.sqrt((1 + r * r / 2) / (n - 3))
-    low, high = math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
-    ends = [end for end in (drawn.low, drawn.high, drawn.value) if end is not None]
-    return replace(drawn, low=min(low, *ends), high=max(high, *ends))
 
 
 def over_rows(

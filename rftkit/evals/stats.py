@@ -47,7 +47,6 @@ __all__ = [
     "mcnemar_p",
     "mean_interval",
     "permutation_p",
-    "spearman",
     "standard_error",
     "support_of",
 ]
@@ -219,15 +218,6 @@ def detectable(
     return (shown + t_quantile(POWER, df)) * standard_error(values)
 
 
-def spearman(first: Array, second: Array) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None when either never varies."""
-    import numpy as np
-
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
 def kappa(first: Array, second: Array) -> float | None:
     """Cohen's kappa of two arrays of verdicts, 0 or 1; None when both are constant."""
     if not len(first):
@@ -313,10 +303,3 @@ def _tango(values: Array, level: float, step: float) -> tuple[float, float]:
 def _skewness(values: Array) -> float:
     centred = values - values.mean()
     return float((centred**3).mean() / (centred**2).mean() ** 1.5)
-
-
-def _ranks(values: Array) -> Array:
-    import numpy as np
-
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]

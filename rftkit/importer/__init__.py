@@ -3,12 +3,12 @@
     import_account   fetch files, jobs, evals, graders, stored chats, vector stores, batches, models
     verify           check a dump against its manifest
     open_dump        a dump as pandas frames
-    bring            a dump, or loose files (`source_of`), into the local platform, read-only
-    check_all        does each imported job and grader run here, and what to change
-    plan_rerun       a job again on a local model: what will be otherwise, then `start_rerun`
+    upload           send a dump, or loose files (`source_of`), to the local platform, read-only
+    check_all        check whether each imported job and grader runs here, and what to change
+    plan_rerun       list what changes if a job runs again on a local model; then `start_rerun`
 
-Saving and reading need the `openai` client (and pandas for the frames); no platform, no torch, no
-store. What lies where in a dump: `rftkit.importer.dump.LAYOUT`. Names load on first use.
+Saving and reading need the `openai` client, and pandas for the frames; they need no platform and
+no torch. `rftkit.importer.dump.LAYOUT` describes the files of a dump. Names load on first use.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary, import_account
-    from rftkit.importer.bringing import Brought, bring
     from rftkit.importer.dump import verify
     from rftkit.importer.frames import OpenDump, open_dump
     from rftkit.importer.loose import source_of
     from rftkit.importer.migration import Check, Difference, check_all
     from rftkit.importer.origins import Origin, origin
     from rftkit.importer.remote import Remote
-    from rftkit.importer.rerun import Rerun, plan_rerun, start_rerun, step_pairs
+    from rftkit.importer.rerun import Rerun, plan_rerun, start_rerun
+    from rftkit.importer.uploads import UploadSummary, upload
 
 __all__ = [
-    "Brought",
     "Check",
     "Difference",
     "OpenDump",
@@ -36,7 +35,7 @@ __all__ = [
     "Remote",
     "Rerun",
     "Summary",
-    "bring",
+    "UploadSummary",
     "check_all",
     "import_account",
     "open_dump",
@@ -44,7 +43,7 @@ __all__ = [
     "plan_rerun",
     "source_of",
     "start_rerun",
-    "step_pairs",
+    "upload",
     "verify",
 ]
 
@@ -55,9 +54,8 @@ _HOMES = {
     "check_all": "migration",
     "plan_rerun": "rerun",
     "start_rerun": "rerun",
-    "step_pairs": "rerun",
-    "Brought": "bringing",
-    "bring": "bringing",
+    "UploadSummary": "uploads",
+    "upload": "uploads",
     "source_of": "loose",
     "OpenDump": "frames",
     "Remote": "remote",

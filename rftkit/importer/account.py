@@ -14,17 +14,17 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import rftkit
 from rftkit.errors import InputError
 from rftkit.importer.dump import LAYOUT, Dump
+from rftkit.importer.overview import overview
 from rftkit.importer.pages import Lists
 from rftkit.importer.remote import Remote, Stopped
-from rftkit.importer.saving import HARMLESS, SAVERS, Desk, save_grader
+from rftkit.importer.saving import HARMLESS, SAVERS, SaveContext, save_grader
 from rftkit.importer.survey import KINDS, Listed, Survey, account_of, survey
-from rftkit.importer.words import overview
 
 __all__ = ["Summary", "import_account"]
 
@@ -82,11 +82,11 @@ def import_account(
     _check_same_account(dump, account)
     if not dry_run:
         dump.ledger.open(account)
-    desk = Desk(remote, Lists(remote), dump, is_dry=dry_run)
+    context = SaveContext(remote, Lists(remote), dump, is_dry=dry_run)
     finished = None
     try:
         with ThreadPoolExecutor(workers) as pool, _stopping(remote, pool):
-            found = _look(desk, set(only), since, pool)
+            found = _look(context, set(only), since, pool)
             damaged = dump.damaged()
             due = [
                 each
@@ -96,13 +96,13 @@ def import_account(
             say(overview(found, account, len(due)))
             if not dry_run:
                 dump.write("README.txt", LAYOUT.encode())
-                _fetch(desk, due, pool)
+                _fetch(context, due, pool)
                 for digest, grader in found.graders.items():
-                    save_grader(desk, digest, grader)
+                    save_grader(context, digest, grader)
         finished = {
             "started": started,
             "finished": _now(),
-            "rftkit": rftkit.__version__,
+            "rftkit": version("rftkit"),
             "only": sorted(set(only)),
             "since": since.isoformat() if since else None,
             "requests": remote.num_requests,
@@ -110,7 +110,7 @@ def import_account(
     finally:
         dump.ledger.close(finished)
     return Summary(
-        dump.ledger.counts(), found.counts(), len(due), remote.num_requests, desk.missing
+        dump.ledger.counts(), found.counts(), len(due), remote.num_requests, context.missing
     )
 
 
@@ -124,13 +124,15 @@ def _check_same_account(dump: Dump, account: dict[str, str]) -> None:
             )
 
 
-def _look(desk: Desk, only: set[str], since: datetime | None, pool: ThreadPoolExecutor) -> Survey:
+def _look(
+    context: SaveContext, only: set[str], since: datetime | None, pool: ThreadPoolExecutor
+) -> Survey:
     return survey(
-        desk.lists,
+        context.lists,
         only=only,
         since=since.timestamp() if since else None,
-        dump=None if desk.is_dry else desk.dump,
-        noting=desk.noting,
+        dump=None if context.is_dry else context.dump,
+        recording=context.recording,
         pool=pool,
     )
 
@@ -140,7 +142,7 @@ def _is_complete(dump: Dump, listed: Listed) -> bool:
     return entry is not None and entry["final"] and entry["listed"] == listed.digest
 
 
-def _fetch(desk: Desk, due: list[Listed], pool: ThreadPoolExecutor) -> None:
+def _fetch(context: SaveContext, due: list[Listed], pool: ThreadPoolExecutor) -> None:
     """Save every object that is due; the first error that ends the import is raised."""
     from tqdm import tqdm
 
@@ -157,13 +159,13 @@ def _fetch(desk: Desk, due: list[Listed], pool: ThreadPoolExecutor) -> None:
                     bar.refresh()
 
         def save(listed: Listed) -> None:
-            entry = SAVERS[listed.kind](desk, listed)
-            if entry is not None and entry != desk.dump.ledger.objects.get(listed.key):
-                desk.dump.ledger.append({"object": listed.key, "entry": entry})
+            entry = SAVERS[listed.kind](context, listed)
+            if entry is not None and entry != context.dump.ledger.objects.get(listed.key):
+                context.dump.ledger.append({"object": listed.key, "entry": entry})
             with lock:
                 bar.update()
 
-        desk.lists.count = count
+        context.lists.count = count
         done, _ = wait([pool.submit(save, each) for each in due], return_when=FIRST_EXCEPTION)
         for error in (each.exception() for each in done):
             if error is not None and not isinstance(error, Stopped):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ from typing import IO, Any
 from rftkit.errors import InputError, RftkitError
 from rftkit.wholefile import replacing
 
-__all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "disk_errors"]
+__all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "account_name", "disk_errors"]
 
 FORMAT = "rftkit-dump/1"
 MANIFEST = "manifest.json"
@@ -178,6 +178,13 @@ def disk_errors(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror or error}; what was saved is safe: make "
             "room (or name another folder) and run the same command again to go on"
         ) from error
+
+
+def account_name(account: Mapping[str, str]) -> str:
+    """`https://api.openai.com/v1 (acme-research, proj_1)`."""
+    names = [account[name] for name in ("organization", "organization_id") if name in account][:1]
+    names += [account["project"]] if "project" in account else []
+    return account["origin"] + (f" ({', '.join(names)})" if names else "")
 
 
 def _is_manifest(said: dict[str, Any]) -> bool:

@@ -1,8 +1,7 @@
-"""A job again, on a model of one's own: same data, same grader, same format, same hyperparameters.
+"""Run a job again on a local model, with its data, grader, response format and hyperparameters.
 
-`plan_rerun` says everything that will be otherwise before anything starts, `start_rerun` starts it,
-and `step_pairs` holds the two against each other, validation by validation. Works for imported jobs
-and for those that ran here. Not here: the statistics (`rftkit.evals`).
+`plan_rerun` lists every difference before anything starts, and `start_rerun` creates the job. Both
+work for imported jobs and for jobs that ran here. `rftkit.evals.step_pairs` compares the two jobs.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-    from rftkit.evals import PairSummary
-
-__all__ = ["Rerun", "plan_rerun", "start_rerun", "step_pairs"]
+__all__ = ["Rerun", "plan_rerun", "start_rerun"]
 
 MOST_METADATA = 16
 
@@ -111,31 +108,6 @@ def start_rerun(client: OpenAI, rerun: Rerun) -> FineTuningJob:
         )
         raise InputError(f"{rerun.job['id']} does not run here as it is: {told}")
     return jobs.create(client, **{k: v for k, v in rerun.request.items() if v is not None})
-
-
-def step_pairs(client: OpenAI, job_id: str, again_id: str) -> list[tuple[int, PairSummary]]:
-    """Step N of one job against Step N of another, over the validation rows that both have.
-
-    Args:
-        client: From `rftkit.connect()`.
-        job_id: The first, such as an imported one.
-        again_id: The other; differences are its reward minus the first one's.
-
-    Returns:
-        For each step at which both were validated: the step, and what may be said of the pair.
-
-    Raises:
-        NotFoundError: there is no such job, or it has no validations.
-    """
-    from rftkit import evals
-
-    samples = evals.fetch(client, job_id, again_id)
-    first, again = (
-        {run.step: run.label for run in samples.runs if run.job_id == each and run.step is not None}
-        for each in (job_id, again_id)
-    )
-    steps = sorted(first.keys() & again.keys())
-    return [(step, evals.pair(samples, first[step], again[step])) for step in steps]
 
 
 def _with_grader(job: Json, grader: Mapping[str, Any]) -> Json:

@@ -22,7 +22,7 @@ from rftkit.importer.pages import Lists, save_list
 from rftkit.importer.remote import Refused, Remote
 from rftkit.importer.survey import Grader, Listed
 
-__all__ = ["HARMLESS", "JOB_ENDS", "RUN_ENDS", "SAVERS", "Desk", "save_grader"]
+__all__ = ["HARMLESS", "JOB_ENDS", "RUN_ENDS", "SAVERS", "SaveContext", "save_grader"]
 
 JOB_ENDS = ("succeeded", "failed", "cancelled")
 RUN_ENDS = ("completed", "failed", "canceled")
@@ -36,7 +36,7 @@ Entry = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Desk:
+class SaveContext:
     """What every unit of work needs; shared by all threads."""
 
     remote: Remote
@@ -49,18 +49,18 @@ class Desk:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
-    def noting(self, what: str) -> Iterator[None]:
+    def recording(self, what: str) -> Iterator[None]:
         """Note a refusal of `what` and go on; forget an earlier one if all goes well."""
         try:
             yield
         except Refused as refused:
-            self.miss(what, refused)
+            self.record_missing(what, refused)
         else:
             had_before = what in self.dump.ledger.not_fetched and what not in self.missing
             if had_before and not self.is_dry:
                 self.dump.ledger.append({"not_fetched": what, "why": None})
 
-    def miss(self, what: str, refused: Refused, kind: str | None = None) -> None:
+    def record_missing(self, what: str, refused: Refused, kind: str | None = None) -> None:
         """Take down that `what` could not be fetched."""
         why: dict[str, Any] = {"kind": kind or _kind_of(what, refused), "reason": refused.reason}
         why |= {"status": refused.status} if refused.status is not None else {}
@@ -73,7 +73,7 @@ class Desk:
 
     def save_object(self, listed: Listed, name: str) -> dict[str, Any] | None:
         """Save the object itself as `<name>` in its folder and return what it says."""
-        with self.noting(listed.key):
+        with self.recording(listed.key):
             answer = self.remote.get(listed.route)
             self.dump.write(f"{listed.key}/{name}", answer.body)
             return answer.data
@@ -85,78 +85,78 @@ class Desk:
         `route` is the last part of its route where that is not the kind.
         """
         folder = f"{listed.key}/{kind}"
-        with self.noting(folder):
+        with self.recording(folder):
             place = f"{listed.route}/{route or kind}"
             return save_list(self.dump, self.lists, kind, place, folder)
         return None
 
 
-def save_file(desk: Desk, file: Listed) -> Entry | None:
+def save_file(context: SaveContext, file: Listed) -> Entry | None:
     """`file.json` and the content as `content.<suffix>`."""
-    said = desk.save_object(file, "file.json")
+    said = context.save_object(file, "file.json")
     if said is None:
         return None
     content, num_bytes = f"{file.key}/content", None
-    with desk.noting(content):
-        num_bytes = _save_content(desk, file, said)
-    is_final = content not in desk.missing or desk.missing[content]["kind"] == "withheld"
+    with context.recording(content):
+        num_bytes = _save_content(context, file, said)
+    is_final = content not in context.missing or context.missing[content]["kind"] == "withheld"
     return _entry(file, is_final, file_bytes=num_bytes)
 
 
-def save_job(desk: Desk, job: Listed) -> Entry | None:
+def save_job(context: SaveContext, job: Listed) -> Entry | None:
     """`job.json`, every event, every checkpoint. Result files are files of their own."""
-    said = desk.save_object(job, "job.json")
+    said = context.save_object(job, "job.json")
     if said is None:
         return None
-    events, checkpoints = desk.save_list(job, "events"), desk.save_list(job, "checkpoints")
+    events, checkpoints = context.save_list(job, "events"), context.save_list(job, "checkpoints")
     is_final = said.get("status") in JOB_ENDS and None not in (events, checkpoints)
     return _entry(job, is_final, events=events, checkpoints=checkpoints)
 
 
-def save_eval(desk: Desk, eval_: Listed) -> Entry | None:
+def save_eval(context: SaveContext, eval_: Listed) -> Entry | None:
     """`eval.json`; its runs are objects of their own."""
-    said = desk.save_object(eval_, "eval.json")
+    said = context.save_object(eval_, "eval.json")
     return None if said is None else _entry(eval_, True)
 
 
-def save_run(desk: Desk, run: Listed) -> Entry | None:
+def save_run(context: SaveContext, run: Listed) -> Entry | None:
     """`run.json` and every output item."""
-    said = desk.save_object(run, "run.json")
+    said = context.save_object(run, "run.json")
     if said is None:
         return None
-    items = desk.save_list(run, "output_items")
+    items = context.save_list(run, "output_items")
     is_final = said.get("status") in RUN_ENDS and items is not None
     total = (said.get("result_counts") or {}).get("total")
     if is_final and isinstance(total, int) and (items or 0) < total:
         short = Refused(f"the service lists {items:,} of {total:,} output items")
-        desk.miss(f"{run.key}/output_items", short, kind="short")
+        context.record_missing(f"{run.key}/output_items", short, kind="short")
         is_final = False  # items appear with a delay: look again next time
     return _entry(run, is_final, output_items=items)
 
 
-def save_chat(desk: Desk, chat: Listed) -> Entry | None:
+def save_chat(context: SaveContext, chat: Listed) -> Entry | None:
     """`chat.json` and every message that was sent."""
-    if desk.save_object(chat, "chat.json") is None:
+    if context.save_object(chat, "chat.json") is None:
         return None
-    messages = desk.save_list(chat, "messages")
+    messages = context.save_list(chat, "messages")
     return _entry(chat, messages is not None, messages=messages)
 
 
-def save_vector_store(desk: Desk, store: Listed) -> Entry | None:
+def save_vector_store(context: SaveContext, store: Listed) -> Entry | None:
     """`vector_store.json` and which files it holds; the files are objects of their own."""
-    if desk.save_object(store, "vector_store.json") is None:
+    if context.save_object(store, "vector_store.json") is None:
         return None
-    files = desk.save_list(store, "store_files", "files")
+    files = context.save_list(store, "store_files", "files")
     return _entry(store, files is not None, store_files=files)
 
 
-def save_batch(desk: Desk, batch: Listed) -> Entry | None:
+def save_batch(context: SaveContext, batch: Listed) -> Entry | None:
     """`batch.json`; what went in and came out are files of their own."""
-    said = desk.save_object(batch, "batch.json")
+    said = context.save_object(batch, "batch.json")
     return None if said is None else _entry(batch, said.get("status") in BATCH_ENDS)
 
 
-SAVERS: dict[str, Callable[[Desk, Listed], Entry | None]] = {
+SAVERS: dict[str, Callable[[SaveContext, Listed], Entry | None]] = {
     "files": save_file,
     "jobs": save_job,
     "evals": save_eval,
@@ -167,48 +167,48 @@ SAVERS: dict[str, Callable[[Desk, Listed], Entry | None]] = {
 }
 
 
-def save_grader(desk: Desk, digest: str, grader: Grader) -> None:
+def save_grader(context: SaveContext, digest: str, grader: Grader) -> None:
     """`grader.json` (the spec, ready to be sent again) and `used_by.json`."""
     name = grader.spec.get("name") or grader.spec.get("type") or "grader"
     key = f"graders/{safe_name(str(name))[:60]}-{digest[:12]}"
     used_by = f"{key}/used_by.json"
-    uses = json.loads(desk.dump.read(used_by)) if desk.dump.find(used_by) else []
+    uses = json.loads(context.dump.read(used_by)) if context.dump.find(used_by) else []
     uses += [use for use in grader.uses if use not in uses]
     uses.sort(key=lambda use: (use["object"], use["path"]))
-    desk.dump.write(f"{key}/grader.json", _readable(grader.spec))
-    desk.dump.write(used_by, _readable(uses))
+    context.dump.write(f"{key}/grader.json", _readable(grader.spec))
+    context.dump.write(used_by, _readable(uses))
     entry = {"final": True, "listed": digest, "counts": {}}
-    if desk.dump.ledger.objects.get(key) != entry:
-        desk.dump.ledger.append({"object": key, "entry": entry})
+    if context.dump.ledger.objects.get(key) != entry:
+        context.dump.ledger.append({"object": key, "entry": entry})
 
 
-def _save_content(desk: Desk, file: Listed, said: dict[str, Any]) -> int | None:
+def _save_content(context: SaveContext, file: Listed, said: dict[str, Any]) -> int | None:
     suffix = PurePosixPath(str(said.get("filename") or "")).suffix
     is_plain = re.fullmatch(r"[.](?!gz$)[A-Za-z0-9]{1,8}", suffix)  # .gz says that we packed it
     path = f"{file.key}/content{suffix if is_plain else ''}"
     declared: int | None = said["bytes"] if isinstance(said.get("bytes"), int) else None
-    saved = desk.dump.ledger.objects.get(file.key, {}).get("counts", {}).get("file_bytes")
-    if saved is not None and saved == declared and desk.dump.find(path):
+    saved = context.dump.ledger.objects.get(file.key, {}).get("counts", {}).get("file_bytes")
+    if saved is not None and saved == declared and context.dump.find(path):
         return declared
     is_large = declared is None or declared > LARGE_BYTES
 
     def take(chunks: Iterator[bytes]) -> int:
         num_bytes = 0
-        with desk.dump.writing(f"{path}.gz" if is_large else path) as target:
+        with context.dump.writing(f"{path}.gz" if is_large else path) as target:
             for chunk in chunks:
                 num_bytes += target.write(chunk)
         return num_bytes
 
     try:
-        return desk.remote.download(file.id, take, num_bytes=declared)
+        return context.remote.download(file.id, take, num_bytes=declared)
     except Refused as refused:
         if refused.status == 400 and "purpose" in refused.reason.lower():
-            desk.miss(f"{file.key}/content", refused, kind="withheld")
+            context.record_missing(f"{file.key}/content", refused, kind="withheld")
             return None
         if refused.code != "short_body":
             raise
-        desk.miss(f"{file.key}/content", refused, kind="short")
-        return desk.remote.download(file.id, take)
+        context.record_missing(f"{file.key}/content", refused, kind="short")
+        return context.remote.download(file.id, take)
 
 
 def _entry(listed: Listed, is_final: bool, **counts: int | None) -> Entry:

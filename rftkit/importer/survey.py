@@ -148,7 +148,7 @@ def survey(
     only: Iterable[str],
     since: float | None,
     dump: Dump | None,
-    noting: Callable[[str], AbstractContextManager[None]],
+    recording: Callable[[str], AbstractContextManager[None]],
     pool: Executor,
 ) -> Survey:
     """Read the lists of the selected kinds.
@@ -159,20 +159,20 @@ def survey(
         since: Objects created before this moment (Unix seconds) are left out; an eval stays if
             one of its runs does.
         dump: Where the pages are kept; None keeps none.
-        noting: Takes down that a list cannot be had, by its place in the dump.
+        recording: Takes down that a list cannot be had, by its place in the dump.
         pool: Reads the runs of several evals at a time.
     """
     wanted, found = set(only), Survey()
 
     def read(kind: str, route: str, place: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
-        with noting(f"lists/{place}"):
+        with recording(f"lists/{place}"):
             entries.extend(_read_list(lists, kind, route, place, dump))
         return entries
 
     def read_other(kind: str) -> list[dict[str, Any]]:
         entries: list[dict[str, Any]] = []
-        with noting(f"lists/{kind}"):
+        with recording(f"lists/{kind}"):
             try:
                 entries.extend(_read_list(lists, kind, ROUTES[kind], kind, dump))
             except Refused as refused:

@@ -15,9 +15,8 @@ from typing import IO, Any, Literal
 
 from rftkit.errors import InputError
 from rftkit.importer.dump import Dump, safe_name
-from rftkit.importer.ledger import MANIFEST
+from rftkit.importer.ledger import MANIFEST, account_name
 from rftkit.importer.saving import HARMLESS, JOB_ENDS, RUN_ENDS
-from rftkit.importer.words import whose
 
 __all__ = ["KINDS", "DumpSource", "Kind", "LeftOut", "Unit", "has_ended"]
 
@@ -76,7 +75,7 @@ class DumpSource:
         self._dump = Dump(folder)
         if self._dump.ledger.is_new:
             raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
-        self.origin = whose(self._dump.ledger.account)
+        self.origin = account_name(self._dump.ledger.account)
         """Service and account."""
 
     def read(self) -> Iterator[Unit | LeftOut]:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from conftest import Served
 
-from rftkit import client, demo, jobs, reports
+from rftkit import client, jobs, reports
+from rftkit.cli import demo
 from rftkit.errors import InputError, JobFailedError
 from rftkit.server.inference.worker_process import ChatError
 

@@ -25,7 +25,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from rftkit.evals import looks, stats
+from rftkit.evals import correlation, looks, stats
 from rftkit.evals.student import t_cdf, t_quantile
 
 RNG = np.random.default_rng(3)
@@ -143,8 +143,8 @@ def test_what_could_have_been_seen() -> None:
 def test_rank_correlation_and_kappa() -> None:
     first, second = np.array([1, 2, 2, 4, 5.0]), np.array([2, 1, 3, 3, 9.0])
     theirs = scipy_stats.spearmanr(first, second).statistic
-    assert stats.spearman(first, second) == pytest.approx(theirs)
-    assert stats.spearman(first, np.ones(5)) is None
+    assert correlation.spearman(first, second) == pytest.approx(theirs)
+    assert correlation.spearman(first, np.ones(5)) is None
     a, b = np.array([1, 1, 1, 0, 0, 0.0]), np.array([1, 1, 0, 0, 0, 1.0])
     assert stats.kappa(a, b) == pytest.approx((4 / 6 - 0.5) / 0.5)
     assert stats.kappa(np.ones(3), np.ones(3)) is None

@@ -29,7 +29,7 @@ from importer_stub import (
 
 from rftkit import evals, jobs
 from rftkit.errors import InputError
-from rftkit.importer import Brought, Origin, Remote, bring, import_account, source_of
+from rftkit.importer import Origin, Remote, UploadSummary, import_account, source_of, upload
 from rftkit.importer.units import DumpSource, LeftOut, Unit
 from rftkit.server.store.store import Store
 from rftkit.views import events as events_view
@@ -53,7 +53,7 @@ def dump(saved: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(served: Served, dump: Path) -> Served:
-    done = bring(served.client, source_of([dump]))
+    done = upload(served.client, source_of([dump]))
     assert done.is_complete
     return served
 
@@ -108,7 +108,7 @@ def test_lists_are_in_the_order_of_time_and_older_than_what_is_made_here(opened:
 
 def test_running_it_again_changes_nothing(opened: Served, dump: Path) -> None:
     before = list(opened.platform.store._db.iterdump())
-    done = bring(opened.client, source_of([dump]))
+    done = upload(opened.client, source_of([dump]))
     assert not done.new
     assert done.same == {"file": 3, "eval": 2, "run": 3, "job": 3}
     assert done.is_complete
@@ -116,7 +116,7 @@ def test_running_it_again_changes_nothing(opened: Served, dump: Path) -> None:
 
 
 def test_a_dry_run_sends_nothing(served: Served, dump: Path) -> None:
-    done = bring(served.client, source_of([dump]), dry_run=True)
+    done = upload(served.client, source_of([dump]), dry_run=True)
     assert done.new == {"file": 3, "eval": 2, "run": 3, "job": 3}
     assert done.parts == {"event": 37, "output_item": 134}
     assert not list(served.client.fine_tuning.jobs.list())
@@ -218,7 +218,7 @@ def test_a_run_made_here_pairs_with_an_imported_one(opened: Served) -> None:
 # -- what is refused ---------------------------------------------------------------------------
 
 
-def reasons(done: Brought) -> dict[str, str]:
+def reasons(done: UploadSummary) -> dict[str, str]:
     return done.refused | {each.what: each.reason for each in done.left_out}
 
 
@@ -231,7 +231,7 @@ def test_ids_with_other_content_are_refused_and_stay(
     account.contents["file-train"] = b"other"
     with Stub(account) as stub:
         save(stub, tmp_path / "other")
-        done = bring(opened.client, source_of([tmp_path / "other"]))
+        done = upload(opened.client, source_of([tmp_path / "other"]))
     assert set(done.refused) >= {"job ftjob-rft", "run evalrun_0", "file file-train"}
     assert not done.is_complete
     assert opened.client.fine_tuning.jobs.retrieve("ftjob-rft").trained_tokens == 12
@@ -244,7 +244,7 @@ def test_what_was_made_here_is_never_replaced(served: Served, tmp_path: Path) ->
     account.add("/fine_tuning/jobs", job(made.id, "reinforcement", "succeeded"))
     with Stub(account) as stub:
         save(stub, tmp_path)
-        done = bring(served.client, source_of([tmp_path]))
+        done = upload(served.client, source_of([tmp_path]))
     assert done.refused == {f"job {made.id}": "an object with this id was made here"}
     assert served.client.fine_tuning.jobs.retrieve(made.id).model == "rftkit-tiny"
 
@@ -257,7 +257,7 @@ def test_a_job_that_went_on_since_is_brought_up_to_date(opened: Served, dump: Pa
     origin = given(dump, "manifest.json")["account"]["origin"]
     with Stub(account, port=urlsplit(origin).port or 0) as again:  # the same account
         save(again, dump.parent / "later")
-        done = bring(opened.client, source_of([dump.parent / "later"]))
+        done = upload(opened.client, source_of([dump.parent / "later"]))
     assert done.updated == {"job": 1}
     assert opened.client.fine_tuning.jobs.retrieve("ftjob-now").status == "succeeded"
     assert len(jobs.events(opened.client, "ftjob-now")) == 6
@@ -269,7 +269,7 @@ def test_a_damaged_dump_gives_what_is_whole(served: Served, dump: Path) -> None:
     path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-40]))
     (dump / "jobs/ftjob-old/job.json").write_text("{")
     (dump / "files/file-train/content.jsonl").unlink()
-    done = bring(served.client, source_of([dump]))
+    done = upload(served.client, source_of([dump]))
     assert set(reasons(done)) == {
         "evals/eval_auto/runs/evalrun_5",
         "jobs/ftjob-old",
@@ -289,7 +289,7 @@ def test_a_partial_dump_gives_what_is_whole(served: Served, tmp_path: Path) -> N
     ]
     with Stub(account) as stub:
         save(stub, tmp_path)
-        done = bring(served.client, source_of([tmp_path]))
+        done = upload(served.client, source_of([tmp_path]))
     told = reasons(done)
     assert "the dump lacks its events" in told["jobs/ftjob-rft"]
     assert "the dump lacks its content" in told["files/file-result"]
@@ -303,7 +303,7 @@ def test_a_run_without_its_eval_is_named(served: Served, dump: Path) -> None:
     source.read = lambda: (  # type: ignore[method-assign]
         each for each in DumpSource(dump).read() if isinstance(each, LeftOut) or each.kind != "eval"
     )
-    done = bring(served.client, source)
+    done = upload(served.client, source)
     assert done.refused["run evalrun_0"] == "its eval eval_auto is not here"
     assert any("eval_id eval_auto" in note for note in done.notes)
     assert done.new["run"] == 0
@@ -338,7 +338,7 @@ def test_parts_that_are_not_usable_leave_their_object_out(served: Served) -> Non
             yield Unit("job", "ftjob-b", wires["ftjob-b"], lambda: iter([b'{"no": "id"}']))
             yield Unit("job", "ftjob-c", wires["ftjob-c"], lambda: iter([good[0], good[0]]))
 
-    done = bring(served.client, Source())
+    done = upload(served.client, Source())
     assert set(done.refused) == {"job ftjob-a", "job ftjob-b", "job ftjob-c"}
     assert "NaN" in done.refused["job ftjob-a"]
     assert not done.new["job"]
@@ -365,7 +365,7 @@ def test_a_service_that_takes_no_imports_gets_nothing(dump: Path) -> None:
     with Stub(Account()) as stub:
         client = openai.OpenAI(base_url=stub.url, api_key="sk-stub-0123456789abcdefghij")
         with pytest.raises(InputError, match="unset OPENAI_BASE_URL"), client:
-            bring(client, source_of([dump]))
+            upload(client, source_of([dump]))
 
 
 # -- loose files -------------------------------------------------------------------------------
@@ -373,14 +373,14 @@ def test_a_service_that_takes_no_imports_gets_nothing(dump: Path) -> None:
 
 def test_a_result_file_alone_becomes_a_job(served: Served, tmp_path: Path) -> None:
     (tmp_path / "results.csv").write_text(RESULT_CSV)
-    done = bring(served.client, source_of([tmp_path / "results.csv"]))
+    done = upload(served.client, source_of([tmp_path / "results.csv"]))
     assert done.is_complete
     [found] = served.client.fine_tuning.jobs.list()
     frame = jobs.step_frame(jobs.events(served.client, found.id))
     assert frame["train_reward_mean"].tolist() == [0.25, 0.5]
     assert frame["valid_reward_mean"].isna().tolist() == [True, False]
     assert served.client.files.content(found.result_files[0]).text == RESULT_CSV
-    assert bring(served.client, source_of([tmp_path])).same == {"file": 1, "job": 1}
+    assert upload(served.client, source_of([tmp_path])).same == {"file": 1, "job": 1}
 
 
 def test_loose_json_of_the_api(served: Served, tmp_path: Path) -> None:
@@ -399,7 +399,7 @@ def test_loose_json_of_the_api(served: Served, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text(json.dumps(account.objects["/files"][0]))
     (tmp_path / "train.jsonl").write_bytes(account.contents["file-train"])
     (tmp_path / "broken.json").write_text("{")
-    done = bring(served.client, source_of([tmp_path]))
+    done = upload(served.client, source_of([tmp_path]))
     assert done.new == {"file": 1, "eval": 2, "run": 1, "job": 1}
     assert [e["id"] for e in jobs.events(served.client, "ftjob-1")] == [
         event(0)["id"],
@@ -443,7 +443,7 @@ def test_another_platform_is_a_remote_like_any(
     kinds = ("files", "evals")
     assert import_account(remote, tmp_path, only=kinds, say=lambda _: None).is_complete
     remote.close()
-    assert bring(served.client, source_of([tmp_path])).is_complete
+    assert upload(served.client, source_of([tmp_path])).is_complete
     there = platform.evals.runs.output_items.list(run.id, eval_id=record.id).data[0]
     here = served.client.evals.runs.output_items.list(run.id, eval_id=record.id).data[0]
     plain = here.to_dict()

@@ -28,7 +28,8 @@ from importer_stub import (
 from rftkit import client, views
 from rftkit.cli import app as cli
 from rftkit.errors import InputError, NotFoundError
-from rftkit.importer import bring, check_all, plan_rerun, source_of, start_rerun, step_pairs
+from rftkit.evals import step_pairs
+from rftkit.importer import check_all, plan_rerun, source_of, start_rerun, upload
 from rftkit.importer.migration import check_grader, place
 
 JUDGE = {
@@ -74,7 +75,7 @@ def brought(served: Served, account: Account, tmp_path: Path) -> Callable[..., o
         account.add("/fine_tuning/jobs", *jobs)
         with Stub(account) as stub:
             save(stub, tmp_path / "dump")
-        assert not bring(served.client, source_of([tmp_path / "dump"])).refused
+        assert not upload(served.client, source_of([tmp_path / "dump"])).refused
         return served.client
 
     return brought
@@ -153,7 +154,7 @@ def test_jobs_that_do_not_run_here_say_why(brought: Callable[..., openai.OpenAI]
 def test_every_grader_is_told_once_with_its_users(served: Served, tmp_path: Path) -> None:
     with Stub(small_account()) as stub:
         save(stub, tmp_path)
-    bring(served.client, source_of([tmp_path]))
+    upload(served.client, source_of([tmp_path]))
     found = {each.name: each for each in check_all(served.client) if each.kind == "grader"}
     assert {name: each.verdict for name, each in found.items()} == {
         "both": "stops",
@@ -217,7 +218,7 @@ def test_the_hosted_steps_beside_the_local_ones(served: Served, tmp_path: Path) 
     for name, each in (("a", first), ("b", second)):
         with Stub(each) as stub:
             save(stub, tmp_path / name)
-        assert not bring(served.client, source_of([tmp_path / name])).refused
+        assert not upload(served.client, source_of([tmp_path / name])).refused
     pairs = step_pairs(served.client, "ftjob-1", "ftjob-2")
     assert [(step, pair.num_rows, pair.difference.value) for step, pair in pairs] == [
         (0, 20, 0.0),
@@ -252,7 +253,7 @@ def test_the_report_of_an_import_reads_all_of_it(
     for name, each in (("a", first), ("b", second)):
         with Stub(each) as stub:
             save(stub, tmp_path / name)
-        bring(served.client, source_of([tmp_path / name]))
+        upload(served.client, source_of([tmp_path / name]))
     notebook = json.loads((Path(__file__).parents[2] / "notebooks/report_import.ipynb").read_text())
     names: dict[str, Any] = {}
     for cell in notebook["cells"]:

@@ -24,7 +24,7 @@ from importer_stub import (
     small_account,
 )
 
-from rftkit.importer import Summary, verify, words
+from rftkit.importer import Summary, summaries, verify
 from rftkit.importer.origins import OPENAI_URL
 
 
@@ -209,7 +209,7 @@ def test_chats_vector_stores_batches_and_models_are_saved_too(tmp_path: Path) ->
     assert verify(tmp_path) == []
     text = "\n".join(said)
     assert "stored chat completions: 3" in text
-    shown = words.show(tmp_path)
+    shown = summaries.describe_dump(tmp_path)
     for each in (text, shown):
         assert "Goes off on 2027-01-01: ft:o4-mini:acme::1" in each
         assert "Goes off on 2027-03-01: gpt-4o" in each
@@ -221,7 +221,7 @@ def test_chats_vector_stores_batches_and_models_are_saved_too(tmp_path: Path) ->
 def test_what_was_not_asked_for_is_named_in_the_end(tmp_path: Path) -> None:
     with Stub(small_account()) as stub:
         done = save(stub, tmp_path, only=["jobs"])
-    told = words.ending(done, tmp_path, origin=stub.url, only=["jobs"])
+    told = summaries.save_summary(done, tmp_path, origin=stub.url, only=["jobs"])
     assert "Not asked for: files, evals, graders, stored chat completions" in told
     assert "(left out by --only); responses, conversations" in told
     assert "rftkit import --verify" in told
@@ -234,7 +234,7 @@ def test_after_the_end_of_evals_nobody_is_told_to_try_again(tmp_path: Path) -> N
 
     def told(missing: dict[str, Any], today: date, origin: str = OPENAI_URL) -> str:
         done = Summary({}, {}, 0, 0, missing)
-        return words.ending(done, tmp_path, origin=origin, today=today)
+        return summaries.save_summary(done, tmp_path, origin=origin, today=today)
 
     assert "run the same command again" in told(gone, sooner)
     assert "run the same command again" in told(gone, later, "https://other.invalid/v1")

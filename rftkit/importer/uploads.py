@@ -25,7 +25,7 @@ from rftkit.importer.units import KINDS, Kind, LeftOut, Unit
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Brought", "Source", "bring"]
+__all__ = ["Source", "UploadSummary", "upload"]
 
 MOST_LINES = 2_000
 MOST_BYTES = 4 << 20
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 
 @dataclass(slots=True)
-class Brought:
+class UploadSummary:
     """What one import did."""
 
     origin: str
@@ -95,7 +95,7 @@ class Brought:
         }
 
 
-def bring(client: OpenAI, source: Source, *, dry_run: bool = False) -> Brought:
+def upload(client: OpenAI, source: Source, *, dry_run: bool = False) -> UploadSummary:
     """Make the objects of a source appear on the local platform, under their own ids, read-only.
 
     Args:
@@ -106,7 +106,7 @@ def bring(client: OpenAI, source: Source, *, dry_run: bool = False) -> Brought:
     Raises:
         InputError: the service is not a platform that takes imports.
     """
-    platform, done = _Platform(client, source.origin), Brought(source.origin)
+    platform, done = _Platform(client, source.origin), UploadSummary(source.origin)
     seen: set[tuple[Kind, str]] = set()
     sent: dict[tuple[Kind, str], int] = {}
     named: dict[str, tuple[Kind, str]] = {}
@@ -146,7 +146,7 @@ def _references(unit: Unit) -> dict[str, tuple[Kind, str]]:
     return found
 
 
-def _is_here(unit: Unit, found: Json | None, origin: str, done: Brought) -> bool:
+def _is_here(unit: Unit, found: Json | None, origin: str, done: UploadSummary) -> bool:
     """Whether there is nothing to send; notes why."""
     name = f"{unit.kind} {unit.id}"
     if not _is_usable(unit.id):
@@ -171,7 +171,7 @@ def _is_usable(object_id: str) -> bool:
     return 0 < len(object_id) <= MAX_ID and object_id.isprintable()
 
 
-def _tally(kind: Kind, num_parts: int, done: Brought, by: int = 1) -> None:
+def _tally(kind: Kind, num_parts: int, done: UploadSummary, by: int = 1) -> None:
     """Count an object that was sent, or take one back that was refused."""
     done.new[kind] += by
     if kind in PART_KIND:

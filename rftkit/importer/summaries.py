@@ -1,88 +1,41 @@
-"""What an import says: the overview before it starts, its end, and a dump described.
+"""The summaries that are printed after an account was saved, a dump was opened, or for a dump.
 
-Pure text; not here: anything that is read from a network.
+Pure text: nothing here reads from a network. The overview before an import is in `overview`.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.importer.account import Summary
 from rftkit.importer.dump import Dump
-from rftkit.importer.ledger import MANIFEST
+from rftkit.importer.ledger import MANIFEST, account_name
 from rftkit.importer.origins import OPENAI_URL
+from rftkit.importer.overview import (
+    EVALS_END,
+    count_of,
+    counts_text,
+    human_bytes,
+    not_requested,
+    shutdown_lines,
+)
 from rftkit.importer.pages import items_of
 from rftkit.importer.saving import HARMLESS
 from rftkit.importer.survey import KINDS
+from rftkit.importer.uploads import UploadSummary
 
-if TYPE_CHECKING:
-    from rftkit.importer.account import Summary
-    from rftkit.importer.bringing import Brought
-    from rftkit.importer.survey import Survey
+__all__ = ["describe_dump", "save_summary", "upload_summary"]
 
-__all__ = ["brought", "count_of", "ending", "human_bytes", "overview", "show", "whose"]
-
-EVALS_END, JOBS_END = date(2026, 11, 30), date(2027, 1, 6)
-"""When OpenAI ends evals, and the creation of fine-tuning jobs."""
-MOST_NAMES = 8
-"""Models that are named for one date."""
 MOST_LINES = 40
 """Objects of one kind that are listed one by one."""
 
-NAMES = {
-    "files": "files",
-    "file_bytes": "bytes in files",
-    "jobs": "jobs",
-    "events": "events",
-    "checkpoints": "checkpoints",
-    "evals": "evals",
-    "runs": "eval runs",
-    "output_items": "output items",
-    "graders": "graders",
-    "chats": "stored chat completions",
-    "messages": "messages",
-    "vector_stores": "vector stores",
-    "store_files": "files in vector stores",
-    "batches": "batches",
-}
-NOT_ASKED = (
-    "responses, conversations and uploads (the service has no list of them), assistants, agents, "
-    "containers, videos, voices, skills, fine-tuned weights (never given out), and the settings of "
-    "the organization"
-)
-"""What an account may hold and no import asks for."""
 
-
-def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
-    """What is there and how much, before anything is fetched."""
-    seen = found.counts()
-    methods = Counter(f"{job.facts['method']}" for job in found.jobs)
-    statuses = Counter(str(job.facts["status"]) for job in found.jobs)
-    more = {
-        "files": human_bytes(seen["file_bytes"]),
-        "jobs": f"{_tally(methods)}; {_tally(statuses)}",
-        "evals": f"{count_of(seen['runs'], 'runs')} with "
-        + count_of(seen["output_items"], "output items"),
-        "graders": "different specs, found in jobs and evals",
-    }
-    lines = [f"{whose(account)} holds:"]
-    lines += [
-        f"  {name:8}{seen[name]:>8,}  {told if seen[name] else ''}".rstrip()
-        for name, told in more.items()
-    ]
-    lines += [f"  {NAMES[kind]}: {len(each):,}" for kind, each in found.others.items() if each]
-    lines += _going_off(found.models, account["origin"])
-    lines.append(f"{num_due:,} of {len(found.objects):,} objects are to be fetched.")
-    return "\n".join(lines)
-
-
-def ending(
+def save_summary(
     summary: Summary,
     folder: str | Path,
     *,
@@ -95,7 +48,7 @@ def ending(
     today = today or datetime.now(UTC).date()
     lines = ["Dry run: nothing was written."] if dry_run else []
     if not dry_run:
-        lines.append(f"{folder} holds {_counts(summary.counts)}.")
+        lines.append(f"{folder} holds {counts_text(summary.counts)}.")
     lines += _missing(summary.missing)
     over = {what for what in summary.missing if _is_over(what, origin, today)}
     if over:
@@ -110,17 +63,10 @@ def ending(
             "Not everything could be fetched. Once the cause is gone (a permission, a broken "
             "service), run the same command again: it fetches the rest."
         )
-    lines.append(not_asked(only))
+    lines.append(not_requested(only))
     if summary.is_complete and not dry_run:
         lines.append(f"Check it with: rftkit import --verify {folder}")
     return "\n".join(lines)
-
-
-def not_asked(only: Sequence[str]) -> str:
-    """What an import of these kinds does not ask for."""
-    left_out = [NAMES.get(kind, kind) for kind in KINDS if kind not in only]
-    chosen = f"{', '.join(left_out)} (left out by --only); " if left_out else ""
-    return f"Not asked for: {chosen}{NOT_ASKED}."
 
 
 def _is_over(what: str, origin: str, today: date) -> bool:
@@ -129,33 +75,7 @@ def _is_over(what: str, origin: str, today: date) -> bool:
     return is_eval and origin == OPENAI_URL and today > EVALS_END
 
 
-def _going_off(models: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
-    """When which part of the account goes off, a line each, the first to go first."""
-    dates: dict[str, list[str]] = {}
-    if origin == OPENAI_URL:
-        dates[f"{EVALS_END}"] = ["evals with their runs"]
-        dates[f"{JOBS_END}"] = ["creating fine-tuning jobs"]
-    for model in models:
-        if (end := _day_of(model.get("shutdown_date"))) is not None:
-            dates.setdefault(end, []).append(str(model.get("id")))
-    return [
-        f"Goes off on {end}: {', '.join(names[:MOST_NAMES])}"
-        + (f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else "")
-        for end, names in sorted(dates.items())
-    ]
-
-
-def _day_of(moment: Any) -> str | None:
-    """A date from Unix seconds or from text that begins with one."""
-    if isinstance(moment, int | float) and not isinstance(moment, bool):
-        try:
-            return datetime.fromtimestamp(moment, UTC).date().isoformat()
-        except (OverflowError, OSError, ValueError):
-            return None
-    return moment[:10] if isinstance(moment, str) and moment else None
-
-
-def brought(done: Brought, *, dry_run: bool = False) -> str:
+def upload_summary(done: UploadSummary, *, dry_run: bool = False) -> str:
     """What was brought into the local platform, what was not, and why."""
     plural = {"file": "files", "eval": "evals", "run": "eval runs", "job": "jobs"}
     plural |= {"event": "events", "output_item": "output items"}
@@ -186,7 +106,7 @@ def _listed(title: str, entries: list[str]) -> list[str]:
     return [*lines, f"  … and {more:,} more, all with --json"] if more > 0 else lines
 
 
-def show(folder: str | Path) -> str:
+def describe_dump(folder: str | Path) -> str:
     """A dump in words: whose it is, when it was made, every object, what is missing.
 
     Raises:
@@ -196,11 +116,11 @@ def show(folder: str | Path) -> str:
     ledger = dump.ledger
     if ledger.is_new:
         raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
-    lines = [f"Dump of {whose(ledger.account)}"]
+    lines = [f"Dump of {account_name(ledger.account)}"]
     lines += [f"imported {each['finished']} ({', '.join(each['only'])})" for each in ledger.imports]
     if ledger.is_unfinished:
         lines.append("The last import was interrupted; run it again to complete the dump.")
-    lines.append(f"Holds {_counts(ledger.counts())}.")
+    lines.append(f"Holds {counts_text(ledger.counts())}.")
     for title, describe in _DESCRIBED.items():
         keys = [key for key in ledger.objects if _kind(key) == title]
         if keys:
@@ -214,38 +134,18 @@ def show(folder: str | Path) -> str:
         model for path in dump.pages("lists/models")
         for model in items_of(json.loads(dump.read(path)))
     ]  # fmt: skip
-    lines += ["", not_asked(sorted(asked)), *_going_off(models, ledger.account["origin"])]
+    lines += ["", not_requested(sorted(asked)), *shutdown_lines(models, ledger.account["origin"])]
     return "\n".join(lines)
-
-
-def count_of(number: int, plural: str) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
-
-
-def human_bytes(number: float) -> str:
-    """`34.5 MB`."""
-    if number < 1000:
-        return f"{number:,.0f} bytes"
-    power = min(int(math.log10(number)) // 3, 4)
-    return f"{number / 1000**power:,.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def whose(account: Mapping[str, str]) -> str:
-    """`https://api.openai.com/v1 (acme-research, proj_1)`."""
-    names = [account[name] for name in ("organization", "organization_id") if name in account][:1]
-    names += [account["project"]] if "project" in account else []
-    return account["origin"] + (f" ({', '.join(names)})" if names else "")
 
 
 def _chat_line(dump: Dump, key: str) -> str:
     chat, counts = _read(dump, f"{key}/chat.json"), dump.ledger.objects[key]["counts"]
-    return f"{chat.get('id')}  {chat.get('model')}  {_day(chat)}  {_counts(counts)}"
+    return f"{chat.get('id')}  {chat.get('model')}  {_day(chat)}  {counts_text(counts)}"
 
 
 def _store_line(dump: Dump, key: str) -> str:
     store, counts = _read(dump, f"{key}/vector_store.json"), dump.ledger.objects[key]["counts"]
-    return f"{store.get('id')}  {store.get('name')}  {_day(store)}  {_counts(counts)}"
+    return f"{store.get('id')}  {store.get('name')}  {_day(store)}  {counts_text(counts)}"
 
 
 def _batch_line(dump: Dump, key: str) -> str:
@@ -263,9 +163,8 @@ def _job_line(dump: Dump, key: str) -> str:
     job, counts = _read(dump, f"{key}/job.json"), dump.ledger.objects[key]["counts"]
     method = (job.get("method") or {}).get("type") or "supervised"
     model = job.get("fine_tuned_model") or f"from {job.get('model')}"
-    return (
-        f"{job.get('id')}  {method}  {job.get('status')}  {model}  {_day(job)}  {_counts(counts)}"
-    )
+    state = f"{job.get('id')}  {method}  {job.get('status')}"
+    return f"{state}  {model}  {_day(job)}  {counts_text(counts)}"
 
 
 def _eval_line(dump: Dump, key: str) -> str:
@@ -302,19 +201,6 @@ def _kind(key: str) -> str:
 
 def _read(dump: Dump, path: str) -> Any:
     return json.loads(dump.read(path)) if dump.find(path) else {}  # --verify names what is lost
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    told = [
-        human_bytes(number) + " in files" if name == "file_bytes" else count_of(number, NAMES[name])
-        for name in NAMES
-        if (number := counts.get(name)) is not None
-    ]
-    return ", ".join(told) or "nothing"
-
-
-def _tally(counter: Counter[str]) -> str:
-    return ", ".join(f"{number:,} {name}" for name, number in counter.most_common())
 
 
 def _missing(missing: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

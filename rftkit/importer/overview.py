@@ -1,0 +1,137 @@
+"""The overview of an account that is printed before the import starts, and its wording.
+
+The names of the kinds, the shutdown dates and the counts are here, because the summaries that are
+printed at the end use them too. Pure text: nothing here reads from a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+from rftkit.importer.ledger import account_name
+from rftkit.importer.origins import OPENAI_URL
+from rftkit.importer.survey import KINDS, Survey
+
+__all__ = [
+    "EVALS_END",
+    "count_of",
+    "counts_text",
+    "human_bytes",
+    "not_requested",
+    "overview",
+    "shutdown_lines",
+]
+
+EVALS_END, JOBS_END = date(2026, 11, 30), date(2027, 1, 6)
+"""When OpenAI ends evals, and the creation of fine-tuning jobs."""
+MOST_NAMES = 8
+"""Models that are named for one date."""
+NAMES = {
+    "files": "files",
+    "file_bytes": "bytes in files",
+    "jobs": "jobs",
+    "events": "events",
+    "checkpoints": "checkpoints",
+    "evals": "evals",
+    "runs": "eval runs",
+    "output_items": "output items",
+    "graders": "graders",
+    "chats": "stored chat completions",
+    "messages": "messages",
+    "vector_stores": "vector stores",
+    "store_files": "files in vector stores",
+    "batches": "batches",
+}
+NOT_REQUESTED = (
+    "responses, conversations and uploads (the service has no list of them), assistants, agents, "
+    "containers, videos, voices, skills, fine-tuned weights (never given out), and the settings of "
+    "the organization"
+)
+"""What an account may hold and no import asks for."""
+
+
+def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
+    """What is there and how much, before anything is fetched."""
+    seen = found.counts()
+    methods = Counter(f"{job.facts['method']}" for job in found.jobs)
+    statuses = Counter(str(job.facts["status"]) for job in found.jobs)
+    more = {
+        "files": human_bytes(seen["file_bytes"]),
+        "jobs": f"{_tally(methods)}; {_tally(statuses)}",
+        "evals": f"{count_of(seen['runs'], 'runs')} with "
+        + count_of(seen["output_items"], "output items"),
+        "graders": "different specs, found in jobs and evals",
+    }
+    lines = [f"{account_name(account)} holds:"]
+    lines += [
+        f"  {name:8}{seen[name]:>8,}  {text if seen[name] else ''}".rstrip()
+        for name, text in more.items()
+    ]
+    lines += [f"  {NAMES[kind]}: {len(each):,}" for kind, each in found.others.items() if each]
+    lines += shutdown_lines(found.models, account["origin"])
+    lines.append(f"{num_due:,} of {len(found.objects):,} objects are to be fetched.")
+    return "\n".join(lines)
+
+
+def not_requested(only: Sequence[str]) -> str:
+    """What an import of these kinds does not ask for."""
+    left_out = [NAMES.get(kind, kind) for kind in KINDS if kind not in only]
+    chosen = f"{', '.join(left_out)} (left out by --only); " if left_out else ""
+    return f"Not asked for: {chosen}{NOT_REQUESTED}."
+
+
+def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
+    """When which part of the account goes off, a line each, the first to go first."""
+    dates: dict[str, list[str]] = {}
+    if origin == OPENAI_URL:
+        dates[f"{EVALS_END}"] = ["evals with their runs"]
+        dates[f"{JOBS_END}"] = ["creating fine-tuning jobs"]
+    for model in models:
+        if (end := _day_of(model.get("shutdown_date"))) is not None:
+            dates.setdefault(end, []).append(str(model.get("id")))
+    return [
+        f"Goes off on {end}: {', '.join(names[:MOST_NAMES])}"
+        + (f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else "")
+        for end, names in sorted(dates.items())
+    ]
+
+
+def _day_of(moment: Any) -> str | None:
+    """A date from Unix seconds or from text that begins with one."""
+    if isinstance(moment, int | float) and not isinstance(moment, bool):
+        try:
+            return datetime.fromtimestamp(moment, UTC).date().isoformat()
+        except (OverflowError, OSError, ValueError):
+            return None
+    return moment[:10] if isinstance(moment, str) and moment else None
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """`2 jobs, 34 events, 1 file`; `nothing` if there is nothing."""
+    text = [
+        human_bytes(number) + " in files" if name == "file_bytes" else count_of(number, NAMES[name])
+        for name in NAMES
+        if (number := counts.get(name)) is not None
+    ]
+    return ", ".join(text) or "nothing"
+
+
+def count_of(number: int, plural: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
+
+
+def human_bytes(number: float) -> str:
+    """`34.5 MB`."""
+    if number < 1000:
+        return f"{number:,.0f} bytes"
+    power = min(int(math.log10(number)) // 3, 4)
+    return f"{number / 1000**power:,.1f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _tally(counter: Counter[str]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in counter.most_common())
