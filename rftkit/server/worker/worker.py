@@ -52,6 +52,8 @@ __all__ = ["main"]
 
 CHECK_SECONDS = 0.5
 """How often a cancel is looked for inside a step."""
+IDLE_SECONDS = 0.02
+"""How long chats are served before graders are looked at again: a step may be waiting for them."""
 PAUSE_SECONDS = 10.0
 """How long a pause waits for graders to finish a step; then the grades under way are given up."""
 LOOK_SECONDS = 2.0
@@ -317,7 +319,7 @@ class Worker:
 
         def idle() -> None:
             nonlocal last, asked
-            self.chats.serve(CHECK_SECONDS)
+            self.chats.serve(IDLE_SECONDS)
             if time.monotonic() - last <= CHECK_SECONDS:
                 return
             last, status = time.monotonic(), self.store.job(job_id).status
