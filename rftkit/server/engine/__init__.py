@@ -1,7 +1,8 @@
 """Where models sample and learn. Not here: jobs, grading, HTTP, SQL.
 
-`base.py` names what travels and the four primitives (sample, train_step, save, load); `torch.py` is
-the embedded engine that has them. Nothing above this folder knows which engine it has.
+`base.py` names what travels and the four primitives (sample, train_step, save, load). `torch/` is
+the embedded engine, `tinker/` the one on other machines. A job's plan and a model's record name
+their engine; the training story and the chat queue know only the protocols of `base.py`.
 
 Letters in shape comments and suffixes, everywhere in the server:
 

@@ -199,11 +199,14 @@ class Engine(Protocol):
     """Of the vocabulary."""
     thinking: str | None
     """The mark that opens the model's thoughts, as its chat template has it; None: no thoughts."""
-    facts: Mapping[str, Any]
-    """Device, dtype, threads and versions, for the job's first event."""
     memory_bytes: int | None
     """Budget for the keys of completions that decode together, and for what a backward pass
     keeps; measured when the engine starts. A job sets it to that of its plan. None: not ours."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Device, dtype, threads and versions, for the job's first event."""
+        ...
 
     def encode(
         self,
@@ -308,4 +311,26 @@ class Engine(Protocol):
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit."""
+        ...
+
+
+class ServingEngine(Engine, Protocol):
+    """An engine that also answers chats: what the chat queue needs beside the four primitives."""
+
+    name: str
+    """Of the base model."""
+    tokenizer: Any
+    """The model's own, of transformers."""
+
+    @property
+    def grammars(self) -> Any:
+        """Compiled JSON schemas; `guide(schema, thinking)` refuses what cannot be compiled."""
+        ...
+
+    def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
+        """One vector of length 1 for each text.
+
+        Raises:
+            InputError: where this engine gives none.
+        """
         ...

@@ -33,7 +33,7 @@ from rftkit.errors import (
 )
 from rftkit.graders.calls import if_abandoned
 from rftkit.server.engine import models
-from rftkit.server.engine.base import Completion, SampleRequest, Thinking
+from rftkit.server.engine.base import Completion, SampleRequest, ServingEngine, Thinking
 from rftkit.server.engine.prompts import tool_calls_in
 from rftkit.server.engine.tinker import remote
 from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in
@@ -77,7 +77,7 @@ class Engines:
     def __init__(self, home: Path, watch: Watch = _unwatched) -> None:
         self._home = home
         self.watch = watch
-        self._loaded: dict[tuple[str, str], Any] = {}
+        self._loaded: dict[tuple[str, str], ServingEngine] = {}
 
     def get(
         self,
@@ -85,7 +85,7 @@ class Engines:
         say: Callable[[str], None] = lambda _: None,
         kind: str | None = None,
         job: str | None = None,
-    ) -> Any:
+    ) -> ServingEngine:
         """The engine of a base model.
 
         Args:
@@ -106,12 +106,12 @@ class Engines:
             self._loaded[key] = make(base, say, job)
         return self._loaded[key]
 
-    def forget(self, engine: Any) -> None:
+    def forget(self, engine: ServingEngine) -> None:
         """Make the engine anew when it is next needed."""
         self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
         engine.close()
 
-    def _make_torch(self, base: str, say: Callable[[str], None], job: str | None) -> Any:
+    def _make_torch(self, base: str, say: Callable[[str], None], job: str | None) -> ServingEngine:
         folder = models.prepare(models.find_base(base, self._home), self._home, say)
         try:
             from rftkit.server.engine.torch.engine import TorchEngine
@@ -124,7 +124,7 @@ class Engines:
                 engine.encode([{"role": "user", "content": "Hello"}], None, None)
         return engine
 
-    def _make_tinker(self, base: str, say: Callable[[str], None], job: str | None) -> Any:
+    def _make_tinker(self, base: str, say: Callable[[str], None], job: str | None) -> ServingEngine:
         from rftkit.server.engine.tinker.engine import TinkerEngine
 
         there = remote.remote_of(self._home)
@@ -169,7 +169,9 @@ class _Ready:
 class _Batch:
     """Chats of one model that came together: sampled side by side, each answered when it ends."""
 
-    def __init__(self, engine: Any, adapter: Path | None, ready: list[_Ready], reply: Any) -> None:
+    def __init__(
+        self, engine: ServingEngine, adapter: Path | None, ready: list[_Ready], reply: Any
+    ) -> None:
         self.chats = [each.chat for each in ready]
         self.num_keys = sum(
             len(each.sample.seeds) * (len(each.sample.prompt_ids) + each.sample.max_tokens)
@@ -370,7 +372,9 @@ class ChatQueue:
             self._whole.add(known.folder)
         return Path(known.folder)
 
-    def _measure(self, engine: Any, adapter: Path | None, known: Model | None, chat: _Chat) -> None:
+    def _measure(
+        self, engine: ServingEngine, adapter: Path | None, known: Model | None, chat: _Chat
+    ) -> None:
         """Answer what needs no sampling: the length of a prompt, or embeddings."""
         try:
             if isinstance(chat.request, EmbedRequest):
@@ -382,14 +386,14 @@ class ChatQueue:
         except (RftkitError, ValueError) as error:
             self._reply(chat, error=_error(error))
 
-    def _watched(self, engine: Any) -> contextlib.AbstractContextManager[None]:
+    def _watched(self, engine: ServingEngine) -> contextlib.AbstractContextManager[None]:
         return self._engines.watch(f"the chat template of {engine.name}", PROMPT_SECONDS, None)
 
     def _reply(self, chat: _Chat, **message: Any) -> None:
         chat.send({"id": chat.number, **message})
 
     def _prepared(
-        self, engine: Any, known: Model | None, chat: _Chat, asked: ChatRequest
+        self, engine: ServingEngine, known: Model | None, chat: _Chat, asked: ChatRequest
     ) -> list[_Ready]:
         """The request, or nothing when it is refused (and the refusal is sent)."""
         try:
@@ -400,7 +404,9 @@ class ChatQueue:
             return []
 
 
-def _sample_request(engine: Any, known: Model | None, request: ChatRequest) -> SampleRequest:
+def _sample_request(
+    engine: ServingEngine, known: Model | None, request: ChatRequest
+) -> SampleRequest:
     mark = request.thinking or (known and known.thinking) or engine.thinking
     mark = None if mark == "none" else mark
     _check_length(engine, json.dumps(request.messages, ensure_ascii=False), "messages")
@@ -435,7 +441,7 @@ def _sample_request(engine: Any, known: Model | None, request: ChatRequest) -> S
     )
 
 
-def _check_length(engine: Any, text: str, param: str) -> None:
+def _check_length(engine: ServingEngine, text: str, param: str) -> None:
     """Refuse at once what no tokenizer could fit: reading megabytes would keep others waiting.
 
     Raises:
@@ -457,7 +463,7 @@ def _longest_token(tokenizer: Any) -> int:
     return max(map(len, tokenizer.get_vocab()), default=1)
 
 
-def _schema(engine: Any, request: ChatRequest, thinking: Thinking | None) -> str | None:
+def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | None) -> str | None:
     """What the answer has to follow: calls that are asked for, else the response format.
 
     Raises:
@@ -487,7 +493,7 @@ def _read(text: str, request: ChatRequest) -> tuple[str, list[dict[str, Any]]]:
     return tool_calls_in(text, request.tools)
 
 
-def _embedded(engine: Any, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
+def _embedded(engine: ServingEngine, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
     for text in request.input:
         if isinstance(text, str):
             _check_length(engine, text, "input")
@@ -512,7 +518,7 @@ def _embedded(engine: Any, adapter: Path | None, request: EmbedRequest) -> dict[
     }
 
 
-def _done(engine: Any, ready: _Ready, completions: list[Completion]) -> dict[str, Any]:
+def _done(engine: ServingEngine, ready: _Ready, completions: list[Completion]) -> dict[str, Any]:
     def text(token: int) -> str:
         return str(engine.tokenizer.decode([token]))
 

@@ -30,6 +30,7 @@ from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitErro
 from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
 from rftkit.safetext import redacted
+from rftkit.server.engine.base import Engine
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
@@ -330,7 +331,7 @@ class Worker:
 
         return idle
 
-    def _tell_plan(self, job: Job, plan: Plan, engine: Any, rows: int, valid_rows: int) -> None:
+    def _tell_plan(self, job: Job, plan: Plan, engine: Engine, rows: int, valid_rows: int) -> None:
         resolved = plan.to_dict()
         ignored = resolved.pop("ignored")
         words = ", ".join(f"{name}={value}" for name, value in resolved.items())
@@ -369,7 +370,7 @@ class Worker:
             raise RowError(error.message, param=param) from None
         return rows
 
-    def _check_prompts(self, job: Job, engine: Any, files: dict[str, list[Row]]) -> None:
+    def _check_prompts(self, job: Job, engine: Engine, files: dict[str, list[Row]]) -> None:
         """Refuse rows that the model's chat template refuses: one row of each shape is tried.
 
         Raises:

@@ -171,7 +171,7 @@ class TinkerEngine:
         """See Engine.notes."""
         return differences(schema is not None, thinking is not None)
 
-    def embed(self, inputs: Sequence[Sequence[int]], adapter: Adapter) -> list[list[float]]:
+    def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
         """The protocol has no hidden states.
 
         Raises:
