@@ -30,16 +30,22 @@ VERSION = 2
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """By what learns."""
 AUTO_STEPS = 24
+
+AUTO_BATCH = {"none": 8, "references": 32}
+"""Prompts a step, by guidance: an answer that is right needs no large group to be told from others,
+so that a step has more prompts and fewer completions of each."""
+AUTO_SAMPLES = 64
+"""Completions a step where references guide, if that is from 2 to 8 a prompt."""
+GUIDED_RATE = 3.0
+"""Multiplier of the learning rate for a full batch where references guide."""
 AUTO_VALIDATIONS = 4
 KEPT_CHECKPOINTS = 3
 ADVANTAGE_NAMES = ("mean", "std", "per_grader", "maxrl")
 SCHEDULE_NAMES = ("constant", "linear", "cosine")
 GUIDANCE_NAMES = ("none", "references")
 # What these are when nothing is asked for; the study is `tests/benchmarks/learning.py`.
-ADVANTAGE, STRATIFY, GUIDANCE = "mean", "none", "none"
-SCHEDULE, WARMUP_STEPS = "constant", 0
-AUTO_BATCH, AUTO_COMPUTE = 8, 1.0
-GUIDED_MULTIPLIER = 1.0  # of the learning rate, where references guide
+ADVANTAGE, STRATIFY, GUIDANCE = "per_grader", "auto", "references"
+SCHEDULE, WARMUP_STEPS = "cosine", 2
 EFFORTS = {
     "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
     "xhigh": 0.875, "max": 0.875,
@@ -205,21 +211,20 @@ def make_plan(
     def value(name: str, auto: Any) -> Any:
         return auto if given.get(name, "auto") == "auto" else given[name]
 
-    batch_size = min(value("batch_size", AUTO_BATCH), num_rows)
+    knobs = _Knobs(job.metadata or {})
+    mark = knobs.mark("thinking", thinking)
+    guidance = _guidance(knobs, mark, engine, job, rows)
+    batch_size = min(value("batch_size", AUTO_BATCH[guidance]), num_rows)
     n_epochs = value("n_epochs", min(50, math.ceil(AUTO_STEPS * batch_size / num_rows)))
     total_steps = max(1, num_rows * n_epochs // batch_size)
     if given.get("n_epochs", "auto") == "auto":
         total_steps = min(total_steps, AUTO_STEPS)
     eval_samples = value("eval_samples", 1)
-    knobs = _Knobs(job.metadata or {})
-    mark = knobs.mark("thinking", thinking)
     max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
     tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
-    guidance = _guidance(knobs, mark, engine, job, rows)
     stratify = knobs.key("stratify", STRATIFY)
     if rows:
         stratify = resolve_key(stratify, job.method["reinforcement"]["grader"], rows)
-    multiplier = _auto_multiplier(guidance, tuning)
     effort = given.get("reasoning_effort", "default")
     ignored: dict[str, str] = {}
     if tuning == "full":
@@ -234,9 +239,10 @@ def make_plan(
         batch_size=batch_size,
         n_epochs=n_epochs,
         total_steps=total_steps,
-        learning_rate=BASE_LEARNING_RATES[tuning] * value("learning_rate_multiplier", multiplier),
+        learning_rate=BASE_LEARNING_RATES[tuning]
+        * value("learning_rate_multiplier", _auto_rate(guidance, batch_size)),
         completions_per_prompt=min(
-            64, max(2, round(8 * value("compute_multiplier", AUTO_COMPUTE)))
+            64, max(2, round(8 * value("compute_multiplier", _auto_compute(guidance, batch_size))))
         ),
         eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
         eval_samples=eval_samples,
@@ -272,24 +278,38 @@ def make_plan(
     )
 
 
-def _auto_multiplier(guidance: str, tuning: str) -> float:
-    """Of the learning rate: completions that are right allow for larger steps."""
-    return GUIDED_MULTIPLIER if guidance != "none" and tuning == "lora" else 1.0
+def _auto_rate(guidance: str, batch_size: int) -> float:
+    """Multiplier of the learning rate: with guidance by the root of the batch, from 1 to 3.
+
+    The root is what keeps Adam's noise the same (Malladi et al. 2022, arXiv:2205.10287).
+    """
+    if guidance == "none":
+        return 1.0
+    return max(1.0, GUIDED_RATE * min(1.0, math.sqrt(batch_size / AUTO_BATCH[guidance])))
+
+
+def _auto_compute(guidance: str, batch_size: int) -> float:
+    """Multiplier of eight completions a prompt."""
+    if guidance == "none":
+        return 1.0
+    return min(8, max(2, AUTO_SAMPLES // batch_size)) / 8
 
 
 def reasons(plan: Plan) -> dict[str, str]:
     """What `auto` means for each hyperparameter, in this plan, and why."""
+    size = plan.batch_size
+    why = ", since reference answers guide" if plan.guidance != "none" else ""
     return {
-        "batch_size": f"{AUTO_BATCH} prompts a step, or every row when there are fewer",
+        "batch_size": (
+            f"{AUTO_BATCH[plan.guidance]} prompts a step, or every row when there are fewer{why}"
+        ),
         "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
         "learning_rate_multiplier": (
-            f"{_auto_multiplier(plan.guidance, plan.tuning):g} times "
-            f"{BASE_LEARNING_RATES[plan.tuning]:g}"
-            + (", since reference answers guide" if plan.guidance != "none" else "")
+            f"{_auto_rate(plan.guidance, size):.3g} times {BASE_LEARNING_RATES[plan.tuning]:g}{why}"
         ),
         "compute_multiplier": (
-            f"{AUTO_COMPUTE:g}: {round(8 * AUTO_COMPUTE)} completions a prompt, so that a group "
-            "can differ"
+            f"{_auto_compute(plan.guidance, size):g}: eight times that many completions a prompt, "
+            f"so that a group can differ{why}"
         ),
         "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
         "eval_samples": "1: the most likely answer, the same at every validation",

@@ -143,8 +143,9 @@ def test_the_first_event_states_what_auto_became(platform: openai.OpenAI) -> Non
     until(platform, job.id, lambda job: steps_done(platform, job.id) >= 0)
     [started] = [e for e in jobs.events(platform, job.id) if "started" in e["message"]]
     resolved = started["data"]["hyperparameters"]
-    assert resolved["learning_rate"] == 1e-3
-    assert resolved["completions_per_prompt"] == 8
+    assert resolved["guidance"] == "references"  # the rows say what is right
+    assert resolved["learning_rate"] == pytest.approx(3e-3 * (16 / 32) ** 0.5)
+    assert resolved["completions_per_prompt"] == 64 / 16
     assert "reasoning_effort has no effect" in started["message"]
     platform.fine_tuning.jobs.cancel(job.id)
 

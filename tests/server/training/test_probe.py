@@ -73,7 +73,7 @@ def test_a_plan_is_what_the_job_then_says(platform: openai.OpenAI, probed: Any) 
     assert said["memory_bytes"] > 50_000_000
     assert planned["hyperparameters"] == {
         k: v for k, v in said.items() if k not in ("seed", "memory_bytes")
-    }
+    } | {"stratify": "auto"}  # which key that is, only rows can say
     assert set(planned["reasons"]) >= {"batch_size", "n_epochs", "eval_interval"}
 
 
@@ -135,7 +135,12 @@ def test_rollouts_are_those_of_the_step(platform: openai.OpenAI) -> None:
         training_file=datasets.upload(platform, data.train).id,
         validation_file=datasets.upload(platform, data.valid).id,
         grader=data.grader,
-        hyperparameters={"batch_size": 64, "n_epochs": 1, "eval_interval": 4},
+        hyperparameters={
+            "batch_size": 64,
+            "n_epochs": 1,
+            "eval_interval": 4,
+            "compute_multiplier": 1.0,
+        },
         metadata={"max_completion_tokens": "8"},
         seed=1,
     )

@@ -51,6 +51,12 @@ GRADER = {
     "calculate_output": "0.2 * label + likes_no + 0.1 * same",
 }
 
+DRIFTS = {
+    "advantage": "mean", "guidance": "none", "stratify": "none", "schedule": "constant",
+    "warmup_steps": "0",
+}  # fmt: skip
+"""Nothing that holds a policy back from one answer."""
+
 
 @pytest.fixture
 def worker(home: Any) -> Iterator[Worker]:
@@ -79,7 +85,8 @@ def test_a_job_that_settles_on_one_label_says_so_and_where_its_gain_came_from(
         worker,
         in_process.add_job(
             worker, grader=GRADER, rows=ROWS, response_format=FORMAT, batch_size=6, n_epochs=4,
-            eval_interval=4, learning_rate_multiplier=20, metadata={"max_completion_tokens": "40"},
+            eval_interval=4, learning_rate_multiplier=20,
+            metadata={"max_completion_tokens": "40", **DRIFTS},
         ),
     )  # fmt: skip
     last = in_process.metrics(worker, job)[-1]
