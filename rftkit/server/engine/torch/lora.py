@@ -113,7 +113,7 @@ class Block(nn.Module):
         *,
         of_input: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Gradient of the input, and those of `learnt`, given that of the output (N, out).
+        """Gradient of the input, and those of `trained`, given that of the output (N, out).
 
         `flat` is the input, which may stand in its `room`.
         """
@@ -161,7 +161,7 @@ class Block(nn.Module):
         return 0.0 if self._adapter is None else self._adapter[2]
 
     @property
-    def learnt(self) -> list[torch.Tensor]:
+    def trained(self) -> list[torch.Tensor]:
         """The A of each layer, then the B of each, float32; or weight and bias, if they learn."""
         if self._adapter is not None:
             return [*self._adapter[0], *self._adapter[1]]
@@ -169,8 +169,8 @@ class Block(nn.Module):
 
     def _product(self, flat: torch.Tensor) -> torch.Tensor:
         flat = flat.to(self.weight.dtype)
-        if torch.is_grad_enabled() and (learnt := self.learnt):
-            result = _BlockFunction.apply(flat, self, *learnt)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and (trained := self.trained):
+            result = _BlockFunction.apply(flat, self, *trained)  # type: ignore[no-untyped-call]
             return cast(torch.Tensor, result)
         return self._moved_in(flat)[0]
 
@@ -218,7 +218,7 @@ class _BlockFunction(torch.autograd.Function):
     """A block for models whose layers are transformers' own."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, block: Block, *learnt: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, block: Block, *trained: torch.Tensor) -> torch.Tensor:
         y, hidden = block._moved_in(x)
         ctx.save_for_backward(x, hidden)
         ctx.block = block
@@ -228,8 +228,8 @@ class _BlockFunction(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, hidden = ctx.saved_tensors
         of_input = ctx.needs_input_grad[0]
-        grad, of_learnt = ctx.block.gradients(grads[0], x, hidden, of_input=of_input)
-        return grad, None, *of_learnt
+        grad, trained_grads = ctx.block.gradients(grads[0], x, hidden, of_input=of_input)
+        return grad, None, *trained_grads
 
 
 def add_blocks(model: nn.Module, decoder: nn.Module) -> list[Block]:

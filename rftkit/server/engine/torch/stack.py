@@ -40,7 +40,7 @@ class Norm:
         self._epsilon = torch.full((1,), epsilon, device=self.weight.device)
 
     def forward(self, x: torch.Tensor, out: torch.Tensor) -> Tables:
-        """Fill `out`; x / rms and 1 / rms, for the way back."""
+        """Fill `out` with the result; return x / rms and 1 / rms, which backward needs."""
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = torch.addcmul(self._epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
@@ -53,17 +53,19 @@ class Norm:
     ) -> list[torch.Tensor]:
         """Add the gradient of x to `into` (float32), given that of the result.
 
-        What comes back is the gradient of the weight, if it learns.
+        With u = x / rms and g = grad · weight, it is (g − u · mean(g · u)) / rms. Returns the
+        gradient of the weight in a list, empty when the weight is frozen.
         """
         unit, inverse = kept
-        of_weight = [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
+        weight_grad = [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
         weight = self.weight.detach().float()
+        # A few rows at a time: three passes over them then find them in the processor's cache.
         for start in range(0, len(grad), CACHED_ROWS):
             some = slice(start, start + CACHED_ROWS)
             wide, line = grad[some].float().mul_(weight), unit[some].float()
             wide.addcmul_(line, (wide * line).mean(-1, keepdim=True), value=-1)
             into[some].addcmul_(wide, inverse[some])
-        return of_weight
+        return weight_grad
 
 
 class Layer:
@@ -79,53 +81,59 @@ class Layer:
         self.scale: float = attention.scaling
         self.kv = self.qkv.sizes[1] // self.size
         self.heads = self.qkv.sizes[0] // self.size
-        self.before = Norm(module.input_layernorm)
-        self.between = Norm(module.post_attention_layernorm)
-        self.of_q = Norm(attention.q_norm) if hasattr(attention, "q_norm") else None
-        self.of_k = Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
+        self.attention_norm = Norm(module.input_layernorm)
+        self.mlp_norm = Norm(module.post_attention_layernorm)
+        self.q_norm = Norm(attention.q_norm) if hasattr(attention, "q_norm") else None
+        self.k_norm = Norm(attention.k_norm) if hasattr(attention, "k_norm") else None
         self.blocks: tuple[Block, ...] = (self.qkv, self.out, self.gate_up, self.down)
 
     @property
-    def learnt(self) -> list[torch.Tensor]:
-        """What has a gradient, in the order in which `backward` returns them."""
-        norms = (self.before, self.of_q, self.of_k, self.between)
+    def trained(self) -> list[torch.Tensor]:
+        """The tensors that learn, in the order in which `backward` returns their gradients."""
+        norms = (self.attention_norm, self.q_norm, self.k_norm, self.mlp_norm)
         weights = [norm.weight for norm in norms if norm is not None]
         return [
-            *(tensor for block in self.blocks for tensor in block.learnt),
+            *(tensor for block in self.blocks for tensor in block.trained),
             *(weight for weight in weights if weight.requires_grad),
         ]
 
     def forward(
-        self, x: torch.Tensor, tables: Tables, layout: Layout, *, back: bool
+        self, x: torch.Tensor, tables: Tables, layout: Layout, *, keep: bool
     ) -> tuple[Any, ...]:
-        """Change x (N, width) in place; what `backward` needs, if there is to be a way back."""
+        """Change x (N, width) in place; with `keep`, return what `backward` needs."""
         num, width = x.shape
-        rows = self.qkv.room(num)
-        norm_1 = self.before.forward(x, rows[:, :width])
-        qkv, low_1 = self.qkv.product(rows)
-        q, k, v, norm_heads = self._heads(qkv, tables)
+        # Attention. Inputs are written straight into the block's own buffer (`room`), which leaves
+        # space behind them for x Aᵀ, so that W and the adapter are one matrix product.
+        qkv_input = self.qkv.room(num)
+        attention_normed = self.attention_norm.forward(x, qkv_input[:, :width])
+        qkv, lora_qkv = self.qkv.product(qkv_input)
+        q, k, v, head_norms = self._heads(qkv, tables)
         attended, attention = layout.attend(self.index, q, k, v)
-        of_out = self.out.room(num)
-        of_out[:, : attended.shape[1]] = attended
-        y, low_2 = self.out.product(of_out)
-        x.add_(y)
-        rows = self.gate_up.room(num)
-        norm_2 = self.between.forward(x, rows[:, :width])
-        slopes, low_3 = self.gate_up.product(rows)
-        gate, up = slopes.chunk(2, dim=-1)
+        out_input = self.out.room(num)
+        out_input[:, : attended.shape[1]] = attended
+        change, lora_out = self.out.product(out_input)
+        x.add_(change)  # the residual is float32; adding in bfloat16 would lose small changes
+
+        # MLP.
+        gate_up_input = self.gate_up.room(num)
+        mlp_normed = self.mlp_norm.forward(x, gate_up_input[:, :width])
+        gate_up, lora_gate_up = self.gate_up.product(gate_up_input)
+        gate, up = gate_up.chunk(2, dim=-1)
         active = silu(gate)
-        of_down = self.down.room(num)
-        torch.mul(active, up, out=of_down[:, : gate.shape[1]])
-        y, low_4 = self.down.product(of_down)
-        x.add_(y)
-        if not back:
+        down_input = self.down.room(num)
+        torch.mul(active, up, out=down_input[:, : gate.shape[1]])
+        change, lora_down = self.down.product(down_input)
+        x.add_(change)
+        if not keep:
             return ()
-        # In place of gate and up, the slopes of silu(gate) · up: what came out is not needed.
+        # Backward needs the derivatives of silu(gate) · up by gate and by up, and no longer the
+        # values, so they take the place of gate and up: no second silu, no second buffer.
         torch.ops.aten.silu_backward.grad_input(up, gate, grad_input=gate)
         up.copy_(active)
+        mlp_derivatives = gate_up
         return (
-            norm_1, low_1, norm_heads, attention, of_out, low_2,
-            norm_2, slopes, low_3, of_down, low_4,
+            attention_normed, lora_qkv, head_norms, attention, out_input, lora_out,
+            mlp_normed, mlp_derivatives, lora_gate_up, down_input, lora_down,
         )  # fmt: skip
 
     def backward(
@@ -137,79 +145,98 @@ class Layer:
         *,
         of_input: bool,
     ) -> list[torch.Tensor]:
-        """Turn the gradient of the result into that of x, in place; the gradients of `learnt`.
+        """Turn the gradient of the result into that of x, in place; the gradients of `trained`.
 
-        Without `of_input`, because nothing below learns, what is in place is of no use.
+        `grad` is the gradient of the residual and stays float32: each branch adds to it. Without
+        `of_input`, because nothing below learns, its last value has no meaning.
         """
         (
-            norm_1, low_1, norm_heads, attention, of_out, low_2,
-            norm_2, slopes, low_3, of_down, low_4,
+            attention_normed, lora_qkv, head_norms, attention, out_input, lora_out,
+            mlp_normed, mlp_derivatives, lora_gate_up, down_input, lora_down,
         ) = kept  # fmt: skip
-        dtype = slopes.dtype
-        of_y, in_down = self.down.gradients(grad.to(dtype), of_down, low_4, of_input=True)
-        assert of_y is not None
-        of_both = (of_y[:, None] * slopes.unflatten(1, (2, -1))).flatten(1)
-        normed = norm_2[0] * self.between.weight
-        of_normed, in_gate_up = self.gate_up.gradients(of_both, normed, low_3, of_input=True)
-        assert of_normed is not None
-        in_between = self.between.add_gradient(grad, of_normed, norm_2)
+        dtype = mlp_derivatives.dtype
+        # MLP: down projection, then gate and up together, then the norm before them.
+        grad_down_input, down_grads = self.down.gradients(
+            grad.to(dtype), down_input, lora_down, of_input=True
+        )
+        assert grad_down_input is not None
+        # Both derivatives at once: (N, 1, width) times (N, 2, width), laid out as gate | up.
+        grad_gate_up = (grad_down_input[:, None] * mlp_derivatives.unflatten(1, (2, -1))).flatten(1)
+        # The normed input was not kept: it is the unit vector, which was, times the weight.
+        normed = mlp_normed[0] * self.mlp_norm.weight
+        grad_normed, gate_up_grads = self.gate_up.gradients(
+            grad_gate_up, normed, lora_gate_up, of_input=True
+        )
+        assert grad_normed is not None
+        mlp_norm_grads = self.mlp_norm.add_gradient(grad, grad_normed, mlp_normed)
 
-        of_attended, in_out = self.out.gradients(grad.to(dtype), of_out, low_2, of_input=True)
-        assert of_attended is not None
-        of_qkv = slopes.new_empty(len(grad), self.heads + 2 * self.kv, self.size)
-        of_turned = torch.empty_like(of_qkv[:, : self.heads + self.kv])
+        # Attention: output projection, attention itself, rotation, then q, k and v together.
+        grad_attended, out_grads = self.out.gradients(
+            grad.to(dtype), out_input, lora_out, of_input=True
+        )
+        assert grad_attended is not None
+        grad_qkv = mlp_derivatives.new_empty(len(grad), self.heads + 2 * self.kv, self.size)
+        # v is not rotated: attention writes its gradient straight into grad_qkv.
+        grad_rotated = torch.empty_like(grad_qkv[:, : self.heads + self.kv])
         layout.backward(
             attention,
-            of_attended.view(len(grad), self.kv, -1, self.size),
-            of_turned[:, : self.heads].unflatten(1, (self.kv, -1)),
-            of_turned[:, self.heads :],
-            of_qkv[:, self.heads + self.kv :],
+            grad_attended.view(len(grad), self.kv, -1, self.size),
+            grad_rotated[:, : self.heads].unflatten(1, (self.kv, -1)),
+            grad_rotated[:, self.heads :],
+            grad_qkv[:, self.heads + self.kv :],
         )
-        in_heads = self._turn_back(of_turned, tables, norm_heads, of_qkv[:, : -self.kv])
-        normed = norm_1[0] * self.before.weight
-        of_normed, in_qkv = self.qkv.gradients(of_qkv.flatten(1), normed, low_1, of_input=of_input)
-        in_before = []
-        if of_normed is not None:
-            in_before = self.before.add_gradient(grad, of_normed, norm_1)
-        in_norms = [*in_before, *in_heads, *in_between]
-        return [*in_qkv, *in_out, *in_gate_up, *in_down, *in_norms]
+        head_norm_grads = self._unrotate(grad_rotated, tables, head_norms, grad_qkv[:, : -self.kv])
+        normed = attention_normed[0] * self.attention_norm.weight
+        grad_normed, qkv_grads = self.qkv.gradients(
+            grad_qkv.flatten(1), normed, lora_qkv, of_input=of_input
+        )
+        attention_norm_grads = []
+        if grad_normed is not None:
+            attention_norm_grads = self.attention_norm.add_gradient(
+                grad, grad_normed, attention_normed
+            )
+        # In the order of `trained`.
+        norm_grads = [*attention_norm_grads, *head_norm_grads, *mlp_norm_grads]
+        return [*qkv_grads, *out_grads, *gate_up_grads, *down_grads, *norm_grads]
 
     def _heads(
         self, qkv: torch.Tensor, tables: Tables
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
-        """Q (N, K, H/K, D), k and v (N, K, D), rotated and scaled."""
+        """Q (N, K, H/K, D), k and v (N, K, D), rotated and scaled; and what head norms keep."""
         each = qkv.view(len(qkv), -1, self.size)
-        turning, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
+        unrotated, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
         norms = None
-        if self.of_q is not None and self.of_k is not None:
-            given, turning = turning, turning.new_empty(turning.shape)
+        if self.q_norm is not None and self.k_norm is not None:
+            given, unrotated = unrotated, unrotated.new_empty(unrotated.shape)
             q, k = slice(self.heads), slice(self.heads, None)
             norms = (
-                self.of_q.forward(given[:, q], turning[:, q]),
-                self.of_k.forward(given[:, k], turning[:, k]),
+                self.q_norm.forward(given[:, q], unrotated[:, q]),
+                self.k_norm.forward(given[:, k], unrotated[:, k]),
             )
-        turned = rotate(turning, *tables)
-        queries = turned[:, : self.heads].unflatten(1, (self.kv, -1))
-        return queries, turned[:, self.heads :], v, norms
+        rotated = rotate(unrotated, *tables)
+        queries = rotated[:, : self.heads].unflatten(1, (self.kv, -1))
+        return queries, rotated[:, self.heads :], v, norms
 
-    def _turn_back(
+    def _unrotate(
         self, grad: torch.Tensor, tables: Tables, norms: Any, out: torch.Tensor
     ) -> list[torch.Tensor]:
-        """Fill `out`, for q and k as they came from `qkv`, given the gradient of rotated ones.
+        """Fill `out` with the gradient of q and k before rotation, given that after it.
 
-        What comes back are the gradients of the norms of heads.
+        A rotation is undone by the opposite angle: the sines change their sign, and the scale of
+        attention, which the tables carry, applies to the gradient as it did to the value. Returns
+        the gradients of the head norms.
         """
         cos, sin = tables
-        if self.of_q is None or self.of_k is None:
+        if self.q_norm is None or self.k_norm is None:
             rotate(grad, cos, -sin, out)
             return []
-        turning = rotate(grad, cos, -sin)
-        wide = torch.zeros(turning.shape, device=turning.device)
+        unrotated = rotate(grad, cos, -sin)
+        wide = torch.zeros(unrotated.shape, device=unrotated.device)
         q, k = slice(self.heads), slice(self.heads, None)
-        in_q = self.of_q.add_gradient(wide[:, q], turning[:, q], norms[0])
-        in_k = self.of_k.add_gradient(wide[:, k], turning[:, k], norms[1])
+        q_grads = self.q_norm.add_gradient(wide[:, q], unrotated[:, q], norms[0])
+        k_grads = self.k_norm.add_gradient(wide[:, k], unrotated[:, k], norms[1])
         out.copy_(wide)
-        return in_q + in_k
+        return q_grads + k_grads
 
 
 def rotate(
@@ -231,41 +258,46 @@ class Stack:
     ) -> torch.Tensor:
         """States behind the last layer, before the last norm; x (N, width) float32 is used up.
 
-        `memory_bytes` is the most that may be kept for a way back.
+        `memory_bytes` is the most that may be kept for the backward pass.
         """
         tables = self._tables(x, layout)
         if torch.is_grad_enabled():
-            learnt = [tensor for layer in self.layers for tensor in layer.learnt]
+            trained = [tensor for layer in self.layers for tensor in layer.trained]
             result: torch.Tensor = _StackFunction.apply(
-                x, self, tables, layout, memory_bytes, *learnt
+                x, self, tables, layout, memory_bytes, *trained
             )  # type: ignore[no-untyped-call]
             return result
         for layer in self.layers:
-            layer.forward(x, tables, layout, back=False)
+            layer.forward(x, tables, layout, keep=False)
         return x
 
     def forward(
         self, x: torch.Tensor, tables: Tables, layout: Packed, memory_bytes: int | None
     ) -> list[Any]:
-        """Change x in place; what each layer needs on the way back.
+        """Change x in place; return what each layer needs for its backward pass.
 
         Where that would be more than `memory_bytes`, a layer's input is kept instead, and the
-        layer computed again on the way back (Chen et al. 2016, arXiv:1604.06174): same numbers.
+        layer computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174), with the
+        same numbers.
         """
         first, *others = self.layers
-        kept: list[Any] = [first.forward(x, tables, layout, back=True)]
+        kept: list[Any] = [first.forward(x, tables, layout, keep=True)]
         each = _num_bytes(kept[0])
-        again = memory_bytes is not None and each * len(self.layers) > memory_bytes
+        recompute = memory_bytes is not None and each * len(self.layers) > memory_bytes
         for layer in others:
-            if again:
+            if recompute:
                 kept.append(x.clone())
-            result = layer.forward(x, tables, layout, back=not again)
-            if not again:
+            result = layer.forward(x, tables, layout, keep=not recompute)
+            if not recompute:
                 kept.append(result)
         return kept
 
     def _tables(self, x: torch.Tensor, layout: Layout) -> Tables:
-        """Shared by the layers, which differ in nothing that matters here."""
+        """Cosines and sines for every position, the same for all layers.
+
+        The scale of attention is folded into those of q, and the sign of the rotation into the
+        sines, so that a rotation is one multiply-add.
+        """
         first = self.layers[0]
         cos, sin = (part[0][:, None] for part in self._rotary(x[None], layout.positions[None]))
         scales = torch.ones(first.heads + first.kv, 1, device=x.device)
@@ -285,7 +317,7 @@ class _StackFunction(torch.autograd.Function):
         tables: Tables,
         layout: Packed,
         memory_bytes: int | None,
-        *learnt: Any,
+        *trained: Any,
     ) -> torch.Tensor:
         x = x.clone()
         ctx.kept = stack.forward(x, tables, layout, memory_bytes)
@@ -295,16 +327,16 @@ class _StackFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         grad = grads[0].clone()
-        of_learnt: list[torch.Tensor] = []
-        of_x = ctx.needs_input_grad[0]
+        trained_grads: list[torch.Tensor] = []
+        grad_of_x = ctx.needs_input_grad[0]
         for layer in reversed(ctx.stack.layers):
             kept = ctx.kept.pop()
             if torch.is_tensor(kept):
-                kept = layer.forward(kept, ctx.tables, ctx.layout, back=True)
-            of_input = of_x or layer is not ctx.stack.layers[0]
-            of_layer = layer.backward(grad, ctx.tables, ctx.layout, kept, of_input=of_input)
-            of_learnt = of_layer + of_learnt
-        return grad if of_x else None, None, None, None, None, *of_learnt
+                kept = layer.forward(kept, ctx.tables, ctx.layout, keep=True)
+            of_input = grad_of_x or layer is not ctx.stack.layers[0]
+            layer_grads = layer.backward(grad, ctx.tables, ctx.layout, kept, of_input=of_input)
+            trained_grads = layer_grads + trained_grads
+        return grad if grad_of_x else None, None, None, None, None, *trained_grads
 
 
 def _num_bytes(kept: Any) -> int:
@@ -355,12 +387,12 @@ def _agrees(stack: Stack, decoder: Any) -> bool:
     tables = stack._tables(x, layout)
     bound = 0.03 if weight.dtype == torch.bfloat16 else 1e-4
     return all(
-        _is_near(layer, given, result, tables, layout, bound)
+        _is_close(layer, given, result, tables, layout, bound)
         for layer, (given, result) in zip(stack.layers, seen, strict=True)
     )
 
 
-def _is_near(
+def _is_close(
     layer: Layer,
     given: torch.Tensor,
     result: torch.Tensor,
@@ -371,7 +403,7 @@ def _is_near(
     """Whether a layer adds to its input what `result` did, but for this share."""
     with torch.no_grad():
         ours = given.clone()
-        layer.forward(ours, tables, layout, back=False)
+        layer.forward(ours, tables, layout, keep=False)
         return bool((ours - result).norm() <= bound * (result - given).norm())
 
 
