@@ -1,7 +1,7 @@
-"""`rftkit import` without its option parsing: what each use does, prints and returns.
+"""`rftkit import` without its option parsing: save an account, verify a dump or describe it.
 
-Exit status: 0 all that was asked for is saved (or the dump is sound), 1 something is missing
-or wrong and named, 130 interrupted; an error is raised and left to the command line.
+The exit status is 0 when everything requested is saved (or the dump is intact). It is 1 when
+something is missing or damaged, and 130 after an interruption. The command line reports errors.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def command(
         dump: The folder to write; None for one under `RFTKIT_HOME/dumps`.
         only: Kinds separated by commas.
         since: A date, `2026-05-01`, or a moment in ISO form.
-        dry_run: Look, write nothing.
+        dry_run: Read the lists only; write nothing.
         verify: Check this dump instead.
         show: Describe this dump instead.
-        as_json: Print one JSON object to standard output; words go to standard error.
+        as_json: Print one JSON object to standard output, and text to standard error.
 
     Raises:
-        InputError: it cannot be carried out as given; nothing was written.
-        RftkitError: it broke off; what was saved is safe.
+        InputError: The arguments cannot be used; nothing was written.
+        RftkitError: The import stopped; everything saved so far is kept.
     """
     if verify is not None:
         return _verify(verify, as_json)
@@ -60,9 +60,9 @@ def command(
             "expected --from openai|azure|URL to save an account, or a dump or files to open here, "
             "or --verify DIR, or --show DIR"
         )
-    status, told = save(source, dump, only=only, since=since, dry_run=dry_run, to_stderr=as_json)
-    if as_json and told:
-        print(json.dumps(told))
+    status, result = save(source, dump, only=only, since=since, dry_run=dry_run, to_stderr=as_json)
+    if as_json and result:
+        print(json.dumps(result))
     return status
 
 
@@ -75,13 +75,13 @@ def save(
     dry_run: bool = False,
     to_stderr: bool = False,
 ) -> tuple[int, dict[str, Any]]:
-    """Save an account; the exit status, and what `--json` says of it: `dump`, `complete`, ….
+    """Save an account. Returns the exit status and the `--json` result: `dump`, `complete`, ….
 
-    Without `dump` it goes to a folder of the account's own under `RFTKIT_HOME/dumps`.
+    Without `dump`, the account gets its own folder under `RFTKIT_HOME/dumps`.
 
     Raises:
-        InputError: it cannot be carried out as given; nothing was written.
-        RftkitError: it broke off; what was saved is safe.
+        InputError: The arguments cannot be used; nothing was written.
+        RftkitError: The import stopped; everything saved so far is kept.
     """
     from tqdm import tqdm
 
@@ -100,18 +100,18 @@ def save(
         dump = dump or _home_folder(account_of(remote))
         done = import_account(remote, dump, only=kinds, since=moment, dry_run=dry_run, say=say)
     except KeyboardInterrupt:
-        say("stopped; run the same command again to go on")
+        say("stopped; run the same command again to resume")
         return 130, {}
     finally:
         remote.close()
     base_url = remote.origin.base_url
     say(save_summary(done, dump, origin=base_url, only=kinds, dry_run=dry_run))
-    told = {"dump": str(dump), "complete": done.is_complete, **asdict(done)}
-    return (0 if done.is_complete else 1), told
+    result = {"dump": str(dump), "complete": done.is_complete, **asdict(done)}
+    return (0 if done.is_complete else 1), result
 
 
 def _home_folder(account: Mapping[str, str]) -> Path:
-    """One folder for each account, so that two never mix."""
+    """One folder for each account, so that accounts never mix."""
     host = urlsplit(account["origin"]).netloc or "account"
     names = [account[name] for name in ("organization", "project") if name in account]
     name = safe_name("-".join([host, *names]).replace(":", "-"))
@@ -130,7 +130,7 @@ def _verify(folder: Path, as_json: bool) -> int:
         counted = f"{folder}: {num_files:,} files checked, {len(damaged):,} wrong"
         print("\n".join([counted, *damaged]))
         if damaged:
-            print("While the service is there: delete what is wrong and import again to fetch it.")
+            print("Delete the damaged files and import again, while the service is there.")
         if damaged != wrong:
             print(f"{INTERRUPTED[0].upper()}{INTERRUPTED[1:]}.")
     return 1 if wrong else 0

@@ -1,8 +1,8 @@
 """The command `rftkit`: thin commands over the rooms, nothing else.
 
-A command parses what was typed, calls one room, prints. Exit status: 0 success, 1 something went
-wrong, 2 what was given cannot be used, 130 interrupted. Heavy imports stay inside the commands, so
-that `rftkit --help` is quick.
+A command parses its arguments, calls one room and prints the result. The exit status is 0 for
+success, 1 for a failure, 2 for unusable arguments and 130 for an interruption. Heavy imports stay
+inside the commands, so that `rftkit --help` is quick.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def options(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
 ) -> None:
-    """Reinforcement fine-tuning on OpenAI's routes, local or hosted."""
+    """Reinforcement fine-tuning with OpenAI's API, on this machine or on a hosted service."""
 
 
 app.command()(check)
@@ -59,16 +59,16 @@ app.command(cls=ParameterCommand)(report)
 @app.command()
 def demo(
     fast: Annotated[
-        bool, typer.Option("--fast", help="A toy task and model: half a minute.")
+        bool, typer.Option("--fast", help="Train a toy model on a toy task, in half a minute.")
     ] = False,
     dataset: Annotated[
-        Literal["security_review", "contract_facts"], typer.Option(help="What to learn.")
+        Literal["security_review", "contract_facts"], typer.Option(help="The task to train on.")
     ] = "security_review",
-    seed: Annotated[int, typer.Option(help="Another seed, another run.")] = 1,
+    seed: Annotated[int, typer.Option(help="Change it to get a different run.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
     as_json: Json = False,
 ) -> None:
-    """Train a small model, compare before and after, write a report."""
+    """Train a small model, compare before and after, and write a report."""
     from rftkit.cli.demo import run
 
     name = "tiny_copy" if fast else dataset
@@ -84,30 +84,38 @@ def serve(
         int | None, typer.Option(help="Default 8642 or the next free one; 0 for any.")
     ] = None,
     idle_minutes: Annotated[
-        float | None, typer.Option(help="Stop after so long without a request or a job.")
+        float | None, typer.Option(help="Stop after this long without a request or a job.")
     ] = None,
-    status: Annotated[bool, typer.Option("--status", help="Say whether one runs.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop the one that runs.")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show whether a server is running.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the running server.")] = False,
     engine: Annotated[
         Literal["torch", "tinker"] | None,
-        typer.Option(help="Where jobs train: this machine, or a Tinker server. Kept."),
+        typer.Option(
+            help="Train on this machine or on a Tinker server. Remembered for later starts."
+        ),
     ] = None,
     tinker_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Address of the Tinker server.")
     ] = None,
     tinker_model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The model it trains, as it calls it.")
+        str | None,
+        typer.Option(metavar="NAME", help="The model to train, by its name on that server."),
     ] = None,
     tinker_tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Its tokenizer and config here, if not under NAME."),
+        typer.Option(
+            metavar="FOLDER",
+            help="The model's tokenizer and config on this machine, if NAME does not find them.",
+        ),
     ] = None,
     routes: Annotated[
-        bool, typer.Option("--routes", help="List the SDK's methods: yes, partly or no.")
+        bool, typer.Option("--routes", help="List which methods of the SDK are supported.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the local platform here, or ask about the one that runs."""
+    """Start the local platform; show whether it is running, or stop it."""
     from rftkit import client
 
     if routes:
@@ -118,7 +126,7 @@ def serve(
         server = client.stop_server() if stop else client.serve_status()
         state = "stopped" if stop else "running"
         if server is None:
-            show(None, "no server runs", as_json)
+            show(None, "The server is not running. Start it with: rftkit serve", as_json)
         else:
             line = f"{state}: {server.base_url}  process {server.pid}  {server.home}"
             found = {"base_url": server.base_url, "pid": server.pid, "home": str(server.home)}
@@ -144,14 +152,15 @@ def serve(
 
 @app.command()
 def lab(
-    folder: Annotated[Path, typer.Argument(help="Where your copies go.")] = Path(
+    folder: Annotated[Path, typer.Argument(help="The folder for your copies.")] = Path(
         "rftkit-notebooks"
     ),
     options: Annotated[
-        list[str] | None, typer.Argument(help="After --: options of JupyterLab, as --no-browser.")
+        list[str] | None,
+        typer.Argument(help="After --, options for JupyterLab, such as --no-browser."),
     ] = None,
 ) -> None:
-    """Run the platform and JupyterLab on your own copies of the notebooks."""
+    """Start the platform and JupyterLab on copies of the notebooks."""
     from rftkit.cli.lab import run_lab
 
     raise typer.Exit(run_lab(folder, options or []))
@@ -163,13 +172,13 @@ def grade(
     data: Annotated[
         Path,
         typer.Argument(
-            help='Rows, {"item": …, "sample": "an answer"} a line, or a table with output_text.'
+            help='JSONL lines {"item": …, "sample": "an answer"}, or a table with output_text.'
         ),
     ],
     response_format: Format = None,
     as_json: Json = False,
 ) -> None:
-    """Grade answers, or the reference answers of dataset rows."""
+    """Grade answers, or the reference answers in dataset rows."""
     from dataclasses import asdict
 
     from rftkit import compile_grader, datasets, evals
@@ -201,38 +210,43 @@ def grade(
 def import_account(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="A dump, or JSON, JSONL and CSV files of the API, to open here."),
+        typer.Argument(help="A dump, or the API's JSON, JSONL and CSV files, to open here."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", metavar="openai|azure|URL", help="What to save.")
+        str | None, typer.Option("--from", metavar="openai|azure|URL", help="The account to save.")
     ] = None,
     dump: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Save into this folder only; open nothing here."),
+        typer.Option(metavar="DIR", help="Save into this folder, and do not open it here."),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="KINDS", help="Out of files,jobs,evals,graders.")
+        str | None, typer.Option(metavar="KINDS", help="Save only these kinds, such as files,jobs.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="DATE", help="Leave out what is older: 2026-05-01.")
+        str | None,
+        typer.Option(metavar="DATE", help="Leave out older objects, such as 2026-05-01."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
+    ] = False,
     verify: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Check a dump against its manifest.")
     ] = None,
-    show: Annotated[Path | None, typer.Option(metavar="DIR", help="List a dump in words.")] = None,
+    show: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Describe the contents of a dump.")
+    ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Say of every imported job and grader: does it run here?"),
+        typer.Option("--check", help="Check whether each imported job and grader runs here."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Save what a hosted account holds, and open it in the local platform.
+    """Save a hosted account, and open it in the local platform.
 
-    Imported objects keep their ids and are read-only. Run again, it goes on where it stopped and
-    brings what is new.
+    Imported objects keep their ids and are read-only. Run the command again to resume it, or to
+    fetch what is new.
 
-    The key comes from OPENAI_API_KEY, or AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY.
+    The key is read from OPENAI_API_KEY, or from AZURE_OPENAI_ENDPOINT and AZURE_OPENAI_API_KEY.
     """
     from rftkit.cli import imports
     from rftkit.cli.account import command
@@ -241,7 +255,7 @@ def import_account(
         raise typer.Exit(imports.check(as_json))
     if paths:
         if source or dump or verify or show or only or since:
-            raise InputError("name what to open, or use the options that save; not both")
+            raise InputError("give paths to open, or options that save an account, not both")
         raise typer.Exit(imports.open_here(paths, dry_run=dry_run, as_json=as_json))
     if source and dump is None and not dry_run:
         options = {"only": only, "since": since}
@@ -269,13 +283,13 @@ def main() -> None:
     except Exception as error:
         from rftkit.client import api_message
 
-        if (message := api_message(error) or _words_for(error)) is None:
+        if (message := api_message(error) or _message_of(error)) is None:
             raise
         _fail(message, 1)
 
 
-def _words_for(error: Exception) -> str | None:
-    """An error of the machine or of a file in words; None for one that is a fault of ours."""
+def _message_of(error: Exception) -> str | None:
+    """The message for an error of the machine or of a file; None for a bug in rftkit."""
     if isinstance(error, BrokenPipeError):  # the reader of our output is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -283,11 +297,11 @@ def _words_for(error: Exception) -> str | None:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     if isinstance(error, RecursionError):
-        return "what was given is nested too deeply"
+        return "the input is nested too deeply"
     if isinstance(error, MemoryError):
-        return "there is not enough memory for this"
+        return "there is not enough memory for this command"
     if isinstance(error, UnicodeDecodeError):
-        return "a file that was given is not UTF-8; save it as UTF-8"
+        return "an input file is not UTF-8; save it as UTF-8"
     return None
 
 

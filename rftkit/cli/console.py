@@ -1,7 +1,4 @@
-"""What the commands have in common: options, tables of plain text, JSON on stdout.
-
-Not here: any command, nor HTML (`rftkit.views`).
-"""
+"""What the commands share: options, plain-text tables and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -37,18 +34,21 @@ PLAIN: dict[str, Any] = {
     "add_completion": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-"""How every `typer.Typer` here is made: plain help, plain errors."""
+"""Settings of every `typer.Typer`: plain help and plain errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Format = Annotated[
-    Path | None, typer.Option("--response-format", "-f", help="JSON file; constrains answers.")
+    Path | None,
+    typer.Option(
+        "--response-format", "-f", help="JSON file of a response format that constrains answers."
+    ),
 ]
 Pairs = list[str]
 """NAME=VALUE options, repeatable."""
 
 
 def make_printable() -> None:
-    """From now on nothing that is printed steers the terminal: names and texts are of others."""
+    """Escape control characters in all output from now on, because other people wrote the texts."""
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), Printable):
             if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks stops nothing
@@ -57,7 +57,7 @@ def make_printable() -> None:
 
 
 def rewrite_line(text: str) -> None:
-    """Write progress over the line that is there."""
+    """Write progress over the current line."""
     stream = sys.stderr
     getattr(stream, "control", stream.write)("\r")
     print(printable(text), end="", file=stream, flush=True)
@@ -90,7 +90,7 @@ def parse_pairs(pairs: Pairs | None) -> dict[str, str]:
 
 
 def parse_values(pairs: Pairs | None) -> dict[str, Any]:
-    """The same; a value that is JSON, such as 8 or true, is taken as that."""
+    """Like `parse_pairs`, but a value that is JSON, such as 8 or true, is parsed."""
 
     def value(text: str) -> Any:
         try:
@@ -102,7 +102,7 @@ def parse_values(pairs: Pairs | None) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows under the keys of the first one; numbers to the right, None as a dash."""
+    """A table of rows with the first row's keys as its header; None is shown as a dash."""
     if not rows:
         return "nothing to show"
     names = list(rows[0])

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "dataset_app"]
 
-dataset_app = typer.Typer(help="Make datasets: convert, split, sample; profile one.", **PLAIN)
+dataset_app = typer.Typer(help="Convert, split, sample and profile datasets.", **PLAIN)
 
 Data = Annotated[
     Path, typer.Argument(help="JSONL, CSV or TSV (also .gz, .zst), Parquet, or a folder.")
 ]
 Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
-Seed = Annotated[int, typer.Option(help="Another seed, another draw.")]
+Seed = Annotated[int, typer.Option(help="Change it to draw different rows.")]
 Stratify = Annotated[
-    str | None, typer.Option(metavar="KEY", help="A key whose values keep their shares.")
+    str | None, typer.Option(metavar="KEY", help="Keep the shares of this key's values.")
 ]
 
 MAX_ANSWER_TOKENS = 256
@@ -52,28 +52,37 @@ def check(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="One that comes with rftkit, such as security_review."),
+        typer.Option(
+            metavar="NAME", help="A dataset that comes with rftkit, such as security_review."
+        ),
     ] = None,
-    valid: Annotated[Path | None, typer.Option(help="The validation rows.")] = None,
-    test: Annotated[Path | None, typer.Option(help="Rows kept for after the training.")] = None,
+    valid: Annotated[Path | None, typer.Option(help="The file of validation rows.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="The file of test rows, for after training.")
+    ] = None,
     grader: Grader = None,
     response_format: Format = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Count its tokens; with a grader, also ask it some rows."),
+        typer.Option(help="Count tokens for this model; with a grader, also sample answers."),
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows to ask the model; 0 asks none.", min=0)] = 16,
-    completions: Annotated[int, typer.Option(help="Completions for each of them.", min=2)] = 8,
+    rows: Annotated[int, typer.Option(help="Rows to sample answers for; 0 for none.", min=0)] = 16,
+    completions: Annotated[int, typer.Option(help="Completions to sample per row.", min=2)] = 8,
     useful: Annotated[
-        Path | None, typer.Option(metavar="OUT", help="Write the rows that teach to a new file.")
+        Path | None,
+        typer.Option(metavar="OUT", help="Write the rows with a training signal to a new file."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Skip near-duplicates.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="OUT", help="Also write a page.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Skip the search for near-duplicates.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Also write an HTML page.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a dataset: its rows, what the grader pays, what the model can learn.
+    """Check a dataset: rows, rewards, and what the model can learn.
 
-    Exit status 1 when something would stop a job.
+    The exit status is 1 if a job with this data would fail.
     """
     from rftkit import datasets
 
@@ -81,7 +90,7 @@ def check(
     answer_format = datasets.read_json(response_format) if response_format else None
     if dataset:
         if data or valid or test:
-            raise InputError("name a dataset with --dataset, or give the files of one; not both")
+            raise InputError("use either --dataset or the paths of files, not both")
         given = datasets.bundled(dataset)
         data, valid, test = given.train, given.valid, given.test
         spec, answer_format = spec or given.grader, answer_format or given.response_format
@@ -94,7 +103,9 @@ def check(
     if html and useful:
         check_output(useful, [html])
     if useful and not (spec and model and rows):
-        raise InputError("--useful needs --model and --grader: rows teach a model, under a grader")
+        raise InputError(
+            "--useful needs --model and --grader, because the training signal depends on both"
+        )
     found = datasets.check(
         data,
         valid,
@@ -106,7 +117,7 @@ def check(
         progress=_progress,
     )
     audit = _audit(data, spec, answer_format) if spec and found.ok else None
-    if audit is not None and audit.verdict is not None:  # of a judge, which only the audit asks
+    if audit is not None and audit.verdict is not None:  # of a judge, which only the audit calls
         found, audit = _with(found, [datasets.verdict_finding(audit.verdict)]), None
     preview = None
     if spec and model and rows and found.ok:
@@ -129,7 +140,7 @@ def convert(
 ) -> None:
     """Turn chats, prompts with answers, and eval items into rows.
 
-    Exit status 1 when lines were left out; each is named.
+    The exit status is 1 if lines were left out. Each one is named.
     """
     from rftkit import datasets
 
@@ -141,7 +152,7 @@ def convert(
 @dataset_app.command()
 def split(
     source: Data,
-    folder: Annotated[Path, typer.Argument(help="Where train, valid and test go.")],
+    folder: Annotated[Path, typer.Argument(help="The folder for train, valid and test.")],
     shares: Annotated[
         Pairs | None,
         typer.Option("--share", metavar="PART=SHARE", help="Default train=0.8 valid=0.1 test=0.1."),
@@ -149,13 +160,14 @@ def split(
     seed: Seed = 1,
     stratify: Stratify = None,
     group: Annotated[
-        str | None, typer.Option(metavar="KEY", help="A key whose values never straddle parts.")
+        str | None,
+        typer.Option(metavar="KEY", help="Keep rows with equal values of this key in one part."),
     ] = None,
     keep_repeats: Annotated[
-        bool, typer.Option("--keep-repeats", help="Keep repeated prompts, in one part.")
+        bool, typer.Option("--keep-repeats", help="Keep repeated prompts, all in one part.")
     ] = False,
     near: Annotated[
-        bool, typer.Option("--near", help="Keep near-duplicates in one part too.")
+        bool, typer.Option("--near", help="Also keep near-duplicates in one part.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -179,7 +191,7 @@ def split(
 def sample(
     source: Data,
     target: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
-    rows: Annotated[int, typer.Option(help="How many rows.")],
+    rows: Annotated[int, typer.Option(help="The number of rows to draw.")],
     seed: Seed = 1,
     stratify: Stratify = None,
 ) -> None:
@@ -194,13 +206,13 @@ def sample(
 def profile(
     source: Data,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write one line a row as CSV.")
+        Path | None, typer.Option("--out", "-o", help="Write a CSV file with one line per row.")
     ] = None,
     grader: Grader = None,
     response_format: Format = None,
     model: Annotated[str | None, typer.Option(help="Count the tokens of this model.")] = None,
 ) -> None:
-    """Lengths, labels and hashes of every row."""
+    """Show the length, labels and hash of every row."""
     from rftkit import datasets
 
     if out is not None:
@@ -298,6 +310,6 @@ def _print(found: Check, audit: Audit | None, preview: Preview | None, as_json: 
         return
     print(found)
     if audit is not None:
-        print(f"\nwhat the grader pays, {audit.num_rows} rows\n{audit}")
+        print(f"\nrewards of the grader on {audit.num_rows} rows\n{audit}")
     if preview is not None:
-        print(f"\nwhat {preview.model} earns, row by row\n{table(preview.records())}")
+        print(f"\nrewards of {preview.model} by row\n{table(preview.records())}")

@@ -215,7 +215,7 @@ def follow(client: OpenAI, job: FineTuningJob, say: Callable[[str], None]) -> Fi
         job = jobs.wait(client, job.id, jobs.Progress())
     except KeyboardInterrupt:
         say(
-            f"\n{job.id} goes on without you. To follow it:\n  rftkit job watch {job.id}\n"
+            f"\n{job.id} continues on the server. To follow it:\n  rftkit job watch {job.id}\n"
             f"and when it is done:\n  rftkit report report_job -p job_id {job.id} -o {job.id}.html"
         )
         raise

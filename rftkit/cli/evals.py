@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 __all__ = ["eval_app"]
 
-eval_app = typer.Typer(help="Ask models a dataset, list eval runs, compare them.", **PLAIN)
+eval_app = typer.Typer(help="Run models on a dataset; list and compare eval runs.", **PLAIN)
 
 Names = Annotated[
     list[str], typer.Argument(help="ftjob-… (its validations), eval_…, evalrun_…, localrun_…")
 ]
 Dump = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Read from a folder of rftkit import.")
+    Path | None, typer.Option(metavar="DIR", help="Read the runs from a dump of rftkit import.")
 ]
 
 
 @eval_app.command("run")
 def run_eval(
-    data: Annotated[Path, typer.Argument(help="JSONL file of rows to ask.")],
+    data: Annotated[Path, typer.Argument(help="JSONL file of dataset rows.")],
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="Base model or checkpoint; repeatable.")
     ],
     grader: Annotated[Path, typer.Option("--grader", "-g", help="JSON file of the grader.")],
     response_format: Format = None,
-    samples: Annotated[int, typer.Option(help="Answers per row.", min=1)] = 1,
-    temperature: Annotated[float | None, typer.Option(help="0: the likeliest answer.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers to sample per row.", min=1)] = 1,
+    temperature: Annotated[float | None, typer.Option(help="0 gives the likeliest answer.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Ask models every row, grade the answers, keep each as a run."""
+    """Run models on a dataset, grade the answers and save the runs."""
     from rftkit import connect, datasets, evals
     from rftkit.client import judge_call
 
@@ -69,12 +69,14 @@ def run_eval(
 @eval_app.command("list")
 def list_evals(
     name: Annotated[
-        str | None, typer.Argument(help="ftjob-… or eval_…: its runs; default: all evals.")
+        str | None, typer.Argument(help="ftjob-… or eval_… to list its runs; default all evals.")
     ] = None,
-    here: Annotated[bool, typer.Option("--here", help="Only runs made here; asks nobody.")] = False,
+    here: Annotated[
+        bool, typer.Option("--here", help="List only local runs, without a request.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List evals and the runs made here, or the runs of one job or eval."""
+    """List evals and local runs, or the runs of one job or eval."""
     from rftkit import connect
     from rftkit.evals import keep, runs
 
@@ -93,7 +95,7 @@ def list_evals(
 
 @eval_app.command("show")
 def show_eval(names: Names, dump: Dump = None, as_json: Json = False) -> None:
-    """Show what runs earned, each by itself."""
+    """Show the reward and pass rate of each run."""
     _show_runs(_samples(names, dump), as_json)
 
 
@@ -102,20 +104,23 @@ def compare_evals(
     names: Names,
     dump: Dump = None,
     baseline: Annotated[
-        str | None, typer.Option(help="Label to hold the others against; default Step 0.")
+        str | None, typer.Option(help="Label of the run to compare with; default Step 0.")
     ] = None,
-    after: Annotated[str | None, typer.Option(help="Label that slices look at.")] = None,
+    after: Annotated[str | None, typer.Option(help="Label of the run that slices compare.")] = None,
     cut: Annotated[
-        list[str] | None, typer.Option("--slice", metavar="KEY", help="Cut rows; repeatable.")
+        list[str] | None,
+        typer.Option("--slice", metavar="KEY", help="Compare the rows by this key; repeatable."),
     ] = None,
     margin: Annotated[
-        float | None, typer.Option(help="Differences smaller than this do not matter.")
+        float | None, typer.Option(help="Treat differences smaller than this as equal.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of resampling.")] = 0,
-    csv: Annotated[Path | None, typer.Option(help="Write the rows of all runs here.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the rows of all runs to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare runs row by row: which is best, by how much, how sure."""
+    """Compare runs row by row: which is best, and how certain it is."""
     from rftkit import evals
 
     if csv is not None:

@@ -1,6 +1,6 @@
 """`rftkit import` into the local platform, and the migration check.
 
-See `rftkit.cli`; saving an account is `rftkit.cli.account`.
+`rftkit.cli.account` saves an account.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ __all__ = ["check", "checks_text", "fetch_and_open", "open_here"]
 
 MOST_LINES = 40
 """Lines of a table of checks."""
+NEXT_STEPS = """
+Check what runs here:  rftkit import --check
+Run a job again:       rftkit job rerun ID --model smollm2-135m-instruct"""
 
 
 def open_here(paths: Sequence[Path], *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Bring a dump, or loose files, into the local platform; 1 if something was not brought."""
-    status, told = _open(paths, dry_run, as_json)
+    """Open a dump, or loose files, in the local platform; returns 1 if something was left out."""
+    status, result = _open(paths, dry_run, as_json)
     if as_json:
-        print_json(told)
+        print_json(result)
     return status
 
 
 def fetch_and_open(source: str, *, as_json: bool = False, **options: Any) -> int:
-    """Save an account into the home folder, then bring it into the local platform."""
+    """Save an account into the home folder, then open it in the local platform."""
     from rftkit.cli.account import save
 
     status, saved = save(source, None, to_stderr=as_json, **options)
     if not saved:
         return status
-    opened, told = _open([Path(saved["dump"])], False, as_json)
+    opened, result = _open([Path(saved["dump"])], False, as_json)
     if as_json:
-        print_json({"saved": saved, "opened": told})
+        print_json({"saved": saved, "opened": result})
     return max(status, opened)
 
 
 def check(as_json: bool = False) -> int:
-    """Print what every imported job and grader needs to run here."""
+    """Print whether each imported job and grader runs here, and what to change."""
     from rftkit import client
     from rftkit.importer import migration
 
@@ -53,9 +56,9 @@ def check(as_json: bool = False) -> int:
 
 
 def checks_text(checks: Sequence[Check]) -> str:
-    """Jobs and graders as a table: verdicts, then each difference once with those it concerns."""
+    """A table of verdicts on jobs and graders, then each difference with the ids it affects."""
     if not checks:
-        return "nothing was imported yet: rftkit import DIR"
+        return "nothing was imported yet; type: rftkit import DIR"
     lines = [
         {
             "kind": each.kind,
@@ -69,14 +72,14 @@ def checks_text(checks: Sequence[Check]) -> str:
     text = table(lines)
     if len(checks) > MOST_LINES:
         text += f"\n… and {len(checks) - MOST_LINES:,} more, all with --json"
-    met: dict[tuple[str, str, bool], list[str]] = {}
+    found: dict[tuple[str, str, bool], list[str]] = {}
     for each in checks:
         for difference in each.differences:
             key = (f"{difference.about}: {difference.here}", difference.change, difference.stops)
-            met.setdefault(key, []).append(each.id)
-    for (here, change, stops), ids in sorted(met.items(), key=lambda pair: not pair[0][2]):
-        whose = ", ".join(ids[:3]) + (f" and {len(ids) - 3:,} more" if len(ids) > 3 else "")
-        text += f"\n\n{'STOPS' if stops else 'differs'}  {whose}\n  {here}"
+            found.setdefault(key, []).append(each.id)
+    for (here, change, stops), ids in sorted(found.items(), key=lambda pair: not pair[0][2]):
+        affected = ", ".join(ids[:3]) + (f" and {len(ids) - 3:,} more" if len(ids) > 3 else "")
+        text += f"\n\n{'STOPS' if stops else 'differs'}  {affected}\n  {here}"
         text += f"\n  → {change}" if change else ""
     return text
 
@@ -88,9 +91,8 @@ def _open(paths: Sequence[Path], dry_run: bool, as_json: bool) -> tuple[int, dic
     source = source_of(paths)
     platform = client.connect()
     done = upload(platform, source, dry_run=dry_run)
-    told, out = done.to_dict(), sys.stderr if as_json else sys.stdout
+    result, out = done.to_dict(), sys.stderr if as_json else sys.stdout
     print(summaries.upload_summary(done, dry_run=dry_run), file=out)
     if not dry_run and not as_json and (done.new["job"] or done.new["eval"]):
-        print("\nDoes it run here?  rftkit import --check\nTrain a job again:  rftkit job rerun ID "
-              "--model smollm2-135m-instruct")  # fmt: skip
-    return (0 if done.is_complete else 1), told
+        print(NEXT_STEPS)
+    return (0 if done.is_complete else 1), result

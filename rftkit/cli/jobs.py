@@ -31,7 +31,7 @@ SHOWN = ("total_steps", "batch_size", "completions_per_prompt", "learning_rate",
 
 JobId = Annotated[str, typer.Argument(help="ftjob-…")]
 
-job_app = typer.Typer(help="Create, list, follow and steer jobs.", **PLAIN)
+job_app = typer.Typer(help="Create, list, follow, pause and cancel jobs.", **PLAIN)
 
 
 @job_app.command("create")
@@ -44,17 +44,20 @@ def create_job(
     hyperparameters: Annotated[
         Pairs | None,
         typer.Option(
-            "--hyperparameter", "-p", metavar="NAME=VALUE", help="Such as batch_size=8; repeatable."
+            "--hyperparameter",
+            "-p",
+            metavar="NAME=VALUE",
+            help="A hyperparameter, such as batch_size=8; repeatable.",
         ),
     ] = None,
     metadata: Annotated[
-        Pairs | None, typer.Option(metavar="NAME=VALUE", help="Kept with the job; may be repeated.")
+        Pairs | None, typer.Option(metavar="NAME=VALUE", help="Stored with the job; repeatable.")
     ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes the run repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="A fixed seed makes the run repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload what is a path, create a job and print its id."""
+    """Upload the files, create a job and print its id."""
     from rftkit import connect, datasets, jobs
 
     spec = datasets.read_json(grader)
@@ -81,7 +84,7 @@ def create_job(
 
 @job_app.command("list")
 def list_jobs(
-    limit: Annotated[int, typer.Option(help="How many, newest first.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="The number of jobs, newest first.", min=1)] = 20,
     as_json: Json = False,
 ) -> None:
     """List the newest jobs."""
@@ -97,7 +100,7 @@ def list_jobs(
 
 @job_app.command("show")
 def show_job(job_id: JobId, as_json: Json = False) -> None:
-    """Show a job: its state, what it said last, its checkpoints."""
+    """Show a job: its status, its last events and its checkpoints."""
     from dataclasses import asdict
 
     from rftkit import connect, jobs
@@ -124,7 +127,7 @@ def show_job(job_id: JobId, as_json: Json = False) -> None:
 
 @job_app.command("watch")
 def watch_job(job_id: JobId) -> None:
-    """Follow a job to its end; Ctrl-C leaves it running."""
+    """Follow a job to its end; Ctrl-C leaves the job running."""
     from rftkit import connect, jobs
 
     jobs.wait(connect(), job_id, jobs.Progress())
@@ -132,44 +135,47 @@ def watch_job(job_id: JobId) -> None:
 
 @job_app.command("pause")
 def pause_job(job_id: JobId, as_json: Json = False) -> None:
-    """Pause a running job; what it has learnt is kept."""
+    """Pause a running job; its progress is kept."""
     _steer("pause", job_id, as_json)
 
 
 @job_app.command("resume")
 def resume_job(job_id: JobId, as_json: Json = False) -> None:
-    """Let a paused job go on."""
+    """Resume a paused job."""
     _steer("resume", job_id, as_json)
 
 
 @job_app.command("cancel")
 def cancel_job(job_id: JobId, as_json: Json = False) -> None:
-    """End a job for good; its checkpoints stay."""
+    """Cancel a job permanently; its checkpoints stay."""
     _steer("cancel", job_id, as_json)
 
 
 @job_app.command("rerun")
 def rerun_job(
     job_id: JobId,
-    model: Annotated[str, typer.Option("--model", "-m", help="A model that is here.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A local model.")],
     grader: Annotated[
-        Path | None, typer.Option("--grader", "-g", help="JSON file, in place of the job's own.")
+        Path | None,
+        typer.Option("--grader", "-g", help="JSON file of a grader that replaces the job's own."),
     ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would differ.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without a confirmation.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the differences; start nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a job again here: same data, grader, format and hyperparameters.
+    """Run a job again here, with the same data, grader and settings.
 
-    What will be otherwise is said before it starts. For imported jobs, and for those that ran here.
+    The differences are listed before the job starts. Imported jobs and local jobs both work.
     """
     status = _rerun(
         job_id,
         model,
         grader=grader,
         suffix=suffix,
-        is_agreed=yes,
+        is_confirmed=yes,
         dry_run=dry_run,
         as_json=as_json,
     )
@@ -189,16 +195,18 @@ def _rerun(
     *,
     grader: Path | None,
     suffix: str | None,
-    is_agreed: bool,
+    is_confirmed: bool,
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Start a job again here, after its differences were named and agreed to."""
+    """Run a job again here, after its differences were shown and confirmed."""
     from rftkit import client, datasets
     from rftkit.importer import plan_rerun, start_rerun
 
-    if as_json and not (is_agreed or dry_run):
-        raise InputError("--json asks no questions: add --yes to start, or --dry-run to look")
+    if as_json and not (is_confirmed or dry_run):
+        raise InputError(
+            "--json cannot ask for a confirmation: add --yes to start the job, or --dry-run to look"
+        )
     platform = client.connect()
     spec = datasets.read_json(grader) if grader else None
     planned = plan_rerun(platform, job_id, model=model, grader=spec, suffix=suffix)
@@ -209,8 +217,8 @@ def _rerun(
         if as_json:
             print_json(planned.to_dict())
         return 0 if is_possible else 1
-    if is_possible and not is_agreed:
-        _ask_to_start()
+    if is_possible and not is_confirmed:
+        _confirm_start()
     job = start_rerun(platform, planned)
     show({**planned.to_dict(), "job": job.to_dict(warnings=False)}, job.id, as_json)
     return 0
@@ -230,8 +238,8 @@ def _rerun_text(planned: Rerun) -> str:
     for name, value in (request["hyperparameters"] or {}).items():
         lines.append(f"  {name:<16} {value}")
     if planned.resolved:
-        told = ", ".join(f"{name} {planned.resolved[name]}" for name in SHOWN)
-        lines.append(f"  which means here {told}")
+        resolved = ", ".join(f"{name} {planned.resolved[name]}" for name in SHOWN)
+        lines.append(f"  resolved here    {resolved}")
     if planned.check.differences:
         rows = [
             {
@@ -246,7 +254,9 @@ def _rerun_text(planned: Rerun) -> str:
     return "\n".join([*lines, "", f"It {planned.check.sentence}."])
 
 
-def _ask_to_start() -> None:
+def _confirm_start() -> None:
     if not sys.stdin.isatty():
-        raise InputError("nobody is there to ask: add --yes to start, or --dry-run to look")
-    typer.confirm("Start it?", abort=True)
+        raise InputError(
+            "there is no terminal to confirm in: add --yes to start, or --dry-run to look"
+        )
+    typer.confirm("Start the job?", abort=True)

@@ -1,9 +1,8 @@
-"""`rftkit lab`: the platform and JupyterLab, on copies of the notebooks that belong to the user.
+"""`rftkit lab`: start the platform and JupyterLab with the user's own copies of the notebooks.
 
-A copy is refreshed from a newer rftkit only while it is, byte for byte, what was copied; what the
-user has changed, if only by running and saving it, is never touched. JupyterLab gets two settings
-as defaults, which the user's own settings override: widgets are saved with the notebook, and no
-news are fetched. Not here: the notebooks, and how the platform starts (`client`).
+A newer rftkit replaces a copy only if the user has not changed it, not even by running and saving
+it. JupyterLab gets two default settings, which the user's own settings override: it saves widgets
+with the notebook, and it fetches no news. `client` starts the platform.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ CONFIG_DIR = Path(__file__).parents[1] / "widgets"
 START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 AWAKE_SECONDS = 600.0
-"""How often the platform hears from an open lab, well within its idle hour."""
+"""How often an open lab sends a request, so that the platform does not stop as idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """What became of each notebook, by name."""
+    """What happened to each notebook, by name."""
 
     new: tuple[str, ...]
     refreshed: tuple[str, ...]
@@ -62,14 +61,14 @@ class Copies:
         words = [f"{len(names)} {word}" for word, names in counts.items() if names]
         if self.kept:
             words.append(
-                f"yours kept although there is a newer one: {', '.join(self.kept)} "
-                "(rename it, and the next start brings the new one)"
+                f"not updated, because you changed them: {', '.join(self.kept)} "
+                "(rename yours, and the next start copies the new version)"
             )
         return "; ".join(words)
 
 
 def copy_notebooks(folder: Path, source: Path | None = None) -> Copies:
-    """Bring the user's copies up to date, without ever overwriting work.
+    """Update the user's copies, but never one that the user has changed.
 
     Raises:
         NotFoundError: rftkit was installed without its notebooks.
@@ -86,8 +85,8 @@ def copy_notebooks(folder: Path, source: Path | None = None) -> Copies:
 def run_lab(folder: Path, options: Sequence[str] = ()) -> int:
     """Run JupyterLab until it ends or is interrupted; return its exit status.
 
-    The platform is started with it and ends with it, unless it ran before or a job still trains.
-    `options` are handed to JupyterLab.
+    It starts the platform and stops it at the end, unless it ran before or a job is still
+    training. `options` are passed to JupyterLab.
     """
     from rftkit.client import connect, serve_status
 
@@ -95,14 +94,14 @@ def run_lab(folder: Path, options: Sequence[str] = ()) -> int:
     server = serve_status()
     ran_before = settings.remote()[0] is not None or server is not None
     if has_other_users() and settings.server_api_key() is None:
-        _ask_for_a_key(is_running=server is not None)
+        _require_api_key(is_running=server is not None)
     client = connect()
     with _jupyterlab(folder, options) as lab:
         print(f"JupyterLab   {_address(lab, folder)}")
         print(f"platform     {client.base_url}")
         print(f"notebooks    {folder.resolve()}  {copies}".rstrip())
         print(f"log          {_log_path()}")
-        print("Ctrl-C stops JupyterLab and the platform; a running job goes on.", flush=True)
+        print("Ctrl-C stops JupyterLab and the platform; a running job continues.", flush=True)
         status = _wait(lab)
     if not ran_before:
         _stop_platform(client)
@@ -139,7 +138,7 @@ def _hash(path: Path) -> str:
 
 @contextmanager
 def _jupyterlab(folder: Path, options: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """JupyterLab in a session of its own, so that Ctrl-C reaches it once, as a request to end."""
+    """Run JupyterLab in its own session, so that Ctrl-C reaches it once, as a request to end."""
     command = [sys.executable, "-m", "jupyterlab", str(folder.resolve())]
     if (folder / FIRST).exists():
         command.append(f"--LabApp.default_url=/lab/tree/{FIRST}")
@@ -164,12 +163,12 @@ def _jupyterlab(folder: Path, options: Sequence[str]) -> Iterator[subprocess.Pop
             signal.signal(each, handler)
 
 
-def _ask_for_a_key(*, is_running: bool) -> None:
-    """Give the home a key, which `connect()` finds there; other users cannot read it."""
+def _require_api_key(*, is_running: bool) -> None:
+    """Create an API key in the home folder, where `connect()` finds it and other users do not."""
     if is_running and kept_api_key(settings.home()) is None:
         print(
-            "The platform runs without a key, so other users of this machine can use it. Type "
-            "`rftkit serve --stop`, then start `rftkit lab` again: it sets a key."
+            "The platform runs without an API key, so other users of this machine can use it. Type "
+            "`rftkit serve --stop`, then start `rftkit lab` again, which sets a key."
         )
     else:
         make_api_key(settings.home())
@@ -180,7 +179,7 @@ def _log_path() -> Path:
 
 
 def _address(lab: subprocess.Popen[bytes], folder: Path) -> str:
-    """Where this JupyterLab listens, token and all, from the record it writes when it does."""
+    """The URL of this JupyterLab with its token, from the record that it writes once it listens."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if (server := _record_of(lab.pid)) is not None:
@@ -188,10 +187,10 @@ def _address(lab: subprocess.Popen[bytes], folder: Path) -> str:
             token = f"?token={server['token']}" if server.get("token") else ""
             return f"{server['url']}{place}{token}"
         if lab.poll() is not None:
-            said = "\n".join(_log_path().read_text(errors="replace").splitlines()[-12:])
+            log_end = "\n".join(_log_path().read_text(errors="replace").splitlines()[-12:])
             raise PlatformError(
                 f"JupyterLab ended with status {lab.returncode} before it answered; "
-                f"{_log_path()} says:\n{said}"
+                f"{_log_path()} ends with:\n{log_end}"
             )
         time.sleep(0.1)
     raise PlatformError(f"JupyterLab did not answer within {START_SECONDS:.0f} seconds")
@@ -209,7 +208,7 @@ def _record_of(pid: int) -> dict[str, Any] | None:
 
 
 def _wait(lab: subprocess.Popen[bytes]) -> int:
-    """Until it ends. An open lab keeps the platform awake."""
+    """Wait until JupyterLab ends, and keep the platform from stopping as idle."""
     from rftkit.client import connect
 
     while True:
@@ -224,8 +223,10 @@ def _stop_platform(client: Any) -> None:
     from rftkit.client import stop_server
     from rftkit.jobs import TERMINAL
 
-    going = [job.id for job in client.fine_tuning.jobs.list(limit=20) if job.status not in TERMINAL]
-    if going:
-        print(f"the platform goes on with {going[0]}; stop it with: rftkit serve --stop")
+    running = [
+        job.id for job in client.fine_tuning.jobs.list(limit=20) if job.status not in TERMINAL
+    ]
+    if running:
+        print(f"the platform continues with {running[0]}; stop it with: rftkit serve --stop")
     else:
         stop_server()

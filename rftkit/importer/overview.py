@@ -51,11 +51,11 @@ NOT_REQUESTED = (
     "containers, videos, voices, skills, fine-tuned weights (never given out), and the settings of "
     "the organization"
 )
-"""What an account may hold and no import asks for."""
+"""What an account may hold and no import requests."""
 
 
 def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
-    """What is there and how much, before anything is fetched."""
+    """What the account holds and how much of it, before anything is fetched."""
     seen = found.counts()
     methods = Counter(f"{job.facts['method']}" for job in found.jobs)
     statuses = Counter(str(job.facts["status"]) for job in found.jobs)
@@ -73,19 +73,19 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
     ]
     lines += [f"  {NAMES[kind]}: {len(each):,}" for kind, each in found.others.items() if each]
     lines += shutdown_lines(found.models, account["origin"])
-    lines.append(f"{num_due:,} of {len(found.objects):,} objects are to be fetched.")
+    lines.append(f"{num_due:,} of {len(found.objects):,} objects will be fetched.")
     return "\n".join(lines)
 
 
 def not_requested(only: Sequence[str]) -> str:
-    """What an import of these kinds does not ask for."""
+    """What an import of these kinds does not request."""
     left_out = [NAMES.get(kind, kind) for kind in KINDS if kind not in only]
     chosen = f"{', '.join(left_out)} (left out by --only); " if left_out else ""
-    return f"Not asked for: {chosen}{NOT_REQUESTED}."
+    return f"Not requested: {chosen}{NOT_REQUESTED}."
 
 
 def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
-    """When which part of the account goes off, a line each, the first to go first."""
+    """A line for each shutdown date of the account's parts, the earliest first."""
     dates: dict[str, list[str]] = {}
     if origin == OPENAI_URL:
         dates[f"{EVALS_END}"] = ["evals with their runs"]
@@ -94,7 +94,7 @@ def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str
         if (end := _day_of(model.get("shutdown_date"))) is not None:
             dates.setdefault(end, []).append(str(model.get("id")))
     return [
-        f"Goes off on {end}: {', '.join(names[:MOST_NAMES])}"
+        f"Shuts down on {end}: {', '.join(names[:MOST_NAMES])}"
         + (f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else "")
         for end, names in sorted(dates.items())
     ]

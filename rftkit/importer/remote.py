@@ -204,7 +204,7 @@ class Remote:
             if self._lost >= LOST_AFTER:
                 return RftkitError(
                     f"the connection to {self.origin.base_url} is lost ({reason}); what was saved "
-                    "is safe, run the same command again to go on"
+                    "is safe, run the same command again to resume"
                 )
         after = f" after {tries} tries" if tries > 1 else ""
         return Refused(f"{reason}{after}", status=trouble.status, code=trouble.code)

@@ -26,16 +26,16 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """A job that could be started."""
+    """A planned rerun of a job."""
 
     job: Json
-    """The first one, as on the wire."""
+    """The original job, as on the wire."""
     request: Json
-    """What `rftkit.jobs.create` gets."""
+    """The arguments for `rftkit.jobs.create`."""
     check: Check
-    """What will be otherwise here."""
+    """The differences here."""
     resolved: Json
-    """Hyperparameters as they will be used here; empty when the training file is not."""
+    """Hyperparameters as they will be used here; empty when the job cannot run here."""
 
     def to_dict(self) -> Json:
         """Plain JSON, for programs."""
@@ -55,17 +55,17 @@ def plan_rerun(
     grader: Mapping[str, Any] | None = None,
     suffix: str | None = None,
 ) -> Rerun:
-    """Find out what the same job would be here.
+    """Plan the same job on a local model, with every difference.
 
     Args:
         client: From `rftkit.connect()`: an rftkit platform.
-        job_id: Of a job that was imported, or that ran here.
-        model: A local model: bundled, a folder, a fine-tuned one.
-        grader: In place of the job's own, for one that does not run here as it is.
-        suffix: In place of the job's own.
+        job_id: A job that was imported or that ran here.
+        model: A local model: bundled, added or fine-tuned.
+        grader: Replaces the job's grader, if that one does not run here.
+        suffix: Replaces the job's suffix.
 
     Raises:
-        NotFoundError: there is no such local model.
+        NotFoundError: The local model does not exist.
         InputError: the service is not an rftkit platform.
     """
     job: Json = client.fine_tuning.jobs.retrieve(job_id).to_dict(warnings=False)
@@ -73,17 +73,17 @@ def plan_rerun(
         job = _with_grader(job, grader)
     check = check_job(job, place(client), model)
     if grader is not None:
-        own = Difference("grader", "the one given, in place of the job's own")
-        check = replace(check, differences=(own, *check.differences))
-    given = (job.get("method") or {}).get("reinforcement") or {}
-    settings = {k: v for k, v in (given.get("hyperparameters") or {}).items() if v is not None}
+        given = Difference("grader", "the one you gave replaces the job's own")
+        check = replace(check, differences=(given, *check.differences))
+    method = (job.get("method") or {}).get("reinforcement") or {}
+    settings = {k: v for k, v in (method.get("hyperparameters") or {}).items() if v is not None}
     metadata = dict(list((job.get("metadata") or {}).items())[: MOST_METADATA - 1])
     request = {
         "model": model,
         "training_file": job.get("training_file"),
         "validation_file": job.get("validation_file"),
-        "grader": given.get("grader"),
-        "response_format": given.get("response_format"),
+        "grader": method.get("grader"),
+        "response_format": method.get("response_format"),
         "hyperparameters": settings or None,
         "suffix": suffix or job.get("user_provided_suffix"),
         "seed": job.get("seed"),
@@ -94,19 +94,19 @@ def plan_rerun(
 
 
 def start_rerun(client: OpenAI, rerun: Rerun) -> FineTuningJob:
-    """Start it.
+    """Create the job.
 
     Raises:
-        InputError: it does not run here as it is; the message says what to change.
+        InputError: The job does not run here as it is; the message says what to change.
     """
     from rftkit import jobs
 
     if rerun.check.verdict == "stops":
         why = [each for each in rerun.check.differences if each.stops]
-        told = "; ".join(
+        reasons = "; ".join(
             f"{e.about}: {e.here}" + (f" ({e.change})" if e.change else "") for e in why
         )
-        raise InputError(f"{rerun.job['id']} does not run here as it is: {told}")
+        raise InputError(f"{rerun.job['id']} does not run here as it is: {reasons}")
     return jobs.create(client, **{k: v for k, v in rerun.request.items() if v is not None})
 
 
@@ -121,6 +121,6 @@ def _resolved(client: OpenAI, request: Json) -> Json:
 
     content = client.files.content(request["training_file"]).content
     num_rows = sum(bool(line.strip()) for line in content.splitlines())
-    told = jobs.plan(client, num_rows, request["hyperparameters"], request["metadata"])
-    resolved: Json = (told or {}).get("hyperparameters") or {}
+    plan = jobs.plan(client, num_rows, request["hyperparameters"], request["metadata"])
+    resolved: Json = (plan or {}).get("hyperparameters") or {}
     return resolved

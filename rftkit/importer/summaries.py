@@ -44,7 +44,7 @@ def save_summary(
     dry_run: bool = False,
     today: date | None = None,
 ) -> str:
-    """What was done, what is missing, what was not asked for, and what to type next."""
+    """What was saved, what is missing, what was not requested, and what to type next."""
     today = today or datetime.now(UTC).date()
     lines = ["Dry run: nothing was written."] if dry_run else []
     if not dry_run:
@@ -53,15 +53,15 @@ def save_summary(
     over = {what for what in summary.missing if _is_over(what, origin, today)}
     if over:
         lines.append(
-            f"Evals went off on {EVALS_END.day} {EVALS_END:%B %Y}: what is missing of them can no "
-            "longer be fetched."
+            f"Evals were shut down on {EVALS_END.day} {EVALS_END:%B %Y}: their missing parts "
+            "can no longer be fetched."
         )
     if any(
         why["kind"] not in HARMLESS for what, why in summary.missing.items() if what not in over
     ):
         lines.append(
             "Not everything could be fetched. Once the cause is gone (a permission, a broken "
-            "service), run the same command again: it fetches the rest."
+            "service), run the same command again to fetch the rest."
         )
     lines.append(not_requested(only))
     if summary.is_complete and not dry_run:
@@ -76,26 +76,26 @@ def _is_over(what: str, origin: str, today: date) -> bool:
 
 
 def upload_summary(done: UploadSummary, *, dry_run: bool = False) -> str:
-    """What was brought into the local platform, what was not, and why."""
+    """What was uploaded to the local platform, what was not, and why."""
     plural = {"file": "files", "eval": "evals", "run": "eval runs", "job": "jobs"}
     plural |= {"event": "events", "output_item": "output items"}
 
     def tally(counts: Mapping[str, int]) -> str:
-        told = [count_of(counts[kind], plural[kind]) for kind in plural if counts.get(kind)]
-        return ", ".join(told) or "nothing"
+        counted = [count_of(counts[kind], plural[kind]) for kind in plural if counts.get(kind)]
+        return ", ".join(counted) or "nothing"
 
     lines = [f"From {done.origin}"]
     lines.append(f"  {'would be new' if dry_run else 'new':13}{tally(done.new + done.parts)}")
     if done.updated:
-        lines.append(f"  {'of these':13}{tally(done.updated)} were here, not yet ended")
+        lines.append(f"  {'of these':13}{tally(done.updated)} were here already, unfinished")
     if done.same:
         lines.append(f"  {'here already':13}{tally(done.same)}")
     lines += _listed("Refused", [f"{what}: {why}" for what, why in done.refused.items()])
     harmless = [f"{each.what}: {each.reason}" for each in done.left_out if each.is_harmless]
     missing = [f"{each.what}: {each.reason}" for each in done.left_out if not each.is_harmless]
-    lines += _listed("Not whole, left out", missing)
-    lines += _listed("Never given out by the service", harmless)
-    lines += _listed("Good to know", done.notes)
+    lines += _listed("Incomplete, left out", missing)
+    lines += _listed("Withheld by the service", harmless)
+    lines += _listed("Notes", done.notes)
     return "\n".join(lines)
 
 
@@ -107,7 +107,7 @@ def _listed(title: str, entries: list[str]) -> list[str]:
 
 
 def describe_dump(folder: str | Path) -> str:
-    """A dump in words: whose it is, when it was made, every object, what is missing.
+    """Describe a dump: its account, the dates of its imports, every object, what is missing.
 
     Raises:
         InputError: there is no dump.
@@ -200,7 +200,7 @@ def _kind(key: str) -> str:
 
 
 def _read(dump: Dump, path: str) -> Any:
-    return json.loads(dump.read(path)) if dump.find(path) else {}  # --verify names what is lost
+    return json.loads(dump.read(path)) if dump.find(path) else {}  # --verify names lost files
 
 
 def _missing(missing: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

@@ -1,8 +1,8 @@
-"""What a dump holds as whole objects, each with all its parts, or a word on why it is not whole.
+"""The complete objects of a dump, each with all its parts, or the reason why one is incomplete.
 
 A file comes with its content, a job with its events and checkpoints, a run with its output items.
-Every saved file is held against its hash before it is read, so a unit is either what the service
-gave or left out. Not here: loose files (`loose`), and where units go (`bringing`).
+Every saved file is checked against its hash before it is read, so a unit is either exactly what the
+service sent or it is left out. `loose` reads loose files, and `uploads` sends the units.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["KINDS", "DumpSource", "Kind", "LeftOut", "Unit", "has_ended"]
 
 Kind = Literal["file", "eval", "run", "job"]
 KINDS: tuple[Kind, ...] = ("file", "eval", "run", "job")
-"""In the order in which they are brought: what is referred to comes first."""
+"""In the order of the upload: an object comes before those that refer to it."""
 PART = {"job": "events", "run": "output_items"}
 """Name of the list of parts, for kinds that have one."""
 NAME = {"file": "file.json", "eval": "eval.json", "run": "run.json", "job": "job.json"}
@@ -32,14 +32,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One object with all that belongs to it."""
+    """One object with all its parts."""
 
     kind: Kind
     id: str
     wire: Json
-    """The object as its service gave it."""
+    """The object as its service sent it."""
     parts: Callable[[], Iterator[bytes]] = lambda: iter(())
-    """Events or output items, oldest first, one JSON object each; read anew by every call."""
+    """Events or output items, oldest first, one JSON object each; every call reads them again."""
     checkpoints: list[Json] = field(default_factory=list)
     """Of a job."""
     content: Callable[[], IO[bytes]] | None = None
@@ -47,19 +47,19 @@ class Unit:
 
     @property
     def is_final(self) -> bool:
-        """It will not change any more."""
+        """It cannot change any more."""
         return has_ended(self.kind, self.wire)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something that is there and not whole."""
+    """An object that the source holds incompletely."""
 
     what: str
     """`job ftjob-…`, or the path of a file."""
     reason: str
     is_harmless: bool = False
-    """No permission and no repetition would bring it: the service never gives it out."""
+    """No permission and no retry would fetch it: the service never gives it out."""
 
 
 class DumpSource:
@@ -79,7 +79,7 @@ class DumpSource:
         """Service and account."""
 
     def read(self) -> Iterator[Unit | LeftOut]:
-        """Everything, files first, then evals, their runs, and jobs; last, what is not there."""
+        """Yield files first, then evals, their runs and jobs; last, what is missing."""
         ledger, left_out = self._dump.ledger, set()
         for kind in KINDS:
             for key in self._keys(kind):
@@ -89,14 +89,14 @@ class DumpSource:
                 yield found
         for key in sorted({*map(_key_of, ledger.files)} - ledger.objects.keys() - {""}):
             left_out.add(key)
-            yield LeftOut(key, "its saving was interrupted")
+            yield LeftOut(key, "its download was interrupted")
         for what, why in ledger.not_fetched.items():
             if _key_of(f"{what}/") not in left_out:
                 is_harmless = why["kind"] in HARMLESS
                 yield LeftOut(what.removeprefix("lists/"), why["reason"], is_harmless)
 
     def _unit(self, kind: Kind, key: str) -> Unit | LeftOut:
-        """One object; what is wrong with it, in words, if anything is."""
+        """One object, or the reason why it is left out."""
         try:
             wire = json.loads(self._checked(f"{key}/{NAME[kind]}"))
             if not isinstance(wire, dict) or not isinstance(wire.get("id"), str):
@@ -106,7 +106,7 @@ class DumpSource:
             if kind in PART:
                 return self._parted(kind, key, wire)
             return Unit(kind, wire["id"], wire)
-        except _NotWhole as fault:
+        except _Incomplete as fault:
             return LeftOut(key, str(fault), fault.is_harmless)
         except ValueError as error:
             return LeftOut(key, f"it cannot be read: {error}")
@@ -148,14 +148,14 @@ class DumpSource:
 
     def _check(self, path: str) -> None:
         if wrong := self._dump.wrong(path):
-            raise _NotWhole(wrong)
+            raise _Incomplete(wrong)
 
-    def _missing(self, what: str) -> _NotWhole:
+    def _missing(self, what: str) -> _Incomplete:
         part = what.rsplit("/", 1)[-1].replace("_", " ")
         why = self._dump.ledger.not_fetched.get(what)
         if why is None:
-            return _NotWhole(f"the dump lacks its {part}")
-        return _NotWhole(f"the dump lacks its {part}: {why['reason']}", why["kind"] in HARMLESS)
+            return _Incomplete(f"the dump lacks its {part}")
+        return _Incomplete(f"the dump lacks its {part}: {why['reason']}", why["kind"] in HARMLESS)
 
     def _keys(self, kind: Kind) -> list[str]:
         """Folders of one kind, in the order of the service's lists, oldest first."""
@@ -179,8 +179,8 @@ class DumpSource:
         return order
 
 
-class _NotWhole(Exception):
-    """Why an object is not whole."""
+class _Incomplete(Exception):
+    """Why an object is incomplete."""
 
     def __init__(self, reason: str, is_harmless: bool = False) -> None:
         super().__init__(reason)
@@ -202,7 +202,7 @@ def _kind_of(key: str) -> Kind | None:
 
 
 def _key_of(path: str) -> str:
-    """The object that a file of a dump belongs to; empty for lists, graders and the rest."""
+    """The key of the object that a file of a dump belongs to; empty for lists and graders."""
     parts = path.split("/")
     if parts[0] not in ("files", "jobs", "evals") or len(parts) < 3:
         return ""

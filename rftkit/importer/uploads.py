@@ -1,8 +1,8 @@
-"""Bring units to the local platform: say what is known there, send what is new, tell the rest.
+"""Upload units to the local platform: ask what it has, send what is new, report the rest.
 
 Everything goes through one private route of the platform (`/rftkit/imports`), in requests of a few
-thousand lines: the parts of an object first, the object last, so a unit arrives whole or not at
-all. Running it again sends nothing that is there. Not here: where units come from.
+thousand lines. The parts of an object come first and the object last, so a unit arrives complete or
+not at all. A second upload sends only what is new. `units` and `loose` read the units.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Source", "UploadSummary", "upload"]
 
 MOST_LINES = 2_000
 MOST_BYTES = 4 << 20
-"""Of one request: the platform keeps it in one transaction of some milliseconds."""
+"""Limit of one request: the platform stores it in one transaction of some milliseconds."""
 PART_KIND: dict[Kind, str] = {"job": "event", "run": "output_item"}
 MOST_UNITS = 50
 """Objects held in memory at a time: a run may carry its whole data set inline."""
@@ -41,9 +41,9 @@ REFERENCES: dict[str, Kind] = {
 """Fields of a job that name other objects."""
 ROUTE = "/rftkit/imports"
 MAX_ID = 512
-"""Characters of an id that the platform takes."""
+"""Characters of an id that the platform accepts."""
 UNUSABLE = (400, 413)
-"""No usable JSON, or too large: of a line, not of the platform."""
+"""Status codes for a line that is not usable JSON or is too large."""
 
 Json = dict[str, Any]
 
@@ -55,32 +55,32 @@ class Source(Protocol):
     """Service and account, or the name of what was read."""
 
     def read(self) -> Iterator[Unit | LeftOut]:
-        """Everything, what is referred to before what refers to it."""
+        """Yield everything; an object comes before those that refer to it."""
 
 
 @dataclass(slots=True)
 class UploadSummary:
-    """What one import did."""
+    """What one upload did."""
 
     origin: str
     new: Counter[str] = field(default_factory=Counter)
-    """Objects that were brought now, by kind; in a dry run, that would be."""
+    """Objects that were uploaded, by kind; in a dry run, those that would be."""
     parts: Counter[str] = field(default_factory=Counter)
-    """Events and output items that came with them."""
+    """Events and output items that were uploaded with them."""
     updated: Counter[str] = field(default_factory=Counter)
-    """Of `new`: those that had not ended when they were imported before."""
+    """Of `new`: those that were unfinished at an earlier import."""
     same: Counter[str] = field(default_factory=Counter)
-    """Objects that were there already, just so."""
+    """Objects that were on the platform already, unchanged."""
     refused: dict[str, str] = field(default_factory=dict)
-    """`job ftjob-…` -> why: its id is there with other content, or it cannot be kept."""
+    """`job ftjob-…` -> why, such as an id that the platform has with other content."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """What the source holds and not whole."""
+    """Incomplete objects of the source."""
     notes: list[str] = field(default_factory=list)
     """References to objects that are neither in the source nor on the platform."""
 
     @property
     def is_complete(self) -> bool:
-        """Nothing was refused, and nothing is missing that could be had."""
+        """Nothing was refused, and nothing that the service gives out is missing."""
         return not self.refused and all(each.is_harmless for each in self.left_out)
 
     def to_dict(self) -> Json:
@@ -96,15 +96,15 @@ class UploadSummary:
 
 
 def upload(client: OpenAI, source: Source, *, dry_run: bool = False) -> UploadSummary:
-    """Make the objects of a source appear on the local platform, under their own ids, read-only.
+    """Upload the objects of a source to the local platform, read-only, under their own ids.
 
     Args:
         client: From `rftkit.connect()`: an rftkit platform.
         source: A dump (`DumpSource`) or loose files (`LooseSource`).
-        dry_run: Find out what would be brought; send nothing.
+        dry_run: Find out what would be uploaded; send nothing.
 
     Raises:
-        InputError: the service is not a platform that takes imports.
+        InputError: The service is not a platform that accepts imports.
     """
     platform, done = _Platform(client, source.origin), UploadSummary(source.origin)
     seen: set[tuple[Kind, str]] = set()
@@ -127,18 +127,18 @@ def upload(client: OpenAI, source: Source, *, dry_run: bool = False) -> UploadSu
     for (kind, object_id), reason in platform.finish().items():
         done.refused[f"{kind} {object_id}"] = reason
         _tally(kind, sent[kind, object_id], done, by=-1)
-    missing = {words: each for words, each in named.items() if each not in seen}
-    there = platform.known(missing.values())
+    missing = {text: each for text, each in named.items() if each not in seen}
+    known = platform.known(missing.values())
     done.notes = [
-        f"{words}, which is neither in the import nor here"
-        for words, (kind, object_id) in missing.items()
-        if object_id not in there[kind]
+        f"{text}, which is neither in the import nor here"
+        for text, (kind, object_id) in missing.items()
+        if object_id not in known[kind]
     ]
     return done
 
 
 def _references(unit: Unit) -> dict[str, tuple[Kind, str]]:
-    """What an object names, in words -> kind and id. It is whole without them."""
+    """The objects that an object refers to: text -> kind and id. It is complete without them."""
     found: dict[str, tuple[Kind, str]] = {}
     for name, kind in REFERENCES.items() if unit.kind == "job" else ():
         if (value := unit.wire.get(name)) and isinstance(value, str):
@@ -147,7 +147,7 @@ def _references(unit: Unit) -> dict[str, tuple[Kind, str]]:
 
 
 def _is_here(unit: Unit, found: Json | None, origin: str, done: UploadSummary) -> bool:
-    """Whether there is nothing to send; notes why."""
+    """Whether there is nothing to send; records the reason in `done`."""
     name = f"{unit.kind} {unit.id}"
     if not _is_usable(unit.id):
         done.refused[name] = f"its id is not one of 1 to {MAX_ID} letters"
@@ -172,21 +172,21 @@ def _is_usable(object_id: str) -> bool:
 
 
 def _tally(kind: Kind, num_parts: int, done: UploadSummary, by: int = 1) -> None:
-    """Count an object that was sent, or take one back that was refused."""
+    """Count an object that was sent, or subtract one that was refused."""
     done.new[kind] += by
     if kind in PART_KIND:
         done.parts[PART_KIND[kind]] += by * num_parts
 
 
 class _Platform:
-    """Lines on their way to the platform."""
+    """Collects lines and sends them to the platform."""
 
     def __init__(self, client: OpenAI, origin: str) -> None:
         from rftkit.jobs import abilities
 
         if "imports" not in abilities(client):
             raise InputError(
-                f"{client.base_url} is not an rftkit platform that takes imports; unset "
+                f"{client.base_url} is not an rftkit platform that accepts imports; unset "
                 "OPENAI_BASE_URL to import into the local one"
             )
         self._client, self._origin = client, origin
@@ -195,7 +195,7 @@ class _Platform:
         self._refused: dict[tuple[Kind, str], str] = {}
 
     def known(self, wanted: Iterable[tuple[Kind, str]]) -> dict[str, dict[str, Json]]:
-        """Kind -> id -> `origin`, `digest` and `is_final` of what is there."""
+        """Kind -> id -> `origin`, `digest` and `is_final` of what the platform has."""
         ids: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for kind, object_id in wanted:
             ids[kind] += [object_id] if _is_usable(object_id) else []
@@ -222,7 +222,7 @@ class _Platform:
         return num_parts
 
     def finish(self) -> dict[tuple[Kind, str], str]:
-        """Send what is left; what was refused, kind and id, and the first reason, its cause."""
+        """Send the remaining lines; returns what was refused: kind and id -> the first reason."""
         self._flush()
         return self._refused
 
@@ -238,7 +238,7 @@ class _Platform:
         self._lines, self._num_bytes = [], 0
 
     def _send_lines(self, lines: list[tuple[Kind, str, bytes]]) -> None:
-        """Send lines; one that cannot be used spoils its request, so it is looked for."""
+        """Send lines. One unusable line fails its request, so halve it until the line is found."""
         from openai import APIStatusError
 
         try:
@@ -259,16 +259,20 @@ class _Platform:
                 self._send_lines(lines[half:])
             else:
                 kind, object_id, _ = lines[0]
-                said = error.body.get("message") if isinstance(error.body, dict) else error.message
-                self._refused.setdefault((kind, object_id), str(said))
+                reason = (
+                    error.body.get("message") if isinstance(error.body, dict) else error.message
+                )
+                self._refused.setdefault((kind, object_id), str(reason))
         else:
             for each in answer["refused"]:
                 self._refused.setdefault((each["kind"], each["id"]), each["reason"])
 
     def _upload(self, content: Callable[[], IO[bytes]]) -> str:
-        with tempfile.TemporaryFile() as plain:  # a packed file would tell its packed length
-            with content() as packed:
-                shutil.copyfileobj(packed, plain)
+        with (
+            tempfile.TemporaryFile() as plain
+        ):  # a compressed file would report its compressed length
+            with content() as compressed:
+                shutil.copyfileobj(compressed, plain)
             plain.seek(0)
             files = [("file", ("content", plain, "application/octet-stream"))]
             headers = {"content-type": "multipart/form-data"}
@@ -282,7 +286,7 @@ class _Platform:
 
 
 class _Digest:
-    """The content of a unit as one text: the same for the same object and parts."""
+    """A digest of a unit's content: the same for the same object and parts."""
 
     def __init__(self, unit: Unit) -> None:
         self._hash = hashlib.sha256(digest_of([unit.wire, unit.checkpoints]).encode())
@@ -310,5 +314,5 @@ def _digest(unit: Unit) -> str:
 def _bar(dry_run: bool) -> Any:
     from tqdm import tqdm
 
-    bar_format = "{n_fmt} objects brought [{elapsed}]"
+    bar_format = "{n_fmt} objects uploaded [{elapsed}]"
     return tqdm(bar_format=bar_format, disable=True if dry_run else None)

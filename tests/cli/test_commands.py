@@ -226,7 +226,10 @@ def test_serve_in_the_foreground(home: Path) -> None:
         server.wait()
         if server.stdout:
             server.stdout.close()
-    assert shell("serve", "--stop").stdout == "no server runs\n"
+    assert (
+        shell("serve", "--stop").stdout
+        == "The server is not running. Start it with: rftkit serve\n"
+    )
 
 
 def rftkit(*words: str) -> list[str]:

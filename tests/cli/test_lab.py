@@ -49,7 +49,7 @@ def test_an_upgrade_refreshes_what_was_not_changed_and_nothing_else(
     upgrade(source)
     copies = copy_notebooks(mine, source)
     assert copies == Copies((), ("01_author_grader.ipynb",), ("00_tour.ipynb",))
-    assert "yours kept although there is a newer one: 00_tour.ipynb" in str(copies)
+    assert "not updated, because you changed them: 00_tour.ipynb" in str(copies)
     assert (mine / "00_tour.ipynb").read_text() == "mine"
     assert (mine / "01_author_grader.ipynb").read_text() == "01_author_grader, version 2"
 
@@ -122,11 +122,11 @@ def test_the_token_is_in_no_log_and_the_log_is_private(source: Path, mine: Path)
 def test_a_machine_with_several_users_gets_a_key(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab._ask_for_a_key(is_running=True)
+    lab._require_api_key(is_running=True)
     assert "rftkit serve --stop" in capsys.readouterr().out
-    lab._ask_for_a_key(is_running=False)
+    lab._require_api_key(is_running=False)
     key = privacy.kept_api_key(settings.home())
     assert key
     assert (settings.home() / privacy.KEY_FILE).stat().st_mode & 0o777 == 0o600
-    lab._ask_for_a_key(is_running=False)
+    lab._require_api_key(is_running=False)
     assert privacy.kept_api_key(settings.home()) == key

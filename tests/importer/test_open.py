@@ -249,7 +249,7 @@ def test_what_was_made_here_is_never_replaced(served: Served, tmp_path: Path) ->
     assert served.client.fine_tuning.jobs.retrieve(made.id).model == "rftkit-tiny"
 
 
-def test_a_job_that_went_on_since_is_brought_up_to_date(opened: Served, dump: Path) -> None:
+def test_a_job_that_continued_since_is_updated(opened: Served, dump: Path) -> None:
     account = small_account()
     jobs_there = account.objects["/fine_tuning/jobs"]
     jobs_there[-1] = {**jobs_there[-1], "status": "succeeded", "fine_tuned_model": "ft:new"}

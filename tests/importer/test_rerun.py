@@ -68,17 +68,17 @@ def account() -> Account:
 
 
 @pytest.fixture
-def brought(served: Served, account: Account, tmp_path: Path) -> Callable[..., openai.OpenAI]:
+def imported(served: Served, account: Account, tmp_path: Path) -> Callable[..., openai.OpenAI]:
     """Import an account with these jobs; returns the local platform's client."""
 
-    def brought(*jobs: dict[str, Any]) -> openai.OpenAI:
+    def imported(*jobs: dict[str, Any]) -> openai.OpenAI:
         account.add("/fine_tuning/jobs", *jobs)
         with Stub(account) as stub:
             save(stub, tmp_path / "dump")
         assert not upload(served.client, source_of([tmp_path / "dump"])).refused
         return served.client
 
-    return brought
+    return imported
 
 
 def told(client: openai.OpenAI, job_id: str) -> dict[str, tuple[str, bool]]:
@@ -89,13 +89,13 @@ def told(client: openai.OpenAI, job_id: str) -> dict[str, tuple[str, bool]]:
 
 GRADERS: list[tuple[Any, str | None, str, bool]] = [
     (GRADER, None, "", False),
-    (JUDGE, "grader", "gpt-4o-2024-08-06 is not at hand here.*RFTKIT_JUDGE_BASE_URL", True),
+    (JUDGE, "grader", "gpt-4o-2024-08-06 is not available here.*RFTKIT_JUDGE_BASE_URL", True),
     (JUDGE | {"model": "smollm2-135m-instruct"}, None, "", False),
     (PYTHON, "grader", "nosuchpackage.*pip install", True),
     ({**PYTHON, "source": "def grade(s, i): return 1", "image_tag": "2025-05-08"}, "grader",
-     "image_tag 2025-05-08 means nothing", False),
+     "image_tag 2025-05-08 is ignored", False),
     ({"type": "multi", "name": "m", "calculate_output": "a + q",
-      "graders": {"a": GRADER, "q": JUDGE}}, "grader.q", "not at hand", True),
+      "graders": {"a": GRADER, "q": JUDGE}}, "grader.q", "not available", True),
     ({"type": "text_similarity", "name": "t", "evaluation_metric": "cosine", "input": "a",
       "reference": "b"}, "grader", "embeddings|evals only", True),
     ({"type": "endpoint", "name": "e", "url": "https://x.invalid",
@@ -108,7 +108,7 @@ GRADERS: list[tuple[Any, str | None, str, bool]] = [
 """Grader, what of it differs, in which words, and whether that stops it."""
 
 
-def test_graders_held_against_this_place(app_client: openai.OpenAI) -> None:
+def test_graders_are_checked_against_the_platform(app_client: openai.OpenAI) -> None:
     here = place(app_client)
     for grader, about, words, stops in GRADERS:
         found = check_grader(grader, here)
@@ -123,12 +123,12 @@ def test_a_judge_elsewhere_is_a_difference_and_no_obstacle(
 ) -> None:
     monkeypatch.setenv("RFTKIT_JUDGE_BASE_URL", "https://judge.invalid/v1")
     [found] = check_grader(JUDGE, place(app_client))
-    assert "asked at https://judge.invalid/v1" in found.here
+    assert "runs at https://judge.invalid/v1" in found.here
     assert not found.stops
 
 
-def test_jobs_that_do_not_run_here_say_why(brought: Callable[..., openai.OpenAI]) -> None:
-    client = brought(
+def test_jobs_that_do_not_run_here_name_the_reason(imported: Callable[..., openai.OpenAI]) -> None:
+    client = imported(
         job("ftjob-sft", "supervised", "succeeded"),
         reinforcement("ftjob-tools", GRADER, settings={"tools": [{"name": "t"}]}),
         reinforcement("ftjob-nodata", GRADER, training_file="file-gone", validation_file=None),
@@ -138,7 +138,7 @@ def test_jobs_that_do_not_run_here_say_why(brought: Callable[..., openai.OpenAI]
     assert "only reinforcement" in told(client, "ftjob-sft")["method"][0]
     assert told(client, "ftjob-tools")["tools"][1]
     gone = told(client, "ftjob-nodata")
-    assert "file-gone is not here" in gone["training_file"][0]
+    assert "file-gone is not on this platform" in gone["training_file"][0]
     assert gone["validation_file"][1]
     assert "file-train.jsonl:1" in told(client, "ftjob-rows")["training_file"][0]
     good = told(client, "ftjob-good")
@@ -165,19 +165,19 @@ def test_every_grader_is_told_once_with_its_users(served: Served, tmp_path: Path
 
 
 def test_rows_with_images_are_named(
-    brought: Callable[..., openai.OpenAI], account: Account
+    imported: Callable[..., openai.OpenAI], account: Account
 ) -> None:
     part = {"type": "image_url", "image_url": {"url": "https://x.invalid/a.png"}}
     row = {"messages": [{"role": "user", "content": [part]}], "answer": "x"}
     account.contents["file-train"] = json.dumps(row).encode()
     account.objects["/files"][0]["bytes"] = len(account.contents["file-train"])
-    words, stops = told(brought(reinforcement("ftjob-1", GRADER)), "ftjob-1")["training_file"]
+    words, stops = told(imported(reinforcement("ftjob-1", GRADER)), "ftjob-1")["training_file"]
     assert stops
     assert "image" in words
 
 
-def test_the_same_job_again(brought: Callable[..., openai.OpenAI], served: Served) -> None:
-    client = brought(
+def test_the_same_job_again(imported: Callable[..., openai.OpenAI], served: Served) -> None:
+    client = imported(
         reinforcement("ftjob-1", GRADER, user_provided_suffix="policy", metadata={"team": "blue"})
     )
     planned = plan_rerun(client, "ftjob-1", model="rftkit-tiny")
@@ -198,16 +198,16 @@ def test_the_same_job_again(brought: Callable[..., openai.OpenAI], served: Serve
     assert again.request["model"] == "smollm2-135m-instruct"
 
 
-def test_what_stops_a_rerun_is_said_and_can_be_replaced(
-    brought: Callable[..., openai.OpenAI],
+def test_what_stops_a_rerun_is_reported_and_can_be_replaced(
+    imported: Callable[..., openai.OpenAI],
 ) -> None:
-    client = brought(reinforcement("ftjob-1", JUDGE))
+    client = imported(reinforcement("ftjob-1", JUDGE))
     planned = plan_rerun(client, "ftjob-1", model="rftkit-tiny")
     with pytest.raises(InputError, match="RFTKIT_JUDGE_BASE_URL"):
         start_rerun(client, planned)
-    mended = plan_rerun(client, "ftjob-1", model="rftkit-tiny", grader=GRADER)
-    assert "in place of the job's own" in mended.check.differences[0].here
-    assert start_rerun(client, mended).id.startswith("ftjob-")
+    corrected = plan_rerun(client, "ftjob-1", model="rftkit-tiny", grader=GRADER)
+    assert "replaces the job's own" in corrected.check.differences[0].here
+    assert start_rerun(client, corrected).id.startswith("ftjob-")
     with pytest.raises(NotFoundError, match="nosuchmodel"):
         plan_rerun(client, "ftjob-1", model="nosuchmodel")
 
@@ -317,7 +317,7 @@ def test_commands_from_an_account_to_a_job_here(
     status, out, _ = run("job", "rerun", "ftjob-1", "-m", "rftkit-tiny", "--dry-run")
     assert status == 0
     assert "rftkit-tiny in place of o4-mini-2025-04-16" in out
-    assert "which means here total_steps" in out
+    assert "resolved here    total_steps" in out
     status, out, err = run("job", "rerun", "ftjob-1", "-m", "rftkit-tiny")
     assert status == 2
     assert "--yes" in err
@@ -339,9 +339,9 @@ def test_import_says_what_it_cannot_do(run: Any, tmp_path: Path) -> None:
 
 
 def test_the_table_in_notebook_and_report(
-    brought: Callable[..., openai.OpenAI],
+    imported: Callable[..., openai.OpenAI],
 ) -> None:
-    client = brought(reinforcement("ftjob-1", JUDGE | {"name": "<b>judge</b>"}))
+    client = imported(reinforcement("ftjob-1", JUDGE | {"name": "<b>judge</b>"}))
     page = views.migration(check_all(client))
     assert "does not run as it is" in page
     assert "RFTKIT_JUDGE_BASE_URL" in page

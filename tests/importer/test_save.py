@@ -169,7 +169,7 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
         "graders": 3,
     }  # fmt: skip
     assert not (tmp_path / "dump").exists()
-    assert "11 of 11 objects are to be fetched" in "\n".join(said)
+    assert "11 of 11 objects will be fetched" in "\n".join(said)
     assert not [path for path in account.requests if "/events" in path or "/content" in path]
 
 
@@ -211,18 +211,18 @@ def test_chats_vector_stores_batches_and_models_are_saved_too(tmp_path: Path) ->
     assert "stored chat completions: 3" in text
     shown = summaries.describe_dump(tmp_path)
     for each in (text, shown):
-        assert "Goes off on 2027-01-01: ft:o4-mini:acme::1" in each
-        assert "Goes off on 2027-03-01: gpt-4o" in each
+        assert "Shuts down on 2027-01-01: ft:o4-mini:acme::1" in each
+        assert "Shuts down on 2027-03-01: gpt-4o" in each
         assert "gpt-9" not in each
     assert "vs_1  manuals" in shown
-    assert "Not asked for: responses, conversations" in shown
+    assert "Not requested: responses, conversations" in shown
 
 
 def test_what_was_not_asked_for_is_named_in_the_end(tmp_path: Path) -> None:
     with Stub(small_account()) as stub:
         done = save(stub, tmp_path, only=["jobs"])
     told = summaries.save_summary(done, tmp_path, origin=stub.url, only=["jobs"])
-    assert "Not asked for: files, evals, graders, stored chat completions" in told
+    assert "Not requested: files, evals, graders, stored chat completions" in told
     assert "(left out by --only); responses, conversations" in told
     assert "rftkit import --verify" in told
 
@@ -239,7 +239,7 @@ def test_after_the_end_of_evals_nobody_is_told_to_try_again(tmp_path: Path) -> N
     assert "run the same command again" in told(gone, sooner)
     assert "run the same command again" in told(gone, later, "https://other.invalid/v1")
     assert "run the same command again" not in told(gone, later)
-    assert "Evals went off on 30 November 2026" in told(gone, later)
+    assert "Evals were shut down on 30 November 2026" in told(gone, later)
     assert "run the same command again" in told(gone | failed, later)
 
 
