@@ -23,6 +23,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "Gemma": {},  # layers of transformers, scaled embeddings
     "Starcoder2": {"sliding_window": None},  # layers of transformers, norms with biases
     "Mixtral": {"num_local_experts": 4, "sliding_window": None},  # experts
+    "Gemma2": {"final_logit_softcapping": 3.0},  # logits with a cap
+    "Cohere": {"logit_scale": 0.3},  # scaled logits
     "Gemma3": {"sliding_window": 8},  # the plain path, embeddings that scale themselves
 }
 

@@ -377,12 +377,6 @@ def test_adapters_swap_and_the_base_stays_the_base(llama: TorchEngine, tmp_path:
     assert policy != base
 
 
-def test_capped_logits_are_refused(tmp_path: Path) -> None:
-    folder = write(tmp_path, "Gemma2", final_logit_softcapping=0.5)
-    with pytest.raises(InputError, match=r"some-model .* caps or scales its logits"):
-        TorchEngine(folder, name="some-model", device="cpu")
-
-
 def test_a_bias_on_the_head_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, "Phi")
     weights = load_file(folder / "model.safetensors")

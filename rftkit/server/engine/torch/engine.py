@@ -207,6 +207,12 @@ class TorchEngine(LoadedModel):
                 f"The layers of {self.name} are not of Llama's form: they run as transformers "
                 "wrote them, prompts shared all the same"
             )
+        left = {name.rpartition(".")[2] for b in self.blocks if not b.adapts for name in b.names}
+        if left and not full:
+            said.append(
+                f"Layers of {self.name} named {', '.join(sorted(left))} get no adapters: the PEFT "
+                "library would not load them there. The other linear layers learn"
+            )
         if full:
             form = "as for adapters" if said else "forward and backward written out"
             said.append(

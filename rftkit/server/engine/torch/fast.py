@@ -7,6 +7,7 @@ that torch will not mix with a float32 residual stream (layer norm) is made floa
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -25,9 +26,14 @@ def speed_up(decoder: nn.Module, dtype: torch.dtype) -> None:
             module.float()
     rotary = getattr(decoder, "rotary_emb", None)
     if rotary is not None:
-        rotary.register_forward_hook(
-            lambda _module, _inputs, output: tuple(part.to(dtype) for part in output)
-        )
+        rotary.register_forward_hook(lambda _module, _inputs, output: _in_dtype(output, dtype))
+
+
+def _in_dtype(angles: Any, dtype: torch.dtype) -> Any:
+    """Cosines and sines in a dtype; angles of another form (complex numbers) as they are."""
+    if isinstance(angles, tuple) and all(torch.is_tensor(part) for part in angles):
+        return tuple(part.to(dtype) for part in angles)
+    return angles
 
 
 class _Norm(nn.Module):
@@ -72,6 +78,8 @@ def _is_plain_norm(module: nn.Module) -> bool:
     """Whether a module computes x / rms(x) · weight; asked by trying it."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if weight is None or epsilon is None or weight.dim() != 1:
+        return False
+    if len(inspect.signature(module.forward).parameters) != 1:  # a gate, too
         return False
     with torch.no_grad():
         x = torch.linspace(-2.0, 3.0, weight.shape[0], device=weight.device)[None]

@@ -50,7 +50,7 @@ def _attention(
     query: torch.Tensor,  # (1, H, N, D)
     key: torch.Tensor,  # (1, K, N, D)
     value: torch.Tensor,  # (1, K, N, D)
-    attention_mask: None,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     layout: Any = None,
     **kwargs: Any,
@@ -59,6 +59,10 @@ def _attention(
     for name in ("softcap", "s_aux", "sliding_window"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attention with {name} is not supported by this engine")
+    if attention_mask is not None:
+        raise NotImplementedError(
+            "attention with a mask of its own is not supported by this engine"
+        )
     scale = module.head_dim**-0.5 if scaling is None else scaling
     dtype = value.dtype  # rotation may have widened the others
     q, k, v = ((each[0].to(dtype)).transpose(0, 1) for each in (query * scale, key, value))

@@ -29,10 +29,19 @@ NEVER = -1e30  # finite, so that a row of nothing but this is still a number
 
 
 def scores(
-    hidden: torch.Tensor, head: torch.Tensor, masks: Masks | None, temperature: float
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    masks: Masks | None,
+    temperature: float,
+    cap: float | None = None,
 ) -> torch.Tensor:
-    """Logits over the temperature, NEVER where not allowed: (N, V) float32 of hidden (N, width)."""
+    """Logits over the temperature, NEVER where not allowed: (N, V) float32 of hidden (N, width).
+
+    With a `cap` they are cap · tanh(logits / cap), as Gemma 2 has them.
+    """
     logits = _project(hidden, head)
+    if cap is not None:
+        logits = logits.div_(cap).tanh_().mul_(cap)
     if temperature != 1.0:
         logits /= temperature
     if masks is None:
@@ -54,14 +63,18 @@ def token_logprobs(
     masks: Masks | None,
     temperature: float,
     head_back: torch.Tensor | None = None,
+    cap: float | None = None,
 ) -> torch.Tensor:
-    """Log-prob of each token, (N,) float32, in nats.
+    """Log-prob of each token, (N,) float32, in nats; `cap` as in `scores`.
 
     `head_back` is the head in the dtype in which gradients travel, if that is another.
     """
     back = head if head_back is None else head_back
     is_fused = (
-        back.dtype == torch.bfloat16 and back.device.type == "cpu" and len(hidden) >= FUSED_FROM
+        back.dtype == torch.bfloat16
+        and back.device.type == "cpu"
+        and len(hidden) >= FUSED_FROM
+        and cap is None
     )
     most = FUSED_ROWS if is_fused else CHUNK_ROWS
     num = math.ceil(len(hidden) / math.ceil(len(hidden) / most)) if len(hidden) else 1
@@ -77,11 +90,13 @@ def token_logprobs(
                 tokens[rows],
                 chunk_masks,
                 temperature,
+                cap,
             )  # type: ignore[no-untyped-call]
         )
     result = torch.cat(parts)
     if torch.is_grad_enabled() and back.requires_grad:
-        result = _OfHead.apply(result, back, hidden.detach(), head, tokens, masks, temperature)  # type: ignore[no-untyped-call]
+        given = (hidden.detach(), head, tokens, masks, temperature, cap)
+        result = _OfHead.apply(result, back, *given)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -101,26 +116,28 @@ class _Chunk(torch.autograd.Function):
         tokens: torch.Tensor,
         masks: Masks | None,
         temperature: float,
+        cap: float | None,
     ) -> torch.Tensor:
         wants_mean: bool = ctx.needs_input_grad[0]
         mean: torch.Tensor | None = None
         if head is None:
             logits, total, mean = _without_logits(hidden, back, tokens, masks, temperature)
         else:
-            values = scores(hidden, head, masks, temperature)
+            values = scores(hidden, head, masks, temperature, cap)
             logits = values.gather(1, tokens[:, None])[:, 0]
             powers, total = shares(values)
             if wants_mean:
-                mean = powers.to(back.dtype) @ back
+                mean = _sloped(powers, values, temperature, cap).to(back.dtype) @ back
         if wants_mean and mean is not None:
-            slope = (back[tokens].float() - mean.float()) / temperature
+            chosen = _sloped(torch.ones_like(logits), logits, temperature, cap)[:, None]
+            slope = (back[tokens].float() * chosen - mean.float()) / temperature
             ctx.save_for_backward(slope.to(hidden.dtype))
         return logits - total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (slope,) = ctx.saved_tensors
-        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None
+        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None, None
 
 
 class _OfHead(torch.autograd.Function):
@@ -136,9 +153,10 @@ class _OfHead(torch.autograd.Function):
         tokens: torch.Tensor,
         masks: Masks | None,
         temperature: float,
+        cap: float | None,
     ) -> torch.Tensor:
         ctx.save_for_backward(hidden, tokens)
-        ctx.head, ctx.masks, ctx.temperature = head, masks, temperature
+        ctx.head, ctx.masks, ctx.temperature, ctx.cap = head, masks, temperature, cap
         return logprobs.view_as(logprobs)
 
     @staticmethod
@@ -148,14 +166,24 @@ class _OfHead(torch.autograd.Function):
         for start in range(0, len(hidden), HEAD_ROWS):
             rows = slice(start, start + HEAD_ROWS)
             masks = None if ctx.masks is None else ctx.masks[rows]
-            values = scores(hidden[rows], ctx.head, masks, ctx.temperature)
+            values = scores(hidden[rows], ctx.head, masks, ctx.temperature, ctx.cap)
             slopes = torch.softmax(values, dim=-1)
             at = torch.arange(len(slopes), device=slopes.device)
             slopes[at, tokens[rows]] -= 1
+            slopes = _sloped(slopes, values, ctx.temperature, ctx.cap)
             slopes *= -grads[0][rows, None] / ctx.temperature
             with _products_in(hidden.dtype):
                 of_head.addmm_(slopes.T, hidden[rows].float())
-        return grads[0], of_head, None, None, None, None, None
+        return grads[0], of_head, None, None, None, None, None, None
+
+
+def _sloped(
+    grad: torch.Tensor, values: torch.Tensor, temperature: float, cap: float | None
+) -> torch.Tensor:
+    """The gradient of logits before their cap, given that of the capped ones in `values`."""
+    if cap is None:
+        return grad
+    return grad * (1 - (values * (temperature / cap)).clamp(-1, 1) ** 2)
 
 
 def _without_logits(

@@ -30,6 +30,13 @@ AdapterWeights = dict[str, torch.Tensor]
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input."""
+FUSED = "gate_up_proj"
+"""The weights of all experts of a layer in one, as transformers 5 has them."""
+LIKE_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+"""Linear layers that PEFT, beside fused experts, takes for the experts: it cannot put adapters on
+them alone, so they get none here."""
+MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+"""Types whose `out_proj` PEFT refuses."""
 PACKED_ROWS = 640
 """Up to this many rows a product is faster with weights packed beforehand."""
 Part = Literal["W", "A", "W | B"]
@@ -43,6 +50,8 @@ class Block(nn.Module):
         super().__init__()
         self.names = list(names)
         self.sizes = [layer.out_features for layer in layers]
+        self.adapts = True
+        """Whether adapters are put on these layers."""
         weight = torch.cat([layer.weight.data for layer in layers])
         self.weight = nn.Parameter(weight, requires_grad=False)  # (out, in)
         self.bias: torch.Tensor | None = None
@@ -62,7 +71,7 @@ class Block(nn.Module):
     def use(self, weights: AdapterWeights | None, scale: float) -> None:
         """Put an adapter on (None: the base alone)."""
         self._last = self._adapter = None
-        if weights is None:
+        if weights is None or f"{self.names[0]}.A" not in weights:
             return
         down = [weights[f"{name}.A"] for name in self.names]
         if down[0] is not self._of:
@@ -172,6 +181,8 @@ class Block(nn.Module):
         if torch.is_grad_enabled() and (trained := self.trained):
             result = _BlockFunction.apply(flat, self, *trained)  # type: ignore[no-untyped-call]
             return cast(torch.Tensor, result)
+        if flat.requires_grad:  # nothing of this block learns, but something before it
+            return linear(flat, self.weight, self.bias)
         return self._moved_in(flat)[0]
 
     def _moved_in(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -205,6 +216,22 @@ class _Member(nn.Module):
         object.__setattr__(self, "block", block)
         self.index = index
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The base's weight of this layer (out, in), for code that reads it past the layer."""
+        block = cast(Block, self.block)
+        part: torch.Tensor = block.weight.split(block.sizes)[self.index]
+        return part
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The base's bias of this layer, likewise."""
+        block = cast(Block, self.block)
+        if block.bias is None:
+            return None
+        part: torch.Tensor = block.bias.split(block.sizes)[self.index]
+        return part
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in)."""
         block = cast(Block, self.block)
@@ -232,7 +259,7 @@ class _BlockFunction(torch.autograd.Function):
         return grad, None, *trained_grads
 
 
-def add_blocks(model: nn.Module, decoder: nn.Module) -> list[Block]:
+def add_blocks(model: nn.Module, decoder: Any) -> list[Block]:
     """Replace every linear layer of a decoder by blocks, in place."""
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
     linears = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
@@ -255,7 +282,17 @@ def add_blocks(model: nn.Module, decoder: nn.Module) -> list[Block]:
             setattr(owner, each.rpartition(".")[2], _Member(block, index))
         blocks.append(block)
         done.update(members)
+    unfit = _unfit(decoder)
+    for block in blocks:
+        block.adapts = not unfit & {name.rpartition(".")[2] for name in block.names}
     return blocks
+
+
+def _unfit(decoder: Any) -> set[str]:
+    """Names of linear layers on which PEFT would not put adapters, or would put them elsewhere."""
+    names = {name.rpartition(".")[2] for name, _ in decoder.named_parameters()}
+    unfit = set(LIKE_EXPERTS) if FUSED in names else set()
+    return unfit | ({"out_proj"} if decoder.config.model_type in MAMBAS else set())
 
 
 def fresh_adapter(
@@ -264,6 +301,8 @@ def fresh_adapter(
     """A uniform as PEFT draws it (Kaiming, a = √5), B zero: the policy starts at the base."""
     weights: AdapterWeights = {}
     for block in blocks:
+        if not block.adapts:
+            continue
         num_inputs, device = block.weight.shape[1], block.weight.device
         bound = math.sqrt(1.0 / num_inputs)
         for name, size in zip(block.names, block.sizes, strict=True):

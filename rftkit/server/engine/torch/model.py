@@ -21,6 +21,15 @@ from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
 from rftkit.server.engine.base import TrainGroup
 from rftkit.server.engine.torch import lora, memory
+from rftkit.server.engine.torch.agreement import (
+    Logits,
+    Reference,
+    agreement,
+    leak,
+    logits_of,
+    looks_ahead,
+    own_states,
+)
 from rftkit.server.engine.torch.batches import lay_out
 from rftkit.server.engine.torch.checkpointing import Layers
 from rftkit.server.engine.torch.decode import Decode
@@ -28,17 +37,16 @@ from rftkit.server.engine.torch.fast import speed_up
 from rftkit.server.engine.torch.full import Weights, embedded
 from rftkit.server.engine.torch.grammar import Grammars, Masks
 from rftkit.server.engine.torch.layout import ATTENTION_NAME, register_attention
-from rftkit.server.engine.torch.logprobs import scores, token_logprobs
+from rftkit.server.engine.torch.logprobs import token_logprobs
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, plain_hidden
-from rftkit.server.engine.torch.stack import find_stack
+from rftkit.server.engine.torch.stack import Stack, find_stack
 
 __all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
 
 MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
 MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
 LEAST_TRAIN_TOKENS = 1_024  # of a micro-batch; fewer cost more time than computing layers again
-DIFFERENT = 0.25  # of what is compared: more than rounding makes, less than another formula
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
 _THREADS = torch.get_num_threads()
 
@@ -70,21 +78,22 @@ class LoadedModel:
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
         self._decoder = model.get_decoder()
+        own = self._own_states(model)
+        found = self._behind_head(model)
+        self.cap = found.cap
+        self._scale = found.scale
         speed_up(self._decoder, self.dtype)
         self.blocks = lora.add_blocks(model, self._decoder)
-        self._stack = find_stack(self._decoder)
         self._layers = Layers(self._decoder)
-        self._plain_because: str | None = None
-        if self._stack is None:
-            self._plain_because = self._refusal(model)
-        self._key_bytes = _key_bytes(model.config, self.dtype)
         self.memory_bytes: int | None = _free_bytes(self.device)
+        self._stack: Stack | None = None
+        self._plain_because = self._choose_path(model, own)
+        self._key_bytes = _key_bytes(model.config, self.dtype)
         self.head: torch.Tensor = model.get_output_embeddings().weight
         self.head_for_gradients = self.head  # gradients travel in the dtype of the base
         self.num_tokens = int(self.head.shape[0])
         if self.device.type == "cpu":
             self.head = self.head.float()  # for float32 logits: see `logprobs`
-        self._check_logits(model)
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = self._longest(model)
         self.thinking = prompts.thinking_mark(self.tokenizer)
@@ -132,7 +141,8 @@ class LoadedModel:
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype."""
-        return self._hidden(tokens, layout).to(self.dtype)
+        states = self._hidden(tokens, layout)
+        return (states if self._scale == 1.0 else states * self._scale).to(self.dtype)
 
     def _hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         if self._plain_because:
@@ -160,77 +170,94 @@ class LoadedModel:
             return PlainDecode([list(texts[group]) for group in groups])
         return Decode(prefill, [len(text) for text in texts], groups)
 
-    def _refusal(self, model: Any) -> str | None:
-        """Why this model's attention takes no layout of ours, which it then is not given; or None.
+    def _own_states(self, model: Any) -> Reference:
+        """What the model's own code makes of a few texts, before any of it is replaced.
 
         Raises:
-            InputError: when it cannot be computed without one either.
+            InputError: when it cannot be computed, or looks ahead.
         """
-        layout = Packed([4], [[3, 2]], self.device)
-        tokens = torch.arange(9, device=self.device)
-        asked = Packed([4], [[]], self.device, keep_keys=True)
-        why = "with a shared prompt it gives other numbers than alone"
-        ours = None
-        with torch.no_grad():
-            try:
-                self.hidden(tokens[:4], asked)
-                if asked.keys:
-                    ours = self.hidden(tokens, layout)
-                else:
-                    why = "its attention does not take a layout (it never asks one)"
-            except NotImplementedError as error:
-                why = str(error)
-            except Exception as error:  # of code that is not ours: whatever it does not expect
-                why = f"its attention does not take a layout ({type(error).__name__}: {error})"
-            model.set_attn_implementation("eager")
-            try:
-                alone = plain_hidden(self._decoder, tokens, layout)
-                short = plain_hidden(self._decoder, tokens[:4], Packed([4], [[]], self.device))
-            except Exception as error:
-                raise self._not_for_us(model, f"cannot be computed here: {error}") from error
-        if (short - alone[:4]).norm() > DIFFERENT * short.norm():
+        try:
+            num = model.get_input_embeddings().weight.shape[0]
+            own = own_states(self._decoder, num, self.device)
+        except Exception as error:  # of code that is not ours: whatever it does not expect
+            raise self._not_for_us(model, f"cannot be computed here: {error}") from error
+        if looks_ahead(own):
             raise self._not_for_us(model, "gives a token another state when others follow it")
-        if ours is None or (ours - alone).norm() > DIFFERENT * alone.norm():
-            return why
+        return own
+
+    def _choose_path(self, model: Any, own: Reference) -> str | None:
+        """Take the fastest path that gives what the model's own code gives.
+
+        Returns:
+            Why it is the plain path; None when it is not.
+
+        Raises:
+            InputError: when no path does.
+        """
+        if (why := self._without_layout(model, own)) is None:
+            return None
+        model.set_attn_implementation("eager")
+        self._stack, self._plain_because = None, why
+        try:
+            apart = agreement(own, self._hidden, self.device, decodes=False)
+        except Exception as error:  # of code that is not ours: whatever it does not expect
+            raise self._not_for_us(model, f"cannot be computed here: {error}") from error
+        if apart > 1:
+            raise self._not_for_us(
+                model,
+                f"comes out differently here than by its own code ({apart:,.1f} times what "
+                "rounding explains)",
+            )
+        return why
+
+    def _without_layout(self, model: Any, own: Reference) -> str | None:
+        """Why this model's attention takes no layout of ours; or None, and it has been given it."""
+        self._plain_because = None
+        if (kinds := _not_covered(self._decoder.config)) is not None:
+            return kinds
         model.set_attn_implementation(ATTENTION_NAME)
+        if self._decoder.config._attn_implementation != ATTENTION_NAME:
+            return "its attention does not take a layout (it never asks one)"
+        try:
+            self._stack = find_stack(self._decoder)
+            prompt = Packed([4], [[]], self.device, keep_keys=True)
+            with torch.no_grad():
+                self._hidden(torch.tensor(own.texts[0][:4], device=self.device), prompt)
+            if not prompt.keys:
+                return "its attention does not take a layout (it never asks one)"
+            if leak(own, self._hidden, self.device):
+                return "completions that share a prompt are not kept apart by its layers"
+            if agreement(own, self._hidden, self.device, decodes=True) > 1:
+                return "with a shared prompt it gives other numbers than alone"
+        except NotImplementedError as error:
+            return str(error)
+        except Exception as error:  # of code that is not ours: whatever it does not expect
+            return f"its attention does not take a layout ({type(error).__name__}: {error})"
         return None
 
-    def _check_logits(self, model: Any) -> None:
-        """Refuse a model that does more behind its head than this engine does.
+    def _behind_head(self, model: Any) -> Logits:
+        """What the model does to its states before its output head, and to logits behind it.
 
         Raises:
-            InputError: when its logits are capped, scaled or shifted.
+            InputError: when that is more than this engine does.
         """
-        layout = Packed([3], [[]], self.device)
-        plain = {} if self._plain_because else {"layout": layout}
-        states: list[torch.Tensor] = []
-        head = model.get_output_embeddings()
-        if getattr(head, "bias", None) is not None and head.bias.any():
+        bias = getattr(model.get_output_embeddings(), "bias", None)
+        if bias is not None and bias.any():
             raise self._not_for_us(model, "has a bias on its output head, which is not added here")
-        hooks = [
-            self._decoder.register_forward_hook(
-                lambda _module, _inputs, output: states.append(output.last_hidden_state[0])
-            ),
-            head.register_forward_pre_hook(
-                lambda module, inputs: (inputs[0].to(module.weight.dtype),)
-            ),
-        ]
-        with torch.no_grad():
-            inputs = embedded(self._decoder.get_input_embeddings(), layout.positions)[None]
-            said = model(inputs_embeds=inputs, use_cache=False, **plain).logits[0].float()
-            ours = scores(states[0], self.head, None, 1.0)
-        for hook in hooks:
-            hook.remove()
-        if (ours - said).norm() > 0.05 * said.norm():
+        found = logits_of(model, self._decoder)
+        if found is None:
             raise self._not_for_us(
-                model, "caps or scales its logits behind the output head, which is not done here"
+                model,
+                "does more to its logits behind the output head than to scale or cap them, which "
+                "is not done here",
             )
+        return found
 
     def _longest(self, model: Any) -> int:
-        """Tokens of the longest text the model reads."""
+        """Tokens of the longest text in which a position means the same whatever follows it."""
         for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
             if found := getattr(model.config, name, None):
-                return int(found)
+                return min(int(found), *_stable_lengths(model.config), int(found))
         why = "has no max_position_embeddings in its config.json, which says how much it reads"
         raise self._not_for_us(model, why)
 
@@ -275,7 +302,13 @@ class LoadedModel:
             for each in (line.at, line.wanted, line.places)
         )
         some = token_logprobs(
-            states[at], self.head, wanted, line.masks, temperature, self.head_for_gradients
+            states[at],
+            self.head,
+            wanted,
+            line.masks,
+            temperature,
+            self.head_for_gradients,
+            self.cap,
         )
         return torch.zeros(line.num_tokens, device=self.device).index_copy(0, places, some)
 
@@ -287,22 +320,35 @@ class LoadedModel:
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """A transformers model; with the attention of `layout.py`, if it is one that can be given one.
-
-    Models of before transformers' attention interface (Falcon, GPT-J) look in a table of their own.
-    """
+    """A transformers model with its own attention."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
-        )
-    except KeyError as error:
-        if error.args != (ATTENTION_NAME,):
-            raise
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
-        )
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+    )
+
+
+def _not_covered(config: Any) -> str | None:
+    """Why a configuration alone says that a layout is not enough; None when it does not."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if others := kinds - {"full_attention", "attention", "sliding_attention"}:
+        return f"layers of the kind {', '.join(sorted(others))} take no layout"
+    return None
+
+
+def _stable_lengths(config: Any) -> list[int]:
+    """Beyond so many tokens rotary angles change with the length of the text, if they ever do.
+
+    Then what a token was sampled with is not what it has when the text has gone on.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    each = [given, *(value for value in given.values() if isinstance(value, dict))]
+    return [
+        int(rope["original_max_position_embeddings"])
+        for rope in each
+        if str(rope.get("rope_type")) in ("dynamic", "longrope")
+        and rope.get("original_max_position_embeddings")
+    ]
 
 
 def _num_bytes(folder: Path) -> int:

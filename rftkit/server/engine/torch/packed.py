@@ -79,6 +79,11 @@ class Packed:
         """See Layout."""
         out = q.new_empty(q.shape)
         if self.keys is not None:
+            if layer != len(self.keys):
+                raise NotImplementedError(
+                    "attention of which a layer has none, or more than one, is not supported by "
+                    "this engine"
+                )
             self.keys.append(k)
             self.values.append(v)
             for groups in self._groups:

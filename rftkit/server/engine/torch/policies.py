@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 
+from rftkit.errors import InputError
 from rftkit.server.engine.base import FULL_FILE, Adapter, LoraConfig, is_whole
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.model import LoadedModel
@@ -51,7 +52,14 @@ class Policies:
             self._set_policy(*saved)
         else:
             generator = torch.Generator().manual_seed(seed)
-            self._set_policy(lora.fresh_adapter(self._model.blocks, config, generator), config)
+            fresh = lora.fresh_adapter(self._model.blocks, config, generator)
+            if not fresh:
+                raise InputError(
+                    f"{self._model.name} has no linear layers to put adapters on; train every "
+                    "weight instead (metadata `tuning` = full)",
+                    param="metadata.tuning",
+                )
+            self._set_policy(fresh, config)
 
     def _masters(self, saved: _Saved | None) -> dict[str, torch.Tensor]:
         """All weights in float32: the base's, saved ones, or the base's with a saved adapter."""

@@ -40,6 +40,7 @@ class Policy(Protocol):
 
     device: torch.device
     head: torch.Tensor
+    cap: float | None
     eos_ids: frozenset[int]
     tokenizer: Any
 
@@ -336,7 +337,7 @@ def _draw_free(
     temperature: float,
 ) -> None:
     """Rows of one temperature."""
-    values = scores(hidden, policy.head, masks, temperature or 1.0)  # (R, V)
+    values = scores(hidden, policy.head, masks, temperature or 1.0, policy.cap)  # (R, V)
     wanted = max(requests[row.request].num_top_logprobs for row in rows)
     top = torch.topk(values, wanted) if wanted else None
     greedy = values.argmax(dim=-1) if temperature == 0 else None

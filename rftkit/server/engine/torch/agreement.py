@@ -1,0 +1,257 @@
+"""Whether the engine computes what the model's own code does: asked on load, and before a job.
+
+The model's own code runs first, before anything of it is replaced, on a few short texts, each by
+itself. What the engine makes of the same texts, laid out as it trains and as it samples, is then
+compared with that, token by token. The bound does not depend on how large the weights are: where
+rounding is small it is a share of what the context adds to the state of a token. One more test
+needs no bound: what a token's layout hides from it may not change its state at all. Not here: what
+happens when the two disagree (`model.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rftkit.server.engine.torch.decode import Decode
+from rftkit.server.engine.torch.packed import Packed
+
+__all__ = [
+    "Hidden",
+    "Logits",
+    "Reference",
+    "agreement",
+    "leak",
+    "logits_of",
+    "looks_ahead",
+    "own_states",
+]
+
+PROMPTS, COMPLETIONS = (11, 4, 6), ((5, 8), (3, 4), (3,))
+DECODED = 3
+"""Tokens that each completion is decoded for."""
+OF_CONTEXT = 0.02  # of what the context adds to a state: another formula is more
+ROUNDING = 5e-5  # of a state, in float32
+ROUNDING_BFLOAT16 = 0.25  # it grows from layer to layer
+LEAKED, LEAKED_BFLOAT16 = 1e-5, 0.02  # of a state: experts sum in another order
+
+Hidden = Callable[[torch.Tensor, Any], torch.Tensor]
+"""Last hidden states (N, width) of tokens (N,) under a layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Some texts, and the last hidden states that the model's own code gives for each alone."""
+
+    prompts: list[list[int]]
+    completions: list[list[list[int]]]
+    states: list[torch.Tensor]
+    """Of each prompt with each of its completions, (tokens, width)."""
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """A prompt with one completion each."""
+        return [
+            prompt + completion
+            for prompt, some in zip(self.prompts, self.completions, strict=True)
+            for completion in some
+        ]
+
+    @property
+    def groups(self) -> list[int]:
+        """The prompt of each text."""
+        return [i for i, some in enumerate(self.completions) for _ in some]
+
+    def line(self) -> list[int]:
+        """All tokens as a packed layout has them."""
+        pairs = zip(self.prompts, self.completions, strict=True)
+        return [token for prompt, some in pairs for part in (prompt, *some) for token in part]
+
+    def layout(self, device: torch.device) -> Packed:
+        """The layout of that line."""
+        lengths = [list(map(len, some)) for some in self.completions]
+        return Packed(list(map(len, self.prompts)), lengths, device)
+
+
+def own_states(decoder: Any, num_tokens: int, device: torch.device) -> Reference:
+    """Ask the model's own code, one text at a time.
+
+    Few tokens are used, and each text begins with another one: the state of that first token is
+    what the token has without any context.
+    """
+    alphabet = [(7 + 11 * i) % num_tokens for i in range(len(PROMPTS))]
+    drawn = torch.Generator().manual_seed(0)
+
+    def some(num: int) -> list[int]:
+        return [alphabet[i] for i in torch.randint(len(alphabet), (num,), generator=drawn).tolist()]
+
+    prompts = [[alphabet[i], *some(num - 1)] for i, num in enumerate(PROMPTS)]
+    completions = [[some(num) for num in lengths] for lengths in COMPLETIONS]
+    reference = Reference(prompts, completions, [])
+    with torch.no_grad():
+        for text in reference.texts:
+            ids = torch.tensor([text], device=device)
+            reference.states.append(decoder(input_ids=ids, use_cache=False).last_hidden_state[0])
+    return reference
+
+
+def looks_ahead(reference: Reference) -> bool:
+    """Whether a token's state depends on what comes after it."""
+    first, second = reference.states[:2]
+    at = list(range(len(reference.prompts[0])))
+    return _over_bound(reference, [0] * len(at), second[: len(at)], at, first.dtype) > 1
+
+
+def agreement(
+    reference: Reference, hidden: Hidden, device: torch.device, *, decodes: bool
+) -> float:
+    """The largest difference to the model's own states, as a share of its bound; 1 is the most.
+
+    With `decodes` the texts are sampled too: prompts prefilled, completions token by token.
+    """
+    line = torch.tensor(reference.line(), device=device)
+    dtype = reference.states[0].dtype
+    layout = reference.layout(device)
+    with torch.no_grad():
+        found = hidden(line, layout)
+        texts, places = _places(reference)
+        worst = _over_bound(reference, texts, found, places, dtype)
+        if decodes:
+            worst = max(worst, *_decoded(reference, hidden, device, dtype))
+    return worst
+
+
+def leak(reference: Reference, hidden: Hidden, device: torch.device) -> bool:
+    """Whether a completion depends on another one beside it."""
+    line = torch.tensor(reference.line(), device=device)
+    start = len(reference.prompts[0])
+    others = line.clone()
+    own = slice(start, start + len(reference.completions[0][0]))
+    alphabet = line.unique()
+    others[own] = alphabet[(torch.searchsorted(alphabet, line[own]) + 1) % len(alphabet)]
+    with torch.no_grad():
+        before, after = (
+            hidden(tokens, reference.layout(device)).float() for tokens in (line, others)
+        )
+    bound = LEAKED if reference.states[0].dtype == torch.float32 else LEAKED_BFLOAT16
+    changed = (after - before).norm(dim=-1) > bound * before.norm(dim=-1)
+    changed[own] = False
+    return bool(changed.any())
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What a model makes of its last hidden states: head(states) · scale, then a soft cap."""
+
+    scale: float
+    cap: float | None
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:
+        """What becomes of what the head gives."""
+        values = values * self.scale
+        return values if self.cap is None else self.cap * torch.tanh(values / self.cap)
+
+
+def logits_of(model: Any, decoder: Any) -> Logits | None:
+    """Find it by putting known numbers in place of what the head gives; None: it is more than that.
+
+    The answer does not depend on how large the model's own logits are.
+    """
+    head, width = model.get_output_embeddings(), model.get_output_embeddings().weight.shape[0]
+    # Dense near zero, where the slope is the scale; large at the ends, where a cap shows.
+    known = 200.0 * torch.linspace(-1.0, 1.0, width, device=head.weight.device) ** 3
+    ids = torch.arange(3, device=head.weight.device)[None]
+    states: list[torch.Tensor] = []
+    hooks = [
+        decoder.register_forward_hook(
+            lambda _module, _inputs, output: states.append(output.last_hidden_state)
+        ),
+        head.register_forward_pre_hook(lambda _module, inputs: states.append(inputs[0])),
+        head.register_forward_hook(lambda *_: known.expand(1, 3, -1).clone()),
+    ]
+    try:
+        with torch.no_grad():
+            said = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    before, given = states[-2].float(), states[-1].float()
+    ratio = float((given * before).sum() / (before * before).sum())
+    if said.shape != (1, 3, width) or given.shape != before.shape:
+        return None
+    if (given - ratio * before).norm() > 0.01 * given.norm():
+        return None
+    found = Logits(*_form(known, said[0, 0]))
+    if (found.of(known) - said).abs().max() > 0.01 * said.abs().max():
+        return None
+    return Logits(found.scale * ratio, found.cap)
+
+
+def _form(known: torch.Tensor, said: torch.Tensor) -> tuple[float, float | None]:
+    """Scale and cap of a soft cap, from what it makes of numbers near zero and far from it."""
+    half = len(known) // 2
+    near = float((said[half] - said[half - 1]) / (known[half] - known[half - 1]))
+    far = float(said[-1])
+    if abs(near * float(known[-1]) - far) < 1e-3 * abs(far):
+        return near, None
+    return near, far
+
+
+def _places(reference: Reference) -> tuple[list[int], list[int]]:
+    """Text and place in it of each token of the packed line."""
+    texts: list[int] = []
+    places: list[int] = []
+    number = 0
+    for prompt, some in zip(reference.prompts, reference.completions, strict=True):
+        texts += [number] * len(prompt)
+        places += range(len(prompt))
+        for completion in some:
+            texts += [number] * len(completion)
+            places += range(len(prompt), len(prompt) + len(completion))
+            number += 1
+    return texts, places
+
+
+def _decoded(
+    reference: Reference, hidden: Hidden, device: torch.device, dtype: torch.dtype
+) -> list[float]:
+    lengths = list(map(len, reference.prompts))
+    prefill = Packed(lengths, [[] for _ in lengths], device, keep_keys=True)
+    line = [token for prompt in reference.prompts for token in prompt]
+    hidden(torch.tensor(line, device=device), prefill)
+    groups, found = reference.groups, []
+    layout = Decode(prefill, lengths, groups)
+    for step in range(DECODED):
+        at = [lengths[group] + step for group in groups]
+        tokens = [text[place] for text, place in zip(reference.texts, at, strict=True)]
+        layout.take(1)
+        states = hidden(torch.tensor(tokens, device=device), layout)
+        layout.advance()
+        found.append(_over_bound(reference, list(range(len(at))), states, at, dtype))
+    return found
+
+
+def _over_bound(
+    reference: Reference,
+    texts: Sequence[int],
+    found: torch.Tensor,
+    places: Sequence[int],
+    dtype: torch.dtype,
+) -> float:
+    """The largest difference of these states to the reference's, over what is allowed there."""
+    all_texts = reference.texts
+    own = torch.stack([reference.states[t][i] for t, i in zip(texts, places, strict=True)]).float()
+    off = (found.float() - own).norm(dim=-1)
+    if dtype != torch.float32:
+        return float(
+            (off / (ROUNDING_BFLOAT16 * own.norm(dim=-1))).mean().nan_to_num(nan=torch.inf)
+        )
+    alone = {
+        all_texts[t][0]: reference.states[t][0].float() for t in range(len(all_texts))
+    }  # without any context
+    base = torch.stack([alone[all_texts[t][i]] for t, i in zip(texts, places, strict=True)])
+    allowed = OF_CONTEXT * (own - base).norm(dim=-1) + ROUNDING * own.norm(dim=-1)
+    return float((off / allowed).max().nan_to_num(nan=torch.inf))

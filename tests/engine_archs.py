@@ -1,0 +1,129 @@
+"""Tiny folders of every architecture that a user may bring: random weights, few of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rftkit.server.engine.tiny import _tokenizer
+
+OTHERS = """
+    aria_text bart beam bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small
+    blt camembert cohere_compass_text cpmant ctrl data2vec-text electra emu3 ernie exaone fuyu
+    gemma3 gemma3n gemma4 gemma4_assistant gemma4_unified gemma4_unified_assistant git got_ocr2
+    gpt-sw3 internlm3 iquestcoder llama4 marian mbart megatron-bert mllama moshi
+    moss_transcribe_diarize musicgen musicgen_melody mvp openai-gpt pegasus phi4_multimodal plbart
+    prophetnet reformer rembert roberta roberta-prelayernorm roc_bert roformer sarvam_mla
+    sarvam_moe trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod
+"""
+"""Encoders, decoders of encoders, models that hear or see, and second names of other classes."""
+
+MODELS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(OTHERS.split()))
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 48,
+    "n_embd": 48,
+    "d_model": 48,
+    "word_embed_proj_dim": 48,
+    "intermediate_size": 80,
+    "ffn_dim": 80,
+    "n_inner": 80,
+    "num_hidden_layers": 4,
+    "n_layer": 4,
+    "num_layers": 4,
+    "n_layers": 4,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "attention_heads": 4,
+    "n_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 512,
+    "n_positions": 512,
+    "max_seq_len": 512,
+    "initializer_range": 0.2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_k": 2,
+    "moe_topk": 2,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_dense_layers": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "mamba_d_state": 8,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 24,
+    "mamba_d_ssm": 96,
+    "mamba_chunk_size": 16,
+    "chunk_size": 16,
+    "sliding_window": 16,
+    "attention_window": 16,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 32,
+}
+
+
+def write_any(folder: Path, model_type: str, *, std: float = 0.2, **sizes: Any) -> Path:
+    """A Hugging Face folder of a random model of this type with the character tokenizer."""
+    tokenizer = _tokenizer()
+    known = AutoConfig.for_model(model_type)
+    common = {name: value for name, value in SIZES.items() if name in known.to_dict()}
+    options = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    config = AutoConfig.for_model(
+        model_type, **(options | common | OPTIONS.get(model_type, {}) | sizes)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=std)
+            else:
+                parameter.data.add_(torch.randn_like(parameter), alpha=std / 2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "axk1": {"head_dim": 8, "num_key_value_heads": 4},
+    "axk2": {"head_dim": 8, "num_key_value_heads": 4},
+    "cwm": {"bos_token_id": 0},
+    "deepseek_v2": {"head_dim": 8, "num_key_value_heads": 4},
+    "deepseek_v3": {"head_dim": 8, "num_key_value_heads": 4},
+    "deepseek_v32": {"head_dim": 8, "num_key_value_heads": 4},
+    "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
+    "glm_moe_dsa": {"head_dim": 8, "num_key_value_heads": 4},
+    "longcat_flash": {"head_dim": 8, "num_key_value_heads": 4},
+    "mamba2": {"num_heads": 4, "head_dim": 24},
+    "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
+    "modernbert-decoder": {"bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+}
+"""What a type needs beside the common sizes."""

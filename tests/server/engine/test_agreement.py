@@ -1,0 +1,152 @@
+"""Architectures against transformers and PEFT: the same numbers, or a refusal in words."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_archs import MODELS, write_any
+from engine_models import write
+from server.engine.test_torch import SETTINGS, groups_from, moved_policy, plain_logprobs
+
+from rftkit.errors import InputError
+from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup
+from rftkit.server.engine.torch.engine import TorchEngine
+
+LENGTHS = (4, 19, 70)
+"""Of prompts: beyond the windows and the chunks of the tiny models, too."""
+
+
+def load(folder: Path) -> TorchEngine:
+    return TorchEngine(folder, name="some-model", device="cpu", dtype=torch.float32)
+
+
+def path_of(engine: TorchEngine) -> str:
+    return "plain" if engine._plain_because else "fast"
+
+
+def sampled(engine: TorchEngine) -> list[TrainGroup]:
+    """Completions of random prompts, by the policy."""
+    drawn = random.Random(0)
+    tokens = range(len(engine.tokenizer))
+    prompts = [drawn.choices(tokens, k=length) for length in LENGTHS]
+    asked = [SampleRequest(prompt, [(1, i), (2, i)], 6) for i, prompt in enumerate(prompts)]
+    return groups_from(asked, engine.sample(asked))
+
+
+def check(folder: Path, engine: TorchEngine, adapter: Path, within: float = 1e-3) -> None:
+    """Sampled, recomputed, and transformers' with PEFT's adapters are the same log-probs."""
+    moved_policy(engine)
+    groups = sampled(engine)
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    with torch.no_grad():
+        ours = engine.logprobs(groups).tolist()
+    assert ours == pytest.approx(stored, abs=within)
+    engine.save_adapter(adapter)
+    theirs = [x for group in groups for x in plain_logprobs(folder, adapter, group)]
+    assert ours == pytest.approx(theirs, abs=within)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "path"),
+    [
+        ("falcon_h1", "plain"),  # state-space layers run on from one completion into the next
+        ("diffllama", "plain"),  # asks for attention twice a layer
+        ("doge", "plain"),  # adds a mask of its own
+        ("nanochat", "fast"),  # caps its logits
+        ("gemma2", "plain"),
+        ("vaultgemma", "plain"),
+        ("cohere", "fast"),  # scales its logits
+        ("deepseek_v3", "plain"),  # experts, latent attention
+        ("minicpm3", "plain"),
+        ("ernie4_5_moe", "fast"),
+        ("glm4_moe", "fast"),
+        ("qwen3_next", "plain"),  # norms with a gate
+        ("qwen3_5_text", "plain"),
+        ("olmo_hybrid", "plain"),
+    ],
+)
+@pytest.mark.parametrize("std", [0.2, 0.02])
+def test_sampled_recomputed_and_transformers_agree(
+    model_type: str, path: str, std: float, tmp_path: Path
+) -> None:
+    """With small weights, too, where a wrong formula changes little."""
+    folder = write_any(tmp_path / "base", model_type, std=std)
+    engine = load(folder)
+    assert path_of(engine) == path
+    check(folder, engine, tmp_path / "adapter")
+
+
+def test_qwen3_5_learns(tmp_path: Path) -> None:
+    engine = load(write_any(tmp_path, "qwen3_5_text"))
+    engine.start_policy(LoraConfig(rank=4, alpha=8.0), 1)
+    groups = sampled(engine)
+    before = {name: t.detach().clone() for name, t in engine.policies.trained()[0].items()}
+    stats = engine.train_step(groups, SETTINGS)
+    assert stats.logprob_gap_max < 1e-4
+    after = engine.policies.trained()[0]
+    assert any("linear_attn" in n and (after[n] != before[n]).any() for n in before)
+
+
+def test_layers_that_peft_takes_for_experts_get_no_adapters_and_the_notes_say_so(
+    tmp_path: Path,
+) -> None:
+    engine = load(write_any(tmp_path, "glm4_moe"))
+    engine.start_policy(LoraConfig(rank=4, alpha=8.0), 1)
+    names = {name.split(".")[-2] for name in engine.policies.trained()[0]}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert "named down_proj, gate_proj, up_proj get no adapters" in engine.notes(None, None)[-1]
+
+
+def test_a_model_without_linear_layers_is_refused_adapters_in_words(tmp_path: Path) -> None:
+    engine = load(write_any(tmp_path, "gpt2"))
+    with pytest.raises(InputError, match="has no linear layers to put adapters on; train every"):
+        engine.start_policy(LoraConfig(), 1)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_a_model_reads_as_far_as_its_positions_stay_the_same(
+    rope_type: str, tmp_path: Path
+) -> None:
+    """Beyond that, what a token was sampled with is not what it has when the text has gone on."""
+    rope: dict[str, Any] = {
+        "rope_type": rope_type,
+        "rope_theta": 10_000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }
+    if rope_type == "longrope":
+        rope |= {"short_factor": [1.0] * 6, "long_factor": [4.0] * 6}
+    folder = write(tmp_path / "base", "Llama", rope_parameters=rope)
+    engine = load(folder)
+    assert engine.context_tokens == 128
+    check(folder, engine, tmp_path / "adapter")
+
+
+def outcome(model_type: str, folder: Path) -> str:
+    """`fast`, `plain` or `refused: words`, after a comparison with transformers and PEFT."""
+    try:
+        base = write_any(folder / "base", model_type)
+    except Exception as error:  # no configuration of this type is known here
+        return f"not written: {error}"
+    try:
+        engine = load(base)
+        check(base, engine, folder / "adapter", within=5e-3)
+    except InputError as error:
+        return f"refused: {error}"
+    return path_of(engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", MODELS)
+def test_every_architecture_is_right_or_refused_in_words(model_type: str, tmp_path: Path) -> None:
+    found = outcome(model_type, tmp_path)
+    expected = TABLE.get(model_type, "fast")
+    assert found.startswith(expected), found
+
+
+TABLE: dict[str, str] = {}
+"""What each type comes to where it is not `fast`."""
