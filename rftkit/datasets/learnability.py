@@ -295,16 +295,18 @@ def _ask(
             return samples, str(error)
         if not reply.choices:
             return samples, "the service gave no choices"
-        samples += [_sample(choice, chosen.get("response_format")) for choice in reply.choices]
+        format_ = chosen.get("response_format")
+        samples += [_sample(choice, format_, model) for choice in reply.choices]
     return samples[:completions], None
 
 
-def _sample(choice: Any, response_format: Mapping[str, Any] | None) -> Sample:
+def _sample(choice: Any, response_format: Mapping[str, Any] | None, model: str) -> Sample:
     return Sample.from_text(
         choice.message.content or "",
         response_format=response_format,
         truncated=choice.finish_reason == "length",
         tool_calls=[call.to_dict() for call in choice.message.tool_calls or []],
+        model=model,
     )
 
 

@@ -128,5 +128,6 @@ def _ask(client: OpenAI, model: str, row: Row, options: dict[str, Any]) -> Answe
         response_format=options.get("response_format"),
         truncated=choice.finish_reason == "length",
         tool_calls=[call.to_dict() for call in choice.message.tool_calls or []],
+        model=model,
     )
     return Answer(model, sample, tokens=reply.usage.completion_tokens if reply.usage else None)

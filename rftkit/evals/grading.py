@@ -26,9 +26,13 @@ def grade_again(
     from rftkit.graders.frames import grade_many
 
     frame = samples.frame
+    models = {run.label: run.model for run in samples.runs}
     came = _came(frame)
     pairs = [
-        (_sample(line, samples.response_format), samples.items.get(line.row) or {})
+        (
+            _sample(line, samples.response_format, models.get(line.run)),
+            samples.items.get(line.row) or {},
+        )
         for line in frame[came].itertuples()
     ]
     table = grade_many(grader, pairs, progress=progress, **options)
@@ -43,9 +47,12 @@ def _came(frame: pd.DataFrame) -> Any:
     return ((frame["outcome"] != "failed") | (frame["answer"].fillna("") != "")).to_numpy(bool)
 
 
-def _sample(line: Any, response_format: Mapping[str, Any] | None) -> Sample:
+def _sample(line: Any, response_format: Mapping[str, Any] | None, model: str | None) -> Sample:
     return Sample.from_text(
-        line.answer or "", response_format=response_format, truncated=bool(line.truncated)
+        line.answer or "",
+        response_format=response_format,
+        truncated=bool(line.truncated),
+        model=model,
     )
 
 

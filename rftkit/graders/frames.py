@@ -128,7 +128,10 @@ class _Journal:
 
     def key(self, pair: Pair) -> str:
         sample, item = pair
-        question = [self._spec, dataclasses.asdict(sample), item]
+        said = dataclasses.asdict(sample)
+        if sample.model is None:  # grades kept before samples named their model keep their keys
+            del said["model"]
+        question = [self._spec, said, item]
         text = json.dumps(question, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -25,7 +25,13 @@ def given_sample(said: Any, *, response_format: Mapping[str, Any] | None = None)
         InputError: it holds no answer; the message says what was found.
     """
     text, calls = _text_and_calls(said)
-    return Sample.from_text(text, response_format=response_format, tool_calls=calls or None)
+    model = _at(said, "model")
+    return Sample.from_text(
+        text,
+        response_format=response_format,
+        tool_calls=calls or None,
+        model=model if isinstance(model, str) else None,
+    )
 
 
 def _text_and_calls(said: Any) -> tuple[str, list[Any]]:

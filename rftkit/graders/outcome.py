@@ -63,6 +63,8 @@ class Sample:
     """Chat-completions choices; made from the fields above when empty."""
     truncated: bool = False
     """The answer hit the token limit: it is unscorable."""
+    model: str | None = None
+    """The model that wrote it; None when nobody says."""
     expects_json: bool = False
     """A JSON `response_format` was set: text that does not parse is unscorable."""
 
@@ -74,6 +76,7 @@ class Sample:
         response_format: Mapping[str, Any] | None = None,
         truncated: bool = False,
         tool_calls: list[dict[str, Any]] | None = None,
+        model: str | None = None,
     ) -> Sample:
         """Make a sample from an answer; `output_json` is filled whenever the text parses.
 
@@ -86,12 +89,14 @@ class Sample:
             output_json=_parse_json(text),
             output_tools=tool_calls or [],
             truncated=truncated,
+            model=model,
             expects_json=kind in ("json_schema", "json_object") and not tool_calls,
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The namespace as a python grader sees it."""
+        """The namespace as a python grader sees it; `model` only when it is known."""
         return {
+            **({"model": self.model} if self.model is not None else {}),
             "output_text": self.output_text,
             "output_json": self.output_json,
             "output_tools": list(self.output_tools),

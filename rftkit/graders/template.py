@@ -2,7 +2,8 @@
 
 There are two namespaces, paths into them, and nothing else: no filters, no expressions, no logic.
 Text is substituted as it is; everything else as JSON (`null`, `true`, `[1, 2]`). An opening `{{`
-without `}}` is plain text. A missing `item` path is the grader's failure; a missing path below
+without `}}` is plain text. As in Jinja, `{{ "{{" }}` writes literal braces: quoted text that holds
+`{{` or `}}` is copied. A missing `item` path is the grader's failure; a missing path below
 `sample.output_json` makes the sample unscorable, because the model chose those keys.
 """
 
@@ -31,9 +32,11 @@ __all__ = [
 
 Render = Callable[[Sample, Any], str]
 
-SAMPLE_VARIABLES = ("output_text", "output_json", "output_tools", "choices")
+SAMPLE_VARIABLES = ("output_text", "output_json", "output_tools", "choices", "model")
 
 _NAME = re.compile(r"\.([^\s.\[\]{}]+)")
+_QUOTED = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*\}\}""")
+"""What follows an opening `{{` when the slot is quoted text."""
 _INDEX = re.compile(r"\[(?:(\d{1,9})|'([^']*)'|\"([^\"]*)\")\]")
 
 
@@ -74,7 +77,7 @@ def compile_template(text: str, *, param: str | None = None) -> Render:
     literals, slots = _split(text)
     getters = [_getter(_parse(slot, param)) for slot in slots]
     if not getters:
-        return lambda sample, item: text
+        return lambda sample, item: literals[0]
     if len(getters) == 1 and literals == ["", ""]:
         only = getters[0]
 
@@ -96,12 +99,19 @@ def compile_template(text: str, *, param: str | None = None) -> Render:
 
 def _split(text: str) -> tuple[list[str], list[str]]:
     """The plain texts of a template and the slots between them, in time linear in its length."""
-    literals, slots, end = [], [], 0
+    literals, slots, pending, end = [], [], list[str](), 0
     while (start := text.find("{{", end)) >= 0 and (close := text.find("}}", start + 2)) >= 0:
-        literals.append(text[end:start])
-        slots.append(text[start + 2 : close])
-        end = close + 2
-    return [*literals, text[end:]], slots
+        pending.append(text[end:start])
+        quoted = _QUOTED.match(text, start + 2)
+        braces = (quoted[1] or quoted[2] or "") if quoted else ""
+        if quoted and ("{{" in braces or "}}" in braces):
+            pending.append(braces)
+            end = quoted.end()
+        else:
+            literals.append("".join(pending))
+            slots.append(text[start + 2 : close])
+            pending, end = [], close + 2
+    return [*literals, "".join([*pending, text[end:]])], slots
 
 
 def look_up(path: Path, sample: Sample | None, item: Any) -> Any:
@@ -134,7 +144,8 @@ def _parse(slot: str, param: str | None) -> Path:
     if namespace not in ("item", "sample") or position != len(text):
         raise GraderSpecError(
             f"`{param or 'template'}`: {{{{{_short(slot)}}}}} is not a path; write "
-            f"{{{{item.key}}}} or {{{{sample.output_text}}}}, with .key and [0] to go deeper",
+            f"{{{{item.key}}}} or {{{{sample.output_text}}}}, with .key and [0] to go deeper, "
+            'or {{ "{{" }} for literal braces',
             param=param,
         )
     if namespace == "sample" and steps and steps[0] not in SAMPLE_VARIABLES:
@@ -190,6 +201,8 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
     elif isinstance(value, dict):
         if step in value:
             return value[step]
+        if done == "sample":
+            raise Fault("invalid_variable_error", f"the sample does not say its `{step}`")
         keys = ", ".join(repr(key)[1:-1] for key in list(value)[:20]) or "none"
         found = f"`{_short(done, 200)}` has the keys: {_short(keys, 400)}"
     else:
@@ -197,7 +210,7 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
     raise Fault(
         "invalid_variable_error",
         f"`{_short(str(path), 200)}` is missing: {found}",
-        unscorable=done.startswith("sample"),
+        unscorable=done.startswith("sample."),
     )
 
 

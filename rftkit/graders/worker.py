@@ -28,12 +28,14 @@ FILE_NAME = "grader.py"
 _MAX_DETAILS = 8_000
 
 
-def _is_number(result: Any) -> bool:
-    """A number of Python or numpy, an array of none dimensions too; no text, no list."""
-    if isinstance(result, (numbers.Real, decimal.Decimal)):
-        return True
-    is_single = getattr(result, "shape", None) == ()
-    return is_single and getattr(result.dtype, "kind", "") in ("b", "i", "u", "f")
+def _number(result: Any) -> float | None:
+    """The number that a grader returned, or None when it returned something else.
+
+    Scalars of numpy and torch, and their arrays without dimensions, hold a number of Python.
+    """
+    if getattr(result, "shape", None) == () and hasattr(result, "item"):
+        result = result.item()
+    return float(result) if isinstance(result, (numbers.Real, decimal.Decimal)) else None
 
 
 def main() -> None:
@@ -136,7 +138,7 @@ def _load(source: str) -> Callable[[Any, Any], Any]:
 def _answer(grade: Callable[[Any, Any], Any], request: dict[str, Any]) -> dict[str, Any]:
     try:
         result = grade(request["sample"], request["item"])
-        reward = float(result) if _is_number(result) else None
+        reward = _number(result)
     except BaseException as error:
         # what filled the memory may still be held, by a global for instance
         return {"error": _describe(error), "retire": isinstance(error, MemoryError)}

@@ -271,6 +271,7 @@ class Playground(Panel):
             answer["text"],
             response_format=self.response_format if self.constrained else None,
             truncated=answer["truncated"],
+            model=answer["model"],
         )
 
     def _grades(self, item: dict[str, Any]) -> bool:

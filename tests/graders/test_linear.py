@@ -11,7 +11,16 @@ from rftkit.graders.template import compile_template, lone_path, paths
 from rftkit.server.engine.prompts import tool_calls_in
 
 
-@pytest.mark.parametrize("text", ["{{" * 1_000_000, "{{ " + " " * 1_000_000, "a" * 1_000_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{" * 1_000_000,
+        '{{ "' * 500_000,
+        "{{ '\"" * 500_000,
+        "{{ " + " " * 1_000_000,
+        "a" * 1_000_000,
+    ],
+)
 def test_a_template_without_a_closed_slot_is_plain_text_at_any_length(text: str) -> None:
     assert paths(text) == []
     assert lone_path(text) is None

@@ -22,6 +22,7 @@ JSON = st.recursive(
 SAMPLE = Sample.from_text(
     '{"label": "yes", "n": [1, 2]}',
     tool_calls=[{"type": "function", "function": {"name": "f", "arguments": "{}"}}],
+    model="m-1",
 )
 ITEM = {"a": {"b": [{"c": "deep"}]}, "list": [1, "x"], "null": None, "key with space": 3, "f": 1.5}
 
@@ -49,6 +50,11 @@ def render(text: str, sample: Sample = SAMPLE, item: object = ITEM) -> str:
         ("{{sample.choices[0].finish_reason}}", "tool_calls"),
         ("{{item}}", json.dumps(ITEM)),
         ("an open {{ stays", "an open {{ stays"),
+        ('write {{ "{{" }}item.x}} so', "write {{item.x}} so"),
+        ("{{'{{'}}{{ item.f }}{{ '}}' }}", "{{1.5}}"),
+        ('{{ "{{ item.f }}" }}', "{{ item.f }}"),
+        ('{{ "{{" }}', "{{"),
+        ("{{sample.model}}: {{sample['model']}}", "m-1: m-1"),
         ('{"json": {"in": "prompts"}}', '{"json": {"in": "prompts"}}'),
     ],
 )

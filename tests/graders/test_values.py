@@ -49,8 +49,40 @@ def test_values_of_other_libraries_in_rows(value: Any, text: str) -> None:
     assert graders.grade({"type": "python", "source": source}, "a", {"x": value}).reward == 1.0
 
 
-@pytest.mark.parametrize("result", ["Decimal('1')", "Zero(1)", "True"])
+RETURNS = """
+from decimal import Decimal
+
+class Zero(int):
+    pass
+
+class Scalar:  # as numpy.bool_, a 0-d array, a tensor of torch: neither needs to be installed
+    shape = ()
+
+    def __init__(self, value):
+        self.value = value
+
+    def item(self):
+        return self.value
+
+class Array(Scalar):
+    shape = (1,)
+
+def grade(sample, item):
+    return RESULT
+"""
+
+
+@pytest.mark.parametrize(
+    "result", ["Decimal('1')", "Zero(1)", "True", "Scalar(True)", "Scalar(1)", "Scalar(1.0)"]
+)
 def test_a_python_grader_may_return_any_number(result: str) -> None:
-    source = "from decimal import Decimal\n\n\nclass Zero(int):\n    pass\n\n\n"
-    source += f"def grade(sample, item):\n    return {result}\n"
+    source = RETURNS.replace("RESULT", result)
     assert graders.grade({"type": "python", "source": source}, "a", {}).reward == 1.0
+
+
+@pytest.mark.parametrize("result", ["None", "'1'", "[1]", "Scalar('1')", "Scalar(1j)", "Array(1)"])
+def test_what_is_no_number_is_a_failed_grade(result: str) -> None:
+    source = RETURNS.replace("RESULT", result)
+    grade = graders.grade({"type": "python", "source": source}, "a", {})
+    assert (grade.reward, grade.outcome) == (None, "failed")
+    assert "expected a number" in str(grade.errors["python_grader_runtime_error_details"])

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from rftkit import graders
+from rftkit.errors import InputError, RequestError
 from rftkit.server.api import Here, Reply
 from rftkit.server.api.chat import until_gone
 from rftkit.server.inference.body import Body
@@ -29,10 +30,10 @@ class ValidateBody(Body):
 
 
 class RunBody(Body):
-    """`{grader, model_sample, item}`."""
+    """`{grader, model_sample, item}`; a sample is text, or an object that names its model too."""
 
     grader: dict[str, Any]
-    model_sample: str
+    model_sample: str | dict[str, Any]
     item: Any = None
     trace_id: str | None = None
 
@@ -52,6 +53,9 @@ async def run(here: Here, request: Request, body: RunBody) -> Reply:
 
 def _grade(here: Platform, body: RunBody) -> dict[str, Any]:
     grader = here.grader_cache.get(body.grader)
-    sample = graders.Sample.from_text(body.model_sample)
+    try:
+        sample = graders.given_sample(body.model_sample)
+    except InputError as error:
+        raise RequestError(error.message, param="model_sample") from None
     grade = grader.grade(sample, {} if body.item is None else body.item)
     return grade.to_wire(grader.spec)

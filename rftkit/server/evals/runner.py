@@ -227,6 +227,7 @@ class _Pass:
             response_format=asked.response_format,
             truncated=answer["stop_reason"] == "length",
             tool_calls=calls,
+            model=self._run.model,
         )
         return sample, facts
 

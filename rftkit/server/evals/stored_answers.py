@@ -99,7 +99,7 @@ def _entry(
             "model": record.model,
             "metadata": record.body.get("metadata") or {},
         },
-        "sample": {"output_text": text, "output_tools": calls},
+        "sample": {"output_text": text, "output_tools": calls, "model": record.model},
         "facts": {
             "input": asked,
             "model": record.model,

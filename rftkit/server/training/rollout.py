@@ -49,6 +49,8 @@ class Ended:
     place: Place
     row: Row
     completion: Completion
+    model: str | None = None
+    """The job's name for its model, which graders see as `sample.model`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,8 @@ def _pairs(
 ) -> Iterator[tuple[Sample, Any]]:
     for each in ended:
         taken.append(each)
-        yield sample_of(each.completion, each.row, response_format), each.row.item
+        sample = sample_of(each.completion, each.row, response_format, model=each.model)
+        yield sample, each.row.item
 
 
 def _report(
@@ -243,7 +246,11 @@ def said(completion: Completion, row: Row) -> tuple[str, list[dict[str, Any]]]:
 
 
 def sample_of(
-    completion: Completion, row: Row, response_format: Mapping[str, Any] | None
+    completion: Completion,
+    row: Row,
+    response_format: Mapping[str, Any] | None,
+    *,
+    model: str | None = None,
 ) -> Sample:
     """What a grader sees: the answer, its tool calls and, in `choices`, the thoughts too."""
     text, calls = said(completion, row)
@@ -252,6 +259,7 @@ def sample_of(
         response_format=response_format,
         truncated=completion.stop_reason == "length",
         tool_calls=calls,
+        model=model,
     )
     if not completion.reasoning:
         return sample

@@ -219,7 +219,7 @@ def graded_while_sampling(
         keep: gets each new grade that did not fail, from any thread.
         meanwhile: called when all completions have ended.
     """
-    grading = _Grading(rows, known or {}, keep)
+    grading = _Grading(run.job.model, rows, known or {}, keep)
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(grading.grade, grader, run.response_format)
         try:
@@ -264,10 +264,12 @@ class _Grading:
 
     def __init__(
         self,
+        model: str,
         rows: Sequence[Row],
         known: Mapping[Place, Kept],
         keep: Callable[[Place, Kept], None],
     ) -> None:
+        self._model = model
         self._rows, self._known, self._keep = rows, known, keep
         self._ended: SimpleQueue[Ended | None] = SimpleQueue()
         self._told: set[Place] = set()
@@ -277,7 +279,7 @@ class _Grading:
     def tell(self, i: int, index: int, completion: Completion) -> None:
         """A completion has ended."""
         self._told.add((i, index))
-        self._ended.put(Ended((i, index), self._rows[i], completion))
+        self._ended.put(Ended((i, index), self._rows[i], completion, self._model))
 
     def end(self, draft: Draft) -> None:
         """These are all; some may not have been told."""

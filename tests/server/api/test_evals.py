@@ -109,6 +109,26 @@ def test_given_samples_are_graded(served: Served) -> None:
     assert runs.output_items.retrieve(first.id, eval_id=record.id, run_id=run.id).id == first.id
 
 
+def test_criteria_read_the_model_of_a_sample(served: Served) -> None:
+    named = {**GRADER, "input": "{{sample.model}}", "reference": MODEL}
+    record = make_eval(served, named)
+    given = content("a", sample={"output_text": "a", "model": MODEL})
+    unnamed = content("a", sample={"output_text": "a"})
+    asked: Any = {
+        "type": "completions", "model": MODEL, "source": content("a"),
+        "input_messages": {
+            "type": "template", "template": [{"role": "user", "content": "say {{item.answer}}"}],
+        },
+    }  # fmt: skip
+    sources: list[Any] = [{"type": "jsonl", "source": given}, asked]
+    for source in sources:
+        run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+        assert run.result_counts.passed == 1
+    source = {"type": "jsonl", "source": unnamed}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))  # type: ignore[arg-type]
+    assert run.result_counts.errored == 1  # no score: nobody says which model it was
+
+
 @pytest.mark.parametrize("kind", ["completions", "responses"])
 def test_a_model_is_asked_and_graded(served: Served, kind: str) -> None:
     served.link.say = lambda request: request["messages"][-1]["content"].removeprefix("say ")

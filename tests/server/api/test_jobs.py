@@ -195,6 +195,13 @@ def test_graders_run_and_validate(served: Served) -> None:
     graders = served.client.fine_tuning.alpha.graders
     run = graders.run(grader=GRADER, model_sample="hi", item={"answer": "hi"})
     assert (run.reward, run.metadata.errors.other_error) == (1.0, False)
+    said: Any = {"output_text": "hi", "model": "m-1"}
+    by_model: Any = {**GRADER, "input": "{{sample.model}}", "reference": "m-1"}
+    assert graders.run(grader=by_model, model_sample=said, item={}).reward == 1.0
+    errors = graders.run(grader=by_model, model_sample="hi", item={}).metadata.errors
+    assert errors.invalid_variable_error
+    with pytest.raises(openai.BadRequestError, match="output_text"):
+        graders.run(grader=by_model, model_sample={"said": "hi"}, item={})  # type: ignore[arg-type]
     python = {"type": "python", "source": "def grade(sample, item):\n    raise ValueError('no')"}
     run = graders.run(grader=python, model_sample="hi", item={})
     assert run.reward == 0.0
