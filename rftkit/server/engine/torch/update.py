@@ -143,7 +143,7 @@ class _Sums:
     ) -> None:
         gap = (policy - sampling).abs()
         self.clipped += float(clipped.sum())
-        self.entropy -= float(policy[is_sampled].sum())
+        self.entropy -= float(policy.masked_fill(~is_sampled, 0.0).sum())
         self.gap += float(gap.sum())
         self.largest = max(self.largest, float(gap.max()))
         self.sampled_tokens += int(is_sampled.sum())
