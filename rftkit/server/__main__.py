@@ -173,7 +173,7 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     needs_key = _needs_key(store, home, options)
     listener = _bind(options.host, options.port)
     store.sweep()
-    for found in store.strangers():
+    for found in store.unlisted_contents():
         print(
             f"rftkit.server: {found}; platform.sqlite may be new or older than the rest of {home}. "
             "Nothing of it is deleted; restore the newest copy of platform.sqlite to see it again",

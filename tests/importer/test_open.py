@@ -304,7 +304,7 @@ def test_a_run_without_its_eval_is_named(served: Served, dump: Path) -> None:
         each for each in DumpSource(dump).read() if isinstance(each, LeftOut) or each.kind != "eval"
     )
     done = upload(served.client, source)
-    assert done.refused["run evalrun_0"] == "its eval eval_auto is not here"
+    assert done.refused["run evalrun_0"] == "its eval eval_auto does not exist"
     assert any("eval_id eval_auto" in note for note in done.notes)
     assert done.new["run"] == 0
 

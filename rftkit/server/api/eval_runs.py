@@ -85,7 +85,7 @@ class RunBody(Open):
 @router.post("", status_code=201)
 def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     """Queue a run."""
-    record = here.store.own_eval(eval_id)
+    record = here.store.editable_eval(eval_id)
     source = body.data_source
     _check_source(here, record, source)
     if source.type != "jsonl" and not _grades_what_is_kept(source):

@@ -52,7 +52,7 @@ def delete(here: Here, model: str) -> Reply:
         )
     with here.store.transaction():
         here.store.delete_model(model)
-        here.store.drop_checkpoint_of(model)
+        here.store.drop_model_checkpoints(model)
     if known.folder not in here.store.used_folders():
         discard(Path(known.folder), here.store.trash)
     return Reply(wire.deleted(model, "model"))

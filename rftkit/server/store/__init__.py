@@ -1,1 +1,1 @@
-"""What the platform remembers: SQLite, files beside it, and the shapes that go over the wire."""
+"""The platform's database, the files beside it, and the JSON objects that go over the wire."""

@@ -1,8 +1,8 @@
-"""The plumbing under the store: one connection, transactions, records in and out, pages.
+"""The database layer of the store: one connection, transactions, records in and out, pages.
 
-SQLite in WAL mode, used by the server and its worker at the same time; each process has one
-connection behind a lock, each change is one `BEGIN IMMEDIATE` transaction, durable when it
-returns. Knows records (`records.py`) as dataclasses; what they mean is the store's affair.
+The server and its worker use the same SQLite database in WAL mode. Each process has one connection
+behind a lock. Each change is one `BEGIN IMMEDIATE` transaction, durable when the call returns. This
+module knows records only as dataclasses (`records.py`); the store gives them meaning.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ __all__ = ["Database", "connect", "new_id", "now", "sql_list"]
 R = TypeVar("R", bound=Record)
 
 BUSY_SECONDS = 30.0
-"""How long a change waits for the other process's transaction."""
+"""How long a transaction waits for one of the other process."""
 
 
 def now() -> int:
-    """Unix time in whole seconds."""
+    """Return the unix time in whole seconds."""
     return int(time.time())
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id such as `ftjob-4f…`; `prefix` brings its own separator."""
+    """Return a new id such as `ftjob-4f…`; `prefix` includes its separator."""
     return prefix + secrets.token_hex(12)
 
 
 class Database:
-    """Records in tables. Safe to share between threads."""
+    """Reads and writes records in tables. Threads can share one instance."""
 
     def __init__(self, db: sqlite3.Connection, home: Path | None = None) -> None:
-        """`db` comes from `connect`; paths in it are relative to `home`."""
+        """`db` comes from `connect`; its paths are relative to `home`."""
         self._db = db
         self._home = home or Path()
         self._lock = threading.RLock()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; a transaction inside another one is part of it."""
+        """Commit every change of the block or none; a nested transaction joins the outer one."""
         with self._lock:
             if self._db.in_transaction:
                 yield self._db
@@ -118,22 +118,22 @@ class Database:
             raise NotFoundError(f"there is no {_LABEL[kind]} with id {missing!r}", param="id")
         return found[0]
 
-    def _check_own(self, record: Importable, name: str) -> None:
-        """Refuse to change what was imported.
+    def _check_not_imported(self, record: Importable, name: str) -> None:
+        """Refuse to change an imported record.
 
         Raises:
-            RequestError: it was.
+            RequestError: the record was imported.
         """
         if record.origin is not None:
             raise RequestError(
-                f"{name} was imported from {record.origin} and is read-only here: it is kept as "
-                "that service gave it. To go on from it, train its job again on a model you own: "
+                f"{name} was imported from {record.origin} and is read-only here: it is stored as "
+                "that service returned it. To build on it, run its job again on a local model: "
                 "rftkit job rerun ID --model NAME",
                 code="imported_object",
             )
 
-    def _announce(self, kind: str, object_id: str) -> None:
-        """Note, in the transaction that ends something, that a webhook may want to know."""
+    def _queue_delivery(self, kind: str, object_id: str) -> None:
+        """Queue a webhook event, in the same transaction that ends the job or run."""
         moment = now()
         self._insert(
             Delivery(
@@ -152,9 +152,9 @@ class Database:
         newest_first: bool,
         order: tuple[str, ...] = ("seq",),
     ) -> tuple[list[R], bool]:
-        """A page after the record with id `after`, and whether more follows.
+        """Return a page after the record with id `after`, and whether more records follow.
 
-        `order` names the columns that the list is sorted by; together they are unique.
+        `order` names the columns that sort the list; together they must be unique.
         """
         direction, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
         columns = ", ".join(order)
@@ -210,7 +210,7 @@ _LABEL: dict[type[Record], str] = {
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open or make the database file at its newest version; `:memory:` is one of its own."""
+    """Open or create the database file, at the newest version; `:memory:` is a new database."""
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     db.row_factory = sqlite3.Row
     try:
@@ -230,5 +230,5 @@ def _select(kind: type[Record], where: str) -> str:
 
 
 def sql_list(words: frozenset[str]) -> str:
-    """Our own state names as an SQL list."""
+    """Return a fixed set of state names as an SQL list."""
     return "(" + ", ".join(f"'{word}'" for word in sorted(words)) + ")"

@@ -19,12 +19,12 @@ from rftkit.server.store.records import (
 __all__ = ["Evals"]
 
 ENDINGS = {"completed": "succeeded", "failed": "failed", "canceled": "canceled"}
-"""Final states of a run and how webhook events call them."""
+"""Final states of a run -> their names in webhook events."""
 UNFINISHED = "('queued', 'in_progress')"
 
 
 class Evals(Database):
-    """The part of the store that keeps evals."""
+    """The part of the store that holds evals."""
 
     def add_eval(
         self,
@@ -35,7 +35,7 @@ class Evals(Database):
         metadata: dict[str, str] | None = None,
         extra: dict[str, Any] | None = None,
     ) -> Eval:
-        """Keep an eval; each criterion has its `id` already."""
+        """Store an eval; each criterion already has its `id`."""
         moment = now()
         return self._insert(
             Eval(
@@ -51,32 +51,32 @@ class Evals(Database):
         )
 
     def eval(self, eval_id: str) -> Eval:
-        """One eval.
+        """Return one eval.
 
         Raises:
             NotFoundError: when there is none.
         """
         return self._one(Eval, "id = ?", eval_id, missing=eval_id)
 
-    def own_eval(self, eval_id: str) -> Eval:
-        """One eval that may be changed.
+    def editable_eval(self, eval_id: str) -> Eval:
+        """Return one eval that may be changed.
 
         Raises:
             NotFoundError: when there is none.
             RequestError: when it was imported.
         """
         record = self.eval(eval_id)
-        self._check_own(record, f"eval {eval_id}")
+        self._check_not_imported(record, f"eval {eval_id}")
         return record
 
     def evals(
         self, *, after: str | None = None, limit: int = 20, newest_first: bool = False
     ) -> tuple[list[Eval], bool]:
-        """A page of evals, by creation."""
+        """Return a page of evals, in order of creation."""
         return self._page(Eval, "1", (), after=after, limit=limit, newest_first=newest_first)
 
     def evals_by_update(self) -> list[Eval]:
-        """All evals, the one changed longest ago first."""
+        """Return all evals, the least recently changed first."""
         return self._find(Eval, "1 ORDER BY updated_at, seq")
 
     def update_eval(self, eval_id: str, **fields: Any) -> Eval:
@@ -85,26 +85,26 @@ class Evals(Database):
         Raises:
             NotFoundError: when there is none.
         """
-        self.own_eval(eval_id)
+        self.editable_eval(eval_id)
         return self._update(Eval, eval_id, {**fields, "updated_at": now()})
 
     def delete_eval(self, eval_id: str) -> None:
-        """Forget an eval with its runs and items.
+        """Delete an eval with its runs and items.
 
         Raises:
             NotFoundError: when there is none.
-            RequestError: when it is of a job that has not ended.
+            RequestError: when a job that has not ended writes to it.
         """
         with self.transaction() as db:
-            self.own_eval(eval_id)
+            self.editable_eval(eval_id)
             users = self._rows(
                 f"SELECT id FROM jobs WHERE eval_id = ? AND status NOT IN {sql_list(TERMINAL)}",
                 eval_id,
             )
             if users:
                 raise RequestError(
-                    f"eval {eval_id} gets the validations of job {users[0]['id']}, which has not "
-                    "ended; cancel the job or wait for it",
+                    f"eval {eval_id} receives the validations of job {users[0]['id']}, which has "
+                    "not ended; cancel the job or wait for it",
                     param="eval_id",
                     code="eval_in_use",
                 )
@@ -121,13 +121,13 @@ class Evals(Database):
         key: str | None = None,
         **fields: Any,
     ) -> EvalRun:
-        """Keep a run, `queued` unless `status` says otherwise; the same `key` is the same run.
+        """Store a run, `queued` unless `status` is given; with a known `key`, return that run.
 
         Raises:
             NotFoundError: when there is no such eval.
         """
         with self.transaction():
-            self.own_eval(eval_id)
+            self.editable_eval(eval_id)
             if key is not None:
                 known = self._find(EvalRun, "eval_id = ? AND key = ?", eval_id, key)
                 if known:
@@ -147,14 +147,14 @@ class Evals(Database):
             )
 
     def run(self, run_id: str, eval_id: str | None = None) -> EvalRun:
-        """One run, of this eval when one is named.
+        """Return one run, which must be of `eval_id` if that is given.
 
         Raises:
             NotFoundError: when there is none.
         """
         run = self._one(EvalRun, "id = ?", run_id, missing=run_id)
         if eval_id is not None and run.eval_id != eval_id:
-            raise NotFoundError(f"run {run_id} is not of eval {eval_id}", param="run_id")
+            raise NotFoundError(f"run {run_id} does not belong to eval {eval_id}", param="run_id")
         return run
 
     def runs(
@@ -166,7 +166,7 @@ class Evals(Database):
         limit: int = 20,
         newest_first: bool = False,
     ) -> tuple[list[EvalRun], bool]:
-        """A page of an eval's runs."""
+        """Return a page of an eval's runs."""
         where, values = "eval_id = ?", [eval_id]
         if status is not None:
             where, values = f"{where} AND status = ?", [*values, status]
@@ -175,35 +175,35 @@ class Evals(Database):
         )
 
     def unfinished_runs(self) -> list[EvalRun]:
-        """Runs to go on with, oldest first; not those that a job writes or that were imported."""
+        """Return the unfinished runs, oldest first, without jobs' runs and imported ones."""
         where = f"status IN {UNFINISHED} AND key IS NULL AND origin IS NULL ORDER BY seq"
         return self._find(EvalRun, where)
 
     def update_run(self, run_id: str, **fields: Any) -> EvalRun:
-        """Change a run and return it; one that has ended keeps its status."""
+        """Change a run and return it; a run that has ended keeps its status."""
         with self.transaction():
             run = self.run(run_id)
-            self._check_own(run, f"run {run_id}")
+            self._check_not_imported(run, f"run {run_id}")
             if run.status not in ("queued", "in_progress"):
                 fields.pop("status", None)
             elif fields.get("status") in ENDINGS:
-                self._announce(f"eval.run.{ENDINGS[fields['status']]}", run_id)
+                self._queue_delivery(f"eval.run.{ENDINGS[fields['status']]}", run_id)
             return self._update(EvalRun, run_id, fields)
 
     def delete_run(self, run_id: str) -> None:
-        """Forget a run with its items."""
+        """Delete a run with its items."""
         with self.transaction() as db:
-            self._check_own(self.run(run_id), f"run {run_id}")
+            self._check_not_imported(self.run(run_id), f"run {run_id}")
             db.execute("DELETE FROM eval_runs WHERE id = ?", (run_id,))
 
     def add_items(self, items: Iterable[OutputItem]) -> None:
-        """Keep output items, all or none."""
+        """Store all of the output items or none."""
         self._insert_all(OutputItem, items)
 
     def drop_items(self, run_id: str) -> None:
-        """Forget a run's output items."""
+        """Delete a run's output items."""
         with self.transaction() as db:
-            self._check_own(self.run(run_id), f"run {run_id}")
+            self._check_not_imported(self.run(run_id), f"run {run_id}")
             db.execute("DELETE FROM output_items WHERE run_id = ?", (run_id,))
 
     def items(
@@ -215,7 +215,7 @@ class Evals(Database):
         limit: int = 20,
         newest_first: bool = False,
     ) -> tuple[list[OutputItem], bool]:
-        """A page of a run's output items, by row: they end in another order each time."""
+        """Return a page of a run's output items in order of rows (they finish in any order)."""
         where, values = "run_id = ?", [run_id]
         if status is not None:
             where, values = f"{where} AND status = ?", [*values, status]
@@ -225,7 +225,7 @@ class Evals(Database):
         )  # fmt: skip
 
     def item(self, item_id: str, run_id: str) -> OutputItem:
-        """One output item of a run.
+        """Return one output item of a run.
 
         Raises:
             NotFoundError: when there is none.
@@ -235,7 +235,7 @@ class Evals(Database):
     # -- permissions and responses -------------------------------------------------------------
 
     def add_permission(self, model_name: str, project_id: str) -> Permission:
-        """Let a project use a checkpoint; twice is once."""
+        """Let a project use a checkpoint; a second call changes nothing."""
         with self.transaction():
             permission = Permission(
                 id=new_id("cp_"), created_at=now(), model_name=model_name, project_id=project_id
@@ -253,7 +253,7 @@ class Evals(Database):
         limit: int = 10,
         newest_first: bool = True,
     ) -> tuple[list[Permission], bool]:
-        """A page of a checkpoint's permissions."""
+        """Return a page of a checkpoint's permissions."""
         where, values = "model_name = ?", [model_name]
         if project_id is not None:
             where, values = f"{where} AND project_id = ?", [*values, project_id]
@@ -262,7 +262,7 @@ class Evals(Database):
         )
 
     def delete_permission(self, permission_id: str, model_name: str) -> None:
-        """Take a permission back.
+        """Delete a permission.
 
         Raises:
             NotFoundError: when there is none.
@@ -273,11 +273,11 @@ class Evals(Database):
             db.execute("DELETE FROM permissions WHERE id = ?", (permission_id,))
 
     def add_response(self, response: StoredResponse) -> StoredResponse:
-        """Keep a response that a later one may continue."""
+        """Store a response that a later one may continue."""
         return self._insert(response)
 
     def response(self, response_id: str) -> StoredResponse:
-        """One response.
+        """Return one response.
 
         Raises:
             NotFoundError: when there is none.
@@ -293,7 +293,7 @@ class Evals(Database):
         limit: int = 20,
         newest_first: bool = False,
     ) -> tuple[list[StoredResponse], bool]:
-        """A page of the chat completions that were asked to be kept."""
+        """Return a page of the stored chat completions."""
         where, values = "id LIKE 'chatcmpl-%'", []
         if model is not None:
             where, values = f"{where} AND model = ?", [model]
@@ -312,7 +312,7 @@ class Evals(Database):
         created_after: int | None = None,
         created_before: int | None = None,
     ) -> list[tuple[int, StoredResponse]]:
-        """Place and record of the answers whose id begins so, in the order they were given."""
+        """Return `seq` and record of stored responses whose id has this prefix, oldest first."""
         where = "id LIKE ? || '%'"
         values: list[Any] = [prefix]
         for condition, value in (
@@ -327,7 +327,7 @@ class Evals(Database):
         return [(row["seq"], self.response(row["id"])) for row in rows]
 
     def update_response(self, response_id: str, body: dict[str, Any]) -> StoredResponse:
-        """Replace the body.
+        """Replace a response's body.
 
         Raises:
             NotFoundError: when there is no such response.
@@ -335,7 +335,7 @@ class Evals(Database):
         return self._update(StoredResponse, response_id, {"body": body})
 
     def delete_response(self, response_id: str) -> None:
-        """Forget a response.
+        """Delete a response.
 
         Raises:
             NotFoundError: when there is none.
@@ -348,7 +348,7 @@ class Evals(Database):
 def _with_metadata(
     where: str, values: list[Any], metadata: dict[str, str] | None
 ) -> tuple[str, list[Any]]:
-    """A condition on `responses` that also asks for metadata."""
+    """Return a condition on `responses` that also requires this metadata."""
     for key, value in (metadata or {}).items():
         where += (
             " AND EXISTS (SELECT 1 FROM json_each(responses.body, '$.metadata') AS pair"

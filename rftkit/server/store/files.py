@@ -1,7 +1,8 @@
-"""The store's files: rows in a table, bytes beside it under `HOME/files`, named by their digest.
+"""The store's files: one row per file in a table, and its bytes (the blob) in `HOME/files`.
 
-A blob is written, synced and renamed before its file is listed, so a kill or a full disk at any
-moment leaves a `.part`, which the next server sweeps away, or a blob without a file, which stays.
+A blob is named by its digest. It is written, synced and renamed before its file is listed. A kill
+or a full disk therefore leaves either a `.part`, which the next server deletes, or a blob without a
+file, which stays.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ __all__ = ["Files"]
 
 
 class Files(Database):
-    """The part of the store that keeps files."""
+    """The part of the store that holds files."""
 
     def __init__(self, db: sqlite3.Connection, root: Path) -> None:
-        """`root` is the folder of the blobs."""
+        """`root` is the folder that holds the blobs."""
         super().__init__(db, root.parent)
         self._root = root
         self.trash = root.parent / "trash"
-        """Where deleted files and weights are kept for a while."""
+        """Folder that keeps deleted files and weights for a week."""
 
     def add_file(
         self,
@@ -42,7 +43,7 @@ class Files(Database):
         *,
         expires_at: int | None = None,
     ) -> File:
-        """Keep a file: written beside its place, synced, renamed, then listed."""
+        """Store a file: write its bytes to a temporary name, sync, rename, then list it."""
         with self._writing(data, filename) as (digest, size, place):
             file = File(
                 id=new_id("file-"), created_at=now(), filename=filename, purpose=purpose,
@@ -53,13 +54,13 @@ class Files(Database):
                 return self._insert(file)
 
     def add_blob(self, data: BinaryIO, filename: str) -> str:
-        """Keep bytes whose file will be listed in a moment; the digest names them."""
+        """Store the bytes of a file that the caller lists next; return their digest."""
         with self._writing(data, filename) as (digest, _, place), self.transaction():
             place()
             return digest
 
     def blob_size(self, digest: str) -> int | None:
-        """Bytes of a blob; None when it is not there."""
+        """Size of a blob in bytes; None if it does not exist."""
         path = self._blob(digest)
         return path.stat().st_size if path.is_file() else None
 
@@ -67,7 +68,7 @@ class Files(Database):
     def _writing(
         self, data: bytes | BinaryIO, filename: str
     ) -> Iterator[tuple[str, int, Callable[[], None]]]:
-        """Write beside the place: digest, size, and what moves it there."""
+        """Write to a temporary name; yield the digest, the size, and a function that renames it."""
         part = self._root / f"{secrets.token_hex(8)}.part"
 
         def place() -> None:
@@ -81,14 +82,14 @@ class Files(Database):
             yield digest, size, place
         except OSError as error:
             raise PlatformError(
-                f"the file {filename!r} could not be kept in {self._root} "
+                f"cannot store the file {filename!r} in {self._root} "
                 f"({error.strerror or error}); nothing was stored"
             ) from error
         finally:
             part.unlink(missing_ok=True)
 
     def file(self, file_id: str) -> File:
-        """One file, expired or not.
+        """Return one file, expired or not.
 
         Raises:
             NotFoundError: when there is none.
@@ -96,33 +97,33 @@ class Files(Database):
         return self._one(File, "id = ?", file_id, missing=file_id)
 
     def file_path(self, file_id: str) -> Path:
-        """Where the file's bytes lie.
+        """Return the path of the file's bytes, after checking their size.
 
         Raises:
             NotFoundError: when there is no such file.
-            PlatformError: when its blob is missing or was changed in size.
+            PlatformError: when the bytes are missing or have a different size.
         """
         file = self.file(file_id)
         path = self._blob(file.digest)
         if not path.is_file() or path.stat().st_size != file.bytes:
             raise PlatformError(
-                f"the content of {file_id} ({file.filename}) is damaged: {path} should hold "
+                f"the content of {file_id} ({file.filename}) is damaged: {path} must have "
                 f"{file.bytes} bytes; upload the file again"
             )
         return path
 
     def whole_file(self, file_id: str) -> Path:
-        """Where the file's bytes lie, after reading all of them.
+        """Return the path of the file's bytes, after checking their digest.
 
         Raises:
             NotFoundError: when there is no such file.
-            PlatformError: when they are not the bytes that were uploaded.
+            PlatformError: when the bytes differ from those that were uploaded.
         """
         path, file = self.file_path(file_id), self.file(file_id)
         with path.open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != file.digest:
                 raise PlatformError(
-                    f"the content of {file_id} ({file.filename}) is damaged: {path} does not have "
+                    f"the content of {file_id} ({file.filename}) is damaged: {path} differs from "
                     "the bytes that were uploaded; upload the file again"
                 )
         return path
@@ -135,14 +136,14 @@ class Files(Database):
         limit: int = 10_000,
         newest_first: bool = True,
     ) -> tuple[list[File], bool]:
-        """A page of the files that have not expired."""
+        """Return a page of unexpired files."""
         where, values = "(expires_at IS NULL OR expires_at > ?)", (now(),)
         if purpose is not None:
             where, values = f"{where} AND purpose = ?", (*values, purpose)  # type: ignore[assignment]
         return self._page(File, where, values, after=after, limit=limit, newest_first=newest_first)
 
     def delete_file(self, file_id: str) -> None:
-        """Forget a file, and its bytes when no other file has the same.
+        """Delete a file; its bytes move to the trash if no other file has them.
 
         Raises:
             NotFoundError: when there is none.
@@ -150,7 +151,7 @@ class Files(Database):
         """
         with self.transaction() as db:
             file = self.file(file_id)
-            self._check_own(file, f"file {file_id}")
+            self._check_not_imported(file, f"file {file_id}")
             users = self._unfinished_users(file_id)
             if users:
                 raise RequestError(
@@ -159,15 +160,15 @@ class Files(Database):
                     param="file_id", code="file_in_use",
                 )  # fmt: skip
             db.execute("DELETE FROM files WHERE id = ?", (file_id,))
-        with self.transaction():  # another one: bytes go after their file is durably forgotten
+        with self.transaction():  # in a second transaction: bytes go after the row is durably gone
             if not self._rows("SELECT 1 FROM files WHERE digest = ? LIMIT 1", file.digest):
                 discard(self._blob(file.digest), self.trash)
 
     def sweep(self) -> None:
-        """Drop expired files that no unfinished job uses, and the leftovers of a killed process.
+        """Delete expired files that no unfinished job uses, and `.part` files of killed processes.
 
-        Only for a server that has its home to itself and no worker yet. A blob that the database
-        does not know stays: the database may be a new or an older one (`unknown_blobs`).
+        Call it only before the worker starts, and with the home locked. Blobs that the database
+        does not list stay, because the database may be an older copy (`unknown_blobs`).
         """
         for file in self._find(File, "expires_at <= ?", now()):
             with contextlib.suppress(RequestError):
@@ -177,7 +178,7 @@ class Files(Database):
         empty_trash(self.trash)
 
     def unknown_blobs(self) -> list[Path]:
-        """Bytes that no file of the database refers to."""
+        """Return the blobs that no file in the database refers to."""
         known = {row["digest"] for row in self._rows("SELECT digest FROM files")}
         return [path for path in self._root.glob("??/*") if path.name not in known]
 
@@ -196,7 +197,7 @@ class Files(Database):
 
 
 def _write_blob(path: Path, data: bytes | BinaryIO) -> tuple[str, int]:
-    """Write and sync; returns the SHA-256 and the number of bytes."""
+    """Write and sync the data; return its SHA-256 and size in bytes."""
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as out:
         if isinstance(data, bytes):

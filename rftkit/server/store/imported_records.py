@@ -1,8 +1,8 @@
-"""From objects of another service to records: what queries need, and the object as it was given.
+"""Turn another service's objects into records: the fields that queries need, and the whole object.
 
-Pure, and forgiving: hosted services leave fields out, say null, or add what no reference names; an
-object is refused only when it has no usable id or is not JSON that can be sent again. Secrets in
-graders are masked, as they are for objects made here. Not here: SQL; what belongs together.
+These are pure and lenient functions, because hosted services omit fields, send null, or add
+undocumented fields. An object is refused only if it has no usable id or is not JSON that can be
+sent again. Secrets in graders are masked, as for objects created here. `imports.py` has the SQL.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ __all__ = [
 Json = dict[str, Any]
 
 MAX_ID = 512
-"""Characters of an id."""
+"""Longest id, in characters."""
 EMPTY_COUNTS: dict[str, int] = {}
 
 
 def parse(line: bytes) -> Json:
-    """One JSON object.
+    """Parse one JSON object.
 
     Raises:
-        RequestError: it is not, or holds NaN or an infinity.
+        RequestError: the line is not an object, or contains NaN or an infinity.
     """
 
     def refuse(word: str) -> Any:
@@ -56,14 +56,14 @@ def parse(line: bytes) -> Json:
     try:
         value = json.loads(line, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"a line is not usable as JSON: {error}") from None
+        raise RequestError(f"a line is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise RequestError(f"a line must hold an object, found {type(value).__name__}")
+        raise RequestError(f"a line must be a JSON object, not {type(value).__name__}")
     return value
 
 
 def file_record(wire: Json, origin: str, digest: str, size: int) -> File:
-    """A file; it never expires here, and its size is that of its content."""
+    """Return a file's record; it never expires here, and its size is the size of its content."""
     return File(
         id=_id(wire),
         created_at=_number(wire, "created_at"),
@@ -77,7 +77,7 @@ def file_record(wire: Json, origin: str, digest: str, size: int) -> File:
 
 
 def job_record(wire: Json, origin: str) -> Job:
-    """A job of any method."""
+    """Return the record of a job of any method."""
     return Job(
         id=_id(wire),
         created_at=_number(wire, "created_at"),
@@ -97,7 +97,7 @@ def job_record(wire: Json, origin: str) -> Job:
 
 
 def event_record(wire: Json, origin: str, job_id: str) -> Event:
-    """A line of a job's story."""
+    """Return the record of a job's event."""
     return Event(
         id=_id(wire),
         job_id=job_id,
@@ -109,7 +109,7 @@ def event_record(wire: Json, origin: str, job_id: str) -> Event:
 
 
 def checkpoint_record(wire: Json, origin: str, job_id: str) -> Checkpoint:
-    """A checkpoint, without weights."""
+    """Return the record of a checkpoint, which has no weights here."""
     return Checkpoint(
         id=_id(wire),
         job_id=job_id,
@@ -124,7 +124,7 @@ def checkpoint_record(wire: Json, origin: str, job_id: str) -> Checkpoint:
 
 
 def model_records(job: Job, checkpoints: list[Checkpoint]) -> list[Model]:
-    """The names that a job and its checkpoints gave to models, each once."""
+    """Return one model record for each name that the job or a checkpoint of it gave to a model."""
     steps: dict[str, int | None] = {
         each.model_name: each.step for each in checkpoints if each.model_name != each.id
     }
@@ -153,7 +153,7 @@ def model_records(job: Job, checkpoints: list[Checkpoint]) -> list[Model]:
 
 
 def eval_record(wire: Json, origin: str) -> Eval:
-    """An eval."""
+    """Return the record of an eval."""
     given = wire.get("testing_criteria")
     criteria = given if isinstance(given, list) else []
     shown = [mask_secrets(each) if isinstance(each, dict) else each for each in criteria]
@@ -172,7 +172,7 @@ def eval_record(wire: Json, origin: str) -> Eval:
 
 
 def run_record(wire: Json, origin: str) -> EvalRun:
-    """A run of an imported eval."""
+    """Return the record of a run of an imported eval."""
     return EvalRun(
         id=_id(wire),
         eval_id=_text(wire, "eval_id"),
@@ -189,7 +189,7 @@ def run_record(wire: Json, origin: str) -> EvalRun:
 
 
 def item_record(wire: Json, origin: str, run_id: str) -> OutputItem:
-    """A graded sample."""
+    """Return the record of an output item."""
     return OutputItem(
         id=_id(wire),
         run_id=run_id,
@@ -219,14 +219,14 @@ def _masked_job(wire: Json) -> Json:
 
 
 def check_id(value: Any, param: str = "id") -> str:
-    """An id as it can be kept and put into a URL.
+    """Return an id that can be stored and put into a URL.
 
     Raises:
-        RequestError: it is not.
+        RequestError: the value cannot.
     """
     if not isinstance(value, str) or not 0 < len(value) <= MAX_ID or not value.isprintable():
         raise RequestError(
-            f"an object must have an `{param}` of 1 to {MAX_ID} letters", param=param
+            f"an object must have an `{param}` of 1 to {MAX_ID} characters", param=param
         )
     return value
 
@@ -236,7 +236,7 @@ def _id(wire: Json) -> str:
 
 
 def _text(wire: Json, name: str) -> str:
-    """A text that can be kept; what is none, or half a character, is as if it were left out."""
+    """Return a text field that can be stored; empty if it is missing or not a text."""
     found = wire.get(name)
     if not isinstance(found, str):
         return ""
@@ -244,7 +244,7 @@ def _text(wire: Json, name: str) -> str:
 
 
 def _number(wire: Json, name: str) -> int:
-    """A whole number that fits; 0 for anything else."""
+    """Return a whole number that fits in a column; 0 for anything else."""
     found = wire.get(name)
     fits = isinstance(found, int) and not isinstance(found, bool) and abs(found) < 2**53
     return found if fits and isinstance(found, int) else 0

@@ -1,10 +1,11 @@
-"""The store's imports: objects of other services, kept whole, under their own ids, never changed.
+"""The store's imports: objects of other services, stored whole under their own ids, never changed.
 
-An object may have many parts (a job its events, a run its output items). Parts come first, in
-small transactions over a connection of its own, so that nobody waits for them; the object comes
-last, when all its parts are there, and only then can any of it be seen. What a killed import left
-behind is taken up by the next one, or swept away. Imported jobs, evals and files are listed by
-their own dates, as older than all that was made here. Not here: what the objects hold (`imported`).
+An object may have many parts: a job has events, a run has output items. The parts are written
+first, in small transactions over a separate connection, so that other requests need not wait. The
+object is written last, when all its parts are stored; only then do clients see any of it. The next
+import reuses the parts that a killed import left, or `sweep` deletes them. Imported jobs, evals and
+files are sorted by their own dates and listed as older than everything created here.
+`imported_records` reads the objects.
 """
 
 from __future__ import annotations
@@ -43,42 +44,42 @@ from rftkit.server.store.records import (
 __all__ = ["KINDS", "PARTS", "Imports", "Known"]
 
 KINDS: dict[str, type[Importable]] = {"file": File, "job": Job, "eval": Eval, "run": EvalRun}
-"""Objects that are imported as one."""
+"""The kinds of object that are imported in one transaction."""
 PARTS = {"event": "job", "output_item": "run"}
-"""Kind of part -> of what."""
-PAST = -(2**62)
-"""Imported rows are ordered by their date, counted up from here: below all that is made here."""
+"""Kind of part -> kind of the object that it belongs to."""
+FIRST_SEQ = -(2**62)
+"""First `seq` of imported rows. They are in order of date, below every row created here."""
 PER_SECOND = 2**20
-"""Rows of one table that may have the same second."""
+"""How many rows of one table may have the same date, in seconds."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the store has under an id."""
+    """What the store knows about an id."""
 
     origin: str | None
-    """None: it was made here."""
+    """Service and account that it was imported from; None if it was created here."""
     digest: str | None
-    """Of the object and its parts, as its importer counts."""
+    """Digest of the object and its parts, as the importer computed it."""
     is_final: bool
-    """It had ended when it was imported; another content is then another object."""
+    """Whether it had ended when it was imported; its content must then stay the same."""
 
 
 class Imports(Database):
-    """Writes what was made elsewhere."""
+    """Writes imported objects."""
 
     def __init__(self, db: sqlite3.Connection, lock: threading.RLock | None = None) -> None:
-        """`db` is a connection of its own, or one that is shared, with the lock that guards it."""
+        """`db` is a separate connection, or a shared one together with its lock."""
         super().__init__(db)
         self._lock = lock or self._lock
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """As everywhere, but parts may come before what they belong to."""
+        """Like `Database.transaction`, but parts may be written before their object."""
         with self._lock:
-            self._db.execute("PRAGMA foreign_keys = OFF")  # means nothing inside a transaction
+            self._db.execute("PRAGMA foreign_keys = OFF")  # has no effect inside a transaction
             try:
                 with super().transaction() as db:
                     yield db
@@ -87,12 +88,12 @@ class Imports(Database):
                     self._db.execute("PRAGMA foreign_keys = ON")
 
     def close(self) -> None:
-        """Close the connection; twice is once."""
+        """Close the connection; a second call does nothing."""
         with self._lock:
             self._db.close()
 
     def known(self, kind: str, object_id: str) -> Known | None:
-        """What is there under this id."""
+        """Return what the store knows about this id; None if the id is free."""
         table = KINDS[kind].TABLE
         found = self._rows(
             f"SELECT {table}.origin, imports.digest, imports.is_final FROM {table} "
@@ -107,10 +108,10 @@ class Imports(Database):
         return Known(origin, digest, bool(is_final))
 
     def add_parts(self, kind: str, parent: str, wires: Sequence[Json], origin: str) -> None:
-        """Keep parts; those that are there already stay as they are.
+        """Store parts; those that are already stored stay unchanged.
 
         Raises:
-            RequestError: one has no usable id.
+            RequestError: when a part has no usable id.
         """
         if kind == "event":
             events = [event_record(wire, origin, parent) for wire in wires]
@@ -120,7 +121,7 @@ class Imports(Database):
             self._insert_all(OutputItem, items, or_ignore=True)
 
     def put_file(self, wire: Json, origin: str, digest: str, blob: str, size: int) -> None:
-        """Keep a file whose bytes are there.
+        """Store a file whose bytes are already stored.
 
         Raises:
             RequestError: its id is taken.
@@ -131,7 +132,7 @@ class Imports(Database):
                 self._insert_past(record)
 
     def put_eval(self, wire: Json, origin: str, digest: str) -> None:
-        """Keep an eval.
+        """Store an eval.
 
         Raises:
             RequestError: its id is taken.
@@ -145,7 +146,7 @@ class Imports(Database):
         self, wire: Json, origin: str, digest: str, num_events: int, checkpoints: Sequence[Json],
         *, is_final: bool,
     ) -> None:  # fmt: skip
-        """Keep a job whose events are there, with its checkpoints and the names of its models.
+        """Store a job whose events are already stored, its checkpoints, and its models' names.
 
         Raises:
             RequestError: its id, or that of one of its parts, is taken, or events are missing.
@@ -165,7 +166,7 @@ class Imports(Database):
     def put_run(
         self, wire: Json, origin: str, digest: str, num_items: int, *, is_final: bool
     ) -> None:
-        """Keep a run whose output items are there.
+        """Store a run whose output items are already stored.
 
         Raises:
             RequestError: its id, or that of one of its items, is taken, items are missing, or
@@ -176,13 +177,13 @@ class Imports(Database):
             if is_new:
                 parent = self.known("eval", record.eval_id)
                 if parent is None or parent.origin is None:
-                    found = "is not here" if parent is None else "was made here"
+                    found = "does not exist" if parent is None else "was created here"
                     raise RequestError(f"its eval {record.eval_id or '(none)'} {found}")
                 self._check_count(OutputItem, "run_id", record.id, num_items)
                 self._insert(record)
 
     def sweep(self) -> None:
-        """Drop the parts of objects whose import was never finished."""
+        """Delete the parts of objects whose import was never finished."""
         with self.transaction() as db:
             for table, parent, parents in (
                 ("events", "job_id", "jobs"),
@@ -198,10 +199,9 @@ class Imports(Database):
     def _putting(
         self, kind: str, record: Any, origin: str, digest: str, *, is_final: bool
     ) -> Iterator[bool]:
-        """Note the import, once its writing went well; False when it is here already.
+        """Record the import after its rows are written; yield False if it is stored already.
 
-        An object that had not ended when it was imported is replaced by what its service says
-        later.
+        A later import replaces an object that had not ended when it was first imported.
         """
         with self.transaction() as db:
             found = self.known(kind, record.id)
@@ -221,8 +221,8 @@ class Imports(Database):
             )
 
     def _insert_past(self, record: File | Job | Eval) -> None:
-        """Insert by date, below everything that was made here."""
-        low = PAST + min(max(record.created_at, 0), 2**40) * PER_SECOND
+        """Insert in order of date, below every row created here."""
+        low = FIRST_SEQ + min(max(record.created_at, 0), 2**40) * PER_SECOND
         with self.transaction() as db:
             table = record.TABLE
             newest = self._rows(
@@ -238,25 +238,25 @@ class Imports(Database):
         if found != number:
             raise RequestError(
                 f"it has {number:,} {kind.TABLE.replace('_', ' ')}, of which {found:,} could be "
-                "kept: ids of the others are taken, or they stand twice"
+                "stored; the ids of the others are already in use or occur twice"
                 if found < number
-                else f"there are {found:,} {kind.TABLE.replace('_', ' ')} of it here, and the "
-                f"import has {number:,}; if an earlier import was killed, restart the platform "
-                "(rftkit serve --stop), which drops what it left"
+                else f"the home has {found:,} {kind.TABLE.replace('_', ' ')} of it, but the import "
+                f"has {number:,}. If an earlier import was killed, restart the platform "
+                "(rftkit serve --stop): it then deletes the incomplete import"
             )
 
     def _check_free(self, kind: type[Importable], column: str, values: list[str]) -> None:
         for value in values:
             if self._rows(f"SELECT 1 FROM {kind.TABLE} WHERE {column} = ?", value):
-                raise RequestError(f"its {kind.TABLE.removesuffix('s')} {value} is here already")
+                raise RequestError(f"its {kind.TABLE.removesuffix('s')} {value} already exists")
         if len(set(values)) < len(values):
             raise RequestError(f"two of its {kind.TABLE} have the same {column}")
 
 
 def _check_replaceable(found: Known, origin: str) -> None:
     if found.origin is None:
-        raise RequestError("an object with this id was made here")
+        raise RequestError("an object with this id was created here")
     if found.origin != origin:
         raise RequestError(f"an object with this id was imported from {found.origin}")
     if found.is_final:
-        raise RequestError("it was imported before with other content")
+        raise RequestError("it was imported before with different content")

@@ -1,8 +1,8 @@
-"""The shape of the database, as numbered functions that are never edited once released.
+"""The database schema, as numbered functions that are never edited after a release.
 
-Each function takes the database from one version to the next; SQLite's `user_version` remembers
-how far a file has come. Not here: any query. Every table has `seq`, the order in which rows were
-written: lists are ordered and paged by it, so a clock that goes backwards changes nothing.
+Each function migrates the database from one version to the next; SQLite's `user_version` holds the
+version of a file. Every table has `seq`, the order in which rows were written. Lists are sorted and
+paged by it, so they stay correct if the clock moves backwards.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _items_by_row(db: sqlite3.Connection) -> None:
 
 
 def _relative_folders(db: sqlite3.Connection) -> None:
-    """Folders relative to the home, wherever it was when they were written."""
+    """Make folders relative to the home, wherever it was when they were written."""
     for table in ("models", "checkpoints"):
         for seq, folder in db.execute(f"SELECT seq, folder FROM {table}").fetchall():
             found = re.search(r"(?:^|[\\/])(jobs[\\/][^\\/]+[\\/]checkpoints[\\/][^\\/]+)$", folder)
@@ -151,14 +151,14 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
 
 
 def migrate(db: sqlite3.Connection) -> None:
-    """Bring the database to the newest version, one transaction per step.
+    """Migrate the database to the newest version, with one transaction per version.
 
     Raises:
         PlatformError: when the file was written by a newer rftkit.
     """
     for number, migration in enumerate(MIGRATIONS, start=1):
         if _version(db) >= number:
-            continue  # nothing to write: the disk may be full, or another program may write
+            continue  # no write: the disk may be full, or another program may hold the lock
         db.execute("BEGIN IMMEDIATE")
         try:
             if _version(db) < number:

@@ -1,7 +1,7 @@
-"""What the store keeps: one frozen dataclass per table, fields named as the columns.
+"""The records of the store: one frozen dataclass per table, with one field per column.
 
-Plain values, no behaviour beyond claims about themselves. Times are unix seconds. What a client
-sees of a record is `wire.py`'s affair.
+Records are plain values; their properties only describe them. Times are unix seconds. `wire.py`
+turns a record into the object that a client sees.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = [
 ]  # fmt: skip
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
-"""Job states that nothing leaves."""
+"""Final job states."""
 ACTIVE = frozenset({"validating_files", "queued", "running", "pausing"})
-"""Job states that keep a worker busy or waiting."""
+"""Job states that a worker acts on."""
 
 Json = dict[str, Any]
 
@@ -28,32 +28,32 @@ class Record:
 
     TABLE: ClassVar[str]
     JSON: ClassVar[frozenset[str]] = frozenset()
-    """Fields kept as JSON text."""
+    """Fields stored as JSON text."""
     PATHS: ClassVar[frozenset[str]] = frozenset()
-    """Fields kept relative to the home folder, so that it can be moved and copied."""
+    """Fields stored relative to the home folder, so that the folder can be moved or copied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Importable(Record):
-    """A row that may have been imported: then nothing here changes it, and nobody works on it."""
+    """A row that may be imported. The platform never changes or runs an imported row."""
 
     JSON: ClassVar[frozenset[str]] = frozenset({"wire"})
     origin: str | None = None
-    """Service and account that it comes from; None for what was made here."""
+    """Service and account that it was imported from; None if it was created here."""
     wire: Json | None = None
-    """The object as that service gave it, which is what clients see. The fields beside it are then
-    only what queries need: id, parent, order, status, metadata, names."""
+    """The object as that service returned it; clients see exactly this. The other fields of an
+    imported row hold only what queries need: id, parent, order, status, metadata, names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File(Importable):
-    """An uploaded or produced file; its bytes lie under `HOME/files`, named by their digest."""
+    """An uploaded or generated file; its bytes are in `HOME/files`, named by their digest."""
 
     TABLE: ClassVar[str] = "files"
     id: str
     created_at: int
     filename: str
-    """What the uploader called it; never used as a path."""
+    """The uploader's name for it; never used as a path."""
     purpose: str
     bytes: int
     digest: str
@@ -61,7 +61,7 @@ class File(Importable):
     expires_at: int | None = None
 
     def is_expired(self, now: int) -> bool:
-        """Whether its time is over."""
+        """Whether its expiry time has passed."""
         return self.expires_at is not None and self.expires_at <= now
 
 
@@ -80,29 +80,29 @@ class Job(Importable):
     status: str = "validating_files"
     """validating_files, queued, running, pausing, paused, succeeded, failed or cancelled."""
     model: str
-    """The base (or fine-tuned) model, as it was asked for."""
+    """The base (or fine-tuned) model, as the request named it."""
     suffix: str | None = None
     seed: int
     training_file: str
     validation_file: str
     method: Json
-    """`{type, reinforcement: {grader, hyperparameters, response_format, …}}`, every
-    hyperparameter present, unset ones as `"auto"`."""
+    """`{type, reinforcement: {grader, hyperparameters, response_format, …}}`. Every
+    hyperparameter is present; unset ones are `"auto"`."""
     metadata: dict[str, str] | None = None
     fine_tuned_model: str | None = None
     result_files: list[str] = field(default_factory=list)
-    """File ids of the CSV files, filled at the end."""
+    """Ids of the CSV files with metrics, set when the job ends."""
     trained_tokens: int | None = None
     error: Json | None = None
-    """`{code, message, param}` once it failed."""
+    """`{code, message, param}` of a failed job."""
     eval_id: str | None = None
     usage_metrics: Json | None = None
     extra: Json = field(default_factory=dict)
-    """Unknown keys of the create body, echoed."""
+    """Unknown keys of the create request, returned to the client unchanged."""
     cancel_requested: bool = False
-    """Set with status `cancelled`: a worker that still has the job must drop it."""
+    """Set together with status `cancelled`; a worker that is still training the job must stop."""
     queue_position: int = 0
-    """Order in the queue: when it was created or last resumed, as a counter."""
+    """Position in the queue: a counter that is set when the job is created or resumed."""
 
     @property
     def is_terminal(self) -> bool:
@@ -111,13 +111,13 @@ class Job(Importable):
 
     @property
     def is_probe(self) -> bool:
-        """Whether it takes two steps only, to find out what the job would take."""
+        """Whether the job runs only two steps, to estimate the time and memory of the full job."""
         return (self.metadata or {}).get("probe") == "true"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(Importable):
-    """One line of a job's story."""
+    """One entry in a job's event log."""
 
     TABLE: ClassVar[str] = "events"
     JSON: ClassVar[frozenset[str]] = Importable.JSON | frozenset({"data"})
@@ -131,7 +131,7 @@ class Event(Importable):
     """message, metrics or moderation_checks."""
     data: Json | None = None
     key: str | None = None
-    """Same job and key: the same event, however often a restarted worker writes it."""
+    """Events with the same job and key are stored once; restarted workers repeat them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +148,12 @@ class Checkpoint(Importable):
     model_name: str
     metrics: Json
     folder: str
-    """Where the adapter lies, as the worker gave it."""
+    """Folder of the adapter, as the worker reported it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model(Importable):
-    """A fine-tuned model that can be asked by name: a final one or a checkpoint."""
+    """A fine-tuned model that requests can name: a final model or a checkpoint."""
 
     TABLE: ClassVar[str] = "models"
     PATHS: ClassVar[frozenset[str]] = frozenset({"folder"})
@@ -164,7 +164,7 @@ class Model(Importable):
     folder: str
     step: int | None = None
     thinking: str | None = None
-    """The mark that opens its thoughts, when it was trained with one."""
+    """The think tag that opens its reasoning, if it was trained with one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ class Eval(Importable):
     name: str | None = None
     metadata: dict[str, str] | None = None
     data_source_config: Json
-    """As created; `wire` adds the combined schema."""
+    """As in the create request; `wire` adds the combined schema."""
     testing_criteria: list[Json]
     """Graders, each with its own `id`."""
     extra: Json = field(default_factory=dict)
@@ -215,7 +215,7 @@ class EvalRun(Importable):
     error: Json | None = None
     extra: Json = field(default_factory=dict)
     key: str | None = None
-    """Same eval and key: the same run (a job's run of one step, written again after a crash)."""
+    """Runs with the same eval and key are stored once; a job may repeat one after a crash."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +233,7 @@ class OutputItem(Importable):
     status: str
     """pass or fail."""
     datasource_item_id: int
-    """Row of the data source, from 0; repeats of one row share it."""
+    """Row number in the data source, from 0; repeats of a row share it."""
     datasource_item: Json
     results: list[Json]
     """`{name, score, passed, …}` per criterion."""
@@ -242,7 +242,7 @@ class OutputItem(Importable):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permission(Record):
-    """A project that may use a checkpoint. Kept for clients that ask; one home has one owner."""
+    """A project that may use a checkpoint. Clients can list it; nothing here enforces it."""
 
     TABLE: ClassVar[str] = "permissions"
     id: str
@@ -261,14 +261,14 @@ class StoredResponse(Record):
     created_at: int
     model: str
     body: Json
-    """The response object as it was sent."""
+    """The response object as the client received it."""
     input: list[Json]
-    """The whole conversation before it, as chat messages."""
+    """The whole conversation before the response, as chat messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery(Record):
-    """News that a webhook endpoint should get: a job or an eval run has ended."""
+    """A webhook event to send: a job or an eval run has ended."""
 
     TABLE: ClassVar[str] = "deliveries"
     id: str
@@ -278,4 +278,4 @@ class Delivery(Record):
     object_id: str
     attempts: int = 0
     due_at: int | None
-    """When to try next; None once it arrived or was given up."""
+    """Time of the next attempt; None after it was delivered or abandoned."""

@@ -1,11 +1,9 @@
-"""Everything the platform remembers: jobs, events, checkpoints, models, files, evals.
+"""The platform's store: jobs, events, checkpoints, models, files, evals.
 
-`Store` is what the server and its worker share; each call that changes something is durable when
-it returns. Its parts: jobs and what belongs to them here, files in `store_files`, evals in
-`store_evals`, what was made elsewhere in `store_imports`, the plumbing in `database`; no SQL
-anywhere else. A `Store` without a home lives in
-memory, for tests. Not here: what a request may hold (`api`), what it looks like on the wire
-(`wire`), and what a job's folder contains (`worker`).
+The server and its worker share the `Store`; each call that changes something is durable when it
+returns. This module has the jobs and the tables that belong to them. `files`, `evals` and `imports`
+have the other parts, `database` the common methods; no other module has SQL. A `Store` without a
+home is in memory, for tests. `api` checks requests, and `wire` makes wire objects of records.
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from rftkit.wholefile import unwritable
 __all__ = ["Store", "new_id", "now"]
 
 RETRY_SECONDS = 600
-"""How long a resent create is recognised."""
+"""How long the store recognises a create request that is sent again."""
 
 
 class Store(Files, Evals):
-    """The platform's memory. Open it with `Store.open`; safe to share between threads."""
+    """The platform's records. Open it with `Store.open`; threads can share one instance."""
 
     def __init__(self, db: sqlite3.Connection, root: Path) -> None:
         """Use `Store.open`."""
@@ -47,7 +45,7 @@ class Store(Files, Evals):
 
     @classmethod
     def open(cls, home: Path | None) -> Store:
-        """Open, or make, the store of a home folder; None makes one in memory.
+        """Open or create the store of a home folder; None creates one in memory.
 
         Raises:
             PlatformError: when the home cannot be written or its database cannot be read.
@@ -69,7 +67,7 @@ class Store(Files, Evals):
 
     @property
     def imports(self) -> Imports:
-        """The part that takes in what was made elsewhere, over a connection of its own."""
+        """The part that stores imported objects, over a separate connection."""
         with self._lock:
             if self._imports is None:
                 own = self._scratch is None
@@ -77,8 +75,8 @@ class Store(Files, Evals):
                 self._imports = Imports(db, None if own else self._lock)
             return self._imports
 
-    def strangers(self) -> list[str]:
-        """What the home holds and the database does not know, in words: it may be an older one."""
+    def unlisted_contents(self) -> list[str]:
+        """Describe what is in the home but not in the database, which may be an older copy."""
         found = []
         if blobs := self.unknown_blobs():
             size = sum(path.stat().st_size for path in blobs) / 1e6
@@ -93,12 +91,12 @@ class Store(Files, Evals):
         return found
 
     def sweep(self) -> None:
-        """Drop expired files and the leftovers of killed processes; for a server that starts."""
+        """Delete expired files and the remains of killed processes, before the worker starts."""
         super().sweep()
         self.imports.sweep()
 
     def close(self) -> None:
-        """Close the connections; an in-memory store loses everything."""
+        """Close the connections; an in-memory store loses its content."""
         with self._lock:
             if self._imports is not None:
                 self._imports.close()
@@ -109,12 +107,12 @@ class Store(Files, Evals):
     # -- jobs ----------------------------------------------------------------------------------
 
     def add_job(self, job: Job) -> Job:
-        """Put a new job at the end of the queue."""
+        """Add a new job at the end of the queue."""
         with self.transaction():
             return self._insert(dataclasses.replace(job, queue_position=self._queue_end()))
 
     def job(self, job_id: str) -> Job:
-        """One job.
+        """Return one job.
 
         Raises:
             NotFoundError: when there is none.
@@ -129,7 +127,7 @@ class Store(Files, Evals):
         after: str | None = None,
         limit: int = 20,
     ) -> tuple[list[Job], bool]:
-        """A page of jobs, newest first, that carry all of `metadata`, or none at all.
+        """Return a page of jobs, newest first; `metadata` selects jobs that have all of its pairs.
 
         Probes are left out unless `metadata` asks for `probe`.
         """
@@ -150,21 +148,21 @@ class Store(Files, Evals):
         return self._page(Job, where, tuple(values), after=after, limit=limit, newest_first=True)
 
     def unfinished_jobs(self) -> list[Job]:
-        """Jobs that a worker has or should have: neither ended nor paused."""
+        """Return the jobs that the worker runs or will run: neither ended nor paused."""
         where = f"status IN {sql_list(ACTIVE)} AND origin IS NULL ORDER BY queue_position"
         return self._find(Job, where)
 
     def jobs_from(self, model: str) -> list[Job]:
-        """Jobs that have not ended and start from this model."""
+        """Return the jobs that have not ended and start from this model."""
         where = f"model = ? AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)}"
         return self._find(Job, where, model)
 
     def claim_job(self) -> Job | None:
-        """The job to work on now, or None.
+        """Return the next job to work on, or None.
 
-        First one that a dead worker left `running` or `pausing`; then the one that has waited
-        longest. A `queued` one becomes `running`; one that still has its files to be checked is
-        handed out as `validating_files`. An imported one is nobody's work, whatever its status.
+        A job that a dead worker left `running` or `pausing` comes first, then the job that has
+        waited longest. A `queued` job becomes `running`. A job whose files are not checked yet
+        stays `validating_files`. Imported jobs are never returned, whatever their status.
         """
         with self.transaction():
             found = self._find(
@@ -178,29 +176,29 @@ class Store(Files, Evals):
             return self.update_job(job.id, status="running") if job.status == "queued" else job
 
     def update_job(self, job_id: str, **fields: Any) -> Job:
-        """Change fields of a job and return it as it then is.
+        """Change fields of a job and return the changed job.
 
-        A job that has ended keeps its status whatever is asked (it may have been cancelled a
-        moment ago); `finished_at` is set with the first terminal status.
+        A job that has ended keeps its status, because it may have been cancelled a moment ago.
+        `finished_at` is set together with the first terminal status.
 
         Raises:
             NotFoundError: when there is no such job.
         """
         with self.transaction():
             job = self.job(job_id)
-            self._check_own(job, f"job {job_id}")
+            self._check_not_imported(job, f"job {job_id}")
             if job.is_terminal:
                 fields.pop("status", None)
             elif fields.get("status") in TERMINAL:
                 fields = {"finished_at": now(), "estimated_finish": None, **fields}
                 if not job.is_probe:
-                    self._announce(f"fine_tuning.job.{fields['status']}", job_id)
+                    self._queue_delivery(f"fine_tuning.job.{fields['status']}", job_id)
             return self._update(Job, job_id, fields)
 
     def try_status(self, job_id: str, status: str, **fields: Any) -> bool:
-        """Give a job a status and what belongs to it, unless it has ended; whether it was given.
+        """Change a job's status and fields unless it has ended; return whether they changed.
 
-        What else tells of the change (events, models) goes into the same transaction.
+        Events and models that report the change belong in the same transaction.
 
         Raises:
             NotFoundError: when there is no such job.
@@ -212,7 +210,7 @@ class Store(Files, Evals):
             return True
 
     def cancel_job(self, job_id: str) -> Job:
-        """End a job that has not ended; its worker notices between two steps.
+        """Cancel a job that has not ended; the worker notices it within a step.
 
         Raises:
             NotFoundError: when there is no such job.
@@ -236,7 +234,7 @@ class Store(Files, Evals):
             return self.update_job(job.id, status="pausing")
 
     def resume_job(self, job_id: str) -> Job:
-        """Put a paused job at the end of the queue.
+        """Move a paused job to the end of the queue.
 
         Raises:
             NotFoundError: when there is no such job.
@@ -249,7 +247,7 @@ class Store(Files, Evals):
 
     def _job_in(self, job_id: str, states: frozenset[str], verb: str) -> Job:
         job = self.job(job_id)
-        self._check_own(job, f"job {job_id}")
+        self._check_not_imported(job, f"job {job_id}")
         if job.status not in states:
             raise RequestError(
                 f"job {job_id} is {job.status}; only a job that is {' or '.join(sorted(states))} "
@@ -273,9 +271,9 @@ class Store(Files, Evals):
         created_at: int | None = None,
         key: str | None = None,
     ) -> Event:
-        """Add a line to a job's story; the same `key` twice is one event, the first.
+        """Add an event to a job; if the `key` exists already, keep the first event.
 
-        Words of servers that were asked may hold the key that they were sent: it is hidden.
+        API keys in the message are hidden: other servers' messages may repeat the key they got.
         """
         message = redacted(message, settings.keys())
         event = Event(
@@ -290,26 +288,26 @@ class Store(Files, Evals):
             return self._insert(event)
 
     def has_event(self, job_id: str, key: str) -> bool:
-        """Whether an event with this key was added."""
+        """Return whether the job has an event with this key."""
         return bool(self._rows("SELECT 1 FROM events WHERE job_id = ? AND key = ?", job_id, key))
 
     def event_keys(self, job_id: str) -> set[str]:
-        """The keys of a job's events."""
+        """Return the keys of a job's events."""
         sql = "SELECT key FROM events WHERE job_id = ? AND key IS NOT NULL"
         return {row["key"] for row in self._rows(sql, job_id)}
 
     def event(self, job_id: str, key: str) -> Event | None:
-        """The event with this key, or None."""
+        """Return the event with this key, or None."""
         return next(iter(self._find(Event, "job_id = ? AND key = ?", job_id, key)), None)
 
     def revise_event(self, event_id: str, message: str, data: dict[str, Any]) -> Event:
-        """Replace what an event says; its id, its place and its time stay."""
+        """Replace an event's content; its id, position and time stay."""
         return self._update(Event, event_id, {"message": message, "data": data})
 
     def events(
         self, job_id: str, *, after: str | None = None, limit: int = 20
     ) -> tuple[list[Event], bool]:
-        """A page of a job's events, newest first."""
+        """Return a page of a job's events, newest first."""
         return self._page(
             Event, "job_id = ?", (job_id,), after=after, limit=limit, newest_first=True
         )
@@ -317,7 +315,7 @@ class Store(Files, Evals):
     def add_checkpoint(
         self, job_id: str, step: int, model_name: str, metrics: dict[str, Any], folder: str
     ) -> str:
-        """List a checkpoint and return its id; the same step and name twice is one checkpoint."""
+        """Add a checkpoint and return its id; one with the same step and name is kept instead."""
         with self.transaction():
             checkpoint = Checkpoint(
                 id=new_id("ftckpt_"), job_id=job_id, created_at=now(), step=step,
@@ -328,22 +326,22 @@ class Store(Files, Evals):
             return self._find(Checkpoint, where, job_id, step, model_name)[0].id
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """A job's checkpoints, highest step first."""
+        """Return a job's checkpoints, highest step first."""
         return self._find(Checkpoint, "job_id = ? ORDER BY step DESC, seq DESC", job_id)
 
-    def measure_checkpoint(self, job_id: str, step: int, metrics: dict[str, Any]) -> None:
-        """Replace the metrics of a step's checkpoints, as far as they are still there."""
+    def replace_checkpoint_metrics(self, job_id: str, step: int, metrics: dict[str, Any]) -> None:
+        """Replace the metrics of a step's checkpoints that still exist."""
         with self.transaction():
             for each in self._find(Checkpoint, "job_id = ? AND step = ?", job_id, step):
                 self._update(Checkpoint, each.id, {"metrics": metrics})
 
     def drop_checkpoint(self, checkpoint_id: str) -> None:
-        """Forget a checkpoint; its folder is the caller's."""
+        """Delete a checkpoint's record; the caller deletes its folder."""
         with self.transaction() as db:
             db.execute("DELETE FROM checkpoints WHERE id = ?", (checkpoint_id,))
 
-    def drop_checkpoint_of(self, model_name: str) -> None:
-        """Forget the checkpoints that a model's name stands for."""
+    def drop_model_checkpoints(self, model_name: str) -> None:
+        """Delete the records of the checkpoints with this model name."""
         with self.transaction() as db:
             db.execute("DELETE FROM checkpoints WHERE model_name = ?", (model_name,))
 
@@ -356,7 +354,7 @@ class Store(Files, Evals):
         step: int | None = None,
         thinking: str | None = None,
     ) -> Model:
-        """Make a fine-tuned model known by name; the same name again takes the new folder."""
+        """Add a fine-tuned model, replacing one with the same name."""
         with self.transaction() as db:
             db.execute("DELETE FROM models WHERE name = ?", (name,))
             return self._insert(
@@ -367,32 +365,32 @@ class Store(Files, Evals):
             )  # fmt: skip
 
     def used_folders(self) -> set[str]:
-        """The folders of all models and checkpoints."""
+        """Return the folders of all models and checkpoints."""
         models = {model.folder for model in self._find(Model, "1")}
         return models | {checkpoint.folder for checkpoint in self._find(Checkpoint, "1")}
 
     def users_of_model(self, name: str) -> list[str]:
-        """Ids of jobs that have not ended and start from a model, and of eval runs that ask it."""
+        """Return the ids of unfinished jobs that start from a model and eval runs that use it."""
         jobs = [job.id for job in self.jobs_from(name)]
         return jobs + [run.id for run in self.unfinished_runs() if run.model == name]
 
     def model(self, name: str) -> Model | None:
-        """A fine-tuned model, or None."""
+        """Return a fine-tuned model, or None."""
         return next(iter(self._find(Model, "name = ?", name)), None)
 
     def models(self) -> list[Model]:
-        """All fine-tuned models, oldest first."""
+        """Return all fine-tuned models, oldest first."""
         return self._find(Model, "1 ORDER BY seq")
 
     def delete_model(self, name: str) -> None:
-        """Forget a fine-tuned model; its folder is the caller's.
+        """Delete a fine-tuned model's record; the caller deletes its folder.
 
         Raises:
             NotFoundError: when there is none.
         """
         with self.transaction() as db:
             if (model := self.model(name)) is not None:
-                self._check_own(model, f"the model {name}")
+                self._check_not_imported(model, f"the model {name}")
             if db.execute("DELETE FROM models WHERE name = ?", (name,)).rowcount == 0:
                 raise NotFoundError(
                     f"there is no fine-tuned model {name!r}", param="model", code="model_not_found"
@@ -401,26 +399,26 @@ class Store(Files, Evals):
     # -- webhooks, resent requests, keys --------------------------------------------------------
 
     def due_deliveries(self, *, limit: int = 100) -> list[Delivery]:
-        """News that has not arrived and is due to be sent, oldest first."""
+        """Return undelivered webhook events that are due, oldest first."""
         return self._find(Delivery, "due_at <= ? ORDER BY seq LIMIT ?", now(), limit)
 
     def drop_deliveries(self, before: int) -> None:
-        """Forget news older than a moment, arrived or not."""
+        """Delete webhook events created before a time, delivered or not."""
         with self.transaction() as db:
             db.execute("DELETE FROM deliveries WHERE created_at < ?", (before,))
 
     def update_delivery(self, delivery_id: str, **fields: Any) -> Delivery:
-        """Note an attempt to send."""
+        """Record an attempt to send a webhook event."""
         return self._update(Delivery, delivery_id, fields)
 
     def once(self, route: str, digest: str, make: Callable[[], str], *, is_resent: bool) -> str:
-        """The id of what `make` makes, or of what the same request made a moment ago.
+        """Return the id of the new object, or of the one that the same request made before.
 
         Args:
-            route: of the create.
-            digest: the same for identical requests.
+            route: of the create request.
+            digest: of the request; identical requests have the same one.
             make: creates the object, in this transaction, and returns its id.
-            is_resent: whether the client says that it sends the request again.
+            is_resent: whether the client states that it sends the request again.
         """
         moment = now()
         with self.transaction() as db:
@@ -441,7 +439,7 @@ class Store(Files, Evals):
             return made
 
     def set_api_key(self, key: str) -> None:
-        """Keep the API key of this home, as a salted hash."""
+        """Store the API key of this home, as a salted hash."""
         salt = secrets.token_bytes(16)
         with self.transaction() as db:
             db.execute(
@@ -450,11 +448,11 @@ class Store(Files, Evals):
             )
 
     def has_api_key(self) -> bool:
-        """Whether an API key was ever set."""
+        """Return whether an API key was ever set."""
         return bool(self._rows("SELECT 1 FROM secrets WHERE name = 'api_key'"))
 
     def check_api_key(self, key: str) -> bool:
-        """Whether this is the key (some 50 ms on purpose)."""
+        """Return whether this is the key; it takes some 50 ms, to slow down guessing."""
         rows = self._rows("SELECT salt, hash FROM secrets WHERE name = 'api_key'")
         return bool(rows) and secrets.compare_digest(
             _hash(key, rows[0]["salt"]), bytes(rows[0]["hash"])
@@ -462,18 +460,19 @@ class Store(Files, Evals):
 
 
 def _unusable(home: Path, error: sqlite3.Error) -> PlatformError:
-    """Why a database cannot be opened; only one that is damaged is worth moving away."""
+    """Explain why a database cannot be opened; suggest a move only if it is damaged."""
     path, full = home / "platform.sqlite", unwritable(home, error)
     if "is full" in str(full):
         return full
     if isinstance(error, sqlite3.OperationalError):
         return PlatformError(
-            f"{path} cannot be opened now ({error}); another program may hold it, or the folder "
-            "may be read-only or out of file descriptors. Close that program and start again"
+            f"{path} cannot be opened now ({error}): another program may have locked it, the "
+            "folder may be read-only, or file descriptors may have run out. Close that program and "
+            "try again"
         )
     return PlatformError(
-        f"{path} cannot be used as a database ({error}); restore it from a copy. Without one, move "
-        "it away to start with an empty list: uploaded files and jobs stay in the home folder"
+        f"{path} cannot be used as a database ({error}); restore it from a backup. Without one, "
+        "move it away to start with an empty list: uploaded files and jobs stay in the home folder"
     )
 
 

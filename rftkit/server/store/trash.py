@@ -1,8 +1,7 @@
-"""Deleted files and weights, kept for a while in `HOME/trash` in case somebody wants them back.
+"""The trash: deleted files and weights stay in `HOME/trash` for a week and can be restored.
 
-An entry is named by the time of its deletion and its old name. It goes for good after a week, or at
-once where the disk has little room: then whoever deletes wants the space. Not here: what may be
-deleted.
+The name of an entry is the time of its deletion and its old name. On a nearly full disk entries are
+deleted at once, because the user wants the space. The callers decide what may be deleted.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ __all__ = ["discard", "empty_trash"]
 
 KEPT_SECONDS = 7 * 86_400
 LEAST_FREE_BYTES = 2 << 30
-"""With less room than this on the disk nothing is kept."""
+"""If the disk has less free space than this, the trash keeps nothing."""
 
 
 def discard(path: Path, trash: Path) -> None:
-    """Move a file or folder to the trash; one that is not there is no error.
+    """Move a file or folder to the trash; a missing one is no error.
 
-    Only what is inside the home is touched: a record may hold an empty path (an imported model has
-    no weights here), which would mean the current folder, or a path into somebody else's.
+    Paths outside the home are left alone. A record may have an empty path, which would mean the
+    current folder (an imported model has no weights here), or a path into another folder.
     """
     home = trash.parent.resolve()
     if path == Path() or home not in path.resolve().parents:
@@ -38,7 +37,7 @@ def discard(path: Path, trash: Path) -> None:
 
 
 def empty_trash(trash: Path) -> None:
-    """Remove what was deleted long ago, or all of it where the disk has little room."""
+    """Remove entries older than a week, or all entries if the disk is nearly full."""
     with contextlib.suppress(OSError):
         is_tight = shutil.disk_usage(trash).free < LEAST_FREE_BYTES
         oldest = time.time_ns() - KEPT_SECONDS * 10**9

@@ -1,8 +1,8 @@
-"""What goes over the wire: ids, pages, objects and errors exactly as the OpenAI SDK expects them.
+"""Wire objects: pages, objects and errors exactly as the OpenAI SDK expects them.
 
-Pure functions from records to JSON-ready dicts; no request, no store. Shapes: the public API
-reference and what its live answers showed (`error` is null until a job failed, although the
-hosted service sends `{}`, which clients mistake for an error).
+These are pure functions from records to JSON-ready dicts. The shapes come from the public API
+reference and from responses of the hosted service. One differs on purpose: `error` is null until a
+job fails. The hosted service sends `{}`, which clients mistake for an error.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ SAMPLE_SCHEMA: Json = {
     },
     "required": ["model", "choices"],
 }
-"""What templates of testing criteria may read under `sample`."""
+"""Schema of the fields under `sample` that templates of testing criteria may read."""
 
 
 def error_body(
@@ -68,12 +68,12 @@ def error_body(
     param: str | None = None,
     code: str | None = None,
 ) -> Json:
-    """The one error shape of the API."""
+    """Return the error body that every route uses."""
     return {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
 def page(objects: Iterable[Json], has_more: bool) -> Json:
-    """A cursor page; the next one starts `after` its `last_id`."""
+    """Return a cursor page; the next page starts `after` its `last_id`."""
     data = list(objects)
     return {
         "object": "list",
@@ -85,12 +85,12 @@ def page(objects: Iterable[Json], has_more: bool) -> Json:
 
 
 def deleted(object_id: str, kind: str) -> Json:
-    """The answer to a delete."""
+    """Return the response to a delete."""
     return {"id": object_id, "object": kind, "deleted": True}
 
 
-def _or_as_given(make: Callable[[R], Json]) -> Callable[[R], Json]:
-    """Show an imported record as its service gave it, and whose it is in `imported_from`."""
+def _or_imported(make: Callable[[R], Json]) -> Callable[[R], Json]:
+    """Return an imported record as its service returned it, with its origin in `imported_from`."""
 
     @functools.wraps(make)
     def shape(record: R) -> Json:
@@ -101,7 +101,7 @@ def _or_as_given(make: Callable[[R], Json]) -> Callable[[R], Json]:
     return shape
 
 
-@_or_as_given
+@_or_imported
 def file_object(file: File) -> Json:
     """`file`."""
     return {
@@ -117,7 +117,7 @@ def file_object(file: File) -> Json:
     }
 
 
-@_or_as_given
+@_or_imported
 def job_object(job: Job) -> Json:
     """`fine_tuning.job`; `hyperparameters` is absent, as for every reinforcement job."""
     return {
@@ -147,7 +147,7 @@ def job_object(job: Job) -> Json:
     }
 
 
-@_or_as_given
+@_or_imported
 def event_object(event: Event) -> Json:
     """`fine_tuning.job.event`."""
     return {
@@ -161,7 +161,7 @@ def event_object(event: Event) -> Json:
     }
 
 
-@_or_as_given
+@_or_imported
 def checkpoint_object(checkpoint: Checkpoint) -> Json:
     """`fine_tuning.job.checkpoint`."""
     return {
@@ -186,9 +186,9 @@ def model_object(name: str, created: int, owned_by: str) -> Json:
     }
 
 
-@_or_as_given
+@_or_imported
 def tuned_model_object(model: Model) -> Json:
-    """`model`, for one that was made here."""
+    """`model`, for a model that was fine-tuned here."""
     return model_object(model.name, model.created_at, ORGANIZATION)
 
 
@@ -197,7 +197,7 @@ def _method(method: Json) -> Json:
     return {**method, "reinforcement": {**given, "grader": mask_secrets(given["grader"])}}
 
 
-@_or_as_given
+@_or_imported
 def eval_object(record: Eval) -> Json:
     """`eval`; its config shows the combined schema of items and samples."""
     config = record.data_source_config
@@ -221,7 +221,7 @@ def eval_object(record: Eval) -> Json:
     }
 
 
-@_or_as_given
+@_or_imported
 def run_object(run: EvalRun) -> Json:
     """`eval.run`."""
     return {
@@ -244,7 +244,7 @@ def run_object(run: EvalRun) -> Json:
     }
 
 
-@_or_as_given
+@_or_imported
 def item_object(item: OutputItem) -> Json:
     """`eval.run.output_item`."""
     return {

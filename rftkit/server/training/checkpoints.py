@@ -23,7 +23,7 @@ __all__ = ["keep_adapter", "keep_checkpoint", "list_checkpoint", "name_model", "
 def keep_checkpoint(run: Run, step: int, valid: Sequence[Group]) -> None:
     """Save and list the checkpoint of a validated step, once; then only its metrics may change."""
     if run.store.has_event(run.job.id, f"checkpoint-{step}"):  # dropped or deleted since, perhaps
-        run.store.measure_checkpoint(run.job.id, step, _measured(run, step, valid))
+        run.store.replace_checkpoint_metrics(run.job.id, step, _measured(run, step, valid))
         return
     folder = keep_adapter(run, step)
     with run.store.transaction():

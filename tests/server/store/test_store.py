@@ -262,7 +262,7 @@ def test_no_database_makes_a_server_delete_what_it_does_not_know(home: Path) -> 
         store = Store.open(home)
         store.sweep()
         assert path.read_bytes() == b"precious"
-        blobs, jobs = store.strangers()
+        blobs, jobs = store.unlisted_contents()
         assert "1 uploaded files" in blobs
         assert "ftjob-1" in jobs
         store.add_file(b"another", "a.jsonl", "fine-tune")
@@ -295,7 +295,7 @@ def test_what_was_deleted_is_kept_for_a_week(home: Path, monkeypatch: pytest.Mon
         (sqlite3.OperationalError("unable to open database file"), "cannot be opened now"),
         (OSError(28, "No space left on device"), "is full"),
         (OSError(24, "Too many open files"), "ulimit"),
-        (sqlite3.DatabaseError("file is not a database"), "restore it from a copy"),
+        (sqlite3.DatabaseError("file is not a database"), "restore it from a backup"),
     ],
 )
 def test_why_a_database_cannot_be_opened_is_told_apart(
