@@ -21,9 +21,9 @@ worlds; with complete rows it is the line `0 %`):
     repeats              2.0%      98%         1.5%      90%         3.5%     100%
 
 Drift (`drifting`), 60 jobs of each kind of reward and 20, 50 or 200 validation rows, where the
-second grader gains as much as the reward with noise of 0.3 or 1.0 a grade and nothing is learnt by
-heart: "by heart" in 0 to 3 %, parted graders in 0 to 2 %. Training that is 0.3 ahead is seen in 97
-to 100 %; a second grader that stays where it was in 37 % (binary, 20 rows) to 100 % (200 rows).
+second grader gains as much as the reward with noise of 0.3 or 1.0 a grade and no row is memorized:
+"memorizing" in 0 to 3 %, parted graders in 0 to 2 %. Training that is 0.3 ahead is seen in 97 to
+100 %; a second grader that stays where it was in 37 % (binary, 20 rows) to 100 % (200 rows).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rftkit.evals import Label, agree, compare, drift, kappas, looks, stats
+from rftkit.evals import Label, agree, compare, drift, kappas, multiple_comparisons, stats
 from rftkit.evals.cells import make_cells
 from rftkit.evals.samples import COLUMNS, Run, Samples
 from rftkit.evals.table import Table
@@ -122,7 +122,7 @@ def look(kind: str, rows: int, repeats: int, simulations: int, seed: int = 0) ->
         alarms += bool(_better(rewards).any())
         best = rewards.mean(axis=0).max()
         flattery += best - truth(kind)
-        left += (looks.expected_of_best(rewards) or 0.0) - truth(kind)
+        left += (multiple_comparisons.expected_of_best(rewards) or 0.0) - truth(kind)
     power = {}
     for share in HEADROOM[kind]:
         gain = share * (1 - base(kind))
@@ -140,7 +140,7 @@ def look(kind: str, rows: int, repeats: int, simulations: int, seed: int = 0) ->
 def _better(rewards: Any) -> Any:
     """Which steps a comparison calls better than the first run."""
     differences = rewards[:, 1:] - rewards[:, :1]
-    _, p, _ = looks.family(differences, num_flips=2000)
+    _, p, _ = multiple_comparisons.family(differences, num_flips=2000)
     return (p <= 0.05) & (differences.mean(axis=0) > 0)
 
 
@@ -312,7 +312,7 @@ def drifting(
         samples = samples_from(row, 5 * run, rewards.ravel())
         watch = samples_from(row, 5 * run, own.ravel())
         found = drift(samples, events, watch=watch)
-        signs[0] += any("by heart" in each for each in found.sentences)
+        signs[0] += any("memorizing" in each for each in found.sentences)
         signs[1] += found.parted_at is not None
     return Signs(signs[0] / simulations, signs[1] / simulations)
 

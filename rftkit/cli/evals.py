@@ -78,13 +78,13 @@ def list_evals(
 ) -> None:
     """List evals and local runs, or the runs of one job or eval."""
     from rftkit import connect
-    from rftkit.evals import keep, runs
+    from rftkit.evals import runs, saved_runs
 
     if name is not None:
         found = [_run_line(each.run, each.num_items) for each in runs.find_runs(connect(), name)]
         show(found, table(found), as_json)
         return
-    made = [_run_line(each.run, len(each.columns["row"])) for each in keep.kept_runs()]
+    made = [_run_line(each.run, len(each.columns["row"])) for each in saved_runs.kept_runs()]
     listed = [] if here else [
         {"eval": each.id, "name": each.name, "created_at": each.created_at}
         for each in connect().evals.list(limit=100, order="desc")
@@ -136,11 +136,11 @@ def compare_evals(
 
 def _samples(names: Sequence[str], dump: Path | None) -> Samples:
     from rftkit import connect, evals
-    from rftkit.evals.keep import MADE_HERE
+    from rftkit.evals.saved_runs import LOCAL_PREFIX
 
     if dump is not None:
         return evals.from_dump(dump, *names)
-    if all(name.startswith(MADE_HERE) for name in names):
+    if all(name.startswith(LOCAL_PREFIX) for name in names):
         return evals.kept(*names)
     return evals.fetch(connect(), *names, progress=True)
 

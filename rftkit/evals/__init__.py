@@ -18,10 +18,10 @@ from rftkit.evals.comparison import (
     StepChoice,
 )
 from rftkit.evals.drift import Drift, drift
-from rftkit.evals.dumped import from_dump
+from rftkit.evals.dump_runs import from_dump
 from rftkit.evals.grading import grade_again
 from rftkit.evals.job_pairs import step_pairs
-from rftkit.evals.making import publish, run
+from rftkit.evals.local_runs import publish, run
 from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
 from rftkit.evals.regrade import Regrade, RegradedRun, regrade
 from rftkit.evals.runs import fetch, kept, together

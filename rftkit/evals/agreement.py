@@ -1,10 +1,9 @@
-"""Can the grader be believed? It is held against what people say of the same answers.
+"""Agreement of a grader with people: can its rewards be believed?
 
-`agree` compares a grader's rewards with labels that people gave to the same samples: kappa where
-the labels are verdicts, rank correlation where they are numbers. Another threshold is suggested
-only where it is shown to agree better, the search among all thresholds counted in. Not here: the
-widget that asks for labels (it only needs `Label`), grading, and a grader held against itself
-(`noise`).
+`agree` compares a grader's rewards with labels that people gave to the same samples. It uses kappa
+for verdicts and rank correlation for numbers. It suggests another threshold only if that one is
+shown to agree better, corrected for the search among all thresholds. `noise` measures how much a
+grader disagrees with itself.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.correlation import correlation_over_rows
 from rftkit.evals.samples import Samples
-from rftkit.evals.words import interval, many
+from rftkit.evals.sentences import interval, many
 
 __all__ = ["Agreement", "Label", "Threshold", "agree"]
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a person said of one sample."""
+    """A person's label of one sample."""
 
     row: str
     """Key of the row."""
@@ -39,7 +38,7 @@ class Label:
     kind: Literal["verdict", "number"] = "verdict"
     """Whether it was accept or reject, or a number."""
     by: str = ""
-    """Who said so; empty when one person labels alone."""
+    """Who gave the label; empty when one person labels alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A grader held against labels of people."""
+    """A grader compared with labels of people."""
 
     num_labels: int
     """Labelled samples that the grader has graded."""
@@ -99,18 +98,18 @@ def agree(
     level: float = 0.95,
     seed: int = 0,
 ) -> Agreement:
-    """Hold a grader against labels of people.
+    """Compare a grader with labels of people.
 
     Where several people labelled one sample, their mean counts; verdicts by majority, and ties
     are left out.
 
     Args:
-        samples: What the grader gave.
-        labels: What people gave, of one kind: verdicts, or numbers on the reward's scale.
-        threshold: Rewards from here on pass; default the grader's own verdicts, or 0.5 for
-            samples of which nobody says whether they passed.
-        level: Of intervals.
-        seed: Of resampling.
+        samples: The graded samples.
+        labels: People's labels, of one kind: verdicts, or numbers on the reward's scale.
+        threshold: Rewards of at least this pass; default the grader's own verdicts, or 0.5 for
+            samples without a verdict.
+        level: Confidence level of the intervals.
+        seed: Seed of the resampling.
 
     Raises:
         InputError: There is no label, or verdicts and numbers are mixed.
@@ -121,9 +120,9 @@ def agree(
     kinds = {each.kind for each in given}
     if len(kinds) != 1:
         raise InputError(
-            "there is no label yet: label some rows first"
+            "there are no labels yet: label some rows first"
             if not given
-            else "labels are verdicts and numbers mixed; use one kind at a time"
+            else "the labels mix verdicts and numbers; use one kind at a time"
         )
     kind = kinds.pop()
     people = _people(given, kind)
@@ -145,7 +144,7 @@ def agree(
         own = frame["passed"].astype("Float64").to_numpy(float, na_value=np.nan)[lines_known]
         passes = np.where(np.isfinite(own), own, passes)
     num_left_out = len(given) - _covered(given, places)
-    return _hold(places, grader, passes, person, kind, threshold, num_left_out, level, seed)
+    return _compared(places, grader, passes, person, kind, threshold, num_left_out, level, seed)
 
 
 def _people(labels: Sequence[Label], kind: str) -> dict[Any, float]:
@@ -164,7 +163,7 @@ def _covered(labels: Sequence[Label], places: Sequence[Any]) -> int:
     return sum((each.row, each.run, each.sample) in known for each in labels)
 
 
-def _hold(
+def _compared(
     places: list[Any],
     grader: Array,
     passes: Array,
@@ -281,12 +280,12 @@ def _thresholds(grader: Array, person: Array) -> tuple[Threshold, ...]:
 
 def _sentence(found: Agreement) -> str:
     if not found.num_labels:
-        return "No labelled sample has a grade: nothing can be said of the grader."
+        return "No labelled sample has a grade, so the grader cannot be compared with people."
     labels = many(found.num_labels, "label")
     lenient, harsh = len(found.lenient), len(found.harsh)
     if found.kind == "number":
         said = f"Rank correlation with people {interval(found.correlation)} on {labels}"
-        return f"{said}; the grader gives {interval(found.bias, with_sign=True)} more than they."
+        return f"{said}; the grader gives {interval(found.bias, with_sign=True)} more than people."
     said = f"Agrees with people on {found.agreement.value:.0%} of {labels}"
     if found.kappa.value is not None:
         said += f" (kappa {interval(found.kappa)})"
@@ -298,5 +297,5 @@ def _sentence(found: Agreement) -> str:
             f"labels, at least {found.gain:.2f} more)."
         )
     if found.num_labels < 30:
-        said += " Fewer than 30 labels: take it as a first impression."
+        said += " With fewer than 30 labels this is a first impression."
     return said

@@ -1,7 +1,7 @@
-"""Ask models the prompts of a dataset, many at once, and grade what they said.
+"""Run models on the prompts of a dataset, many at once, and grade their answers.
 
-A request that fails is kept as what it is, an answer that never came: it is shown, and it is a
-failed grade, never a zero. Not here: eval runs on a server, comparisons with intervals.
+A failed request stays visible as a missing answer. It is a failed grade and never a zero. Not here:
+eval runs on a server, comparisons with intervals.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Answer", "ask", "grade", "side_by_side"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model said to one row, or why it said nothing."""
+    """A model's answer to one row, or the error instead of it."""
 
     model: str
     sample: Sample | None
@@ -36,7 +36,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What it said; empty when the request failed."""
+        """The text of the answer; empty when the request failed."""
         return self.sample.output_text if self.sample else ""
 
 
@@ -49,15 +49,16 @@ def ask(
     concurrency: int = 32,
     **options: Any,
 ) -> list[Answer]:
-    """Ask every row once; the answers come in the order of the rows.
+    """Send every row's prompt once; the answers are in the order of the rows.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         model: A base model, a checkpoint or a fine-tuned model.
-        rows: What to ask.
+        rows: The dataset rows.
         response_format: Constrains the answers, as it did in training.
         concurrency: Requests under way at the same time.
-        options: More of `chat.completions.create`; `temperature=0` gives the likeliest answer.
+        options: Other arguments of `chat.completions.create`; `temperature=0` gives the likeliest
+            answer.
     """
     if response_format is not None:
         options["response_format"] = response_format
@@ -71,7 +72,7 @@ def ask(
 
 
 def grade(grader: CompiledGrader, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Grade]:
-    """Grade each answer against its row; an answer that never came is a failed grade."""
+    """Grade each answer against its row; a missing answer is a failed grade."""
     came = [
         (answer.sample, row.item)
         for answer, row in zip(answers, rows, strict=True)
@@ -94,7 +95,7 @@ def side_by_side(
     """The rows with every model's answer and grade, as plain data for `rftkit.views.answers`.
 
     Args:
-        rows: What was asked.
+        rows: The dataset rows.
         answers: Label, such as `base` or `final`, to one answer per row.
         grades: The same labels to one grade per row.
     """

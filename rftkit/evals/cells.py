@@ -1,6 +1,6 @@
 """Samples as matrices, rows by runs: the mean over the repeats of each row in each run.
 
-Not here: intervals and tests over the rows of such a matrix (`stats`, `looks`).
+Not here: intervals and tests over the rows of such a matrix (`stats`, `multiple_comparisons`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Compare eval runs row by row: `compare(samples)` gives every number of a comparison.
 
-Runs are paired by row; repeats of a row are averaged first, and rows weigh alike. A run's mean
-counts every row it has graded; a pair's difference counts the rows that both have graded; the
-choice among finished runs uses every grade (`looks.run_means`). Where these are not the same rows,
-a note says so. A failed grade is left out, never a zero. Not here: fetching samples (`runs`), the
-statistics themselves (`stats`, `looks`) and the slices (`slices`).
+Runs are paired by row. Repeats of a row are averaged first, and rows have equal weight. A run's
+mean counts every row it has graded; a pair's difference counts the rows that both have graded. The
+choice among finished runs uses every grade (`multiple_comparisons.run_means`), and a note reports
+where these rows differ. A failed grade is left out and never a zero. Not here: fetching samples
+(`runs`), the statistics (`stats`, `multiple_comparisons`) and the slices (`slices`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError
-from rftkit.evals import looks
+from rftkit.evals import multiple_comparisons
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Comparison, PairSummary, StepChoice
 from rftkit.evals.notes import notes_on
 from rftkit.evals.samples import Samples
+from rftkit.evals.sentences import choice_sentence, many
 from rftkit.evals.signal_notes import signal_notes
 from rftkit.evals.slices import By, slice_rows
 from rftkit.evals.table import Table
-from rftkit.evals.words import choice_sentence, many
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "pair"]
 
 ENOUGH = 0.5
-"""A run that has graded a smaller share of the rows is not recommended."""
+"""A run that has graded less than this share of the rows is not recommended."""
 
 
 def compare(
@@ -42,21 +42,21 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
-    """Put runs side by side.
+    """Compare runs with a baseline, row by row.
 
     Args:
         samples: From `evals.fetch`, `evals.run`, `evals.from_dump` or `evals.together`.
-        baseline: Label that the others are held against; default Step 0, else the first run.
-        after: Label that rows and slices hold against it; default what would be deployed.
-        slices: Keys of the items to cut the rows by, such as `topic` or `meta.topic`; or names
+        baseline: Label of the run to compare with; default Step 0, else the first run.
+        after: Label of the run that rows and slices compare; default the recommended run.
+        slices: Keys of the items to group the rows by, such as `topic` or `meta.topic`; or names
             with functions from an item to a value.
-        margin: Differences smaller than this do not matter: then runs can be shown to be the same.
-        level: Of intervals; 1 - level is the share of false alarms.
-        seed: Of resampling: the same seed, the same numbers.
+        margin: Smaller differences do not matter; with it, runs can be shown to be the same.
+        level: Confidence level of the intervals; 1 - level is the share of false alarms.
+        seed: Seed of the resampling; the same seed gives the same numbers.
 
     Raises:
         NotFoundError: no run has that label.
-        InputError: level or margin make no sense.
+        InputError: level or margin is out of range.
     """
     _check(level, margin)
     cells = make_cells(samples)
@@ -97,11 +97,11 @@ def pair(
     level: float = 0.95,
     seed: int = 0,
 ) -> PairSummary:
-    """Two runs, looked at alone.
+    """Compare two runs, without a correction for other comparisons.
 
     Raises:
         NotFoundError: no run has that label.
-        InputError: level or margin make no sense.
+        InputError: level or margin is out of range.
     """
     _check(level, margin)
     chosen = samples.select([before, after])
@@ -137,7 +137,9 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
     rewards = rewards[np.isfinite(rewards).sum(axis=1) > 1]
     if len(labels) < 2 or not len(rewards):
         return None
-    means = looks.run_means(rewards)[0].round(9)  # the last bits of sums are no difference
+    means = multiple_comparisons.run_means(rewards)[0].round(
+        9
+    )  # the last bits of sums are no difference
     # equal means: the baseline before others, then the earliest
     best = max(
         labels, key=lambda each: (means[labels.index(each)], each == baseline, -labels.index(each))
@@ -145,15 +147,15 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
     better = {pair.after: pair for pair in pairs if pair.verdict == "better"}
     shown = [label for label in labels if label in better]
     deploy = max(shown, key=lambda each: means[labels.index(each)], default=baseline)
-    kept = looks.could_be_best(rewards, level=table.level, seed=table.seed)
+    kept = multiple_comparisons.could_be_best(rewards, level=table.level, seed=table.seed)
     tied = [label for label, could in zip(labels, kept, strict=True) if could or label == best]
     mean = float(means[labels.index(best)])
-    expected = looks.expected_of_best(rewards, seed=table.seed)
+    expected = multiple_comparisons.expected_of_best(rewards, seed=table.seed)
     optimism = None if expected is None else max(0.0, mean - expected)
     gain = None
     if optimism is not None:
         gain = mean - optimism - float(means[labels.index(baseline)])
-    wins = looks.win_shares(rewards, seed=table.seed)
+    wins = multiple_comparisons.win_shares(rewards, seed=table.seed)
     return StepChoice(
         baseline=baseline,
         num_looks=len(pairs),
@@ -175,7 +177,7 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
 
 
 def _left_out(table: Table, baseline: str) -> dict[str, str]:
-    """Runs that cannot be recommended and why; none is left out where only such runs are there."""
+    """Runs that cannot be recommended, and why; if that is every run, none is left out."""
     import numpy as np
 
     known = np.isfinite(table.rewards)

@@ -1,8 +1,8 @@
-"""What a comparison of eval runs says, as plain values: the numbers that views draw.
+"""The results of a comparison of eval runs, as plain values that views draw.
 
-Every count that names rows holds their keys (`Samples.items`), so that a view can jump from a
-number to the rows behind it. None is "cannot be told", never zero. Not here: how the numbers are
-made (`compare`, `stats`, `looks`), nor any HTML.
+A count of rows comes with their keys (`Samples.items`), so that a view can link a number to the
+rows behind it. None means unknown, never zero. `compare`, `stats` and `multiple_comparisons`
+compute the numbers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 Verdict = Literal["better", "worse", "same", "unclear"]
-"""`same` when a margin was named and the difference is shown to lie inside it, be it ever so
-sure that there is one."""
+"""`same` if a margin was given and the difference is shown to be inside it, however certain it is
+that there is a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Estimate:
     value: float | None
     """The mean; None when nothing was graded."""
     low: float | None = None
-    """Lower end of the interval; None when there are too few rows to tell."""
+    """Lower end of the interval; None when there are too few rows."""
     high: float | None = None
     """Upper end."""
     num_rows: int = 0
-    """Rows that it rests on: the independent units, however many samples each has."""
+    """Rows behind the estimate: the independent units, however many samples each has."""
 
     @property
     def half_width(self) -> float | None:
@@ -54,32 +54,32 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run, added up."""
+    """The totals of one run."""
 
     label: str
     """As in `Samples.labels`."""
     step: int | None
     """Optimizer step, when the run is a job's validation."""
     model: str | None
-    """What was asked."""
+    """The model that answered."""
     num_rows: int
     """Rows with at least one sample."""
     num_samples: int
     """Answers."""
     reward: Estimate
-    """Mean reward: rows weigh alike, repeats of a row are one unit of the interval."""
+    """Mean reward: rows have equal weight, and repeats of a row are one unit of the interval."""
     pass_rate: Estimate
-    """Share of samples that passed, rows weighing alike; value None when nothing says so."""
+    """Share of samples that passed, with equal weight per row; value None without verdicts."""
     graders: Mapping[str, Estimate]
     """Mean score of each grader by its name, when there are several; over samples it scored."""
     num_failed: int
-    """Samples whose grader broke, or that never came: in no mean."""
+    """Samples whose grader or request failed: they are in no mean."""
     num_unscorable: int
     """Samples that could not be scored: they count with the floor reward."""
     num_truncated: int
     """Answers that hit their token limit."""
     tokens: Estimate
-    """Mean completion tokens; value None when nobody counted."""
+    """Mean completion tokens; value None when they were not counted."""
     characters: Estimate
     """Mean characters of the answers."""
     within_row: float | None
@@ -114,17 +114,17 @@ class PairSummary:
     after: str
     """Label."""
     num_rows: int
-    """Rows graded in both: all that the numbers below rest on."""
+    """Rows graded in both; the numbers below use only these."""
     num_left_out: int
     """Rows that only one of the two has, or that only one has graded."""
     difference: Estimate
     """Mean paired difference of the reward, its interval for this pair alone."""
     together: Estimate
-    """The same, its interval widened so that those of all `num_looks` pairs hold together."""
+    """The same, with an interval that holds simultaneously for all `num_looks` pairs."""
     bootstrap: Estimate
     """The same by a bias-corrected bootstrap over rows, as a cross-check (see `stats`)."""
     pass_difference: Estimate
-    """Mean paired difference of the pass rate; value None when nothing says pass or fail."""
+    """Mean paired difference of the pass rate; value None without verdicts."""
     fixed_rows: tuple[str, ...]
     """Keys of rows that failed before and pass after (most samples of the row, if several)."""
     broken_rows: tuple[str, ...]
@@ -140,25 +140,25 @@ class PairSummary:
     permutation_p: float | None
     """Sign-flip permutation test of the reward differences, two-sided, for this pair alone."""
     p: float | None
-    """The same corrected for `num_looks`: what the verdict rests on."""
+    """The same, corrected for `num_looks`: the verdict uses it."""
     num_looks: int
-    """Pairs that were looked at together."""
+    """Number of pairs that were compared together."""
     margin: float | None
-    """Differences smaller than this do not matter, as the user said; None when nothing was said."""
+    """The user's margin: smaller differences do not matter; None without one."""
     equivalence_p: float | None
-    """Two one-sided tests that the difference lies inside the margin: the larger p of the two."""
+    """Two one-sided tests that the difference is inside the margin: the larger p of the two."""
     detectable: float | None
-    """The smallest true difference that these rows would have shown in four of five repetitions,
+    """The smallest true difference that these rows would show in four of five repetitions,
     corrected like `p`."""
     verdict: Verdict
-    """What may be said, by `p` and by the interval `together`, which never part; over all pairs
-    looked at together at most 5 % false alarms."""
+    """The conclusion from `p` and the interval `together`, which always agree; at most 5 % of all
+    families of pairs have a false alarm."""
     sentence: str
-    """The same in words, with what was found and what could have been."""
+    """The same as a sentence, with the difference that was found or could have been found."""
     ungraded: tuple[int, int] | None = None
-    """Samples without a grade of `before` and of `after`, when they differ by more than luck
-    explains: then `together` also holds what comes out if missing grades were the lowest or the
-    highest reward. None when they do not."""
+    """Ungraded samples of `before` and of `after`, if they differ by more than chance explains.
+    Then `together` also covers the results with the lowest or the highest reward in place of each
+    missing grade. None otherwise."""
 
     @property
     def num_fixed(self) -> int:
@@ -173,29 +173,29 @@ class PairSummary:
 
 @dataclass(frozen=True, slots=True)
 class StepChoice:
-    """Which of many runs to deploy, and how far to believe it."""
+    """Which of many runs to deploy, and how certain that is."""
 
     baseline: str
-    """Label of the run that the others are held against: `Step 0`."""
+    """Label of the run that the others are compared with: `Step 0`."""
     num_looks: int
-    """Runs that were held against it."""
+    """Number of runs that were compared with it."""
     best: str
     """Label of the highest mean reward, the baseline included."""
     deploy: str
-    """Label of what to use: the best of those shown to beat the baseline, else the baseline."""
+    """Label of the run to use: the best of those shown to beat the baseline, else the baseline."""
     tied: tuple[str, ...]
     """Labels that cannot be ruled out as the best (the best included), in order of runs."""
     win_shares: Mapping[str, float]
     """Per label, the share of bootstrap resamples of the rows in which it has the highest mean."""
     optimism: float | None
-    """How much the best's mean flatters itself by having been chosen (the winner's curse)."""
+    """How much the best run's mean is too high because it was chosen (the winner's curse)."""
     expected: float | None
-    """Mean reward to expect of the best on new rows: its mean less the optimism."""
+    """Mean reward to expect of the best run on new rows: its mean minus the optimism."""
     expected_gain: float | None
-    """The same against the baseline."""
+    """The expected reward minus that of the baseline."""
     num_rows: int
     """Rows that at least two of the runs have graded; rows need not be complete (see
-    `looks.run_means`)."""
+    `multiple_comparisons.run_means`)."""
     sentence: str
     """The recommendation in words."""
     left_out: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -222,38 +222,38 @@ class Slice:
     verdict: Verdict
     """better, worse or unclear, by `p`."""
     is_small: bool
-    """Too few rows to believe the interval."""
+    """The slice has too few rows for a reliable interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class SliceTable:
-    """The rows cut by a key: where it got better and where worse, most trouble first."""
+    """The rows grouped by a key: where the reward rose and where it fell, the worst first."""
 
     by: str
-    """The key, or the name of the function that cut."""
+    """The key, or the name of the grouping function."""
     before: str
     """Label."""
     after: str
     """Label."""
     slices: tuple[Slice, ...]
-    """Most trouble first: the lowest upper end of the difference's interval."""
+    """The worst first: the lowest upper end of the difference's interval."""
     notes: tuple[str, ...] = ()
     """Slices too small, rows without the key, too many values: each a sentence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Runs side by side: everything a view of the comparison shows."""
+    """Several runs compared: everything a view of the comparison shows."""
 
     samples: Samples
-    """What it was made of; `samples.answers(key)` is a row through all checkpoints."""
+    """The samples compared; `samples.answers(key)` follows a row through all checkpoints."""
     runs: tuple[RunSummary, ...]
     """In the order of `samples.runs`."""
     baseline: str | None
-    """Label of the run that the others are held against; None when there are no runs."""
+    """Label of the run that the others are compared with; None when there are no runs."""
     focus: str | None
-    """Label of the run that rows and slices hold against it: `after` if one was named, else what
-    `choice` would deploy, else the best, else the last; None with fewer than two runs."""
+    """Label of the run that rows and slices compare with it: `after` if given, else the run that
+    `choice` recommends, else the best, else the last; None with fewer than two runs."""
     pairs: tuple[PairSummary, ...]
     """Every other run against the baseline, in order; `evals.pair` makes any other."""
     choice: StepChoice | None
@@ -265,13 +265,13 @@ class Comparison:
     slices: tuple[SliceTable, ...] = ()
     """One per key asked for."""
     notes: tuple[str, ...] = ()
-    """What a reader must know before the numbers: each a sentence."""
+    """What a reader must know before the numbers, one sentence each."""
     level: float = 0.95
-    """Of every interval."""
+    """Confidence level of every interval."""
     margin: float | None = None
     """Differences smaller than this do not matter."""
     seed: int = 0
-    """Of every resampling."""
+    """Seed of every resampling."""
 
     def summary(self, label: str) -> RunSummary:
         """The summary of one run."""

@@ -1,10 +1,9 @@
-"""Is the reward still what it stands for? A second grader, the training gap, longer answers.
+"""Signs that a job exploits its grader: a second grader, the training gap, longer answers.
 
-A job learns to please its grader. Three signs that it pleases the grader and nobody else: a second
-grader, scored at each validation and never trained on, stops following the reward; training
-rewards run ahead of validation; answers grow. Where nothing of it is true, each sign appears in at
-most 5 of 100 jobs, however few the rows and however noisy the graders (`tests/eval_study.py`). Not
-here: proof. Each sign is a reason to read rows.
+A job learns what its grader rewards. Three signs show that it learns only that. A second grader,
+never trained on, stops following the reward. Training rewards rise above validation. Answers grow.
+A healthy job shows each sign in at most 5 of 100 cases, with few rows and noisy graders too
+(`tests/eval_study.py`). A sign is no proof but a reason to read rows.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rftkit.evals import stats
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
-from rftkit.evals.looks import family
+from rftkit.evals.multiple_comparisons import family
 from rftkit.evals.samples import Samples
-from rftkit.evals.student import t_quantile
+from rftkit.evals.t_distribution import t_quantile
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["Drift", "drift"]
 
 GAP = 0.10
-"""Train minus validation reward from which on overfitting is reported, if it is beyond luck."""
+"""A larger gap of train minus validation reward is reported, if luck does not explain it."""
 LONGER = 1.5
-"""Growth of the answers from which on it is reported, if it is beyond luck."""
+"""Growth of the answers above which it is reported, if luck does not explain it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drift:
-    """The validations of a job, watched for a reward that no longer means what it did."""
+    """The validations of a job, checked for signs that it exploits its grader."""
 
     frame: pd.DataFrame
     """One line per validation: `run`, `step`, `reward`, `reward_low`, `reward_high`, `watch`,
@@ -43,18 +42,18 @@ class Drift:
     watch: str | None
     """Name of the second grader; None when there is none."""
     parted_at: int | None
-    """First step at which the reward is shown to be above the first validation, while the second
-    grader is shown to fall, or is not above and behind what it gave for such a reward at first;
-    None if never. By luck alone in at most 5 of 100 jobs."""
+    """First step at which the reward has risen since the first validation and the second grader has
+    not followed: it fell, or it did not rise and is below what it gave for such a reward at first.
+    None if there is none. Luck alone gives one in at most 5 of 100 jobs."""
     gap: float | None
     """Train minus validation reward at the last validation; None when either is unknown."""
     gap_luck: float | None
-    """A gap up to this may be luck (of 95 of 100 jobs that learn nothing by heart); None when
-    there are too few steps or rows to tell."""
+    """A gap up to this may be luck (in 95 of 100 jobs without overfitting); None when there are too
+    few steps or rows."""
     length_ratio: float | None
-    """Length of the answers at the last validation by that of the first, tokens if known."""
+    """Length of the answers at the last validation divided by the first one; in tokens if known."""
     sentences: tuple[str, ...]
-    """What was found, a sentence each; says so when nothing was."""
+    """The findings, one sentence each; one sentence if there are none."""
 
 
 def drift(
@@ -66,15 +65,15 @@ def drift(
     level: float = 0.95,
     seed: int = 0,
 ) -> Drift:
-    """Watch the validations of a job for a reward that no longer means what it did.
+    """Check the validations of a job for signs that it exploits its grader.
 
     Args:
         samples: Its validations, from `fetch(client, "ftjob-…")`.
         events: Its events, from `rftkit.jobs.events`, for the training rewards.
         watch: The same samples under the second grader, from `grade_again`.
-        watch_name: What to call that grader.
-        level: Of intervals.
-        seed: Of tests.
+        watch_name: A name for that grader.
+        level: Confidence level of the intervals.
+        seed: Seed of the tests.
     """
     steps = sorted((r for r in samples.runs if r.step is not None), key=lambda r: r.step or 0)
     kept = samples.select([run.label for run in steps])
@@ -255,20 +254,20 @@ def _sentences(
         said += 1
         yield (
             f"At step {parted} the reward is above step {frame['step'].iloc[0]} and {watch} is "
-            "not: the model learns to please its grader. Read those rows before deploying."
+            "not: the model exploits its grader. Read those rows before deploying."
         )
     if gap is not None and is_ahead:
         said += 1
         yield (
             f"Training rewards are {gap:.3f} above validation at step {frame['step'].iloc[-1]}: "
-            "the model may be learning its rows by heart."
+            "the model may be memorizing its rows."
         )
     if ratio is not None and is_longer:
         said += 1
         yield f"Answers grew to {ratio:.1f} times their first length ({unit})."
     if not said:
-        what = [f"{watch} is not shown to leave the reward"] if watch else []
-        what += ["training is not shown to run ahead"] if gap is not None else []
+        what = [f"{watch} follows the reward"] if watch else []
+        what += ["training is not shown to be ahead of validation"] if gap is not None else []
         what += ["answers are not shown to grow by half"] if ratio is not None else []
         yield f"No sign of drift: {', '.join(what)}." if what else "Nothing to watch for drift yet."
 

@@ -1,6 +1,6 @@
-"""Stored samples under a grader: the same answers, other rewards.
+"""Grade stored samples again: the same answers with the rewards of another grader.
 
-Not here: what changes by it (`regrade`), asking models (`answers`).
+`regrade` reports what changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["fill_grades", "grade_again"]
 def grade_again(
     samples: Samples, grader: Mapping[str, Any], *, progress: bool = False, **options: Any
 ) -> Samples:
-    """The same runs with rewards of another grader; answers that never came stay failed."""
+    """The same runs with the rewards of another grader; missing answers stay failed."""
     from rftkit.graders.frames import grade_many
 
     frame = samples.frame
@@ -43,7 +43,7 @@ def grade_again(
 
 
 def _came(frame: pd.DataFrame) -> Any:
-    """Samples with an answer: a failed one without any text never came."""
+    """Which samples have an answer: a failed one without text has none."""
     return ((frame["outcome"] != "failed") | (frame["answer"].fillna("") != "")).to_numpy(bool)
 
 

@@ -3,7 +3,7 @@
 The quirks of the services end here: `-<uuid>` behind result names, rewards of multi graders that
 come combined or only in parts, repeats without a number, keys added to rows. What is not a finite
 number is no reward: such a sample is *failed*, and is never a zero. Not here: requests (`runs`),
-files (`keep`).
+files (`saved_runs`).
 """
 
 from __future__ import annotations

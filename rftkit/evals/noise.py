@@ -1,8 +1,8 @@
-"""A grader held against itself: what it says when it is asked again about the very same answers.
+"""The noise of a grader: how much its grades differ when it grades the same answers again.
 
-A judge that gives 0.6 today and 0.8 tomorrow moves the reward curve by itself. `judge_noise` asks
-it several times and says how much; a gain inside that band is grey. Not here: whether the grader
-is right (`agreement`).
+A judge that gives 0.6 today and 0.8 tomorrow moves the reward curve without any learning.
+`judge_noise` grades several times and measures this; a gain inside that band may be noise.
+`agreement` measures whether the grader is right.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from rftkit.errors import InputError
 from rftkit.evals.cells import Array
 from rftkit.evals.grading import grade_again
 from rftkit.evals.samples import Samples
-from rftkit.evals.words import many
+from rftkit.evals.sentences import many
 
 __all__ = ["JudgeNoise", "judge_noise", "noise_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeNoise:
-    """How much a grader disagrees with itself about the very same answers."""
+    """How much a grader disagrees with itself on the same answers."""
 
     num_samples: int
     """Samples that were graded at least twice."""
     num_grades: int
-    """Their grades, together."""
+    """The number of their grades."""
     one_grade: float | None
     """Standard deviation of one grade around what the grader gives on average."""
     band: float | None
-    """Half-width (95 %) of what the noise alone does to the difference of two runs' means: a
-    smaller gain is grey."""
+    """Half-width (95 %) of the effect of the noise alone on the difference of two runs' means: a
+    smaller gain may be noise."""
     num_rows: int
     """Rows per run that `band` is for."""
     flips: float | None
-    """Share of samples whose verdict is not the same each time; None without a threshold."""
+    """Share of samples whose verdict differs between repeats; None without a threshold."""
     sentence: str
     """In words."""
 
@@ -53,7 +53,7 @@ def judge_noise(
     progress: bool = False,
     **options: Any,
 ) -> JudgeNoise:
-    """Grade some stored samples several times, and say how much the grader differs from itself.
+    """Grade some stored samples several times, and measure how much the grades differ.
 
     Args:
         samples: Where to take them from, spread over runs and rewards at random.
@@ -62,7 +62,7 @@ def judge_noise(
         max_samples: How many samples.
         seed: Of the choice.
         progress: Show a bar.
-        options: Of `rftkit.graders.compile_grader`; `complete=` asks the judge.
+        options: Options of `rftkit.graders.compile_grader`; `complete=` calls the judge.
 
     Raises:
         GraderSpecError: The spec is malformed.
@@ -71,7 +71,7 @@ def judge_noise(
     import numpy as np
 
     if times < 2 or not len(samples.frame):
-        raise InputError("noise needs samples, and to be asked at least twice (times=2)")
+        raise InputError("noise needs samples, and at least two grades each (times=2)")
     rng = np.random.default_rng(seed)
     count = min(max_samples, len(samples.frame))
     chosen = np.sort(rng.choice(len(samples.frame), count, replace=False))
@@ -111,7 +111,7 @@ def noise_of(
     kept = times > 1
     if not kept.any():
         return JudgeNoise(0, 0, None, None, num_rows, None,
-                          "No sample was graded twice: the noise cannot be told.")  # fmt: skip
+                          "No sample was graded twice: the noise is unknown.")  # fmt: skip
     rewards, known, times = rewards[kept], known[kept], times[kept]
     filled = np.where(known, rewards, 0.0)
     means = filled.sum(axis=1) / times
@@ -142,10 +142,12 @@ def _flips(verdicts: Array) -> float | None:
 
 def _sentence(one: float, band: float, flips: float | None, num_samples: int, num_rows: int) -> str:
     if one < 1e-9:
-        return f"The grader said the same each time of {many(num_samples, 'sample')}: no noise."
-    said = (
-        f"Asked again about the same answers, one grade moves by {one:.3f} (standard deviation, "
+        return f"The grader gave {many(num_samples, 'sample')} the same grade each time: no noise."
+    sentence = (
+        f"On the same answers, a repeated grade differs by {one:.3f} (standard deviation, "
         f"{many(num_samples, 'sample')}). Between two runs of {many(num_rows, 'row')} the noise "
-        f"alone makes ±{band:.3f}: smaller gains are grey."
+        f"alone makes ±{band:.3f}: smaller gains may be noise."
     )
-    return said if flips is None else f"{said} {flips:.0%} of verdicts are not the same each time."
+    return (
+        sentence if flips is None else f"{sentence} {flips:.0%} of verdicts differ between repeats."
+    )

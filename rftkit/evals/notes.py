@@ -1,20 +1,20 @@
-"""What a reader must know before the numbers of a comparison: each a sentence.
+"""Notes that a reader needs before the numbers of a comparison, one sentence each.
 
-Not here: what was wrong with the data that samples were made of (`Samples.notes`).
+`Samples.notes` has the notes on the data itself.
 """
 
 from __future__ import annotations
 
 from rftkit.evals.cells import Array, Cells
 from rftkit.evals.samples import Samples
-from rftkit.evals.words import join, many
+from rftkit.evals.sentences import join, many
 
 __all__ = ["notes_on"]
 
 FEW = 20
 """With fewer rows than this every interval is rough."""
 MUCH = 0.05
-"""A share of failed or unscorable samples that must be said aloud."""
+"""A larger share of failed or unscorable samples gets a note."""
 
 
 def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple[str, ...]:
@@ -23,9 +23,9 @@ def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple
     if not samples.runs:
         return (*notes, "There is nothing to compare: no run was found.")
     if not len(samples.frame):
-        return (*notes, f"There is nothing to compare: {join(samples.labels)} hold no sample.")
+        return (*notes, f"There is nothing to compare: {join(samples.labels)} have no samples.")
     if len(samples.runs) == 1:
-        notes.append(f"There is one run, {samples.labels[0]}: nothing to hold it against.")
+        notes.append(f"There is one run, {samples.labels[0]}: there is nothing to compare it with.")
     notes += _unfinished(samples)
     notes += _graders(samples)
     notes += _missing_rows(samples, cells)
@@ -45,30 +45,30 @@ def _unfinished(samples: Samples) -> list[str]:
 
 
 def _graders(samples: Samples) -> list[str]:
-    """Rewards of different graders are different things."""
+    """Rewards of different graders cannot be compared."""
     graders = dict.fromkeys(run.grader or "their own grader" for run in samples.runs)
     if len(graders) < 2:
         return []
     return [
         f"The runs were graded by {join(list(graders))}: rewards of different graders cannot be "
-        "held against each other. Grade them alike first (evals.regrade)."
+        "compared. Grade them with the same grader first (evals.regrade)."
     ]
 
 
 def _missing_rows(samples: Samples, cells: Cells) -> list[str]:
     has = cells.count() > 0
     notes = [
-        f"{label} holds no sample." for at, label in enumerate(cells.labels) if not has[:, at].any()
+        f"{label} has no samples." for at, label in enumerate(cells.labels) if not has[:, at].any()
     ]
     everywhere = int(has.all(axis=1).sum())
     if everywhere == len(cells.keys) or len(samples.runs) == 1:
         return notes
     if everywhere == 0:
-        notes.append("No row is in every run: runs can be compared in pairs at most.")
+        notes.append("No row is in every run: runs can only be compared in pairs.")
     else:
         notes.append(
             f"{everywhere:,} of {many(len(cells.keys), 'row')} are in every run; each pair is "
-            "compared on the rows that both have, the recommendation uses all rows."
+            "compared on the rows that both have, and the recommendation uses all rows."
         )
     return notes
 

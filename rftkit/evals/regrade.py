@@ -1,8 +1,8 @@
-"""Grade stored samples again with another grader, and say what that changes for training.
+"""Grade stored samples again with another grader, and report what that changes for training.
 
-The same answers, another grader: how the ranks agree, which rows flip between pass and fail, and,
-because a job learns from *differences within a row's samples*, which advantages change their sign
-and which prompts gain or lose their signal. Not here: sampling anew.
+It reports how the ranks agree and which rows flip between pass and fail. A job learns from
+*differences within a row's samples*, so it also reports which advantages change their sign and
+which prompts gain or lose their signal. Not here: sampling new answers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rftkit.errors import InputError
-from rftkit.evals import keep, stats
+from rftkit.evals import saved_runs, stats
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.correlation import correlation_over_rows, spearman
 from rftkit.evals.grading import grade_again
 from rftkit.evals.samples import Samples
-from rftkit.evals.words import many
+from rftkit.evals.sentences import many
 
 __all__ = ["Regrade", "RegradedRun", "regrade"]
 
@@ -94,7 +94,7 @@ def regrade(
     """Grade stored samples with another grader, and compare it with the one they had.
 
     Args:
-        samples: What was said and earned.
+        samples: The samples with their rewards.
         grader: The spec of the new grader.
         name: What to call it; default the grader's own name.
         labels: Runs to grade; default all.
@@ -102,7 +102,7 @@ def regrade(
         level: Of intervals.
         seed: Of resampling.
         progress: Show a bar.
-        options: Of `rftkit.graders.compile_grader`; `complete=` asks the judge.
+        options: Options of `rftkit.graders.compile_grader`; `complete=` calls the judge.
 
     Raises:
         GraderSpecError: The spec is malformed.
@@ -111,13 +111,13 @@ def regrade(
     """
     old = samples.select(labels) if labels is not None else samples
     if not len(old.frame):
-        raise InputError("there is no sample to grade again")
+        raise InputError("there are no samples to grade again")
     title = name or str(grader.get("name") or grader.get("type") or "new grader")
     graded = grade_again(old, grader, progress=progress, **options)
     new = _relabelled(graded, title)
     if keep_runs:
         for label in new.labels:
-            keep.save(keep.record_of(new, label))
+            saved_runs.save(saved_runs.record_of(new, label))
     return _report(old, new, title, level, seed)
 
 
@@ -127,7 +127,7 @@ def _relabelled(samples: Samples, title: str) -> Samples:
         replace(
             run,
             label=f"{run.label} · {title}",
-            id=f"{keep.MADE_HERE}{uuid.uuid4().hex[:16]}",
+            id=f"{saved_runs.LOCAL_PREFIX}{uuid.uuid4().hex[:16]}",
             source="home",
             grader=title,
         )
@@ -278,7 +278,7 @@ def _notes(new: Samples, before: Array, after: Array) -> tuple[str, ...]:
         )
     never = int((~np.isfinite(before)).sum())
     if never:
-        notes.append(f"{many(never, 'sample')} had no grade before: nothing to compare there.")
+        notes.append(f"{many(never, 'sample')} had no grade before and cannot be compared.")
     return tuple(notes)
 
 

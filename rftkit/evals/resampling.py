@@ -1,7 +1,7 @@
 """Rows drawn again, and their signs flipped: the randomness behind tests and bootstraps.
 
 The same arguments give the same draws, and the last few are kept, since one comparison uses them
-for every pair. Not here: what is made of them (`stats`, `looks`).
+for every pair. Not here: what is made of them (`stats`, `multiple_comparisons`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Runs from a service or from this home. Out come `Samples`.
+"""Read runs from a service or from the home folder, as `Samples`.
 
-`fetch(client, "ftjob-…")` brings every validation of a job, `"eval_…"` every run of an eval,
-`"evalrun_…"` one run; finished runs are kept in the home and asked for once. Output items are read
-as raw responses of the `openai` client: its objects cost more than the network. Not here: what a
-service's items look like (`items`), files (`keep`), dumps (`dumped`), making runs (`making`).
+`fetch(client, "ftjob-…")` reads every validation of a job, `"eval_…"` every run of an eval, and
+`"evalrun_…"` one run. Finished runs are saved in the home folder and requested once. Output items
+are read as raw responses of the `openai` client, because its objects cost more than the network.
+Not here: the shape of items (`items`), files (`saved_runs`), dumps (`dump_runs`), and new runs
+(`local_runs`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, NotFoundError
-from rftkit.evals import keep
+from rftkit.evals import saved_runs
 from rftkit.evals.items import Combine, Record, combine, read_items, settle
 from rftkit.evals.samples import Run, Samples
 
@@ -83,7 +84,7 @@ def fetch(
     finally:
         if bar is not None:
             bar.close()
-    return keep.samples_of(records)
+    return saved_runs.samples_of(records)
 
 
 def find_runs(client: OpenAI, name: str) -> list[Wanted]:
@@ -93,7 +94,7 @@ def find_runs(client: OpenAI, name: str) -> list[Wanted]:
         InputError: the name is none of those.
         NotFoundError: there is no such job, eval or run.
     """
-    if name.startswith(keep.MADE_HERE):
+    if name.startswith(saved_runs.LOCAL_PREFIX):
         return [Wanted(_kept(name).run, None)]
     if name.startswith("ftjob-"):
         return _runs_of_job(client, name)
@@ -104,7 +105,7 @@ def find_runs(client: OpenAI, name: str) -> list[Wanted]:
         return _runs_of_eval(client, name)
     raise InputError(
         f"{name!r} names no runs; expected a job (ftjob-…), an eval (eval_…), a run (evalrun_…) "
-        f"or one made here ({keep.MADE_HERE}…)"
+        f"or one made here ({saved_runs.LOCAL_PREFIX}…)"
     )
 
 
@@ -114,19 +115,19 @@ def kept(*run_ids: str) -> Samples:
     Raises:
         NotFoundError: one is not kept.
     """
-    records = [_kept(each) for each in run_ids] if run_ids else list(keep.kept_runs())
-    return keep.samples_of(records)
+    records = [_kept(each) for each in run_ids] if run_ids else list(saved_runs.kept_runs())
+    return saved_runs.samples_of(records)
 
 
 def together(*several: Samples) -> Samples:
     """Samples of different origins side by side."""
-    return keep.samples_of(
-        [keep.record_of(each, label) for each in several for label in each.labels]
+    return saved_runs.samples_of(
+        [saved_runs.record_of(each, label) for each in several for label in each.labels]
     )
 
 
 def _kept(run_id: str) -> Record:
-    record = keep.find(run_id)
+    record = saved_runs.find(run_id)
     if record is None:
         raise NotFoundError(f"the home holds no run {run_id}; list them: rftkit eval list")
     return record
@@ -175,7 +176,7 @@ def _runs_of_eval(client: OpenAI, eval_id: str) -> list[Wanted]:
 
 def _find_run(client: OpenAI, eval_id: str | None, run_id: str) -> Wanted:
     if eval_id is None:
-        known = keep.load(run_id, _source(client))
+        known = saved_runs.load(run_id, _source(client))
         if known is not None:
             return Wanted(known.run, len(known.columns["row"]))
         for each in client.evals.list(limit=100, order="desc"):
@@ -209,8 +210,8 @@ def _read_all(client: OpenAI, wanted: list[Wanted], fresh: bool, bar: Any) -> It
     """Records in order; several runs are read at once."""
 
     def one(each: Wanted) -> Record:
-        known = None if fresh else keep.load(each.run.id, each.run.source)
-        if each.run.id.startswith(keep.MADE_HERE):
+        known = None if fresh else saved_runs.load(each.run.id, each.run.source)
+        if each.run.id.startswith(saved_runs.LOCAL_PREFIX):
             known = known or _kept(each.run.id)
         if known is not None:
             if bar is not None:
@@ -230,7 +231,7 @@ def _read_all(client: OpenAI, wanted: list[Wanted], fresh: bool, bar: Any) -> It
 def _read(client: OpenAI, wanted: Wanted, count: Callable[[int], None]) -> Record:
     run, deadline = wanted.run, time.monotonic() + INDEX_SECONDS
     items = [item for page in _pages(client, run, count) for item in page]
-    is_final = run.status in keep.FINAL
+    is_final = run.status in saved_runs.FINAL
     while is_final and len(items) < (wanted.num_items or 0) and time.monotonic() < deadline:
         time.sleep(2.0)
         items += [item for page in _pages(client, run, count, items) for item in page]
@@ -240,7 +241,7 @@ def _read(client: OpenAI, wanted: Wanted, count: Callable[[int], None]) -> Recor
             f"The service lists {len(items):,} of the {wanted.num_items:,} items of {run.label}."
         )
     elif is_final:
-        keep.save(record)
+        saved_runs.save(record)
     return record
 
 

@@ -1,9 +1,9 @@
-"""Samples of eval runs as one tidy frame: who said what to which row, and what it earned.
+"""Samples of eval runs as one tidy frame: each model's answers to each row, with their rewards.
 
-A *run* is one model asked every row of a dataset, once or several times; a *row* is one item of
-the dataset, the same in every run; a *sample* is one answer. Rows are told by what they hold (a
-hash of the item), so that runs of different evals, jobs and services pair up by themselves. Not
-here: where samples come from (`runs`), and what they add up to (`compare`).
+A *run* is one model on every row of a dataset, once or several times; a *row* is one item of
+the dataset, the same in every run; a *sample* is one answer. Rows are identified by their content
+(a hash of the item), so that runs of different evals, jobs and services are paired automatically.
+Not here: reading samples (`runs`) and comparing them (`compare`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ COLUMNS = {
     "row": "key of the row: the same item has the same key in every run",
     "sample": "number of the answer among those of this run to this row, from 0",
     "reward": "what the grader gave; missing when it failed; the floor when unscorable",
-    "passed": "whether the sample passed; missing when the grader failed or nobody said",
+    "passed": "whether the sample passed; missing without a verdict",
     "outcome": "graded, failed (the grader broke) or unscorable (the answer broke)",
     "truncated": "whether the answer hit its token limit",
-    "tokens": "completion tokens; missing when nobody counted them",
+    "tokens": "completion tokens; missing when they were not counted",
     "answer": "the text of the answer",
     "error": "why there is no reward, or no answer; missing when all is well",
     "judge": "what a model grader gave as its reasons, as text; missing when there is none",
@@ -46,13 +46,13 @@ class Run:
     """One eval run: which model answered, and where it came from."""
 
     label: str
-    """What views call it, unique within one `Samples`: `Step 12`, or the run's name or model."""
+    """The name in views, unique within one `Samples`: `Step 12`, or the run's name or model."""
     id: str
-    """`evalrun_…` on the service; made up for what was kept here."""
+    """`evalrun_…` on a service, `localrun_…` for a local run."""
     step: int | None = None
     """Optimizer step, when the run is the validation of a job; 0 is the baseline."""
     model: str | None = None
-    """What was asked; a checkpoint's own name where the service says it."""
+    """The model that answered; a checkpoint's own name if the service reports it."""
     job_id: str | None = None
     """The job whose validation this is."""
     eval_id: str | None = None
@@ -62,10 +62,9 @@ class Run:
     source: str | None = None
     """Where it was read: a base URL, the folder of a dump, or `home`."""
     grader: str | None = None
-    """Which grader gave the rewards, as a name that is the same for the same grader; None when
-    nobody says."""
+    """Name of the grader that gave the rewards; equal graders have equal names; None if unknown."""
     status: str = "completed"
-    """completed, failed, canceled, queued or in_progress, as the service said."""
+    """completed, failed, canceled, queued or in_progress, as the service reported."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,8 @@
-"""Cut the rows of a comparison by a key: where it got better and where worse.
+"""Group the rows of a comparison by a key: where the reward rose and where it fell.
 
-Looking at many slices finds trouble by luck too: the p of each slice is corrected for how many
-there are (Holm), and intervals of differences are wide enough for all (Bonferroni). Not here: which
-runs are compared (`compare`).
+With many slices, some change by luck alone. So the p of each slice is corrected for their number
+(Holm), and the intervals of the differences hold simultaneously (Bonferroni). Not here: which runs
+are compared (`compare`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rftkit.evals import stats
 from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Slice, SliceTable
 from rftkit.evals.samples import Samples
+from rftkit.evals.sentences import many
 from rftkit.evals.table import Table
-from rftkit.evals.words import many
 
 __all__ = ["By", "slice_rows"]
 
@@ -24,18 +24,18 @@ By = str | Callable[[Mapping[str, Any]], Any]
 """A key of the item (dots lead into objects), or a function from an item to a value."""
 
 SMALL = 20
-"""Fewer rows than this are too few to believe an interval."""
+"""With fewer rows an interval is not reliable."""
 MOST = 50
 """Slices shown; of keys with more values the largest are kept."""
 MISSING = "(missing)"
 
 
 def slice_rows(table: Table, name: str, by: By, before: str, after: str) -> SliceTable:
-    """The rows cut by a key, most trouble first.
+    """Group the rows by a key, the worst group first.
 
     Args:
         table: The rows' rewards.
-        name: What to call the cut.
+        name: The name of the grouping.
         by: The key or the function.
         before: Label.
         after: Label; its difference to `before` orders the slices.
@@ -128,7 +128,7 @@ def _trouble(each: Slice) -> tuple[bool, float, str]:
 def _notes(name: str, sizes: Mapping[str, int], slices: Sequence[Slice]) -> tuple[str, ...]:
     notes = []
     if set(sizes) == {MISSING}:
-        notes.append(f"No row has the key {name!r}, so there is nothing to cut by.")
+        notes.append(f"No row has the key {name!r}, so there are no slices.")
     elif MISSING in sizes:
         notes.append(f"{many(sizes[MISSING], 'row')} without {name!r}: shown as {MISSING}.")
     num_slices = sum(size > 0 for size in sizes.values())
@@ -137,6 +137,6 @@ def _notes(name: str, sizes: Mapping[str, int], slices: Sequence[Slice]) -> tupl
     small = sum(each.is_small for each in slices)
     if small:
         notes.append(
-            f"{many(small, 'slice')} with fewer than {SMALL} rows: too few to believe an interval."
+            f"{many(small, 'slice')} with fewer than {SMALL} rows: too few for a reliable interval."
         )
     return tuple(notes)

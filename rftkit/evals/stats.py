@@ -12,7 +12,7 @@ simulation (`tests/benchmarks/evals.py` prints the table), not by taste:
   studentised bootstrap, covers less (82 to 94 %) because it trusts a skewness that is noise.
 
 Everything is numpy on plain arrays. `nan` is "not graded": it is left out, never zero. Not here:
-many looks at once (`looks`), and words.
+many comparisons at once (`multiple_comparisons`), and sentences.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.comparison import Estimate, Verdict
 from rftkit.evals.resampling import random_signs, resample_weights
-from rftkit.evals.student import t_cdf, t_quantile
+from rftkit.evals.t_distribution import t_cdf, t_quantile
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rftkit.evals import looks, stats
+from rftkit.evals import multiple_comparisons, stats
 from rftkit.evals.cells import Array, Cells, scores
 from rftkit.evals.comparison import Estimate, PairSummary, RunSummary, Verdict
 from rftkit.evals.samples import Samples
-from rftkit.evals.words import pair_sentence
+from rftkit.evals.sentences import pair_sentence
 
 __all__ = ["Table"]
 
@@ -60,7 +60,7 @@ class Table:
         self.counts = cells.count()
 
     def run(self, at: int) -> RunSummary:
-        """One run, added up."""
+        """The totals of one run."""
         run = self.samples.runs[at]
         many = len(self.graders) > 1
         return RunSummary(
@@ -100,7 +100,9 @@ class Table:
         if not afters:
             return ()
         differences = np.column_stack([self.difference(before, after) for after in afters])
-        alone, together, multiple = looks.family(differences, level=self.level, seed=self.seed)
+        alone, together, multiple = multiple_comparisons.family(
+            differences, level=self.level, seed=self.seed
+        )
         found = []
         for at, after in enumerate(afters):
             changed = np.nan_to_num(differences[:, at]).astype(bool).sum()

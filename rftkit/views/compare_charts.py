@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rftkit.evals.words import decimals
+from rftkit.evals.sentences import decimals
 from rftkit.views.markup import Html, counted, note, number, signed
 from rftkit.views.plot import GREY, GRID, INK, LEGEND, dress, panel_axes, picture
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rftkit.evals.words import decimals
+from rftkit.evals.sentences import decimals
 from rftkit.views.compare_rows import jumps_for
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rftkit.evals.words import decimals
+from rftkit.evals.sentences import decimals
 from rftkit.views.markup import Html, counted, number, signed, text, wrap
 
 __all__ = ["headline", "tile", "verdict"]

@@ -82,7 +82,7 @@ def item(run: int, row: int, sample: int, rng: Any) -> dict[str, Any]:
 
 
 def speed() -> None:
-    from rftkit.evals import keep
+    from rftkit.evals import saved_runs
     from rftkit.evals.items import read_items
     from rftkit.evals.samples import Run
 
@@ -91,7 +91,7 @@ def speed() -> None:
     for step in range(RUNS):
         run = Run(f"Step {step}", f"evalrun_{step}", step, "m", source="http://s/v1")
         items = (item(step, row, at, rng) for row in range(NUM_ROWS) for at in range(NUM_SAMPLES))
-        keep.save(read_items(run, items))
+        saved_runs.save(read_items(run, items))
     print(f"\nwriting {RUNS} runs of {NUM_ROWS:,} rows x {NUM_SAMPLES}: "
           f"{time.process_time() - start:.1f} s of processor time")  # fmt: skip
     program = (

@@ -15,9 +15,9 @@ from sample_comparison import samples as made_up
 
 from rftkit import evals
 from rftkit.errors import InputError, NotFoundError
-from rftkit.evals import looks
+from rftkit.evals import multiple_comparisons
 from rftkit.evals.samples import COLUMNS, Run, Samples
-from rftkit.evals.words import names
+from rftkit.evals.sentences import names
 
 
 def table(
@@ -166,7 +166,7 @@ def test_a_run_is_not_best_for_having_missed_the_hard_rows() -> None:
     rewards[:, 2] -= 0.1
     rewards[:15, 2] = np.nan
     assert np.nanmean(rewards, axis=0).argmax() == 2
-    means, own = looks.run_means(rewards)
+    means, own = multiple_comparisons.run_means(rewards)
     assert means == pytest.approx([0.5, 0.5, 0.4], abs=0.03)
     assert np.isnan(own[:15, 2]).all()
     runs = {name: [[None if np.isnan(v) else v] for v in column]
@@ -179,7 +179,7 @@ def test_a_run_is_not_best_for_having_missed_the_hard_rows() -> None:
 
 def test_complete_rows_have_their_plain_means() -> None:
     rewards = np.random.default_rng(0).uniform(0, 1, (30, 7))
-    assert looks.run_means(rewards)[0] == pytest.approx(rewards.mean(axis=0))
+    assert multiple_comparisons.run_means(rewards)[0] == pytest.approx(rewards.mean(axis=0))
 
 
 def test_a_run_that_loses_its_bad_answers_is_not_better() -> None:
@@ -277,19 +277,19 @@ def test_many_looks_are_corrected() -> None:
     assert wide is not None
     assert narrow is not None
     assert wide > 1.3 * narrow
-    assert "corrected for 20 looks" in found.pairs[0].sentence
+    assert "corrected for 20 comparisons" in found.pairs[0].sentence
 
 
 NONE: Any = Samples((), table({"a": [[1.0]]}).frame.iloc[:0], {}, {})
 BAD = [
     (NONE, "There is nothing to compare: no run was found."),
-    (table({"a": []}), "There is nothing to compare: a hold no sample."),
-    (table({"a": [[0.1], [0.2]]}), "There is one run, a: nothing to hold it against."),
+    (table({"a": []}), "There is nothing to compare: a have no samples."),
+    (table({"a": [[0.1], [0.2]]}), "There is one run, a: there is nothing to compare it with."),
     (table({"a": [[None]], "b": [[None]]}), "No sample has a grade: there is no reward"),
     (table({"a": [[1.0]] * 30, "b": [[1.0]] * 30}), "Every sample earned 1: these rows cannot"),
     (table({"a": [[1.0], [0.0]], "b": [[1.0]]}), "1 of 2 rows are in every run"),
     (table({"a": [[1.0], [0.0]], "b": [[], [], [1.0]]}), "No row is in every run"),
-    (table({"a": [[1.0], [0.0]], "b": []}), "b holds no sample."),
+    (table({"a": [[1.0], [0.0]], "b": []}), "b has no samples."),
     (table({"a": [[1.0], [0.0]], "b": [[0.0], [1.0]]}), "Only 2 rows can be compared"),
 ]  # fmt: skip
 

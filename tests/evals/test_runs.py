@@ -15,7 +15,7 @@ from sample_comparison import samples as made_up
 
 from rftkit import Sample, compile_grader, evals
 from rftkit.errors import InputError, NotFoundError
-from rftkit.evals import keep
+from rftkit.evals import saved_runs
 from rftkit.evals.items import combine, read_items, settle
 from rftkit.evals.samples import Run, row_key
 
@@ -63,7 +63,7 @@ def item(row: int, scores: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def read(*items: dict[str, Any], grader: Any = None) -> evals.Samples:
     record = read_items(Run("r", "evalrun_r"), items)
-    return keep.samples_of([settle(record, combine(grader) if grader else None)])
+    return saved_runs.samples_of([settle(record, combine(grader) if grader else None)])
 
 
 def test_a_jobs_validations_are_fetched_once(served: Served) -> None:
@@ -114,7 +114,7 @@ def test_one_run_by_its_id_and_several_evals(served: Served) -> None:
 def test_samples_come_by_row_from_a_service_that_lists_what_ended_first() -> None:
     ended = [read_items(Run(run, f"evalrun_{run}"), [item(row, {"g": row / 10}) for row in rows])
              for run, rows in (("a", [3, 0, 2, 1, 0]), ("b", [1, 3, 2, 0, 3]))]  # fmt: skip
-    frame = keep.samples_of(ended).frame
+    frame = saved_runs.samples_of(ended).frame
     assert list(frame["run"]) == ["a"] * 5 + ["b"] * 5
     assert list(frame["reward"]) == [0.0, 0.0, 0.1, 0.2, 0.3, 0.0, 0.1, 0.2, 0.3, 0.3]
     assert list(frame["sample"]) == [0, 1, 0, 0, 0, 0, 0, 0, 0, 1]
@@ -125,8 +125,8 @@ def test_an_unfinished_run_is_not_kept(served: Served) -> None:
     served.platform.store.add_run(job.eval_id, {"type": "jsonl", "source": {}}, name="Step 0",
                                   status="in_progress", key="step-0")  # fmt: skip
     samples = evals.fetch(served.client, job.id)
-    assert keep.load(samples.runs[0].id, samples.runs[0].source) is None
-    assert "Step 0 hold no sample" in evals.compare(samples).notes[-1]
+    assert saved_runs.load(samples.runs[0].id, samples.runs[0].source) is None
+    assert "Step 0 have no samples" in evals.compare(samples).notes[-1]
 
 
 def test_the_row_is_what_it_holds() -> None:
@@ -187,18 +187,18 @@ def test_a_judges_steps_are_kept() -> None:
 
 def test_kept_runs_come_back_as_they_were(home: Path) -> None:
     samples = made_up(num_rows=6)
-    record = keep.record_of(samples, "Step 12")
-    path = keep.save(record)
+    record = saved_runs.record_of(samples, "Step 12")
+    path = saved_runs.save(record)
     assert path.is_relative_to(home)
-    again = keep.load(record.run.id, record.run.source)
+    again = saved_runs.load(record.run.id, record.run.source)
     assert again == record
-    kept = keep.samples_of([record])
+    kept = saved_runs.samples_of([record])
     before = samples.select(["Step 12"])
     for name in samples.frame.columns:
         left, right = before.frame[name], kept.frame[name]
         assert [v for v in left.dropna()] == [v for v in right.dropna()], name  # noqa: C416
     path.write_text("{broken")
-    assert keep.load(record.run.id, record.run.source) is None
+    assert saved_runs.load(record.run.id, record.run.source) is None
 
 
 def test_together_joins_and_tells_apart() -> None:
@@ -255,4 +255,4 @@ def test_items_that_never_come_are_said(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("rftkit.evals.runs.INDEX_SECONDS", 0.0)
     samples = evals.fetch(Hosted(count=5, listed=8).client(), "eval_1")
     assert "lists 5 of the 8 items of gpt" in samples.notes[0]
-    assert keep.load("evalrun_1", "http://h/v1") is None
+    assert saved_runs.load("evalrun_1", "http://h/v1") is None

@@ -25,8 +25,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
-from rftkit.evals import correlation, looks, stats
-from rftkit.evals.student import t_cdf, t_quantile
+from rftkit.evals import correlation, multiple_comparisons, stats
+from rftkit.evals.t_distribution import t_cdf, t_quantile
 
 RNG = np.random.default_rng(3)
 SKEWED = RNG.beta(0.5, 3.0, 80)
@@ -172,7 +172,7 @@ def test_intervals_hold_their_mean_and_turn_with_the_sign(values: list[float]) -
 
 
 def test_a_family_of_one_is_the_test_alone() -> None:
-    alone, p, multiple = looks.family(PAIRED[:, None])
+    alone, p, multiple = multiple_comparisons.family(PAIRED[:, None])
     assert p[0] == alone[0]
     assert p[0] == pytest.approx(stats.permutation_p(PAIRED), abs=0.02)
     assert multiple[0] == pytest.approx(t_quantile(0.975, 39), abs=0.1)
@@ -183,7 +183,7 @@ def test_intervals_of_a_family_agree_with_its_p() -> None:
     for _ in range(20):
         rewards = draw(rng, "binary", 60, 2, (0.0, 0.05, 0.1, 0.15, 0.2))
         differences = rewards[:, 1:] - rewards[:, :1]
-        _, p, multiple = looks.family(differences)
+        _, p, multiple = multiple_comparisons.family(differences)
         for column, one, times in zip(differences.T, p, multiple, strict=True):
             leaves_out = abs(column.mean()) > times * stats.standard_error(column)
             assert leaves_out == (one <= 0.05)
@@ -194,7 +194,7 @@ def test_looks_leave_out_what_is_not_graded() -> None:
     differences = rng.normal(0.5, 1, (80, 3))
     differences[:40, 1] = np.nan
     differences[:, 2] = np.nan
-    _, p, multiple = looks.family(differences)
+    _, p, multiple = multiple_comparisons.family(differences)
     assert p[0] < 0.01
     assert np.isnan(p[2])
     assert multiple[1] > multiple[0]
@@ -203,16 +203,16 @@ def test_looks_leave_out_what_is_not_graded() -> None:
 def test_the_best_cannot_be_ruled_out_and_the_worst_can() -> None:
     rng = np.random.default_rng(2)
     rewards = draw(rng, "binary", 300, 3, (0.0, 0.2, 0.2, 0.0))
-    assert looks.could_be_best(rewards) == [False, True, True, False]
+    assert multiple_comparisons.could_be_best(rewards) == [False, True, True, False]
     same = np.repeat(rewards[:, :1], 3, axis=1)
-    assert looks.could_be_best(same) == [True, True, True]
-    assert looks.win_shares(same) == pytest.approx([1 / 3] * 3)
+    assert multiple_comparisons.could_be_best(same) == [True, True, True]
+    assert multiple_comparisons.win_shares(same) == pytest.approx([1 / 3] * 3)
 
 
 def test_the_true_best_is_kept() -> None:
     rng = np.random.default_rng(4)
     gains = (0.0, 0.05, 0.1, 0.1, 0.08)
-    kept = [looks.could_be_best(draw(rng, "binary", 80, 1, gains), num_flips=1000)
+    kept = [multiple_comparisons.could_be_best(draw(rng, "binary", 80, 1, gains), num_flips=1000)
             for _ in range(100)]  # fmt: skip
     assert np.mean([each[2] and each[3] for each in kept]) >= 0.88
 
@@ -236,7 +236,7 @@ def test_twenty_looks_give_no_false_alarms_and_are_not_blind(kind: str) -> None:
 
 @pytest.mark.parametrize("rows", [20, 50])
 def test_signs_of_drift_are_rare_where_there_is_none(rows: int) -> None:
-    """Before: "by heart" in 16 to 25 % of such jobs, parted graders in 18 to 73 %."""
+    """Before: "memorizing" in 16 to 25 % of such jobs, parted graders in 18 to 73 %."""
     found = drifting("binary", rows, simulations=15, noise=1.0)
     assert found.by_heart <= 0.14
     assert found.parted <= 0.14

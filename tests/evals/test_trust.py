@@ -16,7 +16,7 @@ from sample_comparison import samples as made_up
 
 from rftkit import evals
 from rftkit.errors import InputError
-from rftkit.evals import keep
+from rftkit.evals import saved_runs
 from rftkit.rows import Row
 from rftkit.server.inference.worker_process import ChatError
 
@@ -143,7 +143,7 @@ def test_labels_that_cannot_be_used() -> None:
     with pytest.raises(InputError, match="label some rows first"):
         evals.agree(samples, [])
     mixed = [evals.Label("r", "Step 0", 0, 1.0), evals.Label("r", "Step 0", 1, 0.4, "number")]
-    with pytest.raises(InputError, match="mixed"):
+    with pytest.raises(InputError, match="mix verdicts"):
         evals.agree(samples, mixed)
     gone = evals.agree(samples, [evals.Label("nowhere", "Step 0", 0, 1.0)])
     assert (gone.num_labels, gone.num_left_out) == (0, 1)
@@ -170,7 +170,7 @@ def test_a_second_grader_that_parts_from_the_reward() -> None:
     found = evals.drift(samples, sample_job.events(), watch=evals.grade_again(samples, short),
                         watch_name="short")  # fmt: skip
     assert found.parted_at == 6
-    assert "short is not: the model learns to please" in found.sentences[0]
+    assert "short is not: the model exploits its grader" in found.sentences[0]
     assert found.length_ratio == pytest.approx(35 / 22)
     assert found.gap == pytest.approx(0.311, abs=0.01)
     follows = evals.drift(samples, watch=samples)
@@ -260,5 +260,5 @@ def test_the_commands(run: Any, served: Served, tmp_path: Path) -> None:
     assert found["choice"]["deploy"] == found["baseline"]
     assert ids[0] in run("eval", "show", ids[0])[1]
     assert run("eval", "show", "file-1")[0] == 2
-    assert keep.find("localrun_none") is None
+    assert saved_runs.find("localrun_none") is None
     assert run("eval", "show", "localrun_none")[0] == 1

@@ -10,7 +10,7 @@ import sample_comparison
 from browser import chromium, opened  # noqa: F401 (a fixture)
 
 from rftkit import reports
-from rftkit.evals import keep
+from rftkit.evals import saved_runs
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,11 @@ def folder(tmp_path_factory):
         patch.setenv("RFTKIT_HOME", str(folder / "home"))
         samples = sample_comparison.samples()
         runs = tuple(
-            replace(run, id=f"{keep.MADE_HERE}{run.step}", job_id=None) for run in samples.runs
+            replace(run, id=f"{saved_runs.LOCAL_PREFIX}{run.step}", job_id=None) for run in samples.runs
         )
         samples = replace(samples, runs=runs)
         for label in samples.labels:
-            keep.save(keep.record_of(samples, label))
+            saved_runs.save(saved_runs.record_of(samples, label))
         yield folder
 
 

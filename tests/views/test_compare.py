@@ -99,7 +99,7 @@ def test_slices_with_few_rows_are_said_to_be_small(found):
     html = views.slice_lines(found.slices[1], views.jumps_for(found))
 
     assert html.count("(few rows)") == 5
-    assert "too few to believe" in html
+    assert "too few for a reliable interval" in html
 
 
 @pytest.mark.parametrize("steps", [(0,), ()], ids=["one run", "no run"])

@@ -1,7 +1,7 @@
-"""Student's t distribution in numpy: scipy is large, and this is all that is needed of it.
+"""Student's t distribution in numpy. It is our own because scipy is large and only this is needed.
 
-The density is a power of a cosine once t is written as an angle; 64 Gauss-Legendre nodes add it up
-to about 1e-12. Not here: what the quantiles are used for (`stats`, `looks`).
+With t written as an angle, the density is a power of a cosine, and 64 Gauss-Legendre nodes
+integrate it to about 1e-12.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["t_cdf", "t_quantile"]
 
 
 def t_cdf(t: float, df: float) -> float:
-    """Student's t: the probability of at most `t`."""
+    """The cumulative distribution function: the probability of a value of at most `t`."""
     nodes, weights = _legendre()
     angle = math.atan(t / math.sqrt(df)) / 2
     area = angle * float((weights * _cosine_power(angle * (nodes + 1), df - 1)).sum())
@@ -32,7 +32,7 @@ def t_cdf(t: float, df: float) -> float:
 
 @functools.lru_cache(4096)
 def t_quantile(p: float, df: int) -> float:
-    """Student's t: the value that is not passed with probability `p`, 0 < p < 1."""
+    """The quantile function: the value that is not exceeded with probability `p`, 0 < p < 1."""
     low, high = 0.0, 2.0
     upper = max(p, 1 - p)
     while t_cdf(high, df) < upper:

@@ -1,8 +1,8 @@
-"""Make runs: ask a model every row of a dataset, grade its answers, keep them as a run.
+"""Local runs: run a model on every row of a dataset, grade its answers and save them as a run.
 
-`run` needs no more of a service than chat completions, so that base models, checkpoints and models
-of other services can be compared long after a service's own evals are gone. `publish` puts stored
-samples on a service that has eval runs, as a run over given answers. Not here: comparing them.
+`run` needs only chat completions. So base models, checkpoints and models of other services can be
+compared even after a service's evals are gone. `publish` uploads stored samples to a service that
+has eval runs, as a run over given answers. Not here: comparing runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit import graders
 from rftkit.errors import InputError
-from rftkit.evals import keep
+from rftkit.evals import saved_runs
 from rftkit.evals.answers import Answer, ask
 from rftkit.evals.grading import fill_grades
 from rftkit.evals.samples import Run, Samples, row_key
@@ -41,20 +41,20 @@ def run(
     grading: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Samples:
-    """Ask a model every row, grade the answers, keep them in the home.
+    """Run a model on every row, grade the answers, and save them in the home folder.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         model: A base model, a checkpoint or a fine-tuned model.
-        rows: What to ask, from `rftkit.datasets.read`.
+        rows: The dataset rows, from `rftkit.datasets.read`.
         grader: The spec of the grader.
         samples: Answers per row.
-        name: What to call the run; default the model.
+        name: The label of the run; default the model.
         response_format: Constrains the answers, as it did in training.
-        keep_run: Keep it in the home (`rftkit eval list`).
+        keep_run: Save it in the home folder (`rftkit eval list`).
         concurrency: Requests under way at the same time.
-        grading: Of `rftkit.graders.compile_grader`; `complete` asks the judge.
-        options: More of `chat.completions.create`, such as `temperature`.
+        grading: Options of `rftkit.graders.compile_grader`; `complete` calls the judge.
+        options: Other arguments of `chat.completions.create`, such as `temperature`.
 
     Raises:
         GraderSpecError: The spec is malformed.
@@ -63,10 +63,10 @@ def run(
     from rftkit.graders.frames import grade_many
 
     if not rows or samples < 1:
-        raise InputError("a run needs at least one row and one sample a row (samples=1)")
+        raise InputError("a run needs at least one row and one sample per row (samples=1)")
     made = Run(
         label=name or model,
-        id=f"{keep.MADE_HERE}{uuid.uuid4().hex[:16]}",
+        id=f"{saved_runs.LOCAL_PREFIX}{uuid.uuid4().hex[:16]}",
         model=model,
         created_at=int(time.time()),
         source="home",
@@ -87,21 +87,21 @@ def run(
     numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows)))}
     found = Samples((made,), frame, items, numbers, response_format=response_format)
     if keep_run:
-        keep.save(keep.record_of(found, made.label))
+        saved_runs.save(saved_runs.record_of(found, made.label))
     return found
 
 
 def publish(
     client: OpenAI, samples: Samples, label: str, grader: Mapping[str, Any], *, name: str
 ) -> str:
-    """Put a run on a service that has eval runs: it grades the given answers itself.
+    """Upload a run to a service that has eval runs; the service grades the answers itself.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
-        samples: What was said.
-        label: Which run of them.
-        grader: The spec; a multi becomes one criterion per part, since evals know no multi.
-        name: What the eval and its run are called.
+        samples: The samples.
+        label: The run to upload.
+        grader: The spec; a multi becomes one criterion per part, since evals have no multi.
+        name: The name of the eval and its run.
 
     Returns:
         `eval_…/evalrun_…`, for `fetch` once the run has completed.

@@ -1,4 +1,4 @@
-"""What a comparison says, in words. Not here: any number that is not handed in."""
+"""The sentences of a comparison. Every number in them is passed in."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = [
 
 
 def pair_sentence(pair: PairSummary) -> str:
-    """What may be said of two runs."""
-    looks = f", corrected for {pair.num_looks} looks" if pair.num_looks > 1 else ""
-    found = f"{interval(pair.together, with_sign=True)} on {many(pair.num_rows, 'row')}{looks}"
+    """The conclusion about two runs."""
+    several = f", corrected for {pair.num_looks} comparisons" if pair.num_looks > 1 else ""
+    found = f"{interval(pair.together, with_sign=True)} on {many(pair.num_rows, 'row')}{several}"
     if pair.num_rows == 0:
-        return f"{pair.after} and {pair.before} share no graded row: no difference can be told."
+        return f"{pair.after} and {pair.before} share no graded row, so they cannot be compared."
     if pair.verdict in ("better", "worse"):
         more = "more" if pair.verdict == "better" else "less"
         said = f"{pair.after} earns {more} than {pair.before}: {found}."
@@ -37,14 +37,14 @@ def pair_sentence(pair: PairSummary) -> str:
         said = f"{pair.after} and {pair.before} cannot be told apart: {found}."
         if pair.detectable is not None:
             said += (
-                " The smallest difference that so many rows would have shown in four of five "
+                " The smallest difference that this many rows would show in four of five "
                 f"repetitions is {pair.detectable:.3f}."
             )
     if pair.ungraded is not None:
         old, new = pair.ungraded
         said += (
             f" {many(new, 'sample')} of {pair.after} have no grade, {old:,} of {pair.before}: more "
-            "than luck explains, so the interval also holds what they could have earned."
+            "than chance explains, so the interval also covers the rewards they could have had."
         )
     if pair.num_fixed or pair.num_broken:
         said += f" {many(pair.num_fixed, 'row')} fixed, {pair.num_broken} broken."
@@ -67,7 +67,7 @@ def choice_sentence(
 ) -> str:
     """The recommendation: which is best, which are as good, what to expect, what to deploy.
 
-    `pair` is what is known of the run to deploy against the baseline; None if it is the baseline.
+    `pair` compares the run to deploy with the baseline; it is None if that is the baseline.
     """
     said = [f"{best} is best ({mean:.3f} on {many(num_rows, 'row')})"]
     why_not = "".join(f" {label} is left out: {why}." for label, why in left_out.items())
@@ -83,13 +83,13 @@ def choice_sentence(
     said.append(f"against {baseline}, {deploy} gains {gain}")
     if deploy == best and expected_gain is not None and optimism is not None and optimism >= 0.002:
         said.append(
-            f"expect {expected_gain:+.3f} on new rows, for the best of {len(runs)} flatters itself"
+            f"expect {expected_gain:+.3f} on new rows, as the best of {len(runs)} is partly luck"
         )
     return f"{'; '.join(said)}; deploy {deploy}.{why_not}"
 
 
 def names(runs: Sequence[Run], labels: Sequence[str]) -> str:
-    """Labels as people say them: `steps 9 to 15 and 21`; neighbours are drawn together."""
+    """Labels as text, such as `steps 9 to 15 and 21`; neighbours become one range."""
     places = [place for place, run in enumerate(runs) if run.label in labels]
     spans: list[list[Run]] = []
     for place in places:

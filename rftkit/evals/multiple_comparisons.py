@@ -1,10 +1,10 @@
-"""Many looks at once: which of many runs is better than the baseline, best, or just lucky.
+"""Multiple comparisons: which of many runs is better than the baseline, best, or just lucky.
 
-Whoever looks at 20 checkpoints finds a "better" one by luck alone. Here the rows are flipped: if
-a checkpoint is no better than the baseline, each row's difference could as well have had the other
-sign. All looks of a row flip together, since they share its baseline answer; the largest of all
-looks under thousands of flips says how large luck gets (single-step max-T, Westfall and Young 1993,
-with row-wise signs). Not here: one pair alone (`stats`), and words (`words`).
+With 20 checkpoints, one of them looks "better" by luck alone. The test here flips signs: if a
+checkpoint is no better than the baseline, each row's difference could as well have the other sign.
+All comparisons of a row flip together, since they share its baseline answer. The largest statistic
+of each of thousands of flips shows how large luck gets (single-step max-T, Westfall and Young 1993,
+with row-wise signs). `stats` tests one pair alone.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ NUM_FITS = 200
 def family(
     differences: Array, *, level: float = 0.95, num_flips: int = NUM_FLIPS, seed: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Test all looks against one baseline together.
+    """Test many runs against one baseline together.
 
     Args:
-        differences: (rows, looks), a look's reward minus the baseline's; nan where not graded.
-        level: That no look at all gives a false alarm.
-        num_flips: Random sign flips.
-        seed: Of the flips.
+        differences: (rows, runs), a run's reward minus the baseline's; nan where not graded.
+        level: The probability that none of the comparisons is a false alarm.
+        num_flips: Number of random sign flips.
+        seed: Seed of the flips.
 
     Returns:
-        Two-sided p of each look alone, the same family-wise, and the multiple of each look's
-        standard error that makes intervals which hold together; nan where there are too few rows.
-        Such an interval leaves zero out exactly when the family-wise p is at most 1 - level.
+        For each run: its two-sided p alone, its family-wise p, and the multiple of its standard
+        error for simultaneous intervals; nan where there are too few rows. Such an interval
+        excludes zero exactly when the family-wise p is at most 1 - level.
     """
     import numpy as np
 
@@ -54,7 +54,7 @@ def family(
     scale[scale == 0] = np.inf
     seen = np.abs(known.sum(axis=0)) / scale
     unit = (known / scale).astype(np.float32)
-    lucky = np.abs(random_signs(len(known), num_flips, seed) @ unit)  # (flips, looks)
+    lucky = np.abs(random_signs(len(known), num_flips, seed) @ unit)  # (flips, runs)
     largest = np.sort(lucky.max(axis=1, initial=0.0))
     enough = seen * (1 - 1e-5)
     above = num_flips - np.searchsorted(largest, enough)
@@ -62,7 +62,7 @@ def family(
     alone = np.where(count > 0, ((lucky >= enough).sum(axis=0) + 1) / (num_flips + 1), np.nan)
     # the statistic above is a fixed function of Student's t, so its critical value is one of t's
     critical = float(largest[min(num_flips - 1, math.ceil(level * (num_flips + 1)) - 1)])
-    critical *= 1 + 1e-5  # what ties with it does not pass it, here as in p
+    critical *= 1 + 1e-5  # a tie does not exceed it, as in p
     room = count - critical**2
     multiple = np.sqrt(
         np.divide(count - 1.0, room, out=np.full(len(count), np.nan), where=room > 0)
@@ -73,14 +73,14 @@ def family(
 def could_be_best(
     rewards: Array, *, level: float = 0.95, num_flips: int = NUM_FLIPS, seed: int = 0
 ) -> list[bool]:
-    """Which runs cannot be ruled out as the best: with `level` confidence it is among them.
+    """Which runs cannot be ruled out as the best; the best is among them with confidence `level`.
 
-    A run is ruled out when the largest of its deficits against the others is larger than luck
-    makes the largest of so many (the same flips, one-sided).
+    A run is ruled out when its largest deficit against the others exceeds what luck gives for
+    that many comparisons (the same flips, one-sided).
 
     Args:
         rewards: (rows, runs); nan where not graded: each two runs meet on the rows of both.
-        level: That the best is not ruled out.
+        level: The probability that the best run is not ruled out.
         num_flips: Random sign flips.
         seed: Of the flips.
     """
@@ -100,11 +100,10 @@ def could_be_best(
 
 
 def run_means(rewards: Array) -> tuple[Array, Array]:
-    """What each run earns over all rows, also those that it has not graded.
+    """Each run's mean reward over all rows, including those it has not graded.
 
-    A reward is taken as the sum of a row's part and a run's part, fitted by least squares to the
-    grades that are there; with complete rows these are the plain means. So a run is not better
-    for having missed the hard rows.
+    A reward is modelled as a row effect plus a run effect, fitted by least squares to the grades.
+    With complete rows the result is the plain means. So a run does not gain by missing hard rows.
 
     Args:
         rewards: (rows, runs); nan where not graded. Every row and every run has a grade.
@@ -132,14 +131,14 @@ def run_means(rewards: Array) -> tuple[Array, Array]:
 
 
 def expected_of_best(rewards: Array, *, seed: int = 0) -> float | None:
-    """What the best of many runs would earn on new rows: the winner's curse taken off.
+    """The reward to expect of the best of many runs on new rows, without the winner's curse.
 
-    Over and over the rows are dealt into ten parts; the run that is best on nine is measured on
-    the tenth, which had no say in choosing it. None with fewer than four rows.
+    Repeated ten-fold cross-validation: the run that is best on nine parts of the rows is measured
+    on the tenth, which did not help to choose it. None with fewer than four rows.
 
     Args:
         rewards: (rows, runs); nan where not graded, see `run_means`.
-        seed: Of the dealing.
+        seed: Seed of the partition.
     """
     import numpy as np
 
@@ -165,7 +164,7 @@ def expected_of_best(rewards: Array, *, seed: int = 0) -> float | None:
 
 
 def win_shares(rewards: Array, *, seed: int = 0) -> Array:
-    """In what share of bootstrap resamples of the rows each run has the highest mean.
+    """The share of bootstrap resamples of the rows in which each run has the highest mean.
 
     Args:
         rewards: (rows, runs); nan where not graded, see `run_means`.

@@ -1,7 +1,4 @@
-"""Runs out of a folder that `rftkit import` wrote: what was saved can still be compared.
-
-Not here: the folder itself (`rftkit.importer`).
-"""
+"""Read runs from a dump of `rftkit import`, so that saved runs can still be compared."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, NotFoundError
-from rftkit.evals import keep
+from rftkit.evals import saved_runs
 from rftkit.evals.items import combine, read_items, settle
 from rftkit.evals.runs import Wanted, wanted_run
 from rftkit.evals.samples import Samples
@@ -25,10 +22,10 @@ Json = dict[str, Any]
 
 
 def from_dump(dump: OpenDump | str | Path, *names: str) -> Samples:
-    """The samples of runs in a folder that `rftkit import` wrote.
+    """The samples of runs in a dump of `rftkit import`.
 
     Args:
-        dump: The folder, or what `rftkit.importer.open_dump` made of it.
+        dump: The folder, or the dump opened by `rftkit.importer.open_dump`.
         names: Jobs, evals or runs, as in `fetch`; default every run of the dump.
 
     Raises:
@@ -39,7 +36,7 @@ def from_dump(dump: OpenDump | str | Path, *names: str) -> Samples:
 
     opened = open_dump(dump) if isinstance(dump, str | Path) else dump
     wanted = [each for name in names or opened.evals()["id"] for each in _find(opened, name)]
-    return keep.samples_of([
+    return saved_runs.samples_of([
         settle(
             read_items(each.run, opened.read_output_items(each.run.id), each.response_format),
             each.combine,

@@ -1,8 +1,8 @@
-"""Runs kept in the home: fetched ones, which never change once finished, and those made here.
+"""Runs saved in the home folder: fetched runs, which never change once finished, and local runs.
 
-One JSON file per run under `RFTKIT_HOME/evals`, columns and not lines, so that twenty runs are
-read in a second; rows are JSON text inside, parsed only when somebody looks. A file is written
-whole or not at all, and one that cannot be read counts as absent. Not here: requests.
+Each run is one JSON file under `RFTKIT_HOME/evals`. It holds columns, so that twenty runs are read
+in a second, and rows as JSON text, which is parsed on first use. A file is written completely or
+not at all, and one that cannot be read counts as absent. Not here: requests.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from rftkit.wholefile import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["MADE_HERE", "find", "kept_runs", "load", "record_of", "samples_of", "save"]
+__all__ = ["LOCAL_PREFIX", "find", "kept_runs", "load", "record_of", "samples_of", "save"]
 
-MADE_HERE = "localrun_"
-"""How ids of runs begin that were made here."""
+LOCAL_PREFIX = "localrun_"
+"""Prefix of the ids of local runs."""
 FORMAT = 1
 FINAL = frozenset({"completed", "failed", "canceled"})
-"""What a run cannot leave."""
+"""Statuses that do not change any more."""
 
 
 def path_of(run_id: str, source: str | None) -> Path:
-    """Where a run is kept: those made here by their id, fetched ones by service and id."""
-    if run_id.startswith(MADE_HERE):
+    """The file of a run: a local run by its id, a fetched run by service and id."""
+    if run_id.startswith(LOCAL_PREFIX):
         return settings.home() / "evals" / "made" / f"{_safe(run_id)}.json"
     place = hashlib.sha256((source or "").rstrip("/").encode()).hexdigest()[:16]
     return settings.home() / "evals" / "fetched" / place / f"{_safe(run_id)}.json"
 
 
 def save(record: Record) -> Path:
-    """Keep a run; returns its file."""
+    """Save a run; returns its file."""
     make_home(settings.home())
     path = path_of(record.run.id, record.run.source)
     text = json.dumps({"format": FORMAT, **asdict(record)}, ensure_ascii=True, allow_nan=False)
@@ -50,29 +50,29 @@ def save(record: Record) -> Path:
 
 
 def load(run_id: str, source: str | None) -> Record | None:
-    """A kept run; None when it is not kept, or its file cannot be read."""
+    """A saved run; None when it is not saved, or its file cannot be read."""
     return _read(path_of(run_id, source))
 
 
 def find(run_id: str) -> Record | None:
-    """A run that is kept, wherever it was fetched from; None when it is not."""
-    if run_id.startswith(MADE_HERE):
+    """A saved run, from whichever service; None when it is not saved."""
+    if run_id.startswith(LOCAL_PREFIX):
         return load(run_id, None)
     fetched = sorted((settings.home() / "evals" / "fetched").glob(f"*/{_safe(run_id)}.json"))
     return next((record for path in fetched if (record := _read(path))), None)
 
 
 def kept_runs() -> Iterator[Record]:
-    """Every run made here, oldest first; files that cannot be read are passed over."""
+    """Every local run, oldest first; files that cannot be read are skipped."""
     folder = settings.home() / "evals" / "made"
-    for path in sorted(folder.glob(f"{MADE_HERE}*.json"), key=lambda each: each.stat().st_mtime):
+    for path in sorted(folder.glob(f"{LOCAL_PREFIX}*.json"), key=lambda each: each.stat().st_mtime):
         record = _read(path)
         if record:
             yield record
 
 
 def samples_of(records: Sequence[Record]) -> Samples:
-    """Runs side by side; labels that clash get told apart, rows that are equal become one."""
+    """Several runs as one; equal labels get a suffix, and equal rows become one row."""
     labels = _unique([record.run for record in records])
     runs = tuple(replace(r.run, label=label) for r, label in zip(records, labels, strict=True))
     items: dict[str, str] = {}
@@ -88,7 +88,7 @@ def samples_of(records: Sequence[Record]) -> Samples:
 
 
 def _by_row(frame: pd.DataFrame, runs: Sequence[Run], numbers: Mapping[str, int]) -> pd.DataFrame:
-    """Each run's samples by row: services list them in the order in which they ended."""
+    """Sort each run's samples by row, because services list them in the order they finished."""
     import numpy as np
 
     places = {run.label: at for at, run in enumerate(runs)}
@@ -140,7 +140,7 @@ def _frame(records: Sequence[Record], runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def record_of(samples: Samples, label: str) -> Record:
-    """One run of a frame in the form that is kept."""
+    """One run of a frame in the form that is saved."""
     import numpy as np
 
     run = samples.run(label)
@@ -180,7 +180,7 @@ def record_of(samples: Samples, label: str) -> Record:
 
 
 class _Items(Mapping[str, Mapping[str, Any]]):
-    """Rows by key, parsed when they are asked for."""
+    """Rows by key, parsed on first use."""
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self._texts = texts
@@ -199,7 +199,7 @@ class _Items(Mapping[str, Mapping[str, Any]]):
 
 
 def _unique(runs: Sequence[Run]) -> list[str]:
-    """Labels; behind those that several runs have, what tells them apart."""
+    """The labels; those of several runs get a suffix that distinguishes them."""
     places: dict[str, list[int]] = {}
     for at, run in enumerate(runs):
         places.setdefault(run.label, []).append(at)
