@@ -1,8 +1,8 @@
-"""One job as far as it is known here, refreshed by asking only for what is new.
+"""A local copy of a job and its events, refreshed by fetching only new events.
 
-`Follow` can be made at any time in a job's life: the first look brings the newest events, `fill`
-the older ones page by page, and each later look what happened since. It remembers when a look last
-succeeded, so that whoever shows it can say how old that is. Not here: threads, and showing.
+You can create a `Follow` at any time in a job's life. The first poll fetches the newest events,
+`fetch_older` the older ones page by page, and each later poll the events since. `polled_at` is the
+time of the last successful poll, so that a view can show how old its data is.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["Follow", "latest"]
 
 PAGE = 100
-"""Events asked for at once; what every service gives."""
+"""Events per page; every service accepts this size."""
 NEWS = 20
-"""Events asked for when few are expected: a page costs the service by its length."""
+"""Events per page when few are new; longer pages cost the service more."""
 
 
 def latest(client: OpenAI) -> str | None:
@@ -31,10 +31,10 @@ def latest(client: OpenAI) -> str | None:
 
 
 class Follow:
-    """A job, its events, and how fresh they are. Its lists are replaced, never changed."""
+    """A job, its events, and the state of polling. Its lists are replaced, not changed."""
 
     def __init__(self, client: OpenAI, job_id: str) -> None:
-        """Take the first look.
+        """Poll once.
 
         Raises:
             openai.NotFoundError: There is no such job.
@@ -43,27 +43,27 @@ class Follow:
         """As on the wire."""
         self.events: list[Event] = []
         """The newest ones, oldest first, without a gap."""
-        self.is_whole = False
-        """Whether they reach back to the first one."""
-        self.looked_at = 0.0
-        """Unix seconds of the last look that succeeded."""
-        self.misses = 0
-        """Looks in a row that failed."""
-        self.trouble = ""
-        """Why the last look failed; empty when it did not."""
+        self.has_all_events = False
+        """Whether they start with the job's first event."""
+        self.polled_at = 0.0
+        """Unix seconds of the last successful poll."""
+        self.failed_polls = 0
+        """Polls in a row that failed."""
+        self.last_error = ""
+        """Why the last poll failed; empty when it succeeded."""
         self._client, self._id = client, job_id
-        self.look()
+        self.poll()
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing new can come."""
+        """Whether the job has ended, so that no new events can come."""
         return self.job["status"] in TERMINAL
 
-    def look(self) -> bool:
-        """Fetch the job and its new events; whether anything changed.
+    def poll(self) -> bool:
+        """Fetch the job and its new events. Returns whether anything changed.
 
         Raises:
-            openai.OpenAIError: The service does not answer; `misses` counts it.
+            openai.OpenAIError: The service does not answer; `failed_polls` counts it.
         """
         from openai import OpenAIError
 
@@ -71,20 +71,23 @@ class Follow:
             job = self._client.fine_tuning.jobs.retrieve(self._id).to_dict(warnings=False)
             new = self._news()
         except OpenAIError as error:
-            self.misses, self.trouble = self.misses + 1, api_message(error) or str(error)
+            self.failed_polls, self.last_error = (
+                self.failed_polls + 1,
+                api_message(error) or str(error),
+            )
             raise
         changed = job != self.job or bool(new)
         self.job, self.events = job, [*self.events, *new]
-        self.looked_at, self.misses, self.trouble = time.time(), 0, ""
+        self.polled_at, self.failed_polls, self.last_error = time.time(), 0, ""
         return changed
 
-    def fill(self) -> bool:
-        """Fetch one page of older events; whether there are more."""
-        if not self.is_whole:
+    def fetch_older(self) -> bool:
+        """Fetch one page of older events. Returns whether there are more."""
+        if not self.has_all_events:
             older, more = self._page(PAGE, after=self.events[0]["id"] if self.events else None)
             self.events = [*reversed(older), *self.events]
-            self.is_whole = not more
-        return not self.is_whole
+            self.has_all_events = not more
+        return not self.has_all_events
 
     def _news(self) -> list[Event]:
         """Events that are newer than the known ones, oldest first."""
@@ -95,8 +98,8 @@ class Follow:
             page, more = self._page(size, after=new[-1]["id"] if new else None)
             fresh = [event for event in page if event["id"] not in known]
             new += fresh
-            if not known:  # the first look: older ones are `fill`'s
-                self.is_whole = not more
+            if not known:  # the first poll: `fetch_older` fetches the others
+                self.has_all_events = not more
                 break
             if len(fresh) < len(page) or not more:
                 break
@@ -105,7 +108,7 @@ class Follow:
     def _page(self, limit: int, after: str | None) -> tuple[list[Event], bool]:
         """Events, newest first, and whether older ones follow.
 
-        Read as plain JSON: the client's objects cost ten times as much for a long job.
+        This reads plain JSON, because the client's objects take ten times as long for a long job.
         """
         query: dict[str, Any] = {"limit": limit} | ({"after": after} if after else {})
         page: Any = self._client.get(

@@ -1,7 +1,7 @@
 """Views: pure functions from data to HTML that Jupyter shows and a report keeps.
 
     rewards, steps    reward_chart · health_chart · signal_chart · time_chart · diagnosis
-    while it runs     standing · rollouts
+    while it runs     job_status · rollouts
     before and after  headline · answers
     comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
     graders           agreement · judge_noise · drift_chart · regrade
@@ -43,7 +43,7 @@ from rftkit.views.profile import profile_chart
 from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
 from rftkit.views.signal import diagnosis, signal_chart
 from rftkit.views.source import spec
-from rftkit.views.watch import rollouts, standing
+from rftkit.views.watch import job_status, rollouts
 
 __all__ = [
     "Html",
@@ -66,6 +66,7 @@ __all__ = [
     "heading",
     "headline",
     "health_chart",
+    "job_status",
     "judge_noise",
     "jumps_for",
     "keyvalues",
@@ -86,7 +87,6 @@ __all__ = [
     "slice_chart",
     "slice_lines",
     "spec",
-    "standing",
     "table",
     "time_chart",
 ]

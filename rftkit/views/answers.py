@@ -1,6 +1,6 @@
-"""The same rows answered by several models, side by side: what changed, and what it earned.
+"""Answers of several models to the same rows, side by side, with rewards and changes.
 
-Not here: asking the models, grading, statistics over rows. The data is plain:
+Running the models, grading and statistics over rows are elsewhere. The data is plain:
 
     {"dataset": str, "rows": [{"item": {"messages": […], …},
       "answers": {"base": {"model": str, "text": str, "grade": {
@@ -31,12 +31,12 @@ Answer = dict[str, Any]
 def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
     """One card per row: the prompt, each model's answer and grade, and the words that changed.
 
-    The first and the last model of a row are compared; rows can be filtered, and sorted by how
-    much they gained or lost.
+    Each card compares the first and the last model. Rows can be filtered, and sorted by the
+    change of their reward.
     """
     rows: list[dict[str, Any]] = data["rows"]
     if not rows:
-        return note("No answers to show: the file has no rows.")
+        return note("No answers to show. The file has no rows.")
     shared = _shared_instructions(rows)
     names = titles([row["item"] for row in rows])
     cards = [
@@ -95,7 +95,7 @@ def one_row(item: dict[str, Any], given: dict[str, Answer]) -> Html:
     sides = _sides(given)
     body = prompt(item["messages"]) + reference(item) + (_beside(sides) if sides else "")
     plain = "\n".join(f"{name}: {answer['text']}" for name, answer in sides)
-    return wrap(f'<div class="rk-body">{body}</div>', plain=plain or "nothing was asked yet")
+    return wrap(f'<div class="rk-body">{body}</div>', plain=plain or "no model has answered yet")
 
 
 def _beside(sides: Sequence[tuple[str, Answer]]) -> str:
@@ -119,7 +119,7 @@ def _verdict(change: float | None, *, alone: bool) -> tuple[str, str]:
 
 
 def _sides(given: dict[str, Answer]) -> list[tuple[str, Answer]]:
-    """Named answers; models that are one and the same are shown once, under both names."""
+    """Labelled answers; a model that has two labels is shown once, under both."""
     by_model: dict[str, tuple[list[str], Answer]] = {}
     for name, answer in given.items():
         by_model.setdefault(answer.get("model") or name, ([], answer))[0].append(name)
@@ -139,12 +139,14 @@ def _side(name: str, answer: Answer) -> str:
 
 
 def grade_notes(grade: dict[str, Any]) -> str:
-    """What a grade says besides its reward: why there is none, sub-rewards, errors."""
+    """A grade's sub-rewards, errors, and the reason for a missing reward."""
     lines = []
     if grade.get("outcome") == "failed":
         lines.append("! the grader failed, so this answer has no reward")
     elif grade.get("outcome") == "unscorable":
-        lines.append("! could not be scored: cut off, or not in the form that was asked for")
+        lines.append(
+            "! not scorable: the answer was cut off or does not follow the response format"
+        )
     for name, reward in (grade.get("sub_rewards") or {}).items():
         lines.append(f"{name} {number(reward, 2)} {_mark(reward)}")
     for flag, value in (grade.get("errors") or {}).items():
@@ -188,4 +190,4 @@ def _shared_instructions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def _instructions(messages: Sequence[dict[str, Any]]) -> Html:
     if not messages:
         return Html("")
-    return wrap(f"<h4>Said before every row</h4>{prompt(messages)}")
+    return wrap(f"<h4>Instructions shared by all rows</h4>{prompt(messages)}")

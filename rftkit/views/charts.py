@@ -1,7 +1,7 @@
 """Curves of one job: reward, health of the training, time.
 
 Not here: the numbers (`rftkit.jobs`), how a panel is drawn (`plot`), comparisons of several jobs.
-The line under a chart counts what is missing from it.
+The caption of a chart counts the values that are missing from it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["health_chart", "reward_chart", "time_chart"]
 CERTAINTY = 1.96
 """Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
 MAX_BARS = 200
-"""A longer job has the means of as many stretches of steps instead of a bar a step."""
+"""Bars at most; in a longer job each bar is the mean of several steps."""
 
 
 def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
@@ -32,14 +32,14 @@ def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
     from rftkit.jobs.metrics import grader_frame, step_frame
 
     events = list(events)
-    steps, graders = step_frame(events), _told_apart(grader_frame(events))
+    steps, graders = step_frame(events), _with_unique_names(grader_frame(events))
     names = list(dict.fromkeys(graders["grader"]))
     panels = [_reward_panel("Reward", steps)]
     if len(names) > 1:
         panels += [_reward_panel(name, graders[graders["grader"] == name]) for name in names]
     panels = _with_shared_bounds([panel for panel in panels if panel.lines])
     if not panels:
-        return note("No rewards yet: the job has not reported a step.")
+        return note("No rewards yet. The job has not completed a step.")
     shown = steps[["step", "train_reward_mean", "valid_reward_mean"]].copy()
     for name in names if len(names) > 1 else []:
         one = graders[graders["grader"] == name].set_index("step")["valid_reward_mean"]
@@ -50,26 +50,26 @@ def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
 
 
 def health_chart(events: Iterable[dict[str, Any]]) -> Html:
-    """Tokens, errors and what the optimiser sees, by step; only what the job reports."""
+    """Tokens, errors and training metrics by step, as far as the job reports them."""
     from rftkit.jobs.metrics import error_frame, step_frame
 
     events = list(events)
     steps, errors = step_frame(events), error_frame(events)
     rate = errors[errors["split"] == "train"].groupby("step")["rate"].max()
-    if not steps["guided"].sum():  # no job but a guided one needs the panel
+    if not steps["guided"].sum():  # only guided jobs need this panel
         steps["guided"] = float("nan")
     steps["grader_error_rate"] = steps["step"].map(rate)
     panels = [_health_panel(title, columns, steps) for title, columns in _HEALTH.items()]
     panels = [panel for panel in panels if panel.lines]
     if not panels:
-        return note("The job reports no tokens, errors or learning figures.")
+        return note("The job reports no tokens, errors or training metrics.")
     return picture(_drawn(panels))
 
 
 _HEALTH = {
     "Tokens per completion": {"completion_tokens_mean": "tokens"},
     "Reasoning tokens": {"train_reasoning_tokens_mean": "tokens"},
-    "Samples that went wrong, %": {
+    "Samples with problems, %": {
         "truncated_share": "cut off",
         "unresponsive_share": "not scorable",
         "grader_error_rate": "grader error",
@@ -93,7 +93,7 @@ def _health_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> P
 
 
 def time_chart(events: Iterable[dict[str, Any]]) -> Html:
-    """Where the seconds of each step went, and how many tokens a second were sampled."""
+    """The seconds of each step by phase, and the sampled tokens per second."""
     from rftkit.jobs.metrics import step_frame, timing_frame
 
     events = list(events)
@@ -113,10 +113,10 @@ def time_chart(events: Iterable[dict[str, Any]]) -> Html:
     dress(axes, "Seconds per step" + (f", means of {width} steps" if width > 1 else ""))
     axes.legend(ncols=4, **LEGEND)
     spent = ", ".join(f"{part} {number(round(float(totals[part]), 1), 1)} s" for part in parts)
-    bars = (figure, f"Bars of the seconds of each step. In all: {spent}.")
+    bars = (figure, f"Bars show the seconds of each step. Total: {spent}.")
     speed = _line("tokens", steps[steps["step"] > 0], "tokens_per_second", strong=True)
     panels = [Panel("Sampled tokens per second", (speed,))] if speed else []
-    return picture([bars, *_drawn(panels, is_wide=False)], f"In all: {spent}.")
+    return picture([bars, *_drawn(panels, is_wide=False)], f"Total: {spent}.")
 
 
 def _drawn(panels: list[Panel], *, is_wide: bool | None = None) -> list[tuple[Figure, str]]:
@@ -126,7 +126,7 @@ def _drawn(panels: list[Panel], *, is_wide: bool | None = None) -> list[tuple[Fi
 
 
 def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
-    """Training is measured at each step, validation at some: only a failed one leaves a gap."""
+    """Training is measured at each step, validation at some; only a failed validation is a gap."""
     train = _line("train", frame[frame["step"] > 0], "train_reward_mean")
     valid = frame[frame["valid_reward_mean"].notna() | _validated(frame)]
     line = _line("validation", valid, "valid_reward_mean", strong=True, every=False)
@@ -137,7 +137,7 @@ def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
     return Panel(title, tuple(line for line in lines if line))
 
 
-def _told_apart(graders: pd.DataFrame) -> pd.DataFrame:
+def _with_unique_names(graders: pd.DataFrame) -> pd.DataFrame:
     """Graders of one name but several types get the type added to it."""
     shared = graders.groupby("grader")["type"].transform("nunique") > 1
     named = graders["grader"].where(~shared, graders["grader"] + " (" + graders["type"] + ")")
@@ -145,7 +145,7 @@ def _told_apart(graders: pd.DataFrame) -> pd.DataFrame:
 
 
 def _validated(frame: pd.DataFrame) -> Any:
-    """Steps that spent time on a validation, whether or not a reward came of it."""
+    """Steps that spent time on a validation, with or without a reward."""
     return frame["eval_seconds"] > 0 if "eval_seconds" in frame else False
 
 
@@ -169,7 +169,7 @@ def _with_shared_bounds(panels: list[Panel]) -> list[Panel]:
 
 
 def _coverage(steps: pd.DataFrame) -> str:
-    """How much the curves rest on, and what is missing from them."""
+    """The number of steps and validations behind the curves, and what is missing."""
     trained = steps[steps["step"] > 0]
     validations = steps[steps["valid_reward_mean"].notna()]
     lost = int((_validated(steps) & steps["valid_reward_mean"].isna()).sum())
@@ -178,7 +178,7 @@ def _coverage(steps: pd.DataFrame) -> str:
         parts.append(
             "bars: 95 % interval over the validation rows"
             if validations["valid_reward_stderr"].notna().any()
-            else "how sure a validation is, is not reported"
+            else "the uncertainty of a validation is not reported"
         )
     if untrained := int(trained["train_reward_mean"].isna().sum()):
         parts.append(f"{counted(untrained, 'step')} without a training reward (× on the axis)")

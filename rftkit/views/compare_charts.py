@@ -1,8 +1,8 @@
 """Plots of a comparison: reward with bands, paired differences, slices, rows across runs.
 
-Not here: the numbers (`rftkit.evals`), how a figure becomes an image (`plot`). What can be told
-apart is filled, what cannot is hollow; lines differ in dash and weight as well as in colour, so
-that a print in grey says the same. Every plot has its numbers in words.
+Not here: the numbers (`rftkit.evals`), how a figure becomes an image (`plot`). A clear
+difference is a filled point, an unclear one is hollow. Lines differ in dash and weight as well as
+in colour, so that a grey print is readable. The alt text of every plot states its numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLUE, RED, LIGHT = "#0a58a8", "#ad2118", "#c9ddf0"
 MOST_PATHS = 30
 """Rows that are drawn one by one."""
 STAYED = 0.05
-"""A row whose mean reward moved by less counts as one that stayed."""
+"""A row whose mean reward moved by less counts as unchanged."""
 
 
 def reward_curve(comparison: Comparison, noise: JudgeNoise | None = None) -> Html:
@@ -71,27 +71,28 @@ def reward_curve(comparison: Comparison, noise: JudgeNoise | None = None) -> Htm
     ]
     caption = f"Bands: {100 * comparison.level:g} % intervals, each for its run alone."
     if grey:
-        caption += f" Inside the judge's own noise, so no gain to believe: {', '.join(grey)}."
+        caption += f" Within the judge's own noise, so not a reliable gain: {', '.join(grey)}."
     return picture([(figure, f"Mean reward by run: {'; '.join(said)}.")], caption)
 
 
 def difference_chart(comparison: Comparison) -> Html:
-    """Every run against the baseline: the paired difference, intervals for all looks together."""
+    """The paired difference of every run from the baseline, with adjusted intervals."""
     pairs = [pair for pair in comparison.pairs if pair.together.value is not None]
     if not pairs:
-        return note("There is no pair of runs with rows that both have graded.")
+        return note("No two runs have graded the same rows.")
     entries = [
         _Entry(pair.after, pair.together, pair.verdict in ("better", "worse")) for pair in pairs
     ]
-    title = f"Paired difference of the reward to {comparison.baseline}"
+    title = f"Paired reward difference from {comparison.baseline}"
     words = [
         f"{pair.after} {signed(pair.together.value)} ({_ends(pair.together)}), {pair.verdict}"
         for pair in pairs
     ]
     few = min(pair.num_rows for pair in pairs)
     caption = (
-        f"{100 * comparison.level:g} % intervals that hold for all {len(pairs)} looks together, "
-        f"over at least {counted(few, 'row')}. Filled: better or worse; hollow: cannot be told."
+        f"{100 * comparison.level:g} % intervals, adjusted for "
+        f"{counted(len(pairs), 'comparison')}, over at least {counted(few, 'row')}. "
+        "Filled: better or worse; hollow: no clear difference."
     )
     figure = _forest(entries, title, comparison.margin)
     return picture([(figure, f"{title}: {'; '.join(words)}.")], caption)
@@ -118,20 +119,20 @@ def slice_chart(slices: SliceTable) -> Html:
         for each in known
     ]
     left = len(slices.slices) - len(known)
-    caption = "Intervals that hold for all slices together."
+    caption = "Intervals are adjusted for the number of slices."
     caption += f" {counted(left, 'slice')} not drawn." if left else ""
     return picture([(_forest(entries, title, None), f"{title}: {'; '.join(words)}.")], caption)
 
 
 def row_paths(comparison: Comparison) -> Html:
-    """The rows that moved most, each a line from run to run: which rose, fell or swung."""
+    """The rows whose reward changed most, each a line over the runs."""
     import numpy as np
 
     labels = comparison.samples.labels
     columns = [f"reward/{label}" for label in labels]
     rows = comparison.rows.dropna(subset=columns, how="all")
     if len(labels) < 2 or not len(rows):
-        return note("Rows cannot be followed: there are fewer than two runs with rewards.")
+        return note("At least two runs with rewards are needed to follow rows.")
     half = MOST_PATHS // 2
     rose = rows[rows["change"] >= STAYED].nlargest(half, "change")
     fell = rows[rows["change"] <= -STAYED].nsmallest(half, "change")
@@ -178,7 +179,7 @@ def _forest(entries: Sequence[_Entry], title: str, margin: float | None) -> Any:
     """Estimates with their intervals, one below the other, around zero."""
     figure, axes = panel_axes(True, 0.75 + 0.24 * len(entries))
     if margin is not None:
-        axes.axvspan(-margin, margin, color="#eceff2", label=f"within ±{margin:g}: does not matter")
+        axes.axvspan(-margin, margin, color="#eceff2", label=f"within ±{margin:g}: negligible")
     axes.axvline(0, color=GREY, linewidth=0.9)
     for place, entry in enumerate(entries):
         value, low, high = entry.estimate.value, entry.estimate.low, entry.estimate.high
@@ -209,7 +210,7 @@ def _plain_ticks() -> Any:
 
 
 def _places(comparison: Comparison) -> tuple[dict[str, float], bool]:
-    """Where each run stands on the axis; whether that is its step."""
+    """The position of each run on the axis, and whether that is its step."""
     steps = [run.step for run in comparison.runs]
     if all(step is not None for step in steps):
         return {run.label: float(run.step or 0) for run in comparison.runs}, True
@@ -217,7 +218,7 @@ def _places(comparison: Comparison) -> tuple[dict[str, float], bool]:
 
 
 def _by_job(comparison: Comparison) -> dict[str, list[str]]:
-    """Labels that belong to one line; runs without a job stand alone."""
+    """Job -> labels of its runs; a run without a job is its own line."""
     found: dict[str, list[str]] = {}
     for run in comparison.samples.runs:
         found.setdefault(run.job_id or run.label, []).append(run.label)
@@ -249,7 +250,7 @@ def _curve(
 
 
 def _points(axes: Axes, comparison: Comparison, places: Any, grey: Sequence[str]) -> None:
-    """A point for each run: filled where it differs from the baseline for sure."""
+    """A point for each run, filled where it clearly differs from the baseline."""
     sure = {pair.after for pair in comparison.pairs if pair.verdict in ("better", "worse")}
     deploy = comparison.choice.deploy if comparison.choice else None
     for run in comparison.runs:

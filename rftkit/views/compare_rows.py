@@ -1,9 +1,9 @@
-"""Rows followed through all checkpoints: one card a row, its answers with what changed in them.
+"""Rows followed through all checkpoints: one card per row, with the changes of its answers.
 
-Not here: which numbers lead to a row (`jumps`), statistics (`rftkit.evals`). A card shows one
-answer for each run, of several samples the one whose reward is nearest to their mean; it is marked
-against the answer before it. Answers are cut, evenly, where many rows and runs would make a page
-too large.
+Links from numbers to rows are in `jumps`, statistics in `rftkit.evals`. A card shows one answer
+for each run: of several samples, the one whose reward is nearest to their mean. Its words are
+compared with the previous answer. Where many rows and runs would make a page too large, all answers
+are cut to the same length.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from rftkit.views.textdiff import difference
 if TYPE_CHECKING:
     from rftkit.evals.comparison import Comparison
 
-__all__ = ["MOST_ROWS", "SORTS", "compare_rows", "jumps_for", "row_cards", "row_marks"]
+__all__ = ["MOST_ROWS", "SORTS", "compare_rows", "jumps_for", "row_cards", "row_verdicts"]
 
 MOST_ROWS = 200
-"""Rows that a page holds unless told otherwise."""
+"""Rows on a page by default."""
 UNSTABLE_SHARE = 4
-"""One row in so many is there for being unstable rather than for having changed."""
+"""One row in this many is on the page because it is unstable, not because it changed."""
 MAX_BYTES = 3_200_000
 """Of the cards of a page, about."""
 SIDE_BYTES, MARKED = 330, 1.4
-"""Bytes of markup around one answer, about; how much longer the marks of a change make it."""
+"""Approximate bytes of markup around one answer, and the factor by which diff markup grows it."""
 MIN_ANSWER, MAX_ANSWER = 120, 6_000
 """Characters of an answer that are shown, at least and at most."""
 STAYED = 0.5
-"""Share of words that must have stayed for two answers to be marked against each other."""
+"""Share of words that two answers must share for their difference to be shown."""
 
 Json = dict[str, Any]
 SORTS = {
@@ -44,9 +44,9 @@ SORTS = {
     "change": "most broken first",
     "-swing": "most unstable first",
     "final": "lowest reward first",
-    "number": "in the order of the dataset",
+    "number": "dataset order",
 }
-"""Orders of the list: what a card carries (`-` downwards) and the words for it."""
+"""Sort key of a card (`-` for descending) -> its label."""
 
 
 def compare_rows(
@@ -64,7 +64,7 @@ def compare_rows(
     """
     jumps = jumps or jumps_for(comparison)
     if not jumps.numbers:
-        return note("There are no rows to show: no run holds a sample.")
+        return note("No rows to show. No run has a sample.")
     cards = row_cards(comparison, list(jumps.numbers), max_bytes=max_bytes)
     listed = listing(
         cards,
@@ -80,12 +80,12 @@ def compare_rows(
 
 
 def jumps_for(comparison: Comparison, most: int = MOST_ROWS, *, elsewhere: str = "") -> Jumps:
-    """Which rows a page holds: those that changed most, and the most unstable of the others.
+    """Choose the rows of a page: those that changed most, and the most unstable of the others.
 
     Args:
         comparison: from `evals.compare`.
-        most: how many; a quarter of them for being unstable.
-        elsewhere: where all rows are, as the end of a sentence.
+        most: how many rows; a quarter of them are the unstable ones.
+        elsewhere: where to find all rows, as the end of a sentence.
     """
     rows = comparison.rows
     change = rows["change"].abs().fillna(-1)
@@ -98,7 +98,7 @@ def jumps_for(comparison: Comparison, most: int = MOST_ROWS, *, elsewhere: str =
     return Jumps(numbers, len(rows), elsewhere)
 
 
-def row_marks(comparison: Comparison) -> dict[str, tuple[str, str]]:
+def row_verdicts(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Row key -> its verdict (fixed, broken, better, worse, same, not graded) and a mark for it."""
     fixed: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
@@ -134,7 +134,7 @@ def row_cards(
         is_open=is_open,
     )
     facts: dict[Any, Any] = comparison.rows.set_index("row").to_dict("index")
-    marks, names = row_marks(comparison), _titles([samples.items.get(key) or {} for key in keys])
+    marks, names = row_verdicts(comparison), _titles([samples.items.get(key) or {} for key in keys])
     return [
         _card(comparison, key, name, facts[key], marks[key], answers.get(key, {}), style)
         for key, name in zip(keys, names, strict=True)
@@ -158,8 +158,8 @@ def _which(comparison: Comparison, jumps: Jumps) -> Html:
         return Html("")
     unstable = len(jumps.numbers) // UNSTABLE_SHARE
     return note(
-        f"Here are the {len(jumps.numbers) - unstable:,} rows that changed most from {before} to "
-        f"{after}, and the {unstable:,} most unstable of the others."
+        f"This page shows the {len(jumps.numbers) - unstable:,} rows that changed most "
+        f"from {before} to {after}, and the {unstable:,} most unstable of the others."
     )
 
 
@@ -212,7 +212,7 @@ def _card(
 
 
 def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[str]:
-    """One block for each run, its answer marked against the last different one."""
+    """One block per run; its answer is compared with the last different one."""
     sides, before, whose = [], None, ""
     for label in style.labels:
         given = answers.get(label)
@@ -267,7 +267,7 @@ def _notes(sample: Json, graders: Sequence[str]) -> str:
         error = sample.get("error")
         wrong.append(f"! no grade: {error if isinstance(error, str) else 'the grader failed'}")
     if sample["outcome"] == "unscorable":
-        wrong.append("! could not be scored")
+        wrong.append("! not scorable")
     if sample.get("truncated") is True:
         wrong.append("! cut off")
     return " · ".join([*scores, *wrong])

@@ -1,7 +1,7 @@
-"""Runs side by side in numbers: one line a run, with intervals and what may be said of it.
+"""Runs side by side in numbers: one line per run, with intervals and a verdict.
 
-Not here: the numbers (`rftkit.evals.compare`), plots (`compare_charts`), rows (`compare_rows`).
-Every count of rows is a link to them.
+The numbers come from `rftkit.evals.compare`; plots are in `compare_charts`, rows in `compare_rows`.
+Every row count is a link to the rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from rftkit.evals.sentences import decimals
 from rftkit.views.compare_rows import jumps_for
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table
-from rftkit.views.markup import Html, join, missing, note, number, remote, signed, text, wrap
+from rftkit.views.markup import (
+    Html,
+    actionable,
+    counted,
+    join,
+    missing,
+    note,
+    number,
+    signed,
+    text,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from rftkit.evals.comparison import Comparison, Estimate, PairSummary, RunSummary, SliceTable
@@ -35,7 +46,7 @@ VERDICTS = {
 
 
 def compare_headline(comparison: Comparison) -> Html:
-    """The recommendation, three figures, and what to know before believing any number."""
+    """The recommendation, three figures, and the caveats."""
     choice = comparison.choice
     said = choice.sentence if choice else _no_choice(comparison)
     tiles = ""
@@ -49,9 +60,9 @@ def compare_headline(comparison: Comparison) -> Html:
                            interval(best.reward, 2))  # fmt: skip
         if choice.expected_gain is not None and choice.best != choice.baseline:
             tiles += _tile(
-                f"Gain of {choice.best} to expect on new rows",
+                f"Expected gain of {choice.best} on new rows",
                 signed(choice.expected_gain, 2),
-                f"{_little(choice.optimism)} taken off for having been chosen",
+                f"{_little(choice.optimism)} subtracted for selection bias",
             )
     points = "".join(f"<li>{text(each)}</li>" for each in comparison.notes)
     return wrap(
@@ -63,13 +74,13 @@ def compare_headline(comparison: Comparison) -> Html:
 
 
 def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
-    """One line a run: reward, pass rate, difference to the baseline, what went wrong."""
+    """One line per run: reward, pass rate, difference from the baseline, problems."""
     if not comparison.runs:
         return note("There are no runs to show.")
     jumps = jumps or jumps_for(comparison)
     pairs = {pair.after: pair for pair in comparison.pairs}
     headings = [
-        *("run", ">reward", ">pass rate", f">against {comparison.baseline}", "so it is"),
+        *("run", ">reward", ">pass rate", f">difference from {comparison.baseline}", "verdict"),
         *(">fixed", ">broken", ">tokens", ">failed", ">not scorable", ">cut off"),
     ]  # `>`: to the right
     head = "".join(
@@ -87,10 +98,11 @@ def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
         page=50,
     )
     said = (
-        f"Small: {100 * comparison.level:g} % intervals; those of differences hold for all "
-        f"{len(pairs)} looks together. Numbers of rows lead to the rows. {jumps.note}"
+        f"Small print: {100 * comparison.level:g} % intervals; those of differences "
+        f"are adjusted for {counted(len(pairs), 'comparison')}. "
+        f"Click a row count to see the rows. {jumps.note}"
     )
-    return join([Html(remote(listed)), note(said.strip())], plain=_plain(comparison))
+    return join([Html(actionable(listed)), note(said.strip())], plain=_plain(comparison))
 
 
 def grader_means(comparison: Comparison) -> Html:
@@ -111,25 +123,25 @@ def grader_means(comparison: Comparison) -> Html:
 
 
 def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
-    """Two runs in words and figures: difference, tests, what could have been seen."""
+    """Two runs compared: difference, tests, and the smallest detectable difference."""
     facts = [
-        ("rows graded in both", f"{pair.num_rows:,}"),
+        ("rows graded in both runs", f"{pair.num_rows:,}"),
         ("mean difference", _change(pair.difference)),
-        (f"the same, for all {pair.num_looks} looks together",
+        (f"mean difference, adjusted for {counted(pair.num_looks, 'comparison')}",
          interval(pair.together, signs=True)),
-        ("the same, by bootstrap", interval(pair.bootstrap, signs=True)),
-        ("difference of the pass rate", _change(pair.pass_difference)),
+        ("mean difference, bootstrap interval", interval(pair.bootstrap, signs=True)),
+        ("difference in pass rate", _change(pair.pass_difference)),
         ("rows fixed", jumps.link(pair.fixed_rows, f"fixed from {pair.before} to {pair.after}")),
         ("rows broken", jumps.link(pair.broken_rows, f"broken from {pair.before} to {pair.after}")),
         ("rows with a higher reward",
          jumps.link(pair.up_rows, f"higher at {pair.after} than at {pair.before}")),
         ("rows with a lower reward",
          jumps.link(pair.down_rows, f"lower at {pair.after} than at {pair.before}")),
-        ("pass and fail unchanged", f"{pair.num_unchanged:,}"),
+        ("rows with an unchanged verdict", f"{pair.num_unchanged:,}"),
         ("sign-flip permutation test", _p(pair.permutation_p)),
-        ("the same, for all looks together", _p(pair.p)),
+        ("the same test, adjusted for all comparisons", _p(pair.p)),
         ("exact McNemar test of fixed against broken", _p(pair.mcnemar_p)),
-        ("smallest difference so many rows would show", number(pair.detectable)),
+        ("smallest difference that this many rows can show", number(pair.detectable)),
     ]  # fmt: skip
     if pair.margin is not None:
         facts.append((f"equal within {pair.margin:g}, two one-sided tests", _p(pair.equivalence_p)))
@@ -139,13 +151,13 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
         for name, value in facts
     )
     return wrap(
-        remote(f"<p>{text(pair.sentence)}</p><table><tbody>{lines}</tbody></table>"),
+        actionable(f"<p>{text(pair.sentence)}</p><table><tbody>{lines}</tbody></table>"),
         plain=pair.sentence,
     )
 
 
 def slice_lines(slices: SliceTable, jumps: Jumps) -> Html:
-    """One line a slice: rows, means, difference with interval, what may be said."""
+    """One line per slice: rows, means, difference with its interval, and the verdict."""
     ends = [slices.before, slices.after]
     rows = [
         {
@@ -154,13 +166,13 @@ def slice_lines(slices: SliceTable, jumps: Jumps) -> Html:
             **{label: each.means[label].value if label in each.means else None for label in ends},
             "difference": each.difference.value,
             "interval": interval(each.difference, signs=True),
-            "so it is": _said(each.verdict),
+            "verdict": _verdict(each.verdict),
         }
         for each in slices.slices
     ]
     shown = table(rows, noun="slice", page=20)
     notes = [note(each) for each in slices.notes]
-    return join([Html(remote(shown)), *notes], plain=shown.plain)
+    return join([Html(actionable(shown)), *notes], plain=shown.plain)
 
 
 _TH = ' class="rk-number"'
@@ -195,7 +207,7 @@ def _pair_cells(pair: PairSummary | None, jumps: Jumps) -> list[str]:
         return ["<td></td>"] * 4
     return [
         _num(pair.together.value, signed(pair.together.value), interval(pair.together, signs=True)),
-        f"<td>{_said(pair.verdict)}</td>",
+        f"<td>{_verdict(pair.verdict)}</td>",
         _count(jumps.link(pair.fixed_rows, f"fixed at {pair.after}"), pair.num_fixed),
         _count(jumps.link(pair.broken_rows, f"broken at {pair.after}"), pair.num_broken),
     ]
@@ -213,13 +225,13 @@ def _count(shown: Html | None, value: float | None) -> str:
     return f'<td class="rk-number" style="text-align:right" data-v="{key}">{shown or ""}</td>'
 
 
-def _said(verdict: str) -> Html:
+def _verdict(verdict: str) -> Html:
     words, tone = VERDICTS[verdict]
     return Html(f'<span class="rk-mark {tone}">{words}</span>', plain=words)
 
 
 def interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str:
-    """The ends of an interval, or why there is none."""
+    """The bounds of an interval, or the reason why it is missing."""
     if estimate.value is None:
         return "–"
     if estimate.low is None or estimate.high is None:
@@ -266,7 +278,8 @@ def _tile(label: str, figure: str, below: str) -> str:
 
 def _no_choice(comparison: Comparison) -> str:
     if len(comparison.runs) == 1:
-        return f"There is one run, {comparison.runs[0].label}: nothing to hold it against."
+        only = comparison.runs[0].label
+        return f"There is only one run, {only}, so there is nothing to compare it with."
     if not comparison.runs:
         return "There are no runs to compare."
     return "No recommendation: no run shares a graded row with the baseline."

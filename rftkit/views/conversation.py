@@ -26,7 +26,7 @@ def prompt(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def reference(item: dict[str, Any]) -> str:
-    """What the grader knows beside the answer: the row's own keys."""
+    """The other keys of the row, which the grader sees beside the answer."""
     pairs = {key: value for key, value in item.items() if key not in ("messages", "tools")}
     if not pairs:
         return ""
@@ -38,7 +38,7 @@ def reference(item: dict[str, Any]) -> str:
 
 
 def titles(items: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each row the last paragraph of its last message that most rows do not share."""
+    """For each row: the last paragraph of its last message that most rows do not share."""
     paragraphs = [_paragraphs(item["messages"][-1]) for item in items]
     seen = Counter(each for own in paragraphs for each in set(own))
     found = []
@@ -50,7 +50,7 @@ def titles(items: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def readable(answer: str | None) -> str:
-    """A JSON object is laid out, one key a line, so that a difference in spacing is none."""
+    """Lay out a JSON object with one key per line, so that spacing makes no difference."""
     if not answer:
         return "(no answer)" if answer is None else "(empty)"
     try:

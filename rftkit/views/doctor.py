@@ -1,6 +1,6 @@
-"""What the dataset doctor found, as a page: verdict, findings with their rows, what can be learnt.
+"""The results of the dataset check as a page: verdict, findings with their rows, learnability.
 
-Not here: how things are found (`rftkit.datasets.check`, `preview`, `rftkit.graders.audit`).
+The checks themselves are elsewhere (`rftkit.datasets.check`, `preview`, `rftkit.graders.audit`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SIGNS = {"error": ("✗ error", "rk-bad"), "warning": ("! warning", "rk-warn"), 
 LISTED = 100
 PREVIEW = {
     "row": "row",
-    "kind": "what it is for this model",
+    "kind": "difficulty for this model",
     "rewards": "rewards",
     "pass_rate": "pass rate",
     "interval": "95 % interval",
@@ -44,14 +44,14 @@ def check_verdict(check: Check) -> Html:
 
 
 def findings(check: Check) -> Html:
-    """Every finding, worst first; what stops or spoils a job stands open."""
+    """Every finding, worst first; errors are open."""
     anchors = _anchors(check)
     cards = "".join(_card(each, anchors) for each in check.findings)
     return wrap(f'<div class="rk-findings">{cards}</div>', plain=str(check))
 
 
 def check_rows(check: Check) -> Html:
-    """The rows that findings name, in full; findings link here."""
+    """The rows that findings name, in full; the findings link here."""
     named: dict[str, list[str]] = {}
     for each in check.findings:
         for place in each.places:
@@ -64,7 +64,7 @@ def check_rows(check: Check) -> Html:
 
 
 def preview_table(preview: Preview) -> Html:
-    """What the model earned, row by row; the rows that teach first."""
+    """The rewards of the model, row by row; the rows with the widest spread first."""
     records = [
         {**record, "interval": _interval(record), "rewards": _rewards(row.rewards)}
         for record, row in zip(preview.records(), preview.rows, strict=True)
@@ -73,13 +73,13 @@ def preview_table(preview: Preview) -> Html:
     return table(
         records,
         PREVIEW,
-        caption=f"{preview.model}: {preview.completions} completions a row; right from "
+        caption=f"{preview.model}: {preview.completions} completions per row; passes from "
         f"{number(preview.pass_threshold)}",
     )
 
 
 def audit_table(audit: Audit) -> Html:
-    """What the reference answer and every cheat earns, and what to act on."""
+    """What the reference answer and each cheat earn, and what to fix."""
     return audited(audit.to_frame(), audit.findings(), audit.num_rows)
 
 
@@ -95,7 +95,7 @@ def check_page(
     if preview is not None:
         parts += ["<h2>What the model can learn</h2>", preview_table(preview)]
     if audit is not None:
-        parts += ["<h2>What the grader pays</h2>", audit_table(audit)]
+        parts += ["<h2>What the grader rewards</h2>", audit_table(audit)]
     if charts:
         parts += ["<h2>Profile</h2>", charts]
     if check.examples:
@@ -107,10 +107,10 @@ def _verdict(check: Check) -> str:
     counts = {sign: sum(each.severity == sign for each in check.findings) for sign in SIGNS}
     warnings = counted(counts["warning"], "warning")
     if counts["error"]:
-        return f"A job would stop: {counted(counts['error'], 'error')}, {warnings}."
+        return f"A job would not run: {counted(counts['error'], 'error')}, {warnings}."
     if counts["warning"]:
-        return f"Nothing would stop a job; {warnings} to look at first."
-    return "Nothing found that would stop or spoil a job."
+        return f"A job would run. Review {warnings} first."
+    return "A job would run. No errors or warnings."
 
 
 def _tile(file: FileFacts) -> str:
@@ -173,7 +173,7 @@ def _linked(place: Place, words: str, anchors: Mapping[str, str]) -> str:
 
 
 def _values(figures: Mapping[str, Any]) -> str:
-    """How often each value of a key stands there, as bars with their numbers."""
+    """How often each value of a key occurs, as bars with their numbers."""
     values = figures.get("values")
     if not values:
         return ""
@@ -207,9 +207,9 @@ def profile_facts(frame: pd.DataFrame) -> dict[str, str]:
     usable = frame[frame["usable"].astype(bool)]
     facts = {"rows": f"{len(frame):,}", "usable": f"{len(usable):,}"}
     if "prompt_hash" in usable:
-        facts["different prompts"] = f"{usable['prompt_hash'].nunique():,}"
+        facts["distinct prompts"] = f"{usable['prompt_hash'].nunique():,}"
     if "tokens" in usable and usable["tokens"].notna().any():
         middle, longest = usable["tokens"].median(), usable["tokens"].max()
-        facts["tokens of a prompt"] = f"median {middle:,.0f}, longest {longest:,.0f}"
+        facts["prompt tokens"] = f"median {middle:,.0f}, longest {longest:,.0f}"
         facts["counted by"] = str(frame.attrs.get("counted_by", ""))
     return facts

@@ -1,6 +1,6 @@
 """Short facts: pairs of name and value, and the events of a job.
 
-Not here: where the facts come from.
+This module only formats them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def keyvalues(pairs: Mapping[str, Any], *, caption: str = "") -> Html:
 
 
 def events(job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False) -> Html:
-    """What a job said, oldest first.
+    """The events of a job, oldest first.
 
     Args:
         job_events: as on the wire.
-        metrics: also the line of every step; the charts show these better.
+        metrics: also list the metrics event of each step, which the charts show better.
     """
     rows = [
         {
@@ -46,7 +46,7 @@ def events(job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False) ->
         if metrics or event.get("type") != "metrics"
     ]
     if not rows:
-        return note("The job has said nothing yet.")
+        return note("The job has no events yet.")
     return table(rows, noun="event", page=30)
 
 

@@ -1,4 +1,4 @@
-"""Grades under the magnifying glass: many answers in a table, one with every step, and an audit.
+"""Grades in detail: many answers in a table, one with every step, and an audit.
 
 Not here: grading, and the answers of several models side by side (`answers`).
 """
@@ -13,10 +13,10 @@ from typing import Any
 from rftkit import graders
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
-from rftkit.views.markup import Html, join, missing, note, number, remote, signed, text, wrap
+from rftkit.views.markup import Html, actionable, join, missing, note, number, signed, text, wrap
 from rftkit.views.rows import row_button
 
-__all__ = ["audited", "copyable", "failure", "grade_in_full", "grades", "misfit"]
+__all__ = ["audited", "copyable", "failure", "grade_in_full", "grades", "spec_problem"]
 
 Line = Mapping[str, Any]
 """`row`, `answer`, `reward`, `before`, `outcome`, `details`, and `reward/<key>` for each leaf."""
@@ -29,19 +29,19 @@ _FRAME = re.compile(r'File "grader\.py", line (\d+)')
 def grades(
     lines: Sequence[Line], keys: Sequence[str], *, opened: int | None = None, live: bool = False
 ) -> Html:
-    """One line an answer: its rewards, and how they moved since the grader was changed.
+    """One line per answer: its rewards, and how they changed with the last edit of the grader.
 
     Args:
-        lines: what was graded.
+        lines: the graded answers.
         keys: of the sub-graders.
         opened: number of the row whose grade is shown in full.
         live: in a panel, where the numbers of the rows are buttons that open them.
     """
     if not lines:
-        return note("Nothing is graded yet.")
+        return note("No grades yet. Choose rows and grade them.")
     moved = any(_change(line) is not None for line in lines)
-    heads = ["row", "answer", *keys, "reward", *(["was", "change"] if moved else []), "outcome"]
-    numeric = {"row", "reward", "was", "change", *keys}
+    heads = ["row", "answer", *keys, "reward", *(["before", "change"] if moved else []), "outcome"]
+    numeric = {"row", "reward", "before", "change", *keys}
     head = "".join(
         f'<th scope="col"{_NUMBER if name in numeric else ""}>{text(name)}</th>' for name in heads
     )
@@ -50,7 +50,7 @@ def grades(
         '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>{_summary(lines, moved)}"
     )
-    return wrap(remote(shown) if live else shown, plain=_plain(lines, keys))
+    return wrap(actionable(shown) if live else shown, plain=_plain(lines, keys))
 
 
 def grade_in_full(
@@ -70,7 +70,7 @@ def grade_in_full(
         grade: a `rftkit.graders.Grade` as a mapping.
         rendered: the templates, filled in (`rftkit.graders.tracing`).
         item: the row.
-        with_errors: False where `failure` already says the same.
+        with_errors: False where `failure` already shows the errors.
     """
     failed = grade["outcome"] == "failed"
     reward = "no reward" if failed else f"reward {number(grade['reward'])}"
@@ -81,24 +81,24 @@ def grade_in_full(
         _steps(spec, grade, rendered),
         _formula(spec, grade),
         f"<h4>Answer</h4>{disclosure(readable(line['answer']), 600)}",
-        f"<details><summary data-lm-suppress-shortcuts='true'>The row</summary>"
+        f"<details><summary data-lm-suppress-shortcuts='true'>Row</summary>"
         f"{reference(dict(item))}</details>",
     ]
     return wrap("".join(parts), "rk-full", plain=title)
 
 
 def failure(line: Line, *, spec: Mapping[str, Any], grade: Mapping[str, Any]) -> Html:
-    """Why one grade failed, with the line of the user's source, to stand beside the editor."""
+    """Why one grade failed, with the line of the user's source, to show beside the editor."""
     shown = _errors(grade["errors"], spec, grade.get("sub_errors") or {})
     return wrap(f"<h4>Row {line['row']} is not graded</h4>{shown}", plain=str(line["details"]))
 
 
 def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
-    """What cheap tricks earn against the reference answers (`rftkit.graders.audit`).
+    """What cheap tricks earn compared with the reference answers (`rftkit.graders.audit`).
 
     Args:
         frame: of `Audit.to_frame`.
-        findings: what to act on, in words.
+        findings: what to fix, as sentences.
         num_rows: rows tried.
     """
     rows = [
@@ -113,18 +113,18 @@ def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
     ]
     words = [f'<li><span class="rk-warn">!</span> {text(each)}</li>' for each in findings]
     told = "".join(words) or '<li><span class="rk-good">✓</span> no cheat pays</li>'
-    caption = f"What the grader pays, {num_rows} rows"
+    caption = f"What the grader rewards, {num_rows} rows"
     shown = table(rows, caption=caption, noun="answer")
     plain = "\n".join([caption, *(findings or ["no cheat pays"])])
     return join([shown, wrap(f'<ul class="rk-plain">{told}</ul>')], plain)
 
 
-def misfit(problem: str, words: str) -> Html:
-    """Why a grader cannot be used, with the lines that it is about, if the problem names one.
+def spec_problem(problem: str, words: str) -> Html:
+    """Why a grader cannot be used, with the lines around the one that the problem names.
 
     Args:
-        problem: of a GraderSpecError; `line 3 …` counts in the JSON, or in the python source when
-            the problem is about one.
+        problem: message of a GraderSpecError; `line 3 …` is a line of the JSON, or of the python
+            source when the problem is about one.
         words: the spec as JSON text.
     """
     found = re.search(r"\bline (\d+)", problem)
@@ -146,7 +146,7 @@ def _source_in(words: str, problem: str) -> str | None:
 
 
 def _numbered(source: str, line: int | None, *, around: int = 4) -> str:
-    """The lines of a source round one of them, numbered, that one marked."""
+    """The numbered lines around one line of a source, with that line highlighted."""
     lines = source.splitlines()
     at = line if line is not None and 1 <= line <= len(lines) else 1
     first, last = max(1, at - around), min(len(lines), at + around)
@@ -159,7 +159,7 @@ def _numbered(source: str, line: int | None, *, around: int = 4) -> str:
 
 
 def copyable(label: str, content: str) -> str:
-    """A text behind its name, with a button that copies it where scripts run."""
+    """A folded text with a button that copies it where scripts run."""
     return (
         f'<details class="rk-copyable"><summary data-lm-suppress-shortcuts="true">{text(label)}'
         f'</summary><button type="button" class="rk-copy" style="display:none" '
@@ -203,12 +203,13 @@ def _summary(lines: Sequence[Line], moved: bool) -> str:
     words = [f"{len(lines)} answers, mean reward {number(mean)}"]
     failed = sum(line["outcome"] == "failed" for line in lines)
     if failed:
-        words.append(f"{failed} not graded, left out of the mean")
+        words.append(f"{failed} failed, left out of the mean")
     if moved:
         changes = [change for line in lines if (change := _change(line)) is not None]
         up, down = sum(c > 0 for c in changes), sum(c < 0 for c in changes)
         words.append(
-            f"since the last grader: {up} up, {down} down, {len(changes) - up - down} same"
+            f"compared with the previous grader: {up} up, {down} down, "
+            f"{len(changes) - up - down} same"
         )
     return f'<p class="rk-count" role="status">{text("; ".join(words))}</p>'
 
@@ -267,7 +268,7 @@ def _filled(each: Mapping[str, Any]) -> str:
 
 
 def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> str:
-    """The formula, and the same with every number in its place."""
+    """The formula, as written and with the rewards filled in."""
     if spec["type"] != "multi":
         return ""
     formula, subs = spec["calculate_output"], grade["sub_rewards"]

@@ -1,6 +1,6 @@
-"""The first thing to read: did it get better, by how much, on how many rows.
+"""The headline of a job: whether the model improved, by how much, and on how many rows.
 
-Not here: how the figures are made (`rftkit.reports.summary`); this says them.
+The figures come from `rftkit.reports.summary`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Figures = dict[str, Any]
 
 
 def headline(summary: Figures) -> Html:
-    """One sentence, tiles with the figures, and what to know before believing them."""
+    """One sentence, tiles with the figures, and the caveats."""
     said = " ".join(filter(None, (verdict(summary), summary.get("gain"))))
     tiles = "".join(_validation_tiles(summary.get("valid") or {}))
     tiles += "".join(_test_tiles(summary.get("test") or {}))
@@ -50,7 +50,7 @@ def verdict(summary: Figures) -> str:
             f"The validation reward {word} from {number(valid['start'], 2)} before training to "
             f"{number(valid['final'], 2)} at step {valid['final_step']} ({signed(change, 2)})."
         )
-    return "Nothing can be said yet: there is no reward from before and after training."
+    return "No verdict yet: rewards from before and after training are missing."
 
 
 def _moved(difference: float) -> str:
@@ -79,7 +79,7 @@ def _test_tiles(test: Figures) -> list[str]:
 
 
 def tile(label: str, value: float | str | None, below: str, start: float | None = None) -> str:
-    """A figure with its name above and a remark below; the way from `start` if one is given."""
+    """A figure with its name above and a remark below; with `start`, also the change from it."""
     tone = ""
     if isinstance(value, int | float) and start is not None:
         tone = "rk-good" if value > start else "rk-bad" if value < start else ""
@@ -95,9 +95,9 @@ def _points(summary: Figures) -> list[str]:
     test, constant = summary.get("test"), summary.get("constant")
     points = []
     if summary.get("status") not in (None, "succeeded"):
-        points.append(f"The job is not a finished one: its status is {summary['status']}.")
+        points.append(f"The job has not succeeded: its status is {summary['status']}.")
     if broken := summary.get("grader_verdict"):
-        points.append(f"These rewards say nothing: {broken}.")
+        points.append(f"These rewards mean nothing: {broken}.")
     if test and test["difference"] is not None:
         points.append(
             f"Row by row: {test['better']} better, {test['worse']} worse, {test['same']} the same."
@@ -109,7 +109,7 @@ def _points(summary: Figures) -> list[str]:
             side = "above" if distance >= 0 else "below"
             above = f"; the final model is {number(abs(distance), 2)} {side} that"
         points.append(
-            "One constant answer, the same to every row, earns "
+            "A constant answer, the same for every row, earns "
             f"{number(constant['reward'], 2)}{above}."
         )
     if test:
@@ -118,9 +118,9 @@ def _points(summary: Figures) -> list[str]:
     if training["failed_grades"] is not None:
         failed = training["failed_grades"]
         points.append(
-            f"In training {counted(failed, 'grade')} failed: left out, never counted as zero."
+            f"{counted(failed, 'grade')} failed in training: left out, never counted as zero."
             if failed
-            else "In training no grade failed."
+            else "No grade failed in training."
         )
     return points
 
@@ -130,9 +130,9 @@ def _ungraded(test: Figures) -> str:
     parts = [
         f"{test[key]:,} {words}"
         for key, words in {
-            "unanswered": "never came (left out)",
-            "failed": "without a reward, since the grader failed (left out)",
-            "unscorable": "not scorable, being cut off or not in the form asked for (counted)",
+            "unanswered": "are missing (left out)",
+            "failed": "have no reward because the grader failed (left out)",
+            "unscorable": "are not scorable: cut off or not in the response format (counted)",
         }.items()
         if test[key]
     ]

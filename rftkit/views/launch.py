@@ -1,6 +1,6 @@
-"""Before a job: the checklist, what `auto` means, what it would take, the request as code.
+"""Before a job: the checklist, what `auto` means, the estimate, and the request as code.
 
-Not here: making any of it (`rftkit.jobs`).
+`rftkit.jobs` computes all of it; this module shows it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from rftkit.jobs.estimate import Estimate
 from rftkit.jobs.preflight import Point
 from rftkit.jobs.progress import duration
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, note, number, text, wrap
+from rftkit.views.markup import Html, counted, note, number, text, wrap
 
 __all__ = ["checklist", "client_code", "estimated", "settings"]
 
 MARKS = {
-    "ok": ("✓ green", "rk-good"),
+    "ok": ("✓ ok", "rk-good"),
     "warning": ("! warning", "rk-warn"),
     "error": ("✗ error", "rk-bad"),
     "not checked": ("? not checked", ""),
@@ -37,12 +37,12 @@ USED_AS = {
 
 
 def checklist(points: Sequence[Point], overruled: Collection[str] = ()) -> Html:
-    """Each point with its state in words; what was found is folded below it."""
+    """Each check with its status and its result; the details are folded."""
     rows = "".join(_point(point, point.name in overruled) for point in points)
     plain = "\n".join(
-        f"{point}{'  (overruled)' if point.name in overruled else ''}" for point in points
+        f"{point}{'  (overridden)' if point.name in overruled else ''}" for point in points
     )
-    head = "".join(f'<th scope="col">{each}</th>' for each in ("point", "state", "what was found"))
+    head = "".join(f'<th scope="col">{each}</th>' for each in ("check", "status", "result"))
     return wrap(
         f'<table class="rk-checklist"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
         plain=plain,
@@ -54,10 +54,12 @@ def settings(given: Mapping[str, Any], plan: Mapping[str, Any] | None) -> Html:
 
     Args:
         given: of the request; what is missing is "auto".
-        plan: from `rftkit.jobs.plan`; None when the service does not tell.
+        plan: from `rftkit.jobs.plan`; None when the service does not report one.
     """
     if plan is None:
-        return note("This service does not say what auto means; it decides when the job starts.")
+        return note(
+            "This service does not report what `auto` means. It decides when the job starts."
+        )
     used, reasons, ignored = plan["hyperparameters"], plan["reasons"], plan["ignored"]
     rows = []
     for name, why in reasons.items():
@@ -70,17 +72,18 @@ def settings(given: Mapping[str, Any], plan: Mapping[str, Any] | None) -> Html:
                 "why": ignored.get(name) or why,
             }
         )
-    head = f"{used['total_steps']:,} steps, a validation every {used['eval_interval']:,}"
+    interval = counted(used["eval_interval"], "step")
+    head = f"{counted(used['total_steps'], 'step')}, a validation every {interval}"
     return table(rows, SETTINGS, caption=head, noun="hyperparameter")
 
 
 def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Html:
-    """Time, memory, judge tokens and money of the whole job, and what that rests on."""
+    """Time, memory, judge tokens and cost of the whole job, and what the estimate is based on."""
     low, high = estimate.seconds
     facts = [("Time", _span(duration(low), duration(high)))]
-    facts.append(("Memory of the process", f"{estimate.host_memory_bytes / 2**30:.1f} GiB"))
+    facts.append(("Process memory", f"{estimate.host_memory_bytes / 2**30:.1f} GiB"))
     if estimate.device_memory_bytes is not None:
-        facts.append(("Memory of the GPU", f"{estimate.device_memory_bytes / 2**30:.1f} GiB"))
+        facts.append(("GPU memory", f"{estimate.device_memory_bytes / 2**30:.1f} GiB"))
     for model, (prompt, said) in estimate.judge_tokens.items():
         facts.append((f"Tokens of {model}", f"{prompt:,.0f} in, {said:,.0f} out"))
     if cost[1] > 0:
@@ -91,17 +94,17 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
     )
     shorter, longer = estimate.step_seconds
     basis = (
-        f"From two steps of {number(shorter, 2)} and {number(longer, 2)} s, times "
-        f"{estimate.total_steps:,}, and {estimate.num_validations} validations of "
-        f"{number(estimate.validation_seconds, 2)} s. Answers that grow or shrink while the model "
-        "learns change it, and so does other work on the machine."
+        f"Based on two steps of {number(shorter, 2)} and {number(longer, 2)} s. The job has "
+        f"{counted(estimate.total_steps, 'step')} and {estimate.num_validations} validations of "
+        f"{number(estimate.validation_seconds, 2)} s each. The length of the answers and other "
+        "load on the machine change the result."
     )
     plain = "\n".join([*(f"{name}: {value}" for name, value in facts), basis])
     return wrap(f'<div class="rk-tiles">{tiles}</div><p class="rk-note">{basis}</p>', plain=plain)
 
 
 def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """The same job with nothing but OpenAI's client.
+    """Code that creates the same job with OpenAI's client only.
 
     Args:
         request: the body of the create; file ids that are not known yet may be missing.
@@ -124,7 +127,7 @@ def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
 def _point(point: Point, is_overruled: bool) -> str:
     mark, tone = MARKS[point.state]
     if is_overruled:
-        mark += ", overruled"
+        mark += ", overridden"
     details = "".join(f"<li>{text(each)}</li>" for each in point.details)
     folded = (
         f'<details><summary data-lm-suppress-shortcuts="true">{len(point.details)} found'

@@ -1,6 +1,6 @@
-"""Long lists in a page: the first items as plain markup, the others at hand for the script.
+"""Long lists on a page: the first items as plain markup, the others for the script.
 
-Not here: what an item looks like. The script (`views.js`) adds a filter, sorting and paging to any
+The script (`views.js`) adds a filter, sorting and paging to any
 list made here; without it the reader still sees the first items and how many there are.
 """
 
@@ -44,9 +44,9 @@ def listing(
         page: items on one page.
         max_bytes: of markup, over all items.
         sorts: (name, label) pairs offered to the reader; an item has the value as `data-<name>`,
-            and a name that starts with `-` sorts downwards.
+            and a name that starts with `-` sorts in descending order.
         order: the order in which they are, as a choice beside `sorts`.
-        elsewhere: where the items are that are left out, as the end of a sentence.
+        elsewhere: where to find the items that are left out, as the end of a sentence.
     """
     noun = text(noun)
     kept = items[: _fitting(items, max_bytes)]
@@ -94,7 +94,7 @@ def table(
         total: how many rows there are in all, when `rows` is already a part of them.
         page: rows on one page.
         max_bytes: of markup; rows beyond it are left out, and the view says how many.
-        elsewhere: where those are, as the end of a sentence.
+        elsewhere: where to find those, as the end of a sentence.
     """
     records = rows.to_dict("records") if hasattr(rows, "to_dict") else [_record(r) for r in rows]
     if columns is None:
@@ -121,7 +121,7 @@ def table(
 
 
 def disclosure(value: str, limit: int = 160) -> str:
-    """A long text behind its first words; a short one as it is."""
+    """Fold a long text behind its first words; return a short one as it is."""
     left_out = len(value) - MAX_CELL
     shown = text(value[:MAX_CELL])
     if left_out > 0:
@@ -183,6 +183,6 @@ def _left_out(kept: int, total: int, noun: str, elsewhere: str) -> str:
     if kept == total:
         return ""
     return (
-        f'<p class="rk-note">{kept:,} of {counted(total, noun)} are in this page; '
+        f'<p class="rk-note">{kept:,} of {counted(total, noun)} are on this page; '
         f"the others are left out to keep it small{elsewhere}.</p>"
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 __all__ = [
     "Html",
+    "actionable",
     "assets",
     "bullets",
     "counted",
@@ -30,7 +31,6 @@ __all__ = [
     "note",
     "number",
     "page",
-    "remote",
     "signed",
     "style",
     "text",
@@ -70,16 +70,16 @@ def text(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def remote(inner: str) -> str:
+def actionable(inner: str) -> str:
     """Markup inside a panel: its elements with `data-act="verb argument"` tell the panel.
 
     A click writes into the panel's hidden text field, which is a core widget, so that no code but
     Jupyter's own runs between the browser and the kernel.
     """
-    return f'<div onclick="{text(_TELL)}">{inner}</div>'
+    return f'<div onclick="{text(_SEND_ACTION)}">{inner}</div>'
 
 
-_TELL = """const act = event.target.closest('[data-act]')?.dataset.act;
+_SEND_ACTION = """const act = event.target.closest('[data-act]')?.dataset.act;
 const field = this.closest('.rk-panel')?.querySelector('.rk-acts input');
 if (act && field) {
   field.value = act + ' ' + Date.now();

@@ -1,6 +1,6 @@
-"""Does what was imported run here: jobs and graders with their verdicts, then what is otherwise.
+"""Whether imported jobs and graders run here: their verdicts, then the differences.
 
-Not here: how it is found out (`rftkit.importer.check_all`); a check is anything with its fields.
+The checks come from `rftkit.importer.check_all`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def migration(checks: Sequence[Check], *, page: int = 20) -> Html:
         page: Lines on one page of a table.
     """
     if not checks:
-        return note("Nothing was imported yet. Type: rftkit import DIR")
+        return note("Nothing has been imported yet. Run: rftkit import DIR")
     lines = [
         {
             "here": f"{SIGNS[each.verdict]} {each.sentence}",
@@ -48,7 +48,7 @@ def migration(checks: Sequence[Check], *, page: int = 20) -> Html:
             "where": each.id,
             "what": difference.about,
             "here": difference.here,
-            "to change": difference.change or None,
+            "what to change": difference.change or None,
         }
         for each in sorted(checks, key=lambda each: each.verdict != "stops")
         for difference in sorted(each.differences, key=lambda each: not each.stops)
@@ -57,9 +57,9 @@ def migration(checks: Sequence[Check], *, page: int = 20) -> Html:
     said = ", ".join(
         f"{verdicts.count(verdict)} {words}"
         for verdict, words in (
-            ("runs", "run here as they are"),
+            ("runs", "run here unchanged"),
             ("differs", "run with differences"),
-            ("stops", "do not run before something is changed"),
+            ("stops", "do not run until something is changed"),
         )
         if verdict in verdicts
     )
@@ -68,5 +68,5 @@ def migration(checks: Sequence[Check], *, page: int = 20) -> Html:
     summary = f"{counted(jobs, 'job')} and {graders}: {said}."
     parts = [f'<p class="rk">{text(summary)}</p>', table(lines, noun="object", page=page)]
     if differences:
-        parts.append(table(differences, caption="What is otherwise", noun="difference", page=page))
+        parts.append(table(differences, caption="Differences", noun="difference", page=page))
     return join(parts, plain=summary)

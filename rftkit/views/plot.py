@@ -1,11 +1,11 @@
 """Small multiples: panels of lines, drawn by matplotlib, each one `<img>` with words for it.
 
-Not here: which panels a job has (`charts`), and pyplot (a figure made through it from a callback
-can be corrupted by another one). A value that is missing is a gap with a mark on the floor, never a
-zero and never joined over. Lines differ in weight and marker, so that a print in grey reads alike.
+`charts` chooses the panels of a job. pyplot is not used: callbacks that draw at the same time can
+corrupt each other's figures through it. A missing value is a gap with a cross on the axis, never a
+zero and never a joined line. Lines differ in weight and marker, so that a grey print is readable.
 
-A picture has a white ground, which any viewer shows well; the style sheet blends it away on light
-pages and inverts it on dark ones. One panel is one picture, so that a phone shows them one by one.
+A picture has a white background, which every viewer shows well. The style sheet blends it into
+light pages and inverts it on dark ones. Each panel is one picture, so that a phone can stack them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Line:
     values: Sequence[float | None]
     """As many as `steps`; None and NaN are drawn as a gap."""
     strong: bool = False
-    """Drawn heavier and with markers: the series to look at."""
+    """Drawn heavier and with markers, for the main series."""
     spread: Sequence[float | None] = ()
     """Half the width of the interval around each value; drawn where it is known."""
 
@@ -87,7 +87,7 @@ def draw(panel: Panel, *, is_wide: bool = False) -> Figure:
             bars: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1}
             axes.errorbar(line.steps, values, yerr=widths, capsize=2, **bars)
         gaps = [step for step, value in zip(line.steps, line.values, strict=True) if missing(value)]
-        if gaps:  # a mark on the floor: nothing was measured here
+        if gaps:  # a cross on the axis: nothing was measured here
             floor = axes.get_xaxis_transform()
             axes.plot(gaps, [0.03] * len(gaps), "x", color="#ad2118", markersize=4, transform=floor)
     dress(axes, panel.title)
@@ -132,7 +132,7 @@ def describe(panel: Panel) -> str:
 
 
 def picture(drawn: Sequence[tuple[Figure, str]], caption: str = "", numbers: str = "") -> Html:
-    """Figures with their words, side by side as far as there is room.
+    """Figures with their alt texts, side by side where there is room.
 
     Args:
         drawn: (figure, what it shows); each becomes an `<img>` that carries its own data.
@@ -142,7 +142,7 @@ def picture(drawn: Sequence[tuple[Figure, str]], caption: str = "", numbers: str
     images = "".join(_image(figure, alt) for figure, alt in drawn)
     said = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     behind = (
-        '<details><summary data-lm-suppress-shortcuts="true">The numbers</summary>'
+        '<details><summary data-lm-suppress-shortcuts="true">Show the numbers</summary>'
         f"{numbers}</details>"
         if numbers
         else ""
@@ -158,7 +158,7 @@ def _image(figure: Figure, alt: str) -> str:
 
     drawn, png = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
-    # A palette takes a third of the bytes and shows no difference in line drawings.
+    # A palette needs a third of the bytes, and line drawings look the same.
     Image.open(drawn).convert("RGB").quantize(COLORS).save(png, format="png", optimize=True)
     data = base64.b64encode(png.getvalue()).decode("ascii")
     width = figure.get_figwidth()

@@ -22,18 +22,18 @@ COLOUR = "#0a58a8"
 
 
 def profile_chart(frame: pd.DataFrame) -> Html:
-    """What the columns of a profile look like: one small chart for each that is there."""
+    """One small chart for each column of a profile."""
     drawn = [
-        _histogram(frame, "tokens", "Tokens of a prompt"),
-        _histogram(frame, "prompt_chars", "Characters of a prompt"),
-        _histogram(frame, "answer_chars", "Characters of a reference answer"),
+        _histogram(frame, "tokens", "Prompt tokens"),
+        _histogram(frame, "prompt_chars", "Prompt characters"),
+        _histogram(frame, "answer_chars", "Reference answer characters"),
         *(_bars(frame, name) for name in _labels(frame)),
         _histogram(frame, "pass_rate", "Pass rate of sampled rows"),
-        _histogram(frame, "spread", "Spread of rewards in a row"),
+        _histogram(frame, "spread", "Reward spread within a row"),
     ]
     found = [each for each in drawn if each is not None]
     if not found:
-        return note("There is nothing to draw: no row is usable.")
+        return note("Nothing to draw. No row is usable.")
     return picture(found, f"{counted(len(frame), 'row')}. Each chart counts rows.")
 
 
@@ -69,7 +69,7 @@ def _bars(frame: pd.DataFrame, name: str) -> tuple[Figure, str]:
 
 
 def _labels(frame: pd.DataFrame) -> list[str]:
-    """Columns with few values that come again; the reference answer only if it is none of them."""
+    """Columns with few, repeated values; the reference answer only if there are no others."""
     keys = [str(name) for name in frame if str(name).startswith("item.")]
     return [name for name in keys if _repeats(frame[name])] or [
         name for name in frame if name == "label" and _repeats(frame[name])

@@ -1,6 +1,6 @@
-"""Can the grader be believed: agreement with people, drift of the reward, what an edit changes.
+"""Whether a grader is reliable: agreement with people, reward drift, the effect of an edit.
 
-Not here: the numbers (`rftkit.evals`). Samples that a number counts are shown in a table below it.
+The numbers come from `rftkit.evals`. A table below a number shows the samples that it counts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def agreement(found: Agreement, samples: Samples) -> Html:
     if found.suggested is not None:
         at = f"{found.suggested.value:.3g} (kappa {number(found.suggested.kappa, 2)})"
         facts.append(("threshold that agrees better", at))
-    parts = [_told(found.sentence, facts)]
+    parts = [_summary(found.sentence, facts)]
     curve = [(each.value, each.kappa) for each in found.thresholds if each.kappa is not None]
     if len(curve) > 2:
         best = found.suggested.value if found.suggested else None
@@ -60,23 +60,24 @@ def agreement(found: Agreement, samples: Samples) -> Html:
 
 
 def judge_noise(noise: JudgeNoise) -> Html:
-    """How much a grader disagrees with itself about the very same answers."""
+    """How much a grader disagrees with itself about the same answers."""
     facts = [
         ("samples graded again", f"{noise.num_samples:,}"),
-        ("grades in all", f"{noise.num_grades:,}"),
-        ("one grade moves by (standard deviation)", number(noise.one_grade)),
-        (f"band of a difference of two runs, {counted(noise.num_rows, 'row')}", _plus(noise.band)),
-        ("verdicts that are not the same each time",
+        ("grades in total", f"{noise.num_grades:,}"),
+        ("standard deviation of one grade", number(noise.one_grade)),
+        (f"noise band of a difference between two runs, {counted(noise.num_rows, 'row')}",
+         _plus(noise.band)),
+        ("verdicts that change between grades",
          "–" if noise.flips is None else f"{100 * noise.flips:.1f} %"),
     ]  # fmt: skip
-    return _told(noise.sentence, facts)
+    return _summary(noise.sentence, facts)
 
 
 def drift_chart(found: Drift) -> Html:
     """Reward beside a second grader, training beside validation, length of the answers, by step."""
     frame = found.frame
     if not len(frame):
-        return note("There is no validation to watch.")
+        return note("The job has no validation yet.")
     steps = [int(step) for step in frame["step"]]
     reward = _line(frame, steps, "reward", "validation reward", strong=True)
     panels = []
@@ -114,20 +115,20 @@ def regrade(found: Regrade) -> Html:
     ]
     facts = [
         ("rank correlation over all samples", _ranged(found.rank_correlation)),
-        ("failed and now pass", f"{len(found.flipped_to_pass):,}"),
-        ("passed and now fail", f"{len(found.flipped_to_fail):,}"),
-        ("advantages that change their sign",
+        ("failed before, pass now", f"{len(found.flipped_to_pass):,}"),
+        ("passed before, fail now", f"{len(found.flipped_to_fail):,}"),
+        ("advantages that change sign",
          f"{len(found.flipped_advantages):,} of {found.num_advantages:,}"),
         ("prompts that gain a signal", f"{len(found.gained_signal):,}"),
         ("prompts that lose their signal", f"{len(found.lost_signal):,}"),
     ]  # fmt: skip
-    parts = [_told(found.sentence, facts)]
+    parts = [_summary(found.sentence, facts)]
     parts += [note(each) for each in found.notes]
-    parts.append(table(rows, caption=f"Before, and under {found.grader}", noun="run"))
+    parts.append(table(rows, caption=f"Before, and with {found.grader}", noun="run"))
     for title, places in (
-        ("Failed and now pass", found.flipped_to_pass),
-        ("Passed and now fail", found.flipped_to_fail),
-        ("Training would push the other way", found.flipped_advantages),
+        ("Failed before, pass now", found.flipped_to_pass),
+        ("Passed before, fail now", found.flipped_to_fail),
+        ("Training would push in the opposite direction", found.flipped_advantages),
     ):
         if places:
             parts.append(sample_lines(found.samples, places, caption=title))
@@ -162,7 +163,7 @@ def _records(frame: Any) -> Iterable[Any]:
     return records
 
 
-def _told(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
+def _summary(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
     lines = "".join(
         f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in facts
     )
@@ -196,9 +197,9 @@ def _threshold_chart(curve: Sequence[tuple[float, float | None]], suggested: flo
     if suggested is not None:
         axes.axvline(suggested, color="#67717c", linewidth=1, linestyle=(0, (4, 2)))
     dress(axes, "Agreement with people (kappa) by threshold")
-    axes.set_xlabel("rewards from here on pass", fontsize=7.5)
+    axes.set_xlabel("pass threshold (rewards at or above it pass)", fontsize=7.5)
     best = max(curve, key=lambda each: each[1] or 0.0)
-    said = f"Cohen's kappa by pass threshold; highest {number(best[1], 2)} at {best[0]:.3g}."
+    alt = f"Cohen's kappa by pass threshold; highest {number(best[1], 2)} at {best[0]:.3g}."
     if suggested is None:
-        said += " That is not shown to be better than now: the best of many is lucky too."
-    return picture([(figure, said)])
+        alt += " The best of many thresholds is partly luck, so this is not shown to be better."
+    return picture([(figure, alt)])

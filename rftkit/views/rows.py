@@ -12,7 +12,7 @@ from typing import Any
 from rftkit.views.answers import grade_notes
 from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.listing import disclosure, table
-from rftkit.views.markup import Html, missing, note, number, remote, text, wrap
+from rftkit.views.markup import Html, actionable, missing, note, number, text, wrap
 
 __all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page"]
 
@@ -32,14 +32,14 @@ def row_page(
     descending: bool = False,
     opened: int | None = None,
 ) -> Html:
-    """One page of rows for a panel: headings sort, numbers open a row (`markup.remote`).
+    """One page of rows for a panel: headings sort, numbers open a row (`markup.actionable`).
 
     Args:
         lines: from `cells`.
         columns: keys in order.
         numbers: of the rows, from 0.
-        sort: the column they are in order of; empty for the order of the file.
-        descending: whether that order goes down.
+        sort: the column by which they are sorted; empty for file order.
+        descending: whether they are sorted in descending order.
         opened: number of the row that is shown in full.
     """
     numeric = {key for key in columns if _is_numeric([line.get(key) for line in lines])}
@@ -49,7 +49,7 @@ def row_page(
         for at, line in zip(numbers, lines, strict=True)
     )
     return wrap(
-        remote(
+        actionable(
             '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
             f'<th scope="col" class="rk-number">row</th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>"
@@ -59,7 +59,7 @@ def row_page(
 
 
 def cells(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a list shows of each row: its prompt as one text, and every other key."""
+    """The cells of each row in a list: its prompt as one text, and every other key."""
     chats = [dict(item) for item in items if item.get("messages")]
     said = iter(titles(chats))
     return [_cells(item, next(said) if item.get("messages") else "") for item in items]
@@ -76,15 +76,15 @@ def row_in_full(
     history: Any = None,
     live: bool = False,
 ) -> Html:
-    """One row as a conversation, with everything that is known about it.
+    """One row as a conversation, with its grade, findings, similar rows and answers.
 
     Args:
         item: the row.
-        place: where it stands, as `train.jsonl:12`.
+        place: file and line, such as `train.jsonl:12`.
         answer: its reference answer.
         grade: of the reference answer, as a mapping of `rftkit.graders.Grade`.
-        findings: what the dataset doctor says about it.
-        neighbours: the rows most like it, `{"row", "alike", "prompt"}`; None when not looked for.
+        findings: messages of the dataset check about it.
+        neighbours: the rows most like it, `{"row", "alike", "prompt"}`; None when nobody searched.
         history: answers of runs, as `Samples.answers` gives them.
         live: in a panel, where the numbers of other rows are buttons that open them.
     """
@@ -99,7 +99,7 @@ def row_in_full(
     parts += [_answer(answer, grade), _neighbours(neighbours, live), _history(history)]
     shown = "".join(parts)
     plain = _plain(item, place, answer, grade)
-    return wrap(remote(shown) if live else shown, "rk-full", plain=plain)
+    return wrap(actionable(shown) if live else shown, "rk-full", plain=plain)
 
 
 def row_button(at: int, label: str = "") -> str:
@@ -176,13 +176,13 @@ def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None, live: bool) -> s
     if neighbours is None:
         return ""
     if not neighbours:
-        return "<h4>Rows like this one</h4>" + note("No other row asks nearly the same.")
+        return "<h4>Similar rows</h4>" + note("No other row has a similar prompt.")
     lines = "".join(
         f"<li>{_other(each['row'], live)} {_alike(each['alike'])} "
         f'<span class="rk-text">{text(_short(each["prompt"]))}</span></li>'
         for each in neighbours
     )
-    return f'<h4>Rows like this one</h4><ul class="rk-plain">{lines}</ul>'
+    return f'<h4>Similar rows</h4><ul class="rk-plain">{lines}</ul>'
 
 
 def _other(at: int, live: bool) -> str:
@@ -191,7 +191,7 @@ def _other(at: int, live: bool) -> str:
 
 
 def _alike(percent: float) -> str:
-    return "the same prompt" if percent >= 99.95 else f"{percent:.0f} % alike"
+    return "the same prompt" if percent >= 99.95 else f"{percent:.0f} % similar"
 
 
 def _history(history: Any) -> str:
@@ -206,7 +206,7 @@ def _history(history: Any) -> str:
         }
         for line in history.to_dict("records")
     ]
-    return f"<h4>What it was answered, run by run</h4>{table(rows, noun='answer')}"
+    return f"<h4>Answers by run</h4>{table(rows, noun='answer')}"
 
 
 def _pairs(item: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Where the signal of a job is: flat groups of each grader, shares of closed answers; and why not.
+"""The learning signal of a job: flat groups by grader, shares of answer values, and problems.
 
-Not here: the rules (`rftkit.diagnosis`), and how a panel is drawn (`plot`). A service that reports
-none of it gets a sentence.
+The rules are in `rftkit.diagnosis`, drawing is in `plot`. If a service reports none of it, the
+views say so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHOWN = 5
 COLUMNS = {
     "answer": "answer",
     "value": "value",
-    "references": "of the references",
+    "references": "share of references",
     "first": "first step",
     "last": "last step",
     "valid": "last validation",
@@ -33,13 +33,13 @@ COLUMNS = {
 
 
 def diagnosis(events: Iterable[dict[str, Any]]) -> Html:
-    """What is wrong at the newest step, in words, with what to do; a sentence if nothing is."""
+    """The problems at the newest step with advice, or a sentence that there are none."""
     story = story_of(events)
     found = findings(story)
     if found:
         return finding_list(found)
     return note(
-        f"No rule finds anything wrong at step {story.step}."
+        f"No problems found at step {story.step}."
         if story.num_steps
         else "No training step is complete yet."
     )
@@ -65,7 +65,7 @@ def signal_chart(events: Iterable[dict[str, Any]]) -> Html:
     panels = [*_flat_panels(steps, graders), *_answer_panels(answers)]
     if not panels:
         return note(
-            "This service does not report flat groups of each grader or shares of closed answers."
+            "This service does not report flat groups by grader or shares of answer values."
         )
     numbers = table(_lines(answers), COLUMNS, noun="value") if len(answers) else ""
     drawn = [(draw(panel, is_wide=len(panels) == 1), describe(panel)) for panel in panels]
@@ -106,7 +106,7 @@ def _line(label: str, frame: pd.DataFrame, column: str, *, strong: bool = False)
 
 
 def _lines(answers: pd.DataFrame) -> list[dict[str, Any]]:
-    """One line for each value: how often it is wanted, and was given first and last."""
+    """One line for each value: its share of the references and of the first and last answers."""
     lines = []
     for (answer, value), one in answers.groupby(["answer", "value"], sort=False):
         trained, valid = one[one["split"] == "train"], one[one["split"] == "valid"]

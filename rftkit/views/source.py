@@ -1,4 +1,4 @@
-"""Graders and other JSON as readable source: templates marked, python code laid out.
+"""Graders and other JSON as readable source, with highlighted templates and python code.
 
 Not here: checking a spec, or running it.
 """
@@ -19,10 +19,10 @@ _JSON = re.compile(r'(?P<key>"(?:[^"\\]|\\.)*")(?=\s*:)|(?P<string>"(?:[^"\\]|\\
 
 
 def spec(value: dict[str, Any] | None, *, caption: str = "") -> Html:
-    """A grader, or other JSON of a job: `{{ templates }}` marked, python sources laid out below."""
+    """A grader, or other JSON of a job: `{{ templates }}` highlighted, python sources below."""
     title = f"<h4>{text(caption)}</h4>" if caption else ""
     if value is None:
-        return wrap(f'{title}<p class="rk-note">None was given.</p>', plain=f"{caption} not given")
+        return wrap(f'{title}<p class="rk-note">Not given.</p>', plain=f"{caption} not given")
     parts = [title, f"<pre><code>{_json(_fold_sources(value))}</code></pre>"]
     for where, source in _python_sources(value):
         parts.append(f"<h4>Python source of {text(where)}</h4>")
@@ -73,7 +73,7 @@ def _python_sources(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _fold_sources(value: Any) -> Any:
-    """`value` with each python source replaced by a word, since it is shown below."""
+    """`value` without its python sources, which are shown below."""
     if not isinstance(value, dict):
         return value
     folded = {key: _fold_sources(inner) for key, inner in value.items()}

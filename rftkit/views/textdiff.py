@@ -1,7 +1,7 @@
-"""Two texts as one, with what was taken out struck through and what came in underlined.
+"""Two texts as one: removed words are struck through, added words are underlined.
 
 Word by word, over rapidfuzz's longest common subsequence: a thousand words take milliseconds.
-Changes that are hardly apart are joined, so that a rewritten clause reads as one.
+Changes close to each other are joined, so that a rewritten clause is one change.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _TOKENS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
 def difference(before: str, after: str, *, least: float = 0.0) -> str:
-    """`after`, with what was taken out of `before` in `<del>` and what came in in `<ins>`.
+    """`after` as HTML, with words removed from `before` in `<del>` and added words in `<ins>`.
 
     Args:
         before: plain text.
         after: plain text.
-        least: the share of words that must have stayed, 0–1; with fewer it is not a change but
-            another text, and `after` is shown alone and said to be rewritten.
+        least: share of words that must be unchanged, 0–1; below it, `after` is shown alone and
+            labelled as rewritten.
     """
     from rapidfuzz.distance import LCSseq
 
     old, new = _TOKENS.findall(before), _TOKENS.findall(after)
     if len(old) + len(new) > MAX_WORDS:
         return "<em>The answers are too long to be compared word by word.</em>"
-    hunks: list[tuple[str, str, bool]] = []  # (taken out, came in, equal)
+    hunks: list[tuple[str, str, bool]] = []  # (removed, added, equal)
     stayed = 0
     each: Any
     for each in LCSseq.opcodes(old, new):

@@ -1,8 +1,8 @@
-"""A job while it runs: where it stands, and the newest completions of its training, by group.
+"""A job while it runs: its status, and the newest training completions, by group.
 
-Not here: its curves (`charts`), and asking a service. A view cannot know that nobody refreshes it
-any more; so `standing` says when it was looked at, and `rk-expires` shows a warning by itself when
-the markup has not been replaced for some seconds.
+Its curves are in `charts`. A view cannot know that nobody refreshes it any more. So `job_status`
+states when the service was last polled, and the CSS class `rk-expires` shows a warning when the
+markup has not been replaced for some seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, counted, join, note, number, signed, text, wrap
 from rftkit.views.signal import finding_list
 
-__all__ = ["rollouts", "standing"]
+__all__ = ["job_status", "rollouts"]
 
 Json = dict[str, Any]
 
@@ -37,27 +37,27 @@ SIGNS = {
 TONES = {"succeeded": "rk-good", "failed": "rk-bad", "cancelled": "rk-bad", "paused": "rk-warn"}
 
 
-def standing(
+def job_status(
     job: Mapping[str, Any],
     steps: Sequence[Mapping[str, Any]],
     *,
     error: str | None = None,
-    looked_at: float | None = None,
+    polled_at: float | None = None,
     stale: str = "",
     expires_after: float | None = None,
     unread: bool = False,
     findings: Sequence[Finding] = (),
 ) -> Html:
-    """Where a job stands: status, step, time, the rewards that matter, and how old this is.
+    """Status, step, time and main rewards of a job, and the age of this information.
 
     Args:
         job: as on the wire.
         steps: one mapping per step, sorted, with the names of `rftkit.jobs.step_frame`.
         error: why it failed.
-        looked_at: unix seconds of the last look at the service; None says nothing about it.
-        stale: why this may be out of date; empty when it is not.
-        expires_after: seconds after which markup that was not replaced says that it is old.
-        unread: whether older events are still being read.
+        polled_at: unix seconds of the last successful poll; None leaves it out.
+        stale: why this may be out of date; empty when it is current.
+        expires_after: seconds after which markup that was not replaced shows a warning.
+        unread: whether older events are still loading.
         findings: what is wrong at the newest step (`rftkit.diagnosis`).
     """
     status = str(job["status"])
@@ -69,21 +69,21 @@ def standing(
             f'<progress max="{total:g}" value="{step}" aria-label="steps"></progress> '
             f"step {step:,} of {total:,.0f}"
         )
-    words += _times(job, looked_at)
+    words += _times(job, polled_at)
     lines = [f"<p>{' · '.join(words)}</p>"]
     if error:
         lines.append(f'<p class="rk-bad">! {text(error)}</p>')
     lines.append(f'<div class="rk-tiles">{"".join(_tiles(steps))}</div>' if steps else "")
     if findings:
         lines.append(finding_list(findings))
-    lines.append(f'<p class="rk-note">{_age(looked_at, unread)}</p>')
+    lines.append(f'<p class="rk-note">{_age(polled_at, unread)}</p>')
     if stale:
         lines.append(f'<p class="rk-warn" role="status">! {text(stale)}</p>')
     elif expires_after:
         lines.append(
-            f'<p class="rk-expires rk-warn" style="animation-delay: {expires_after:g}s">! No news '
-            f"for {expires_after:g} seconds: the kernel is gone or busy, and this may be out of "
-            "date. The job is not touched by that; run the cell again to see it as it is.</p>"
+            f'<p class="rk-expires rk-warn" style="animation-delay: {expires_after:g}s">! No '
+            f"update for {expires_after:g} seconds. The kernel is busy or gone, so this may be out "
+            "of date. The job is not affected. Run the cell again to refresh.</p>"
         )
     plain = [f"{job['id']}  {sign}" + (f"  step {step:,} of {total:,.0f}" if total else "")]
     plain += [f"error: {error}"] if error else []
@@ -96,13 +96,13 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
     """The completions of one step, a card per group, each with its rewards from high to low.
 
     Args:
-        found: from `rftkit.jobs.rollouts`; None when the service does not show any.
-        page: groups on one page; where no script runs, the others cannot be reached.
+        found: from `rftkit.jobs.rollouts`; None when the service does not return any.
+        page: groups on one page; without scripts the others are not reachable.
         max_bytes: of markup.
     """
     if found is None:
         return note(
-            "This service does not show the completions of training. Its validation answers are "
+            "This service does not return training completions. Its validation answers are "
             "in the job's eval runs."
         )
     groups: list[Json] = found["groups"]
@@ -131,13 +131,13 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
 
 
 def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rewards first; then what tells that the training is ill."""
+    """Rewards first, then signs of trouble."""
     now = steps[-1]
     tiles = _validation_tiles([each for each in steps if _is_known(each.get("valid_reward_mean"))])
     trained = [each for each in steps if _is_known(each.get("train_reward_mean"))]
     if trained:
         last = trained[-1]
-        below = "of other rows at each step"
+        below = "different rows at each step"
         tiles.append(tile(f"Train, step {last['step']}", last["train_reward_mean"], below))
     if _is_known(flat := now.get("flat_groups")):
         tiles.append(tile("Groups without signal", f"{flat:.0%}", f"at step {now['step']}"))
@@ -145,7 +145,7 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     if failed:
         tiles.append(tile("Failed grades", f"{sum(failed):,.0f}", "so far; not in the means"))
     if _is_known(seconds := now.get("step_seconds")):
-        tiles.append(tile("Seconds a step", number(seconds, 1), "the last one"))
+        tiles.append(tile("Seconds per step", number(seconds, 1), "last step"))
     return tiles
 
 
@@ -162,7 +162,7 @@ def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[str]:
     tiles = [tile(f"Validation, step {last['step']}", last["valid_reward_mean"], below, begun)]
     if best["valid_reward_mean"] > last["valid_reward_mean"]:
         label = f"Validation, step {best['step']}"
-        tiles.append(tile(label, best["valid_reward_mean"], "the best", begun))
+        tiles.append(tile(label, best["valid_reward_mean"], "best", begun))
     return tiles
 
 
@@ -177,10 +177,10 @@ def _rewards(steps: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(parts)
 
 
-def _times(job: Mapping[str, Any], looked_at: float | None) -> list[str]:
+def _times(job: Mapping[str, Any], polled_at: float | None) -> list[str]:
     ended = job.get("finished_at")
-    now = looked_at or time.time()
-    words = [f"{_duration((ended or now) - job['created_at'])} since it was created"]
+    now = polled_at or time.time()
+    words = [f"{_duration((ended or now) - job['created_at'])} since creation"]
     if ended:
         words = [f"took {_duration(ended - job['created_at'])}"]
     elif job.get("estimated_finish") and job["status"] == "running":
@@ -188,9 +188,9 @@ def _times(job: Mapping[str, Any], looked_at: float | None) -> list[str]:
     return words
 
 
-def _age(looked_at: float | None, unread: bool) -> str:
-    words = f"As of {moment(looked_at)}." if looked_at else ""
-    return words + (" Older steps are still being read." if unread else "")
+def _age(polled_at: float | None, unread: bool) -> str:
+    words = f"As of {moment(polled_at)}." if polled_at else ""
+    return words + (" Older steps are still loading." if unread else "")
 
 
 def _duration(seconds: float) -> str:

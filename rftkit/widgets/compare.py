@@ -1,7 +1,7 @@
 """RunCompare: eval runs side by side; from any number to the rows behind it.
 
-Not here: the statistics (`rftkit.evals.compare`) and how they look (`rftkit.views`). The panel
-keeps the comparison in the kernel and sends one page of rows at a time.
+The statistics come from `rftkit.evals.compare`, the markup from `rftkit.views`. The panel keeps the
+comparison in the kernel and sends one page of rows at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from traitlets import Enum, Int, Unicode
 from rftkit import evals, views
 from rftkit.errors import InputError
 from rftkit.evals import Comparison, JudgeNoise, Samples
-from rftkit.views.compare_rows import SORTS, row_cards, row_marks
+from rftkit.views.compare_rows import SORTS, row_cards, row_verdicts
 from rftkit.views.jumps import Jumps
 from rftkit.views.markup import Html, join, note, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel
@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RunCompare"]
 
-SECTIONS = {"runs": "Runs", "curves": "Curves", "slices": "Slices", "pair": "Against the baseline"}
+SECTIONS = {
+    "runs": "Runs",
+    "curves": "Curves",
+    "slices": "Slices",
+    "pair": "Compared with the baseline",
+}
 PAGE = 8
 """Rows on a page."""
 
@@ -33,23 +38,23 @@ PAGE = 8
 class RunCompare(Panel):
     """Compare runs: the recommendation, every run with intervals, slices, and the rows.
 
-    `panel.comparison` has every number; `panel.data()` is the rows that are now found.
+    `panel.comparison` has every number; `panel.data()` returns the rows that match.
 
     Args:
-        samples: from `evals.fetch` and its like, or a `Comparison` that was made already.
-        slices: keys, or names with functions, to cut the rows by.
-        margin: differences smaller than this do not matter.
+        samples: from `evals.fetch` or a similar function, or an existing `Comparison`.
+        slices: keys, or names with functions, that group the rows.
+        margin: smaller differences count as negligible.
         noise: of the judge, drawn as a band; from `evals.judge_noise`.
-        state: `section` (runs, curves, slices, pair), `after` (label held against the baseline),
+        state: `section` (runs, curves, slices, pair), `after` (label compared with the baseline),
             `only` (words of a number whose rows are shown, as `fixed at Step 12`), `kind` (fixed,
             broken, better, worse, same, not graded), `query`, `sort`, `page`.
     """
 
     section = Enum(list(SECTIONS), default_value="runs", help="What is shown above the rows.")
-    after = Unicode("", help="Label that rows and slices hold against the baseline.")
+    after = Unicode("", help="Label that is compared with the baseline.")
     only = Unicode("", help="Words of the number whose rows are shown; empty for all rows.")
-    kind = Unicode("", help="What became of the rows: fixed, broken, better, …; empty for all.")
-    query = Unicode("", help="Text that the prompts hold, without regard to case.")
+    kind = Unicode("", help="Verdict of the rows: fixed, broken, better, …; empty for all.")
+    query = Unicode("", help="Text that the prompts contain; case is ignored.")
     sort = Enum(list(SORTS), default_value="-change", help="Order of the rows.")
     page = Int(0, min=0, help="Page shown, from 0.")
 
@@ -62,7 +67,7 @@ class RunCompare(Panel):
         noise: JudgeNoise | None = None,
         **state: Any,
     ) -> None:
-        """Compare at once, so that what cannot be compared is an error here."""
+        """Compare at once, so that an error is raised here and not in the panel."""
         self._slices, self._margin, self._noise = slices, margin, noise
         self.comparison: Comparison
         """Every number of the panel."""
@@ -75,9 +80,9 @@ class RunCompare(Panel):
     # what it shows
 
     def data(self) -> pd.DataFrame:
-        """The rows that are found, in the order they are shown: `comparison.rows` and a `kind`."""
+        """The rows that match, in the order shown: `comparison.rows` and a `kind`."""
         rows = self.comparison.rows
-        rows = rows.assign(kind=[self._marks[key][0] for key in rows["row"]])
+        rows = rows.assign(kind=[self._verdicts[key][0] for key in rows["row"]])
         if self.only:
             rows = rows[rows["row"].isin(self._rows_behind(self.only))]
         if self.kind:
@@ -87,7 +92,7 @@ class RunCompare(Panel):
         return self._sorted(rows)
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """All of it; with little room only the recommendation and the runs."""
+        """Every section; for a small `max_bytes`, only the recommendation and the runs."""
         head = [views.compare_headline(self.comparison)]
         if max_bytes <= STORED_BYTES:
             return join([*head, self._part("runs", self._jumps)], plain=head[0].plain)
@@ -110,11 +115,11 @@ class RunCompare(Panel):
                 part
                 for each in found.slices
                 for part in (views.slice_chart(each), views.slice_lines(each, jumps))
-            ] or [note('No slices were asked for: RunCompare(samples, slices=["topic"]).')]
+            ] or [note('No slices. Name them: RunCompare(samples, slices=["topic"]).')]
         elif found.pairs:
             shown = [views.pair_facts(found.pair(self.after), jumps)]
         else:
-            shown = [note("There is one run: nothing to hold it against.")]
+            shown = [note("There is only one run, so there is nothing to compare it with.")]
         return join(shown, plain=shown[0].plain)
 
     # state
@@ -126,15 +131,17 @@ class RunCompare(Panel):
         self.comparison = comparison
         rows = comparison.rows
         self._jumps = Jumps({}, len(rows), in_panel=True)
-        self._marks = row_marks(comparison)
+        self._verdicts = row_verdicts(comparison)
 
     def _rows_behind(self, words: str) -> Sequence[str]:
         if words not in self._jumps.links:
-            for name in ("runs", "slices", "pair"):  # a number that was not shown yet
+            for name in ("runs", "slices", "pair"):  # the number has not been shown yet
                 self._part(name, self._jumps)
         if words not in self._jumps.links:
             known = ", ".join(list(self._jumps.links)[:6])
-            raise InputError(f"no number of this comparison is {words!r}; there are {known}, …")
+            raise InputError(
+                f"this comparison has no number {words!r}; it has, for example, {known}"
+            )
         return self._jumps.links[words]
 
     def _sorted(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -174,19 +181,19 @@ class RunCompare(Panel):
         ]
         self._tabs = ipywidgets.ToggleButtons(options=[(v, k) for k, v in SECTIONS.items()])
         self._afters = ipywidgets.Dropdown(
-            options=labels or [""], description="Hold against", layout=wide
+            options=labels or [""], description="Compare with", layout=wide
         )
         self._search = ipywidgets.Text(
             placeholder="Search the prompts", continuous_update=False, layout=wide
         )
         self._sorts = ipywidgets.Dropdown(options=[(v, k) for k, v in SORTS.items()], layout=wide)
         self._kinds = ipywidgets.Dropdown(layout=wide)
-        self._all = self._button("Show all rows", lambda: self.set(only=""), "Leave the selection")
+        self._all = self._button("Show all rows", lambda: self.set(only=""), "Clear the selection")
         self._back = self._button("‹ Previous", lambda: self.set(page=max(0, self.page - 1)))
         self._next = self._button("Next ›", lambda: self.set(page=self.page + 1))
         self._head, self._above = self._html(), self._html()
-        self._said, self._rows, self._count = self._html(), self._html(), self._html()
-        kinds = sorted({mark for mark, _ in self._marks.values()})
+        self._selection, self._rows, self._count = self._html(), self._html(), self._html()
+        kinds = sorted({verdict for verdict, _ in self._verdicts.values()})
         self._kinds.options = [("all rows", ""), *((each, each) for each in kinds)]
         for name, widget in (("section", self._tabs), ("query", self._search),
                              ("sort", self._sorts), ("kind", self._kinds)):  # fmt: skip
@@ -195,12 +202,12 @@ class RunCompare(Panel):
             self._bind("after", self._afters)
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         return [
-            self._acts_channel(),
+            self._actions_field(),
             self._head,
             ipywidgets.HBox([self._tabs, self._afters], layout=row),
             self._above,
             ipywidgets.HBox([self._search, self._kinds, self._sorts], layout=row),
-            ipywidgets.HBox([self._said, self._all], layout=row),
+            ipywidgets.HBox([self._selection, self._all], layout=row),
             self._rows,
             ipywidgets.HBox([self._back, self._next, self._count], layout=row),
         ]
@@ -215,10 +222,10 @@ class RunCompare(Panel):
         first = min(self.page, max(0, (len(found) - 1) // PAGE)) * PAGE
         keys = list(found["row"].iloc[first : first + PAGE])
         cards = "".join(row_cards(self.comparison, keys, max_bytes=400_000)) if keys else ""
-        self._rows.value = wrap(cards) if cards else note("No row is like that.")
+        self._rows.value = wrap(cards) if cards else note("No rows match. Clear the filter.")
         last = first + len(keys)
         self._count.value = note(f"{first + 1 if keys else 0} to {last} of {len(found):,} rows")
-        self._said.value = note(f"Rows {self.only}") if self.only else ""
+        self._selection.value = note(f"Rows {self.only}") if self.only else ""
         self._all.layout.display = "" if self.only else "none"
         self._back.disabled, self._next.disabled = first == 0, last >= len(found)
 

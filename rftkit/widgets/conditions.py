@@ -1,7 +1,7 @@
-"""Conditions that a user types to filter rows, and cells as the texts that are compared.
+"""Conditions that a user types to filter rows, and the text of cells that they compare.
 
-`parse_conditions` reads `label=no topic~"data export" words>20`; each `Condition` then says for a
-whole column where it holds. Not here: where columns come from (`rowsource`).
+`parse_conditions` reads `label=no topic~"data export" words>20`; each `Condition` is then
+evaluated on a whole column. Columns come from `rowsource`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Condition:
     value: str
 
     def holds(self, column: pd.Series[Any]) -> np.ndarray[Any, Any]:
-        """Which rows it holds for, as an array of bool. Rows without the key are left out.
+        """Whether it holds for each row, as an array of bool; False for rows without the key.
 
         Raises:
-            InputError: `<` and its like with something that is no number.
+            InputError: `<`, `<=`, `>` or `>=` with a value that is not a number.
         """
         import pandas as pd
 
@@ -83,7 +83,7 @@ def parse_conditions(text: str) -> list[Condition]:
     """Conditions that must all hold: `compliant=no topic~"data export" words>20`.
 
     Raises:
-        InputError: what does not read as `key op value`.
+        InputError: a part is not `key op value`.
     """
     found, position = [], 0
     while position < len(text.rstrip()):
@@ -91,7 +91,7 @@ def parse_conditions(text: str) -> list[Condition]:
         if match is None:
             raise InputError(
                 f"cannot read the filter at {text[position:].strip()!r}; write key=value, with "
-                '= != ~ (holds) !~ < <= > >=, and "quotes" round what has spaces'
+                '= != ~ (contains) !~ < <= > >=, and "quotes" around what has spaces'
             )
         key, op, value = (part.strip('"') for part in match.groups())
         found.append(Condition(key, op, value))
@@ -100,7 +100,7 @@ def parse_conditions(text: str) -> list[Condition]:
 
 
 def column_texts(column: pd.Series[Any]) -> list[str]:
-    """Every cell as text: `yes` and `no`, JSON for what has parts, nothing for what is missing."""
+    """Every cell as text: `yes` and `no`, JSON for lists and objects, empty for missing values."""
     values = column.to_list()
     if column.dtype.kind in "iu":
         return list(map(str, values))

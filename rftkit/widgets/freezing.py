@@ -1,6 +1,6 @@
 """`freeze()`, the last cell of a notebook: live panels become static copies.
 
-Not here: what one panel then shows (`Panel.freeze`).
+`Panel.freeze` does it for one panel.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ __all__ = ["freeze"]
 
 
 def freeze(*panels: Panel, now: bool = False) -> Panel | None:
-    """Make a notebook fit for sharing: every panel that was shown becomes what it shows, as HTML.
+    """Prepare a notebook for sharing: replace every panel that was shown with its HTML.
 
-    The last cell of a notebook. In a live notebook it gives a button, so that *Run All* does not
-    freeze what you came to use; a headless run, or `now=True`, freezes at once.
+    Call it in the last cell. In a live notebook it shows a button, so that *Run All* does not
+    freeze the panels that you want to use. A headless run, or `now=True`, freezes at once.
 
     Args:
-        panels: which ones; default every panel that was shown and is not closed.
-        now: do not ask.
+        panels: the panels to freeze; default every panel that was shown and is not closed.
+        now: freeze without showing a button.
     """
     if live() and not now:
         return _FreezeButton(panels)
@@ -33,7 +33,7 @@ def freeze(*panels: Panel, now: bool = False) -> Panel | None:
 
 
 class _FreezeButton(Panel):
-    """One button, and afterwards one sentence."""
+    """A button, and after the click a sentence."""
 
     def __init__(self, panels: Sequence[Panel]) -> None:
         super().__init__()
@@ -41,15 +41,13 @@ class _FreezeButton(Panel):
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
         return note(
-            "The panels above are static copies; run their cells again to bring them back."
+            "The panels above are static copies. Run their cells again to make them live."
             if self._closed
             else "The panels above are live. Freeze them before you share this notebook."
         )
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
-        tip = (
-            "Replace every live panel by what it shows, so that the saved notebook needs no kernel"
-        )
+        tip = "Replace every live panel with its HTML, so that the saved notebook needs no kernel"
         button = self._button("Freeze the panels for sharing", self._press, tip, icon="camera")
         return [button]
 

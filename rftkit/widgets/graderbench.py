@@ -1,7 +1,7 @@
-"""The work behind GraderLab: answers to some rows, graded by a spec, line by line.
+"""The work behind GraderLab: answers to some rows, graded by a spec.
 
-Answers come from the rows themselves, from one text, or fresh from a model; these are kept while
-the model stays, so that an edit of the grader asks nobody again. Not here: anything that is shown.
+Answers come from the rows themselves, from one text, or from a model. Sampled answers are cached,
+so that an edit of the grader does not run the model again. Nothing here is shown.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from rftkit.graders import (
 from rftkit.graders.types import calls_out
 from rftkit.rows import Row
 from rftkit.views.rows import REFUSED
-from rftkit.widgets.graderform import places
+from rftkit.widgets.graderform import template_fields
 from rftkit.widgets.rowsource import RowSource, source_of
 from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Bench", "Line", "calls_out", "spread"]
+__all__ = ["Bench", "Line", "calls_out", "evenly_spaced"]
 
-"""Graders that cost something: they run when they are told to, not at every edit."""
 AUDITED_ROWS = 40
 
 Spec = dict[str, Any]
@@ -50,7 +49,7 @@ class Line:
     """None when there is no answer to grade."""
     grade: Grade
     before: float | None = None
-    """What the last other grader gave the same answer."""
+    """The reward that the previous grader gave to the same answer."""
 
     @property
     def answer(self) -> str | None:
@@ -58,7 +57,7 @@ class Line:
         return self.sample.output_text if self.sample else None
 
     def record(self) -> dict[str, Any]:
-        """As a line of a table."""
+        """The line as a table row."""
         grade = self.grade
         details = [value for value in grade.errors.values() if isinstance(value, str) and value]
         return {
@@ -74,7 +73,7 @@ class Line:
 
 
 class Bench:
-    """Rows, and whoever answers and grades them."""
+    """Rows, their answers, and the compiled grader."""
 
     def __init__(
         self, source: Any, response_format: Mapping[str, Any] | None, client: OpenAI | None
@@ -86,11 +85,11 @@ class Bench:
         self._compiled: tuple[Spec, CompiledGrader] | None = None
         self.rows.wait()
 
-    def slots(self, numbers: Sequence[int]) -> list[str]:
-        """What templates may name, learnt from some rows."""
+    def template_fields(self, numbers: Sequence[int]) -> list[str]:
+        """The fields that templates may name, found in some rows."""
         items = [item for item in self.rows.items(numbers) if REFUSED not in item]
         answers = [datasets.reference_answer(item, self.format) for item in items]
-        return places(items, self.format, answers)
+        return template_fields(items, self.format, answers)
 
     def grade(
         self, spec: Spec, numbers: Sequence[int], samples: Sequence[Sample | None], task: Task
@@ -100,7 +99,7 @@ class Bench:
         found = [(s, item) for s, item in zip(samples, items, strict=True) if s is not None]
 
         def progress(done: int, _: Grade) -> None:
-            task.say(f"Graded {done + 1:,} of {len(found):,} rows …")
+            task.report(f"Graded {done + 1:,} of {len(found):,} rows …")
 
         graded = iter(self._compile(spec).grade_many(found, progress=progress))
         return [
@@ -109,50 +108,52 @@ class Bench:
         ]
 
     def references(self, spec: Spec | None, numbers: Sequence[int]) -> list[Sample | None]:
-        """What the rows, or the grader, say is right."""
-        said = [
+        """The reference answers of the rows."""
+        texts = [
             reference_answer(item, self.format, grader=spec) for item in self.rows.items(numbers)
         ]
-        return [None if words is None else self.sample(words) for words in said]
+        return [None if words is None else self.sample(words) for words in texts]
 
     def sample(self, words: str) -> Sample:
-        """An answer as a model would have given it."""
+        """A text as if a model had answered it."""
         return Sample.from_text(words, response_format=self.format)
 
     def ask(self, model: str, numbers: Sequence[int], task: Task) -> list[Sample | None]:
-        """Fresh answers of a model, asked once for each row.
+        """Answers of a model, sampled once for each row.
 
         Raises:
-            InputError: no model is named, or it answers nothing.
+            InputError: no model is named, or it returns no answer.
         """
         from rftkit import evals
 
         if not model:
-            raise InputError("choose a model to ask, or other answers")
+            raise InputError("choose a model, or another source of answers")
         todo = [number for number in numbers if (model, number) not in self._samples]
         if todo:
-            task.say(f"Asking {model} about {len(todo):,} rows …")
+            task.report(f"Running {model} on {len(todo):,} rows …")
             rows = [Row(item, n + 1) for n, item in zip(todo, self.rows.items(todo), strict=True)]
-            said = evals.ask(self.client(), model, rows, response_format=self.format, temperature=1)
-            for number, answer in zip(todo, said, strict=True):
+            sampled = evals.ask(
+                self.client(), model, rows, response_format=self.format, temperature=1
+            )
+            for number, answer in zip(todo, sampled, strict=True):
                 if answer.sample is not None:
                     self._samples[model, number] = answer.sample
-            if all(answer.sample is None for answer in said):
-                raise InputError(f"{model} gave no answer: {said[0].error}")
+            if all(answer.sample is None for answer in sampled):
+                raise InputError(f"{model} returned no answer: {sampled[0].error}")
         return [self._samples.get((model, number)) for number in numbers]
 
-    def forget(self) -> None:
-        """Forget the answers of models, so that they are asked again."""
+    def discard_answers(self) -> None:
+        """Discard the sampled answers, so that the model runs again."""
         self._samples.clear()
 
     def audit(self, spec: Spec) -> Audit:
         """What cheap tricks earn, over rows of the whole dataset."""
-        numbers = spread(len(self.rows), AUDITED_ROWS)
+        numbers = evenly_spaced(len(self.rows), AUDITED_ROWS)
         items = [item for item in self.rows.items(numbers) if REFUSED not in item]
         return audit(spec, items, response_format=self.format, complete=_judge(), workers=1)
 
     def client(self) -> OpenAI:
-        """Who is asked; the local platform unless another was given."""
+        """The client for models; the local platform unless another was given."""
         if self._client is None:
             from rftkit.client import connect
 
@@ -166,15 +167,15 @@ class Bench:
             self._compiled = None
 
     def _compile(self, spec: Spec) -> CompiledGrader:
-        """Kept until the spec changes, so that the processes of python graders are too."""
+        """The compiled grader, kept until the spec changes, with its python grader processes."""
         if self._compiled is None or self._compiled[0] != spec:
             self.close()
             self._compiled = spec, compile_grader(spec, complete=_judge(), workers=1)
         return self._compiled[1]
 
 
-def spread(size: int, count: int) -> list[int]:
-    """Up to `count` numbers under `size`, evenly apart."""
+def evenly_spaced(size: int, count: int) -> list[int]:
+    """Up to `count` numbers below `size`, evenly spaced."""
     return list(range(0, size, max(1, size // count)))[:count]
 
 

@@ -1,7 +1,7 @@
-"""The form of GraderLab: one grader spec as fields, and back, without a state of its own.
+"""The form of GraderLab: one grader spec as editable fields.
 
-A spec goes in by `show`, an edited one comes out through `edited`. Not here: whether a spec makes
-sense, and running it.
+`show` fills the fields from a spec; every edit passes the new spec to `edited`. Validating and
+running a spec are elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rftkit.graders.template import Path
 from rftkit.graders.types import StringCheck, TextSimilarity
 from rftkit.views.rows import REFUSED
 
-__all__ = ["GraderForm", "places"]
+__all__ = ["GraderForm", "template_fields"]
 
 Spec = dict[str, Any]
 
@@ -28,7 +28,7 @@ CHOICES = {
     "operation": get_args(StringCheck.model_fields["operation"].annotation),
     "evaluation_metric": get_args(TextSimilarity.model_fields["evaluation_metric"].annotation)[1:],
 }
-"""Without `cosine`, which jobs refuse."""
+"""Without `cosine`, which jobs do not accept."""
 FIELDS = {
     "string_check": ("operation", "input", "reference"),
     "text_similarity": ("evaluation_metric", "input", "reference"),
@@ -38,7 +38,7 @@ FIELDS = {
 }
 LABELS = {"evaluation_metric": "metric", "source": "grade(…)"}
 SOURCE = '''def grade(sample, item):
-    """A number for one answer; 1 is best by custom."""
+    """Return a number for one answer; by convention, 1 is best."""
     return 1.0 if sample["output_text"].strip() else 0.0
 '''
 JUDGE = "smollm2-135m-instruct"
@@ -46,16 +46,16 @@ WIDE = {"width": "100%", "max_width": "100%"}
 
 
 class GraderForm:
-    """Fields for a grader, or for one of several that a formula combines."""
+    """Fields for a grader, or for one sub-grader of a `multi` grader."""
 
     def __init__(
         self,
         edited: Callable[[Spec], None],
         guard: Callable[[Callable[[], None]], None],
-        slots: Sequence[str],
+        fields: Sequence[str],
     ) -> None:
-        """`slots` are the places that a template may name, such as `item.answer`."""
-        self._edited, self._guard, self._slots = edited, guard, list(slots)
+        """`fields` are what a template may name, such as `item.answer`."""
+        self._edited, self._guard, self._names = edited, guard, list(fields)
         self._spec: Spec = {}
         self._showing = False
         self._fields: dict[str, ipywidgets.Widget] = {}
@@ -66,8 +66,8 @@ class GraderForm:
         self.formula = ipywidgets.Text(
             description="Formula", continuous_update=False, layout=_wide()
         )
-        self.add = self._button("Add a grader", self._add, "plus", "Combine with one more grader")
-        self.remove = self._button("Remove it", self._remove, "trash", "Take this grader out")
+        self.add = self._button("Add a grader", self._add, "plus", "Combine with another grader")
+        self.remove = self._button("Remove", self._remove, "trash", "Remove this grader")
         self.body = ipywidgets.VBox(layout=_wide())
         row = ipywidgets.Layout(flex_flow="row wrap", **WIDE)
         self.box = ipywidgets.VBox(
@@ -84,7 +84,7 @@ class GraderForm:
         self.formula.observe(lambda _: self._on(self._change_formula), names="value")
 
     def show(self, spec: Spec) -> None:
-        """Put a spec into the fields; the same part stays chosen."""
+        """Fill the fields from a spec; the same sub-grader stays selected."""
         if spec == self._spec:
             return
         self._spec = copy.deepcopy(spec)
@@ -98,7 +98,7 @@ class GraderForm:
         self._draw_part()
 
     def field(self, name: str) -> ipywidgets.Widget:
-        """The control of one field of the chosen grader."""
+        """The control of one field of the selected grader."""
         return self._fields[name]
 
     def _draw_part(self) -> None:
@@ -106,7 +106,7 @@ class GraderForm:
         with self._quiet():
             if part.get("type") not in FIELDS:
                 self.body.children = [
-                    ipywidgets.HTML(f"{part.get('type')!s} has no form; edit the JSON.")
+                    ipywidgets.HTML(f"There is no form for {part.get('type')!s}. Edit the JSON.")
                 ]
                 return
             self.kind.value = part["type"]
@@ -139,10 +139,10 @@ class GraderForm:
         return control
 
     def _inserter(self, control: ipywidgets.Text) -> ipywidgets.Dropdown:
-        """Puts a place of the row or of the answer at the end of a template."""
+        """A menu that appends a field of the row or of the answer to a template."""
         pick = ipywidgets.Dropdown(
-            options=[("insert …", ""), *((slot, slot) for slot in self._slots)],
-            tooltip="Put a place of the row or of the answer into the template",
+            options=[("insert …", ""), *((name, name) for name in self._names)],
+            tooltip="Insert a field of the row or of the answer",
             layout=ipywidgets.Layout(width="9rem", flex="0 0 auto"),
         )
 
@@ -221,7 +221,7 @@ class GraderForm:
         self._edited(copy.deepcopy(self._spec))
 
     def _default(self, kind: str) -> Spec:
-        item = next((slot for slot in self._slots if slot.startswith("item.")), "item.answer")
+        item = next((name for name in self._names if name.startswith("item.")), "item.answer")
         pair = {"input": "{{sample.output_text}}", "reference": f"{{{{{item}}}}}"}
         ask = "Rate the answer from 0 to 1.\n\nExpected: {reference}\nAnswer: {input}".format(
             **pair
@@ -258,7 +258,7 @@ class GraderForm:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """What the form sets itself is not an edit."""
+        """Values that the form sets itself do not count as edits."""
         before, self._showing = self._showing, True
         try:
             yield
@@ -273,17 +273,17 @@ class GraderForm:
         return button
 
 
-def places(
+def template_fields(
     items: Sequence[Mapping[str, Any]],
     response_format: Mapping[str, Any] | None,
     answers: Sequence[str | None] = (),
 ) -> list[str]:
-    """What a template may name: the keys of the rows, and the fields of the answers.
+    """The fields that a template may name: keys of the rows, and fields of the answers.
 
     Args:
         items: some rows.
         response_format: as in the job; its properties are the fields.
-        answers: some answers; without a schema, their own fields are taken when they are JSON.
+        answers: some answers; without a schema, the fields of those that are JSON objects are used.
     """
     rows = dict.fromkeys(
         str(path)
@@ -297,8 +297,8 @@ def places(
     if not fields:
         for answer in answers:
             fields |= dict.fromkeys(_object(answer))
-    said = [str(Path("sample", ("output_json", field))) for field in fields]
-    return [*rows, "sample.output_text", *said]
+    sampled = [str(Path("sample", ("output_json", field))) for field in fields]
+    return [*rows, "sample.output_text", *sampled]
 
 
 def _paths(namespace: str, steps: tuple[str | int, ...], value: Any) -> Iterator[Path]:

@@ -1,8 +1,8 @@
-"""GraderLab: write a grader, run it on real rows, see every step, and what an edit changes.
+"""GraderLab: write a grader, run it on real rows, and see every step and the effect of an edit.
 
-The spec is one text, the JSON; the form is another way to edit it. Grades are the ones of training,
-made by the same code (`graderbench`). Not here: the form's fields (`graderform`), how grades look
-(`views.grading`).
+The spec is JSON text, and the form is another way to edit it. The code that grades in training also
+grades here (`graderbench`). The fields of the form are in `graderform`, the markup of grades is in
+`views.grading`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from rftkit.datasets import Dataset
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders import Audit, validate
 from rftkit.graders.tracing import render_all
-from rftkit.views.grading import audited, copyable, failure, grade_in_full, grades, misfit
+from rftkit.views.grading import audited, copyable, failure, grade_in_full, grades, spec_problem
 from rftkit.views.markup import Html, join, wrap
 from rftkit.views.source import spec as spec_view
 from rftkit.wholefile import check_output, write_whole
-from rftkit.widgets.graderbench import Bench, Line, calls_out, spread
+from rftkit.widgets.graderbench import Bench, Line, calls_out, evenly_spaced
 from rftkit.widgets.graderform import GraderForm
 from rftkit.widgets.panel import Panel
 from rftkit.widgets.task import Task
@@ -38,35 +38,35 @@ if TYPE_CHECKING:
 __all__ = ["GraderLab"]
 
 FIRST_ROWS = 8
-"""Rows that are chosen to begin with, spread over the dataset."""
+"""Rows selected at first, evenly spaced over the dataset."""
 SAVED_AS = "grader.json"
 
 
 class GraderLab(Panel):
-    """Author a grader against the rows of a dataset.
+    """Write a grader and try it on the rows of a dataset.
 
     Every control is an attribute: `lab.spec = {…}` (or `lab.text`, its JSON), `lab.rows = [0, 5]`,
     `lab.answers = "pasted"`, `lab.pasted = "…"`, `lab.row = 5` to see that grade step by step.
-    `lab.grade()` runs it, `lab.data()` is the table of grades, `lab.audit()` says which cheats pay,
-    `lab.save("grader.json")` keeps it.
+    `lab.grade()` runs it, `lab.data()` returns the grades, `lab.audit()` reports which cheats pay,
+    `lab.save("grader.json")` writes it to a file.
 
     Args:
-        source: rows, as for `RowBrowser`; a `datasets.Dataset` brings its grader and format.
-        grader: the spec to begin with.
-        response_format: as in the job: then what is not JSON is unscorable.
-        client: asks models for fresh answers; default `rftkit.connect()`, when needed.
+        source: rows, as for `RowBrowser`; a `datasets.Dataset` provides its grader and format.
+        grader: the initial spec.
+        response_format: as in the job; answers that are not JSON are then unscorable.
+        client: samples from models; default `rftkit.connect()`, when needed.
         state: any of `text`, `rows`, `answers`, `pasted`, `model`, `row`.
     """
 
-    text = Unicode("", help="The spec as JSON text; it may be wrong while it is being written.")
+    text = Unicode("", help="The spec as JSON text; it may be invalid while you type.")
     rows = List(Int(), help="Numbers of the rows to grade, from 0.")
     answers = Enum(
         ("reference", "pasted", "sampled"),
         "reference",
-        help="Which answers are graded: the row's own, one text for all, or fresh ones.",
+        help="Which answers to grade: reference answers, one pasted text, or sampled answers.",
     )
     pasted = Unicode("", help="The answer that is graded for every row when `answers` is `pasted`.")
-    model = Unicode("", help="Who is asked when `answers` is `sampled`.")
+    model = Unicode("", help="The model to sample from when `answers` is `sampled`.")
     row = Int(None, allow_none=True, help="Number of the row whose grade is shown step by step.")
 
     def __init__(
@@ -86,9 +86,9 @@ class GraderLab(Panel):
         self._graded_with = ""
         self._audit: Audit | None = None
         self.problem = ""
-        """Why the spec cannot be used; empty when it can."""
-        numbers = spread(len(self._bench.rows), FIRST_ROWS)
-        self._slots = self._bench.slots(numbers)
+        """Why the spec is invalid; empty when it is valid."""
+        numbers = evenly_spaced(len(self._bench.rows), FIRST_ROWS)
+        self._fields = self._bench.template_fields(numbers)
         super().__init__(**{"text": _dumps(grader or self._guess()), "rows": numbers, **state})
         self._check()
 
@@ -96,10 +96,10 @@ class GraderLab(Panel):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The grader as it is sent, checked.
+        """The validated grader, as on the wire.
 
         Raises:
-            GraderSpecError: it cannot be used, and why.
+            GraderSpecError: it is invalid.
         """
         return validate(_parse(self.text))
 
@@ -108,32 +108,32 @@ class GraderLab(Panel):
         self.text = _dumps(value)
 
     def grade(self) -> pd.DataFrame:
-        """Grade the chosen rows now, and return the table of grades."""
-        self._show_lines(self._run_grader(Task(self._say)))
+        """Grade the selected rows now, and return the table of grades."""
+        self._show_lines(self._run_grader(Task(self._show_progress)))
         return self.data()
 
     def data(self) -> pd.DataFrame:
-        """One line a graded row: `reward`, `before` (the last grader's), `outcome`, sub-rewards."""
+        """One line per graded row: `reward`, `before` (previous grader), `outcome`, sub-rewards."""
         import pandas as pd
 
         records = [line.record() for line in self._lines]
         return pd.DataFrame(records).set_index("row") if records else pd.DataFrame()
 
     def audit(self) -> Audit:
-        """What cheap tricks earn against the reference answers, over rows of the whole dataset."""
+        """What cheap tricks earn compared with the reference answers of rows of the dataset."""
         found = self._bench.audit(self.spec)
         self._show_audit(found)
         return found
 
     def ask_again(self) -> None:
-        """Forget sampled answers, so that the next grading asks for fresh ones."""
-        self._bench.forget()
+        """Discard sampled answers, so that the next grading samples new ones."""
+        self._bench.discard_answers()
 
     def save(self, path: str | Path = SAVED_AS) -> Path:
         """Write the spec as JSON, ready for `rftkit job create` or the client.
 
         Raises:
-            GraderSpecError: it cannot be used.
+            GraderSpecError: the spec is invalid.
             InputError: `path` is the dataset, or cannot be written.
         """
         name = getattr(self._bench.rows, "name", None)
@@ -153,9 +153,9 @@ class GraderLab(Panel):
         )
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """The grader, its grades, the one that is open step by step, and the audit."""
+        """The grader, its grades, the open grade step by step, and the audit."""
         if not self._lines and not self.problem and not calls_out(_parse(self.text)):
-            self._show_lines(self._run_grader(Task(self._say)))
+            self._show_lines(self._run_grader(Task(self._show_progress)))
         parts = [self._problem_html() if self.problem else spec_view(_parse(self.text))]
         parts.append(self._grades_html(live=False))
         parts += [part for part in (self._full_html(), self._audit_html()) if part]
@@ -164,7 +164,7 @@ class GraderLab(Panel):
     # the live panel
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
-        self._form = GraderForm(self._take_form, self._guard, self._slots)
+        self._form = GraderForm(self._take_form, self._guard, self._fields)
         self._make_controls()
         self._table, self._full, self._cheats, self._code = (self._html() for _ in range(4))
         self._wrong, self._failure = self._html(), self._html()
@@ -172,10 +172,10 @@ class GraderLab(Panel):
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         halves = ipywidgets.Layout(flex_flow="row wrap", align_items="flex-start", grid_gap="1rem")
         right = ipywidgets.VBox(
-            [self._html("The same as JSON"), self._json, self._wrong, self._failure], layout=half
+            [self._html("As JSON"), self._json, self._wrong, self._failure], layout=half
         )
         if not self._lines:
-            self._start_if_free()
+            self._start_if_local()
         return [
             ipywidgets.HBox([self._form.box, right], layout=halves),
             ipywidgets.HBox([self._which, self._whose], layout=row),
@@ -202,7 +202,7 @@ class GraderLab(Panel):
         self._whose = ipywidgets.ToggleButtons(
             options=["reference", "pasted", "sampled"],
             description="Answers",
-            tooltips=["What the row says is right", "Your own text", "Ask a model now"],
+            tooltips=["The row's reference answer", "Your own text", "Sample from a model now"],
             style={"button_width": "auto"},
         )
         self._paste = ipywidgets.Textarea(
@@ -216,7 +216,7 @@ class GraderLab(Panel):
             ("model", self._models),
         ):
             self._bind(name, widget)
-        tip = "What do cheap tricks earn against the reference answers?"
+        tip = "Compare what cheap tricks earn with the reference answers"
         self._go = self._button(
             "Grade", self._start_grading, "Grade the chosen rows", button_style="primary"
         )
@@ -228,17 +228,17 @@ class GraderLab(Panel):
         if "text" in names:
             self._check()
         if names & {"text", "rows", "answers", "pasted"} and self._root is not None:
-            self._start_if_free()
+            self._start_if_local()
 
     def _draw(self) -> None:
         self._wrong.value = str(self._problem_html()) if self.problem else ""
         if not self.problem:
             self._form.show(_parse(self.text))
-        self._which.value = _spell_rows(self.rows)
+        self._which.value = _format_rows(self.rows)
         self._paste.layout.display = "" if self.answers == "pasted" else "none"
         self._models.layout.display = "" if self.answers == "sampled" else "none"
         if self.answers == "sampled" and not self._models.options:
-            self._work(self._list_models, self._show_models, "Asking for models", slot="models")
+            self._work(self._list_models, self._show_models, "Listing models", slot="models")
         self._go.disabled = self._try.disabled = bool(self.problem)
         self._draw_grades()
 
@@ -260,12 +260,12 @@ class GraderLab(Panel):
         self.text = _dumps(spec)
 
     def _take_rows(self, words: str) -> None:
-        if words != _spell_rows(self.rows):
+        if words != _format_rows(self.rows):
             self.rows = _parse_rows(words, len(self._bench.rows))
 
     def _press_save(self) -> None:
         path = self.save(self._path.value)
-        self._say(f"saved as {path.resolve()}")
+        self._show_progress(f"Saved to {path.resolve()}")
 
     def _list_models(self, task: Task) -> list[str]:
         return [model.id for model in self._bench.client().models.list()]
@@ -277,8 +277,8 @@ class GraderLab(Panel):
 
     # grading
 
-    def _start_if_free(self) -> None:
-        """Grade again at once when that asks nobody else."""
+    def _start_if_local(self) -> None:
+        """Grade again at once, unless that calls a model or another service."""
         if not self.problem and self.answers != "sampled" and not calls_out(_parse(self.text)):
             self._start_grading()
 
@@ -296,7 +296,7 @@ class GraderLab(Panel):
         return self._bench.grade(spec, numbers, samples, task)
 
     def _show_lines(self, lines: list[Line]) -> None:
-        """Take new grades; what another grader gave the same answers becomes `before`."""
+        """Take new grades; the previous grader's reward for the same answer becomes `before`."""
         edited = self.text != self._graded_with
         old = {(line.row, line.answer): line for line in self._lines}
         for line in lines:
@@ -328,8 +328,8 @@ class GraderLab(Panel):
             self.problem = ""
 
     def _guess(self) -> dict[str, Any]:
-        """What a first grader compares."""
-        item = next((slot for slot in self._slots if slot.startswith("item.")), "item.answer")
+        """A first grader, which compares the answer with a key of the row."""
+        item = next((name for name in self._fields if name.startswith("item.")), "item.answer")
         pair = {"input": "{{sample.output_text}}", "reference": f"{{{{{item}}}}}"}
         return {"type": "string_check", "operation": "eq", **pair}
 
@@ -360,7 +360,7 @@ class GraderLab(Panel):
         )
 
     def _failed_line(self) -> Line | None:
-        """The first one whose grade failed although there was an answer, or None."""
+        """The first line whose grade failed although there was an answer, or None."""
         failed = (line for line in self._lines if line.grade.outcome == "failed" and line.sample)
         return next(failed, None)
 
@@ -376,7 +376,7 @@ class GraderLab(Panel):
         return audited(found.to_frame(), found.findings(), found.num_rows)
 
     def _problem_html(self) -> Html:
-        return misfit(self.problem, self.text)
+        return spec_problem(self.problem, self.text)
 
 
 _CODE = """import rftkit
@@ -393,7 +393,7 @@ print(run.reward, run.sub_rewards, run.metadata.errors)
 
 
 def _wide() -> ipywidgets.Layout:
-    """One for each: what hides a widget would hide all that share its layout."""
+    """A new layout each time: hiding a widget hides every widget with the same layout."""
     return ipywidgets.Layout(width="100%")
 
 
@@ -413,7 +413,7 @@ def _parse(words: str) -> dict[str, Any]:
             f"line {error.lineno} of the JSON, column {error.colno}: {error.msg}"
         ) from None
     if not isinstance(value, dict):
-        raise GraderSpecError('a grader is one JSON object, as {"type": "string_check", …}')
+        raise GraderSpecError('a grader is one JSON object, such as {"type": "string_check", …}')
     return value
 
 
@@ -421,7 +421,7 @@ def _parse_rows(words: str, size: int) -> list[int]:
     """`0, 5, 10-14` as numbers.
 
     Raises:
-        InputError: it does not read so, or names rows that are not there.
+        InputError: the text has another form, or names rows that do not exist.
     """
     numbers: list[int] = []
     for part in words.replace(",", " ").split():
@@ -430,9 +430,9 @@ def _parse_rows(words: str, size: int) -> list[int]:
             raise InputError(f"cannot read {part!r} as rows; write 0, 5, 10-14")
         numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
     if missing := [number for number in numbers if number >= size]:
-        raise InputError(f"there is no row {missing[0]}; there are {size:,}, from 0")
+        raise InputError(f"there is no row {missing[0]}; rows are numbered 0 to {size - 1:,}")
     return list(dict.fromkeys(numbers))
 
 
-def _spell_rows(numbers: Sequence[int]) -> str:
+def _format_rows(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))

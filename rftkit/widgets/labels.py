@@ -1,8 +1,9 @@
-"""Labeller: give verdicts or numbers to samples by hand, one text field, Enter moves on.
+"""Labeller: label samples by hand with verdicts or numbers, in one text field.
 
-`a` accepts, `r` rejects, a number is a reward, `b` goes back, empty skips. Labels are written to a
-file at once, so that closing the notebook loses nothing. Not here: what the labels say of the
-grader (`rftkit.evals.agree`). The reward is hidden until a sample is labelled: people follow it.
+`a` accepts, `r` rejects, a number is a reward, `b` goes back, empty skips; Enter moves on. Each
+label is written to a file at once, so that closing the notebook loses nothing. The reward is hidden
+until a sample is labelled, because people tend to follow it. `rftkit.evals.agree` compares the
+labels with the grader.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ VERDICTS = {"a": 1.0, "r": 0.0}
 
 
 class Labeller(Panel):
-    """Label samples by hand; `panel.labels` are the labels, `panel.agreement()` what they say.
+    """Label samples by hand; `panel.labels` lists the labels, `panel.agreement()` evaluates them.
 
     Args:
-        samples: from `evals.fetch` and its like.
-        path: JSONL file that keeps the labels; one that is there is gone on with.
-        most: how many samples are put forward, evenly over the rewards.
+        samples: from `evals.fetch` or a similar function.
+        path: JSONL file for the labels; labels in an existing file are kept.
+        most: number of samples to label, spread evenly over the rewards.
         run: label of the run to draw from; default all runs.
-        by: who labels.
-        seed: of the choice.
+        by: name of the person who labels.
+        seed: for the random choice of samples.
         state: `place`, the number of the sample shown, from 0.
     """
 
     place = Int(0, min=0, help="Number of the sample shown, from 0.")
-    entry = Unicode("", help="What is typed: a, r, b, a number, or nothing to skip.")
+    entry = Unicode("", help="Text that was typed: a, r, b, a number, or nothing to skip.")
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class Labeller(Panel):
         seed: int = 0,
         **state: Any,
     ) -> None:
-        """Choose the samples; those labelled before come first."""
+        """Choose the samples, and start at the first one without a label."""
         self._samples, self._path, self._by = samples, Path(path), by
         self._labels = {(each.row, each.run, each.sample): each for each in read_labels(path)}
         self._places = _chosen(samples, run, most, seed)
@@ -74,11 +75,11 @@ class Labeller(Panel):
 
     @property
     def labels(self) -> list[Label]:
-        """What was labelled, in order of labelling."""
+        """All labels, in the order in which they were given."""
         return list(self._labels.values())
 
     def agreement(self, threshold: float | None = None) -> Agreement:
-        """The grader held against the labels; see `evals.agree`."""
+        """The grader compared with the labels; see `evals.agree`."""
         return agree(self._samples, self.labels, threshold=threshold)
 
     def data(self) -> pd.DataFrame:
@@ -88,8 +89,8 @@ class Labeller(Panel):
         names = ("row", "run", "sample", "value", "kind", "by")
         return pd.DataFrame([asdict(each) for each in self.labels], columns=list(names))
 
-    def say(self, entry: str) -> None:
-        """What Enter does with the text field.
+    def submit(self, entry: str) -> None:
+        """Apply one entry of the text field, and show the next sample.
 
         Raises:
             InputError: it is none of a, r, b, a number, or nothing; or it mixes verdicts and
@@ -106,7 +107,7 @@ class Labeller(Panel):
         self.place += 1
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """The sample that is next, and how far it is; at the end what the labels say."""
+        """The next sample and the progress; at the end, the agreement."""
         progress = note(f"{len(self._labels):,} labelled, {len(self._places):,} chosen.")
         if self.place < len(self._places):
             return join([progress, self._sample()], plain=progress.plain)
@@ -126,17 +127,17 @@ class Labeller(Panel):
         place, line = self._places[self.place], self._line()
         item = dict(self._samples.items.get(place[0]) or {})
         known = self._labels.get(place)
-        said = ""
+        feedback = ""
         if known is not None:
-            said = (
-                f'<p class="rk-note">You said {text(_word(known))}; '
-                f"the grader gave {number(line['reward'], 2)}.</p>"
+            feedback = (
+                f'<p class="rk-note">Your label: {text(_word(known))}. '
+                f"The grader gave {number(line['reward'], 2)}.</p>"
             )
         return wrap(
             f"<h4>Sample {self.place + 1} of {len(self._places)}</h4>"
             f"{prompt(item.get('messages') or [])}{reference(item)}<h4>The answer</h4>"
             f'<div class="rk-side"><span class="rk-text">{text(readable(line["answer"]))}</span>'
-            f"</div>{said}"
+            f"</div>{feedback}"
         )
 
     def _label(self, word: str) -> Label:
@@ -171,30 +172,32 @@ class Labeller(Panel):
     def _build(self) -> Sequence[ipywidgets.Widget]:
         self._view = self._html()
         self._field = ipywidgets.Text(
-            placeholder="a accept · r reject · a number · b back · nothing skips; then Enter",
+            placeholder="a: accept · r: reject · a number · b: back · then press Enter",
             continuous_update=False,
             layout=ipywidgets.Layout(width="30rem"),
         )
         self._field.observe(lambda change: self._guard(lambda: self._enter(change["new"])), "value")
-        self._skip = self._button("Skip", lambda: self.say(""), "Leave this sample without a label")
+        self._skip = self._button(
+            "Skip", lambda: self.submit(""), "Leave this sample without a label"
+        )
         return [self._view, ipywidgets.HBox([self._field, self._skip])]
 
     def _draw(self) -> None:
         self._view.value = self.to_html()
 
     def _enter(self, typed: str) -> None:
-        """Enter with nothing typed changes nothing, so it cannot be seen: that is what Skip is."""
+        """Handle Enter. Enter in an empty field changes nothing, so there is a Skip button."""
         if typed:
             self._field.value = ""
-            self.say(typed)
+            self.submit(typed)
             self._draw()
 
 
 def read_labels(path: str | Path) -> list[Label]:
-    """Labels of a file; none if there is no such file.
+    """Read the labels of a file; empty if the file does not exist.
 
     Raises:
-        InputError: a line is no label.
+        InputError: a line is not a label.
     """
     file, found = Path(path), []
     for number_, line in lines_of(read_text(file)) if file.is_file() else ():

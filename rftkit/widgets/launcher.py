@@ -1,9 +1,9 @@
-"""JobLauncher: choose what to train on what, see what that means and what it takes, then start.
+"""JobLauncher: choose model and data, run checks, estimate time and cost, then start the job.
 
-Three steps, each a method and a button: `check` (seconds, no model), `estimate` (a probe of two
-steps on the platform) and `start`, which refuses while a point of the checklist is neither green
-nor overruled by name. Everything typed into the form is the panel's state, so a cell can set it.
-Not here: the checks, the probe and the sums (`rftkit.jobs`).
+Three steps, each a method and a button: `check` (takes seconds, needs no model), `estimate` (a
+probe of two steps on the platform) and `start`. `start` refuses while a check is neither ok nor
+overridden by name. Every field of the form is part of the panel's state, so that a cell can set it.
+The checks, the probe and the estimate come from `rftkit.jobs`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HYPERPARAMETERS = (
     "reasoning_effort",
 )
 PROBE_POLL_SECONDS = 0.25
-OWN_FILES = "(files of your own)"
+OWN_FILES = "(your own files)"
 SECTIONS = {"checklist": "Checklist", "settings": "Settings", "request": "Request", "code": "Code"}
 
 
@@ -50,7 +50,7 @@ class JobLauncher(Panel):
 
     `JobLauncher("tiny_copy", model="rftkit-tiny")` fills the form from a dataset folder or the name
     of a bundled one; every field can be set in code (`set(hyperparameters={"n_epochs": 2})`) or in
-    the form. `start()` returns the job's id, and a started job does not need this panel any more.
+    the form. `start()` returns the job's id; a started job does not need this panel.
 
     Args:
         dataset: a bundled dataset's name, or a folder with train.jsonl, valid.jsonl, grader.json.
@@ -59,40 +59,40 @@ class JobLauncher(Panel):
             `metadata`, `suffix`, `seed`, `overruled`, and the prices of `cost`.
     """
 
-    dataset = Unicode("", help="Name or folder of the dataset that filled the form.")
+    dataset = Unicode("", help="Name or folder of the dataset that fills the form.")
     train = Unicode("", help="JSONL file, or the id of an uploaded one.")
     valid = Unicode("", help="JSONL file, or the id of an uploaded one.")
     model = Unicode("smollm2-135m-instruct", help="Base or fine-tuned model.")
     grader = Dict(help="Grader, as on the wire.")
     response_format = Dict(allow_none=True, default_value=None, help="Constrains every answer.")
-    hyperparameters = Dict(help="Those that are not auto.")
-    metadata = Dict(help="Text pairs; settings that the protocol has no field for go here.")
+    hyperparameters = Dict(help="The hyperparameters that are not auto.")
+    metadata = Dict(help="Pairs of text, for settings that have no field in the protocol.")
     suffix = Unicode("", help="Part of the new model's name.")
     seed = Int(None, allow_none=True, help="Makes the run repeatable.")
-    overruled = List(Unicode(), help="Points of the checklist that shall not stop the start.")
+    overruled = List(Unicode(), help="Names of checks that do not stop the start.")
     usd_per_hour = Float(0.0, help="Price of the machine, for the estimate.")
     usd_per_million_prompt_tokens = Float(0.0, help="Price of the judge, for the estimate.")
     usd_per_million_completion_tokens = Float(0.0, help="Price of the judge, for the estimate.")
     section = Enum(list(SECTIONS), default_value="checklist", help="What is shown below the form.")
-    job_id = Unicode("", help="The job that was started last.")
+    job_id = Unicode("", help="The job that was started most recently.")
 
     def __init__(self, dataset: str = "", *, client: OpenAI | None = None, **state: Any) -> None:
-        """`dataset` fills train, valid, grader and response format; `state` comes after it."""
+        """`dataset` fills train, valid, grader and response format; `state` overrides them."""
         from rftkit.client import connect
 
         self._client = client or connect()
-        self._is_own = "probe" in jobs.abilities(self._client)
+        self._has_probes = "probe" in jobs.abilities(self._client)
         self._points: dict[str, Point] = {}
         self._estimate: jobs.Estimate | None = None
         self._uploaded: dict[str, str] = {}
         self._plan: tuple[str, dict[str, Any] | None] = ("", None)
-        filled = _of_dataset(dataset) if dataset else {}
+        filled = _dataset_state(dataset) if dataset else {}
         super().__init__(dataset=dataset, **{**filled, **state})
 
     # what it shows
 
     def data(self) -> pd.DataFrame:
-        """The checklist: one row a point."""
+        """The checklist: one row per check."""
         import pandas as pd
 
         points = [(p.name, p.state, p.name in self.overruled, p.words) for p in self.points]
@@ -100,20 +100,21 @@ class JobLauncher(Panel):
 
     @property
     def points(self) -> list[Point]:
-        """The checklist as far as it is worked off."""
-        todo = {"learnability": "estimate first: it looks at the probe's answers"}
+        """The checklist with the results so far."""
+        todo = {"learnability": "run the estimate first: this check uses the probe's answers"}
         return [
-            self._points.get(name) or Point(name, "not checked", todo.get(name, "check first"))
+            self._points.get(name)
+            or Point(name, "not checked", todo.get(name, "run the checks first"))
             for name in self._names
         ]
 
     @property
     def _names(self) -> Sequence[str]:
-        """Without probes there is no telling learnability, and nothing to overrule."""
-        return POINTS if self._is_own else POINTS[:-1]
+        """The names of the checks. A service without probes cannot check learnability."""
+        return POINTS if self._has_probes else POINTS[:-1]
 
     def request(self) -> dict[str, Any]:
-        """The body of the create; files without an id yet stand as their paths."""
+        """The request body; files without an id appear as their paths."""
         reinforcement = {"grader": self.grader, "hyperparameters": self.hyperparameters}
         if self.response_format:
             reinforcement["response_format"] = self.response_format
@@ -135,8 +136,8 @@ class JobLauncher(Panel):
         return launch.client_code(self.request(), todo)
 
     def plan(self) -> dict[str, Any] | None:
-        """What every `auto` becomes, and why; None when the service does not tell."""
-        if not self._is_own or not self.train:
+        """What every `auto` becomes, and why; None when the service does not report it."""
+        if not self._has_probes or not self.train:
             return None
         given = json.dumps([self.train, self.hyperparameters, self.metadata], sort_keys=True)
         if self._plan[0] != given:
@@ -146,7 +147,7 @@ class JobLauncher(Panel):
         return self._plan[1]
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """What was chosen, the checklist, the estimate and, with room, settings and request."""
+        """Choices, checklist and estimate; for a large `max_bytes`, also settings and request."""
         parts = [self._summary(), self._result()]
         names = ["checklist"] if max_bytes <= STORED_BYTES else list(SECTIONS)
         parts += [self._section(name) for name in names]
@@ -154,13 +155,13 @@ class JobLauncher(Panel):
 
     def _summary(self) -> Html:
         chosen = f"{self.model} on {self.train or '(no file yet)'}"
-        said = f"{self.job_id} was started: {chosen}" if self.job_id else f"not started: {chosen}"
+        said = f"Started {self.job_id}: {chosen}" if self.job_id else f"Not started: {chosen}"
         return wrap(f"<p><strong>{text(said)}</strong></p>", plain=said)
 
     def _result(self) -> Html:
-        """The estimate, once there is one."""
+        """The estimate, if there is one."""
         if self._estimate is None:
-            return note("") if self._is_own else note(_NO_PROBE)
+            return note("") if self._has_probes else note(_NO_PROBE)
         prices = (
             self.usd_per_hour,
             self.usd_per_million_prompt_tokens,
@@ -183,41 +184,41 @@ class JobLauncher(Panel):
     # what it does
 
     def check(self) -> None:
-        """Look at the data and at what the grader pays for cheats; fills the checklist."""
-        self._need_files()
+        """Check the data and what the grader pays for cheats, and fill the checklist."""
+        self._require_files()
         doing = "Checking the data and the grader"
         self._work(self._check, self._take_points, doing, slot="check")
 
     def estimate(self) -> None:
-        """Let the platform take two steps, and say what the whole job would take."""
-        if not self._is_own:
+        """Run a probe of two steps, and estimate time, memory and cost of the whole job."""
+        if not self._has_probes:
             raise InputError(_NO_PROBE)
-        self._need_files()
-        doing = "Probing: two steps on the platform"
+        self._require_files()
+        doing = "Probing: running two steps on the platform"
         self._work(self._probe, self._take_estimate, doing, slot="probe")
 
     def start(self) -> str:
-        """Start the job, once what is being checked is done; its id.
+        """Wait for running checks, start the job, and return its id.
 
         Raises:
-            InputError: a point of the checklist is neither green nor overruled.
+            InputError: a check is neither ok nor overridden.
         """
         self.wait()
         return self._start()
 
     def _start(self) -> str:
-        self._need_files()
+        self._require_files()
         jobs.require(self.points, self.overruled)
         job = jobs.create(self._client, **self._arguments())
         self.set(job_id=job.id)
         self._draw_if_shown()
         return job.id
 
-    def _need_files(self) -> None:
+    def _require_files(self) -> None:
         if not (self.train and self.valid):
-            raise InputError("choose a training and a validation file first")
+            raise InputError("choose a training file and a validation file first")
         if not self.grader:
-            raise InputError("there is no grader yet: paste its JSON, or choose a dataset with one")
+            raise InputError("there is no grader: paste its JSON, or choose a dataset that has one")
 
     def _check(self, task: Task) -> list[Point]:
         from rftkit.client import judge_call
@@ -226,8 +227,8 @@ class JobLauncher(Panel):
         shape = {"grader": self.grader, "response_format": self.response_format}
         data = jobs.check_data(train, valid, **shape)
         if data.state == "error":
-            return [data, Point("grader", "not checked", "the data cannot be used yet")]
-        task.say("Grading cheats …")
+            return [data, Point("grader", "not checked", "fix the data first")]
+        task.report("Grading cheats …")
         items = [row.item for row in self._rows("train")]
         audited = jobs.check_grader(
             self.grader, items, response_format=self.response_format, complete=judge_call()
@@ -244,10 +245,10 @@ class JobLauncher(Panel):
             if task.cancelled:
                 self._client.fine_tuning.jobs.cancel(job.id)
                 break
-            task.say(f"Probing: {_last_word(update)}")
+            task.report(f"Probing: {_last_message(update)}")
             job = update.job
         if job.status == "failed":
-            raise InputError(f"the probe failed, as the job would: {jobs.error_of(job)}")
+            raise InputError(f"the probe failed, and so would the job: {jobs.error_of(job)}")
         events = jobs.events(self._client, job.id)
         return jobs.estimate(events), jobs.check_learnability(events)
 
@@ -256,7 +257,7 @@ class JobLauncher(Panel):
         self._take_points([found[1]])
 
     def _arguments(self) -> dict[str, Any]:
-        """What `jobs.create` takes; files are uploaded now if they are not yet."""
+        """Arguments for `jobs.create`; files that have no id are uploaded."""
         for path in (self.train, self.valid):
             if not path.startswith("file-") and path not in self._uploaded:
                 from rftkit import datasets
@@ -275,7 +276,7 @@ class JobLauncher(Panel):
         }
 
     def _path(self, name: str) -> Path:
-        """The file itself; an uploaded one is fetched."""
+        """The local path of a file; an uploaded file is downloaded."""
         given: str = getattr(self, name)
         if not given.startswith("file-"):
             return Path(given)
@@ -292,13 +293,13 @@ class JobLauncher(Panel):
         return datasets.read(self._path(name))
 
     def _changed(self, names: Set[str]) -> None:
-        """What was found belongs to what was chosen: it is forgotten when that changes."""
+        """Discard results when the choices on which they depend change."""
         if "dataset" in names and self.dataset:
-            self._assign(_of_dataset(self.dataset))
+            self._assign(_dataset_state(self.dataset))
             names = {*names, "train"}
         if names & {"train", "valid", "grader", "response_format"}:
             self._points.clear()
-        if names & {"train", "valid", "grader", "response_format", *_DECIDES}:
+        if names & {"train", "valid", "grader", "response_format", *_ESTIMATED_FROM}:
             self._points.pop("learnability", None)
             self._estimate = None
 
@@ -327,23 +328,29 @@ class JobLauncher(Panel):
         }
         for name, area in self._json.items():
             area.observe(lambda _, name=name: self._guard(lambda: self._read_json(name)), "value")
-        self._knobs = {name: self._knob(name) for name in HYPERPARAMETERS}
-        self._waivers = {name: self._waiver(name) for name in self._names}
+        self._hyperparameter_fields = {
+            name: self._hyperparameter_field(name) for name in HYPERPARAMETERS
+        }
+        self._overrides = {name: self._override(name) for name in self._names}
         self._choice = ipywidgets.ToggleButtons(
             options=[(title, name) for name, title in SECTIONS.items()],
             style={"button_width": "auto"},
         )
         self._bind("section", self._choice)
         self._go = self._button("Start the job", self._press_start, button_style="primary")
-        buttons = [self._button("1. Check", self.check, "Data and grader; takes seconds")]
-        if self._is_own:
-            tip = "Two steps on the platform: time, memory, cost, learnability"
+        buttons = [
+            self._button(
+                "1. Run checks", self.check, "Check the data and the grader; takes seconds"
+            )
+        ]
+        if self._has_probes:
+            tip = "Run two steps to estimate time, memory, cost and learnability"
             buttons.append(self._button("2. Estimate", self.estimate, tip))
         buttons.append(self._go)
         more = ipywidgets.Accordion(
             [
                 ipywidgets.VBox([*self._json.values()]),
-                ipywidgets.VBox([*self._knobs.values(), self._fields["metadata"]]),
+                ipywidgets.VBox([*self._hyperparameter_fields.values(), self._fields["metadata"]]),
             ],
             titles=("Grader and response format", "Hyperparameters"),
         )
@@ -359,7 +366,7 @@ class JobLauncher(Panel):
             self._found,
             self._choice,
             self._body,
-            ipywidgets.HBox([*self._waivers.values()], layout=_wrap()),
+            ipywidgets.HBox([*self._overrides.values()], layout=_wrap()),
         ]
 
     def _field(self, name: str, label: str) -> ipywidgets.Text:
@@ -367,27 +374,27 @@ class JobLauncher(Panel):
         field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
         return field
 
-    def _knob(self, name: str) -> ipywidgets.Text:
-        knob = ipywidgets.Text(
+    def _hyperparameter_field(self, name: str) -> ipywidgets.Text:
+        field = ipywidgets.Text(
             description=name.replace("_", " "),
             placeholder="auto",
             continuous_update=False,
             style={"description_width": "11rem"},
             layout=ipywidgets.Layout(width="20rem", max_width="100%"),
         )
-        knob.observe(lambda _: self._guard(lambda: self._read_knob(name)), names="value")
-        return knob
+        field.observe(lambda _: self._guard(lambda: self._read_hyperparameter(name)), names="value")
+        return field
 
-    def _waiver(self, name: str) -> ipywidgets.Checkbox:
+    def _override(self, name: str) -> ipywidgets.Checkbox:
         box = ipywidgets.Checkbox(
-            description=f"overrule {name}", indent=False, layout=ipywidgets.Layout(width="auto")
+            description=f"Override {name}", indent=False, layout=ipywidgets.Layout(width="auto")
         )
 
-        def waive() -> None:
+        def override() -> None:
             others = [each for each in self.overruled if each != name]
             self._take("overruled", [*others, name] if box.value else others)
 
-        box.observe(lambda _: self._guard(waive), names="value")
+        box.observe(lambda _: self._guard(override), names="value")
         return box
 
     def _read_field(self, name: str) -> None:
@@ -397,8 +404,8 @@ class JobLauncher(Panel):
         else:
             self._take(name, _pairs(typed) if name == "metadata" else typed)
 
-    def _read_knob(self, name: str) -> None:
-        typed = self._knobs[name].value.strip()
+    def _read_hyperparameter(self, name: str) -> None:
+        typed = self._hyperparameter_fields[name].value.strip()
         others = {key: value for key, value in self.hyperparameters.items() if key != name}
         if typed not in ("", "auto"):
             others[name] = typed if name == "reasoning_effort" else _number(typed, name)
@@ -418,12 +425,12 @@ class JobLauncher(Panel):
         self._start()
 
     def _take(self, name: str, value: Any) -> None:
-        """What was typed becomes state, if it is another one than before."""
+        """Set the state from what was typed, if the value has changed."""
         if getattr(self, name) != value:
             self.set(**{name: value})
 
     def _draw_if_shown(self) -> None:
-        """Where nobody can click, what was shown before is replaced."""
+        """Redraw; in a headless run, replace the output that was shown before."""
         if self._root is not None:
             self._draw()
         elif not live():
@@ -436,13 +443,13 @@ class JobLauncher(Panel):
         shown = {**self.state, "metadata": " ".join(f"{k}={v}" for k, v in self.metadata.items())}
         for name, field in self._fields.items():
             field.value = "" if shown[name] is None else str(shown[name])
-        for name, knob in self._knobs.items():
-            knob.value = str(self.hyperparameters.get(name, ""))
+        for name, field in self._hyperparameter_fields.items():
+            field.value = str(self.hyperparameters.get(name, ""))
         for name, area in self._json.items():
             value = getattr(self, name)
             area.value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
         for point in self.points:
-            box = self._waivers[point.name]
+            box = self._overrides[point.name]
             box.value = point.name in self.overruled
             box.layout.display = "none" if point.is_green else ""
         self._go.disabled = any(
@@ -451,10 +458,10 @@ class JobLauncher(Panel):
 
 
 _NO_PROBE = (
-    "This service knows no probes, so time and cost cannot be estimated beforehand, nor what auto "
-    "means: it would run, and bill, the whole job."
+    "This service does not support probes, so it cannot estimate time and cost, or report what "
+    "auto means. It would run and bill the whole job."
 )
-_DECIDES = ("model", "hyperparameters", "metadata")
+_ESTIMATED_FROM = ("model", "hyperparameters", "metadata")
 _TEXTS = {
     "train": "Train",
     "valid": "Valid",
@@ -465,7 +472,7 @@ _TEXTS = {
 
 
 def _wide() -> dict[str, Any]:
-    """Made anew for each control: a closed panel closes its layouts."""
+    """A new layout for each control, because a closed panel closes its layouts."""
     layout = ipywidgets.Layout(width="100%", max_width="46rem")
     return {"style": {"description_width": "5rem"}, "layout": layout}
 
@@ -480,8 +487,8 @@ def _bundled() -> list[str]:
     return datasets.bundled_names()
 
 
-def _of_dataset(name: str) -> dict[str, Any]:
-    """The state that a dataset folder fills in."""
+def _dataset_state(name: str) -> dict[str, Any]:
+    """The state that a dataset provides."""
     from rftkit import datasets
 
     found = datasets.bundled(name) if name in _bundled() else datasets.load(name)
@@ -493,14 +500,14 @@ def _of_dataset(name: str) -> dict[str, Any]:
     }
 
 
-def _last_word(update: jobs.Update) -> str:
+def _last_message(update: jobs.Update) -> str:
     messages = [event.get("message", "") for event in update.events]
     return messages[-1] if messages else str(update.job.status)
 
 
 def _next_cell(job_id: str) -> str:
     code = f'JobMonitor("{job_id}")'
-    return f'<div class="rk"><p class="rk-note">To watch it: <code>{text(code)}</code></p></div>'
+    return f'<div class="rk"><p class="rk-note">Watch it with <code>{text(code)}</code></p></div>'
 
 
 def _number(typed: str, name: str) -> int | float:

@@ -1,9 +1,9 @@
-"""JobMonitor: watch a job, from any kernel, at any time of its life, and pause, resume or end it.
+"""JobMonitor: watch a job from any kernel at any time, and pause, resume or cancel it.
 
-The job lives on the service; the panel only looks. Closing the browser or killing the kernel
-changes nothing for the job, and the same cell run again shows its whole history. The panel looks
-every two seconds, asks for new events only, and draws no more often than a tenth of its time.
-Not here: the curves (`rftkit.views.charts`), and what is asked of the service (`jobs.follow`).
+The job runs on the service; the panel only polls it. You can close the browser or restart the
+kernel without affecting the job; run the cell again to see the whole history. The panel polls every
+two seconds, fetches only new events, and spends at most about a tenth of its time on drawing. The
+curves are in `rftkit.views.charts`, the requests to the service in `jobs.follow`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import InputError
 from rftkit.jobs import Follow, checkpoints, error_of, latest, rollouts, step_frame, step_metrics
 from rftkit.views.markup import Html, join, wrap
-from rftkit.views.watch import standing
+from rftkit.views.watch import job_status
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 __all__ = ["JobMonitor"]
 
-STALE_LOOKS = 3
-"""Looks that must fail in a row before the panel says that it is out of date."""
+STALE_POLLS = 3
+"""Polls that must fail in a row before the panel says that it is out of date."""
 DRAWING_SHARE = 10
-"""The curves are drawn again after this many times what the last drawing took."""
+"""The curves are drawn again after this many times the duration of the last drawing."""
 REST_SECONDS = 15.0
-"""Between looks at a paused job, and at most between drawings: the first one loads matplotlib."""
+"""Seconds between polls of a paused job, and at most between drawings."""
 MAX_GROUPS = 256
-"""Groups shown at once: as many as a batch can have, since widgets run no script that pages."""
+"""Groups shown at once: as many as a batch can have, because widgets cannot run scripts."""
 
 SECTIONS = {
     "curves": "Rewards",
@@ -61,8 +61,8 @@ MODEL_COLUMNS = {
 class JobMonitor(Panel):
     """Watch one job: curves, health, signal, time, newest rollouts, checkpoints, events.
 
-    `JobMonitor("ftjob-…")` attaches to a job, running or long finished; `JobMonitor()` to the
-    newest one. `pause()`, `resume()` and `cancel()` are the buttons; `watch()` waits for the end.
+    `JobMonitor("ftjob-…")` attaches to a running or finished job, `JobMonitor()` to the newest
+    one. `pause()`, `resume()` and `cancel()` are the buttons; `watch()` waits for the end.
 
     Args:
         job_id: None or empty for the newest job.
@@ -72,13 +72,13 @@ class JobMonitor(Panel):
     """
 
     section = Enum(list(SECTIONS), default_value="curves", help="What is shown below the header.")
-    poll_seconds = Float(2.0, help="Between two looks.")
-    job_id = Unicode("", help="Which job.")
+    poll_seconds = Float(2.0, help="Seconds between two polls.")
+    job_id = Unicode("", help="Id of the job.")
 
     def __init__(
         self, job_id: str | None = None, *, client: OpenAI | None = None, **state: Any
     ) -> None:
-        """Take the first look, so that a wrong id is an error here and not in the panel."""
+        """Poll once, so that a wrong id is an error here and not in the panel."""
         from rftkit.client import connect
 
         self._client = client or connect()
@@ -90,7 +90,7 @@ class JobMonitor(Panel):
         self._stop, self._wake = threading.Event(), threading.Event()
         self._follow, self._drawn = Follow(self._client, found), _Drawing()
         self._rows: dict[str, dict[str, Any] | None] = {}
-        self._judged: tuple[int, list[Finding]] = (0, [])
+        self._problems: tuple[int, list[Finding]] = (0, [])
         self._cancel_armed = False
         super().__init__(job_id=found, **state)
 
@@ -102,16 +102,16 @@ class JobMonitor(Panel):
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The job's events that are known here, oldest first."""
+        """The events fetched so far, oldest first."""
         return self._follow.events
 
     @property
     def job(self) -> dict[str, Any]:
-        """The job as it was at the last look, as on the wire."""
+        """The job at the last poll, as on the wire."""
         return self._follow.job
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """All sections one below the other; with little room only where the job stands."""
+        """All sections in order; for a small `max_bytes`, only the status of the job."""
         head = self._header(static=True)
         if max_bytes <= STORED_BYTES:
             return head
@@ -124,32 +124,32 @@ class JobMonitor(Panel):
 
     def _header(self, *, static: bool = False) -> Html:
         follow = self._follow
-        late = follow.misses >= STALE_LOOKS
+        late = follow.failed_polls >= STALE_POLLS
         stale = (
-            f"Stale: the service has not answered {follow.misses} times in a row "
-            f"({follow.trouble}). The job goes on without this view."
+            f"Stale: the last {follow.failed_polls} requests to the service failed "
+            f"({follow.last_error}). The job continues without this view."
         )
-        looking = not static and not self._has_settled()
-        return standing(
+        is_polling = not static and not self._has_settled()
+        return job_status(
             follow.job,
             self._steps(),
             error=_error(follow.job),
-            looked_at=follow.looked_at,
+            polled_at=follow.polled_at,
             stale=stale if late else "",
-            expires_after=max(10.0, 5 * self.poll_seconds) if looking else None,
-            unread=not follow.is_whole,
-            findings=self._findings() if follow.is_whole else (),
+            expires_after=max(10.0, 5 * self.poll_seconds) if is_polling else None,
+            unread=not follow.has_all_events,
+            findings=self._findings() if follow.has_all_events else (),
         )
 
     def _findings(self) -> list[Finding]:
-        """What is wrong at the newest step; worked out when there are new events."""
+        """The problems at the newest step, computed again when there are new events."""
         events = self._follow.events
-        if self._judged[0] != len(events):
-            self._judged = (len(events), findings(story_of(events)))
-        return self._judged[1]
+        if self._problems[0] != len(events):
+            self._problems = (len(events), findings(story_of(events)))
+        return self._problems[1]
 
     def _steps(self) -> list[dict[str, Any]]:
-        """The rows of `data()` as mappings; each event is taken apart once."""
+        """The rows of `data()` as mappings; each event is parsed once."""
         for event in self._follow.events:
             if event["id"] not in self._rows:
                 data = event.get("data") or {}
@@ -180,30 +180,30 @@ class JobMonitor(Panel):
         if name == "checkpoints":
             kept = checkpoints(self._client, self.job_id)
             if not kept:
-                return views.note("No checkpoint yet: each validation after a step makes one.")
+                return views.note("No checkpoint yet. Each validation after a step saves one.")
             return views.table(kept, MODEL_COLUMNS, noun="checkpoint")
-        return views.events(reversed(events))  # the newest are what a live view has room for
+        return views.events(reversed(events))  # a live view has room for the newest events only
 
     # what it does
 
     def pause(self) -> None:
-        """Stop the job after its step; what it has learnt is kept."""
+        """Stop the job after the current step; you can resume it later."""
         self._client.fine_tuning.jobs.pause(self.job_id)
         self.refresh()
 
     def resume(self) -> None:
-        """Let a paused job go on."""
+        """Continue a paused job."""
         self._client.fine_tuning.jobs.resume(self.job_id)
         self.refresh()
 
     def cancel(self) -> None:
-        """End the job for good; its checkpoints stay."""
+        """Stop the job permanently; its checkpoints are kept."""
         self._client.fine_tuning.jobs.cancel(self.job_id)
         self.refresh()
 
     def refresh(self) -> None:
-        """Look now."""
-        self._follow.look()
+        """Poll the service now."""
+        self._follow.poll()
         self._drawn = _Drawing()
         self._wake.set()
         self._redraw(set())
@@ -215,14 +215,14 @@ class JobMonitor(Panel):
         timeout_seconds: float = 600.0,
         block: bool | None = None,
     ) -> None:
-        """Wait until the job has ended or is paused, and show where it then stands.
+        """Wait until the job has ended or is paused, and show its status.
 
-        A live panel follows the job by itself, so there this returns at once; a headless run of
-        the notebook waits here, so that the cells below have something to show.
+        A live panel follows the job automatically, so this returns at once there. A headless run
+        of the notebook waits here, so that the cells below have something to show.
 
         Args:
             until: wait only until this is true.
-            timeout_seconds: give up waiting; the job goes on.
+            timeout_seconds: stop waiting after this time; the job continues.
             block: wait even in a live notebook (True), or not at all (False).
         """
         from openai import OpenAIError
@@ -232,17 +232,17 @@ class JobMonitor(Panel):
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(OpenAIError):  # counted, and shown as stale
-                while self._follow.fill():
+                while self._follow.fetch_older():
                     pass
                 if self._has_settled() or (until is not None and until(self)):
                     break
                 self._stop.wait(min(self.poll_seconds, 0.5))
-                self._follow.look()
+                self._follow.poll()
         if not live():
             self._show_again()
 
     def close(self) -> None:
-        """Stop looking. The job is not touched."""
+        """Stop polling. The job is not affected."""
         self._stop.set()
         self._wake.set()
         super().close()
@@ -261,12 +261,14 @@ class JobMonitor(Panel):
         )
         self._bind("section", self._choice)
         self._pause = self._button("Pause", self.pause, "Stop after this step; nothing is lost")
-        self._resume = self._button("Resume", self.resume, "Let the paused job go on")
-        self._cancel = self._button("Cancel", self._press_cancel, "End the job for good")
-        again = self._button("Look now", self.refresh, "Fetch what is new")
+        self._resume = self._button("Resume", self.resume, "Continue the paused job")
+        self._cancel = self._button(
+            "Cancel", self._press_cancel, "Stop the job; it cannot be resumed"
+        )
+        again = self._button("Refresh", self.refresh, "Fetch new events")
         buttons = [self._pause, self._resume, self._cancel, again]
-        self._looker = threading.Thread(target=self._follow_on, daemon=True)
-        self._looker.start()
+        self._poller = threading.Thread(target=self._poll_until_closed, daemon=True)
+        self._poller.start()
         return [
             self._head,
             ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap")),
@@ -275,7 +277,7 @@ class JobMonitor(Panel):
         ]
 
     def _draw(self) -> None:
-        """Header and buttons; the section is drawn by the thread, which is told here."""
+        """Draw header and buttons; wake the thread that draws the section."""
         status = self._follow.job["status"]
         self._head.value = self._header()
         self._pause.disabled = status != "running"
@@ -288,18 +290,18 @@ class JobMonitor(Panel):
     def _changed(self, names: Set[str]) -> None:
         if "job_id" in names and self.job_id != self._follow.job["id"]:
             self._follow, self._drawn = Follow(self._client, self.job_id), _Drawing()
-            self._judged = (0, [])
+            self._problems = (0, [])
 
     def _press_cancel(self) -> None:
-        """The first press asks, the second one does it."""
+        """The first click asks for confirmation, the second one cancels the job."""
         self._cancel_armed = not self._cancel_armed
         if self._cancel_armed:
             self._redraw(set())
         else:
             self.cancel()
 
-    def _follow_on(self) -> None:
-        """Draw what is known, fetch what is new, and so on until the panel is closed."""
+    def _poll_until_closed(self) -> None:
+        """Draw, then fetch new events, again and again until the panel is closed."""
         while not self._stop.is_set():
             self._wake.clear()
             try:
@@ -308,31 +310,31 @@ class JobMonitor(Panel):
                 with self._holding():
                     if self._root is not None:
                         self._draw()
-            except Exception as error:  # shown in the panel; the next look may go well
+            except Exception as error:  # shown in the panel; the next poll may succeed
                 self._fail(error)
                 is_new = False
             if not is_new:
                 self._wake.wait(self._pause_seconds())
 
     def _fetch(self) -> bool:
-        """Older events first, then news; whether to go on at once."""
+        """Fetch older events first, then new ones. Returns whether to draw at once."""
         from openai import OpenAIError
 
         follow = self._follow
         try:
-            if not follow.is_whole:
-                while follow.fill() and not self._stop.is_set():
+            if not follow.has_all_events:
+                while follow.fetch_older() and not self._stop.is_set():
                     pass
                 self._drawn = replace(self._drawn, again_at=0.0)
                 return True
             if not follow.has_ended:
-                follow.look()
+                follow.poll()
         except OpenAIError:
             pass  # counted by `follow`, and shown as stale
         return False
 
     def _pause_seconds(self) -> float | None:
-        """Until the next look, or the next drawing; None for as long as nobody wants anything."""
+        """Seconds until the next poll or drawing; None to wait until somebody wakes the thread."""
         waits = []
         if not self._follow.has_ended:
             resting = self._follow.job["status"] == "paused"
@@ -342,12 +344,12 @@ class JobMonitor(Panel):
         return min(waits, default=None)
 
     def _news(self) -> tuple[int, bool, str]:
-        """What changes whenever a section could look different."""
+        """A value that changes whenever a section could look different."""
         follow = self._follow
-        return len(follow.events), follow.is_whole, str(follow.job["status"])
+        return len(follow.events), follow.has_all_events, str(follow.job["status"])
 
     def _draw_section(self) -> None:
-        """The chosen section, if it is another one or has news; dear ones not at every look."""
+        """Draw the selected section if it or its events changed, but slow sections less often."""
         drawn, news = self._drawn, self._news()
         if self.section == drawn.section and (
             news == drawn.news or time.monotonic() < drawn.again_at
@@ -363,18 +365,18 @@ class JobMonitor(Panel):
         self._drawn = _Drawing(section, news, now + rest)
 
     @validate("poll_seconds")
-    def _not_too_often(self, proposal: Any) -> float:
+    def _at_least_a_fifth_of_a_second(self, proposal: Any) -> float:
         return max(0.2, float(proposal["value"]))
 
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What is drawn below the header."""
+    """What was last drawn below the header."""
 
     section: str = ""
     news: tuple[int, bool, str] = (0, False, "")
     again_at: float = 0.0
-    """Monotonic seconds before which it is not drawn again, unless another section is wanted."""
+    """Monotonic seconds before which it is not drawn again, unless the section changes."""
 
 
 def _error(job: dict[str, Any]) -> str | None:

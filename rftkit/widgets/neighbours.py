@@ -1,6 +1,6 @@
-"""The rows whose prompts are most like that of one row, found by a few searches.
+"""The rows with the prompts most similar to that of one row, found by a few searches.
 
-Not here: near-duplicates of a whole dataset, which `datasets.check` finds.
+`datasets.check` finds the near-duplicates of a whole dataset.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["nearest", "prompt_text"]
 def nearest(
     source: RowSource, number: int, task: Task, *, count: int = 5, floor: float = 70.0
 ) -> list[tuple[int, float]]:
-    """The rows whose prompts are most like that of row `number`, with how alike (0 to 100).
+    """The rows with the prompts most similar to that of row `number`, with similarity (0 to 100).
 
-    Candidates share one of the row's rarest runs of three words, so this costs a few searches and
-    not a comparison with every row; a near copy that shares no such run is missed.
+    Candidates share one of the row's rarest three-word phrases. So this takes a few searches
+    instead of a comparison with every row; a near copy without such a phrase is missed.
     """
     from rapidfuzz import fuzz
 
     own = prompt_text(source.items([number])[0])
     candidates: set[int] = set()
     for shingle in _rare_shingles(own, source):
-        task.go_on()
+        task.raise_if_cancelled()
         candidates.update(map(int, source.search(shingle, task, limit=100)))
     candidates.discard(number)
     picked = sorted(candidates)
@@ -39,13 +39,13 @@ def nearest(
 
 
 def prompt_text(item: dict[str, Any]) -> str:
-    """What a row asks: the last thing the user said, else its first text."""
+    """The prompt of a row: the last user message, or the first text of the row."""
     texts = (value for value in item.values() if isinstance(value, str))
     return prompt_of(item) or next(texts, "")
 
 
 def _rare_shingles(text: str, source: RowSource, count: int = 3) -> list[str]:
-    """Runs of three words on one line of a text, those first that few other rows have."""
+    """Three-word phrases within a line of a text; phrases that few other rows have come first."""
     shingles = [
         " ".join(words[start : start + 3])
         for line in text.splitlines()

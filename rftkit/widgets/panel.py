@@ -1,16 +1,16 @@
 """The base of every panel: one object that is data, HTML and, in a live notebook, controls.
 
-A panel has its *state* (traits, so plain attributes that can be read and set), `data()`, which is
-what it now shows as a table, and `to_html()`, the same as markup that needs no kernel. Only
-`widget()` builds core ipywidgets, and these hold nothing of their own: a control sets a trait, a
-trait redraws. So everything that can be clicked can be typed, and a headless run shows the same.
+A panel has *state*: traits, which are plain attributes that you can read and set. `data()` returns
+what it shows as a table, and `to_html()` returns the same as markup that needs no kernel. Only
+`widget()` builds core ipywidgets, and they keep no state of their own: a control sets a trait, and
+a trait redraws the panel. So code can do whatever a click can do, and headless runs show the same.
 
-Three rules for those who write one. What may take longer than a blink goes through `_work`, which
-runs it in a thread, because some kernels call a callback in a thread and others in the middle of
-the user's cell. Only `.value` and traits are set from there: nothing prints, nothing plots with
-pyplot. Every callback goes through `_guard`, because Jupyter drops what a callback raises.
+Three rules for authors of panels. Slow work goes through `_work`, which runs it in a thread,
+because some kernels run a callback in a thread and others in the middle of the user's cell. From
+there, set only `.value` and traits: do not print, and do not plot with pyplot. Every callback goes
+through `_guard`, because Jupyter drops the exceptions of callbacks.
 
-Not here: what any panel shows, and turning them into static copies (`freezing`).
+`freezing` turns panels into static copies.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ __all__ = ["SHOWN", "Panel", "live"]
 T = TypeVar("T")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STORED_BYTES = 30_000
-"""Of the HTML that goes into the .ipynb beside a live widget, each time it is shown."""
+"""Maximum size of the HTML that is stored in the .ipynb beside a live widget."""
 
 
 def live() -> bool:
-    """Whether somebody can click: a notebook with a person in front of it, not a headless run.
+    """Whether a person uses the notebook, in contrast to a headless run.
 
-    `RFTKIT_MODE` decides if it is set. Else the kernel does: who executes a notebook without a
-    person (papermill, nbclient, nbconvert) tells the kernel that nobody can answer `input()`.
+    `RFTKIT_MODE` decides if it is set; otherwise the kernel does. Tools that execute a notebook
+    without a person (papermill, nbclient, nbconvert) tell the kernel not to allow `input()`.
     """
     if (mode := settings.mode()) is not None:
         return mode == "live"
     kernel = getattr(_shell(), "kernel", None)
-    answers = getattr(kernel, "_allow_stdin", None)  # private, so it may be gone one day
+    answers = getattr(kernel, "_allow_stdin", None)  # private, so a later version may not have it
     return kernel is not None and (
         settings.jupyter_session() is not None if answers is None else bool(answers)
     )
 
 
 class Panel(HasTraits):
-    """What all panels can do. A subclass says what it shows.
+    """The base class of all panels.
 
-    A subclass declares its state as traits, gives `data` and `to_html`, and for live notebooks
-    `_build` (its widgets, made once) and `_draw` (put the present state into them).
+    A subclass declares its state as traits, implements `data` and `to_html`, and for live notebooks
+    `_build` (creates the widgets, once) and `_draw` (shows the current state in them).
     """
 
-    busy = Bool(False, read_only=True, help="Whether slow work is under way; see `wait`.")
+    busy = Bool(False, read_only=True, help="Whether slow work is running; see `wait`.")
     error = Unicode("", read_only=True, help="The last callback's error, as the panel shows it.")
 
     def __init__(self, **state: Any) -> None:
@@ -82,17 +82,17 @@ class Panel(HasTraits):
         self._assign(state)
         self.observe(lambda change: self._on_trait(change["name"]), names=list(self.state))
 
-    # what a subclass gives
+    # what a subclass implements
 
     def data(self) -> pd.DataFrame:
-        """What the panel now shows, as a table."""
+        """What the panel currently shows, as a table."""
         raise NotImplementedError
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """What the panel now shows, as markup that needs no kernel and no network.
+        """What the panel currently shows, as markup that needs no kernel and no network.
 
         Args:
-            max_bytes: about how large it may be; the markup says what was left out.
+            max_bytes: approximate maximum size; the markup states what was left out.
         """
         raise NotImplementedError
 
@@ -101,25 +101,25 @@ class Panel(HasTraits):
         raise NotImplementedError
 
     def _draw(self) -> None:
-        """Put the present state into the widgets; called under the lock, and only once built."""
+        """Show the current state in the widgets; called under the lock, after `_build`."""
         raise NotImplementedError
 
     def _changed(self, names: Set[str]) -> None:
-        """React to new state (`names` of traits) before it is drawn; by default nothing."""
+        """Called with the `names` of changed traits before drawing; does nothing by default."""
 
     # state
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state of every control, by name; `set(**panel.state)` brings it back."""
+        """The state of every control, by name; `set(**panel.state)` restores it."""
         own = [name for name in self.trait_names() if name not in ("busy", "error")]
         return {name: getattr(self, name) for name in sorted(own) if not name.startswith("_")}
 
     def set(self, **values: Any) -> None:
-        """Set any of the state at once; the panel is drawn again one time.
+        """Set several parts of the state at once; the panel is redrawn once.
 
         Raises:
-            InputError: a name is not part of the state, or a value does not fit.
+            InputError: a name is not part of the state, or a value is invalid.
         """
         before = self.state
         with self._holding():
@@ -154,7 +154,7 @@ class Panel(HasTraits):
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        """State that this thread sets meanwhile is not drawn at once."""
+        """Do not redraw when this thread sets state within the block."""
         with self._lock:
             before, self._holder = self._holder, threading.get_ident()
             try:
@@ -169,7 +169,7 @@ class Panel(HasTraits):
         if self._root is None:
             with self._lock:
                 self._alert, self._status = self._html(), self._html()
-                acts = self._acts_channel()
+                acts = self._actions_field()
                 children = self._build()
                 self._root = ipywidgets.VBox(
                     [self._html(style()), acts, self._alert, *children, self._status],
@@ -192,26 +192,26 @@ class Panel(HasTraits):
         return {"text/html": f"{html}{assets()}", "text/plain": html.plain}
 
     def _ipython_display_(self) -> None:
-        """Show the bundle under an id, which a last expression alone would not have."""
+        """Show the bundle with a display id, so that it can be replaced later."""
         SHOWN.add(self)
         _replace_panels_of_this_cell(self)
         _publish(self._repr_mimebundle_(), self._display_id, update=False)
 
     def freeze(self) -> None:
-        """Replace the live panel, wherever it is shown, by what it shows now, and close it.
+        """Replace the live panel, wherever it is shown, with its current HTML, and close it.
 
-        The saved notebook then holds HTML and needs no kernel, no widget state and no trust.
+        The saved notebook then contains HTML and needs no kernel, no widget state and no trust.
         """
         self.close()
         self._show_again()
 
     def _show_again(self) -> None:
-        """Replace it, wherever it is shown, by what it shows now."""
+        """Replace it, wherever it is shown, with its current output."""
         if _shell() is not None and self in SHOWN:
             _publish(self._repr_mimebundle_(), self._display_id, update=True)
 
     def close(self) -> None:
-        """Stop background work and let go of the widgets. `data()` and `to_html()` still work."""
+        """Stop background work and close the widgets. `data()` and `to_html()` still work."""
         self._closed = True
         for task in self._tasks.values():
             task.cancel()
@@ -222,7 +222,7 @@ class Panel(HasTraits):
     # for subclasses
 
     def _guard(self, action: Callable[[], None]) -> None:
-        """Run a callback; what it raises is shown in the panel, and raised again when headless."""
+        """Run a callback and show its exception in the panel; in a headless run, raise it again."""
         self.set_trait("error", "")
         self._show_alert("")
         try:
@@ -240,28 +240,28 @@ class Panel(HasTraits):
         doing: str = "",
         slot: str = "",
     ) -> None:
-        """Compute in a thread, then hand the result to `then` under the lock; the newest one wins.
+        """Compute in a thread, then pass the result to `then` under the lock; the newest work wins.
 
         Args:
-            compute: gets the task, to `say` how far it is and to see whether it is `cancelled`.
+            compute: gets the task, to report progress and to see whether it is `cancelled`.
             then: called with the result, unless something newer was started in the same slot.
-            doing: shown while it runs, as `Searching`; empty for work that nobody waits for.
-            slot: what it works for; work of different slots goes on side by side.
+            doing: shown while it runs, such as `Searching`; empty for work in the background.
+            slot: kind of work; work in different slots runs in parallel.
         """
         with self._lock:
             if (older := self._tasks.get(slot)) is not None:
                 older.cancel()
-            task = self._tasks[slot] = Task(self._say)
+            task = self._tasks[slot] = Task(self._show_progress)
             self.set_trait("busy", True)
             if doing:
-                self._say(f"{doing} …")
+                self._show_progress(f"{doing} …")
         if live():
             threading.Thread(target=self._run, args=(task, compute, then), daemon=True).start()
         else:
             self._run(task, compute, then)
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Wait for work under way; False when it is still not done."""
+        """Wait for running work. Returns False when it is still not done."""
         return all(task.done.wait(timeout_seconds) for task in list(self._tasks.values()))
 
     def _run(self, task: Task, compute: Callable[[Task], T], then: Callable[[T], None]) -> None:
@@ -278,11 +278,11 @@ class Panel(HasTraits):
         finally:
             with self._lock:
                 if all(each is task or each.done.is_set() for each in self._tasks.values()):
-                    self._say("")
+                    self._show_progress("")
                     self.set_trait("busy", False)
                 task.done.set()
 
-    def _say(self, line: str) -> None:
+    def _show_progress(self, line: str) -> None:
         if self._root is not None:
             self._status.value = (
                 f'<div class="rk rk-busy"><p class="rk-note" role="status">{text(line)}</p></div>'
@@ -291,23 +291,23 @@ class Panel(HasTraits):
             )
 
     def _fail(self, error: Exception) -> None:
-        told = str(error) if isinstance(error, RftkitError) else api_message(error)
-        known = told is not None
-        self.set_trait("error", told or f"{type(error).__name__}: {error}")
+        message = str(error) if isinstance(error, RftkitError) else api_message(error)
+        known = message is not None
+        self.set_trait("error", message or f"{type(error).__name__}: {error}")
         self._show_alert("" if known else "".join(traceback.format_exception(error)))
 
     def _show_alert(self, trace: str) -> None:
         if self._root is None:
             return
-        folded = f"<details><summary>Where</summary><pre>{text(trace)}</pre></details>"
+        folded = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>"
         self._alert.value = self.error and (
             '<div class="rk"><div class="rk-alert" role="alert">'
             f"<strong>! {text(self.error)}</strong>"
             f"{folded if trace else ''}</div></div>"
         )
 
-    def _acts_channel(self) -> ipywidgets.Text:
-        """Where buttons inside the panel's own markup arrive (`markup.remote`): `_act_<verb>`."""
+    def _actions_field(self) -> ipywidgets.Text:
+        """A hidden field that receives clicks in the panel's markup and calls `_act_<verb>`."""
         channel = ipywidgets.Text(layout=ipywidgets.Layout(display="none"))
         channel.add_class("rk-acts")
 
@@ -319,7 +319,7 @@ class Panel(HasTraits):
         return channel
 
     def _html(self, value: str = "", **layout: str) -> ipywidgets.HTML:
-        """A place for markup inside the widget."""
+        """An HTML widget for markup."""
         return ipywidgets.HTML(value, layout=ipywidgets.Layout(min_width="0", **layout))
 
     def _button(
@@ -343,7 +343,7 @@ _IN_CELL: dict[str, tuple[str, list[weakref.ref[Panel]]]] = {}
 
 
 def _replace_panels_of_this_cell(panel: Panel) -> None:
-    """A cell that is run again closes what its last run left, or pollers and rows would pile up."""
+    """Close the panels of the cell's previous run, or their threads and rows would pile up."""
     parent: dict[str, Any] = getattr(_shell(), "get_parent", dict)() or {}
     cell = (parent.get("metadata") or {}).get("cellId")
     request = (parent.get("header") or {}).get("msg_id", "")
@@ -372,6 +372,6 @@ def _publish(bundle: dict[str, Any], display_id: str, *, update: bool) -> None:
 
 
 def _shell() -> Any:
-    """IPython's shell if this is one; asking does not import it."""
+    """IPython's shell, or None; this does not import IPython."""
     ipython = sys.modules.get("IPython")
     return ipython.get_ipython() if ipython else None

@@ -1,7 +1,7 @@
-"""Playground: put one question to a job's base model, checkpoints and final model, side by side.
+"""Playground: run a job's base model, checkpoints and final model on one prompt, side by side.
 
-Answers stream in as they are written; with a row of the dataset and a grader they are graded at
-once, by the same graders as in training. Not here: many rows at a time (`rftkit.evals`).
+Answers stream in. With a row of the dataset and a grader they are graded at once, by the graders of
+the training. To run models on many rows, use `rftkit.evals`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Playground", "models_of"]
 
 DRAW_SECONDS = 0.1
-"""Between two drawings of an answer that streams in."""
+"""Seconds between two drawings of an answer that streams in."""
 MAX_AT_ONCE = 8
 
 Answer = dict[str, Any]
@@ -40,11 +40,11 @@ Answer = dict[str, Any]
 
 
 class Playground(Panel):
-    """Ask several models the same question and see the answers grow beside each other.
+    """Run several models on the same prompt and see their answers side by side.
 
     `Playground("ftjob-…")` offers the job's base model, its checkpoints and its final model, with
     the job's grader and response format; `Playground(options={"a": "model-a", …})` any models.
-    `ask()` asks; `data()` has the answers as a table.
+    `ask()` runs the models; `data()` returns the answers as a table.
 
     Args:
         job_id: None or empty with `options`, or for the newest job.
@@ -55,9 +55,9 @@ class Playground(Panel):
             `constrained`, `grader`, `response_format`.
     """
 
-    options = Dict(help="Label -> model that can be asked.")
-    chosen = List(Unicode(), help="Labels of the models to ask.")
-    prompt = Unicode("", help="The question; empty with a row.")
+    options = Dict(help="Label -> model that can be selected.")
+    chosen = List(Unicode(), help="Labels of the models to run.")
+    prompt = Unicode("", help="The prompt; empty with a row.")
     row = Int(None, allow_none=True, help="Row of the dataset, from 0; None for the prompt.")
     temperature = Float(0.0, help="0 is the most likely answer.")
     max_completion_tokens = Int(256, help="A longer answer is cut off.")
@@ -73,7 +73,7 @@ class Playground(Panel):
         client: OpenAI | None = None,
         **state: Any,
     ) -> None:
-        """Read the job, so that everything it trained with is at hand."""
+        """Fetch the job, with its grader and response format."""
         from rftkit.client import connect
 
         self._client = client or connect()
@@ -82,14 +82,14 @@ class Playground(Panel):
         found: dict[str, Any] = {}
         self._dataset = str(dataset)
         if job_id or "options" not in state:
-            found, file_id = self._of_job(job_id)
+            found, file_id = self._job_state(job_id)
             self._dataset = self._dataset or file_id
         self._drawn_at = 0.0
         super().__init__(**{**found, **state})
         if not self.chosen:
             self.set(chosen=_ends(list(self.options)))
 
-    def _of_job(self, job_id: str | None) -> tuple[dict[str, Any], str]:
+    def _job_state(self, job_id: str | None) -> tuple[dict[str, Any], str]:
         found = job_id or jobs.latest(self._client)
         if not found:
             raise InputError(
@@ -109,7 +109,7 @@ class Playground(Panel):
     # what it shows
 
     def data(self) -> pd.DataFrame:
-        """One row per model asked: model, text, reward, sub-rewards, seconds, error."""
+        """One row per selected model: model, text, reward, sub-rewards, seconds, error."""
         import pandas as pd
 
         rows = []
@@ -129,20 +129,20 @@ class Playground(Panel):
         return pd.DataFrame(rows)
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """The question and the answers beside each other."""
+        """The prompt, and the answers side by side."""
         if self._asked is None:
-            labels = ", ".join(self.chosen) or "nobody"
-            return views.note(f"Nothing was asked yet; {labels} would answer.")
+            labels = ", ".join(self.chosen) or "no model"
+            return views.note(f"Type a prompt or choose a row, then click Ask. Selected: {labels}.")
         return views.one_row(self._asked, self._answers)
 
     # what it does
 
     def ask(self, prompt: str | None = None, *, row: int | None = None) -> None:
-        """Ask the chosen models.
+        """Run the selected models.
 
         Args:
-            prompt: a question of your own, which is not graded.
-            row: a row of the dataset, graded against what that row knows.
+            prompt: your own prompt; its answers are not graded.
+            row: a row of the dataset; its answers are graded.
         """
         if prompt is not None:
             self.set(prompt=prompt, row=None)
@@ -153,15 +153,15 @@ class Playground(Panel):
         item = self._item()
         self._asked = item
         self._answers = {
-            label: {"model": self.options[label], "text": "", "state": "asked …"}
+            label: {"model": self.options[label], "text": "", "state": "waiting …"}
             for label in self.chosen
         }
         self._work(lambda task: self._ask_all(task, item), self._keep, "Asking")
 
     def compare(self, num_rows: int = 16) -> Html:
-        """Put rows spread over the dataset to the chosen models; a card for each row.
+        """Run the selected models on rows spread over the dataset, and show a card for each row.
 
-        For intervals and several runs there is `rftkit.evals`; this is for reading.
+        This is for reading answers. For intervals and several runs, use `rftkit.evals`.
         """
         from rftkit import evals
         from rftkit.client import judge_call
@@ -174,16 +174,16 @@ class Playground(Panel):
             for label in self.chosen
         }
         if not self.grader:
-            raise InputError("there is no grader to compare by: set(grader=…)")
+            raise InputError("there is no grader to compare with: set(grader=…)")
         with compile_grader(self.grader, complete=judge_call()) as grader:
             grades = {label: evals.grade(grader, given, rows) for label, given in answers.items()}
         return views.answers({"rows": evals.side_by_side(rows, answers, grades)})
 
     def _item(self) -> dict[str, Any]:
-        """What is asked: a row, or the prompt as the only message."""
+        """The row, or the prompt as the only message."""
         if self.row is None:
             if not self.prompt.strip():
-                raise InputError("type a question, or choose a row")
+                raise InputError("type a prompt, or choose a row")
             return {"messages": [{"role": "user", "content": self.prompt}]}
         rows = self._rows
         if not 0 <= self.row < len(rows):
@@ -228,7 +228,7 @@ class Playground(Panel):
     def _stream(
         self, task: Task, item: dict[str, Any], answer: Answer, lock: threading.Lock
     ) -> Sample | None:
-        """The whole answer, shown while it comes; None if the service refused or broke off."""
+        """Stream one answer and show it; None if the request failed."""
         from openai import OpenAIError
 
         from rftkit.client import api_message
@@ -275,26 +275,26 @@ class Playground(Panel):
         )
 
     def _grades(self, item: dict[str, Any]) -> bool:
-        """Whether there is a grader, and a row that knows what it asks for."""
+        """Whether there is a grader, and a row with fields for it."""
         return bool(self.grader) and len(item) > 1
 
     def _grade(self, item: dict[str, Any], answers: dict[str, Answer]) -> None:
         from rftkit.client import judge_call
 
-        came = [answer for answer in answers.values() if "error" not in answer]
+        answered = [answer for answer in answers.values() if "error" not in answer]
         with compile_grader(self.grader, complete=judge_call()) as grader:
-            grades = grader.grade_many([(self._sample(answer), item) for answer in came])
-        for answer, grade in zip(came, grades, strict=True):
+            grades = grader.grade_many([(self._sample(answer), item) for answer in answered])
+        for answer, grade in zip(answered, grades, strict=True):
             answer["grade"], answer["state"] = asdict(grade), ""
 
     def _keep(self, _: None) -> None:
-        """All answers are there; where nobody can click, what was shown before is replaced."""
+        """Show the complete answers; in a headless run, replace the earlier output."""
         self._show(force=True)
         if not live():
             self._show_again()
 
     def _show(self, *, force: bool = False) -> None:
-        """Put what is known into the live panel, not more often than anybody can read."""
+        """Draw the answers in the live panel, at most every `DRAW_SECONDS`."""
         if self._root is None or not (force or time.monotonic() - self._drawn_at > DRAW_SECONDS):
             return
         self._drawn_at = time.monotonic()
@@ -318,31 +318,31 @@ class Playground(Panel):
             lambda _: self._guard(lambda: self._take("chosen", list(self._models.value))), "value"
         )
         self._question = ipywidgets.Textarea(
-            description="Question", placeholder="or choose a row", style=style, layout=wide()
+            description="Prompt", placeholder="or choose a row", style=style, layout=wide()
         )
         self._bind("prompt", self._question)
         self._number = ipywidgets.Text(
             description="Row", placeholder="none", continuous_update=False, style=style
         )
         self._number.observe(lambda _: self._guard(self._read_row), "value")
-        self._heat = ipywidgets.FloatText(
+        self._temperature = ipywidgets.FloatText(
             description="Temperature",
             step=0.1,
             style=style,
             layout=ipywidgets.Layout(width="11rem"),
         )
-        self._bind("temperature", self._heat)
-        self._most = ipywidgets.IntText(
-            description="Most tokens", style=style, layout=ipywidgets.Layout(width="12rem")
+        self._bind("temperature", self._temperature)
+        self._max_tokens = ipywidgets.IntText(
+            description="Max tokens", style=style, layout=ipywidgets.Layout(width="12rem")
         )
-        self._bind("max_completion_tokens", self._most)
-        self._strict = ipywidgets.Checkbox(description="response format", indent=False)
-        self._bind("constrained", self._strict)
-        self._strict.layout.display = "" if self.response_format else "none"
+        self._bind("max_completion_tokens", self._max_tokens)
+        self._constrained = ipywidgets.Checkbox(description="response format", indent=False)
+        self._bind("constrained", self._constrained)
+        self._constrained.layout.display = "" if self.response_format else "none"
         self._body = self._html()
         row = ipywidgets.Layout(flex_flow="row wrap")
-        go = self._button("Ask", self.ask, "Ask the chosen models", button_style="primary")
-        settings = [self._number, self._heat, self._most, self._strict]
+        go = self._button("Ask", self.ask, "Run the selected models", button_style="primary")
+        settings = [self._number, self._temperature, self._max_tokens, self._constrained]
         return [
             self._models,
             self._question,
@@ -358,12 +358,14 @@ class Playground(Panel):
     def _read_row(self) -> None:
         typed = self._number.value.strip()
         if typed and not typed.isdigit():
-            raise InputError(f"a row is a number from 0, found {typed!r}")
+            raise InputError(f"a row must be a number from 0, found {typed!r}")
         self._take("row", int(typed) if typed else None)
 
     def _changed(self, names: Set[str]) -> None:
         if unknown := [label for label in self.chosen if label not in self.options]:
-            raise InputError(f"there is no {unknown[0]!r}; there are {', '.join(self.options)}")
+            raise InputError(
+                f"there is no model {unknown[0]!r}; choose from {', '.join(self.options)}"
+            )
 
     def _draw(self) -> None:
         self._models.value = tuple(self.chosen)
@@ -373,7 +375,7 @@ class Playground(Panel):
 
 
 def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
-    """Label -> model of a job: base, each kept checkpoint, final; the best one says so."""
+    """Label -> model of a job: base, each kept checkpoint, final; one label says `best`."""
     kept = jobs.checkpoints(client, job["id"])
     best, final = jobs.best(kept), job.get("fine_tuned_model")
     found = {"base": str(job["model"])}
@@ -386,7 +388,7 @@ def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
 
 
 def _ends(labels: Sequence[str]) -> list[str]:
-    """The first and the last: before and after."""
+    """The first and the last label: before and after training."""
     return list(dict.fromkeys([labels[0], labels[-1]])) if labels else []
 
 

@@ -1,8 +1,7 @@
-"""RowBrowser: page, search, filter and sort the rows of a dataset; see one in full.
+"""RowBrowser: page, search, filter and sort the rows of a dataset, and read one in full.
 
-The rows stay in the kernel and only the page that is shown goes to the browser, so a million of
-them open as quickly as ten. Not here: how rows are found (`rowsource`) and how they look
-(`views.rows`).
+The rows stay in the kernel, and the browser gets only the page that is shown. So a million rows
+open as quickly as ten. `rowsource` finds rows, `views.rows` shows them.
 """
 
 from __future__ import annotations
@@ -37,34 +36,34 @@ if TYPE_CHECKING:
 __all__ = ["RowBrowser"]
 
 STATIC_ROWS = 500
-"""Rows of a static copy, if they fit into it."""
+"""Maximum number of rows in a static copy."""
 MAX_COLUMNS = 8
 GRADER_SECONDS = 60.0
 
 
 class RowBrowser(Panel):
-    """Look at the rows of a dataset, and at one of them in full.
+    """Browse the rows of a dataset, and read one of them in full.
 
     Every control is an attribute: `browser.query = "invoice"`, `browser.where = "label=no"`,
-    `browser.sort = "label"`, `browser.row = 12`. `browser.data()` is what the page shows, and
-    `browser.found()` every row that was found, both as a DataFrame.
+    `browser.sort = "label"`, `browser.row = 12`. `browser.data()` returns the rows
+    of the page, and `browser.found()` all rows that match, both as a DataFrame.
 
     Args:
         source: a DataFrame, a file (JSONL, also packed, CSV, Parquet), a `datasets.Dataset`,
             opened `datasets.Rows`, or a list of rows. Files may be larger than the memory.
-        grader: grades the reference answer of the row in full; of a `Dataset` its own.
-        response_format: as in the job; of a `Dataset` its own.
-        check: what `datasets.check` found; its findings become filters. Else a button runs it.
+        grader: grades the reference answer of the open row; default the grader of a `Dataset`.
+        response_format: as in the job; default that of a `Dataset`.
+        check: from `datasets.check`; its findings become filters. Without it, a button runs it.
         runs: samples of eval runs (`rftkit.evals`): what each checkpoint answered to the row.
         columns: keys to show, in order; default the first eight.
         state: any of `query`, `where`, `finding`, `sort`, `descending`, `page`, `page_size`, `row`.
     """
 
-    query = Unicode("", help="Text that the rows hold, without regard to case.")
-    where = Unicode("", help='Conditions, as `label=no topic~"data export" words>20`.')
-    finding = Unicode("", help="Code of a finding of the dataset doctor; its rows only.")
-    sort = Unicode("", help="Key to sort by; empty for the order of the file.")
-    descending = Bool(False, help="Sort downwards.")
+    query = Unicode("", help="Text that the rows contain; case is ignored.")
+    where = Unicode("", help='Conditions, such as `label=no topic~"data export" words>20`.')
+    finding = Unicode("", help="Code of a finding of the dataset check; shows only its rows.")
+    sort = Unicode("", help="Key to sort by; empty for file order.")
+    descending = Bool(False, help="Sort in descending order.")
     page = Int(0, min=0, help="Page shown, from 0.")
     page_size = Int(15, min=1, max=200, help="Rows on a page.")
     row = Int(None, allow_none=True, help="Number of the row shown in full, from 0; None for none.")
@@ -101,32 +100,34 @@ class RowBrowser(Panel):
         return self._source.frame(self._on_page())
 
     def found(self) -> pd.DataFrame:
-        """Every row that was found, in order; of a large file this may be much."""
+        """Every row that matches, in order; this may be large."""
         return self._source.frame(self.numbers())
 
     def numbers(self) -> Numbers:
-        """Numbers of the rows that were found, in order, from 0."""
+        """Numbers of the rows that match, in order, from 0."""
         if self._numbers is None:
             self._source.wait()
-            self._numbers = self._find(Task(self._say))
+            self._numbers = self._find(Task(self._show_progress))
         return self._numbers
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """The first rows that were found, as a table that a script filters, and the open row."""
+        """The first rows that match, as a table with a filter, and the open row."""
         numbers = self.numbers()
         first = [int(number) for number in numbers[:STATIC_ROWS]]
         shown = cells(self._source.items(first))
         lines = [{"row": at, **line} for at, line in zip(first, shown, strict=True)]
         columns = ["row", *self._shown_columns(shown)]
         listed = table(lines, columns, total=len(numbers), page=15, max_bytes=max_bytes)
-        parts = [note(self._told()), listed]
+        parts = [note(self._row_count()), listed]
         if self.row is not None:
             parts.append(self._row_html())
         text = "\n".join(
             "  ".join(f"{str(line.get(key, ''))[:60]!s:<12}" for key in columns).rstrip()
             for line in lines[:10]
         )
-        plain = f"{self._told()}\n{'  '.join(f'{key:<12}' for key in columns).rstrip()}\n{text}"
+        plain = (
+            f"{self._row_count()}\n{'  '.join(f'{key:<12}' for key in columns).rstrip()}\n{text}"
+        )
         return join(parts, plain if self.row is None else f"{plain}\n\n{parts[-1].plain}")
 
     # the live panel
@@ -147,19 +148,21 @@ class RowBrowser(Panel):
         )
         self._findings = ipywidgets.Dropdown(description="Findings", layout=wide)
         self._run_check = self._button(
-            "Check the rows", self._start_check, "Run the dataset doctor; its findings are filters"
+            "Check the rows", self._start_check, "Check the rows; the findings become filters"
         )
         self._sorts = ipywidgets.Dropdown(description="Sort by", layout=wide)
         self._down = ipywidgets.ToggleButton(
-            description="down", tooltip="Sort downwards", layout=ipywidgets.Layout(width="auto")
+            description="descending",
+            tooltip="Sort in descending order",
+            layout=ipywidgets.Layout(width="auto"),
         )
-        self._back = self._button("‹ Previous", self._go_back, "The page before")
-        self._next = self._button("Next ›", self._go_on, "The next page")
+        self._back = self._button("‹ Previous", self._go_back, "Previous page")
+        self._next = self._button("Next ›", self._go_on, "Next page")
         self._count, self._view, self._full = self._html(), self._html(), self._html()
         self._bind("query", self._search)
         self._bind("where", self._filter)
         self._bind("descending", self._down)
-        self._sorts.options = [("the order of the file", ""), *((k, k) for k in self._all_keys())]
+        self._sorts.options = [("file order", ""), *((k, k) for k in self._all_keys())]
         self._bind("sort", self._sorts)
         self._findings.options = self._finding_options()
         self._bind("finding", self._findings)
@@ -207,7 +210,7 @@ class RowBrowser(Panel):
             descending=self.descending,
             opened=self.row,
         )
-        self._count.value = note(f"{self._pages()}{self._told()}")
+        self._count.value = note(f"{self._pages()}{self._row_count()}")
         self._back.disabled = self.page == 0
         self._next.disabled = (self.page + 1) * self.page_size >= len(self.numbers())
         self._run_check.layout.display = "none" if self._check else ""
@@ -218,7 +221,7 @@ class RowBrowser(Panel):
             return
         self._full.value = self._row_html()
         if not self._details:
-            self._work(self._look_closer, self._show_details, "Looking closer", slot="row")
+            self._work(self._load_details, self._show_details, "Loading details", slot="row")
 
     def _show_details(self, details: dict[str, Any]) -> None:
         self._details = details
@@ -230,7 +233,7 @@ class RowBrowser(Panel):
 
     def _act_sort(self, key: str) -> None:
         if key not in self._all_keys():
-            raise InputError(f"the rows are not sorted by {key!r}, which is made for this list")
+            raise InputError(f"cannot sort by {key!r}: only this list has that column")
         self.set(sort=key, descending=self.sort == key and not self.descending)
 
     def _go_back(self) -> None:
@@ -245,7 +248,7 @@ class RowBrowser(Panel):
         return not (self.query or self.where or self.finding or self.sort)
 
     def _find(self, task: Task) -> Numbers:
-        """The rows that hold the text, meet the conditions and belong to the finding, in order."""
+        """Find the rows that match the text, the conditions and the finding, in order."""
         import numpy as np
 
         query, where, finding = self.query.strip(), self.where, self.finding
@@ -253,12 +256,12 @@ class RowBrowser(Panel):
         if finding:
             numbers = np.array(self._rows_of(finding), dtype=int)
         if query:
-            held = np.zeros(len(self._source), dtype=bool)
-            held[np.asarray(self._source.search(query, task), dtype=int)] = True
-            numbers = numbers[held[numbers]]
+            matches = np.zeros(len(self._source), dtype=bool)
+            matches[np.asarray(self._source.search(query, task), dtype=int)] = True
+            numbers = numbers[matches[numbers]]
         for condition in parse_conditions(where):
-            held = condition.holds(self._source.column(condition.key, task))
-            numbers = numbers[held[numbers]]
+            matches = condition.holds(self._source.column(condition.key, task))
+            numbers = numbers[matches[numbers]]
         return self._sorted(numbers, task)
 
     def _sorted(self, numbers: Any, task: Task) -> Numbers:
@@ -266,7 +269,7 @@ class RowBrowser(Panel):
             return numbers
         column = self._source.column(self.sort, task).iloc[numbers]
         key: Callable[..., Any] | None = None
-        if column.dtype == object:  # of what cannot be compared, the text is
+        if column.dtype == object:  # values of mixed types are compared as text
             key = _as_text
         ordered = column.reset_index(drop=True).sort_values(
             ascending=not self.descending, kind="stable", key=key, na_position="last"
@@ -278,9 +281,9 @@ class RowBrowser(Panel):
         return self.numbers()[first : first + self.page_size]
 
     def _index(self, task: Task) -> None:
-        """Wait until every row of a file is known, and say how far it is."""
+        """Wait until every row of a file is indexed, and report the progress."""
         while not self._source.is_complete and task.pause(0.2):
-            task.say(f"Counting the rows: {len(self._source):,} so far …")
+            task.report(f"Counting the rows: {len(self._source):,} so far …")
 
     def _show_indexed(self, _: None) -> None:
         if self._is_plain():
@@ -293,7 +296,7 @@ class RowBrowser(Panel):
     def _start_check(self) -> None:
         def run(task: Task) -> Check:
             def progress(done: int, total: int) -> None:
-                task.say(f"Checking the rows: {done / max(total, 1):.0%} …")
+                task.report(f"Checking the rows: {done / max(total, 1):.0%} …")
 
             return datasets.check(
                 self._checked,
@@ -312,15 +315,15 @@ class RowBrowser(Panel):
 
     def _finding_options(self) -> list[tuple[str, str]]:
         if self._check is None:
-            return [("not checked yet", "")]
+            return [("not checked: click Check the rows", "")]
         labels: dict[str, str] = {}
-        for each in self._told_findings():
+        for each in self._findings_here():
             labels.setdefault(each.code, f"{each.severity}: {_brief(each)}")
         everything = (f"all rows ({counted(len(labels), 'kind')} of finding)", "")
         return [everything, *((label, code) for code, label in labels.items())]
 
-    def _told_findings(self) -> list[Finding]:
-        """Those that name rows of this source."""
+    def _findings_here(self) -> list[Finding]:
+        """The findings that name rows of this source."""
         return [
             each
             for each in (self._check.findings if self._check else ())
@@ -328,16 +331,16 @@ class RowBrowser(Panel):
         ]
 
     def _rows_of(self, code: str) -> list[int]:
-        known = sorted({each.code for each in self._told_findings()})
+        known = sorted({each.code for each in self._findings_here()})
         if code not in known:
             raise InputError(
                 f"no finding {code!r}; there are {', '.join(known)}"
                 if self._check
-                else f"no finding {code!r}: pass check=datasets.check(…), or press the button"
+                else f"no finding {code!r}: pass check=datasets.check(…), or click Check the rows"
             )
         return sorted({
             place.number
-            for each in self._told_findings()
+            for each in self._findings_here()
             if each.code == code
             for place in each.places
             if self._is_here(place)
@@ -348,8 +351,8 @@ class RowBrowser(Panel):
 
     # one row
 
-    def _look_closer(self, task: Task) -> dict[str, Any]:
-        """The slower facts about the open row: its grade, and the rows that are like it."""
+    def _load_details(self, task: Task) -> dict[str, Any]:
+        """The details of the open row that take longer: its grade and similar rows."""
         number = self.row
         if number is None:
             return {}
@@ -369,10 +372,12 @@ class RowBrowser(Panel):
     def _row_html(self) -> Html:
         number = self.row
         if number is None or not 0 <= number < len(self._source):
-            raise InputError(f"there is no row {number}; there are {len(self._source):,}, from 0")
+            raise InputError(
+                f"there is no row {number}; rows are numbered 0 to {len(self._source) - 1:,}"
+            )
         item = self._source.items([number])[0]
         if not self._details and self._root is None:
-            self._details = self._look_closer(Task(self._say))
+            self._details = self._load_details(Task(self._show_progress))
         return row_in_full(
             item,
             place=self._source.place(number),
@@ -380,7 +385,7 @@ class RowBrowser(Panel):
             grade=self._details.get("grade"),
             findings=[
                 each.message
-                for each in self._told_findings()
+                for each in self._findings_here()
                 if any(p.number == number and self._is_here(p) for p in each.places)
             ],
             neighbours=self._details.get("neighbours"),
@@ -433,15 +438,15 @@ class RowBrowser(Panel):
         keys = [*(["prompt"] if "prompt" in known else []), *self._all_keys()]
         return list(dict.fromkeys(keys))[:MAX_COLUMNS]
 
-    def _told(self) -> str:
-        """How many rows there are, and why not all of them are listed."""
+    def _row_count(self) -> str:
+        """How many rows there are, how many match, and how they are sorted."""
         found, total = len(self.numbers()), len(self._source)
         so_far = "" if self._source.is_complete else " so far"
         words = counted(total, "row") + so_far
         if found < total:
             words = f"{found:,} of {words}"
-        way = " downwards" if self.descending else ""
-        return f"{words}, by {self.sort}{way}" if self.sort else words
+        order = " descending" if self.descending else ""
+        return f"{words}, sorted by {self.sort}{order}" if self.sort else words
 
     def _pages(self) -> str:
         first = self.page * self.page_size

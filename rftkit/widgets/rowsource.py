@@ -1,9 +1,8 @@
-"""Rows in memory or in a file, asked in the same way: find, read, sort by, compare.
+"""One interface to rows in memory or in a file: read, search and sort them.
 
-A `DataFrame` is searched in its columns; a file of any size through `datasets.open`, and its
-columns are read when somebody first filters or sorts by them. Row numbers count from 0 in the
-order of the source. Not here: conditions (`conditions`), which rows are alike (`neighbours`), and
-what is shown of a row.
+A `DataFrame` is searched in its columns. A file of any size is searched through `datasets.open`,
+and its columns are read when you first filter or sort by them. Row numbers count from 0
+in the order of the source. `conditions` filters rows, and `neighbours` finds similar ones.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Numbers", "RowSource", "source_of"]
 
 SHORT = 60
-"""Keys of a file with texts under so many characters are read together, at the first need."""
+"""Columns of a file with texts below this many characters are read together."""
 
 Numbers = Any
 """Row numbers in some order: a range, a list or an array."""
@@ -36,11 +35,11 @@ Numbers = Any
 _BETWEEN = b"\x00"
 
 SAMPLED_ROWS = 200
-"""Rows looked at to learn which keys there are, and which words are common."""
+"""Rows sampled to find the keys and the common words."""
 
 
 class RowSource(Protocol):
-    """What a browser asks. Whatever may take long gets a `task` and stops when it is cancelled."""
+    """The rows behind a browser. Slow methods take a `task` and stop when it is cancelled."""
 
     name: str
 
@@ -51,32 +50,32 @@ class RowSource(Protocol):
     def __len__(self) -> int: ...
 
     def wait(self) -> None:
-        """Until every row is known."""
+        """Wait until every row is indexed."""
 
     def keys(self) -> list[str]:
-        """The keys of the rows, as far as they are known."""
+        """The keys of the rows indexed so far."""
 
     def items(self, numbers: Numbers) -> list[dict[str, Any]]:
-        """Rows; one that cannot be used is `{REFUSED: why}`."""
+        """Rows by number; a row that cannot be used is `{REFUSED: why}`."""
 
     def place(self, number: int) -> str:
-        """Where a row stands, for people: `train.jsonl:12`."""
+        """File and line of a row, such as `train.jsonl:12`."""
 
     def column(self, key: str, task: Task) -> pd.Series[Any]:
         """One value of every row."""
 
     def search(self, words: str, task: Task, limit: int | None = None) -> Numbers:
-        """Numbers of the rows that hold a text, in order, without regard to case."""
+        """Numbers of the rows that contain a text, in order; case is ignored."""
 
     def frame(self, numbers: Numbers) -> pd.DataFrame:
         """Rows as a table."""
 
     def warm(self, task: Task) -> None:
-        """Do in the background what would make the first search slow."""
+        """Prepare the first search in the background."""
 
 
 def source_of(source: Any) -> RowSource:
-    """Open what may be given for rows: a frame, mappings, a dataset, a path, or opened rows.
+    """Open rows: a DataFrame, mappings, a dataset, a path, or opened rows.
 
     Raises:
         InputError: there is no such file.
@@ -97,7 +96,7 @@ def source_of(source: Any) -> RowSource:
 
 
 class FrameSource:
-    """Rows of a DataFrame, which stays as it is."""
+    """Rows of a DataFrame, which is not changed."""
 
     is_complete: bool = True
     name = "DataFrame"
@@ -141,7 +140,7 @@ class FrameSource:
         hits: list[int] = []
         while (at := text.find(wanted, at)) >= 0 and len(hits) != limit:
             hits.append(at)
-            at = text.find(_BETWEEN, at)  # once a row is enough
+            at = text.find(_BETWEEN, at)  # one match per row is enough
             if at < 0:
                 break
         rows = np.searchsorted(starts, np.array(hits, dtype=np.int64), side="right") - 1
@@ -151,17 +150,17 @@ class FrameSource:
         return self._frame.take(list(numbers))
 
     def warm(self, task: Task) -> None:
-        """Make the first search as quick as the later ones, once the page is shown."""
+        """Build the search index after the page is shown."""
         if task.pause(0.5):
             self._text(task)
 
     def _text(self, task: Task) -> tuple[bytes, np.ndarray[Any, Any]]:
-        """All rows as one text in small letters, and where each starts; made once."""
+        """All rows as one lower-case text, and the offset of each row; built once."""
         import numpy as np
 
         with self._lock:
             if self._read is None:
-                task.say("Reading every row once, for this and later searches …")
+                task.report("Indexing the rows for search …")
                 columns = [
                     column_texts(self._frame[key])
                     for key in self._frame.columns
@@ -222,8 +221,8 @@ class FileSource:
             wanted = [key, *(each for each in self._short if each != key)]
 
             def progress(done: int, total: int) -> None:
-                task.go_on()
-                task.say(f"Reading {key}: {done:,} of {total:,} rows …")
+                task.raise_if_cancelled()
+                task.report(f"Reading {key}: {done:,} of {total:,} rows …")
 
             found = self.rows.columns(wanted, progress)
             self._columns |= {each: pd.Series(values) for each, values in found.items()}
@@ -231,8 +230,8 @@ class FileSource:
 
     def search(self, words: str, task: Task, limit: int | None = None) -> Numbers:
         def progress(done: int, found: int) -> None:
-            task.go_on()
-            task.say(f"Searching: {done:,} of {len(self):,} rows …")
+            task.raise_if_cancelled()
+            task.report(f"Searching: {done:,} of {len(self):,} rows …")
 
         most = limit or 2**62
         return self.rows.search(words, limit=most, progress=progress)
@@ -241,7 +240,7 @@ class FileSource:
         return self.rows.frame([int(number) for number in numbers])
 
     def warm(self, task: Task) -> None:
-        """Nothing: the lines are searched as they stand."""
+        """Nothing to do: the lines are searched directly."""
 
     @staticmethod
     def _item(each: datasets.NumberedRow) -> dict[str, Any]:
@@ -257,5 +256,5 @@ def _no_key(key: str, keys: Sequence[str]) -> InputError:
 
 
 def _is_measure(column: pd.Series[Any]) -> bool:
-    """Numbers with a fraction, and yes or no: filtered by, not searched for."""
+    """Whether a column has floats or booleans; these are filtered, not searched."""
     return column.dtype.kind in "fb"

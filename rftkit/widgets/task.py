@@ -1,6 +1,6 @@
-"""A piece of slow work of a panel: it says how far it is, and learns when nobody waits for it.
+"""Slow work of a panel, which can report progress and be cancelled.
 
-Not here: the threads that run it (`panel`).
+`panel` runs it in a thread.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ __all__ = ["Cancelled", "Task"]
 
 
 class Cancelled(Exception):
-    """Ends work whose result nobody waits for."""
+    """Raised in work that was cancelled."""
 
 
 class Task:
-    """One piece of slow work of a panel; a newer one makes it `cancelled`."""
+    """One piece of slow work; newer work of the same kind cancels it."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, show_progress: Callable[[str], None]) -> None:
+        self._show_progress = show_progress
         self._cancelled = threading.Event()
         self.done = threading.Event()
-        """Set when it has ended, in whichever way."""
+        """Set when it has ended, with or without a result."""
 
-    def say(self, line: str) -> None:
-        """Show how far it is."""
+    def report(self, line: str) -> None:
+        """Show the progress."""
         if not self.cancelled:
-            self._say(line)
+            self._show_progress(line)
 
     def pause(self, seconds: float) -> bool:
-        """Wait so long; False as soon as it is cancelled."""
+        """Wait this long. Returns False as soon as it is cancelled."""
         return not self._cancelled.wait(seconds)
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for the result any more."""
+        """Whether the result is no longer needed."""
         return self._cancelled.is_set()
 
-    def go_on(self) -> None:
-        """Nothing, but raise `Cancelled` when nobody waits for the result any more."""
+    def raise_if_cancelled(self) -> None:
+        """Raise `Cancelled` if the result is no longer needed."""
         if self.cancelled:
             raise Cancelled
 

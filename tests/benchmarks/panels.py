@@ -161,7 +161,7 @@ def polled(platform: psutil.Process, looks: int = 200) -> None:
     follow = jobs.Follow(client.connect(), JOB_ID)
     before = sum(platform.cpu_times()[:2])
     for _ in range(looks):
-        follow.look()
+        follow.poll()
     each = (sum(platform.cpu_times()[:2]) - before) / looks
     print(f"one look: {1000 * each:.1f} ms of the platform; every 2 s: {each / 2:.2%} of a core")
 

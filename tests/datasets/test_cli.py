@@ -66,7 +66,7 @@ def test_check_asks_the_model_and_writes_what_teaches(
     assert len(datasets.read(files / "useful.jsonl")) == 3
     page = (files / "page.html").read_text()
     assert "What the model can learn" in page
-    assert "What the grader pays" in page
+    assert "What the grader rewards" in page
 
 
 def test_check_takes_the_name_of_a_bundled_dataset(typed: Type, files: Path) -> None:

@@ -346,5 +346,5 @@ def test_the_table_in_notebook_and_report(
     assert "does not run as it is" in page
     assert "RFTKIT_JUDGE_BASE_URL" in page
     assert "<b>judge" not in page
-    assert page.plain == "1 job and 1 grader: 2 do not run before something is changed."
+    assert page.plain == "1 job and 1 grader: 2 do not run until something is changed."
     assert "rftkit import DIR" in views.migration([])

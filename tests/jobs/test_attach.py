@@ -24,21 +24,21 @@ def test_a_long_history_comes_newest_first_and_whole_in_the_end(served: Served) 
     follow = Follow(served.client, job.id)
 
     assert messages(follow) == [f"event {number}" for number in range(250, 350)]
-    assert not follow.is_whole
-    while follow.fill():
+    assert not follow.has_all_events
+    while follow.fetch_older():
         pass
     assert messages(follow)[1:] == [f"event {number}" for number in range(350)]
-    assert follow.is_whole
+    assert follow.has_all_events
 
 
 def test_a_look_brings_only_what_is_new_however_much_it_is(served: Served) -> None:
     job = served.create_job()
     follow = Follow(served.client, job.id)
-    assert follow.is_whole
-    assert not follow.look()
+    assert follow.has_all_events
+    assert not follow.poll()
     for start, stop in ((0, 1), (1, 20), (20, 40), (40, 150)):
         grow(served, job.id, start, stop)
-        assert follow.look()
+        assert follow.poll()
         assert messages(follow)[1:] == [f"event {number}" for number in range(stop)]
 
 
@@ -46,7 +46,7 @@ def test_a_look_notices_a_new_status(served: Served) -> None:
     job = served.create_job()
     follow = Follow(served.client, job.id)
     served.platform.store.update_job(job.id, status="failed", error={"code": "x", "message": "y"})
-    assert follow.look()
+    assert follow.poll()
     assert follow.has_ended
 
 
@@ -55,16 +55,16 @@ def test_misses_are_counted_and_what_was_known_stays(
 ) -> None:
     job = served.create_job()
     follow = Follow(served.client, job.id)
-    seen = follow.looked_at
+    seen = follow.polled_at
     with monkeypatch.context() as patch:
         patch.setattr(served.http, "send", refuse)
         for count in (1, 2):
             with pytest.raises(openai.APIConnectionError):
-                follow.look()
-            assert (follow.misses, follow.looked_at) == (count, seen)
+                follow.poll()
+            assert (follow.failed_polls, follow.polled_at) == (count, seen)
     assert len(follow.events) == 1
-    follow.look()
-    assert (follow.misses, follow.trouble) == (0, "")
+    follow.poll()
+    assert (follow.failed_polls, follow.last_error) == (0, "")
 
 
 def refuse(*_: object, **__: object) -> None:

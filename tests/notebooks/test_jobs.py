@@ -18,7 +18,7 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN = {
     "00_tour": ("no cheat pays", "✓ succeeded", "What changed from base to final"),
-    "03_launch_job": ("the base model earns", "fine_tuning.jobs.create(", "was started"),
+    "03_launch_job": ("the base model earns", "fine_tuning.jobs.create(", "Started ftjob-"),
     "04_watch_job": ("95 % interval", "128 completions in 16 groups", "‖ paused|✓ succeeded"),
     "06_try_checkpoint": ("What the grader knows", "not graded", "largest loss first"),
 }

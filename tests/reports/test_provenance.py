@@ -48,7 +48,7 @@ def test_the_last_section_names_all_it_was_made_from(made):
 def test_rows_left_out_lie_in_a_csv_that_the_page_names(made):
     html, csv = made.read_text(), made.with_name("page-rows.csv").read_text()
 
-    assert "of 900 rows are in this page; the others are left out" in html
+    assert "of 900 rows are on this page; the others are left out" in html
     assert 'href="page-rows.csv"' in html
     assert csv.count("\n") == 901
 

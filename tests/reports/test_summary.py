@@ -48,7 +48,7 @@ def test_nothing_measured_is_none_and_said():
     assert figures["valid"] is None
     assert figures["test"] is None
     assert figures["training"]["failed_grades"] is None
-    assert verdict(figures).startswith("Nothing can be said yet")
+    assert verdict(figures).startswith("No verdict yet")
 
 
 def test_the_sentence_claims_no_more_than_the_interval_holds():
@@ -63,7 +63,7 @@ def test_the_sentence_claims_no_more_than_the_interval_holds():
     assert said([row(0.2, 0.4)]).startswith(
         "Too few rows to tell: 0.20 → 0.40 on the same 1 test row ("
     )
-    assert said([row(None, 0.4)]).startswith("Nothing can be said yet")
+    assert said([row(None, 0.4)]).startswith("No verdict yet")
 
 
 def test_without_answers_the_validation_speaks():

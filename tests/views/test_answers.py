@@ -51,7 +51,7 @@ def test_a_failed_grade_is_not_a_zero():
 def test_an_unscorable_sample_keeps_its_reward_and_says_why():
     shown = card(views.answers(one_row(answer('{"a', 0.0, "unscorable"), answer("b", 1.0))))
 
-    assert "could not be scored: cut off" in shown
+    assert "not scorable: the answer was cut off" in shown
     assert "reward 0.00" in shown
 
 
@@ -91,7 +91,7 @@ def test_rows_beyond_the_bytes_are_left_out_and_counted():
     html = views.answers(answers(100), max_bytes=100_000)
 
     assert len(html.encode()) < 102_000
-    assert re.search(r"\d+ of 100 rows are in this page", html)
+    assert re.search(r"\d+ of 100 rows are on this page", html)
 
 
 def test_no_rows_is_a_sentence():

@@ -109,7 +109,7 @@ def test_a_validation_has_its_interval_and_the_line_below_says_what_it_is():
     panel = Panel("Reward", (Line("validation", [0, 6], [0.2, 0.6], spread=[None, 0.1]),))
 
     assert "95 % interval over the validation rows" in views.reward_chart([{"data": told}])
-    assert "how sure a validation is, is not reported" in views.reward_chart(events())
+    assert "the uncertainty of a validation is not reported" in views.reward_chart(events())
     (bars,) = draw(panel).axes[0].collections
     assert [part.tolist() for part in bars.get_segments() if len(part)][-1] == [[6, 0.5], [6, 0.7]]
 

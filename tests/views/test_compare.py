@@ -10,7 +10,7 @@ import sample_comparison
 from browser import chromium, opened  # noqa: F401 (a fixture)
 
 from rftkit import evals, views
-from rftkit.views.compare_rows import row_marks
+from rftkit.views.compare_rows import row_verdicts
 from rftkit.views.textdiff import difference
 
 
@@ -45,8 +45,8 @@ def test_a_page_that_holds_some_rows_says_so_at_every_number(found):
     here = sum(key in jumps.numbers for key in pair.fixed_rows)
 
     assert len(jumps.numbers) == 20
-    assert f"{here} of these {pair.num_fixed} rows are in this page; all are in page-rows" in html
-    assert "20 of 60 rows are in this page" in html
+    assert f"{here} of these {pair.num_fixed} rows are on this page; all are in page-rows" in html
+    assert "20 of 60 rows are on this page" in html
     rows = views.compare_rows(found, jumps=jumps)
     assert rows.count('<details class="rk-card"') == 20
     assert "15 rows that changed most from Step 0 to Step 12, and the 5 most unstable" in rows
@@ -71,10 +71,10 @@ def test_a_row_is_followed_through_every_run(found):
 
 
 def test_marks_agree_with_the_pair(found):
-    marks, pair = row_marks(found), found.pair(found.focus)
+    marks, pair = row_verdicts(found), found.pair(found.focus)
 
-    assert sum(mark == "fixed" for mark, _ in marks.values()) == pair.num_fixed
-    assert sum(mark == "broken" for mark, _ in marks.values()) == pair.num_broken
+    assert sum(verdict == "fixed" for verdict, _ in marks.values()) == pair.num_fixed
+    assert sum(verdict == "broken" for verdict, _ in marks.values()) == pair.num_broken
 
 
 def test_the_cards_keep_to_their_bytes(found):
@@ -92,7 +92,7 @@ def test_plots_say_what_they_show(found):
         alts = re.findall(r'alt="([^"]*)"', html)
         assert any(words in alt for alt in alts), alts
         assert len(html) < 250_000
-    assert "Inside the judge&#x27;s own noise" in views.reward_curve(found, noise)
+    assert "Within the judge&#x27;s own noise" in views.reward_curve(found, noise)
 
 
 def test_slices_with_few_rows_are_said_to_be_small(found):
@@ -150,7 +150,7 @@ def test_agreement_drift_and_regrade_are_said(found):
               "input": "{{sample.output_text}}", "reference": "yes"}  # fmt: skip
     small = replace(samples, frame=samples.frame[samples.frame["row"] == line["row"]])
     regraded = views.regrade(evals.regrade(small, grader, keep_runs=False))
-    assert "advantages that change their sign" in regraded
+    assert "advantages that change sign" in regraded
 
 
 def test_in_the_browser_a_number_shows_its_rows(found, chromium, tmp_path):  # noqa: F811

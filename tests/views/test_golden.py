@@ -11,7 +11,7 @@ from sample_job import GRADER, answers, events
 
 from rftkit import views
 from rftkit.reports import summary
-from rftkit.views.grading import grade_in_full, grades, misfit
+from rftkit.views.grading import grade_in_full, grades, spec_problem
 from rftkit.views.rows import REFUSED, cells, row_in_full, row_page
 
 FOLDER = Path(__file__).parents[1] / "golden"
@@ -73,7 +73,9 @@ GOLDEN = {
     "grade_in_full": lambda: grade_in_full(
         LINES[1], spec=BOTH, grade=GRADE, rendered=FILLED, item=ROWS[0]
     ),
-    "grader_misfit": lambda: misfit("line 2 of the JSON, column 3: oops", '{\n  <"type"\n}'),
+    "grader_spec_problem": lambda: spec_problem(
+        "line 2 of the JSON, column 3: oops", '{\n  <"type"\n}'
+    ),
     "table": lambda: views.table(TABLE, {"step": "Step", "reward": "Reward", "note": "Note"}),
     "answers": lambda: views.answers(answers(8) | {"rows": answers(8)["rows"][2:8]}),
     "headline": lambda: views.headline(summary(events(), answers())),

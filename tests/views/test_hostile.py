@@ -13,7 +13,7 @@ import pytest
 
 from rftkit import views
 from rftkit.reports.document import _title
-from rftkit.views.grading import grade_in_full, grades, misfit
+from rftkit.views.grading import grade_in_full, grades, spec_problem
 from rftkit.views.rows import cells, row_in_full, row_page
 
 _spec = importlib.util.spec_from_file_location(
@@ -91,7 +91,7 @@ PAGES = {
         poisoned(golden.LINES[1]), spec=SPEC, grade=poisoned(golden.GRADE),
         rendered=poisoned(golden.FILLED), item=poisoned(golden.ROWS[0]),
     ),
-    "misfit": lambda: misfit(HOSTILE, HOSTILE),
+    "spec_problem": lambda: spec_problem(HOSTILE, HOSTILE),
     "answers": lambda: views.answers(poisoned(golden.answers(8))),
     "events": lambda: views.events(poisoned(golden.events())),
 }  # fmt: skip

@@ -24,7 +24,7 @@ def test_the_first_rows_need_no_script():
     assert html.count("<tr>") == 51
     assert static_part(html).count("<tr>") == 21
     assert "the first 20 of 50 rows" in html
-    assert "are in this page" not in html
+    assert "are on this page" not in html
 
 
 def test_a_short_table_says_its_count():
@@ -38,11 +38,11 @@ def test_rows_beyond_the_bytes_are_left_out_and_counted():
 
     assert len(html.encode()) < 51_500
     assert 100 < kept < 1500
-    assert f"{kept} of 1,500 rows are in this page; the others are left out" in html
+    assert f"{kept} of 1,500 rows are on this page; the others are left out" in html
 
 
 def test_a_part_of_a_larger_whole_says_so():
-    assert "3 of 12,031 rows are in this page" in table(rows(3), total=12_031)
+    assert "3 of 12,031 rows are on this page" in table(rows(3), total=12_031)
 
 
 def test_one_enormous_cell_is_cut():

@@ -16,9 +16,9 @@ from rftkit.views import launch
 STEPS = step_frame(events()).to_dict("records")
 
 
-def standing(status: str = "running", **options: Any) -> str:
+def job_status(status: str = "running", **options: Any) -> str:
     changes = {"status": status, "finished_at": None, "estimated_finish": sample_job.CREATED + 90}
-    return views.standing(sample_job.job(**changes), STEPS, **options)
+    return views.job_status(sample_job.job(**changes), STEPS, **options)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ def standing(status: str = "running", **options: Any) -> str:
     ],
 )
 def test_every_status_has_words(status: str, words: str) -> None:
-    assert words in standing(status)
+    assert words in job_status(status)
 
 
 def test_it_says_step_time_and_rewards() -> None:
-    html = standing(looked_at=sample_job.CREATED + 60)
+    html = job_status(polled_at=sample_job.CREATED + 60)
     assert '<progress max="24" value="24" aria-label="steps">' in html
-    assert "1:00 since it was created" in html
+    assert "1:00 since creation" in html
     assert "about 30 s left" in html
     assert "Validation, step 24" in html
     assert "+0.49, from 0.30 at step 0" in html
@@ -49,24 +49,24 @@ def test_it_says_step_time_and_rewards() -> None:
 
 
 def test_it_says_how_old_it_is() -> None:
-    assert "rk-expires" not in standing()
-    expiring = standing(expires_after=10.0)
+    assert "rk-expires" not in job_status()
+    expiring = job_status(expires_after=10.0)
     assert "animation-delay: 10s" in expiring
-    assert "No news for 10 seconds" in expiring
-    stale = standing(stale=f"no answer {PROBE}", expires_after=10.0)
+    assert "No update for 10 seconds" in expiring
+    stale = job_status(stale=f"no answer {PROBE}", expires_after=10.0)
     assert "rk-expires" not in stale
     assert "<script>" not in stale
-    assert "Older steps are still being read" in standing(unread=True)
+    assert "Older steps are still loading" in job_status(unread=True)
 
 
 def test_an_error_is_shown_and_escaped() -> None:
-    html = standing("failed", error=PROBE)
+    html = job_status("failed", error=PROBE)
     assert "<img" not in html
     assert "&lt;img src=x" in html
 
 
 def test_a_job_without_a_step() -> None:
-    html = views.standing(sample_job.job(status="queued", finished_at=None), [])
+    html = views.job_status(sample_job.job(status="queued", finished_at=None), [])
     assert "waiting for the worker" in html
     assert "<progress" not in html
 
@@ -100,7 +100,7 @@ def test_rollouts_come_best_first_with_their_advantage() -> None:
 
 
 def test_rollouts_that_are_not_there() -> None:
-    assert "does not show the completions" in views.rollouts(None)
+    assert "does not return training completions" in views.rollouts(None)
     assert "No training step is complete yet" in views.rollouts({"step": None, "groups": []})
 
 
@@ -131,4 +131,4 @@ def test_settings_say_what_auto_means() -> None:
     html = launch.settings({"batch_size": 8}, plan)
     assert "24 steps, a validation every 6" in html
     assert "a quarter" in html
-    assert "does not say what auto means" in launch.settings({}, None)
+    assert "does not report what `auto` means" in launch.settings({}, None)

@@ -48,7 +48,7 @@ def test_its_markup_jumps_and_its_pages_turn(panel):
     panel.widget()
     assert 'data-act="jump fixed at Step 12"' in panel._above.value
     panel._act_jump("fixed at Step 12")
-    assert "Rows fixed at Step 12" in panel._said.value
+    assert "Rows fixed at Step 12" in panel._selection.value
     panel.set(only="", page=2)
     assert "17 to 24 of 60 rows" in panel._count.value
     panel.section = "pair"
@@ -57,7 +57,7 @@ def test_its_markup_jumps_and_its_pages_turn(panel):
 
 
 def test_words_of_no_number_are_refused(panel):
-    with pytest.raises(InputError, match="no number of this comparison"):
+    with pytest.raises(InputError, match="this comparison has no number"):
         panel.only = "fixed at Step 99"
 
 
@@ -73,7 +73,7 @@ def test_labels_are_typed_kept_and_gone_on_with(samples, tmp_path):
     for word in ("a", "r", "b", "a"):  # the second one is taken back
         panel._field.value = word
         assert panel._field.value == ""
-    panel.say("")
+    panel.submit("")
 
     assert (panel.place, [each.value for each in panel.labels]) == (3, [1.0, 1.0])
     again = Labeller(samples, path, most=12)
@@ -86,19 +86,19 @@ def test_labels_are_typed_kept_and_gone_on_with(samples, tmp_path):
 
 def test_the_reward_is_hidden_until_the_label_is_there(samples, tmp_path):
     panel = Labeller(samples, tmp_path / "labels.jsonl", most=5)
-    assert "the grader gave" not in panel.to_html()
-    panel.say("a")
-    panel.say("b")
-    assert "the grader gave" in panel.to_html()
+    assert "The grader gave" not in panel.to_html()
+    panel.submit("a")
+    panel.submit("b")
+    assert "The grader gave" in panel.to_html()
 
 
 def test_what_is_no_label_is_refused_in_words(samples, tmp_path):
     panel = Labeller(samples, tmp_path / "labels.jsonl", most=5)
     with pytest.raises(InputError, match="type a to accept, r to reject"):
-        panel.say("maybe")
-    panel.say("0,5")
+        panel.submit("maybe")
+    panel.submit("0,5")
     with pytest.raises(InputError, match="these labels are numbers"):
-        panel.say("a")
+        panel.submit("a")
     (tmp_path / "labels.jsonl").write_text("{}")
     with pytest.raises(InputError, match=r"labels\.jsonl:1: not a label"):
         read_labels(tmp_path / "labels.jsonl")

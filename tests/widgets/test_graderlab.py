@@ -14,7 +14,7 @@ from rftkit.evals import Answer
 from rftkit.graders import Sample
 from rftkit.graders.tracing import render_all
 from rftkit.widgets import GraderLab
-from rftkit.widgets.graderform import places
+from rftkit.widgets.graderform import template_fields
 
 ROWS = [
     {"messages": [{"role": "user", "content": f"Say {n}"}], "answer": f"<b>{n}</b>", "topic": "n"}
@@ -194,7 +194,7 @@ def test_graders_are_combined_and_taken_apart_in_the_form(live: None) -> None:
     assert lab.problem == ""
 
 
-def test_places_are_inserted_into_templates(live: None) -> None:
+def test_template_fields_are_inserted_into_templates(live: None) -> None:
     lab = shown(GraderLab(ROWS, grader=EXACT))
     control = lab._form.field("reference")
     control.value = ""
@@ -223,7 +223,7 @@ def test_clicks_choose_rows_and_open_grades(live: None) -> None:
     lab._which.value = "2, x"
     assert "write 0, 5, 10-14" in lab.error
     lab._which.value = "99"
-    assert "there is no row 99; there are 20" in lab.error
+    assert "there is no row 99; rows are numbered 0 to 19" in lab.error
 
 
 def test_the_audit_is_shown_until_the_grader_changes(live: None) -> None:
@@ -231,7 +231,7 @@ def test_the_audit_is_shown_until_the_grader_changes(live: None) -> None:
     lab._try.click()
     assert lab.wait(60)
     assert lab.error == ""
-    assert "What the grader pays, 20 rows" in lab._cheats.value
+    assert "What the grader rewards, 20 rows" in lab._cheats.value
     lab._form.field("operation").value = "ne"
     assert lab._cheats.value == ""
 
@@ -267,9 +267,9 @@ def test_rendered_templates() -> None:
     assert "`sample.output_json` has the keys: b" in told[1].problem
 
 
-def test_places_come_from_rows_schema_and_answers() -> None:
+def test_template_fields_come_from_rows_schema_and_answers() -> None:
     items = [{"messages": [], "facts": {"a b": 1, "c": [2]}, "label": "x"}]
-    assert places(items, None, ['{"verdict": 1}', "no"]) == [
+    assert template_fields(items, None, ['{"verdict": 1}', "no"]) == [
         "item.facts",
         "item.facts['a b']",
         "item.facts.c",
@@ -278,4 +278,4 @@ def test_places_come_from_rows_schema_and_answers() -> None:
         "sample.output_json.verdict",
     ]
     schema = {"json_schema": {"schema": {"properties": {"x": {}}}}}
-    assert places([], schema) == ["sample.output_text", "sample.output_json.x"]
+    assert template_fields([], schema) == ["sample.output_text", "sample.output_json.x"]

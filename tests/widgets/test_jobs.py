@@ -135,8 +135,8 @@ def test_closing_stops_the_looks_and_nothing_else(platform: openai.OpenAI, live:
     monitor = JobMonitor(start(platform, n_epochs=50), client=platform, poll_seconds=0.2)
     monitor.widget()
     monitor.close()
-    monitor._looker.join(20)
-    assert not monitor._looker.is_alive()
+    monitor._poller.join(20)
+    assert not monitor._poller.is_alive()
     again = JobMonitor(monitor.job_id, client=platform)
     again.watch(until=lambda seen: len(seen.events) > 4, block=True)
     assert again.job["status"] == "running"
@@ -156,7 +156,7 @@ def test_it_says_when_it_is_stale(served: Served, live: None, monkeypatch: Any) 
         assert "rk-expires" in monitor._head.value
         with monkeypatch.context() as patch:
             patch.setattr(served.http, "send", refuse)
-            until(lambda: "Stale: the service has not answered" in monitor._head.value)
+            until(lambda: "requests to the service failed" in monitor._head.value)
         until(lambda: "Stale" not in monitor._head.value)
         served.platform.store.update_job(
             job.id, status="failed", error={"code": "x", "message": "no"}
@@ -171,8 +171,8 @@ def test_a_hosted_job_says_what_the_service_does_not_show() -> None:
     with sample_job.serving() as url:
         client = openai.OpenAI(base_url=url, api_key="none")
         html = JobMonitor(sample_job.JOB, client=client).to_html()
-        assert "does not show the completions of training" in html
-        assert "how sure a validation is, is not reported" in html
+        assert "does not return training completions" in html
+        assert "the uncertainty of a validation is not reported" in html
         assert "alert(1)" not in html.replace("alert(1)&gt;", "")
 
 
@@ -185,7 +185,7 @@ def test_base_and_final_answer_one_row_and_are_graded(
     play = Playground(finished, client=platform)
     assert next(iter(play.options)) == "base"
     assert list(play.options)[-1].startswith("final")
-    assert "Nothing was asked yet" in play.to_html()
+    assert "Type a prompt or choose a row" in play.to_html()
     play.ask(row=3)
     table = play.data()
     assert table["label"].tolist() == play.chosen
@@ -224,7 +224,7 @@ def test_the_controls_of_the_playground(platform: openai.OpenAI, finished: str, 
     try:
         play._models.value = ("base",)
         play._number.value = "two"
-        assert "a row is a number" in play.error
+        assert "a row must be a number" in play.error
         play._number.value = "2"
         assert (play.chosen, play.row) == (["base"], 2)
         assert play._question.disabled

@@ -48,14 +48,14 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         notebook.run(0)
         form = notebook.cell(0)
         assert form.get_by_role("button", name="Start the job").is_disabled()
-        form.get_by_role("button", name="1. Check").click()
+        form.get_by_role("button", name="1. Run checks").click()
         form.get_by_text("no cheat pays").wait_for()
         form.get_by_role("button", name="2. Estimate").click()
         form.get_by_text("the base model earns").wait_for()
-        form.get_by_text("Memory of the process").wait_for()
+        form.get_by_text("Process memory").wait_for()
         notebook.shot("launch", form)
         form.get_by_role("button", name="Start the job").click()
-        form.get_by_text("was started").wait_for()
+        form.get_by_text("Started ftjob-").wait_for()
 
         # the curve moves
         notebook.run(1)

@@ -44,8 +44,8 @@ def test_the_checklist_says_what_was_found(launched: JobLauncher) -> None:
 def test_the_estimate_is_shown_with_what_it_rests_on(launched: JobLauncher) -> None:
     shown = launched.to_html()
     assert "Time" in shown
-    assert "Memory of the process" in shown
-    assert "From two steps of" in shown.plain
+    assert "Process memory" in shown
+    assert "Based on two steps of" in shown.plain
     launched.set(usd_per_hour=3600.0)
     assert "$" in launched.to_html()
 
@@ -118,12 +118,12 @@ def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RFTKIT_MODE", "live")
     panel = JobLauncher(client=served.client)
     panel.widget()
-    panel._knobs["n_epochs"].value = "2"
-    panel._knobs["learning_rate_multiplier"].value = "0.5"
+    panel._hyperparameter_fields["n_epochs"].value = "2"
+    panel._hyperparameter_fields["learning_rate_multiplier"].value = "0.5"
     assert panel.hyperparameters == {"n_epochs": 2, "learning_rate_multiplier": 0.5}
-    panel._knobs["n_epochs"].value = "auto"
+    panel._hyperparameter_fields["n_epochs"].value = "auto"
     assert panel.hyperparameters == {"learning_rate_multiplier": 0.5}
-    panel._knobs["batch_size"].value = "many"
+    panel._hyperparameter_fields["batch_size"].value = "many"
     assert "must be a number or auto" in panel.error
     panel._fields["seed"].value = "7"
     panel._fields["metadata"].value = "lora_rank=8 kl_coef=0.01"
@@ -136,7 +136,7 @@ def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
     assert panel.train.endswith("tiny_copy/train.jsonl")
     assert panel._fields["train"].value == panel.train
     assert panel._go.disabled
-    for box in panel._waivers.values():
+    for box in panel._overrides.values():
         box.value = True
     assert not panel._go.disabled
     panel._go.click()
@@ -199,5 +199,5 @@ def test_points_are_required_by_name() -> None:
     with pytest.raises(InputError, match="overrule 'grader'"):
         require(points)
     require(points, ["grader"])
-    assert "! warning, overruled" in launch.checklist(points, ["grader"])
+    assert "! warning, overridden" in launch.checklist(points, ["grader"])
     assert jobs.require is require

@@ -132,14 +132,14 @@ def test_a_row_in_full_has_its_grade_and_the_rows_like_it(file: Path) -> None:
     browser = RowBrowser(file, grader={**GRADER, "name": "exact"}, row=12)
     html = browser.to_html()
     assert "reward 1.00" in html
-    assert "Rows like this one" in html
-    assert "% alike" in html
+    assert "Similar rows" in html
+    assert "% similar" in html
     assert "reference answer: 12  (reward 1.00)" in str(browser)
     browser.close()
 
 
 def test_a_row_that_is_not_there(file: Path) -> None:
-    with pytest.raises(InputError, match="there is no row 99; there are 41, from 0"):
+    with pytest.raises(InputError, match="there is no row 99; rows are numbered 0 to 40"):
         RowBrowser(file, row=99).to_html()
 
 
@@ -200,4 +200,4 @@ def test_a_static_copy_says_what_it_leaves_out(frame: pd.DataFrame) -> None:
     many = pd.concat([frame] * 400, ignore_index=True)
     html = RowBrowser(many).to_html(max_bytes=50_000)
     assert len(html) < 70_000
-    assert "of 1,200 rows are in this page" in html
+    assert "of 1,200 rows are on this page" in html
