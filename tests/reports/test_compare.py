@@ -55,7 +55,7 @@ def test_the_page_recommends_shows_where_and_names_the_csv(page):
     for section in ("Runs", "Against the baseline", "Rows", "Provenance"):
         assert f">{section}</a>" in html
     assert "all are in compare-rows.csv" in html
-    assert "40 of 60 rows are on this page" in html
+    assert "This page has 40 of 60 rows" in html
     assert page.with_name("compare-rows.csv").read_text().count("\n") == 61
     assert page.with_name("compare-samples.csv").is_file()
     figures = reports.read_summary(page)

@@ -23,7 +23,7 @@ def test_the_headline_is_the_recommendation_and_its_doubts(found):
     html = views.compare_headline(found)
 
     assert "deploy Step 12" in html.plain
-    assert "to expect on new rows" in html
+    assert "Expected gain of" in html
     assert "left out, not counted as zero" in html
 
 
@@ -46,7 +46,7 @@ def test_a_page_that_holds_some_rows_says_so_at_every_number(found):
 
     assert len(jumps.numbers) == 20
     assert f"{here} of these {pair.num_fixed} rows are on this page; all are in page-rows" in html
-    assert "20 of 60 rows are on this page" in html
+    assert "This page has 20 of 60 rows" in html
     rows = views.compare_rows(found, jumps=jumps)
     assert rows.count('<details class="rk-card"') == 20
     assert "15 rows that changed most from Step 0 to Step 12, and the 5 most unstable" in rows

@@ -53,7 +53,7 @@ def codes(events: list[dict[str, Any]]) -> list[str]:
 def test_a_sub_grader_that_did_not_move_is_named_with_where_the_gain_came_from() -> None:
     found = findings(story_of([event(step) for step in range(5)]))
     assert [each.key for each in found] == ["never_sampled:compliant", "still:compliant"]
-    assert "33% share of references have it as `compliant`" in found[0].message
+    assert "33% of the references have it as `compliant`" in found[0].message
     assert "`guidance`" in found[0].advice
     assert found[1].message == (
         "The validation reward (step 0 to 4) rose by 0.20. It came from `explanation` (+0.40); "
