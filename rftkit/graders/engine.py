@@ -65,7 +65,9 @@ class CompiledGrader:
         floor_reward: float,
         threads: int,
         closers: Sequence[Callable[..., None]],
+        grades_cut: bool = False,
     ) -> None:
+        """With `grades_cut`, an answer that hit its token limit is graded like any other."""
         self.spec = spec
         """The normalised spec."""
         self.leaves = _leaves(spec)
@@ -73,11 +75,14 @@ class CompiledGrader:
         """The reward of an unscorable sample."""
         self._scores, self._formula = scores, formula
         self._threads, self._closers = threads, closers
+        self._grades_cut = grades_cut
 
     def grade(self, sample: Sample, item: Any) -> Grade:
         """Grade one sample against its row. Never raises for what is in them."""
         start = perf_counter()
-        if sample.truncated or (sample.expects_json and sample.output_json is None):
+        if sample.truncated and self._grades_cut:
+            pass  # hosted evals grade the text that there is
+        elif sample.truncated or (sample.expects_json and sample.output_json is None):
             return self._unscorable(_what_is_wrong(sample), start)
         if self._formula is None:
             return self._grade_one(sample, item, start)
@@ -214,7 +219,8 @@ def compile_grader(
 
     Args:
         spec: a grader in the wire's form.
-        purpose: `eval` allows `label_model`.
+        purpose: `eval` allows `label_model`, and grades the text of answers that were cut off;
+            in training they get the floor.
         complete: asks a judge; without it model graders fail with a message that says so.
         embed: embeds texts for `cosine`.
         http: calls endpoint graders; default a plain HTTP POST.
@@ -258,6 +264,7 @@ def compile_grader(
         floor_reward=parsed.get("range", [0.0])[0] if floor_reward is None else floor_reward,
         threads=max(num_threads(part["type"], context) for part in parts.values()),
         closers=context.closers,
+        grades_cut=purpose == "eval",
     )
 
 

@@ -13,7 +13,7 @@ from starlette.datastructures import QueryParams
 from rftkit.errors import RequestError
 from rftkit.server.inference.platform import Platform
 
-__all__ = ["Here", "Limit", "Reply", "cut", "is_resent", "metadata_filter"]
+__all__ = ["Here", "Limit", "Reply", "cut", "metadata_filter", "repeated"]
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 """How many objects a page may hold."""
@@ -36,9 +36,15 @@ class Reply(JSONResponse):
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def is_resent(request: Request) -> bool:
-    """Whether the SDK sends a request again because it got no answer to the first one."""
-    return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
+def repeated(request: Request) -> dict[str, Any]:
+    """How a create may be a former one again: what `Store.once` needs to know.
+
+    The SDK counts its retries; other clients send an `Idempotency-Key` of their own.
+    """
+    return {
+        "is_resent": request.headers.get("x-stainless-retry-count", "0") not in ("", "0"),
+        "key": request.headers.get("idempotency-key"),
+    }
 
 
 def cut(

@@ -9,10 +9,13 @@ from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
-from rftkit.server.api import Here, Limit, Reply, is_resent
+from rftkit.server.api import Here, Limit, Reply, repeated
 from rftkit.server.api.files import live_file
 from rftkit.server.evals.item_schema import check_items
+from rftkit.server.evals.runner import chat_options
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of, kind_of, refusal
+from rftkit.server.inference.chat_request import ChatBody, chat_request
+from rftkit.server.inference.judge import check_judges
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
@@ -30,6 +33,10 @@ SAMPLING = {
     "responses": {"max_completion_tokens", "reasoning_effort", "seed", "temperature", "text",
                   "tools", "top_p"},
 }  # fmt: skip
+
+
+LIMITS = ("max_completion_tokens", "max_completions_tokens", "max_output_tokens", "max_tokens")
+"""Spellings of the limit of an answer's tokens; the first one is kept."""
 
 
 class DataSource(Body):
@@ -59,7 +66,9 @@ class KeptResponses(Body):
     type: Literal["responses"]
     created_after: int | None = None
     created_before: int | None = None
+    has_tool_calls: bool | None = None
     instructions_search: str | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     metadata: Metadata | None = None
     model: str | None = None
     reasoning_effort: str | None = None
@@ -89,7 +98,10 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     source = body.data_source
     _check_source(here, record, source)
     if source.type != "jsonl" and not _grades_what_is_kept(source):
-        _check_sampling(here, source)
+        source = source.model_copy(update={"sampling_params": _spelled(source.sampling_params)})
+        _check_sampling(here, source, body.metadata)
+    for index, spec in enumerate(record.testing_criteria):
+        check_judges(here, spec, f"the eval's testing_criteria[{index}]", param="eval_id")
 
     def make() -> str:
         run = here.store.add_run(
@@ -103,7 +115,7 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
         return run.id
 
     route = f"evals/{eval_id}/runs"
-    run_id = here.store.once(route, digest_of(body), make, is_resent=is_resent(request))
+    run_id = here.store.once(route, digest_of(body), make, **repeated(request))
     run = here.store.run(run_id)  # before it is taken up: what was made is queued
     if here.runner is not None:
         here.runner.wake()
@@ -163,7 +175,7 @@ def _check_content(record: Eval, content: Any, where: str) -> None:
             )
 
 
-def _check_sampling(here: Platform, source: DataSource) -> None:
+def _check_sampling(here: Platform, source: DataSource, metadata: Json | None) -> None:
     if source.model is None:
         raise RequestError("Missing required parameter: `data_source.model`.", param="model")
     try:
@@ -172,11 +184,43 @@ def _check_sampling(here: Platform, source: DataSource) -> None:
         raise RequestError(
             error.message, param="data_source.model", code="model_not_found"
         ) from None
-    unknown = set(source.sampling_params or {}) - SAMPLING[source.type]
-    if unknown:
-        name = f"data_source.sampling_params.{min(unknown)}"
-        raise RequestError(f"Unrecognized request argument supplied: {name}", param=name)
     _check_input(source.input_messages)
+    where, known = "data_source.sampling_params", SAMPLING[source.type]
+    if unknown := set(source.sampling_params or {}) - known:
+        name = f"{where}.{min(unknown)}"
+        raise RequestError(
+            f"Unrecognized request argument supplied: {name}; known are {', '.join(sorted(known))}",
+            param=name,
+        )
+    try:
+        body = {
+            **chat_options(source.sampling_params or {}),
+            "model": source.model,
+            "messages": [{"role": "user", "content": "an item"}],
+            "metadata": metadata,
+        }
+        chat_request(here, ChatBody.model_validate(body))
+    except ValidationError as error:
+        found = refusal(error.errors())
+        raise RequestError(found.message, param=f"{where}.{found.param}") from None
+    except RequestError as error:
+        raise RequestError(error.message, param=f"{where}.{error.param}") from None
+
+
+def _spelled(sampling: Json | None) -> Json | None:
+    """Sampling parameters with the limit of tokens under its one name.
+
+    The service's specification has `max_completions_tokens`, its SDK `max_completion_tokens`.
+    """
+    if sampling is None:
+        return None
+    given = {name: sampling[name] for name in LIMITS if sampling.get(name) is not None}
+    if len(set(map(str, given.values()))) > 1:
+        found = " and ".join(f"`{name}` {kind_of(value)}" for name, value in given.items())
+        name = f"data_source.sampling_params.{min(given)}"
+        raise RequestError(f"the limit of tokens is given as {found}; pass one", param=name)
+    rest = {key: value for key, value in sampling.items() if key not in LIMITS}
+    return {LIMITS[0]: next(iter(given.values())), **rest} if given else rest
 
 
 def _check_input(given: Json | None) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError, RequestError
-from rftkit.server.api import Here, Limit, Reply, cut, is_resent
+from rftkit.server.api import Here, Limit, Reply, cut, repeated
 from rftkit.server.evals.stored_answers import ITEM_SCHEMA
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of
 from rftkit.server.store import wire
@@ -73,7 +73,7 @@ def create(here: Here, request: Request, body: EvalBody) -> Reply:
         )
         return record.id
 
-    eval_id = here.store.once("evals", digest_of(body), make, is_resent=is_resent(request))
+    eval_id = here.store.once("evals", digest_of(body), make, **repeated(request))
     return Reply(wire.eval_object(here.store.eval(eval_id)), status_code=201)
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from rftkit.errors import NotFoundError, RequestError
-from rftkit.server.api import Here, Reply, is_resent
+from rftkit.server.api import Here, Reply, repeated
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 from rftkit.server.store.records import File as FileRecord
@@ -71,7 +71,7 @@ def create(
     expires_at = None if life is None else now() + life
     kept = here.store.add_file(file.file, name, purpose, expires_at=expires_at)
     same = f"{kept.digest} {purpose} {life} {name}"
-    first = here.store.once("files", same, lambda: kept.id, is_resent=is_resent(request))
+    first = here.store.once("files", same, lambda: kept.id, **repeated(request))
     if first != kept.id:
         here.store.delete_file(kept.id)
     return Reply(wire.file_object(here.store.file(first)))

@@ -16,6 +16,7 @@ from rftkit.server.api.files import live_file
 from rftkit.server.engine.base import is_whole
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.body import Metadata, Open, check_response_format, kind_of
+from rftkit.server.inference.judge import check_judges
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
@@ -86,6 +87,8 @@ def job_from(body: JobBody, platform: Platform) -> Job:
     _check_model_and_files(body, platform)
     _check_engine(body, platform)
     assert body.validation_file is not None
+    method = _method(given)
+    check_judges(platform, method["reinforcement"]["grader"], f"{METHOD}.grader")
     return Job(
         id=new_id("ftjob-"),
         created_at=now(),
@@ -94,7 +97,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         seed=random.randrange(2**31) if body.seed is None else body.seed,
         training_file=body.training_file,
         validation_file=body.validation_file,
-        method=_method(given),
+        method=method,
         metadata=body.metadata,
         extra=body.model_extra or {},
     )

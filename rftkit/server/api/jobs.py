@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from rftkit.server.api import Here, Limit, Reply, cut, is_resent, metadata_filter
+from rftkit.server.api import Here, Limit, Reply, cut, metadata_filter, repeated
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
 from rftkit.server.inference.body import digest_of
 from rftkit.server.inference.platform import Platform
@@ -21,9 +21,7 @@ router = APIRouter(prefix="/fine_tuning/jobs")
 def create(here: Here, request: Request, body: JobBody) -> Reply:
     """Queue a job; a request that the SDK sends again gets the job of the first one."""
     job = job_from(body, here)
-    job_id = here.store.once(
-        "jobs", digest_of(body), lambda: _add(here, job), is_resent=is_resent(request)
-    )
+    job_id = here.store.once("jobs", digest_of(body), lambda: _add(here, job), **repeated(request))
     made = here.store.job(job_id)  # before it is taken up: its files are not validated yet
     here.link.wake()
     return Reply(wire.job_object(made))

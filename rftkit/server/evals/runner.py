@@ -12,28 +12,35 @@ import contextlib
 import json
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from rftkit import graders
-from rftkit.errors import InputError, RftkitError
+from rftkit.errors import InputError, RequestError, RftkitError
 from rftkit.graders import Sample
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import compile_template, look_up, paths
 from rftkit.rows import BOM, parse_object
 from rftkit.server.evals.stored_answers import stored_entries
-from rftkit.server.inference.body import check_messages
+from rftkit.server.inference.body import check_messages, kind_of
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.judge import embedding_call
 from rftkit.server.inference.platform import Platform
-from rftkit.server.inference.response_items import chat_tools
+from rftkit.server.inference.response_items import chat_tools, response_format_from
 from rftkit.server.store.records import Eval, EvalRun, OutputItem
 from rftkit.server.store.store import Store
-from rftkit.server.training.eval_records import GradedSample, item_from, results_from, tally
+from rftkit.server.training.eval_records import (
+    GradedSample,
+    item_from,
+    outcome_of,
+    results_from,
+    tally,
+)
 
-__all__ = ["EvalRunner", "entries_of", "messages_for"]
+__all__ = ["EvalRunner", "chat_options", "entries_of", "messages_for"]
 
 log = logging.getLogger("rftkit.server")
 
@@ -120,6 +127,8 @@ class _Pass:
         self._platform, self._run, self._call = platform, run, call
         self._eval: Eval = platform.store.eval(run.eval_id)
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self._counts: Counter[str] = Counter()
+        self._shown: Json = {}
         self._compiled = [
             graders.compile_grader(
                 {key: value for key, value in spec.items() if key != "id"},
@@ -137,6 +146,7 @@ class _Pass:
             entries = await self._call(list, entries_of(store, self._run))
             there = await self._call(_all_items, store, self._run.id)
             done = {item.datasource_item_id for item in there}
+            self._counts.update(map(outcome_of, there))
             todo = [pair for pair in entries if pair[0] not in done]
             work = _all([self._one(row, entry) for row, entry in todo])
             await self._until_canceled(asyncio.ensure_future(work))
@@ -149,6 +159,7 @@ class _Pass:
         """Wait for the work; when the run is canceled, drop chats and grades under way."""
         try:
             while not (await asyncio.wait({work}, timeout=CANCEL_SECONDS))[0]:
+                await self._call(self._show_counts)
                 if not await asyncio.to_thread(self._is_going):
                     await asyncio.to_thread(self._close)  # grades under way hold all threads
                     return
@@ -177,7 +188,17 @@ class _Pass:
             if sample is not None:
                 results = await self._call(self._grade, sample, entry["item"])
             graded = GradedSample(row=row, item=entry["item"], results=results, **facts)
-            await self._call(store.add_items, [item_from(self._run, graded)])
+            item = item_from(self._run, graded)
+            await self._call(store.add_items, [item])
+            self._counts[outcome_of(item)] += 1
+
+    def _show_counts(self) -> None:
+        """Let clients see how far the run is."""
+        counts = {name: self._counts[name] for name in ("errored", "failed", "passed")}
+        shown = {"total": sum(counts.values()), **counts}
+        if shown != self._shown:
+            self._platform.store.update_run(self._run.id, result_counts=shown)
+            self._shown = shown
 
     def _is_going(self) -> bool:
         """Whether nobody has canceled the run."""
@@ -200,7 +221,7 @@ class _Pass:
             check_messages(facts["input"])
             body = ChatBody.model_validate(
                 {
-                    **_chat_options(sampling),
+                    **chat_options(sampling),
                     "model": self._run.model,
                     "messages": facts["input"],
                     "metadata": self._run.metadata,
@@ -232,18 +253,27 @@ class _Pass:
         return sample, facts
 
 
-def _chat_options(sampling: Json) -> Json:
-    """Sampling parameters of either kind of run, as chat completions spell them."""
+def chat_options(sampling: Json) -> Json:
+    """Sampling parameters of either kind of run, as chat completions spell them.
+
+    Raises:
+        RequestError: for what has no meaning in a chat, naming the parameter.
+    """
     options = {key: value for key, value in sampling.items() if key != "text"}
-    if options.get("tools") and "function" not in options["tools"][0]:
-        options["tools"] = chat_tools(options["tools"])
-    format_ = (sampling.get("text") or {}).get("format")
+    tools = options.get("tools")
+    if tools is not None:
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise RequestError(
+                f"`tools` must be a list of objects, found {kind_of(tools)}", param="tools"
+            )
+        if not any("function" in tool for tool in tools):
+            options["tools"] = chat_tools(tools)
+    text = sampling.get("text")
+    if text is not None and not isinstance(text, dict):
+        raise RequestError(f"`text` must be an object, found {kind_of(text)}", param="text")
+    format_ = (text or {}).get("format")
     if format_ is not None:
-        rest = {key: value for key, value in format_.items() if key != "type"}
-        kind = format_.get("type")
-        options["response_format"] = (
-            {"type": kind, "json_schema": rest} if kind == "json_schema" else {"type": kind}
-        )
+        options["response_format"] = response_format_from(format_)
     return options
 
 

@@ -44,11 +44,10 @@ def stored_entries(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
         created_after=source.get("created_after"),
         created_before=before,
     )
-    for number, record in found[-source["limit"] :] if source.get("limit") else found:
-        if source["type"] == "stored_completions":
-            yield number, _of_chat(record)
-        elif _fits(record.body, source):
-            yield number, _of_response(record)
+    is_chat = source["type"] == "stored_completions"
+    fitting = [pair for pair in found if is_chat or _fits(pair[1].body, source)]
+    for number, record in fitting[-source["limit"] :] if source.get("limit") else fitting:
+        yield number, _of_chat(record) if is_chat else _of_response(record)
 
 
 def _of_chat(record: StoredResponse) -> Json:
@@ -112,10 +111,12 @@ def _entry(
 
 def _fits(body: Json, source: Json) -> bool:
     """Whether a response fits the filters that only responses have."""
+    has_calls = any(item["type"] == "function_call" for item in body["output"])
     names = {tool.get("name") for tool in body.get("tools") or []}
     search = source.get("instructions_search")
     return (
         all(source.get(key) in (None, body.get(key)) for key in ("temperature", "top_p"))
+        and source.get("has_tool_calls") in (None, has_calls)
         and source.get("reasoning_effort") in (None, (body.get("reasoning") or {}).get("effort"))
         and names.issuperset(source.get("tools") or ())
         and (not source.get("users") or body.get("user") in source["users"])

@@ -49,6 +49,7 @@ from rftkit.server.api import (
 )
 from rftkit.server.api.files import MAX_FILE_BYTES
 from rftkit.server.evals.runner import EvalRunner
+from rftkit.server.http.azure import as_openai, with_model
 from rftkit.server.http.webhooks import deliver_for_ever
 from rftkit.server.inference.body import refusal
 from rftkit.server.inference.grader_cache import GraderCache
@@ -221,6 +222,7 @@ class Gate:
             return
         if scope["path"] != "/health":
             self._platform.last_request = time.monotonic()
+        model = as_openai(scope)
         request_id = f"req_{secrets.token_hex(16)}"
         started = False
 
@@ -235,7 +237,8 @@ class Gate:
             refused = await self._refused(scope)
             if refused is None:
                 _name_json(scope)
-                await self._app(scope, _limited(scope, receive), named)
+                limited = _limited(scope, receive)
+                await self._app(scope, with_model(limited, model) if model else limited, named)
             else:
                 await refused(scope, receive, named)
         except Exception:

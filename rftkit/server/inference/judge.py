@@ -9,16 +9,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from rftkit import graders, settings
-from rftkit.errors import InputError, NotFoundError
+from rftkit.errors import InputError, NotFoundError, RequestError
 from rftkit.graders import Completion, CompletionCall, completion_call
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL, EmbeddingCall
+from rftkit.graders.types import parts
 from rftkit.server.inference.body import refusal
 from rftkit.server.inference.chat_request import ChatBody, chat_request
+from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import EmbedRequest
 from rftkit.server.inference.worker_process import ChatError
 
-__all__ = ["embedding_call", "judge_call"]
+__all__ = ["check_judges", "embedding_call", "judge_call"]
+
+
+HINT = "set RFTKIT_JUDGE_BASE_URL where the server starts to ask a judge elsewhere"
 
 
 def judge_call(platform: Platform) -> CompletionCall:
@@ -53,8 +58,7 @@ def judge_call(platform: Platform) -> CompletionCall:
         except InputError as error:
             raise ChatError(error.message, status=400) from None
         except NotFoundError as error:
-            hint = "set RFTKIT_JUDGE_BASE_URL to ask a judge elsewhere"
-            raise ChatError(f"{error.message}; {hint}", status=404) from None
+            raise ChatError(f"{error.message}; {HINT}", status=404) from None
         done = platform.complete_in_thread(asked)
         [answer] = done["completions"]
         return Completion(
@@ -69,6 +73,34 @@ def judge_call(platform: Platform) -> CompletionCall:
         )
 
     return complete
+
+
+def check_judges(platform: Platform, spec: dict[str, Any], where: str, *, param: str = "") -> None:
+    """Refuse a grader whose model cannot be asked, before anything is trained or sampled for it.
+
+    Args:
+        platform: where models are served.
+        spec: a normalised grader.
+        where: how a request spells the grader.
+        param: the request's parameter at fault, when it is not the grader itself.
+
+    Raises:
+        RequestError: no judge is set and no such model is here.
+    """
+    if settings.judge().base_url is not None:
+        return
+    for key, part in parts(spec).items():
+        if not isinstance(model := part.get("model"), str):
+            continue
+        place = f"{where}.graders.{key}.model" if key else f"{where}.model"
+        try:
+            check_model(platform, model)
+        except (NotFoundError, RequestError) as error:
+            raise RequestError(
+                f"`{place}`: {error.message}; {HINT}",
+                param=param or place,
+                code=error.code,
+            ) from None
 
 
 def embedding_call(platform: Platform) -> EmbeddingCall:

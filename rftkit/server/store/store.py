@@ -31,7 +31,9 @@ from rftkit.wholefile import unwritable
 __all__ = ["Store", "new_id", "now"]
 
 RETRY_SECONDS = 600
-"""How long the store recognises a create request that is sent again."""
+"""How long the store recognises a create request that is sent again, in seconds."""
+KEY_SECONDS = 24 * 3600
+"""As `RETRY_SECONDS`, for requests with an `Idempotency-Key`."""
 
 
 class Store(Files, Evals):
@@ -411,7 +413,15 @@ class Store(Files, Evals):
         """Record an attempt to send a webhook event."""
         return self._update(Delivery, delivery_id, fields)
 
-    def once(self, route: str, digest: str, make: Callable[[], str], *, is_resent: bool) -> str:
+    def once(
+        self,
+        route: str,
+        digest: str,
+        make: Callable[[], str],
+        *,
+        is_resent: bool,
+        key: str | None = None,
+    ) -> str:
         """Return the id of the new object, or of the one that the same request made before.
 
         Args:
@@ -419,10 +429,20 @@ class Store(Files, Evals):
             digest: of the request; identical requests have the same one.
             make: creates the object, in this transaction, and returns its id.
             is_resent: whether the client states that it sends the request again.
+            key: what the client calls the request, its `Idempotency-Key`.
+
+        Raises:
+            RequestError: the key belongs to another request.
         """
+        if key is not None:
+            is_resent, route = True, f"{route} {hashlib.sha256(key.encode()).hexdigest()}"
         moment = now()
         with self.transaction() as db:
-            db.execute("DELETE FROM requests WHERE created_at < ?", (moment - RETRY_SECONDS,))
+            db.execute(
+                "DELETE FROM requests WHERE created_at < ? - (CASE WHEN instr(route, ' ') "
+                "THEN ? ELSE ? END)",
+                (moment, KEY_SECONDS, RETRY_SECONDS),
+            )
             known = self._rows(
                 "SELECT object_id FROM requests WHERE route = ? AND digest = ? "
                 "ORDER BY seq DESC LIMIT 1",
@@ -431,6 +451,12 @@ class Store(Files, Evals):
             )
             if is_resent and known:
                 return str(known[0]["object_id"])
+            if key is not None and self._rows("SELECT 1 FROM requests WHERE route = ?", route):
+                raise RequestError(
+                    f"the Idempotency-Key {key[:80]!r} was used for another request; choose a new "
+                    "key",
+                    code="idempotency_key_in_use",
+                )
             made = make()
             db.execute(
                 "INSERT INTO requests (route, digest, created_at, object_id) VALUES (?, ?, ?, ?)",

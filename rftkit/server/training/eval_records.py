@@ -24,6 +24,7 @@ __all__ = [
     "criterion",
     "item_from",
     "make_job_eval",
+    "outcome_of",
     "record_validation",
     "results_from",
     "tally",
@@ -134,13 +135,19 @@ def item_from(run: EvalRun, sample: GradedSample) -> OutputItem:
     )
 
 
+def outcome_of(item: OutputItem) -> str:
+    """Where an item counts: errored, passed or failed."""
+    if item.sample["error"] or any(result["score"] is None for result in item.results):
+        return "errored"
+    return "passed" if item.status == "pass" else "failed"
+
+
 def tally(criteria: Sequence[Json], items: Sequence[OutputItem]) -> Json:
     """The fields of a run that add its items up."""
     counts = {"total": len(items), "errored": 0, "failed": 0, "passed": 0}
     usage: dict[str, Json] = {}
     for item in items:
-        broken = item.sample["error"] or any(r["score"] is None for r in item.results)
-        counts["errored" if broken else "passed" if item.status == "pass" else "failed"] += 1
+        counts[outcome_of(item)] += 1
         if item.sample["model"] is not None:
             _add_usage(usage, item.sample)
     return {

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Served
+from conftest import ROW, Served
 
 from rftkit.server.inference.worker_process import ChatError
 
@@ -188,3 +188,40 @@ def test_thoughts_are_kept_apart_and_counted(served: Served) -> None:
             messages=USER,
             reasoning_effort="huge",  # type: ignore[arg-type]
         )
+
+
+def test_azure_clients_change_one_address(served: Served) -> None:
+    azure = openai.AzureOpenAI(
+        azure_endpoint="http://localhost", api_version="2025-04-01-preview", api_key="local",
+        http_client=served.http, max_retries=0,
+    )  # fmt: skip
+    answer = azure.chat.completions.create(model=MODEL, messages=USER)
+    assert answer.choices[0].message.content == "hello"
+    stream = azure.chat.completions.create(model=MODEL, messages=USER, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in stream) == "hello"
+    assert azure.responses.create(model=MODEL, input="hi").output_text == "hello"
+    assert azure.embeddings.create(model=MODEL, input="hi").data
+    file = azure.files.create(file=("rows.jsonl", ROW), purpose="fine-tune")
+    assert azure.files.content(file.id).content == ROW
+    assert azure.fine_tuning.jobs.list().data == []
+    deployed = openai.AzureOpenAI(
+        azure_endpoint="http://localhost", azure_deployment="rftkit-tiny", api_version="1",
+        api_key="local", http_client=served.http, max_retries=0,
+    )  # fmt: skip
+    assert deployed.chat.completions.create(model="gpt-4o", messages=USER).model == MODEL
+    newest = openai.OpenAI(
+        base_url="http://localhost/openai/v1/", api_key="local", http_client=served.http
+    )
+    assert newest.chat.completions.create(model=MODEL, messages=USER).choices
+    path = "/openai/deployments/rftkit-tiny/chat/completions?api-version=1"
+    plain = served.http.post(path, json={"messages": USER}, headers={"api-key": "local"})
+    assert plain.json()["model"] == MODEL
+    assert served.http.post(path, content=b"{oops").status_code == 400
+
+
+def test_the_key_of_azure_clients_is_checked(served: Served) -> None:
+    served.platform.needs_key = True
+    served.platform.store.set_api_key("secret")
+    path = "/openai/v1/models"
+    assert served.http.get(path, headers={"api-key": "wrong"}).status_code == 401
+    assert served.http.get(path, headers={"api-key": "secret"}).status_code == 200

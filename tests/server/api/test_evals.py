@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
+import threading
 import time
 from typing import Any
 
@@ -574,3 +576,136 @@ def test_a_number_that_is_none_is_named_with_its_line(served: Served) -> None:
     assert run.status == "failed"
     assert "rows.jsonl:2: " in run.error.message
     assert "NaN" in run.error.message
+
+
+def asking(served: Served, **more: Any) -> Any:
+    """A run that asks the model, of rows with one answer each."""
+    source = {
+        "type": "completions", "model": MODEL, "source": content("hello"),
+        "input_messages": {"type": "template", "template": [{"role": "user", "content": "hi"}]},
+        **more,
+    }  # fmt: skip
+    return served.client.evals.runs.create(make_eval(served).id, data_source=source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_completion_tokens", "max_completions_tokens", "max_tokens"])
+def test_every_spelling_of_the_limit_of_tokens_is_read(served: Served, name: str) -> None:
+    run = finished(served, asking(served, sampling_params={name: 7, "temperature": 0.5}))
+    assert run.status == "completed"
+    assert served.link.requests[-1]["max_tokens"] == 7
+    [item] = served.client.evals.runs.output_items.list(run.id, eval_id=run.eval_id).data
+    assert item.sample.max_completion_tokens == 7
+
+
+REFUSED: Any = [
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "pass one"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "no built-in tools"),
+    ({"tools": "all"}, "tools", "a list of objects"),
+    ({"temperature": 9}, "temperature", "found 9"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "'xml'"),
+    ({"reasoning_effort": "huge"}, "reasoning_effort", "'huge'"),
+    ({"best_of": 3}, "best_of", "known are"),
+]
+
+
+@pytest.mark.parametrize(("sampling", "param", "words"), REFUSED)
+def test_a_run_that_cannot_sample_is_refused(
+    served: Served, sampling: Any, param: str, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        asking(served, sampling_params=sampling)
+    assert caught.value.param == f"data_source.sampling_params.{param}"
+    assert words in caught.value.message
+
+
+def test_kept_responses_are_limited_after_they_are_chosen(served: Served) -> None:
+    for number in range(4):
+        served.client.responses.create(
+            model=MODEL, input="x", instructions="odd" if number % 2 else "even"
+        )
+    made = served.client.evals.create(
+        data_source_config={"type": "logs"}, testing_criteria=[
+            {**GRADER, "reference": "hello"}  # type: ignore[list-item]
+        ],
+    )  # fmt: skip
+    source: Any = {"type": "responses", "limit": 1, "instructions_search": "even"}
+    run = served.client.evals.runs.create(
+        made.id, data_source={"type": "responses", "source": source}
+    )
+    run = finished(served, run)
+    assert (run.result_counts.total, run.result_counts.passed) == (1, 1)
+
+
+def test_the_text_of_an_answer_that_was_cut_is_graded(served: Served) -> None:
+    served.link.say = lambda request: {"text": "hello", "stop_reason": "length"}
+    run = finished(served, asking(served))
+    assert (run.result_counts.passed, run.result_counts.errored) == (1, 0)
+    [item] = served.client.evals.runs.output_items.list(run.id, eval_id=run.eval_id).data
+    assert item.sample.finish_reason == "length"
+    cut = Sample.from_text("hello", truncated=True)
+    with compile_grader({**GRADER, "reference": "hello"}) as grader:
+        assert grader.grade(cut, {}).outcome == "unscorable"  # in training it gets the floor
+
+
+JUDGE: Any = {
+    "type": "score_model", "name": "judge", "model": "gpt-4o",
+    "input": [{"role": "user", "content": "{{sample.output_text}}"}],
+}  # fmt: skip
+
+
+def test_a_judge_that_cannot_be_asked_is_refused_at_creation(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multi = {"type": "multi", "graders": {"a": GRADER, "b": JUDGE}, "calculate_output": "a + b"}
+    for grader, param in ((JUDGE, "grader.model"), (multi, "grader.graders.b.model")):
+        method = {"type": "reinforcement", "reinforcement": {"grader": grader}}
+        with pytest.raises(openai.BadRequestError, match="RFTKIT_JUDGE_BASE_URL") as caught:
+            served.create_job(method=method)
+        assert caught.value.param == f"method.reinforcement.{param}"
+    made = make_eval(served, JUDGE)
+    source: Any = {"type": "jsonl", "source": content("a", sample={"output_text": "a"})}
+    with pytest.raises(openai.BadRequestError, match="gpt-4o"):
+        served.client.evals.runs.create(made.id, data_source=source)
+    monkeypatch.setenv("RFTKIT_JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
+    assert served.create_job(method={"type": "reinforcement", "reinforcement": {"grader": JUDGE}})
+
+
+def test_counts_move_while_a_run_goes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rftkit.server.evals.runner.CANCEL_SECONDS", 0.01)
+    ends = threading.Event()
+
+    def say(request: Any) -> str:
+        if request["messages"][0]["content"] == "late":
+            assert ends.wait(20)
+        return "hello"
+
+    async def chat(request: Any) -> Any:
+        text = await asyncio.to_thread(say, request)
+        done = {"index": 0, "text": text, "stop_reason": "stop", "tokens": 1}
+        yield {"done": {"prompt_tokens": 1, "completions": [done]}}
+
+    served.link.chat = chat  # type: ignore[method-assign]
+    messages = {"type": "template", "template": [{"role": "user", "content": "{{item.answer}}"}]}
+    run = asking(served, source=content("hello", "late"), input_messages=messages)
+    deadline = time.monotonic() + 20
+    while run.result_counts.passed == 0:
+        assert time.monotonic() < deadline
+        run = served.client.evals.runs.retrieve(run.id, eval_id=run.eval_id)
+    assert (run.status, run.result_counts.total) == ("in_progress", 1)
+    ends.set()
+    assert finished(served, run).result_counts.total == 2
+
+
+def test_a_request_with_the_same_idempotency_key_is_made_once(served: Served) -> None:
+    key = {"Idempotency-Key": "mine"}
+    first = make_eval(served, extra_headers=key)
+    assert make_eval(served, extra_headers=key).id == first.id
+    assert make_eval(served).id != first.id
+    with pytest.raises(openai.BadRequestError, match="'mine'"):
+        make_eval(served, GRADER, extra_headers=key)
+    source: Any = {"type": "jsonl", "source": content("a", sample="a")}
+    runs = [
+        served.client.evals.runs.create(first.id, data_source=source, extra_headers=key).id
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
