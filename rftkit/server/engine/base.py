@@ -233,6 +233,17 @@ class Engine(Protocol):
         """What a job's events should say of how this engine works: by which path, what learns."""
         ...
 
+    def compare(self, prompts: Sequence[list[int]]) -> str | None:
+        """Compare sampler, trainer and the model's own code on a few of a job's prompts.
+
+        Returns:
+            What to say of it, the path that the job takes and the difference; None: not ours.
+
+        Raises:
+            InputError: when they part by more than rounding, on every path.
+        """
+        ...
+
     def full_needs(self) -> FullNeeds:
         """What full fine-tuning would take here."""
         ...

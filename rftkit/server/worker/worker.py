@@ -253,6 +253,9 @@ class Worker:
         journal.write_plan({"version": VERSION, **plan.to_dict()})
         self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))
+        prompts = [engine.encode(row.messages, row.tools, plan.thinking) for row in rows]
+        if note := engine.compare(prompts):
+            say(note)
         for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
             say(note)
         if job.eval_id is None and not job.is_probe:

@@ -107,6 +107,11 @@ def test_a_model_without_linear_layers_is_refused_adapters_in_words(tmp_path: Pa
         engine.start_policy(LoraConfig(), 1)
 
 
+def test_a_head_that_does_more_than_a_product_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does more to its logits"):
+        load(write_any(tmp_path, "dory"))
+
+
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_a_model_reads_as_far_as_its_positions_stay_the_same(
     rope_type: str, tmp_path: Path
@@ -150,3 +155,45 @@ def test_every_architecture_is_right_or_refused_in_words(model_type: str, tmp_pa
 
 TABLE: dict[str, str] = {}
 """What each type comes to where it is not `fast`."""
+
+
+def prompts_of(engine: TorchEngine) -> list[list[int]]:
+    drawn = random.Random(0)
+    return [drawn.choices(range(len(engine.tokenizer)), k=length) for length in LENGTHS]
+
+
+@pytest.mark.parametrize(("model_type", "path"), [("qwen3", "fast"), ("mistral", "plain")])
+def test_before_a_job_its_prompts_are_compared(model_type: str, path: str, tmp_path: Path) -> None:
+    engine = load(write_any(tmp_path, model_type))
+    note = engine.compare(prompts_of(engine))
+    assert note is not None
+    assert note.startswith(f"some-model takes the {path} path. On prompts of 4 to 70 tokens")
+    assert float(note.split("differ by ")[1].split()[0]) < 1e-4
+    assert engine.compare([]) is None
+
+
+def test_what_parts_on_long_prompts_alone_takes_the_plain_path_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load(write_any(tmp_path, "qwen3"))
+    hidden = TorchEngine.hidden
+
+    def late(self: TorchEngine, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+        """An engine that goes wrong at position 40, on the fast path alone."""
+        states = hidden(self, tokens, layout)
+        if self._plain_because is None:
+            states[layout.positions >= 40] *= 0.5
+        return states
+
+    monkeypatch.setattr(TorchEngine, "hidden", late)
+    note = engine.compare(prompts_of(engine))
+    assert note is not None
+    assert note.startswith("some-model takes the plain path")
+    assert "differ by" in engine.notes(None, None)[0]
+
+    def unlike(self: TorchEngine, groups: list[TrainGroup], _: float = 1.0) -> torch.Tensor:
+        return torch.zeros(sum(len(t) for group in groups for t in group.tokens_G_T))
+
+    monkeypatch.setattr(TorchEngine, "logprobs", unlike)
+    with pytest.raises(InputError, match="gives other log-probs when it samples than when"):
+        engine.compare(prompts_of(engine))

@@ -185,6 +185,10 @@ class TinkerEngine:
 
     # ── the policy ───────────────────────────────────────────────────────────────────────────
 
+    def compare(self, prompts: Sequence[list[int]]) -> str | None:
+        """See Engine.compare: the server samples and trains."""
+        return None
+
     def full_needs(self) -> FullNeeds:
         """The protocol trains adapters; a job that asks for more was refused (`remote.refuse`)."""
         raise NotImplementedError

@@ -27,7 +27,7 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch import memory, sampler, update
+from rftkit.server.engine.torch import job_check, memory, sampler, update
 from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.policies import Policies
@@ -221,6 +221,38 @@ class TorchEngine(LoadedModel):
                 f"computed in {self.facts['dtype']}; the layers run {form}"
             )
         return said
+
+    def compare(self, prompts: Sequence[list[int]]) -> str | None:
+        """See Engine.compare."""
+        torch.set_num_threads(self._threads)
+        asked = job_check.some_of(prompts, self.context_tokens)
+        if not asked:
+            return None
+        with self.policies.using(None), torch.no_grad():
+            groups = job_check.groups_of(asked, self.sample(asked, None))
+            found = self.logprobs(groups)
+            sampled = job_check.apart(groups, found, None)
+            own = sampled
+            if self._plain_because is None:
+                own = job_check.apart(groups, found, self.own_logprobs(groups))
+        lengths = sorted(len(request.prompt_ids) for request in asked)
+        where = f"prompts of {lengths[0]:,} to {lengths[-1]:,} tokens of this job"
+        if job_check.within(max(sampled, own), self.dtype):
+            path = "plain" if self._plain_because else "fast"
+            return (
+                f"{self.name} takes the {path} path. On {where}, log-probs sampled, recomputed and "
+                f"by the model's own code differ by {max(sampled, own):.1g} on average"
+            )
+        if self._plain_because:
+            raise self.not_for_us(
+                f"gives other log-probs when it samples than when they are computed again: on "
+                f"{where} they differ by {sampled:.2g} on average"
+            )
+        self.take_plain_path(
+            f"on {where} its log-probs differ by {max(sampled, own):.2g} on average from those of "
+            "the model's own code"
+        )
+        return self.compare(prompts)
 
     def full_needs(self) -> FullNeeds:
         """See Engine.full_needs.

@@ -77,7 +77,7 @@ class LoadedModel:
         # A small model waits for threads longer than it computes.
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
-        self._decoder = model.get_decoder()
+        self._model, self._decoder = model, model.get_decoder()
         own = self._own_states(model)
         found = self._behind_head(model)
         self.cap = found.cap
@@ -180,9 +180,9 @@ class LoadedModel:
             num = model.get_input_embeddings().weight.shape[0]
             own = own_states(self._decoder, num, self.device)
         except Exception as error:  # of code that is not ours: whatever it does not expect
-            raise self._not_for_us(model, f"cannot be computed here: {error}") from error
+            raise self.not_for_us(f"cannot be computed here: {error}") from error
         if looks_ahead(own):
-            raise self._not_for_us(model, "gives a token another state when others follow it")
+            raise self.not_for_us("gives a token another state when others follow it")
         return own
 
     def _choose_path(self, model: Any, own: Reference) -> str | None:
@@ -196,19 +196,33 @@ class LoadedModel:
         """
         if (why := self._without_layout(model, own)) is None:
             return None
-        model.set_attn_implementation("eager")
-        self._stack, self._plain_because = None, why
+        self.take_plain_path(why)
         try:
             apart = agreement(own, self._hidden, self.device, decodes=False)
         except Exception as error:  # of code that is not ours: whatever it does not expect
-            raise self._not_for_us(model, f"cannot be computed here: {error}") from error
+            raise self.not_for_us(f"cannot be computed here: {error}") from error
         if apart > 1:
-            raise self._not_for_us(
-                model,
+            raise self.not_for_us(
                 f"comes out differently here than by its own code ({apart:,.1f} times what "
                 "rounding explains)",
             )
         return why
+
+    def take_plain_path(self, why: str) -> None:
+        """Compute every text by itself from here on, with the model's own attention."""
+        self._model.set_attn_implementation("eager")
+        self._stack, self._plain_because = None, why
+
+    def own_logprobs(self, groups: Sequence[TrainGroup]) -> torch.Tensor:
+        """See `logprobs`; of each text by itself, with the model's own attention."""
+        before = self._stack
+        self._model.set_attn_implementation("sdpa")
+        self._stack, self._plain_because = None, "for a comparison"
+        try:
+            return self.logprobs(groups)
+        finally:
+            self._model.set_attn_implementation(ATTENTION_NAME)
+            self._stack, self._plain_because = before, None
 
     def _without_layout(self, model: Any, own: Reference) -> str | None:
         """Why this model's attention takes no layout of ours; or None, and it has been given it."""
@@ -243,11 +257,10 @@ class LoadedModel:
         """
         bias = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None and bias.any():
-            raise self._not_for_us(model, "has a bias on its output head, which is not added here")
+            raise self.not_for_us("has a bias on its output head, which is not added here")
         found = logits_of(model, self._decoder)
         if found is None:
-            raise self._not_for_us(
-                model,
+            raise self.not_for_us(
                 "does more to its logits behind the output head than to scale or cap them, which "
                 "is not done here",
             )
@@ -259,12 +272,13 @@ class LoadedModel:
             if found := getattr(model.config, name, None):
                 return min(int(found), *_stable_lengths(model.config), int(found))
         why = "has no max_position_embeddings in its config.json, which says how much it reads"
-        raise self._not_for_us(model, why)
+        raise self.not_for_us(why)
 
-    def _not_for_us(self, model: Any, why: str) -> InputError:
+    def not_for_us(self, why: str) -> InputError:
+        """The refusal of this model, for this reason."""
         return InputError(
-            f"{self.name} ({type(model).__name__}) {why}: choose another model, or train it on a "
-            "Tinker server (rftkit serve --engine tinker)",
+            f"{self.name} ({type(self._model).__name__}) {why}: choose another model, or train it "
+            "on a Tinker server (rftkit serve --engine tinker)",
             param="model",
         )
 
@@ -358,9 +372,21 @@ def _num_bytes(folder: Path) -> int:
 
 def _key_bytes(config: Any, dtype: torch.dtype) -> int:
     """Of one token's keys and values in all layers."""
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    num = _widest(config, "num_attention_heads")
+    if not num:  # no attention: a state of the model's width
+        return int(2 * config.num_hidden_layers * config.hidden_size * dtype.itemsize)
+    size = _widest(config, "head_dim") or config.hidden_size // num
+    heads = _widest(config, "num_key_value_heads") or num
     return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
+
+
+def _widest(config: Any, name: str) -> Any:
+    """A number of a configuration; the largest where each layer has its own (Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # of transformers: one number for all would be ambiguous
+        layers = (config.per_layer_config[i] for i in range(config.num_hidden_layers))
+        return max(getattr(layer, name, None) or 0 for layer in layers)
 
 
 def _free_bytes(device: torch.device) -> int:
