@@ -1,4 +1,4 @@
-"""Tiny folders of every architecture that a user may bring: random weights, few of them."""
+"""Tiny folders of any architecture that a user may bring: random weights, few of them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rftkit.server.engine.tiny import _tokenizer
-
-OTHERS = """
-    aria_text bart beam bert bert-generation big_bird bigbird_pegasus blenderbot blenderbot-small
-    blt camembert cohere_compass_text cpmant ctrl data2vec-text electra emu3 ernie exaone fuyu
-    gemma3 gemma3n gemma4 gemma4_assistant gemma4_unified gemma4_unified_assistant git got_ocr2
-    gpt-sw3 internlm3 iquestcoder llama4 marian mbart megatron-bert mllama moshi
-    moss_transcribe_diarize musicgen musicgen_melody mvp openai-gpt pegasus phi4_multimodal plbart
-    prophetnet reformer rembert roberta roberta-prelayernorm roc_bert roformer sarvam_mla
-    sarvam_moe trocr whisper xlm xlm-roberta xlm-roberta-xl xlnet xmod
-"""
-"""Encoders, decoders of encoders, models that hear or see, and second names of other classes."""
-
-MODELS = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(OTHERS.split()))
 
 SIZES: dict[str, Any] = {
     "hidden_size": 48,
