@@ -178,11 +178,11 @@ def _spans_lines(start: bytes) -> bool:
     else:
         return False
     try:
-        value, _ = json.JSONDecoder().raw_decode(text)
+        value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         # cut off by the end of the block, or broken: an indented key says which
         return first.strip() == b"{" and rest.lstrip(b" \t")[:1] == b'"' and rest[:1] in b" \t"
-    return isinstance(value, dict)
+    return isinstance(value, dict) and "\n" in text[:end]
 
 
 def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:

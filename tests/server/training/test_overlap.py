@@ -174,7 +174,7 @@ def test_when_sampling_ends_early_no_grade_is_begun_and_hanging_judges_are_aband
     with pytest.raises(type(raised)):
         world.graded(Engine(between), judge)
     assert not end.is_set()
-    assert judge.calls == ["0", "1"]
+    assert sorted(judge.calls) == ["0", "1"]  # two threads: either may come first
     assert threads() == []
     end.set()
 
