@@ -1,9 +1,9 @@
 """Reports: a parameterised notebook in, one offline HTML file out.
 
-run              check parameters → papermill → page       read_summary   its figures back
+run              check parameters → papermill → page       read_summary   read a page's figures
 sweep            one page for each setting, and an index   sweep_jobs     the same, training jobs
 In notebooks:
-read_job         all that a report on one job shows        publish        figures for programs
+read_job         the data of a report on one job           publish        figures for programs
 table            a table with its full rows as a CSV       made_from      sources, with hashes
 """
 

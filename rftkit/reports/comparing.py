@@ -1,6 +1,6 @@
-"""What report notebooks on eval runs need beside the comparison itself: sources and figures.
+"""Sources and figures for report notebooks on eval runs.
 
-Not here: statistics (`rftkit.evals`) and how they look (`rftkit.views`).
+Not here: statistics (`rftkit.evals`) and their presentation (`rftkit.views`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Json = dict[str, Any]
 
 
 def comparison_sources(samples: Samples, client: OpenAI | None = None) -> Json:
-    """What a comparison was made from, for `reports.made_from`.
+    """The sources of a comparison, for `reports.made_from`.
 
     Args:
-        samples: what was compared.
-        client: asked for the graders of the jobs; None for what is not on a service.
+        samples: The compared samples.
+        client: Reads the graders of the jobs; None for samples that are not on a service.
     """
     rows = hashlib.sha256("\n".join(sorted(samples.items)).encode()).hexdigest()
     found: Json = {
@@ -37,19 +37,19 @@ def comparison_sources(samples: Samples, client: OpenAI | None = None) -> Json:
 
 
 def grader_of(client: OpenAI, job_id: str) -> Json | None:
-    """The grader that a job was trained with; None when the service does not say."""
+    """The grader that a job was trained with; None if the service does not report it."""
     from openai import NotFoundError
 
     try:
         job = client.fine_tuning.jobs.retrieve(job_id).to_dict(warnings=False)
-    except NotFoundError:  # a run of a service that has forgotten its job
+    except NotFoundError:  # the service has deleted the job of this run
         return None
     method: Json = job.get("method") or {}  # type: ignore[assignment]
     return (method.get("reinforcement") or {}).get("grader")
 
 
 def comparison_figures(comparison: Comparison) -> Json:
-    """A comparison in a few numbers, for `reports.publish`."""
+    """The main numbers of a comparison, for `reports.publish`."""
     figures: Json = {"runs": len(comparison.runs), "rows": len(comparison.rows)}
     choice = comparison.choice
     if choice is None:

@@ -1,8 +1,8 @@
 """From an executed notebook to one HTML document that needs nothing outside itself.
 
-Not here: running the notebook. nbconvert's `basic` template makes the body, the frame is ours
-(`rftkit.views.page`): 20 KB instead of the 277 KB of its `lab` template, which also asks for
-scripts from a CDN. Left out for the same reason: typeset mathematics and Mermaid diagrams.
+Not here: running the notebook. nbconvert's `basic` template renders the body, and
+`rftkit.views.page` the frame. This takes 20 KB instead of the 277 KB of the `lab` template, which
+also loads scripts from a CDN. Typeset mathematics and Mermaid diagrams are left out for this.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ WIDGET_MIMES = (
 )
 SUMMARY_ID = "rk-summary"
 LEFT_OUT = ("remove-cell", "papermill-error-cell")
-"""Tags of cells that are for the notebook's reader only, or papermill's own banner."""
+"""Tags of cells that are only for the notebook's reader, and of papermill's own banner."""
 
 
 def document(notebook: Any, making: Making, failure: str | None, show_code: bool) -> str:
-    """The page of an executed notebook.
+    """Render an executed notebook as a page.
 
     Args:
-        notebook: its code is taken out of it, except that of a cell that failed.
-        making: what it was made from, for the last section.
-        failure: what went wrong, said at the top; None if nothing did.
-        show_code: keep the code of all cells.
+        notebook: The notebook. Its code is removed, except that of a failed cell.
+        making: The parameters and times of the report, for the last section.
+        failure: The error, shown at the top; None without one.
+        show_code: Keep the code of all cells.
     """
     from nbconvert import HTMLExporter
 
@@ -64,7 +64,7 @@ def document(notebook: Any, making: Making, failure: str | None, show_code: bool
 
 
 def read_summary(report: str | Path) -> dict[str, Any] | None:
-    """The figures a page was made with, for programs; None if its notebook left none."""
+    """The figures that the notebook published in a page; None if there are none."""
     marker = f'<script type="{MIME}" id="{SUMMARY_ID}">'
     _, found, rest = Path(report).read_text(encoding="utf-8").partition(marker)
     summary: dict[str, Any] | None = json.loads(rest.partition("</script>")[0]) if found else None
@@ -72,7 +72,7 @@ def read_summary(report: str | Path) -> dict[str, Any] | None:
 
 
 def drop_widgets(notebook: Any) -> None:
-    """Take out what shows as an empty box without a kernel; keep the HTML beside it."""
+    """Remove widgets, which are empty boxes without a kernel; keep the HTML beside them."""
     notebook.metadata.pop("widgets", None)
     for output in _outputs(notebook):
         data = output.get("data", {})
@@ -82,7 +82,7 @@ def drop_widgets(notebook: Any) -> None:
 
 
 def outside(document: str) -> list[str]:
-    """What a browser would load for this page by itself, beyond the page."""
+    """What a browser would load for this page automatically, beyond the page."""
     references = _References()
     references.feed(document)
     return references.found
@@ -98,14 +98,14 @@ def _has_failed(cell: Any) -> bool:
 
 
 def _is_shown(cell: Any, show_code: bool) -> bool:
-    """Not what is for the notebook's reader only, papermill's own banner, or silent code."""
+    """Whether the page shows a cell: not one for the notebook's reader only, nor silent code."""
     if any(tag.startswith(LEFT_OUT) for tag in cell.metadata.get("tags", [])):
         return False
     return cell.cell_type != "code" or show_code or bool(cell.outputs)
 
 
 def _taken(notebook: Any, mime: str) -> list[Any]:
-    """What cells left for programs, oldest first, taken out of what is shown."""
+    """Remove the outputs of one MIME type from the cells, and return them, oldest first."""
     found = [each["data"][mime] for each in _outputs(notebook) if mime in each.get("data", {})]
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -114,7 +114,7 @@ def _taken(notebook: Any, mime: str) -> list[Any]:
 
 
 def _title(notebook: Any) -> str | None:
-    """The heading of the first level, from the text or from what a cell showed."""
+    """The first-level heading, from a text cell or from the output of a cell."""
     for cell in notebook.cells:
         shown = [output.get("data", {}) for output in cell.get("outputs", [])]
         for data in shown:
@@ -148,7 +148,7 @@ def _contents(body: str) -> str:
 
 
 class _Headings(HTMLParser):
-    """Collects (id, words) of every second-level heading."""
+    """Collects the id and text of every second-level heading."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class _Headings(HTMLParser):
 
 
 class _References(HTMLParser):
-    """Collects what a browser would load for this page by itself; links are not loaded."""
+    """Collects what a browser would load for this page automatically; links are not loaded."""
 
     def __init__(self) -> None:
         super().__init__()

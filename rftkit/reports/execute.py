@@ -1,7 +1,7 @@
 """Run a parameterised notebook with papermill, with widgets off.
 
-Not here: the check of the parameters, and the page. A cell that fails is a result too: what ran is
-given back with a sentence about it.
+Not here: the check of the parameters, and the page. If a cell fails, the notebook is returned as
+far as it ran, with an error message.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ __all__ = ["execute", "read_notebook"]
 def execute(
     notebook: Path, values: Mapping[str, Any], timeout_seconds: int, csv_prefix: str
 ) -> tuple[Any, str | None]:
-    """Run it; the executed notebook and, if a cell failed, what to say about it.
+    """Run a notebook; returns the executed notebook and, if a cell failed, the error message.
 
     Args:
-        notebook: its kernel is the interpreter that runs this.
-        values: for its parameters, checked.
-        timeout_seconds: for each cell.
-        csv_prefix: where full tables go; empty for nowhere.
+        notebook: Its kernel is the interpreter that runs this.
+        values: Checked values of its parameters.
+        timeout_seconds: Limit for each cell.
+        csv_prefix: Path prefix of the full tables; empty for none.
     """
     import papermill
 
@@ -45,7 +45,7 @@ def execute(
                 language="python",
                 progress_bar=False,
                 execution_timeout=timeout_seconds,
-                extra_arguments=["--log-level=50"],  # what a cell did wrong is in its output
+                extra_arguments=["--log-level=50"],  # a cell's error is in its output
             )
         except papermill.PapermillExecutionError as error:
             line = next(iter(error.source.strip().splitlines()), "")
@@ -53,8 +53,8 @@ def execute(
         except Exception as error:
             if not result.exists():
                 raise ReportError(f"{notebook.name} could not run: {error}") from error
-            said = next(iter(str(error).strip().splitlines()), "")
-            failure = f"it stopped with {type(error).__name__}: {said}"
+            message = next(iter(str(error).strip().splitlines()), "")
+            failure = f"it stopped with {type(error).__name__}: {message}"
         return read_notebook(result), failure
 
 
@@ -62,7 +62,7 @@ def read_notebook(path: Path) -> Any:
     """A notebook as nbformat reads it.
 
     Raises:
-        ReportError: the file is none.
+        ReportError: The file is not a notebook.
     """
     import nbformat
 

@@ -1,7 +1,7 @@
 """The settings of a sweep, read from YAML.
 
     seed: [1, 2, 3]          a list: one run for each value, and for each combination of lists
-    level: 0.5               anything else: the same in every run
+    level: 0.5               another value: the same in every run
 
 or a list of such mappings, without combinations. With `job:` each combination is a job to train:
 
@@ -26,29 +26,29 @@ from rftkit.errors import InputError
 __all__ = ["MAX_RUNS", "Grid", "read_grid"]
 
 MAX_RUNS = 1000
-"""A grid that is larger is taken for a mistake."""
+"""A larger grid is treated as a mistake."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What varies, run by run."""
+    """The settings of each run."""
 
     settings: tuple[Json, ...]
     """One mapping for each run."""
     job: Json | None = None
-    """What all jobs have in common, when each run is a job to train."""
+    """The settings that all jobs share, if each run trains a job."""
 
 
 def read_grid(grid: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Grid:
     """The runs of a grid.
 
     Args:
-        grid: path of a YAML file, or what would stand in it.
+        grid: Path of a YAML file, or its content.
 
     Raises:
-        InputError: it cannot be read, or holds no runs or too many.
+        InputError: The grid cannot be read, or it has no runs or too many.
     """
     if isinstance(grid, str | Path):
         return _grid(_loaded(Path(grid)), str(grid))
@@ -85,7 +85,7 @@ def _grid(content: Any, name: str) -> Grid:
         )
     _check_number(len(settings), name)
     if not all(isinstance(key, str) for each in settings for key in each):
-        raise InputError(f"{name}: the names of parameters must be words")
+        raise InputError(f"{name}: the names of parameters must be text")
     return Grid(tuple(settings), dict(job) if job is not None else None)
 
 

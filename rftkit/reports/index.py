@@ -1,6 +1,6 @@
 """The index of a sweep: one line for each run, with a link, its settings and its results.
 
-Not here: making the reports. What is the same in every run stands once, below the table.
+Not here: making the reports. Values that are the same in every run are shown once, below the table.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def index_page(title: str, runs: Sequence[Json], comparison: str | None) -> str:
     """One HTML document over the runs of a sweep.
 
     Args:
-        title: of the sweep.
-        runs: as the state of a sweep holds them.
-        comparison: file name of a page that compares all runs.
+        title: The title of the sweep.
+        runs: The runs as in the state of the sweep.
+        comparison: File name of the page that compares all runs.
     """
     lines = [_line(run) for run in runs]
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -64,7 +64,7 @@ def _link(run: Json) -> Html:
 
 
 def _flat(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Numbers and short words, however deep, by the path to them; lists are left out."""
+    """Numbers and short texts at any depth, by their path; lists are left out."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
@@ -73,7 +73,7 @@ def _flat(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
 
 
 def _shared(name: str, lines: Sequence[Json]) -> list[Any]:
-    """The one value that all runs with this result have, alone in a list; else nothing."""
+    """The value that all runs with this result share, as a list of one; else an empty list."""
     values = [line[name] for line in lines if name in line]
     is_plain = name not in ("run", "seconds", "error") and len(values) > 1
     return values[:1] if is_plain and all(value == values[0] for value in values) else []
@@ -89,5 +89,5 @@ def _progress(runs: Sequence[Json]) -> str:
 
 def _found(runs: Sequence[Json]) -> str:
     known = any(run["figures"] for run in runs)
-    said = "Sort by any heading." if known else "No notebook has published figures yet."
-    return f'<span class="rk-note">{said}</span>'
+    note = "Sort by any heading." if known else "No notebook has published figures yet."
+    return f'<span class="rk-note">{note}</span>'

@@ -1,7 +1,7 @@
 """Everything a report on one job shows, read once through the public routes.
 
-Not here: showing it (`rftkit.views`). Files are hashed by downloading them, since the routes do not
-carry a hash; what a service does not tell is None.
+Not here: showing it (`rftkit.views`). Files are downloaded to hash them, since the routes have no
+hash. Facts that a service does not report are None.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job with all that belongs to it, as plain values."""
+    """One job with its events, checkpoints, files and answers, as plain values."""
 
     job: Json
     """As on the wire."""
     error: str | None
-    """Why it failed."""
+    """Why the job failed."""
     events: list[Event]
     """Oldest first."""
     checkpoints: list[Checkpoint]
@@ -58,7 +58,7 @@ class JobRecord:
         return given
 
     def summary(self) -> Json:
-        """The job in a few numbers; see `rftkit.reports.summary`."""
+        """The main numbers of the job; see `rftkit.reports.summary`."""
         about = {"job": self.job["id"], "model": self.job["model"], "status": self.job["status"]}
         return about | summary(self.events, self.answers)
 
@@ -77,7 +77,7 @@ class JobRecord:
         ]
 
     def sources(self) -> Json:
-        """What the job was made from, for `reports.made_from`."""
+        """The sources of the job, for `reports.made_from`."""
         files = {each["use"]: each for each in self.files}
         return {
             **files,
@@ -88,7 +88,7 @@ class JobRecord:
         }
 
     def facts(self) -> Json:
-        """Ids, seed, times and how it ended."""
+        """Ids, seed, times and the final status."""
         job, ended = self.job, self.job.get("finished_at")
         spent = (self.answers or {}).get("seconds") or {}
         return {
@@ -142,7 +142,7 @@ def _read_answers(path: Path) -> Json:
     except (OSError, ValueError) as error:
         raise ReportError(f"the file of answers cannot be read: {path}: {error}") from error
     if not isinstance(answers, dict) or not isinstance(answers.get("rows"), list):
-        raise ReportError(f"{path} holds no answers: expected an object with a list `rows`")
+        raise ReportError(f"{path} has no answers: expected an object with a list `rows`")
     return answers
 
 

@@ -1,9 +1,9 @@
-"""A sweep of jobs: train one for each setting, report on each, end in one page that compares all.
+"""A sweep of jobs: train one for each setting, report on each, and compare all on one page.
 
-Not here: training, which is the platform's affair. All jobs are created first, in the order of the
-grid, and remembered in the folder before anything waits: started again, a sweep finds its jobs
-where they are, makes those anew that failed, were cancelled or would be made from other files, and
-reports again where only the notebook or its parameters changed. A setting is a field of the job
+Not here: training, which the platform does. All jobs are created first, in the order of the grid,
+and recorded in the folder. A second start finds its jobs there. It creates again those that failed,
+were cancelled or have other input files, and it only makes the report again if only the notebook or
+its parameters changed. A setting is a field of the job
 (`model`, `seed`, …), a hyperparameter by its name, or `metadata.<name>`.
 """
 
@@ -51,28 +51,28 @@ def sweep_jobs(
     """Train a job for each setting, make `notebook` for each, and compare all of them.
 
     Args:
-        client: from `rftkit.connect()`.
-        notebook: takes the parameter `job_id`, as `report_job` does.
-        grid: with `job:`, see `rftkit.reports.grid`; a job's `train` and `valid` are paths or file
-            ids, `grader` and `response_format` paths or the JSON itself, and `dataset` is a folder
-            or the name of a bundled dataset that brings all four.
-        out: the folder of the pages; started again, it goes on with the jobs it knows.
-        processes: how many reports are made at a time; default one for each core.
-        say: told a line for every job and report.
-        csv: full tables beside each page.
-        timeout_seconds: for each cell.
-        parameters: of the notebook, for all jobs alike, by name.
-        **more: the same as keywords, where no option above has the name.
+        client: From `rftkit.connect()`.
+        notebook: A notebook with the parameter `job_id`, such as `report_job`.
+        grid: A grid with `job:`, see `rftkit.reports.grid`. A job's `train` and `valid` are paths
+            or file ids, `grader` and `response_format` paths or the JSON itself. `dataset` is a
+            folder or the name of a bundled dataset with all four.
+        out: The folder of the pages; a second start resumes with its jobs.
+        processes: How many reports to make at a time; default one for each core.
+        say: Gets a line for every job and report.
+        csv: Write full tables beside each page.
+        timeout_seconds: Limit for each cell.
+        parameters: Parameters of the notebook for all jobs, by name.
+        **more: More parameters, as keywords that are no option above.
 
     Raises:
-        InputError: the grid or the folder cannot be used; nothing was trained.
-        ReportError: the notebook does not take these parameters, or the folder is in use.
+        InputError: The grid or the folder cannot be used; nothing was trained.
+        ReportError: The notebook does not take these parameters, or the folder is in use.
     """
     found, source = read_grid(grid), notebook_path(notebook)
     if found.job is None:
         raise InputError("this grid has no `job:`, so there is nothing to train; see reports.sweep")
     known = declared(read_notebook(source), source.name)
-    # refused before minutes are spent on training
+    # checked before minutes are spent on training
     values = checked(known, {**(parameters or {}), **more, "job_id": "ftjob-"}, source.name)
     given = [_complete(found.job | each) for each in found.settings]
     report = [source.read_bytes(), content_of(values), csv]
@@ -86,10 +86,10 @@ def sweep_jobs(
 
 
 def _complete(given: Mapping[str, Any]) -> Json:
-    """What `jobs.create` takes, with files still as paths.
+    """The arguments of `jobs.create`, with files still as paths.
 
     Raises:
-        InputError: something is missing, or a file cannot be read.
+        InputError: A field is missing, or a file cannot be read.
     """
     from rftkit import datasets
     from rftkit.datasets.io import existing
@@ -97,8 +97,8 @@ def _complete(given: Mapping[str, Any]) -> Json:
     fields = {name: given[name] for name in FIELDS if name in given}
     if (name := fields.pop("dataset", None)) is not None:
         data = datasets.load(name) if Path(name).is_dir() else datasets.bundled(name)
-        brought = {"train": data.train, "valid": data.valid, "grader": data.grader}
-        fields = {**brought, "response_format": data.response_format, **fields}
+        bundled = {"train": data.train, "valid": data.valid, "grader": data.grader}
+        fields = {**bundled, "response_format": data.response_format, **fields}
     for name in SPECS:
         if isinstance(fields.get(name), str | Path):
             fields[name] = datasets.read_json(fields[name])
@@ -124,7 +124,7 @@ def _create(
         if each.job_id is not None and (lost := _lost(client, each.job_id)) is None:
             continue
         if each.job_id is not None:
-            say(f"{each.job_id}  {lost}: it is tried again")
+            say(f"{each.job_id}  {lost}: it is created again")
         fields = dict(given[each.key])
         for name in FILES:
             path = str(fields.pop(name))
@@ -134,11 +134,11 @@ def _create(
             fields["training_file" if name == "train" else "validation_file"] = uploaded[path]
         job = jobs.create(client, **fields)
         book.put(replace(each, job_id=job.id))
-        say(f"{job.id}  created for {_said(each.settings)}")
+        say(f"{job.id}  created for {_settings_text(each.settings)}")
 
 
 def _lost(client: OpenAI, job_id: str) -> str | None:
-    """Why a job of an earlier sweep will never end well; None while it may."""
+    """Why a job of an earlier sweep cannot succeed any more; None while it can."""
     from openai import NotFoundError
 
     try:
@@ -151,7 +151,7 @@ def _lost(client: OpenAI, job_id: str) -> str | None:
 def _ended(
     client: OpenAI, book: Ledger, parameters: Json
 ) -> Iterator[tuple[Run, Json, str | None]]:
-    """Runs with their parameters, each when its job has ended."""
+    """Yield each run with its parameters once its job has ended."""
     from rftkit import jobs
 
     for each in book.todo:
@@ -160,7 +160,7 @@ def _ended(
         try:
             job = jobs.wait(client, each.job_id)
             if str(job.status) == "paused":
-                failure = f"{job.id} is paused; to go on: rftkit job resume {job.id}"
+                failure = f"{job.id} is paused; to resume it: rftkit job resume {job.id}"
         except JobFailedError as error:
             failure = str(error).partition("\n")[0]
         yield each, parameters | {"job_id": each.job_id, "base_url": str(client.base_url)}, failure
@@ -184,5 +184,5 @@ def _compare(book: Ledger, client: OpenAI, say: Callable[[str], None]) -> None:
     book.write()
 
 
-def _said(settings: Json) -> str:
+def _settings_text(settings: Json) -> str:
     return ", ".join(f"{name}={value}" for name, value in settings.items()) or "the job"

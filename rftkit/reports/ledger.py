@@ -1,7 +1,7 @@
-"""The runs of a sweep and the folder that remembers them.
+"""The runs of a sweep, and their state in its folder.
 
-Not here: making the reports (`sweep`). The folder is the state: `sweep.json` and the pages, both
-rewritten after every change together with `index.html`.
+Not here: making the reports (`sweep`). The state is `sweep.json` and the pages. Every change
+rewrites `sweep.json` and `index.html`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class Run:
     """One report of a sweep."""
 
     settings: Json
-    """What the grid says of it."""
+    """Its settings in the grid."""
     key: str
-    """Of notebook and all it is given: a run with another key is another run."""
+    """Hash of the notebook and its inputs: a run with another key is another run."""
     page: str
     """File name of its report."""
     status: Literal["waiting", "running", "done", "failed"] = "waiting"
     error: str | None = None
     """Why it failed."""
     seconds: float | None = None
-    """Making the report took so long."""
+    """How long the report took."""
     figures: Json | None = None
     """What the notebook published."""
     job_id: str | None = None
     """The job that was trained for it."""
     job_key: str | None = None
-    """Of all that the job is made from, the content of its files too."""
+    """Hash of the job's inputs, with the content of its files."""
 
 
 class Ledger:
-    """The runs of a folder, written down after every change."""
+    """The runs of a folder, saved after every change."""
 
     def __init__(self, folder: Path, title: str, runs: Iterable[Run]) -> None:
         self.folder, self.title = folder, title
@@ -76,7 +76,7 @@ class Ledger:
         return [run for run in self.runs if run.status != "done"]
 
     def put(self, run: Run) -> None:
-        """Take over the state of a run."""
+        """Store the state of a run."""
         self._runs[run.key] = run
         self.write()
 
@@ -95,8 +95,8 @@ def planned(
     """One run for each setting.
 
     Args:
-        settings: each with what else makes a run the run it is.
-        jobs: for each setting what its job is made from, where jobs are trained.
+        settings: Each setting with the other inputs that identify a run.
+        jobs: For each setting the inputs of its job, if jobs are trained.
     """
     runs = {}
     for (each, sources), job in zip(
@@ -110,7 +110,7 @@ def planned(
 
 
 def content_of(values: Any) -> Any:
-    """Values in which files and folders that a text names stand by what they hold."""
+    """The values with the digest of the content beside each text that is the path of a file."""
     if isinstance(values, Mapping):
         return {str(key): content_of(each) for key, each in values.items()}
     if isinstance(values, list | tuple):
@@ -121,7 +121,7 @@ def content_of(values: Any) -> Any:
 
 
 def _held(path: Path) -> Any:
-    """The digest of a file; of a folder the digest of each file in it; None of anything else."""
+    """The digest of a file, or of each file in a folder; None for anything else."""
     try:
         if path.is_file():
             with path.open("rb") as file:
@@ -147,18 +147,18 @@ def ledger(out: str | Path, title: str, runs: Iterable[Run]) -> Iterator[Ledger]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made a folder: {error.strerror}") from error
+        raise InputError(f"the folder {folder} cannot be created: {error.strerror}") from error
     try:
         with FileLock(folder / ".sweep.lock", timeout=0):
             yield Ledger(folder, title, runs)
     except Timeout as error:
-        raise ReportError(f"another sweep is at work in {folder}; wait for its end") from error
+        raise ReportError(f"another sweep is at work in {folder}; wait until it ends") from error
 
 
 def _resumed(run: Run, before: Run | None, folder: Path) -> Run:
-    """A run as it was left when its page is there; else to be made, with the job it had.
+    """The earlier run if its page exists; else a new run with the earlier run's job.
 
-    `before` may be another report on the same job: then only the job is taken over.
+    `before` may be another report on the same job: then only the job is kept.
     """
     if before is None:
         return run
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, Run]:
         runs = [Run(**{key: line[key] for key in names & line.keys()}) for line in lines]
     except (ValueError, TypeError, AttributeError) as error:
         raise ReportError(
-            f"{path} is not the state of a sweep: {error}; remove it to start afresh"
+            f"{path} is not the state of a sweep: {error}; remove it to start again"
         ) from error
     return {run.key: run for run in runs}
 

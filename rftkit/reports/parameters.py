@@ -1,7 +1,7 @@
-"""What a report notebook can be given: its tagged cell, read and checked before anything runs.
+"""The parameters of a report notebook: its tagged cell, read and checked before anything runs.
 
-Not here: running it. The cell is parsed, never executed: its assignments are the parameters, their
-annotations (or else the types of plain defaults) are what values are checked against.
+The cell is parsed and never executed. Its assignments are the parameters. Values are checked
+against the annotations, or else against the types of plain defaults. Not here: running it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Parameter:
 
     name: str
     kind: Any
-    """The type that a value must have; `typing.Any` where the cell does not tell."""
-    said: str
+    """The type that a value must have; `typing.Any` if the cell does not state it."""
+    annotation: str
     """That type as the cell spells it."""
     default: str
-    """Source of what it is without a value."""
+    """Source text of the default."""
 
 
 def declared(notebook: Any, name: str) -> dict[str, Parameter]:
@@ -75,7 +75,7 @@ def checked(known: Mapping[str, Parameter], values: Mapping[str, Any], name: str
 def from_text(
     known: Mapping[str, Parameter], pairs: Iterable[tuple[str, str]], name: str
 ) -> dict[str, Any]:
-    """Values typed as words, read as what their parameter wants: text as it is, the rest as JSON.
+    """Parse values from the command line by their parameter's type: text as it is, others as JSON.
 
     Raises:
         ReportError: a name is unknown, or its value cannot be read as that.
@@ -89,19 +89,19 @@ def from_text(
 
 def _parameter(line: ast.stmt) -> Parameter | None:
     if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value:
-        said, default = ast.unparse(line.annotation), ast.unparse(line.value)
-        return Parameter(line.target.id, _kind(said), said, default)
+        annotation, default = ast.unparse(line.annotation), ast.unparse(line.value)
+        return Parameter(line.target.id, _kind(annotation), annotation, default)
     if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
         kind = _kind_of_default(line.value)
-        said = getattr(kind, "__name__", "anything")
-        return Parameter(line.targets[0].id, kind, said, ast.unparse(line.value))
+        annotation = getattr(kind, "__name__", "anything")
+        return Parameter(line.targets[0].id, kind, annotation, ast.unparse(line.value))
     return None
 
 
 def _kind(annotation: str) -> Any:
     try:
         return _type(ast.parse(annotation, mode="eval").body)
-    except Exception:  # a name of the notebook's own: it knows what it takes
+    except Exception:  # a type that the notebook defines itself
         return Any
 
 
@@ -109,7 +109,7 @@ def _type(node: ast.expr) -> Any:
     """The type that an annotation names: read, never evaluated.
 
     Raises:
-        Exception: it is none of those that are known here.
+        Exception: The type is not known here.
     """
     match node:
         case ast.Name(id=name):
@@ -152,14 +152,14 @@ def _fitting(parameter: Parameter, value: Any, name: str) -> Any:
     value = _plain(value)
     if not _fits(parameter.kind, value):
         raise ReportError(
-            f"{name}: parameter {parameter.name!r} must be {parameter.said}, found "
+            f"{name}: parameter {parameter.name!r} must be {parameter.annotation}, found "
             f"{type(value).__name__} {value!r}"
         )
     return value
 
 
 def _plain(value: Any) -> Any:
-    """A value with lists for tuples, however deep: what can be written into a notebook."""
+    """A value with lists in place of tuples at any depth, so that a notebook can hold it."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
@@ -177,7 +177,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def _fits_as_json(adapter: Any, value: Any) -> bool:
-    """Whether a list fits where the cell asks for a tuple: notebooks are given lists for both."""
+    """Whether a list fits an annotated tuple, since notebooks get lists for both."""
     try:
         adapter.validate_json(json.dumps(value))
     except (TypeError, ValueError):

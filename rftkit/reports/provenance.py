@@ -1,7 +1,7 @@
-"""Where a page comes from, its last section: parameters, sources with hashes, versions, commit.
+"""The provenance of a page, its last section: parameters, sources with hashes, versions, commit.
 
-Not here: how a notebook uses its sources. It names them with `made_from`, in any cell; parameters
-that are paths of files are hashed without being named.
+A notebook names its sources with `made_from`, in any cell. Parameters that are paths of files are
+hashed automatically.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ PACKAGES = (
     *("rftkit", "openai", "torch", "transformers", "llguidance", "pandas", "numpy", "matplotlib"),
     *("papermill", "ipykernel"),
 )
-"""Whose versions a report states; those that are not installed here are left out."""
+"""A report states the versions of these packages; those not installed are left out."""
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Making:
-    """One making of a page."""
+    """The inputs and times of one report."""
 
     notebook: Path
     declared: Mapping[str, Parameter]
     given: Mapping[str, Any]
-    """The parameters that were not left at their defaults."""
+    """The parameters that differ from their defaults."""
     started: datetime
     seconds: float
-    """Running the notebook took so long."""
+    """How long the notebook ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
     name: str
     what: str
-    """A path, a value, or what kind of thing it is."""
+    """A path, a value, or a kind of source."""
     rows: int | None = None
     bytes: int | None = None
     sha256: str | None = None
 
 
 def made_from(**sources: Any) -> None:
-    """Name what this report is made from; its last section states it with hashes.
+    """Name the sources of this report; its last section lists them with hashes.
 
     Args:
         **sources: name -> a `Path` (the file is hashed), a grader or other JSON (hashed over its

@@ -1,9 +1,9 @@
-"""Rerun a parameterised notebook with papermill and keep it as one offline HTML file.
+"""Run a parameterised notebook with papermill and save it as one offline HTML file.
 
-Not here: what a report shows, which is the notebook's affair. Steps: check the parameters against
-the notebook's tagged cell before anything runs (`parameters`) → run it with widgets off (`execute`)
-→ make the page (`document`, `provenance`) → see that nothing outside is referenced. Files are
-written whole or not at all, and a cell that fails still gives a page, which shows where.
+The notebook decides what a report shows. The steps are: check the parameters against the notebook's
+tagged cell (`parameters`) → run it with widgets off (`execute`) → make the page (`document`,
+`provenance`) → check that the page refers to nothing outside. Files are written whole or not at
+all. A cell that fails still gives a page, which shows the error.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def run(
     parameters: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Path:
-    """Rerun `notebook` with `parameters` and write it as one HTML file.
+    """Run `notebook` with `parameters` and write it as one HTML file.
 
     Args:
-        notebook: a path, or the name of one of the notebooks of this project (`report_job`).
-        out: where the page goes; folders are made.
+        notebook: A path, or the name of a bundled notebook (`report_job`).
+        out: The file of the page; its folders are created.
         keep_notebook: also write the executed notebook beside the page.
         show_code: show the code of the cells too.
         csv: also write the full table beside the page, `<page>-<table>.csv`, for each table that
             the notebook shows with `reports.table`.
-        timeout_seconds: for each cell.
-        parameters: values for the notebook's cell tagged `parameters`, by name.
-        **more: the same as keywords, where no option above has the name.
+        timeout_seconds: Limit for each cell.
+        parameters: Values for the notebook's cell tagged `parameters`, by name.
+        **more: More parameters, as keywords that are no option above.
 
     Returns:
         The path of the page.
@@ -96,7 +96,7 @@ def read_values(notebook: str | Path, pairs: Iterable[tuple[str, str]]) -> dict[
 
 
 def notebook_path(notebook: str | Path) -> Path:
-    """The file of a notebook, given as a path or as the name of one of this project's.
+    """The file of a notebook, from a path or the name of a bundled notebook.
 
     Raises:
         ReportError: there is no such file.
@@ -111,10 +111,10 @@ def notebook_path(notebook: str | Path) -> Path:
 
 
 def _check_outputs(pages: Iterable[Path], inputs: list[Path], tables_of: Path | None) -> None:
-    """Refuse to write over an input, before minutes are spent; make the folder of the page.
+    """Refuse to write over an input before the notebook runs; create the folder of the page.
 
     Raises:
-        ReportError: a page or a table would take the place of an input, or cannot be written.
+        ReportError: A page or a table would replace an input, or cannot be written.
     """
     if tables_of is not None:
         for given in inputs:

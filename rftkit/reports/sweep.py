@@ -1,8 +1,8 @@
-"""Rerun a notebook once for each setting of a grid; an index page compares the results.
+"""Run a notebook once for each setting of a grid; an index page compares the results.
 
-Not here: how one report is made (`render`), what a grid is (`grid`), what a folder remembers
-(`ledger`), training (`job_sweep`). Reports are made in worker processes that live as long as the
-sweep, so that imports are paid once and one report that crashes costs nothing but itself.
+Not here: one report (`render`), the grid (`grid`), the state of the folder (`ledger`), training
+(`job_sweep`). Worker processes make the reports and live as long as the sweep. So imports happen
+once per process, and a report that crashes does not affect the others.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a sweep came to."""
+    """The result of a sweep."""
 
     index: Path
     """The page that compares the runs."""
@@ -59,26 +59,26 @@ def sweep(
 ) -> Sweep:
     """Make one report for each setting of `grid`, and `out/index.html` over all of them.
 
-    Started again on the same folder it keeps what is done and makes what failed, is missing, or
-    would now be given something else: other values, an edited notebook, or a file named by a
-    parameter whose content has changed.
+    A second start on the same folder keeps finished reports. It makes those that failed, are
+    missing or have new inputs: other values, an edited notebook, or changed content of a file that
+    a parameter names.
 
     Args:
-        notebook: a path, or the name of one of the notebooks of this project.
-        grid: path of a YAML file, or what would stand in it; see `rftkit.reports.grid`.
-        out: the folder of the pages.
-        processes: how many reports are made at a time; default one for each core.
-        say: told a line after every run.
-        csv: full tables beside each page.
-        timeout_seconds: for each cell.
-        parameters: of the notebook, for all runs alike, by name.
-        **more: the same as keywords, where no option above has the name.
+        notebook: A path, or the name of a bundled notebook.
+        grid: Path of a YAML file, or its content; see `rftkit.reports.grid`.
+        out: The folder of the pages.
+        processes: How many reports to make at a time; default one for each core.
+        say: Gets a line after every run.
+        csv: Write full tables beside each page.
+        timeout_seconds: Limit for each cell.
+        parameters: Parameters of the notebook for all runs, by name.
+        **more: More parameters, as keywords that are no option above.
 
     Returns:
-        The index and the runs; those that failed raise nothing, see `Sweep.failed`.
+        The index and the runs; failed runs raise nothing, see `Sweep.failed`.
 
     Raises:
-        InputError: the grid or the folder cannot be used.
+        InputError: The grid or the folder cannot be used.
         ReportError: a parameter is unknown or has the wrong type (nothing was run), or another
             sweep is at work in the folder.
     """
@@ -110,12 +110,12 @@ def make_all(
     """Make reports, several at a time.
 
     Args:
-        book: told of every run.
-        notebook: to be rerun.
-        todo: runs with the notebook's parameters, and why a run has failed already, if it has.
-        options: of `reports.run`.
-        processes: default one for each core.
-        say: told a line after every run.
+        book: Stores the state of every run.
+        notebook: The notebook to run.
+        todo: Runs with the notebook's parameters, and the reason if a run has failed already.
+        options: Options of `reports.run`.
+        processes: How many reports to make at a time; default one for each core.
+        say: Gets a line after every run.
     """
     total = len(book.runs)
     if kept := total - len(book.todo):
@@ -150,7 +150,7 @@ def make_all(
             worker.stop()
         pool.shutdown()
         for run in book.runs:
-            if run.status == "running":  # interrupted: it is made when the sweep is started again
+            if run.status == "running":  # interrupted: the next start of the sweep makes it
                 book.put(replace(run, status="waiting"))
 
 
@@ -162,7 +162,7 @@ class _Worker:
         self._stopped = False
 
     def make(self, task: Json) -> Json:
-        """Have one report made; a process that dies is replaced for the next one."""
+        """Make one report; a process that dies is replaced for the next report."""
         if self._process is None or self._process.poll() is not None:
             if self._stopped:
                 raise InterruptedError("the sweep was stopped")
@@ -191,7 +191,7 @@ class _Worker:
         return {"error": died, "figures": None, "seconds": None}
 
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process, even in the middle of a report."""
         self._stopped = True
         if self._process is not None:
             self._process.terminate()

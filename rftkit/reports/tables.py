@@ -1,7 +1,4 @@
-"""A table of a report whose full rows can lie beside the page as a CSV.
-
-Not here: how a table looks (`rftkit.views`).
-"""
+"""A table of a report, with an optional CSV file of all its rows beside the page."""
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ def table(
     name: str,
     **options: Any,
 ) -> Html:
-    """A table as `views.table` shows it; on request all its rows are also in a CSV.
+    """A table as `views.table` shows it; on request, a CSV file has all its rows.
 
     Args:
-        rows: a pandas frame, or mappings; all of them.
-        columns: to show; the CSV has all that `rows` has.
-        name: part of the file's name, `<page>-<name>.csv`.
-        **options: of `views.table`.
+        rows: A pandas frame, or all rows as mappings.
+        columns: The columns to show; the CSV file has all columns of `rows`.
+        name: Part of the file's name, `<page>-<name>.csv`.
+        **options: Options of `views.table`.
     """
     file = csv_beside(rows, name)
     shown = views.table(rows, columns, elsewhere=elsewhere(file), **options)
@@ -40,9 +37,9 @@ def table(
 
 
 def csv_beside(rows: Any, name: str) -> str | None:
-    """Write `rows` beside the page of the report that runs; the file's name.
+    """Write `rows` beside the page of the running report; returns the file's name.
 
-    None when the report was not asked for it, or nothing runs a report.
+    None if the report runs without `--csv`, or no report is running.
 
     Raises:
         ReportError: the file cannot be written.
@@ -60,8 +57,10 @@ def csv_beside(rows: Any, name: str) -> str | None:
 
 
 def elsewhere(file: str | None) -> str:
-    """Where the rows are that a page leaves out, as the end of a sentence."""
-    return f"; all are in {file}" if file else "; make the report with --csv to have all in a file"
+    """The end of a sentence that says where to find the rows that a page leaves out."""
+    return (
+        f"; all are in {file}" if file else "; make the report with --csv to get all rows in a file"
+    )
 
 
 def _link(file: str) -> str:

@@ -1,7 +1,7 @@
 """A process of a sweep: makes one report for each line on its standard input.
 
-`python -m rftkit.reports.worker`, started by `rftkit.reports.sweep`. The imports that a report
-needs are paid once; each notebook still gets a kernel of its own. Not here: which reports.
+`python -m rftkit.reports.worker`, started by `rftkit.reports.sweep`. The imports of a report
+happen once; each notebook still gets its own kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Read tasks, answer each with one line of JSON; what libraries print goes to stderr."""
+    """Read tasks, answer each with one line of JSON; the output of libraries goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     import nbconvert  # noqa: F401

@@ -57,7 +57,7 @@ def test_without_the_request_there_is_no_csv_and_the_page_says_how(tmp_path):
     rows = [{"words": "x" * 90}] * 900
     html = reports.table(rows, name="rows", max_bytes=20_000)
 
-    assert "make the report with --csv to have all in a file" in html
+    assert "make the report with --csv to get all rows in a file" in html
     assert reports.csv_beside(rows, "rows") is None
 
 
