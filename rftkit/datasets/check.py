@@ -33,7 +33,8 @@ __all__ = ["check"]
 
 PARALLEL_FROM_BYTES = 32 * 1024**2  # below it, starting processes takes longer than the work
 MAX_EXAMPLES = 5  # rows of a finding that a page shows in full
-MAX_EXAMPLE_CHARS = 20_000
+MAX_EXAMPLE_CHARS = 20_000  # a longer line is shown as text, cut off
+MAX_REFERENCE_BYTES = 64 * 1024**2  # rows whose references are graded are in memory at once
 LEAST_ROWS = 10
 MOST_ROWS = {"train": 50_000, "valid": 1_000}
 UNBALANCED = 0.8
@@ -253,16 +254,19 @@ def _personal(part: Part) -> Iterator[Finding]:
 
 
 def _spread(parts: list[Part]) -> Iterator[tuple[Part, int, Mapping[str, Any]]]:
-    """Usable rows spread over all files."""
+    """Usable rows spread over all files, until they have `MAX_REFERENCE_BYTES`."""
     from rftkit.datasets.references import MAX_REFERENCES
 
-    total = sum(part.tally.num_usable for part in parts)
+    total, room = sum(part.tally.num_usable for part in parts), MAX_REFERENCE_BYTES
     stride = max(1, -(-total // MAX_REFERENCES))
     for part in parts:
         for number in part.tally.array("numbers")[::stride]:
-            row = part.rows.page(int(number), 1)[0].row
-            assert row is not None
-            yield part, int(number), row.item
+            [found] = part.rows.page(int(number), 1)
+            assert found.row is not None
+            yield part, int(number), found.row.item
+            room -= len(found.raw)
+            if room <= 0:
+                return
 
 
 def _examples(parts: list[Part], findings: tuple[Finding, ...]) -> dict[str, Any]:
@@ -272,5 +276,6 @@ def _examples(parts: list[Part], findings: tuple[Finding, ...]) -> dict[str, Any
         if str(place) not in shown:
             [found] = by_name[place.file].page(place.number, 1)
             text = found.raw[:MAX_EXAMPLE_CHARS].decode("utf-8", "replace")
-            shown[str(place)] = found.row.item if found.row else text
+            is_whole = len(found.raw) <= MAX_EXAMPLE_CHARS
+            shown[str(place)] = found.row.item if found.row and is_whole else text
     return shown

@@ -106,7 +106,7 @@ class Preview:
         if not useful:
             raise InputError("no sampled row is in between; sample more rows or completions")
         with open(source) as rows:
-            return write_lines(target, (each.raw for each in rows.rows_at(useful)))
+            return write_lines(target, rows.lines_at(useful))
 
     def findings(self, group_size: int | None = None) -> list[Finding]:
         """What this means for a job with `group_size` completions a prompt; default as sampled."""

@@ -20,6 +20,7 @@ from rftkit.wholefile import replacing
 __all__ = ["LineIndex", "Stamp", "stamp"]
 
 FIRST_CAPACITY = 4096
+PIECE_BYTES = 4 * 1024**2  # compared at once
 BLANKS = np.frombuffer(b" \t\r\n\x0b\x0c", dtype=np.uint8)
 
 
@@ -99,8 +100,9 @@ class LineIndex:
     def feed(self, block: bytes) -> None:
         """Take the next bytes of the file: whole lines, but for the last line of the file."""
         data = np.frombuffer(block, dtype=np.uint8)
-        breaks = np.flatnonzero(data == 10) + 1
-        starts = np.concatenate(([0], breaks))
+        pieces = range(0, len(data), PIECE_BYTES)
+        breaks = [at + 1 + np.flatnonzero(data[at : at + PIECE_BYTES] == 10) for at in pieces]
+        starts = np.concatenate([[0], *breaks])
         if starts[-1] == len(data):
             starts = starts[:-1]
         lines = self._num_lines + 1 + np.arange(len(starts), dtype=np.int64)

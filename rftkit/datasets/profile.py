@@ -5,17 +5,18 @@ Not here: charts of it (`rftkit.views`), and judgements (`check`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets.learnability import Preview
 from rftkit.datasets.rowfile import open
-from rftkit.datasets.rowlines import NumberedRow
+from rftkit.datasets.rowlines import NumberedRow, batched
 from rftkit.datasets.scan import MAX_VALUE_CHARS, prompt_hash, prompt_text
 from rftkit.datasets.tokens import find_counter
 from rftkit.graders import reference_answer, validate
-from rftkit.rows import Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,15 +63,17 @@ def profile(
     import pandas as pd
 
     spec = validate(grader) if grader is not None else None
+    counter = None if model is None else find_counter(model)
+    columns, num_rows = dict[str, list[Any]](), 0
     with open(source) as rows:
         rows.wait()
-        chosen = range(len(rows) if limit is None else min(limit, len(rows)))
-        found = rows.rows_at(chosen)
-    records = [_record(each, spec, response_format) for each in found]
-    frame = pd.DataFrame(records, index=pd.RangeIndex(len(records), name="row"))
-    counter = None if model is None else find_counter(model)
-    if counter is not None:
-        frame["tokens"] = _tokens(found, counter.count)
+        for batch in batched(islice(rows, limit), AT_ONCE):
+            records = [_record(each, spec, response_format) for each in batch]
+            if counter is not None:
+                for record, count in zip(records, _tokens(batch, counter.count), strict=True):
+                    record["tokens"] = count
+            num_rows = _extend(columns, records, num_rows)
+    frame = pd.DataFrame(columns, index=pd.RangeIndex(num_rows, name="row"))
     if preview is not None:
         sampled = preview.to_frame().set_index("row")
         frame = frame.join(sampled[["pass_rate", "spread"]])
@@ -79,6 +82,18 @@ def profile(
     if counter is not None:
         frame.attrs["counted_by"] = counter.words
     return frame
+
+
+def _extend(columns: dict[str, list[Any]], records: list[dict[str, Any]], num_rows: int) -> int:
+    """Add records to columns of `num_rows` rows, NaN where one lacks a key; rows afterwards.
+
+    Columns hold no texts longer than `MAX_VALUE_CHARS`, so that they grow with the number of rows.
+    """
+    for key in {key: None for record in records for key in record}:
+        columns.setdefault(key, [math.nan] * num_rows)
+    for key, column in columns.items():
+        column += [record.get(key, math.nan) for record in records]
+    return num_rows + len(records)
 
 
 def _record(
@@ -106,9 +121,5 @@ def _is_short(key: str, value: Any) -> bool:
 
 
 def _tokens(found: list[NumberedRow], count: Any) -> list[int | None]:
-    out: list[int | None] = []
-    for first in range(0, len(found), AT_ONCE):
-        part: list[Row | None] = [each.row for each in found[first : first + AT_ONCE]]
-        counted = iter(count([row for row in part if row is not None]))
-        out += [None if row is None else next(counted) for row in part]
-    return out
+    counted = iter(count([each.row for each in found if each.row is not None]))
+    return [None if each.row is None else next(counted) for each in found]

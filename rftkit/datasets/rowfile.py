@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from rftkit.datasets.search import needles, rows_with, says
 from rftkit.datasets.unpack import Blocks, blocks_of_file, blocks_of_frame, is_plain
 from rftkit.errors import InputError
 from rftkit.privacy import make_home
+from rftkit.rows import BOM
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -236,12 +237,31 @@ class Rows:
         return dict(zip(keys, columns, strict=True))
 
     def rows_at(self, numbers: Sequence[int]) -> list[NumberedRow]:
-        """Rows by their numbers, in the order asked for.
+        """Rows by their numbers, in the order asked for; all of them are in memory at once.
 
         Raises:
             InputError: There is no row of such a number.
         """
-        return [self._one(number) for number in numbers]
+        return list(self.each_at(numbers))
+
+    def each_at(self, numbers: Iterable[int]) -> Iterator[NumberedRow]:
+        """Rows by their numbers, one after the other.
+
+        Raises:
+            InputError: There is no row of such a number.
+        """
+        return map(self._one, numbers)
+
+    def lines_at(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The lines of rows by their numbers, one after the other, not decoded.
+
+        Raises:
+            InputError: There is no row of such a number.
+        """
+        for number in numbers:
+            self._check_number(number)
+            [line] = lines_in(self._block(number, number + 1)[0])
+            yield line if number else line.removeprefix(BOM)
 
     def frame(self, numbers: Sequence[int]) -> pd.DataFrame:
         """Rows as a frame: indexed by number, a column for each key, `line`, and `refusal`.
@@ -321,14 +341,16 @@ class Rows:
     def _read(self, first: int, stop: int) -> Iterator[NumberedRow]:
         if first >= stop:
             return
-        block, _ = self._block(first, stop)
         lines = self._index.lines[first:stop].tolist()
-        yield from numbered_rows(block, first, lines, self.name)
+        yield from numbered_rows(self._block(first, stop)[0], first, lines, self.name)
 
     def _one(self, number: int) -> NumberedRow:
+        self._check_number(number)
+        return next(self._read(number, number + 1))
+
+    def _check_number(self, number: int) -> None:
         if number < 0 or not self._wait_past(number):
             raise InputError(f"{self.name} has no row {number}; it has {len(self):,}, from 0")
-        return next(self._read(number, number + 1))
 
     def _says(self, number: int, text: str, keys: Sequence[str]) -> bool:
         row = next(self._read(number, number + 1)).row

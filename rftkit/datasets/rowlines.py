@@ -5,7 +5,7 @@ Not here: where lines start (`lineindex`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from rftkit.datasets.unpack import REFUSED
 from rftkit.errors import RowError
 from rftkit.rows import BOM, Row, decode_lines, parse_row, row_of
 
-__all__ = ["NumberedRow", "Stretch", "lines_in", "numbered_rows", "picker"]
+__all__ = ["NumberedRow", "Stretch", "batched", "lines_in", "numbered_rows", "picker"]
 
+BATCH_BYTES = 4 * 1024**2
 AT_ONCE = 100  # rows decoded together: they fit into the cache, and one that fails makes few wait
 
 
@@ -51,8 +52,10 @@ class Stretch:
     def __iter__(self) -> Iterator[NumberedRow]:
         with self.path.open("rb") as file:
             file.seek(self.start)
-            block = file.read(self.end - self.start)
-        yield from numbered_rows(block, self.first, self.lines.tolist(), self.name)
+            found = numbered_rows(
+                file.read(self.end - self.start), self.first, self.lines.tolist(), self.name
+            )
+        yield from found
 
 
 def numbered_rows(
@@ -60,6 +63,7 @@ def numbered_rows(
 ) -> Iterator[NumberedRow]:
     """The rows that stand in a run of bytes, of which the first has number `first`."""
     raws = lines_in(block)
+    del block  # its lines are copies, and one of them may be most of it
     if raws and first == 0:
         raws[0] = raws[0].removeprefix(BOM)
     for start in range(0, len(raws), AT_ONCE):
@@ -69,6 +73,19 @@ def numbered_rows(
             number = first + start + at
             item = items[at] if items else None
             yield _numbered(raw, item, number, lines[start + at], name)
+
+
+def batched(rows: Iterable[NumberedRow], most: int) -> Iterator[list[NumberedRow]]:
+    """Rows in lists of at most so many, which end early when they reach `BATCH_BYTES`."""
+    batch, size = list[NumberedRow](), 0
+    for each in rows:
+        batch.append(each)
+        size += len(each.raw)
+        if len(batch) == most or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def lines_in(block: bytes) -> list[bytes]:

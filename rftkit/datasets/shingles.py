@@ -8,7 +8,9 @@ under `MIN_WORDS` words are not compared: one other word in them is another ques
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,8 @@ THRESHOLD = 0.8
 MIN_WORDS = 8
 _AT_THE_END = " ?!.:…。？！"
 """What may differ, beside case and blanks, between short texts that are the same question."""
+STRETCH_CHARS = 100_000
+_WORD, _BLANK = re.compile(r"\S+"), re.compile(r"\s")
 NUM_PERM, BANDS = 120, 20
 SEED = 1
 COMPARED_AT_ONCE = 100_000
@@ -60,16 +64,31 @@ def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
         raise MissingExtraError("rensa", "data") from None
     out = np.zeros((len(texts), NUM_PERM), dtype=np.uint32)
     for row, text in enumerate(texts):
-        words = text.lower().split()
-        if len(words) >= MIN_WORDS:
+        if len(list(islice(_WORD.finditer(text), MIN_WORDS))) == MIN_WORDS:
             sketch = RMinHash(NUM_PERM, SEED)
-            sketch.update([" ".join(run) for run in zip(words, words[1:], words[2:], strict=False)])
+            for words in _stretches(text):
+                runs = zip(words, words[1:], words[2:], strict=False)
+                sketch.update([" ".join(run) for run in runs])
             out[row] = sketch.digest()
-        elif short := " ".join(words).strip(_AT_THE_END):
+        elif short := " ".join(text.lower().split()).strip(_AT_THE_END):
             sketch = RMinHash(NUM_PERM, SEED)
             sketch.update([short])  # alike only when it is the same text
             out[row] = sketch.digest()
     return out
+
+
+def _stretches(text: str) -> Iterator[list[str]]:
+    """The words of a text, some at a time, each time with the last two of the time before.
+
+    The words of a text take ten times its memory, their runs another ten.
+    """
+    words, start = list[str](), 0
+    while start < len(text):
+        blank = _BLANK.search(text, start + STRETCH_CHARS)
+        end = blank.start() if blank else len(text)
+        words = words[-2:] + text[start:end].lower().split()
+        yield words
+        start = end
 
 
 def near_pairs(

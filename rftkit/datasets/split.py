@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets import shingles
 from rftkit.datasets.rowfile import Rows, open
-from rftkit.datasets.rowlines import NumberedRow
+from rftkit.datasets.rowlines import NumberedRow, batched
 from rftkit.datasets.scan import prompt_hash, prompt_text
 from rftkit.datasets.writing import refuse_existing, sha256, write_lines
 from rftkit.errors import InputError
@@ -117,7 +117,7 @@ def split(
                 "another key"
             )
         written = {
-            part: write_lines(paths[part], (each.raw for each in rows.rows_at(sorted(numbers))))
+            part: write_lines(paths[part], rows.lines_at(sorted(numbers)))
             for part, numbers in parts.items()
         }
         made = Split(
@@ -160,7 +160,7 @@ def sample(
             raise InputError(f"cannot draw {num_rows:,} of {len(kept):,} different usable rows")
         units = [[at] for at in range(len(kept))]
         drawn = _hand_out(units, kept, {"drawn": num_rows / len(kept)}, seed)["drawn"]
-        return write_lines(target, (each.raw for each in rows.rows_at(sorted(drawn))))
+        return write_lines(target, rows.lines_at(sorted(drawn)))
 
 
 def _look(
@@ -232,8 +232,7 @@ def _signatures(kept: list[_Row], rows: Rows) -> np.ndarray[Any, Any]:
     import numpy as np
 
     tables = []
-    for first in range(0, len(kept), AT_ONCE):
-        found = rows.rows_at([row.number for row in kept[first : first + AT_ONCE]])
+    for found in batched(rows.each_at(row.number for row in kept), AT_ONCE):
         tables.append(shingles.signatures([prompt_text(each.row) for each in found if each.row]))
     return np.concatenate(tables)
 

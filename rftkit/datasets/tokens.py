@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit import settings
 from rftkit.datasets.findings import Finding, Place, counted
 from rftkit.datasets.rowfile import Rows
+from rftkit.datasets.rowlines import batched
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ def _measure(counter: Counter, rows: Rows) -> tuple[Any, npt.NDArray[Any], bool,
     numbers: list[int] = []
     lengths: list[int] = []
     refused: list[int] = []
-    for first in range(0, len(chosen), AT_ONCE):
-        found = rows.rows_at(chosen[first : first + AT_ONCE].tolist())
+    for found in batched(rows.each_at(chosen.tolist()), AT_ONCE):
         usable = [(each.number, each.row) for each in found if each.row is not None]
         counted = counter.count([row for _, row in usable])
         for (number, _), length in zip(usable, counted, strict=True):

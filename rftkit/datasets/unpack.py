@@ -15,7 +15,7 @@ import io
 import json
 import shlex
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def blocks_of_frame(frame: Any) -> Blocks:
         raise InputError(f"two columns have the same name; found {', '.join(map(str, frame))}")
     for first in range(0, len(frame), BLOCK_ROWS):
         records = frame.iloc[first : first + BLOCK_ROWS].to_dict("records")
-        yield b"".join(map(_line, records)), first + len(records)
+        end = first + len(records)
+        yield from _joined(map(_line, records), lambda end=end: end)  # type: ignore[misc]
 
 
 def is_document(path: Path) -> bool:
@@ -186,16 +187,29 @@ def _spans_lines(start: bytes) -> bool:
 
 
 def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
-    rest, size = b"", FIRST_BLOCK_BYTES
+    begun, size = list[bytes](), FIRST_BLOCK_BYTES  # a line that has not ended, in pieces
     while block := file.read(size):
         size = min(2 * size, BLOCK_BYTES)
         if end := block.rfind(b"\n") + 1:
-            yield rest + block[:end], position()
-            rest = block[end:]
+            begun, whole = [block[end:]], b"".join([*begun, block[:end]])
+            yield whole, position()
+            del whole
         else:
-            rest += block
-    if rest:
+            begun.append(block)
+    if rest := b"".join(begun):
         yield rest, position()
+
+
+def _joined(lines: Iterable[bytes], position: Callable[[], int]) -> Blocks:
+    """Lines as blocks that end at so many rows, or as soon as they reach `BLOCK_BYTES`."""
+    block, size = list[bytes](), 0
+    for line in lines:
+        block.append(line)
+        size += len(line)
+        if len(block) == BLOCK_ROWS or size >= BLOCK_BYTES:
+            yield b"".join(block), position()
+            block, size = [], 0
+    yield b"".join(block), position()
 
 
 def _table(path: Path, packed: str, delimiter: str) -> Blocks:
@@ -211,13 +225,7 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
         names = next(records, [])
         if len(set(names)) < len(names):
             raise InputError(f"{path}: two columns have the same name; found {', '.join(names)}")
-        lines: list[bytes] = []
-        for cells in records:
-            lines.append(_csv_line(names, cells))
-            if len(lines) == BLOCK_ROWS:
-                yield b"".join(lines), position()
-                lines = []
-        yield b"".join(lines), position()
+        yield from _joined((_csv_line(names, cells) for cells in records), position)
 
 
 def _csv_line(names: list[str], cells: list[str]) -> bytes:
@@ -234,7 +242,9 @@ def _parquet(path: Path) -> Blocks:
 
     with _arrow_errors(path, pyarrow), parquet.ParquetFile(path) as file:
         size, total, done = path.stat().st_size, max(1, file.metadata.num_rows), 0
-        for batch in file.iter_batches(batch_size=BLOCK_ROWS):
+        groups = [file.metadata.row_group(at) for at in range(file.metadata.num_row_groups)]
+        at_once = _rows_at_once(total, sum(group.total_byte_size for group in groups))
+        for batch in file.iter_batches(batch_size=at_once):
             done += len(batch)
             yield b"".join(map(_line, batch.to_pylist())), size * done // total
 
@@ -261,7 +271,13 @@ def _folder(path: Path) -> Blocks:
 
 
 def _slices(batch: Any) -> Iterator[Any]:
-    return (batch.slice(first, BLOCK_ROWS) for first in range(0, len(batch), BLOCK_ROWS))
+    at_once = _rows_at_once(len(batch), batch.nbytes)
+    return (batch.slice(first, at_once) for first in range(0, len(batch), at_once))
+
+
+def _rows_at_once(num_rows: int, num_bytes: int) -> int:
+    """How many rows of a table have about `BLOCK_BYTES`."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES * num_rows // max(1, num_bytes)))
 
 
 @contextmanager

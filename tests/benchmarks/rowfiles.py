@@ -176,11 +176,48 @@ def comparing(path: Path, planted: dict[int, int], _: int) -> None:
     print(f"  {hit:,} of {len(planted):,} planted rows found; {extra:,} others named")
 
 
+def profiling(path: Path, _: Any, __: int) -> None:
+    before = peak()
+    with timed("profile"):
+        datasets.profile(path)
+    print(f"  {peak() - before:,.0f} MB more than before; the file has {size_mb(path):,.0f} MB")
+
+
+def splitting(path: Path, _: Any, __: int) -> None:
+    before = peak()
+    with timed("split"):
+        datasets.split(path, Path(os.environ["RFTKIT_HOME"]).with_name("parts"))
+    print(f"  {peak() - before:,.0f} MB more than before; the file has {size_mb(path):,.0f} MB")
+
+
+def long_line(_: Path, __: Any, ___: int) -> None:
+    """A file with one line of 50 MB: what follows the largest line."""
+    path = Path(os.environ["RFTKIT_HOME"]).with_name("long.jsonl")
+    row = {"messages": [{"role": "user", "content": "some words " * 4_500_000}], "answer": "yes"}
+    path.write_text(json.dumps(row) + "\n")
+    before = peak()
+    with timed("check with one long line"):
+        datasets.check(path, processes=0)
+    print(f"  {peak() - before:,.0f} MB more than before; the line has {size_mb(path):,.0f} MB")
+
+
+def peak() -> float:
+    """Peak memory of this process, in MB; run a step alone to see what it takes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def size_mb(path: Path) -> float:
+    return path.stat().st_size / 1e6
+
+
 STEPS: dict[str, Callable[[Path, dict[int, int], int], None]] = {
     "open": opening,
     "read": reading,
     "check": checking,
     "near": comparing,
+    "profile": profiling,
+    "split": splitting,
+    "long": long_line,
 }
 
 
