@@ -27,12 +27,8 @@ from rftkit.server.training.journal import damage
 
 __all__ = ["export", "main"]
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+PROBE = "Hello, world!\n  1 + 2 = 3; naïve café 你好"
+"""Text that an exported tokenizer must encode as the base's own does."""
 
 
 def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
@@ -71,9 +67,7 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
         elif model is not None:
             for file in ("adapter_model.safetensors", "adapter_config.json"):
                 shutil.copyfile(Path(model.folder) / file, out / file)
-        for file in TOKENIZER_FILES:
-            if (folder / file).is_file():
-                shutil.copyfile(folder / file, out / file)
+        _write_tokenizer(folder, out)
         (out / "README.md").write_text(_card(store, home, name, base, model, merged=merged))
     finally:
         store.close()
@@ -103,6 +97,32 @@ def _write_whole(base: Path, saved: Path | None, out: Path) -> None:
             change = scale * (weights[f"{name}.B"] @ weights[f"{name}.A"])
             layer.weight.data = (layer.weight.data.float() + change).to(layer.weight.dtype)
     model.save_pretrained(out)
+
+
+def _write_tokenizer(base: Path, out: Path) -> None:
+    """The tokenizer and chat template of a base, whatever files it keeps them in.
+
+    Raises:
+        RftkitError: transformers cannot load it, or gets another one from what was written.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+        tokenizer.save_pretrained(out)
+        again = AutoTokenizer.from_pretrained(out, trust_remote_code=False)
+    except Exception as error:  # whatever the files of a model make the library raise
+        raise RftkitError(f"the tokenizer in {base} cannot be exported: {error}") from error
+    ids, written = (each(PROBE)["input_ids"] for each in (tokenizer, again))
+    if ids != written or tokenizer.get_vocab() != again.get_vocab():
+        raise RftkitError(
+            f"the tokenizer in {base} cannot be exported: transformers saves another one than it "
+            f"loads; copy the tokenizer files from {base} by hand"
+        )
+    if tokenizer.chat_template != again.chat_template:
+        raise RftkitError(
+            f"the chat template in {base} cannot be exported: it is not the same when loaded again"
+        )
 
 
 def _card(

@@ -118,6 +118,36 @@ def test_what_cannot_be_exported(trained: tuple[Worker, str], tmp_path: Path) ->
         exported(worker, "ft:none", tmp_path / "b", merged=False)
 
 
+def test_a_tokenizer_kept_in_vocab_and_merges_is_exported(tmp_path: Path) -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    from rftkit.server.worker.export import export
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = ["<|endoftext|>", *letters, "He", "ll", "Hell", "Hello"]
+    base, out = tmp_path / "base", tmp_path / "out"
+    config = Qwen2Config(
+        vocab_size=len(vocab), hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=64,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(base)
+    (base / "vocab.json").write_text(json.dumps({token: at for at, token in enumerate(vocab)}))
+    (base / "merges.txt").write_text("#version: 0.2\nH e\nl l\nHe ll\nHell o\n")
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (base / "chat_template.jinja").write_text(template)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "bases.json").write_text(json.dumps({"mine": str(base)}))
+    out.mkdir()
+    export(home, "mine", out, merged=True)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert len(tokenizer) >= len(vocab)
+    assert tokenizer("Hello")["input_ids"] == [len(vocab) - 1]
+    assert tokenizer.decode(tokenizer("Hello, wörld")["input_ids"]) == "Hello, wörld"
+    assert tokenizer.chat_template == template
+
+
 def home_of(platform: openai.OpenAI) -> str:
     with urlopen(str(platform.base_url).replace("/v1/", "/health")) as response:
         home: str = json.load(response)["home"]
