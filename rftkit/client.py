@@ -1,9 +1,9 @@
-"""`connect()`: an `openai.OpenAI` for wherever the work goes, and the life of the local server.
+"""`connect()`: an `openai.OpenAI` client; and starting and stopping the local server.
 
 With a base URL (argument or `OPENAI_BASE_URL`) it is the plain client. Without one it finds the
-local platform of this home, or starts it as a process of its own that outlives the notebook. The
-local platform never gets `OPENAI_API_KEY`. Not here: anything about files, jobs or evals; and the
-server itself, which this module knows as a command and an HTTP address only.
+local platform of this home, or starts it as a separate process that outlives the notebook. The
+local platform never gets `OPENAI_API_KEY`. This module knows the server only as a command and an
+HTTP address.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ __all__ = [
 ]
 
 START_SECONDS = 60.0
-"""How long a server may take until it answers."""
+"""Maximum time until a new server answers."""
 STOP_SECONDS = 20.0
 ANNOUNCE_SECONDS = 5.0
-"""How long a server that has the home may take until it says where it answers."""
+"""Maximum time until a server that locked the home writes its address."""
 PROBE_SECONDS = 2.0
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
-"""What the local platform imports; all come with the extra `local`."""
+"""Packages that the local platform needs; the extra `local` installs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ class ServerStatus:
     pid: int
     home: Path
     version: str
-    """The rftkit that it runs."""
+    """The version of rftkit that it runs."""
     idle_seconds: float
-    """Since its last request; 0 while a job waits or runs."""
+    """Seconds since its last request; 0 while a job waits or runs."""
     problems: tuple[str, ...] = ()
-    """What does not work at this moment, in words, as a model worker that cannot be started."""
+    """Current problems as sentences, such as a model worker that cannot be started."""
 
     @property
     def base_url(self) -> str:
@@ -83,7 +83,7 @@ def connect(base_url: str | None = None, api_key: str | None = None, **options: 
 
     Args:
         base_url: default `OPENAI_BASE_URL`; when both are missing, the local platform is used,
-            and started when it does not run. Its own address means it too.
+            and started if it is not running. Its own address also selects it.
         api_key: default `OPENAI_API_KEY` for a named service; for the local one `RFTKIT_API_KEY`,
             or the key that `rftkit lab` keeps in the home.
         options: handed to `openai.OpenAI`.
@@ -110,7 +110,7 @@ def _is_local(base_url: str) -> bool:
 
 
 def api_message(error: Exception) -> str | None:
-    """What an error of the `openai` client says, without its wrapping; None for any other."""
+    """The message of an error of the `openai` client; None for other errors."""
     if "openai" not in sys.modules:
         return None
     import openai
@@ -124,7 +124,7 @@ def api_message(error: Exception) -> str | None:
 
 
 def judge_call() -> CompletionCall:
-    """How model graders of this process ask their judge.
+    """How model graders of this process call their judge.
 
     `RFTKIT_JUDGE_BASE_URL` if it is set, else what `connect()` finds or starts; looked up when the
     first question is asked, so that other graders start nothing.
@@ -143,7 +143,7 @@ def judge_call() -> CompletionCall:
 
 
 def embedding_call() -> EmbeddingCall:
-    """How `cosine` graders of this process get their vectors; from where `judge_call` asks."""
+    """How `cosine` graders of this process get embeddings, from the service of `judge_call`."""
     made: list[EmbeddingCall] = []
 
     def embed(model: str, texts: list[str]) -> list[list[float]]:
@@ -159,7 +159,7 @@ def embedding_call() -> EmbeddingCall:
 
 
 def serve_status(home: Path | None = None) -> ServerStatus | None:
-    """The server that has this home, or None when none answers."""
+    """The server of this home, or None when none answers."""
     home = (home or settings.home()).resolve()
     address = _record(home).get("address")
     health = _health(address) if isinstance(address, str) else None
@@ -176,7 +176,7 @@ def serve_status(home: Path | None = None) -> ServerStatus | None:
 
 
 def _record(home: Path) -> dict[str, Any]:
-    """What a server has written about itself; empty when it cannot be read."""
+    """The record that a server wrote about itself; empty when it cannot be read."""
     try:
         record = json.loads((home / "server.json").read_bytes())
     except (OSError, ValueError):
@@ -185,7 +185,7 @@ def _record(home: Path) -> dict[str, Any]:
 
 
 def _awaited(home: Path, seconds: float) -> ServerStatus | None:
-    """The server that has this home, also one that is just about to say where it answers."""
+    """The server of this home; waits for one that is still starting."""
     deadline = time.monotonic() + seconds
     while (server := serve_status(home)) is None:
         if time.monotonic() > deadline or not _is_locked(home):
@@ -201,7 +201,7 @@ def start_server(
 
     Args:
         home: default `RFTKIT_HOME`.
-        idle_minutes: after so long without a request or a job it ends by itself; None: never.
+        idle_minutes: the server exits after this time without a request or a job; None: never.
 
     Raises:
         PlatformError: when it cannot be started; the message holds the end of its log.
@@ -216,7 +216,7 @@ def start_server(
 
 
 def stop_server(home: Path | None = None) -> ServerStatus | None:
-    """End the server of this home in good order; a running job continues when it is back.
+    """Stop the server of this home cleanly; a running job continues when it starts again.
 
     Returns:
         The server that was stopped, or None when none ran.
@@ -237,15 +237,15 @@ def stop_server(home: Path | None = None) -> ServerStatus | None:
         if time.monotonic() > deadline:
             raise PlatformError(
                 f"the server (process {server.pid}) did not end within {STOP_SECONDS:.0f} seconds; "
-                f"look into {server.home / 'logs' / 'server.log'}, or end it with "
-                f"`kill -9 {server.pid}`: a running job continues when a server is back"
+                f"see {server.home / 'logs' / 'server.log'}, or end it with "
+                f"`kill -9 {server.pid}`: a running job continues when a server starts again"
             )
         time.sleep(0.05)
     return server
 
 
 def _health(address: str) -> dict[str, Any] | None:
-    """What `/health` says, or None; never through a proxy."""
+    """The answer of `/health`, or None; never through a proxy."""
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(f"{address}/health", timeout=PROBE_SECONDS) as response:
@@ -257,18 +257,18 @@ def _health(address: str) -> dict[str, Any] | None:
 
 
 def _silent(home: Path) -> ServerStatus:
-    """A server that has the home and does not answer, as far as it is known.
+    """The server that locked the home but does not answer, from its record.
 
     Raises:
-        PlatformError: when its process is not.
+        PlatformError: when its process is unknown.
     """
     record = _record(home)
     try:
         return ServerStatus(record["address"], int(record["pid"]), home, record["version"], 0.0)
     except (KeyError, ValueError, TypeError):
         raise PlatformError(
-            f"a server has the home folder {home} and does not answer, and its process is not "
-            "known; look for `rftkit.server` in the list of processes and end it"
+            f"a server is using the home folder {home} and does not answer, and its process is not "
+            "known; find `rftkit.server` in the list of processes and end it"
         ) from None
 
 
@@ -284,7 +284,7 @@ def _starting(home: Path) -> Iterator[None]:
     except filelock.Timeout:
         raise PlatformError(
             f"another process has been starting the server of {home} for {START_SECONDS:.0f} "
-            f"seconds; look into {home / 'logs' / 'server.log'}"
+            f"seconds; see {home / 'logs' / 'server.log'}"
         ) from None
     except OSError as error:
         raise unwritable(home, error) from error
@@ -313,23 +313,23 @@ def _start(home: Path, idle_minutes: float | None) -> ServerStatus:
         if server is not None:
             return server
         if process.poll() is not None and not _is_locked(home):
-            if has_no_room(home):  # then the log says nothing either
+            if has_no_room(home):  # then the log is empty, too
                 raise unwritable(home, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             raise PlatformError(
-                f"the local server ended with status {process.returncode} before it answered; "
-                f"{log_path} says:\n{_tail(log_path, begin)}"
+                f"the local server exited with status {process.returncode} before it answered; "
+                f"the end of {log_path}:\n{_tail(log_path, begin)}"
             )
         time.sleep(0.05)
     if process.poll() is not None:
         raise PlatformError(
-            f"another server (process {_silent(home).pid}) has the home folder {home} and did not "
-            f"answer for {START_SECONDS:.0f} seconds; end it with `rftkit serve --stop`"
+            f"another server (process {_silent(home).pid}) is using the home folder {home} and "
+            f"did not answer for {START_SECONDS:.0f} seconds; end it with `rftkit serve --stop`"
         )
     process.kill()
     process.wait()
     raise PlatformError(
-        f"the local server did not answer within {START_SECONDS:.0f} seconds; {log_path} says:\n"
-        f"{_tail(log_path, begin)}"
+        f"the local server did not answer within {START_SECONDS:.0f} seconds; "
+        f"the end of {log_path}:\n{_tail(log_path, begin)}"
     )
 
 

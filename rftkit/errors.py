@@ -1,18 +1,18 @@
-"""Every error rftkit raises on purpose, in one tree. Not here: what to do about them.
+"""Every error that rftkit raises on purpose, in one tree.
 
     RftkitError
-    ├── InputError (ValueError)        what the user gave cannot be used; nothing was changed
+    ├── InputError (ValueError)        the user's input cannot be used; nothing was changed
     │   ├── RowError                   a dataset row, with file, line and field
     │   ├── GraderSpecError            a grader spec, with the path of the field
     │   └── RequestError               a request body, with the name of the parameter
     ├── NotFoundError (LookupError)    an id or name that does not exist
     ├── MissingExtraError (ImportError) an optional part of rftkit is not installed
     ├── PlatformError                  the local platform cannot start, be reached or be written
-    ├── EngineLostError                the machine that trains does not answer, or has forgotten
+    ├── EngineLostError                the training service does not answer, or lost its state
     ├── JobFailedError                 a job ended in `failed` or `cancelled`
     └── ReportError                    a report notebook cannot run or failed while running
 
-Each message says what was found, what was expected and what to type next. `code` and `param` are
+Each message states what was found, what was expected and what to do next. `code` and `param` are
 the words of the OpenAI error body, so that the platform can put any InputError on the wire as is.
 """
 
@@ -40,7 +40,7 @@ class RftkitError(Exception):
 
 
 class InputError(RftkitError, ValueError):
-    """What the user gave cannot be used."""
+    """The user's input cannot be used."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         """`param` names the offending field as it is spelled on the wire."""
@@ -107,10 +107,10 @@ class PlatformError(RftkitError):
 
 
 class EngineLostError(RftkitError):
-    """The server that an engine works on is away, or has lost what was on it."""
+    """The remote server of an engine does not answer, or lost its state."""
 
     refused = False
-    """Whether it answered, and refused: asking again may be in vain."""
+    """Whether it answered with a refusal, so that a retry may not help."""
 
 
 class JobFailedError(RftkitError):

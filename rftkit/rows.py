@@ -1,8 +1,8 @@
-"""One dataset row: parse it, check it, say what is wrong with it.
+"""One dataset row: parse it, check it, and report what is wrong with it.
 
 A row is one JSON object: `messages` (required), `tools` (optional) and any other key, which
-graders see as `item.<key>` (protocol: RFT dataset format). This module knows a single line and
-a stream of lines; it does not know files on a server, statistics, duplicates or graders.
+graders see as `item.<key>` (protocol: RFT dataset format). This module handles a single line and
+a stream of lines.
 
 JSON is read strictly (`strictjson`).
 """
@@ -25,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
-    """One prompt with whatever its grader needs."""
+    """One prompt with the fields that its grader needs."""
 
     item: dict[str, Any]
     """The whole row, `messages` and `tools` included: what graders call `item`."""
@@ -76,9 +76,9 @@ def row_of(item: dict[str, Any], *, line: int = 1, path: str | Path | None = Non
 
 
 def decode_lines(lines: Sequence[bytes]) -> list[dict[str, Any]] | None:
-    """The objects of many lines, in half the time; None if one of the lines looks doubtful.
+    """The objects of many lines, in half the time; None if one of the lines may be invalid.
 
-    Whoever gets None asks `parse_object` about each line.
+    When it returns None, call `parse_object` for each line.
     """
     items = read_lines(lines)
     return items if items and all(type(item) is dict for item in items) else None
@@ -90,7 +90,7 @@ def parse_object(
     """Read the JSON object of a line, strictly, whether it is a row or not.
 
     Raises:
-        RowError: with file, line and column, when it is none.
+        RowError: with file, line and column, when the line is not a JSON object.
     """
 
     def fail(message: str) -> RowError:
@@ -114,7 +114,7 @@ def read_rows(
     path: str | Path | None = None,
     on_error: Callable[[RowError], None] | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of a JSONL stream; blank lines are passed over.
+    """Yield the rows of a JSONL stream; blank lines are skipped.
 
     Args:
         lines: The lines of a file, as bytes.
@@ -139,7 +139,7 @@ def read_rows(
 
 
 def _is_plain(messages: Any) -> bool:
-    """Whether these are texts by known roles, the last one the user's: nearly always so."""
+    """A fast check for text messages with known roles, the last one from the user."""
     role = None
     try:
         for message in messages:
@@ -159,7 +159,7 @@ def _check_messages(messages: Any, fail: Any) -> None:
     if messages[-1]["role"] != "user":
         raise fail(
             f"the last message must be the user's, found role {messages[-1]['role']!r}; "
-            "put the reference answer in a key of your own, such as `reference_answer`",
+            "put the reference answer in its own key, such as `reference_answer`",
             f"messages[{len(messages) - 1}].role",
         )
 

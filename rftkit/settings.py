@@ -1,6 +1,6 @@
-"""The only reader of the environment: where things are kept and who to talk to.
+"""The only reader of environment variables: folders, services and keys.
 
-Not here: defaults of jobs or models. Every function reads the environment when it is called, so a
+Every function reads the environment when it is called, so a
 test or a notebook can change a variable without re-importing anything.
 """
 
@@ -78,7 +78,7 @@ def judge() -> Judge:
 
 
 def judge_concurrency() -> int:
-    """`RFTKIT_JUDGE_CONCURRENCY`: calls that a job's graders have under way at once; 8 if unset."""
+    """`RFTKIT_JUDGE_CONCURRENCY`: concurrent calls of a job's graders; 8 if unset."""
     given = os.environ.get("RFTKIT_JUDGE_CONCURRENCY") or "8"
     return max(1, int(given)) if given.isdecimal() else 8
 
@@ -101,7 +101,7 @@ def keys() -> list[str]:
 
 
 def webhook() -> tuple[str | None, str | None]:
-    """`RFTKIT_WEBHOOK_URL` and `OPENAI_WEBHOOK_SECRET`: who is told about ended jobs and runs."""
+    """`RFTKIT_WEBHOOK_URL` and `OPENAI_WEBHOOK_SECRET`: where webhooks go."""
     return (
         os.environ.get("RFTKIT_WEBHOOK_URL") or None,
         os.environ.get("OPENAI_WEBHOOK_SECRET") or None,
@@ -134,7 +134,7 @@ def unconfined_graders() -> bool:
 
 
 def uv() -> str | None:
-    """The program `uv`: the one that runs this (`UV`), or the first on `PATH`."""
+    """The program `uv`: the one that runs this process (`UV`), or the first on `PATH`."""
     return os.environ.get("UV") or shutil.which("uv")
 
 
@@ -151,7 +151,7 @@ def package_client_environment(temporary: Path, resumes: int) -> dict[str, str]:
 def lab_environment(config_dir: Path, token: str) -> dict[str, str]:
     """The environment for JupyterLab: `config_dir` comes first of where it looks for defaults.
 
-    Unless the user has chosen a token, it gets `token`: it would log one that it made.
+    Unless the user has set a token, JupyterLab gets `token`; it would log a generated one.
     """
     others = os.environ.get("JUPYTER_CONFIG_PATH")
     path = os.pathsep.join([str(config_dir), *([others] if others else [])])

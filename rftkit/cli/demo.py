@@ -1,8 +1,8 @@
 """Reinforcement fine-tuning in six steps, written as a user would write it: `rftkit demo`.
 
 Read `run` from top to bottom. It uses rftkit's public names and the `openai` client that `connect`
-returns, and nothing of the platform behind them. Not here: anything a job needs to run, and
-statistics: one seed shows that it works, not how well.
+returns, and no internals of the platform. It has no statistics: one seed shows that training works,
+not how well.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ PLANS: dict[str, dict[str, Any]] = {
             "eval_samples": 2,
         },
         "metadata": {"max_completion_tokens": "8"},
-        "temperature": 1,  # its likeliest letters are right from the start; it is not yet sure
+        "temperature": 1,  # its most likely letters are right from the start, with low confidence
     },
 }
-"""How each bundled dataset is trained, and the temperature at which its test questions are asked.
+"""How each bundled dataset is trained, and the temperature for answers to its test rows.
 `security_review` is the demo, `tiny_copy` is `--fast`."""
 
 LABELS = {
@@ -73,16 +73,16 @@ def run(
     out: Path | str = "reports",
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train a model on a bundled dataset and compare it with what it was.
+    """Train a model on a bundled dataset and compare it with the base model.
 
     Args:
         name: A key of `PLANS`.
         seed: Of the job.
         out: Folder for the report and the answers.
-        say: Gets what there is to tell.
+        say: Called with each line of output.
 
     Returns:
-        What a program wants to know: ids, models, rewards, seconds and paths.
+        Ids, models, rewards, seconds and paths, for programs.
 
     Raises:
         InputError: The dataset or its grader cannot be used.
@@ -125,10 +125,10 @@ def run(
     job = follow(client, job, say)
     seconds.parts |= job_seconds(client, job)
 
-    say("\n5. Put the test questions to the model before and after")
+    say("\n5. Run the models on the test rows, before and after training")
     rows = datasets.read(data.test)
     models = models_of(client, job)
-    with seconds("test questions"):
+    with seconds("answering the test rows"):
         answers = {
             label: evals.ask(
                 client,
@@ -169,7 +169,7 @@ def run(
             answers=str(answers_path.resolve()),
         )
     say(seconds.table())
-    say(f"\nOne HTML file to keep or to send: {report.resolve()}")
+    say(f"\nThe report, one HTML file: {report.resolve()}")
     return {
         "job": job.id,
         "dataset": name,
@@ -210,7 +210,7 @@ class Seconds:
 
 
 def follow(client: OpenAI, job: FineTuningJob, say: Callable[[str], None]) -> FineTuningJob:
-    """Show the job until it has succeeded; Ctrl-C says how to come back to it."""
+    """Show the job until it has succeeded; Ctrl-C prints how to return to it."""
     try:
         job = jobs.wait(client, job.id, jobs.Progress())
     except KeyboardInterrupt:
@@ -220,7 +220,7 @@ def follow(client: OpenAI, job: FineTuningJob, say: Callable[[str], None]) -> Fi
         )
         raise
     if str(job.status) == "paused":
-        raise JobFailedError(f"{job.id} is paused; to go on: rftkit job resume {job.id}")
+        raise JobFailedError(f"{job.id} is paused; resume it with: rftkit job resume {job.id}")
     return job
 
 
@@ -234,7 +234,7 @@ def models_of(client: OpenAI, job: FineTuningJob) -> dict[str, str]:
 
 
 def job_seconds(client: OpenAI, job: FineTuningJob) -> dict[str, float]:
-    """Where the job's own time went; the API's clock counts whole seconds."""
+    """Seconds of the job by phase; the API's timestamps are whole seconds."""
     events = jobs.events(client, job.id)
     timing = jobs.timing_frame(events)
     parts = {part: float(timing[part].sum()) for part in ("sampling", "training", "eval")}
@@ -257,7 +257,7 @@ def validation_rewards(client: OpenAI, job: FineTuningJob) -> dict[int, float]:
 
 
 def constant_answer(grader: CompiledGrader, data: Dataset) -> Answer:
-    """What a model would say that ignores the question, chosen on the training rows."""
+    """The best answer of a model that ignores the prompt, chosen on the training rows."""
     rows = datasets.read(data.train)
     references = (reference_answer(row.item, data.response_format) for row in rows)
     candidates = [each for each in references if each is not None]
@@ -266,7 +266,7 @@ def constant_answer(grader: CompiledGrader, data: Dataset) -> Answer:
 
 
 def writable_folder(folder: Path | str) -> Path:
-    """Make a folder, or say now and not after minutes of training that it cannot be written."""
+    """Create a folder, or fail now rather than after minutes of training."""
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Why a job does not learn, in words: one set of rules for events, panels, reports and checks.
+"""Why a job does not learn: one set of rules for events, panels, reports and checks.
 
-    story    what the metric events of a job say, read one after the other
-    rules    from a story to findings, each with what to do and the setting to try
-    gains    which sub-graders a gain came from, and which cannot be told from before
+    story    the training history of a job, summarised from its metric events
+    rules    find problems in a history, each with advice and the setting to try
+    gains    which sub-graders a gain came from, and which show no clear change
 
-The rules read nothing but metric events, so that a resumed job, a finished one and one of another
-service are judged alike; a figure that a service does not report silences the rules that need it.
-Not here: making the figures (`server.training.signal`), and showing the findings (`views`).
+The rules read only metric events. So a resumed job, a finished job and a job of another service are
+judged in the same way. If a service does not report a figure, the rules that need it are skipped.
+`server.training.signal` computes the figures, and `views` shows the findings.
 """
 
 from rftkit.diagnosis.gains import Change, gain_sentence

@@ -1,6 +1,6 @@
-"""Which parts of a reward moved: a headline that claims no more than its parts.
+"""Which parts of a reward changed: a headline that claims no more than its parts.
 
-Not here: the statistics; a change comes with its interval, or without one when nobody knows it.
+The callers compute the changes, with their intervals where these are known.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 __all__ = ["Change", "gain_sentence"]
 
 SAME = 0.005
-"""Changes below this are printed as 0.00, and no interval makes them a gain."""
+"""Smaller changes are printed as 0.00 and never count as a gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,31 +20,31 @@ class Change:
 
     value: float
     half_width: float | None = None
-    """Of its 95 % interval; None when it is not known."""
+    """Half the width of its 95 % interval; None when unknown."""
 
     @property
     def direction(self) -> int:
-        """1 it rose, -1 it fell, 0 it cannot be told from before (or nobody knows)."""
+        """1 if it rose, -1 if it fell, 0 if the change is unclear or its interval is unknown."""
         if self.half_width is None or abs(self.value) < SAME:
             return 0
         return (self.value > self.half_width) - (-self.value > self.half_width)
 
 
 def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "reward") -> str:
-    """`The reward rose by 0.20. It came from `a`; `b` cannot be told from before.`
+    """`The reward rose by 0.20. It came from `a`; `b` shows no clear change.`
 
     Empty when there are fewer than two parts. Without intervals only the changes are stated.
 
     Args:
         total: of the reward.
         parts: of each sub-grader.
-        what: is called the reward.
+        what: name of the reward in the sentence.
     """
     if len(parts) < 2:
         return ""
     if any(change.half_width is None for change in parts.values()):
         each = ", ".join(f"{_named(name)} {change.value:+.2f}" for name, change in parts.items())
-        return f"By grader: {each}; how sure that is, is not reported."
+        return f"By grader: {each}; the uncertainty is not reported."
     rose, fell, still = (
         [name for name, change in parts.items() if change.direction == way] for way in (1, -1, 0)
     )
@@ -55,14 +55,15 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
         rest = [f"{_list(rose, parts)} rose"] if rose else []
     rest += [f"{_list(fell, parts)} fell"] if fell else []
     if still:
-        rest.append(f"{_list(still, parts, signs=False)} cannot be told from before")
+        verb = "show" if len(still) > 1 else "shows"
+        rest.append(f"{_list(still, parts, signs=False)} {verb} no clear change")
     sentence = "; ".join(rest)
     return f"{said} {sentence[:1].upper()}{sentence[1:]}."
 
 
 def _total(total: Change, what: str) -> str:
     if total.direction == 0:
-        return f"The {what} ({total.value:+.2f}) cannot be told from before."
+        return f"The {what} ({total.value:+.2f}) shows no clear change."
     return f"The {what} {'rose' if total.direction > 0 else 'fell'} by {abs(total.value):.2f}."
 
 

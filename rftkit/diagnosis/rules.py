@@ -1,9 +1,9 @@
-"""From a story to findings: one function a rule, all in `RULES`.
+"""Rules that find problems in a training history: one function per rule, all in `RULES`.
 
-A finding holds at the story's last step. Each names what was found, with its figures, what to do,
-and the setting to try. A rule is silent when the figures it needs are not reported, and when the
-rewards are near the best that the grader ever gave: a model that has learnt its task has flat
-groups and little entropy, and nothing is wrong with it.
+A finding describes the last step of the history. It states what was found, with figures, what to
+do, and which setting to try. A rule reports nothing when the service does not report the figures it
+needs. Some rules also report nothing when the rewards are near the best that the grader ever gave:
+a model that has learnt its task has flat groups and low entropy, and that is no problem.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ __all__ = [
 Json = Mapping[str, Any]
 
 FLAT_SHARE = 0.75
-"""Groups without signal above which most of the computing teaches nothing."""
+"""Share of groups without signal above which most of the computation is wasted."""
 CUT_SHARE = 0.2
-"""Answers cut off above which the limit, not the task, decides the reward."""
+"""Share of truncated answers above which the limit, not the task, decides the reward."""
 UNSCORABLE_SHARE = 0.5
-"""Answers that could not be scored, besides those cut off."""
+"""Share of answers that are not scorable, not counting truncated ones."""
 SAME_SHARE = 0.9
-"""Answers that are the same above which the policy has settled on one."""
+"""Share of equal answers above which the policy has settled on one."""
 LEAST_ANSWERS = 32
-"""Fewer answers say nothing about how often a value is sampled."""
+"""Fewer answers are not enough to judge how often a value is sampled."""
 LEAST_PROMPTS = 4
 LOW_ENTROPY = 0.03
-"""Nats per token below which hardly anything else is sampled."""
+"""Nats per token below which the policy is nearly deterministic."""
 NEAR_BEST = 0.95
-"""Of the way from the lowest to the highest reward so far: as good as learnt."""
+"""Share of the way from the lowest to the highest reward so far that counts as learnt."""
 CERTAINTY = 1.96
 """Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
 NAMED = 3
@@ -66,7 +66,7 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """The same for the same finding of one job, however its figures change."""
+        """Identifies the finding within a job, whatever its figures are."""
         return f"{self.code}:{self.subject}" if self.subject else self.code
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Finding:
 
 
 def findings(story: Story) -> list[Finding]:
-    """What is wrong at the story's last step, most fundamental first."""
+    """Problems at the last step of the history, most fundamental first."""
     return [found for rule in RULES for found in rule(story)]
 
 
@@ -108,37 +108,37 @@ def _unscorable(story: Story) -> Iterator[Finding]:
         )
 
 
-def _same_pay(story: Story) -> Iterator[Finding]:
-    """Of the whole reward, else of each sub-grader."""
+def _constant_reward(story: Story) -> Iterator[Finding]:
+    """The whole reward is constant, or else single sub-graders are."""
     names = [line["name"] for line in story.graders]
     lost = _known([data.get("mean_unresponsive_rewards") for data in story.recent])
     if lost and _mean(lost) > UNSCORABLE_SHARE:
-        return  # it is the floor reward that is always the same
+        return  # most answers get the floor reward, which is constant
     whole = story.ranges.get("", Range())
-    if _pays_the_same(whole):
-        yield _same_pay_finding("the grader", "", whole)
+    if _is_constant(whole):
+        yield _constant_finding("the grader", "", whole)
         return
     for name in names if len(names) > 1 else []:
-        if _pays_the_same(found := story.ranges.get(name, Range())):
-            yield _same_pay_finding(f"the grader `{name}`", name, found)
+        if _is_constant(found := story.ranges.get(name, Range())):
+            yield _constant_finding(f"the grader `{name}`", name, found)
 
 
-def _pays_the_same(found: Range) -> bool:
+def _is_constant(found: Range) -> bool:
     return found.steps > 1 and found.num >= LEAST_ANSWERS and found.low == found.high
 
 
-def _same_pay_finding(who: str, subject: str, found: Range) -> Finding:
+def _constant_finding(who: str, subject: str, found: Range) -> Finding:
     advice = (
-        "Ask for more in this grader, or leave it out of the formula."
+        "Make this grader stricter, or leave it out of the formula."
         if found.low > 0
-        else "See what it pays for the reference answers (`rftkit check DATA -g GRADER`), and give "
-        "partial credit for answers that are nearly right."
+        else "Check what it gives the reference answers (`rftkit check DATA -g GRADER`), and give "
+        "partial credit to answers that are nearly right."
     )
     return Finding(
         "same_pay",
         subject,
-        f"{who[:1].upper()}{who[1:]} paid {found.low:g} for each of {found.num:,} answers: there "
-        "is nothing to learn from it.",
+        f"{who[:1].upper()}{who[1:]} gave {found.low:g} to each of {found.num:,} answers, so "
+        "there is nothing to learn from it.",
         advice,
     )
 
@@ -162,10 +162,10 @@ def _flat(story: Story) -> Iterator[Finding]:
         yield Finding(
             "mostly_flat",
             "",
-            f"{share:.0%} of the groups in {_steps(story, len(shares))} were flat; only the "
-            "others teach.",
+            f"{share:.0%} of the groups in {_steps(story, len(shares))} were flat; the model "
+            "learns only from the others.",
             "Use easier rows or partial credit in the grader, or raise `compute_multiplier`; "
-            "`rftkit check DATA -g GRADER --model MODEL` says which rows teach.",
+            "`rftkit check DATA -g GRADER --model MODEL` shows which rows are useful.",
         )
 
 
@@ -180,15 +180,15 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
         shares = _known([_line(data, name).get("train_flat_groups") for data in story.recent])
         mean = _known([_line(data, name).get("train_reward_mean") for data in story.recent])
         found = story.ranges.get(name, Range())
-        if len(shares) < WINDOW or min(shares) < 1 or _pays_the_same(found):
+        if len(shares) < WINDOW or min(shares) < 1 or _is_constant(found):
             continue
         if mean and _is_near_best(_mean(mean), found):
             continue
         yield Finding(
             "flat_grader",
             name,
-            f"Every group was flat in `{name}` in {_steps(story, WINDOW)}: nothing of what it "
-            "asks can be learnt from them.",
+            f"Every group was flat in `{name}` in {_steps(story, WINDOW)}: the model "
+            "cannot learn what it asks for from them.",
             "Raise `compute_multiplier` for more completions a prompt, set metadata `refill` to "
             "draw further prompts, or start from a model that is right sometimes, for example a "
             "supervised job.",
@@ -212,7 +212,7 @@ def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> 
     Args:
         name: place of the answer.
         missing: value -> share of the references.
-        num_answers: that were looked at.
+        num_answers: number of answers checked.
     """
     if not missing or num_answers < LEAST_ANSWERS:
         return
@@ -224,7 +224,7 @@ def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> 
         "never_sampled",
         name,
         f"{said} {was} never sampled in {num_answers:,} answers, though {_rows(missing)} of the "
-        f"references have {them} as `{name}`: RFT alone will hardly find {them}.",
+        f"references have {them} as `{name}`: RFT alone is unlikely to find {them}.",
         f"Start from a supervised job, or let references guide {them} (metadata "
         "`guidance` = `references`).",
     )
@@ -235,7 +235,7 @@ def _rows(missing: Mapping[str, float]) -> str:
 
 
 def _collapsed(story: Story) -> Iterator[Finding]:
-    """In the last two training steps, else in the last validation; step 0 is no collapse."""
+    """In the last two training steps, or else in the last validation; step 0 never counts."""
     for name in dict.fromkeys(name for name, _ in story.answers):
         new = list(_collapsed_in_training(story, name))
         valid = story.answers.get((name, "valid"))
@@ -253,7 +253,7 @@ def _collapsed_in_training(story: Story, name: str) -> Iterator[Finding]:
     ]
     wanted = story.references.get(name, Counter())
     if len(sides) < 2 or story.num_steps < WINDOW:
-        return  # what the base model likes best is not a collapse
+        return  # a preference of the base model is not a collapse
     values = dict.fromkeys(value for side in sides for value in side["samples"])
     pooled = {
         "samples": {v: min(side["samples"].get(v, 0.0) for side in sides) for v in values},
@@ -293,8 +293,8 @@ def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
     )
 
 
-def _still(story: Story) -> Iterator[Finding]:
-    """Sub-graders that cannot be told from before, though the reward rose."""
+def _unchanged_grader(story: Story) -> Iterator[Finding]:
+    """Sub-graders without a clear change, although the reward rose."""
     first, last = story.first_valid, story.last_valid
     if first is None or last is None or first is last:
         return
@@ -360,7 +360,7 @@ def _entropy(story: Story) -> Iterator[Finding]:
             "low_entropy",
             "",
             f"The entropy is {mean:.3f} nats per token in {_steps(story, len(values))}: the model "
-            "hardly tries anything else, though its rewards are not the best there are.",
+            "rarely tries anything else, although its rewards are below the best so far.",
             "Start again with a lower `learning_rate_multiplier` (a third), or set metadata "
             "`entropy_floor`.",
         )
@@ -369,13 +369,13 @@ def _entropy(story: Story) -> Iterator[Finding]:
 RULES: Sequence[Callable[[Story], Iterable[Finding]]] = (
     _cut_off,
     _unscorable,
-    _same_pay,
+    _constant_reward,
     _flat,
     _flat_grader,
     _never_sampled,
     _collapsed,
     _entropy,
-    _still,
+    _unchanged_grader,
 )
 
 

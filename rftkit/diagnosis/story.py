@@ -1,7 +1,7 @@
-"""What the metric events of a job say, read one after the other and kept small.
+"""The training history of a job, summarised from its metric events.
 
-A story keeps the first and the last validation, the last few training steps, and sums over all of
-them, so that a job of ten thousand steps costs no more than one of ten. Not here: any judgement.
+It keeps the first and the last validation, the last few training steps, and sums over all steps. So
+a job of ten thousand steps needs no more memory than one of ten. `rules` judges it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["WINDOW", "Range", "Story", "story_of"]
 Json = Mapping[str, Any]
 
 WINDOW = 4
-"""Training steps that a statement about the present rests on."""
+"""Number of recent training steps on which the rules are based."""
 
 
 @dataclass(slots=True)
@@ -27,10 +27,10 @@ class Range:
     high: float = float("-inf")
     num: int = 0
     steps: int = 0
-    """Training steps and validations that gave any."""
+    """Training steps and validations with at least one reward."""
 
     def add(self, low: float | None, high: float | None, num: int) -> None:
-        """Take the rewards of one step."""
+        """Add the rewards of one step."""
         if low is not None and high is not None and num:
             self.low, self.high = min(self.low, low), max(self.high, high)
             self.num, self.steps = self.num + num, self.steps + 1
@@ -42,14 +42,14 @@ class Story:
 
     max_completion_tokens: int | None = None
     step: int = 0
-    """The last one that was added."""
+    """The step that was added last."""
     total_steps: int | None = None
     recent: deque[Json] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Data of the last training steps, oldest first."""
     num_steps: int = 0
     """Training steps so far."""
     num_flat_steps: int = 0
-    """Of them, those in which every group was flat."""
+    """Training steps in which every group was flat."""
     first_valid: Json | None = None
     last_valid: Json | None = None
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Story:
     """Place of the answer -> references seen so far, training and validation rows."""
 
     def add(self, data: Json) -> None:
-        """Take one metric event; steps come in order."""
+        """Add one metric event; events must be in the order of steps."""
         self.step = int(data["step"])
         self.total_steps = data.get("total_steps") or self.total_steps
         learning = data.get("learning") or {}
@@ -111,7 +111,7 @@ class Story:
 
 
 def story_of(events: Iterable[Json]) -> Story:
-    """The story that the events of a job tell, in whatever order they come."""
+    """Summarise the events of a job, in any order."""
     story, steps = Story(), {}
     for event in events:
         data = event.get("data") or {}

@@ -1,6 +1,6 @@
-"""Checkpoints of a job: all that are kept, the best one, the final model.
+"""Checkpoints of a job: the kept ones, the best one, the final model.
 
-Not here: choosing on anything but the validation reward; that needs an eval.
+The best one is chosen by validation reward only; any other choice needs an eval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Checkpoint:
     train_reward_mean: float | None
     """Mean reward of that step's own batch; not comparable between steps."""
     valid_reward_mean: float | None
-    """Mean reward of the whole validation set; None if too many grades failed to tell."""
+    """Mean reward of the whole validation set; None if too many grades failed."""
     id: str
 
 

@@ -1,4 +1,4 @@
-"""What a job would take, from the events of its probe: time, memory, judge tokens, money.
+"""What a job would take, from the events of its probe: time, memory, judge tokens, cost.
 
 A probe takes two steps (`rftkit.jobs.probe`). The sum assumes that the other steps are like these;
 answers that get longer while the model learns make it too low, shorter ones too high. Not here:
@@ -34,9 +34,9 @@ class Estimate:
     validation_seconds: float
     """Of one validation, over all validation rows."""
     host_memory_bytes: int
-    """The most memory the training process held."""
+    """Peak memory of the training process."""
     device_memory_bytes: int | None
-    """The most that was reserved on the GPU; None on a CPU."""
+    """Peak memory reserved on the GPU; None on a CPU."""
     judge_tokens: dict[str, tuple[float, float]]
     """Model of a model grader -> prompt and completion tokens of the whole job."""
     hyperparameters: Json
@@ -74,16 +74,16 @@ class Estimate:
 
 
 def estimate(events: Iterable[Event]) -> Estimate:
-    """Add up what the events of a finished probe tell.
+    """Estimate the whole job from the events of a finished probe.
 
     Raises:
-        InputError: They are not those of a finished probe.
+        InputError: They are not the events of a finished probe.
     """
     events = list(events)
-    told = [event.get("data") or {} for event in events]
-    started = next((data for data in told if "hyperparameters" in data and "rows" in data), None)
-    found = next((data["probe"] for data in told if "probe" in data), None)
-    metrics = {data["step"]: data for data in told if data.get("step") is not None}
+    data_of = [event.get("data") or {} for event in events]
+    started = next((data for data in data_of if "hyperparameters" in data and "rows" in data), None)
+    found = next((data["probe"] for data in data_of if "probe" in data), None)
+    metrics = {data["step"]: data for data in data_of if data.get("step") is not None}
     steps = [
         seconds
         for step, data in sorted(metrics.items())
@@ -109,7 +109,7 @@ def estimate(events: Iterable[Event]) -> Estimate:
 
 
 def _ready_seconds(events: list[Event]) -> float:
-    """From the first word about loading to the plan."""
+    """Seconds from the first event about loading to the plan."""
     loading = [e["created_at"] for e in events if e.get("message", "").startswith("Loading ")]
     planned = [e["created_at"] for e in events if "rows" in (e.get("data") or {})]
     return float(planned[0] - loading[0]) if loading and planned else 0.0

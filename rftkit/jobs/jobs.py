@@ -1,8 +1,8 @@
-"""Jobs: create one, follow it to its end, say how it ended.
+"""Jobs: create one, follow it to its end, and report how it ended.
 
 A job is the client's own `FineTuningJob`, and listing, pausing, resuming and cancelling are the
-client's own calls (`client.fine_tuning.jobs.pause(job_id)`); nothing wraps them here. Not here
-either: metric frames (`metrics`), checkpoints, and what a terminal shows (`progress`).
+client's own calls (`client.fine_tuning.jobs.pause(job_id)`); nothing wraps them here. Metric
+frames are in `metrics`, the terminal display is in `progress`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENT_RETRIES = 8  # with the SDK's back-off about half a minute: a platform t
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one look at a job brought."""
+    """The result of one poll of a job."""
 
     job: FineTuningJob
     events: list[Event]
@@ -51,7 +51,7 @@ def create(
 ) -> FineTuningJob:
     """Create a reinforcement job.
 
-    The grader stays a plain dict on purpose: the SDK's `MultiGrader` cannot hold the map of
+    The grader is a plain dict on purpose: the SDK's `MultiGrader` cannot hold the map of
     graders that the routes ask for, and its type hints lack `response_format`.
 
     Args:
@@ -88,10 +88,10 @@ def events(client: OpenAI, job_id: str) -> list[Event]:
 
 
 def watch(client: OpenAI, job_id: str, *, poll_seconds: float = 1.0) -> Iterator[Update]:
-    """Look at a job again and again until it has ended or is paused; once at an imported one.
+    """Poll a job until it has ended or is paused; an imported job is polled once.
 
     The first update brings all events so far, so watching can begin at any time. Statuses this
-    version does not know count as "still going".
+    version does not know count as "still running".
     """
     patient = client.with_options(max_retries=PATIENT_RETRIES)
     seen: set[str] = set()
@@ -100,8 +100,8 @@ def watch(client: OpenAI, job_id: str, *, poll_seconds: float = 1.0) -> Iterator
         new = _events_since(patient, job_id, seen)
         seen.update(event["id"] for event in new)
         yield Update(job, new)
-        stands_still = str(job.status) == "paused" or getattr(job, "imported_from", None)
-        if job.status in TERMINAL or stands_still:
+        is_still = str(job.status) == "paused" or getattr(job, "imported_from", None)
+        if job.status in TERMINAL or is_still:
             return
         time.sleep(poll_seconds)
 
@@ -113,13 +113,13 @@ def wait(
     *,
     poll_seconds: float = 1.0,
 ) -> FineTuningJob:
-    """Follow a job; return it when it has succeeded, is paused, or was imported as it stands.
+    """Follow a job; return it when it has succeeded, is paused, or was imported.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         job_id: `ftjob-…`.
         on_update: Called with every update; `rftkit.jobs.Progress()` shows them in a terminal.
-        poll_seconds: Pause between two looks.
+        poll_seconds: Seconds between two polls.
 
     Raises:
         JobFailedError: The job ended in `failed` or `cancelled`.
@@ -133,7 +133,7 @@ def wait(
     if job.status == "failed":
         raise JobFailedError(
             f"{job.id} failed: {error_of(job) or 'no reason given'}\n"
-            f"Its events say more: rftkit job show {job.id}"
+            f"See its events: rftkit job show {job.id}"
         )
     if job.status == "cancelled":
         raise JobFailedError(f"{job.id} was cancelled")

@@ -1,8 +1,7 @@
-"""What only rftkit's own platform tells: plans, probes, and the rollouts of a training step.
+"""Routes that only an rftkit platform has: plans, probes, and the rollouts of a training step.
 
-The routes lie outside `/v1`, so that the protocol stays what it is. A service that has no such
-routes answers 404; then `abilities` is empty and the other functions give None or refuse. Not here:
-anything that a hosted service has too.
+The routes are outside `/v1`, so that the protocol is not changed. A service without these routes
+answers 404; then `abilities` is empty, and the other functions return None or raise an error.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def plan(
         metadata: As for `create`.
 
     Returns:
-        None when the service does not tell.
+        None when the service does not report it.
 
     Raises:
         openai.BadRequestError: A value cannot be used.
@@ -59,7 +58,7 @@ def plan(
 def probe(
     client: OpenAI, *, metadata: Mapping[str, str] | None = None, **job: Any
 ) -> FineTuningJob:
-    """Begin a job of two steps that finds out what the whole job would take, and keeps nothing.
+    """Start a job of two steps that measures the cost of the whole job and keeps no model.
 
     Args:
         client: From `rftkit.connect()`.
@@ -67,12 +66,12 @@ def probe(
         job: The other arguments of `create`.
 
     Raises:
-        InputError: The service knows no probes; it would train, and bill, the whole job.
+        InputError: The service does not support probes; it would train, and bill, the whole job.
     """
     if "probe" not in abilities(client):
         raise InputError(
-            f"{client.base_url} knows no probes and would run the whole job; only rftkit's own "
-            "platform can estimate one beforehand"
+            f"{client.base_url} does not support probes and would run the whole job; only an "
+            "rftkit platform can estimate a job in advance"
         )
     return create(client, metadata={**(metadata or {}), **PROBE}, **job)
 
@@ -95,7 +94,7 @@ def rollouts(client: OpenAI, job_id: str, step: int | None = None) -> Json | Non
 
 
 def _ask(client: OpenAI, verb: str, path: str, **request: Any) -> Json | None:
-    """A route beside `/v1` of the same service; None where there is none."""
+    """Call a route outside `/v1` of the same service; None if it does not exist."""
     from openai import NotFoundError
 
     url = urljoin(str(client.base_url), path)

@@ -52,7 +52,7 @@ LEARNING = (
     "logprob_gap_max",
     "learning_rate",
 )
-# Column -> where it may stand in an event's `data`; the first found wins.
+# Column -> its possible paths in an event's `data`; the first one found wins.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "train_reward_mean": ("scores.train_reward_mean", "train_reward_mean", "train_mean_reward"),
     "valid_reward_mean": (
@@ -86,7 +86,7 @@ _ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
 
 
 def step_metrics(data: dict[str, Any]) -> dict[str, float | None]:
-    """The columns of one metric event; None where it says nothing."""
+    """The columns of one metric event; None where the event has no value."""
     return {column: _first(data, keys) for column, keys in _KEYS.items()}
 
 
@@ -202,12 +202,12 @@ def events_from_csv(text: str) -> list[Event]:
     """Metric events made of a job's result file (`job.result_files[0]`), for the frames above.
 
     Raises:
-        InputError: a record has more cells than the first line has names.
+        InputError: a record has more cells than the header has names.
     """
     events: list[Event] = []
     for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=1):
         if None in row:
-            raise InputError(f"record {number} has more cells than the first line has names")
+            raise InputError(f"record {number} has more cells than the header has names")
         events.append({"type": "metrics", "data": _data_from_csv_row(row)})
     return events
 

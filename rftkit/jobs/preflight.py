@@ -1,11 +1,11 @@
-"""Is this job worth starting? A checklist of named points, each green or a reason to stop.
+"""Is this job worth starting? A checklist; each check is ok or a reason to stop.
 
-    data            the dataset doctor: rows, template paths, reference answers
-    grader          what cheap cheats earn against honest answers
+    data            the dataset check: rows, template paths, reference answers
+    grader          what cheap cheats earn compared with honest answers
     learnability    do the answers of the base model differ in reward? from the steps of a probe
 
-A point that is not green stops a start until its name is overruled. Not here: the checks themselves
-(`datasets.check`, `graders.audit`) and running the probe (`jobs.probe`).
+A check that is not ok stops the start until you override it by name. The checks themselves are in
+`datasets.check` and `graders.audit`; `jobs.probe` runs the probe.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ State = Literal["ok", "warning", "error", "not checked"]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One line of the checklist."""
+    """One check of the checklist."""
 
     name: str
-    """What an overrule calls it."""
+    """The name to override it by."""
     state: State
     """`ok` is green; `error` means that the job would fail or learn nothing."""
     words: str
@@ -42,7 +42,7 @@ class Point:
 
     @property
     def is_green(self) -> bool:
-        """Whether nothing speaks against starting."""
+        """Whether the check found no reason not to start."""
         return self.state == "ok"
 
     def __str__(self) -> str:
@@ -50,21 +50,23 @@ class Point:
 
 
 def require(points: Sequence[Point], overruled: Iterable[str] = ()) -> None:
-    """Refuse to go on while a point is not green and not overruled by its name.
+    """Raise an error unless every check is ok or overridden by name.
 
     Raises:
-        InputError: naming every such point, and how to overrule it.
+        InputError: names every other check, and how to override it.
     """
     known = {point.name for point in points}
     if unknown := sorted(set(overruled) - known):
-        raise InputError(f"there is no point {unknown[0]!r}; the points are {', '.join(known)}")
-    held = [point for point in points if not point.is_green and point.name not in set(overruled)]
-    if held:
-        names = ", ".join(repr(point.name) for point in held)
+        raise InputError(f"there is no check {unknown[0]!r}; the checks are {', '.join(known)}")
+    blocking = [
+        point for point in points if not point.is_green and point.name not in set(overruled)
+    ]
+    if blocking:
+        names = ", ".join(repr(point.name) for point in blocking)
         raise InputError(
             "the job was not started:\n"
-            + "\n".join(map(str, held))
-            + f"\nto start it all the same, overrule {names} by name"
+            + "\n".join(map(str, blocking))
+            + f"\nto start it anyway, override {names} by name"
         )
 
 
@@ -75,7 +77,7 @@ def check_data(
     grader: Mapping[str, Any],
     response_format: Mapping[str, Any] | None = None,
 ) -> Point:
-    """The dataset doctor on both files."""
+    """Run the dataset check on both files."""
     from rftkit.datasets import check
 
     found = check(train, valid, grader=grader, response_format=response_format)
@@ -104,7 +106,7 @@ def check_grader(
     response_format: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Point:
-    """What cheats earn against the reference answers of rows.
+    """Compare what cheats earn with the reference answers of rows.
 
     Args:
         grader: as on the wire.
@@ -134,30 +136,30 @@ def check_learnability(events: Iterable[Event]) -> Point:
     events = list(events)
     story = story_of(events)
     if not story.num_steps:
-        return Point("learnability", "not checked", "no step was taken yet: estimate first")
+        return Point("learnability", "not checked", "no step has run yet: run the estimate first")
     steps = [step_metrics(dict(data)) for data in story.recent]
     mean, flat, failed = (
         _mean([step[name] for step in steps])
         for name in ("train_reward_mean", "flat_groups", "failed_grades")
     )
     if mean is None:
-        return Point("learnability", "error", "no answer of the probe could be graded")
+        return Point("learnability", "error", "none of the probe's answers could be graded")
     said = f"the base model earns {mean:.3f}"
     if flat is not None:
         said += f"; {flat:.0%} of its groups have no signal, because all their rewards are equal"
     found = [str(each) for each in findings(story)]
     if failed:
-        found.insert(0, "some grades failed: look into the grader first")
+        found.insert(0, "some grades failed: check the grader first")
     details = (*found, *_answer_shares(story))
     if flat == 1.0:
-        return Point("learnability", "error", f"{said}: there is nothing to learn from", details)
+        return Point("learnability", "error", f"{said}, so there is nothing to learn from", details)
     if found:
         return Point("learnability", "warning", f"{said}; {found[0]}", details)
     return Point("learnability", "ok", said, details)
 
 
 def _answer_shares(story: Story) -> list[str]:
-    """What the closed answers of the newest training step were."""
+    """Shares of the answer values in the newest training step."""
     return [
         f"`{name}`: {share_words(found)}"
         for (name, side), found in story.answers.items()

@@ -1,6 +1,6 @@
-"""The progress of a job in a terminal: one live line, or one line per step where nothing is live.
+"""The progress of a job: one live line in a terminal, or one line per step elsewhere.
 
-A `Progress` is a function of updates (`rftkit.jobs.wait(client, job_id, Progress())`). It can be
+A `Progress` is called with updates (`rftkit.jobs.wait(client, job_id, Progress())`). It can be
 attached when a job is half done. Not here: charts and notebook widgets.
 """
 
@@ -38,7 +38,7 @@ class Progress:
         self._message = ""
 
     def __call__(self, update: Update) -> None:
-        """Show what an update brought."""
+        """Show one update."""
         first = not self._status
         for event in update.events:
             self._take(event, quiet=first)
@@ -176,7 +176,7 @@ def _waiting(status: str) -> str:
 def _ending(update: Update) -> str:
     job = update.job
     if str(job.status) == "paused":
-        return f"{job.id} is paused; to go on: rftkit job resume {job.id}"
+        return f"{job.id} is paused; resume it with: rftkit job resume {job.id}"
     if job.status == "succeeded":
         return f"{job.id} succeeded: {job.fine_tuned_model}"
-    return f"{job.id} {job.status}"  # why stands in its error event, and in what `wait` raises
+    return f"{job.id} {job.status}"  # the reason is in its error event and in the error of `wait`

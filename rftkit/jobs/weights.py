@@ -1,7 +1,7 @@
 """Fetch a model's weights from an rftkit platform into a folder.
 
-No hosted service hands weights out; asked of one, this says so. Not here: what the folder holds,
-which the platform decides.
+Hosted services do not export weights; for one of them this raises an error. The platform decides
+which files the folder contains.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def fetch_weights(
         client: of an rftkit platform.
         model: a fine-tuned model or a checkpoint; with `merged` a base model too.
         out: a folder that is new or empty.
-        merged: whether the base is in it.
+        merged: whether to merge the adapter into the base model.
 
     Returns:
         The names of the files.
 
     Raises:
-        InputError: `out` holds something already.
-        NotFoundError: the service has no such model, or hands no weights out.
-        PlatformError: the platform could not export it, or broke off.
+        InputError: `out` is not empty.
+        NotFoundError: the service has no such model, or does not export weights.
+        PlatformError: the export or the download failed.
     """
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -61,7 +61,7 @@ def fetch_weights(
     except HTTPError as error:
         raise _refusal(client, model, error) from None
     except (OSError, tarfile.TarError, HTTPException) as error:
-        raise PlatformError(f"{url} broke off: {error}") from error
+        raise PlatformError(f"the download of {url} failed: {error}") from error
     return sorted(file.name for file in folder.iterdir())
 
 
@@ -78,6 +78,6 @@ def _refusal(client: OpenAI, model: str, error: HTTPError) -> Exception:
 
 def _not_ours(client: OpenAI, model: str) -> NotFoundError:
     return NotFoundError(
-        f"{client.base_url} does not hand out the weights of {model}: only an rftkit platform "
-        "does, and a hosted service keeps them. `rftkit job rerun` trains the same job here."
+        f"{client.base_url} does not export the weights of {model}: only an rftkit platform does. "
+        "`rftkit job rerun` trains the same job here."
     )

@@ -57,7 +57,7 @@ def test_a_sub_grader_that_did_not_move_is_named_with_where_the_gain_came_from()
     assert "`guidance`" in found[0].advice
     assert found[1].message == (
         "The validation reward (step 0 to 4) rose by 0.20. It came from `explanation` (+0.40); "
-        "`compliant` cannot be told from before."
+        "`compliant` shows no clear change."
     )
 
 
@@ -96,7 +96,7 @@ def test_no_headline_claims_more_than_its_parts() -> None:
         "The reward rose by 0.10. It came from `a` (+0.40); `b` (-0.20) fell; `c` cannot be told "
         "from before."
     )
-    assert "cannot be told from before." in gain_sentence(Change(0.1, 0.2), parts)
+    assert "shows no clear change." in gain_sentence(Change(0.1, 0.2), parts)
     assert "how sure that is, is not reported" in gain_sentence(
         Change(0.1), {"a": Change(0.2), "b": Change(0.0)}
     )

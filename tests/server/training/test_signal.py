@@ -105,7 +105,7 @@ def test_a_job_that_settles_on_one_label_says_so_and_where_its_gain_came_from(
     assert "`label` is `no` in " in said["collapsed:label"]
     assert "learning_rate_multiplier" in said["collapsed:label"]
     assert "It came from `likes_no`" in said["still:label"]
-    assert "`label` and `same` cannot be told from before" in said["still:label"]
+    assert "`label` and `same` shows no clear change" in said["still:label"]
     assert said["same_pay:same"].startswith("The grader `same` paid 1 for each of ")
 
 
@@ -115,7 +115,7 @@ def test_a_job_whose_answers_are_all_cut_off_names_the_limit(worker: Worker) -> 
     said = warnings(worker, job)
     assert said["cut_off:"].startswith("100% of the validation answers were cut off at 1 token")
     assert "`max_completion_tokens`" in said["cut_off:"]
-    assert "same_pay:" not in said, "it is the floor reward that is always the same"
+    assert "same_pay:" not in said, "most answers get the floor reward, which is constant"
 
 
 def test_a_job_that_never_earns_anything_says_that_no_weight_changed(worker: Worker) -> None:
@@ -124,7 +124,7 @@ def test_a_job_that_never_earns_anything_says_that_no_weight_changed(worker: Wor
     said = warnings(worker, job)
     assert "no weight changed" in said["flat:"]
     assert "`compute_multiplier`" in said["flat:"]
-    assert said["same_pay:"].startswith("The grader paid 0 for each of ")
+    assert said["same_pay:"].startswith("The grader gave 0 to each of ")
 
 
 def test_the_result_file_has_the_figures_of_each_grader() -> None:
