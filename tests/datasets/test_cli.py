@@ -78,7 +78,10 @@ def test_check_takes_the_name_of_a_bundled_dataset(typed: Type, files: Path) -> 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["good.jsonl", "--dataset", "tiny_copy"], "--dataset, or give the files of one; not both"),
+        (
+            ["good.jsonl", "--dataset", "tiny_copy"],
+            "use either --dataset or the paths of files, not both",
+        ),
         ([], "type: rftkit check DATA, or rftkit check --dataset NAME"),
         (["--dataset", "x"], "there are contract_facts, security_review, tiny_copy"),
     ],
@@ -125,7 +128,7 @@ def test_the_page_links_findings_to_their_rows(chromium: Any, files: Path, schem
     ) as shown:
         assert shown.title() == "Dataset check"
         assert shown.locator("h1").inner_text() == "Dataset check"
-        assert "A job would stop: 2 errors" in shown.locator(".rk-verdict").inner_text()
+        assert "A job would not run: 2 errors" in shown.locator(".rk-verdict").inner_text()
         link = shown.locator(".rk-findings a").first
         link.focus()
         shown.keyboard.press("Enter")

@@ -111,7 +111,7 @@ def test_too_little_to_compare_is_a_sentence_everywhere(steps):
                      views.difference_chart, views.row_paths, views.compare_rows)
     ]  # fmt: skip
 
-    assert "nothing to hold it against" in shown[0] or "no run" in shown[0].lower()
+    assert "nothing to compare it with" in shown[0] or "no run" in shown[0].lower()
     assert all("nan" not in html.lower() for html in shown[:2])
 
 

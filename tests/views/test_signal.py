@@ -93,8 +93,8 @@ def test_answers_that_collapse_in_training_are_named() -> None:
 def test_no_headline_claims_more_than_its_parts() -> None:
     parts = {"a": Change(0.4, 0.1), "b": Change(-0.2, 0.1), "c": Change(0.01, 0.1)}
     assert gain_sentence(Change(0.1, 0.05), parts) == (
-        "The reward rose by 0.10. It came from `a` (+0.40); `b` (-0.20) fell; `c` cannot be told "
-        "from before."
+        "The reward rose by 0.10. It came from `a` (+0.40); `b` (-0.20) fell; `c` shows no "
+        "clear change."
     )
     assert "shows no clear change." in gain_sentence(Change(0.1, 0.2), parts)
     assert "how sure that is, is not reported" in gain_sentence(

@@ -75,7 +75,7 @@ def test_nothing_starts_unchecked(served: Served) -> None:
     with pytest.raises(InputError, match="not checked"):
         panel.start()
     panel.set(overruled=["speed"])
-    with pytest.raises(InputError, match="no point 'speed'"):
+    with pytest.raises(InputError, match="no check 'speed'"):
         panel.start()
     panel.set(overruled=["data", "grader", "learnability"])
     assert panel.start().startswith("ftjob-")
