@@ -9,6 +9,7 @@ are decoded when they are asked for and not kept. Not here: what is wrong with t
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import threading
 import weakref
@@ -35,6 +36,7 @@ KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading
 STRETCH_BYTES = 4 * 1024**2  # for another process
 READ_BYTES = 256 * 1024  # to be decoded here: it stays in the processor's cache
 FRAME = "DataFrame"
+_TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that no two keys meet
 
 
 def open(source: str | Path | pd.DataFrame) -> Rows:
@@ -358,7 +360,7 @@ class Rows:
 
 
 def _column(key: str) -> str:
-    return f"item.{key}" if key in ("line", "refusal") else key
+    return f"item.{key}" if _TAKEN.fullmatch(key) else key
 
 
 def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> None:

@@ -138,6 +138,32 @@ def test_a_row_in_full_has_its_grade_and_the_rows_like_it(file: Path) -> None:
     browser.close()
 
 
+@pytest.mark.parametrize("as_file", [True, False])
+def test_rows_may_have_keys_that_rftkit_uses_itself(tmp_path: Path, as_file: bool) -> None:
+    keys = ("refused", "refusal", "line", "item.line", "number", "row", "raw", "prompt", "usable")
+    rows = [chat(f"Question {n}", "yes") | {key: f"{key} {n}" for key in keys} for n in (1, 2)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "no json\n" * as_file)
+    browser = RowBrowser(path if as_file else pd.DataFrame(rows))
+    found = browser.found()
+    for key in keys:
+        browser.set(query="", where=f'"{key}"="{key} 2"', row=1)
+        assert list(browser.numbers()) == [1]
+        assert f"{key} 2" in browser.to_html()
+        assert "not usable" not in browser.to_html()
+        browser.set(query=f"{key} 1", where="", row=None)
+        assert list(browser.numbers()) == [0]
+        browser.set(query="", sort=key, descending=True)
+        assert list(browser.numbers())[:2] == [1, 0]
+        name = f"item.{key}" if as_file and key in ("refusal", "line", "item.line") else key
+        assert list(found[name])[:2] == [f"{key} 1", f"{key} 2"]
+    if as_file:
+        browser.set(row=2, sort="", query="")
+        assert "not usable" in browser.to_html()
+        assert list(found["line"]) == [1, 2, 3]
+        assert list(datasets.profile(path)["item.line"])[:2] == ["line 1", "line 2"]
+
+
 def test_a_row_that_is_not_there(file: Path) -> None:
     with pytest.raises(InputError, match="there is no row 99; rows are numbered 0 to 40"):
         RowBrowser(file, row=99).to_html()
