@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
 from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
 from rftkit.server.api import Here, Limit, Reply, repeated
 from rftkit.server.api.files import live_file
+from rftkit.server.api.run_page import HEADERS, run_page
 from rftkit.server.evals.item_schema import check_items
 from rftkit.server.evals.runner import chat_options
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of, kind_of, refusal
@@ -19,7 +21,7 @@ from rftkit.server.inference.judge import check_judges
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
-from rftkit.server.store.records import Eval
+from rftkit.server.store.records import Eval, EvalRun
 
 __all__ = ["router"]
 
@@ -35,6 +37,10 @@ SAMPLING = {
 }  # fmt: skip
 
 
+REPORT = "eval_run_report"
+"""Name of the route of a run's page."""
+ITEMS_SHOWN = 100
+"""Output items on one page."""
 LIMITS = ("max_completion_tokens", "max_completions_tokens", "max_output_tokens", "max_tokens")
 """Spellings of the limit of an answer's tokens; the first one is kept."""
 
@@ -119,7 +125,7 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     run = here.store.run(run_id)  # before it is taken up: what was made is queued
     if here.runner is not None:
         here.runner.wake()
-    return Reply(wire.run_object(run), status_code=201)
+    return Reply(_shown(run, request), status_code=201)
 
 
 def _grades_what_is_kept(source: DataSource) -> bool:
@@ -262,6 +268,7 @@ def _check_template(message: Any, where: str) -> None:
 @router.get("")
 def index(
     here: Here,
+    request: Request,
     eval_id: str,
     after: str | None = None,
     limit: Limit = 20,
@@ -273,18 +280,44 @@ def index(
     runs, more = here.store.runs(
         eval_id, status=status, after=after, limit=limit, newest_first=order == "desc"
     )
-    return Reply(wire.page(map(wire.run_object, runs), more))
+    return Reply(wire.page([_shown(run, request) for run in runs], more))
 
 
 @router.get("/{run_id}")
-def retrieve(here: Here, eval_id: str, run_id: str) -> Reply:
+def retrieve(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
     """One run."""
-    return Reply(wire.run_object(here.store.run(run_id, eval_id)))
+    return Reply(_shown(here.store.run(run_id, eval_id), request))
+
+
+@router.get("/{run_id}/report", name=REPORT, response_class=HTMLResponse)
+def report(here: Here, eval_id: str, run_id: str, after: str | None = None) -> HTMLResponse:
+    """The run as a page for a browser, which `report_url` opens."""
+    run = here.store.run(run_id, eval_id)
+    found, more = here.store.items(run_id, after=after, limit=ITEMS_SHOWN)
+    page = run_page(
+        wire.run_object(run),
+        wire.eval_object(here.store.eval(eval_id)),
+        here.store.criteria_counts(run_id),
+        map(wire.item_object, found),
+        more=found[-1].id if more else None,
+        is_first=after is None,
+    )
+    content = page.encode("utf-8", "replace")  # lone surrogates of a model's text
+    return HTMLResponse(content, headers=HEADERS)
+
+
+def _shown(run: EvalRun, request: Request) -> Json:
+    """The run with the address at which this client can open its page."""
+    shown = wire.run_object(run)
+    if run.wire is not None:  # imported: its page is its service's
+        return shown
+    url = request.url_for(REPORT, eval_id=run.eval_id, run_id=run.id)
+    return {**shown, "report_url": str(url)}
 
 
 @router.post("/{run_id}/cancel")
 @router.post("/{run_id}")
-def cancel(here: Here, eval_id: str, run_id: str) -> Reply:
+def cancel(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
     """End a run that has not ended."""
     run = here.store.run(run_id, eval_id)
     if run.status not in ("queued", "in_progress"):
@@ -293,7 +326,7 @@ def cancel(here: Here, eval_id: str, run_id: str) -> Reply:
             "canceled",
             param="run_id",
         )
-    return Reply(wire.run_object(here.store.update_run(run_id, status="canceled")))
+    return Reply(_shown(here.store.update_run(run_id, status="canceled"), request))
 
 
 @router.delete("/{run_id}")

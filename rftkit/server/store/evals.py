@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -223,6 +224,26 @@ class Evals(Database):
             OutputItem, where, tuple(values), after=after, limit=limit, newest_first=newest_first,
             order=("datasource_item_id", "seq"),
         )  # fmt: skip
+
+    def criteria_counts(self, run_id: str) -> dict[str, tuple[int, int, int]]:
+        """Id of each criterion of a run → how many results passed, failed and have no score."""
+        rows = self._rows(
+            "SELECT json_extract(result.value, '$.name', '$.type') AS names, count(*) AS total, "
+            "total(json_extract(result.value, '$.score') IS NULL) AS ungraded, "
+            "total(json_extract(result.value, '$.score') IS NOT NULL "
+            "AND json_extract(result.value, '$.passed')) AS passed "
+            "FROM output_items, json_each(output_items.results) AS result "
+            "WHERE run_id = ? GROUP BY 1 ORDER BY min(result.key), 1",
+            run_id,
+        )
+        return {
+            str(json.loads(row["names"])[0]): (  # as JSON: SQLite has no text for lone surrogates
+                int(row["passed"]),
+                row["total"] - int(row["passed"]) - int(row["ungraded"]),
+                int(row["ungraded"]),
+            )
+            for row in rows
+        }
 
     def item(self, item_id: str, run_id: str) -> OutputItem:
         """Return one output item of a run.

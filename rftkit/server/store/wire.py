@@ -223,13 +223,13 @@ def eval_object(record: Eval) -> Json:
 
 @_or_imported
 def run_object(run: EvalRun) -> Json:
-    """`eval.run`."""
+    """`eval.run`; the routes make `report_url` absolute, as a client reaches it."""
     return {
         **run.extra,
         "id": run.id,
         "object": "eval.run",
         "eval_id": run.eval_id,
-        "report_url": f"/v1/evals/{run.eval_id}/runs/{run.id}/output_items",
+        "report_url": f"/v1/evals/{run.eval_id}/runs/{run.id}/report",
         "status": run.status,
         "model": run.model,
         "name": run.name,

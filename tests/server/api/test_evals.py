@@ -12,41 +12,10 @@ from typing import Any
 import openai
 import pytest
 from conftest import GRADER, ROW, Served
+from eval_calls import BROKEN, ITEM_SCHEMA, MODEL, SIMILAR, asking, content, finished, make_eval
 
 from rftkit.graders import Sample, compile_grader
 from rftkit.server.training.eval_records import GradedSample, record_validation
-
-MODEL = "rftkit-tiny"
-SIMILAR = {
-    "type": "text_similarity", "name": "alike-enough", "input": "{{sample.output_text}}",
-    "reference": "{{item.answer}}", "evaluation_metric": "fuzzy_match", "pass_threshold": 0.9,
-}  # fmt: skip
-ITEM_SCHEMA = {
-    "type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"],
-}  # fmt: skip
-BROKEN = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1/0"}
-
-
-def make_eval(served: Served, *criteria: Any, **more: Any) -> Any:
-    return served.client.evals.create(
-        name="mine",
-        data_source_config={"type": "custom", "item_schema": ITEM_SCHEMA},
-        testing_criteria=list(criteria) or [GRADER, SIMILAR],  # type: ignore[list-item]
-        **more,
-    )
-
-
-def content(*answers: str, **rest: Any) -> Any:
-    return {"type": "file_content", "content": [{"item": {"answer": a}, **rest} for a in answers]}
-
-
-def finished(served: Served, run: Any) -> Any:
-    deadline = time.monotonic() + 30
-    while run.status in ("queued", "in_progress"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        run = served.client.evals.runs.retrieve(run.id, eval_id=run.eval_id)
-    return run
 
 
 def test_an_eval_is_kept_listed_changed_and_deleted(served: Served) -> None:
@@ -576,16 +545,6 @@ def test_a_number_that_is_none_is_named_with_its_line(served: Served) -> None:
     assert run.status == "failed"
     assert "rows.jsonl:2: " in run.error.message
     assert "NaN" in run.error.message
-
-
-def asking(served: Served, **more: Any) -> Any:
-    """A run that asks the model, of rows with one answer each."""
-    source = {
-        "type": "completions", "model": MODEL, "source": content("hello"),
-        "input_messages": {"type": "template", "template": [{"role": "user", "content": "hi"}]},
-        **more,
-    }  # fmt: skip
-    return served.client.evals.runs.create(make_eval(served).id, data_source=source)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["max_completion_tokens", "max_completions_tokens", "max_tokens"])
