@@ -126,7 +126,7 @@ def serving(wrap: Callable[[Any], Any] = lambda app: app, path: str = "/v1") -> 
     from rftkit.server.store.store import Store
 
     link = FakeLink()
-    platform = Platform(store=Store.open(None), link=link)
+    platform = Platform(store=Store.open(None), worker=link)
     at = {"base_url": "http://localhost", "client": ("127.0.0.1", 50_000)}
     with TestClient(wrap(create_app(platform)), **at) as http:
         client = openai.OpenAI(

@@ -16,7 +16,17 @@ import rftkit
 PACKAGE = Path(__file__).parents[1] / "rftkit"
 
 TIERS = (
-    {"errors", "privacy", "safetext", "settings", "wholefile", "bundled", "strictjson"},
+    {
+        "errors",
+        "privacy",
+        "safetext",
+        "settings",
+        "wholefile",
+        "growing",
+        "backoff",
+        "bundled",
+        "strictjson",
+    },
     {"rows", "diagnosis"},
     {"graders"},
     {"client"},
@@ -38,6 +48,8 @@ SERVER_MAY = {
     "privacy",
     "safetext",
     "wholefile",
+    "growing",
+    "backoff",
 }
 
 SERVER_MAY_ROOMS = {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+
+from rftkit.growing import append_json, json_values
 
 __all__ = ["JudgeCache"]
 
@@ -20,21 +21,15 @@ class JudgeCache(MutableMapping[str, str]):
     def __init__(self, path: str | Path) -> None:
         self._path, self._lock = Path(path), threading.Lock()
         self._entries: dict[str, str] = {}
-        if self._path.exists():
-            with self._path.open(encoding="utf-8", errors="replace") as lines:
-                self._entries.update(_read_entries(lines))
+        self._entries.update(_read_entries(self._path))
 
     def __getitem__(self, key: str) -> str:
         return self._entries[key]
 
     def __setitem__(self, key: str, value: str) -> None:
-        line = json.dumps([key, value]) + "\n"
         with self._lock:
             self._entries[key] = value
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # the leading newline ends a line that a crash left open
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write("\n" + line)
+            append_json(self._path, [key, value])
 
     def __delitem__(self, key: str) -> None:
         raise TypeError("a judge cache only grows; delete its file to empty it")
@@ -46,11 +41,7 @@ class JudgeCache(MutableMapping[str, str]):
         return len(self._entries)
 
 
-def _read_entries(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
+def _read_entries(path: Path) -> Iterator[tuple[str, str]]:
+    for entry in json_values(path):
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(e, str) for e in entry):
             yield entry[0], entry[1]

@@ -14,7 +14,6 @@ import ipaddress
 import json
 import math
 import os
-import random
 import socket
 import threading
 import time
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from rftkit.backoff import backoff_seconds
 from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.safetext import redacted
@@ -72,7 +72,7 @@ class Endpoint:
             for attempt in range(ATTEMPTS - 1):
                 if status < 500 and status != 429:
                     break
-                pause = max(wait, _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+                pause = max(wait, backoff_seconds(attempt, _FIRST_PAUSE_SECONDS, jitter=0.25))
                 if time.monotonic() + pause >= deadline:
                     break
                 self._calls.pause(pause)

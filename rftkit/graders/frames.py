@@ -8,6 +8,7 @@ Not here: means, intervals or comparisons of runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -22,6 +23,7 @@ from rftkit.errors import InputError, RowError
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
+from rftkit.growing import append_json, json_values
 from rftkit.rows import BOM, parse_object
 from rftkit.wholefile import check_output
 
@@ -118,13 +120,9 @@ class _Journal:
         self._path, self._lock = path, threading.Lock()
         self._spec = json.dumps(spec, sort_keys=True)
         self._known: dict[str, Grade] = {}
-        if path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-                try:
-                    entry = json.loads(line)
-                    self._known[entry["key"]] = Grade(**entry["grade"])
-                except (ValueError, TypeError, KeyError):
-                    continue  # a line cut off when a run was stopped
+        for entry in json_values(path):
+            with contextlib.suppress(TypeError, KeyError):
+                self._known[entry["key"]] = Grade(**entry["grade"])
 
     def key(self, pair: Pair) -> str:
         sample, item = pair
@@ -140,10 +138,8 @@ class _Journal:
         return grade if grade and grade.outcome != "failed" else None
 
     def add(self, key: str, grade: Grade) -> None:
-        line = json.dumps({"key": key, "grade": dataclasses.asdict(grade)})
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")
+        with self._lock:
+            append_json(self._path, {"key": key, "grade": dataclasses.asdict(grade)})
 
 
 def _grade(

@@ -14,13 +14,13 @@ import functools
 import hashlib
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rftkit import settings
+from rftkit.backoff import backoff_seconds
 from rftkit.graders.calls import Abandoned, Calls, retry_after
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.template import Render, compile_template
@@ -154,7 +154,7 @@ class Judge:
                 return self._calls.run(call, deadline - time.monotonic())
             except Exception as error:
                 asked = retry_after(getattr(getattr(error, "response", None), "headers", None))
-                pause = max(asked, _FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25))
+                pause = max(asked, backoff_seconds(attempt, _FIRST_PAUSE_SECONDS, jitter=0.25))
                 is_late = time.monotonic() + pause >= deadline
                 if attempt == ATTEMPTS - 1 or is_late or not _may_pass(error):
                     raise

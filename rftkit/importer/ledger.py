@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from rftkit.errors import InputError, RftkitError
+from rftkit.growing import json_values
 from rftkit.wholefile import replacing
 
 __all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "account_name", "disk_errors"]
@@ -143,14 +144,10 @@ class Ledger:
 
     def _read_journal(self) -> None:
         path = self.folder / JOURNAL
-        if not path.exists():
-            return
-        self.is_unfinished = True
-        for line in path.read_bytes().splitlines():
-            try:
-                self._apply(json.loads(line))
-            except (ValueError, TypeError):
-                continue  # the line that a kill cut off: its file does not count
+        self.is_unfinished = path.exists()
+        for line in json_values(path):
+            with suppress(TypeError):  # not an object: damaged, and its file does not count
+                self._apply(line)
 
     def _apply(self, line: dict[str, Any]) -> None:
         if "file" in line:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rftkit.backoff import backoff_seconds
 from rftkit.errors import InputError, RftkitError
 from rftkit.importer.origins import Origin, connect
 
@@ -175,8 +176,8 @@ class Remote:
     def _hold(self, trouble: _Trouble, tries: int) -> None:
         """Wait before the next try: this thread by backoff, all of them if the service asks."""
         if trouble.retry_after is None:
-            backoff = min(0.5 * 2.0 ** min(tries - 1, 16), LONGEST_BACKOFF_SECONDS)
-            self._sleep(backoff * random.uniform(0.75, 1.0))
+            seconds = backoff_seconds(tries - 1, 0.5, LONGEST_BACKOFF_SECONDS)
+            self._sleep(seconds * random.uniform(0.75, 1.0))
             return
         if trouble.retry_after > LONGEST_WAIT_SECONDS:
             raise RftkitError(

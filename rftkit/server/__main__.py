@@ -1,7 +1,7 @@
 """`python -m rftkit.server`: one server process for one home folder, and its worker.
 
-Takes the home's lock, binds a port, says where it is in `server.json`, serves until it is told to
-stop or has been idle for long enough. Never imports torch: the worker does.
+It locks the home, binds a port, and writes its address to `server.json`. It serves until it is
+stopped or idle for the given time. It never imports torch; the worker does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rftkit.safetext import printable, redacted
 from rftkit.server.engine.tinker.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
 from rftkit.server.http.app import VERSION, create_app
 from rftkit.server.inference.platform import Platform
-from rftkit.server.inference.worker_process import WorkerLink
+from rftkit.server.inference.worker_process import WorkerProcess
 from rftkit.server.store.store import Store
 from rftkit.server.training.final_checks import read_checks
 from rftkit.wholefile import unwritable, write_whole
@@ -45,22 +45,22 @@ PORTS_TRIED = 50
 WORKER = (sys.executable, "-m", "rftkit.server.worker")
 LOCK_SECONDS = 0.2
 FILES = 8_192
-"""How many files may be open, where the machine allows it: connections, pipes of graders."""
+"""How many files may be open, if the machine allows it: connections, and pipes of graders."""
 IDLE_CHECK_SECONDS = 5.0
 LOOK_SECONDS = 0.2
-"""Between looks at whether the server is to stop, and at what it has written about itself."""
+"""How often the server checks whether it must stop, and whether `server.json` is intact."""
 KEEP_ALIVE_SECONDS = 75  # more than anybody waits between two looks at a job
 
 
 class _PrintableLines(logging.Formatter):
-    """Paths and names in a log are of others and do not steer the terminal that shows it."""
+    """Makes log lines safe to print: names and paths may contain terminal escapes or keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(printable(super().format(record)), settings.keys())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve; the exit status is 0 after an orderly stop, 1 when it could not start."""
+    """Serve; return exit status 0 after an orderly stop, 1 if the server could not start."""
     options = _options(arguments)
     os.umask(privacy.UMASK)
     _allow_files()
@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PlatformError as error:
         print(f"rftkit.server: {error}", file=sys.stderr)
         return 1
-    except (OSError, sqlite3.Error) as error:  # while it started or ended
-        logging.getLogger("rftkit.server").exception("the server ends")
+    except (OSError, sqlite3.Error) as error:  # while it starts or stops
+        logging.getLogger("rftkit.server").exception("the server stops")
         print(f"rftkit.server: {unwritable(home, error)}", file=sys.stderr)
         return 1
     return 0
@@ -84,8 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m rftkit.server", description="rftkit platform")
-    parser.add_argument("--home", type=Path, default=settings.home(), help="where things are kept")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument(
+        "--home", type=Path, default=settings.home(), help="home folder of the platform"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default 127.0.0.1"
+    )
     parser.add_argument(
         "--port",
         type=int,
@@ -93,23 +97,25 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--api-key",
-        help="key that clients must send; kept hashed in the home. Other users can read it in the "
+        help="key that clients must send; stored hashed in the home. Other users can see it in the "
         "list of processes, so RFTKIT_API_KEY is better",
     )
-    parser.add_argument("--idle-minutes", type=float, help="stop after so long without use")
-    parser.add_argument("--engine", choices=KINDS, help="where jobs train; kept in the home")
+    parser.add_argument(
+        "--idle-minutes", type=float, help="stop after this many minutes without use"
+    )
+    parser.add_argument("--engine", choices=KINDS, help="where jobs train; stored in the home")
     parser.add_argument("--tinker-url", help="address of a Tinker server")
-    parser.add_argument("--tinker-model", help="the model it trains, by its name there")
-    parser.add_argument("--tinker-tokenizer", help="folder with tokenizer and config of the model")
+    parser.add_argument("--tinker-model", help="the server's name of the model to train")
+    parser.add_argument("--tinker-tokenizer", help="folder with the model's tokenizer and config")
     return parser.parse_args(arguments)
 
 
 @contextlib.contextmanager
 def _only_one(home: Path) -> Iterator[None]:
-    """Hold the home for this process.
+    """Lock the home for this process.
 
     Raises:
-        PlatformError: when another server has it (with its address), or it cannot be written.
+        PlatformError: when another server uses it (with its address), or it cannot be written.
     """
     lock = filelock.FileLock(home / "server.lock", timeout=LOCK_SECONDS)
     try:
@@ -118,8 +124,8 @@ def _only_one(home: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise PlatformError(
-            f"another server has the home folder {home}: it answers at {_address_in(home)}; "
-            "stop it with `rftkit serve --stop`, or set RFTKIT_HOME to another folder"
+            f"another server uses the home folder {home}; its address is {_address_in(home)}. "
+            "Stop it with `rftkit serve --stop`, or set RFTKIT_HOME to another folder"
         ) from None
     except OSError as error:
         raise unwritable(home, error) from error
@@ -130,7 +136,7 @@ def _only_one(home: Path) -> Iterator[None]:
 
 
 def _allow_files() -> None:
-    """Let this process and its worker have as many files open as the machine allows them."""
+    """Raise the limit of open files for this process and its worker."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows
         import resource
 
@@ -141,10 +147,10 @@ def _allow_files() -> None:
 
 
 def _choose_engine(home: Path, options: argparse.Namespace) -> None:
-    """Keep in the home where jobs train.
+    """Store in the home where jobs train.
 
     Raises:
-        PlatformError: when the Tinker server is not fully named.
+        PlatformError: when the address or the model of the Tinker server is missing.
     """
     if options.engine == "torch":
         forget_remote(home)
@@ -165,7 +171,7 @@ def _address_in(home: Path) -> str:
     try:
         return str(json.loads((home / "server.json").read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "an address that it has not written yet"
+        return "not known yet"
 
 
 def _serve(home: Path, options: argparse.Namespace) -> None:
@@ -179,23 +185,23 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
             "Nothing of it is deleted; restore the newest copy of platform.sqlite to see it again",
             file=sys.stderr,
         )
-    shutil.rmtree(home / "exports", ignore_errors=True)  # of a server that was killed
-    processes.sweep()  # likewise
-    read_checks(home)  # better now than at the end of a job
-    link = WorkerLink(
+    shutil.rmtree(home / "exports", ignore_errors=True)  # left by a server that was killed
+    processes.sweep()
+    read_checks(home)  # fail now rather than at the end of a job
+    worker = WorkerProcess(
         [*WORKER, "--home", str(home)],
         home / "logs" / "worker.log",
         environment=settings.child_environment(),
     )
-    platform = Platform(store=store, link=link, home=home, needs_key=needs_key)
-    link.on_death, platform.worker_trouble = platform.worker_died, link.trouble
+    platform = Platform(store=store, worker=worker, home=home, needs_key=needs_key)
+    worker.on_death, platform.worker_trouble = platform.worker_died, worker.trouble
     app = create_app(platform)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False,
         timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server = uvicorn.Server(config)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, then raises it again
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn shuts down, then raises it again
     record = home / "server.json"
     address = _address(listener)
     announcement = _announcement(address)
@@ -205,7 +211,7 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
         print(weakness, flush=True)
     if not needs_key and privacy.has_other_users():
         print(
-            "Other users of this machine can use it too. Set RFTKIT_API_KEY to ask for a key.",
+            "Other users of this machine can use it too. Set RFTKIT_API_KEY to require a key.",
             flush=True,
         )
     try:
@@ -228,7 +234,7 @@ async def _run(
     async def watch_idle() -> None:
         while minutes is not None:
             await asyncio.sleep(min(IDLE_CHECK_SECONDS, minutes * 30))
-            with contextlib.suppress(sqlite3.Error):  # locked or full: look again
+            with contextlib.suppress(sqlite3.Error):  # locked or full: check again later
                 if platform.idle_seconds() > minutes * 60:
                     server.should_exit = True
 
@@ -236,7 +242,7 @@ async def _run(
         while not server.should_exit:
             await asyncio.sleep(LOOK_SECONDS)
             keep_announced()
-        platform.link.end_chats("the server is stopping; ask again when it runs")
+        platform.worker.end_chats("the server is stopping; send the request again when it runs")
 
     tasks = [asyncio.create_task(watch_idle()), asyncio.create_task(watch())]
     await server.serve(sockets=[listener])
@@ -245,7 +251,7 @@ async def _run(
 
 
 def _keep_announced(record: Path, announcement: str) -> None:
-    """Write again what somebody removed or changed: clients find the server by it."""
+    """Restore `server.json` if it was removed or changed: clients find the server by it."""
     with contextlib.suppress(OSError):
         if not record.is_file() or record.read_text(errors="replace") != announcement:
             write_whole(record, announcement)
@@ -273,10 +279,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _bind(host: str, port: int | None) -> socket.socket:
-    """A listening socket; without a port, the default one or the next that is free.
+    """Return a listening socket; without a port, on the default one or the next that is free.
 
     Raises:
-        PlatformError: when there is none.
+        PlatformError: when no port can be used.
     """
     ports = range(settings.DEFAULT_PORT, settings.DEFAULT_PORT + PORTS_TRIED)
     problem: OSError | None = None
@@ -293,7 +299,7 @@ def _bind(host: str, port: int | None) -> socket.socket:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A socket that says it is TCP: asyncio turns the 40 ms of Nagle's algorithm off only then."""
+    """Return a socket declared as TCP: only then asyncio turns off Nagle's algorithm (40 ms)."""
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
     )[0]
@@ -316,7 +322,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def _announcement(address: str) -> str:
-    """The content of `server.json`."""
+    """Return the content of `server.json`."""
     body = {
         "address": address, "pid": os.getpid(), "started_at": int(time.time()), "version": VERSION,
     }  # fmt: skip

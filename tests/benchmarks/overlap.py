@@ -31,7 +31,7 @@ from rftkit.server.training import sampling
 from rftkit.server.training.context import Run
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.plan import make_plan
-from rftkit.server.worker.worker import Worker, _Inside
+from rftkit.server.worker.worker import Worker, WorkerPlatform
 
 DATA = Path(__file__).parents[2] / "datasets" / "security_review"
 PYTHON = """
@@ -123,7 +123,10 @@ def main() -> None:
     cases = {
         "cheap": (json.loads((DATA / "grader.json").read_text()), None),
         "python": ({"type": "python", "name": "words", "source": PYTHON}, None),
-        "itself": (judged_by(options.model), judge_call(_Inside(worker.chats, worker.store))),
+        "itself": (
+            judged_by(options.model),
+            judge_call(WorkerPlatform(worker.chats, worker.store)),
+        ),
         "elsewhere": (judged_by("judge"), slow(options.delay)),
     }
     for name, (spec, complete) in cases.items():

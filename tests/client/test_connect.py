@@ -78,7 +78,7 @@ def test_the_life_of_a_local_server(own_home: Path, monkeypatch: pytest.MonkeyPa
 
     refused = serve(own_home)
     assert refused.returncode == 1
-    assert f"another server has the home folder {own_home}" in refused.stderr
+    assert f"another server uses the home folder {own_home}" in refused.stderr
     assert status.address in refused.stderr
 
     os.kill(status.pid, signal.SIGKILL)
@@ -175,7 +175,7 @@ def test_a_server_is_found_by_every_name_of_its_home_and_writes_its_record_again
         (own_home / "server.json").write_text(damage)
         refused = serve(own_home)
         assert refused.returncode == 1
-        assert "another server has the home folder" in refused.stderr
+        assert "another server uses the home folder" in refused.stderr
     (own_home / "server.json").unlink()
     stopped = client.stop_server()
     assert stopped is not None

@@ -23,7 +23,7 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
     job = job_from(body, here)
     job_id = here.store.once("jobs", digest_of(body), lambda: _add(here, job), **repeated(request))
     made = here.store.job(job_id)  # before it is taken up: its files are not validated yet
-    here.link.wake()
+    here.worker.wake()
     return Reply(wire.job_object(made))
 
 
@@ -78,7 +78,7 @@ def resume(here: Here, job_id: str) -> Reply:
 
 
 def _moved(here: Platform, job: Job) -> Reply:
-    here.link.wake()
+    here.worker.wake()
     return Reply(wire.job_object(job))
 
 

@@ -1,1 +1,1 @@
-"""The HTTP application and its webhooks."""
+"""The HTTP application and the webhooks."""

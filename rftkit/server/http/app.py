@@ -1,7 +1,7 @@
-"""The HTTP application: routes, the one error shape, and the gate every request passes.
+"""The HTTP application: routes, the error body, and the checks that every request passes.
 
-`create_app` takes what it serves, so tests run it in memory. Not here: sockets, processes and the
-command line (`__main__`).
+`create_app` takes the platform that it serves, so tests run it in memory. `__main__` has the
+sockets, the processes and the command line.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from rftkit.server.api import (
 from rftkit.server.api.files import MAX_FILE_BYTES
 from rftkit.server.evals.runner import EvalRunner
 from rftkit.server.http.azure import as_openai, with_model
-from rftkit.server.http.webhooks import deliver_for_ever
+from rftkit.server.http.webhooks import deliver_events
 from rftkit.server.inference.body import refusal
 from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.judge import embedding_call, judge_call
@@ -67,15 +67,15 @@ log = logging.getLogger("rftkit.server")
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 MAX_GRADING_BYTES = 8 * 1024 * 1024
-"""Of a request to validate or run a grader: reading JSON keeps every other request waiting."""
+"""Largest body for validating or running a grader: parsing JSON blocks all other requests."""
 RETRY_SECONDS = 5
-"""What a client is asked to wait whose request found the queue full."""
+"""Retry-After for a request that found the queue full."""
 UPLOADS = ("/v1/files", "/rftkit/imports/content")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
-"""Names a browser may have resolved honestly; any other one on a loopback server is an attack."""
+"""Host names that a browser may use for a loopback server; any other is a DNS rebinding attack."""
 
 NEAR = frozenset({"127.0.0.1", "::1"})
-"""Addresses of clients on this machine."""
+"""Client addresses on this machine."""
 
 WRONG_KEYS = 10
 """How many wrong keys an address may send within `WRONG_KEY_SECONDS`."""
@@ -83,7 +83,7 @@ WRONG_KEY_SECONDS = 60.0
 
 
 def create_app(platform: Platform) -> FastAPI:
-    """The application that serves `platform`."""
+    """Return the application that serves `platform`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -91,13 +91,13 @@ def create_app(platform: Platform) -> FastAPI:
         complete = judge_call(platform)
         platform.grader_cache = GraderCache(complete, embedding_call(platform))
         platform.runner = runner = EvalRunner(platform, complete)
-        await platform.link.start()
+        await platform.worker.start()
         await runner.start()
-        postman = asyncio.create_task(deliver_for_ever(platform.store))
+        delivery = asyncio.create_task(deliver_events(platform.store))
         yield
-        postman.cancel()
+        delivery.cancel()
         await runner.stop()
-        await platform.link.stop()
+        await platform.worker.stop()
         platform.grading.close()
         platform.grader_cache.close(now=True)
 
@@ -131,7 +131,7 @@ def create_app(platform: Platform) -> FastAPI:
 
 
 async def _health(here: Here, request: Request) -> Reply:
-    """Who answers here, for this machine; others learn only that somebody does."""
+    """Describe this server to clients on this machine; tell others only that it is up."""
     problems = [trouble] if (trouble := here.worker_trouble()) else []
     idle_seconds = 0.0
     try:
@@ -150,7 +150,7 @@ async def _health(here: Here, request: Request) -> Reply:
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every way to fail has the OpenAI error shape."""
+    """Answer every kind of failure with OpenAI's error body."""
 
     def reply(status: int, message: str, **rest: Any) -> Reply:
         return Reply(wire.error_body(message, **rest), status_code=status)
@@ -177,7 +177,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(sqlite3.OperationalError)
     async def _database(_: Request, error: sqlite3.OperationalError) -> Reply:
-        message = f"the platform's database could not be used ({error}); is the disk full?"
+        message = f"the platform's database cannot be used ({error}); is the disk full?"
         return reply(503, message, type="server_error", code="platform_unavailable")
 
     @app.exception_handler(OSError)
@@ -185,7 +185,7 @@ def _answer_errors(app: FastAPI) -> None:
         if is_full(error):
             place = f"the disk of the home folder or of {tempfile.gettempdir()} (TMPDIR) is full"
         elif error.errno in (errno.EMFILE, errno.ENFILE):
-            place = "the platform has too many files open; raise the limit with `ulimit -n`"
+            place = "the platform has too many open files; raise the limit with `ulimit -n`"
         else:
             raise error
         message = f"{place} ({error.strerror}); nothing was stored, so send the request again"
@@ -207,7 +207,7 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 class Gate:
-    """What every request passes: an id, the size limit, the key, and no foreign web pages."""
+    """Checks every request: its size, its API key, and that no foreign web page sent it."""
 
     def __init__(self, app: ASGIApp, platform: Platform) -> None:
         self._app = app
@@ -246,7 +246,7 @@ class Gate:
             if started:
                 raise
             body = wire.error_body(
-                f"the platform failed at this request; see logs/server.log, {request_id}",
+                f"the platform failed on this request; see {request_id} in logs/server.log",
                 type="server_error",
             )
             await Reply(body, status_code=500)(scope, receive, named)
@@ -255,11 +255,11 @@ class Gate:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._platform.needs_key and _name(host) not in LOOPBACK:
-            return _forbidden(f"this server answers to localhost only, not to {host!r}")
+            return _forbidden(f"this server accepts the host localhost only, not {host!r}")
         if origin is not None and _place(origin) != host:
             return _forbidden(f"requests from web pages of {origin!r} are not allowed")
         if _is_of_another_page(scope["method"], headers):
-            return _forbidden("requests that web pages of other sites make are not allowed")
+            return _forbidden("requests from web pages of other sites are not allowed")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > _limit(scope):
             return Reply(wire.error_body(_too_large(_limit(scope))), status_code=413)
@@ -286,19 +286,19 @@ class Gate:
 
 
 class WrongKeys:
-    """How often each address has sent a wrong key lately: guessing is slowed down."""
+    """Counts the wrong keys that each address sent recently, to slow down guessing."""
 
     def __init__(self) -> None:
         self._times: dict[str, list[float]] = {}
 
     def note(self, client: str) -> None:
-        """Count one."""
-        if len(self._times) > 10_000:  # of addresses, whose owner may have many
+        """Count a wrong key."""
+        if len(self._times) > 10_000:  # an attacker may have many addresses
             self._times.clear()
         self._times.setdefault(client, []).append(time.monotonic())
 
     def wait_seconds(self, client: str) -> float:
-        """How long the address has to wait before its next key is looked at."""
+        """Return how long the address must wait before its next key is checked."""
         since = time.monotonic() - WRONG_KEY_SECONDS
         lately = [moment for moment in self._times.get(client, []) if moment > since]
         if not lately:
@@ -324,7 +324,7 @@ def _client(scope: Scope) -> str:
 
 
 def _place(origin: str) -> str | None:
-    """Host and port of an origin; None for what is none."""
+    """Return host and port of an origin; None if it is not an origin."""
     try:
         return urlsplit(origin).netloc or None
     except ValueError:
@@ -332,7 +332,7 @@ def _place(origin: str) -> str | None:
 
 
 def _is_of_another_page(method: str, headers: Headers) -> bool:
-    """Whether a browser says that a page of another site asks, other than by a link to click."""
+    """Return whether a page of another site sent the request, other than by a clicked link."""
     if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
         return False
     is_click = headers.get("sec-fetch-mode") == "navigate"
@@ -340,7 +340,7 @@ def _is_of_another_page(method: str, headers: Headers) -> bool:
 
 
 def _name_json(scope: Scope) -> None:
-    """Let a JSON body pass that is called something else, as `curl -d` calls it a form."""
+    """Accept a JSON body with another content type: `curl -d` declares a form."""
     headers = MutableHeaders(scope=scope)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
@@ -350,7 +350,7 @@ def _name_json(scope: Scope) -> None:
 
 
 def _limit(scope: Scope) -> int:
-    """Most bytes of a body; an upload has its frame around the file."""
+    """Return the largest allowed body in bytes; an upload has a frame around its file."""
     if scope["path"].startswith("/v1/fine_tuning/alpha/graders/"):
         return MAX_GRADING_BYTES
     return MAX_FILE_BYTES + 65_536 if scope["path"] in UPLOADS else MAX_JSON_BYTES
@@ -379,5 +379,5 @@ def _forbidden(message: str) -> Reply:
 
 
 def _name(host: str) -> str:
-    """A Host header without its port."""
+    """Return a Host header without its port."""
     return host.rsplit(":", 1)[0] if host.rsplit(":", 1)[-1].isdigit() else host

@@ -1,9 +1,9 @@
-"""Tell a configured endpoint that a job or an eval run has ended.
+"""Webhooks: notify an endpoint that a job or an eval run has ended.
 
-The news is written in the transaction that ends the object (`deliveries`), and sent from here until
-it arrives or two days of growing pauses are over, so a kill in between loses nothing; an endpoint
-may see the same event id twice. Signed as the SDK's `client.webhooks.unwrap` checks it. Off when
-`RFTKIT_WEBHOOK_URL` is not set.
+The store queues the event in the transaction that ends the job or run (`deliveries`). This module
+sends it, with growing pauses, until it is delivered or two days are over. A kill loses no event,
+but an endpoint may get the same event id twice. Events are signed as the SDK's
+`client.webhooks.unwrap` expects. Webhooks are off if `RFTKIT_WEBHOOK_URL` is not set.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from rftkit import settings
+from rftkit.backoff import backoff_seconds
 from rftkit.safetext import redacted
 from rftkit.server.store.records import Delivery
 from rftkit.server.store.store import Store, now
 
-__all__ = ["deliver_for_ever", "signed_headers"]
+__all__ = ["deliver_events", "signed_headers"]
 
 log = logging.getLogger("rftkit.server")
 
@@ -34,8 +35,8 @@ LONGEST_PAUSE_SECONDS = 3_600
 OLD_SECONDS = 2 * 24 * 3_600
 
 
-async def deliver_for_ever(store: Store) -> None:
-    """Send what is due, look again, for ever."""
+async def deliver_events(store: Store) -> None:
+    """Send the events that are due, and poll for new ones until cancelled."""
     if settings.webhook()[0] is None:
         return
     await asyncio.to_thread(store.drop_deliveries, now() - OLD_SECONDS)
@@ -63,16 +64,16 @@ def _deliver(store: Store, delivery: Delivery) -> None:
             pass
     except (OSError, ValueError) as error:
         if attempts < ATTEMPTS:
-            due_at = now() + min(2**attempts, LONGEST_PAUSE_SECONDS)
-        again = "given up" if due_at is None else f"again in {due_at - now()} s"
-        said = redacted(str(error), [url])  # its path may be a secret, as that of Slack is
+            due_at = now() + int(backoff_seconds(attempts, 1, LONGEST_PAUSE_SECONDS))
+        outcome = "giving up" if due_at is None else f"next attempt in {due_at - now()} s"
+        reason = redacted(str(error), [url])  # the path may be a secret, as Slack's is
         host = urlsplit(url or "").hostname
-        log.warning("webhook %s (%s) did not arrive: %s; %s", delivery.id, host, said, again)
+        log.warning("webhook %s (%s) failed: %s; %s", delivery.id, host, reason, outcome)
     store.update_delivery(delivery.id, attempts=attempts, due_at=due_at)
 
 
 def signed_headers(event_id: str, body: str, secret: str | None) -> dict[str, Any]:
-    """The headers of one event, by the Standard Webhooks scheme; unsigned without a secret."""
+    """Return an event's headers by the Standard Webhooks scheme; unsigned without a secret."""
     moment = str(now())
     headers = {
         "content-type": "application/json",

@@ -17,7 +17,14 @@ from rftkit.graders.calls import if_abandoned
 from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.pool import BoundedPool
 from rftkit.server.inference.requests import WorkerRequest, to_json
-from rftkit.server.inference.worker_process import DIED, HUNG, UNAVAILABLE, ChatError, Hung, Link
+from rftkit.server.inference.worker_process import (
+    DIED,
+    HUNG,
+    UNAVAILABLE,
+    ChatError,
+    Hung,
+    WorkerClient,
+)
 from rftkit.server.store.store import Store
 from rftkit.server.training.journal import progress
 
@@ -47,7 +54,7 @@ class Platform:
     """One running platform."""
 
     store: Store
-    link: Link
+    worker: WorkerClient
     home: Path | None = None
     """Where it keeps things; None in memory."""
     grader_cache: GraderCache = field(default_factory=GraderCache)
@@ -78,7 +85,7 @@ class Platform:
 
     def stream(self, request: WorkerRequest) -> AsyncGenerator[dict[str, Any], None]:
         """The worker's messages for one request: see `Link.chat`."""
-        return self.link.chat(to_json(request))
+        return self.worker.chat(to_json(request))
 
     async def complete(self, request: WorkerRequest) -> dict[str, Any]:
         """The whole answer to one request: what the worker sends in `done`.
@@ -134,7 +141,7 @@ class Platform:
 
     def worker_died(self, status: int) -> None:
         """Note a death of the worker; fail the job that keeps killing it."""
-        hung: Hung | None = getattr(self.link, "hung", None)
+        hung: Hung | None = getattr(self.worker, "hung", None)
         for job in self.store.unfinished_jobs():
             if job.status not in ("running", "pausing"):
                 continue

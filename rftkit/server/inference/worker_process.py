@@ -1,10 +1,10 @@
-"""The line to the worker process: start it, keep it alive, speak JSON lines with it.
+"""The server's side of the worker process: start it, restart it, exchange JSON lines with it.
 
-One request or answer a line over the worker's stdin and stdout; its stderr goes to a log file. A
-worker that dies is started again with growing pauses, and whoever waited for it is told. What may
-hang, such as loading a model folder, it announces with a time limit; when that is over it is killed
-and replaced. Not here: what a chat request means, and jobs, which the worker finds in the store
-when it is woken.
+Each line over the worker's stdin and stdout is one request or answer; its stderr goes to a log
+file. A worker that dies is restarted after growing pauses, and its unfinished chats fail with an
+error. The worker announces work that may hang, such as loading a model folder, with a time limit;
+after that limit it is killed and replaced. Jobs are not sent over the pipe: the worker finds them
+in the store when it is woken.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import IO, Any, Protocol
 
 from rftkit.errors import RftkitError
 
-__all__ = ["DIED", "HUNG", "UNAVAILABLE", "ChatError", "Hung", "Link", "WorkerLink"]
+__all__ = ["DIED", "HUNG", "UNAVAILABLE", "ChatError", "Hung", "WorkerClient", "WorkerProcess"]
 
 log = logging.getLogger("rftkit.server")
 
 LINE_BYTES = 1 << 28
-"""Longest line a worker may send."""
+"""Longest line that a worker may send, in bytes."""
 PAUSES = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0)
-"""Seconds before each restart in a row."""
+"""Seconds before the first, second, … restart in a row."""
 EOF_SECONDS = 2.0
 STOP_SECONDS = 5.0
 UNAVAILABLE, DIED, HUNG = "worker_unavailable", "worker_died", "worker_hung"
-"""Codes of errors: there was no worker to ask; the one that was asked has ended, or was killed."""
+"""Error codes: there was no worker; the worker of the chat died; it was killed because it hung."""
 STABLE_SECONDS = 60.0
-"""A worker that lived this long starts the pauses anew."""
+"""After a worker has run this long, the pauses start again from the first."""
 
 
 class ChatError(RftkitError):
@@ -51,7 +51,7 @@ class ChatError(RftkitError):
         param: str | None = None,
         code: str | None = None,
     ) -> None:
-        """`status` is the HTTP status to answer with."""
+        """`status` is the HTTP status of the answer."""
         super().__init__(message)
         self.message = message
         self.status = self.status_code = status
@@ -62,24 +62,24 @@ class ChatError(RftkitError):
 
 @dataclass(frozen=True, slots=True)
 class Hung:
-    """Work that a worker announced because it may take for ever."""
+    """Work that a worker announced because it may hang."""
 
     what: str
-    """As `loading NAME`."""
+    """Such as `loading NAME`."""
     seconds: float
-    """How long it may take."""
+    """Its time limit."""
     job: str | None = None
-    """The job that it is done for."""
+    """Id of the job that needs it, if any."""
 
     def __str__(self) -> str:
         return f"{self.what} took longer than {self.seconds:.0f} seconds"
 
 
-class Link(Protocol):
-    """What the routes need of a worker."""
+class WorkerClient(Protocol):
+    """What the routes need of the worker process."""
 
     def wake(self) -> None:
-        """Tell it that the store holds news. May be called from any thread."""
+        """Make the worker check the store for new jobs. Any thread may call it."""
         ...
 
     def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -95,12 +95,12 @@ class Link(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End, the worker too."""
+        """Stop the worker."""
         ...
 
 
-class WorkerLink:
-    """A `Link` to a worker process of our own."""
+class WorkerProcess:
+    """A worker that runs as a child process."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class WorkerLink:
         environment: Mapping[str, str] | None = None,
         on_death: Callable[[int], None] = lambda status: None,
     ) -> None:
-        """`on_death` gets the exit status, in a thread, before the next start."""
+        """`on_death` gets the exit status, in a thread, before the restart."""
         self._command = list(command)
         self._log_path = log_path
         self._environment = dict(environment) if environment is not None else None
@@ -119,20 +119,20 @@ class WorkerLink:
         self._waiting: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         self._deadline: asyncio.TimerHandle | None = None
         self.hung: Hung | None = None
-        """What the last worker was killed over; None when it died of something else."""
+        """The work that hung when the last worker was killed; None if it ended otherwise."""
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
 
     async def start(self) -> None:
-        """Start the worker and watch over it."""
+        """Start the worker, and restart it whenever it dies."""
         self._loop = asyncio.get_running_loop()
         await self._try_spawn()
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Close the worker's stdin, which ends it; kill it when it does not end."""
+        """Close the worker's stdin, which ends it; kill it if it does not end."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -145,7 +145,7 @@ class WorkerLink:
         await _ended(process, STOP_SECONDS)
 
     def wake(self) -> None:
-        """Tell the worker to look into the store. A dead one will look when it starts."""
+        """Make the worker check the store; a dead worker does so when it starts."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._send, {"kind": "wake"})
 
@@ -158,7 +158,7 @@ class WorkerLink:
         """Yield the worker's messages for one chat; leaving early aborts it.
 
         Raises:
-            ChatError: when the worker refuses the request, is not there, or dies over it.
+            ChatError: when the worker refuses the request, is not running, or dies.
         """
         number = next(self._numbers)
         queue = self._waiting[number] = asyncio.Queue()
@@ -178,7 +178,7 @@ class WorkerLink:
                 self._send({"kind": "abort", "id": number})
 
     def _send(self, message: dict[str, Any]) -> bool:
-        """Whether there was a worker to write to."""
+        """Write a message; return False if there is no worker."""
         process = self._process
         if process is None or process.returncode is not None or process.stdin is None:
             return False
@@ -188,13 +188,13 @@ class WorkerLink:
         return True
 
     def trouble(self) -> str | None:
-        """Why there is no worker at this moment; None when there is one."""
+        """Explain why no worker is running; None if one is."""
         process = self._process
         is_there = process is not None and process.returncode is None
         return None if is_there else self._gone().message
 
     async def _try_spawn(self) -> bool:
-        """Start a worker; whether it started. It runs without a log where there can be none."""
+        """Start a worker; return whether it started. Without a log file it runs all the same."""
         try:
             with _log(self._log_path) as log_file:
                 self._process = await asyncio.create_subprocess_exec(
@@ -205,15 +205,15 @@ class WorkerLink:
                     limit=LINE_BYTES,
                     env=self._environment,
                 )
-        except Exception as error:  # no file descriptor, no memory, no program
-            log.exception("the model worker cannot be started")
-            self._problem = f"it cannot be started: {error}"
+        except Exception as error:  # no file descriptors, no memory, or no such program
+            log.exception("cannot start the model worker")
+            self._problem = f"it did not start: {error}"
             return False
         self._problem = None
         return True
 
     async def _watch(self) -> None:
-        """Read answers until the worker dies, then start it again; no failure ends this."""
+        """Read answers until the worker dies, then restart it; no error ends this loop."""
         deaths = 0
         while True:
             started, process = time.monotonic(), self._process
@@ -227,11 +227,11 @@ class WorkerLink:
             await self._try_spawn()
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        """Pass answers on until a worker has ended; then tell whoever waited for it."""
+        """Pass on a worker's answers until it has ended; then fail the unfinished chats."""
         try:
             await self._read_answers(process)
         except Exception:
-            log.exception("the answers of the model worker cannot be read; it is replaced")
+            log.exception("cannot read the answers of the model worker; replacing it")
             await _ended(process, 0.0)
         status = await process.wait()
         self._expect(None)
@@ -241,14 +241,14 @@ class WorkerLink:
         try:
             await asyncio.to_thread(self.on_death, status)
         except Exception:  # the database may be locked, or its disk full
-            log.exception("the death of the model worker could not be recorded")
+            log.exception("cannot record that the model worker died")
 
     async def _read_answers(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         with contextlib.suppress(ValueError, ConnectionError):  # a line beyond LINE_BYTES
             while line := await process.stdout.readline():
                 self._deliver(line)
-        await _ended(process, EOF_SECONDS)  # one that only closed its stdout is of no use
+        await _ended(process, EOF_SECONDS)  # a worker that only closed its stdout is useless
 
     def _deliver(self, line: bytes) -> None:
         try:
@@ -265,7 +265,7 @@ class WorkerLink:
             queue.put_nowait(message)
 
     def _expect(self, work: Hung | None) -> None:
-        """Kill the worker when `work` is not done in time; None: it is done."""
+        """Kill the worker if `work` is not done in time; None means that it is done."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None
@@ -276,9 +276,9 @@ class WorkerLink:
         self.hung = work
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
-        log.error("the worker is killed: %s", work)
+        log.error("killed the worker: %s", work)
         with contextlib.suppress(OSError), self._log_path.open("ab") as log_file:
-            log_file.write(f"the worker is killed: {work}\n".encode())
+            log_file.write(f"killed the worker: {work}\n".encode())
 
     def _gone(self) -> ChatError:
         if self.hung is not None:
@@ -286,14 +286,14 @@ class WorkerLink:
         status = self._process.returncode if self._process is not None else None
         why = self._problem or f"exit status {status}"
         return ChatError(
-            f"the model worker is not running ({why}); the server goes on trying to start it, so "
+            f"the model worker is not running ({why}); the server keeps trying to start it, so "
             f"try again in a moment. Its last output: {_last_line(self._log_path)}",
             code=UNAVAILABLE,
         )
 
 
 async def _ended(process: asyncio.subprocess.Process, patience: float) -> None:
-    """Wait for a process to end; kill it when it takes longer than `patience` seconds."""
+    """Wait for a process to end; kill it after `patience` seconds."""
     try:
         await asyncio.wait_for(process.wait(), patience)
     except TimeoutError:
@@ -303,7 +303,7 @@ async def _ended(process: asyncio.subprocess.Process, patience: float) -> None:
 
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[IO[bytes] | int]:
-    """The log file, its folder made again when somebody removed it; else the null device."""
+    """Open the log file, recreating its folder if needed; else yield the null device."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
@@ -325,7 +325,7 @@ def _chat_error(error: dict[str, Any]) -> ChatError:
 
 
 def _last_line(path: Path) -> str:
-    """The last line of a log, or a word that there is none."""
+    """Return the last line of a log, or state that it is empty."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - 2000))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError
+from rftkit.growing import append_json, json_line, json_values
 from rftkit.wholefile import damage, is_full, write_whole
 from rftkit.wholefile import write_folder as _write_folder
 
@@ -105,18 +106,14 @@ class Journal:
         return _grades_in(self._grades_path(kind, step))
 
     def add_grade(self, kind: str, step: int, place: tuple[int, int], kept: Kept) -> None:
-        """Keep one grade. It outlives a kill at once, a power cut when the step's record is kept.
-
-        The newline comes first, so that it ends a line that a kill left open.
-        """
-        with self._grades_path(kind, step).open("ab", buffering=0) as file:
-            file.write(_line(place, kept))
+        """Store one grade. It outlives a kill at once, a power cut when the record is stored."""
+        append_json(self._grades_path(kind, step), [place, *kept])
 
     def reopen(
         self, kind: str, step: int, draft: dict[str, Any], grades: dict[tuple[int, int], Kept]
     ) -> None:
         """Replace a step's record by a draft with these grades, the record going last."""
-        lines = b"".join(_line(place, kept) for place, kept in grades.items())
+        lines = b"".join(json_line([place, *kept]) for place, kept in grades.items())
         write_whole(self._grades_path(kind, step), lines)
         self.write_draft(kind, step, draft)
         self._record_path(kind, step).unlink(missing_ok=True)
@@ -169,10 +166,6 @@ class Journal:
         return target
 
 
-def _line(place: tuple[int, int], kept: Kept) -> bytes:
-    return b"\n" + json.dumps([place, *kept], separators=(",", ":")).encode()
-
-
 def progress(folder: Path) -> tuple[frozenset[str], int]:
     """What a job's folder holds durably: its records, and how many single grades beside them.
 
@@ -186,9 +179,9 @@ def progress(folder: Path) -> tuple[frozenset[str], int]:
 def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
     """Whole lines of a file of grades; others were cut off by a kill, or damaged since."""
     found: dict[tuple[int, int], Kept] = {}
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
+    for entry in json_values(path):
         with contextlib.suppress(ValueError, TypeError):
-            place, tokens, grade = json.loads(line)
+            place, tokens, grade = entry
             row, index = place
             found[int(row), int(index)] = (tokens, grade)
     return found

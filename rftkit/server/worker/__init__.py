@@ -1,1 +1,1 @@
-"""The process that owns the models: it trains jobs and answers chats. No HTTP here."""
+"""The worker process: it owns the models, trains jobs and answers chats. It has no HTTP."""

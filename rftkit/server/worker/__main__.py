@@ -1,4 +1,4 @@
-"""`python -m rftkit.server.worker.worker`: the worker process."""
+"""`python -m rftkit.server.worker`: start the worker process."""
 
 from rftkit.server.worker.worker import main
 

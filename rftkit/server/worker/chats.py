@@ -1,7 +1,7 @@
-"""Answer chats with the engines of this process: collect what waits, batch it by model, sample.
+"""The chat queue: collect waiting chats, batch them by model, and sample the answers.
 
-Called between the micro-steps of a training job or when nothing trains. Not here: HTTP (`api/`),
-and the pipe the requests come through (`worker.py`).
+The worker calls it between the parts of a training step, or when no job is training. `worker.py`
+receives the requests; `api/` has the HTTP.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from rftkit.server.training.rollout import schema_of
 __all__ = ["ChatQueue", "Engines", "kind_of_model"]
 
 GATHER_SECONDS = 0.02
-"""How long the first of several concurrent chats waits for the others."""
+"""How long the first of several concurrent chats waits for others to join its batch."""
 TURN_SECONDS = 0.05
-"""How long a batch goes on before the next one has its turn."""
+"""How long a batch is sampled before the next batch has its turn."""
 DEFAULT_MAX_TOKENS = 1_024
 
 LOAD_SECONDS = 180.0
-"""How long loading a small model may take, on a busy machine too."""
+"""How long loading a small model may take, even on a busy machine."""
 LOAD_BYTES_PER_SECOND = 20e6
-"""Of the slowest disk that is waited for."""
+"""Speed of the slowest disk that loading waits for."""
 PROMPT_SECONDS = 120.0
-"""How long a chat template and a tokenizer may take over one prompt."""
+"""How long a chat template and a tokenizer may take for one prompt."""
 
 Send = Callable[[dict[str, Any]], None]
 Watch = Callable[[str, float, str | None], contextlib.AbstractContextManager[None]]
-"""(what, seconds, job): around work that may never end; whoever watches replaces the process."""
+"""(what, seconds, job): wraps work that may hang; after the time limit the process is replaced."""
 
 
 def _unwatched(
@@ -72,7 +72,7 @@ def _unwatched(
 
 
 class Engines:
-    """The base models in memory, loaded when first needed."""
+    """The base models in memory; each is loaded on first use."""
 
     def __init__(self, home: Path, watch: Watch = _unwatched) -> None:
         self._home = home
@@ -82,18 +82,18 @@ class Engines:
     def get(
         self,
         base: str,
-        say: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[str], None] = lambda _: None,
         kind: str | None = None,
         job: str | None = None,
     ) -> ServingEngine:
-        """The engine of a base model.
+        """Return the engine of a base model.
 
         Args:
-            base: its name.
-            say: told what takes long.
+            base: name of the model.
+            on_progress: gets a message before a slow part, such as a conversion.
             kind: "torch" for this machine, "tinker" for the operator's server; None for the
                 operator's choice.
-            job: the job that it is for.
+            job: id of the job that needs it.
 
         Raises:
             NotFoundError: when there is no such model.
@@ -103,49 +103,53 @@ class Engines:
         key = (base, remote.kind_of(base, self._home, kind))
         if key not in self._loaded:
             make = self._make_tinker if key[1] == "tinker" else self._make_torch
-            self._loaded[key] = make(base, say, job)
+            self._loaded[key] = make(base, on_progress, job)
         return self._loaded[key]
 
     def forget(self, engine: ServingEngine) -> None:
-        """Make the engine anew when it is next needed."""
+        """Close an engine; it is loaded again on its next use."""
         self._loaded = {key: each for key, each in self._loaded.items() if each is not engine}
         engine.close()
 
-    def _make_torch(self, base: str, say: Callable[[str], None], job: str | None) -> ServingEngine:
-        folder = models.prepare(models.find_base(base, self._home), self._home, say)
+    def _make_torch(
+        self, base: str, on_progress: Callable[[str], None], job: str | None
+    ) -> ServingEngine:
+        folder = models.prepare(models.find_base(base, self._home), self._home, on_progress)
         try:
             from rftkit.server.engine.torch.engine import TorchEngine
         except ImportError as error:
             raise MissingExtraError(error.name or "torch", "local") from error
-        # a folder decides what loading it runs, and its chat template is a program
+        # loading may hang: the folder's config decides what runs, and its chat template is code
         with self.watch(f"loading {base}", _load_seconds(folder), job):
             engine = TorchEngine(folder, name=base)
-            with contextlib.suppress(Exception):  # what it refuses is refused when it is asked
+            with contextlib.suppress(Exception):  # a refusal is reported when a chat needs it
                 engine.encode([{"role": "user", "content": "Hello"}], None, None)
         return engine
 
-    def _make_tinker(self, base: str, say: Callable[[str], None], job: str | None) -> ServingEngine:
+    def _make_tinker(
+        self, base: str, on_progress: Callable[[str], None], job: str | None
+    ) -> ServingEngine:
         from rftkit.server.engine.tinker.engine import TinkerEngine
 
         there = remote.remote_of(self._home)
-        assert there is not None  # else its kind were another
+        assert there is not None  # `remote.kind_of` found it
         return TinkerEngine(there, name=base, api_key=settings.tinker_api_key())
 
 
 def _load_seconds(folder: Path) -> float:
-    """How long loading a folder may take; large weights get longer."""
+    """Return how long loading a folder may take; large weights get more time."""
     sizes = (file.stat().st_size for file in folder.glob("*") if file.is_file())
     return LOAD_SECONDS + sum(sizes) / LOAD_BYTES_PER_SECOND
 
 
 def kind_of_model(model: Model) -> str | None:
-    """The engine that a fine-tuned model needs; None when the operator's choice will do."""
+    """Return the engine that a fine-tuned model needs; None if the operator's choice works."""
     return remote.kind_of_folder(Path(model.folder))
 
 
 @dataclass(frozen=True, slots=True)
 class _Chat:
-    """One chat that waits."""
+    """A waiting chat."""
 
     number: int
     request: WorkerRequest
@@ -154,7 +158,7 @@ class _Chat:
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A chat turned into what an engine samples."""
+    """A chat with its request for the engine."""
 
     chat: _Chat
     asked: ChatRequest
@@ -162,12 +166,12 @@ class _Ready:
 
     @property
     def streams(self) -> bool:
-        """Whether text is sent as it appears; thoughts and tool calls are known when whole."""
+        """Whether text is sent while it is sampled; reasoning and tool calls come whole."""
         return self.asked.stream and not self.asked.tools and self.sample.thinking is None
 
 
 class _Batch:
-    """Chats of one model that came together: sampled side by side, each answered when it ends."""
+    """Chats of one model that arrived together: sampled in parallel, each answered when done."""
 
     def __init__(
         self, engine: ServingEngine, adapter: Path | None, ready: list[_Ready], reply: Any
@@ -177,7 +181,7 @@ class _Batch:
             len(each.sample.seeds) * (len(each.sample.prompt_ids) + each.sample.max_tokens)
             for each in ready
         )
-        """Most token positions that it comes to hold."""
+        """Largest number of token positions that the batch can fill."""
         self.engine = engine
         self._ready, self._reply = ready, reply
         self._completions: list[dict[int, Completion]] = [{} for _ in ready]
@@ -189,12 +193,12 @@ class _Batch:
             self._on_text if streams else None,
         )
 
-    def go_on(self, seconds: float) -> bool:
-        """Sample for about so long; False when all have ended."""
+    def sample_for(self, seconds: float) -> bool:
+        """Sample for about this long; return False when all completions have ended."""
         return bool(self._sampling.go_on(seconds))
 
     def drop(self, numbers: Collection[int]) -> None:
-        """Stop drawing for clients that went away."""
+        """Stop sampling for clients that disconnected."""
         for place, chat in enumerate(self.chats):
             if chat.number in numbers:
                 self._sampling.drop(place)
@@ -210,20 +214,20 @@ class _Batch:
             return
         done = _done(self.engine, ready, [found[number] for number in sorted(found)])
         if ready.asked.stream and not ready.streams:
-            for said in done["completions"]:
-                delta = {name: said[name] for name in ("index", "text", "reasoning")}
+            for answer in done["completions"]:
+                delta = {name: answer[name] for name in ("index", "text", "reasoning")}
                 self._reply(ready.chat, delta=delta)
         self._reply(ready.chat, done=done)
 
 
 class ChatQueue:
-    """Chats that wait, and how they are answered. `put` and `abort` from any thread.
+    """Waiting chats, and how they are answered. Any thread may call `put` and `abort`.
 
-    Chats that come together form a batch; batches take turns of `TURN_SECONDS`, so a new chat
-    waits for one turn of each, whatever they still have to say. Beside a job that trains, chats get
-    as much time as the job had since they were last served (`share`): while both have work, each
-    gets at least half of the time, and waits at most for what the other cannot interrupt: a token
-    of all rows, the reading of a prompt, a micro-batch of an update.
+    Chats that arrive together form a batch. Batches take turns of `TURN_SECONDS`, so a new chat
+    waits for one turn of each, however long their answers are. While a job trains, chats get as
+    much time as the job had since they were last served (`share`). If both have work, each gets at
+    least half of the time. Each waits only for what the other cannot interrupt: one token of all
+    rows, the reading of a prompt, or one micro-batch of an update.
     """
 
     def __init__(self, store: Store, engines: Engines, send: Send) -> None:
@@ -241,11 +245,11 @@ class ChatQueue:
         self._served_at = time.monotonic()
 
     def put(self, number: int, request: WorkerRequest) -> None:
-        """Let a chat wait."""
+        """Add a chat to the queue."""
         self._waiting.put(_Chat(number, request, self._send))
 
     def ask(self, request: WorkerRequest) -> dict[str, Any]:
-        """Answer a chat of this process's own; from any thread but the one that serves.
+        """Answer a chat of this process itself. The thread that serves chats must not call it.
 
         Raises:
             ChatError: when it is refused or fails, or the grade that needs it is abandoned.
@@ -253,11 +257,11 @@ class ChatQueue:
         answer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         number = next(self._own_numbers)
 
-        def give_up() -> None:
+        def abandon() -> None:
             self.abort(number)
-            answer.put({"error": {"message": "nobody waits for the answer any more"}})
+            answer.put({"error": {"message": "the request was abandoned"}})
 
-        with if_abandoned(give_up):
+        with if_abandoned(abandon):
             self._waiting.put(_Chat(number, request, answer.put))
             message = answer.get()
         if "error" in message:
@@ -266,11 +270,11 @@ class ChatQueue:
         return done
 
     def abort(self, number: int) -> None:
-        """The client went away: nothing more is drawn for its chat."""
+        """Stop sampling a chat whose client disconnected."""
         self._aborted.add(number)
 
     def share(self) -> None:
-        """Give chats as much time as has passed without them; called between parts of a step."""
+        """Serve chats for as long as they were not served; called between parts of a step."""
         now = time.monotonic()
         has_work = bool(self._batches or self._held) or not self._waiting.empty()
         self._balance = self._balance + now - self._served_at if has_work else 0.0
@@ -280,9 +284,9 @@ class ChatQueue:
         self._served_at = time.monotonic()
 
     def serve(self, seconds: float | None = None) -> bool:
-        """Answer what waits, for about so long or to the end; whether there was anything.
+        """Answer waiting chats, for about `seconds` or until all are answered.
 
-        Never raises, and never nests.
+        Returns whether there were any. It never raises; a nested call returns at once.
         """
         if not self._serving.acquire(blocking=False):
             return False
@@ -307,7 +311,7 @@ class ChatQueue:
 
     def _turn(self, batch: _Batch, seconds: float) -> None:
         try:
-            if batch.go_on(seconds):
+            if batch.sample_for(seconds):
                 self._batches.append(batch)
         except Exception as error:
             traceback.print_exc()
@@ -315,7 +319,7 @@ class ChatQueue:
                 self._reply(chat, error=_error(error))
 
     def _take_in(self) -> None:
-        """Begin what has come and has room, and forget chats whose clients went away."""
+        """Start new chats as far as there is room, and drop those whose clients disconnected."""
         gone, self._aborted = self._aborted, set()
         for batch in (*self._batches, *self._held):
             batch.drop(gone)
@@ -329,21 +333,21 @@ class ChatQueue:
         for model, chats in by_model.items():
             self._prepare(model, chats)
         while self._held and self._has_room(self._held[0]):
-            self._batches.appendleft(self._held.popleft())  # its first tokens come first
+            self._batches.appendleft(self._held.popleft())  # a new batch has the next turn
 
     def _has_room(self, batch: _Batch) -> bool:
         running = [each.num_keys for each in self._batches if each.engine is batch.engine]
         return not running or sum(running) + batch.num_keys <= batch.engine.max_keys
 
     def _prepare(self, model: str, chats: list[_Chat]) -> None:
-        """Hold a batch of these chats ready; what needs no sampling is answered."""
+        """Prepare a batch of these chats; answer at once those that need no sampling."""
         try:
             known = self._store.model(model)
             adapter = self._adapter(known)
             base, kind = (model, None) if known is None else (known.base, kind_of_model(known))
             since = time.monotonic()
             engine = self._engines.get(base, kind=kind)
-            self._balance += time.monotonic() - since  # loading is not a share of anybody
+            self._balance += time.monotonic() - since  # loading time counts for neither side
             ready = []
             for chat in chats:
                 asked = chat.request
@@ -359,10 +363,10 @@ class ChatQueue:
                 self._reply(chat, error=_error(error))
 
     def _adapter(self, known: Model | None) -> Path | None:
-        """The folder of a fine-tuned model, seen to be whole when it is first used.
+        """Return the folder of a fine-tuned model; check its digests on first use.
 
         Raises:
-            PlatformError: it is not; the message names the file.
+            PlatformError: when a file is damaged; the message names it.
         """
         if known is None:
             return None
@@ -375,7 +379,7 @@ class ChatQueue:
     def _measure(
         self, engine: ServingEngine, adapter: Path | None, known: Model | None, chat: _Chat
     ) -> None:
-        """Answer what needs no sampling: the length of a prompt, or embeddings."""
+        """Answer a request that needs no sampling: the length of a prompt, or embeddings."""
         try:
             if isinstance(chat.request, EmbedRequest):
                 self._reply(chat, done=_embedded(engine, adapter, chat.request))
@@ -395,7 +399,7 @@ class ChatQueue:
     def _prepared(
         self, engine: ServingEngine, known: Model | None, chat: _Chat, asked: ChatRequest
     ) -> list[_Ready]:
-        """The request, or nothing when it is refused (and the refusal is sent)."""
+        """Return the prepared chat, or nothing if it is refused; the refusal is sent."""
         try:
             with self._watched(engine):
                 return [_Ready(chat, asked, _sample_request(engine, known, asked))]
@@ -412,15 +416,15 @@ def _sample_request(
     _check_length(engine, json.dumps(request.messages, ensure_ascii=False), "messages")
     try:
         prompt = engine.encode(request.messages, request.tools, mark)
-    except Exception as error:  # a chat template is a program of its own
+    except Exception as error:  # a chat template is code, which may fail in any way
         raise InputError(
             f"the model's chat template cannot take these messages: {error}", param="messages"
         ) from error
     room = engine.context_tokens - len(prompt)
     if room < 1:
         raise InputError(
-            f"the prompt has {len(prompt)} tokens; the model's context holds "
-            f"{engine.context_tokens}, the answer included",
+            f"the prompt has {len(prompt)} tokens, but the model's context holds "
+            f"{engine.context_tokens}, including the answer",
             param="messages",
             code="context_length_exceeded",
         )
@@ -442,12 +446,13 @@ def _sample_request(
 
 
 def _check_length(engine: ServingEngine, text: str, param: str) -> None:
-    """Refuse at once what no tokenizer could fit: reading megabytes would keep others waiting.
+    """Refuse a text that cannot fit before it is tokenized, which would delay other chats.
 
     Raises:
-        InputError: the text is longer than the longest tokens that fill the context.
+        InputError: the text is longer than a context full of the longest token.
     """
-    most = 4 * engine.context_tokens * _longest_token(engine.tokenizer)  # templates may trim
+    # four times as much, because templates may strip whitespace
+    most = 4 * engine.context_tokens * _longest_token(engine.tokenizer)
     if len(text) > most:
         raise InputError(
             f"the text has {len(text):,} characters; the model's context holds "
@@ -459,15 +464,15 @@ def _check_length(engine: ServingEngine, text: str, param: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _longest_token(tokenizer: Any) -> int:
-    """Characters of the longest token of a vocabulary."""
+    """Return the length of the longest token of a vocabulary, in characters."""
     return max(map(len, tokenizer.get_vocab()), default=1)
 
 
 def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | None) -> str | None:
-    """What the answer has to follow: calls that are asked for, else the response format.
+    """Return the schema of the answer: of forced tool calls, else of the response format.
 
     Raises:
-        RequestError: it cannot be compiled; the error names the parameter that it comes from.
+        RequestError: the schema cannot be compiled; the error names its parameter.
     """
     param = "tools" if request.must_call else None
     schema: str | None
@@ -487,7 +492,7 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
 
 
 def _read(text: str, request: ChatRequest) -> tuple[str, list[dict[str, Any]]]:
-    """An answer without its tool calls, and the calls."""
+    """Return the answer without its tool calls, and the calls."""
     if request.must_call and (calls := forced_calls_in(text)):
         return "", calls
     return tool_calls_in(text, request.tools)
@@ -506,12 +511,12 @@ def _embedded(engine: ServingEngine, adapter: Path | None, request: EmbedRequest
     for number, tokens in enumerate(inputs):
         if not 0 < len(tokens) <= engine.context_tokens:
             raise InputError(
-                f"input {number} has {len(tokens)} tokens; the model reads from 1 to "
+                f"input {number} has {len(tokens)} tokens; the model takes 1 to "
                 f"{engine.context_tokens}",
                 param="input",
             )
         if not all(0 <= token < engine.num_tokens for token in tokens):
-            raise InputError(f"input {number} has tokens the model does not know", param="input")
+            raise InputError(f"input {number} has unknown token ids", param="input")
     return {
         "prompt_tokens": sum(map(len, inputs)),
         "embeddings": engine.embed(inputs, adapter),
@@ -539,7 +544,7 @@ def _done(engine: ServingEngine, ready: _Ready, completions: list[Completion]) -
         pairs = zip(entries[answer], ends[answer], strict=True)
         return [entry for entry, is_end in pairs if not is_end]
 
-    def said(index: int, completion: Completion) -> dict[str, Any]:
+    def answer(index: int, completion: Completion) -> dict[str, Any]:
         answer, calls = _read(completion.text, ready.asked)
         return {
             "index": index,
@@ -554,7 +559,7 @@ def _done(engine: ServingEngine, ready: _Ready, completions: list[Completion]) -
 
     return {
         "prompt_tokens": len(ready.sample.prompt_ids),
-        "completions": [said(index, each) for index, each in enumerate(completions)],
+        "completions": [answer(index, each) for index, each in enumerate(completions)],
     }
 
 

@@ -1,8 +1,8 @@
-"""Write a model as a folder that others read: PEFT's adapter, or a whole Hugging Face model.
+"""Export a model as a folder for other libraries: a PEFT adapter or a whole Hugging Face model.
 
-`python -m rftkit.server.worker.export` does it in its own process, so that the server never imports
-torch and a job that trains is not held up. Every folder has a model card. Not here: how the folder
-travels to whoever asked (`api.weights`).
+`python -m rftkit.server.worker.export` is a separate process, so that the server never imports
+torch and a training job does not wait. Every folder has a model card. `api.weights` sends the
+folder to the client.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
     Args:
         home: of the platform.
         name: a fine-tuned model, or with `merged` a base model too.
-        out: where to.
-        merged: one folder that transformers loads by itself, instead of the adapter.
+        out: the empty folder.
+        merged: export a whole model, which transformers loads, instead of the adapter.
 
     Raises:
         NotFoundError: there is no such model, or it has no adapter.
@@ -52,7 +52,7 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
         if not merged and (model is None or is_whole(Path(model.folder))):
             what = "is a base model" if model is None else "was trained in full"
             raise NotFoundError(
-                f"{name!r} {what} and has no adapter; add --merged to export all of it",
+                f"{name!r} {what} and has no adapter; add --merged to export the whole model",
                 param="model",
             )
         if model is not None and (wrong := damage(Path(model.folder))):
@@ -74,7 +74,7 @@ def export(home: Path, name: str, out: Path, *, merged: bool) -> None:
 
 
 def _write_whole(base: Path, saved: Path | None, out: Path) -> None:
-    """W + alpha/rank · B A, added in float32 and rounded once to the dtype of the base.
+    """Write W + alpha/rank · B A, added in float32 and rounded once to the dtype of the base.
 
     Weights that were trained in full are written as they are.
     """
@@ -134,7 +134,7 @@ def _card(
     *,
     merged: bool,
 ) -> str:
-    """The model card: front matter that the hub reads, then where the model comes from."""
+    """Return the model card: front matter for the hub, then the origin of the model."""
     front = {
         "license": base.licence or "unknown",
         "base_model": base.name,
@@ -143,7 +143,7 @@ def _card(
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {name}", ""]
-    licence = base.licence or "not stated in its folder; ask where it comes from"
+    licence = base.licence or "not stated in its folder; ask the publisher of the model"
     lines += [f"* Base model: `{base.name}` (licence of the base: {licence})"]
     if base.name == "smollm2-135m-instruct":
         lines += [
@@ -152,7 +152,7 @@ def _card(
             "writes those weights."
         ]
     if not merged:
-        lines += [f"* An adapter (LoRA) in the format of PEFT; it belongs on `{base.name}`."]
+        lines += [f"* A LoRA adapter in PEFT's format; load it on top of `{base.name}`."]
     if model is not None and model.thinking:
         lines += [f"* Thinks first: the prompt ends with `{model.thinking}`."]
     if model is not None and model.job_id is not None:
@@ -161,7 +161,7 @@ def _card(
 
 
 def _story(store: Store, home: Path, model: Model) -> list[str]:
-    """Job, data, grader, settings and metrics behind a model."""
+    """Describe the job, data, grader, settings and metrics of a model, in lines of Markdown."""
     assert model.job_id is not None
     job = store.job(model.job_id)
     given = job.method["reinforcement"]
@@ -193,7 +193,7 @@ def _hash(value: Any) -> str:
 
 
 def main() -> int:
-    """Export one model; what is wrong goes to stderr, status 1."""
+    """Export one model; print an error to stderr and exit with status 1."""
     parser = argparse.ArgumentParser(prog="rftkit.server.worker.export")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--model", required=True)

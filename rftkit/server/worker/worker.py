@@ -1,8 +1,8 @@
 """The worker process: one thread owns the models, trains the oldest job and answers chats.
 
-Started by the server as `python -m rftkit.server.worker --home HOME`; they speak JSON lines over
-stdin and stdout (`link.py`). It may be killed at any moment: what a job needs to go on is in its
-folder (`journal.py`), and the next worker takes it up. Not here: the training story (`rft.py`).
+The server starts it as `python -m rftkit.server.worker --home HOME`. The two exchange JSON lines
+over stdin and stdout (`worker_process.py`). It may be killed at any time: a job's folder holds all
+that the next worker needs to continue it (`journal.py`). `rft.py` has the training loop.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from filelock import FileLock
 
 from rftkit import privacy, settings
+from rftkit.backoff import backoff_seconds
 from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
 from rftkit.rows import Row, read_rows
@@ -49,26 +50,26 @@ from rftkit.server.training.probe import probe
 from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.chats import ChatQueue, Engines, kind_of_model
 
-__all__ = ["main"]
+__all__ = ["Worker", "WorkerPlatform", "main"]
 
 CHECK_SECONDS = 0.5
-"""How often a cancel is looked for inside a step."""
+"""How often the worker checks, within a step, whether the job was cancelled."""
 IDLE_SECONDS = 0.02
-"""How long chats are served before graders are looked at again: a step may be waiting for them."""
+"""How long chats are served before the worker polls the graders again; a step may wait for them."""
 PAUSE_SECONDS = 10.0
-"""How long a pause waits for graders to finish a step; then the grades under way are given up."""
+"""How long a pause waits until graders finish a step; unfinished grades are then dropped."""
 LOOK_SECONDS = 2.0
-"""How often an idle worker looks for jobs without being woken."""
+"""How often an idle worker polls for jobs."""
 AWAY_SECONDS = (2.0, 60.0)
-"""How long a job waits, first and at most, for a server that trains to come back."""
+"""First and longest wait for an unreachable training server."""
 REFUSALS = 5
-"""How often a server that trains may refuse the same step before its job fails."""
+"""A job fails after a training server has refused the same step this many times in a row."""
 FULL_SECONDS = 5.0
-"""How long a job waits before it tries a full disk again."""
+"""How long a job waits before it retries after a machine problem, such as a full disk."""
 
 
 class Worker:
-    """One process's loop."""
+    """Trains jobs one after the other, and answers chats meanwhile."""
 
     def __init__(self, home: Path, send: Any) -> None:
         self.home = home
@@ -77,21 +78,21 @@ class Worker:
         self.engines = Engines(home, self._watched)
         self.chats = ChatQueue(self.store, self.engines, send)
         self.news = threading.Event()
-        self.away_seconds = AWAY_SECONDS[0]
+        self.losses = 0
         self.lost_at: tuple[str, int] | None = None
         self.refusals = 0
 
     @contextlib.contextmanager
     def _watched(self, what: str, seconds: float, job: str | None) -> Iterator[None]:
-        """Announce work that may never end to the server, which replaces this process then."""
+        """Announce work that may hang; after the time limit the server replaces this process."""
         self._send({"at": {"what": what, "seconds": seconds, "job": job}})
         try:
             yield
         finally:
             self._send({"at": None})
 
-    def hear(self, line: str) -> None:
-        """Take one message of the server."""
+    def receive(self, line: str) -> None:
+        """Handle one message from the server."""
         message = json.loads(line)
         if message["kind"] == "chat":
             self.chats.put(message["id"], request_from(message["request"]))
@@ -100,7 +101,7 @@ class Worker:
         self.news.set()
 
     def work(self) -> None:
-        """Serve and train for ever."""
+        """Answer chats and train jobs until the process ends."""
         self._sweep()
         while True:
             is_serving = self.chats.serve(CHECK_SECONDS)
@@ -112,9 +113,9 @@ class Worker:
                 self.run_job(job)
 
     def _sweep(self) -> None:
-        """Delete what a kill left of jobs that had ended: checkpoints that nothing refers to."""
+        """Delete unlisted checkpoints of ended jobs; a killed worker may have left them."""
         for folder in (self.home / "jobs").glob("ftjob-*/checkpoints"):
-            with contextlib.suppress(NotFoundError):  # an older database: it may be all there is
+            with contextlib.suppress(NotFoundError):  # an older copy of the database
                 if self.store.job(folder.parent.name).is_terminal:
                     sweep(self.store, folder)
 
@@ -122,11 +123,11 @@ class Worker:
         try:
             return self.store.claim_job()
         except sqlite3.OperationalError as error:  # the disk is full, or locked for long
-            self._log(f"no job could be claimed: {error}")
+            self._log(f"cannot claim a job: {error}")
             return None
 
     def run_job(self, job: Job) -> None:
-        """Check a job's files, or train it. What goes wrong is the job's end, not the worker's."""
+        """Check a job's files, or train it. An error ends the job, never the worker."""
         try:
             if job.status == "validating_files":
                 self.validate(job)
@@ -139,73 +140,72 @@ class Worker:
         except NewerPlanError as error:
             with self.store.transaction():
                 if self.store.try_status(job.id, "paused"):
-                    self.store.add_event(job.id, f"The job pauses: {error}.", level="warn")
+                    self.store.add_event(job.id, f"Pausing the job: {error}.", level="warn")
         except Exception as error:
-            if (reason := _passing(error)) is None:
+            if (reason := _temporary_problem(error)) is None:
                 self._end(job, error)
             else:
                 self._wait_out(job, reason, error)
 
     def _end(self, job: Job, error: Exception) -> None:
-        """Fail a job with what was raised over it."""
+        """Fail a job with the exception that it raised."""
         self._log("".join(traceback.format_exception(error)))
         if isinstance(error, InputError):
             self._fail(job, error.message, error.code or "invalid_request", error.param)
         elif isinstance(error, FloatingPointError):
-            self._fail(
-                job, f"The update was not a number: {error}. Lower the learning rate.", "nan", None
-            )
+            message = f"The update is not a finite number: {error}. Lower the learning rate."
+            self._fail(job, message, "nan", None)
         else:
             code = "server_error" if isinstance(error, RftkitError) else type(error).__name__
-            self._fail(job, f"The job ended with an error: {error}", code, None)
+            self._fail(job, f"The job failed with an error: {error}", code, None)
 
     def _wait_out(self, job: Job, reason: str, error: Exception) -> None:
-        """What is wrong with the machine for a while is no job's fault: the job stays as it is."""
+        """Wait after a temporary problem of the machine; the job keeps its status."""
         self._log(f"{job.id} waits: {reason} ({error})")
-        with contextlib.suppress(Exception):  # it may need the very thing that is missing
-            message = f"{reason} ({error}); the job goes on when that is over."
+        with contextlib.suppress(Exception):  # the event itself may fail for the same reason
+            message = f"{reason} ({error}). The job continues when the problem is solved."
             self.store.add_event(job.id, message, level="warn", key=reason)
         with contextlib.suppress(sqlite3.Error):
             self._serve_for(FULL_SECONDS, job)
 
     def _wait_for_engine(self, job: Job, error: EngineLostError) -> None:
-        """A server that is away may come back: the job goes on from its last state, journal first.
+        """Wait for a lost training server; the job then continues from its last saved state.
 
-        Each time in vain the wait is longer; a step that was done since makes it short again. A
-        server that refuses the same step time after time means it: the job fails.
+        Each failed attempt doubles the wait; a finished step resets it. The job fails if the server
+        refuses the same step several times in a row.
         """
-        first, most = AWAY_SECONDS
         here = (job.id, len(Journal(self.home / "jobs" / job.id).steps()))
         if here != self.lost_at:
-            self.lost_at, self.away_seconds, self.refusals = here, first / 2, 0
-        self.away_seconds = min(most, 2 * self.away_seconds)
+            self.lost_at, self.losses, self.refusals = here, 0, 0
+        wait = backoff_seconds(self.losses, *AWAY_SECONDS)
+        self.losses += 1
         self.refusals = self.refusals + 1 if error.refused else 0
         if self.refusals == REFUSALS:
-            self._end(job, RftkitError(f"{error}. It refused {REFUSALS} times in a row"))
+            self._end(job, RftkitError(f"{error}. It refused the step {REFUSALS} times in a row"))
             return
-        message = f"{error}. The job tries again in {self.away_seconds:.0f} s."
+        message = f"{error}. The job tries again in {wait:.0f} s."
         self._log(f"{job.id}: {message}")
         self.store.add_event(job.id, message, level="warn", key=f"engine-lost-{time.time_ns()}")
-        self._serve_for(self.away_seconds, job)
+        self._serve_for(wait, job)
         self._pause(job)
 
     def _pause(self, job: Job) -> None:
-        """Pause a job that was stopped within a step, if that was asked for."""
+        """Pause a job that was stopped within a step, if a pause was requested."""
         with self.store.transaction():
             if self.store.job(job.id).status == "pausing":
-                message = "Paused within a step; all but the grades under way is kept."
+                message = "Paused within a step; everything but the unfinished grades is saved."
                 self.store.add_event(job.id, message)
                 self.store.update_job(job.id, status="paused")
 
     def _serve_for(self, seconds: float, job: Job) -> None:
-        """Answer chats for a while, or until the job is to stop."""
+        """Answer chats for some seconds, or until the job is no longer running."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.store.job(job.id).status == "running":
             self.chats.serve(CHECK_SECONDS)
             time.sleep(0.01)
 
     def _log(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the log may lie on the same full disk
+        with contextlib.suppress(OSError):  # the log may be on the same full disk
             print(text, file=sys.stderr, flush=True)
 
     def validate(self, job: Job) -> None:
@@ -220,7 +220,7 @@ class Worker:
                 self.store.add_event(job.id, message, key="validated")
 
     def train(self, job: Job) -> None:
-        """Train a job from wherever it stands."""
+        """Train a job from its last saved state."""
         journal = Journal(self.home / "jobs" / job.id)
         rows, valid_rows = self._rows(job, "training_file"), self._rows(job, "validation_file")
         start = self.store.model(job.model)
@@ -228,15 +228,15 @@ class Worker:
         known = journal.plan()
         plan = None if known is None else plan_from(known)
 
-        def say(text: str, level: str = "info") -> None:
+        def add_event(text: str, level: str = "info") -> None:
             self.store.add_event(job.id, text, level=level, key=text)
 
         journal.sweep()
-        journal.on_damage = partial(say, level="warn")
-        say(f"Loading {base}")
+        journal.on_damage = partial(add_event, level="warn")
+        add_event(f"Loading {base}")
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
-        engine = self.engines.get(base, say, kind, job.id)
+        engine = self.engines.get(base, add_event, kind, job.id)
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
         if plan is None:
@@ -249,15 +249,15 @@ class Worker:
             for each, param in ((rows, "training_file"), (valid_rows, "validation_file")):
                 name = self.store.file(getattr(job, param)).filename
                 if note := check_lengths(engine, plan, each, name):
-                    say(note, "warn")
+                    add_event(note, "warn")
         journal.write_plan({"version": VERSION, **plan.to_dict()})
-        self._tell_plan(job, plan, engine, len(rows), len(valid_rows))
+        self._add_started_event(job, plan, engine, len(rows), len(valid_rows))
         schema = schema_of(job.method["reinforcement"].get("response_format"))
         prompts = [engine.encode(row.messages, row.tools, plan.thinking) for row in rows]
         if note := engine.compare(prompts):
             say(note)
         for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
-            say(note)
+            add_event(note)
         if job.eval_id is None and not job.is_probe:
             job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
         with self._grader(job, plan) as grader:
@@ -285,26 +285,26 @@ class Worker:
                 raise
             finally:
                 engine.drop_policy()
-                engine.memory_bytes = budget  # the next job's plan is not this one's
+                engine.memory_bytes = budget  # the next job has its own plan
 
     def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
         return self._compiled(job.method["reinforcement"]["grader"], plan)
 
     def _compiled(self, spec: dict[str, Any], plan: Plan) -> CompiledGrader:
-        inside = _Inside(self.chats, self.store)
+        platform = WorkerPlatform(self.chats, self.store)
         return compile_grader(
             spec,
             floor_reward=plan.floor_reward,
-            complete=judge_call(inside),
-            embed=embedding_call(inside),
+            complete=judge_call(platform),
+            embed=embedding_call(platform),
             concurrency=settings.judge_concurrency(),
             workers=max(2, os.cpu_count() or 2),
-            # A judge is not asked twice for the same text, however often the worker is killed.
+            # The cache avoids repeated judge calls for the same text when a worker was killed.
             cache=JudgeCache(self.home / "judge-cache.jsonl"),
         )
 
     def _breathe(self, job_id: str) -> Callable[[], None]:
-        """Between two parts of a step: give chats their share, and notice a cancel."""
+        """Return what runs between two parts of a step: answer chats, and stop on a cancel."""
         last = time.monotonic()
 
         def breathe() -> None:
@@ -318,7 +318,7 @@ class Worker:
         return breathe
 
     def _idle(self, job_id: str) -> Callable[[], None]:
-        """While graders work: answer chats, notice a cancel, and a pause that graders hold up."""
+        """Return what runs while graders work: answer chats; stop on a cancel or a late pause."""
         last = asked = time.monotonic()
 
         def idle() -> None:
@@ -334,7 +334,9 @@ class Worker:
 
         return idle
 
-    def _tell_plan(self, job: Job, plan: Plan, engine: Engine, rows: int, valid_rows: int) -> None:
+    def _add_started_event(
+        self, job: Job, plan: Plan, engine: Engine, rows: int, valid_rows: int
+    ) -> None:
         resolved = plan.to_dict()
         ignored = resolved.pop("ignored")
         words = ", ".join(f"{name}={value}" for name, value in resolved.items())
@@ -352,10 +354,10 @@ class Worker:
         )
 
     def _rows(self, job: Job, param: str, *, check: bool = False) -> list[Row]:
-        """The rows of a job's file.
+        """Return the rows of a job's file.
 
         Raises:
-            RowError: with the file's own name and the line; `param` is the wire's.
+            RowError: with the file's name and the line; `param` is the parameter on the wire.
         """
         file_id = getattr(job, param)
         try:
@@ -374,10 +376,10 @@ class Worker:
         return rows
 
     def _check_prompts(self, job: Job, engine: Engine, files: dict[str, list[Row]]) -> None:
-        """Refuse rows that the model's chat template refuses: one row of each shape is tried.
+        """Refuse rows that the model's chat template refuses; try one row of each shape.
 
         Raises:
-            RowError: with the file's own name and the line.
+            RowError: with the file's name and the line.
         """
         for param, rows in files.items():
             shapes = {
@@ -407,29 +409,29 @@ class Worker:
                 self.store.add_event(job.id, message, level="error", key=f"failed-{time.time_ns()}")
 
 
-class _Inside(Platform):
-    """The platform as a judge's call sees it from inside the worker."""
+class WorkerPlatform(Platform):
+    """The platform for judge calls that the worker answers itself."""
 
     def __init__(self, chats: ChatQueue, store: Store) -> None:
         self.store = store
         self._chats = chats
 
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
-        """Ask a model of this process, from a grader's thread."""
+        """Run a model of this process, from a grader's thread."""
         return self._chats.ask(request)
 
 
-def _passing(error: BaseException | None) -> str | None:
-    """What hinders every job of this machine for a while, in words; None for any other error."""
+def _temporary_problem(error: BaseException | None) -> str | None:
+    """Name a temporary problem that affects every job of this machine; None for other errors."""
     if is_full(error):
         return "The disk is full"
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return "Too many files are open"
+            return "The platform has too many open files"
         if isinstance(error, sqlite3.OperationalError) and any(
             words in str(error) for words in ("locked", "unable to open", "disk I/O")
         ):
-            return "The database cannot be used at this moment"
+            return "The database is temporarily unavailable"
         error = error.__cause__ or error.__context__
     return None
 
@@ -439,16 +441,16 @@ def _words(param: str) -> str:
 
 
 def main() -> None:
-    """Run the worker until its stdin ends."""
+    """Run the worker until its standard input ends."""
     parser = argparse.ArgumentParser(prog="rftkit.server.worker")
     parser.add_argument("--home", type=Path, required=True)
     home = parser.parse_args().home
     os.umask(privacy.UMASK)
 
-    # Standard output is the line to the server; whatever prints goes to the log instead.
-    line = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Standard output carries the messages to the server; anything printed goes to the log.
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # Standard input is its other half. A library that asks the user something gets no answer.
+    # Standard input carries the server's. A library that prompts the user reads an empty file.
     requests = os.fdopen(os.dup(0), encoding="utf-8")
     with open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
@@ -456,10 +458,10 @@ def main() -> None:
 
     def send(message: dict[str, Any]) -> None:
         with lock:
-            line.write(json.dumps(message, separators=(",", ":")) + "\n")
-            line.flush()
+            messages.write(json.dumps(message, separators=(",", ":")) + "\n")
+            messages.flush()
 
-    # A killed server's worker may take a moment to notice; two must not train the same job.
+    # The worker of a killed server may take a moment to end; two must not train one job.
     with FileLock(home / "worker.lock"):
         worker = Worker(home, send)
         _serve(worker, requests)
@@ -468,10 +470,10 @@ def main() -> None:
 def _serve(worker: Worker, requests: TextIO) -> None:
     def listen() -> None:
         for text in requests:
-            worker.hear(text)
-        os._exit(0)  # the server is gone; a job goes on with the next one
+            worker.receive(text)
+        os._exit(0)  # the server has ended; its next worker continues the job
 
-    threading.Thread(target=listen, name="line", daemon=True).start()
+    threading.Thread(target=listen, name="listen", daemon=True).start()
     worker.work()
 
 

@@ -104,7 +104,7 @@ def requests(draw: st.DrawFn, operations: list[tuple[str, str]], ids: list[str])
 )
 def test_no_request_is_a_500(served: Served, examples: int) -> None:
     served.platform.runner.wake = lambda: None  # type: ignore[method-assign]
-    served.platform.link = FakeLink()
+    served.platform.worker = FakeLink()
     file_id = served.upload()
     job = served.create_job()
     record = served.platform.store.eval(job.eval_id)

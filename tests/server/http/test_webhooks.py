@@ -72,7 +72,7 @@ def test_ends_are_told_until_they_arrive_and_then_no_more(endpoint: Endpoint) ->
     store.update_job(job.id, status="running")
     store.update_job(job.id, status="succeeded")
     store.update_job(job.id, status="failed")
-    with TestClient(create_app(Platform(store=store, link=FakeLink()))):
+    with TestClient(create_app(Platform(store=store, worker=FakeLink()))):
         endpoint.wait_for(2)
         while store.due_deliveries():
             time.sleep(0.01)

@@ -27,7 +27,7 @@ from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.plan import make_plan
 from rftkit.server.training.rollout import Group
-from rftkit.server.worker.worker import Worker, _Inside
+from rftkit.server.worker.worker import Worker, WorkerPlatform
 
 JUDGE = {
     "type": "score_model", "name": "judge", "model": "rftkit-tiny", "range": [0, 1],
@@ -273,7 +273,9 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
     engine.sample, engine.begin = watched, begun
     found = {}
     asks = {step: sampling.Ask(rows, step, 4, 1.0) for step in (1, 2)}
-    with compile_grader(spec, complete=judge_call(_Inside(worker.chats, worker.store))) as grader:
+    with compile_grader(
+        spec, complete=judge_call(WorkerPlatform(worker.chats, worker.store))
+    ) as grader:
         for way in ("alone", "ahead"):
             run = Run(
                 job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,

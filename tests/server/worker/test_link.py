@@ -16,7 +16,7 @@ import pytest
 from rftkit.server.inference import platform as platform_module
 from rftkit.server.inference import worker_process
 from rftkit.server.inference.platform import CRASHES, Platform
-from rftkit.server.inference.worker_process import ChatError, Hung, WorkerLink
+from rftkit.server.inference.worker_process import ChatError, Hung, WorkerProcess
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, new_id, now
 from rftkit.server.training.journal import Journal
@@ -53,13 +53,13 @@ for line in sys.stdin:
 
 
 def with_link(
-    tmp_path: Path, body: Callable[[WorkerLink, Path], Coroutine[Any, Any, None]], **options: Any
+    tmp_path: Path, body: Callable[[WorkerProcess, Path], Coroutine[Any, Any, None]], **options: Any
 ) -> None:
     script, log = tmp_path / "worker.py", tmp_path / "logs" / "worker.log"
     script.write_text(WORKER)
 
     async def run() -> None:
-        link = WorkerLink([sys.executable, str(script)], log, **options)
+        link = WorkerProcess([sys.executable, str(script)], log, **options)
         await link.start()
         try:
             await body(link, log)
@@ -69,12 +69,12 @@ def with_link(
     asyncio.run(asyncio.wait_for(run(), 60))
 
 
-async def ask(link: WorkerLink, word: str, **rest: Any) -> list[dict[str, Any]]:
+async def ask(link: WorkerProcess, word: str, **rest: Any) -> list[dict[str, Any]]:
     return [message async for message in link.chat({"word": word, **rest})]
 
 
 def test_answers_find_their_askers(tmp_path: Path) -> None:
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         answers = await asyncio.gather(*(ask(link, f"w{n}") for n in range(20)))
         assert [answer[-1]["done"]["word"] for answer in answers] == [f"w{n}" for n in range(20)]
         big = await ask(link, "big", size=2_000_000)
@@ -84,7 +84,7 @@ def test_answers_find_their_askers(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_raised(tmp_path: Path) -> None:
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         with pytest.raises(ChatError) as caught:
             await ask(link, "refuse")
         error = caught.value
@@ -96,7 +96,7 @@ def test_a_refusal_is_raised(tmp_path: Path) -> None:
 def test_a_worker_that_dies_is_replaced_and_its_askers_are_told(tmp_path: Path) -> None:
     deaths: list[int] = []
 
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         waiting = asyncio.create_task(ask(link, "wait"))
         await asyncio.sleep(0)
         for task in (asyncio.create_task(ask(link, "die")), waiting):
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_replaced_and_its_askers_are_told(tmp_path: Path) 
     assert deaths == [9]
 
 
-async def comes_back(link: WorkerLink) -> None:
+async def comes_back(link: WorkerProcess) -> None:
     while True:
         with contextlib.suppress(ChatError):
             assert (await ask(link, "back"))[-1]["done"]["word"] == "back"
@@ -133,7 +133,7 @@ def test_the_watcher_outlives_every_fault_and_says_what_is_wrong(
     def cannot_record(status: int) -> None:
         raise sqlite3.OperationalError("database is locked")
 
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         nonlocal has_fault
         assert link.trouble() is None
         if fault == "no log folder":
@@ -148,7 +148,7 @@ def test_the_watcher_outlives_every_fault_and_says_what_is_wrong(
         if has_fault:
             while "Too many open files" not in (link.trouble() or ""):
                 await asyncio.sleep(0.01)
-            with pytest.raises(ChatError, match=r"cannot be started: .*Too many open files"):
+            with pytest.raises(ChatError, match=r"did not start: .*Too many open files"):
                 await ask(link, "back")
             has_fault = False
         await comes_back(link)
@@ -167,8 +167,8 @@ def test_a_question_is_asked_again_when_the_worker_dies_and_the_one_to_blame_fai
     monkeypatch.setattr(platform_module, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(platform_module, "to_json", lambda request: request)
 
-    async def body(link: WorkerLink, log: Path) -> None:
-        platform = Platform(store=Store.open(None), link=link)
+    async def body(link: WorkerProcess, log: Path) -> None:
+        platform = Platform(store=Store.open(None), worker=link)
         words: list[Any] = [{"word": f"w{n}"} for n in range(6)] + [{"word": "die"}]
         asked = [platform.complete_surely(word, lambda _: True) for word in words]
         *good, bad = await asyncio.gather(*asked, return_exceptions=True)
@@ -182,7 +182,7 @@ def test_a_question_is_asked_again_when_the_worker_dies_and_the_one_to_blame_fai
 
 
 def test_a_server_that_stops_ends_chats_in_words(tmp_path: Path) -> None:
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         waiting = asyncio.create_task(ask(link, "wait"))
         await asyncio.sleep(0)
         link.end_chats("the server is stopping")
@@ -194,7 +194,7 @@ def test_a_server_that_stops_ends_chats_in_words(tmp_path: Path) -> None:
 
 
 def test_leaving_early_aborts(tmp_path: Path) -> None:
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         task = asyncio.create_task(ask(link, "wait"))
         await asyncio.sleep(0)
         task.cancel()
@@ -211,7 +211,7 @@ def test_leaving_early_aborts(tmp_path: Path) -> None:
 
 
 def test_babble_on_stdout_is_logged_and_harmless(tmp_path: Path) -> None:
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         assert (await ask(link, "babble"))[-1]["done"]["word"] == "babble"
         assert "not an answer: this is not the protocol" in log.read_text()
 
@@ -221,7 +221,7 @@ def test_babble_on_stdout_is_logged_and_harmless(tmp_path: Path) -> None:
 def test_grades_within_one_step_are_progress(home: Path) -> None:
     store = Store.open(home)
     job = add_job(store)
-    platform = Platform(store=store, link=None, home=home)  # type: ignore[arg-type]
+    platform = Platform(store=store, worker=None, home=home)  # type: ignore[arg-type]
     journal = Journal(home / "jobs" / job.id)
     for number in range(3 * CRASHES):
         journal.add_grade("steps", 1, (number, 0), ([1], {"reward": 1.0}))
@@ -247,7 +247,7 @@ def add_job(store: Store) -> Job:
 def test_a_job_that_keeps_killing_the_worker_fails() -> None:
     store = Store.open(None)
     job = add_job(store)
-    platform = Platform(store=store, link=None)  # type: ignore[arg-type]
+    platform = Platform(store=store, worker=None)  # type: ignore[arg-type]
     for _ in range(CRASHES - 1):
         platform.worker_died(-9)
     store.add_event(job.id, "progress")
@@ -263,7 +263,7 @@ def test_a_job_that_keeps_killing_the_worker_fails() -> None:
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    async def body(link: WorkerLink, log: Path) -> None:
+    async def body(link: WorkerProcess, log: Path) -> None:
         assert await ask(link, "load")  # work that was done in time
         with pytest.raises(ChatError, match="loading it took longer than 0 seconds"):
             await ask(link, "hang")
@@ -280,8 +280,8 @@ def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
 def test_only_the_job_that_hangs_the_worker_fails(tmp_path: Path) -> None:
     store = Store.open(None)
     jobs = [add_job(store), add_job(store)]
-    link = WorkerLink([], tmp_path / "log")
-    platform = Platform(store=store, link=link)
+    link = WorkerProcess([], tmp_path / "log")
+    platform = Platform(store=store, worker=link)
     link.hung = Hung("loading hostile", 1.0, job=jobs[0].id)
     platform.worker_died(-9)
     assert [store.job(job.id).status for job in jobs] == ["failed", "running"]

@@ -231,7 +231,9 @@ def test_a_database_that_is_locked_for_long_makes_a_job_wait(
     job = run(worker, add_job(worker))
     assert job.status == "succeeded", job.error
     assert [data["step"] for data in metrics(worker, job)] == [0, 1, 2]
-    assert sum("the job goes on when that is over" in m for m in messages(worker, job)) == 2
+    assert (
+        sum("The job continues when the problem is solved" in m for m in messages(worker, job)) == 2
+    )
 
 
 def test_a_plan_of_a_newer_version_pauses_its_job(worker: Worker) -> None:
@@ -358,7 +360,7 @@ def test_a_server_that_refuses_time_after_time_fails_the_job_one_that_is_away_do
     found = worker.store.job(job.id)
     assert found.status == ends
     if refused:
-        assert "rank 64 is above 32. It refused 5 times in a row" in found.error["message"]
+        assert "rank 64 is above 32. It refused the step 5 times in a row" in found.error["message"]
 
 
 def test_a_job_has_the_budget_of_its_plan_and_leaves_the_engines_alone(

@@ -1,0 +1,38 @@
+"""Files of JSON lines that only grow, and are safe against a kill in the middle of a line.
+
+Each line is written after a newline of its own, which ends a line that a kill left open; a reader
+skips what is not JSON. `wholefile` writes files that are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["append_json", "json_line", "json_values"]
+
+
+def json_line(value: Any) -> bytes:
+    """Return a value as it is appended to a file: a newline, then the JSON."""
+    return b"\n" + json.dumps(value, separators=(",", ":")).encode()
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Append a value in one write; it outlives a kill of the process, but not a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write(json_line(value))
+
+
+def json_values(path: Path) -> Iterator[Any]:
+    """Yield the values of a file, oldest first, without broken lines; none if it does not exist."""
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line.decode(errors="replace"))
+            except ValueError:
+                continue
