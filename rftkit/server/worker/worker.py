@@ -255,7 +255,7 @@ class Worker:
         schema = schema_of(job.method["reinforcement"].get("response_format"))
         prompts = [engine.encode(row.messages, row.tools, plan.thinking) for row in rows]
         if note := engine.compare(prompts):
-            say(note)
+            add_event(note)
         for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
             add_event(note)
         if job.eval_id is None and not job.is_probe:
