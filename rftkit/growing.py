@@ -1,7 +1,7 @@
 """Files of JSON lines that only grow, and are safe against a kill in the middle of a line.
 
-Each line is written after a newline of its own, which ends a line that a kill left open; a reader
-skips what is not JSON. `wholefile` writes files that are replaced as a whole.
+Each line is written between two newlines: the first one ends a line that a kill left open. A reader
+skips lines that are not JSON. `wholefile` writes files that are replaced as a whole.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ __all__ = ["append_json", "json_line", "json_values"]
 
 
 def json_line(value: Any) -> bytes:
-    """Return a value as it is appended to a file: a newline, then the JSON."""
-    return b"\n" + json.dumps(value, separators=(",", ":")).encode()
+    """Return the bytes that append a value to a file: its JSON between two newlines."""
+    return b"\n" + json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def append_json(path: Path, value: Any) -> None:

@@ -18,7 +18,7 @@ VALUES = st.recursive(
 )
 
 
-@given(values=st.lists(VALUES, max_size=4), cut=st.integers(1, 40))
+@given(values=st.lists(VALUES, max_size=4), cut=st.integers(2, 40))
 def test_a_line_that_a_kill_cut_off_costs_no_other_line(values: list[object], cut: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "new" / "lines.jsonl"
