@@ -86,14 +86,14 @@ class World:
         self.home, self.store = home, Store.open(home)
         self.breathe: Callable[[], None] = lambda: None
 
-    def graded(self, engine: Any, judge: Judge) -> list[Group]:
+    def graded(self, engine: Any, judge: Judge, spec: dict[str, Any] = JUDGE) -> list[Group]:
         """The first step: three rows, four completions each."""
         job = Job(
             id="ftjob-1", created_at=0, model="toy", seed=7, training_file="f",
             validation_file="f", metadata={},
-            method={"reinforcement": {"grader": JUDGE, "hyperparameters": {}}},
+            method={"reinforcement": {"grader": spec, "hyperparameters": {}}},
         )  # fmt: skip
-        with compile_grader(JUDGE, complete=judge, concurrency=2) as grader:
+        with compile_grader(spec, complete=judge, concurrency=2) as grader:
             run = Run(
                 job=job, plan=make_plan(job, len(ROWS)), store=self.store, engine=engine,
                 grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
@@ -112,6 +112,12 @@ def world(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 def rewards(groups: Sequence[Group]) -> list[float | None]:
     return [reward for group in groups for reward in group.rewards_G]
+
+
+def test_the_graders_of_a_job_read_the_name_of_its_model(world: World) -> None:
+    spec = {"type": "string_check", "name": "m", "operation": "eq", "input": "{{sample.model}}",
+            "reference": "toy"}  # fmt: skip
+    assert rewards(world.graded(Engine(), Judge(), spec)) == [1.0] * 12
 
 
 def threads() -> list[str]:
