@@ -97,7 +97,7 @@ def test_no_headline_claims_more_than_its_parts() -> None:
         "clear change."
     )
     assert "shows no clear change." in gain_sentence(Change(0.1, 0.2), parts)
-    assert "how sure that is, is not reported" in gain_sentence(
+    assert "the uncertainty is not reported" in gain_sentence(
         Change(0.1), {"a": Change(0.2), "b": Change(0.0)}
     )
 

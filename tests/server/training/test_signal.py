@@ -106,7 +106,7 @@ def test_a_job_that_settles_on_one_label_says_so_and_where_its_gain_came_from(
     assert "learning_rate_multiplier" in said["collapsed:label"]
     assert "It came from `likes_no`" in said["still:label"]
     assert "`label` and `same` show no clear change" in said["still:label"]
-    assert said["same_pay:same"].startswith("The grader `same` paid 1 for each of ")
+    assert said["same_pay:same"].startswith("The grader `same` gave 1 to each of ")
 
 
 def test_a_job_whose_answers_are_all_cut_off_names_the_limit(worker: Worker) -> None:
