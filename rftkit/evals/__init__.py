@@ -1,4 +1,4 @@
-"""Evals from the client's side: ask models the same questions, grade, compare row by row.
+"""Evals from the client's side: run models on the same rows, grade, compare row by row.
 
 ask, grade, score           one model over a dataset, here and now
 Samples, Run                every sample of some runs, as one tidy frame

@@ -249,23 +249,23 @@ def _sentences(
     is_ahead: bool,
     is_longer: bool,
 ) -> Iterable[str]:
-    said = 0
+    num_signs = 0
     if watch and parted is not None:
-        said += 1
+        num_signs += 1
         yield (
             f"At step {parted} the reward is above step {frame['step'].iloc[0]} and {watch} is "
             "not: the model exploits its grader. Read those rows before deploying."
         )
     if gap is not None and is_ahead:
-        said += 1
+        num_signs += 1
         yield (
             f"Training rewards are {gap:.3f} above validation at step {frame['step'].iloc[-1]}: "
             "the model may be memorizing its rows."
         )
     if ratio is not None and is_longer:
-        said += 1
+        num_signs += 1
         yield f"Answers grew to {ratio:.1f} times their first length ({unit})."
-    if not said:
+    if not num_signs:
         what = [f"{watch} follows the reward"] if watch else []
         what += ["training is not shown to be ahead of validation"] if gap is not None else []
         what += ["answers are not shown to grow by half"] if ratio is not None else []

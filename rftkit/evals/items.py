@@ -21,7 +21,7 @@ __all__ = ["Combine", "Record", "combine", "read_items", "settle"]
 
 Json = dict[str, Any]
 Combine = Callable[[Mapping[str, float]], float | None]
-"""Scores by grader name -> the reward, or None when it cannot be told."""
+"""Scores by grader name -> the reward, or None when it is unknown."""
 
 _UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 _SAMPLE_AT_FAULT = ("truncated_observation_error", "sample_parse_error")
@@ -234,7 +234,7 @@ def _passed(item: Json, results: list[Json], unscorable: bool) -> bool | None:
 
 
 def _text(output: Any) -> str:
-    """The last text that the model said; tool calls as JSON where there is no text."""
+    """The model's last text; tool calls as JSON where there is no text."""
     for message in reversed(output if isinstance(output, list) else []):
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str) and content:
@@ -261,7 +261,7 @@ def _why(flags: Mapping[str, Any], outcome: str) -> str | None:
 
 
 def _reasons(results: list[Json]) -> str | None:
-    """What model graders said on the way to their scores, where the service keeps it."""
+    """The reasons that model graders gave for their scores, if the service keeps them."""
     said = []
     for result in results:
         text = _text((result.get("sample") or {}).get("output"))

@@ -155,8 +155,11 @@ def _eval_of_job(client: OpenAI, job_id: str) -> str | None:
     """The eval that names the job, for services that do not say it on the job."""
     names = {job_id, job_id.removeprefix("ftjob-")}
     for each in client.evals.list(limit=100):
-        said = {(each.metadata or {}).get("fine_tuning_job_id"), *(each.name or "").split()}
-        if names & said:
+        names_of_eval = {
+            (each.metadata or {}).get("fine_tuning_job_id"),
+            *(each.name or "").split(),
+        }
+        if names & names_of_eval:
             return each.id
     return None
 

@@ -28,8 +28,8 @@ def signal_notes(table: Table, pair: PairSummary) -> Iterator[str]:
         for name, means in table.graders.items()
         if (change := _change(stats.difference_interval(means[:, after] - means[:, before])))
     }
-    if total and total.half_width is not None and (said := gain_sentence(total, parts)):
-        yield f"{pair.after} against {pair.before}: {said}"
+    if total and total.half_width is not None and (sentence := gain_sentence(total, parts)):
+        yield f"{pair.after} against {pair.before}: {sentence}"
     samples = table.samples
     for field in answer_fields(None, samples.response_format, list(samples.items.values())):
         if field.values:

@@ -1,8 +1,8 @@
-"""Save a hosted account into a folder: look, say what is there, fetch, tell what is missing.
+"""Save a hosted account into a folder: read the lists, show them, fetch, report what is missing.
 
 One object is one unit of work and has one folder; units run in threads and share nothing but the
 ledger. An object that was saved whole, has reached its last status and looks the same in its list
-is not asked for again. Not here: how pages are cut, how requests are repeated, what a dump means.
+is not fetched again. Not here: pages, retries, and the meaning of a dump.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ def import_account(
     workers: int = 8,
     say: Callable[[str], None] = print,
 ) -> Summary:
-    """Save what the account holds into `folder`, or go on where an earlier import stopped.
+    """Save what the account holds into `folder`, or resume an earlier import.
 
     Args:
         remote: The account.
         folder: New, empty, or a dump of the same account.
         only: Kinds out of `survey.KINDS`. Jobs bring their result files.
         since: Leave out what was created earlier.
-        dry_run: Look and say, write nothing.
+        dry_run: Read and show the lists, write nothing.
         workers: Objects fetched at a time.
-        say: Gets what the user should read, line by line.
+        say: Gets the lines for the user.
 
     Raises:
-        InputError: wrong key, wrong URL, or a folder of something else; nothing was written.
-        RftkitError: the disk is full or the connection is lost; what was saved is safe.
+        InputError: The key, the URL or the folder is wrong; nothing was written.
+        RftkitError: The disk is full or the connection is lost; everything saved so far is kept.
     """
     started = _now()
     dump = Dump(folder)

@@ -1,6 +1,6 @@
-"""Files of a dump folder: written whole or not at all, packed when large, hashed as they lie.
+"""Files of a dump folder: written whole or not at all, compressed when large, with their hashes.
 
-`LAYOUT` tells what lies where, and is put into each dump. Not here: requests; what belongs into
+`LAYOUT` describes the files, and is written into each dump. Not here: requests; what belongs into
 which file.
 """
 

@@ -3,7 +3,7 @@
 Frames are made from the raw JSON, so fields that no SDK knows are there too (`job`, `events` and
 the others that return dicts hold everything). Quirks of the live services end here: both
 spellings of rewards, `-<uuid>` behind result names, `error: {}`, base64 result files, missing
-hyperparameters. Empty cells mean "not said", never zero. Not here: writing, networks.
+hyperparameters. Empty cells mean "not reported", never zero. Not here: writing, networks.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class OpenDump:
 
         An item without results is one row without score.
 
-        `item` is the dataset row, `output_text` the last text the model said, `grader` the name
+        `item` is the dataset row, `output_text` the model's last text, `grader` the name
         of the criterion without its id.
         """
         rows = [row for item in self.read_output_items(run_id) for row in _item_rows(item)]

@@ -1,4 +1,4 @@
-"""What a dump holds, so that a killed import goes on and a finished one can be checked.
+"""What a dump holds, so that a killed import can resume and a finished one can be checked.
 
 `manifest.json` is the state after the last finished import; `journal.jsonl` holds what happened
 since, one line for each file that reached the disk, and is gone once folded into the manifest.
@@ -38,7 +38,7 @@ class Ledger:
         self.account: dict[str, str] = {}
         """`origin` and, as far as known, `organization`, `organization_id`, `project`."""
         self.files: dict[str, dict[str, Any]] = {}
-        """Relative path -> `bytes` and `sha256` of the file as it lies on disk."""
+        """Relative path -> `bytes` and `sha256` of the file on disk."""
         self.objects: dict[str, dict[str, Any]] = {}
         """`jobs/ftjob-1` -> `final`, `listed` (digest of its entry in the list) and counts."""
         self.not_fetched: dict[str, dict[str, Any]] = {}

@@ -1,6 +1,6 @@
 """Units made of loose files: JSON and JSONL in the shapes of the API, and result files in CSV.
 
-Objects are told by their `object`, or by what they hold. Parts find their owner by the id that they
+Objects are recognized by their `object` or their fields. Parts find their owner by the id that they
 carry, else by an id in the path of their file, else by being with only one. A result file (Azure's
 `results.csv`) gives its job the metric events that the job lacks; one without a job becomes a job
 of its own, whose id is made of its content. Not here: dumps (`units`); datasets, which are no
@@ -46,13 +46,13 @@ FIELDS = {
 """What an object without `object` must hold to be taken for one of a kind."""
 OWNERS = {"event": ("job", None), "checkpoint": ("job", "fine_tuning_job_id"),
           "output_item": ("run", "run_id")}  # fmt: skip
-"""Kind of part -> whose it is, and the field that says so."""
+"""Kind of part -> the kind of its owner, and the field with the owner's id."""
 
 Json = dict[str, Any]
 
 
 def source_of(paths: Sequence[str | Path]) -> DumpSource | LooseSource:
-    """What lies at some paths: one dump, or loose files.
+    """The source at some paths: one dump, or loose files.
 
     Raises:
         InputError: neither.
@@ -138,10 +138,13 @@ class LooseSource:
 
     def _give(self, kind: str, part: Json, path: Path) -> None:
         owner, name = OWNERS[kind]
-        said = part.get(name) if name else None
-        found = said if said in self._objects[owner] else None if said else self._near(owner, path)  # type: ignore[index]
+        owner_id = part.get(name) if name else None
+        if owner_id:
+            found = owner_id if owner_id in self._objects[owner] else None  # type: ignore[index]
+        else:
+            found = self._near(owner, path)
         if found is None:
-            wanted = f"its {owner} {said}" if said else f"the {owner} that it belongs to"
+            wanted = f"its {owner} {owner_id}" if owner_id else f"the {owner} that it belongs to"
             self._leave(str(path), f"{kind} {part['id']}: {wanted} is not there")
             return
         self._parts.setdefault((kind, found), {}).setdefault(part["id"], part)

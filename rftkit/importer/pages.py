@@ -25,7 +25,7 @@ MOST_READINGS = 50
 
 @dataclass(frozen=True, slots=True)
 class KindOfList:
-    """How one kind of list is asked for."""
+    """How one kind of list is requested."""
 
     limits: tuple[int, ...]
     """Objects per page: the first the service accepts is kept."""
@@ -56,7 +56,7 @@ class Lists:
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
         self.count: Callable[[int], None] = lambda num_new: None
-        """Told how many new objects each page brought."""
+        """Called with the number of new objects on each page."""
         self._limits = {name: list(kind.limits) for name, kind in KINDS_OF_LIST.items()}
 
     def page(self, kind: str, route: str, after: str | None) -> Answer:
@@ -151,7 +151,7 @@ def identity(item: dict[str, Any]) -> str:
 
 
 def _where_it_stopped(dump: Dump, folder: str) -> tuple[int, int, str | None, bool, set[str]]:
-    """Reading, page, cursor, whether that reading goes on, and all ids so far."""
+    """Reading, page, cursor, whether that reading continues, and all ids so far."""
     reading, page, after, is_open = 1, 0, None, True
     known: set[str] = set()
     for path in dump.pages(folder):

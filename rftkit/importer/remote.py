@@ -1,8 +1,8 @@
-"""GET requests to a hosted service: raw bodies, patience, one shared brake.
+"""GET requests to a hosted service: raw bodies, retries, one shared wait.
 
 Every request is retried here and not in the SDK, which gives up on a `Retry-After` above two
-minutes and lets each thread run into the same limit. A wait that the service asks for holds all
-threads and is said aloud. Not here: which routes exist, pages, anything on disk.
+minutes and lets each thread run into the same limit. A wait that the service asks for stops all
+threads and is shown to the user. Not here: which routes exist, pages, anything on disk.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Remote:
         return self._patiently(attempt)
 
     def stop(self) -> None:
-        """Make every thread that waits or asks raise `Stopped`."""
+        """Make every thread that waits or sends raise `Stopped`."""
         self._stop.set()
 
     def close(self) -> None:
@@ -182,7 +182,7 @@ class Remote:
         if trouble.retry_after > LONGEST_WAIT_SECONDS:
             raise RftkitError(
                 f"the service asks to wait {trouble.retry_after / 3600:.0f} hours before the next "
-                "request; run the same command again then, it goes on where it stopped"
+                "request; run the same command again then to resume"
             )
         opens = self._clock() + trouble.retry_after
         with self._lock:
@@ -246,22 +246,22 @@ def _one_kind_of_trouble() -> Iterator[None]:
 def _status_trouble(error: Any) -> _Trouble:
     body = error.body if isinstance(error.body, dict) else {}
     status = error.status_code
-    said = body.get("message") or f"{error.response.reason_phrase} (no error message)"
-    reason = f"HTTP {status}: {said}"
-    told = error.response.headers.get("x-should-retry")
+    message = body.get("message") or f"{error.response.reason_phrase} (no error message)"
+    reason = f"HTTP {status}: {message}"
+    should_retry = error.response.headers.get("x-should-retry")
     transient = status in (408, 409, 429) or status >= 500
-    is_final = error.code == "insufficient_quota" or not (transient or told == "true")
+    is_final = error.code == "insufficient_quota" or not (transient or should_retry == "true")
     return _Trouble(
         reason,
         status=status,
         code=error.code,
         retry_after=_retry_after(error.response.headers),
-        is_final=is_final or told == "false",
+        is_final=is_final or should_retry == "false",
     )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the service asks to wait; None if it does not say or says nonsense."""
+    """Seconds the service asks to wait; None without a usable value."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) / divisor

@@ -1,8 +1,8 @@
 """Bring one object of an account up to date in the dump: one function for each kind.
 
 Each returns the object's entry in the ledger, or None if not even the object itself could be had.
-A part that the service refuses is noted and the other parts go on. Not here: which objects there
-are, and in which order they are fetched.
+A part that the service refuses is recorded, and the other parts continue. Not here: which objects
+there are, and in which order they are fetched.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Entry = dict[str, Any]
 
 @dataclass(slots=True)
 class SaveContext:
-    """What every unit of work needs; shared by all threads."""
+    """What saving an object needs; shared by all threads."""
 
     remote: Remote
     lists: Lists
     dump: Dump
     is_dry: bool = False
-    """Look only: nothing is noted on disk."""
+    """Read only: nothing is written to disk."""
     missing: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What could not be fetched this time -> `kind`, `reason`, `time`, `status`, `code`."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
     def recording(self, what: str) -> Iterator[None]:
-        """Note a refusal of `what` and go on; forget an earlier one if all goes well."""
+        """Record a refusal of `what` and continue; remove an earlier one on success."""
         try:
             yield
         except Refused as refused:
@@ -61,7 +61,7 @@ class SaveContext:
                 self.dump.ledger.append({"not_fetched": what, "why": None})
 
     def record_missing(self, what: str, refused: Refused, kind: str | None = None) -> None:
-        """Take down that `what` could not be fetched."""
+        """Record that `what` could not be fetched."""
         why: dict[str, Any] = {"kind": kind or _kind_of(what, refused), "reason": refused.reason}
         why |= {"status": refused.status} if refused.status is not None else {}
         why |= {"code": refused.code} if refused.code else {}
@@ -93,40 +93,40 @@ class SaveContext:
 
 def save_file(context: SaveContext, file: Listed) -> Entry | None:
     """`file.json` and the content as `content.<suffix>`."""
-    said = context.save_object(file, "file.json")
-    if said is None:
+    wire = context.save_object(file, "file.json")
+    if wire is None:
         return None
     content, num_bytes = f"{file.key}/content", None
     with context.recording(content):
-        num_bytes = _save_content(context, file, said)
+        num_bytes = _save_content(context, file, wire)
     is_final = content not in context.missing or context.missing[content]["kind"] == "withheld"
     return _entry(file, is_final, file_bytes=num_bytes)
 
 
 def save_job(context: SaveContext, job: Listed) -> Entry | None:
     """`job.json`, every event, every checkpoint. Result files are files of their own."""
-    said = context.save_object(job, "job.json")
-    if said is None:
+    wire = context.save_object(job, "job.json")
+    if wire is None:
         return None
     events, checkpoints = context.save_list(job, "events"), context.save_list(job, "checkpoints")
-    is_final = said.get("status") in JOB_ENDS and None not in (events, checkpoints)
+    is_final = wire.get("status") in JOB_ENDS and None not in (events, checkpoints)
     return _entry(job, is_final, events=events, checkpoints=checkpoints)
 
 
 def save_eval(context: SaveContext, eval_: Listed) -> Entry | None:
     """`eval.json`; its runs are objects of their own."""
-    said = context.save_object(eval_, "eval.json")
-    return None if said is None else _entry(eval_, True)
+    wire = context.save_object(eval_, "eval.json")
+    return None if wire is None else _entry(eval_, True)
 
 
 def save_run(context: SaveContext, run: Listed) -> Entry | None:
     """`run.json` and every output item."""
-    said = context.save_object(run, "run.json")
-    if said is None:
+    wire = context.save_object(run, "run.json")
+    if wire is None:
         return None
     items = context.save_list(run, "output_items")
-    is_final = said.get("status") in RUN_ENDS and items is not None
-    total = (said.get("result_counts") or {}).get("total")
+    is_final = wire.get("status") in RUN_ENDS and items is not None
+    total = (wire.get("result_counts") or {}).get("total")
     if is_final and isinstance(total, int) and (items or 0) < total:
         short = Refused(f"the service lists {items:,} of {total:,} output items")
         context.record_missing(f"{run.key}/output_items", short, kind="short")
@@ -152,8 +152,8 @@ def save_vector_store(context: SaveContext, store: Listed) -> Entry | None:
 
 def save_batch(context: SaveContext, batch: Listed) -> Entry | None:
     """`batch.json`; what went in and came out are files of their own."""
-    said = context.save_object(batch, "batch.json")
-    return None if said is None else _entry(batch, said.get("status") in BATCH_ENDS)
+    wire = context.save_object(batch, "batch.json")
+    return None if wire is None else _entry(batch, wire.get("status") in BATCH_ENDS)
 
 
 SAVERS: dict[str, Callable[[SaveContext, Listed], Entry | None]] = {
@@ -182,11 +182,11 @@ def save_grader(context: SaveContext, digest: str, grader: Grader) -> None:
         context.dump.ledger.append({"object": key, "entry": entry})
 
 
-def _save_content(context: SaveContext, file: Listed, said: dict[str, Any]) -> int | None:
-    suffix = PurePosixPath(str(said.get("filename") or "")).suffix
+def _save_content(context: SaveContext, file: Listed, wire: dict[str, Any]) -> int | None:
+    suffix = PurePosixPath(str(wire.get("filename") or "")).suffix
     is_plain = re.fullmatch(r"[.](?!gz$)[A-Za-z0-9]{1,8}", suffix)  # .gz says that we packed it
     path = f"{file.key}/content{suffix if is_plain else ''}"
-    declared: int | None = said["bytes"] if isinstance(said.get("bytes"), int) else None
+    declared: int | None = wire["bytes"] if isinstance(wire.get("bytes"), int) else None
     saved = context.dump.ledger.objects.get(file.key, {}).get("counts", {}).get("file_bytes")
     if saved is not None and saved == declared and context.dump.find(path):
         return declared
