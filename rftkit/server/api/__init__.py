@@ -1,4 +1,4 @@
-"""The routes, one file per resource. Each handler: parse, ask the store or the worker, wire."""
+"""The routes, one file per resource. A handler parses, calls the store or worker, and answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rftkit.server.inference.platform import Platform
 __all__ = ["Here", "Limit", "Reply", "cut", "metadata_filter", "repeated"]
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-"""How many objects a page may hold."""
+"""How many objects a page may have."""
 
 
 async def _here(request: Request) -> Platform:
@@ -25,7 +25,7 @@ async def _here(request: Request) -> Platform:
 
 
 Here = Annotated[Platform, Depends(_here)]
-"""The platform that a handler serves."""
+"""The platform of a request."""
 
 
 class Reply(JSONResponse):

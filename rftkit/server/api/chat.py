@@ -29,7 +29,7 @@ router = APIRouter(prefix="/chat/completions")
 
 @router.post("")
 async def create(here: Here, request: Request, body: ChatBody) -> Response:
-    """Answer a conversation."""
+    """Create a chat completion."""
     asked = await asyncio.to_thread(chat_request, here, body)
     if body.stream:
         return await _stream(here, request, body, asked)
@@ -40,7 +40,7 @@ async def create(here: Here, request: Request, body: ChatBody) -> Response:
 
 
 async def _keep(here: Platform, body: ChatBody, made: dict[str, Any]) -> None:
-    """Remember it, when `store` asks for that."""
+    """Store the completion if the request has `store: true`."""
     if body.store:
         kept = {**made, "metadata": body.metadata or {}}
         record = StoredResponse(
@@ -51,7 +51,7 @@ async def _keep(here: Platform, body: ChatBody, made: dict[str, Any]) -> None:
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
-    """Do the work, but drop it as soon as the client hangs up."""
+    """Do the work, but cancel it as soon as the client disconnects."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -137,7 +137,7 @@ def _usage(done: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _stream(here: Platform, request: Request, body: ChatBody, asked: ChatRequest) -> Response:
-    """Wait for the first sign of life, so that a refusal is still a proper error; then stream."""
+    """Wait for the first message, so that a refusal still has an error status; then stream."""
     messages = here.stream(asked)
     first = await until_gone(request, anext(messages))
     return StreamingResponse(_events(here, body, first, messages), media_type="text/event-stream")

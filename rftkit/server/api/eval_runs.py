@@ -285,7 +285,7 @@ def index(
 
 @router.get("/{run_id}")
 def retrieve(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
-    """One run."""
+    """Return one run."""
     return Reply(_shown(here.store.run(run_id, eval_id), request))
 
 
@@ -318,7 +318,7 @@ def _shown(run: EvalRun, request: Request) -> Json:
 @router.post("/{run_id}/cancel")
 @router.post("/{run_id}")
 def cancel(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
-    """End a run that has not ended."""
+    """Cancel a run that has not ended."""
     run = here.store.run(run_id, eval_id)
     if run.status not in ("queued", "in_progress"):
         raise RequestError(
@@ -331,7 +331,7 @@ def cancel(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
 
 @router.delete("/{run_id}")
 def delete(here: Here, eval_id: str, run_id: str) -> Reply:
-    """Forget a run with its items."""
+    """Delete a run with its items."""
     here.store.run(run_id, eval_id)
     here.store.delete_run(run_id)
     return Reply({"object": "eval.run.deleted", "deleted": True, "run_id": run_id})
@@ -357,6 +357,6 @@ def items(
 
 @router.get("/{run_id}/output_items/{item_id}")
 def item(here: Here, eval_id: str, run_id: str, item_id: str) -> Reply:
-    """One graded sample."""
+    """Return one graded sample."""
     here.store.run(run_id, eval_id)
     return Reply(wire.item_object(here.store.item(item_id, run_id)))

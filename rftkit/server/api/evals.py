@@ -49,7 +49,7 @@ class UpdateBody(Body):
 
 @router.post("", status_code=201)
 def create(here: Here, request: Request, body: EvalBody) -> Reply:
-    """Make an eval."""
+    """Create an eval."""
     config = body.data_source_config
     if config.type != "custom":
         config = config.model_copy(
@@ -129,19 +129,19 @@ def index(
 
 @router.get("/{eval_id}")
 def retrieve(here: Here, eval_id: str) -> Reply:
-    """One eval."""
+    """Return one eval."""
     return Reply(wire.eval_object(here.store.eval(eval_id)))
 
 
 @router.post("/{eval_id}")
 def update(here: Here, eval_id: str, body: UpdateBody) -> Reply:
-    """Rename it, or replace its metadata."""
+    """Rename an eval, or replace its metadata."""
     changes = body.model_dump(exclude_unset=True)
     return Reply(wire.eval_object(here.store.update_eval(eval_id, **changes)))
 
 
 @router.delete("/{eval_id}")
 def delete(here: Here, eval_id: str) -> Reply:
-    """Forget it with its runs."""
+    """Delete an eval with its runs."""
     here.store.delete_eval(eval_id)
     return Reply({"object": "eval.deleted", "deleted": True, "eval_id": eval_id})

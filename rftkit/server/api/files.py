@@ -53,7 +53,7 @@ def create(
     anchor: Annotated[str | None, Form(alias="expires_after[anchor]")] = None,
     seconds: Annotated[int | None, Form(alias="expires_after[seconds]")] = None,
 ) -> Reply:
-    """Keep an upload."""
+    """Store an uploaded file."""
     if purpose not in PURPOSES:
         raise RequestError(
             f"`purpose` must be one of {', '.join(PURPOSES)}, found {purpose!r}", param="purpose"
@@ -111,13 +111,13 @@ def index(
 
 @router.get("/files/{file_id}")
 def retrieve(here: Here, file_id: str) -> Reply:
-    """One file."""
+    """Return one file."""
     return Reply(wire.file_object(live_file(here, file_id)))
 
 
 @router.delete("/files/{file_id}")
 def delete(here: Here, file_id: str) -> Reply:
-    """Forget a file that no unfinished job uses."""
+    """Delete a file that no unfinished job uses."""
     live_file(here, file_id)
     here.store.delete_file(file_id)
     return Reply(wire.deleted(file_id, "file"))
@@ -125,7 +125,7 @@ def delete(here: Here, file_id: str) -> Reply:
 
 @router.get("/files/{file_id}/content")
 def content(here: Here, file_id: str) -> FileResponse:
-    """The bytes."""
+    """Return a file's bytes."""
     file = live_file(here, file_id)
     return FileResponse(
         here.store.file_path(file_id),

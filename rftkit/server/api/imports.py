@@ -45,13 +45,13 @@ class KnownBody(Body):
 
 @router.get("")
 def about() -> Reply:
-    """What decides whether imported graders run here."""
+    """Return the settings that decide whether imported graders can run here."""
     return Reply({"object": "rftkit.imports", "judge_base_url": settings.judge().base_url})
 
 
 @router.post("/known")
 def known(here: Here, body: KnownBody) -> Reply:
-    """Which of these ids are here, where they come from, and the digest of their content."""
+    """Return which of these ids exist here, their origin, and the digest of their content."""
     found: Json = {}
     for kind in KINDS:
         ids = {each: here.store.imports.known(kind, each) for each in getattr(body, kind)}
@@ -65,7 +65,7 @@ def known(here: Here, body: KnownBody) -> Reply:
 
 @router.post("/content")
 def content(here: Here, file: Annotated[UploadFile, File()]) -> Reply:
-    """Keep the bytes of a file; the line that lists it must follow."""
+    """Store the bytes of a file; the line that lists the file must follow."""
     return Reply({"content": here.store.add_blob(file.file, file.filename or "file")})
 
 

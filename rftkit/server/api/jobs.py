@@ -36,7 +36,7 @@ def _add(here: Platform, job: Job) -> str:
     if unknown:
         here.store.add_event(
             job.id,
-            f"Ignored because their meaning is unknown here: {', '.join(unknown)}",
+            f"Ignored unknown parameters: {', '.join(unknown)}",
             level="warn",
             key="unknown_keys",
         )
@@ -55,25 +55,25 @@ def index(here: Here, request: Request, after: str | None = None, limit: Limit =
 
 @router.get("/{job_id}")
 def retrieve(here: Here, job_id: str) -> Reply:
-    """One job."""
+    """Return one job."""
     return Reply(wire.job_object(here.store.job(job_id)))
 
 
 @router.post("/{job_id}/cancel")
 def cancel(here: Here, job_id: str) -> Reply:
-    """End it."""
+    """Cancel a job."""
     return _moved(here, here.store.cancel_job(job_id))
 
 
 @router.post("/{job_id}/pause")
 def pause(here: Here, job_id: str) -> Reply:
-    """Stop it after the step in progress."""
+    """Pause a job after the step in progress."""
     return _moved(here, here.store.pause_job(job_id))
 
 
 @router.post("/{job_id}/resume")
 def resume(here: Here, job_id: str) -> Reply:
-    """Queue it again."""
+    """Resume a paused job."""
     return _moved(here, here.store.resume_job(job_id))
 
 
@@ -84,7 +84,7 @@ def _moved(here: Platform, job: Job) -> Reply:
 
 @router.get("/{job_id}/events")
 def events(here: Here, job_id: str, after: str | None = None, limit: Limit = 20) -> Reply:
-    """Its events, newest first."""
+    """List a job's events, newest first."""
     here.store.job(job_id)
     found, more = here.store.events(job_id, after=after, limit=limit)
     return Reply(wire.page(map(wire.event_object, found), more))
@@ -97,7 +97,7 @@ def checkpoints(
     after: str | None = None,
     limit: Limit = 10,
 ) -> Reply:
-    """Its checkpoints, highest step first."""
+    """List a job's checkpoints, highest step first."""
     here.store.job(job_id)
     objects = [wire.checkpoint_object(each) for each in here.store.checkpoints(job_id)]
     return Reply(wire.page(*cut(objects, after, limit)))

@@ -30,13 +30,13 @@ def index(here: Here) -> Reply:
 
 @router.get("/models/{model:path}")
 def retrieve(here: Here, model: str) -> Reply:
-    """One model."""
+    """Return one model."""
     return Reply(model_object(here, model))
 
 
 @router.delete("/models/{model:path}")
 def delete(here: Here, model: str) -> Reply:
-    """Forget a fine-tuned model, its checkpoint and its weights."""
+    """Delete a fine-tuned model, its checkpoint and its weights."""
     known = here.store.model(model)
     if known is None:
         model_object(here, model)

@@ -37,7 +37,7 @@ def _known(here: Platform, checkpoint: str) -> None:
 
 @router.post("")
 def create(here: Here, checkpoint: str, body: PermissionBody) -> Reply:
-    """Name projects that may use it."""
+    """Let projects use a checkpoint."""
     _known(here, checkpoint)
     check_model(here, checkpoint)
     made = [here.store.add_permission(checkpoint, project) for project in body.project_ids]
@@ -53,7 +53,7 @@ def index(
     order: Literal["ascending", "descending"] = "descending",
     project_id: str | None = None,
 ) -> Reply:
-    """List them."""
+    """List a checkpoint's permissions."""
     _known(here, checkpoint)
     found, more = here.store.permissions(
         checkpoint, project_id=project_id, after=after, limit=limit,
@@ -64,6 +64,6 @@ def index(
 
 @router.delete("/{permission_id}")
 def delete(here: Here, checkpoint: str, permission_id: str) -> Reply:
-    """Take one back."""
+    """Delete a permission."""
     here.store.delete_permission(permission_id, checkpoint)
     return Reply(wire.deleted(permission_id, "checkpoint.permission"))

@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 @router.get("")
 def about() -> Reply:
-    """What this is and what it can do beyond the protocol."""
+    """Describe the platform and what it can do beyond the protocol."""
     version = importlib.metadata.version("rftkit")
     return Reply({"object": "rftkit.platform", "version": version, "abilities": ABILITIES})
 
@@ -50,7 +50,7 @@ class PlanBody(Body):
 
 @router.post("/plan")
 def plan(body: PlanBody) -> Reply:
-    """What a job would do, every `auto` resolved, and why; nothing is created."""
+    """Return a job's plan, with every `auto` resolved and explained; nothing is created."""
     job = Job(
         id="", created_at=0, model="", seed=0, training_file="", validation_file="",
         method={"reinforcement": {"hyperparameters": checked(body.hyperparameters)}},

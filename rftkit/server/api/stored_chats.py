@@ -41,7 +41,7 @@ def index(
     order: Order = "asc",
     model: str | None = None,
 ) -> Reply:
-    """List what was kept."""
+    """List the stored chat completions."""
     chats, more = here.store.chats(
         model=model, metadata=metadata_filter(request.query_params), after=after, limit=limit,
         newest_first=order == "desc",
@@ -57,14 +57,14 @@ def retrieve(here: Here, chat_id: str) -> Reply:
 
 @router.post("/{chat_id}")
 def update(here: Here, chat_id: str, body: UpdateBody) -> Reply:
-    """Replace its metadata."""
+    """Replace a chat completion's metadata."""
     changed = {**_chat(here, chat_id).body, "metadata": body.metadata or {}}
     return Reply(here.store.update_response(chat_id, changed).body)
 
 
 @router.delete("/{chat_id}")
 def delete(here: Here, chat_id: str) -> Reply:
-    """Forget it."""
+    """Delete a chat completion."""
     _chat(here, chat_id)
     here.store.delete_response(chat_id)
     return Reply(wire.deleted(chat_id, "chat.completion.deleted"))
@@ -74,7 +74,7 @@ def delete(here: Here, chat_id: str) -> Reply:
 def messages(
     here: Here, chat_id: str, after: str | None = None, limit: Limit = 20, order: Order = "asc"
 ) -> Reply:
-    """The messages it was asked."""
+    """List the messages of a chat completion's request."""
     asked = [
         {**message, "id": f"{chat_id}-{number}"}
         for number, message in enumerate(_chat(here, chat_id).input)

@@ -31,7 +31,7 @@ ROOTS = (
     "webhooks",
 )
 PATHS = ("responses/compact",)
-"""Parts of a resource that is otherwise there; all are POST."""
+"""POST routes that are missing from a resource that otherwise exists."""
 METHODS = ["GET", "POST", "DELETE"]
 WHY = {
     "webhooks": "set RFTKIT_WEBHOOK_URL (and OPENAI_WEBHOOK_SECRET) where the server starts",

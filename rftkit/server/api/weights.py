@@ -44,7 +44,7 @@ async def weights(here: Here, request: Request, model: str, merged: bool = False
     """
     await asyncio.to_thread(check_model, here, model)
     if here.home is None:
-        raise NotFoundError("this platform lives in memory and has no files", param="model")
+        raise NotFoundError("this platform is in memory and has no files", param="model")
     if here.exporting.locked():
         return _busy()
     async with contextlib.AsyncExitStack() as stack:
@@ -59,7 +59,7 @@ async def weights(here: Here, request: Request, model: str, merged: bool = False
 
 
 def _busy() -> Reply:
-    message = "another export is under way; this platform makes one at a time, so try again later"
+    message = "another export is running; this platform runs one at a time, so try again later"
     body = wire.error_body(message, type="rate_limit_error", code="export_under_way")
     return Reply(body, status_code=429, headers={"retry-after": "10"})
 
@@ -109,8 +109,8 @@ async def _make(home: Path, model: str, folder: Path, *, merged: bool) -> None:
         await process.wait()
         raise
     if process.returncode:
-        last = (said.decode(errors="replace").strip().splitlines() or ["no word why"])[-1]
-        raise PlatformError(f"the weights of {model} could not be exported: {last}")
+        last = (said.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise PlatformError(f"cannot export the weights of {model}: {last}")
 
 
 def _packed(folder: Path) -> Iterator[bytes]:

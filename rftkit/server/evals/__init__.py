@@ -1,1 +1,1 @@
-"""Eval runs on the platform: sample, grade, keep the output items."""
+"""Eval runs on the platform: sample, grade, store the output items."""

@@ -1,8 +1,8 @@
-"""Whether items follow an eval's `item_schema`, decided within seconds whatever the schema says.
+"""Check items against an eval's `item_schema`, within seconds for any schema.
 
-A pattern such as `(a+)+$`, or references that double at each level, keep a validator busy for
-years. Schemas that can do that are checked by this file run as a program, which is ended when it
-takes too long; others are checked at once. References to other documents are not followed.
+A pattern such as `(a+)+$`, or references that double at each level, would keep a validator busy for
+years. For such schemas this file runs as a program, which is killed after a time limit; simple
+schemas are checked directly. References to other documents are not followed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 __all__ = ["SLOW_SECONDS", "check_items"]
 
 SLOW_SECONDS = 5
-"""Processor seconds that a check may take."""
+"""Limit of processor time for a check."""
 WAIT_SECONDS = 60.0
-"""How long a check is waited for on a machine that is busy with other things."""
+"""Limit of wall time for a check, for a busy machine."""
 _RISKY = re.compile(r'"(pattern|patternProperties|uniqueItems|\$ref|\$dynamicRef)":')
 
 
 def check_items(schema: dict[str, Any], items: Sequence[Any]) -> tuple[int | None, str] | None:
-    """The first item that does not follow the schema, and why; None when all do.
+    """Return the index of the first item that does not match, and why; None if all match.
 
-    The item is None when the schema itself is at fault.
+    The index is None if the schema itself is wrong.
     """
     if not _RISKY.search(json.dumps(schema)):
         return _check(schema, items)
@@ -58,9 +58,9 @@ def _check(schema: dict[str, Any], items: Sequence[Any]) -> tuple[int | None, st
         try:
             problem = next(validator.iter_errors(item), None)
         except referencing.exceptions.Unresolvable as error:
-            return None, f"its reference {error.ref!r} leads nowhere"
+            return None, f"its reference {error.ref!r} does not exist"
         except RecursionError:
-            return None, "it refers to itself without end"
+            return None, "it refers to itself endlessly"
         except re.error as error:
             return None, f"one of its patterns is not a regular expression: {error}"
         if problem is not None:

@@ -1,8 +1,8 @@
-"""Runs of evals that clients ask for: sample where the data source says so, grade, keep the items.
+"""The eval runner: sample the model if the data source requires it, grade, and store the items.
 
-One task per run on the server's event loop; each finished item is kept at once, so a server that
-was killed goes on where it stopped. Not here: the shape of requests (`api.eval_runs`) and the runs
-that jobs make (`evaluation.record_validation`).
+Each run is one task on the server's event loop. Each finished item is stored at once, so after a
+kill the run resumes with the rest. `api.eval_runs` checks requests; `training.eval_records` writes
+the runs of jobs.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ log = logging.getLogger("rftkit.server")
 Json = dict[str, Any]
 
 AT_ONCE = 16
-"""Items of one run under way at the same time; the worker batches their sampling."""
+"""Items of a run that are processed at the same time; the worker batches their sampling."""
 PAGE = 1000
 RETRY_SECONDS = 5.0
 CANCEL_SECONDS = 0.5
-"""Between two polls for a cancel while a run goes on."""
+"""How often a run polls for a cancel."""
 
 
 class EvalRunner:
-    """Works on unfinished runs, one after the other in the order they came."""
+    """Processes unfinished runs, one after the other, oldest first."""
 
     def __init__(self, platform: Platform, complete: graders.CompletionCall) -> None:
-        """`complete` asks the judge of model graders."""
+        """`complete` calls the judge of model graders."""
         self._platform = platform
         self._complete = complete
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="eval")
@@ -66,12 +66,12 @@ class EvalRunner:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Go on with what a former server left."""
+        """Start; runs that an earlier server left unfinished are resumed."""
         self._news.set()
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Leave the run in progress as it is."""
+        """Stop; the run in progress stays unfinished."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -79,7 +79,7 @@ class EvalRunner:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def wake(self) -> None:
-        """There is a new run. May be called from any thread."""
+        """Check for new runs. Any thread may call it."""
         if self._platform.loop is not None:
             self._platform.loop.call_soon_threadsafe(self._news.set)
 
@@ -91,7 +91,7 @@ class EvalRunner:
                 while runs := await self._call(self._platform.store.unfinished_runs):
                     await self._finish(runs[0])
             except sqlite3.Error:
-                log.exception("eval runs wait for the database")
+                log.exception("eval runs are waiting for the database")
                 await asyncio.sleep(RETRY_SECONDS)
                 self._news.set()
 
@@ -103,14 +103,14 @@ class EvalRunner:
             await self._call(partial(store.update_run, run.id, status="completed", **result))
         except RftkitError as error:
             await self._call(self._fail, run, "invalid_run", str(error))
-        except sqlite3.OperationalError:  # locked by another program, or full: not for good
+        except sqlite3.OperationalError:  # locked, or the disk is full: temporary
             raise
         except Exception as error:
             log.exception("eval run %s failed", run.id)
             await self._call(self._fail, run, "server_error", f"{type(error).__name__}: {error}")
 
     def _fail(self, run: EvalRun, code: str, message: str) -> None:
-        with contextlib.suppress(RftkitError):  # it may have been deleted meanwhile
+        with contextlib.suppress(RftkitError):  # the run may have been deleted
             error = {"code": code, "message": message}
             self._platform.store.update_run(run.id, status="failed", error=error)
 
@@ -140,7 +140,7 @@ class _Pass:
         ]
 
     async def run(self) -> Json:
-        """Work on every item that is not there yet; the run's totals."""
+        """Process every item that is not stored yet; return the run's totals."""
         store = self._platform.store
         try:
             entries = await self._call(list, entries_of(store, self._run))
@@ -156,12 +156,12 @@ class _Pass:
         return tally(self._eval.testing_criteria, items)
 
     async def _until_canceled(self, work: asyncio.Future[Any]) -> None:
-        """Wait for the work; when the run is canceled, drop chats and grades under way."""
+        """Wait for the work; if the run is canceled, drop unfinished chats and grades."""
         try:
             while not (await asyncio.wait({work}, timeout=CANCEL_SECONDS))[0]:
                 await self._call(self._show_counts)
                 if not await asyncio.to_thread(self._is_going):
-                    await asyncio.to_thread(self._close)  # grades under way hold all threads
+                    await asyncio.to_thread(self._close)  # running grades may occupy all threads
                     return
             work.result()
         finally:
@@ -201,7 +201,7 @@ class _Pass:
             self._shown = shown
 
     def _is_going(self) -> bool:
-        """Whether nobody has canceled the run."""
+        """Return whether the run has not been canceled."""
         return self._platform.store.run(self._run.id).status == "in_progress"
 
     def _grade(self, sample: Sample, item: Json) -> list[Json]:
@@ -212,7 +212,7 @@ class _Pass:
         ]
 
     async def _ask(self, item: Json) -> tuple[Sample | None, Json]:
-        """The model's answer, or None and why there is none."""
+        """Return the model's answer, or None and the reason."""
         source = self._run.data_source
         sampling = {k: v for k, v in (source.get("sampling_params") or {}).items() if v is not None}
         facts: Json = {"model": self._run.model, "sampling": sampling}
@@ -278,7 +278,7 @@ def chat_options(sampling: Json) -> Json:
 
 
 def messages_for(source: Json, item: Json) -> list[Json]:
-    """The prompt of one item: a template filled in, or messages that the item holds.
+    """Return the prompt of one item: a filled template, or the item's own messages.
 
     Raises:
         InputError: when the template or the reference does not fit the item.
@@ -303,16 +303,16 @@ def _filled(content: Any, item: Json) -> str:
     text = content.get("text", "") if isinstance(content, dict) else content
     for path in paths(text):
         if path.namespace == "item" and look_up(path, Sample(output_text=""), item) is None:
-            raise Fault("invalid_variable_error", f"`{path}` is null: there is nothing to ask")
+            raise Fault("invalid_variable_error", f"`{path}` is null, so the prompt is empty")
     return compile_template(text)(Sample(output_text=""), item)
 
 
 def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
-    """Number and `{item, sample?}` of every row; a line of a file without `item` is the item.
+    """Yield number and `{item, sample?}` of every row; a line without `item` is the item.
 
     Raises:
-        InputError: with the line that cannot be used.
-        NotFoundError: when the file is gone.
+        InputError: with the line that is not valid.
+        NotFoundError: when the file does not exist.
     """
     source = run.data_source["source"]
     if source["type"] == "file_content":
@@ -334,7 +334,7 @@ def _entry(line: bytes, name: str, number: int) -> Json:
 
 
 def _given(entry: Json) -> tuple[Sample | None, Json]:
-    """The answer that a row brings, or None and what is wrong with it."""
+    """Return the row's own answer, or None and what is wrong with it."""
     try:
         sample = graders.given_sample(entry.get("sample"))
     except InputError as error:
@@ -345,7 +345,7 @@ def _given(entry: Json) -> tuple[Sample | None, Json]:
 
 
 async def _all(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Run them at once; when one fails, the others have ended before its error is raised."""
+    """Run all concurrently; if one fails, stop the others and then raise its error."""
     tasks = [asyncio.ensure_future(each) for each in coroutines]
     try:
         await asyncio.gather(*tasks)

@@ -1,7 +1,7 @@
-"""Answers that were kept (`store`), as the rows of an eval run: what was asked, what was said.
+"""Stored chats and responses as the rows of an eval run: the prompt and the answer.
 
-A row's number is its place in the store, so a run that goes on after a kill, while answers are
-added or deleted, still means the same rows. Not here: asking another model for a new answer.
+A row's number is its `seq` in the store. So a run that resumes after a kill has the same rows, even
+if answers were added or deleted. The runner samples new answers for the same prompts.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ITEM_SCHEMA: Json = {
     },
     "required": ["id", "input", "model", "metadata"],
 }
-"""What templates may read under `item`."""
+"""What templates can read under `item`."""
 
 
 def stored_entries(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
-    """Row number and `{item, sample, facts}` of each kept answer that fits the run's filters."""
+    """Yield row number and `{item, sample, facts}` of each stored answer that matches."""
     source = run.data_source["source"]
     wanted = {**(store.eval(run.eval_id).data_source_config.get("metadata") or {}),
               **(source.get("metadata") or {})}  # fmt: skip
@@ -110,7 +110,7 @@ def _entry(
 
 
 def _fits(body: Json, source: Json) -> bool:
-    """Whether a response fits the filters that only responses have."""
+    """Return whether a response passes the filters that only responses have."""
     has_calls = any(item["type"] == "function_call" for item in body["output"])
     names = {tool.get("name") for tool in body.get("tools") or []}
     search = source.get("instructions_search")

@@ -1,8 +1,8 @@
-"""What all request bodies share: strict types, clear refusals, and the common small parts.
+"""The base of all request bodies: strict types, clear refusals, and checks that routes share.
 
-A body is a pydantic model; whatever it refuses becomes one 400 that names the parameter as it is
-spelled on the wire. Here too: the checks that several routes make (metadata, messages, response
-formats). Not here: anything that needs the store.
+A body is a pydantic model; each refusal becomes one 400 that names the parameter as spelled on the
+wire. Several routes share the checks of metadata, messages and response formats. Nothing here needs
+the store.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 MAX_KEYS = 1_000
-"""Of one object in a body; each unknown key, or wrong value, would be an error of its own."""
+"""Limit of one object in a body: each unknown key or wrong value would be another error."""
 
 
 def _stop_at_first_error(schema: Any) -> None:
@@ -56,8 +56,8 @@ def _stop_at_first_error(schema: Any) -> None:
 class Body(BaseModel):
     """A JSON body: no coercion, no NaN, no broken text, no unknown keys.
 
-    A list is read up to the first thing that is wrong with it, because only that is reported and a
-    million errors take many seconds to make.
+    Reading a list stops at its first error: only that error is reported, and a million errors would
+    take many seconds to build.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
@@ -73,22 +73,22 @@ class Body(BaseModel):
             json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise ValueError(
-                "the text holds half of a surrogate pair, which is not Unicode"
+                "the text has half of a surrogate pair, which is not valid Unicode"
             ) from None
         except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"not usable as JSON: {error}") from None
+            raise ValueError(f"not valid JSON: {error}") from None
         return value
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Pydantic's own schema, with lists that stop at their first error."""
+        """Return Pydantic's schema, with lists that stop at their first error."""
         schema = handler(source)
         _stop_at_first_error(schema)
         return schema
 
 
 class Open(Body):
-    """A body that keeps keys it does not know, in `model_extra`."""
+    """A body that keeps unknown keys, in `model_extra`."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -114,7 +114,7 @@ Metadata = Annotated[dict[str, str], AfterValidator(_metadata), BeforeValidator(
 
 
 def refusal(errors: Sequence[Any]) -> RequestError:
-    """The first thing that is wrong with a request, as one sentence and its parameter."""
+    """Return the first error of a request, as one sentence and its parameter."""
     error = errors[0]
     place = [part for part in error["loc"] if part not in ("body", "query", "path")]
     param = _spelled(place)
@@ -126,11 +126,9 @@ def refusal(errors: Sequence[Any]) -> RequestError:
             message = f"Unrecognized request argument supplied: {param}"
         case "json_invalid":
             param, message = None, f"The body is not valid JSON: {error['ctx']['error']}"
-        case "string_pattern_mismatch":  # its message is a regular expression
+        case "string_pattern_mismatch":  # the message would show a regular expression
             found = kind_of(error.get("input"))
-            message = (
-                f"Invalid {name}: it has characters that are not allowed there; found {found}."
-            )
+            message = f"Invalid {name}: it has characters that are not allowed; found {found}."
         case "value_error":
             message = f"Invalid {name}: {error['ctx']['error']}"
         case _:
@@ -139,7 +137,7 @@ def refusal(errors: Sequence[Any]) -> RequestError:
 
 
 def _spelled(place: Sequence[int | str]) -> str | None:
-    """`("messages", 0, "role")` as `messages[0].role`."""
+    """Return `("messages", 0, "role")` as `messages[0].role`."""
     text = ""
     for part in place:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -147,7 +145,7 @@ def _spelled(place: Sequence[int | str]) -> str | None:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words, with its text when it is short."""
+    """Describe a JSON value in words, with its text if that is short."""
     match value:
         case None:
             return "null"
@@ -163,13 +161,13 @@ def kind_of(value: Any) -> str:
 
 
 def digest_of(body: BaseModel) -> str:
-    """The same for identical bodies, whatever the order of keys."""
+    """Return a digest that is the same for equal bodies, in any order of keys."""
     text = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> None:
-    """Refuse what cannot be shown to a text model.
+    """Refuse messages that a text model cannot read.
 
     Raises:
         RequestError: naming the message.
@@ -196,7 +194,7 @@ def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> N
 
 
 def text_of(content: Any) -> str | None:
-    """Text, or text parts joined; None for anything else."""
+    """Return a text, or text parts joined; None for anything else."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -212,7 +210,7 @@ def text_of(content: Any) -> str | None:
 
 
 def check_response_format(value: Any, where: str = "response_format") -> dict[str, Any]:
-    """Refuse what is not `{type: text | json_object | json_schema, …}`.
+    """Refuse anything but `{type: text | json_object | json_schema, …}`.
 
     Raises:
         RequestError: naming the field.

@@ -1,9 +1,9 @@
-"""What a model of this platform is asked: the body of a chat completion, and what the worker gets.
+"""The body of a chat completion, and its checks before it goes to the worker.
 
-A `ChatBody` that passes its checks becomes a `ChatRequest` (`requests.py`). Parameters are
-honoured, refused by name, or (those that only concern the hosted service, such as `user`) accepted
-because they change nothing. `metadata.thinking` names the tag that opens a model's reasoning
-(`<think>`, or `none`) where its chat template does not say.
+A `ChatBody` that passes its checks becomes a `ChatRequest` (`requests.py`). Each parameter has an
+effect or is refused by name. Parameters that concern only the hosted service, such as `user`, are
+accepted and ignored. `metadata.thinking` names the tag that opens a model's reasoning (`<think>`,
+or `none`) if its chat template does not show it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "verbosity": ("medium",),
 }
-"""Parameters that are accepted only with a value that changes nothing."""
+"""Parameters that are accepted only with a value that has no effect."""
 
 
 class StreamOptions(Body):
@@ -78,10 +78,10 @@ class ChatBody(Body):
 
 
 def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
-    """The body as the worker gets it.
+    """Check a body and turn it into the worker's request.
 
     Raises:
-        RequestError: for what cannot be honoured, naming the parameter.
+        RequestError: for an unsupported parameter, naming it.
         NotFoundError: for an unknown model.
     """
     check_model(platform, body.model)
@@ -103,7 +103,7 @@ def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
     use = tool_use(body.tools, body.tool_choice, body.parallel_tool_calls)
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if len(stop) > 4 or not all(stop):
-        raise RequestError("`stop` must hold one to four texts, none of them empty", param="stop")
+        raise RequestError("`stop` must have one to four texts, none of them empty", param="stop")
     return ChatRequest(
         model=body.model,
         messages=body.messages,

@@ -1,4 +1,4 @@
-"""Compiled graders, kept warm between requests. Jobs do not use it: they hold their own."""
+"""Compiled graders, cached between requests. Jobs do not use it: they compile their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["GraderCache"]
 
 
 class GraderCache:
-    """The graders compiled last, so that a python grader keeps its warm process between calls."""
+    """The last graders compiled, so that a Python grader keeps its running process."""
 
     def __init__(
         self,
@@ -20,14 +20,14 @@ class GraderCache:
         embed: graders.EmbeddingCall | None = None,
         size: int = 4,
     ) -> None:
-        """`complete` asks the judge of model graders, `embed` serves `cosine`."""
+        """`complete` calls the judge of model graders; `embed` returns vectors for `cosine`."""
         self._complete, self._embed = complete, embed
         self._size = size
         self._lock = threading.Lock()
         self._graders: OrderedDict[str, graders.CompiledGrader] = OrderedDict()
 
     def get(self, spec: dict[str, Any]) -> graders.CompiledGrader:
-        """The compiled grader of a spec.
+        """Return the compiled grader of a spec.
 
         Raises:
             GraderSpecError: `param` names the field.
@@ -38,15 +38,15 @@ class GraderCache:
             self._graders[key] = grader
             evicted = self._graders.popitem(last=False)[1] if len(self) > self._size else None
         if evicted is not None:
-            evicted.close()  # one still grading starts its process anew
+            evicted.close()  # one that is still grading starts a new process
         return grader
 
     def _compile(self, spec: dict[str, Any]) -> graders.CompiledGrader:
-        # No cache of answers: who runs a grader twice here wants to see how far its judge strays.
+        # No judge cache: a user who runs a grader twice wants to see how much its judge varies.
         return graders.compile_grader(spec, workers=1, complete=self._complete, embed=self._embed)
 
     def close(self, *, now: bool = False) -> None:
-        """End all their processes; with `now`, what is graded ends too, as failed."""
+        """Close all graders; with `now`, running grades fail instead of finishing."""
         for grader in self._graders.values():
             grader.close(now=now)
 

@@ -1,5 +1,5 @@
-"""The calls that graders get: completions, and embeddings for `cosine`, from the judge of the
-settings or from a model served here.
+"""The calls for graders: completions, and embeddings for `cosine`. They go to the judge in the
+settings, or to a model served here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HINT = "set RFTKIT_JUDGE_BASE_URL where the server starts to ask a judge elsewhe
 
 
 def judge_call(platform: Platform) -> CompletionCall:
-    """How graders that run in the server ask their judge."""
+    """Return the function with which graders in the server call their judge."""
     judge = settings.judge()
     if judge.base_url is not None:
         import openai
@@ -104,7 +104,7 @@ def check_judges(platform: Platform, spec: dict[str, Any], where: str, *, param:
 
 
 def embedding_call(platform: Platform) -> EmbeddingCall:
-    """How `cosine` graders that run in the server get their vectors."""
+    """Return the function with which `cosine` graders in the server get vectors."""
     judge = settings.judge()
     if judge.base_url is not None:
         import openai

@@ -1,4 +1,4 @@
-"""Which models can be asked or trained, by name."""
+"""Which models can be sampled or trained, by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["check_model", "model_object"]
 
 
 def check_model(platform: Platform, name: str) -> None:
-    """Refuse a model that cannot be asked or trained.
+    """Refuse a model that cannot be sampled or trained.
 
     Raises:
         NotFoundError: with the code that clients know.
-        RequestError: it is known by an import only; its weights are elsewhere.
+        RequestError: the model was imported; its weights are elsewhere.
     """
     tuned = platform.store.model(name)
     if tuned is not None and tuned.origin is not None:
@@ -30,7 +30,7 @@ def check_model(platform: Platform, name: str) -> None:
 
 
 def model_object(platform: Platform, name: str) -> wire.Json:
-    """A model as the wire has it.
+    """Return a model's wire object.
 
     Raises:
         NotFoundError: with the code that clients know.

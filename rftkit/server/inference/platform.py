@@ -1,6 +1,6 @@
-"""What every route holds: the store, the line to the worker, and how the server may be reached.
+"""The platform that every route uses: the store, the worker process, and the graders.
 
-Made once per process by `app.create_app`. Not here: HTTP.
+`__main__` creates one per process. It has no HTTP.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from rftkit.server.training.journal import progress
 __all__ = ["CRASHES", "Platform"]
 
 CRASHES = 5
-"""A job over which the worker died this often in a row, without any progress, has failed; so has a
-question that a grader or an eval run asks."""
+"""A job fails if the worker died this many times in a row while training it, without progress. A
+request of a grader or an eval run fails likewise."""
 DEATHS = {UNAVAILABLE: 0, DIED: 1, HUNG: 3}
-"""How much what happens to a worker counts against the question that it was asked."""
+"""Error code -> how many deaths it counts for the request that it ended."""
 RETRY_SECONDS = 0.5
-"""Between tries to ask a worker that is being started."""
+"""Pause between attempts while a worker is being started."""
 PATIENCE_SECONDS = 120.0
-"""How long a grader waits for a worker that is not there."""
+"""How long a grader waits for a worker that is not running."""
 
 
 class Wakeable(Protocol):
-    """Somebody to tell about news in the store."""
+    """A background task that can be woken to check the store."""
 
     def wake(self) -> None:
-        """May be called from any thread."""
+        """Check the store. Any thread may call it."""
         ...
 
 
@@ -56,13 +56,13 @@ class Platform:
     store: Store
     worker: WorkerClient
     home: Path | None = None
-    """Where it keeps things; None in memory."""
+    """The home folder; None in memory."""
     grader_cache: GraderCache = field(default_factory=GraderCache)
     """Compiled graders of `graders/run`."""
     grading: BoundedPool = field(
         default_factory=lambda: BoundedPool("grader", threads=8, waiting=32)
     )
-    """Where requests are graded."""
+    """The threads that grade requests."""
     needs_key: bool = False
     """Whether requests must carry the home's API key."""
     last_request: float = field(default_factory=time.monotonic)
@@ -71,24 +71,24 @@ class Platform:
     exporting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while weights are exported."""
     runner: Wakeable | None = None
-    """Who works on eval runs."""
+    """The eval runner, which samples and grades eval runs."""
     worker_trouble: Callable[[], str | None] = lambda: None
-    """Why there is no worker to ask; None when there is one."""
+    """Explains why no worker is running; None if one is."""
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     _crashes: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
     def idle_seconds(self) -> float:
-        """Seconds since the last request, and since a job or an eval run last waited or ran."""
+        """Return the seconds since the last request, or since a job or eval run was unfinished."""
         if self.store.unfinished_jobs() or self.store.unfinished_runs():
             self.last_request = time.monotonic()
         return time.monotonic() - self.last_request
 
     def stream(self, request: WorkerRequest) -> AsyncGenerator[dict[str, Any], None]:
-        """The worker's messages for one request: see `Link.chat`."""
+        """Yield the worker's messages for one request: see `WorkerClient.chat`."""
         return self.worker.chat(to_json(request))
 
     async def complete(self, request: WorkerRequest) -> dict[str, Any]:
-        """The whole answer to one request: what the worker sends in `done`.
+        """Return the whole answer to one request: what the worker sends in `done`.
 
         Raises:
             ChatError: when the worker refuses or fails.
@@ -102,17 +102,17 @@ class Platform:
     async def complete_surely(
         self, request: WorkerRequest, is_wanted: Callable[[float], bool]
     ) -> dict[str, Any]:
-        """`complete`, asked again of the next worker when one dies over it.
+        """Like `complete`, but repeat the request with the next worker if one dies.
 
-        One that dies time after time over several questions gets them one by one, so that only the
-        question that is to blame fails.
+        A request that was hit by several deaths is repeated alone, so that only the request that
+        kills the worker fails.
 
         Args:
-            request: asked.
-            is_wanted: whether to wait longer, after so many seconds.
+            request: what to answer.
+            is_wanted: given the seconds waited, returns whether to keep waiting.
 
         Raises:
-            ChatError: when the worker refuses, has died `CRASHES` times, or it is not wanted.
+            ChatError: when the worker refuses, has died `CRASHES` times, or `is_wanted` is false.
         """
         deaths, since = 0, time.monotonic()
         while True:
@@ -130,7 +130,7 @@ class Platform:
             await asyncio.sleep(RETRY_SECONDS)
 
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
-        """`complete`, for a thread that grades; a grade that is abandoned ends the chat."""
+        """Like `complete`, for a grading thread; abandoning the grade ends the chat."""
         assert self.loop is not None
         chat = asyncio.run_coroutine_threadsafe(self._for_a_grader(request), self.loop)
         with if_abandoned(chat.cancel):
@@ -140,7 +140,7 @@ class Platform:
         return await self.complete_surely(request, lambda seconds: seconds < PATIENCE_SECONDS)
 
     def worker_died(self, status: int) -> None:
-        """Note a death of the worker; fail the job that keeps killing it."""
+        """Count a death of the worker; fail a job that keeps killing it."""
         hung: Hung | None = getattr(self.worker, "hung", None)
         for job in self.store.unfinished_jobs():
             if job.status not in ("running", "pausing"):
@@ -157,7 +157,7 @@ class Platform:
             self._crashes[job.id] = (newest, count)
             if count >= CRASHES:
                 message = (
-                    f"The worker ended {CRASHES} times in a row over this job without progress "
+                    f"The worker died {CRASHES} times in a row on this job without progress "
                     f"(last exit status {status}; -9 usually means that memory ran out). See "
                     "logs/worker.log in the platform's home."
                 )

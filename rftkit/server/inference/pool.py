@@ -1,8 +1,8 @@
 """A thread pool with a bounded queue, for work that a client may drop: grading on request.
 
-Routes share one small pool of threads, so slow work there would keep every other request waiting.
-Here it has threads of its own; what exceeds the queue is refused, and what belongs to a client that
-has gone away is abandoned.
+Routes share one small pool of threads, so slow work in it would delay every other request. This
+pool has its own threads. It refuses work when its queue is full, and abandons the work of clients
+that disconnect.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ T = TypeVar("T")
 
 
 class BoundedPool:
-    """So many threads, and so many pieces of work that may wait for one."""
+    """A fixed number of threads, and a limit of how much work may wait for one."""
 
     def __init__(self, name: str, *, threads: int, waiting: int) -> None:
-        """`name` is what runs here, for the refusal."""
+        """`name` says in a refusal what the pool runs."""
         self._name, self._room = name, threads + waiting
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._under_way: dict[Future[Any], Work] = {}
 
     async def run(self, function: Callable[[], T]) -> T:
-        """What the function returns or raises. Cancelling this abandons its work.
+        """Run a function and return its result. Cancelling the call abandons its work.
 
         Raises:
             ChatError: status 429 when the queue is full.
@@ -62,7 +62,7 @@ class BoundedPool:
             raise
 
     def close(self) -> None:
-        """Abandon what is under way; nothing more is begun."""
+        """Abandon running work, and start no more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             under_way = list(self._under_way.values())

@@ -1,4 +1,4 @@
-"""What crosses from the HTTP process to the worker process, as JSON: a chat, or texts to embed."""
+"""The requests that the HTTP process sends to the worker as JSON: a chat, or texts to embed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["ChatRequest", "EmbedRequest", "WorkerRequest", "request_from", "to_j
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One conversation, and how its completions are drawn."""
+    """One conversation, and how its completions are sampled."""
 
     model: str
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
-    """As chat completions spell them."""
+    """Messages in the form of chat completions."""
     must_call: tuple[str, ...] = ()
-    """Names of the functions one of which has to be called; empty: as the model likes."""
+    """Functions of which one must be called; if empty, the model decides."""
     most_calls: int | None = None
     """Most tool calls of an answer; None for no limit."""
     n: int = 1
     """Number of completions."""
     temperature: float = 1.0
-    """0 takes the most likely token."""
+    """0 always takes the most likely token."""
     top_p: float = 1.0
     max_tokens: int | None = None
     """Most completion tokens; None for the worker's default."""
@@ -33,7 +33,7 @@ class ChatRequest:
     """Texts that end an answer."""
     response_format: dict[str, Any] | None = None
     top_logprobs: int | None = None
-    """Log-probs of so many alternatives beside each token's own; None: no log-probs at all."""
+    """How many alternatives get log-probs beside each token; None for no log-probs at all."""
     stream: bool = False
     reasoning_effort: str | None = None
     thinking: str | None = None
@@ -44,7 +44,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
-    """Texts, or texts as token ids, to turn into one vector each."""
+    """Texts, or lists of token ids, each of which becomes one vector."""
 
     model: str
     input: list[str] | list[list[int]]
@@ -55,12 +55,12 @@ WorkerRequest = ChatRequest | EmbedRequest
 
 
 def to_json(request: WorkerRequest) -> dict[str, Any]:
-    """The request as the worker's line carries it."""
+    """Return the request as a JSON object for the worker."""
     return dataclasses.asdict(request)
 
 
 def request_from(given: dict[str, Any]) -> WorkerRequest:
-    """The inverse of `to_json`."""
+    """Return the request of a JSON object; the inverse of `to_json`."""
     if given["task"] == "embed":
         return EmbedRequest(**given)
     lists = {name: tuple(given[name]) for name in ("stop", "must_call")}

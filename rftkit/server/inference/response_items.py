@@ -1,4 +1,4 @@
-"""Responses in terms of chat completions: input items to messages, completions to output items."""
+"""Responses as chat completions: input items to messages, and completions to output items."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Json = dict[str, Any]
 
 
 def messages_from(given: str | list[Json]) -> list[Json]:
-    """Chat messages of an `input`.
+    """Return the chat messages of an `input`.
 
     Raises:
-        RequestError: naming the item that has no meaning here.
+        RequestError: naming the item that is not supported.
     """
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     return [
         _message(item, f"input[{index}]")
         for index, item in enumerate(given)
-        if item.get("type") != "reasoning"  # former thoughts are not shown to the model again
+        if item.get("type") != "reasoning"  # the model does not see its earlier reasoning again
     ]
 
 
@@ -79,7 +79,7 @@ def _text(item: Json, name: str, where: str) -> str:
 
 
 def chat_tools(tools: list[Json] | None) -> list[Json] | None:
-    """Function tools as chat completions spell them.
+    """Return function tools in the form of chat completions.
 
     Raises:
         RequestError: for tools that the hosted service runs itself.
@@ -99,7 +99,7 @@ def chat_tools(tools: list[Json] | None) -> list[Json] | None:
 
 
 def response_format_from(format_: Json | None) -> Json | None:
-    """`text.format` as the `response_format` of chat completions."""
+    """Return `text.format` as the `response_format` of chat completions."""
     if format_ is None or format_.get("type") != "json_schema":
         return format_
     return {
@@ -111,9 +111,9 @@ def response_format_from(format_: Json | None) -> Json | None:
 def output_from(
     completion: Json, message_id: str, *, with_text: bool = False, thought: Json | None = None
 ) -> list[Json]:
-    """The output items of one completion; the text, if any (or `with_text`), has the given id.
+    """Return the output items of one completion; its text, if any (or `with_text`), has this id.
 
-    `thought` is the item of the thoughts when a stream has shown it already.
+    `thought` is the reasoning item, if a stream has sent it already.
     """
     status = "completed" if completion["stop_reason"] == "stop" else "incomplete"
     items: list[Json] = []
@@ -145,12 +145,12 @@ def output_from(
 
 
 def text_part(text: str) -> Json:
-    """Text as a part of an output message."""
+    """Return text as a part of an output message."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def input_item(given: Json) -> Json:
-    """An item of an `input` as it is listed: content is a list of parts, whatever was given."""
+    """Return an `input` item as it is listed: with its content as a list of parts."""
     item = {"type": "message", **given}
     if item["type"] != "message":
         return {"status": "completed", **item}
@@ -165,7 +165,7 @@ def input_item(given: Json) -> Json:
 
 
 def reasoning_item(text: str) -> Json:
-    """Thoughts as an output item of their own."""
+    """Return reasoning as a separate output item."""
     return {
         "id": new_id("rs_"),
         "type": "reasoning",

@@ -206,8 +206,8 @@ def test_what_does_not_exist_is_404_with_a_request_id(app_client: Any, call: Any
 BODIES = [
     (b"{", "not valid JSON"),
     (b"[]", "found a list"),
-    (b'{"model": NaN}', "not usable as JSON"),
-    (b'{"model": 1e999}', "not usable as JSON"),
+    (b'{"model": NaN}', "not valid JSON"),
+    (b'{"model": 1e999}', "not valid JSON"),
     (b'{"model": "\\ud800"}', "surrogate"),
     (b'{"a":' * 100_000, "parsing the body"),
     (b"\xff\xfe", "not valid JSON"),

@@ -86,7 +86,7 @@ def test_a_grading_request_has_a_size_limit_of_its_own(served: Served) -> None:
     [
         ({"properties": {"a": {"pattern": "^(a+)+$"}}}, "takes longer than"),
         ({"$ref": "#"}, "refers to itself"),
-        ({"$ref": "http://127.0.0.1:9/other"}, "leads nowhere"),
+        ({"$ref": "http://127.0.0.1:9/other"}, "does not exist"),
         ({"properties": {"a": {"pattern": "^b+$"}}}, r"source.content\[0\].item"),
     ],
 )

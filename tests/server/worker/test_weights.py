@@ -199,7 +199,7 @@ def test_one_export_at_a_time_and_none_outlives_its_client(
         first.sendall(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
         while not (exports.is_dir() and list(exports.iterdir())):
             time.sleep(0.02)
-        with pytest.raises(PlatformError, match="another export is under way"):
+        with pytest.raises(PlatformError, match="another export is running"):
             fetch_weights(platform, "rftkit-tiny", tmp_path / "second", merged=True)
     deadline = time.monotonic() + 20
     while list(exports.iterdir()):
