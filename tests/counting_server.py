@@ -33,7 +33,7 @@ def counted(real: Any) -> Any:
         keys = [list(request.seeds[0]) for request in requests]
         if adapter == "policy":
             count("begun", keys)
-            options["breathe"] = slowed(options["breathe"])
+            options["on_tick"] = slowed(options["on_tick"])
         answers = real(self, requests, adapter, **options)
         if adapter == "policy":
             count("done", keys)
@@ -42,12 +42,12 @@ def counted(real: Any) -> Any:
     return sample
 
 
-def slowed(breathe: Any) -> Any:
+def slowed(on_tick: Any) -> Any:
     """The call between tokens, taking its time."""
 
     def wait() -> None:
         time.sleep(float(os.environ.get("TOKEN_SECONDS", "0")))
-        breathe()
+        on_tick()
 
     return wait
 

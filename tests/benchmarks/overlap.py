@@ -74,16 +74,16 @@ def measure(worker: Worker, options: argparse.Namespace, spec: Any, complete: An
         run = Run(
             job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
             grader=grader, journal=Journal(Path(folder)), rows=rows, valid_rows=[],
-            model_base=options.model, breathe=lambda: (worker.chats.serve(), None)[1],
+            model_base=options.model, on_tick=lambda: (worker.chats.serve(), None)[1],
             idle=lambda: (worker.chats.serve(), None)[1],
         )  # fmt: skip
         for step in range(options.steps + 1):
-            ask = sampling.Ask(rows[8 * step : 8 * step + 8], step, 8, 1.0)
+            ask = sampling.SamplingPlan(rows[8 * step : 8 * step + 8], step, 8, 1.0)
             found = {}
             for way in ("apart", "together"):
                 began = time.perf_counter()
                 if way == "apart":
-                    draft = sampling.drafted(run, way, step, ask)
+                    draft = sampling.ungraded_batch(run, way, step, ask)
                     took["sampling"].append(draft.seconds)
                 found[way], _ = sampling.graded(run, way, step, ask)
                 took[way].append(time.perf_counter() - began)

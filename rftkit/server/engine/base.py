@@ -253,11 +253,11 @@ class Engine(Protocol):
         requests: Sequence[SampleRequest],
         adapter: Adapter | Literal["policy"] = "policy",
         *,
-        breathe: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
-        """Completions of every request, in order. `breathe` is called between token steps.
+        """Completions of every request, in order. `on_tick` is called between token steps.
 
         `on_completion` gets (request, completion index, completion) as soon as one has ended.
         """
@@ -286,7 +286,7 @@ class Engine(Protocol):
         groups: Sequence[TrainGroup],
         settings: TrainSettings,
         *,
-        breathe: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
     ) -> StepStats:
         """One optimizer update of the policy.
 
@@ -335,7 +335,7 @@ class ServingEngine(Engine, Protocol):
 
     @property
     def grammars(self) -> Any:
-        """Compiled JSON schemas; `guide(schema, thinking)` refuses what cannot be compiled."""
+        """Compiled JSON schemas; `start(schema, thinking)` refuses what cannot be compiled."""
         ...
 
     def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 Each says so in an event. A step whose training grades failed pauses before its update, any other at
 its end; grades that failed are given again after the pause, and count in no reward until then. Not
-here: pauses that a client asks for, and how a paused job is saved (`rft.obey`).
+here: pauses that a client asks for, and how a paused job is saved (`rft.stop_if_requested`).
 """
 
 from __future__ import annotations

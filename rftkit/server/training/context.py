@@ -53,7 +53,7 @@ class Run:
     """The base model's name, for the names of checkpoints."""
     start_adapter: Path | None = None
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
-    breathe: Callable[[], None] = lambda: None
+    on_tick: Callable[[], None] = lambda: None
     """Called between micro-steps: serves chats, notices a cancel."""
     idle: Callable[[], None] = lambda: None
     """Called while only graders work: chats need not share with training then."""

@@ -83,7 +83,7 @@ def run_checks(run: Run) -> None:
 def _result(run: Run, check: Check) -> dict[str, Any]:
     assert run.compile is not None
     rows = check.rows if check.rows is not None else run.valid_rows
-    ask = sampling.Ask(rows, sampling.CHECKS, 1, 0.0)
+    ask = sampling.SamplingPlan(rows, sampling.CHECKS, 1, 0.0)
     with run.compile(check.grader) as grader:
         groups, _ = sampling.graded_while_sampling(
             run, grader, rows, lambda tell: sampling.sampled(run, ask, tell)

@@ -43,7 +43,7 @@ def guided(run: Run, step: int, groups: Sequence[Group]) -> list[Group]:
     if not asked:
         return list(groups)
     chosen = [groups[index] for index, _ in asked]
-    draft = sampling.Draft(
+    draft = sampling.UngradedBatch(
         [group.prompt_ids for group in chosen], [[completion] for _, completion in asked], 0.0
     )
     graded, _ = sampling.graded_while_sampling(

@@ -32,9 +32,9 @@ def probe(run: rft.Run) -> None:
         Stopped: when it was cancelled.
         FloatingPointError: when an update is not a number.
     """
-    memory = _Peak(run.breathe)
+    memory = _Peak(run.on_tick)
     run = dataclasses.replace(
-        run, breathe=memory.breathe, valid_rows=run.valid_rows[: run.plan.batch_size]
+        run, on_tick=memory.on_tick, valid_rows=run.valid_rows[: run.plan.batch_size]
     )
     try:
         rft.load_policy(run)
@@ -71,11 +71,11 @@ def _take_step(run: rft.Run, step: int) -> None:
 class _Peak:
     """The most memory this process held, looked at whenever the trainer breathes."""
 
-    def __init__(self, breathe: Callable[[], None]) -> None:
+    def __init__(self, on_tick: Callable[[], None]) -> None:
         self.host_bytes = 0
-        self._breathe, self._process = breathe, psutil.Process()
+        self._breathe, self._process = on_tick, psutil.Process()
 
-    def breathe(self) -> None:
+    def on_tick(self) -> None:
         """Look, then let others have their turn."""
         self.host_bytes = max(self.host_bytes, self._process.memory_info().rss)
         self._breathe()

@@ -27,7 +27,7 @@ def refilled(run: Run, step: int, groups: list[Group]) -> list[Group]:
     rows = spare_rows(run.rows, run.plan, step, min(flat, run.plan.refill))
     if not rows:
         return groups
-    ask = sampling.Ask(rows, step, run.plan.completions_per_prompt, run.plan.temperature)
+    ask = sampling.SamplingPlan(rows, step, run.plan.completions_per_prompt, run.plan.temperature)
     return groups + sampling.draft_and_grade(run, KIND, step, ask)[0]
 
 

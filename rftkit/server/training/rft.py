@@ -76,7 +76,7 @@ def train(run: Run) -> None:
         started = time.perf_counter()
         groups, sampling_seconds = sample_and_grade(run, step)
         if pauses_for_training(run, step, groups):
-            obey(run, step - 1)  # the update waits for the grades that are missing
+            stop_if_requested(run, step - 1)  # the update waits for the grades that are missing
         trained = time.perf_counter()
         stats = update(run, step, groups)
         training_seconds = time.perf_counter() - trained
@@ -94,7 +94,7 @@ def train(run: Run) -> None:
         report(run, step, groups, valid, timing, stats)
         check_core_seconds(run, step)
         if valid is None:
-            obey(run, step)
+            stop_if_requested(run, step)
         else:
             conclude(run, step, valid)
     finish(run)
@@ -162,7 +162,7 @@ def conclude(run: Run, step: int, valid: Sequence[Group]) -> None:
             keep_checkpoint(run, step, valid)
         run.journal.write_state(step, lambda folder: save_state(run, folder))
     check_validation(run, step, valid)
-    obey(run, step)
+    stop_if_requested(run, step)
 
 
 def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
@@ -172,18 +172,20 @@ def sample_and_grade(run: Run, step: int) -> tuple[list[Group], float]:
     before this step's update; always then, so that a killed job samples by the same policy again.
     """
 
-    def ask(step: int) -> sampling.Ask:
+    def plan(step: int) -> sampling.SamplingPlan:
         rows = batch_rows(run.rows, run.plan, step)
-        return sampling.Ask(rows, step, run.plan.completions_per_prompt, run.plan.temperature)
+        return sampling.SamplingPlan(
+            rows, step, run.plan.completions_per_prompt, run.plan.temperature
+        )
 
     def ahead() -> None:
         following = step + 1
         if following > run.plan.total_steps or not run.plan.max_staleness:
             return
         if run.journal.record("steps", following) is None:
-            sampling.drafted(run, "steps", following, ask(following))
+            sampling.ungraded_batch(run, "steps", following, plan(following))
 
-    return sampling.graded(run, "steps", step, ask(step), ahead, lambda g: complete(run, step, g))
+    return sampling.graded(run, "steps", step, plan(step), ahead, lambda g: complete(run, step, g))
 
 
 def complete(run: Run, step: int, groups: list[Group]) -> tuple[list[Group], float]:
@@ -211,7 +213,7 @@ def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
     batch = [learnt for _, learnt in kept]
     try:
         all_stats = [
-            run.engine.train_step(batch, settings, breathe=run.breathe)
+            run.engine.train_step(batch, settings, on_tick=run.on_tick)
             for _ in range(plan.updates_per_batch)
         ]
     except NotFiniteError as error:
@@ -232,7 +234,7 @@ def merged(all_stats: Sequence[StepStats]) -> StepStats:
 def validate(run: Run, step: int) -> tuple[list[Group], float]:
     """The graded answers of every validation row; and the seconds it took."""
     num, temperature = run.plan.eval_samples, run.plan.eval_temperature
-    ask = sampling.Ask(run.valid_rows, sampling.VALIDATION, num, temperature)
+    ask = sampling.SamplingPlan(run.valid_rows, sampling.VALIDATION, num, temperature)
     return sampling.graded(run, "valid", step, ask)
 
 
@@ -334,7 +336,7 @@ def save_state(run: Run, folder: Path) -> None:
     (folder / "story.json").write_text(json.dumps({"trained_tokens": run.trained_tokens}))
 
 
-def obey(run: Run, step: int) -> None:
+def stop_if_requested(run: Run, step: int) -> None:
     """Stop if the job was paused or cancelled meanwhile; a paused job is saved first."""
     status = run.store.job(run.job.id).status
     if status not in ("pausing", "cancelled"):

@@ -21,7 +21,7 @@ from rftkit.server.engine.base import Completion, Thinking, TrainGroup
 from rftkit.server.engine.prompts import tool_calls_in
 
 __all__ = [
-    "Ended",
+    "FinishedCompletion",
     "Group",
     "Place",
     "Rollout",
@@ -43,7 +43,7 @@ Place = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class FinishedCompletion:
     """A completion that can be graded."""
 
     place: Place
@@ -85,9 +85,9 @@ class Group:
 
 def grade_all(
     grader: CompiledGrader,
-    ended: Iterable[Ended],
+    ended: Iterable[FinishedCompletion],
     response_format: Mapping[str, Any] | None,
-    progress: Callable[[Ended, Grade], None],
+    progress: Callable[[FinishedCompletion, Grade], None],
 ) -> dict[Place, Grade]:
     """The grades by place; those that fail are tried once more, after all others.
 
@@ -99,7 +99,7 @@ def grade_all(
     """
     grades: dict[Place, Grade] = {}
     for _ in range(ATTEMPTS):
-        taken: list[Ended] = []
+        taken: list[FinishedCompletion] = []
         pairs = _pairs(ended, response_format, taken)
         made = grader.grade_many(pairs, progress=functools.partial(_report, taken, progress))
         grades.update((each.place, grade) for each, grade in zip(taken, made, strict=True))
@@ -108,7 +108,9 @@ def grade_all(
 
 
 def _pairs(
-    ended: Iterable[Ended], response_format: Mapping[str, Any] | None, taken: list[Ended]
+    ended: Iterable[FinishedCompletion],
+    response_format: Mapping[str, Any] | None,
+    taken: list[FinishedCompletion],
 ) -> Iterator[tuple[Sample, Any]]:
     for each in ended:
         taken.append(each)
@@ -117,7 +119,10 @@ def _pairs(
 
 
 def _report(
-    taken: Sequence[Ended], progress: Callable[[Ended, Grade], None], index: int, grade: Grade
+    taken: Sequence[FinishedCompletion],
+    progress: Callable[[FinishedCompletion, Grade], None],
+    index: int,
+    grade: Grade,
 ) -> None:
     progress(taken[index], grade)
 

@@ -27,19 +27,19 @@ from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.training import rollout
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.journal import Kept
-from rftkit.server.training.rollout import Ended, Group, Place, Rollout
+from rftkit.server.training.rollout import FinishedCompletion, Group, Place, Rollout
 
 __all__ = [
     "CHECKS",
     "VALIDATION",
-    "Ask",
-    "Draft",
+    "SamplingPlan",
+    "UngradedBatch",
     "draft_and_grade",
-    "drafted",
     "graded",
     "graded_while_sampling",
     "reopen",
     "sampled",
+    "ungraded_batch",
     "while_idle",
 ]
 
@@ -57,7 +57,7 @@ OnCompletion = Callable[[int, int, Completion], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SamplingPlan:
     """What is asked of the policy."""
 
     rows: Sequence[Row]
@@ -69,7 +69,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class UngradedBatch:
     """Completions that are not graded yet."""
 
     prompts: list[list[int]]
@@ -84,7 +84,7 @@ def graded(
     run: Run,
     kind: str,
     step: int,
-    ask: Ask,
+    plan: SamplingPlan,
     meanwhile: Callable[[], None] = lambda: None,
     complete: Callable[[list[Group]], tuple[list[Group], float]] | None = None,
 ) -> tuple[list[Group], float]:
@@ -98,7 +98,7 @@ def graded(
     journal = run.journal
     record = journal.record(kind, step)
     if record is None:
-        groups, seconds = draft_and_grade(run, kind, step, ask, meanwhile)
+        groups, seconds = draft_and_grade(run, kind, step, plan, meanwhile)
         if complete is not None:
             groups, more_seconds = complete(groups)
             seconds += more_seconds
@@ -106,7 +106,7 @@ def graded(
         journal.write_record(kind, step, {"groups": data, "seconds": seconds})
         return groups, seconds
     meanwhile()
-    by_line = {row.line: row for row in (*(run.rows if complete else ()), *ask.rows)}
+    by_line = {row.line: row for row in (*(run.rows if complete else ()), *plan.rows)}
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
 
 
@@ -148,58 +148,60 @@ def draft_and_grade(
     run: Run,
     kind: str,
     step: int,
-    ask: Ask,
+    plan: SamplingPlan,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[list[Group], float]:
     """The same without a record: only drafts and grades are looked for, and kept."""
     return graded_while_sampling(
         run,
         run.grader,
-        ask.rows,
-        lambda tell: drafted(run, kind, step, ask, tell),
+        plan.rows,
+        lambda tell: ungraded_batch(run, kind, step, plan, tell),
         known=run.journal.grades(kind, step),
         keep=functools.partial(run.journal.add_grade, kind, step),
         meanwhile=meanwhile,
     )
 
 
-def drafted(
-    run: Run, kind: str, step: int, ask: Ask, on_completion: OnCompletion | None = None
-) -> Draft:
+def ungraded_batch(
+    run: Run, kind: str, step: int, plan: SamplingPlan, on_completion: OnCompletion | None = None
+) -> UngradedBatch:
     """The completions of a step, from the journal or drawn now; then each is told as it ends."""
     known = run.journal.draft(kind, step)
     if known is None:
-        draft = sampled(run, ask, on_completion)
+        draft = sampled(run, plan, on_completion)
         run.journal.write_draft(kind, step, dataclasses.asdict(draft))
         return draft
     completions = [[Completion(**each) for each in group] for group in known["completions"]]
-    return Draft(known["prompts"], completions, known["seconds"])
+    return UngradedBatch(known["prompts"], completions, known["seconds"])
 
 
-def sampled(run: Run, ask: Ask, on_completion: OnCompletion | None = None) -> Draft:
+def sampled(
+    run: Run, plan: SamplingPlan, on_completion: OnCompletion | None = None
+) -> UngradedBatch:
     """Completions under the policy, drawn now."""
     started = time.perf_counter()
-    prompts = [run.engine.encode(row.messages, row.tools, run.plan.thinking) for row in ask.rows]
+    prompts = [run.engine.encode(row.messages, row.tools, run.plan.thinking) for row in plan.rows]
     requests = [
         SampleRequest(
             prompt_ids=prompt,
-            seeds=[(run.plan.seed, ask.draw, row.line, index) for index in range(ask.num)],
+            seeds=[(run.plan.seed, plan.draw, row.line, index) for index in range(plan.num)],
             max_tokens=run.plan.max_completion_tokens,
-            temperature=ask.temperature,
+            temperature=plan.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
             thinking=run.plan.thoughts,
         )
-        for row, prompt in zip(ask.rows, prompts, strict=True)
+        for row, prompt in zip(plan.rows, prompts, strict=True)
     ]
-    completions = run.engine.sample(requests, breathe=run.breathe, on_completion=on_completion)
-    return Draft(prompts, completions, time.perf_counter() - started)
+    completions = run.engine.sample(requests, on_tick=run.on_tick, on_completion=on_completion)
+    return UngradedBatch(prompts, completions, time.perf_counter() - started)
 
 
 def graded_while_sampling(
     run: Run,
     grader: CompiledGrader,
     rows: Sequence[Row],
-    sample: Callable[[OnCompletion | None], Draft],
+    sample: Callable[[OnCompletion | None], UngradedBatch],
     *,
     known: Mapping[Place, Kept] | None = None,
     keep: Callable[[Place, Kept], None] = lambda place, kept: None,
@@ -271,7 +273,7 @@ class _Grading:
     ) -> None:
         self._model = model
         self._rows, self._known, self._keep = rows, known, keep
-        self._ended: SimpleQueue[Ended | None] = SimpleQueue()
+        self._ended: SimpleQueue[FinishedCompletion | None] = SimpleQueue()
         self._told: set[Place] = set()
         self._grades: dict[Place, Grade] = {}
         self._is_stopped = threading.Event()
@@ -279,9 +281,9 @@ class _Grading:
     def tell(self, i: int, index: int, completion: Completion) -> None:
         """A completion has ended."""
         self._told.add((i, index))
-        self._ended.put(Ended((i, index), self._rows[i], completion, self._model))
+        self._ended.put(FinishedCompletion((i, index), self._rows[i], completion, self._model))
 
-    def end(self, draft: Draft) -> None:
+    def end(self, draft: UngradedBatch) -> None:
         """These are all; some may not have been told."""
         for i, group in enumerate(draft.completions):
             for index, completion in enumerate(group):
@@ -304,7 +306,7 @@ class _Grading:
         self._grades.update(made)
         return time.perf_counter()
 
-    def groups(self, draft: Draft) -> list[Group]:
+    def groups(self, draft: UngradedBatch) -> list[Group]:
         """All, when all are graded."""
         return [
             Group(
@@ -315,7 +317,7 @@ class _Grading:
             )
         ]
 
-    def _ungraded(self) -> Iterator[Ended]:
+    def _ungraded(self) -> Iterator[FinishedCompletion]:
         for each in iter(self._ended.get, None):
             if self._is_stopped.is_set():
                 raise Stopped
@@ -325,7 +327,7 @@ class _Grading:
             else:
                 yield each
 
-    def _given(self, each: Ended, grade: Grade) -> None:
+    def _given(self, each: FinishedCompletion, grade: Grade) -> None:
         if grade.outcome != "failed":
             self._keep(each.place, (each.completion.tokens, dataclasses.asdict(grade)))
         if self._is_stopped.is_set():

@@ -482,7 +482,7 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
         else:
             schema = schema_of(request.response_format, request.tools)
         if schema is not None:
-            engine.grammars.guide(schema, thinking)
+            engine.grammars.start(schema, thinking)
     except RequestError as error:
         raise RequestError(error.message, param=param or error.param) from None
     except RecursionError:

@@ -272,7 +272,7 @@ class Worker:
                 valid_rows=valid_rows,
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
-                breathe=self._breathe(job.id),
+                on_tick=self._breathe(job.id),
                 idle=self._idle(job.id),
                 checks=read_checks(self.home),
                 compile=lambda spec: self._compiled(spec, plan),
@@ -307,7 +307,7 @@ class Worker:
         """Return what runs between two parts of a step: answer chats, and stop on a cancel."""
         last = time.monotonic()
 
-        def breathe() -> None:
+        def on_tick() -> None:
             nonlocal last
             self.chats.share()
             if time.monotonic() - last > CHECK_SECONDS:
@@ -315,7 +315,7 @@ class Worker:
                 if self.store.job(job_id).status == "cancelled":
                     raise rft.Stopped
 
-        return breathe
+        return on_tick
 
     def _idle(self, job_id: str) -> Callable[[], None]:
         """Return what runs while graders work: answer chats; stop on a cancel or a late pause."""

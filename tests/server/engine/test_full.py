@@ -181,11 +181,11 @@ def test_a_checkpoint_is_the_policy_and_the_base_stays_the_base(
     engine.train_step(some_groups(engine), TrainSettings(1e-3))
     nested = []
 
-    def breathe() -> None:
+    def on_tick() -> None:
         if not nested:
             nested.append(engine.sample(asked, None))
 
-    policy = engine.sample(asked, breathe=breathe)
+    policy = engine.sample(asked, on_tick=on_tick)
     assert nested == [base]
     assert engine.sample(asked) == policy
     saved = tmp_path / "saved"

@@ -62,4 +62,4 @@ def test_an_odd_schema_is_followed(engine: TorchEngine, name: str) -> None:
 def test_nesting_beyond_the_interpreter_is_refused(engine: TorchEngine) -> None:
     schema = '{"properties": {"a": ' * 900 + "{}" + "}}" * 900
     with pytest.raises(RequestError, match="the JSON schema cannot be compiled"):
-        engine.grammars.guide(schema)
+        engine.grammars.start(schema)

@@ -48,13 +48,13 @@ def test_written_out_layers_give_what_transformers_layers_give(engine: TorchEngi
     groups = groups_from(asked, answers)
     with torch.no_grad():
         ours = engine.logprobs(groups)
-    slopes = gradients(engine, groups)
+    grad_scores = gradients(engine, groups)
     stack, engine._stack = engine._stack, None
     try:
         assert [c.tokens for c in engine.sample(asked)[0]] == [c.tokens for c in answers[0]]
         with torch.no_grad():
             torch.testing.assert_close(engine.logprobs(groups), ours, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(gradients(engine, groups), slopes, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(gradients(engine, groups), grad_scores, atol=1e-3, rtol=1e-3)
     finally:
         engine._stack = stack
 
@@ -130,7 +130,7 @@ def test_a_small_budget_decodes_in_more_waves_and_says_the_same(engine: TorchEng
         passes += 1
 
     try:
-        apart = engine.sample(asked, None, breathe=count)
+        apart = engine.sample(asked, None, on_tick=count)
     finally:
         engine.memory_bytes = budget
     assert [[c.tokens for c in group] for group in apart] == [

@@ -20,7 +20,7 @@ def test_many_rows_at_once_give_what_their_logits_give(
     head = (torch.randn(VOCABULARY, WIDTH, generator=chance) * 0.2).bfloat16()
     hidden = torch.randn(ROWS, WIDTH, generator=chance).bfloat16().float().requires_grad_()
     tokens = torch.randint(0, VOCABULARY, (ROWS,), generator=chance)
-    slope = torch.randn(ROWS, generator=chance)
+    grad_hidden = torch.randn(ROWS, generator=chance)
     masks = None
     if is_masked:
         allowed = np.random.default_rng(0).random((ROWS, VOCABULARY)) < 0.1
@@ -30,7 +30,7 @@ def test_many_rows_at_once_give_what_their_logits_give(
     def both(fused_from: int) -> tuple[torch.Tensor, torch.Tensor]:
         monkeypatch.setattr(logprobs, "FUSED_FROM", fused_from)
         found = logprobs.token_logprobs(hidden, head.float(), tokens, masks, 0.8, head)
-        [grad] = torch.autograd.grad(found, hidden, slope)
+        [grad] = torch.autograd.grad(found, hidden, grad_hidden)
         return found.detach(), grad
 
     plain, plain_grad = both(ROWS + 1)

@@ -349,7 +349,7 @@ def test_each_completion_is_told_once_as_soon_as_it_has_ended(llama: TorchEngine
     ]
     answers = llama.sample(
         asked,
-        breathe=lambda: order.append(None),
+        on_tick=lambda: order.append(None),
         on_completion=lambda row, index, completion: order.append((row, index, completion)),
     )
     told = [each for each in order if each is not None]

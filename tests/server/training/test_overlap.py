@@ -63,7 +63,7 @@ class Engine:
         return [1]
 
     def sample(
-        self, requests: Sequence[Any], *, breathe: Any, on_completion: Any = None
+        self, requests: Sequence[Any], *, on_tick: Any, on_completion: Any = None
     ) -> list[list[Completion]]:
         self.samples += 1
         results = []
@@ -75,7 +75,7 @@ class Engine:
                 if on_completion is not None:
                     on_completion(i, index, results[i][-1])
                 self._between(number)
-                breathe()
+                on_tick()
         return results
 
 
@@ -84,7 +84,7 @@ class World:
 
     def __init__(self, home: Path) -> None:
         self.home, self.store = home, Store.open(home)
-        self.breathe: Callable[[], None] = lambda: None
+        self.on_tick: Callable[[], None] = lambda: None
 
     def graded(self, engine: Any, judge: Judge, spec: dict[str, Any] = JUDGE) -> list[Group]:
         """The first step: three rows, four completions each."""
@@ -97,9 +97,9 @@ class World:
             run = Run(
                 job=job, plan=make_plan(job, len(ROWS)), store=self.store, engine=engine,
                 grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
-                valid_rows=[], model_base="toy", breathe=lambda: self.breathe(),
+                valid_rows=[], model_base="toy", on_tick=lambda: self.on_tick(),
             )  # fmt: skip
-            return sampling.graded(run, "steps", 1, sampling.Ask(ROWS, 1, 4, 1.0))[0]
+            return sampling.graded(run, "steps", 1, sampling.SamplingPlan(ROWS, 1, 4, 1.0))[0]
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
 
     engine.sample, engine.begin = watched, begun
     found = {}
-    asks = {step: sampling.Ask(rows, step, 4, 1.0) for step in (1, 2)}
+    asks = {step: sampling.SamplingPlan(rows, step, 4, 1.0) for step in (1, 2)}
     with compile_grader(
         spec, complete=judge_call(WorkerPlatform(worker.chats, worker.store))
     ) as grader:
@@ -286,10 +286,10 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
             run = Run(
                 job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
                 grader=grader, journal=Journal(worker.home / "jobs" / way), rows=rows,
-                valid_rows=[], model_base="rftkit-tiny", breathe=worker._breathe(job.id),
+                valid_rows=[], model_base="rftkit-tiny", on_tick=worker._breathe(job.id),
                 idle=worker._idle(job.id),
             )  # fmt: skip
-            ahead = functools.partial(sampling.drafted, run, "steps", 2, asks[2])
+            ahead = functools.partial(sampling.ungraded_batch, run, "steps", 2, asks[2])
             within.clear()
             one, _ = sampling.graded(run, "steps", 1, asks[1], *([ahead] if way == "ahead" else []))
             assert any(within) == (way == "ahead")

@@ -198,11 +198,11 @@ def test_chats_beside_a_job_change_none_of_its_numbers(
     worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm = run(worker, add_job(worker))
-    breathe: Callable[..., Any] = worker._breathe
+    on_tick: Callable[..., Any] = worker._breathe
     numbers = iter(range(1, 10_000))
 
     def busy(job_id: str) -> Any:
-        share = breathe(job_id)
+        share = on_tick(job_id)
 
         def both() -> None:
             ask(worker, next(numbers), tokens=9)

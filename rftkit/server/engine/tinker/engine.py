@@ -284,7 +284,7 @@ class TinkerEngine:
         requests: Sequence[SampleRequest],
         adapter: Adapter | Literal["policy"] = "policy",
         *,
-        breathe: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
@@ -293,7 +293,7 @@ class TinkerEngine:
         with self._reaching():
             sampler = self._sampler(adapter)
             for i, answer in _in_flight(
-                (functools.partial(self._ask, sampler, each) for each in requests), breathe
+                (functools.partial(self._ask, sampler, each) for each in requests), on_tick
             ):
                 results[i] = [
                     exchange.completion_of(self.tokenizer, self.eos_ids, requests[i], each)
@@ -377,7 +377,7 @@ class TinkerEngine:
         groups: Sequence[TrainGroup],
         settings: TrainSettings,
         *,
-        breathe: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
     ) -> StepStats:
         """See Engine.train_step. The update is sent along with the gradient, so that one waits."""
         members = exchange.members_of(groups)
@@ -403,7 +403,7 @@ class TinkerEngine:
                 data, LOSSES[settings.loss], config
             ).future()
             update = policy.training.optim_step(adam).future()
-            _wait([gradient, update], breathe)
+            _wait([gradient, update], on_tick)
             outputs, after = gradient.result().loss_fn_outputs, update.result()
         policy_logprobs = [
             list(output["logprobs"].data)[len(member.prompt) - 1 :]
@@ -514,7 +514,7 @@ def _saved(folder: Path) -> dict[str, Any]:
 
 
 def _in_flight(
-    asks: Iterator[Callable[[], Future[Any]]], breathe: Callable[[], None] | None
+    asks: Iterator[Callable[[], Future[Any]]], on_tick: Callable[[], None] | None
 ) -> Iterator[tuple[int, Any]]:
     """(place, answer) as answers come, with at most IN_FLIGHT under way."""
     numbered = enumerate(asks)
@@ -528,14 +528,14 @@ def _in_flight(
             done, _ = wait(under_way, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
                 yield under_way.pop(future), future.result()
-            if breathe is not None:
-                breathe()
+            if on_tick is not None:
+                on_tick()
     finally:
         for future in under_way:
             future.cancel()
 
 
-def _wait(futures: Sequence[Future[Any]], breathe: Callable[[], None] | None) -> None:
+def _wait(futures: Sequence[Future[Any]], on_tick: Callable[[], None] | None) -> None:
     while wait(futures, timeout=POLL_SECONDS).not_done:
-        if breathe is not None:
-            breathe()
+        if on_tick is not None:
+            on_tick()

@@ -161,7 +161,7 @@ def logits_of(model: Any, decoder: Any) -> Logits | None:
     The answer does not depend on how large the model's own logits are.
     """
     head, width = model.get_output_embeddings(), model.get_output_embeddings().weight.shape[0]
-    # Dense near zero, where the slope is the scale; large at the ends, where a cap shows.
+    # Dense near zero, where the grad_hidden is the scale; large at the ends, where a cap shows.
     known = 200.0 * torch.linspace(-1.0, 1.0, width, device=head.weight.device) ** 3
     ids = torch.arange(3, device=head.weight.device)[None]
     states: list[torch.Tensor] = []

@@ -1,8 +1,8 @@
 """What a completion may say next: thoughts up to their end mark, then what a schema allows.
 
-A guide is a function of the tokens said so far and nothing else, so the trainer replays the very
-masks of the sampler. Thoughts are free; when their budget is spent the end mark is forced, token by
-token, with no choice and therefore log-prob 0. Not here: how a mask is filled (`grammar`).
+A decoding state is a function of the tokens so far and nothing else, so the trainer replays exactly
+the masks of the sampler. Thoughts are free; when their budget is spent the end mark is forced,
+token by token, with no choice and therefore log-prob 0. Not here: how a mask is filled (`grammar`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from llguidance import LLMatcher
 
 from rftkit.server.engine.base import Thinking
 
-__all__ = ["Guide", "thinking_grammar"]
+__all__ = ["DecodingState", "thinking_grammar"]
 
 
-class Guide:
+class DecodingState:
     """Follows one completion."""
 
     def __init__(

@@ -120,18 +120,18 @@ class TorchEngine(LoadedModel):
         requests: Sequence[SampleRequest],
         adapter: Adapter | Literal["policy"] = "policy",
         *,
-        breathe: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
-        """See Engine.sample. `breathe` may itself sample, with another adapter."""
+        """See Engine.sample. `on_tick` may itself sample, with another adapter."""
         with self.computing(adapter):
             return sampler.sample(
                 self,
                 requests,
                 max_rows=MAX_ROWS,
                 max_keys=self.max_keys,
-                breathe=breathe,
+                on_tick=on_tick,
                 on_text=on_text,
                 on_completion=on_completion,
             )
@@ -186,11 +186,11 @@ class TorchEngine(LoadedModel):
         groups: Sequence[TrainGroup],
         settings: TrainSettings,
         *,
-        breathe: Callable[[], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
     ) -> StepStats:
         """See Engine.train_step."""
         torch.set_num_threads(self._threads)
-        return update.train_step(self, self.policies, groups, settings, breathe=breathe)
+        return update.train_step(self, self.policies, groups, settings, on_tick=on_tick)
 
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False

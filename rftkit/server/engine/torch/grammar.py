@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
 from rftkit.server.engine.base import Thinking
-from rftkit.server.engine.torch.decoding_state import Guide, thinking_grammar
+from rftkit.server.engine.torch.decoding_state import DecodingState, thinking_grammar
 
 __all__ = ["Grammars", "choices", "unpack"]
 
@@ -39,8 +39,8 @@ class Grammars:
         self._executor = LLExecutor(num_threads=2)
         self._compiled: dict[tuple[str, str | None], LLMatcher] = {}
 
-    def guide(self, schema: str | None, thinking: Thinking | None = None) -> Guide | None:
-        """A guide at the start of a completion, or None when it may say anything.
+    def start(self, schema: str | None, thinking: Thinking | None = None) -> DecodingState | None:
+        """The decoding state at the start of a completion, or None when any token may follow.
 
         Raises:
             RequestError: when the schema is not one that can be compiled.
@@ -50,7 +50,7 @@ class Grammars:
         end = None if thinking is None else thinking.end
         matcher = None if schema is None else self.matcher(schema, end)
         end_ids = [] if end is None else self._ids(f"\n{end}")
-        return Guide(matcher, thinking, end_ids, self._hf.decode)
+        return DecodingState(matcher, thinking, end_ids, self._hf.decode)
 
     def matcher(self, schema: str, end: str | None = None) -> LLMatcher:
         """A matcher at the start of the schema, or of thoughts that `end` ends and then the schema.
@@ -89,29 +89,29 @@ class Grammars:
     def _ids(self, text: str) -> list[int]:
         return [int(token) for token in self._hf.encode(text, add_special_tokens=False)]
 
-    def masks(self, guides: Sequence[Guide | None]) -> Masks:
-        """Allowed next tokens of each row; a row without guide may do anything."""
-        masks: Masks = allocate_token_bitmask(len(guides), self.vocab_size)
+    def masks(self, states: Sequence[DecodingState | None]) -> Masks:
+        """Allowed next tokens of each row; a row without a state may take any."""
+        masks: Masks = allocate_token_bitmask(len(states), self.vocab_size)
         work = []
-        for row, guide in enumerate(guides):
-            if guide is not None and guide.forced is not None:
-                word, bit = divmod(guide.forced, 32)
+        for row, state in enumerate(states):
+            if state is not None and state.forced is not None:
+                word, bit = divmod(state.forced, 32)
                 masks[row] = 0
                 masks[row].view(np.uint32)[word] = 1 << bit
-            elif guide is not None and guide.matcher is not None:
-                work.append((guide.matcher, row))
+            elif state is not None and state.matcher is not None:
+                work.append((state.matcher, row))
         if work:
             fill_next_token_bitmask_par(self._executor, work, masks)
         return masks
 
-    def distinct(self, states: Sequence[tuple[Hashable, Guide | None]]) -> Masks:
-        """As `masks`; guides with the same key are in the same state, and asked once."""
-        first: list[Guide | None] = []
+    def distinct(self, states: Sequence[tuple[Hashable, DecodingState | None]]) -> Masks:
+        """As `masks`; states with the same key are in the same state, and asked once."""
+        first: list[DecodingState | None] = []
         rows: dict[Hashable, int] = {}
-        for key, guide in states:
+        for key, state in states:
             if key not in rows:
                 rows[key] = len(first)
-                first.append(guide)
+                first.append(state)
         return self.masks(first)[[rows[key] for key, _ in states]]
 
     def replay(
@@ -125,15 +125,15 @@ class Grammars:
         Raises:
             ValueError: when a completion does not follow the schema.
         """
-        guides = [self.guide(schema, thinking) for _ in tokens_G_T]
+        states = [self.start(schema, thinking) for _ in tokens_G_T]
         rows: list[list[NDArray[np.int32]]] = [[] for _ in tokens_G_T]
         for t in range(max(map(len, tokens_G_T), default=0)):
             alive = [g for g, tokens in enumerate(tokens_G_T) if t < len(tokens)]
-            masks = self.distinct([(tuple(tokens_G_T[g][:t]), guides[g]) for g in alive])
+            masks = self.distinct([(tuple(tokens_G_T[g][:t]), states[g]) for g in alive])
             for row, g in enumerate(alive):
                 rows[g].append(masks[row])
-                guide = guides[g]
-                if guide is not None and not guide.consume_token(tokens_G_T[g][t]):
+                state = states[g]
+                if state is not None and not state.consume_token(tokens_G_T[g][t]):
                     raise ValueError(f"completion {g} leaves its schema at token {t}")
         return np.stack([mask for row in rows for mask in row])
 

@@ -25,7 +25,7 @@ CHUNK_ROWS = 128
 HEAD_ROWS = 256  # of the gradient of the head, which is as large as the head for each chunk
 FUSED_ROWS = 1_024
 FUSED_FROM = 512  # fewer rows take longer than logits would: the head is packed anew in each pass
-NEVER = -1e30  # finite, so that a row of nothing but this is still a number
+MASKED = -1e30  # finite, so that a row of nothing but this is still a number
 
 
 def scores(
@@ -35,7 +35,7 @@ def scores(
     temperature: float,
     cap: float | None = None,
 ) -> torch.Tensor:
-    """Logits over the temperature, NEVER where not allowed: (N, V) float32 of hidden (N, width).
+    """Logits over the temperature, MASKED where not allowed: (N, V) float32 of hidden (N, width).
 
     With a `cap` they are cap · tanh(logits / cap), as Gemma 2 has them.
     """
@@ -49,11 +49,11 @@ def scores(
     return _forbid(logits, masks)
 
 
-def shares(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def softmax_with_logsumexp(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax of each row, and the log of the sum of exp(values), (N,)."""
-    powers = torch.softmax(values, dim=-1)
+    probs = torch.softmax(values, dim=-1)
     # The largest share is 1 / Σ exp(value − top): no second pass of exponentials.
-    return powers, values.amax(dim=-1) - torch.log(powers.amax(dim=-1))
+    return probs, values.amax(dim=-1) - torch.log(probs.amax(dim=-1))
 
 
 def token_logprobs(
@@ -125,19 +125,27 @@ class _Chunk(torch.autograd.Function):
         else:
             values = scores(hidden, head, masks, temperature, cap)
             logits = values.gather(1, tokens[:, None])[:, 0]
-            powers, total = shares(values)
+            probs, total = softmax_with_logsumexp(values)
             if wants_mean:
-                mean = _sloped(powers, values, temperature, cap).to(back.dtype) @ back
+                mean = _sloped(probs, values, temperature, cap).to(back.dtype) @ back
         if wants_mean and mean is not None:
             chosen = _sloped(torch.ones_like(logits), logits, temperature, cap)[:, None]
-            slope = (back[tokens].float() * chosen - mean.float()) / temperature
-            ctx.save_for_backward(slope.to(hidden.dtype))
+            grad_hidden = (back[tokens].float() * chosen - mean.float()) / temperature
+            ctx.save_for_backward(grad_hidden.to(hidden.dtype))
         return logits - total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        (slope,) = ctx.saved_tensors
-        return (slope * grads[0][:, None]).to(slope.dtype), None, None, None, None, None, None
+        (grad_hidden,) = ctx.saved_tensors
+        return (
+            (grad_hidden * grads[0][:, None]).to(grad_hidden.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class _OfHead(torch.autograd.Function):
@@ -167,13 +175,13 @@ class _OfHead(torch.autograd.Function):
             rows = slice(start, start + HEAD_ROWS)
             masks = None if ctx.masks is None else ctx.masks[rows]
             values = scores(hidden[rows], ctx.head, masks, ctx.temperature, ctx.cap)
-            slopes = torch.softmax(values, dim=-1)
-            at = torch.arange(len(slopes), device=slopes.device)
-            slopes[at, tokens[rows]] -= 1
-            slopes = _sloped(slopes, values, ctx.temperature, ctx.cap)
-            slopes *= -grads[0][rows, None] / ctx.temperature
+            grad_scores = torch.softmax(values, dim=-1)
+            at = torch.arange(len(grad_scores), device=grad_scores.device)
+            grad_scores[at, tokens[rows]] -= 1
+            grad_scores = _sloped(grad_scores, values, ctx.temperature, ctx.cap)
+            grad_scores *= -grads[0][rows, None] / ctx.temperature
             with _products_in(hidden.dtype):
-                of_head.addmm_(slopes.T, hidden[rows].float())
+                of_head.addmm_(grad_scores.T, hidden[rows].float())
         return grads[0], of_head, None, None, None, None, None, None
 
 
@@ -207,9 +215,9 @@ def _without_logits(
 
 
 def _forbid(values: torch.Tensor, masks: Masks) -> torch.Tensor:
-    """Set to NEVER, in place, what the masks do not allow of (N, V)."""
+    """Set to MASKED, in place, what the masks do not allow of (N, V)."""
     forbidden = torch.from_numpy(unpack(~masks, values.shape[1])).to(values.device)
-    return values.masked_fill_(forbidden, NEVER)
+    return values.masked_fill_(forbidden, MASKED)
 
 
 def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:

@@ -172,10 +172,12 @@ class _Groups:
         rows = torch.empty_like(queries)
         for start, end, weights in blocks:
             some, out = (_heads_first(each[:, start:end]) for each in (queries, grad_out))
-            slopes = _softmax_back(out @ values[:, :end].transpose(1, 2), weights)
-            grad_keys[:, :end].baddbmm_(slopes.transpose(1, 2), some)
+            grad_scores = _softmax_gradient(out @ values[:, :end].transpose(1, 2), weights)
+            grad_keys[:, :end].baddbmm_(grad_scores.transpose(1, 2), some)
             grad_values[:, :end].baddbmm_(weights.transpose(1, 2), out)
-            rows[:, start:end] = _tokens_first(slopes @ keys[:, :end], rows[:, start:end].shape)
+            rows[:, start:end] = _tokens_first(
+                grad_scores @ keys[:, :end], rows[:, start:end].shape
+            )
         self.prompts.put(grad_q, rows.flatten(0, 1))
         for into, heads in ((grad_k, grad_keys), (grad_v, grad_values)):
             each = heads.unflatten(0, (self.num, -1)).transpose(1, 2)
@@ -248,11 +250,15 @@ class _Groups:
         )
         prompt = keys.shape[1]
         on_prompt, on_own = _split(weights, prompt)
-        prompt_slopes, own_slopes = _split(_softmax_back(grad_weights, weights), prompt)
-        grad_keys.baddbmm_(prompt_slopes.transpose(1, 2), qo.view(heads, -1, size))
+        grad_prompt_scores, grad_own_scores = _split(
+            _softmax_gradient(grad_weights, weights), prompt
+        )
+        grad_keys.baddbmm_(grad_prompt_scores.transpose(1, 2), qo.view(heads, -1, size))
         grad_values.baddbmm_(on_prompt.transpose(1, 2), flat)
-        grad_q = (prompt_slopes @ keys).view(heads * num, -1, size).baddbmm_(own_slopes, ko)
-        grad_ko = own_slopes.transpose(1, 2) @ qo.view(heads * num, -1, size)  # (B·K·G, T, D)
+        grad_q = (
+            (grad_prompt_scores @ keys).view(heads * num, -1, size).baddbmm_(grad_own_scores, ko)
+        )
+        grad_ko = grad_own_scores.transpose(1, 2) @ qo.view(heads * num, -1, size)  # (B·K·G, T, D)
         grad_vo = on_own.transpose(1, 2) @ each
         self.own.put(into[0], self._ungrid(grad_q, rep))
         self.own.put(into[1], self._ungrid(grad_ko, 1).squeeze(2))
@@ -385,7 +391,7 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
-def _softmax_back(grad: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _softmax_gradient(grad: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return torch._softmax_backward_data(grad, weights, -1, weights.dtype)
 
 

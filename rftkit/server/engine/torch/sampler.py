@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rftkit.errors import RequestError
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
-from rftkit.server.engine.torch.decoding_state import Guide
+from rftkit.server.engine.torch.decoding_state import DecodingState
 from rftkit.server.engine.torch.grammar import Grammars, Masks, choices, only_choice
 from rftkit.server.engine.torch.logprobs import scores
 from rftkit.server.engine.torch.packed import Packed
@@ -65,7 +65,7 @@ class _Row:
     request: int
     index: int
     uniforms: NDArray[np.float64]
-    guide: Guide | None
+    state: DecodingState | None
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
@@ -86,7 +86,7 @@ def sample(
     *,
     max_rows: int,
     max_keys: int,
-    breathe: Callable[[], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
     on_text: Callable[[int, int, str], None] | None = None,
     on_completion: Callable[[int, int, Completion], None] | None = None,
 ) -> list[list[Completion]]:
@@ -98,7 +98,7 @@ def sample(
         max_rows: most completions that decode together.
         max_keys: most key positions a wave may hold (a prompt once for each block of its
             completions, completions at full length).
-        breathe: called between token steps.
+        on_tick: called between token steps.
         on_text: called with (request, completion index, new text) as text appears.
         on_completion: called with (request, completion index, completion) as each ends.
     """
@@ -113,8 +113,8 @@ def sample(
         for _ in token_steps(
             policy, requests, keep, max_rows=max_rows, max_keys=max_keys, on_text=on_text
         ):
-            if breathe is not None:
-                breathe()
+            if on_tick is not None:
+                on_tick()
     return [[c for c in group if c is not None] for group in results]
 
 
@@ -232,10 +232,10 @@ def _say_what_must_be(
     for row in rows:
         if row.tokens:
             row.completion = _finished(policy, requests[row.request], row)
-    todo = [row for row in rows if row.guide is not None and row.completion is None]
+    todo = [row for row in rows if row.state is not None and row.completion is None]
     while todo:
         states = [
-            ((request.schema, request.thinking, tuple(row.tokens)), row.guide)
+            ((request.schema, request.thinking, tuple(row.tokens)), row.state)
             for row in todo
             for request in (requests[row.request],)
         ]
@@ -274,13 +274,13 @@ def _start(policy: Policy, requests: Sequence[SampleRequest], i: int, index: int
     request = requests[i]
     seed = np.random.SeedSequence([part % 2**32 for part in request.seeds[index]])
     uniforms = np.random.Generator(np.random.Philox(seed)).random(request.max_tokens)
-    return _Row(i, index, uniforms, _guide(policy, request))
+    return _Row(i, index, uniforms, _decoding_state(policy, request))
 
 
-def _guide(policy: Policy, request: SampleRequest) -> Guide | None:
+def _decoding_state(policy: Policy, request: SampleRequest) -> DecodingState | None:
     if request.schema is None and request.thinking is None:
         return None  # grammars take a second to make
-    return policy.grammars.guide(request.schema, request.thinking)
+    return policy.grammars.start(request.schema, request.thinking)
 
 
 def _prefill(
@@ -341,7 +341,7 @@ def _draw_free(
     wanted = max(requests[row.request].num_top_logprobs for row in rows)
     top = torch.topk(values, wanted) if wanted else None
     greedy = values.argmax(dim=-1) if temperature == 0 else None
-    powers = torch.softmax(values, dim=-1)
+    probs = torch.softmax(values, dim=-1)
     if greedy is not None:
         tokens = greedy
     else:
@@ -349,9 +349,9 @@ def _draw_free(
         uniforms = torch.tensor(
             [row.uniforms[len(row.tokens)] for row in rows], device=hidden.device
         )
-        tokens = _inverse_cdf(_nucleus(powers, top_p), uniforms)
+        tokens = _inverse_cdf(_nucleus(probs, top_p), uniforms)
     chosen = tokens.tolist()
-    of_chosen = torch.log(powers.gather(1, tokens[:, None])[:, 0])
+    of_chosen = torch.log(probs.gather(1, tokens[:, None])[:, 0])
     total = values.gather(1, tokens[:, None])[:, 0] - of_chosen  # the log of the sum
     logprobs = of_chosen.tolist()
     for r, row in enumerate(rows):
@@ -365,7 +365,7 @@ def _draw_free(
 def _append(row: _Row, token: int, logprob: float) -> None:
     row.tokens.append(token)
     row.logprobs.append(logprob)
-    if row.guide is not None and not row.guide.consume_token(token):
+    if row.state is not None and not row.state.consume_token(token):
         raise RequestError(
             f"the JSON schema cannot be followed: the grammar refused token {token}, which it had "
             "allowed. Is there an answer that ends, or does a `$ref` need itself for ever?",
@@ -373,17 +373,17 @@ def _append(row: _Row, token: int, logprob: float) -> None:
         )
 
 
-def _inverse_cdf(powers: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def _inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token at which the running share of weights (R, V) passes each uniform (R,).
 
     First the stretch of tokens in which it does, then the token: a running sum over a whole
     vocabulary takes longer than all else that is done to the weights.
     """
-    padding = -powers.shape[-1] % STRETCH
-    stretches = torch.nn.functional.pad(powers, (0, padding)) if padding else powers
+    padding = -probs.shape[-1] % STRETCH
+    stretches = torch.nn.functional.pad(probs, (0, padding)) if padding else probs
     stretches = stretches.unflatten(-1, (-1, STRETCH))  # (R, V / STRETCH, STRETCH)
     at, rest = _first_above(stretches.sum(-1), uniforms.to(torch.float32)[:, None], share=True)
-    rows = torch.arange(len(powers), device=powers.device)
+    rows = torch.arange(len(probs), device=probs.device)
     token, _ = _first_above(stretches[rows, at[:, 0]], rest)
     return (at * STRETCH + token)[:, 0]
 
@@ -405,16 +405,16 @@ def _first_above(
     return at, (target - (running - weights).gather(1, at)).clamp_(min=0)
 
 
-def _nucleus(powers: torch.Tensor, top_p: list[float]) -> torch.Tensor:
+def _nucleus(probs: torch.Tensor, top_p: list[float]) -> torch.Tensor:
     """Zero what lies outside the smallest set of tokens that holds top_p (Holtzman 2019)."""
     if all(p >= 1.0 for p in top_p):
-        return powers
-    total = powers.sum(dim=-1, keepdim=True)
-    bound = torch.tensor(top_p, device=powers.device)[:, None]
-    ordered, order = torch.sort(powers, dim=-1, descending=True, stable=True)
+        return probs
+    total = probs.sum(dim=-1, keepdim=True)
+    bound = torch.tensor(top_p, device=probs.device)[:, None]
+    ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
     before = (torch.cumsum(ordered, dim=-1) - ordered) / total
     kept = torch.where((before < bound) | (bound >= 1.0), ordered, 0.0)
-    return torch.zeros_like(powers).scatter_(1, order, kept)
+    return torch.zeros_like(probs).scatter_(1, order, kept)
 
 
 def _finished(policy: Policy, request: SampleRequest, row: _Row) -> Completion | None:
@@ -451,9 +451,9 @@ def _said(policy: Policy, request: SampleRequest, row: _Row) -> tuple[str, str]:
 
 
 def _num_thoughts(row: _Row) -> int:
-    if row.guide is None:
+    if row.state is None:
         return 0
-    return len(row.tokens) if row.guide.num_thoughts is None else row.guide.num_thoughts
+    return len(row.tokens) if row.state.num_thoughts is None else row.state.num_thoughts
 
 
 def _report(

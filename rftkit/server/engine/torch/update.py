@@ -27,7 +27,7 @@ def train_step(
     groups: Sequence[TrainGroup],
     settings: TrainSettings,
     *,
-    breathe: Callable[[], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
 ) -> StepStats:
     """See Engine.train_step."""
     policy, optimizer = policies.trained()
@@ -38,8 +38,8 @@ def train_step(
         loss = _loss(model, policies, batch, settings, num_tokens, sums)
         loss.backward()
         sums.loss += float(loss.detach())
-        if breathe is not None:
-            breathe()
+        if on_tick is not None:
+            on_tick()
     norm = torch.nn.utils.clip_grad_norm_(list(policy.values()), settings.max_grad_norm)
     if not torch.isfinite(norm) or not math.isfinite(sums.loss):
         found = f"loss {sums.loss}, gradient norm {float(norm)}"
