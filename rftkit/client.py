@@ -237,8 +237,9 @@ def stop_server(home: Path | None = None) -> ServerStatus | None:
         if time.monotonic() > deadline:
             raise PlatformError(
                 f"the server (process {server.pid}) did not end within {STOP_SECONDS:.0f} seconds; "
-                f"see {server.home / 'logs' / 'server.log'}, or end it with "
-                f"`kill -9 {server.pid}`: a running job continues when a server starts again"
+                f"see {server.home / 'logs' / 'server.log'}, or the terminal where `rftkit serve` "
+                f"runs, or end it with `kill -9 {server.pid}`: a running job continues when a "
+                "server starts again"
             )
         time.sleep(0.05)
     return server

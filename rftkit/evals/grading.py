@@ -22,7 +22,11 @@ __all__ = ["fill_grades", "grade_again"]
 def grade_again(
     samples: Samples, grader: Mapping[str, Any], *, progress: bool = False, **options: Any
 ) -> Samples:
-    """The same runs with the rewards of another grader; missing answers stay failed."""
+    """The same runs with the rewards of another grader; missing answers stay failed.
+
+    As in eval runs, an answer that hit its token limit is graded as it is. Pass `purpose="rft"` for
+    the rewards of training, where it gets the floor.
+    """
     from rftkit.graders.frames import grade_many
 
     frame = samples.frame
@@ -35,7 +39,7 @@ def grade_again(
         )
         for line in frame[came].itertuples()
     ]
-    table = grade_many(grader, pairs, progress=progress, **options)
+    table = grade_many(grader, pairs, progress=progress, **{"purpose": "eval", **options})
     kept = [name for name in frame.columns if not name.startswith(SCORE)]
     new = frame[kept].copy()
     fill_grades(new, came, table, grader)

@@ -82,7 +82,8 @@ def run(
         for answer, row in zip(answers, asked, strict=True)
         if answer.sample is not None
     ]
-    fill_grades(frame, came, grade_many(grader, pairs, **(grading or {})), grader)
+    options = {"purpose": "eval", **(grading or {})}  # what was cut is graded as it is
+    fill_grades(frame, came, grade_many(grader, pairs, **options), grader)
     items = {row_key(row.item): row.item for row in rows}
     numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows)))}
     found = Samples((made,), frame, items, numbers, response_format=response_format)

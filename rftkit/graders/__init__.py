@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rftkit.graders.frames import grade_many
     from rftkit.graders.given import given_sample
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
-    from rftkit.graders.needs import check_item_paths, validate, variables
+    from rftkit.graders.needs import check_item_paths, reads_sample, validate, variables
     from rftkit.graders.outcome import Grade, Sample
     from rftkit.graders.recognition import Verdict, recognise
     from rftkit.graders.references import reference_answer
@@ -57,6 +57,7 @@ __all__ = [
     "mask_secrets",
     "parts",
     "pass_threshold",
+    "reads_sample",
     "recognise",
     "reference_answer",
     "validate",
@@ -74,7 +75,7 @@ _HOMES = {
     "frames": ("grade_many",),
     "given": ("given_sample",),
     "judge": ("Completion", "CompletionCall", "completion_call"),
-    "needs": ("check_item_paths", "validate", "variables"),
+    "needs": ("check_item_paths", "reads_sample", "validate", "variables"),
     "outcome": ("Grade", "Sample"),
     "recognition": ("Verdict", "recognise"),
     "references": ("reference_answer",),

@@ -62,7 +62,7 @@ def _of_message(message: Any) -> tuple[str, list[Any]]:
     if content is None and isinstance(message.get("refusal"), str):
         content = message["refusal"]
     if isinstance(content, list):
-        content = "".join(_text(_at(part, "text"), "content[].text", False) for part in content)
+        content = "".join(map(_of_part, content))
     return _text(content, "content", bool(calls)), calls
 
 
@@ -70,7 +70,8 @@ def _of_output(output: Any) -> tuple[str, list[Any]]:
     """Output items of a Response: messages and function calls; reasoning is passed over."""
     if not isinstance(output, list) or not all(isinstance(each, Mapping) for each in output):
         raise InputError(f"the output items of a Response must be a list of objects: {FORMS}")
-    texts, calls = [], []
+    texts: list[str] = []
+    calls: list[Any] = []
     for each in output:
         if each.get("type") == "function_call":
             function = {"name": each.get("name"), "arguments": each.get("arguments")}
@@ -78,12 +79,16 @@ def _of_output(output: Any) -> tuple[str, list[Any]]:
         elif each.get("type", "message") == "message":
             content = each.get("content")
             parts = content if isinstance(content, list) else [{"text": content}]
-            for part in parts:
-                said = _at(part, "text")
-                texts.append(_text(_at(part, "refusal") if said is None else said, "text", False))
+            texts += map(_of_part, parts)
     if not texts and not calls:
         raise InputError("the Response has neither a message nor a function call")
     return "".join(texts), calls
+
+
+def _of_part(part: Any) -> str:
+    """The text of one part of a message, or its refusal."""
+    said = _at(part, "text")
+    return _text(_at(part, "refusal") if said is None else said, "content[].text", False)
 
 
 def _text(value: Any, name: str, has_calls: bool) -> str:

@@ -16,7 +16,7 @@ from rftkit.graders.parse import parse
 from rftkit.graders.template import Path, look_up
 from rftkit.graders.types import Purpose
 
-__all__ = ["check_item_paths", "validate", "variables"]
+__all__ = ["check_item_paths", "reads_sample", "validate", "variables"]
 
 
 def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
@@ -37,6 +37,17 @@ def variables(spec: Mapping[str, Any]) -> list[str]:
         GraderSpecError: when the spec or a template is malformed.
     """
     return list(dict.fromkeys(map(str, _paths(spec))))
+
+
+def reads_sample(spec: Mapping[str, Any]) -> bool:
+    """Whether a grader may read the sample: its templates do, or it is code that gets one.
+
+    Raises:
+        GraderSpecError: when the spec or a template is malformed.
+    """
+    if any(part["type"] in ("python", "endpoint") for part in types.parts(spec).values()):
+        return True
+    return any(path.namespace == "sample" for path in _paths(spec))
 
 
 def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:

@@ -193,7 +193,11 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
         home / "logs" / "worker.log",
         environment=settings.child_environment(),
     )
-    platform = Platform(store=store, worker=worker, home=home, needs_key=needs_key)
+    is_kept = _is_stderr(home / "logs" / "server.log")
+    platform = Platform(
+        store=store, worker=worker, home=home, needs_key=needs_key,
+        log_place="logs/server.log" if is_kept else "what `rftkit serve` wrote to stderr",
+    )  # fmt: skip
     worker.on_death, platform.worker_trouble = platform.worker_died, worker.trouble
     app = create_app(platform)
     config = uvicorn.Config(
@@ -207,6 +211,8 @@ def _serve(home: Path, options: argparse.Namespace) -> None:
     announcement = _announcement(address)
     write_whole(record, announcement)
     print(f"rftkit serves {address}/v1 from {home} (Ctrl-C to stop)", flush=True)
+    if not is_kept:
+        print("Errors are logged here, to stderr. Those of models: logs/worker.log", flush=True)
     for weakness in processes.weaknesses():
         print(weakness, flush=True)
     if not needs_key and privacy.has_other_users():
@@ -255,6 +261,14 @@ def _keep_announced(record: Path, announcement: str) -> None:
     with contextlib.suppress(OSError):
         if not record.is_file() or record.read_text(errors="replace") != announcement:
             write_whole(record, announcement)
+
+
+def _is_stderr(path: Path) -> bool:
+    """Whether this process logs to that file, as a server does that a client started."""
+    try:
+        return os.path.samestat(os.fstat(sys.stderr.fileno()), path.stat())
+    except (OSError, ValueError):  # no such file, or no such stream
+        return False
 
 
 def _needs_key(store: Store, home: Path, options: argparse.Namespace) -> bool:

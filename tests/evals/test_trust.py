@@ -205,6 +205,19 @@ def test_a_run_is_asked_graded_and_kept(served: Served) -> None:
         evals.run(served.client, "rftkit-tiny", [], GRADER)
 
 
+def test_the_text_of_an_answer_that_was_cut_is_graded(served: Served) -> None:
+    served.link.say = lambda request: {"text": "hi", "stop_reason": "length"}
+    made = evals.run(served.client, "rftkit-tiny", ROWS[:2], GRADER, keep_run=False)
+    again = evals.grade_again(made, GRADER)
+    for samples in (made, again):
+        assert list(samples.frame["outcome"]) == ["graded"] * 2
+        assert sorted(samples.frame["reward"]) == [0.0, 1.0]
+        assert list(samples.frame["truncated"]) == [True] * 2
+        assert evals.compare(samples).runs[0].num_truncated == 2
+    floored = evals.grade_again(made, GRADER, purpose="rft")  # as training grades it
+    assert list(floored.frame["outcome"]) == ["unscorable"] * 2
+
+
 def test_a_run_is_published(served: Served) -> None:
     import time
 

@@ -129,6 +129,7 @@ class _Pass:
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._counts: Counter[str] = Counter()
         self._shown: Json = {}
+        self._reads_sample = any(map(graders.reads_sample, self._eval.testing_criteria))
         self._compiled = [
             graders.compile_grader(
                 {key: value for key, value in spec.items() if key != "id"},
@@ -179,7 +180,7 @@ class _Pass:
             sample: Sample | None
             facts: Json
             if self._run.model is None or self._run.data_source["type"] == "jsonl":
-                sample, facts = _given(entry)
+                sample, facts = _given(entry, is_read=self._reads_sample)
             else:
                 sample, facts = await self._ask(entry["item"])
                 if sample is None and not await self._call(self._is_going):
@@ -310,6 +311,8 @@ def _filled(content: Any, item: Json) -> str:
 def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
     """Yield number and `{item, sample?}` of every row; a line without `item` is the item.
 
+    Its `sample`, if it has one, is the answer to grade, and stays a key of the item.
+
     Raises:
         InputError: with the line that is not valid.
         NotFoundError: when the file does not exist.
@@ -330,17 +333,27 @@ def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:
 def _entry(line: bytes, name: str, number: int) -> Json:
     raw = line.removeprefix(BOM) if number == 1 else line
     entry = parse_object(raw, line=number, path=name)
-    return entry if isinstance(entry.get("item"), dict) else {"item": entry}
+    if isinstance(entry.get("item"), dict):
+        return entry
+    return {"item": entry, **({"sample": entry["sample"]} if "sample" in entry else {})}
 
 
-def _given(entry: Json) -> tuple[Sample | None, Json]:
-    """Return the row's own answer, or None and what is wrong with it."""
+def _given(entry: Json, *, is_read: bool) -> tuple[Sample | None, Json]:
+    """Return the row's own answer, or None and what is wrong with it.
+
+    When no criterion reads the sample (`is_read`), a row without an answer is graded as well.
+    """
     try:
         sample = graders.given_sample(entry.get("sample"))
     except InputError as error:
+        if not is_read:
+            return Sample(output_text=""), {}
         found = error.message if "sample" in entry else "the row has no `sample` to grade"
         return None, {"error": {"code": "invalid_sample", "message": found}}
-    facts = {"text": sample.output_text, "tool_calls": list(sample.output_tools)}
+    calls = list(sample.output_tools)
+    facts: Json = {"text": sample.output_text, "tool_calls": calls}
+    if calls:
+        facts["finish_reason"] = "tool_calls"
     return sample, facts | entry.get("facts", {})
 
 

@@ -246,7 +246,8 @@ class Gate:
             if started:
                 raise
             body = wire.error_body(
-                f"the platform failed on this request; see {request_id} in logs/server.log",
+                f"the platform failed on this request; see {request_id} in "
+                f"{self._platform.log_place}",
                 type="server_error",
             )
             await Reply(body, status_code=500)(scope, receive, named)

@@ -63,6 +63,8 @@ class Platform:
         default_factory=lambda: BoundedPool("grader", threads=8, waiting=32)
     )
     """The threads that grade requests."""
+    log_place: str = "its log"
+    """Where the server writes its errors, as error messages name it."""
     needs_key: bool = False
     """Whether requests must carry the home's API key."""
     last_request: float = field(default_factory=time.monotonic)

@@ -668,3 +668,62 @@ def test_a_request_with_the_same_idempotency_key_is_made_once(served: Served) ->
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
+
+
+def completion(**message: Any) -> Any:
+    """A chat completion as the client returns it, dumped as OpenAI's regression example does."""
+    from openai.types.chat import ChatCompletion
+
+    body: Any = {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL,
+        "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None,
+                     "message": {"role": "assistant", "content": None, **message}}],
+    }  # fmt: skip
+    return ChatCompletion.model_validate(body).model_dump()
+
+
+def test_dumped_chat_completions_are_graded_by_all_that_they_say(served: Served) -> None:
+    served.link.say = lambda request: "hello"
+    said = served.client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "say hello"}]
+    )
+    call = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+    parts = [{"type": "text", "text": "hel"}, {"type": "refusal", "refusal": "lo"}]
+    in_parts = completion()
+    in_parts["choices"][0]["message"]["content"] = parts
+    samples = [said.model_dump(), completion(refusal="hello"), in_parts, completion(content="no"),
+               completion(tool_calls=[call]), completion()]  # fmt: skip
+    name = {**GRADER, "name": "name", "input": "{{sample.output_tools[0].function.name}}",
+            "reference": "find"}  # fmt: skip
+    for criterion, passed in ((GRADER, [0, 1, 2]), (name, [4])):
+        record = make_eval(served, criterion)
+        rows = [{"item": {"answer": "hello"}, "sample": sample} for sample in samples]
+        source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+        run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+        items = served.client.evals.runs.output_items.list(run.id, eval_id=record.id).data
+        assert [n for n, item in enumerate(items) if item.status == "pass"] == passed
+        assert items[4].sample.finish_reason == "tool_calls"
+        assert items[5].sample.error.code == "invalid_sample"
+        assert run.result_counts.errored == 1
+
+
+def test_criteria_that_read_only_the_item_need_no_sample(served: Served) -> None:
+    source: Any = {"type": "jsonl", "source": content("hi", "ho")}
+    only_item = {**GRADER, "input": "{{item.answer}}", "reference": "hi"}
+    code = {"type": "python", "name": "p", "source": "def grade(sample, item):\n    return 1.0"}
+    for criteria, counts in (
+        ([only_item], (0, 1, 1)), ([only_item, GRADER], (2, 0, 0)), ([code], (2, 0, 0)),
+    ):  # fmt: skip
+        record = make_eval(served, *criteria)
+        run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+        found = run.result_counts
+        assert (found.errored, found.failed, found.passed) == counts
+
+
+def test_a_line_without_item_keeps_its_sample(served: Served) -> None:
+    lines = b'{"answer": "hi", "sample": {"output_text": "hi"}}\n{"answer": "hi"}\n'
+    file_id = served.upload(lines)
+    record = make_eval(served, GRADER)
+    source: Any = {"type": "jsonl", "source": {"type": "file_id", "id": file_id}}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    assert (run.result_counts.passed, run.result_counts.errored) == (1, 1)

@@ -14,9 +14,10 @@ from urllib.request import urlopen
 
 import openai
 import pytest
-from conftest import GRADER, ROW
+from conftest import GRADER, ROW, Served
 
 from rftkit import client
+from rftkit.server.__main__ import _is_stderr
 
 TOY = Path(__file__).parents[3] / "datasets" / "tiny_copy"
 MODEL: Any = "rftkit-tiny"
@@ -132,3 +133,27 @@ def _pid_behind(local: openai.OpenAI) -> int:
     with urlopen(str(local.base_url).replace("/v1/", "/health")) as response:
         pid: int = json.load(response)["pid"]
     return pid
+
+
+def test_a_server_knows_whether_it_writes_the_log_of_its_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "server.log"
+    assert not _is_stderr(log)
+    with log.open("w") as errors:
+        monkeypatch.setattr("sys.stderr", errors)
+        assert _is_stderr(log)
+        (tmp_path / "other.log").touch()
+        assert not _is_stderr(tmp_path / "other.log")
+
+
+def test_a_failure_names_the_log_that_is_written(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: Any) -> Any:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(served.platform.store, "evals", fail)
+    served.platform.log_place = "what `rftkit serve` wrote to stderr"
+    with pytest.raises(openai.InternalServerError, match=r"see req_.* in what `rftkit serve`"):
+        served.client.evals.list()
