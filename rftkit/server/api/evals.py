@@ -12,6 +12,7 @@ from rftkit.errors import GraderSpecError, RequestError
 from rftkit.server.api import Here, Limit, Reply, cut, repeated
 from rftkit.server.evals.stored_answers import ITEM_SCHEMA
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of
+from rftkit.server.inference.judge import check_judges
 from rftkit.server.store import wire
 from rftkit.server.training.eval_records import criterion
 
@@ -62,6 +63,8 @@ def create(here: Here, request: Request, body: EvalBody) -> Reply:
         )
     _check_schema(config.item_schema)
     criteria = [_criterion(spec, index) for index, spec in enumerate(body.testing_criteria)]
+    for index, spec in enumerate(criteria):  # its runs would be refused for the same reason
+        check_judges(here, spec, f"testing_criteria[{index}]")
 
     def make() -> str:
         record = here.store.add_eval(

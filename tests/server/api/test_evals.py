@@ -621,7 +621,12 @@ def test_a_judge_that_cannot_be_asked_is_refused_at_creation(
         with pytest.raises(openai.BadRequestError, match="RFTKIT_JUDGE_BASE_URL") as caught:
             served.create_job(method=method)
         assert caught.value.param == f"method.reinforcement.{param}"
-    made = make_eval(served, JUDGE)
+    with pytest.raises(openai.BadRequestError, match="RFTKIT_JUDGE_BASE_URL") as caught:
+        make_eval(served, JUDGE)
+    assert caught.value.param == "testing_criteria[0].model"
+    with monkeypatch.context() as then:  # an eval made while a judge was set
+        then.setenv("RFTKIT_JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
+        made = make_eval(served, JUDGE)
     source: Any = {"type": "jsonl", "source": content("a", sample={"output_text": "a"})}
     with pytest.raises(openai.BadRequestError, match="gpt-4o"):
         served.client.evals.runs.create(made.id, data_source=source)
