@@ -47,7 +47,7 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
         first.get_by_text("8 answers, mean reward 0.").wait_for()
         first.get_by_label("Formula").fill("compliant * explanation")
         first.get_by_label("Formula").press("Enter")
-        first.get_by_text("since the last grader").wait_for()
+        first.get_by_text("compared with the previous grader").wait_for()
         first.get_by_text("▼").first.wait_for()
         notebook.shot("author_changed", first)
 

@@ -108,7 +108,7 @@ def plain_logprobs(folder: Path, adapter: Path | None, group: TrainGroup) -> lis
     for tokens in group.tokens_G_T:
         ids = torch.tensor([group.prompt_ids + tokens])
         with torch.no_grad():
-            logits = model(ids).logits[0, len(group.prompt_ids) - 1 : -1].float()
+            logits = model(ids, use_cache=False).logits[0, len(group.prompt_ids) - 1 : -1].float()
         picked = torch.log_softmax(logits, -1).gather(1, torch.tensor(tokens)[:, None])
         result += picked[:, 0].tolist()
     return result
