@@ -19,7 +19,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 SHOWN = {
     "00_tour": ("no cheat pays", "✓ succeeded", "What changed from base to final"),
     "03_launch_job": ("the base model earns", "fine_tuning.jobs.create(", "Started ftjob-"),
-    "04_watch_job": ("95 % interval", "128 completions in 16 groups", "‖ paused|✓ succeeded"),
+    "04_watch_job": ("95 % interval", "64 completions in 16 groups", "‖ paused|✓ succeeded"),
     "06_try_checkpoint": ("What the grader knows", "not graded", "largest loss first"),
 }
 """What each notebook must show, in the order in which they run."""

@@ -160,9 +160,10 @@ class _Pass:
         """Wait for the work; if the run is canceled, drop unfinished chats and grades."""
         try:
             while not (await asyncio.wait({work}, timeout=CANCEL_SECONDS))[0]:
-                await self._call(self._show_counts)
+                # Not `_call`: grades that hang may occupy all threads of the runs.
+                await asyncio.to_thread(self._show_counts)
                 if not await asyncio.to_thread(self._is_going):
-                    await asyncio.to_thread(self._close)  # running grades may occupy all threads
+                    await asyncio.to_thread(self._close)
                     return
             work.result()
         finally:

@@ -134,6 +134,7 @@ def test_a_canceled_run_leaves_a_hanging_judge_and_the_queue_goes_on(
             second = evals.runs.create(plain.id, data_source=source)
             assert called.acquire(timeout=60)
             evals.runs.cancel(first.id, eval_id=asked.id)
-            while evals.runs.retrieve(second.id, eval_id=plain.id).status != "completed":
+            while (last := evals.runs.retrieve(second.id, eval_id=plain.id)).status != "completed":
+                assert last.status in ("queued", "in_progress"), last.error
                 time.sleep(0.05)
             assert evals.runs.retrieve(first.id, eval_id=asked.id).status == "canceled"
