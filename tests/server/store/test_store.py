@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from store_writers import write_events
 
 from rftkit.errors import NotFoundError, PlatformError, RequestError
 from rftkit.server.store import trash
@@ -39,15 +40,6 @@ def add_job(store: Store, **fields: Any) -> Job:
 def store() -> Any:
     store = Store.open(None)
     yield store
-    store.close()
-
-
-def write_events(home: Path, job_id: str, writer: int, count: int) -> None:
-    store = Store.open(home)
-    for number in range(count):
-        store.add_event(job_id, f"{writer}/{number}", key=f"{writer}/{number}")
-        store.add_event(job_id, "once", key=f"shared/{number}")
-        store.add_file(f"{number}".encode(), "a.jsonl", "fine-tune")
     store.close()
 
 
