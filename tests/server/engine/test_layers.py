@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,64 @@ def test_groups_attend_together_as_each_does_alone(shapes: list[tuple[int, list[
         torch.testing.assert_close(out[of], own)
         for ours, theirs in zip(grads, back(alone, kept, grad[of]), strict=True):
             torch.testing.assert_close(ours[of], theirs)
+
+
+@given(SHAPES, st.integers(1, 9))
+@example([(7, [3, 2]), (7, [3, 2]), (6, [3, 0, 1]), (7, [])], 3)
+@settings(deadline=None)
+def test_an_opening_of_all_prompts_is_computed_once(
+    shapes: list[tuple[int, list[int]]], opening: int
+) -> None:
+    """Each group attends as if the opening were its own; the opening's gradient is their sum."""
+    torch.manual_seed(0)
+    cpu = torch.device("cpu")
+    prompts, answers = [opening + p for p, _ in shapes], [lengths for _, lengths in shapes]
+    together = Packed(prompts, answers, cpu, opening=opening)
+    num = len(together.positions)
+    q, grad = torch.randn(2, num, 2, 3, 8)
+    k, v = torch.randn(2, num, 2, 8)
+    grad[:opening] = 0  # as where nothing is asked of it: alone it is there once a group
+    out, kept = together.attend(0, q, k, v)
+    grads = back(together, kept, grad)
+    sums = [torch.zeros_like(each[:opening]) for each in grads]
+    start = opening
+    for prompt, lengths in zip(prompts, answers, strict=True):
+        alone = Packed([prompt], [lengths], cpu)
+        end = start + len(alone.positions) - opening
+        of = torch.cat([torch.arange(opening), torch.arange(start, end)])
+        start = end
+        torch.testing.assert_close(together.positions[of], alone.positions)
+        own, kept = alone.attend(0, q[of], k[of], v[of])
+        torch.testing.assert_close(out[of], own)
+        for ours, theirs, total in zip(grads, back(alone, kept, grad[of]), sums, strict=True):
+            torch.testing.assert_close(ours[of][opening:], theirs[opening:])
+            total += theirs[:opening]
+    for ours, total in zip(grads, sums, strict=True):
+        torch.testing.assert_close(ours[:opening], total)
+
+
+def test_prompts_that_begin_alike_give_the_same_numbers_as_each_alone(engine: TorchEngine) -> None:
+    """Log-probs, gradients and greedy answers; alone, nothing is shared."""
+    moved_policy(engine)
+    system = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    asked = [
+        replace(each, prompt_ids=[*system, *each.prompt_ids], temperature=0.0)
+        for each in requests(engine)
+    ]
+    together = engine.sample(asked)
+    for group, each in zip(together, asked, strict=True):
+        assert [c.tokens for c in group] == [c.tokens for c in engine.sample([each])[0]]
+    groups = groups_from(asked, together)
+    assert lay_out(groups, lambda _: None).opening >= len(system)
+    alone = torch.cat([engine.logprobs([group]) for group in groups])
+    torch.testing.assert_close(engine.logprobs(groups), alone, atol=1e-5, rtol=1e-4)
+    shared = gradients(engine, groups)
+    policy, _ = engine.policies.trained()
+    for tensor in policy.values():
+        tensor.grad = None
+    (alone**2).sum().backward()  # type: ignore[no-untyped-call]
+    own = torch.cat([t.grad.flatten() for t in policy.values() if t.grad is not None])
+    torch.testing.assert_close(shared, own, atol=1e-3, rtol=1e-3)
 
 
 def test_groups_of_about_one_shape_are_computed_together() -> None:

@@ -1,8 +1,9 @@
 """Groups of completions as micro-batches, and a micro-batch as one flat line of tokens.
 
-Only what matters is on the line. Where a grammar left no choice the log-prob is 0 and nothing is
-learnt, so what all completions of a group had to begin with joins the shared prompt, and what a
-completion had to end with is not computed at all. Not here: the model, and attention.
+Only what matters is on the line. What all prompts of a micro-batch begin with stands there once.
+Where a grammar left no choice the log-prob is 0 and nothing is learnt, so what all completions of a
+group had to begin with joins the shared prompt, and what a completion had to end with is not
+computed at all. Not here: the model, and attention.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 from rftkit.server.engine.base import TrainGroup
 from rftkit.server.engine.torch.grammar import Masks, choices
 
-__all__ = ["Line", "lay_out", "micro_batches"]
+__all__ = ["Line", "lay_out", "micro_batches", "shared_opening"]
 
 TRAIN_TOKENS = 4_096  # of groups in one forward-backward: more make nothing faster
+LEAST_OPENING = 8  # tokens; computing fewer for each prompt costs less than masks do
 FORWARD_BACKWARD, AND_AGAIN = 2, 3  # the work for a token, and when layers are computed again
 
 
@@ -26,6 +28,8 @@ FORWARD_BACKWARD, AND_AGAIN = 2, 3  # the work for a token, and when layers are 
 class Line:
     """Shared beginnings and completions, end to end; and what is asked of the model."""
 
+    opening: int = 0
+    """Tokens at the start that begin every prompt, and are in each of `prompt_lengths`."""
     tokens: list[int] = field(default_factory=list)
     prompt_lengths: list[int] = field(default_factory=list)
     completion_lengths: list[list[int]] = field(default_factory=list)
@@ -43,13 +47,17 @@ class Line:
 
 def lay_out(groups: Sequence[TrainGroup], masks: Callable[[TrainGroup], Masks | None]) -> Line:
     """The line of some groups; `masks` gives those of a group's tokens, end to end."""
-    line, parts = Line(), []
+    beginnings, parts = [], []
     for group in groups:
         of_group = masks(group)
         total = sum(map(len, group.tokens_G_T))
         is_free = np.ones(total, np.bool_) if of_group is None else choices(of_group) != 1
-        _add(line, group, is_free)
+        beginnings.append(_beginning(group, is_free))
         parts.append((of_group, is_free))
+    opening = shared_opening(beginnings)
+    line = Line(opening, beginnings[0][:opening])
+    for group, beginning, (_, is_free) in zip(groups, beginnings, parts, strict=True):
+        _add(line, group, beginning, is_free)
     if any(of_group is not None for of_group, _ in parts):
         words = next(of_group.shape[1] for of_group, _ in parts if of_group is not None)
         line.masks = np.concatenate(
@@ -61,17 +69,40 @@ def lay_out(groups: Sequence[TrainGroup], masks: Callable[[TrainGroup], Masks | 
     return line
 
 
-def _add(line: Line, group: TrainGroup, is_free: np.ndarray) -> None:
+def shared_opening(texts: Sequence[list[int]]) -> int:
+    """How many tokens of some texts stand once for all; each keeps one of its own at least."""
+    if len(texts) < 2:
+        return 0
+    first, last = min(texts), max(texts)
+    pairs = zip(first, last, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(last)))
+    opening = min(same, *(len(text) - 1 for text in texts))
+    return opening if opening >= LEAST_OPENING else 0
+
+
+def _beginning(group: TrainGroup, is_free: np.ndarray) -> list[int]:
+    """The prompt, and what every completion had to say after it."""
+    return [*group.prompt_ids, *_longest(group.tokens_G_T)[: _forced(group, is_free)]]
+
+
+def _forced(group: TrainGroup, is_free: np.ndarray) -> int:
+    """Up to here every completion said the same, having no choice."""
+    return min((int(each[0]) for each in _chosen(group, is_free) if len(each)), default=0)
+
+
+def _chosen(group: TrainGroup, is_free: np.ndarray) -> list[np.ndarray]:
+    """Of each completion, the places at which it had a choice."""
     ends = np.cumsum([len(tokens) for tokens in group.tokens_G_T])
-    chosen_G_T = [np.flatnonzero(each) for each in np.split(is_free, ends[:-1])]
-    # Up to here every completion said the same, having no choice.
-    shared = min((int(chosen[0]) for chosen in chosen_G_T if len(chosen)), default=0)
-    beginning = [*group.prompt_ids, *_longest(group.tokens_G_T)[:shared]]
-    line.tokens += beginning
+    return [np.flatnonzero(each) for each in np.split(is_free, ends[:-1])]
+
+
+def _add(line: Line, group: TrainGroup, beginning: list[int], is_free: np.ndarray) -> None:
+    shared = len(beginning) - len(group.prompt_ids)
+    line.tokens += beginning[line.opening :]
     line.prompt_lengths.append(len(beginning))
     last_shared = len(line.tokens) - 1
     lengths = []
-    for tokens, chosen in zip(group.tokens_G_T, chosen_G_T, strict=True):
+    for tokens, chosen in zip(group.tokens_G_T, _chosen(group, is_free), strict=True):
         start = len(line.tokens)
         line.at += [last_shared if i == shared else start + int(i) - shared - 1 for i in chosen]
         line.wanted += [tokens[i] for i in chosen]

@@ -33,12 +33,15 @@ class Decode:
         self.device = prefill.device
         blocks, of_group = _blocks(groups)
         lengths = torch.tensor(prompt_lengths, device=self.device)
-        starts = torch.cumsum(lengths, 0) - lengths
+        opening = prefill.opening
+        own = lengths - opening
+        before = torch.cumsum(own, 0) - own  # where a prompt would begin, had it all of its own
         wanted = torch.tensor(of_group, device=self.device)
         self.lengths = lengths[wanted]  # of each block's prompt
         self.longest = max(prompt_lengths)
         steps = torch.arange(self.longest, device=self.device)
-        index = starts[wanted, None] + torch.minimum(steps[None], self.lengths[:, None] - 1)
+        place = torch.minimum(steps[None], self.lengths[:, None] - 1)
+        index = torch.where(place < opening, place, before[wanted, None] + place)
         self.length = 0  # own tokens a row already has
         self.num = 1  # tokens a row takes in this pass
         self._place(blocks)

@@ -308,7 +308,9 @@ class LoadedModel:
     def logprobs(self, groups: Sequence[TrainGroup], temperature: float = 1.0) -> torch.Tensor:
         """Log-prob of each completion token, (N,), end to end; 0 where there was no choice."""
         line = lay_out(groups, self._masks)
-        packed = Packed(line.prompt_lengths, line.completion_lengths, self.device)
+        packed = Packed(
+            line.prompt_lengths, line.completion_lengths, self.device, opening=line.opening
+        )
         self._layers.allow(self.memory_bytes)
         states = self.hidden(torch.tensor(line.tokens, device=self.device), packed)  # (N, width)
         at, wanted, places = (

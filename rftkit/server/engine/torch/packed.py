@@ -1,10 +1,12 @@
 """Groups laid end to end: a prompt, then its completions, each seeing the prompt and itself.
 
-A prompt is computed once for all of its completions, forward and backward; with no completions
-this is the prefill of the sampler, which writes no scores down. In training both passes are
-written out, for a few groups at a time: as many of about one shape as have score matrices that
-fit the processor's cache, padded to the longest. Nothing is masked but the diagonal and that
-padding, and the gradient of a shared key is one product over all that saw it.
+A prompt is computed once for all of its completions, forward and backward, and so is what all
+prompts begin with, most often a system message: the *opening*, which stands once before them all.
+With no completions this is the prefill of the sampler, which writes no scores down. In training
+both passes are written out, for a few groups at a time: as many of about one shape as have score
+matrices that fit the processor's cache, padded to the longest. Nothing is masked but the diagonal
+and that padding, and the gradient of a shared key is one product over all that saw it (of the
+opening: a sum of one for each group).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ VECTOR = 32  # bfloat16 numbers that a CPU takes at once; it takes what is left 
 LONG = 256  # scores of a row among which those few do not matter
 
 Span = tuple[int, int, list[int]]
-"""Where a group begins on the line, the length of its prompt, and those of its completions."""
+"""Where a group begins on the line, the tokens of its prompt there and of its completions."""
 
 
 class Packed:
@@ -36,36 +38,51 @@ class Packed:
         completion_lengths: Sequence[Sequence[int]],
         device: torch.device,
         *,
+        opening: int = 0,
         keep_keys: bool = False,
     ) -> None:
         """Lengths in tokens. With `keep_keys`, `keys` and `values` collect what prefill needs.
 
         Prefill is of prompts without completions.
+
+        Args:
+            prompt_lengths: of whole prompts, each longer than the opening.
+            completion_lengths: of each prompt.
+            device: where the line is.
+            opening: tokens that stand once, at the start of the line, and begin every prompt.
+            keep_keys: whether this is prefill.
         """
         assert not (keep_keys and any(any(each) for each in completion_lengths))
-        self.device = device
+        assert opening < min(prompt_lengths)
+        self.device, self.opening = device, opening
         self.keys: list[torch.Tensor] | None = [] if keep_keys else None
         self.values: list[torch.Tensor] = []
         self._lengths = list(zip(prompt_lengths, completion_lengths, strict=True))
-        positions: list[int] = []
+        positions = list(range(opening))
         spans: list[Span] = []
         for p, lengths in self._lengths:
             # One-token answers add no input.
-            spans.append((len(positions), p, [length for length in lengths if length]))
-            positions += range(p)
+            spans.append((len(positions), p - opening, [length for length in lengths if length]))
+            positions += range(opening, p)
             for length in lengths:
                 positions += range(p, p + length)
-        self._groups = [_Groups(some, device) for some in _alike(spans, writes=not keep_keys)]
+        self._groups = [
+            _Groups(some, device, opening) for some in _alike(spans, opening, writes=not keep_keys)
+        ]
+        if opening:  # first: in the backward pass the others add to its gradients
+            self._groups.insert(0, _Groups([(0, opening, [])], device))
         self.positions = torch.tensor(positions, device=device)  # (N,)
 
     def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
         """The texts one by one, and where in them (text, place) each token of the line is."""
         texts: list[list[int]] = []
-        places: list[tuple[int, int]] = []
-        start = 0
+        opening = tokens[: self.opening]
+        places = [(0, i) for i in range(self.opening)]
+        start = self.opening
         for p, lengths in self._lengths:
-            prompt, start = tokens[start : start + p], start + p
-            places += [(len(texts), i) for i in range(p)]
+            rest, start = tokens[start : start + p - len(opening)], start + p - len(opening)
+            prompt = opening + rest
+            places += [(len(texts), i) for i in range(len(opening), p)]
             # A prompt is a text even when it is alone.
             for length in [each for each in lengths if each] or [0]:
                 places += [(len(texts), p + i) for i in range(length)]
@@ -101,14 +118,24 @@ class Packed:
         grad_v: torch.Tensor,
     ) -> None:
         """Fill the gradients of q, k and v, given that of the output, (N, K, H/K, D)."""
+        # In float32: many groups add to what they share.
+        shape = (grad_k.shape[1], self.opening, grad_k.shape[2])  # (K, O, D)
+        of_opening = tuple(torch.zeros(shape, device=grad.device) for _ in range(2))
         for groups, each in zip(self._groups, kept, strict=True):
-            groups.backward(each, grad, grad_q, grad_k, grad_v)
+            groups.backward(each, grad, (grad_q, grad_k, grad_v), of_opening)
+        if self.opening:
+            for into, more in zip((grad_k, grad_v), of_opening, strict=True):
+                into[: self.opening] += more.transpose(0, 1).to(into.dtype)
 
 
 class _Groups:
-    """Some groups of the flat line. Inside, group and head come first."""
+    """Some groups of the flat line. Inside, group and head come first.
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+    Keys and values of a prompt are those of the opening, O, and its own, P.
+    """
+
+    def __init__(self, spans: Sequence[Span], device: torch.device, opening: int = 0) -> None:
+        self.opening = opening
         self.num, longest_prompt, self.answers, longest = _shape(spans)
         self.prompts = _Cells([(start, p) for start, p, _ in spans], longest_prompt, device)
         own = []
@@ -118,16 +145,26 @@ class _Groups:
             own += [(start, 0)] * (self.answers - len(lengths))
         self.own = _Cells(own, longest, device)
         self.later = _later(max(longest, min(longest_prompt, BLOCK)), device)
-        self.padding: torch.Tensor | None = None  # prompt keys that are none, (B, 1, P)
+        self.padding: torch.Tensor | None = None  # prompt keys that are none, (B, 1, O + P)
         if any(p < longest_prompt for _, p, _ in spans):
-            ends = torch.tensor([p for _, p, _ in spans], device=device)
-            self.padding = (torch.arange(longest_prompt, device=device) >= ends[:, None])[:, None]
+            ends = torch.tensor([opening + p for _, p, _ in spans], device=device)
+            steps = torch.arange(opening + longest_prompt, device=device)
+            self.padding = (steps >= ends[:, None])[:, None]
 
     def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
         """Fill the rows of prompts without completions; there will be no backward pass."""
         queries = self._of_prompts(q).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (B·K, H/K, P, D)
-        keys, values = (self._heads(each)[:, None].expand(queries.shape) for each in (k, v))
-        rows = scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
+        keys, values = (
+            heads[:, None].expand(-1, queries.shape[1], -1, -1)
+            for heads in (self._heads(k), self._heads(v))
+        )
+        num, seen = queries.shape[2], keys.shape[2]
+        mask = None
+        if self.opening:
+            mask = torch.ones(num, seen, dtype=torch.bool, device=q.device).tril(self.opening)
+        rows = scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=1.0
+        )
         rows = rows.unflatten(0, (self.num, -1)).permute(0, 3, 1, 2, 4)
         self.prompts.put(out, rows.flatten(0, 1))
 
@@ -139,10 +176,11 @@ class _Groups:
         queries = self._of_prompts(q)  # (B, P, K, rep, D)
         rows = torch.empty_like(queries)
         blocks = []
-        for start in range(0, keys.shape[1], BLOCK):
-            end = min(start + BLOCK, keys.shape[1])
+        for start in range(0, queries.shape[1], BLOCK):
+            end = min(start + BLOCK, queries.shape[1])
+            seen = self.opening + end
             block, weights = self._prompt_rows(
-                queries[:, start:end], keys[:, :end], values[:, :end]
+                queries[:, start:end], keys[:, :seen], values[:, :seen]
             )
             rows[:, start:end] = block
             blocks.append((start, end, weights))
@@ -157,31 +195,36 @@ class _Groups:
         self,
         kept: tuple[Any, ...],
         grad: torch.Tensor,
-        grad_q: torch.Tensor,
-        grad_k: torch.Tensor,
-        grad_v: torch.Tensor,
+        into: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        of_opening: tuple[torch.Tensor, ...],
     ) -> None:
-        """Fill these groups' rows of the three gradients."""
+        """Fill these groups' rows of the gradients of q, k and v.
+
+        What the opening's keys and values get is added to `of_opening`, (K, O, D) each.
+        """
         q, keys, values, blocks, own = kept
-        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (B·K, P, D)
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (B·K, O+P, D)
         if own is not None:
-            self._own_rows_back(own, keys, values, grad, (grad_q, grad_k, grad_v),
-                                grad_keys, grad_values)  # fmt: skip
+            self._own_rows_back(own, keys, values, grad, into, grad_keys, grad_values)
         queries = self._of_prompts(q)
         grad_out = self.prompts.spread(grad).view(queries.shape)
         rows = torch.empty_like(queries)
         for start, end, weights in blocks:
             some, out = (_heads_first(each[:, start:end]) for each in (queries, grad_out))
-            grad_scores = _softmax_gradient(out @ values[:, :end].transpose(1, 2), weights)
-            grad_keys[:, :end].baddbmm_(grad_scores.transpose(1, 2), some)
-            grad_values[:, :end].baddbmm_(weights.transpose(1, 2), out)
+            seen = self.opening + end
+            grad_scores = _softmax_gradient(out @ values[:, :seen].transpose(1, 2), weights)
+            grad_keys[:, :seen].baddbmm_(grad_scores.transpose(1, 2), some)
+            grad_values[:, :seen].baddbmm_(weights.transpose(1, 2), out)
             rows[:, start:end] = _tokens_first(
-                grad_scores @ keys[:, :end], rows[:, start:end].shape
+                grad_scores @ keys[:, :seen], rows[:, start:end].shape
             )
+        grad_q, *others = into
         self.prompts.put(grad_q, rows.flatten(0, 1))
-        for into, heads in ((grad_k, grad_keys), (grad_v, grad_values)):
-            each = heads.unflatten(0, (self.num, -1)).transpose(1, 2)
-            self.prompts.put(into, each.flatten(0, 1))
+        for line, heads, shared in zip(others, (grad_keys, grad_values), of_opening, strict=True):
+            each = heads.unflatten(0, (self.num, -1))  # (B, K, O + P, D)
+            self.prompts.put(line, each[:, :, self.opening :].transpose(1, 2).flatten(0, 1))
+            if self.opening:
+                shared += each[:, :, : self.opening].sum(0, dtype=torch.float32)
 
     def _of_prompts(self, rows: torch.Tensor) -> torch.Tensor:
         """(N, …) → (B, P, …)."""
@@ -189,15 +232,19 @@ class _Groups:
         return cells.view(self.num, -1, *cells.shape[1:])
 
     def _heads(self, rows: torch.Tensor) -> torch.Tensor:
-        """Keys or values of the line (N, K, D) → those of the prompts (B·K, P, D)."""
-        return self._of_prompts(rows).transpose(1, 2).flatten(0, 1).contiguous()
+        """Keys or values of the line (N, K, D) → those that prompts see (B·K, O + P, D)."""
+        own = self._of_prompts(rows).transpose(1, 2)
+        if self.opening:
+            opening = rows[: self.opening].transpose(0, 1)
+            own = torch.cat([opening.expand(self.num, -1, -1, -1), own], dim=2)
+        return own.flatten(0, 1).contiguous()
 
     def _prompt_rows(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some prompt tokens (B, T, K, rep, D), which see keys (B·K, P, D) up to themselves."""
+        """Some prompt tokens (B, T, K, rep, D), which see keys (B·K, S, D) up to themselves."""
         num, seen = q.shape[1], keys.shape[1]
-        scores = _heads_first(q) @ keys.transpose(1, 2)  # (B·K, rep·T, P)
+        scores = _heads_first(q) @ keys.transpose(1, 2)  # (B·K, rep·T, S)
         last = scores.view(-1, num, seen)[:, :, seen - num :]
         last.masked_fill_(self.later[:num, :num], -torch.inf)
         weights = _softmax(scores)
@@ -314,11 +361,11 @@ class _Cells:
         return line.new_zeros(self.num, *line.shape[1:]).index_copy_(0, self._full, tokens)
 
 
-def _alike(spans: Sequence[Span], *, writes: bool) -> Iterator[list[Span]]:
+def _alike(spans: Sequence[Span], opening: int, *, writes: bool) -> Iterator[list[Span]]:
     """Neighbours to compute together, whose scores are written down or not."""
     some: list[Span] = []
     for span in spans:
-        if some and not _fit([*some, span], writes=writes):
+        if some and not _fit([*some, span], opening, writes=writes):
             yield some
             some = []
         some.append(span)
@@ -326,12 +373,12 @@ def _alike(spans: Sequence[Span], *, writes: bool) -> Iterator[list[Span]]:
         yield some
 
 
-def _fit(spans: Sequence[Span], *, writes: bool) -> bool:
+def _fit(spans: Sequence[Span], opening: int, *, writes: bool) -> bool:
     """Whether groups together have few enough scores, if written, and little enough padding."""
     num, prompt, answers, longest = _shape(spans)
     own = answers * longest
     tokens = sum(p + sum(lengths) for _, p, lengths in spans)
-    cells = num * (own * (prompt + longest) + prompt * min(prompt, BLOCK))
+    cells = num * (own * (opening + prompt + longest) + prompt * (opening + min(prompt, BLOCK)))
     is_small = cells <= CELLS or not writes
     return is_small and num * (prompt + own) <= PADDED * tokens
 

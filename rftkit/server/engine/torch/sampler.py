@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
 from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.torch.batches import shared_opening
 from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
 from rftkit.server.engine.torch.decoding_state import DecodingState
 from rftkit.server.engine.torch.grammar import Grammars, Masks, choices, only_choice
@@ -296,11 +297,11 @@ def _prefill(
     for row in rows:
         row.read = len(row.tokens)
     lengths = [len(text) for text in texts]
-    packed = Packed(lengths, [[] for _ in texts], policy.device, keep_keys=True)
-    hidden = policy.hidden(
-        torch.tensor([t for text in texts for t in text], device=policy.device), packed
-    )
-    ends = np.cumsum(lengths) - 1
+    opening = shared_opening(texts)
+    packed = Packed(lengths, [[] for _ in texts], policy.device, opening=opening, keep_keys=True)
+    line = [*texts[0][:opening], *(token for text in texts for token in text[opening:])]
+    hidden = policy.hidden(torch.tensor(line, device=policy.device), packed)
+    ends = opening + np.cumsum([length - opening for length in lengths]) - 1
     groups = [order.index(row.request) for row in rows]
     last = torch.from_numpy(ends[groups]).to(policy.device)
     return hidden[last], policy.decode(packed, texts, groups)
