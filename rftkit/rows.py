@@ -11,17 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from rftkit.errors import RowError
 from rftkit.strictjson import read_lines, read_value
 
-__all__ = ["ROLES", "Row", "decode_lines", "parse_object", "parse_row", "read_rows", "row_of"]
+__all__ = [
+    "ROLES",
+    "Row",
+    "check_messages",
+    "decode_lines",
+    "decoded_lines",
+    "kind_of",
+    "parse_object",
+    "parse_row",
+    "read_rows",
+    "row_of",
+]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 BOM = b"\xef\xbb\xbf"
+
+T = TypeVar("T")
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -68,10 +81,17 @@ def row_of(item: dict[str, Any], *, line: int = 1, path: str | Path | None = Non
     if "messages" not in item:
         keys = ", ".join(sorted(item)) or "none"
         raise fail(f"the row has no `messages` (its keys: {keys})", "messages")
-    _check_messages(item["messages"], fail)
+    check_messages(item["messages"], fail)
+    last = len(item["messages"]) - 1
+    if item["messages"][last]["role"] != "user":
+        raise fail(
+            f"the last message must be the user's, found role {item['messages'][last]['role']!r}; "
+            "put the reference answer in its own key, such as `reference_answer`",
+            f"messages[{last}].role",
+        )
     tools = item.get("tools")
     if tools is not None and not isinstance(tools, list):
-        raise fail(f"`tools` must be a list of functions, found {_kind(tools)}", "tools")
+        raise fail(f"`tools` must be a list of functions, found {kind_of(tools)}", "tools")
     return Row(item, line)
 
 
@@ -104,7 +124,7 @@ def parse_object(
             "rftkit dataset convert FILE rows.jsonl"
         )
     if not isinstance(item, dict):
-        raise fail(f"expected a JSON object, found {_kind(item)}")
+        raise fail(f"expected a JSON object, found {kind_of(item)}")
     return item
 
 
@@ -124,12 +144,31 @@ def read_rows(
     Raises:
         RowError: Without `on_error`, at the first line that is not UTF-8 or not a usable row.
     """
+    return decoded_lines(lines, _parse, path=path, on_error=on_error)
+
+
+def _parse(text: bytes, line: int, path: str | Path | None) -> Row:
+    return parse_row(text, line=line, path=path)
+
+
+def decoded_lines(
+    lines: Iterable[bytes],
+    parse: Callable[[bytes, int, str | Path | None], T],
+    *,
+    path: str | Path | None = None,
+    on_error: Callable[[RowError], None] | None = None,
+) -> Iterator[T]:
+    """Yield what `parse(text, line, path)` makes of each line that is not blank.
+
+    Raises:
+        RowError: Without `on_error`, from `parse`.
+    """
     for number, raw in enumerate(lines, start=1):
         content = raw.removeprefix(BOM) if number == 1 else raw
         if not content.strip():
             continue
         try:
-            row = parse_row(content, line=number, path=path)
+            row = parse(content, number, path)
         except RowError as error:
             if on_error is None:
                 raise
@@ -151,37 +190,52 @@ def _is_plain(messages: Any) -> bool:
     return role == "user"
 
 
-def _check_messages(messages: Any, fail: Any) -> None:
+def check_messages(
+    messages: Any,
+    fail: Callable[..., RowError],
+    *,
+    where: str = "messages",
+    roles: Sequence[str] = (),
+    texts: Sequence[str] = (),
+) -> None:
+    """Check a list of chat messages: their roles, and that their content is text.
+
+    Args:
+        messages: as in the row.
+        fail: makes the error of a message and the field it is about.
+        where: the field that they are in.
+        roles: allowed ones besides `ROLES`.
+        texts: allowed types of content parts besides `text`, each with its text under its name.
+
+    Raises:
+        RowError: from `fail`.
+    """
     if not isinstance(messages, list) or not messages:
-        raise fail(f"`messages` must be a non-empty list, found {_kind(messages)}", "messages")
+        raise fail(f"`{where}` must be a non-empty list, found {kind_of(messages)}", where)
     for index, message in enumerate(messages):
-        _check_message(message, f"messages[{index}]", fail)
-    if messages[-1]["role"] != "user":
-        raise fail(
-            f"the last message must be the user's, found role {messages[-1]['role']!r}; "
-            "put the reference answer in its own key, such as `reference_answer`",
-            f"messages[{len(messages) - 1}].role",
-        )
+        _check_message(message, f"{where}[{index}]", fail, (*ROLES, *roles), ("text", *texts))
 
 
-def _check_message(message: Any, where: str, fail: Any) -> None:
+def _check_message(
+    message: Any, where: str, fail: Any, roles: Sequence[str], texts: Sequence[str]
+) -> None:
     if not isinstance(message, dict):
-        raise fail(f"`{where}` must be an object, found {_kind(message)}", where)
+        raise fail(f"`{where}` must be an object, found {kind_of(message)}", where)
     role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
+    if role not in roles:
         raise fail(
             f"`{where}.role` must be one of {', '.join(ROLES)}, found {role!r}", f"{where}.role"
         )
     if isinstance(content, list):
-        _check_parts(content, where, fail)
+        _check_parts(content, where, fail, texts)
     elif not isinstance(content, str) and not (role == "assistant" and content is None):
-        raise fail(f"`{where}.content` must be text, found {_kind(content)}", f"{where}.content")
+        raise fail(f"`{where}.content` must be text, found {kind_of(content)}", f"{where}.content")
 
 
-def _check_parts(parts: list[Any], where: str, fail: Any) -> None:
+def _check_parts(parts: list[Any], where: str, fail: Any, texts: Sequence[str]) -> None:
     for number, part in enumerate(parts):
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
+        if kind not in texts or not isinstance(part.get(kind), str):
             raise fail(
                 f"`{where}.content[{number}]` must be {{type: 'text', text: …}}, found type "
                 f"{kind!r}; the local platform trains on text only",
@@ -189,7 +243,8 @@ def _check_parts(parts: list[Any], where: str, fail: Any) -> None:
             )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
     if value == [] and isinstance(value, list):
         return "an empty list"

@@ -1,4 +1,4 @@
-"""Reinforcement jobs from the client's side: create, follow, measure.
+"""Fine-tuning jobs from the client's side: create, follow, measure.
 
 `events(client, job_id)` is the one download; the frames are made of its list.
 """
@@ -6,7 +6,17 @@
 from rftkit.jobs.checkpoints import Checkpoint, best, checkpoints
 from rftkit.jobs.estimate import Estimate, estimate
 from rftkit.jobs.follow import Follow, latest
-from rftkit.jobs.jobs import TERMINAL, Event, Update, create, error_of, events, wait, watch
+from rftkit.jobs.jobs import (
+    TERMINAL,
+    Event,
+    Method,
+    Update,
+    create,
+    error_of,
+    events,
+    wait,
+    watch,
+)
 from rftkit.jobs.local import PROBE, abilities, plan, probe, rollouts
 from rftkit.jobs.metrics import (
     answer_frame,
@@ -27,6 +37,7 @@ __all__ = [
     "Estimate",
     "Event",
     "Follow",
+    "Method",
     "Point",
     "Progress",
     "Update",

@@ -7,22 +7,27 @@ frames are in `metrics`, the terminal display is in `progress`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rftkit.errors import JobFailedError
+from rftkit.errors import InputError, JobFailedError
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-__all__ = ["TERMINAL", "Event", "Update", "create", "error_of", "events", "wait", "watch"]
+__all__ = ["TERMINAL", "Event", "Method", "Update", "create", "error_of", "events", "wait", "watch"]
 
 Event = dict[str, Any]
 """One `fine_tuning.job.event` as it is on the wire."""
 
+Method = Literal["reinforcement", "supervised", "dpo"]
+"""How a job learns, as `method.type` has it."""
+LONGEST_VALUE = 512
+"""Characters of a value of metadata."""
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 PATIENT_RETRIES = 8  # with the SDK's back-off about half a minute: a platform that restarts
 
@@ -41,15 +46,16 @@ def create(
     *,
     model: str,
     training_file: str,
-    validation_file: str,
-    grader: Mapping[str, Any],
+    validation_file: str | None = None,
+    method: Method = "reinforcement",
+    grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> FineTuningJob:
-    """Create a reinforcement job.
+    """Create a job of any method.
 
     The grader is a plain dict on purpose: the SDK's `MultiGrader` cannot hold the map of
     graders that the routes ask for, and its type hints lack `response_format`.
@@ -57,29 +63,53 @@ def create(
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         model: A base model, or a fine-tuned one to train further.
-        training_file: File id.
-        validation_file: File id.
-        grader: Grader spec, as on the wire.
+        training_file: File id, of rows in the form of the method.
+        validation_file: File id; a reinforcement job needs one.
+        method: `reinforcement` learns from graded answers, `supervised` from the answers of the
+            rows, `dpo` from pairs of answers.
+        grader: Grader spec, as on the wire. A supervised or dpo job does not learn from it: an
+            rftkit platform measures every checkpoint with it, and finds it in the metadata.
         response_format: `{"type": "json_schema", …}` to constrain every completion.
-        hyperparameters: batch_size, n_epochs, learning_rate_multiplier, compute_multiplier,
-            eval_interval, eval_samples, reasoning_effort; unset ones are `"auto"`.
+        hyperparameters: batch_size, n_epochs, learning_rate_multiplier; for dpo also beta; for
+            reinforcement also compute_multiplier, eval_interval, eval_samples, reasoning_effort.
+            Unset ones are `"auto"`.
         suffix: Part of the name of the fine-tuned model, at most 64 characters.
         seed: Makes a run repeatable; a random one is chosen when unset.
         metadata: At most 16 pairs of text.
+
+    Raises:
+        InputError: a reinforcement job without a grader.
     """
-    reinforcement = _given(
-        grader=grader, response_format=response_format, hyperparameters=hyperparameters
-    )
+    inner = _given(hyperparameters=hyperparameters)
+    if method == "reinforcement":
+        if grader is None:
+            raise InputError("a reinforcement job needs a grader, which scores its answers")
+        inner = _given(grader=grader, response_format=response_format) | inner
+    else:
+        measured = _given(grader=grader, response_format=response_format)
+        metadata = {
+            **(metadata or {}),
+            **{name: _as_metadata(client, name, value) for name, value in measured.items()},
+        }
     body: dict[str, Any] = _given(
         model=model,
         training_file=training_file,
         validation_file=validation_file,
-        method={"type": "reinforcement", "reinforcement": reinforcement},
+        method={"type": method, method: inner},
         suffix=suffix,
         seed=seed,
-        metadata=metadata,
+        metadata=metadata or None,
     )
     return client.fine_tuning.jobs.create(**body)
+
+
+def _as_metadata(client: OpenAI, name: str, value: Mapping[str, Any]) -> str:
+    """JSON, or the id of a file with it where it is longer than a value of metadata may be."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(text) <= LONGEST_VALUE:
+        return text
+    file = (f"{name}.json", text.encode())
+    return client.files.create(file=file, purpose="user_data").id
 
 
 def events(client: OpenAI, job_id: str) -> list[Event]:
