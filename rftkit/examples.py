@@ -93,7 +93,8 @@ class Preference(msgspec.Struct, frozen=True, gc=False):
     @property
     def tools(self) -> list[Json] | None:
         """Functions the model may call, or None."""
-        return self.item["input"].get("tools")
+        given: Json = self.item["input"]
+        return given.get("tools")
 
     @property
     def preferred(self) -> Json:

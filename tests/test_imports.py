@@ -27,7 +27,7 @@ TIERS = (
         "bundled",
         "strictjson",
     },
-    {"rows", "diagnosis"},
+    {"rows", "examples", "diagnosis"},
     {"graders"},
     {"client"},
     {"datasets", "jobs", "evals", "importer"},
@@ -41,6 +41,7 @@ HOME_OF = rftkit._HOME_OF
 """Public name -> the room it comes from."""
 SERVER_MAY = {
     "rows",
+    "examples",
     "diagnosis",
     "graders",
     "settings",

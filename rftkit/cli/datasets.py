@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,7 +26,7 @@ from rftkit.safetext import cells
 from rftkit.wholefile import check_output, write_whole
 
 if TYPE_CHECKING:
-    from rftkit.datasets import Check, Finding, Preview
+    from rftkit.datasets import Check, Finding, GradedGroup, Preview
     from rftkit.graders import Audit
 
 __all__ = ["check", "dataset_app"]
@@ -56,6 +56,10 @@ def check(
             metavar="NAME", help="A dataset that comes with rftkit, such as security_review."
         ),
     ] = None,
+    method: Annotated[
+        Literal["reinforcement", "supervised", "dpo"] | None,
+        typer.Option(help="Require rows for this method; default the one that most rows fit."),
+    ] = None,
     valid: Annotated[Path | None, typer.Option(help="The file of validation rows.")] = None,
     test: Annotated[
         Path | None, typer.Option(help="The file of test rows, for after training.")
@@ -81,6 +85,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a dataset: rows, rewards, and what the model can learn.
+
+    It names the method that the rows fit: reinforcement, supervised or dpo.
 
     The exit status is 1 if a job with this data would fail.
     """
@@ -110,17 +116,21 @@ def check(
         data,
         valid,
         test,
+        method=method,
         grader=spec,
         response_format=answer_format,
         model=model,
         near_duplicates=not quick,
         progress=_progress,
     )
-    audit = _audit(data, spec, answer_format) if spec and found.ok else None
+    is_graded = bool(spec and found.ok and found.files and found.files[0].form == "reinforcement")
+    if useful and found.ok and not is_graded:
+        raise InputError("--useful needs RFT rows: a model's answers to other rows have no rewards")
+    audit = _audit(data, spec, answer_format) if spec and is_graded else None
     if audit is not None and audit.verdict is not None:  # of a judge, which only the audit calls
         found, audit = _with(found, [datasets.verdict_finding(audit.verdict)]), None
     preview = None
-    if spec and model and rows and found.ok:
+    if spec and model and rows and is_graded:
         preview = _preview(data, spec, answer_format, model, rows, completions)
         found = _with(found, preview.findings())
     if preview and useful:
@@ -133,18 +143,68 @@ def check(
 
 @dataset_app.command()
 def convert(
-    source: Data,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="JSONL, CSV or TSV (also .gz, .zst), Parquet, or a folder; for --to preference "
+            "also a job or an eval run: ftjob-…, evalrun_…, localrun_…"
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
+    to: Annotated[
+        Literal["rft", "supervised", "preference"],
+        typer.Option(help="The form of the rows to write."),
+    ] = "rft",
+    grader: Annotated[
+        Path | None,
+        typer.Option(
+            "--grader",
+            "-g",
+            help="JSON file of the grader: it names the keys of the answer, or grades answers.",
+        ),
+    ] = None,
+    response_format: Format = None,
+    keep_keys: Annotated[
+        bool,
+        typer.Option(
+            "--keep-keys", help="Keep the other keys in supervised rows, where OpenAI refuses them."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Turn chats, prompts with answers, and eval items into rows.
+    """Turn files into RFT rows, supervised rows or preference rows.
+
+    To rft: chats, prompts with answers, eval items and preference rows; the last assistant message
+    becomes the reference answer.
+
+    To supervised: the reference answer becomes the last assistant message.
+
+    To preference: the best and the worst graded answer to each prompt, from a job's rollouts, an
+    eval run, or a file of graded answers ({"item": …, "sample": …, "reward": …}).
 
     The exit status is 1 if lines were left out. Each one is named.
     """
     from rftkit import datasets
 
-    made = datasets.convert(source, None if dry_run else target)
+    check_output(target, [path for path in (Path(source), grader, response_format) if path])
+    spec = datasets.read_json(grader) if grader else None
+    answer_format = datasets.read_json(response_format) if response_format else None
+    target_path = None if dry_run else target
+    if to == "preference":
+        pairs = datasets.preferences(
+            _groups(source, spec, answer_format), target_path, source=source
+        )
+        show(asdict(pairs), str(pairs), as_json)
+        raise typer.Exit(0 if pairs.num_rows else 1)
+    made = datasets.convert(
+        source,
+        target_path,
+        to=to,
+        grader=spec,
+        response_format=answer_format,
+        keep_keys=keep_keys,
+    )
     show(asdict(made), str(made), as_json)
     raise typer.Exit(1 if made.num_refused else 0)
 
@@ -230,6 +290,27 @@ def profile(
     print(table([{"column": key, **{n: described[key][n] for n in names}} for key in described]))
     if "counted_by" in frame.attrs:
         print(f"tokens by {frame.attrs['counted_by']}")
+
+
+def _groups(
+    source: str, spec: dict[str, Any] | None, answer_format: dict[str, Any] | None
+) -> Iterable[GradedGroup]:
+    """The graded answers of a job, an eval run or a file."""
+    from rftkit import connect, datasets, evals, jobs
+    from rftkit.client import judge_call
+
+    if Path(source).exists() or not source.startswith(("ftjob-", "eval", "localrun_")):
+        return datasets.read_groups(
+            source, grader=spec, response_format=answer_format, complete=judge_call()
+        )
+    if spec is not None:
+        raise InputError(f"-g grades the answers of a file; those of {source} have their rewards")
+    if source.startswith("ftjob-"):
+        return datasets.groups_of_rollouts(jobs.all_rollouts(connect(), source))
+    here = source.startswith("localrun_")
+    return datasets.groups_of_samples(
+        evals.kept(source) if here else evals.fetch(connect(), source)
+    )
 
 
 def _shares(pairs: Pairs | None) -> dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 look        open (any form, any size) · read · profile · check, the dataset doctor · verdict_finding
 learn       preview: what a model earns on some rows, and which of them teach
-make        convert · split · sample
+make        convert, to RFT rows or supervised rows · preferences · split · sample
 send        upload
 folders     load, bundled, bundled_names: rows, grader and response format together
 files       read_json · read_samples
@@ -14,6 +14,15 @@ from rftkit.datasets.convert import Conversion, convert
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
 from rftkit.datasets.io import Dataset, bundled, bundled_names, load, read, read_json, upload
 from rftkit.datasets.learnability import Preview, preview, spread_rows
+from rftkit.datasets.preferences import (
+    GradedAnswer,
+    GradedGroup,
+    Preferences,
+    groups_of_rollouts,
+    groups_of_samples,
+    preferences,
+    read_groups,
+)
 from rftkit.datasets.profile import profile
 from rftkit.datasets.references import verdict_finding
 from rftkit.datasets.rowfile import Rows, open
@@ -28,8 +37,11 @@ __all__ = [
     "Dataset",
     "FileFacts",
     "Finding",
+    "GradedAnswer",
+    "GradedGroup",
     "NumberedRow",
     "Place",
+    "Preferences",
     "Preview",
     "Rows",
     "SampledRow",
@@ -38,11 +50,15 @@ __all__ = [
     "bundled_names",
     "check",
     "convert",
+    "groups_of_rollouts",
+    "groups_of_samples",
     "load",
     "open",
+    "preferences",
     "preview",
     "profile",
     "read",
+    "read_groups",
     "read_json",
     "read_samples",
     "reference_answer",

@@ -1,4 +1,4 @@
-"""Texts that are missing: empty prompts, and references that are null, empty or padded with blanks.
+"""Texts that are missing or in vain: empty prompts and answers, references that are null or padded.
 
 A grader takes such a value as it stands: a null becomes the word "null", and "Paris" with a line
 break behind it is another text than "Paris". Not here: keys that are missing (`check_item_paths`).
@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rftkit.datasets.forms import answers_in
 from rftkit.graders import types
 from rftkit.graders.references import REFERENCE_KEYS
 from rftkit.graders.template import lone_path
@@ -35,6 +36,18 @@ BLANKS = {
         "whose reference has blanks or line breaks around it",
         "string_check trims nothing: remove them, or compare with `like`",
     ),
+    "empty_answers": (
+        "whose answer to learn from is empty",
+        "a model would learn to say nothing; write the answer, or remove these rows",
+    ),
+    "equal_outputs": (
+        "whose two outputs are the same",
+        "they teach nothing; remove them, or correct one of the two",
+    ),
+    "late_messages": (
+        "with messages after the last answer to learn from",
+        "what follows that answer teaches nothing; is a weight wrong, or an answer missing?",
+    ),
 }
 """Kind -> what the rows are, and what to do."""
 
@@ -43,8 +56,28 @@ def blanks(row: Row, grader: Mapping[str, Any] | None) -> Iterator[str]:
     """The kinds of missing text in a row, each once; `grader` has its normal form."""
     if not any(_text(message.get("content")).strip() for message in row.messages[-1:]):
         yield "empty_prompts"
+    yield from _answer_kinds(row)
     kinds = {_kind(row.item[key]) for key in _reference_keys(grader) if key in row.item}
     yield from sorted(kind for kind in kinds if kind)
+
+
+def _answer_kinds(row: Row) -> Iterator[str]:
+    answers = answers_in(row)
+    if any(_is_silent(answer) for answer in answers):
+        yield "empty_answers"
+    if len(answers) == 2 and _said(answers[0]) == _said(answers[1]):
+        yield "equal_outputs"
+    if len(answers) == 1 and row.item["messages"][-1] is not answers[0]:
+        yield "late_messages"
+
+
+def _is_silent(answer: Mapping[str, Any]) -> bool:
+    others = (answer.get(key) for key in ("tool_calls", "function_call", "refusal"))
+    return not any(others) and not _text(answer.get("content")).strip()
+
+
+def _said(answer: Mapping[str, Any]) -> Any:
+    return _text(answer.get("content")), answer.get("tool_calls"), answer.get("function_call")
 
 
 def _kind(value: Any) -> str | None:
@@ -80,5 +113,5 @@ def _keys_of(grader: str) -> frozenset[str]:
 
 def _text(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content)
+        return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
     return content or ""

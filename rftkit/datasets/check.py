@@ -1,9 +1,10 @@
 """The dataset doctor: what to know about a dataset before an hour is spent on a job.
 
-Every row is looked at (`scan`), in worker processes when the files are large; then the counts are
-turned into findings, each with its rows and what to do. Nothing is changed, and no model is asked:
-whether a model can learn from the rows is `learnability`. Reference answers are graded for at most
-`MAX_REFERENCES` rows, spread over the files.
+The rows may have any of the three forms (`forms`): the check recognises the form of a file and
+names the method that it fits. Every row is looked at (`scan`), in worker processes when the files
+are large; then the counts are turned into findings, each with its rows and what to do. Nothing is
+changed, and no model is asked: whether a model can learn from the rows is `learnability`. Reference
+answers are graded for at most `MAX_REFERENCES` rows, spread over the files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit.datasets import shingles, tokens
 from rftkit.datasets.blanks import BLANKS
 from rftkit.datasets.findings import Check, FileFacts, Finding, counted, sorted_findings
+from rftkit.datasets.forms import METHODS, WORDS, form_for
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
 from rftkit.datasets.parallel import num_cores, run_tasks
 from rftkit.datasets.references import format_needed, reference_findings
@@ -45,6 +47,7 @@ def check(
     valid: Source | None = None,
     test: Source | None = None,
     *,
+    method: str | None = None,
     grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
     model: str | None = None,
@@ -56,8 +59,10 @@ def check(
 
     Args:
         train: A file, folder or frame, as for `open`.
-        valid: The validation rows.
+        valid: The validation rows, of the same form as `train`.
         test: Rows kept for after the training.
+        method: reinforcement, supervised or dpo, if the rows must fit it; default the method that
+            the form of most rows in `train` fits.
         grader: Grader spec, as on the wire; a malformed one raises GraderSpecError.
         response_format: What will constrain the answers.
         model: Counts tokens with this model's own tokenizer, against its context.
@@ -66,14 +71,15 @@ def check(
         progress: Called now and then with rows looked at and rows known so far.
 
     Raises:
-        InputError: A source is missing or cannot be read to its end.
+        InputError: A source is missing or cannot be read to its end, or there is no such method.
     """
+    form = None if method is None else form_for(method)
     spec = validate(grader) if grader is not None else None
     near = near_duplicates and shingles.is_available()
     sources = {"train": train, "valid": valid, "test": test}
     with ExitStack() as stack:
         opened = {
-            role: stack.enter_context(open(source))
+            role: stack.enter_context(open(source, form=form))
             for role, source in sources.items()
             if source is not None
         }
@@ -81,6 +87,8 @@ def check(
             if not isinstance(sources[role], str | Path):
                 rows.name = f"{role} {rows.name}"  # two frames need two names
             rows.wait()
+        if form is None and valid is not None:
+            opened["valid"].require(opened["train"].form)
         parts = list(_scan(opened, spec, response_format, near, processes, progress))
         findings = [found for part in parts for found in _of_part(part)]
         findings += repeats(parts)
@@ -91,13 +99,26 @@ def check(
             findings.append(NO_NEAR)
         if spec is not None:
             findings += format_needed(spec, response_format)
-        if spec is not None and not any(part.tally.lacking for part in parts):
-            items = [(part.place(n), item) for part, n, item in _spread(parts)]
-            findings += reference_findings(spec, response_format, items)
+            findings += _ungraded(opened)
+            graded = [part for part in parts if part.rows.form == "reinforcement"]
+            if graded and not any(part.tally.lacking for part in graded):
+                items = [(part.place(n), item) for part, n, item in _spread(graded)]
+                findings += reference_findings(spec, response_format, items)
         if model is not None:
             findings += tokens.length_findings(model, {p.role: p.rows for p in parts})
         ordered = sorted_findings(findings)
         return Check(ordered, tuple(map(_facts, parts)), _examples(parts, ordered))
+
+
+def _ungraded(opened: Mapping[str, Rows]) -> Iterator[Finding]:
+    names = [rows.name for rows in opened.values() if rows.form != "reinforcement"]
+    if names:
+        yield Finding(
+            "info",
+            "rows_without_grading",
+            f"the grader was not tried on {', '.join(names)}: it reads RFT rows, which "
+            "rftkit dataset convert makes",
+        )
 
 
 def _scan(
@@ -125,7 +146,8 @@ def _scan(
 
 def _facts(part: Part) -> FileFacts:
     refused, size = part.tally.refused.count, part.rows.progress()[1]
-    return FileFacts(part.role, part.rows.name, part.tally.num_rows, refused, size)
+    rows = part.rows
+    return FileFacts(part.role, rows.name, part.tally.num_rows, refused, size, rows.form)
 
 
 def _of_part(part: Part) -> Iterator[Finding]:
@@ -143,7 +165,7 @@ def _of_part(part: Part) -> Iterator[Finding]:
     if not counts.num_rows:
         yield Finding("error", "no_rows", f"{name} holds no rows", "is it the right file?")
     elif counts.num_usable:
-        yield Finding("info", "rows", f"{name}: {counted(counts.num_usable, 'usable row')}")
+        yield Finding("info", "rows", f"{name}: {_fit(part)}", figures={"form": part.rows.form})
     for found in counts.lacking.values():
         yield Finding(
             "error",
@@ -169,13 +191,25 @@ def _of_part(part: Part) -> Iterator[Finding]:
     yield from _personal(part)
 
 
+def _fit(part: Part) -> str:
+    """What the rows are, and which jobs take them."""
+    count, form = part.tally.num_usable, part.rows.form
+    rows = counted(count, f"usable {WORDS[form]}")
+    return f"{rows}, which {'fits' if count == 1 else 'fit'} method {METHODS[form]}"
+
+
 def _sizes(part: Part) -> Iterator[Finding]:
-    rows, most = part.tally.num_rows, MOST_ROWS.get(part.role)
+    rows, form = part.tally.num_rows, part.rows.form
+    most = MOST_ROWS.get(part.role) if form == "reinforcement" else None
     if 0 < rows < LEAST_ROWS:
+        is_refused = form != "reinforcement" and part.role == "train"
         yield Finding(
-            "info",
+            "warning" if is_refused else "info",
             "few_rows",
-            f"{part.rows.name} has {rows} rows; Azure takes files of at least {LEAST_ROWS}",
+            f"{part.rows.name} has {counted(rows, 'row')}; "
+            f"{'OpenAI and Azure take' if is_refused else 'Azure takes'} files of at least "
+            f"{LEAST_ROWS}",
+            "add rows" if is_refused else "",
         )
     if most is not None and rows > most:
         yield Finding(
@@ -198,6 +232,14 @@ def _sizes(part: Part) -> Iterator[Finding]:
 
 def _keys(part: Part) -> Iterator[Finding]:
     usable = part.tally.num_usable
+    if part.rows.form == "supervised" and part.tally.keys:
+        yield Finding(
+            "warning",
+            "unknown_keys",
+            f"{part.rows.name}: the rows have other keys than `messages` and `tools`: "
+            f"{', '.join(sorted(part.tally.keys))}",
+            "OpenAI refuses such a file for method supervised; the local platform does not",
+        )
     for key, counts in part.tally.keys.items():
         if counts.present < usable:
             yield Finding(

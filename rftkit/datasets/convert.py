@@ -1,12 +1,15 @@
-"""Other people's files as RFT rows: chat examples, tables of prompts and answers, eval items.
+"""Files from one form to another: other people's rows, RFT rows, supervised rows.
 
 What comes in is known by its keys, and each line by itself: a chat that ends with the assistant
-gives its last message as `reference_answer`; a prompt (or question, input, instruction) with an
-answer (or completion, output, response, ideal) becomes one user message, to which the `input` or
-`context` of an instruction or question is added; an eval's `item` becomes the row (a `sample`
-beside it is left behind); a row stays as it is. Every other key is kept. What is no text is written
-as JSON, and a missing value never becomes a word. A line that is none of these is named and left
-out. Not here: whether the rows are any good (`check`).
+gives its last message as `reference_answer`, or as the keys that a grader or a response format
+names; so does a preference row with its preferred answer; a prompt (or question, input,
+instruction) with an answer (or completion, output, response, ideal) becomes one user message, to
+which the `input` or `context` of an instruction or question is added; an eval's `item` becomes the
+row (a `sample` beside it is left behind); a row stays as it is. Every other key is kept. What
+is no text is written as JSON, and a missing value never becomes a word. A line that is none of
+these is named and left out. For supervised rows, the reference answer of each row becomes its last
+message (`answered`). Not here: whether the rows are any good (`check`), and preference rows
+(`preferences`).
 """
 
 from __future__ import annotations
@@ -19,13 +22,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from rftkit.datasets.answered import ASSISTANT_KEY, as_supervised, with_reference
+from rftkit.datasets.forms import KEYS, answers_in, row_in
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.unpack import REFUSED, is_document, text_of
 from rftkit.datasets.writing import refuse_existing, write_lines
 from rftkit.errors import InputError, RowError
+from rftkit.examples import form_of
+from rftkit.graders import validate
 from rftkit.rows import parse_object, parse_row
 from rftkit.strictjson import read_documents
 
@@ -38,12 +45,13 @@ PROMPTS = ("prompt", "instruction", "question", "query", "input")
 ABOUT_SOMETHING = ("instruction", "question", "query")
 """Prompts that may have their subject under another key."""
 SUBJECTS = ("input", "context")
-ASSISTANT_KEY = "assistant_answer"
-"""Keeps the last message of a chat that has another `reference_answer` of its own."""
 ANSWERS = ("reference_answer", "answer", "completion", "output", "response", "ideal", "target")
 MAX_LISTED = 100
 MAX_SHOWN = 3
 Item = dict[str, Any]
+Found = tuple[Item, Item | None] | None
+"""A row without the answer, and the assistant message with it, if the line has one."""
+Target = Literal["rft", "supervised"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +74,14 @@ class Conversion:
     """Lines with two answers that differ; both are kept."""
     clashes: tuple[str, ...] = ()
     """What became of each, the first hundred."""
+    to: Target = "rft"
+    """The form of the rows made."""
 
     def __str__(self) -> str:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()) or "no rows"
         where = f"written to {self.target}" if self.target else "a dry run, nothing is written"
-        lines = [f"{self.num_rows:,} rows from {self.source} ({kinds}); {where}"]
+        made = "supervised rows" if self.to == "supervised" else "rows"
+        lines = [f"{self.num_rows:,} {made} from {self.source} ({kinds}); {where}"]
         if self.num_refused:
             lines.append(f"{self.num_refused:,} lines left out:")
             lines += [f"  {each}" for each in self.refused[:MAX_SHOWN]]
@@ -80,19 +91,34 @@ class Conversion:
         return "\n".join([*lines, self.diff] if self.diff else lines)
 
 
-def convert(source: str | Path | pd.DataFrame, target: str | Path | None) -> Conversion:
-    """Turn a file into RFT rows.
+def convert(
+    source: str | Path | pd.DataFrame,
+    target: str | Path | None,
+    *,
+    to: Target = "rft",
+    response_format: Mapping[str, Any] | None = None,
+    grader: Mapping[str, Any] | None = None,
+    keep_keys: bool = False,
+) -> Conversion:
+    """Turn a file into RFT rows or supervised rows; `preferences` makes preference rows.
 
     Args:
         source: As for `open`.
         target: The .jsonl file to write; None for a dry run.
+        to: `rft` moves the answer of a chat into the keys that graders read, `supervised` moves
+            the reference answer of a row into its last message.
+        response_format: Names the keys of the answer, if answers are JSON.
+        grader: Names the keys that it compares with the answer; a malformed one raises
+            GraderSpecError.
+        keep_keys: Keep the other keys of supervised rows, which OpenAI refuses.
 
     Raises:
         InputError: The source cannot be read, or the target is there already.
     """
     if target is not None:
         refuse_existing(target)
-    state = _State()
+    spec = validate(grader) if grader is not None else None
+    state = _State(_Turn(to, response_format, spec, keep_keys))
     with _opened(source) as rows:
         lines = state.lines(rows)
         num_rows = sum(1 for _ in lines) if target is None else write_lines(target, lines)
@@ -106,6 +132,7 @@ def convert(source: str | Path | pd.DataFrame, target: str | Path | None) -> Con
             diff="\n".join(state.diffs),
             num_clashes=state.num_clashes,
             clashes=tuple(state.clashes),
+            to=to,
         )
 
 
@@ -135,7 +162,8 @@ def _entries(value: Any) -> list[Any]:
 class _State:
     """What a conversion has seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn: _Turn) -> None:
+        self.turn = turn
         self.kinds: Counter[str] = Counter()
         self.num_refused = 0
         self.refused: list[str] = []
@@ -146,7 +174,7 @@ class _State:
     def lines(self, rows: Rows) -> Iterator[bytes]:
         for each in rows:
             try:
-                kind, before, after = _converted(each, rows.name)
+                kind, before, after = self.turn.converted(each, rows.name)
             except RowError as error:
                 self.num_refused += 1
                 if len(self.refused) < MAX_LISTED:
@@ -162,57 +190,107 @@ class _State:
             yield json.dumps(after, ensure_ascii=False).encode()
 
 
-def _converted(each: NumberedRow, name: str) -> tuple[str, Item, Item]:
-    if each.row is not None:
-        return "rows already", each.row.item, each.row.item
-    if each.raw.startswith(REFUSED):
-        assert each.refusal is not None
-        raise each.refusal
-    before = parse_object(each.raw, line=each.line, path=name)
-    for kind, turn in _TURNS.items():
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What lines are turned into, and what helps to find their answers."""
+
+    to: Target
+    response_format: Mapping[str, Any] | None
+    grader: Mapping[str, Any] | None
+    keep_keys: bool
+
+    def converted(self, each: NumberedRow, name: str) -> tuple[str, Item, Item]:
+        """What a line was taken for, the line, and the row that it becomes."""
+        if each.raw.startswith(REFUSED):
+            assert each.refusal is not None
+            raise each.refusal
+        before = each.row.item if each.row else parse_object(each.raw, line=each.line, path=name)
         try:
-            after = turn(before)
+            kind, after = self._turned(before, each)
+        except RowError:
+            raise
         except InputError as error:
             raise RowError(error.message, path=name, line=each.line) from None
-        if after is not None:
-            text = json.dumps(after, ensure_ascii=False)
-            return kind, before, parse_row(text, line=each.line, path=name).item
-    raise RowError(
-        f"neither a chat, nor a prompt with an answer, nor an eval item (its keys: "
-        f"{', '.join(sorted(before)) or 'none'})",
-        path=name,
-        line=each.line,
-    )
+        return kind, before, after
+
+    def _turned(self, before: Item, each: NumberedRow) -> tuple[str, Item]:
+        if self.to == "supervised" and form_of(before) == "supervised":
+            row_in("supervised", before, line=each.line, path=None)
+            return "supervised rows already", self._without_keys(before)
+        kind, after = self._as_rft(before, each)
+        return kind, after if self.to == "rft" else self._supervised(after)
+
+    def _as_rft(self, before: Item, each: NumberedRow) -> tuple[str, Item]:
+        if each.row is not None:
+            return "rows already", before
+        for kind, turn in _TURNS.items():
+            if (found := turn(before)) is not None:
+                rest, answer = found
+                after = rest if answer is None else self._with_reference(rest, answer)
+                text = json.dumps(after, ensure_ascii=False)
+                return kind, parse_row(text, line=each.line).item
+        raise InputError(
+            f"neither a chat, nor a prompt with an answer, nor an eval item, nor a preference row "
+            f"(its keys: {', '.join(sorted(before)) or 'none'})"
+        )
+
+    def _with_reference(self, rest: Item, answer: Item) -> Item:
+        messages = rest["messages"]
+        found = with_reference(
+            {key: value for key, value in rest.items() if key != "messages"},
+            answer,
+            response_format=self.response_format,
+            grader=self.grader,
+        )
+        return {"messages": messages, **found}
+
+    def _supervised(self, item: Item) -> Item:
+        return as_supervised(
+            item,
+            response_format=self.response_format,
+            grader=self.grader,
+            keep_keys=self.keep_keys,
+        )
+
+    def _without_keys(self, item: Item) -> Item:
+        return {k: v for k, v in item.items() if self.keep_keys or k in KEYS["supervised"]}
 
 
-def _from_chat(item: Item) -> Item | None:
+def _from_chat(item: Item) -> Found:
     messages = item.get("messages")
     if not isinstance(messages, list) or len(messages) < 2 or not isinstance(messages[-1], dict):
         return None
-    last = messages[-1]
-    answer = _said(last.get("content"))
-    if last.get("role") != "assistant" or last.get("tool_calls") or answer is None:
+    if messages[-1].get("role") != "assistant":
         return None
-    rest = {key: value for key, value in item.items() if key != "messages"}
-    own = rest.get("reference_answer")
-    if own is not None and own != answer:  # neither of the two is dropped
-        return {"messages": messages[:-1], **rest, ASSISTANT_KEY: answer}
-    return {"messages": messages[:-1], **rest, "reference_answer": answer}
+    if messages[-1].get("weight") == 0:
+        raise InputError("the last assistant message has weight 0, so it is no reference answer")
+    return {**item, "messages": _unweighted(messages[:-1])}, messages[-1]
 
 
-def _said(content: Any) -> str | None:
-    """The text of a message; None when it says nothing."""
-    if isinstance(content, list):
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) and content.strip() else None
+def _from_preference(item: Item) -> Found:
+    if "messages" in item or form_of(item) != "preference":
+        return None
+    row = row_in("preference", item, line=0, path=None)
+    rest = {k: v for k, v in item.items() if k not in KEYS["preference"]}
+    prompt = {**row.item["input"], "messages": _unweighted(row.messages)}
+    return {**prompt, **rest}, answers_in(row)[0]
+
+
+def _unweighted(messages: list[Any]) -> list[Any]:
+    """Messages of a prompt, in which a weight has no meaning."""
+    return [
+        {key: value for key, value in each.items() if key != "weight"}
+        if isinstance(each, dict)
+        else each
+        for each in messages
+    ]
 
 
 def _clash(before: Item, after: Item) -> str | None:
     """What two answers a chat has, when its last message and a key of its own differ."""
     if ASSISTANT_KEY in after and ASSISTANT_KEY not in before:
         return (
-            f"the last assistant message is not what `reference_answer` holds; it is kept as "
+            "the last assistant message is not what the row's own keys hold; it is kept as "
             f"`{ASSISTANT_KEY}`"
         )
     inner = before["item"] if isinstance(before.get("item"), dict) else before
@@ -228,7 +306,7 @@ def _clash(before: Item, after: Item) -> str | None:
     )
 
 
-def _from_pair(item: Item) -> Item | None:
+def _from_pair(item: Item) -> Found:
     prompt = next((key for key in PROMPTS if key in item), None)
     if prompt is None or "messages" in item:
         return None
@@ -247,7 +325,8 @@ def _from_pair(item: Item) -> Item | None:
     if answer is None:  # a null stays null, and `check` names it
         answer = next((key for key in ANSWERS if key in item), None)
     rest = {key: value for key, value in item.items() if key not in (prompt, *beside, answer)}
-    return {"messages": messages} | ({"reference_answer": item[answer]} if answer else {}) | rest
+    reference = {"reference_answer": item[answer]} if answer else {}
+    return {"messages": messages} | reference | rest, None
 
 
 def _beside(prompt: str, item: Item) -> list[str]:
@@ -265,13 +344,13 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _from_eval(item: Item) -> Item | None:
+def _from_eval(item: Item) -> Found:
     inner = item.get("item")
     if not isinstance(inner, Mapping):
         return None
     inner = dict(inner)
     if _ends_with_user(inner.get("messages")):
-        return inner
+        return inner, None
     return _from_chat(inner) or _from_pair(inner)
 
 
@@ -281,12 +360,13 @@ def _ends_with_user(messages: Any) -> bool:
     return messages[-1].get("role") == "user"
 
 
-_TURNS: Mapping[str, Callable[[Item], Item | None]] = {
+_TURNS: Mapping[str, Callable[[Item], Found]] = {
     "eval items": _from_eval,
+    "preference rows": _from_preference,
     "chats with an answer": _from_chat,
     "prompts with an answer": _from_pair,
 }
-"""Kind of line -> how it becomes a row; None when it is not of that kind."""
+"""Kind of line -> its row and the message with its answer; None when it is not of that kind."""
 
 
 def _diff(before: Item, after: Item, where: str, kind: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from rftkit.errors import InputError
+from rftkit.examples import Form
 
 __all__ = ["Check", "FileFacts", "Finding", "Place", "counted", "sorted_findings"]
 
@@ -79,6 +80,8 @@ class FileFacts:
     num_refused: int
     size: int
     """Bytes of the source; rows, for a frame."""
+    form: Form = "reinforcement"
+    """What its rows are: for rewards, for imitation, or for preferences."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def upload(client: OpenAI, path: str | Path) -> FileObject:
     """Upload a JSONL file for fine-tuning, after every row of it was checked here.
 
+    The rows may have any of the three forms: RFT rows, supervised rows, or preference rows. All
+    rows of a file must have the form of its first rows.
+
     Raises:
         InputError: The file is missing, empty, over 512 MiB or not named `.jsonl`.
         RowError: A line is not a usable row; nothing was sent.
@@ -102,7 +105,7 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
             f"{path} has {size / 1024**2:,.0f} MiB; an upload may have "
             f"{MAX_UPLOAD_BYTES // 1024**2} MiB, so split the file: rftkit dataset split"
         )
-    with open(path) as rows:
+    with open(path, form=None) as rows:
         if not sum(1 for _ in _usable(rows)):
             raise _no_rows(rows)
     return client.files.create(file=path, purpose="fine-tune")

@@ -11,12 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rftkit.datasets.forms import KEYS
 from rftkit.datasets.learnability import Preview
 from rftkit.datasets.rowfile import open
 from rftkit.datasets.rowlines import NumberedRow, batched
-from rftkit.datasets.scan import MAX_VALUE_CHARS, prompt_hash, prompt_text
+from rftkit.datasets.scan import MAX_VALUE_CHARS, answer_of, prompt_hash, prompt_text
 from rftkit.datasets.tokens import find_counter
-from rftkit.graders import reference_answer, validate
+from rftkit.graders import validate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,8 @@ COLUMNS = {
     "prompt_chars": "characters of the messages that are no instructions",
     "messages": "how many messages the prompt has",
     "tools": "how many functions the model may call",
-    "answer_chars": "characters of the reference answer; missing when there is none",
-    "label": "the reference answer, when it is short",
+    "answer_chars": "characters of the reference or preferred answer; missing when there is none",
+    "label": "that answer, when it is short",
     "prompt_hash": "the same for rows with the same messages",
     "tokens": "tokens of the prompt, when a model was named",
     "pass_rate": "share of right completions, for rows of a preview",
@@ -39,6 +40,7 @@ COLUMNS = {
 """Columns of `profile`; short values of other keys follow as `item.<key>`."""
 
 AT_ONCE = 256
+OWN_KEYS = frozenset[str]().union(*KEYS.values()) - {"input"}
 
 
 def profile(
@@ -65,7 +67,7 @@ def profile(
     spec = validate(grader) if grader is not None else None
     counter = None if model is None else find_counter(model)
     columns, num_rows = dict[str, list[Any]](), 0
-    with open(source) as rows:
+    with open(source, form=None) as rows:
         rows.wait()
         for batch in batched(islice(rows, limit), AT_ONCE):
             records = [_record(each, spec, response_format) for each in batch]
@@ -101,7 +103,7 @@ def _record(
 ) -> dict[str, Any]:
     if each.row is None:
         return {"line": each.line, "usable": False}
-    answer = reference_answer(each.row.item, response_format, grader=grader)
+    answer = answer_of(each.row, response_format, grader)
     return {
         "line": each.line,
         "usable": True,
@@ -115,7 +117,7 @@ def _record(
 
 
 def _is_short(key: str, value: Any) -> bool:
-    if key in ("messages", "tools") or isinstance(value, dict | list):
+    if key in OWN_KEYS or isinstance(value, dict | list):
         return False
     return not isinstance(value, str) or len(value) <= MAX_VALUE_CHARS
 

@@ -18,12 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from rftkit import settings
+from rftkit.datasets.forms import main_form
 from rftkit.datasets.lineindex import LineIndex, Stamp, stamp
 from rftkit.datasets.rowlines import NumberedRow, Stretch, lines_in, numbered_rows, picker
 from rftkit.datasets.search import needles, rows_with, says
 from rftkit.datasets.unpack import Blocks, blocks_of_file, blocks_of_frame, is_plain
 from rftkit.errors import InputError
+from rftkit.examples import Form
 from rftkit.privacy import make_home
 from rftkit.rows import BOM
 
@@ -33,28 +37,37 @@ if TYPE_CHECKING:
 __all__ = ["Rows", "open"]
 
 KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading a kept index
+FORM_ROWS = 50  # the first rows, which show the form of a file
 STRETCH_BYTES = 4 * 1024**2  # for another process
 READ_BYTES = 256 * 1024  # to be decoded here: it stays in the processor's cache
 FRAME = "DataFrame"
 _TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that no two keys meet
 
 
-def open(source: str | Path | pd.DataFrame) -> Rows:
+def open(source: str | Path | pd.DataFrame, *, form: Form | None = "reinforcement") -> Rows:
     """Open a dataset: JSONL (plain, .gz, .zst), CSV, Parquet, a saved Hugging Face one, a frame.
 
     Returns at once; the index is made behind it. What is found wrong on the way with the source as
     a whole, such as a cut-off archive, is raised by `Rows.wait` and by what has to wait.
 
+    Args:
+        source: A path, or a frame.
+        form: The form that its rows must have (see `forms`); None for the form that most of its
+            first rows have.
+
     Raises:
         InputError: There is nothing of that name.
     """
-    return Rows(source)
+    return Rows(source, form)
 
 
 class Rows:
     """The rows of a dataset; see `open`. It may be used from several threads."""
 
-    def __init__(self, source: str | Path | pd.DataFrame) -> None:
+    def __init__(
+        self, source: str | Path | pd.DataFrame, form: Form | None = "reinforcement"
+    ) -> None:
+        self._form = form
         self._index = LineIndex()
         self._grew = threading.Condition()
         self._failure: Exception | None = None
@@ -146,6 +159,19 @@ class Rows:
         """
         for first, stop in self._stretches(READ_BYTES):
             yield from self._read(first, stop)
+
+    @property
+    def form(self) -> Form:
+        """The form that the rows must have; one that was not named is found in the first rows."""
+        if self._form is None:
+            self._wait_past(FORM_ROWS - 1)
+            block, _ = self._block(0, min(FORM_ROWS, len(self))) if len(self) else (b"", None)
+            self._form = main_form(map(_decoded, lines_in(block.removeprefix(BOM))))
+        return self._form
+
+    def require(self, form: Form) -> None:
+        """Read the rows as rows of this form from now on."""
+        self._form = form
 
     @property
     def is_complete(self) -> bool:
@@ -312,7 +338,7 @@ class Rows:
         for first, stop in self._stretches():
             start, end = self._index.span(first, stop)
             lines = self._index.lines[first:stop]
-            yield Stretch(self.name, self.lines_path, start, end, first, lines)
+            yield Stretch(self.name, self.lines_path, start, end, first, lines, self.form)
 
     def _stretches(self, target_bytes: int = STRETCH_BYTES) -> Iterator[tuple[int, int]]:
         first = 0
@@ -344,7 +370,7 @@ class Rows:
         if first >= stop:
             return
         lines = self._index.lines[first:stop].tolist()
-        yield from numbered_rows(self._block(first, stop)[0], first, lines, self.name)
+        yield from numbered_rows(self._block(first, stop)[0], first, lines, self.name, self.form)
 
     def _one(self, number: int) -> NumberedRow:
         self._check_number(number)
@@ -357,6 +383,13 @@ class Rows:
     def _says(self, number: int, text: str, keys: Sequence[str]) -> bool:
         row = next(self._read(number, number + 1)).row
         return row is not None and any(says(row.item.get(key, ""), text) for key in keys)
+
+
+def _decoded(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
 
 
 def _column(key: str) -> str:

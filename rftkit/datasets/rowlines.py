@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 
+from rftkit.datasets.forms import row_in
 from rftkit.datasets.unpack import REFUSED
 from rftkit.errors import RowError
-from rftkit.rows import BOM, Row, decode_lines, parse_row, row_of
+from rftkit.examples import Form
+from rftkit.rows import BOM, Row, decode_lines, parse_object
 
 __all__ = ["NumberedRow", "Stretch", "batched", "lines_in", "numbered_rows", "picker"]
 
@@ -48,18 +50,24 @@ class Stretch:
     """Number of the first row."""
     lines: Any
     """The line of each row."""
+    form: Form = "reinforcement"
+    """The form that every row must have."""
 
     def __iter__(self) -> Iterator[NumberedRow]:
         with self.path.open("rb") as file:
             file.seek(self.start)
             found = numbered_rows(
-                file.read(self.end - self.start), self.first, self.lines.tolist(), self.name
+                file.read(self.end - self.start),
+                self.first,
+                self.lines.tolist(),
+                self.name,
+                self.form,
             )
         yield from found
 
 
 def numbered_rows(
-    block: bytes, first: int, lines: Sequence[int], name: str
+    block: bytes, first: int, lines: Sequence[int], name: str, form: Form = "reinforcement"
 ) -> Iterator[NumberedRow]:
     """The rows that stand in a run of bytes, of which the first has number `first`."""
     raws = lines_in(block)
@@ -72,7 +80,7 @@ def numbered_rows(
         for at, raw in enumerate(some):
             number = first + start + at
             item = items[at] if items else None
-            yield _numbered(raw, item, number, lines[start + at], name)
+            yield _numbered(raw, item, number, lines[start + at], name, form)
 
 
 def batched(rows: Iterable[NumberedRow], most: int) -> Iterator[list[NumberedRow]]:
@@ -110,16 +118,17 @@ def picker(keys: Sequence[str]) -> Callable[[bytes], tuple[Any, ...]]:
 
 
 def _numbered(
-    raw: bytes, item: dict[str, Any] | None, number: int, line: int, name: str
+    raw: bytes, item: dict[str, Any] | None, number: int, line: int, name: str, form: Form
 ) -> NumberedRow:
     try:
-        row = _read(raw, line, name) if item is None else row_of(item, line=line, path=name)
+        found = _read(raw, line, name) if item is None else item
+        row = row_in(form, found, line=line, path=name)
     except RowError as error:
         return NumberedRow(number, line, raw, None, error)
     return NumberedRow(number, line, raw, row, None)
 
 
-def _read(raw: bytes, line: int, name: str) -> Row:
+def _read(raw: bytes, line: int, name: str) -> dict[str, Any]:
     if raw.startswith(REFUSED):
         raise RowError(raw[1:].decode("utf-8", "replace"), path=name, line=line)
-    return parse_row(raw, line=line, path=name)
+    return parse_object(raw, line=line, path=name)

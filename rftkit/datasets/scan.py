@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from rftkit.datasets.blanks import blanks
+from rftkit.datasets.forms import KEYS, answers_in, form_of_row
 from rftkit.datasets.pii import kinds_in
 from rftkit.datasets.rowlines import NumberedRow, Stretch
 from rftkit.datasets.shingles import signatures
@@ -31,6 +32,7 @@ __all__ = [
     "KeyTally",
     "ScanTask",
     "Tally",
+    "answer_of",
     "prompt_hash",
     "prompt_text",
     "tally",
@@ -187,15 +189,15 @@ def tally(task: ScanTask) -> Tally:
 def _column(
     each: NumberedRow, row: Row, task: ScanTask, counts: Tally
 ) -> tuple[int, int, int, int]:
-    if task.grader is not None:
+    if task.grader is not None and form_of_row(row) == "reinforcement":
         _note_lacking(each.number, row.item, task.grader, counts)
     for kind in blanks(row, task.grader):
         counts.blank.setdefault(kind, Found()).note(each.number)
     for key, value in row.item.items():
-        if key not in ("messages", "tools"):
+        if key not in KEYS[form_of_row(row)]:
             counts.keys.setdefault(key, KeyTally()).note(value)
-    answer = reference_answer(row.item, task.response_format, grader=task.grader)
-    if answer is None:
+    answer = answer_of(row, task.response_format, task.grader)
+    if answer is None and form_of_row(row) == "reinforcement":
         answer = _read_by_source(row.item, task.grader)
     chars = sum(len(_content(message)) for message in row.messages)
     return (
@@ -204,6 +206,17 @@ def _column(
         _hash(answer.encode("utf-8", "replace")) if answer else 0,
         chars,
     )
+
+
+def answer_of(
+    row: Row, response_format: Mapping[str, Any] | None, grader: Mapping[str, Any] | None
+) -> str | None:
+    """The answer that a row holds: its reference answer, or the text it teaches or prefers."""
+    if form_of_row(row) == "reinforcement":
+        return reference_answer(row.item, response_format, grader=grader)
+    message = answers_in(row)[0]
+    calls = message.get("tool_calls")
+    return _content(message) or (_canonical(calls).decode("utf-8", "replace") if calls else None)
 
 
 def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -> str | None:
@@ -241,7 +254,7 @@ def prompt_text(row: Row) -> str:
 def _content(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, list):
-        return "\n".join(part["text"] for part in content)
+        return "\n".join(part.get("text") or part.get("refusal") or "" for part in content)
     return content or ""
 
 

@@ -106,7 +106,7 @@ def split(
     record = Path(folder) / "split.json"
     for path in (*paths.values(), record):
         refuse_existing(path)
-    with open(source) as rows:
+    with open(source, form=None) as rows:
         kept, num_repeats, num_refused = _look(rows, stratify, group, deduplicate)
         units = _units(kept, rows, near_duplicates)
         parts = _hand_out(units, kept, shares, seed)
@@ -154,7 +154,7 @@ def sample(
         InputError: There are not so many rows, or the key or file cannot be used.
     """
     refuse_existing(target)
-    with open(source) as rows:
+    with open(source, form=None) as rows:
         kept, _, _ = _look(rows, stratify, None, True)
         if not 0 < num_rows <= len(kept):
             raise InputError(f"cannot draw {num_rows:,} of {len(kept):,} different usable rows")

@@ -1,4 +1,6 @@
-"""How long the prompts are in tokens of a model, and whether they fit its context.
+"""How long the rows are in tokens of a model, and whether they fit its context.
+
+Of RFT rows the prompt is counted, of other rows the prompt with its (longer) answer.
 
 Counted with the model's own tokenizer and chat template, when its files lie on this machine: a
 folder, or what the platform converted into `RFTKIT_HOME/models`. For any other model (a hosted one
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit import settings
 from rftkit.datasets.findings import Finding, Place, counted
+from rftkit.datasets.forms import answers_in
 from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.rowlines import batched
 from rftkit.rows import Row
@@ -148,7 +151,8 @@ def _lengths(rows: Rows, lengths: Any, counter: Counter, is_sample: bool) -> Fin
     return Finding(
         "info",
         "token_lengths",
-        f"{rows.name}: tokens of a prompt: {', '.join(said)}{sampled}; by {counter.words}",
+        f"{rows.name}: tokens of {_counted_part(rows)}: {', '.join(said)}{sampled}; "
+        f"by {counter.words}",
         figures=figures,
     )
 
@@ -166,6 +170,9 @@ def _too_long(
     rows: Rows, numbers: Any, lengths: Any, counter: Counter, is_sample: bool
 ) -> Iterator[Finding]:
     assert counter.context is not None
+    if rows.form != "reinforcement":
+        yield from _cut(rows, numbers[lengths > counter.context], counter)
+        return
     bad = numbers[lengths + ANSWER_TOKENS > counter.context]
     if len(bad):
         yield Finding(
@@ -179,8 +186,26 @@ def _too_long(
         )
 
 
+def _counted_part(rows: Rows) -> str:
+    return "a prompt" if rows.form == "reinforcement" else "a prompt with its answer"
+
+
+def _cut(rows: Rows, bad: Any, counter: Counter) -> Iterator[Finding]:
+    """Rows that are cut at their end, where the answer is."""
+    if len(bad):
+        yield Finding(
+            "warning",
+            "long_rows",
+            f"{rows.name}: {counted(len(bad), 'row')} longer than the {counter.context:,} tokens "
+            "of the context; they would be cut at the end, and the answer goes first",
+            "shorten or remove them, or choose a model with a longer context",
+            len(bad),
+            tuple(Place(rows.name, int(n), rows.line(int(n))) for n in bad[:100]),
+        )
+
+
 def _by_characters(rows: Sequence[Row]) -> list[int | None]:
-    texts = (json.dumps(row.messages, ensure_ascii=False) for row in rows)
+    texts = (json.dumps(_conversation(row), ensure_ascii=False) for row in rows)
     return [-(-len(text) // CHARS_PER_TOKEN) for text in texts]
 
 
@@ -196,8 +221,9 @@ def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
             **message,
             "role": "system" if message["role"] == "developer" else message["role"],
             "content": _text(message.get("content")),
+            **_calls(message),
         }
-        for message in row.messages
+        for message in _conversation(row)
     ]
     knows_tools = "tools" in str(tokenizer.chat_template)
     try:
@@ -212,9 +238,37 @@ def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
     return (text if knows_tools or not row.tools else f"{json.dumps(row.tools)}{text}"), None
 
 
+def _conversation(row: Row) -> list[dict[str, Any]]:
+    """What has to fit into the context: the prompt, and the longest answer to learn from."""
+    answer = max(answers_in(row), key=lambda each: len(_text(each.get("content"))), default=None)
+    return row.messages if answer is None else [*row.messages, answer]
+
+
+def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Calls of functions with their arguments as objects, which chat templates expect."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return {}
+    try:
+        return {
+            "tool_calls": [
+                {
+                    **call,
+                    "function": {
+                        **call["function"],
+                        "arguments": json.loads(call["function"]["arguments"]),
+                    },
+                }
+                for call in calls
+            ]
+        }
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
 def _text(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(part["text"] for part in content)
+        return "".join(part.get("text") or part.get("refusal") or "" for part in content)
     return content or ""
 
 

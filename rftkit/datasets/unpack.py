@@ -2,7 +2,8 @@
 
 Whatever comes in leaves as lines, so that there is one reader, one index and one row form. A record
 that cannot be written as a line becomes a line that starts with `REFUSED` and says why: nothing is
-dropped. In a table, a text in the columns `messages` or `tools` that looks like JSON is read as it.
+dropped. In a table, a text in the columns `messages` or `tools`, and of preference rows in `input`
+and the two outputs, is read as JSON when it looks like it.
 Parquet, zst and saved Hugging Face datasets need pyarrow: `pip install 'rftkit[data]'`.
 Not here: making rows out of other shapes (`convert`), and the meaning of a line (`rftkit.rows`).
 """
@@ -15,13 +16,14 @@ import io
 import json
 import shlex
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError, MissingExtraError, RowError
 from rftkit.rows import BOM
 
@@ -37,6 +39,9 @@ BLOCK_ROWS = 2000
 TABLES = (".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".zst")
 """Ends of names, in any case, that are no plain lines; a table may be packed: `.csv.gz`."""
+
+JSON_COLUMNS = KEYS["reinforcement"]
+PREFERENCE_COLUMNS = KEYS["preference"]
 
 Blocks = Iterator[tuple[bytes, int]]
 """Whole lines, and the bytes of the source that were read for all blocks so far."""
@@ -298,7 +303,9 @@ def _pyarrow() -> Any:
 
 
 def _line(record: Mapping[Any, Any]) -> bytes:
-    values = {str(key): _cell(key, value) for key, value in record.items()}
+    is_preference = "preferred_output" in record or "preferred_completion" in record
+    in_json = PREFERENCE_COLUMNS if is_preference else JSON_COLUMNS
+    values = {str(key): _cell(key, value, in_json) for key, value in record.items()}
     try:
         return bytes(_encode(values)) + b"\n"
     except UnicodeEncodeError:  # bytes that are no UTF-8: written as they were, refused when read
@@ -308,8 +315,8 @@ def _line(record: Mapping[Any, Any]) -> bytes:
         return _refusal(f"the record cannot be written as JSON: {error}")
 
 
-def _cell(key: Any, value: Any) -> Any:
-    if key in ("messages", "tools") and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
+    if key in in_json and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except ValueError:

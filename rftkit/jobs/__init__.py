@@ -17,7 +17,7 @@ from rftkit.jobs.jobs import (
     wait,
     watch,
 )
-from rftkit.jobs.local import PROBE, abilities, plan, probe, rollouts
+from rftkit.jobs.local import PROBE, abilities, all_rollouts, plan, probe, rollouts
 from rftkit.jobs.metrics import (
     answer_frame,
     error_frame,
@@ -42,6 +42,7 @@ __all__ = [
     "Progress",
     "Update",
     "abilities",
+    "all_rollouts",
     "answer_frame",
     "best",
     "check_data",

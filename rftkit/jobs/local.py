@@ -6,7 +6,7 @@ answers 404; then `abilities` is empty, and the other functions return None or r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-__all__ = ["PROBE", "abilities", "plan", "probe", "rollouts"]
+__all__ = ["PROBE", "abilities", "all_rollouts", "plan", "probe", "rollouts"]
 
 PROBE = {"probe": "true"}
 """The metadata that makes a job a probe, and that finds probes in a list of jobs."""
@@ -91,6 +91,21 @@ def rollouts(client: OpenAI, job_id: str, step: int | None = None) -> Json | Non
     """
     query = {} if step is None else {"step": step}
     return _ask(client, "get", f"/rftkit/jobs/{job_id}/rollouts", options={"params": query})
+
+
+def all_rollouts(client: OpenAI, job_id: str) -> Iterator[Json]:
+    """The graded groups of every training step of a job, as `rollouts` has them.
+
+    Raises:
+        InputError: The service or the job has no rollouts.
+    """
+    last = rollouts(client, job_id)
+    if not last or not last["num_steps"]:
+        raise InputError(
+            f"{job_id} has no rollouts; only reinforcement jobs on an rftkit platform keep them"
+        )
+    for step in range(1, last["num_steps"] + 1):
+        yield from (rollouts(client, job_id, step) or {"groups": []})["groups"]
 
 
 def _ask(client: OpenAI, verb: str, path: str, **request: Any) -> Json | None:

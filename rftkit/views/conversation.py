@@ -7,27 +7,63 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rftkit.datasets.forms import KEYS
+from rftkit.examples import form_of, trained_messages
 from rftkit.views.listing import disclosure
 from rftkit.views.markup import text
 
-__all__ = ["prompt", "readable", "reference", "titles"]
+__all__ = ["outputs", "prompt", "readable", "reference", "said", "taught", "titles"]
 
 
 def prompt(messages: Sequence[dict[str, Any]]) -> str:
     """Messages one below the other, long ones folded."""
     return "".join(
-        f'<div class="rk-message"><span class="rk-role">{text(message["role"])}</span>'
-        f"{disclosure(_content(message), 1200)}</div>"
+        f'<div class="rk-message"><span class="rk-role">{text(_role(message))}</span>'
+        f"{disclosure(said(message), 1200)}</div>"
         for message in messages
     )
 
 
+def taught(item: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The prompt of a row of any form, and the answers that it teaches: none, one or two."""
+    form = form_of(item)
+    if form == "preference":
+        prompt = (item.get("input") or {}).get("messages") or []
+        pair = [item.get("preferred_output"), item.get("non_preferred_output")]
+        return list(prompt), [output[0] for output in pair if output]
+    messages = list(item.get("messages") or [])
+    places = trained_messages(messages) if form == "supervised" else []
+    return (messages[: places[-1]], [messages[places[-1]]]) if places else (messages, [])
+
+
+def said(message: Mapping[str, Any]) -> str:
+    """What a message says: its text, and its calls of functions."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(part.get("text", f"[{part.get('type')}]") for part in content)
+    calls = [each.get("function") or {} for each in message.get("tool_calls") or []]
+    lines = [f"{each.get('name')}({each.get('arguments')})" for each in calls]
+    return "\n".join(filter(None, [content or message.get("refusal"), *lines]))
+
+
+def outputs(answers: Sequence[dict[str, Any]]) -> str:
+    """The two answers of a preference row, side by side."""
+    names = ("preferred", "not preferred")
+    sides = "".join(
+        f'<div class="rk-side"><div class="rk-who"><span>{name}</span></div>'
+        f"{disclosure(said(answer), 1200)}</div>"
+        for name, answer in zip(names, answers, strict=False)
+    )
+    return f'<div class="rk-sides">{sides}</div>'
+
+
 def reference(item: dict[str, Any]) -> str:
     """The other keys of the row, which the grader sees beside the answer."""
-    pairs = {key: value for key, value in item.items() if key not in ("messages", "tools")}
+    own = KEYS[form_of(item)] | {"messages", "tools"}
+    pairs = {key: value for key, value in item.items() if key not in own}
     if not pairs:
         return ""
     lines = "".join(
@@ -63,14 +99,11 @@ def readable(answer: str | None) -> str:
 
 
 def _paragraphs(message: dict[str, Any]) -> list[str]:
-    return [" ".join(part.split()) for part in _content(message).split("\n") if part.strip()]
+    return [" ".join(part.split()) for part in said(message).split("\n") if part.strip()]
 
 
-def _content(message: dict[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(part.get("text", f"[{part.get('type')}]") for part in content)
-    return content or ""
+def _role(message: dict[str, Any]) -> str:
+    return f"{message['role']}, not learnt" if message.get("weight") == 0 else message["role"]
 
 
 def _plain(value: Any) -> str:

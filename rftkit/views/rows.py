@@ -9,8 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rftkit.datasets.forms import KEYS
+from rftkit.examples import form_of
 from rftkit.views.answers import grade_notes
-from rftkit.views.conversation import prompt, readable, reference, titles
+from rftkit.views.conversation import outputs, prompt, readable, reference, said, taught, titles
 from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, actionable, missing, note, number, text, wrap
 
@@ -60,9 +62,12 @@ def row_page(
 
 def cells(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The cells of each row in a list: its prompt as one text, and every other key."""
-    chats = [dict(item) for item in items if item.get("messages")]
-    said = iter(titles(chats))
-    return [_cells(item, next(said) if item.get("messages") else "") for item in items]
+    prompts = [taught(item)[0] for item in items]
+    named = iter(titles([{"messages": messages} for messages in prompts if messages]))
+    return [
+        _cells(item, next(named) if messages else "")
+        for item, messages in zip(items, prompts, strict=True)
+    ]
 
 
 def row_in_full(
@@ -92,6 +97,9 @@ def row_in_full(
     parts += [f'<p class="rk-warn">! {text(each)}</p>' for each in findings]
     if REFUSED in item:
         parts.append(f'<p class="rk-bad">✗ not usable: {text(item[REFUSED])}</p>')
+    elif len(answers := taught(item)[1]) == 2:
+        parts += [prompt(item["input"]["messages"]), _tools(item["input"]), outputs(answers)]
+        parts.append(reference(dict(item)))
     elif item.get("messages"):
         parts += [prompt(item["messages"]), _tools(item), reference(dict(item))]
     else:
@@ -143,10 +151,14 @@ def _cell(value: Any, numeric: bool) -> str:
 def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:
     if REFUSED in item:
         return {"prompt": f"✗ not usable: {item[REFUSED]}"}
-    shown = {key: value for key, value in item.items() if key not in ("messages", "tools")}
-    if item.get("messages"):
-        return {"prompt": title} | {key: value for key, value in shown.items() if key != "prompt"}
-    return shown
+    answers = taught(item)[1]
+    own = KEYS[form_of(item)] if answers else KEYS["reinforcement"]
+    shown = {key: value for key, value in item.items() if key not in own}
+    if not title:
+        return shown
+    names = ("preferred", "not preferred") if len(answers) == 2 else ("answer to learn",)
+    learnt = dict(zip(names, map(said, answers), strict=False))
+    return {"prompt": title} | learnt | {k: v for k, v in shown.items() if k != "prompt"}
 
 
 def _tools(item: Mapping[str, Any]) -> str:
@@ -221,9 +233,10 @@ def _plain(
     item: Mapping[str, Any], place: str, answer: str | None, grade: Mapping[str, Any] | None
 ) -> str:
     lines = [place]
-    for message in item.get("messages") or []:
-        lines.append(f"{message['role']}: {_text(message.get('content') or '')}")
-    lines += [f"{key}: {_text(value)}" for key, value in item.items() if key != "messages"]
+    messages, answers = taught(item)
+    lines += [f"{message['role']}: {said(message)}" for message in [*messages, *answers]]
+    own = KEYS[form_of(item)] - {"tools"} if answers else {"messages"}
+    lines += [f"{key}: {_text(value)}" for key, value in item.items() if key not in own]
     if answer is not None:
         reward = f"  (reward {_reward(grade)})" if grade else ""
         lines.append(f"reference answer: {answer}{reward}")

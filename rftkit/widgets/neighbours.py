@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rftkit.evals.samples import prompt_of
+from rftkit.views.conversation import taught
 from rftkit.widgets.rowsource import RowSource
 from rftkit.widgets.task import Task
 
@@ -41,7 +42,7 @@ def nearest(
 def prompt_text(item: dict[str, Any]) -> str:
     """The prompt of a row: the last user message, or the first text of the row."""
     texts = (value for value in item.values() if isinstance(value, str))
-    return prompt_of(item) or next(texts, "")
+    return prompt_of({"messages": taught(item)[0]}) or next(texts, "")
 
 
 def _rare_shingles(text: str, source: RowSource, count: int = 3) -> list[str]:

@@ -17,6 +17,7 @@ from traitlets import Bool, Int, Unicode
 from rftkit import datasets
 from rftkit.datasets import Check, Dataset, Finding
 from rftkit.datasets.findings import Place
+from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError
 from rftkit.graders import CompiledGrader, Sample, compile_grader, validate
 from rftkit.views.listing import table
@@ -38,6 +39,8 @@ __all__ = ["RowBrowser"]
 STATIC_ROWS = 500
 """Maximum number of rows in a static copy."""
 MAX_COLUMNS = 8
+LEARNT = ("prompt", "answer to learn", "preferred", "not preferred")
+"""Columns that `views.rows.cells` makes of the messages."""
 GRADER_SECONDS = 60.0
 
 
@@ -425,17 +428,15 @@ class RowBrowser(Panel):
     # words
 
     def _all_keys(self) -> list[str]:
-        return [
-            key
-            for key in self._source.keys()  # noqa: SIM118
-            if key not in ("messages", "tools")
-        ]
+        keys = self._source.keys()
+        own = KEYS["preference" if "preferred_output" in keys else "reinforcement"]
+        return [key for key in keys if key not in own]
 
     def _shown_columns(self, lines: Sequence[Mapping[str, Any]]) -> list[str]:
         if self._columns is not None:
             return self._columns
         known = dict.fromkeys(key for line in lines for key in line)
-        keys = [*(["prompt"] if "prompt" in known else []), *self._all_keys()]
+        keys = [*(key for key in LEARNT if key in known), *self._all_keys()]
         return list(dict.fromkeys(keys))[:MAX_COLUMNS]
 
     def _row_count(self) -> str:

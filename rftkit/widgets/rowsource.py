@@ -85,11 +85,11 @@ def source_of(source: Any) -> RowSource:
     if isinstance(source, pd.DataFrame):
         return FrameSource(source)
     if isinstance(source, Dataset):
-        return FileSource(datasets.open(source.train))
+        return FileSource(datasets.open(source.train, form=None))
     if isinstance(source, Rows):
         return FileSource(source)
     if isinstance(source, str | Path):
-        return FileSource(datasets.open(source))
+        return FileSource(datasets.open(source, form=None))
     items = [row.item if hasattr(row, "item") else row for row in source]
     columns = {key: [item.get(key) for item in items] for key in _keys(items)}
     return FrameSource(pd.DataFrame(columns))
