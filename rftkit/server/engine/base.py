@@ -115,6 +115,15 @@ class TrainGroup:
     guided_G: list[bool] = field(default_factory=list)
     """Which completions were given, not sampled; empty: none. They have no sampling log-probs
     (zeros stand for them): the loss takes their ratio as 1, so that nothing is clipped."""
+    advantages_G_T: list[list[float]] = field(default_factory=list)
+    """Of each token, where they differ within a completion; empty: each has its completion's."""
+
+    def token_advantages(self) -> list[list[float]]:
+        """The advantage of each token, completion by completion."""
+        if self.advantages_G_T:
+            return self.advantages_G_T
+        pairs = zip(self.advantages_G, self.tokens_G_T, strict=True)
+        return [[advantage] * len(tokens) for advantage, tokens in pairs]
 
     def is_guided(self, g: int) -> bool:
         """Whether a completion was given."""
@@ -225,6 +234,10 @@ class Engine(Protocol):
 
         None where it does not follow the schema. Only asked where `guidance` is allowed.
         """
+        ...
+
+    def tokens_until(self, tokens: list[int], text: str) -> int | None:
+        """How many of the tokens it takes to say `text`; None when they do not."""
         ...
 
     def notes(

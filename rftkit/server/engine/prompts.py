@@ -15,7 +15,7 @@ from typing import Any
 
 from rftkit.errors import InputError
 
-__all__ = ["call_id", "closing", "encode", "thinking_mark", "tool_calls_in"]
+__all__ = ["call_id", "closing", "encode", "thinking_mark", "tokens_until", "tool_calls_in"]
 
 Json = dict[str, Any]
 
@@ -172,3 +172,15 @@ def _with_calls_as_text(message: Json) -> Json:
         said = {name: call["function"][name] for name in ("name", "arguments")}
         blocks.append(f"<tool_call>\n{json.dumps(said, ensure_ascii=False)}\n</tool_call>")
     return {**message, "content": "\n".join([*filter(None, [message["content"]]), *blocks])}
+
+
+def tokens_until(tokenizer: Any, tokens: list[int], text: str) -> int | None:
+    """How many of the tokens it takes to say `text`; None when they do not."""
+    if text not in tokenizer.decode(tokens):
+        return None
+    low, high = 1, len(tokens)
+    while low < high:
+        middle = (low + high) // 2
+        has = text in tokenizer.decode(tokens[:middle])
+        low, high = (low, middle) if has else (middle + 1, high)
+    return low

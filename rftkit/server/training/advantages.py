@@ -19,13 +19,11 @@ from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.outcome import Fault
 from rftkit.server.training.rollout import advantages as centred
 
-__all__ = ["ADVANTAGES", "PER_LEAF", "Leaf", "Weighing", "advantages", "weighing"]
+__all__ = ["ADVANTAGES", "Leaf", "Weighing", "advantages", "by_leaf", "weighing"]
 
 Advantages = list[float | None]
 """One a completion; None where the grader failed."""
 
-PER_LEAF = ("per_grader", "maxrl")
-"""The names that look at each sub-grader on its own."""
 LINEAR = 1e-6  # of the reward: more is not rounding
 PROBES = 8
 
@@ -151,11 +149,7 @@ def per_grader(grades_G: Sequence[Grade], leaves: Sequence[Leaf], floor: float) 
 
     GDPO (Liu et al. 2026, arXiv:2601.05242), without its second normalisation over the batch.
     """
-
-    def divisor(values: Sequence[float], own: Advantages) -> float:
-        return max(_deviation(own), floor)
-
-    return _by_leaf(grades_G, leaves, divisor)
+    return _summed(grades_G, by_leaf("per_grader", grades_G, leaves, floor))
 
 
 def maxrl(grades_G: Sequence[Grade], leaves: Sequence[Leaf], floor: float) -> Advantages:
@@ -164,11 +158,7 @@ def maxrl(grades_G: Sequence[Grade], leaves: Sequence[Leaf], floor: float) -> Ad
     MaxRL (Tajwar et al. 2026, arXiv:2602.02710): for rewards of 0 and 1 the gradient approaches
     that of the likelihood of a right answer. A leaf's lowest reward counts as 0.
     """
-
-    def divisor(values: Sequence[float], own: Advantages) -> float:
-        return max(sum(values) / len(values), floor)
-
-    return _by_leaf(grades_G, leaves, divisor)
+    return _summed(grades_G, by_leaf("maxrl", grades_G, leaves, floor))
 
 
 ADVANTAGES: dict[str, Callable[[Sequence[Grade], Sequence[Leaf], float], Advantages]] = {
@@ -179,18 +169,35 @@ ADVANTAGES: dict[str, Callable[[Sequence[Grade], Sequence[Leaf], float], Advanta
 }
 
 
-def _by_leaf(
-    grades_G: Sequence[Grade],
-    leaves: Sequence[Leaf],
-    divisor: Callable[[Sequence[float], Advantages], float],
-) -> Advantages:
-    total: Advantages = [None if grade.reward is None else 0.0 for grade in grades_G]
+def by_leaf(
+    name: str, grades_G: Sequence[Grade], leaves: Sequence[Leaf], floor: float
+) -> list[Advantages]:
+    """What each leaf adds to the advantages of a group, in the order of the leaves.
+
+    Args:
+        name: one of `plan.PER_GRADER_NAMES`.
+        grades_G: of the group.
+        leaves: of the grader.
+        floor: as for `advantages`.
+    """
+    result: list[Advantages] = []
     for leaf in leaves:
         values = [leaf.of(grade) for grade in grades_G]
         own = centred(values)
         known = [value for value in values if value is not None]
-        parts = _over(own, divisor(known, own) / leaf.weight) if leaf.weight and known else []
-        for g, part in enumerate(parts):
+        if leaf.weight and known:
+            unit = _deviation(own) if name == "per_grader" else sum(known) / len(known)
+            own = _over(own, max(unit, floor) / leaf.weight)
+        else:
+            own = [None] * len(values)
+        result.append(own)
+    return result
+
+
+def _summed(grades_G: Sequence[Grade], parts: Sequence[Advantages]) -> Advantages:
+    total: Advantages = [None if grade.reward is None else 0.0 for grade in grades_G]
+    for own in parts:
+        for g, part in enumerate(own):
             if part is not None:
                 total[g] = (total[g] or 0.0) + part
     return total

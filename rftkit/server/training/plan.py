@@ -41,10 +41,13 @@ GUIDED_RATE = 3.0
 AUTO_VALIDATIONS = 4
 KEPT_CHECKPOINTS = 3
 ADVANTAGE_NAMES = ("mean", "std", "per_grader", "maxrl")
+PER_GRADER_NAMES = ("per_grader", "maxrl")
+"""Those that look at each sub-grader on its own."""
+CREDIT_NAMES = ("answer", "fields")
 SCHEDULE_NAMES = ("constant", "linear", "cosine")
 GUIDANCE_NAMES = ("none", "references")
 # What these are when nothing is asked for; the study is `tests/benchmarks/learning.py`.
-ADVANTAGE, STRATIFY, GUIDANCE = "per_grader", "auto", "references"
+ADVANTAGE, CREDIT, STRATIFY, GUIDANCE = "per_grader", "fields", "auto", "references"
 SCHEDULE, WARMUP_STEPS = "cosine", 2
 EFFORTS = {
     "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
@@ -103,6 +106,9 @@ class Plan:
     """A name in `advantages.ADVANTAGES`."""
     advantage_floor: float = 0.1
     """Least number that an advantage divides by, as a share of the range of rewards."""
+    credit: str = "answer"
+    """Which tokens have a sub-grader's advantage: answer, all of them; fields, those up to the end
+    of the fields of a JSON answer that it reads."""
     stratify: str | None = None
     """Key of the rows whose values every batch has in the mix of the file; "auto": still to be
     found in the grader and the rows; None: batches are shuffled."""
@@ -225,6 +231,7 @@ def make_plan(
     stratify = knobs.key("stratify", STRATIFY)
     if rows:
         stratify = resolve_key(stratify, job.method["reinforcement"]["grader"], rows)
+    advantage = knobs.word("advantage", ADVANTAGE, ADVANTAGE_NAMES)
     effort = given.get("reasoning_effort", "default")
     ignored: dict[str, str] = {}
     if tuning == "full":
@@ -264,7 +271,8 @@ def make_plan(
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
         max_staleness=knobs.integer("max_staleness", 0, 0, 1),
         tuning=tuning,
-        advantage=knobs.word("advantage", ADVANTAGE, ADVANTAGE_NAMES),
+        advantage=advantage,
+        credit=_credit(knobs, advantage),
         advantage_floor=knobs.number("advantage_floor", 0.1, 1e-3, 1.0),
         stratify=stratify,
         guidance=guidance,
@@ -338,6 +346,24 @@ def _guidance(knobs: _Knobs, mark: str | None, engine: str, job: Job, rows: Sequ
         raise RequestError(
             f"metadata `{name}` is {found!r}, which cannot be done: {why}; leave it none",
             param=f"metadata.{name}",
+        )
+    return found
+
+
+def _credit(knobs: _Knobs, advantage: str) -> str:
+    """Credit as asked for; by default by fields where sub-graders have advantages of their own.
+
+    Raises:
+        RequestError: it was asked for and cannot be given.
+    """
+    is_own = advantage in PER_GRADER_NAMES
+    found = knobs.word("credit", CREDIT if is_own else "answer", CREDIT_NAMES)
+    if found == "fields" and not is_own:
+        raise RequestError(
+            f"metadata `credit` is 'fields', which needs an advantage of each sub-grader, and "
+            f"`advantage` is {advantage!r}; make that {' or '.join(PER_GRADER_NAMES)}, or leave "
+            "`credit` = answer",
+            param="metadata.credit",
         )
     return found
 

@@ -16,13 +16,13 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rftkit.server.engine.base import NotFiniteError, StepStats
 from rftkit.server.store.store import now
-from rftkit.server.training import advantages, metrics, refill, rollout, sampling, signal
+from rftkit.server.training import advantages, credit, metrics, refill, rollout, sampling, signal
 from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import (
     check_core_seconds,
@@ -42,7 +42,8 @@ from rftkit.server.training.final_checks import run_checks
 from rftkit.server.training.grader_check import warn_of_grader
 from rftkit.server.training.guidance import guided
 from rftkit.server.training.journal import damage
-from rftkit.server.training.rollout import Group
+from rftkit.server.training.plan import PER_GRADER_NAMES
+from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
@@ -128,7 +129,7 @@ def load_policy(run: Run) -> int:
 
 def tell_weights(run: Run) -> None:
     """Say so where a formula is not a sum and its parts are weighed one by one all the same."""
-    if run.plan.advantage not in advantages.PER_LEAF or run.weighing.is_exact:
+    if run.plan.advantage not in PER_GRADER_NAMES or run.weighing.is_exact:
         return
     parts = ", ".join(f"{leaf.key}={leaf.weight:.3g}" for leaf in run.weighing.leaves)
     run.store.add_event(
@@ -206,7 +207,8 @@ def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
         leaves=run.weighing.leaves,
         floor=plan.advantage_floor,
     )
-    kept = rollout.train_groups(groups, run.response_format, plan.thoughts, rank)
+    spread = credited(run) if plan.credit == "fields" else None
+    kept = rollout.train_groups(groups, run.response_format, plan.thoughts, rank, spread)
     if not kept:
         return None
     settings = plan.train_settings(learning_rate(plan, step, groups))
@@ -222,6 +224,25 @@ def update(run: Run, step: int, groups: Sequence[Group]) -> StepStats | None:
         raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
     run.trained_tokens += sum(stats.num_tokens for stats in all_stats)
     return merged(all_stats)
+
+
+def credited(run: Run) -> Callable[[Sequence[Rollout]], list[list[float]]] | None:
+    """The advantage of each token of a group, by the fields that sub-graders read.
+
+    None where all of them read all of the answer: each token has its completion's then.
+    """
+    leaves, plan = run.weighing.leaves, run.plan
+    read = credit.fields_read(run.grader.spec, leaves)
+    if not any(read):
+        return None
+
+    def spread(members: Sequence[Rollout]) -> list[list[float]]:
+        grades_G = [member.grade for member in members]
+        by_leaf = advantages.by_leaf(plan.advantage, grades_G, leaves, plan.advantage_floor)
+        completions = [member.completion for member in members]
+        return credit.token_advantages(run.engine, completions, grades_G, by_leaf, read)
+
+    return spread
 
 
 def merged(all_stats: Sequence[StepStats]) -> StepStats:

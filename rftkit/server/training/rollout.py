@@ -147,6 +147,7 @@ def train_groups(
     response_format: Mapping[str, Any] | None,
     thinking: Thinking | None,
     rank: Callable[[Sequence[Grade]], list[float | None]],
+    spread: Callable[[Sequence[Rollout]], list[list[float]]] | None = None,
 ) -> list[tuple[Group, TrainGroup]]:
     """What the update needs: groups with a signal, their members with a reward.
 
@@ -155,27 +156,29 @@ def train_groups(
         response_format: of the job.
         thinking: as the completions were sampled.
         rank: the advantages of a group's grades, guided completions last.
+        spread: the advantage of each token of a group's members; None: its completion's.
     """
     result = []
     for group in groups:
         members = [*group.rollouts, *group.guided]
+        rows = spread(members) if spread else []
+        advantages_G = rank([each.grade for each in members])
         kept = [
-            (rollout.completion, advantage, g >= len(group.rollouts))
-            for g, (rollout, advantage) in enumerate(
-                zip(members, rank([each.grade for each in members]), strict=True)
-            )
+            (member.completion, advantage, g >= len(group.rollouts), rows[g] if rows else [])
+            for g, (member, advantage) in enumerate(zip(members, advantages_G, strict=True))
             if advantage is not None
         ]
-        if not any(advantage for _, advantage, _ in kept):
+        if not any(advantage or any(row) for _, advantage, _, row in kept):
             continue
         learnt = TrainGroup(
             prompt_ids=group.prompt_ids,
-            tokens_G_T=[completion.tokens for completion, _, _ in kept],
-            sampling_logprobs_G_T=[completion.sampling_logprobs for completion, _, _ in kept],
-            advantages_G=[advantage for _, advantage, _ in kept],
+            tokens_G_T=[completion.tokens for completion, *_ in kept],
+            sampling_logprobs_G_T=[completion.sampling_logprobs for completion, *_ in kept],
+            advantages_G=[advantage for _, advantage, _, _ in kept],
             schema=schema_of(response_format, group.row.tools),
             thinking=thinking,
-            guided_G=[is_guided for _, _, is_guided in kept] if group.guided else [],
+            guided_G=[is_guided for _, _, is_guided, _ in kept] if group.guided else [],
+            advantages_G_T=[row for *_, row in kept] if rows else [],
         )
         result.append((group, learnt))
     return result

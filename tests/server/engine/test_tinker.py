@@ -227,13 +227,13 @@ def test_a_weight_from_this_machine_cannot_be_taken_there(
 
 
 def test_a_log_prob_that_is_no_number_is_an_error() -> None:
-    member = Member([1, 2], [3, 4], [-0.5, -0.5], 1.0)
+    member = Member([1, 2], [3, 4], [-0.5, -0.5], [1.0, 1.0])
     with pytest.raises(FloatingPointError, match="not finite"):
         stats_of([member], [[-0.5, math.nan]], TrainSettings(1e-3), {})
 
 
 def test_clipping_is_counted_where_the_loss_cuts() -> None:
-    members = [Member([1], [3], [0.0], 1.0), Member([1], [3], [0.0], -1.0)]
+    members = [Member([1], [3], [0.0], [1.0]), Member([1], [3], [0.0], [-1.0])]
     stats = stats_of(members, [[math.log(1.5)], [math.log(1.5)]], TrainSettings(1e-3), {})
     assert stats.clip_fraction == 0.5  # a bad token that grew likelier is not let off
     assert stats.loss == pytest.approx((-1.2 + 1.5) / 2)

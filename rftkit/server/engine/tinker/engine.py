@@ -165,6 +165,10 @@ class TinkerEngine:
         """A job that asks for guidance was refused (`remote.refuse`)."""
         raise NotImplementedError
 
+    def tokens_until(self, tokens: list[int], text: str) -> int | None:
+        """See Engine.tokens_until."""
+        return prompts.tokens_until(self.tokenizer, tokens, text)
+
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False
     ) -> list[str]:

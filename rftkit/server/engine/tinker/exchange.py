@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from rftkit.errors import EngineLostError
+from rftkit.server.engine import prompts
 from rftkit.server.engine.base import (
     Completion,
     SampleRequest,
@@ -36,7 +37,8 @@ class Member(NamedTuple):
     prompt: list[int]
     tokens: list[int]
     sampling_logprobs: list[float]
-    advantage: float
+    advantages: list[float]
+    """One a token."""
 
 
 # ── completions ──────────────────────────────────────────────────────────────────────────────
@@ -59,11 +61,11 @@ def completion_of(
     ended = sequence.stop_reason == "stop" or (tokens and tokens[-1] in eos_ids)
     stop_reason: Literal["stop", "length"] = "stop" if ended else "length"
     for stop in request.stop:
-        if (count := _tokens_until(tokenizer, tokens, stop)) is not None:
+        if (count := prompts.tokens_until(tokenizer, tokens, stop)) is not None:
             tokens, logprobs, stop_reason = tokens[:count], logprobs[:count], "stop"
     num_thoughts = 0
     if request.thinking is not None:
-        found = _tokens_until(tokenizer, tokens, request.thinking.end)
+        found = prompts.tokens_until(tokenizer, tokens, request.thinking.end)
         num_thoughts = len(tokens) if found is None else found
     thoughts = tokenizer.decode(tokens[:num_thoughts])
     text = tokenizer.decode(tokens[num_thoughts:], skip_special_tokens=True)
@@ -82,18 +84,6 @@ def completion_of(
     )
 
 
-def _tokens_until(tokenizer: Any, tokens: list[int], text: str) -> int | None:
-    """How many of the tokens it takes to say `text`; None when they do not."""
-    if text not in tokenizer.decode(tokens):
-        return None
-    low, high = 1, len(tokens)
-    while low < high:
-        middle = (low + high) // 2
-        has = text in tokenizer.decode(tokens[:middle])
-        low, high = (low, middle) if has else (middle + 1, high)
-    return low
-
-
 # ── updates ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -103,7 +93,7 @@ def members_of(groups: Sequence[TrainGroup]) -> list[Member]:
         Member(group.prompt_ids, *each)
         for group in groups
         for each in zip(
-            group.tokens_G_T, group.sampling_logprobs_G_T, group.advantages_G, strict=True
+            group.tokens_G_T, group.sampling_logprobs_G_T, group.token_advantages(), strict=True
         )
     ]
 
@@ -115,11 +105,10 @@ def inputs_of(member: Member, num_tokens: int) -> dict[str, Any]:
     which makes them the means that `loss.py` has.
     """
     before = [0.0] * (len(member.prompt) - 1)
-    weight = member.advantage / num_tokens
     return {
         "target_tokens": [*member.prompt[1:], *member.tokens],
         "logprobs": [*before, *member.sampling_logprobs],
-        "advantages": [*before, *[weight] * len(member.tokens)],
+        "advantages": [*before, *(each / num_tokens for each in member.advantages)],
     }
 
 
@@ -136,12 +125,14 @@ def stats_of(
     """
     loss, clipped, entropy, gaps = 0.0, 0, 0.0, []
     for member, policy in zip(members, policy_logprobs, strict=True):
-        for before, now in zip(member.sampling_logprobs, policy, strict=True):
+        for before, now, advantage in zip(
+            member.sampling_logprobs, policy, member.advantages, strict=True
+        ):
             if not math.isfinite(now):
                 raise FloatingPointError("the server's log-prob of a sampled token is not finite")
             ratio = math.exp(min(now - before, 50.0))
             bounded = min(max(ratio, 1 - settings.clip_low), 1 + settings.clip_high)
-            free, cut = ratio * member.advantage, bounded * member.advantage
+            free, cut = ratio * advantage, bounded * advantage
             clips = settings.loss == "clipped" and cut < free
             loss -= cut if clips else free
             clipped += clips

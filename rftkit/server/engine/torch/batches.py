@@ -180,4 +180,5 @@ def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:
         sampling_logprobs_G_T=group.sampling_logprobs_G_T[start:end],
         advantages_G=group.advantages_G[start:end],
         guided_G=group.guided_G[start:end],
+        advantages_G_T=group.advantages_G_T[start:end],
     )

@@ -139,6 +139,10 @@ class LoadedModel:
                 return None
         return tokens
 
+    def tokens_until(self, tokens: list[int], text: str) -> int | None:
+        """See Engine.tokens_until."""
+        return prompts.tokens_until(self.tokenizer, tokens, text)
+
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype."""
         states = self._hidden(tokens, layout)

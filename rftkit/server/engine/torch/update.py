@@ -106,9 +106,9 @@ def _loss(
     advantages = torch.tensor(
         [
             advantage
-            for g in groups
-            for advantage, tokens in zip(g.advantages_G, g.tokens_G_T, strict=True)
-            for _ in tokens
+            for group in groups
+            for tokens in group.token_advantages()
+            for advantage in tokens
         ],
         device=model.device,
     )
