@@ -41,6 +41,8 @@ SAME_SHARE = 0.9
 LEAST_ANSWERS = 32
 """Fewer answers are not enough to judge how often a value is sampled."""
 LEAST_PROMPTS = 4
+GUIDED_STEPS = 6
+"""Steps in which references that guide a job should bring every value."""
 LOW_ENTROPY = 0.03
 """Nats per token below which the policy is nearly deterministic."""
 NEAR_BEST = 0.95
@@ -196,6 +198,10 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
 
 
 def _never_sampled(story: Story) -> Iterator[Finding]:
+    """Where references guide, the first steps are given time to bring a value."""
+    is_guided = any(_learning(data).get("guided") for data in story.recent)
+    if is_guided and story.num_steps < GUIDED_STEPS:
+        return
     for (name, side), found in story.answers.items():
         so_far = found.get("num_samples_so_far", 0)
         if side == "train" and so_far >= max(LEAST_ANSWERS, 8 * len(found["samples"])):
@@ -203,16 +209,19 @@ def _never_sampled(story: Story) -> Iterator[Finding]:
             total = sum(wanted.values())
             missing = [value for value in found.get("never_sampled", ()) if wanted.get(value)]
             shares = {value: wanted[value] / total for value in missing}
-            yield from never_sampled(name, shares, so_far)
+            yield from never_sampled(name, shares, so_far, is_guided=is_guided)
 
 
-def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> Iterator[Finding]:
+def never_sampled(
+    name: str, missing: Mapping[str, float], num_answers: int, *, is_guided: bool = False
+) -> Iterator[Finding]:
     """Values that references have and no answer had.
 
     Args:
         name: place of the answer.
         missing: value -> share of the references.
         num_answers: number of answers checked.
+        is_guided: whether references guide the job already.
     """
     if not missing or num_answers < LEAST_ANSWERS:
         return
@@ -225,7 +234,9 @@ def never_sampled(name: str, missing: Mapping[str, float], num_answers: int) -> 
         name,
         f"{said} {was} never sampled in {num_answers:,} answers, though {_rows(missing)} of the "
         f"references have {them} as `{name}`: RFT alone is unlikely to find {them}.",
-        f"Start from a supervised job, or let references guide {them} (metadata "
+        "References guide this job already; start from a supervised job."
+        if is_guided
+        else f"Start from a supervised job, or let references guide {them} (metadata "
         "`guidance` = `references`).",
     )
 

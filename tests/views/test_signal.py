@@ -61,6 +61,14 @@ def test_a_sub_grader_that_did_not_move_is_named_with_where_the_gain_came_from()
     )
 
 
+def test_references_that_guide_a_job_are_given_time_and_not_advised_again() -> None:
+    assert not codes([event(step, guided=30) for step in (1, 2, 3, 5)])
+    steps = [event(step, guided=30) for step in (1, 2, 3, 5, 6, 7)]
+    [found] = findings(story_of(steps))
+    assert found.key == "never_sampled:compliant"
+    assert "guide this job already" in found.advice
+
+
 @pytest.mark.parametrize(
     ("learning", "code"),
     [
