@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["job_app"]
 
+Method = Literal["reinforcement", "supervised", "dpo"]
+
 SHOWN = ("total_steps", "batch_size", "completions_per_prompt", "learning_rate", "eval_interval")
 """Resolved settings that are shown before a job starts."""
 
@@ -38,8 +40,26 @@ job_app = typer.Typer(help="Create, list, follow, pause and cancel jobs.", **PLA
 def create_job(
     model: Annotated[str, typer.Option("--model", "-m", help="Base or fine-tuned model.")],
     train: Annotated[str, typer.Option(help="JSONL file to upload, or a file id.")],
-    valid: Annotated[str, typer.Option(help="JSONL file to upload, or a file id.")],
-    grader: Annotated[Path, typer.Option("--grader", "-g", help="JSON file of the grader.")],
+    valid: Annotated[
+        str | None,
+        typer.Option(help="JSONL file to upload, or a file id; needed for reinforcement."),
+    ] = None,
+    grader: Annotated[
+        Path | None,
+        typer.Option(
+            "--grader",
+            "-g",
+            help="JSON file of the grader: what a reinforcement job learns from; with it other "
+            "jobs measure their checkpoints.",
+        ),
+    ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="Learn from graded answers, from the answers of the rows (supervised), or from "
+            "pairs of answers (dpo)."
+        ),
+    ] = "reinforcement",
     response_format: Format = None,
     hyperparameters: Annotated[
         Pairs | None,
@@ -60,18 +80,26 @@ def create_job(
     """Upload the files, create a job and print its id."""
     from rftkit import connect, datasets, jobs
 
-    spec = datasets.read_json(grader)
+    if method == "reinforcement" and (grader is None or valid is None):
+        missing = "--grader" if grader is None else "--valid"
+        raise InputError(
+            f"a reinforcement job needs {missing}; --method supervised learns from the answers of "
+            "the rows without it"
+        )
+    spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
     client = connect()
     training_file, validation_file = (
-        given if given.startswith("file-") else datasets.upload(client, given).id
+        given if given is None or given.startswith("file-") else datasets.upload(client, given).id
         for given in (train, valid)
     )
+    assert training_file is not None
     job = jobs.create(
         client,
         model=model,
         training_file=training_file,
         validation_file=validation_file,
+        method=method,
         grader=spec,
         response_format=answer_format,
         hyperparameters=parse_values(hyperparameters) or None,
@@ -228,17 +256,24 @@ def _rerun_text(planned: Rerun) -> str:
     request, job = planned.request, planned.job
     origin = f" of {job['imported_from']}" if job.get("imported_from") else ""
     grader = request["grader"] or {}
+    files = [file for file in (request["training_file"], request["validation_file"]) if file]
     lines = [
         f"{job['id']}{origin}, which trained {job.get('model')}, again on {request['model']}",
-        f"  data             {request['training_file']}, {request['validation_file']}",
-        f"  grader           {grader.get('name')} ({grader.get('type')})",
-        f"  response format  {(request['response_format'] or {}).get('type') or 'text'}",
-        f"  seed             {request['seed']}",
+        f"  data             {', '.join(files)}",
     ]
+    if request["method"] != "reinforcement":
+        lines += [f"  method           {request['method']}"]
+    if grader:
+        lines += [f"  grader           {grader.get('name')} ({grader.get('type')})"]
+        answer = (request["response_format"] or {}).get("type") or "text"
+        lines += [f"  response format  {answer}"]
+    lines += [f"  seed             {request['seed']}"]
     for name, value in (request["hyperparameters"] or {}).items():
         lines.append(f"  {name:<16} {value}")
     if planned.resolved:
-        resolved = ", ".join(f"{name} {planned.resolved[name]}" for name in SHOWN)
+        resolved = ", ".join(
+            f"{name} {planned.resolved[name]}" for name in SHOWN if name in planned.resolved
+        )
         lines.append(f"  resolved here    {resolved}")
     if planned.check.differences:
         rows = [

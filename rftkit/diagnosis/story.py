@@ -44,6 +44,8 @@ class Story:
     step: int = 0
     """The step that was added last."""
     total_steps: int | None = None
+    is_offline: bool = False
+    """Whether the job learns from answers of its rows, supervised or dpo: nothing is sampled."""
     recent: deque[Json] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Data of the last training steps, oldest first."""
     num_steps: int = 0
@@ -64,6 +66,7 @@ class Story:
         self.step = int(data["step"])
         self.total_steps = data.get("total_steps") or self.total_steps
         learning = data.get("learning") or {}
+        self.is_offline |= data.get("train_loss") is not None
         if self.step > 0:
             self.recent.append(data)
             self.num_steps += 1

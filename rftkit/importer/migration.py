@@ -8,19 +8,24 @@ the sandbox. Nothing is run and nothing is created. `rftkit.views.migration` sho
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin
 
 from rftkit.errors import GraderSpecError, InputError, NotFoundError
+from rftkit.examples import read_examples, read_preferences
 from rftkit.importer.dump import digest_of
 from rftkit.importer.survey import graders_of_eval, graders_of_job
+from rftkit.rows import read_rows
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
 
-__all__ = ["Check", "Difference", "Place", "check_all", "check_grader", "check_job", "place"]
+__all__ = [
+    "Check", "Difference", "Place", "check_all", "check_grader", "check_job", "hyperparameters_of",
+    "place",
+]  # fmt: skip
 
 Verdict = Literal["runs", "differs", "stops"]
 WORDS: dict[Verdict, str] = {
@@ -28,6 +33,12 @@ WORDS: dict[Verdict, str] = {
     "differs": "runs, with differences",
     "stops": "does not run as it is",
 }
+READERS: dict[str, Callable[..., Iterator[Any]]] = {
+    "reinforcement": read_rows,
+    "supervised": read_examples,
+    "dpo": read_preferences,
+}
+"""Of the rows of each method."""
 JUDGES = ("score_model", "label_model")
 NOT_TEXT = ("input_image", "input_audio", "image_url", "image", "audio")
 MASK = "****"
@@ -131,12 +142,12 @@ class Place:
                 self._files[file_id] = None
         return self._files[file_id]
 
-    def row_fault(self, file_id: str, filename: str, grader: Json) -> str | None:
+    def row_fault(self, file_id: str, filename: str, method: str, grader: Json) -> str | None:
         """The first row that is unreadable or lacks a field of the grader, or None."""
-        key = file_id + digest_of(grader)
+        key = file_id + method + digest_of(grader)
         if key not in self._rows:
             lines = self.client.files.content(file_id).iter_lines()
-            self._rows[key] = _row_fault(lines, filename, grader)
+            self._rows[key] = _row_fault(lines, filename, method, grader)
         return self._rows[key]
 
 
@@ -210,20 +221,22 @@ def check_job(job: Mapping[str, Any], here: Place, model: str | None = None) -> 
     kind = method.get("type") or "supervised"
     given = method.get(kind) or {}
     found = list(_of_model(job, here, model))
-    if kind != "reinforcement":
-        here_is = f"{kind} training is not available here, only reinforcement"
-        change = "write a grader and create a reinforcement job"
-        found.append(Difference("method", here_is, change, stops=True))
-    else:
+    if kind == "reinforcement":
         grader = given.get("grader")
         if isinstance(grader, dict) and grader:
             found += check_grader(grader, here)
-            found += _of_rows(job, grader, here)
+            found += _of_rows(job, kind, grader, here)
         else:
             found.append(
                 Difference("grader", "the job has none", "give one with --grader", stops=True)
             )
-        found += _of_settings(given)
+    elif kind in READERS:
+        found += _of_rows(job, kind, {}, here)
+    else:
+        here_is = f"{kind} training is not available here, only {', '.join(READERS)}"
+        change = "create a job of another method (rftkit job create)"
+        found.append(Difference("method", here_is, change, stops=True))
+    found += _of_settings(kind, {**given, "hyperparameters": hyperparameters_of(job)})
     if job.get("integrations"):
         found.append(Difference("integrations", "left out: nothing is sent to other services"))
     return Check(
@@ -249,16 +262,28 @@ def _of_model(job: Mapping[str, Any], here: Place, model: str | None) -> Iterato
         yield Difference("model", f"{model} in place of {was}")
 
 
-def _of_settings(given: Mapping[str, Any]) -> Iterator[Difference]:
+def hyperparameters_of(job: Mapping[str, Any]) -> Json:
+    """The hyperparameters of a job as `auto` or numbers, wherever its service shows them.
+
+    Unset ones are left out; -1, which one service shows for `auto`, is `auto`.
+    """
+    method = job.get("method") or {}
+    inner = (method.get(method.get("type") or "supervised") or {}).get("hyperparameters")
+    given = inner or job.get("hyperparameters") or {}
+    return {k: "auto" if v == -1 else v for k, v in given.items() if v is not None}
+
+
+def _of_settings(kind: str, given: Mapping[str, Any]) -> Iterator[Difference]:
     values = given.get("hyperparameters") or {}
     if autos := [name for name, value in values.items() if value == "auto"]:
         yield Difference(
             "hyperparameters", f"the platform chooses {', '.join(autos)}, which are auto"
         )
+    rates = ("0.0001", "0.00001") if kind == "dpo" else ("0.001", "0.0001")
     if values.get("learning_rate_multiplier") not in (None, "auto"):
         yield Difference(
             "hyperparameters.learning_rate_multiplier",
-            "is multiplied by 0.001 here, or by 0.0001 if every weight is trained",
+            f"is multiplied by {rates[0]} here, or by {rates[1]} if every weight is trained",
         )
     if values.get("compute_multiplier") not in (None, "auto"):
         yield Difference(
@@ -276,18 +301,18 @@ def _of_settings(given: Mapping[str, Any]) -> Iterator[Difference]:
         yield Difference("max_episode_steps", "left out: it belongs to tool servers")
 
 
-def _of_rows(job: Mapping[str, Any], grader: Json, here: Place) -> Iterator[Difference]:
+def _of_rows(job: Mapping[str, Any], kind: str, grader: Json, here: Place) -> Iterator[Difference]:
     """Check the data: is it here, is it readable, and does it have the grader's fields?"""
     for name in ("training_file", "validation_file"):
         file_id = job.get(name)
+        if not file_id and name == "validation_file" and kind != "reinforcement":
+            continue
         if not file_id:
-            yield Difference(
-                name, "the job has none", "a reinforcement job needs both files", stops=True
-            )
+            yield Difference(name, "the job has none", f"a {kind} job needs it", stops=True)
         elif (file := here.file(file_id)) is None:
             change = "import its content, or create a job with your own copy (rftkit job create)"
             yield Difference(name, f"{file_id} is not on this platform", change, stops=True)
-        elif fault := here.row_fault(file_id, str(file.get("filename")), grader):
+        elif fault := here.row_fault(file_id, str(file.get("filename")), kind, grader):
             yield Difference(name, fault, "correct the rows and create a job with them", stops=True)
         elif file.get("purpose") != "fine-tune":
             yield Difference(
@@ -295,13 +320,14 @@ def _of_rows(job: Mapping[str, Any], grader: Json, here: Place) -> Iterator[Diff
             )
 
 
-def _row_fault(lines: Iterable[str], filename: str, grader: Json) -> str | None:
+def _row_fault(lines: Iterable[str], filename: str, method: str, grader: Json) -> str | None:
     from rftkit.graders import check_item_paths
-    from rftkit.rows import read_rows
 
     try:
         encoded = (line.encode("utf-8", "surrogatepass") for line in lines)
-        for row in read_rows(encoded, path=filename):
+        for row in READERS[method](encoded, path=filename):
+            if not grader:
+                continue
             try:
                 check_item_paths(grader, row.item)
             except GraderSpecError:

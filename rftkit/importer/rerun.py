@@ -1,4 +1,4 @@
-"""Run a job again on a local model, with its data, grader, response format and hyperparameters.
+"""Run a job of any method again on a local model, with its data, grader and hyperparameters.
 
 `plan_rerun` lists every difference before anything starts, and `start_rerun` creates the job. Both
 work for imported jobs and for jobs that ran here. `rftkit.evals.step_pairs` compares the two jobs.
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError
-from rftkit.importer.migration import Check, Difference, check_job, place
+from rftkit.importer.migration import Check, Difference, check_job, hyperparameters_of, place
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -61,7 +61,8 @@ def plan_rerun(
         client: From `rftkit.connect()`: an rftkit platform.
         job_id: A job that was imported or that ran here.
         model: A local model: bundled, added or fine-tuned.
-        grader: Replaces the job's grader, if that one does not run here.
+        grader: Replaces the job's grader, if that one does not run here. A supervised or dpo job
+            is measured with it.
         suffix: Replaces the job's suffix.
 
     Raises:
@@ -69,25 +70,27 @@ def plan_rerun(
         InputError: the service is not an rftkit platform.
     """
     job: Json = client.fine_tuning.jobs.retrieve(job_id).to_dict(warnings=False)
-    if grader is not None:
+    method = (job.get("method") or {}).get("type") or "supervised"
+    if grader is not None and method == "reinforcement":
         job = _with_grader(job, grader)
     check = check_job(job, place(client), model)
     if grader is not None:
-        given = Difference("grader", "the one you gave replaces the job's own")
+        how = "replaces the job's own" if method == "reinforcement" else "measures every checkpoint"
+        given = Difference("grader", f"the one you gave {how}")
         check = replace(check, differences=(given, *check.differences))
-    method = (job.get("method") or {}).get("reinforcement") or {}
-    settings = {k: v for k, v in (method.get("hyperparameters") or {}).items() if v is not None}
-    metadata = dict(list((job.get("metadata") or {}).items())[: MOST_METADATA - 1])
+    inner = (job.get("method") or {}).get(method) or {}
+    kept = MOST_METADATA - 1 - (grader is not None)
     request = {
         "model": model,
         "training_file": job.get("training_file"),
         "validation_file": job.get("validation_file"),
-        "grader": method.get("grader"),
-        "response_format": method.get("response_format"),
-        "hyperparameters": settings or None,
+        "method": method,
+        "grader": inner.get("grader") or (None if grader is None else dict(grader)),
+        "response_format": inner.get("response_format"),
+        "hyperparameters": hyperparameters_of(job) or None,
         "suffix": suffix or job.get("user_provided_suffix"),
         "seed": job.get("seed"),
-        "metadata": {**metadata, "rerun_of": job_id},
+        "metadata": {**dict(list((job.get("metadata") or {}).items())[:kept]), "rerun_of": job_id},
     }
     resolved = {} if check.verdict == "stops" else _resolved(client, request)
     return Rerun(job, request, check, resolved)
@@ -121,6 +124,8 @@ def _resolved(client: OpenAI, request: Json) -> Json:
 
     content = client.files.content(request["training_file"]).content
     num_rows = sum(bool(line.strip()) for line in content.splitlines())
-    plan = jobs.plan(client, num_rows, request["hyperparameters"], request["metadata"])
+    plan = jobs.plan(
+        client, num_rows, request["hyperparameters"], request["metadata"], method=request["method"]
+    )
     resolved: Json = (plan or {}).get("hyperparameters") or {}
     return resolved

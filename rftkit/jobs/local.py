@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
 from rftkit.errors import InputError
-from rftkit.jobs.jobs import create
+from rftkit.jobs.jobs import Method, create
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -36,6 +36,8 @@ def plan(
     num_rows: int,
     hyperparameters: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    *,
+    method: Method = "reinforcement",
 ) -> Json | None:
     """What a job would do: `hyperparameters` resolved, `reasons` for each auto, what is `ignored`.
 
@@ -44,6 +46,7 @@ def plan(
         num_rows: Training rows.
         hyperparameters: As for `create`.
         metadata: As for `create`.
+        method: As for `create`.
 
     Returns:
         None when the service does not report it.
@@ -51,7 +54,12 @@ def plan(
     Raises:
         openai.BadRequestError: A value cannot be used.
     """
-    body = {"num_rows": num_rows, "hyperparameters": hyperparameters, "metadata": metadata}
+    body = {
+        "num_rows": num_rows,
+        "hyperparameters": hyperparameters,
+        "metadata": metadata,
+        "method": None if method == "reinforcement" else method,
+    }
     return _ask(client, "post", "/rftkit/plan", body={k: v for k, v in body.items() if v})
 
 

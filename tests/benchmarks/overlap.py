@@ -73,7 +73,7 @@ def measure(worker: Worker, options: argparse.Namespace, spec: Any, complete: An
     ):
         run = Run(
             job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
-            grader=grader, journal=Journal(Path(folder)), rows=rows, valid_rows=[],
+            compiled_grader=grader, journal=Journal(Path(folder)), rows=rows, valid_rows=[],
             model_base=options.model, on_tick=lambda: (worker.chats.serve(), None)[1],
             idle=lambda: (worker.chats.serve(), None)[1],
         )  # fmt: skip

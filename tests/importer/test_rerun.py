@@ -129,13 +129,13 @@ def test_a_judge_elsewhere_is_a_difference_and_no_obstacle(
 
 def test_jobs_that_do_not_run_here_name_the_reason(imported: Callable[..., openai.OpenAI]) -> None:
     client = imported(
-        job("ftjob-sft", "supervised", "succeeded"),
+        job("ftjob-new", "magic", "succeeded"),
         reinforcement("ftjob-tools", GRADER, settings={"tools": [{"name": "t"}]}),
         reinforcement("ftjob-nodata", GRADER, training_file="file-gone", validation_file=None),
         reinforcement("ftjob-rows", {**GRADER, "reference": "{{item.label}}"}),
         reinforcement("ftjob-good", GRADER),
     )
-    assert "only reinforcement" in told(client, "ftjob-sft")["method"][0]
+    assert "only reinforcement, supervised, dpo" in told(client, "ftjob-new")["method"][0]
     assert told(client, "ftjob-tools")["tools"][1]
     gone = told(client, "ftjob-nodata")
     assert "file-gone is not on this platform" in gone["training_file"][0]

@@ -19,23 +19,40 @@ from rftkit.server.inference.body import Metadata, Open, check_response_format, 
 from rftkit.server.inference.judge import check_judges
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
-from rftkit.server.store.records import Job
+from rftkit.server.store.records import File, Job
 from rftkit.server.store.store import new_id, now
+from rftkit.strictjson import read_value
+
+Bounds = tuple[type, float, float]
+MethodType = Literal["supervised", "dpo", "reinforcement"]
 
 __all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys"]
 
-HYPERPARAMETERS: dict[str, tuple[type, float, float]] = {
+COMMON: dict[str, Bounds] = {
     "batch_size": (int, 1, 256),
     "n_epochs": (int, 1, 50),
     "learning_rate_multiplier": (float, 1e-9, 1e9),
-    "compute_multiplier": (float, 0.00001, 10),
-    "eval_interval": (int, 1, 1_000_000),
-    "eval_samples": (int, 1, 1_000),
 }
-"""Name → kind, least, most; each may also be "auto"."""
+HYPERPARAMETERS: dict[str, dict[str, Bounds]] = {
+    "reinforcement": {
+        **COMMON,
+        "compute_multiplier": (float, 0.00001, 10),
+        "eval_interval": (int, 1, 1_000_000),
+        "eval_samples": (int, 1, 1_000),
+    },
+    "supervised": COMMON,
+    "dpo": {**COMMON, "beta": (float, 1e-9, 2)},
+}
+"""Method → name → kind, least, most; each may also be "auto"."""
 EFFORTS = ("default", "low", "medium", "high")
-METHOD = "method.reinforcement"
-KNOWN_IN_METHOD = ("grader", "hyperparameters", "response_format")
+KNOWN_IN_METHOD = {
+    "reinforcement": ("grader", "hyperparameters", "response_format"),
+    "supervised": ("hyperparameters",),
+    "dpo": ("hyperparameters",),
+}
+MEASURES = ("grader", "response_format")
+"""Metadata of a job that does not learn from them: what its checkpoints are measured with. Each is
+JSON, or the id of a file that holds it."""
 
 
 def _suffix(value: str) -> str:
@@ -52,8 +69,10 @@ Suffix = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_suff
 class Method(Open):
     """`method`."""
 
-    type: Literal["supervised", "dpo", "reinforcement"]
+    type: MethodType
     reinforcement: dict[str, Any] | None = None
+    supervised: dict[str, Any] | None = None
+    dpo: dict[str, Any] | None = None
 
 
 class JobBody(Open):
@@ -83,12 +102,13 @@ def job_from(body: JobBody, platform: Platform) -> Job:
             "job's events",
             param="integrations",
         )
-    given = _reinforcement(body)
-    _check_model_and_files(body, platform)
-    _check_engine(body, platform)
-    assert body.validation_file is not None
-    method = _method(given)
-    check_judges(platform, method["reinforcement"]["grader"], f"{METHOD}.grader")
+    method = _method(body)
+    _check_model_and_files(body, platform, method["type"])
+    _check_engine(body, platform, method["type"])
+    method |= _measure(body, platform, method["type"])
+    if method["type"] == "reinforcement":
+        spec = method["reinforcement"]["grader"]
+        check_judges(platform, spec, "method.reinforcement.grader")
     return Job(
         id=new_id("ftjob-"),
         created_at=now(),
@@ -96,7 +116,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         suffix=body.suffix,
         seed=random.randrange(2**31) if body.seed is None else body.seed,
         training_file=body.training_file,
-        validation_file=body.validation_file,
+        validation_file=body.validation_file or "",
         method=method,
         metadata=body.metadata,
         extra=body.model_extra or {},
@@ -105,17 +125,18 @@ def job_from(body: JobBody, platform: Platform) -> Job:
 
 def unknown_keys(job: Job) -> list[str]:
     """Keys of the create body that have no meaning here."""
-    given = job.method["reinforcement"]
-    known = {*HYPERPARAMETERS, "reasoning_effort"}
+    kind, inner = job.method_type, job.method[job.method_type]
+    known = {*HYPERPARAMETERS[kind], *(["reasoning_effort"] if kind == "reinforcement" else [])}
+    where = f"method.{kind}"
     return [
         *job.extra,
-        *(f"method.{key}" for key in job.method if key not in ("type", "reinforcement")),
-        *(f"{METHOD}.{key}" for key in given if key not in KNOWN_IN_METHOD),
-        *(f"{METHOD}.hyperparameters.{k}" for k in given["hyperparameters"] if k not in known),
+        *(f"method.{key}" for key in job.method if key not in ("type", "measure", kind)),
+        *(f"{where}.{key}" for key in inner if key not in KNOWN_IN_METHOD[kind]),
+        *(f"{where}.hyperparameters.{k}" for k in inner["hyperparameters"] if k not in known),
     ]
 
 
-def _check_engine(body: JobBody, platform: Platform) -> None:
+def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
     """Refuse what the engine of the job cannot do, before the job exists."""
     metadata = body.metadata or {}
     tuned = platform.store.model(body.model)
@@ -130,6 +151,12 @@ def _check_engine(body: JobBody, platform: Platform) -> None:
     base = tuned.base if tuned else body.model
     if remote.kind_of(base, platform.home, wanted) == "tinker":
         remote.refuse(metadata)
+        if kind == "dpo":
+            raise RequestError(
+                "`method.type` is 'dpo', which the Tinker protocol has no loss for; train on this "
+                "machine with metadata `engine` = torch, or by method supervised",
+                param="method.type",
+            )
     elif tuned is not None and is_whole(Path(tuned.folder)) and metadata.get("tuning") != "full":
         raise RequestError(
             f"{body.model} was trained in full, and adapters learn on a base model: go on with "
@@ -139,85 +166,143 @@ def _check_engine(body: JobBody, platform: Platform) -> None:
         )
 
 
-def _reinforcement(body: JobBody) -> dict[str, Any]:
-    if body.method is None or body.method.type != "reinforcement":
-        found = "nothing" if body.method is None else repr(body.method.type)
+def _method(body: JobBody) -> dict[str, Any]:
+    """The normalised method; a body without one is of a supervised job, as it always was."""
+    kind: MethodType = "supervised" if body.method is None else body.method.type
+    extra = dict(body.method.model_extra or {}) if body.method else {}
+    extra.pop("measure", None)  # ours
+    inner = getattr(body.method, kind) if body.method else None
+    where = f"method.{kind}"
+    if kind == "reinforcement":
+        if inner is None:
+            raise RequestError(f"Missing required parameter: `{where}`.", param=where)
+        inner = _reinforcement(inner)
+    given = (inner or {}).get("hyperparameters")
+    if body.hyperparameters and kind != "supervised":
         raise RequestError(
-            f"`method.type` must be 'reinforcement', found {found}; the local platform trains by "
-            "reinforcement only",
-            param="method.type" if body.method else "method",
-        )
-    if body.method.reinforcement is None:
-        raise RequestError("Missing required parameter: `method.reinforcement`.", param=METHOD)
-    if body.hyperparameters:
-        raise RequestError(
-            f"`hyperparameters` at the top level are not for reinforcement jobs; put them into "
-            f"`{METHOD}.hyperparameters`",
+            f"`hyperparameters` at the top level are not for {kind} jobs; put them into "
+            f"`{where}.hyperparameters`",
             param="hyperparameters",
         )
-    extra = body.method.model_extra or {}
-    return {"extra": extra, "reinforcement": body.method.reinforcement}
+    if kind == "supervised":
+        given = _merged(body.hyperparameters, given)
+    checked = checked_hyperparameters(given, kind)
+    return {"type": kind, **extra, kind: {**(inner or {}), "hyperparameters": checked}}
 
 
-def _method(given: dict[str, Any]) -> dict[str, Any]:
-    reinforcement = given["reinforcement"]
-    for key in ("tools", "max_episode_steps"):
-        if reinforcement.get(key) is not None:
+def _merged(old: dict[str, Any] | None, given: Any) -> Any:
+    """Hyperparameters at the top level, where they once were, with those of the method.
+
+    Raises:
+        RequestError: a value that was given in both differs.
+    """
+    if not old or not isinstance(given, dict | None):
+        return given
+    merged = {**old}
+    for name, value in (given or {}).items():
+        if value in (None, "auto"):
+            merged.setdefault(name, value)
+        elif merged.get(name) in (None, "auto", value):
+            merged[name] = value
+        else:
             raise RequestError(
-                f"`{METHOD}.{key}` (tool servers, a private preview) is not supported here",
-                param=f"{METHOD}.{key}",
+                f"`hyperparameters.{name}` is {merged[name]!r} and "
+                f"`method.supervised.hyperparameters.{name}` is {value!r}; give one of them",
+                param="hyperparameters",
             )
-    if "grader" not in reinforcement:
+    return merged
+
+
+def _reinforcement(given: dict[str, Any]) -> dict[str, Any]:
+    where = "method.reinforcement"
+    for key in ("tools", "max_episode_steps"):
+        if given.get(key) is not None:
+            raise RequestError(
+                f"`{where}.{key}` (tool servers, a private preview) is not supported here",
+                param=f"{where}.{key}",
+            )
+    if "grader" not in given:
         raise RequestError(
-            f"Missing required parameter: `{METHOD}.grader`.", param=f"{METHOD}.grader"
+            f"Missing required parameter: `{where}.grader`.", param=f"{where}.grader"
         )
-    format_ = reinforcement.get("response_format")
+    format_ = given.get("response_format")
     if format_ is not None:
-        check_response_format(format_, f"{METHOD}.response_format")
+        check_response_format(format_, f"{where}.response_format")
     return {
-        "type": "reinforcement",
-        **given["extra"],
-        "reinforcement": {
-            **reinforcement,
-            "grader": _grader(reinforcement["grader"]),
-            "hyperparameters": checked_hyperparameters(reinforcement.get("hyperparameters")),
-            "response_format": format_,
-        },
+        **given,
+        "grader": _grader(given["grader"], f"{where}.grader"),
+        "response_format": format_,
     }
 
 
-def _grader(spec: Any) -> dict[str, Any]:
+def _measure(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
+    """Grader and response format that a supervised or dpo job is measured with, if its metadata
+    names them.
+
+    Raises:
+        RequestError: they cannot be read, or there are no rows to measure on.
+        GraderSpecError: the grader is none.
+    """
+    metadata = body.metadata or {}
+    if kind == "reinforcement" or "grader" not in metadata:
+        return {}
+    named = {key: _named(platform, key, metadata[key]) for key in MEASURES if key in metadata}
+    rows = metadata.get("grader_rows")
+    if rows is None and body.validation_file is None:
+        raise RequestError(
+            "metadata `grader` measures the job on its validation rows, and it has none; give a "
+            "`validation_file`, or prompts in a file that metadata `grader_rows` names",
+            param="metadata.grader",
+        )
+    if rows is not None:
+        _check_file(platform, rows, "metadata.grader_rows")
+    spec = _grader(named["grader"], "metadata.grader")
+    check_judges(platform, spec, "metadata.grader")
+    if (format_ := named.get("response_format")) is not None:
+        check_response_format(format_, "metadata.response_format")
+    return {"measure": {"grader": spec, "response_format": format_}}
+
+
+def _named(platform: Platform, key: str, text: str) -> Any:
+    """What metadata says: JSON, or the id of a file that holds it."""
+    param = f"metadata.{key}"
+    if not text.lstrip().startswith("{"):
+        _check_file(platform, text, param)
+        text = platform.store.whole_file(text).read_text(encoding="utf-8", errors="replace")
+
+    def fail(message: str) -> RequestError:
+        return RequestError(f"metadata `{key}` cannot be read: {message}", param=param)
+
+    return read_value(text.encode("utf-8", "surrogatepass"), fail)
+
+
+def _grader(spec: Any, param: str) -> dict[str, Any]:
     from rftkit import graders
 
     try:
         return graders.validate(spec)
     except GraderSpecError as error:
-        where = f"{METHOD}.grader" + (f".{error.param}" if error.param else "")
+        where = param + (f".{error.param}" if error.param else "")
         raise GraderSpecError(error.message, param=where) from None
 
 
-def checked_hyperparameters(given: Any) -> dict[str, Any]:
-    """Every hyperparameter, unset ones "auto".
+def checked_hyperparameters(given: Any, kind: str = "reinforcement") -> dict[str, Any]:
+    """Every hyperparameter of a method, unset ones "auto".
 
     Raises:
         RequestError: naming the one that cannot be used.
     """
-    where = f"{METHOD}.hyperparameters"
+    where = f"method.{kind}.hyperparameters"
     if given is None:
         given = {}
     if not isinstance(given, dict):
         raise RequestError(f"`{where}` must be an object, found {kind_of(given)}", param=where)
-    for name, (kind, low, high) in HYPERPARAMETERS.items():
-        value = given.get(name, "auto")
-        kinds = (int,) if kind is int else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if value != "auto" and not (is_number and low <= value <= high):
-            noun = "a whole number" if kind is int else "a number"
-            raise RequestError(
-                f'`{where}.{name}` must be "auto" or {noun} from {low:g} to {high:g}, found '
-                f"{kind_of(value)}",
-                param=f"{where}.{name}",
-            )
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, bounds in HYPERPARAMETERS[kind].items():
+        _check_value(f"{where}.{name}", given.get(name, "auto"), bounds)
+    known = dict.fromkeys(HYPERPARAMETERS[kind], "auto")
+    if kind != "reinforcement":
+        return {**known, **given}
     effort = given.get("reasoning_effort", "default")
     if effort not in EFFORTS:
         raise RequestError(
@@ -225,27 +310,47 @@ def checked_hyperparameters(given: Any) -> dict[str, Any]:
             f"{kind_of(effort)}",
             param=f"{where}.reasoning_effort",
         )
-    return {**dict.fromkeys(HYPERPARAMETERS, "auto"), **given, "reasoning_effort": effort}
+    return {**known, **given, "reasoning_effort": effort}
 
 
-def _check_model_and_files(body: JobBody, platform: Platform) -> None:
+def _check_value(where: str, value: Any, bounds: Bounds) -> None:
+    kind, low, high = bounds
+    kinds = (int,) if kind is int else (int, float)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if value == "auto" or (is_number and low <= value <= high):
+        return
+    noun = "a whole number" if kind is int else "a number"
+    raise RequestError(
+        f'`{where}` must be "auto" or {noun} from {low:g} to {high:g}, found {kind_of(value)}',
+        param=where,
+    )
+
+
+def _check_model_and_files(body: JobBody, platform: Platform, kind: str) -> None:
     try:
         check_model(platform, body.model)
     except NotFoundError as error:
         raise RequestError(error.message, param="model", code="model_not_found") from None
-    if body.validation_file is None:
+    if body.validation_file is None and kind == "reinforcement":
         raise RequestError(
             "`validation_file` is required for reinforcement jobs: checkpoints are chosen by it",
             param="validation_file",
         )
     for param in ("training_file", "validation_file"):
-        try:
-            file = live_file(platform, getattr(body, param), param)
-        except NotFoundError as error:
-            raise RequestError(error.message, param=param, code=error.code) from None
+        file_id = getattr(body, param)
+        if file_id is None:
+            continue
+        file = _check_file(platform, file_id, param)
         if file.purpose != "fine-tune":
             raise RequestError(
                 f"`{param}` {file.id} has purpose {file.purpose!r}; upload it with purpose "
                 "'fine-tune'",
                 param=param,
             )
+
+
+def _check_file(platform: Platform, file_id: str, param: str) -> File:
+    try:
+        return live_file(platform, file_id, param)
+    except NotFoundError as error:
+        raise RequestError(error.message, param=param, code=error.code) from None

@@ -29,7 +29,7 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
 
 def _add(here: Platform, job: Job) -> str:
     job = here.store.add_job(job)
-    if not job.is_probe:
+    if job.grading is not None and not job.is_probe:
         job = here.store.update_job(job.id, eval_id=make_job_eval(here.store, job).id)
     here.store.add_event(job.id, f"Created fine-tuning job: {job.id}", key="created")
     unknown = unknown_keys(job)

@@ -16,12 +16,14 @@ from pydantic import Field
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.rows import read_rows
 from rftkit.server.api import Here, Reply
+from rftkit.server.api.job_body import MethodType
 from rftkit.server.api.job_body import checked_hyperparameters as checked
 from rftkit.server.inference.body import Body, Metadata
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan, reasons
+from rftkit.server.training.offline_plan import make_offline_plan, offline_reasons
+from rftkit.server.training.plan import CommonPlan, make_plan, reasons
 
 __all__ = ["router"]
 
@@ -44,6 +46,7 @@ class PlanBody(Body):
 
     hyperparameters: dict[str, Any] | None = None
     metadata: Metadata | None = None
+    method: MethodType = "reinforcement"
     num_rows: Annotated[int, Field(ge=1)]
     """Training rows."""
 
@@ -51,12 +54,13 @@ class PlanBody(Body):
 @router.post("/plan")
 def plan(body: PlanBody) -> Reply:
     """Return a job's plan, with every `auto` resolved and explained; nothing is created."""
+    given = {"hyperparameters": checked(body.hyperparameters, body.method)}
+    method: Json = {"type": body.method, body.method: given}
     job = Job(
         id="", created_at=0, model="", seed=0, training_file="", validation_file="",
-        method={"reinforcement": {"hyperparameters": checked(body.hyperparameters)}},
-        metadata=body.metadata,
+        method=method, metadata=body.metadata,
     )  # fmt: skip
-    made = make_plan(job, body.num_rows)
+    made, why = _planned(job, body.num_rows)
     resolved = made.to_dict()
     ignored = resolved.pop("ignored")
     for name in ("seed", "memory_bytes"):  # a job's own: drawn, and measured
@@ -65,10 +69,19 @@ def plan(body: PlanBody) -> Reply:
         {
             "object": "rftkit.plan",
             "hyperparameters": resolved,
-            "reasons": reasons(made),
+            "reasons": why,
             "ignored": ignored,
         }
     )
+
+
+def _planned(job: Job, num_rows: int) -> tuple[CommonPlan, dict[str, str]]:
+    """The plan, and what `auto` means in it."""
+    if job.method_type == "reinforcement":
+        plan = make_plan(job, num_rows)
+        return plan, reasons(plan)
+    offline = make_offline_plan(job, num_rows)
+    return offline, offline_reasons(offline)
 
 
 @router.get("/jobs/{job_id}/rollouts")
@@ -80,10 +93,10 @@ def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] =
     chosen = step if step is not None else max(steps, default=None)
     groups: list[Json] = []
     if folder and chosen in steps:
-        record = Journal(folder).record("steps", chosen) or {"groups": []}
-        lines = {group["line"] for group in record["groups"]}
-        items = _items(here, job.training_file, lines)
-        groups = [_group(group, items) for group in record["groups"]]
+        record = Journal(folder).record("steps", chosen) or {}
+        kept = record.get("groups", [])  # none where nothing was sampled
+        items = _items(here, job.training_file, {group["line"] for group in kept})
+        groups = [_group(group, items) for group in kept]
     elif step is not None:
         raise NotFoundError(f"there are no rollouts of step {step} of {job_id}", param="step")
     return Reply(

@@ -18,9 +18,13 @@ __all__ = [
     "FullNeeds",
     "LoraConfig",
     "NotFiniteError",
+    "Pair",
+    "PairStats",
     "SampleRequest",
     "Sampling",
     "StepStats",
+    "Text",
+    "TextStats",
     "Thinking",
     "TrainGroup",
     "TrainSettings",
@@ -125,6 +129,9 @@ class TrainGroup:
         pairs = zip(self.advantages_G, self.tokens_G_T, strict=True)
         return [[advantage] * len(tokens) for advantage, tokens in pairs]
 
+    learnt_G_T: list[list[bool]] = field(default_factory=list)
+    """Which tokens are trained, of completions that are the rests of texts; empty: all of them."""
+
     def is_guided(self, g: int) -> bool:
         """Whether a completion was given."""
         return bool(self.guided_G) and self.guided_G[g]
@@ -161,6 +168,63 @@ class StepStats:
     """Mean |policy − sampling log-prob| before the update: rounding, unless something is wrong."""
     logprob_gap_max: float
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A conversation as tokens."""
+
+    tokens: list[int]
+    trained: list[bool]
+    """Which of them are learnt; never the first, which nothing predicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    preferred: Text
+    non_preferred: Text
+    reference: tuple[float, float] = (0.0, 0.0)
+    """Sum of the log-probs of each answer under the model that the job starts from, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextStats:
+    """What was measured on texts, before an update of the policy if there was one."""
+
+    loss: float
+    """Mean −log-prob over all trained tokens, in nats."""
+    accuracy: float | None
+    """Share of trained tokens that were the most likely ones; None when the engine cannot tell."""
+    num_tokens: int
+    """Trained ones."""
+    grad_norm: float | None = None
+    """Before clipping; None without an update."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairStats:
+    """What was measured on pairs; all but the token accuracy are means over pairs."""
+
+    loss: float
+    """−log σ(β · margin of the log-ratios), in nats."""
+    preferred_reward: float
+    """β times (log-prob − reference) of the preferred answer."""
+    non_preferred_reward: float
+    reward_accuracy: float
+    """Share of pairs whose preferred answer has the higher reward; a tie counts as wrong."""
+    accuracy: float
+    """Share of tokens of preferred answers that were the most likely ones."""
+    num_pairs: int
+    num_tokens: int
+    """Trained ones, of both sides."""
+    grad_norm: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """Preferred minus non-preferred reward."""
+        return self.preferred_reward - self.non_preferred_reward
 
 
 Adapter = Path | None
@@ -240,6 +304,16 @@ class Engine(Protocol):
         """How many of the tokens it takes to say `text`; None when they do not."""
         ...
 
+    def conversation(
+        self,
+        messages: list[dict[str, Any]],
+        trained: Sequence[int],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[Text]:
+        """A conversation as texts to learn from; see `prompts.conversation`."""
+        ...
+
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False
     ) -> list[str]:
@@ -306,6 +380,45 @@ class Engine(Protocol):
         Raises:
             FloatingPointError: when it is NaN or infinity (NotFiniteError where it is known whose).
         """
+        ...
+
+    def imitate(
+        self,
+        given: Sequence[Text],
+        settings: TrainSettings | None,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> TextStats:
+        """One optimizer update towards these texts; without settings they are only measured.
+
+        Raises:
+            FloatingPointError: as from `train_step`; its `groups` are texts.
+        """
+        ...
+
+    def prefer(
+        self,
+        pairs: Sequence[Pair],
+        beta: float,
+        settings: TrainSettings | None,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> PairStats:
+        """One optimizer update towards the preferred answers; without settings only measure.
+
+        Raises:
+            FloatingPointError: as from `train_step`; its `groups` are pairs.
+        """
+        ...
+
+    def answer_logprobs(
+        self,
+        pairs: Sequence[Pair],
+        adapter: Adapter,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> list[tuple[float, float]]:
+        """The log-prob of both answers of each pair under saved weights: `Pair.reference`."""
         ...
 
     def start_policy(

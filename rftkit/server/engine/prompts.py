@@ -1,4 +1,4 @@
-"""From chat messages to token ids, and from a completion's text back to tool calls.
+"""From chat messages to token ids, for sampling and for learning; and from text to tool calls.
 
 The model's own chat template decides what a prompt looks like. Two things are added only where it
 has no word for them: tools, shown in the widespread form of a `<tools>` list in the system message,
@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.server.engine.base import Text
 
-__all__ = ["call_id", "closing", "encode", "thinking_mark", "tokens_until", "tool_calls_in"]
+__all__ = [
+    "call_id", "closing", "conversation", "encode", "thinking_mark", "tokens_until",
+    "tool_calls_in",
+]  # fmt: skip
 
 Json = dict[str, Any]
 
@@ -46,6 +50,127 @@ def encode(
     Raises:
         InputError: the model has no template, or its template refuses the messages.
     """
+    text = _opened(_rendered(tokenizer, messages, tools, opens=True), thinking)
+    return _ids(tokenizer, text)
+
+
+def conversation(
+    tokenizer: Any,
+    messages: list[Json],
+    trained: Sequence[int],
+    tools: list[Json] | None = None,
+    thinking: str | None = None,
+    *,
+    end_ids: Collection[int],
+) -> list[Text]:
+    """The tokens of a conversation, of which the answers to learn are trained.
+
+    An answer is what the template writes behind the prompt that a chat would have at that place,
+    the token that ends the turn included and nothing after it. So what is learnt is what would be
+    sampled. Most conversations are one text. Where a template renders a past answer differently
+    from the last one (some drop its thoughts), each answer has a text of its own.
+
+    Args:
+        tokenizer: with its chat template.
+        messages: the conversation.
+        trained: indices of the assistant messages to learn, in order.
+        tools: functions the model may call.
+        thinking: the mark that opens the model's thoughts; see `encode`.
+        end_ids: tokens that end a turn.
+
+    Raises:
+        InputError: the template refuses the messages, or where an answer begins cannot be told.
+    """
+    _check_control_tokens(tokenizer, messages)
+    texts: list[Text] = []
+    for index in trained:
+        prompt, answer = _turn(tokenizer, messages, index, tools, thinking, end_ids)
+        mask = [False] * len(prompt)
+        if texts and prompt[: len(texts[-1].tokens)] == texts[-1].tokens:
+            before = texts.pop().trained
+            mask[: len(before)] = before
+        texts.append(Text(prompt + answer, mask + [True] * len(answer)))
+    return texts
+
+
+def _turn(
+    tokenizer: Any,
+    messages: list[Json],
+    index: int,
+    tools: list[Json] | None,
+    thinking: str | None,
+    end_ids: Collection[int],
+) -> tuple[list[int], list[int]]:
+    """Tokens of the prompt of an answer, and of the answer."""
+    if index == 0:
+        raise InputError(
+            "the first message is the assistant's, and there is no prompt to answer; give it "
+            "weight 0, or put a message before it"
+        )
+    plain = _rendered(tokenizer, messages[:index], tools, opens=True)
+    whole = _rendered(tokenizer, messages[: index + 1], tools, opens=False)
+    before = _opened(plain, thinking)
+    if not whole.startswith(before):
+        before = plain  # the template writes no thoughts before this answer
+    if not whole.startswith(before):
+        raise InputError(
+            f"where the answer of message {index + 1} begins cannot be told: the model's chat "
+            f"template ends the prompt with {before[-20:]!r}, and does not begin the answer so "
+            "when it is part of a conversation; choose another model, or a template that writes "
+            "both alike"
+        )
+    prompt = _ids(tokenizer, before)
+    answer = _behind(tokenizer, prompt, before, whole, index)
+    ends = [place for place, token in enumerate(answer) if token in end_ids]
+    if ends:
+        return prompt, answer[: ends[0] + 1]
+    # The template leaves the end to the next message, or has none; a sampled answer ends.
+    answer = _behind(tokenizer, prompt, before, whole.rstrip(), index)
+    return prompt, [*answer, _end(tokenizer, end_ids)]
+
+
+def _behind(tokenizer: Any, prompt: list[int], before: str, whole: str, index: int) -> list[int]:
+    """The tokens of `whole` behind the prompt, as a model that has read the prompt would say them.
+
+    A token that spans both (a line break that joins another) is not sayable: then the answer is
+    tokenized by itself.
+    """
+    ids = _ids(tokenizer, whole)
+    if ids[: len(prompt)] == prompt:
+        return ids[len(prompt) :]
+    text = whole[len(before) :]
+    ids = _ids(tokenizer, text)
+    back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if back != text:
+        raise InputError(
+            f"where the answer of message {index + 1} begins cannot be told: its first token "
+            "spans the end of the prompt, and this tokenizer does not split it there; choose "
+            "another model"
+        )
+    return ids
+
+
+def _end(tokenizer: Any, end_ids: Collection[int]) -> int:
+    end = tokenizer.eos_token_id
+    return int(end) if end in end_ids else min(end_ids)
+
+
+def _check_control_tokens(tokenizer: Any, messages: Sequence[Json]) -> None:
+    """Refuse texts in which the tokenizer would read a control token, such as the end of a turn."""
+    for number, message in enumerate(messages, start=1):
+        text = _plain(message)["content"]
+        found = next((token for token in tokenizer.all_special_tokens if token in text), None)
+        if found is not None:
+            raise InputError(
+                f"the text of message {number} has {found!r}, a control token of the model's "
+                "tokenizer; remove it"
+            )
+
+
+def _rendered(
+    tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, opens: bool
+) -> str:
+    """The text of messages under the template, ready for an answer if it `opens` one."""
     plain = [_plain(message) for message in messages]
     if "tools" not in str(tokenizer.chat_template):
         plain, tools = _with_tools_as_text(plain, tools), None
@@ -56,7 +181,7 @@ def encode(
         )
     try:
         text: str = tokenizer.apply_chat_template(
-            plain, tools=tools or None, add_generation_prompt=True, tokenize=False
+            plain, tools=tools or None, add_generation_prompt=opens, tokenize=False
         )
     except Exception as error:  # whatever a model's own template raises
         roles = ", ".join(str(message.get("role")) for message in messages)
@@ -64,8 +189,17 @@ def encode(
             f"the model's chat template refuses these messages ({roles}): {error}; put a system "
             "message into the user's message, or choose another model"
         ) from None
+    return text
+
+
+def _opened(text: str, thinking: str | None) -> str:
+    """A prompt that also opens the model's thoughts, if it has some."""
     if thinking is not None and not text.rstrip().endswith(thinking):
         text += f"{thinking}\n"
+    return text
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [int(token) for token in ids]
 
@@ -134,15 +268,16 @@ def call_id(text: str, number: int) -> str:
 def _plain(message: Json) -> Json:
     content = message.get("content")
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content)
+        content = "".join(part.get("text") or part.get("refusal") or "" for part in content)
     role = "system" if message["role"] == "developer" else message["role"]
-    plain = {**message, "role": role, "content": content or ""}
+    plain = {**message, "role": role, "content": content or message.get("refusal") or ""}
+    plain.pop("weight", None)
     if message.get("tool_calls"):
-        plain["tool_calls"] = [_opened(call) for call in message["tool_calls"]]
+        plain["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]
     return plain
 
 
-def _opened(call: Json) -> Json:
+def _with_object(call: Json) -> Json:
     """A call with its arguments as an object, which is what templates write as JSON."""
     function = call["function"]
     try:

@@ -85,9 +85,12 @@ class Job(Importable):
     seed: int
     training_file: str
     validation_file: str
+    """Empty when the job has none."""
     method: Json
-    """`{type, reinforcement: {grader, hyperparameters, response_format, …}}`. Every
-    hyperparameter is present; unset ones are `"auto"`."""
+    """`{type, reinforcement: {grader, hyperparameters, response_format, …}}`, or
+    `{type, supervised: {hyperparameters}}`, or the same for dpo. Every hyperparameter is present;
+    unset ones are `"auto"`. `measure` has the grader and response format of a job that does not
+    learn from them; it is not on the wire."""
     metadata: dict[str, str] | None = None
     fine_tuned_model: str | None = None
     result_files: list[str] = field(default_factory=list)
@@ -108,6 +111,23 @@ class Job(Importable):
     def is_terminal(self) -> bool:
         """Whether it has ended."""
         return self.status in TERMINAL
+
+    @property
+    def method_type(self) -> str:
+        """reinforcement, supervised or dpo."""
+        return str(self.method.get("type", "reinforcement"))
+
+    @property
+    def hyperparameters(self) -> Json:
+        """As they were given, unset ones `"auto"`."""
+        given: Json = self.method[self.method_type]["hyperparameters"]
+        return given
+
+    @property
+    def grading(self) -> Json | None:
+        """`grader` and `response_format` of its answers; None when nothing is graded."""
+        given: Json | None = self.method.get("reinforcement") or self.method.get("measure")
+        return given
 
     @property
     def is_probe(self) -> bool:

@@ -119,9 +119,10 @@ def file_object(file: File) -> Json:
 
 @_or_imported
 def job_object(job: Job) -> Json:
-    """`fine_tuning.job`; `hyperparameters` is absent, as for every reinforcement job."""
+    """`fine_tuning.job`; `hyperparameters` is absent for reinforcement jobs, null for dpo."""
     return {
         **job.extra,
+        **_old_hyperparameters(job),
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": job.created_at,
@@ -132,7 +133,7 @@ def job_object(job: Job) -> Json:
         "fine_tuned_model": job.fine_tuned_model,
         "organization_id": ORGANIZATION,
         "training_file": job.training_file,
-        "validation_file": job.validation_file,
+        "validation_file": job.validation_file or None,
         "result_files": job.result_files,
         "trained_tokens": job.trained_tokens,
         "seed": job.seed,
@@ -192,9 +193,18 @@ def tuned_model_object(model: Model) -> Json:
     return model_object(model.name, model.created_at, ORGANIZATION)
 
 
+def _old_hyperparameters(job: Job) -> Json:
+    """Where they were before methods had them: still there for supervised jobs."""
+    if job.method_type == "reinforcement":
+        return {}
+    return {"hyperparameters": job.hyperparameters if job.method_type == "supervised" else None}
+
+
 def _method(method: Json) -> Json:
-    given = method["reinforcement"]
-    return {**method, "reinforcement": {**given, "grader": mask_secrets(given["grader"])}}
+    shown = {name: value for name, value in method.items() if name != "measure"}
+    if (given := method.get("reinforcement")) is not None:
+        shown["reinforcement"] = {**given, "grader": mask_secrets(given["grader"])}
+    return shown
 
 
 @_or_imported

@@ -11,12 +11,16 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TypeVar
 
 from rftkit.rows import Row
+from rftkit.server.training.offline_plan import OfflinePlan
 from rftkit.server.training.plan import Plan
 from rftkit.server.training.references import value_of
 
-__all__ = ["batch_rows", "spare_rows"]
+__all__ = ["batch_rows", "epoch_rows", "spare_rows"]
+
+T = TypeVar("T")
 
 
 def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:
@@ -29,6 +33,15 @@ def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:
             orders[epoch] = _order(rows, f"{plan.seed}/{epoch}", plan.stratify)
         result.append(rows[orders[epoch][place]])
     return result
+
+
+def epoch_rows(rows: Sequence[T], plan: OfflinePlan, step: int) -> list[T]:
+    """The rows of a step that takes its epoch in batches, the last of which may be short."""
+    epoch, place = divmod(step - 1, plan.eval_interval)
+    order = list(range(len(rows)))
+    random.Random(f"{plan.seed}/{epoch}").shuffle(order)
+    start = place * plan.batch_size
+    return [rows[index] for index in order[start : start + plan.batch_size]]
 
 
 def spare_rows(rows: Sequence[Row], plan: Plan, step: int, num: int) -> list[Row]:

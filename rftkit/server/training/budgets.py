@@ -2,7 +2,7 @@
 
 Each says so in an event. A step whose training grades failed pauses before its update, any other at
 its end; grades that failed are given again after the pause, and count in no reward until then. Not
-here: pauses that a client asks for, and how a paused job is saved (`rft.stop_if_requested`).
+here: pauses that a client asks for, and how a paused job is saved (`loop.stop_if_requested`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rftkit.server.training import metrics, sampling
-from rftkit.server.training.context import Run
+from rftkit.server.training.context import AnyRun
 from rftkit.server.training.rollout import Group
 
 __all__ = ["check_core_seconds", "check_validation", "is_over_budget", "pauses_for_training"]
@@ -20,7 +20,7 @@ SIDES = {"steps": "training", "valid": "validation"}
 """Kinds of the journal's records, in words."""
 
 
-def pauses_for_training(run: Run, step: int, groups: Sequence[Group]) -> bool:
+def pauses_for_training(run: AnyRun, step: int, groups: Sequence[Group]) -> bool:
     """Whether too many grades of the last steps failed; then the job pauses before the update.
 
     The step's grades that failed are given again when it is resumed.
@@ -32,7 +32,7 @@ def pauses_for_training(run: Run, step: int, groups: Sequence[Group]) -> bool:
     return is_over
 
 
-def check_validation(run: Run, step: int, valid: Sequence[Group]) -> None:
+def check_validation(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
     """Pause a job whose validation has too many failed grades, or at the end no reward at all."""
     counts = [metrics.failure(valid)[:2]]
     is_without = step == run.plan.total_steps and metrics.mean_reward(valid) is None
@@ -41,7 +41,7 @@ def check_validation(run: Run, step: int, valid: Sequence[Group]) -> None:
 
 
 def _pause(
-    run: Run, step: int, kind: str, groups: Sequence[Group], counts: Sequence[tuple[int, int]]
+    run: AnyRun, step: int, kind: str, groups: Sequence[Group], counts: Sequence[tuple[int, int]]
 ) -> None:
     """Say which graders failed, how often, and one example."""
     failed, graded = sum(c[0] for c in counts), sum(c[1] for c in counts)
@@ -62,13 +62,13 @@ def _pause(
         )
 
 
-def is_over_budget(run: Run, counts: Sequence[tuple[int, int]]) -> bool:
+def is_over_budget(run: AnyRun, counts: Sequence[tuple[int, int]]) -> bool:
     """Whether too large a share of these grades failed."""
     graded = sum(count for _, count in counts)
     return graded > 0 and sum(failed for failed, _ in counts) / graded > run.plan.error_budget
 
 
-def check_core_seconds(run: Run, step: int) -> None:
+def check_core_seconds(run: AnyRun, step: int) -> None:
     """Pause a job that has used the seconds it was given; resuming lifts the cap."""
     cap, key = run.plan.max_core_seconds, "max_core_seconds"
     used = (run.store.job(run.job.id).usage_metrics or {}).get("core_seconds", 0.0)

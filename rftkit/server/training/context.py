@@ -1,12 +1,13 @@
-"""What one job needs while it trains. Plain values; the verbs are in `rft` and its neighbours."""
+"""What one job needs while it trains. Plain values; the verbs are in `loop` and the methods."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rftkit.graders import AnswerField, CompiledGrader, answer_fields
 from rftkit.rows import Row
@@ -14,11 +15,16 @@ from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training.advantages import Weighing, weighing
+from rftkit.server.training.clock import Clock
+from rftkit.server.training.encoding import Encoded
 from rftkit.server.training.history import History
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import Plan
+from rftkit.server.training.offline_plan import OfflinePlan
+from rftkit.server.training.plan import CommonPlan, Plan
 
-__all__ = ["Check", "Run", "Stopped"]
+__all__ = ["AnyRun", "Check", "OfflineRun", "RftRun", "Run", "Stopped"]
+
+P = TypeVar("P", bound=CommonPlan, covariant=True)
 
 
 class Stopped(Exception):
@@ -38,19 +44,26 @@ class Check:
 
 
 @dataclass
-class Run:
+class Run(Generic[P]):
     """Everything one job needs while it trains."""
 
     job: Job
-    plan: Plan
+    plan: P
     store: Store
     engine: Engine
-    grader: CompiledGrader
     journal: Journal
     rows: list[Row]
+    """Training prompts."""
     valid_rows: list[Row]
+    """Validation prompts, which are answered and graded; empty when the job has none."""
     model_base: str
     """The base model's name, for the names of checkpoints."""
+    compiled_grader: CompiledGrader | None = None
+    """What grades answers; None when the job has no grader."""
+    examples: list[Encoded] = field(default_factory=list)
+    """The training rows of a method that learns from their answers."""
+    valid_examples: list[Encoded] = field(default_factory=list)
+    """The same of the validation file."""
     start_adapter: Path | None = None
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
     on_tick: Callable[[], None] = lambda: None
@@ -61,21 +74,37 @@ class Run:
     """What the operator wants of a final model."""
     compile: Callable[[dict[str, Any]], CompiledGrader] | None = None
     """Makes the graders of `checks`."""
-    weighing: Weighing = field(init=False)
-    """The sub-graders and what each is worth in the total."""
+    clock: Clock = field(default_factory=Clock)
+    """Seconds of the step under way."""
     failures: list[tuple[int, int]] = field(default_factory=list)
     """(failed, all) grades of the last steps."""
+    references: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """Of dpo: line of a training row → log-probs of its two answers at the start of the job."""
+    saved_at: float = field(default_factory=time.monotonic)
+    """When the state was saved last."""
     trained_tokens: int = 0
     seconds_of_steps: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.weighing = weighing(self.grader.spec)
+    @property
+    def grader(self) -> CompiledGrader:
+        """What grades answers; only for a job that has a grader."""
+        assert self.compiled_grader is not None, "the job has no grader"
+        return self.compiled_grader
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether answers to the validation rows are graded: then there is a step 0 too."""
+        return self.compiled_grader is not None and bool(self.valid_rows)
+
+    @cached_property
+    def weighing(self) -> Weighing:
+        """The sub-graders and what each is worth in the total."""
+        return weighing(self.grader.spec)
 
     @property
     def response_format(self) -> dict[str, Any] | None:
         """The job's response format."""
-        value: dict[str, Any] | None = self.job.method["reinforcement"].get("response_format")
-        return value
+        return (self.job.grading or {}).get("response_format")
 
     @cached_property
     def answer_fields(self) -> list[AnswerField]:
@@ -93,3 +122,9 @@ class Run:
         base = Path(self.model_base).name
         name = f"ft:{base}:local:{self.job.suffix or ''}:{self.job.id.removeprefix('ftjob-')[:8]}"
         return name if step is None else f"{name}:ckpt-step-{step}"
+
+
+AnyRun = Run[CommonPlan]
+"""A job of any method."""
+RftRun = Run[Plan]
+OfflineRun = Run[OfflinePlan]

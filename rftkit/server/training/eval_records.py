@@ -177,11 +177,12 @@ def _add_usage(usage: dict[str, Json], sample: Json) -> None:
 
 def make_job_eval(store: Store, job: Job) -> Eval:
     """The eval of a job: one criterion per grader, or per sub-grader of a multi."""
-    grader = job.method["reinforcement"]["grader"]
+    assert job.grading is not None
+    grader = job.grading["grader"]
     return store.add_eval(
         [criterion(part) for part in graders.parts(grader).values()],
         {"type": "custom", "item_schema": {"type": "object"}, "include_sample_schema": True},
-        name=f"Reinforcement fine-tuning validation runs for {job.id}",
+        name=f"{job.method_type.capitalize()} fine-tuning validation runs for {job.id}",
         metadata={"fine_tuning_job_id": job.id},
     )
 
@@ -201,8 +202,9 @@ def record_validation(
         samples: each with its grade; `results` and `model` are filled in here.
     """
     assert job.eval_id is not None
+    assert job.grading is not None
     criteria = store.eval(job.eval_id).testing_criteria
-    keys = list(job.method["reinforcement"]["grader"].get("graders", {}))
+    keys = list(job.grading["grader"].get("graders", {}))
     source = {"type": "jsonl", "source": {"type": "file_id", "id": job.validation_file}}
     with store.transaction():
         run = store.add_run(

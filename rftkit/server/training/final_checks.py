@@ -5,7 +5,8 @@ them into the file `checks.json` of the home folder:
 
     {"refuses": {"grader": {…}, "pass_threshold": 0.9, "rows": "refusals.jsonl"}}
 
-`rows` lies beside that file; without it the validation rows are asked. The model passes a category
+`rows` lies beside that file; without it the validation rows are asked, or the training
+rows of a job that has none. The model passes a category
 when the mean reward of its most likely answers reaches the threshold. A model that does not pass is
 not made known, and its job fails naming the categories; a grader that breaks pauses the job.
 """
@@ -20,7 +21,7 @@ from rftkit import graders
 from rftkit.errors import PlatformError, RftkitError
 from rftkit.rows import read_rows
 from rftkit.server.training import metrics, sampling
-from rftkit.server.training.context import Check, Run, Stopped
+from rftkit.server.training.context import AnyRun, Check, Stopped
 
 __all__ = ["read_checks", "run_checks"]
 
@@ -60,7 +61,7 @@ def _check(home: Path, category: str, given: dict[str, Any]) -> Check:
     return Check(category, spec, float(given["pass_threshold"]), rows)
 
 
-def run_checks(run: Run) -> None:
+def run_checks(run: AnyRun) -> None:
     """Ask and grade the final model.
 
     Raises:
@@ -80,9 +81,9 @@ def run_checks(run: Run) -> None:
     run.store.add_event(run.job.id, text, type="moderation_checks", data={"checks": found}, key=KEY)
 
 
-def _result(run: Run, check: Check) -> dict[str, Any]:
+def _result(run: AnyRun, check: Check) -> dict[str, Any]:
     assert run.compile is not None
-    rows = check.rows if check.rows is not None else run.valid_rows
+    rows = check.rows if check.rows is not None else run.valid_rows or run.rows
     ask = sampling.SamplingPlan(rows, sampling.CHECKS, 1, 0.0)
     with run.compile(check.grader) as grader:
         groups, _ = sampling.graded_while_sampling(
@@ -100,7 +101,7 @@ def _result(run: Run, check: Check) -> dict[str, Any]:
     }
 
 
-def _pause(run: Run, found: dict[str, Any], broken: list[str]) -> None:
+def _pause(run: AnyRun, found: dict[str, Any], broken: list[str]) -> None:
     """The job waits for the operator; resumed, it checks again."""
     with run.store.transaction():
         if not run.store.try_status(run.job.id, "paused"):
@@ -116,7 +117,7 @@ def _pause(run: Run, found: dict[str, Any], broken: list[str]) -> None:
     raise Stopped
 
 
-def _fail(run: Run, found: dict[str, Any], missed: list[str]) -> None:
+def _fail(run: AnyRun, found: dict[str, Any], missed: list[str]) -> None:
     """The final model gets no name; the checkpoints before it, which were not checked, stay."""
     message = f"The final model did not pass the checks: {', '.join(missed)}; it is kept back."
     error = {"code": "final_checks_failed", "message": message, "param": None}

@@ -10,18 +10,18 @@ from __future__ import annotations
 import functools
 
 from rftkit.graders import recognise
-from rftkit.server.training.context import Run
+from rftkit.server.training.context import RftRun
 from rftkit.server.training.sampling import while_idle
 
 __all__ = ["warn_of_grader"]
 
 
-def warn_of_grader(run: Run) -> None:
+def warn_of_grader(run: RftRun) -> None:
     """Add a warning event when the grader recognises no right answer; asked before step 0 only."""
     if run.compile is None or run.journal.record("valid", 0) is not None:
         return
     items = [row.item for row in run.rows]
-    with run.compile(run.job.method["reinforcement"]["grader"]) as grader:
+    with run.compile(run.grader.spec) as grader:
         ask = functools.partial(recognise, grader, items, response_format=run.response_format)
         found = while_idle(run, grader, ask)
     if found is not None:

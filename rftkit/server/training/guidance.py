@@ -20,7 +20,7 @@ from rftkit.rows import Row
 from rftkit.server.engine.base import Completion
 from rftkit.server.training import rollout, sampling
 from rftkit.server.training.advantages import Leaf
-from rftkit.server.training.context import Run
+from rftkit.server.training.context import RftRun
 from rftkit.server.training.rollout import Group, Rollout
 
 __all__ = ["guided"]
@@ -30,7 +30,7 @@ KIND = "guided"
 SAME = 1e-9  # rewards that differ by less are one
 
 
-def guided(run: Run, step: int, groups: Sequence[Group]) -> list[Group]:
+def guided(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group]:
     """The groups, each with the reference answer as a guided completion where it needs one."""
     leaves = run.weighing.leaves
     asked = [
@@ -83,7 +83,7 @@ def _top(group: Group, leaf: Leaf) -> float:
     return max((reward for reward in rewards if reward is not None), default=leaf.low)
 
 
-def _given(run: Run, row: Row) -> Completion | None:
+def _given(run: RftRun, row: Row) -> Completion | None:
     """The reference answer as a completion; None: there is none that could be sampled."""
     if row.tools:
         return None

@@ -2,8 +2,10 @@
 
     plan.json                the resolved plan, written once
     drafts/steps-000007.*    completions of a step and their grades so far, until all are graded
-    steps/000007.json.gz     graded rollouts of a step, durable before the update that uses them
+    steps/000007.json.gz     what a step learns from, graded rollouts or the lines of its rows,
+                             durable before the update that uses it
     valid/000008.json.gz     graded answers of the validation after a step
+    reference/000000.json.gz what the model at the start gives the validation pairs of a dpo job
     states/000008/           adapters, optimizer and what the story needs, saved after a step
     checkpoints/step-8/      the adapter alone, for inference
 
@@ -44,7 +46,7 @@ class Journal:
         self.folder = folder
         self.on_damage: Callable[[str], None] = lambda text: None
         """Told of each damaged file that is set aside."""
-        for name in ("drafts", "steps", "valid", "states", "checkpoints"):
+        for name in ("drafts", "steps", "valid", "reference", "states", "checkpoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def sweep(self) -> None:
@@ -70,7 +72,7 @@ class Journal:
         write_whole(self.folder / "plan.json", json.dumps(plan, indent=1).encode())
 
     def record(self, kind: str, step: int) -> dict[str, Any] | None:
-        """What was written for a step (`kind` is "steps" or "valid"), or None.
+        """What was written for a step (`kind` is "steps", "valid" or "reference"), or None.
 
         A damaged file is set aside: what is before it makes the step again.
         """

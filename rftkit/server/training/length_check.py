@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from rftkit.errors import RowError
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
-from rftkit.server.training.plan import Plan
+from rftkit.server.training.plan import CommonPlan
 
 __all__ = ["check_lengths"]
 
 
-def check_lengths(engine: Engine, plan: Plan, rows: Sequence[Row], path: str) -> str | None:
+def check_lengths(engine: Engine, plan: CommonPlan, rows: Sequence[Row], path: str) -> str | None:
     """A warning about prompts that leave little room; None when there is no such prompt.
 
     Raises:

@@ -1,29 +1,36 @@
-"""What a job will do, with every `auto` resolved and every knob named. Pure: no clock, no files.
+"""What a reinforcement job will do, with every `auto` resolved and every knob named. Pure.
 
 The protocol leaves `auto` and several numbers open; the decisions are here, and the job's first
 event states them: completions per prompt = clamp(round(8 × compute_multiplier), 2, 64); training
 samples at temperature 1; validation takes the most likely token when `eval_samples` is 1 and
 samples at temperature 1 when it is more, at every step alike; the learning rate is the multiplier
-times 0.001 for adapters and times 0.0001 where every weight learns (`tuning` = full).
+times 0.001 for adapters and times 0.0001 where every weight learns (`tuning` = full). Plans of the
+other methods are in `offline_plan`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rftkit.errors import RequestError, RftkitError
 from rftkit.rows import Row
 from rftkit.server.engine.base import LoraConfig, Thinking, TrainSettings
 from rftkit.server.engine.prompts import closing
 from rftkit.server.store.records import Job
+from rftkit.server.training.knobs import Knobs
 from rftkit.server.training.references import have_references, resolve_key
 
-__all__ = ["EFFORTS", "VERSION", "NewerPlanError", "Plan", "make_plan", "plan_from", "reasons"]
+__all__ = [
+    "EFFORTS", "VERSION", "CommonPlan", "NewerPlanError", "Plan", "full_ignores", "make_plan",
+    "plan_from", "reasons", "resolved_value",
+]  # fmt: skip
+
+P = TypeVar("P", bound="CommonPlan")
 
 VERSION = 2
 """Of what a plan means; raise it when an older rftkit would follow a newer plan wrongly."""
@@ -60,27 +67,22 @@ class NewerPlanError(RftkitError):
     """A job's plan has settings that this version does not know."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One job's settings. Written to its folder once, so that a restart follows the same plan."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonPlan:
+    """What the plans of all methods have."""
 
     batch_size: int
-    """Prompts a step."""
+    """Rows a step."""
     n_epochs: int
     total_steps: int
     learning_rate: float
     """The highest of all steps: see `schedule` and `warmup_steps`."""
-    completions_per_prompt: int
     eval_interval: int
+    """Steps from one whole validation to the next."""
     eval_samples: int
     eval_temperature: float
     max_completion_tokens: int
     """A longer answer is cut, and cannot be scored."""
-    temperature: float
-    loss: str
-    clip_low: float
-    clip_high: float
-    kl_coef: float
     lora_rank: int
     lora_alpha: float
     error_budget: float
@@ -97,35 +99,12 @@ class Plan:
     """The mark that opens the model's thoughts; None: it answers at once."""
     thinking_tokens: int = 0
     """Most tokens of thoughts."""
-    max_staleness: int = 0
-    """Updates that may come between the sampling of a step's completions and its own; 1 lets the
-    next step sample while graders work."""
     tuning: str = "lora"
     """What learns: lora is adapters on a frozen base, full is every weight."""
-    advantage: str = "mean"
-    """A name in `advantages.ADVANTAGES`."""
-    advantage_floor: float = 0.1
-    """Least number that an advantage divides by, as a share of the range of rewards."""
-    credit: str = "answer"
-    """Which tokens have a sub-grader's advantage: answer, all of them; fields, those up to the end
-    of the fields of a JSON answer that it reads."""
-    stratify: str | None = None
-    """Key of the rows whose values every batch has in the mix of the file; "auto": still to be
-    found in the grader and the rows; None: batches are shuffled."""
-    guidance: str = "none"
-    """references: the row's reference answer joins a group that does not reach a sub-grader's
-    top; none: completions are sampled only."""
-    refill: int = 0
-    """Most further prompts a step, one for each group that is flat in a sub-grader."""
     schedule: str = "constant"
     """A name in `schedule.SCHEDULES`: how the learning rate falls after the warm-up."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises."""
-    updates_per_batch: int = 1
-    """Optimizer updates with the same rollouts; from the second on, ratios leave 1 and are
-    clipped."""
-    entropy_floor: float = 0.0
-    """Nats a token; with less among its samples, a step's rate is smaller in proportion."""
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     ignored: dict[str, str] = field(default_factory=dict)
@@ -141,6 +120,52 @@ class Plan:
         """How every completion begins."""
         return thoughts(self.thinking, self.thinking_tokens)
 
+    def validates(self, step: int) -> bool:
+        """Whether a whole validation follows this step; step 0 is the baseline."""
+        return step % self.eval_interval == 0 or step == self.total_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings, for the job's first event."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(CommonPlan):
+    """A reinforcement job's settings.
+
+    Written to its folder once, so that a restart follows the same plan.
+    """
+
+    completions_per_prompt: int
+    temperature: float
+    loss: str
+    clip_low: float
+    clip_high: float
+    kl_coef: float
+    max_staleness: int = 0
+    """Updates that may come between the sampling of a step's completions and its own; 1 lets the
+    next step sample while graders work."""
+    advantage: str = "mean"
+    """A name in `advantages.ADVANTAGES`."""
+    advantage_floor: float = 0.1
+    """Least number that an advantage divides by, as a share of the range of rewards."""
+    credit: str = "answer"
+    """Which tokens have a sub-grader's advantage: answer, all of them; fields, those up to the end
+    of the fields of a JSON answer that it reads."""
+    stratify: str | None = None
+    """Key of the rows whose values every batch has in the mix of the file; "auto": still to be
+    found in the grader and the rows; None: batches are shuffled."""
+    guidance: str = "none"
+    """references: the row's reference answer joins a group that does not reach a sub-grader's
+    top; none: completions are sampled only."""
+    refill: int = 0
+    """Most further prompts a step, one for each group that is flat in a sub-grader."""
+    updates_per_batch: int = 1
+    """Optimizer updates with the same rollouts; from the second on, ratios leave 1 and are
+    clipped."""
+    entropy_floor: float = 0.0
+    """Nats a token; with less among its samples, a step's rate is smaller in proportion."""
+
     def train_settings(self, learning_rate: float) -> TrainSettings:
         """Settings of an update at this rate."""
         return TrainSettings(
@@ -152,16 +177,8 @@ class Plan:
             kl_coef=self.kl_coef,
         )
 
-    def validates(self, step: int) -> bool:
-        """Whether a validation follows this step; step 0 is the baseline."""
-        return step % self.eval_interval == 0 or step == self.total_steps
 
-    def to_dict(self) -> dict[str, Any]:
-        """All settings, for the job's first event."""
-        return dataclasses.asdict(self)
-
-
-def plan_from(known: dict[str, Any]) -> Plan:
+def plan_from(known: dict[str, Any], kind: type[P]) -> P:
     """The plan that `to_dict` and `VERSION` were written of, perhaps by an older rftkit.
 
     Raises:
@@ -169,14 +186,14 @@ def plan_from(known: dict[str, Any]) -> Plan:
     """
     version = known.get("version", 1)
     settings = {name: value for name, value in known.items() if name != "version"}
-    unknown = set(settings) - {field.name for field in dataclasses.fields(Plan)}
+    unknown = set(settings) - {field.name for field in dataclasses.fields(kind)}
     if version > VERSION or unknown:
         raise NewerPlanError(
             f"a newer rftkit began this job: its plan has version {version}"
             + "".join(f" and the setting {name}" for name in sorted(unknown))
             + f", and this rftkit knows version {VERSION}. Upgrade rftkit, then resume the job"
         )
-    return Plan(**settings)
+    return kind(**settings)
 
 
 def thoughts(mark: str | None, tokens: int) -> Thinking | None:
@@ -212,12 +229,9 @@ def make_plan(
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
     """
-    given = job.method["reinforcement"]["hyperparameters"]
-
-    def value(name: str, auto: Any) -> Any:
-        return auto if given.get(name, "auto") == "auto" else given[name]
-
-    knobs = _Knobs(job.metadata or {})
+    given = job.hyperparameters
+    value = functools.partial(resolved_value, given)
+    knobs = Knobs(job.metadata or {})
     mark = knobs.mark("thinking", thinking)
     guidance = _guidance(knobs, mark, engine, job, rows)
     batch_size = min(value("batch_size", AUTO_BATCH[guidance]), num_rows)
@@ -233,11 +247,7 @@ def make_plan(
         stratify = resolve_key(stratify, job.method["reinforcement"]["grader"], rows)
     advantage = knobs.word("advantage", ADVANTAGE, ADVANTAGE_NAMES)
     effort = given.get("reasoning_effort", "default")
-    ignored: dict[str, str] = {}
-    if tuning == "full":
-        for name in ("lora_rank", "lora_alpha"):
-            if name in (job.metadata or {}):
-                ignored[name] = "every weight learns, there are no adapters"
+    ignored = full_ignores(tuning, job.metadata or {})
     if effort != "default" and mark is None:
         ignored["reasoning_effort"] = (
             "the model does not think before it answers (metadata `thinking` makes it)"
@@ -286,6 +296,18 @@ def make_plan(
     )
 
 
+def resolved_value(given: Mapping[str, Any], name: str, auto: Any) -> Any:
+    """A hyperparameter as it was given, or what `auto` means."""
+    return auto if given.get(name, "auto") in ("auto", None) else given[name]
+
+
+def full_ignores(tuning: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Settings of adapters that were given where there are none."""
+    why = "every weight learns, there are no adapters"
+    names = ("lora_rank", "lora_alpha") if tuning == "full" else ()
+    return {name: why for name in names if name in metadata}
+
+
 def _auto_rate(guidance: str, batch_size: int) -> float:
     """Multiplier of the learning rate: with guidance by the root of the batch, from 1 to 3.
 
@@ -325,7 +347,7 @@ def reasons(plan: Plan) -> dict[str, str]:
     }
 
 
-def _guidance(knobs: _Knobs, mark: str | None, engine: str, job: Job, rows: Sequence[Row]) -> str:
+def _guidance(knobs: Knobs, mark: str | None, engine: str, job: Job, rows: Sequence[Row]) -> str:
     """Guidance as asked for; by default where it can be given.
 
     Raises:
@@ -350,7 +372,7 @@ def _guidance(knobs: _Knobs, mark: str | None, engine: str, job: Job, rows: Sequ
     return found
 
 
-def _credit(knobs: _Knobs, advantage: str) -> str:
+def _credit(knobs: Knobs, advantage: str) -> str:
     """Credit as asked for; by default by fields where sub-graders have advantages of their own.
 
     Raises:
@@ -366,67 +388,3 @@ def _credit(knobs: _Knobs, advantage: str) -> str:
             param="metadata.credit",
         )
     return found
-
-
-class _Knobs:
-    """Settings that the protocol has no field for, read from a job's metadata."""
-
-    def __init__(self, metadata: dict[str, str]) -> None:
-        self._metadata = metadata
-
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        value = self.optional_number(name)
-        if value is None:
-            return default
-        if not low <= value <= high:
-            raise _refusal(name, f"a number from {low:g} to {high:g}", self._metadata[name])
-        return value
-
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
-        value = self.number(name, default, low, high)
-        if value != int(value):
-            raise _refusal(name, "a whole number", self._metadata[name])
-        return int(value)
-
-    def optional_number(self, name: str) -> float | None:
-        if name not in self._metadata:
-            return None
-        try:
-            value = float(json.loads(self._metadata[name]))
-        except (ValueError, TypeError):
-            raise _refusal(name, "a number", self._metadata[name]) from None
-        if not math.isfinite(value):
-            raise _refusal(name, "a finite number", self._metadata[name])
-        return value
-
-    def positive(self, name: str) -> float | None:
-        value = self.optional_number(name)
-        if value is not None and value <= 0:
-            raise _refusal(name, "a number above 0", self._metadata[name])
-        return value
-
-    def mark(self, name: str, default: str | None) -> str | None:
-        value = self._metadata.get(name, default)
-        if value in (None, "none"):
-            return None
-        if not (3 <= len(value) <= 64 and value[0] in "<[" and value[1] != "/"):
-            raise _refusal(name, "the mark that opens thoughts, as <think>, or none", value)
-        return value
-
-    def key(self, name: str, default: str) -> str | None:
-        value = self._metadata.get(name, default)
-        if not value.strip():
-            raise _refusal(name, "a key of the rows, auto or none", value)
-        return None if value == "none" else value
-
-    def word(self, name: str, default: str, known: tuple[str, ...]) -> str:
-        value = self._metadata.get(name, default)
-        if value not in known:
-            raise _refusal(name, "one of " + ", ".join(known), value)
-        return value
-
-
-def _refusal(name: str, expected: str, found: str) -> RequestError:
-    return RequestError(
-        f"metadata `{name}` must be {expected}, found {found!r}", param=f"metadata.{name}"
-    )

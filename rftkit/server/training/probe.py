@@ -2,7 +2,7 @@
 
 A job is a probe when its metadata has `probe: "true"`. It has the plan of the real job, so its
 first event says what every `auto` becomes; it validates a few rows and takes two steps through the
-same functions as `rft.train`; its last event holds what only the trainer can measure. It makes no
+same functions as `loop.train`; its last event holds what only the trainer can measure. It makes no
 eval, no checkpoint and no model, and lists leave it out unless they filter by that metadata. Not
 here: the sum (`rftkit.jobs.estimate`), which a client makes from these events.
 """
@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any
 
 import psutil
 
-from rftkit.server.training import rft
+from rftkit.server.training.context import AnyRun
+from rftkit.server.training.loop import Method, load_policy
 
 __all__ = ["STEPS", "probe"]
 
@@ -25,7 +25,7 @@ STEPS = 2
 """The first pays for warming up; the second is what the others will cost."""
 
 
-def probe(run: rft.Run) -> None:
+def probe(run: AnyRun, method: Method) -> None:
     """Take two steps of a job and say what they took.
 
     Raises:
@@ -33,39 +33,30 @@ def probe(run: rft.Run) -> None:
         FloatingPointError: when an update is not a number.
     """
     memory = _Peak(run.on_tick)
+    few = run.plan.batch_size
     run = dataclasses.replace(
-        run, on_tick=memory.on_tick, valid_rows=run.valid_rows[: run.plan.batch_size]
+        run,
+        on_tick=memory.on_tick,
+        valid_rows=run.valid_rows[:few],
+        valid_examples=run.valid_examples[:few],
     )
     try:
-        rft.load_policy(run)
-        valid, seconds = rft.validate(run, 0)
-        timing = {"sampling": 0.0, "training": 0.0, "eval": seconds, "full_iteration": seconds}
-        rft.report(run, 0, None, valid, timing, None)
+        load_policy(run)
+        method.baseline(run)
         for step in range(1, min(STEPS, run.plan.total_steps) + 1):
-            _take_step(run, step)
+            run.clock.start()
+            batch = method.gather(run, step)
+            stats = method.update(run, step, batch)
+            method.report(run, step, batch, stats, None)
     finally:
         shutil.rmtree(run.journal.folder, ignore_errors=True)
     found = {
-        "validated_rows": len(run.valid_rows),
+        "validated_rows": len(run.valid_examples or run.valid_rows),
         "host_memory_bytes": memory.host_bytes,
         "device_memory_bytes": _device_bytes(run.engine.facts),
     }
     run.store.add_event(run.job.id, "The probe is complete", data={"probe": found}, key="probe")
     run.store.update_job(run.job.id, status="succeeded")
-
-
-def _take_step(run: rft.Run, step: int) -> None:
-    started = time.perf_counter()
-    groups, sampling = rft.sample_and_grade(run, step)
-    trained = time.perf_counter()
-    stats = rft.update(run, step, groups)
-    timing = {
-        "sampling": sampling,
-        "training": time.perf_counter() - trained,
-        "eval": 0.0,
-        "full_iteration": time.perf_counter() - started,
-    }
-    rft.report(run, step, groups, None, timing, stats)
 
 
 class _Peak:

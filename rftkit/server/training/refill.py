@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rftkit.server.training import sampling
 from rftkit.server.training.advantages import Leaf
 from rftkit.server.training.batches import spare_rows
-from rftkit.server.training.context import Run
+from rftkit.server.training.context import RftRun
 from rftkit.server.training.rollout import Group
 
 __all__ = ["is_flat_in", "refilled"]
@@ -21,7 +21,7 @@ KIND = "refill"
 """In the journal, of completions and grades until the step's record has them."""
 
 
-def refilled(run: Run, step: int, groups: list[Group]) -> list[Group]:
+def refilled(run: RftRun, step: int, groups: list[Group]) -> list[Group]:
     """The groups, and those of further rows for the flat ones among them."""
     flat = sum(any(is_flat_in(group, leaf) for leaf in run.weighing.leaves) for group in groups)
     rows = spare_rows(run.rows, run.plan, step, min(flat, run.plan.refill))

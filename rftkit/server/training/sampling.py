@@ -25,7 +25,7 @@ from rftkit.graders import CompiledGrader, Grade
 from rftkit.rows import Row
 from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.training import rollout
-from rftkit.server.training.context import Run, Stopped
+from rftkit.server.training.context import AnyRun, Stopped
 from rftkit.server.training.journal import Kept
 from rftkit.server.training.rollout import FinishedCompletion, Group, Place, Rollout
 
@@ -81,7 +81,7 @@ class UngradedBatch:
 
 
 def graded(
-    run: Run,
+    run: AnyRun,
     kind: str,
     step: int,
     plan: SamplingPlan,
@@ -110,7 +110,7 @@ def graded(
     return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
 
 
-def reopen(run: Run, kind: str, step: int) -> None:
+def reopen(run: AnyRun, kind: str, step: int) -> None:
     """Make the record of a step a draft again when grades of it failed: only those are missing.
 
     Its completions stay, and the grades that were given; a kill in between leaves the record.
@@ -145,7 +145,7 @@ def reopen(run: Run, kind: str, step: int) -> None:
 
 
 def draft_and_grade(
-    run: Run,
+    run: AnyRun,
     kind: str,
     step: int,
     plan: SamplingPlan,
@@ -164,7 +164,7 @@ def draft_and_grade(
 
 
 def ungraded_batch(
-    run: Run, kind: str, step: int, plan: SamplingPlan, on_completion: OnCompletion | None = None
+    run: AnyRun, kind: str, step: int, plan: SamplingPlan, on_completion: OnCompletion | None = None
 ) -> UngradedBatch:
     """The completions of a step, from the journal or drawn now; then each is told as it ends."""
     known = run.journal.draft(kind, step)
@@ -177,7 +177,7 @@ def ungraded_batch(
 
 
 def sampled(
-    run: Run, plan: SamplingPlan, on_completion: OnCompletion | None = None
+    run: AnyRun, plan: SamplingPlan, on_completion: OnCompletion | None = None
 ) -> UngradedBatch:
     """Completions under the policy, drawn now."""
     started = time.perf_counter()
@@ -198,7 +198,7 @@ def sampled(
 
 
 def graded_while_sampling(
-    run: Run,
+    run: AnyRun,
     grader: CompiledGrader,
     rows: Sequence[Row],
     sample: Callable[[OnCompletion | None], UngradedBatch],
@@ -244,7 +244,7 @@ def graded_while_sampling(
     return grading.groups(draft), draft.seconds + ended_at - since
 
 
-def while_idle(run: Run, grader: CompiledGrader, work: Callable[[], T]) -> T:
+def while_idle(run: AnyRun, grader: CompiledGrader, work: Callable[[], T]) -> T:
     """What `work` returns, which only grades: in another thread, while this one serves chats.
 
     When the job is stopped, the grades under way are abandoned.
@@ -334,7 +334,7 @@ class _Grading:
             raise Stopped
 
 
-def _asks_this_engine(run: Run, grader: CompiledGrader) -> bool:
+def _asks_this_engine(run: AnyRun, grader: CompiledGrader) -> bool:
     """Whether a judge would take the very cores that sample.
 
     Asked beside sampling it would only be asked less at a time: a decode of two rows takes about

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from rftkit.server.training.plan import Plan
+from rftkit.server.training.plan import CommonPlan, Plan
 from rftkit.server.training.rollout import Group
 
-__all__ = ["SCHEDULES", "entropy_of", "learning_rate"]
+__all__ = ["SCHEDULES", "entropy_of", "guarded_rate", "learning_rate"]
 
 LAST_SHARE = 0.1
 """Of the rate, that a decay ends with."""
@@ -25,19 +25,22 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 """Share of the rate when this share of the steps behind the warm-up is done."""
 
 
-def learning_rate(plan: Plan, step: int, groups: Sequence[Group] = ()) -> float:
-    """The rate of a step's update.
+def learning_rate(plan: CommonPlan, step: int) -> float:
+    """The rate of a step's update: warmed up, then decayed."""
+    if step <= plan.warmup_steps:
+        return plan.learning_rate * step / (plan.warmup_steps + 1)
+    left = plan.total_steps - plan.warmup_steps - 1
+    done = (step - plan.warmup_steps - 1) / left if left > 0 else 0.0
+    return plan.learning_rate * SCHEDULES[plan.schedule](done)
 
-    During `warmup_steps` it rises in equal parts; then the schedule decays it to a tenth at the
-    last step. Where what was sampled has less entropy than `entropy_floor`, it is smaller in
+
+def guarded_rate(plan: Plan, step: int, groups: Sequence[Group] = ()) -> float:
+    """The rate of a reinforcement step.
+
+    Where the samples of the step have less entropy than `entropy_floor`, it is smaller in
     proportion: a policy about to collapse onto one answer is moved less.
     """
-    if step <= plan.warmup_steps:
-        rate = plan.learning_rate * step / (plan.warmup_steps + 1)
-    else:
-        left = plan.total_steps - plan.warmup_steps - 1
-        done = (step - plan.warmup_steps - 1) / left if left > 0 else 0.0
-        rate = plan.learning_rate * SCHEDULES[plan.schedule](done)
+    rate = learning_rate(plan, step)
     if plan.entropy_floor > 0 and groups:
         rate *= min(1.0, entropy_of(groups) / plan.entropy_floor)
     return rate

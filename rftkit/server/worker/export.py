@@ -27,6 +27,8 @@ from rftkit.server.training.journal import damage
 
 __all__ = ["export", "main"]
 
+WAYS = {"reinforcement": "by reinforcement", "supervised": "on answers", "dpo": "on preferences"}
+"""Of training, by method."""
 PROBE = "Hello, world!\n  1 + 2 = 3; naïve café 你好"
 """Text that an exported tokenizer must encode as the base's own does."""
 
@@ -164,15 +166,19 @@ def _story(store: Store, home: Path, model: Model) -> list[str]:
     """Describe the job, data, grader, settings and metrics of a model, in lines of Markdown."""
     assert model.job_id is not None
     job = store.job(model.job_id)
-    given = job.method["reinforcement"]
-    lines = [f"* Trained by reinforcement from `{job.model}` in job `{job.id}`, step {model.step}"]
+    given = job.grading or {}
+    how = WAYS[job.method_type]
+    lines = [f"* Trained {how} from `{job.model}` in job `{job.id}`, step {model.step}"]
     for words, file_id in (("Training", job.training_file), ("Validation", job.validation_file)):
+        if not file_id:
+            continue
         try:
             file = store.file(file_id)
             lines += [f"* {words} data: `{file.filename}`, SHA-256 `{file.digest}`"]
         except NotFoundError:
             lines += [f"* {words} data: file `{file_id}`, deleted since"]
-    lines += [f"* Grader: SHA-256 of its JSON `{_hash(given['grader'])}`"]
+    if given:
+        lines += [f"* Grader: SHA-256 of its JSON `{_hash(given['grader'])}`"]
     if given.get("response_format"):
         lines += [f"* Response format: SHA-256 of its JSON `{_hash(given['response_format'])}`"]
     plan = home / "jobs" / job.id / "plan.json"

@@ -2,14 +2,13 @@
 
 The server starts it as `python -m rftkit.server.worker --home HOME`. The two exchange JSON lines
 over stdin and stdout (`worker_process.py`). It may be killed at any time: a job's folder holds all
-that the next worker needs to continue it (`journal.py`). `rft.py` has the training loop.
+that the next worker needs to continue it (`journal.py`). `training/loop.py` has the loop.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import json
 import os
@@ -27,31 +26,35 @@ from filelock import FileLock
 
 from rftkit import privacy, settings
 from rftkit.backoff import backoff_seconds
-from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
-from rftkit.graders import CompiledGrader, JudgeCache, check_item_paths, compile_grader
-from rftkit.rows import Row, read_rows
+from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError
+from rftkit.graders import CompiledGrader, JudgeCache, compile_grader
 from rftkit.safetext import redacted
-from rftkit.server.engine.base import Engine
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import WorkerRequest, request_from
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
-from rftkit.server.training import rft
+from rftkit.server.training import dpo, loop, rft, supervised
 from rftkit.server.training.checkpoints import sweep
-from rftkit.server.training.eval_records import make_job_eval
+from rftkit.server.training.context import AnyRun, Run, Stopped
 from rftkit.server.training.final_checks import read_checks
 from rftkit.server.training.journal import Journal, is_full
-from rftkit.server.training.length_check import check_lengths
-from rftkit.server.training.memory_check import full_budget
-from rftkit.server.training.plan import VERSION, NewerPlanError, Plan, make_plan, plan_from
+from rftkit.server.training.offline_plan import OfflinePlan
+from rftkit.server.training.plan import VERSION, CommonPlan, NewerPlanError, Plan, plan_from
 from rftkit.server.training.probe import probe
-from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.chats import ChatQueue, Engines, kind_of_model
+from rftkit.server.worker.job_files import FILES, check_file
+from rftkit.server.worker.preparation import Preparation
 
 __all__ = ["Worker", "WorkerPlatform", "main"]
 
+METHODS: dict[str, loop.Method] = {"reinforcement": rft, "supervised": supervised, "dpo": dpo}
+PLANS: dict[str, type[CommonPlan]] = {
+    "reinforcement": Plan,
+    "supervised": OfflinePlan,
+    "dpo": OfflinePlan,
+}
 CHECK_SECONDS = 0.5
 """How often the worker checks, within a step, whether the job was cancelled."""
 IDLE_SECONDS = 0.02
@@ -133,7 +136,7 @@ class Worker:
                 self.validate(job)
             else:
                 self.train(job)
-        except rft.Stopped:
+        except Stopped:
             self._pause(job)
         except EngineLostError as error:
             self._wait_for_engine(job, error)
@@ -209,11 +212,14 @@ class Worker:
             print(text, file=sys.stderr, flush=True)
 
     def validate(self, job: Job) -> None:
-        """Check the rows of both files against the job's grader; then queue the job."""
-        for param in ("training_file", "validation_file"):
+        """Check the rows of both files, against the job's grader if it has one; then queue it."""
+        for param in FILES:
+            if not getattr(job, param):
+                continue
             self.store.add_event(job.id, f"Validating {_words(param)}: {getattr(job, param)}",
                                  key=f"validating-{param}")  # fmt: skip
-            self._rows(job, param, check=True)
+            for note in check_file(self.store, job, param):
+                self.store.add_event(job.id, note, level="warn", key=note)
         with self.store.transaction():
             if self.store.try_status(job.id, "queued"):
                 message = "Files validated, moving job to queued state"
@@ -222,54 +228,35 @@ class Worker:
     def train(self, job: Job) -> None:
         """Train a job from its last saved state."""
         journal = Journal(self.home / "jobs" / job.id)
-        rows, valid_rows = self._rows(job, "training_file"), self._rows(job, "validation_file")
+        add_event = self._adder(job)
         start = self.store.model(job.model)
         base = start.base if start else job.model
-        known = journal.plan()
-        plan = None if known is None else plan_from(known)
-
-        def add_event(text: str, level: str = "info") -> None:
-            self.store.add_event(job.id, text, level=level, key=text)
-
         journal.sweep()
         journal.on_damage = partial(add_event, level="warn")
         add_event(f"Loading {base}")
+        known = journal.plan()
+        plan = None if known is None else plan_from(known, PLANS[job.method_type])
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
         engine = self.engines.get(base, add_event, kind, job.id)
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
-        if plan is None:
-            self._check_prompts(job, engine, {"training_file": rows, "validation_file": valid_rows})
-            plan = make_plan(job, len(rows), thinking, kind, budget, rows)
-            if plan.tuning == "full":
-                room = full_budget(engine, journal.folder)
-                plan = dataclasses.replace(plan, memory_bytes=room)
-        if known is None:
-            for each, param in ((rows, "training_file"), (valid_rows, "validation_file")):
-                name = self.store.file(getattr(job, param)).filename
-                if note := check_lengths(engine, plan, each, name):
-                    add_event(note, "warn")
+        work = Preparation(self.store, job, engine, journal, add_event)
+        plan = work.plan(plan, thinking, kind)
         journal.write_plan({"version": VERSION, **plan.to_dict()})
-        self._add_started_event(job, plan, engine, len(rows), len(valid_rows))
-        schema = schema_of(job.method["reinforcement"].get("response_format"))
-        prompts = [engine.encode(row.messages, row.tools, plan.thinking) for row in rows]
-        if note := engine.compare(prompts):
-            add_event(note)
-        for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
-            add_event(note)
-        if job.eval_id is None and not job.is_probe:
-            job = self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
+        job = work.start(plan)
         with self._grader(job, plan) as grader:
-            run = rft.Run(
+            run: AnyRun = Run(
                 job=job,
                 plan=plan,
                 store=self.store,
                 engine=engine,
-                grader=grader,
+                compiled_grader=grader,
                 journal=journal,
-                rows=rows,
-                valid_rows=valid_rows,
+                rows=work.rows,
+                valid_rows=work.valid_rows,
+                examples=work.examples,
+                valid_examples=work.valid_examples,
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
                 on_tick=self._breathe(job.id),
@@ -279,7 +266,7 @@ class Worker:
             )
             engine.memory_bytes = plan.memory_bytes or budget
             try:
-                (probe if job.is_probe else rft.train)(run)
+                (probe if job.is_probe else loop.train)(run, METHODS[job.method_type])
             except EngineLostError:
                 self.engines.forget(engine)
                 raise
@@ -287,10 +274,20 @@ class Worker:
                 engine.drop_policy()
                 engine.memory_bytes = budget  # the next job has its own plan
 
-    def _grader(self, job: Job, plan: Plan) -> CompiledGrader:
-        return self._compiled(job.method["reinforcement"]["grader"], plan)
+    def _adder(self, job: Job) -> Callable[..., None]:
+        def add_event(text: str, level: str = "info") -> None:
+            self.store.add_event(job.id, text, level=level, key=text)
 
-    def _compiled(self, spec: dict[str, Any], plan: Plan) -> CompiledGrader:
+        return add_event
+
+    def _grader(
+        self, job: Job, plan: CommonPlan
+    ) -> contextlib.AbstractContextManager[CompiledGrader | None]:
+        if job.grading is None:
+            return contextlib.nullcontext()
+        return self._compiled(job.grading["grader"], plan)
+
+    def _compiled(self, spec: dict[str, Any], plan: CommonPlan) -> CompiledGrader:
         platform = WorkerPlatform(self.chats, self.store)
         return compile_grader(
             spec,
@@ -313,7 +310,7 @@ class Worker:
             if time.monotonic() - last > CHECK_SECONDS:
                 last = time.monotonic()
                 if self.store.job(job_id).status == "cancelled":
-                    raise rft.Stopped
+                    raise Stopped
 
         return on_tick
 
@@ -330,76 +327,9 @@ class Worker:
             if status != "pausing":
                 asked = last
             if status == "cancelled" or last - asked > PAUSE_SECONDS:
-                raise rft.Stopped
+                raise Stopped
 
         return idle
-
-    def _add_started_event(
-        self, job: Job, plan: Plan, engine: Engine, rows: int, valid_rows: int
-    ) -> None:
-        resolved = plan.to_dict()
-        ignored = resolved.pop("ignored")
-        words = ", ".join(f"{name}={value}" for name, value in resolved.items())
-        extra = "".join(f"; {name} has no effect: {why}" for name, why in ignored.items())
-        self.store.add_event(
-            job.id,
-            f"Fine-tuning job started: {words}{extra}",
-            data={
-                "hyperparameters": resolved,
-                "ignored": ignored,
-                "rows": {"train": rows, "valid": valid_rows},
-                "engine": dict(engine.facts),
-            },
-            key="started",
-        )
-
-    def _rows(self, job: Job, param: str, *, check: bool = False) -> list[Row]:
-        """Return the rows of a job's file.
-
-        Raises:
-            RowError: with the file's name and the line; `param` is the parameter on the wire.
-        """
-        file_id = getattr(job, param)
-        try:
-            name, path = self.store.file(file_id).filename, self.store.whole_file(file_id)
-        except NotFoundError as error:
-            raise RowError(error.message, param=param) from None
-        try:
-            with path.open("rb") as lines:
-                rows = list(read_rows(lines, path=name))
-            if not rows:
-                raise RowError(f"{name} has no rows", param=param)
-            if check:
-                self._check_paths(job, rows, name)
-        except InputError as error:
-            raise RowError(error.message, param=param) from None
-        return rows
-
-    def _check_prompts(self, job: Job, engine: Engine, files: dict[str, list[Row]]) -> None:
-        """Refuse rows that the model's chat template refuses; try one row of each shape.
-
-        Raises:
-            RowError: with the file's name and the line.
-        """
-        for param, rows in files.items():
-            shapes = {
-                (*(m["role"] for m in row.messages), bool(row.tools)): row for row in rows[::-1]
-            }
-            for row in shapes.values():
-                try:
-                    engine.encode(row.messages, row.tools)
-                except InputError as error:
-                    name = self.store.file(getattr(job, param)).filename
-                    found = RowError(error.message, path=name, line=row.line)
-                    raise RowError(found.message, param=param) from None
-
-    def _check_paths(self, job: Job, rows: list[Row], name: str) -> None:
-        spec = job.method["reinforcement"]["grader"]
-        for row in rows:
-            try:
-                check_item_paths(spec, row.item)
-            except InputError as error:
-                raise RowError(error.message, path=name, line=row.line) from None
 
     def _fail(self, job: Job, message: str, code: str, param: str | None) -> None:
         message = redacted(message, settings.keys())

@@ -18,6 +18,14 @@ def hyper(**changes: Any) -> dict[str, Any]:
     return {"method": reinforcement(hyperparameters=changes)}
 
 
+def supervised(**hyperparameters: Any) -> dict[str, Any]:
+    return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+
+
+def dpo(**hyperparameters: Any) -> dict[str, Any]:
+    return {"type": "dpo", "dpo": {"hyperparameters": hyperparameters}}
+
+
 HYPER = "method.reinforcement.hyperparameters"
 
 JOBS = [
@@ -38,8 +46,22 @@ JOBS = [
     ({"metadata": {"k": "v" * 513}}, "metadata", "'k' is longer than 512"),
     ({"metadata": {"k": 1}}, "metadata.k", "string"),
     ({"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]}, "integrations", "not supp"),
-    ({"method": openai.omit}, "method", "must be 'reinforcement', found nothing"),
-    ({"method": {"type": "dpo"}}, "method.type", "found 'dpo'"),
+    ({"method": openai.omit, "extra_body": {"hyperparameters": {"n_epochs": 51}}},
+     "method.supervised.hyperparameters.n_epochs", "from 1 to 50, found 51"),
+    ({"method": {"type": "dpo"}, "extra_body": {"hyperparameters": {"n_epochs": 3}}},
+     "hyperparameters", "not for dpo jobs"),
+    ({"method": dpo(beta=0)}, "method.dpo.hyperparameters.beta", "to 2, found 0"),
+    ({"method": dpo(beta=2.1)}, "method.dpo.hyperparameters.beta", "found 2.1"),
+    ({"method": supervised(batch_size="8")},
+     "method.supervised.hyperparameters.batch_size", "found '8'"),
+    ({"method": supervised(n_epochs=2), "extra_body": {"hyperparameters": {"n_epochs": 3}}},
+     "hyperparameters", "is 3 and `method.supervised.hyperparameters.n_epochs` is 2"),
+    ({"method": supervised(), "metadata": {"grader": "{"}}, "metadata.grader", "not valid JSON"),
+    ({"method": supervised(), "metadata": {"grader": "file-none"}}, "metadata.grader", "No such"),
+    ({"method": supervised(), "metadata": {"grader": '{"type": "oracle"}'}},
+     "metadata.grader.type", "oracle"),
+    ({"method": supervised(), "metadata": {"grader": json.dumps(GRADER)},
+      "validation_file": None}, "metadata.grader", "grader_rows"),
     ({"method": {"type": "reinforcement"}}, "method.reinforcement", "Missing required"),
     ({"method": {"type": "magic"}}, "method.type", "'magic'"),
     ({"method": {"type": "reinforcement", "reinforcement": {}}},
@@ -66,7 +88,6 @@ JOBS = [
     (hyper(compute_multiplier=0), f"{HYPER}.compute_multiplier", "found 0"),
     (hyper(learning_rate_multiplier=-1), f"{HYPER}.learning_rate_multiplier", "found -1"),
     (hyper(eval_interval=0), f"{HYPER}.eval_interval", "found 0"),
-    (hyper(eval_samples=None), f"{HYPER}.eval_samples", "found null"),
     (hyper(reasoning_effort="max"), f"{HYPER}.reasoning_effort", "found 'max'"),
     ({"extra_body": {"hyperparameters": {"n_epochs": 3}}}, "hyperparameters", "put them into"),
 ]  # fmt: skip

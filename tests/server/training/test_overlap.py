@@ -96,7 +96,7 @@ class World:
         with compile_grader(spec, complete=judge, concurrency=2) as grader:
             run = Run(
                 job=job, plan=make_plan(job, len(ROWS)), store=self.store, engine=engine,
-                grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
+                compiled_grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
                 valid_rows=[], model_base="toy", on_tick=lambda: self.on_tick(),
             )  # fmt: skip
             return sampling.graded(run, "steps", 1, sampling.SamplingPlan(ROWS, 1, 4, 1.0))[0]
@@ -285,7 +285,7 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
         for way in ("alone", "ahead"):
             run = Run(
                 job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
-                grader=grader, journal=Journal(worker.home / "jobs" / way), rows=rows,
+                compiled_grader=grader, journal=Journal(worker.home / "jobs" / way), rows=rows,
                 valid_rows=[], model_base="rftkit-tiny", on_tick=worker._breathe(job.id),
                 idle=worker._idle(job.id),
             )  # fmt: skip

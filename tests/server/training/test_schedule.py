@@ -16,7 +16,7 @@ from rftkit.server.engine.tinker.remote import refuse
 from rftkit.server.store.records import Job
 from rftkit.server.training.plan import Plan, make_plan
 from rftkit.server.training.rollout import Group, Rollout
-from rftkit.server.training.schedule import entropy_of, learning_rate
+from rftkit.server.training.schedule import entropy_of, guarded_rate, learning_rate
 
 
 def plan(thinking: str | None = None, engine: str = "torch", **metadata: str) -> Plan:
@@ -54,9 +54,9 @@ def test_the_entropy_guard_slows_down_in_proportion() -> None:
     groups = [Group(Row({}, 1), [1], [Rollout(completion, Grade(1.0, "graded"))])]
     assert entropy_of(groups) == pytest.approx(0.2)
     guarded, free = plan(entropy_floor="0.8", schedule="constant", warmup_steps="0"), plan()
-    assert learning_rate(guarded, 1, groups) == pytest.approx(guarded.learning_rate / 4)
-    assert learning_rate(guarded, 1) == pytest.approx(guarded.learning_rate)  # nothing sampled
-    assert learning_rate(free, 5, groups) == learning_rate(free, 5)
+    assert guarded_rate(guarded, 1, groups) == pytest.approx(guarded.learning_rate / 4)
+    assert guarded_rate(guarded, 1) == pytest.approx(guarded.learning_rate)  # nothing sampled
+    assert guarded_rate(free, 5, groups) == guarded_rate(free, 5)
 
 
 def test_a_plan_of_before_these_settings_does_what_it_did() -> None:

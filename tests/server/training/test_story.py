@@ -24,8 +24,9 @@ from rftkit.server.engine.base import Completion, NotFiniteError, StepStats
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import journal as journal_module
-from rftkit.server.training import rft
+from rftkit.server.training import loop, rft
 from rftkit.server.training.checkpoints import sweep
+from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.plan import make_plan
@@ -128,13 +129,13 @@ class World:
                 return real(sample, item)
 
             grader.grade = counted  # type: ignore[method-assign]
-            run = rft.Run(
+            run = Run(
                 job=job, plan=make_plan(job, len(ROWS)), store=self.store, engine=self.engine,
-                grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
+                compiled_grader=grader, journal=Journal(self.home / "jobs" / job.id), rows=ROWS,
                 valid_rows=ROWS[:4], model_base="toy",
             )  # fmt: skip
-            with contextlib.suppress(rft.Stopped):
-                rft.train(run)
+            with contextlib.suppress(Stopped):
+                loop.train(run, rft)
         return self.store.job(job.id)
 
     def left(self, job: Job) -> Any:

@@ -345,13 +345,13 @@ CALLED = {
 def test_a_server_that_refuses_time_after_time_fails_the_job_one_that_is_away_does_not(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, refused: bool, ends: str
 ) -> None:
-    def lose(_: Any) -> None:
+    def lose(*_: Any) -> None:
         error = EngineLostError("the Tinker server said: rank 64 is above 32")
         error.refused = refused
         raise error
 
     monkeypatch.setattr("rftkit.server.worker.worker.AWAY_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr("rftkit.server.training.rft.train", lose)
+    monkeypatch.setattr("rftkit.server.training.loop.train", lose)
     job = add_job(worker)
     worker.run_job(job)  # validates
     for _ in range(5):
@@ -368,10 +368,10 @@ def test_a_job_has_the_budget_of_its_plan_and_leaves_the_engines_alone(
 ) -> None:
     seen: list[tuple[int, int]] = []
 
-    def look(given: Any) -> None:
+    def look(given: Any, method: Any) -> None:
         seen.append((given.engine.memory_bytes, given.plan.memory_bytes))
 
-    monkeypatch.setattr("rftkit.server.training.rft.train", look)
+    monkeypatch.setattr("rftkit.server.training.loop.train", look)
     jobs = [add_job(worker), add_job(worker)]
     for job in jobs:
         worker.run_job(job)  # validates

@@ -31,8 +31,12 @@ from rftkit.server.engine.base import (
     Completion,
     FullNeeds,
     LoraConfig,
+    Pair,
+    PairStats,
     SampleRequest,
     StepStats,
+    Text,
+    TextStats,
     Thinking,
     TrainGroup,
     TrainSettings,
@@ -160,6 +164,18 @@ class TinkerEngine:
     ) -> list[int]:
         """See Engine.encode."""
         return prompts.encode(self.tokenizer, messages, tools, thinking)
+
+    def conversation(
+        self,
+        messages: list[dict[str, Any]],
+        trained: Sequence[int],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[Text]:
+        """See Engine.conversation."""
+        return prompts.conversation(
+            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
+        )
 
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """A job that asks for guidance was refused (`remote.refuse`)."""
@@ -393,13 +409,7 @@ class TinkerEngine:
                 "clip_low_threshold": 1 - settings.clip_low,
                 "clip_high_threshold": 1 + settings.clip_high,
             }
-        adam = self._tinker.AdamParams(
-            learning_rate=settings.learning_rate,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            eps=EPS,
-            grad_clip_norm=settings.max_grad_norm,
-        )
+        adam = self._adam(settings)
         policy = self._current()
         with self._reaching():
             policy.changed()
@@ -415,6 +425,66 @@ class TinkerEngine:
         ]
         metrics = getattr(after, "metrics", None) or {}
         return exchange.stats_of(members, policy_logprobs, settings, metrics)
+
+    def imitate(
+        self,
+        given: Sequence[Text],
+        settings: TrainSettings | None,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> TextStats:
+        """See Engine.imitate; what the most likely tokens were is not known here."""
+        num_tokens = sum(sum(text.trained) for text in given)
+        data = [
+            self._tinker.Datum(
+                model_input=self._tinker.ModelInput.from_ints(text.tokens[:-1]),
+                loss_fn_inputs=exchange.text_inputs_of(text, num_tokens),
+            )
+            for text in given
+        ]
+        policy, after = self._current(), None
+        with self._reaching():
+            if settings is None:
+                measured = policy.training.forward(data, "cross_entropy").future()
+                _wait([measured], on_tick)
+            else:
+                policy.changed()
+                measured = policy.training.forward_backward(data, "cross_entropy").future()
+                update = policy.training.optim_step(self._adam(settings)).future()
+                _wait([measured, update], on_tick)
+                after = update.result()
+            outputs = [list(each["logprobs"].data) for each in measured.result().loss_fn_outputs]
+        return exchange.text_stats_of(given, outputs, getattr(after, "metrics", None) or {})
+
+    def prefer(
+        self,
+        pairs: Sequence[Pair],
+        beta: float,
+        settings: TrainSettings | None,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> PairStats:
+        """The protocol has no loss of pairs; a job that asks for it was refused."""
+        raise NotImplementedError
+
+    def answer_logprobs(
+        self,
+        pairs: Sequence[Pair],
+        adapter: Adapter,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> list[tuple[float, float]]:
+        """As `prefer`."""
+        raise NotImplementedError
+
+    def _adam(self, settings: TrainSettings) -> Any:
+        return self._tinker.AdamParams(
+            learning_rate=settings.learning_rate,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            eps=EPS,
+            grad_clip_norm=settings.max_grad_norm,
+        )
 
     def _datum(self, member: exchange.Member, num_tokens: int) -> Any:
         read = self._tinker.ModelInput.from_ints([*member.prompt, *member.tokens[:-1]])

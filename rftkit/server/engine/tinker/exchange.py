@@ -22,11 +22,16 @@ from rftkit.server.engine.base import (
     Completion,
     SampleRequest,
     StepStats,
+    Text,
+    TextStats,
     TrainGroup,
     TrainSettings,
 )
 
-__all__ = ["Member", "completion_of", "inputs_of", "members_of", "stats_of", "unpack_adapter"]
+__all__ = [
+    "Member", "completion_of", "inputs_of", "members_of", "stats_of", "text_inputs_of",
+    "text_stats_of", "unpack_adapter",
+]  # fmt: skip
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -157,6 +162,32 @@ def _grad_norm(metrics: dict[str, float]) -> float | None:
         if name.rpartition("/")[2].partition(":")[0] == "grad_norm":
             return value
     return None
+
+
+def text_inputs_of(text: Text, num_tokens: int) -> dict[str, Any]:
+    """What the protocol's cross entropy needs of a text: the weights make the sum a mean."""
+    weights = [float(is_trained) / num_tokens for is_trained in text.trained[1:]]
+    return {"target_tokens": text.tokens[1:], "weights": weights}
+
+
+def text_stats_of(
+    texts: Sequence[Text], logprobs: Sequence[Sequence[float]], metrics: dict[str, float]
+) -> TextStats:
+    """The mean −log-prob of trained tokens, from the log-probs that the server computed.
+
+    Raises:
+        FloatingPointError: when one of them is not a number.
+    """
+    trained = [
+        logprob
+        for text, each in zip(texts, logprobs, strict=True)
+        for logprob, is_trained in zip(each, text.trained[1:], strict=True)
+        if is_trained
+    ]
+    loss = -sum(trained) / max(len(trained), 1)
+    if not math.isfinite(loss):
+        raise FloatingPointError("the server's log-prob of a trained token is not finite")
+    return TextStats(loss, None, len(trained), _grad_norm(metrics))
 
 
 # ── archives ─────────────────────────────────────────────────────────────────────────────────

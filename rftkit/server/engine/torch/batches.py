@@ -52,6 +52,8 @@ def lay_out(groups: Sequence[TrainGroup], masks: Callable[[TrainGroup], Masks | 
         of_group = masks(group)
         total = sum(map(len, group.tokens_G_T))
         is_free = np.ones(total, np.bool_) if of_group is None else choices(of_group) != 1
+        if group.learnt_G_T:
+            is_free &= np.concatenate([np.asarray(each, np.bool_) for each in group.learnt_G_T])
         beginnings.append(_beginning(group, is_free))
         parts.append((of_group, is_free))
     opening = shared_opening(beginnings)
@@ -87,6 +89,8 @@ def _beginning(group: TrainGroup, is_free: np.ndarray) -> list[int]:
 
 def _forced(group: TrainGroup, is_free: np.ndarray) -> int:
     """Up to here every completion said the same, having no choice."""
+    if group.learnt_G_T:
+        return 0  # what is not learnt may differ; what is shared is the prompt already
     return min((int(each[0]) for each in _chosen(group, is_free) if len(each)), default=0)
 
 
@@ -181,4 +185,5 @@ def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:
         advantages_G=group.advantages_G[start:end],
         guided_G=group.guided_G[start:end],
         advantages_G_T=group.advantages_G_T[start:end],
+        learnt_G_T=group.learnt_G_T[start:end],
     )

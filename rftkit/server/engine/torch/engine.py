@@ -21,13 +21,17 @@ from rftkit.server.engine.base import (
     Completion,
     FullNeeds,
     LoraConfig,
+    Pair,
+    PairStats,
     SampleRequest,
     StepStats,
+    Text,
+    TextStats,
     Thinking,
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch import job_check, memory, sampler, update
+from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
 from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.policies import Policies
@@ -191,6 +195,40 @@ class TorchEngine(LoadedModel):
         """See Engine.train_step."""
         torch.set_num_threads(self._threads)
         return update.train_step(self, self.policies, groups, settings, on_tick=on_tick)
+
+    def imitate(
+        self,
+        given: Sequence[Text],
+        settings: TrainSettings | None,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> TextStats:
+        """See Engine.imitate."""
+        torch.set_num_threads(self._threads)
+        return texts.imitate(self, self.policies, given, settings, on_tick)
+
+    def prefer(
+        self,
+        pairs: Sequence[Pair],
+        beta: float,
+        settings: TrainSettings | None,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> PairStats:
+        """See Engine.prefer."""
+        torch.set_num_threads(self._threads)
+        return texts.prefer(self, self.policies, pairs, beta, settings, on_tick)
+
+    def answer_logprobs(
+        self,
+        pairs: Sequence[Pair],
+        adapter: Adapter,
+        *,
+        on_tick: Callable[[], None] | None = None,
+    ) -> list[tuple[float, float]]:
+        """See Engine.answer_logprobs."""
+        torch.set_num_threads(self._threads)
+        return texts.answer_logprobs(self, self.policies, pairs, adapter, on_tick)
 
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False

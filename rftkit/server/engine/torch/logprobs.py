@@ -19,7 +19,7 @@ import torch
 
 from rftkit.server.engine.torch.grammar import Masks, unpack
 
-__all__ = ["scores", "token_logprobs"]
+__all__ = ["most_likely", "scores", "token_logprobs"]
 
 CHUNK_ROWS = 128
 HEAD_ROWS = 256  # of the gradient of the head, which is as large as the head for each chunk
@@ -98,6 +98,15 @@ def token_logprobs(
         given = (hidden.detach(), head, tokens, masks, temperature, cap)
         result = _OfHead.apply(result, back, *given)  # type: ignore[no-untyped-call]
     return result
+
+
+def most_likely(hidden: torch.Tensor, head: torch.Tensor, cap: float | None = None) -> torch.Tensor:
+    """The most likely token of each row, (N,)."""
+    parts = [
+        scores(hidden[start : start + CHUNK_ROWS], head, None, 1.0, cap).argmax(dim=-1)
+        for start in range(0, len(hidden), CHUNK_ROWS)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.long)
 
 
 class _Chunk(torch.autograd.Function):

@@ -19,7 +19,7 @@ import torch
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.base import TrainGroup
+from rftkit.server.engine.base import Text, TrainGroup
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.agreement import (
     Logits,
@@ -30,14 +30,14 @@ from rftkit.server.engine.torch.agreement import (
     looks_ahead,
     own_states,
 )
-from rftkit.server.engine.torch.batches import lay_out
+from rftkit.server.engine.torch.batches import Line, lay_out
 from rftkit.server.engine.torch.checkpointing import Layers
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.fast import speed_up
 from rftkit.server.engine.torch.full import Weights, embedded
 from rftkit.server.engine.torch.grammar import Grammars, Masks
 from rftkit.server.engine.torch.layout import ATTENTION_NAME, register_attention
-from rftkit.server.engine.torch.logprobs import token_logprobs
+from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
@@ -126,6 +126,18 @@ class LoadedModel:
     ) -> list[int]:
         """See Engine.encode."""
         return prompts.encode(self.tokenizer, messages, tools, thinking)
+
+    def conversation(
+        self,
+        messages: list[dict[str, Any]],
+        trained: Sequence[int],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[Text]:
+        """See Engine.conversation."""
+        return prompts.conversation(
+            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
+        )
 
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """See Engine.given."""
@@ -312,17 +324,33 @@ class LoadedModel:
     def logprobs(self, groups: Sequence[TrainGroup], temperature: float = 1.0) -> torch.Tensor:
         """Log-prob of each completion token, (N,), end to end; 0 where there was no choice."""
         line = lay_out(groups, self._masks)
+        _, some = self._wanted_logprobs(line, temperature)
+        places = torch.tensor(line.places, device=self.device, dtype=torch.long)
+        return torch.zeros(line.num_tokens, device=self.device).index_copy(0, places, some)
+
+    def learnt(self, groups: Sequence[TrainGroup]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob of each token that is learnt, (N,), end to end; and was it the most likely?"""
+        line = lay_out(groups, self._masks)
+        states, logprobs = self._wanted_logprobs(line, 1.0)
+        wanted = torch.tensor(line.wanted, device=self.device)
+        with torch.no_grad():
+            likely = most_likely(states.detach(), self.head, self.cap)
+        return logprobs, likely == wanted
+
+    def _wanted_logprobs(self, line: Line, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (N, width) that predict the wanted tokens of a line, and their log-probs (N,)."""
         packed = Packed(
             line.prompt_lengths, line.completion_lengths, self.device, opening=line.opening
         )
         self._layers.allow(self.memory_bytes)
         states = self.hidden(torch.tensor(line.tokens, device=self.device), packed)  # (N, width)
-        at, wanted, places = (
+        at, wanted = (
             torch.tensor(each, device=self.device, dtype=torch.long)
-            for each in (line.at, line.wanted, line.places)
+            for each in (line.at, line.wanted)
         )
-        some = token_logprobs(
-            states[at],
+        states = states[at]
+        return states, token_logprobs(
+            states,
             self.head,
             wanted,
             line.masks,
@@ -330,7 +358,6 @@ class LoadedModel:
             self.head_for_gradients,
             self.cap,
         )
-        return torch.zeros(line.num_tokens, device=self.device).index_copy(0, places, some)
 
     def _masks(self, group: TrainGroup) -> Masks | None:
         """Grammar masks of a group's completion tokens, or None when nothing is constrained."""

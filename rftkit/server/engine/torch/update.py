@@ -7,6 +7,7 @@ laid out (`batches.py`, `packed.py`).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,7 @@ from rftkit.server.engine.torch.loss import LOSSES, LossInputs, kl_estimate
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
 
-__all__ = ["train_step"]
+__all__ = ["take_step", "train_step"]
 
 
 def train_step(
@@ -30,8 +31,7 @@ def train_step(
     on_tick: Callable[[], None] | None = None,
 ) -> StepStats:
     """See Engine.train_step."""
-    policy, optimizer = policies.trained()
-    optimizer.zero_grad(set_to_none=True)
+    policies.trained()[1].zero_grad(set_to_none=True)
     num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
     sums = _Sums()
     for batch in micro_batches(groups, *model.batch_tokens(groups)):
@@ -40,29 +40,44 @@ def train_step(
         sums.loss += float(loss.detach())
         if on_tick is not None:
             on_tick()
+    losses = [
+        functools.partial(_loss, model, policies, [group], settings, 1, _Sums()) for group in groups
+    ]
+    return sums.stats(take_step(policies, settings, sums.loss, losses), num_tokens)
+
+
+def take_step(
+    policies: Policies,
+    settings: TrainSettings,
+    loss: float,
+    losses: Sequence[Callable[[], torch.Tensor]],
+) -> float:
+    """Clip the gradients and let the optimizer take its step; the norm before clipping.
+
+    `losses` compute the loss of each part of the batch again: to name the culprits.
+
+    Raises:
+        NotFiniteError: when loss or gradient is not finite; then the policy stays as it was.
+    """
+    policy, optimizer = policies.trained()
     norm = torch.nn.utils.clip_grad_norm_(list(policy.values()), settings.max_grad_norm)
-    if not torch.isfinite(norm) or not math.isfinite(sums.loss):
-        found = f"loss {sums.loss}, gradient norm {float(norm)}"
-        raise NotFiniteError(found, _not_finite(model, policies, groups, settings))
+    if not torch.isfinite(norm) or not math.isfinite(loss):
+        found = f"loss {loss}, gradient norm {float(norm)}"
+        raise NotFiniteError(found, _not_finite(policies, losses))
     for parameters in optimizer.param_groups:
         parameters["lr"] = settings.learning_rate
     optimizer.step()
     policies.apply_update()
-    return sums.stats(float(norm), num_tokens)
+    return float(norm)
 
 
-def _not_finite(
-    model: LoadedModel,
-    policies: Policies,
-    groups: Sequence[TrainGroup],
-    settings: TrainSettings,
-) -> list[int]:
-    """Which groups have a loss or gradient of their own that is not finite."""
+def _not_finite(policies: Policies, losses: Sequence[Callable[[], torch.Tensor]]) -> list[int]:
+    """Which losses, or gradients of them, are not finite."""
     policy, optimizer = policies.trained()
     found = []
-    for index, group in enumerate(groups):
+    for index, loss_of in enumerate(losses):
         optimizer.zero_grad(set_to_none=True)
-        loss = _loss(model, policies, [group], settings, 1, _Sums())
+        loss = loss_of()
         loss.backward()
         norm = torch.nn.utils.get_total_norm(
             [tensor.grad for tensor in policy.values() if tensor.grad is not None]

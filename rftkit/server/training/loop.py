@@ -1,0 +1,204 @@
+"""The loop that all methods share: read `train` from top to bottom.
+
+    load the policy → begin → for each step: gather what it learns from → update → validate →
+    report → conclude → finish
+
+A method is a module with the functions of `Method`: `rft`, `supervised`, `dpo`. Here is what is the
+same for each: where a killed job goes on, how it is paused or cancelled, and how it ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rftkit.server.store.store import now
+from rftkit.server.training.budgets import check_core_seconds
+from rftkit.server.training.checkpoints import keep_adapter, list_checkpoint, name_model, sweep
+from rftkit.server.training.context import AnyRun, Stopped
+from rftkit.server.training.final_checks import run_checks
+from rftkit.server.training.journal import damage
+
+__all__ = [
+    "Json",
+    "Method",
+    "finish",
+    "load_policy",
+    "publish",
+    "save_state",
+    "stop_if_requested",
+    "train",
+]
+
+Json = dict[str, Any]
+
+
+class Method(Protocol):
+    """A way to learn; `Any` stands for what its own functions hand to each other."""
+
+    def begin(self, run: Any, done: int) -> None:
+        """What comes before the first step that this worker takes."""
+        ...
+
+    def baseline(self, run: Any) -> Any:
+        """Measure and report the model before it learns anything, as step 0."""
+        ...
+
+    def gather(self, run: Any, step: int) -> Any:
+        """What a step learns from, durable in the journal before it is returned."""
+        ...
+
+    def update(self, run: Any, step: int, batch: Any) -> Any:
+        """Let the policy learn from it; what was measured."""
+        ...
+
+    def validate(self, run: Any, step: int) -> Any:
+        """What is measured on validation rows after a step; None when nothing is."""
+        ...
+
+    def report(self, run: Any, step: int, batch: Any, stats: Any, valid: Any) -> None:
+        """The metric event of a step, once."""
+        ...
+
+    def conclude(self, run: Any, step: int, valid: Any) -> None:
+        """Keep what a step leaves, and stop if that was requested."""
+        ...
+
+    def last_metrics(self, run: Any) -> Json:
+        """The metrics of the last checkpoint."""
+        ...
+
+    def result_csv(self, steps: Sequence[Json]) -> bytes:
+        """The result file, from the data of all metric events."""
+        ...
+
+
+def train(run: AnyRun, method: Method) -> None:
+    """Train a job to its end, from wherever its journal says it was.
+
+    Raises:
+        Stopped: after a pause (saved) or a cancel.
+        FloatingPointError: when an update is not a number; the last good state is kept.
+    """
+    done = load_policy(run)
+    method.begin(run, done)
+    for step in range(done + 1, run.plan.total_steps + 1):
+        run.clock.start()
+        batch = method.gather(run, step)
+        stats = method.update(run, step, batch)
+        valid = method.validate(run, step)
+        method.report(run, step, batch, stats, valid)
+        check_core_seconds(run, step)
+        method.conclude(run, step, valid)
+    finish(run, method)
+
+
+def load_policy(run: AnyRun) -> int:
+    """Put the policy where the job left it; the last step that needs no doing again.
+
+    A state that comes after a step which the database does not know waits (the database was put
+    back to an older copy): the steps before it are told again from the journal.
+    """
+    told = run.store.event_keys(run.job.id)
+    first = 0 if run.is_graded else 1
+    for step, folder in run.journal.states():
+        if not told >= {f"step-{number}" for number in range(first, step + 1)}:
+            continue
+        wrong = damage(folder)
+        if wrong is None:
+            run.engine.load(folder)
+            run.trained_tokens = json.loads((folder / "story.json").read_text())["trained_tokens"]
+            return step
+        run.store.add_event(
+            run.job.id,
+            f"A saved state is damaged and dropped: {wrong}. The job goes on from the one before "
+            "it, with the journal.",
+            level="warn",
+        )
+        run.journal.drop_state(step)
+    run.engine.start_policy(run.plan.lora, run.plan.seed, run.start_adapter)
+    return 0
+
+
+def publish(run: AnyRun, step: int, message: str, data: Json, usage: Json) -> None:
+    """Add the metric event of a step, once, and say how long the rest will take.
+
+    Args:
+        run: the job.
+        step: of the event.
+        message: its line.
+        data: its metrics, `timing.step` among them.
+        usage: the job's account with this step; a step that is reported again is counted already.
+    """
+    with run.store.transaction():
+        if not run.store.has_event(run.job.id, f"step-{step}"):
+            run.store.add_event(run.job.id, message, type="metrics", data=data, key=f"step-{step}")
+            run.store.update_job(run.job.id, usage_metrics=usage)
+        run.history.add(step, run.history.known(step) or data)
+    run.seconds_of_steps.append(data["timing"]["step"]["full_iteration"])
+    recent = run.seconds_of_steps[-5:]
+    left = (run.plan.total_steps - step) * sum(recent) / len(recent)
+    run.store.update_job(
+        run.job.id, estimated_finish=now() + int(left), trained_tokens=run.trained_tokens
+    )
+
+
+def save_state(run: AnyRun, step: int) -> None:
+    """Keep all that `load_policy` needs, once."""
+
+    def save(folder: Path) -> None:
+        run.engine.save(folder)
+        (folder / "story.json").write_text(json.dumps({"trained_tokens": run.trained_tokens}))
+
+    run.journal.write_state(step, save)
+
+
+def stop_if_requested(run: AnyRun, step: int) -> None:
+    """Stop if the job was paused or cancelled meanwhile; a paused job is saved first."""
+    status = run.store.job(run.job.id).status
+    if status not in ("pausing", "cancelled"):
+        return
+    if status == "pausing":
+        save_state(run, step)
+        folder = keep_adapter(run, step) if step else None
+        with run.store.transaction():
+            if run.store.try_status(run.job.id, "paused"):  # it may be cancelled by now
+                message = "Paused before the first step."
+                if folder is not None:
+                    name = name_model(run, step, folder)
+                    message = f"Paused after step {step}; the model {name} can be used."
+                run.store.add_event(run.job.id, message)
+    raise Stopped
+
+
+def finish(run: AnyRun, method: Method) -> None:
+    """The final checks, then all that the job leaves at once: a cancel before it leaves nothing."""
+    run_checks(run)
+    last = run.plan.total_steps
+    measured = method.last_metrics(run)
+    folder, name = keep_adapter(run, last), run.model_name(None)
+    data = [event.data for event in _all_events(run) if event.type == "metrics" and event.data]
+    data.sort(key=lambda each: each["step"])
+    with run.store.transaction():
+        if run.store.job(run.job.id).is_terminal:
+            raise Stopped  # cancelled a moment ago
+        list_checkpoint(run, last, measured, folder)
+        csv = method.result_csv(data)
+        result = run.store.add_file(csv, "step_metrics.csv", "fine-tune-results")
+        run.store.add_event(run.job.id, f"New fine-tuned model created: {name}", key="model")
+        run.store.update_job(
+            run.job.id, status="succeeded", fine_tuned_model=name, result_files=[result.id]
+        )
+        run.store.add_event(run.job.id, "The job has successfully completed", key="completed")
+    sweep(run.store, run.journal.folder / "checkpoints")
+
+
+def _all_events(run: AnyRun) -> list[Any]:
+    events, after, more = [], None, True
+    while more:
+        page, more = run.store.events(run.job.id, after=after, limit=1000)
+        events += page
+        after = page[-1].id if page else None
+    return events

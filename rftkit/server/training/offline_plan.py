@@ -1,0 +1,151 @@
+"""What a supervised or a dpo job will do: the plan of a job that samples nothing to learn. Pure.
+
+`auto` for the number of epochs and the batch follows what the hosted service is known to choose;
+its base learning rates are not published, so those are ours. A dpo job has a tenth of a supervised
+job's rate. The rest of an epoch that does not fill a batch is a short batch of its own. Plans of
+reinforcement jobs are in `plan`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from rftkit.server.engine.base import TrainSettings
+from rftkit.server.store.records import Job
+from rftkit.server.training.knobs import Knobs
+from rftkit.server.training.plan import (
+    BASE_LEARNING_RATES,
+    SCHEDULE_NAMES,
+    CommonPlan,
+    full_ignores,
+    resolved_value,
+    thinking_tokens,
+)
+
+__all__ = ["OfflinePlan", "make_offline_plan", "offline_reasons"]
+
+BETA = 0.1
+RATES = {"supervised": 1.0, "dpo": 0.1}
+"""Times the base learning rate of what learns."""
+FULL_RATE_BATCH = 16
+"""Rows a step from which on `auto` takes the whole base rate; fewer take less, by the root."""
+LEAST_RATE = 0.25
+VALID_STEPS = 10
+"""A validation batch is measured at least at every so many steps, and ten times in a job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflinePlan(CommonPlan):
+    """A supervised or dpo job's settings; a whole validation follows each epoch."""
+
+    method: str
+    beta: float | None = None
+    """Weight of the log-ratios in dpo; None for supervised."""
+    valid_interval: int = VALID_STEPS
+    """Steps from one validation batch to the next."""
+
+    @property
+    def multiplier(self) -> float:
+        """What the base learning rate was multiplied by."""
+        base = BASE_LEARNING_RATES[self.tuning] * RATES[self.method]
+        return float(f"{self.learning_rate / base:.6g}")
+
+    def train_settings(self, learning_rate: float) -> TrainSettings:
+        """Settings of an update at this rate."""
+        return TrainSettings(learning_rate=learning_rate)
+
+
+def make_offline_plan(
+    job: Job,
+    num_rows: int,
+    thinking: str | None = None,
+    engine: str = "torch",
+    memory_bytes: int | None = None,
+) -> OfflinePlan:
+    """Resolve a job's hyperparameters against the number of its training rows.
+
+    Args:
+        job: with its method and metadata.
+        num_rows: of the training file.
+        thinking: the mark that opens the model's thoughts, if its chat template has one; metadata
+            `thinking` overrules it, "none" turns thoughts off.
+        engine: where the job trains.
+        memory_bytes: the engine's budget.
+
+    Raises:
+        RequestError: for metadata that is meant for the trainer and cannot be read.
+    """
+    value = functools.partial(resolved_value, job.hyperparameters)
+    knobs, method = Knobs(job.metadata or {}), job.method_type
+    batch_size = min(value("batch_size", _auto_batch(num_rows)), num_rows)
+    n_epochs = value("n_epochs", _auto_epochs(num_rows))
+    epoch = math.ceil(num_rows / batch_size)
+    tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
+    max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
+    mark = knobs.mark("thinking", thinking)
+    multiplier = value("learning_rate_multiplier", _auto_rate(batch_size))
+    return OfflinePlan(
+        method=method,
+        batch_size=batch_size,
+        n_epochs=n_epochs,
+        total_steps=epoch * n_epochs,
+        learning_rate=BASE_LEARNING_RATES[tuning] * RATES[method] * multiplier,
+        beta=float(value("beta", BETA)) if method == "dpo" else None,
+        eval_interval=epoch,
+        valid_interval=min(VALID_STEPS, max(1, epoch * n_epochs // 10)),
+        eval_samples=1,
+        eval_temperature=0.0,
+        max_completion_tokens=max_tokens,
+        lora_rank=knobs.integer("lora_rank", 16, 1, 1024),
+        lora_alpha=knobs.number("lora_alpha", 32.0, 1e-3, 1e5),
+        error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
+        floor_reward=knobs.optional_number("floor_reward"),
+        seed=job.seed,
+        memory_bytes=memory_bytes,
+        engine=engine,
+        thinking=mark,
+        thinking_tokens=0 if mark is None else thinking_tokens("default", max_tokens),
+        tuning=tuning,
+        schedule=knobs.word("schedule", "linear", SCHEDULE_NAMES),
+        warmup_steps=knobs.integer(
+            "warmup_steps", min(100, max(2, epoch * n_epochs // 20)), 0, 10_000
+        ),
+        max_core_seconds=knobs.positive("max_core_seconds"),
+        ignored=full_ignores(tuning, job.metadata or {}),
+    )
+
+
+def _auto_epochs(num_rows: int) -> int:
+    """Three; more of few rows, fewer of very many: the service's rule."""
+    if 3 * num_rows < 100:
+        return max(1, min(25, 100 // num_rows))
+    if 3 * num_rows > 25_000:
+        return max(1, 25_000 // num_rows)
+    return 3
+
+
+def _auto_batch(num_rows: int) -> int:
+    """0.2 % of the rows, from 1 to 256: the service's rule."""
+    return min(256, max(1, round(0.002 * num_rows)))
+
+
+def _auto_rate(batch_size: int) -> float:
+    """Multiplier of the learning rate, by the root of the batch."""
+    return round(max(LEAST_RATE, min(1.0, math.sqrt(batch_size / FULL_RATE_BATCH))), 2)
+
+
+def offline_reasons(plan: OfflinePlan) -> dict[str, str]:
+    """What `auto` means for each hyperparameter, in this plan, and why."""
+    base = BASE_LEARNING_RATES[plan.tuning] * RATES[plan.method]
+    reasons = {
+        "batch_size": "0.2 % of the rows, from 1 to 256",
+        "n_epochs": "3; more of fewer than 34 rows, fewer of more than 8,333",
+        "learning_rate_multiplier": (
+            f"{_auto_rate(plan.batch_size):g} times {base:g}, by the root of the batch"
+        ),
+    }
+    if plan.beta is not None:
+        reasons["beta"] = f"{BETA:g}: higher stays closer to the model that the job starts from"
+    return reasons

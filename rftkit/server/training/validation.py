@@ -1,0 +1,102 @@
+"""Answers to the validation rows, graded: the same for every method that has a grader.
+
+Each validation is an eval run "Step N" of the job's eval. Not here: losses on validation rows,
+which need no answers (`offline`), and when to validate (the plan).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rftkit.server.training import budgets, metrics, rollout, sampling
+from rftkit.server.training.context import AnyRun
+from rftkit.server.training.eval_records import GradedSample, record_validation
+from rftkit.server.training.rollout import Group
+
+__all__ = ["graded_answers", "revise", "reward_metrics", "show"]
+
+Json = dict[str, Any]
+
+
+def graded_answers(run: AnyRun, step: int) -> list[Group]:
+    """The graded answers of every validation row, from the journal or made now."""
+    num, temperature = run.plan.eval_samples, run.plan.eval_temperature
+    ask = sampling.SamplingPlan(run.valid_rows, sampling.VALIDATION, num, temperature)
+    groups, seconds = sampling.graded(run, "valid", step, ask)
+    run.clock.add("eval", seconds)
+    return groups
+
+
+def reward_metrics(run: AnyRun, step: int, valid: Sequence[Group]) -> Json:
+    """What a checkpoint says of its validation."""
+    measured = {"step": step, "full_valid_mean_reward": metrics.mean_reward(valid)}
+    if budgets.is_over_budget(run, [metrics.failure(valid)[:2]]):
+        measured["over_error_budget"] = True  # cannot be called best
+    return measured
+
+
+def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
+    """The validation as the eval run "Step N", once."""
+    model = run.job.model if step == 0 else run.model_name(step)
+    samples = [
+        (
+            GradedSample(
+                row=number,
+                item=group.row.item,
+                results=[],
+                input=group.row.messages,
+                text=said[0],
+                tool_calls=said[1],
+                reasoning=each.completion.reasoning,
+                finish_reason="tool_calls" if said[1] else each.completion.stop_reason,
+                prompt_tokens=len(group.prompt_ids),
+                completion_tokens=len(each.completion.tokens),
+                reasoning_tokens=each.completion.reasoning_tokens,
+                sampling={
+                    "temperature": run.plan.eval_temperature,
+                    "max_completion_tokens": run.plan.max_completion_tokens,
+                    "seed": run.plan.seed,
+                },
+            ),
+            each.grade,
+        )
+        for number, group in enumerate(valid)
+        for each in group.rollouts
+        for said in [rollout.said(each.completion, group.row)]
+    ]
+    record_validation(run.store, run.job, step, model, samples)
+
+
+def revise(
+    run: AnyRun,
+    step: int,
+    valid: Sequence[Group],
+    message_of: Callable[[int, int, Mapping[str, Any]], str],
+) -> None:
+    """Correct the metric event of a step whose failed validation grades were given again.
+
+    Args:
+        run: the job.
+        step: of the validation.
+        valid: graded anew.
+        message_of: makes the line of the event from step, total steps and data.
+    """
+    known = run.store.event(run.job.id, f"step-{step}")
+    failed, graded, _ = metrics.failure(valid)
+    if known is None or known.data is None:
+        return
+    before = known.data["learning"].get("valid_failed_grades", 0)
+    if failed == before:
+        return
+    timing, total = known.data["timing"]["step"], run.plan.total_steps
+    fresh = metrics.step_data(step, total, run.grader.leaves, None, valid, timing)
+    data = metrics.merged(known.data, fresh)
+    with run.store.transaction():
+        run.store.revise_event(known.id, message_of(step, total, data), data)
+        run.store.add_event(
+            run.job.id,
+            f"Validation after step {step}: {before} of {graded} grades had failed and were given "
+            f"again; {failed} fail now. The metrics of step {step} are corrected.",
+            data={"step": step, "failed": failed, "grades": graded},
+        )

@@ -1,0 +1,119 @@
+"""The rows of a job's files, checked: what is wrong with one is told by file and line.
+
+Not here: what the model's chat template says to them (`rftkit.server.training`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rftkit.errors import InputError, NotFoundError, RowError
+from rftkit.examples import Example, Preference, read_examples, read_preferences
+from rftkit.graders import check_item_paths
+from rftkit.rows import Row, read_rows
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store
+
+__all__ = ["FILES", "GRADED_ROWS", "answers_of", "check_file", "graded_rows", "prompts_of"]
+
+FILES = ("training_file", "validation_file")
+GRADED_ROWS = "grader_rows"
+"""The metadata that names the file whose prompts are answered and graded, if not the validation
+file's."""
+
+Answered = Example | Preference
+READERS: dict[str, Callable[..., Iterator[Any]]] = {
+    "reinforcement": read_rows,
+    "supervised": read_examples,
+    "dpo": read_preferences,
+}
+
+
+def prompts_of(store: Store, job: Job, param: str) -> list[Row]:
+    """The rows of a reinforcement job's file.
+
+    Raises:
+        RowError: with the file's name and the line; `param` is the parameter on the wire.
+    """
+    return _read(store, getattr(job, param), param, read_rows)
+
+
+def answers_of(store: Store, job: Job, param: str) -> list[Answered]:
+    """The rows of a supervised or dpo job's file; none when the job has no such file.
+
+    Raises:
+        RowError: as from `prompts_of`.
+    """
+    file_id = getattr(job, param)
+    return _read(store, file_id, param, READERS[job.method_type]) if file_id else []
+
+
+def graded_rows(store: Store, job: Job, valid: Sequence[Answered]) -> list[Row]:
+    """The prompts that a supervised or dpo job's grader measures it on.
+
+    Raises:
+        RowError: as from `prompts_of`.
+    """
+    file_id = (job.metadata or {}).get(GRADED_ROWS)
+    if file_id is not None:
+        return _read(store, file_id, f"metadata.{GRADED_ROWS}", read_rows)
+    return [row.as_row() for row in valid]
+
+
+def check_file(store: Store, job: Job, param: str) -> list[str]:
+    """Read a file of a job, and check that its grader finds what it reads in the rows.
+
+    Returns:
+        What a client should know about the rows though they can be used.
+
+    Raises:
+        RowError: as from `prompts_of`.
+    """
+    if job.method_type == "reinforcement":
+        _check_paths(store, job, param, prompts_of(store, job, param))
+        return []
+    rows = answers_of(store, job, param)
+    if param == "validation_file" and job.grading is not None:
+        named = (job.metadata or {}).get(GRADED_ROWS)
+        where = param if named is None else f"metadata.{GRADED_ROWS}"
+        _check_paths(store, job, where, graded_rows(store, job, rows))
+    extra = sorted({key for row in rows for key in row.extra})
+    if not extra:
+        return []
+    name = store.file(getattr(job, param)).filename
+    return [
+        f"Rows of {name} have the keys {', '.join(extra)}, which {job.method_type} rows of the "
+        "hosted service may not have; here only graders read them"
+    ]
+
+
+def _check_paths(store: Store, job: Job, param: str, rows: Sequence[Row]) -> None:
+    assert job.grading is not None
+    for row in rows:
+        try:
+            check_item_paths(job.grading["grader"], row.item)
+        except InputError as error:
+            name = store.file(_id_of(job, param)).filename
+            found = RowError(error.message, path=name, line=row.line)
+            raise RowError(found.message, param=param) from None
+
+
+def _id_of(job: Job, param: str) -> str:
+    name = param.removeprefix("metadata.")
+    return str(getattr(job, name) if name in FILES else (job.metadata or {})[name])
+
+
+def _read(store: Store, file_id: str, param: str, read: Callable[..., Iterator[Any]]) -> list[Any]:
+    try:
+        name, path = store.file(file_id).filename, store.whole_file(file_id)
+    except NotFoundError as error:
+        raise RowError(error.message, param=param) from None
+    try:
+        with path.open("rb") as lines:
+            rows = list(read(lines, path=name))
+        if not rows:
+            raise RowError(f"{name} has no rows", param=param)
+    except InputError as error:
+        raise RowError(error.message, param=param) from None
+    return rows

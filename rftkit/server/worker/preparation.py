@@ -1,0 +1,175 @@
+"""What comes before the first step of a job: its rows, its plan, what its events say of both.
+
+Everything here may come twice, after a kill, and is said once. Not here: the training itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rftkit.errors import InputError, RowError
+from rftkit.rows import Row
+from rftkit.server.engine.base import Engine
+from rftkit.server.store.records import Job
+from rftkit.server.store.store import Store
+from rftkit.server.training.encoding import Encoded, encode_rows
+from rftkit.server.training.eval_records import make_job_eval
+from rftkit.server.training.journal import Journal
+from rftkit.server.training.knobs import Knobs
+from rftkit.server.training.length_check import check_lengths
+from rftkit.server.training.memory_check import full_budget
+from rftkit.server.training.offline_plan import OfflinePlan, make_offline_plan
+from rftkit.server.training.plan import CommonPlan, make_plan
+from rftkit.server.training.rollout import schema_of
+from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, graded_rows, prompts_of
+
+__all__ = ["Preparation"]
+
+
+class Preparation:
+    """One job on its way to its first step."""
+
+    def __init__(
+        self,
+        store: Store,
+        job: Job,
+        engine: Engine,
+        journal: Journal,
+        add_event: Callable[..., None],
+    ) -> None:
+        """`add_event` takes a text and perhaps a level; the same text is an event once."""
+        self._store, self._job, self._engine, self._journal = store, job, engine, journal
+        self._add_event = add_event
+        self.examples: list[Encoded] = []
+        self.valid_examples: list[Encoded] = []
+        self._is_offline = job.method_type != "reinforcement"
+        if self._is_offline:
+            self._answered = {param: answers_of(store, job, param) for param in FILES}
+            self.rows = [row.as_row() for row in self._answered["training_file"]]
+            self.valid_rows = graded_rows(store, job, self._answered["validation_file"])
+        else:
+            self.rows, self.valid_rows = (prompts_of(store, job, param) for param in FILES)
+
+    def plan(self, known: CommonPlan | None, thinking: str | None, kind: str) -> CommonPlan:
+        """The job's plan: the known one, or one made of its rows; they are encoded on the way.
+
+        Raises:
+            RowError: the model's chat template does not take a row, or it is too long.
+            InputError: what the plan needs is not there.
+        """
+        is_new = known is None
+        if self._is_offline:
+            mark = Knobs(self._job.metadata or {}).mark("thinking", thinking)
+            self._encode(known.thinking if known else mark)
+        plan = known or self._made(thinking, kind)
+        if is_new and plan.tuning == "full":
+            room = full_budget(self._engine, self._journal.folder)
+            plan = dataclasses.replace(plan, memory_bytes=room)
+        if is_new:
+            self._check_lengths(plan)
+        return plan
+
+    def _made(self, thinking: str | None, kind: str) -> CommonPlan:
+        job, budget = self._job, self._engine.memory_bytes
+        if self._is_offline:
+            return make_offline_plan(job, len(self.examples), thinking, kind, budget)
+        for param, rows in zip(FILES, (self.rows, self.valid_rows), strict=True):
+            self._check_prompts(param, rows)
+        return make_plan(job, len(self.rows), thinking, kind, budget, self.rows)
+
+    def _encode(self, mark: str | None) -> None:
+        """The answers as tokens, of both files."""
+        for param, into in zip(FILES, (self.examples, self.valid_examples), strict=True):
+            rows = self._answered[param]
+            if not rows:
+                continue
+            try:
+                into += encode_rows(self._engine, rows, mark, self._name(param), self._warn)
+            except RowError as error:
+                raise RowError(error.message, param=param) from error
+
+    def _check_lengths(self, plan: CommonPlan) -> None:
+        """Warn of prompts that leave little room for an answer that is to be sampled."""
+        graded = GRADED_ROWS if GRADED_ROWS in (self._job.metadata or {}) else "validation_file"
+        asked = [(graded, self.valid_rows)] if self._job.grading else []
+        if not self._is_offline:
+            asked = [("training_file", self.rows), *asked]
+        for param, rows in asked:
+            if note := check_lengths(self._engine, plan, rows, self._name(param)):
+                self._warn(note)
+
+    def _check_prompts(self, param: str, rows: Sequence[Row]) -> None:
+        """Refuse rows that the model's chat template refuses; try one row of each shape.
+
+        Raises:
+            RowError: with the file's name and the line.
+        """
+        shapes = {(*(m["role"] for m in row.messages), bool(row.tools)): row for row in rows[::-1]}
+        for row in shapes.values():
+            try:
+                self._engine.encode(row.messages, row.tools)
+            except InputError as error:
+                found = RowError(error.message, path=self._name(param), line=row.line)
+                raise RowError(found.message, param=param) from None
+
+    def start(self, plan: CommonPlan) -> Job:
+        """Add the events of a job that starts; the job, its `auto`s resolved where it shows them.
+
+        Raises:
+            InputError: the model gives other log-probs here than by its own code.
+        """
+        job, engine = self._job, self._engine
+        self._add_started_event(plan)
+        if note := engine.compare([self._prompt(row, plan) for row in self.rows]):
+            self._add_event(note)
+        schema = schema_of((job.grading or {}).get("response_format"))
+        for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
+            self._add_event(note)
+        if job.eval_id is None and job.grading is not None and not job.is_probe:
+            job = self._store.update_job(job.id, eval_id=make_job_eval(self._store, job).id)
+        if isinstance(plan, OfflinePlan):
+            method = {**job.method, plan.method: {"hyperparameters": self._resolved(plan)}}
+            job = self._store.update_job(job.id, method=method)
+        return job
+
+    def _prompt(self, row: Row, plan: CommonPlan) -> list[int]:
+        return self._engine.encode(row.messages, row.tools, plan.thinking)
+
+    def _resolved(self, plan: OfflinePlan) -> dict[str, Any]:
+        """The hyperparameters as the service shows them once a job runs: no `auto` is left."""
+        found = {
+            "batch_size": plan.batch_size,
+            "n_epochs": plan.n_epochs,
+            "learning_rate_multiplier": plan.multiplier,
+        }
+        beta = {} if plan.beta is None else {"beta": plan.beta}
+        return {**self._job.hyperparameters, **found, **beta}
+
+    def _add_started_event(self, plan: CommonPlan) -> None:
+        resolved = plan.to_dict()
+        ignored = resolved.pop("ignored")
+        words = ", ".join(f"{name}={value}" for name, value in resolved.items())
+        extra = "".join(f"; {name} has no effect: {why}" for name, why in ignored.items())
+        if self._is_offline and (rest := len(self.examples) % plan.batch_size):
+            extra += f"; the last batch of each epoch has {rest} rows"
+        valid = len(self.valid_examples or self.valid_rows)
+        self._store.add_event(
+            self._job.id,
+            f"Fine-tuning job started: {words}{extra}",
+            data={
+                "hyperparameters": resolved,
+                "ignored": ignored,
+                "rows": {"train": len(self.examples or self.rows), "valid": valid},
+                "engine": dict(self._engine.facts),
+            },
+            key="started",
+        )
+
+    def _name(self, param: str) -> str:
+        file_id = getattr(self._job, param, None) or (self._job.metadata or {})[param]
+        return self._store.file(file_id).filename
+
+    def _warn(self, text: str) -> None:
+        self._add_event(text, "warn")
