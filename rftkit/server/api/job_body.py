@@ -5,6 +5,7 @@ The rows are checked later, by the worker, which fails the job. Not here: HTTP a
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,6 @@ from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
 from rftkit.server.store.store import new_id, now
-from rftkit.strictjson import read_value
 
 Bounds = tuple[type, float, float]
 MethodType = Literal["supervised", "dpo", "reinforcement"]
@@ -270,10 +270,13 @@ def _named(platform: Platform, key: str, text: str) -> Any:
         _check_file(platform, text, param)
         text = platform.store.whole_file(text).read_text(encoding="utf-8", errors="replace")
 
-    def fail(message: str) -> RequestError:
-        return RequestError(f"metadata `{key}` cannot be read: {message}", param=param)
-
-    return read_value(text.encode("utf-8", "surrogatepass"), fail)
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RequestError(
+            f"metadata `{key}` is not valid JSON: {error}; give JSON, or the id of a file with it",
+            param=param,
+        ) from None
 
 
 def _grader(spec: Any, param: str) -> dict[str, Any]:
