@@ -59,6 +59,59 @@ def add_job(
     )
 
 
+ANSWERED = [
+    {"messages": [*row["messages"], {"role": "assistant", "content": row["answer"]}]}
+    for row in ROWS
+]
+PAIRED = [
+    {
+        "input": {"messages": row["messages"]},
+        "preferred_output": [{"role": "assistant", "content": row["answer"]}],
+        "non_preferred_output": [{"role": "assistant", "content": row["answer"][::-1] + "a"}],
+    }
+    for row in ROWS
+]
+MEASURE = {"grader": {**COPY, "reference": "{{item.reference_answer}}"}, "response_format": None}
+"""Right when the letters were repeated, whatever the rows call them."""
+
+
+def add_offline_job(
+    worker: Worker,
+    method: str = "supervised",
+    *,
+    rows: list[dict[str, Any]] | None = None,
+    valid: bool = True,
+    measure: dict[str, Any] | None = None,
+    metadata: dict[str, str] | None = None,
+    model: str = "rftkit-tiny",
+    **hyperparameters: Any,
+) -> Job:
+    """A supervised or dpo job of four epochs of three steps, unless said otherwise."""
+    content = "\n".join(
+        json.dumps(row) for row in rows or (ANSWERED if method == "supervised" else PAIRED)
+    ).encode()
+    file = worker.store.add_file(content, "rows.jsonl", "fine-tune")
+    given = {"batch_size": 3, "n_epochs": 4, "learning_rate_multiplier": 5, **hyperparameters}
+    if method == "dpo":
+        given = {"beta": "auto", **given}
+    return worker.store.add_job(
+        Job(
+            id=f"ftjob-{next(NUMBERS):024x}",
+            created_at=now(),
+            model=model,
+            seed=1,
+            training_file=file.id,
+            validation_file=file.id if valid else "",
+            method={
+                "type": method,
+                method: {"hyperparameters": given},
+                **({"measure": measure} if measure else {}),
+            },
+            metadata={"max_completion_tokens": "6", **(metadata or {})},
+        )
+    )
+
+
 def run(worker: Worker, job: Job) -> Job:
     """Work on a job until it ends or pauses."""
     for _ in range(10):

@@ -138,13 +138,13 @@ def _runs_of_job(client: OpenAI, job_id: str) -> list[Wanted]:
     eval_id = job.get("eval_id") or _eval_of_job(client, job_id)
     if eval_id is None:
         raise NotFoundError(f"{job_id} has no eval yet: it appears with the first validation")
-    reinforcement = (job.get("method") or {}).get("reinforcement") or {}
+    grading = (job.get("method") or {}).get("reinforcement") or job.get("measured_by") or {}
     return [
         replace(
             each,
             run=replace(each.run, job_id=job_id, model=each.run.model or job.get("model")),
-            combine=combine(reinforcement.get("grader") or {}),
-            response_format=reinforcement.get("response_format"),
+            combine=combine(grading.get("grader") or {}),
+            response_format=grading.get("response_format"),
         )
         for each in _runs_of_eval(client, eval_id)
         if each.run.step is not None

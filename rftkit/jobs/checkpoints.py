@@ -1,6 +1,7 @@
 """Checkpoints of a job: the kept ones, the best one, the final model.
 
-The best one is chosen by validation reward only; any other choice needs an eval.
+The best one is chosen by validation reward, or by loss where there is none; any other choice needs
+an eval.
 """
 
 from __future__ import annotations
@@ -28,32 +29,45 @@ class Checkpoint:
     valid_reward_mean: float | None
     """Mean reward of the whole validation set; None if too many grades failed."""
     id: str
+    valid_loss: float | None = None
+    """Mean loss of the whole validation set, of a supervised or dpo job."""
 
 
 def checkpoints(client: OpenAI, job_id: str) -> list[Checkpoint]:
-    """The kept checkpoints of a job, by step: the best three and the last."""
+    """The kept checkpoints of a job, by step.
+
+    Of a reinforcement job they are the best three and the last, of others the last three epochs'.
+    """
     listed = client.fine_tuning.jobs.checkpoints.list(job_id, limit=100)
     return sorted((_checkpoint(each.to_dict(warnings=False)) for each in listed), key=_step)
 
 
 def best(kept: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The highest validation reward, the earliest of equals; None if none has one."""
+    """The highest validation reward, the earliest of equals; None if nothing was measured.
+
+    Where no checkpoint has a reward it is the lowest loss on the whole validation set.
+    """
+    kept = list(kept)
     measured = [each for each in kept if each.valid_reward_mean is not None]
+    if not measured:
+        with_loss = [each for each in kept if each.valid_loss is not None]
+        return min(with_loss, key=lambda each: (each.valid_loss, each.step), default=None)
     return max(measured, key=lambda each: (each.valid_reward_mean, -each.step), default=None)
 
 
 def _checkpoint(wire: dict[str, Any]) -> Checkpoint:
     metrics = wire.get("metrics") or {}
 
-    def reward(*spellings: str) -> float | None:
+    def measured(*spellings: str) -> float | None:
         return next((metrics[key] for key in spellings if metrics.get(key) is not None), None)
 
     return Checkpoint(
         step=wire["step_number"],
         model=wire["fine_tuned_model_checkpoint"],
-        train_reward_mean=reward("train_reward_mean", "train_mean_reward"),
-        valid_reward_mean=reward("valid_reward_mean", "full_valid_mean_reward"),
+        train_reward_mean=measured("train_reward_mean", "train_mean_reward"),
+        valid_reward_mean=measured("valid_reward_mean", "full_valid_mean_reward"),
         id=wire["id"],
+        valid_loss=measured("full_valid_loss", "valid_loss"),
     )
 
 

@@ -93,7 +93,9 @@ def estimate(events: Iterable[Event]) -> Estimate:
         raise InputError("these are not the events of a finished probe; see rftkit.jobs.probe")
     settings, rows = started["hyperparameters"], started["rows"]["valid"]
     total, interval = settings["total_steps"], settings["eval_interval"]
-    validations = 1 + total // interval + (total % interval > 0)
+    # Without a grader a job that learns from its rows measures nothing before its first step.
+    baseline = "method" not in settings or "scores" in metrics.get(0, {})
+    validations = int(baseline) + total // interval + (total % interval > 0)
     share = rows / max(found["validated_rows"], 1)
     return Estimate(
         total_steps=total,

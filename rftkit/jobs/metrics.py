@@ -76,6 +76,18 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "eval_seconds": ("timing.step.eval", "eval_duration"),
     "step_seconds": ("timing.step.full_iteration", "total_duration"),
     **{name: (f"learning.{name}",) for name in LEARNING},
+    # Supervised and dpo jobs; the last names are those of result files.
+    "train_loss": ("train_loss",),
+    "train_accuracy": ("train_mean_token_accuracy", "train_accuracy"),
+    "valid_loss": ("valid_loss",),
+    "valid_accuracy": ("valid_mean_token_accuracy", "validation_mean_token_accuracy"),
+    "full_valid_loss": ("full_valid_loss",),
+    "full_valid_accuracy": ("full_valid_mean_token_accuracy",),
+    **{
+        f"{side}_{name}": (f"preferences.{side}_{name}",)
+        for side in ("train", "valid", "full_valid")
+        for name in ("reward_accuracy", "reward_margin")
+    },
 }
 
 _KEYS = {

@@ -138,6 +138,10 @@ def check_learnability(events: Iterable[Event]) -> Point:
     if not story.num_steps:
         return Point("learnability", "not checked", "no step has run yet: run the estimate first")
     steps = [step_metrics(dict(data)) for data in story.recent]
+    if story.is_offline:
+        losses = ", ".join(f"{s['train_loss']:.3f}" for s in steps if s["train_loss"] is not None)
+        words = f"the job learns from the answers of its rows; its first losses are {losses}"
+        return Point("learnability", "ok", words)
     mean, flat, failed = (
         _mean([step[name] for step in steps])
         for name in ("train_reward_mean", "flat_groups", "failed_grades")

@@ -60,7 +60,10 @@ class Progress:
             step = int(data["step"])
             self._steps[step] = step_metrics(data)
             self._total_steps = data.get("total_steps") or self._total_steps
-            is_validated = self._steps[step]["valid_reward_mean"] is not None
+            is_validated = any(
+                self._steps[step][name] is not None
+                for name in ("valid_reward_mean", "full_valid_loss")
+            )
             if not quiet and (not self._live or is_validated):
                 self._keep(*self._step_line(step))
             if not quiet and is_validated:
@@ -77,7 +80,7 @@ class Progress:
         return self._step_line(max(self._steps), bar=True)
 
     def _step_line(self, step: int, *, bar: bool = False) -> list[str]:
-        """Step k/N, time left, rewards, speed, flat share; what is not known is left out."""
+        """Step k/N, time left, rewards or losses, speed; what is not known is left out."""
         now = self._steps[step]
         total = self._total_steps
         parts = [f"step {step:>{len(str(total or step))}}/{total or '?'}"]
@@ -87,7 +90,7 @@ class Progress:
             parts.append(f"{duration(left)} left")
         if now["train_reward_mean"] is not None:
             parts.append(f"train {now['train_reward_mean']:.3f}")
-        parts += self._validation(step)
+        parts += _losses(now) + self._validation(step)
         if now["tokens_per_second"] is not None:
             parts.append(f"{now['tokens_per_second']:,.0f} tok/s")
         if now["flat_groups"] is not None:
@@ -130,6 +133,20 @@ class Progress:
             parts = parts[:-1]
         self._stream.write("\r\x1b[K" + SEPARATOR.join(parts)[: columns - 1])
         self._stream.flush()
+
+
+def _losses(now: dict[str, float | None]) -> list[str]:
+    """Losses and accuracies of a supervised or dpo job, as far as the step measured them."""
+    words = {
+        "train_loss": "loss {:.3f}",
+        "train_accuracy": "tokens right {:.0%}",
+        "train_reward_accuracy": "pairs right {:.0%}",
+        "full_valid_loss": "valid loss {:.3f}",
+        "full_valid_accuracy": "valid tokens right {:.0%}",
+    }
+    if now["full_valid_loss"] is None:
+        words |= {"valid_loss": "valid loss {:.3f}"}
+    return [form.format(value) for name, form in words.items() if (value := now[name]) is not None]
 
 
 def _parts(data: dict[str, Any]) -> list[str]:

@@ -52,10 +52,31 @@ class JobRecord:
     """Before and after answers, in the shape of `rftkit.views.answers`."""
 
     @property
+    def settings(self) -> Json:
+        """What the request says of the job's method: of reinforcement the grader too."""
+        method = self.job.get("method") or {}
+        given: Json = method.get(method.get("type") or "supervised") or {}
+        return given
+
+    @property
     def reinforcement(self) -> Json:
-        """Grader, hyperparameters and response format, as given."""
+        """Grader, hyperparameters and response format, as given; empty for other methods."""
         given: Json = (self.job.get("method") or {}).get("reinforcement") or {}
         return given
+
+    @property
+    def checkpoint_columns(self) -> dict[str, str]:
+        """Columns of the table of checkpoints, with headings: what was measured."""
+        columns = {**CHECKPOINTS, "valid_loss": "validation loss"}
+        optional = ("valid_reward_mean", "train_reward_mean", "valid_loss")
+        is_rft = bool(self.reinforcement)
+        return {
+            name: heading
+            for name, heading in columns.items()
+            if name not in optional
+            or (is_rft and name != "valid_loss")
+            or any(getattr(each, name) is not None for each in self.checkpoints)
+        }
 
     def summary(self) -> Json:
         """The main numbers of the job; see `rftkit.reports.summary`."""
@@ -64,7 +85,7 @@ class JobRecord:
 
     def hyperparameters(self) -> list[Json]:
         """Each one `as given` and `as used`; a job states the latter in its own events."""
-        given = self.reinforcement.get("hyperparameters") or {}
+        given = self.settings.get("hyperparameters") or self.job.get("hyperparameters") or {}
         stated = (_stated(event.get("data") or {}) for event in self.events)
         used = next((values for values in stated if values), {})
         return [

@@ -32,8 +32,9 @@ def summary(
         answers: the file of before and after answers, in the shape of `rftkit.views.answers`.
 
     Returns:
-        `valid` (None without a validation), `test` and `constant` (None without answers), `gain`
-        (which graders it came from, in words; empty with one grader),
+        `valid` (None without a validation), `loss` (None for reinforcement), `test` and `constant`
+        (None without answers), `gain` (which graders it came from, in words; empty with one
+        grader),
         `grader_verdict` (None when the grader recognises right answers) and `training`; every
         number is None where nothing was measured.
     """
@@ -44,6 +45,7 @@ def summary(
     failed, spent = steps["failed_grades"].dropna(), steps["step_seconds"].dropna()
     return {
         "valid": _validations(steps),
+        "loss": _losses(steps),
         "test": _test(answers["rows"]) if answers and answers["rows"] else None,
         "gain": _gain(events, (answers or {}).get("rows") or []),
         "constant": (answers or {}).get("constant"),
@@ -82,6 +84,23 @@ def _validations(steps: Any) -> dict[str, Any] | None:
         "final": by_step[last],
         "final_step": last,
     }
+
+
+def _losses(steps: Any) -> dict[str, Any] | None:
+    """The first and last loss on all validation rows; on training rows where there are none."""
+    for name, rows in (("full_valid_loss", "the validation rows"), ("train_loss", "training rows")):
+        measured = steps[["step", name]].dropna()
+        measured = measured[measured["step"] > 0]
+        if len(measured):
+            (first, start), (last, final) = (measured.iloc[place] for place in (0, -1))
+            return {
+                "rows": rows,
+                "start": float(start),
+                "start_step": int(first),
+                "final": float(final),
+                "final_step": int(last),
+            }
+    return None
 
 
 def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -28,11 +28,16 @@ MAX_BARS = 200
 
 
 def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
-    """Reward of training and validation by step, over all graders and for each."""
+    """Reward of training and validation by step, over all graders and for each.
+
+    A supervised or dpo job has losses and accuracies instead, or besides when it is graded.
+    """
     from rftkit.jobs.metrics import grader_frame, step_frame
 
     events = list(events)
     steps, graders = step_frame(events), _with_unique_names(grader_frame(events))
+    if steps["train_loss"].notna().any():
+        return _losses(steps)
     names = list(dict.fromkeys(graders["grader"]))
     panels = [_reward_panel("Reward", steps)]
     if len(names) > 1:
@@ -47,6 +52,44 @@ def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
     headings = {"step": "step", "train_reward_mean": "train", "valid_reward_mean": "validation"}
     headings |= {column: column for column in shown.columns if column not in headings}
     return picture(_drawn(panels), _coverage(steps), table(shown, headings))
+
+
+_LOSSES = {
+    "Loss": {"train_loss": "train", "valid_loss": "validation batch",
+             "full_valid_loss": "validation"},
+    "Tokens right, %": {"train_accuracy": "train", "valid_accuracy": "validation batch",
+                        "full_valid_accuracy": "validation"},
+    "Pairs right, %": {"train_reward_accuracy": "train",
+                       "full_valid_reward_accuracy": "validation"},
+    "Margin of preferred over other answers": {"train_reward_margin": "train",
+                                               "full_valid_reward_margin": "validation"},
+    "Reward of graded answers": {"valid_reward_mean": "validation"},
+}  # fmt: skip
+
+
+def _losses(steps: pd.DataFrame) -> Html:
+    """The curves of a job that learns from the answers of its rows."""
+    panels = [_loss_panel(title, columns, steps) for title, columns in _LOSSES.items()]
+    panels = [panel for panel in panels if panel.lines]
+    trained = steps[steps["step"] > 0]
+    whole = int(steps["full_valid_loss"].notna().sum())
+    said = f"{counted(len(trained), 'step')}, {counted(whole, 'whole validation')}."
+    names = [name for columns in _LOSSES.values() for name in columns]
+    shown = steps[["step", *[name for name in names if steps[name].notna().any()]]]
+    return picture(_drawn(panels), said, table(shown, [str(name) for name in shown.columns]))
+
+
+def _loss_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> Panel:
+    """Validation is measured at some steps only; what is between them is no gap."""
+    lines = []
+    for name, label in columns.items():
+        is_train = name.startswith("train_")
+        frame = steps[steps["step"] > 0] if is_train else steps[steps[name].notna()]
+        if len(frame) and (
+            line := _line(label, frame, name, strong=label == "validation", every=is_train)
+        ):
+            lines.append(line)
+    return Panel(title, tuple(lines), is_share=title.endswith("%"))
 
 
 def health_chart(events: Iterable[dict[str, Any]]) -> Html:

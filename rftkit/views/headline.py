@@ -50,6 +50,16 @@ def verdict(summary: Figures) -> str:
             f"The validation reward {word} from {number(valid['start'], 2)} before training to "
             f"{number(valid['final'], 2)} at step {valid['final_step']} ({signed(change, 2)})."
         )
+    if loss := summary.get("loss"):
+        if loss["final_step"] == loss["start_step"]:
+            return f"The loss on {loss['rows']} is {number(loss['final'], 2)}."
+        change = loss["final"] - loss["start"]
+        word = "rose" if change > 0 else "fell" if change < 0 else "went"
+        return (
+            f"The loss on {loss['rows']} {word} from {number(loss['start'], 2)} at step "
+            f"{loss['start_step']} to {number(loss['final'], 2)} at step {loss['final_step']}. "
+            "What the answers are worth, an eval says."
+        )
     return "No verdict yet: rewards from before and after training are missing."
 
 

@@ -34,6 +34,8 @@ SIGNS = {
     "failed": "✗ failed",
     "cancelled": "✗ cancelled",
 }
+LOSSES = {"train_loss": "Loss", "full_valid_loss": "Validation loss"}
+"""Of supervised and dpo jobs."""
 TONES = {"succeeded": "rk-good", "failed": "rk-bad", "cancelled": "rk-bad", "paused": "rk-warn"}
 
 
@@ -131,7 +133,7 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
 
 
 def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rewards first, then signs of trouble."""
+    """Rewards first, then losses, then signs of trouble."""
     now = steps[-1]
     tiles = _validation_tiles([each for each in steps if _is_known(each.get("valid_reward_mean"))])
     trained = [each for each in steps if _is_known(each.get("train_reward_mean"))]
@@ -139,6 +141,12 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
         last = trained[-1]
         below = "different rows at each step"
         tiles.append(tile(f"Train, step {last['step']}", last["train_reward_mean"], below))
+    for name, label in LOSSES.items():
+        known = [each for each in steps if _is_known(each.get(name))]
+        if known:
+            first, last = known[0], known[-1]
+            below = f"from {number(first[name], 2)} at step {first['step']}"
+            tiles.append(tile(f"{label}, step {last['step']}", number(last[name], 2), below))
     if _is_known(flat := now.get("flat_groups")):
         tiles.append(tile("Groups without signal", f"{flat:.0%}", f"at step {now['step']}"))
     failed = [each["failed_grades"] for each in steps if _is_known(each.get("failed_grades"))]
@@ -168,7 +176,9 @@ def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _rewards(steps: Sequence[Mapping[str, Any]]) -> str:
     parts = []
-    for label, name in (("train", "train_reward_mean"), ("validation", "valid_reward_mean")):
+    named = {"train_reward_mean": "train", "valid_reward_mean": "validation"}
+    named |= {name: label.lower() for name, label in LOSSES.items()}
+    for name, label in named.items():
         known = [each for each in steps if _is_known(each.get(name))]
         if known:
             parts.append(f"{label} {number(known[-1][name])} at step {known[-1]['step']}")

@@ -42,7 +42,7 @@ MAX_GROUPS = 256
 """Groups shown at once: as many as a batch can have, because widgets cannot run scripts."""
 
 SECTIONS = {
-    "curves": "Rewards",
+    "curves": "Curves",
     "health": "Health",
     "signal": "Signal",
     "time": "Time",
@@ -56,6 +56,8 @@ MODEL_COLUMNS = {
     "train_reward_mean": "train reward",
     "model": "model",
 }
+LOSS_COLUMNS = {"step": "step", "valid_loss": "validation loss", "model": "model"}
+"""Of a job without a grader."""
 
 
 class JobMonitor(Panel):
@@ -181,7 +183,10 @@ class JobMonitor(Panel):
             kept = checkpoints(self._client, self.job_id)
             if not kept:
                 return views.note("No checkpoint yet. Each validation after a step saves one.")
-            return views.table(kept, MODEL_COLUMNS, noun="checkpoint")
+            is_graded = any(each.valid_reward_mean is not None for each in kept)
+            has_loss = any(each.valid_loss is not None for each in kept)
+            columns = MODEL_COLUMNS if is_graded or not has_loss else LOSS_COLUMNS
+            return views.table(kept, columns, noun="checkpoint")
         return views.events(reversed(events))  # a live view has room for the newest events only
 
     # what it does

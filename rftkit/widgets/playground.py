@@ -96,11 +96,11 @@ class Playground(Panel):
                 "there is no job yet; start one, or name models: Playground(options={'base': …})"
             )
         job: dict[str, Any] = self._client.fine_tuning.jobs.retrieve(found).to_dict(warnings=False)
-        given = job["method"]["reinforcement"]
+        given = (job.get("method") or {}).get("reinforcement") or job.get("measured_by") or {}
         tokens = (job.get("metadata") or {}).get("max_completion_tokens")
         state = {
             "options": models_of(self._client, job),
-            "grader": given["grader"],
+            "grader": given.get("grader"),
             "response_format": given.get("response_format"),
         }
         state |= {"max_completion_tokens": int(tokens)} if tokens else {}

@@ -141,6 +141,7 @@ def job_object(job: Job) -> Json:
         "integrations": [],
         "metadata": job.metadata,
         "method": _method(job.method),
+        **_measured_by(job),
         "user_provided_suffix": job.suffix,
         "usage_metrics": job.usage_metrics,
         "shared_with_openai": False,
@@ -198,6 +199,12 @@ def _old_hyperparameters(job: Job) -> Json:
     if job.method_type == "reinforcement":
         return {}
     return {"hyperparameters": job.hyperparameters if job.method_type == "supervised" else None}
+
+
+def _measured_by(job: Job) -> Json:
+    """Ours: the grader and response format that measure a job which does not learn from them."""
+    given = job.method.get("measure")
+    return {"measured_by": {**given, "grader": mask_secrets(given["grader"])}} if given else {}
 
 
 def _method(method: Json) -> Json:
