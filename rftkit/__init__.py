@@ -3,6 +3,7 @@
     connect                     an `openai.OpenAI` client; starts the local platform if needed
     compile_grader              a grader spec, ready to grade a Sample into a Grade
     datasets, jobs, evals       rooms of verbs: datasets.check, jobs.create, evals.ask, …
+    ladder                      a better prompt, and which kind of training was worth it
     graders, reports, views     grading in full, HTML reports, what a notebook shows
     widgets                     panels: graders, rows and jobs under your hands in a notebook
     RftkitError                 the root of every error raised on purpose
@@ -16,7 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rftkit import datasets, errors, evals, graders, jobs, reports, views, widgets
+    from rftkit import datasets, errors, evals, graders, jobs, ladder, reports, views, widgets
     from rftkit.client import connect
     from rftkit.errors import RftkitError
     from rftkit.graders import Grade, Sample, compile_grader
@@ -35,6 +36,7 @@ __all__ = [
     "evals",
     "graders",
     "jobs",
+    "ladder",
     "reports",
     "views",
     "widgets",

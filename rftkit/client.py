@@ -41,6 +41,7 @@ __all__ = [
     "connect",
     "embedding_call",
     "judge_call",
+    "judge_client",
     "serve_status",
     "start_server",
     "stop_server",
@@ -133,13 +134,16 @@ def judge_call() -> CompletionCall:
 
     def complete(**question: Any) -> Completion:
         if not asked:
-            judge = settings.judge()
-            key = judge.api_key or "none"
-            client = connect(judge.base_url, key) if judge.base_url else connect()
-            asked.append(completion_call(client))
+            asked.append(completion_call(judge_client()))
         return asked[0](**question)
 
     return complete
+
+
+def judge_client() -> OpenAI:
+    """A client of `RFTKIT_JUDGE_BASE_URL` if it is set, else what `connect()` finds or starts."""
+    judge = settings.judge()
+    return connect(judge.base_url, judge.api_key or "none") if judge.base_url else connect()
 
 
 def embedding_call() -> EmbeddingCall:
@@ -148,9 +152,7 @@ def embedding_call() -> EmbeddingCall:
 
     def embed(model: str, texts: list[str]) -> list[list[float]]:
         if not made:
-            judge = settings.judge()
-            key = judge.api_key or "none"
-            client = connect(judge.base_url, key) if judge.base_url else connect()
+            judge, client = settings.judge(), judge_client()
             is_local = judge.base_url is None and settings.remote()[0] is None
             made.append(graders.embedding_call(client, LOCAL_EMBEDDING_MODEL if is_local else None))
         return made[0](model, texts)

@@ -21,7 +21,9 @@ from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, 
 from rftkit.cli.datasets import check, dataset_app
 from rftkit.cli.evals import eval_app
 from rftkit.cli.jobs import job_app
+from rftkit.cli.ladder import ladder
 from rftkit.cli.models import models_app
+from rftkit.cli.prompt import prompt_app
 from rftkit.cli.reports import ParameterCommand, report
 from rftkit.errors import InputError, MissingExtraError, RftkitError
 
@@ -53,6 +55,8 @@ app.add_typer(dataset_app, name="dataset")
 app.add_typer(eval_app, name="eval")
 app.add_typer(job_app, name="job")
 app.add_typer(models_app, name="models")
+app.add_typer(prompt_app, name="prompt")
+app.command()(ladder)
 app.command(cls=ParameterCommand)(report)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Format",
     "Json",
     "Pairs",
+    "PromptFile",
     "make_printable",
     "parse_pairs",
     "parse_values",
@@ -41,6 +42,12 @@ Format = Annotated[
     Path | None,
     typer.Option(
         "--response-format", "-f", help="JSON file of a response format that constrains answers."
+    ),
+]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt", help="Prompt file to put before each row, from rftkit prompt optimize."
     ),
 ]
 Pairs = list[str]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rftkit.cli.console import PLAIN, Format, Json, show, table
+from rftkit.cli.console import PLAIN, Format, Json, PromptFile, show, table
 from rftkit.safetext import cells
 from rftkit.wholefile import check_output, write_whole
 
@@ -35,6 +35,7 @@ def run_eval(
     ],
     grader: Annotated[Path, typer.Option("--grader", "-g", help="JSON file of the grader.")],
     response_format: Format = None,
+    prompt: PromptFile = None,
     samples: Annotated[int, typer.Option(help="Answers to sample per row.", min=1)] = 1,
     temperature: Annotated[float | None, typer.Option(help="0 gives the likeliest answer.")] = None,
     as_json: Json = False,
@@ -42,7 +43,9 @@ def run_eval(
     """Run models on a dataset, grade the answers and save the runs."""
     from rftkit import connect, datasets, evals
     from rftkit.client import judge_call
+    from rftkit.prompts import read_prompt
 
+    before = read_prompt(prompt) if prompt else None
     rows = datasets.read(data)
     spec = datasets.read_json(grader)
     answer_format = datasets.read_json(response_format) if response_format else None
@@ -56,6 +59,8 @@ def run_eval(
             spec,
             samples=samples,
             response_format=answer_format,
+            prompt=before,
+            name=f"{each} with {prompt.stem}" if prompt else None,
             grading={"complete": judge_call()},
             **options,
         )

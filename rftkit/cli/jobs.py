@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -13,6 +14,7 @@ from rftkit.cli.console import (
     Format,
     Json,
     Pairs,
+    PromptFile,
     parse_pairs,
     parse_values,
     print_json,
@@ -22,7 +24,10 @@ from rftkit.cli.console import (
 from rftkit.errors import InputError
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+
     from rftkit.importer import Rerun
+    from rftkit.prompts import Prompt
 
 __all__ = ["job_app"]
 
@@ -70,6 +75,7 @@ def create_job(
             help="A hyperparameter, such as batch_size=8; repeatable.",
         ),
     ] = None,
+    prompt: PromptFile = None,
     metadata: Annotated[
         Pairs | None, typer.Option(metavar="NAME=VALUE", help="Stored with the job; repeatable.")
     ] = None,
@@ -77,8 +83,12 @@ def create_job(
     seed: Annotated[int | None, typer.Option(help="A fixed seed makes the run repeatable.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload the files, create a job and print its id."""
+    """Upload the files, create a job and print its id.
+
+    With --prompt, the prompt file is put before the messages of every row that is uploaded.
+    """
     from rftkit import connect, datasets, jobs
+    from rftkit.prompts import read_prompt
 
     if method == "reinforcement" and (grader is None or valid is None):
         missing = "--grader" if grader is None else "--valid"
@@ -86,11 +96,12 @@ def create_job(
             f"a reinforcement job needs {missing}; --method supervised learns from the answers of "
             "the rows without it"
         )
+    before = read_prompt(prompt) if prompt else None
     spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
     client = connect()
     training_file, validation_file = (
-        given if given is None or given.startswith("file-") else datasets.upload(client, given).id
+        given and _uploaded(client, given, before, "train" if given is train else "valid")
         for given in (train, valid)
     )
     assert training_file is not None
@@ -208,6 +219,23 @@ def rerun_job(
         as_json=as_json,
     )
     raise typer.Exit(status)
+
+
+def _uploaded(client: OpenAI, given: str, prompt: Prompt | None, option: str) -> str:
+    """The id of a file: uploaded, or given."""
+    from rftkit import datasets
+
+    if prompt is None:
+        return given if given.startswith("file-") else datasets.upload(client, given).id
+    if given.startswith("file-"):
+        raise InputError(
+            f"--prompt is put before the rows of a file as it is uploaded, and --{option} is the "
+            f"uploaded file {given}; give the path of the file"
+        )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{Path(given).name.split('.')[0]}.jsonl"
+        datasets.write_prompted(given, path, prompt)
+        return datasets.upload(client, path).id
 
 
 def _steer(verb: Literal["pause", "resume", "cancel"], job_id: str, as_json: bool) -> None:

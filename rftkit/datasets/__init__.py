@@ -2,7 +2,7 @@
 
 look        open (any form, any size) · read · profile · check, the dataset doctor · verdict_finding
 learn       preview: what a model earns on some rows, and which of them teach
-make        convert, to RFT rows or supervised rows · preferences · split · sample
+make        convert, to RFT rows or supervised rows · preferences · split · sample · write_prompted
 send        upload
 folders     load, bundled, bundled_names: rows, grader and response format together
 files       read_json · read_samples
@@ -24,6 +24,7 @@ from rftkit.datasets.preferences import (
     read_groups,
 )
 from rftkit.datasets.profile import profile
+from rftkit.datasets.prompted import write_prompted
 from rftkit.datasets.references import verdict_finding
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
@@ -67,4 +68,5 @@ __all__ = [
     "spread_rows",
     "upload",
     "verdict_finding",
+    "write_prompted",
 ]

@@ -21,7 +21,7 @@ from rftkit.evals.drift import Drift, drift
 from rftkit.evals.dump_runs import from_dump
 from rftkit.evals.grading import grade_again
 from rftkit.evals.job_pairs import step_pairs
-from rftkit.evals.local_runs import publish, run
+from rftkit.evals.local_runs import graded_run, publish, run
 from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
 from rftkit.evals.regrade import Regrade, RegradedRun, regrade
 from rftkit.evals.runs import fetch, kept, together
@@ -55,6 +55,7 @@ __all__ = [
     "from_dump",
     "grade",
     "grade_again",
+    "graded_run",
     "judge_noise",
     "kept",
     "noise_of",

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rftkit.graders import Grade, Sample
+from rftkit.prompts import Prompt
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Answer:
     """Why it failed."""
     tokens: int | None = None
     """Completion tokens, as the service counted; None when it did not."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt, as the service counted; None when it did not."""
 
     @property
     def text(self) -> str:
@@ -46,6 +49,7 @@ def ask(
     rows: Sequence[Row],
     *,
     response_format: Mapping[str, Any] | None = None,
+    prompt: Prompt | None = None,
     concurrency: int = 32,
     **options: Any,
 ) -> list[Answer]:
@@ -56,6 +60,7 @@ def ask(
         model: A base model, a checkpoint or a fine-tuned model.
         rows: The dataset rows.
         response_format: Constrains the answers, as it did in training.
+        prompt: Put before each row's messages; the grader sees the row without it.
         concurrency: Requests under way at the same time.
         options: Other arguments of `chat.completions.create`; `temperature=0` gives the likeliest
             answer.
@@ -65,7 +70,8 @@ def ask(
 
     def one(row: Row) -> Answer:
         tools = {"tools": row.tools} if row.tools else {}
-        return _ask(client, model, row, {**options, **tools})
+        messages = row.messages if prompt is None else prompt.before(row.messages)
+        return _ask(client, model, messages, {**options, **tools})
 
     with ThreadPoolExecutor(concurrency) as pool:
         return list(pool.map(one, rows))
@@ -115,10 +121,9 @@ def side_by_side(
     ]
 
 
-def _ask(client: OpenAI, model: str, row: Row, options: dict[str, Any]) -> Answer:
+def _ask(client: OpenAI, model: str, messages: Any, options: dict[str, Any]) -> Answer:
     from openai import OpenAIError
 
-    messages: Any = row.messages
     try:
         reply = client.chat.completions.create(model=model, messages=messages, **options)
     except OpenAIError as error:
@@ -131,4 +136,10 @@ def _ask(client: OpenAI, model: str, row: Row, options: dict[str, Any]) -> Answe
         tool_calls=[call.to_dict() for call in choice.message.tool_calls or []],
         model=model,
     )
-    return Answer(model, sample, tokens=reply.usage.completion_tokens if reply.usage else None)
+    usage = reply.usage
+    return Answer(
+        model,
+        sample,
+        tokens=usage.completion_tokens if usage else None,
+        prompt_tokens=usage.prompt_tokens if usage else None,
+    )

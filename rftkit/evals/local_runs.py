@@ -18,13 +18,14 @@ from rftkit.evals import saved_runs
 from rftkit.evals.answers import Answer, ask
 from rftkit.evals.grading import fill_grades
 from rftkit.evals.samples import Run, Samples, row_key
+from rftkit.prompts import Prompt
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
     import pandas as pd
     from openai import OpenAI
 
-__all__ = ["publish", "run"]
+__all__ = ["graded_run", "publish", "run"]
 
 
 def run(
@@ -36,6 +37,7 @@ def run(
     samples: int = 1,
     name: str | None = None,
     response_format: Mapping[str, Any] | None = None,
+    prompt: Prompt | None = None,
     keep_run: bool = True,
     concurrency: int = 32,
     grading: Mapping[str, Any] | None = None,
@@ -51,6 +53,8 @@ def run(
         samples: Answers per row.
         name: The label of the run; default the model.
         response_format: Constrains the answers, as it did in training.
+        prompt: Put before each row's messages. Rows keep their keys, so that runs with and
+            without it are compared row by row.
         keep_run: Save it in the home folder (`rftkit eval list`).
         concurrency: Requests under way at the same time.
         grading: Options of `rftkit.graders.compile_grader`; `complete` calls the judge.
@@ -60,36 +64,66 @@ def run(
         GraderSpecError: The spec is malformed.
         InputError: There is no row, or `samples` is below one.
     """
-    from rftkit.graders.frames import grade_many
-
     if not rows or samples < 1:
         raise InputError("a run needs at least one row and one sample per row (samples=1)")
+    asked = [row for row in rows for _ in range(samples)]
+    answers = ask(client, model, asked, response_format=response_format, prompt=prompt,
+                  concurrency=concurrency, **options)  # fmt: skip
+    found = graded_run(
+        asked, answers, grader, name=name or model, model=model, response_format=response_format,
+        prompt=prompt, grading=grading,
+    )  # fmt: skip
+    if keep_run:
+        saved_runs.save(saved_runs.record_of(found, name or model))
+    return found
+
+
+def graded_run(
+    rows: Sequence[Row],
+    answers: Sequence[Answer],
+    grader: Mapping[str, Any],
+    *,
+    name: str,
+    model: str,
+    response_format: Mapping[str, Any] | None = None,
+    prompt: Prompt | None = None,
+    grading: Mapping[str, Any] | None = None,
+) -> Samples:
+    """Grade answers that were given already, as a run; it is not saved.
+
+    Args:
+        rows: The row of each answer; a row with several answers occurs several times.
+        answers: From `ask`.
+        grader: The spec of the grader.
+        name: The label of the run.
+        model: The model that answered.
+        response_format: What the answers were constrained to.
+        prompt: What was put before each row's messages.
+        grading: Options of `rftkit.graders.compile_grader`.
+    """
+    from rftkit.graders.frames import grade_many
+
     made = Run(
-        label=name or model,
+        label=name,
         id=f"{saved_runs.LOCAL_PREFIX}{uuid.uuid4().hex[:16]}",
         model=model,
         created_at=int(time.time()),
         source="home",
         grader=str(grader.get("name") or grader.get("type")),
     )
-    asked = [row for row in rows for _ in range(samples)]
-    answers = ask(client, model, asked, response_format=response_format, concurrency=concurrency,
-                  **options)  # fmt: skip
-    frame = _frame(made, asked, answers)
+    frame = _frame(made, rows, answers)
     came = frame["error"].isna().to_numpy(bool)
     pairs = [
         (answer.sample, row.item)
-        for answer, row in zip(answers, asked, strict=True)
+        for answer, row in zip(answers, rows, strict=True)
         if answer.sample is not None
     ]
     options = {"purpose": "eval", **(grading or {})}  # what was cut is graded as it is
     fill_grades(frame, came, grade_many(grader, pairs, **options), grader)
     items = {row_key(row.item): row.item for row in rows}
     numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows)))}
-    found = Samples((made,), frame, items, numbers, response_format=response_format)
-    if keep_run:
-        saved_runs.save(saved_runs.record_of(found, made.label))
-    return found
+    notes = (f"{made.label} was asked with a prompt file: {prompt}.",) if prompt else ()
+    return Samples((made,), frame, items, numbers, notes, response_format=response_format)
 
 
 def publish(

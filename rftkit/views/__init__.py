@@ -4,6 +4,7 @@
     while it runs     job_status · rollouts
     before and after  headline · answers
     comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
+    ladders           ladder_headline · ladder_chart
     graders           agreement · judge_noise · drift_chart · regrade
     datasets          check_page · findings · check_rows · preview_table · profile_chart · …
     lists             table · keyvalues · events · migration
@@ -36,6 +37,7 @@ from rftkit.views.doctor import (
 )
 from rftkit.views.facts import events, keyvalues
 from rftkit.views.headline import headline
+from rftkit.views.ladder import LADDER, ladder_chart, ladder_headline
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, bullets, heading, note, page
 from rftkit.views.migration import migration
@@ -46,6 +48,7 @@ from rftkit.views.source import spec
 from rftkit.views.watch import job_status, rollouts
 
 __all__ = [
+    "LADDER",
     "Html",
     "agreement",
     "answers",
@@ -70,6 +73,8 @@ __all__ = [
     "judge_noise",
     "jumps_for",
     "keyvalues",
+    "ladder_chart",
+    "ladder_headline",
     "migration",
     "note",
     "one_row",

@@ -21,6 +21,7 @@ from traitlets import Bool, Dict, Float, Int, List, Unicode
 from rftkit import jobs, views
 from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
+from rftkit.prompts import Prompt, read_prompt
 from rftkit.views.markup import Html
 from rftkit.widgets.panel import Panel, live
 from rftkit.widgets.task import Task
@@ -52,7 +53,8 @@ class Playground(Panel):
             the job's validation file.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
         state: `chosen` (labels), `prompt` or `row`, `temperature`, `max_completion_tokens`,
-            `constrained`, `grader`, `response_format`.
+            `constrained`, `prompt_file` (of `rftkit prompt optimize`), `grader`,
+            `response_format`.
     """
 
     options = Dict(help="Label -> model that can be selected.")
@@ -62,6 +64,7 @@ class Playground(Panel):
     temperature = Float(0.0, help="0 is the most likely answer.")
     max_completion_tokens = Int(256, help="A longer answer is cut off.")
     constrained = Bool(True, help="Whether answers follow the response format.")
+    prompt_file = Unicode("", help="A prompt file put before each prompt; empty for none.")
     grader = Dict(allow_none=True, default_value=None, help="Grader, as on the wire.")
     response_format = Dict(allow_none=True, default_value=None, help="As the job had it.")
 
@@ -79,6 +82,7 @@ class Playground(Panel):
         self._client = client or connect()
         self._answers: dict[str, Answer] = {}
         self._asked: dict[str, Any] | None = None
+        self._before = Prompt()
         found: dict[str, Any] = {}
         self._dataset = str(dataset)
         if job_id or "options" not in state:
@@ -170,7 +174,9 @@ class Playground(Panel):
         rows = self._rows[::stride]
         settings = self._settings({})
         answers = {
-            label: evals.ask(self._client, self.options[label], rows, **settings)
+            label: evals.ask(
+                self._client, self.options[label], rows, prompt=self._before, **settings
+            )
             for label in self.chosen
         }
         if not self.grader:
@@ -234,11 +240,12 @@ class Playground(Panel):
         from rftkit.client import api_message
 
         finish = None
+        messages: Any = self._before.before(item["messages"])
         try:
             for chunk in self._client.chat.completions.create(
                 stream=True,
                 model=answer["model"],
-                messages=item["messages"],
+                messages=messages,
                 **self._settings(item),
             ):
                 if task.cancelled:
@@ -342,7 +349,20 @@ class Playground(Panel):
         self._body = self._html()
         row = ipywidgets.Layout(flex_flow="row wrap")
         go = self._button("Ask", self.ask, "Run the selected models", button_style="primary")
-        settings = [self._number, self._temperature, self._max_tokens, self._constrained]
+        self._file = ipywidgets.Text(
+            description="Prompt file",
+            placeholder="none",
+            continuous_update=False,
+            style=style,
+        )
+        self._bind("prompt_file", self._file)
+        settings = [
+            self._number,
+            self._temperature,
+            self._max_tokens,
+            self._constrained,
+            self._file,
+        ]
         return [
             self._models,
             self._question,
@@ -362,6 +382,8 @@ class Playground(Panel):
         self._take("row", int(typed) if typed else None)
 
     def _changed(self, names: Set[str]) -> None:
+        if "prompt_file" in names or self.prompt_file:
+            self._before = read_prompt(self.prompt_file) if self.prompt_file else Prompt()
         if unknown := [label for label in self.chosen if label not in self.options]:
             raise InputError(
                 f"there is no model {unknown[0]!r}; choose from {', '.join(self.options)}"

@@ -1,0 +1,133 @@
+"""The command `rftkit ladder`; see `rftkit.cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rftkit.cli.console import Format, Json, Pairs, parse_pairs, parse_values, show, table
+from rftkit.errors import InputError
+from rftkit.wholefile import check_output
+
+if TYPE_CHECKING:
+    from rftkit.ladder import Ladder
+
+__all__ = ["ladder", "ladder_text", "write_page"]
+
+
+def ladder(
+    data: Annotated[
+        str,
+        typer.Argument(help="JSONL file of training rows, a dataset folder, or a bundled dataset."),
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="The base model.")],
+    grader: Annotated[
+        Path | None,
+        typer.Option("--grader", "-g", help="JSON file of the grader; a folder has its own."),
+    ] = None,
+    response_format: Format = None,
+    rungs: Annotated[
+        str, typer.Option(metavar="NAMES", help="The rungs to climb, besides the base model.")
+    ] = "prompt,supervised,dpo,reinforcement",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The HTML page; a .json file beside it resumes.")
+    ] = Path("ladder.html"),
+    valid: Annotated[Path | None, typer.Option(help="JSONL file of validation rows.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="JSONL file of test rows, which compare the rungs.")
+    ] = None,
+    reflection_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Let this model rewrite the system text of the prompt."),
+    ] = None,
+    hyperparameters: Annotated[
+        Pairs | None,
+        typer.Option(
+            "--hyperparameter",
+            "-p",
+            metavar="RUNG.NAME=VALUE",
+            help="A hyperparameter of a rung's job, such as supervised.n_epochs=2; the rungs are "
+            "supervised, dpo, reinforcement and supervised_reinforcement. Repeatable.",
+        ),
+    ] = None,
+    metadata: Annotated[
+        Pairs | None, typer.Option(metavar="NAME=VALUE", help="Stored with every job; repeatable.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each test row.", min=1)] = 1,
+    temperature: Annotated[float, typer.Option(help="Of the answers to test rows.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Of the jobs and of the prompt search.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Compare a better prompt, supervised, dpo and RFT on the same test rows.
+
+    With supervised and reinforcement, RFT from the supervised model is climbed too. Finished rungs
+    are found again: run the same command to resume. The page says which rung was worth it.
+    """
+    from rftkit import connect, jobs
+    from rftkit import ladder as room
+
+    found = room.open_data(
+        data, grader=grader, response_format=response_format, valid=valid, test=test
+    )
+    state_path = out.with_suffix(".json")
+    inputs = [found.train, found.valid, found.test, *filter(None, [grader, response_format])]
+    for path in (out, state_path):
+        check_output(path, inputs)
+    plan = room.Plan(
+        model=model,
+        seed=seed,
+        temperature=temperature,
+        max_completion_tokens=max_tokens,
+        samples=samples,
+        hyperparameters=_by_rung(hyperparameters),
+        metadata=parse_pairs(metadata),
+        reflection_model=reflection_model,
+    )
+    chosen = room.rungs_for([each.strip() for each in rungs.split(",") if each.strip()])
+    state = room.climb(
+        connect(), found, plan, chosen, state_path, say=_say, on_update=jobs.Progress()
+    )
+    made = room.read(state)
+    page = write_page(state_path, out)
+    show({**made.to_dict(), "page": str(page)}, f"{ladder_text(made)}\n\n{page}", as_json)
+    if any(each.error for each in made.rungs):
+        raise typer.Exit(1)
+
+
+def ladder_text(made: Ladder) -> str:
+    """The rungs as a table, and which was worth it."""
+    names = ("rung", "reward", "difference from base", "low", "high", "verdict", "seconds in all")
+    rows = [{name: line[name] for name in (*names, "tokens in all")} for line in made.records()]
+    notes = [f"{line['rung']}: {line['note']}" for line in made.records() if line["note"]]
+    return "\n".join([table(rows), "", *notes, made.sentence])
+
+
+def write_page(state_path: Path, out: Path) -> Path:
+    """The page of a ladder, from its state file."""
+    from rftkit import reports
+
+    return reports.run("report_ladder", out, ladder=str(state_path.resolve()))
+
+
+def _by_rung(pairs: Pairs | None) -> dict[str, dict[str, Any]]:
+    from rftkit.ladder import METHODS
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in parse_values(pairs).items():
+        rung, _, hyperparameter = name.partition(".")
+        if rung not in METHODS or not hyperparameter:
+            raise InputError(
+                f"expected RUNG.NAME=VALUE such as supervised.n_epochs=2, found "
+                f"{name}={json.dumps(value)}; the rungs are {', '.join(METHODS)}"
+            )
+        found.setdefault(rung, {})[hyperparameter] = value
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""The commands `rftkit prompt …`; see `rftkit.cli`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rftkit.cli.console import PLAIN, Format, Json, show, table
+from rftkit.wholefile import check_output
+
+__all__ = ["prompt_app"]
+
+prompt_app = typer.Typer(help="Improve the prompt of a model, without training.", **PLAIN)
+
+
+@prompt_app.callback()
+def prompts() -> None:
+    """Improve the prompt of a model, without training."""
+
+
+@prompt_app.command()
+def optimize(
+    data: Annotated[
+        str,
+        typer.Argument(help="JSONL file of training rows, a dataset folder, or a bundled dataset."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The prompt file to write.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model to write it for.")],
+    grader: Annotated[
+        Path | None,
+        typer.Option("--grader", "-g", help="JSON file of the grader; a folder has its own."),
+    ] = None,
+    response_format: Format = None,
+    valid: Annotated[
+        Path | None, typer.Option(help="JSONL file of validation rows, which choose the prompt.")
+    ] = None,
+    reflection_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Let this model rewrite the system text; it is asked at RFTKIT_JUDGE_BASE_URL, "
+            "or else where the model is.",
+        ),
+    ] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help="Prompt file to start from; default the rows' own prompt.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="Sets of examples to try.", min=1)] = 8,
+    train_rows: Annotated[
+        int, typer.Option(help="Training rows that each candidate answers.", min=2)
+    ] = 32,
+    finalists: Annotated[
+        int, typer.Option(help="Candidates that answer the validation rows.", min=1)
+    ] = 3,
+    temperature: Annotated[float, typer.Option(help="0 gives the likeliest answer.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Change it to draw different examples.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Find a better system text and examples; write them to a prompt file.
+
+    Candidates are tried on training rows, and the best few on validation rows, which choose. The
+    file keeps every candidate with its interval. `job create`, `eval run` and the playground take
+    it with --prompt.
+    """
+    from rftkit import connect, ladder
+    from rftkit.client import judge_client
+    from rftkit.prompts import read_prompt
+
+    found = ladder.open_data(
+        data, grader=grader, response_format=response_format, valid=valid, needs_test=False
+    )
+    check_output(out, [found.train, found.valid, *filter(None, [grader, response_format, prompt])])
+    start = read_prompt(prompt) if prompt else None
+    train, held_out = ladder.rows_of(found.train), ladder.rows_of(found.valid)
+    options: dict[str, Any] = {"temperature": temperature, "max_completion_tokens": max_tokens}
+    task = ladder.Task(connect(), found.grader, found.response_format, options)
+    search = ladder.optimize_prompt(
+        task,
+        model,
+        train,
+        held_out,
+        start=start,
+        reflect=ladder.reflect_with(judge_client(), reflection_model) if reflection_model else None,
+        budget=ladder.Budget(candidates=candidates, train_rows=train_rows, finalists=finalists),
+        seed=seed,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    search.write(out, model=model, data=found.name)
+    value = {
+        "prompt": str(out),
+        "chosen": search.chosen,
+        "candidates": [each.to_dict() for each in search.candidates],
+        "seconds": search.seconds,
+        "tokens": search.tokens,
+    }
+    lines = [table(search.records()), "", search.sentence, f"written to {out}"]
+    show(value, "\n".join(lines), as_json)

@@ -1,0 +1,336 @@
+"""Climb a ladder: do each rung that is not done, and run its model on the test rows.
+
+A rung that cannot be done, such as dpo without a pair, has its reason in place of a result, and the
+others go on. Finished rungs are found again, by the state file or by the metadata of their jobs.
+Everything goes through the `openai` client. Not here: the comparison of the rungs (`result`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from rftkit import datasets, jobs
+from rftkit.client import judge_client
+from rftkit.datasets import Dataset
+from rftkit.errors import InputError, JobFailedError
+from rftkit.evals import saved_runs
+from rftkit.ladder.asking import Cost, Task
+from rftkit.ladder.reflection import reflect_with
+from rftkit.ladder.rungs import LABELS, METHODS, Plan, key_of, parent_of
+from rftkit.ladder.search import optimize_prompt
+from rftkit.ladder.sources import rows_of
+from rftkit.ladder.state import RungState, State, read_state
+from rftkit.prompts import Prompt, read_prompt
+from rftkit.rows import Row
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
+
+__all__ = ["climb"]
+
+LISTED_JOBS = 200
+"""The newest jobs among which those of a ladder are looked for."""
+LEAST_PAIRS = 10
+Say = Callable[[str], None]
+
+
+class _Climb:
+    """One climb: what every rung needs."""
+
+    def __init__(
+        self,
+        client: OpenAI,
+        data: Dataset,
+        plan: Plan,
+        rungs: Sequence[str],
+        state: State,
+        say: Say,
+        on_update: Callable[[jobs.Update], None] | None,
+    ) -> None:
+        self.client, self.data, self.plan, self.rungs = client, data, plan, rungs
+        self.state, self.say, self.on_update = state, say, on_update
+        self.test = rows_of(data.test)
+        self.is_platform = "plan" in jobs.abilities(client)
+        """Whether the service measures supervised jobs with a grader, and takes its keys."""
+        self._files: dict[str, str] = {}
+
+    def task(self, **options: Any) -> Task:
+        """The task with the settings of every request."""
+        settings = {
+            "temperature": self.plan.temperature,
+            "max_completion_tokens": self.plan.max_completion_tokens,
+        }
+        return Task(
+            self.client,
+            self.data.grader,
+            self.data.response_format,
+            {**settings, **options},
+            Cost(),
+        )
+
+    def do(self, rung: str) -> RungState:
+        """Do a rung, or find it done."""
+        key = key_of(rung, self.rungs, self.plan, self.data)
+        parent = parent_of(rung, self.rungs)
+        known = self.state.rungs.get(rung)
+        if known is None or known.key != key:
+            known = self.state.put(RungState(rung, key, parent))
+        if known.is_done and saved_runs.find(known.run or "") is not None:
+            self.say(f"{LABELS[rung]}: found again")
+            return known
+        try:
+            self._make(rung)
+        except (InputError, JobFailedError) as error:
+            self.say(f"{LABELS[rung]}: {error}")
+            return self.state.update(rung, error=str(error).partition("\n")[0])
+        return self._answer(rung)
+
+    def _make(self, rung: str) -> None:
+        if rung == "base":
+            self.state.update(rung, model=self.plan.model, seconds=0.0, tokens=0, error=None)
+        elif rung == "prompt":
+            self._find_prompt()
+        else:
+            self._train(rung)
+
+    def _answer(self, rung: str) -> RungState:
+        """Run a rung's model on the test rows, and save the answers."""
+        known = self.state.rungs[rung]
+        assert known.model is not None
+        self.say(f"{LABELS[rung]}: {len(self.test)} test rows …")
+        found = self.task().run(
+            known.model,
+            self.test,
+            name=LABELS[rung],
+            prompt=read_prompt(known.prompt) if known.prompt else None,
+            samples=self.plan.samples,
+        )
+        saved_runs.save(saved_runs.record_of(found, LABELS[rung]))
+        return self.state.update(rung, run=found.runs[0].id, error=None)
+
+    # the prompt
+
+    def _find_prompt(self) -> None:
+        known = self.state.rungs["prompt"]
+        if known.prompt and Path(known.prompt).is_file() and known.model:
+            return
+        self.say("prompt: searching …")
+        name = self.plan.reflection_model
+        search = optimize_prompt(
+            self.task(),
+            self.plan.model,
+            rows_of(self.data.train),
+            rows_of(self.data.valid),
+            reflect=reflect_with(judge_client(), name) if name else None,
+            budget=self.plan.budget,
+            seed=self.plan.seed,
+            say=lambda line: self.say(f"prompt: {line}"),
+        )
+        path = self.state.path.with_name(f"{self.state.path.stem}-prompt.json")
+        search.write(path, model=self.plan.model, data=self.data.name)
+        self.state.update(
+            "prompt",
+            model=self.plan.model,
+            prompt=None if search.prompt == Prompt() else str(path),
+            seconds=search.seconds,
+            tokens=search.tokens,
+            notes=(search.sentence,),
+        )
+
+    # jobs
+
+    def _train(self, rung: str) -> None:
+        known = self.state.rungs[rung]
+        start = self.state.rungs.get(known.parent)
+        if start is None or start.model is None:
+            raise InputError(
+                f"it starts from {LABELS[known.parent]}, which has no model"
+                f"{f': {start.error}' if start and start.error else ''}"
+            )
+        job = self._job(known) or self._create(rung, start.model)
+        self.state.update(rung, job=job.id, error=None)
+        job = jobs.wait(self.client, job.id, self.on_update)
+        if str(job.status) == "paused":
+            raise JobFailedError(f"{job.id} is paused; resume it with: rftkit job resume {job.id}")
+        spent = (job.finished_at or int(time.time())) - job.created_at
+        earlier = self.state.rungs[rung]
+        self.state.update(
+            rung,
+            model=_model_of(self.client, job),
+            seconds=float(spent) + (earlier.seconds or 0.0),
+            tokens=(job.trained_tokens or 0) + (earlier.tokens or 0),
+        )
+
+    def _job(self, known: RungState) -> FineTuningJob | None:
+        """The job of a rung that was started before, if it can still succeed."""
+        listed = islice(self.client.fine_tuning.jobs.list(limit=100), LISTED_JOBS)
+        for job in listed:
+            metadata = job.metadata or {}
+            is_same = (metadata.get("ladder"), metadata.get("rung")) == (known.key, known.rung)
+            if is_same and str(job.status) not in ("failed", "cancelled"):
+                self.say(f"{LABELS[known.rung]}: {job.id} found again")
+                return job
+        return None
+
+    def _create(self, rung: str, model: str) -> FineTuningJob:
+        method = METHODS[rung]
+        measured = method == "reinforcement" or self.is_platform
+        train, valid = _FILES[method](self, rung, model)
+        job = jobs.create(
+            self.client,
+            model=model,
+            method=method,
+            training_file=train,
+            validation_file=valid,
+            grader=self.data.grader if measured else None,
+            response_format=self.data.response_format if measured else None,
+            hyperparameters=self.plan.hyperparameters.get(rung),
+            suffix=f"{self.data.name[:24]}-{method[:3]}".replace("_", "-"),
+            seed=self.plan.seed,
+            metadata=self._metadata(rung),
+        )
+        self.say(f"{LABELS[rung]}: {job.id} from {model}")
+        return job
+
+    def _metadata(self, rung: str) -> dict[str, str]:
+        return {
+            "max_completion_tokens": str(self.plan.max_completion_tokens),
+            **self.plan.metadata,
+            "ladder": self.state.rungs[rung].key,
+            "rung": rung,
+        }
+
+    def rft_files(self, rung: str, model: str) -> tuple[str, str | None]:
+        """The ids of the rows as they are."""
+        return self._upload(self.data.train), self._upload(self.data.valid)
+
+    def supervised_files(self, rung: str, model: str) -> tuple[str, str | None]:
+        """The ids of the rows with their reference answers as the last message."""
+        with TemporaryDirectory() as folder:
+            paths = [
+                self._supervised(path, Path(folder), rung)
+                for path in (self.data.train, self.data.valid)
+            ]
+            train, valid = (self._upload(path) for path in paths)
+        return train, valid
+
+    def _supervised(self, path: Path, folder: Path, rung: str) -> Path:
+        target = folder / f"{path.name.split('.')[0]}-supervised.jsonl"
+        made = datasets.convert(
+            path,
+            target,
+            to="supervised",
+            grader=self.data.grader,
+            response_format=self.data.response_format,
+            keep_keys=self.is_platform,
+        )
+        if made.num_refused:
+            self._note(rung, f"{made.num_refused:,} rows of {path.name} have no reference answer.")
+        if not made.num_rows:
+            raise InputError(f"no row of {path.name} has a reference answer to learn from")
+        return target
+
+    def preference_files(self, rung: str, model: str) -> tuple[str, str | None]:
+        """The id of the pairs that the starting model's graded answers give; no validation."""
+        rows = _spread(rows_of(self.data.train), self.plan.pair_rows)
+        self.say(f"dpo: {self.plan.pair_samples} answers to each of {len(rows)} training rows …")
+        task = self.task(temperature=1.0)
+        sampled = task.run(model, rows, name="pairs", samples=self.plan.pair_samples)
+        with TemporaryDirectory() as folder:
+            target = Path(folder) / "train-pairs.jsonl"
+            made = datasets.preferences(
+                datasets.groups_of_samples(sampled), target, source="the model's graded answers"
+            )
+            self._note(
+                rung,
+                f"{made.num_rows:,} pairs of {made.num_groups:,} groups of answers; "
+                f"{made.num_flat:,} groups were flat.",
+            )
+            if made.num_rows < LEAST_PAIRS:
+                raise InputError(
+                    f"the answers give {made.num_rows:,} pairs, and dpo needs {LEAST_PAIRS}: "
+                    f"{made.num_flat:,} of {made.num_groups:,} groups have equal rewards"
+                )
+            self.state.update(rung, seconds=task.cost.seconds, tokens=task.cost.tokens)
+            return self._upload(target), None
+
+    def _note(self, rung: str, note: str) -> None:
+        notes = self.state.rungs[rung].notes
+        if note not in notes:
+            self.state.update(rung, notes=(*notes, note))
+
+    def _upload(self, path: Path) -> str:
+        """The id of a file, which is uploaded once."""
+        name = str(path)
+        if name not in self._files:
+            self._files[name] = datasets.upload(self.client, path).id
+        return self._files[name]
+
+
+_FILES: Mapping[str, Callable[[_Climb, str, str], tuple[str, str | None]]] = {
+    "reinforcement": _Climb.rft_files,
+    "supervised": _Climb.supervised_files,
+    "dpo": _Climb.preference_files,
+}
+"""Method -> the ids of training and validation file of a rung's job."""
+
+
+def climb(
+    client: OpenAI,
+    data: Dataset,
+    plan: Plan,
+    rungs: Sequence[str],
+    state_path: str | Path,
+    *,
+    say: Say = print,
+    on_update: Callable[[jobs.Update], None] | None = None,
+) -> State:
+    """Do every rung that is not done, and keep what is known in a file.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        data: Training, validation and test rows in RFT form, grader and response format.
+        plan: The settings of all rungs.
+        rungs: From `rungs_for`.
+        state_path: The JSON file that keeps what is known; `rftkit.ladder.read` makes the
+            comparison of it.
+        say: Called with each line of progress.
+        on_update: Called with every update of a running job, as in `jobs.wait`.
+
+    Raises:
+        InputError: The rows or the state file cannot be used.
+        openai.OpenAIError: The service cannot be reached.
+    """
+    state = read_state(state_path, is_new=True)
+    state.about = {
+        "data": data.name,
+        "files": {name: str(getattr(data, name)) for name in ("train", "valid", "test")},
+        "grader": data.grader,
+        "response_format": data.response_format,
+        "plan": asdict(plan),
+        "rungs": list(rungs),
+    }
+    doing = _Climb(client, data, plan, rungs, state, say, on_update)
+    for rung in rungs:
+        doing.do(rung)
+    return state
+
+
+def _model_of(client: OpenAI, job: FineTuningJob) -> str:
+    """The checkpoint with the best validation reward, if rewards were measured; else the last."""
+    best = jobs.best(jobs.checkpoints(client, job.id))
+    model = best.model if best else job.fine_tuned_model
+    if not model:
+        raise JobFailedError(f"{job.id} has no model")
+    return model
+
+
+def _spread(rows: Sequence[Row], count: int) -> list[Row]:
+    return list(rows[:: max(1, -(-len(rows) // count))])
