@@ -58,7 +58,7 @@ class _Climb:
         self.state, self.say, self.on_update = state, say, on_update
         self.test = rows_of(data.test)
         self.is_platform = "plan" in jobs.abilities(client)
-        """Whether the service measures supervised jobs with a grader, and takes its keys."""
+        """Whether the service measures supervised and dpo jobs with a grader."""
         self._files: dict[str, str] = {}
 
     def task(self, **options: Any) -> Task:
@@ -200,7 +200,11 @@ class _Climb:
         return job
 
     def _metadata(self, rung: str) -> dict[str, str]:
+        graded = {}
+        if self.is_platform and METHODS[rung] != "reinforcement":
+            graded = {"grader_rows": self._upload(self.data.valid)}
         return {
+            **graded,
             "max_completion_tokens": str(self.plan.max_completion_tokens),
             **self.plan.metadata,
             "ladder": self.state.rungs[rung].key,
@@ -229,7 +233,6 @@ class _Climb:
             to="supervised",
             grader=self.data.grader,
             response_format=self.data.response_format,
-            keep_keys=self.is_platform,
         )
         if made.num_refused:
             self._note(rung, f"{made.num_refused:,} rows of {path.name} have no reference answer.")

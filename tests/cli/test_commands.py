@@ -27,7 +27,7 @@ COMMANDS = (
     "eval", "eval run", "eval list", "eval show", "eval compare", "job", "job create", "job list",
     "job show", "job watch", "job pause", "job resume", "job cancel", "job rerun", "models",
     "models list", "models delete", "models add", "models remove", "models export",
-    "models prepare", "prompt", "prompt optimize",
+    "models prepare", "prompt", "prompt optimize", "ladder",
 )  # fmt: skip
 
 
