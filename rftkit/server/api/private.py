@@ -61,7 +61,8 @@ def plan(body: PlanBody) -> Reply:
         method=method, metadata=body.metadata,
     )  # fmt: skip
     made, why = _planned(job, body.num_rows)
-    resolved = made.to_dict()
+    measured = body.method == "reinforcement" or "grader" in (body.metadata or {})
+    resolved = made.shown(is_graded=measured)
     ignored = resolved.pop("ignored")
     for name in ("seed", "memory_bytes"):  # a job's own: drawn, and measured
         resolved.pop(name)

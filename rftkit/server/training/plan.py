@@ -56,6 +56,11 @@ GUIDANCE_NAMES = ("none", "references")
 # What these are when nothing is asked for; the study is `tests/benchmarks/learning.py`.
 ADVANTAGE, CREDIT, STRATIFY, GUIDANCE = "per_grader", "fields", "auto", "references"
 SCHEDULE, WARMUP_STEPS = "cosine", 2
+OF_ANSWERS = (
+    "eval_samples", "eval_temperature", "max_completion_tokens", "error_budget", "floor_reward",
+    "thinking_tokens",
+)  # fmt: skip
+"""Settings without a meaning where no answer is sampled and graded."""
 EFFORTS = {
     "none": 0.0, "minimal": 0.125, "low": 0.25, "default": 0.5, "medium": 0.5, "high": 0.75,
     "xhigh": 0.875, "max": 0.875,
@@ -125,8 +130,13 @@ class CommonPlan:
         return step % self.eval_interval == 0 or step == self.total_steps
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings, for the job's first event."""
+        """All settings, as the job's folder keeps them."""
         return dataclasses.asdict(self)
+
+    def shown(self, *, is_graded: bool) -> dict[str, Any]:
+        """The settings that matter, for the job's first event."""
+        hidden = () if is_graded else OF_ANSWERS
+        return {name: value for name, value in self.to_dict().items() if name not in hidden}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -148,7 +148,7 @@ class Preparation:
         return {**self._job.hyperparameters, **found, **beta}
 
     def _add_started_event(self, plan: CommonPlan) -> None:
-        resolved = plan.to_dict()
+        resolved = plan.shown(is_graded=self._job.grading is not None)
         ignored = resolved.pop("ignored")
         words = ", ".join(f"{name}={value}" for name, value in resolved.items())
         extra = "".join(f"; {name} has no effect: {why}" for name, why in ignored.items())
