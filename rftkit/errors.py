@@ -18,6 +18,8 @@ the words of the OpenAI error body, so that the platform can put any InputError 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "RequestError",
     "RftkitError",
     "RowError",
+    "nearest_name",
 ]
 
 
@@ -119,3 +122,26 @@ class JobFailedError(RftkitError):
 
 class ReportError(RftkitError):
     """A report notebook was called wrongly, or one of its cells failed."""
+
+
+def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """What a message says after an unknown name: the one that was probably meant, or all of them.
+
+    `cutoff` is how alike the two have to be, from 0 to 1.
+
+    >>> nearest_name("batchsize", ["batch_size", "n_epochs"])
+    'did you mean batch_size?'
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    if not near:  # letters and order may be right although case, hyphens or spaces are not
+        plain = {_plain(each): each for each in reversed(names)}
+        near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=cutoff)
+        near = [plain[each] for each in near]
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"there are {', '.join(names)}" if names else "there are none"
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))

@@ -27,7 +27,7 @@ TIERS = (
         "bundled",
         "strictjson",
     },
-    {"rows", "examples", "prompts", "diagnosis"},
+    {"rows", "examples", "prompts", "diagnosis", "hyperparameters"},
     {"graders"},
     {"client"},
     {"datasets", "jobs", "evals", "importer"},
@@ -43,6 +43,7 @@ HOME_OF = rftkit._HOME_OF
 SERVER_MAY = {
     "rows",
     "examples",
+    "hyperparameters",
     "diagnosis",
     "graders",
     "settings",

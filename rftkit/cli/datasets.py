@@ -26,7 +26,7 @@ from rftkit.safetext import cells
 from rftkit.wholefile import check_output, write_whole
 
 if TYPE_CHECKING:
-    from rftkit.datasets import Check, Finding, GradedGroup, Preview
+    from rftkit.datasets import Check, Columns, Finding, GradedGroup, Preview
     from rftkit.graders import Audit
 
 __all__ = ["check", "dataset_app"]
@@ -34,7 +34,8 @@ __all__ = ["check", "dataset_app"]
 dataset_app = typer.Typer(help="Convert, split, sample and profile datasets.", **PLAIN)
 
 Data = Annotated[
-    Path, typer.Argument(help="JSONL, CSV or TSV (also .gz, .zst), Parquet, or a folder.")
+    Path,
+    typer.Argument(help="JSONL, CSV or TSV (also .gz, .zst), Parquet, a folder, or a name."),
 ]
 Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
 Seed = Annotated[int, typer.Option(help="Change it to draw different rows.")]
@@ -48,12 +49,13 @@ PROFILED = 20_000  # rows whose charts a page shows
 
 def check(
     data: Annotated[
-        Path | None, typer.Argument(help="Training rows: JSONL, CSV or TSV (.gz, .zst), Parquet.")
+        Path | None,
+        typer.Argument(help="Training rows: JSONL, CSV, TSV (.gz, .zst), Parquet; or a folder."),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A dataset that comes with rftkit, such as security_review."
+            metavar="NAME", help="A folder, or a dataset that comes with rftkit: security_review."
         ),
     ] = None,
     method: Annotated[
@@ -97,8 +99,13 @@ def check(
     if dataset:
         if data or valid or test:
             raise InputError("use either --dataset or the paths of files, not both")
-        given = datasets.bundled(dataset)
-        data, valid, test = given.train, given.valid, given.test
+        data = Path(dataset)
+    lacking = ""
+    if data is not None:
+        given = datasets.load(data)
+        if given.missing and given.train != data:
+            lacking = f"{given.name} has no {' and no '.join(given.missing)}"
+        data, valid, test = given.train, valid or given.valid, test or given.test
         spec, answer_format = spec or given.grader, answer_format or given.response_format
     if data is None:
         raise InputError(
@@ -123,6 +130,8 @@ def check(
         near_duplicates=not quick,
         progress=_progress,
     )
+    if lacking:
+        found = _with(found, [datasets.Finding("info", "missing_parts", lacking)])
     is_graded = bool(spec and found.ok and found.files and found.files[0].form == "reinforcement")
     if useful and found.ok and not is_graded:
         raise InputError("--useful needs RFT rows: a model's answers to other rows have no rewards")
@@ -164,6 +173,18 @@ def convert(
         ),
     ] = None,
     response_format: Format = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="For a table: the prompt, as in 'Ticket: {ticket}'; \\n is a line."
+        ),
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(metavar="COLUMNS", help="For a table: the columns of the answer.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="For a table: instructions to the model.")
+    ] = None,
     keep_keys: Annotated[
         bool,
         typer.Option(
@@ -183,7 +204,9 @@ def convert(
     To preference: the best and the worst graded answer to each prompt, from a job's rollouts, an
     eval run, or a file of graded answers ({"item": …, "sample": …, "reward": …}).
 
-    The exit status is 1 if lines were left out. Each one is named.
+    For a table such as tickets.csv, say which columns are the prompt and the answer: --prompt
+    "Ticket: {ticket}" --answer category,reason. The exit status is 1 if lines were left out. Each
+    one is named.
     """
     from rftkit import datasets
 
@@ -204,6 +227,7 @@ def convert(
         grader=spec,
         response_format=answer_format,
         keep_keys=keep_keys,
+        columns=_columns(source, prompt, answer, system),
     )
     show(asdict(made), str(made), as_json)
     raise typer.Exit(1 if made.num_refused else 0)
@@ -290,6 +314,25 @@ def profile(
     print(table([{"column": key, **{n: described[key][n] for n in names}} for key in described]))
     if "counted_by" in frame.attrs:
         print(f"tokens by {frame.attrs['counted_by']}")
+
+
+def _columns(
+    source: str, prompt: str | None, answer: str | None, system: str | None
+) -> Columns | None:
+    from rftkit import datasets
+    from rftkit.datasets.columns import answer_names
+    from rftkit.datasets.proposals import records_of
+
+    if prompt is None:
+        if answer is not None or system is not None:
+            raise InputError(
+                "--answer and --system need --prompt, such as --prompt 'Ticket: {ticket}'"
+            )
+        return None
+    with datasets.open(source) as rows:
+        known = list(dict.fromkeys(name for record in records_of(rows) for name in record))
+    said, told = (text.replace("\\n", "\n") for text in (prompt, system or ""))
+    return datasets.Columns(said, answer_names(answer or "", known), told)
 
 
 def _groups(

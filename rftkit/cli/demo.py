@@ -92,6 +92,9 @@ def run(
 
     say("1. Check the data and the grader")
     data = datasets.bundled(name)
+    assert data.valid is not None  # those that come with rftkit are complete
+    assert data.test is not None
+    assert data.grader is not None
     with seconds("checking the data"):
         check = datasets.check(
             data.train, data.valid, grader=data.grader, response_format=data.response_format

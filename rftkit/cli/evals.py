@@ -29,11 +29,16 @@ Dump = Annotated[
 
 @eval_app.command("run")
 def run_eval(
-    data: Annotated[Path, typer.Argument(help="JSONL file of dataset rows.")],
+    data: Annotated[
+        Path, typer.Argument(help="A file of rows; or a folder or a name, for its test rows.")
+    ],
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="Base model or checkpoint; repeatable.")
     ],
-    grader: Annotated[Path, typer.Option("--grader", "-g", help="JSON file of the grader.")],
+    grader: Annotated[
+        Path | None,
+        typer.Option("--grader", "-g", help="JSON file of the grader; default the folder's."),
+    ] = None,
     response_format: Format = None,
     prompt: PromptFile = None,
     samples: Annotated[int, typer.Option(help="Answers to sample per row.", min=1)] = 1,
@@ -46,9 +51,13 @@ def run_eval(
     from rftkit.prompts import read_prompt
 
     before = read_prompt(prompt) if prompt else None
-    rows = datasets.read(data)
-    spec = datasets.read_json(grader)
-    answer_format = datasets.read_json(response_format) if response_format else None
+    given = datasets.load(data)
+    rows = datasets.read(given.test or given.valid or given.train)
+    spec = datasets.read_json(grader) if grader else given.need("grader").grader
+    assert spec is not None  # `need` raises
+    answer_format = (
+        datasets.read_json(response_format) if response_format else given.response_format
+    )
     client = connect()
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     made = [

@@ -22,6 +22,7 @@ from rftkit.cli.console import (
     table,
 )
 from rftkit.errors import InputError
+from rftkit.hyperparameters import check_names
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -44,7 +45,11 @@ job_app = typer.Typer(help="Create, list, follow, pause and cancel jobs.", **PLA
 @job_app.command("create")
 def create_job(
     model: Annotated[str, typer.Option("--model", "-m", help="Base or fine-tuned model.")],
-    train: Annotated[str, typer.Option(help="JSONL file to upload, or a file id.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A folder or a bundled dataset, instead of its parts."),
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="JSONL file to upload, or a file id.")] = None,
     valid: Annotated[
         str | None,
         typer.Option(help="JSONL file to upload, or a file id; needed for reinforcement."),
@@ -90,15 +95,25 @@ def create_job(
     from rftkit import connect, datasets, jobs
     from rftkit.prompts import read_prompt
 
-    if method == "reinforcement" and (grader is None or valid is None):
-        missing = "--grader" if grader is None else "--valid"
+    settings, pairs = parse_values(hyperparameters), parse_pairs(metadata)
+    check_names(settings, pairs, method)  # before anything is uploaded
+    spec = datasets.read_json(grader) if grader else None
+    answer_format = datasets.read_json(response_format) if response_format else None
+    if dataset is not None:
+        given = datasets.load(dataset)
+        train = train or str(given.train)
+        valid = valid or (str(given.valid) if given.valid else None)
+        if method == "reinforcement":
+            spec, answer_format = spec or given.grader, answer_format or given.response_format
+    if train is None:
+        raise InputError("give --train, or --dataset with a folder that has train.jsonl")
+    if method == "reinforcement" and (spec is None or valid is None):
+        missing = "--grader" if spec is None else "--valid"
         raise InputError(
             f"a reinforcement job needs {missing}; --method supervised learns from the answers of "
             "the rows without it"
         )
     before = read_prompt(prompt) if prompt else None
-    spec = datasets.read_json(grader) if grader else None
-    answer_format = datasets.read_json(response_format) if response_format else None
     client = connect()
     training_file, validation_file = (
         given and _uploaded(client, given, before, "train" if given is train else "valid")
@@ -113,8 +128,8 @@ def create_job(
         method=method,
         grader=spec,
         response_format=answer_format,
-        hyperparameters=parse_values(hyperparameters) or None,
-        metadata=parse_pairs(metadata) or None,
+        hyperparameters=settings or None,
+        metadata=pairs or None,
         suffix=suffix,
         seed=seed,
     )

@@ -2,18 +2,23 @@
 
 look        open (any form, any size) · read · profile · check, the dataset doctor · verdict_finding
 learn       preview: what a model earns on some rows, and which of them teach
-make        convert, to RFT rows or supervised rows · preferences · split · sample · write_prompted
+draft       draft_grader · draft_format: first ones, from the rows
+make        convert, to RFT rows or supervised rows (Columns: of a table) · preferences
+            split · sample · write_prompted
 send        upload
-folders     load, bundled, bundled_names: rows, grader and response format together
+find        load: rows, grader and response format of a folder, file or name · bundled
 files       read_json · read_samples
 """
 
 from rftkit.datasets.answers import read_samples
 from rftkit.datasets.check import check
+from rftkit.datasets.columns import Columns
 from rftkit.datasets.convert import Conversion, convert
+from rftkit.datasets.drafts import draft_format, draft_grader
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
-from rftkit.datasets.io import Dataset, bundled, bundled_names, load, read, read_json, upload
+from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
 from rftkit.datasets.learnability import Preview, preview, spread_rows
+from rftkit.datasets.places import bundled_names
 from rftkit.datasets.preferences import (
     GradedAnswer,
     GradedGroup,
@@ -34,6 +39,7 @@ from rftkit.graders import reference_answer
 
 __all__ = [
     "Check",
+    "Columns",
     "Conversion",
     "Dataset",
     "FileFacts",
@@ -51,6 +57,8 @@ __all__ = [
     "bundled_names",
     "check",
     "convert",
+    "draft_format",
+    "draft_grader",
     "groups_of_rollouts",
     "groups_of_samples",
     "load",

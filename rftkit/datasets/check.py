@@ -20,6 +20,7 @@ from rftkit.datasets.findings import Check, FileFacts, Finding, counted, sorted_
 from rftkit.datasets.forms import METHODS, WORDS, form_for
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
 from rftkit.datasets.parallel import num_cores, run_tasks
+from rftkit.datasets.proposals import command_for
 from rftkit.datasets.references import format_needed, reference_findings
 from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, near_repeats, repeats
 from rftkit.datasets.rowfile import Rows, open
@@ -157,7 +158,7 @@ def _of_part(part: Part) -> Iterator[Finding]:
             "error",
             "invalid_row",
             f"{name}: {counts.refused.count:,} of {counted(counts.num_rows, 'line')} unusable",
-            "repair or remove these lines; a job refuses the whole file",
+            _advice(part),
             counts.refused.count,
             part.places(counts.refused.numbers),
             tuple(counts.refused.messages),
@@ -189,6 +190,13 @@ def _of_part(part: Part) -> Iterator[Finding]:
     yield from _sizes(part)
     yield from _keys(part)
     yield from _personal(part)
+
+
+def _advice(part: Part) -> str:
+    command = command_for(part.rows)
+    if command is None:
+        return "repair or remove these lines; a job refuses the whole file"
+    return f"to make rows of this file, type: {command}"
 
 
 def _fit(part: Part) -> str:

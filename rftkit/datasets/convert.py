@@ -7,7 +7,8 @@ instruction) with an answer (or completion, output, response, ideal) becomes one
 which the `input` or `context` of an instruction or question is added; an eval's `item` becomes the
 row (a `sample` beside it is left behind); a row stays as it is. Every other key is kept. What
 is no text is written as JSON, and a missing value never becomes a word. A line that is none of
-these is named and left out. For supervised rows, the reference answer of each row becomes its last
+these is named and left out. A table of any other shape needs `Columns`: which columns are the
+prompt and which the answer. For supervised rows, the reference answer of each row becomes its last
 message (`answered`). Not here: whether the rows are any good (`check`), and preference rows
 (`preferences`).
 """
@@ -20,12 +21,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.datasets.answered import ASSISTANT_KEY, as_supervised, with_reference
+from rftkit.datasets.columns import PROMPTS, Columns
 from rftkit.datasets.forms import KEYS, answers_in, row_in
+from rftkit.datasets.proposals import columns_command, records_of
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.unpack import REFUSED, is_document, text_of
@@ -41,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversion", "convert"]
 
-PROMPTS = ("prompt", "instruction", "question", "query", "input")
 ABOUT_SOMETHING = ("instruction", "question", "query")
 """Prompts that may have their subject under another key."""
 SUBJECTS = ("input", "context")
@@ -60,7 +63,7 @@ class Conversion:
 
     source: str
     target: str | None
-    """None for a dry run."""
+    """None when nothing was written: for a dry run, or because no line became a row."""
     kinds: dict[str, int]
     """What lines were taken for -> how many."""
     num_rows: int
@@ -76,10 +79,14 @@ class Conversion:
     """What became of each, the first hundred."""
     to: Target = "rft"
     """The form of the rows made."""
+    advice: str = ""
+    """What to type where no line became a row; empty when there is nothing to propose."""
 
     def __str__(self) -> str:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()) or "no rows"
-        where = f"written to {self.target}" if self.target else "a dry run, nothing is written"
+        where = f"written to {self.target}" if self.target else "nothing is written"
+        if self.num_rows and not self.target:
+            where = "a dry run, nothing is written"
         made = "supervised rows" if self.to == "supervised" else "rows"
         lines = [f"{self.num_rows:,} {made} from {self.source} ({kinds}); {where}"]
         if self.num_refused:
@@ -88,6 +95,8 @@ class Conversion:
         if self.num_clashes:
             lines.append(f"{self.num_clashes:,} lines with two answers; look at them:")
             lines += [f"  {each}" for each in self.clashes[:MAX_SHOWN]]
+        if self.advice:
+            lines.append(f"→ {self.advice}")
         return "\n".join([*lines, self.diff] if self.diff else lines)
 
 
@@ -99,6 +108,7 @@ def convert(
     response_format: Mapping[str, Any] | None = None,
     grader: Mapping[str, Any] | None = None,
     keep_keys: bool = False,
+    columns: Columns | None = None,
 ) -> Conversion:
     """Turn a file into RFT rows or supervised rows; `preferences` makes preference rows.
 
@@ -111,20 +121,27 @@ def convert(
         grader: Names the keys that it compares with the answer; a malformed one raises
             GraderSpecError.
         keep_keys: Keep the other keys of supervised rows, which OpenAI refuses.
+        columns: Which columns are the prompt and the answer; without it, lines are known by their
+            keys.
 
     Raises:
-        InputError: The source cannot be read, or the target is there already.
+        InputError: The source cannot be read, lacks a column, or the target is there already.
     """
     if target is not None:
         refuse_existing(target)
     spec = validate(grader) if grader is not None else None
-    state = _State(_Turn(to, response_format, spec, keep_keys))
+    state = _State(_Turn(to, response_format, spec, keep_keys, columns))
     with _opened(source) as rows:
+        if columns is not None:
+            columns.check(list(dict.fromkeys(k for r in records_of(rows) for k in r)), rows.name)
         lines = state.lines(rows)
-        num_rows = sum(1 for _ in lines) if target is None else write_lines(target, lines)
+        first = list(islice(lines, 1))  # without one there is nothing to write
+        written = target if first else None
+        lines = chain(first, lines)
+        num_rows = sum(1 for _ in lines) if written is None else write_lines(written, lines)
         return Conversion(
             source=rows.name,
-            target=None if target is None else str(target),
+            target=None if written is None else str(written),
             kinds=dict(state.kinds),
             num_rows=num_rows,
             num_refused=state.num_refused,
@@ -133,7 +150,13 @@ def convert(
             num_clashes=state.num_clashes,
             clashes=tuple(state.clashes),
             to=to,
+            advice=_advice(rows) if not num_rows and columns is None else "",
         )
+
+
+def _advice(rows: Rows) -> str:
+    command = columns_command(rows)
+    return f"say which columns are the prompt and the answer: {command}" if command else ""
 
 
 @contextmanager
@@ -198,6 +221,7 @@ class _Turn:
     response_format: Mapping[str, Any] | None
     grader: Mapping[str, Any] | None
     keep_keys: bool
+    columns: Columns | None
 
     def converted(self, each: NumberedRow, name: str) -> tuple[str, Item, Item]:
         """What a line was taken for, the line, and the row that it becomes."""
@@ -221,6 +245,10 @@ class _Turn:
         return kind, after if self.to == "rft" else self._supervised(after)
 
     def _as_rft(self, before: Item, each: NumberedRow) -> tuple[str, Item]:
+        if self.columns is not None:
+            after = self.columns.row(before)
+            text = json.dumps(after, ensure_ascii=False)
+            return "records of a table", parse_row(text, line=each.line).item
         if each.row is not None:
             return "rows already", before
         for kind, turn in _TURNS.items():

@@ -1,7 +1,7 @@
 """Dataset files: read one, upload one, open a folder of them. Not here: whether the rows are good.
 
-A dataset folder holds train.jsonl, valid.jsonl, test.jsonl, grader.json and, where answers are
-JSON, response_format.json. `bundled` says where those are that come with rftkit.
+A dataset folder holds train.jsonl and, where they exist, valid.jsonl, test.jsonl, grader.json and,
+where answers are JSON, response_format.json. `places` says which file is which.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rftkit.bundled import bundled_folder
+from rftkit.datasets.places import bundled_names, find, parts_of
+from rftkit.datasets.proposals import command_for, target_for
 from rftkit.datasets.rowfile import Rows, open
-from rftkit.errors import InputError, NotFoundError
+from rftkit.datasets.rowlines import NumberedRow
+from rftkit.errors import InputError, NotFoundError, RowError, nearest_name
 from rftkit.rows import Row
 from rftkit.strictjson import read_document
 
@@ -26,7 +29,6 @@ __all__ = [
     "MAX_UPLOAD_BYTES",
     "Dataset",
     "bundled",
-    "bundled_names",
     "existing",
     "load",
     "read",
@@ -39,16 +41,43 @@ MAX_UPLOAD_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset folder, opened."""
+    """A dataset, opened: a folder with its parts, or one file of rows. None is what it lacks."""
 
     name: str
     train: Path
-    valid: Path
-    test: Path
-    grader: dict[str, Any]
+    valid: Path | None = None
+    test: Path | None = None
+    grader: dict[str, Any] | None = None
     """The grader spec, as on the wire."""
-    response_format: dict[str, Any] | None
+    response_format: dict[str, Any] | None = None
     """What constrains every answer; None for free text."""
+
+    @property
+    def missing(self) -> list[str]:
+        """The names of the parts that are not there; a response format is never missing."""
+        return [part for part in ("valid", "test", "grader") if getattr(self, part) is None]
+
+    def need(self, *parts: str) -> Self:
+        """This dataset, if it has these parts.
+
+        Raises:
+            InputError: Names those that are not there, and what makes them.
+        """
+        if absent := [part for part in parts if getattr(self, part) is None]:
+            advice = [_MAKE[part].format(train=self.train) for part in absent]
+            raise InputError(
+                f"{self.name} has no {' and no '.join(absent)}; " + "; ".join(dict.fromkeys(advice))
+            )
+        return self
+
+
+_SPLIT = "to make valid.jsonl and test.jsonl, type: rftkit dataset split {train} FOLDER"
+_MAKE = {
+    "valid": _SPLIT,
+    "test": _SPLIT,
+    "grader": "write one as grader.json, for example in the notebook 01_author_grader",
+    "response_format": "write one as response_format.json",
+}
 
 
 def read(source: str | Path | pd.DataFrame) -> list[Row]:
@@ -68,8 +97,19 @@ def read(source: str | Path | pd.DataFrame) -> list[Row]:
 def _usable(rows: Rows) -> Iterator[Row]:
     for each in rows:
         if each.row is None:
-            raise each.refusal or InputError(f"{rows.name}: row {each.number} cannot be used")
+            raise _unusable(each, rows)
         yield each.row
+
+
+def _unusable(each: NumberedRow, rows: Rows) -> InputError:
+    """Why a row cannot be used, and the command that would make rows of the file."""
+    refusal = each.refusal or RowError("the row cannot be used", path=rows.name, line=each.line)
+    command = command_for(rows) if (refusal.param or "").startswith("messages") else None
+    if command is None:
+        return refusal
+    words = refusal.message.removeprefix(f"{rows.name}:{each.line}: ")
+    words += f"; to make rows of the file, type: {command}"
+    return RowError(words, path=rows.name, line=each.line, param=refusal.param)
 
 
 def _no_rows(rows: Rows) -> InputError:
@@ -98,7 +138,7 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
     if path.suffix.lower() != ".jsonl":
         raise InputError(
             f"{path}: fine-tuning takes .jsonl files only, found {path.suffix!r}; "
-            f"type: rftkit dataset convert {path} {path.stem}.jsonl"
+            f"type: {_conversion(path)}"
         )
     if (size := path.stat().st_size) > MAX_UPLOAD_BYTES:
         raise InputError(
@@ -111,18 +151,25 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
     return client.files.create(file=path, purpose="fine-tune")
 
 
-def load(folder: str | Path) -> Dataset:
-    """Open a dataset folder; its rows are not read yet."""
-    folder = Path(folder)
-    format_path = folder / "response_format.json"
-    return Dataset(
-        name=folder.resolve().name,
-        train=existing(folder / "train.jsonl"),
-        valid=existing(folder / "valid.jsonl"),
-        test=existing(folder / "test.jsonl"),
-        grader=read_json(folder / "grader.json"),
-        response_format=read_json(format_path) if format_path.exists() else None,
-    )
+def _conversion(path: Path) -> str:
+    with open(path) as rows:
+        return command_for(rows) or f"rftkit dataset convert {path} {target_for(str(path))}"
+
+
+def load(source: str | Path) -> Dataset:
+    """Open a dataset: a folder, one file of rows, or a bundled one; its rows are not read yet.
+
+    What a folder lacks is None, see `Dataset.missing`; only training rows have to be there.
+
+    Raises:
+        InputError: There is no such dataset, or a part of it cannot be read.
+    """
+    path = find(source)
+    if not path.is_dir():
+        return Dataset(path.name.split(".")[0], path)
+    specs = {name: path / f"{name}.json" for name in ("grader", "response_format")}
+    read = {name: read_json(file) for name, file in specs.items() if file.exists()}
+    return Dataset(path.resolve().name, **parts_of(path), **read)  # type: ignore[arg-type]
 
 
 def bundled(name: str) -> Dataset:
@@ -133,17 +180,8 @@ def bundled(name: str) -> Dataset:
     """
     known = bundled_names()
     if name not in known:
-        raise NotFoundError(f"there is no dataset {name!r}; there are {', '.join(known)}")
+        raise NotFoundError(f"there is no dataset {name!r}; {nearest_name(name, known)}")
     return load(bundled_folder("datasets") / name)
-
-
-def bundled_names() -> list[str]:
-    """The names that `bundled` takes.
-
-    Raises:
-        NotFoundError: rftkit was installed without its datasets.
-    """
-    return sorted(each.parent.name for each in bundled_folder("datasets").glob("*/grader.json"))
 
 
 def existing(path: str | Path) -> Path:

@@ -23,6 +23,7 @@ import msgspec
 from rftkit import settings
 from rftkit.datasets.forms import main_form
 from rftkit.datasets.lineindex import LineIndex, Stamp, stamp
+from rftkit.datasets.places import find, rows_file
 from rftkit.datasets.rowlines import NumberedRow, Stretch, lines_in, numbered_rows, picker
 from rftkit.datasets.search import needles, rows_with, says
 from rftkit.datasets.unpack import Blocks, blocks_of_file, blocks_of_frame, is_plain
@@ -40,12 +41,15 @@ KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading
 FORM_ROWS = 50  # the first rows, which show the form of a file
 STRETCH_BYTES = 4 * 1024**2  # for another process
 READ_BYTES = 256 * 1024  # to be decoded here: it stays in the processor's cache
+KEPT_LINES, KEPT_INDEX = ".2.jsonl", ".2.npy"  # 2: with the lines of the source
 FRAME = "DataFrame"
 _TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that no two keys meet
 
 
 def open(source: str | Path | pd.DataFrame, *, form: Form | None = "reinforcement") -> Rows:
     """Open a dataset: JSONL (plain, .gz, .zst), CSV, Parquet, a saved Hugging Face one, a frame.
+
+    A folder stands for its training rows, and so does the name of a bundled dataset.
 
     Returns at once; the index is made behind it. What is found wrong on the way with the source as
     a whole, such as a cut-off archive, is raised by `Rows.wait` and by what has to wait.
@@ -75,7 +79,7 @@ class Rows:
         self._done_bytes = 0
         self._stamp: Stamp | None = None
         if isinstance(source, str | Path):
-            self._open_path(Path(source).expanduser())
+            self._open_path(rows_file(find(source)))
         else:
             self.name = FRAME
             """How messages call it: the path as given, or `DataFrame`."""
@@ -83,12 +87,10 @@ class Rows:
             self._unpack(blocks_of_frame(source), Path(tempfile.gettempdir()))
 
     def _open_path(self, path: Path) -> None:
-        if not path.exists():
-            raise InputError(f"{path}: there is no such file")
         self.name, self._stamp = str(path), stamp(path)
         self._total_bytes = self._stamp.size
-        lines_path = path if is_plain(path) else self._stamp.kept(".jsonl")
-        kept = LineIndex.load(self._stamp.kept(".npy"), lines_path)
+        lines_path = path if is_plain(path) else self._stamp.kept(KEPT_LINES)
+        kept = LineIndex.load(self._stamp.kept(KEPT_INDEX), lines_path)
         if kept is not None:
             self._index, self._is_complete, self._done_bytes = kept, True, self._total_bytes
             self._attach(lines_path)
@@ -137,11 +139,11 @@ class Rows:
             return
         make_home(settings.home())
         if self.lines_path != Path(self.name):
-            os.replace(self.lines_path, state.kept(".jsonl"))
-            self.lines_path = state.kept(".jsonl")
+            os.replace(self.lines_path, state.kept(KEPT_LINES))
+            self.lines_path = state.kept(KEPT_LINES)
         elif state.size < KEEP_FROM_BYTES:
             return
-        self._index.save(state.kept(".npy"))
+        self._index.save(state.kept(KEPT_INDEX))
         state.drop_older()
 
     def __len__(self) -> int:
@@ -208,7 +210,7 @@ class Rows:
         return list(self._read(max(0, start), min(start + count, len(self))))
 
     def line(self, number: int) -> int:
-        """The line of a row in its file, from 1; in a table the record."""
+        """The line of a row in its file, from 1; in Parquet or a frame the record."""
         return self._index.line(number)
 
     def search(

@@ -30,7 +30,7 @@ class NumberedRow(msgspec.Struct, frozen=True, gc=False):
     number: int
     """Place in the dataset, from 0; blank lines are not counted."""
     line: int
-    """Line in its file, from 1; in a table the record, the line of names not counted."""
+    """Line in its file, from 1, where the row starts; in Parquet or a frame the record."""
     raw: bytes
     """The line as it stands."""
     row: Row | None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets import shingles
+from rftkit.datasets.proposals import command_for
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow, batched
 from rftkit.datasets.scan import prompt_hash, prompt_text
@@ -184,7 +185,9 @@ def _look(
             _Row(each.number, prompt, _value(rows, each, group) if group else None, stratum)
         )
     if not kept:
-        raise InputError(f"{rows.name} holds no usable rows")
+        command = command_for(rows)
+        how = f"; to make rows of it, type: {command}" if command else ""
+        raise InputError(f"{rows.name} holds no usable rows{how}")
     return kept, num_repeats, num_refused
 
 

@@ -18,6 +18,7 @@ import shlex
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _reader(path: Path) -> Blocks:
             raise InputError(f"{path}: a Parquet file is packed already; unpack it first")
         return _parquet(path)
     if table:
-        return _table(path, packed, "\t" if table == ".tsv" else ",")
+        return _table(path, packed, "\t" if table == ".tsv" else "")
     return _lines(path, packed)
 
 
@@ -218,6 +219,7 @@ def _joined(lines: Iterable[bytes], position: Callable[[], int]) -> Blocks:
 
 
 def _table(path: Path, packed: str, delimiter: str) -> Blocks:
+    """The records of a table; without a delimiter, the line of names says which it is."""
     csv.field_size_limit(2**31 - 1)
     with _opened(path, packed if packed in PACKINGS else "") as (content, position):
         text = io.TextIOWrapper(
@@ -226,11 +228,27 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
             "surrogateescape",
             newline="",
         )
-        records = csv.reader(text, delimiter=delimiter)
+        first = text.readline()
+        records = csv.reader(chain([first], text), delimiter=delimiter or _delimiter(first))
         names = next(records, [])
         if len(set(names)) < len(names):
             raise InputError(f"{path}: two columns have the same name; found {', '.join(names)}")
-        yield from _joined((_csv_line(names, cells) for cells in records), position)
+        yield from _joined(_csv_lines(names, records), position)
+
+
+def _delimiter(first: str) -> str:
+    """What separates the names in the first line: a comma, unless they hold more of another."""
+    outside = "".join(first.split('"')[::2])
+    return max(",;\t", key=outside.count)
+
+
+def _csv_lines(names: list[str], records: Any) -> Iterator[bytes]:
+    """Records as lines with the same numbers: blank ones stand for names and for broken cells."""
+    line = records.line_num
+    yield b"\n" * line
+    for cells in records:
+        yield _csv_line(names, cells) + b"\n" * (records.line_num - line - 1)
+        line = records.line_num
 
 
 def _csv_line(names: list[str], cells: list[str]) -> bytes:

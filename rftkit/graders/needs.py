@@ -16,7 +16,7 @@ from rftkit.graders.parse import parse
 from rftkit.graders.template import Path, look_up
 from rftkit.graders.types import Purpose
 
-__all__ = ["check_item_paths", "reads_sample", "validate", "variables"]
+__all__ = ["check_item_paths", "reads_sample", "template_paths", "validate", "variables"]
 
 
 def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
@@ -36,7 +36,7 @@ def variables(spec: Mapping[str, Any]) -> list[str]:
     Raises:
         GraderSpecError: when the spec or a template is malformed.
     """
-    return list(dict.fromkeys(map(str, _paths(spec))))
+    return list(dict.fromkeys(map(str, template_paths(spec))))
 
 
 def reads_sample(spec: Mapping[str, Any]) -> bool:
@@ -47,7 +47,7 @@ def reads_sample(spec: Mapping[str, Any]) -> bool:
     """
     if any(part["type"] in ("python", "endpoint") for part in types.parts(spec).values()):
         return True
-    return any(path.namespace == "sample" for path in _paths(spec))
+    return any(path.namespace == "sample" for path in template_paths(spec))
 
 
 def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
@@ -57,7 +57,7 @@ def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
         RowError: names the path and the keys that the row has there.
         GraderSpecError: when the spec itself is malformed.
     """
-    for path in _paths(spec):
+    for path in template_paths(spec):
         if path.namespace == "item":
             try:
                 look_up(path, None, item)
@@ -65,7 +65,8 @@ def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
                 raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
 
 
-def _paths(spec: Mapping[str, Any]) -> tuple[Path, ...]:
+def template_paths(spec: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The template paths of all parts of a grader, in order of appearance."""
     return _paths_of(json.dumps(spec, default=repr))
 
 

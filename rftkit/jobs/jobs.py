@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.errors import InputError, JobFailedError
+from rftkit.hyperparameters import check_names
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -78,8 +79,10 @@ def create(
         metadata: At most 16 pairs of text.
 
     Raises:
-        InputError: a reinforcement job without a grader.
+        InputError: a reinforcement job without a grader, or a setting that is misspelt or stands
+            where it has no effect; nothing was sent.
     """
+    check_names(hyperparameters, metadata, method)
     inner = _given(hyperparameters=hyperparameters)
     if method == "reinforcement":
         if grader is None:

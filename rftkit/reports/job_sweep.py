@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import InputError, JobFailedError, ReportError
+from rftkit.errors import InputError, JobFailedError, ReportError, nearest_name
+from rftkit.hyperparameters import check_names
 from rftkit.reports.execute import read_notebook
 from rftkit.reports.grid import read_grid
 from rftkit.reports.ledger import Ledger, Run, content_of, ledger, planned
@@ -55,7 +56,7 @@ def sweep_jobs(
         notebook: A notebook with the parameter `job_id`, such as `report_job`.
         grid: A grid with `job:`, see `rftkit.reports.grid`. A job's `train` and `valid` are paths
             or file ids, `grader` and `response_format` paths or the JSON itself. `dataset` is a
-            folder or the name of a bundled dataset with all four.
+            folder with them or the name of a bundled dataset.
         out: The folder of the pages; a second start resumes with its jobs.
         processes: How many reports to make at a time; default one for each core.
         say: Gets a line for every job and report.
@@ -96,9 +97,10 @@ def _complete(given: Mapping[str, Any]) -> Json:
 
     fields = {name: given[name] for name in FIELDS if name in given}
     if (name := fields.pop("dataset", None)) is not None:
-        data = datasets.load(name) if Path(name).is_dir() else datasets.bundled(name)
-        bundled = {"train": data.train, "valid": data.valid, "grader": data.grader}
-        fields = {**bundled, "response_format": data.response_format, **fields}
+        data = datasets.load(name)
+        data.need(*(part for part in ("valid", "grader") if part not in fields))
+        loaded = {"train": data.train, "valid": data.valid, "grader": data.grader}
+        fields = {**loaded, "response_format": data.response_format, **fields}
     for name in SPECS:
         if isinstance(fields.get(name), str | Path):
             fields[name] = datasets.read_json(fields[name])
@@ -111,7 +113,31 @@ def _complete(given: Mapping[str, Any]) -> Json:
             fields[name] = existing(fields[name])
     metadata = {k.partition(".")[2]: str(v) for k, v in given.items() if k.startswith("metadata.")}
     rest = {k: v for k, v in given.items() if k not in FIELDS and not k.startswith("metadata.")}
+    _check_settings(rest, metadata)
     return fields | {"metadata": metadata or None, "hyperparameters": rest or None}
+
+
+def _check_settings(hyperparameters: Json, metadata: Json) -> None:
+    """Refuse what would train with other settings than meant.
+
+    Raises:
+        InputError: Names the setting, and how it is written.
+    """
+    for name in ("hyperparameters", "metadata"):
+        if name in hyperparameters:
+            prefix = "metadata." if name == "metadata" else ""
+            inner = hyperparameters[name]
+            pairs = inner.items() if isinstance(inner, Mapping) else [("name", "value")]
+            lines = "; ".join(f"{prefix}{key}: {value}" for key, value in pairs)
+            raise InputError(
+                f"a sweep has each setting on a line of its own, not under `{name}:`; write {lines}"
+            )
+    try:
+        check_names(hyperparameters, metadata)
+    except InputError as error:
+        near = nearest_name((error.param or "").partition(".")[2], FIELDS)
+        hint = f"; as a field of the job, {near}" if near.startswith("did") else ""
+        raise InputError(f"the sweep: {error}{hint}") from None
 
 
 def _create(

@@ -23,11 +23,19 @@ Line = Mapping[str, Any]
 
 SAME = 0.0005
 MARKS = {"graded": "✓ graded", "failed": "! the grader failed", "unscorable": "? unscorable"}
+STALE = dict.fromkeys(MARKS, "– of the grader before")
+STALE_NOTE = "The grader does not work, so nothing is graded. These grades are of the one before."
+_STALE = f'<p class="rk-warn" role="status">! {STALE_NOTE}</p>'
 _FRAME = re.compile(r'File "grader\.py", line (\d+)')
 
 
 def grades(
-    lines: Sequence[Line], keys: Sequence[str], *, opened: int | None = None, live: bool = False
+    lines: Sequence[Line],
+    keys: Sequence[str],
+    *,
+    opened: int | None = None,
+    live: bool = False,
+    stale: bool = False,
 ) -> Html:
     """One line per answer: its rewards, and how they changed with the last edit of the grader.
 
@@ -36,6 +44,7 @@ def grades(
         keys: of the sub-graders.
         opened: number of the row whose grade is shown in full.
         live: in a panel, where the numbers of the rows are buttons that open them.
+        stale: the grader was edited since and does not work: these are no grades of it.
     """
     if not lines:
         return note("No grades yet. Choose rows and grade them.")
@@ -45,12 +54,15 @@ def grades(
     head = "".join(
         f'<th scope="col"{_NUMBER if name in numeric else ""}>{text(name)}</th>' for name in heads
     )
-    body = "".join(_line(line, keys, moved, line["row"] == opened, live) for line in lines)
-    shown = (
+    marks = STALE if stale else MARKS
+    body = "".join(_line(line, keys, moved, line["row"] == opened, live, marks) for line in lines)
+    summary = "" if stale else _summary(lines, moved)
+    shown = _STALE * stale + (
         '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>{_summary(lines, moved)}"
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>{summary}"
     )
-    return wrap(actionable(shown) if live else shown, plain=_plain(lines, keys))
+    words = f"{STALE_NOTE}\n" * stale + _plain(lines, keys)
+    return wrap(actionable(shown) if live else shown, "rk-stale" if stale else "", plain=words)
 
 
 def grade_in_full(
@@ -175,7 +187,14 @@ navigator.clipboard ? navigator.clipboard.writeText(pre.textContent).then(done, 
 _NUMBER = ' class="rk-number" style="text-align:right"'
 
 
-def _line(line: Line, keys: Sequence[str], moved: bool, opened: bool, live: bool) -> str:
+def _line(
+    line: Line,
+    keys: Sequence[str],
+    moved: bool,
+    opened: bool,
+    live: bool,
+    marks: Mapping[str, str],
+) -> str:
     state = ' class="rk-opened" aria-current="true"' if opened else ""
     at = line["row"]
     change = _change(line)
@@ -193,7 +212,7 @@ def _line(line: Line, keys: Sequence[str], moved: bool, opened: bool, live: bool
         cells.append(f'<td class="rk-number {tone}" style="text-align:right">{shown}</td>')
     details = f": {_short(line['details'], 160)}" if line.get("details") else ""
     bad = "rk-bad" if line["outcome"] == "failed" else ""
-    cells.append(f'<td class="{bad}">{text(MARKS[line["outcome"]] + details)}</td>')
+    cells.append(f'<td class="{bad}">{text(marks[line["outcome"]] + details)}</td>')
     return f"<tr{state}>{''.join(cells)}</tr>"
 
 

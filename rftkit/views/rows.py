@@ -97,6 +97,7 @@ def row_in_full(
     parts += [f'<p class="rk-warn">! {text(each)}</p>' for each in findings]
     if REFUSED in item:
         parts.append(f'<p class="rk-bad">✗ not usable: {text(item[REFUSED])}</p>')
+        parts.append(_pairs({key: value for key, value in item.items() if key != REFUSED}))
     elif len(answers := taught(item)[1]) == 2:
         parts += [prompt(item["input"]["messages"]), _tools(item["input"]), outputs(answers)]
         parts.append(reference(dict(item)))
@@ -149,8 +150,10 @@ def _cell(value: Any, numeric: bool) -> str:
 
 
 def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:
+    shown = {key: value for key, value in item.items() if key not in ("messages", "tools", REFUSED)}
     if REFUSED in item:
-        return {"prompt": f"✗ not usable: {item[REFUSED]}"}
+        shown = {k: v for k, v in item.items() if k not in ("messages", "tools", REFUSED)}
+        return {"prompt": f"✗ not usable: {item[REFUSED]}"} | shown
     answers = taught(item)[1]
     own = KEYS[form_of(item)] if answers else KEYS["reinforcement"]
     shown = {key: value for key, value in item.items() if key not in own}
@@ -233,6 +236,9 @@ def _plain(
     item: Mapping[str, Any], place: str, answer: str | None, grade: Mapping[str, Any] | None
 ) -> str:
     lines = [place]
+    if REFUSED in item:
+        named = {"not usable" if key == REFUSED else key: value for key, value in item.items()}
+        return "\n".join([place, *(f"{key}: {_text(value)}" for key, value in named.items())])
     messages, answers = taught(item)
     lines += [f"{message['role']}: {said(message)}" for message in [*messages, *answers]]
     own = KEYS[form_of(item)] - {"tools"} if answers else {"messages"}

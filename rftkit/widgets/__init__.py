@@ -1,6 +1,7 @@
 """Panels: what a notebook shows and lets you do, one class a task.
 
     RowBrowser      page, sort, search and filter rows; one row in full
+    RowMaker        make rows of a table: which columns are the prompt, and which the answer
     GraderLab       write a grader, run it on rows, see every step of the grade
     JobLauncher     set up a job, check it, estimate it, start it
     JobMonitor      watch a job from any kernel: curves, rollouts, events; pause, resume, cancel
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rftkit.widgets.panel import Panel, live
     from rftkit.widgets.playground import Playground
     from rftkit.widgets.rowbrowser import RowBrowser
+    from rftkit.widgets.rowmaker import RowMaker
 
 __all__ = [
     "GraderLab",
@@ -37,6 +39,7 @@ __all__ = [
     "Panel",
     "Playground",
     "RowBrowser",
+    "RowMaker",
     "RunCompare",
     "freeze",
     "live",
@@ -45,6 +48,7 @@ __all__ = [
 _HOMES = {
     "graderlab": ("GraderLab",),
     "rowbrowser": ("RowBrowser",),
+    "rowmaker": ("RowMaker",),
     "launcher": ("JobLauncher",),
     "monitor": ("JobMonitor",),
     "playground": ("Playground",),

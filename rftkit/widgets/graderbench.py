@@ -21,11 +21,13 @@ from rftkit.graders import (
     compile_grader,
     reference_answer,
 )
+from rftkit.graders.misspelt import Misspelt, closed_fields, misspelt
+from rftkit.graders.template import lone_path
 from rftkit.graders.types import calls_out
 from rftkit.rows import Row
 from rftkit.views.rows import REFUSED
 from rftkit.widgets.graderform import template_fields
-from rftkit.widgets.rowsource import RowSource, source_of
+from rftkit.widgets.rowsource import SAMPLED_ROWS, RowSource, source_of
 from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Line", "calls_out", "evenly_spaced"]
 
 AUDITED_ROWS = 40
+DRAFTED_ROWS = 500
 
 Spec = dict[str, Any]
 
@@ -79,7 +82,7 @@ class Bench:
         self, source: Any, response_format: Mapping[str, Any] | None, client: OpenAI | None
     ) -> None:
         self.rows: RowSource = source_of(source)
-        self.format = response_format
+        self.format: Mapping[str, Any] | None = response_format
         self._client = client
         self._samples: dict[tuple[str, int], Sample] = {}
         self._compiled: tuple[Spec, CompiledGrader] | None = None
@@ -87,15 +90,51 @@ class Bench:
 
     def template_fields(self, numbers: Sequence[int]) -> list[str]:
         """The fields that templates may name, found in some rows."""
-        items = [item for item in self.rows.items(numbers) if REFUSED not in item]
+        items = self.items(numbers)
         answers = [datasets.reference_answer(item, self.format) for item in items]
         return template_fields(items, self.format, answers)
+
+    def draft(self, numbers: Sequence[int]) -> Spec:
+        """A first grader, from some rows."""
+        return datasets.draft_grader(self.items(numbers), self.format)
+
+    def draft_format(self, spec: Spec) -> Spec | None:
+        """A response format for what a grader reads, from rows of the whole dataset."""
+        return datasets.draft_format(spec, self.items(evenly_spaced(len(self.rows), DRAFTED_ROWS)))
+
+    def misspelt(self, spec: Spec, fields: Sequence[str]) -> list[Misspelt]:
+        """What the templates name that no row and no answer has.
+
+        Args:
+            spec: normalised.
+            fields: from `template_fields`.
+        """
+        closed = closed_fields(self.format)
+        seen = [name for name in map(_answer_field, fields) if name]
+        return misspelt(
+            spec,
+            item_keys=[*self.rows.keys(), "messages", "tools"],
+            answer_keys=seen if closed is None else closed,
+            items_are_known=len(self.rows) <= SAMPLED_ROWS,
+            answers_are_known=closed is not None,
+        )
+
+    def items(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows; of a table that has no rows yet, its records. A row that is refused is empty."""
+        is_table = "messages" not in self.rows.keys()  # noqa: SIM118
+        items = self.rows.items(numbers)
+        return [
+            {key: value for key, value in item.items() if is_table and key != REFUSED}
+            if REFUSED in item
+            else item
+            for item in items
+        ]
 
     def grade(
         self, spec: Spec, numbers: Sequence[int], samples: Sequence[Sample | None], task: Task
     ) -> list[Line]:
         """Grade one answer for each row."""
-        items = self.rows.items(numbers)
+        items = self.items(numbers)
         found = [(s, item) for s, item in zip(samples, items, strict=True) if s is not None]
 
         def progress(done: int, _: Grade) -> None:
@@ -109,9 +148,7 @@ class Bench:
 
     def references(self, spec: Spec | None, numbers: Sequence[int]) -> list[Sample | None]:
         """The reference answers of the rows."""
-        texts = [
-            reference_answer(item, self.format, grader=spec) for item in self.rows.items(numbers)
-        ]
+        texts = [reference_answer(item, self.format, grader=spec) for item in self.items(numbers)]
         return [None if words is None else self.sample(words) for words in texts]
 
     def sample(self, words: str) -> Sample:
@@ -172,6 +209,13 @@ class Bench:
             self.close()
             self._compiled = spec, compile_grader(spec, complete=_judge(), workers=1)
         return self._compiled[1]
+
+
+def _answer_field(name: str) -> str:
+    """`category` of `sample.output_json.category`; empty for what is no field of an answer."""
+    path = lone_path(f"{{{{{name}}}}}")
+    steps = path.steps if path and path.namespace == "sample" else ()
+    return str(steps[1]) if len(steps) == 2 else ""
 
 
 def evenly_spaced(size: int, count: int) -> list[int]:

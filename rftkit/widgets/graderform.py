@@ -18,6 +18,7 @@ import ipywidgets
 from rftkit.errors import InputError
 from rftkit.graders.template import Path
 from rftkit.graders.types import StringCheck, TextSimilarity
+from rftkit.views.markup import text
 from rftkit.views.rows import REFUSED
 
 __all__ = ["GraderForm", "template_fields"]
@@ -45,6 +46,16 @@ JUDGE = "smollm2-135m-instruct"
 WIDE = {"width": "100%", "max_width": "100%"}
 
 
+_INSERT = """const row = this.closest('.widget-hbox');
+const field = row?.querySelector('input, textarea'), name = this.value;
+this.value = '';
+if (field && name) {
+  field.focus();
+  document.execCommand('insertText', false, '{{' + name + '}}');
+  field.dispatchEvent(new Event('change', {bubbles: true}));
+}"""
+
+
 class GraderForm:
     """Fields for a grader, or for one sub-grader of a `multi` grader."""
 
@@ -55,10 +66,13 @@ class GraderForm:
         fields: Sequence[str],
     ) -> None:
         """`fields` are what a template may name, such as `item.answer`."""
-        self._edited, self._guard, self._names = edited, guard, list(fields)
+        self._edited, self._guard, self.names = edited, guard, list(fields)
         self._spec: Spec = {}
         self._showing = False
         self._fields: dict[str, ipywidgets.Widget] = {}
+        self.title = ipywidgets.Text(
+            description="Name", continuous_update=False, layout=_wide(max_width="18rem")
+        )
         self.part = ipywidgets.Dropdown(description="Grader", layout=_wide(max_width="18rem"))
         self.kind = ipywidgets.Dropdown(
             description="Type", options=list(FIELDS), layout=_wide(max_width="24rem")
@@ -72,7 +86,7 @@ class GraderForm:
         row = ipywidgets.Layout(flex_flow="row wrap", **WIDE)
         self.box = ipywidgets.VBox(
             [
-                ipywidgets.HBox([self.part, self.add, self.remove], layout=row),
+                ipywidgets.HBox([self.part, self.title, self.add, self.remove], layout=row),
                 self.formula,
                 self.kind,
                 self.body,
@@ -82,6 +96,7 @@ class GraderForm:
         self.part.observe(lambda _: self._on(self._draw_part), names="value")
         self.kind.observe(lambda _: self._on(self._change_kind), names="value")
         self.formula.observe(lambda _: self._on(self._change_formula), names="value")
+        self.title.observe(lambda _: self._on(self._rename), names="value")
 
     def show(self, spec: Spec) -> None:
         """Fill the fields from a spec; the same sub-grader stays selected."""
@@ -97,6 +112,14 @@ class GraderForm:
             self.remove.disabled = len(keys) < 2
         self._draw_part()
 
+    def mark(self, param: str) -> None:
+        """Mark the control of the field that a problem is about, such as `graders.a.input`."""
+        names = re.split(r"[.\[]", param.removeprefix(f"graders.{self.part.value}."))
+        for name, control in self._fields.items():
+            control.remove_class("rk-wrong")
+            if name == names[0]:
+                control.add_class("rk-wrong")
+
     def field(self, name: str) -> ipywidgets.Widget:
         """The control of one field of the selected grader."""
         return self._fields[name]
@@ -110,6 +133,7 @@ class GraderForm:
                 ]
                 return
             self.kind.value = part["type"]
+            self.title.value = str(self.part.value or "")
             self._fields = {}
             self.body.children = [self._row(name, part) for name in FIELDS[part["type"]]]
 
@@ -135,24 +159,22 @@ class GraderForm:
         self._fields[name] = control
         control.observe(lambda change: self._on(lambda: self._edit(name, change["new"])), "value")
         if name in ("input", "reference") and isinstance(value, str):
-            return ipywidgets.HBox([control, self._inserter(control)], layout=_wide())
+            return ipywidgets.HBox([control, self._inserter()], layout=_wide())
         return control
 
-    def _inserter(self, control: ipywidgets.Text) -> ipywidgets.Dropdown:
-        """A menu that appends a field of the row or of the answer to a template."""
-        pick = ipywidgets.Dropdown(
-            options=[("insert …", ""), *((name, name) for name in self._names)],
-            tooltip="Insert a field of the row or of the answer",
+    def _inserter(self) -> ipywidgets.HTML:
+        """A menu that puts a field of the row or of the answer where the cursor stands.
+
+        It is markup, because only the browser knows the cursor and the selection: what it inserts
+        replaces the selection, and the browser can undo it.
+        """
+        options = "".join(f"<option>{text(name)}</option>" for name in self.names)
+        return ipywidgets.HTML(
+            '<select class="rk-insert" aria-label="Insert a field of the row or of the answer" '
+            f'data-lm-suppress-shortcuts="true" onchange="{text(_INSERT)}">'
+            f'<option value="">insert …</option>{options}</select>',
             layout=ipywidgets.Layout(width="9rem", flex="0 0 auto"),
         )
-
-        def insert(change: Any) -> None:
-            if change["new"]:
-                control.value += f"{{{{{change['new']}}}}}"
-                pick.value = ""
-
-        pick.observe(insert, names="value")
-        return pick
 
     def _edit(self, name: str, value: Any) -> None:
         before = self._chosen().get(name)
@@ -162,6 +184,25 @@ class GraderForm:
             except ValueError as error:
                 raise InputError(f"{name} is not valid JSON: {error}") from None
         self._put({**self._chosen(), name: value})
+
+    def _rename(self) -> None:
+        """Give the selected grader another name, in the formula too."""
+        old, new = str(self.part.value), self.title.value.strip()
+        if new == old or not new:
+            return
+        if not self._is_multi():
+            self._take(self._spec | {"name": new}, new)
+            return
+        parts = self._parts()
+        if not new.isidentifier() or new in parts:
+            self.title.value = old
+            why = "is taken" if new in parts else "may hold letters, digits and _ only"
+            raise InputError(f"the name {new!r} {why}; the formula uses it")
+        renamed = {new if key == old else key: part for key, part in parts.items()}
+        if renamed[new].get("name") == old:
+            renamed[new] = renamed[new] | {"name": new}
+        formula = re.sub(rf"\b{re.escape(old)}\b", new, self._spec["calculate_output"])
+        self._take(self._spec | {"graders": renamed, "calculate_output": formula}, new)
 
     def _change_kind(self) -> None:
         old = self._chosen()
@@ -221,7 +262,7 @@ class GraderForm:
         self._edited(copy.deepcopy(self._spec))
 
     def _default(self, kind: str) -> Spec:
-        item = next((name for name in self._names if name.startswith("item.")), "item.answer")
+        item = next((name for name in self.names if name.startswith("item.")), "item.answer")
         pair = {"input": "{{sample.output_text}}", "reference": f"{{{{{item}}}}}"}
         ask = "Rate the answer from 0 to 1.\n\nExpected: {reference}\nAnswer: {input}".format(
             **pair

@@ -10,25 +10,26 @@ from __future__ import annotations
 import json
 import pprint
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-from traitlets import Enum, Int, List, Unicode
+from traitlets import Dict, Enum, Int, List, Unicode
 
-from rftkit.datasets import Dataset
 from rftkit.errors import GraderSpecError, InputError
-from rftkit.graders import Audit, validate
+from rftkit.graders import Audit, validate, variables
 from rftkit.graders.tracing import render_all
 from rftkit.views.grading import audited, copyable, failure, grade_in_full, grades, spec_problem
-from rftkit.views.markup import Html, join, wrap
+from rftkit.views.markup import Html, join, note, wrap
 from rftkit.views.source import spec as spec_view
-from rftkit.wholefile import check_output, write_whole
+from rftkit.wholefile import check_output
 from rftkit.widgets.graderbench import Bench, Line, calls_out, evenly_spaced
 from rftkit.widgets.graderform import GraderForm
 from rftkit.widgets.panel import Panel
+from rftkit.widgets.rowsource import dataset_of
+from rftkit.widgets.savebox import SaveBox, Saver
 from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = ["GraderLab"]
 FIRST_ROWS = 8
 """Rows selected at first, evenly spaced over the dataset."""
 SAVED_AS = "grader.json"
+FORMAT_SAVED_AS = "response_format.json"
 
 
 class GraderLab(Panel):
@@ -48,14 +50,15 @@ class GraderLab(Panel):
     Every control is an attribute: `lab.spec = {…}` (or `lab.text`, its JSON), `lab.rows = [0, 5]`,
     `lab.answers = "pasted"`, `lab.pasted = "…"`, `lab.row = 5` to see that grade step by step.
     `lab.grade()` runs it, `lab.data()` returns the grades, `lab.audit()` reports which cheats pay,
-    `lab.save("grader.json")` writes it to a file.
+    `lab.save("grader.json")` writes it to a file. A grader that reads JSON needs a response format:
+    `lab.propose_format()` makes one from the rows, `lab.save_format()` writes it.
 
     Args:
         source: rows, as for `RowBrowser`; a `datasets.Dataset` provides its grader and format.
         grader: the initial spec.
         response_format: as in the job; answers that are not JSON are then unscorable.
         client: samples from models; default `rftkit.connect()`, when needed.
-        state: any of `text`, `rows`, `answers`, `pasted`, `model`, `row`.
+        state: any of `text`, `rows`, `answers`, `pasted`, `model`, `row`, `response_format`.
     """
 
     text = Unicode("", help="The spec as JSON text; it may be invalid while you type.")
@@ -68,6 +71,9 @@ class GraderLab(Panel):
     pasted = Unicode("", help="The answer that is graded for every row when `answers` is `pasted`.")
     model = Unicode("", help="The model to sample from when `answers` is `sampled`.")
     row = Int(None, allow_none=True, help="Number of the row whose grade is shown step by step.")
+    response_format = Dict(
+        allow_none=True, default_value=None, help="What constrains every answer, as in the job."
+    )
 
     def __init__(
         self,
@@ -78,18 +84,26 @@ class GraderLab(Panel):
         client: OpenAI | None = None,
         **state: Any,
     ) -> None:
-        if isinstance(source, Dataset):
-            grader = grader or source.grader
-            response_format = response_format or source.response_format
+        if (found := dataset_of(source)) is not None:
+            source, grader = found, grader or found.grader
+            response_format = response_format or found.response_format
         self._bench = Bench(source, response_format, client)
+        self._saver = Saver()
         self._lines: list[Line] = []
         self._graded_with = ""
         self._audit: Audit | None = None
         self.problem = ""
-        """Why the spec is invalid; empty when it is valid."""
+        """Why the spec cannot be used; empty when it can."""
+        self._wrong_at = ""
+        self._is_spec = False
         numbers = evenly_spaced(len(self._bench.rows), FIRST_ROWS)
         self._fields = self._bench.template_fields(numbers)
-        super().__init__(**{"text": _dumps(grader or self._guess()), "rows": numbers, **state})
+        first = grader or self._bench.draft(numbers)
+        if grader is None and response_format is None:
+            response_format = self._bench.draft_format(dict(first))
+        given = {"text": _dumps(first), "rows": numbers, "response_format": response_format}
+        super().__init__(**given | state)
+        self._take_format()
         self._check()
 
     # for Python
@@ -129,23 +143,49 @@ class GraderLab(Panel):
         """Discard sampled answers, so that the next grading samples new ones."""
         self._bench.discard_answers()
 
-    def save(self, path: str | Path = SAVED_AS) -> Path:
-        """Write the spec as JSON, ready for `rftkit job create` or the client.
+    def save(self, path: str | Path = SAVED_AS, *, replace: bool = False) -> Path:
+        """Write the spec as JSON, ready for `rftkit job create` or `JobLauncher(grader=path)`.
 
         Raises:
             GraderSpecError: the spec is invalid.
-            InputError: `path` is the dataset, or cannot be written.
+            InputError: `path` is the dataset, holds something else, or cannot be written.
         """
+        return self._write(path, self.spec, replace)
+
+    def save_format(self, path: str | Path = FORMAT_SAVED_AS, *, replace: bool = False) -> Path:
+        """Write the response format as JSON.
+
+        Raises:
+            InputError: there is none, `path` holds something else, or cannot be written.
+        """
+        if self.response_format is None:
+            raise InputError("there is no response format; propose_format() makes one")
+        return self._write(path, self.response_format, replace)
+
+    def propose_format(self) -> dict[str, Any]:
+        """A response format for the fields that the grader reads, with the values of the rows.
+
+        Raises:
+            InputError: the grader reads no JSON.
+        """
+        found = self._bench.draft_format(self.spec)
+        if found is None:
+            raise InputError(
+                "the grader reads no {{sample.output_json.…}}, so answers may be any text"
+            )
+        self.response_format = found
+        return found
+
+    def _write(self, path: str | Path, value: Mapping[str, Any], replace: bool) -> Path:
         name = getattr(self._bench.rows, "name", None)
-        spec, path = self.spec, check_output(path, [name])
-        write_whole(path, _dumps(spec) + "\n")
-        return path
+        checked = check_output(path, [name])
+        return self._saver.write(checked, _dumps(value) + "\n", replace=replace)
 
     def client_code(self) -> str:
         """Python that grades the first chosen row through the official client."""
         number = self.rows[0] if self.rows else 0
         line = next((line for line in self._lines if line.row == number), None)
-        item = self._bench.rows.items([number])[0]
+        item = self._bench.items([number])[0]
         return _CODE.format(
             grader=_literal(_parse(self.text)),
             item=_literal({key: value for key, value in item.items() if key != "messages"}),
@@ -185,7 +225,8 @@ class GraderLab(Panel):
             self._table,
             self._full,
             self._cheats,
-            ipywidgets.HBox([self._path, self._keep], layout=row),
+            self._keep.box,
+            self._format_fold,
             self._code,
         ]
 
@@ -221,19 +262,74 @@ class GraderLab(Panel):
             "Grade", self._start_grading, "Grade the chosen rows", button_style="primary"
         )
         self._try = self._button("Audit", self._start_audit, tip)
-        self._path = ipywidgets.Text(SAVED_AS, description="File", continuous_update=False)
-        self._keep = self._button("Save as JSON", self._press_save, "Write the spec to the file")
+        self._keep = self._save_box("Save as JSON", SAVED_AS, lambda: self.spec, self.save)
+        self._make_format_controls()
+
+    def _make_format_controls(self) -> None:
+        self._format_json = ipywidgets.Textarea(continuous_update=False, rows=8, layout=_wide())
+        self._format_json.add_class("rk-code")
+        self._format_json.observe(
+            lambda change: self._guard(lambda: self._read_format(change["new"])), "value"
+        )
+        self._format_note = self._html()
+        propose = self._button(
+            "Propose from the rows",
+            self._press_propose,
+            "Every field that the grader reads, with the values that the rows have there",
+        )
+        self._format_keep = self._save_box(
+            "Save as JSON", FORMAT_SAVED_AS, lambda: self.response_format or {}, self.save_format
+        )
+        parts = [self._format_note, propose, self._format_json, self._format_keep.box]
+        self._format_fold = ipywidgets.Accordion(
+            [ipywidgets.VBox(parts)], titles=("Response format",)
+        )
+
+    def _save_box(
+        self,
+        label: str,
+        name: str,
+        value: Callable[[], Mapping[str, Any]],
+        save: Callable[..., Path],
+    ) -> SaveBox:
+        def replaces(path: str) -> bool:
+            return self._saver.replaces(Path(path), _dumps(value()) + "\n")
+
+        button = self._button(label, lambda: box.press(), "Write it to the file")
+        box = SaveBox(button, name, replaces, lambda path, replace: save(path, replace=replace))
+        return box
+
+    def _press_propose(self) -> None:
+        self.propose_format()
+
+    def _read_format(self, words: str) -> None:
+        value = _parse(words) if words.strip() else None
+        if value != self.response_format:
+            self.set(response_format=value)
+
+    def _take_format(self) -> None:
+        """Use the response format from now on: for answers, and for what templates may name."""
+        self._bench.format = self.response_format
+        self._fields = self._bench.template_fields(self.rows)
 
     def _changed(self, names: Any) -> None:
-        if "text" in names:
+        if "response_format" in names:
+            self._take_format()
+        if names & {"text", "response_format"}:
             self._check()
-        if names & {"text", "rows", "answers", "pasted"} and self._root is not None:
+        if (
+            names & {"text", "rows", "answers", "pasted", "response_format"}
+            and self._root is not None
+        ):
             self._start_if_local()
 
     def _draw(self) -> None:
         self._wrong.value = str(self._problem_html()) if self.problem else ""
-        if not self.problem:
+        if self._is_spec:
+            self._form.names = self._fields
             self._form.show(_parse(self.text))
+        self._form.mark(self._wrong_at)
+        self._draw_format()
         self._which.value = _format_rows(self.rows)
         self._paste.layout.display = "" if self.answers == "pasted" else "none"
         self._models.layout.display = "" if self.answers == "sampled" else "none"
@@ -241,6 +337,20 @@ class GraderLab(Panel):
             self._work(self._list_models, self._show_models, "Listing models", slot="models")
         self._go.disabled = self._try.disabled = bool(self.problem)
         self._draw_grades()
+
+    def _draw_format(self) -> None:
+        shown = _dumps(self.response_format) if self.response_format else ""
+        if self._format_json.value.strip() != shown:
+            self._format_json.value = shown
+        needed = self._is_spec and _reads_json(_parse(self.text))
+        words = (
+            "The grader reads JSON, so the job needs this response format."
+            if needed
+            else "The grader takes any text, so the job needs no response format."
+        )
+        self._format_note.value = note(words)
+        missing = " – needed: this grader reads JSON" if needed and not shown else ""
+        self._format_fold.set_title(0, f"Response format{missing}")
 
     def _draw_grades(self) -> None:
         self._table.value = self._grades_html(live=True)
@@ -262,10 +372,6 @@ class GraderLab(Panel):
     def _take_rows(self, words: str) -> None:
         if words != _format_rows(self.rows):
             self.rows = _parse_rows(words, len(self._bench.rows))
-
-    def _press_save(self) -> None:
-        path = self.save(self._path.value)
-        self._show_progress(f"Saved to {path.resolve()}")
 
     def _list_models(self, task: Task) -> list[str]:
         return [model.id for model in self._bench.client().models.list()]
@@ -319,19 +425,15 @@ class GraderLab(Panel):
             self._draw_grades()
 
     def _check(self) -> None:
-        self._audit = None
+        self._audit, self._is_spec = None, False
+        self.problem = self._wrong_at = ""
         try:
-            validate(_parse(self.text))
+            spec = validate(_parse(self.text))
+            self._is_spec = True
+            for each in self._bench.misspelt(spec, self._fields):
+                raise GraderSpecError(each.message, param=each.param)
         except InputError as error:
-            self.problem = str(error)
-        else:
-            self.problem = ""
-
-    def _guess(self) -> dict[str, Any]:
-        """A first grader, which compares the answer with a key of the row."""
-        item = next((name for name in self._fields if name.startswith("item.")), "item.answer")
-        pair = {"input": "{{sample.output_text}}", "reference": f"{{{{{item}}}}}"}
-        return {"type": "string_check", "operation": "eq", **pair}
+            self.problem, self._wrong_at = str(error), error.param or ""
 
     def close(self) -> None:
         """Stop background work; end the processes of python graders."""
@@ -343,7 +445,8 @@ class GraderLab(Panel):
     def _grades_html(self, *, live: bool) -> Html:
         keys = dict.fromkeys(key for line in self._lines for key in line.grade.sub_rewards)
         lines = [line.record() for line in self._lines]
-        return grades(lines, list(keys), opened=self.row, live=live)
+        stale = bool(self.problem)
+        return grades(lines, list(keys), opened=self.row, live=live, stale=stale)
 
     def _full_html(self, *, live: bool = False) -> Html | None:
         line = next((line for line in self._lines if line.row == self.row), None)
@@ -395,6 +498,10 @@ print(run.reward, run.sub_rewards, run.metadata.errors)
 def _wide() -> ipywidgets.Layout:
     """A new layout each time: hiding a widget hides every widget with the same layout."""
     return ipywidgets.Layout(width="100%")
+
+
+def _reads_json(spec: Mapping[str, Any]) -> bool:
+    return any(name.startswith("sample.output_json") for name in variables(spec))
 
 
 def _literal(value: Any) -> str:

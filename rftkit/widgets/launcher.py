@@ -19,6 +19,7 @@ from traitlets import Dict, Enum, Float, Int, List, Unicode
 
 from rftkit import jobs
 from rftkit.errors import InputError
+from rftkit.hyperparameters import HYPERPARAMETERS, check_names
 from rftkit.jobs.preflight import POINTS, Point
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, join, text, wrap
@@ -29,18 +30,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from openai import OpenAI
 
-__all__ = ["HYPERPARAMETERS", "JobLauncher"]
+__all__ = ["JobLauncher"]
 
-HYPERPARAMETERS = (
-    "batch_size",
-    "n_epochs",
-    "learning_rate_multiplier",
-    "compute_multiplier",
-    "eval_interval",
-    "eval_samples",
-    "reasoning_effort",
-)
 PROBE_POLL_SECONDS = 0.25
+SPECS = ("grader", "response_format")
 OWN_FILES = "(your own files)"
 SECTIONS = {"checklist": "Checklist", "settings": "Settings", "request": "Request", "code": "Code"}
 
@@ -56,7 +49,8 @@ class JobLauncher(Panel):
         dataset: a bundled dataset's name, or a folder with train.jsonl, valid.jsonl, grader.json.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
         state: `train`, `valid`, `model`, `grader`, `response_format`, `hyperparameters`,
-            `metadata`, `suffix`, `seed`, `overruled`, and the prices of `cost`.
+            `metadata`, `suffix`, `seed`, `overruled`, and the prices of `cost`. `grader` and
+            `response_format` may be paths, as `GraderLab.save` returns them.
     """
 
     dataset = Unicode("", help="Name or folder of the dataset that fills the form.")
@@ -292,6 +286,17 @@ class JobLauncher(Panel):
 
         return datasets.read(self._path(name))
 
+    def _assign(self, values: Mapping[str, Any]) -> None:
+        from rftkit import datasets
+
+        read = {
+            name: datasets.read_json(value)
+            for name, value in values.items()
+            if name in SPECS and isinstance(value, str | Path)
+        }
+        check_names(values.get("hyperparameters"), values.get("metadata"))
+        super()._assign({**values, **read})
+
     def _changed(self, names: Set[str]) -> None:
         """Discard results when the choices on which they depend change."""
         if "dataset" in names and self.dataset:
@@ -349,7 +354,7 @@ class JobLauncher(Panel):
         buttons.append(self._go)
         more = ipywidgets.Accordion(
             [
-                ipywidgets.VBox([*self._json.values()]),
+                ipywidgets.VBox([each for n in SPECS for each in (self._picker(n), self._json[n])]),
                 ipywidgets.VBox([*self._hyperparameter_fields.values(), self._fields["metadata"]]),
             ],
             titles=("Grader and response format", "Hyperparameters"),
@@ -373,6 +378,25 @@ class JobLauncher(Panel):
         field = ipywidgets.Text(description=label, continuous_update=False, **_wide())
         field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
         return field
+
+    def _picker(self, name: str) -> ipywidgets.Combobox:
+        """A field for the path of a JSON file, such as one that GraderLab saved."""
+        label = "Grader file" if name == "grader" else "Format file"
+        files = [str(each) for each in sorted(Path().glob("*.json"))]
+        pick = ipywidgets.Combobox(
+            options=files,
+            description=label,
+            placeholder="path of a .json file, or paste JSON below",
+            continuous_update=False,
+            **_wide(),
+        )
+
+        def read() -> None:
+            if pick.value.strip():
+                self.set(**{name: pick.value.strip()})
+
+        pick.observe(lambda _: self._guard(read), names="value")
+        return pick
 
     def _hyperparameter_field(self, name: str) -> ipywidgets.Text:
         field = ipywidgets.Text(
@@ -491,11 +515,11 @@ def _dataset_state(name: str) -> dict[str, Any]:
     """The state that a dataset provides."""
     from rftkit import datasets
 
-    found = datasets.bundled(name) if name in _bundled() else datasets.load(name)
+    found = datasets.load(name)
     return {
         "train": str(found.train),
-        "valid": str(found.valid),
-        "grader": found.grader,
+        "valid": str(found.valid or ""),
+        "grader": found.grader or {},
         "response_format": found.response_format,
     }
 

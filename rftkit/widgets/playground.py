@@ -208,10 +208,8 @@ class Playground(Panel):
             return list(read_rows(content.split(b"\n"), path=self._dataset))
         if not self._dataset:
             raise InputError("there is no dataset to choose a row from: Playground(dataset=…)")
-        path = Path(self._dataset)
-        if path.is_file():
-            return datasets.read(path)
-        return datasets.read((datasets.load(path) if path.is_dir() else _bundled(path.name)).test)
+        found = datasets.load(self._dataset)
+        return datasets.read(found.test or found.valid or found.train)
 
     def _ask_all(self, task: Task, item: dict[str, Any]) -> None:
         lock = threading.Lock()
@@ -412,9 +410,3 @@ def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
 def _ends(labels: Sequence[str]) -> list[str]:
     """The first and the last label: before and after training."""
     return list(dict.fromkeys([labels[0], labels[-1]])) if labels else []
-
-
-def _bundled(name: str) -> Any:
-    from rftkit import datasets
-
-    return datasets.bundled(name)

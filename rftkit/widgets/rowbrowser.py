@@ -15,7 +15,7 @@ import ipywidgets
 from traitlets import Bool, Int, Unicode
 
 from rftkit import datasets
-from rftkit.datasets import Check, Dataset, Finding
+from rftkit.datasets import Check, Dataset, Finding, Rows
 from rftkit.datasets.findings import Place
 from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError
@@ -26,7 +26,8 @@ from rftkit.views.rows import REFUSED, cells, row_in_full, row_page
 from rftkit.widgets.conditions import column_texts, parse_conditions
 from rftkit.widgets.neighbours import nearest, prompt_text
 from rftkit.widgets.panel import Panel
-from rftkit.widgets.rowsource import Numbers, RowSource, source_of
+from rftkit.widgets.rowmaker import RowMaker
+from rftkit.widgets.rowsource import FileSource, Numbers, RowSource, dataset_of, source_of
 from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ class RowBrowser(Panel):
         columns: Sequence[str] | None = None,
         **state: Any,
     ) -> None:
-        if isinstance(source, Dataset):
-            grader = grader or source.grader
-            response_format = response_format or source.response_format
+        if (found := dataset_of(source)) is not None:
+            source, grader = found, grader or found.grader
+            response_format = response_format or found.response_format
         self._source: RowSource = source_of(source)
         self._checked = source.train if isinstance(source, Dataset) else source
         self._spec = grader and validate(grader)
@@ -94,7 +95,29 @@ class RowBrowser(Panel):
         self._grader: CompiledGrader | None = None
         self._numbers: Numbers | None = None
         self._details: dict[str, Any] = {}
+        self._maker = self._maker_of(source)
         super().__init__(**state)
+
+    def _maker_of(self, source: Any) -> RowMaker | None:
+        """A form that makes rows of a table; None for what has rows, or no text to make them of."""
+        keys = list(self._source.keys())
+        if isinstance(source, list | tuple) or not keys or "messages" in keys:
+            return None
+        given = source.train if isinstance(source, Dataset) else source
+        maker = RowMaker(given.name if isinstance(given, Rows) else given, written=self._take_rows)
+        return maker if maker.prompt else None
+
+    def _take_rows(self, path: Path) -> None:
+        """Browse the rows that were made of the table."""
+        self._source, self._checked, self._maker = source_of(path), path, None
+        self._check, self._numbers, self._columns = None, None, None
+        self.set(query="", where="", finding="", sort="", page=0, row=None)
+        if self._root is not None:
+            self._fold.selected_index = None
+            self._fold.set_title(0, f"The rows of {path.name}")
+            self._sorts.options = [("file order", ""), *((k, k) for k in self._all_keys())]
+            self._findings.options = self._finding_options()
+            self._draw()
 
     # what it shows, for Python
 
@@ -122,6 +145,8 @@ class RowBrowser(Panel):
         columns = ["row", *self._shown_columns(shown)]
         listed = table(lines, columns, total=len(numbers), page=15, max_bytes=max_bytes)
         parts = [note(self._row_count()), listed]
+        if self._maker is not None and isinstance(self._source, FileSource):
+            parts.insert(0, self._maker.to_html())
         if self.row is not None:
             parts.append(self._row_html())
         text = "\n".join(
@@ -131,6 +156,8 @@ class RowBrowser(Panel):
         plain = (
             f"{self._row_count()}\n{'  '.join(f'{key:<12}' for key in columns).rstrip()}\n{text}"
         )
+        if self._maker is not None and isinstance(self._source, FileSource):
+            plain = f"{parts[0].plain}\n\n{plain}"
         return join(parts, plain if self.row is None else f"{plain}\n\n{parts[-1].plain}")
 
     # the live panel
@@ -174,12 +201,21 @@ class RowBrowser(Panel):
         self._work(self._source.warm, lambda _: None, slot="warm")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         return [
+            *self._making(),
             ipywidgets.HBox([self._search, self._filter], layout=row),
             ipywidgets.HBox([self._sorts, self._down, self._findings, self._run_check], layout=row),
             self._view,
             ipywidgets.HBox([self._back, self._next, self._count], layout=row),
             self._full,
         ]
+
+    def _making(self) -> list[ipywidgets.Widget]:
+        """The form that makes rows of a table, folded; nothing for what has rows."""
+        if self._maker is None:
+            return []
+        title = "These records are no rows yet: choose the columns of the prompt and the answer"
+        self._fold = ipywidgets.Accordion([self._maker.widget()], titles=(title,))
+        return [self._fold]
 
     def _changed(self, names: Any) -> None:
         if names & {"query", "where", "finding", "sort", "descending"}:
@@ -436,7 +472,8 @@ class RowBrowser(Panel):
         if self._columns is not None:
             return self._columns
         known = dict.fromkeys(key for line in lines for key in line)
-        keys = [*(key for key in LEARNT if key in known), *self._all_keys()]
+        own = [key for key in LEARNT if key in known and self._maker is None]
+        keys = [*own, *self._all_keys()]
         return list(dict.fromkeys(keys))[:MAX_COLUMNS]
 
     def _row_count(self) -> str:

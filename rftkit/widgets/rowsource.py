@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rftkit import datasets
 from rftkit.datasets import Dataset, Rows
-from rftkit.errors import InputError
+from rftkit.datasets.unpack import REFUSED as UNREADABLE
+from rftkit.errors import InputError, RowError
+from rftkit.rows import parse_object
 from rftkit.views.markup import missing
 from rftkit.views.rows import REFUSED
 from rftkit.widgets.conditions import cell_text, column_texts
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-__all__ = ["Numbers", "RowSource", "source_of"]
+__all__ = ["Numbers", "RowSource", "dataset_of", "source_of"]
 
 SHORT = 60
 """Columns of a file with texts below this many characters are read together."""
@@ -74,8 +76,19 @@ class RowSource(Protocol):
         """Prepare the first search in the background."""
 
 
+def dataset_of(source: Any) -> Dataset | None:
+    """The dataset that a panel was given, or that a path or a name means; None for mere rows.
+
+    Raises:
+        InputError: there is no such dataset.
+    """
+    if isinstance(source, str | Path):
+        return datasets.load(source)
+    return source if isinstance(source, Dataset) else None
+
+
 def source_of(source: Any) -> RowSource:
-    """Open rows: a DataFrame, mappings, a dataset, a path, or opened rows.
+    """Open rows: a DataFrame, mappings, a dataset, a path or name, or opened rows.
 
     Raises:
         InputError: there is no such file.
@@ -244,7 +257,17 @@ class FileSource:
 
     @staticmethod
     def _item(each: datasets.NumberedRow) -> dict[str, Any]:
-        return each.row.item if each.row else {REFUSED: str(each.refusal)}
+        if each.row is not None:
+            return each.row.item
+        return {REFUSED: str(each.refusal)} | _record(each.raw)
+
+
+def _record(raw: bytes) -> dict[str, Any]:
+    """What can be shown of a line that is no row: the keys of its object, if it is one."""
+    try:
+        return {} if raw.startswith(UNREADABLE) else parse_object(raw)
+    except RowError:
+        return {}
 
 
 def _keys(items: Iterable[dict[str, Any]]) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_file_that_cannot_be_used_is_not_sent(
 def test_a_missing_file_is_named(served: Served, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.jsonl: there is no such file"):
         datasets.upload(served.client, tmp_path / "nowhere.jsonl")
-    with pytest.raises(InputError, match="a folder must be a dataset saved by"):
+    with pytest.raises(InputError, match=r"a dataset folder needs train\.jsonl"):
         datasets.read(tmp_path)
 
 

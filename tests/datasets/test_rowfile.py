@@ -161,7 +161,7 @@ def test_records_that_are_no_rows_are_named(tmp_path: Path) -> None:
     assert usable.row
     path = write(tmp_path / "t.csv", b'messages,a\n"[]",1,2\n"x\xff",1\n')
     short, broken = datasets.open(path).page(0, 5)
-    assert "t.csv:1: the record has 3 cells, the first line 2 names" in str(short.refusal)
+    assert "t.csv:2: the record has 3 cells, the first line 2 names" in str(short.refusal)
     assert "not valid UTF-8" in str(broken.refusal)
 
 

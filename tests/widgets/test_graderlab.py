@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from rftkit import datasets, evals
+from rftkit import datasets, evals, jobs
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.evals import Answer
 from rftkit.graders import Sample
 from rftkit.graders.tracing import render_all
-from rftkit.widgets import GraderLab
+from rftkit.widgets import GraderLab, JobLauncher
 from rftkit.widgets.graderform import template_fields
 
 ROWS = [
@@ -194,13 +194,88 @@ def test_graders_are_combined_and_taken_apart_in_the_form(live: None) -> None:
     assert lab.problem == ""
 
 
-def test_template_fields_are_inserted_into_templates(live: None) -> None:
+def test_every_template_has_a_menu_of_its_fields(live: None) -> None:
+    """What it inserts is the browser's work, see test_lab_rows_and_graders."""
     lab = shown(GraderLab(ROWS, grader=EXACT))
     control = lab._form.field("reference")
-    control.value = ""
     row = next(each for each in lab._form.body.children if control in getattr(each, "children", ()))
-    row.children[1].value = "item.topic"
-    assert lab.spec["reference"] == "{{item.topic}}"
+    assert "<option>item.topic</option>" in row.children[1].value
+    assert "insertText" in row.children[1].value
+
+
+TICKETS = [
+    {"messages": [{"role": "user", "content": f"t{n}"}], "category": ("billing", "access")[n % 2]}
+    for n in range(20)
+]
+JSON_EXACT = EXACT | {
+    "input": "{{sample.output_json.category}}",
+    "reference": "{{item.category}}",
+}
+
+
+@pytest.mark.parametrize(
+    ("edit", "param", "message"),
+    [
+        ({"reference": "{{item.categry}}"}, "reference", "no row has a key `categry`"),
+        ({"input": "{{sample.output_json.categry}}"}, "input", "no answer has a field `categry`"),
+    ],
+)
+def test_a_misspelt_template_is_the_graders_fault(
+    live: None, edit: dict[str, str], param: str, message: str
+) -> None:
+    lab = GraderLab(TICKETS, grader=JSON_EXACT, rows=[0, 1])
+    lab.propose_format()
+    shown(lab)
+    assert lab.data()["reward"].tolist() == [1.0, 1.0]
+    assert "rk-stale" not in lab._table.value
+    lab._form.field(param).value = edit[param]
+    assert lab.wait(60)
+    assert message in lab._wrong.value
+    assert "did you mean category?" in lab.problem
+    assert "rk-wrong" in lab._form.field(param)._dom_classes
+    assert "rk-stale" in lab._table.value  # the grades of the grader before are no grades of this
+    assert "✓ graded" not in lab._table.value
+    lab._form.field(param).value = JSON_EXACT[param]
+    assert lab.wait(60)
+    assert lab.problem == ""
+    assert "rk-wrong" not in lab._form.field(param)._dom_classes
+    assert "✓ graded" in lab._table.value
+
+
+def test_a_response_format_is_proposed_from_the_grader_and_the_rows(
+    tmp_path: Path, live: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "abilities", lambda _: frozenset())
+    client: Any = object()
+    lab = shown(GraderLab(TICKETS, grader=JSON_EXACT))
+    assert lab.response_format is None
+    assert "needed" in lab._format_fold.get_title(0)
+    lab._press_propose()
+    assert lab.response_format is not None
+    schema = lab.response_format["json_schema"]["schema"]
+    assert schema["required"] == ["category"]
+    assert schema["properties"] == {"category": {"type": "string", "enum": ["billing", "access"]}}
+    assert lab._format_fold.get_title(0) == "Response format"
+    path = lab.save_format(tmp_path / "format.json")
+    launch = JobLauncher(client=client, grader=lab.save(tmp_path / "g.json"), response_format=path)
+    assert (launch.grader, launch.response_format) == (lab.spec, lab.response_format)
+    lab.spec = EXACT
+    with pytest.raises(InputError, match="answers may be any text"):
+        lab.propose_format()
+
+
+def test_sub_graders_have_names(live: None) -> None:
+    lab = shown(GraderLab(ROWS, grader=EXACT, rows=[0]))
+    lab._form.add.click()
+    lab._form.title.value = "topic"
+    assert list(lab.spec["graders"]) == ["exact", "topic"]
+    assert lab.spec["calculate_output"] == "0.5 * exact + 0.5 * topic"
+    assert lab._form.part.value == "topic"
+    lab._form.title.value = "exact"
+    assert "is taken" in lab.error
+    lab._form.title.value = "two words"
+    assert "letters, digits and _" in lab.error
+    assert list(lab.spec["graders"]) == ["exact", "topic"]
 
 
 def test_every_type_of_the_form_is_a_grader(live: None) -> None:
@@ -238,10 +313,23 @@ def test_the_audit_is_shown_until_the_grader_changes(live: None) -> None:
 
 def test_a_grader_is_saved_and_read_back(tmp_path: Path, live: None) -> None:
     lab = shown(GraderLab(ROWS, grader=EXACT))
-    lab._path.value = str(tmp_path / "made" / "grader.json")
-    lab._keep.click()
+    path = tmp_path / "made" / "grader.json"
+    lab._keep.path.value = str(path)
+    lab._keep.button.click()
     assert lab.error == ""
-    assert datasets.read_json(tmp_path / "made" / "grader.json") == lab.spec
+    assert datasets.read_json(path) == lab.spec
+    lab.spec = EXACT | {"operation": "ne"}
+    lab._keep.button.click()  # its own file is kept up to date
+    assert datasets.read_json(path) == lab.spec
+    path.write_text("{}")
+    lab._keep.button.click()
+    assert path.read_text() == "{}"
+    assert lab._keep.button.description == "Replace grader.json?"
+    with pytest.raises(InputError, match="holds something else"):
+        lab.save(path)
+    lab._keep.button.click()
+    assert datasets.read_json(path) == lab.spec
+    assert lab._keep.button.description == "Save as JSON"
     compile(lab.client_code(), "code.py", "exec")
     assert "rk-copy" in lab._code.value
 

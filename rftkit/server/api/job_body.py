@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
+from rftkit.hyperparameters import METHODS, misplaced, refuse_misspelt
 from rftkit.server.api.files import live_file
 from rftkit.server.engine.base import is_whole
 from rftkit.server.engine.tinker import remote
@@ -26,7 +27,7 @@ from rftkit.server.store.store import new_id, now
 Bounds = tuple[type, float, float]
 MethodType = Literal["supervised", "dpo", "reinforcement"]
 
-__all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys"]
+__all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys", "useless_metadata"]
 
 COMMON: dict[str, Bounds] = {
     "batch_size": (int, 1, 256),
@@ -50,6 +51,8 @@ KNOWN_IN_METHOD = {
     "supervised": ("hyperparameters",),
     "dpo": ("hyperparameters",),
 }
+HOSTED_ONLY = ("tools", "max_episode_steps")
+"""Keys of a reinforcement method that are a private preview of the hosted service."""
 MEASURES = ("grader", "response_format")
 """Metadata of a job that does not learn from them: what its checkpoints are measured with. Each is
 JSON, or the id of a file that holds it."""
@@ -102,6 +105,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
             "job's events",
             param="integrations",
         )
+    refuse_misspelt(body.model_extra or {}, JobBody.model_fields, "", cutoff=0.85)
     method = _method(body)
     _check_model_and_files(body, platform, method["type"])
     _check_engine(body, platform, method["type"])
@@ -134,6 +138,12 @@ def unknown_keys(job: Job) -> list[str]:
         *(f"{where}.{key}" for key in inner if key not in KNOWN_IN_METHOD[kind]),
         *(f"{where}.hyperparameters.{k}" for k in inner["hyperparameters"] if k not in known),
     ]
+
+
+def useless_metadata(job: Job) -> list[str]:
+    """Why keys of the metadata have no effect, although they were meant to have one."""
+    known = METHODS[job.method["type"]]
+    return [why for name in job.metadata or {} if (why := misplaced(name, known))]
 
 
 def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
@@ -215,7 +225,9 @@ def _merged(old: dict[str, Any] | None, given: Any) -> Any:
 
 def _reinforcement(given: dict[str, Any]) -> dict[str, Any]:
     where = "method.reinforcement"
-    for key in ("tools", "max_episode_steps"):
+    known = (*KNOWN_IN_METHOD["reinforcement"], *HOSTED_ONLY)
+    refuse_misspelt(given, known, where, cutoff=0.85)
+    for key in HOSTED_ONLY:
         if given.get(key) is not None:
             raise RequestError(
                 f"`{where}.{key}` (tool servers, a private preview) is not supported here",
@@ -301,6 +313,7 @@ def checked_hyperparameters(given: Any, kind: str = "reinforcement") -> dict[str
     if not isinstance(given, dict):
         raise RequestError(f"`{where}` must be an object, found {kind_of(given)}", param=where)
     given = {name: value for name, value in given.items() if value is not None}
+    refuse_misspelt(given, METHODS[kind], where)
     for name, bounds in HYPERPARAMETERS[kind].items():
         _check_value(f"{where}.{name}", given.get(name, "auto"), bounds)
     known = dict.fromkeys(HYPERPARAMETERS[kind], "auto")

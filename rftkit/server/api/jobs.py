@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from rftkit.server.api import Here, Limit, Reply, cut, metadata_filter, repeated
-from rftkit.server.api.job_body import JobBody, job_from, unknown_keys
+from rftkit.server.api.job_body import JobBody, job_from, unknown_keys, useless_metadata
 from rftkit.server.inference.body import digest_of
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
@@ -40,6 +40,8 @@ def _add(here: Platform, job: Job) -> str:
             level="warn",
             key="unknown_keys",
         )
+    if useless := useless_metadata(job):
+        here.store.add_event(job.id, "; ".join(useless), level="warn", key="useless_metadata")
     return job.id
 
 

@@ -1,0 +1,169 @@
+"""RowMaker: make rows of a table, by saying which columns are the prompt and which the answer.
+
+The form of `rftkit dataset convert --prompt … --answer …`: it starts with a guess, shows the first
+row that would be made, and writes the file on request. Not here: what makes rows
+(`datasets.columns`), and looking at them (`RowBrowser`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+from traitlets import List, Unicode
+
+from rftkit import datasets
+from rftkit.datasets import Columns, Conversion
+from rftkit.datasets.proposals import convert_command, guess_columns, records_of, target_for
+from rftkit.errors import InputError
+from rftkit.views.markup import Html, join, text, wrap
+from rftkit.views.rows import row_in_full
+from rftkit.widgets.panel import Panel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["RowMaker"]
+
+SHOWN = 20
+"""Rows of `data()`."""
+
+
+class RowMaker(Panel):
+    """Make dataset rows of a table such as a CSV file.
+
+    Every control is an attribute: `maker.prompt = "Ticket: {ticket}"`, `maker.answer =
+    ["category", "reason"]`, `maker.system = "…"`, `maker.target = "rows.jsonl"`. `maker.data()`
+    returns the first rows as they would be, and `maker.write()` writes all of them to the file.
+
+    Args:
+        source: a CSV, TSV, Parquet or JSONL file, or a DataFrame.
+        written: called with the path of the rows once they are written.
+        state: any of `prompt`, `answer`, `system`, `target`.
+    """
+
+    prompt = Unicode("", help="The user's message, with columns in braces.")
+    answer = List(Unicode(), help="The columns that say what is right.")
+    system = Unicode("", help="Instructions to the model; empty for none.")
+    target = Unicode("", help="The .jsonl file to write.")
+
+    def __init__(
+        self, source: Any, *, written: Callable[[Path], None] | None = None, **state: Any
+    ) -> None:
+        self._source, self._written = source, written
+        with datasets.open(source) as rows:
+            self._name, self._records = rows.name, records_of(rows)
+        guess = guess_columns(self._records) or Columns("")
+        given = {"prompt": guess.prompt, "answer": list(guess.answer)}
+        super().__init__(**{**given, "target": target_for(self._name), **state})
+        self._made: Conversion | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """What was chosen.
+
+        Raises:
+            InputError: the prompt is empty, or names a column that is not there.
+        """
+        chosen = Columns(self.prompt, tuple(self.answer), self.system)
+        chosen.check(self._names(), self._name)
+        return chosen
+
+    @property
+    def command(self) -> str:
+        """The command that writes the same file."""
+        chosen = Columns(self.prompt, tuple(self.answer), self.system)
+        return convert_command(self._name, chosen, self.target)
+
+    def data(self) -> pd.DataFrame:
+        """The first rows as they would be."""
+        import pandas as pd
+
+        return pd.DataFrame([self.columns.row(each) for each in self._records[:SHOWN]])
+
+    def write(self) -> Path:
+        """Write the rows; the path of the file.
+
+        Raises:
+            InputError: the columns do not fit, no row could be made, or the file exists already.
+        """
+        made = datasets.convert(self._source, self.target, columns=self.columns)
+        if made.target is None:
+            why = (*made.refused, "there are no records")[0]
+            raise InputError(f"no row was made: {why}")
+        self._made, path = made, Path(made.target)
+        if self._written is not None:
+            self._written(path)
+        if self._root is not None:
+            self._draw()
+        return path
+
+    def to_html(self, *, max_bytes: int = 300_000) -> Html:
+        """The first row that would be made, and the command that makes all of them."""
+        command = wrap(
+            f"<p>{text(self._name)} has no prompts (<code>messages</code>) yet. To make rows of "
+            f"it, type:</p><pre>{text(self.command)}</pre>",
+            plain=f"to make rows of {self._name}, type: {self.command}",
+        )
+        return join([command, self._first()], plain=command.plain)
+
+    def _first(self) -> Html:
+        """The first row, or why there is none."""
+        try:
+            item = self.columns.row(self._records[0])
+        except InputError as error:
+            return wrap(f'<p class="rk-warn" role="status">! {text(error)}</p>', plain=str(error))
+        return row_in_full(item, place="The first row", answer=item.get("reference_answer"))
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for record in self._records for name in record))
+
+    # the live panel
+
+    def _build(self) -> Sequence[ipywidgets.Widget]:
+        names = self._names()
+        self._said = ipywidgets.Textarea(
+            description="Prompt", continuous_update=False, rows=3, **_wide()
+        )
+        self._answers = ipywidgets.SelectMultiple(
+            options=names, description="Answer", rows=min(8, len(names)), **_wide()
+        )
+        self._told = ipywidgets.Textarea(
+            description="Instructions", continuous_update=False, rows=2, **_wide()
+        )
+        self._path = ipywidgets.Text(description="File", continuous_update=False, **_wide())
+        self._go = self._button("Write the rows", self._press_write, button_style="primary")
+        self._top, self._view, self._done = self._html(), self._html(), self._html()
+        self._bind("prompt", self._said)
+        self._bind("system", self._told)
+        self._bind("target", self._path)
+        self._answers.observe(
+            lambda change: self._guard(lambda: self.set(answer=list(change["new"]))), "value"
+        )
+        self._top.value = wrap(
+            f"<p>{text(self._name)} has no prompts yet. Write the prompt around its columns "
+            f"({text(', '.join(f'{{{name}}}' for name in names))}), and choose the columns that "
+            "say what is right.</p>"
+        )
+        fields = [self._said, self._answers, self._told, self._path, self._go]
+        return [self._top, *fields, self._done, self._view]
+
+    def _press_write(self) -> None:
+        self.write()
+
+    def _draw(self) -> None:
+        self._answers.value = [name for name in self.answer if name in self._names()]
+        self._view.value = self._first()
+        made = self._made
+        said = f"✓ {made.num_rows:,} rows are in {made.target}" if made else ""
+        if made and made.refused:
+            said += f"; {made.num_refused:,} left out: {made.refused[0]}"
+        self._done.value = wrap(f'<p class="rk-good" role="status">{text(said)}</p>')
+
+
+def _wide() -> dict[str, Any]:
+    """A new layout for each control, because a closed panel closes its layouts."""
+    layout = ipywidgets.Layout(width="100%", max_width="46rem")
+    return {"style": {"description_width": "6rem"}, "layout": layout}
