@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_UPLOAD_BYTES",
+    "Complete",
     "Dataset",
     "bundled",
     "existing",
@@ -69,6 +70,15 @@ class Dataset:
                 f"{self.name} has no {' and no '.join(absent)}; " + "; ".join(dict.fromkeys(advice))
             )
         return self
+
+
+class Complete(Dataset):
+    """A dataset with all its parts; only the types differ."""
+
+    if TYPE_CHECKING:
+        valid: Path
+        test: Path
+        grader: dict[str, Any]
 
 
 _SPLIT = "to make valid.jsonl and test.jsonl, type: rftkit dataset split {train} FOLDER"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit import datasets, jobs
 from rftkit.client import judge_client
-from rftkit.datasets import Dataset
+from rftkit.datasets.io import Complete
 from rftkit.errors import InputError, JobFailedError
 from rftkit.evals import saved_runs
 from rftkit.ladder.asking import Cost, Task
@@ -47,7 +47,7 @@ class _Climb:
     def __init__(
         self,
         client: OpenAI,
-        data: Dataset,
+        data: Complete,
         plan: Plan,
         rungs: Sequence[str],
         state: State,
@@ -287,7 +287,7 @@ _FILES: Mapping[str, Callable[[_Climb, str, str], tuple[str, str | None]]] = {
 
 def climb(
     client: OpenAI,
-    data: Dataset,
+    data: Complete,
     plan: Plan,
     rungs: Sequence[str],
     state_path: str | Path,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rftkit.datasets import Dataset
+from rftkit.datasets.io import Complete
 from rftkit.datasets.writing import sha256
 from rftkit.errors import InputError
 from rftkit.jobs import Method
@@ -90,7 +90,7 @@ def parent_of(rung: str, rungs: Sequence[str]) -> str:
     return "supervised" if is_after and "supervised" in rungs else "base"
 
 
-def key_of(rung: str, rungs: Sequence[str], plan: Plan, data: Dataset) -> str:
+def key_of(rung: str, rungs: Sequence[str], plan: Plan, data: Complete) -> str:
     """Sixteen letters that change with everything that decides the result of a rung."""
     settings = asdict(plan)
     relevant = {

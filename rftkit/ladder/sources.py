@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit import datasets
-from rftkit.datasets import Dataset
-from rftkit.datasets.io import existing
+from rftkit.datasets.io import Complete, existing
 from rftkit.errors import InputError
 from rftkit.rows import Row
 
@@ -25,7 +24,7 @@ def open_data(
     valid: str | Path | None = None,
     test: str | Path | None = None,
     needs_test: bool = True,
-) -> Dataset:
+) -> Complete:
     """Open what a command names as its data; rows are not read yet.
 
     Args:
@@ -39,14 +38,9 @@ def open_data(
     Raises:
         InputError: Something is missing; the message names the option.
     """
-    path = Path(source).expanduser()
-    found: dict[str, Any] = dict.fromkeys(("valid", "test", "grader", "response_format"))
-    if path.is_dir() or not path.exists():
-        folder = datasets.load(path) if path.is_dir() else _bundled(str(source))
-        found |= {name: getattr(folder, name) for name in found}
-        train, name = folder.train, folder.name
-    else:
-        train, name = path, path.name.split(".")[0]
+    folder = datasets.load(source)
+    parts = ("valid", "test", "grader", "response_format")
+    found: dict[str, Any] = {name: getattr(folder, name) for name in parts}
     for option, given in (("grader", grader), ("response_format", response_format)):
         if given is not None:
             found[option] = datasets.read_json(given)
@@ -55,19 +49,12 @@ def open_data(
             found[option] = existing(given)
     needed = ("grader", "valid", "test") if needs_test else ("grader", "valid")
     if absent := [f"--{option}" for option in needed if found[option] is None]:
-        raise InputError(f"{source} is a file of training rows; also give {', '.join(absent)}")
+        raise InputError(f"{source} is not complete; also give {', '.join(absent)}")
     if found["test"] is None:
         found["test"] = found["valid"]
-    return Dataset(name=name, train=train, **found)
+    return Complete(name=folder.name, train=folder.train, **found)
 
 
 def rows_of(path: str | Path) -> list[Row]:
     """The RFT rows of a file; supervised rows and preference rows are refused by name."""
     return datasets.read(path)
-
-
-def _bundled(name: str) -> Dataset:
-    if name not in datasets.bundled_names():
-        known = ", ".join(datasets.bundled_names())
-        raise InputError(f"{name}: there is no such file, folder or bundled dataset ({known})")
-    return datasets.bundled(name)
