@@ -69,7 +69,7 @@ class Model:
             self.engine.load(self.state / "away" / policy)
             self.current = policy
 
-    def forward_backward(self, policy: str, given: Json) -> Json:
+    def forward_backward(self, policy: str, given: Json, *, learns: bool = True) -> Json:
         import torch
 
         from rftkit.server.engine.torch.logprobs import token_logprobs
@@ -87,6 +87,12 @@ class Model:
                 )
                 targets = torch.tensor(inputs["target_tokens"])
                 logprobs = token_logprobs(states, self.engine.head, targets, None, 1.0)
+                outputs.append(_logprobs(logprobs.detach().tolist()))
+                if given["loss_fn"] == "cross_entropy":
+                    loss = -(logprobs * torch.tensor(inputs["weights"])).sum()
+                    if learns:
+                        loss.backward()
+                    continue
                 ratio = torch.exp(logprobs - torch.tensor(inputs["logprobs"]))
                 gain = ratio * torch.tensor(inputs["advantages"])
                 if given["loss_fn"] == "ppo":
@@ -94,8 +100,6 @@ class Model:
                     cut = ratio.clamp(low, high) * torch.tensor(inputs["advantages"])
                     gain = torch.minimum(gain, cut)
                 (-gain.sum()).backward()
-                values = logprobs.detach().tolist()
-                outputs.append(_logprobs(values))
         return {"loss_fn_output_type": "scalar", "loss_fn_outputs": outputs, "metrics": {}}
 
     def optim_step(self, policy: str, adam: Json) -> Json:
@@ -326,6 +330,13 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         policy = known(body["model_id"])
         given = body["forward_backward_input"]
         return later(training, lambda: backend.forward_backward(policy, given))
+
+    @app.post("/api/v1/forward")
+    async def forward(request: Request) -> Json:
+        body = await request.json()
+        policy = known(body["model_id"])
+        given = body["forward_input"]
+        return later(training, lambda: backend.forward_backward(policy, given, learns=False))
 
     @app.post("/api/v1/optim_step")
     async def optim_step(request: Request) -> Json:

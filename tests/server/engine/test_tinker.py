@@ -32,6 +32,7 @@ from rftkit.server.engine.base import (
     Completion,
     LoraConfig,
     SampleRequest,
+    Text,
     TrainGroup,
     TrainSettings,
 )
@@ -65,6 +66,40 @@ def engine(there: Remote) -> Iterator[TinkerEngine]:
 def requests(engine: TinkerEngine, num: int = 3, group: int = 4) -> list[SampleRequest]:
     prompt = engine.encode(MESSAGES)
     return [SampleRequest(prompt, [(7, i, g) for g in range(group)], 12) for i in range(num)]
+
+
+def answered(engine: TinkerEngine) -> list[Text]:
+    """Two conversations, the answers of one weighing nothing once."""
+    said = [*MESSAGES, {"role": "assistant", "content": "hi"}]
+    return [
+        *engine.conversation(said, [1]),
+        *engine.conversation([*said, *MESSAGES, {"role": "assistant", "content": "hello"}], [3]),
+    ]
+
+
+def test_contract_answers_are_imitated(engine: TinkerEngine) -> None:
+    engine.start_policy(LoraConfig(), seed=3)
+    texts = answered(engine)
+    before = engine.imitate(texts, None)
+    assert before.num_tokens == sum(sum(text.trained) for text in texts)
+    assert before.grad_norm is None
+    assert engine.imitate(texts, None).loss == pytest.approx(before.loss, abs=1e-4)
+    stats = [engine.imitate(texts, TrainSettings(1e-2)) for _ in range(5)]
+    assert stats[0].loss == pytest.approx(before.loss, abs=1e-4)
+    assert stats[-1].loss < before.loss - 0.1
+    assert before.accuracy is None  # the protocol gives no most likely tokens
+
+
+def test_answers_have_the_loss_that_they_have_here(engine: TinkerEngine, there: Remote) -> None:
+    from rftkit.server.engine.torch.engine import TorchEngine
+
+    engine.start_policy(LoraConfig(), seed=3)
+    here = TorchEngine(Path(there.tokenizer), name="here")
+    here.start_policy(LoraConfig(), seed=3)
+    texts = answered(engine)
+    assert engine.imitate(texts, None).loss == pytest.approx(
+        here.imitate(texts, None).loss, abs=1e-3
+    )
 
 
 def groups(engine: TinkerEngine) -> list[TrainGroup]:
