@@ -21,7 +21,7 @@ from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, 
 from rftkit.cli.datasets import check, dataset_app
 from rftkit.cli.evals import eval_app
 from rftkit.cli.jobs import job_app
-from rftkit.cli.ladder import ladder
+from rftkit.cli.ladder import ladder as ladder_command
 from rftkit.cli.models import models_app
 from rftkit.cli.prompt import prompt_app
 from rftkit.cli.reports import ParameterCommand, report
@@ -56,7 +56,7 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(job_app, name="job")
 app.add_typer(models_app, name="models")
 app.add_typer(prompt_app, name="prompt")
-app.command()(ladder)
+app.command("ladder")(ladder_command)
 app.command(cls=ParameterCommand)(report)
 
 
@@ -64,6 +64,10 @@ app.command(cls=ParameterCommand)(report)
 def demo(
     fast: Annotated[
         bool, typer.Option("--fast", help="Train a toy model on a toy task, in half a minute.")
+    ] = False,
+    ladder: Annotated[
+        bool,
+        typer.Option("--ladder", help="Compare a prompt, supervised training, and RFT from there."),
     ] = False,
     dataset: Annotated[
         Literal["security_review", "contract_facts"], typer.Option(help="The task to train on.")
@@ -74,9 +78,11 @@ def demo(
 ) -> None:
     """Train a small model, compare before and after, and write a report."""
     from rftkit.cli.demo import run
+    from rftkit.cli.demo_ladder import run_ladder
 
     name = "tiny_copy" if fast else dataset
-    result = run(name, seed=seed, out=out, say=lambda text: _say(text, as_json))
+    story = run_ladder if ladder else run
+    result = story(name, seed=seed, out=out, say=lambda text: _say(text, as_json))
     if as_json:
         print_json(result)
 

@@ -89,9 +89,13 @@ def ladder(
         reflection_model=reflection_model,
     )
     chosen = room.rungs_for([each.strip() for each in rungs.split(",") if each.strip()])
-    state = room.climb(
-        connect(), found, plan, chosen, state_path, say=_say, on_update=jobs.Progress()
-    )
+    try:
+        state = room.climb(
+            connect(), found, plan, chosen, state_path, say=_say, follow=jobs.Progress
+        )
+    except KeyboardInterrupt:
+        _say("\nA job that was started continues. To resume, run the same command again.")
+        raise
     made = room.read(state)
     page = write_page(state_path, out)
     show({**made.to_dict(), "page": str(page)}, f"{ladder_text(made)}\n\n{page}", as_json)

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rftkit import datasets, jobs
-from rftkit.client import judge_client
+from rftkit.client import api_message, judge_client
 from rftkit.datasets.io import Complete
 from rftkit.errors import InputError, JobFailedError
 from rftkit.evals import saved_runs
@@ -39,6 +39,7 @@ LISTED_JOBS = 200
 """The newest jobs among which those of a ladder are looked for."""
 LEAST_PAIRS = 10
 Say = Callable[[str], None]
+Follow = Callable[[], Callable[[jobs.Update], None]]
 
 
 class _Climb:
@@ -52,10 +53,10 @@ class _Climb:
         rungs: Sequence[str],
         state: State,
         say: Say,
-        on_update: Callable[[jobs.Update], None] | None,
+        follow: Follow | None,
     ) -> None:
         self.client, self.data, self.plan, self.rungs = client, data, plan, rungs
-        self.state, self.say, self.on_update = state, say, on_update
+        self.state, self.say, self.follow = state, say, follow
         self.test = rows_of(data.test)
         self.is_platform = "plan" in jobs.abilities(client)
         """Whether the service measures supervised and dpo jobs with a grader."""
@@ -85,14 +86,24 @@ class _Climb:
         if known.is_done and saved_runs.find(known.run or "") is not None:
             self.say(f"{LABELS[rung]}: found again")
             return known
+        from openai import APIStatusError
+
         try:
             self._make(rung)
+            return self._answer(rung)
         except (InputError, JobFailedError) as error:
-            self.say(f"{LABELS[rung]}: {error}")
-            return self.state.update(rung, error=str(error).partition("\n")[0])
-        return self._answer(rung)
+            reason = str(error)
+        except APIStatusError as error:  # a model or method that this service does not have
+            if error.status_code not in (400, 403, 404, 422):
+                raise
+            reason = api_message(error) or str(error)
+        self.say(f"{LABELS[rung]}: {reason}")
+        return self.state.update(rung, error=reason.partition("\n")[0])
 
     def _make(self, rung: str) -> None:
+        known = self.state.rungs[rung]
+        if known.model and (known.prompt is None or Path(known.prompt).is_file()):
+            return
         if rung == "base":
             self.state.update(rung, model=self.plan.model, seconds=0.0, tokens=0, error=None)
         elif rung == "prompt":
@@ -112,15 +123,16 @@ class _Climb:
             prompt=read_prompt(known.prompt) if known.prompt else None,
             samples=self.plan.samples,
         )
+        if (found.frame["outcome"] == "failed").all():
+            reasons = found.frame["error"].dropna()
+            why = f": {reasons.iloc[0]}" if len(reasons) else ""
+            raise InputError(f"no answer of {known.model} could be graded{why}")
         saved_runs.save(saved_runs.record_of(found, LABELS[rung]))
         return self.state.update(rung, run=found.runs[0].id, error=None)
 
     # the prompt
 
     def _find_prompt(self) -> None:
-        known = self.state.rungs["prompt"]
-        if known.prompt and Path(known.prompt).is_file() and known.model:
-            return
         self.say("prompt: searching …")
         name = self.plan.reflection_model
         search = optimize_prompt(
@@ -156,7 +168,7 @@ class _Climb:
             )
         job = self._job(known) or self._create(rung, start.model)
         self.state.update(rung, job=job.id, error=None)
-        job = jobs.wait(self.client, job.id, self.on_update)
+        job = jobs.wait(self.client, job.id, self.follow() if self.follow else None)
         if str(job.status) == "paused":
             raise JobFailedError(f"{job.id} is paused; resume it with: rftkit job resume {job.id}")
         spent = (job.finished_at or int(time.time())) - job.created_at
@@ -191,7 +203,7 @@ class _Climb:
             validation_file=valid,
             grader=self.data.grader if measured else None,
             response_format=self.data.response_format if measured else None,
-            hyperparameters=self.plan.hyperparameters.get(rung),
+            hyperparameters=self.plan.settings_of(rung),
             suffix=f"{self.data.name[:24]}-{method[:3]}".replace("_", "-"),
             seed=self.plan.seed,
             metadata=self._metadata(rung),
@@ -293,7 +305,7 @@ def climb(
     state_path: str | Path,
     *,
     say: Say = print,
-    on_update: Callable[[jobs.Update], None] | None = None,
+    follow: Follow | None = None,
 ) -> State:
     """Do every rung that is not done, and keep what is known in a file.
 
@@ -305,7 +317,7 @@ def climb(
         state_path: The JSON file that keeps what is known; `rftkit.ladder.read` makes the
             comparison of it.
         say: Called with each line of progress.
-        on_update: Called with every update of a running job, as in `jobs.wait`.
+        follow: Makes, for each job, what is called with its updates, such as `jobs.Progress`.
 
     Raises:
         InputError: The rows or the state file cannot be used.
@@ -320,7 +332,7 @@ def climb(
         "plan": asdict(plan),
         "rungs": list(rungs),
     }
-    doing = _Climb(client, data, plan, rungs, state, say, on_update)
+    doing = _Climb(client, data, plan, rungs, state, say, follow)
     for rung in rungs:
         doing.do(rung)
     return state

@@ -66,6 +66,13 @@ class Plan:
     reflection_model: str | None = None
     """Rewrites the system text in the prompt search; None for examples alone."""
 
+    def settings_of(self, rung: str) -> Mapping[str, Any] | None:
+        """The hyperparameters of a rung's job; RFT from supervised has those of RFT by default."""
+        own = self.hyperparameters.get(rung)
+        if own is None and rung == "supervised_reinforcement":
+            return self.hyperparameters.get("reinforcement")
+        return own
+
 
 def rungs_for(chosen: Sequence[str] = CHOICES) -> tuple[str, ...]:
     """The rungs of a choice, in order, with the base and with RFT from supervised.
@@ -100,7 +107,7 @@ def key_of(rung: str, rungs: Sequence[str], plan: Plan, data: Complete) -> str:
     if rung == "prompt":
         relevant |= {name: settings[name] for name in ("budget", "reflection_model")}
     if rung in METHODS:
-        relevant |= {"hyperparameters": plan.hyperparameters.get(rung), "metadata": plan.metadata}
+        relevant |= {"hyperparameters": plan.settings_of(rung), "metadata": plan.metadata}
     if rung == "dpo":
         relevant |= {name: settings[name] for name in ("pair_rows", "pair_samples")}
     if (parent := parent_of(rung, rungs)) != "base":

@@ -39,8 +39,8 @@ def ladder_headline(ladder: Ladder) -> Html:
     """The sentence, a tile for the base, the rung that was worth it and the best, and caveats."""
     labels = dict.fromkeys([ladder.comparison.baseline, ladder.worth, ladder.best])
     tiles = "".join(_tile(ladder, label) for label in labels if label is not None)
-    missing = [f"{line['rung']}: {line['note']}" for line in ladder.records() if not line["reward"]
-               and line["note"]]  # fmt: skip
+    lines = ladder.records()
+    missing = [f"{each['rung']}: {each['note']}" for each in lines if each["reward"] is None]
     points = "".join(f"<li>{text(each)}</li>" for each in [*missing, *ladder.comparison.notes])
     return wrap(
         f'<p class="rk-verdict">{text(ladder.sentence)}</p>'
