@@ -122,10 +122,11 @@ def test_every_rung_has_a_result(climbed: Climbed) -> None:
     assert [run.label for run in found.comparison.runs] == [ladder.LABELS[each] for each in RUNGS]
     assert {run.num_rows for run in found.comparison.runs} == {12}
     assert {pair.num_looks for pair in found.comparison.pairs} == {5}
+    costs_include_the_rung_below(found)
+    the_sentence_names_the_cheapest_that_cannot_be_told_from_the_best(found)
 
 
-def test_costs_include_the_rung_below(climbed: Climbed) -> None:
-    found = ladder.read(climbed[0])
+def costs_include_the_rung_below(found: Ladder) -> None:
     assert found.tokens("base") == 0
     for label in ("dpo", "RFT from supervised"):
         [own] = [each for each in found.rungs if ladder.LABELS[each.rung] == label]
@@ -165,10 +166,7 @@ def test_a_second_start_finds_every_rung_again(
     assert [each.id for each in platform_client.fine_tuning.jobs.list(limit=100)] == before
 
 
-def test_the_sentence_names_the_cheapest_that_cannot_be_told_from_the_best(
-    climbed: Climbed,
-) -> None:
-    found = ladder.read(climbed[0])
+def the_sentence_names_the_cheapest_that_cannot_be_told_from_the_best(found: Ladder) -> None:
     assert found.comparison.choice is not None
     tied = found.comparison.choice.tied
     assert found.worth in tied
