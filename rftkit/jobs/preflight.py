@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from rftkit.diagnosis import Story, findings, share_words, story_of
 from rftkit.errors import InputError
-from rftkit.jobs.jobs import Event
+from rftkit.jobs.jobs import Event, Method
 from rftkit.jobs.metrics import step_metrics
 
 __all__ = ["POINTS", "Point", "check_data", "check_grader", "check_learnability", "require"]
@@ -72,15 +72,16 @@ def require(points: Sequence[Point], overruled: Iterable[str] = ()) -> None:
 
 def check_data(
     train: str | Path,
-    valid: str | Path,
+    valid: str | Path | None = None,
     *,
-    grader: Mapping[str, Any],
+    grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
+    method: Method = "reinforcement",
 ) -> Point:
-    """Run the dataset check on both files."""
+    """Run the dataset check on the files of a job of this method."""
     from rftkit.datasets import check
 
-    found = check(train, valid, grader=grader, response_format=response_format)
+    found = check(train, valid, method=method, grader=grader, response_format=response_format)
     by_severity = {
         severity: [each for each in found.findings if each.severity == severity]
         for severity in ("error", "warning")
@@ -92,7 +93,7 @@ def check_data(
             words = several[0].message + more
             return Point("data", "error" if severity == "error" else "warning", words, details)
     counts = [each.message for each in found.findings if each.code in ("rows", "references")]
-    folders = {f"{Path(path).parent}/" for path in (train, valid)}
+    folders = {f"{Path(path).parent}/" for path in (train, valid) if path is not None}
     words = "; ".join(counts)
     for folder in folders:
         words = words.replace(folder, "")

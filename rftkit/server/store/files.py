@@ -187,11 +187,12 @@ class Files(Database):
 
     def _unfinished_users(self, file_id: str) -> list[str]:
         rows = self._rows(
-            f"SELECT id FROM jobs WHERE (training_file = ? OR validation_file = ?) "
+            f"SELECT id FROM jobs WHERE (training_file = ? OR validation_file = ? "
+            "OR json_extract(metadata, '$.grader_rows') = ?) "
             f"AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)} "
             "UNION ALL SELECT id FROM eval_runs WHERE status IN ('queued', 'in_progress') "
             "AND json_extract(data_source, '$.source.id') = ?",
-            file_id, file_id, file_id,
+            file_id, file_id, file_id, file_id,
         )  # fmt: skip
         return [row["id"] for row in rows]
 
