@@ -218,8 +218,8 @@ class JobLauncher(Panel):
         from rftkit.client import judge_call
 
         train, valid = self._path("train"), self._path("valid")
-        shape = {"grader": self.grader, "response_format": self.response_format}
-        data = jobs.check_data(train, valid, **shape)
+        answers = self.response_format
+        data = jobs.check_data(train, valid, grader=self.grader, response_format=answers)
         if data.state == "error":
             return [data, Point("grader", "not checked", "fix the data first")]
         task.report("Grading cheats …")

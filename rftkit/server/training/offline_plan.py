@@ -29,9 +29,11 @@ __all__ = ["OfflinePlan", "make_offline_plan", "offline_reasons"]
 BETA = 0.1
 RATES = {"supervised": 1.0, "dpo": 0.1}
 """Times the base learning rate of what learns."""
-FULL_RATE_BATCH = 16
-"""Rows a step from which on `auto` takes the whole base rate; fewer take less, by the root."""
-LEAST_RATE = 0.25
+ROW_RATE = 0.25
+"""What `auto` multiplies the rate by for each row of a step: epochs move the weights as far in few
+large steps as in many small ones (Goyal et al. 2017, arXiv:1706.02677)."""
+MOST_RATE = {"supervised": 3.0, "dpo": 1.0}
+"""Where that ends; 3 for a step of 16 is what the study of `tests/benchmarks/learning.py` found."""
 VALID_STEPS = 10
 """A validation batch is measured at least at every so many steps, and ten times in a job."""
 
@@ -85,7 +87,7 @@ def make_offline_plan(
     tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
     max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
     mark = knobs.mark("thinking", thinking)
-    multiplier = value("learning_rate_multiplier", _auto_rate(batch_size))
+    multiplier = value("learning_rate_multiplier", _auto_rate(method, batch_size))
     return OfflinePlan(
         method=method,
         batch_size=batch_size,
@@ -131,9 +133,9 @@ def _auto_batch(num_rows: int) -> int:
     return min(256, max(1, round(0.002 * num_rows)))
 
 
-def _auto_rate(batch_size: int) -> float:
-    """Multiplier of the learning rate, by the root of the batch."""
-    return round(max(LEAST_RATE, min(1.0, math.sqrt(batch_size / FULL_RATE_BATCH))), 2)
+def _auto_rate(method: str, batch_size: int) -> float:
+    """Multiplier of the learning rate, by the rows of a step."""
+    return min(MOST_RATE[method], ROW_RATE * batch_size)
 
 
 def offline_reasons(plan: OfflinePlan) -> dict[str, str]:
@@ -143,7 +145,8 @@ def offline_reasons(plan: OfflinePlan) -> dict[str, str]:
         "batch_size": "0.2 % of the rows, from 1 to 256",
         "n_epochs": "3; more of fewer than 34 rows, fewer of more than 8,333",
         "learning_rate_multiplier": (
-            f"{_auto_rate(plan.batch_size):g} times {base:g}, by the root of the batch"
+            f"{_auto_rate(plan.method, plan.batch_size):g} times {base:g}: {ROW_RATE:g} for each "
+            f"row of a step, at most {MOST_RATE[plan.method]:g}"
         ),
     }
     if plan.beta is not None:

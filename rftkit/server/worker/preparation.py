@@ -27,6 +27,9 @@ from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, grade
 
 __all__ = ["Preparation"]
 
+COMPARED = 256
+"""Prompts, of a job that samples none of them, from which some are taken for a comparison."""
+
 
 class Preparation:
     """One job on its way to its first step."""
@@ -122,7 +125,8 @@ class Preparation:
         """
         job, engine = self._job, self._engine
         self._add_started_event(plan)
-        if note := engine.compare([self._prompt(row, plan) for row in self.rows]):
+        asked = self.rows[:COMPARED] if self._is_offline else self.rows
+        if note := engine.compare([self._prompt(row, plan) for row in asked]):
             self._add_event(note)
         schema = schema_of((job.grading or {}).get("response_format"))
         for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
