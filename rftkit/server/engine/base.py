@@ -270,6 +270,8 @@ class Engine(Protocol):
     context_tokens: int
     num_tokens: int
     """Of the vocabulary."""
+    width: int | None
+    """Numbers in a hidden state; None: not known here."""
     thinking: str | None
     """The mark that opens the model's thoughts, as its chat template has it; None: no thoughts."""
     memory_bytes: int | None

@@ -19,6 +19,7 @@ from rftkit.server.training.plan import (
     BASE_LEARNING_RATES,
     SCHEDULE_NAMES,
     CommonPlan,
+    base_rate,
     full_ignores,
     resolved_value,
     thinking_tokens,
@@ -51,7 +52,7 @@ class OfflinePlan(CommonPlan):
     @property
     def multiplier(self) -> float:
         """What the base learning rate was multiplied by."""
-        base = BASE_LEARNING_RATES[self.tuning] * RATES[self.method]
+        base = base_rate(self.tuning, self.width) * RATES[self.method]
         return float(f"{self.learning_rate / base:.6g}")
 
     def train_settings(self, learning_rate: float) -> TrainSettings:
@@ -65,6 +66,7 @@ def make_offline_plan(
     thinking: str | None = None,
     engine: str = "torch",
     memory_bytes: int | None = None,
+    width: int | None = None,
 ) -> OfflinePlan:
     """Resolve a job's hyperparameters against the number of its training rows.
 
@@ -75,6 +77,7 @@ def make_offline_plan(
             `thinking` overrules it, "none" turns thoughts off.
         engine: where the job trains.
         memory_bytes: the engine's budget.
+        width: numbers in a hidden state of the model; None: not known yet.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
@@ -93,7 +96,7 @@ def make_offline_plan(
         batch_size=batch_size,
         n_epochs=n_epochs,
         total_steps=epoch * n_epochs,
-        learning_rate=BASE_LEARNING_RATES[tuning] * RATES[method] * multiplier,
+        learning_rate=base_rate(tuning, width) * RATES[method] * multiplier,
         beta=float(value("beta", BETA)) if method == "dpo" else None,
         eval_interval=epoch,
         valid_interval=min(VALID_STEPS, max(1, epoch * n_epochs // 10)),
@@ -107,6 +110,7 @@ def make_offline_plan(
         seed=job.seed,
         memory_bytes=memory_bytes,
         engine=engine,
+        width=width,
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens("default", max_tokens),
         tuning=tuning,
@@ -140,12 +144,12 @@ def _auto_rate(method: str, batch_size: int) -> float:
 
 def offline_reasons(plan: OfflinePlan) -> dict[str, str]:
     """What `auto` means for each hyperparameter, in this plan, and why."""
-    base = BASE_LEARNING_RATES[plan.tuning] * RATES[plan.method]
+    base = base_rate(plan.tuning, plan.width) * RATES[plan.method]
     reasons = {
         "batch_size": "0.2 % of the rows, from 1 to 256",
         "n_epochs": "3; more of fewer than 34 rows, fewer of more than 8,333",
         "learning_rate_multiplier": (
-            f"{_auto_rate(plan.method, plan.batch_size):g} times {base:g}: {ROW_RATE:g} for each "
+            f"{_auto_rate(plan.method, plan.batch_size):g} times {base:.3g}: {ROW_RATE:g} for each "
             f"row of a step, at most {MOST_RATE[plan.method]:g}"
         ),
     }

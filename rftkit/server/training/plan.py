@@ -35,7 +35,8 @@ P = TypeVar("P", bound="CommonPlan")
 VERSION = 2
 """Of what a plan means; raise it when an older rftkit would follow a newer plan wrongly."""
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
-"""By what learns."""
+"""By what learns, in models up to `BASE_WIDTH`; see `base_rate`."""
+BASE_WIDTH, WIDTH_EXPONENT = 576, 0.781
 AUTO_STEPS = 24
 
 AUTO_BATCH = {"none": 8, "references": 32}
@@ -100,6 +101,8 @@ class CommonPlan:
     keeps; measured once. With the rows it decides which completions decode together."""
     engine: str = "torch"
     """Where the job trains: torch is this machine, tinker the operator's server."""
+    width: int | None = None
+    """Numbers in a hidden state of the model, which `base_rate` goes by; None: not known."""
     thinking: str | None = None
     """The mark that opens the model's thoughts; None: it answers at once."""
     thinking_tokens: int = 0
@@ -223,6 +226,7 @@ def make_plan(
     engine: str = "torch",
     memory_bytes: int | None = None,
     rows: Sequence[Row] = (),
+    width: int | None = None,
 ) -> Plan:
     """Resolve a job's hyperparameters against its training rows.
 
@@ -235,6 +239,7 @@ def make_plan(
         memory_bytes: the engine's budget.
         rows: of the training file; without them `stratify` stays as it was asked for, and
             `guidance` is what it would be with reference answers.
+        width: numbers in a hidden state of the model; None: not known yet.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
@@ -266,7 +271,7 @@ def make_plan(
         batch_size=batch_size,
         n_epochs=n_epochs,
         total_steps=total_steps,
-        learning_rate=BASE_LEARNING_RATES[tuning]
+        learning_rate=base_rate(tuning, width)
         * value("learning_rate_multiplier", _auto_rate(guidance, batch_size)),
         completions_per_prompt=min(
             64, max(2, round(8 * value("compute_multiplier", _auto_compute(guidance, batch_size))))
@@ -287,6 +292,7 @@ def make_plan(
         seed=job.seed,
         memory_bytes=memory_bytes,
         engine=engine,
+        width=width,
         thinking=mark,
         thinking_tokens=0 if mark is None else thinking_tokens(effort, max_tokens),
         max_staleness=knobs.integer("max_staleness", 0, 0, 1),
@@ -318,6 +324,17 @@ def full_ignores(tuning: str, metadata: Mapping[str, str]) -> dict[str, str]:
     return {name: why for name in names if name in metadata}
 
 
+def base_rate(tuning: str, width: int | None) -> float:
+    """The learning rate that a multiplier of 1 stands for.
+
+    Wider models need smaller steps: the rate falls with their width to the power that Thinking
+    Machines found for LoRA on models of Llama's form ("LoRA without regret", 2025, and
+    `hyperparam_utils` of tinker-cookbook). Narrower models have the rate of `BASE_WIDTH`.
+    """
+    rate = BASE_LEARNING_RATES[tuning]
+    return rate * min(1.0, (BASE_WIDTH / (width or BASE_WIDTH)) ** WIDTH_EXPONENT)
+
+
 def _auto_rate(guidance: str, batch_size: int) -> float:
     """Multiplier of the learning rate: with guidance by the root of the batch, from 1 to 3.
 
@@ -345,7 +362,8 @@ def reasons(plan: Plan) -> dict[str, str]:
         ),
         "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
         "learning_rate_multiplier": (
-            f"{_auto_rate(plan.guidance, size):.3g} times {BASE_LEARNING_RATES[plan.tuning]:g}{why}"
+            f"{_auto_rate(plan.guidance, size):.3g} times "
+            f"{base_rate(plan.tuning, plan.width):.3g}{why}"
         ),
         "compute_multiplier": (
             f"{_auto_compute(plan.guidance, size):g}: eight times that many completions a prompt, "

@@ -75,12 +75,12 @@ class Preparation:
         return plan
 
     def _made(self, thinking: str | None, kind: str) -> CommonPlan:
-        job, budget = self._job, self._engine.memory_bytes
+        job, budget, width = self._job, self._engine.memory_bytes, self._engine.width
         if self._is_offline:
-            return make_offline_plan(job, len(self.examples), thinking, kind, budget)
+            return make_offline_plan(job, len(self.examples), thinking, kind, budget, width)
         for param, rows in zip(FILES, (self.rows, self.valid_rows), strict=True):
             self._check_prompts(param, rows)
-        return make_plan(job, len(self.rows), thinking, kind, budget, self.rows)
+        return make_plan(job, len(self.rows), thinking, kind, budget, self.rows, width)
 
     def _encode(self, mark: str | None) -> None:
         """The answers as tokens, of both files."""

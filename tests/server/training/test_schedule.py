@@ -14,7 +14,7 @@ from rftkit.rows import Row
 from rftkit.server.engine.base import Completion
 from rftkit.server.engine.tinker.remote import refuse
 from rftkit.server.store.records import Job
-from rftkit.server.training.plan import Plan, make_plan
+from rftkit.server.training.plan import Plan, base_rate, make_plan
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import entropy_of, guarded_rate, learning_rate
 
@@ -102,3 +102,11 @@ def test_guidance_is_refused_where_it_cannot_be_and_off_there_by_default() -> No
     refuse({"guidance": "none", "advantage": "per_grader", "schedule": "cosine"})
     assert plan("<think>").guidance == plan(engine="tinker").guidance == "none"
     assert dataclasses.replace(plan(guidance="references")).guidance == "references"
+
+
+@pytest.mark.parametrize(
+    ("width", "rate"), [(None, 1e-3), (64, 1e-3), (576, 1e-3), (1024, 6.38e-4), (4096, 2.16e-4)]
+)
+def test_the_base_rate_falls_with_the_width_of_the_model(width: int | None, rate: float) -> None:
+    assert base_rate("lora", width) == pytest.approx(rate, rel=0.01)
+    assert base_rate("full", width) == pytest.approx(rate / 10, rel=0.01)

@@ -46,6 +46,7 @@ class Toy:
     """An engine whose policy is one number."""
 
     thinking = None
+    width = None
     eos_ids: frozenset[int] = frozenset({9})
     context_tokens = 100
     facts: dict[str, Any] = {}

@@ -112,6 +112,7 @@ class TinkerEngine:
         self.memory_bytes: int | None = None
         self.context_tokens = int(getattr(config, "max_position_embeddings", None) or 32_768)
         self.num_tokens = int(config.vocab_size)
+        self.width: int | None = getattr(config, "hidden_size", None)
         self.thinking = prompts.thinking_mark(self.tokenizer)
         # The client wants a key of its own form; servers without accounts take any.
         self._connect = functools.partial(

@@ -96,6 +96,7 @@ class LoadedModel:
             self.head = self.head.float()  # for float32 logits: see `logprobs`
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
         self.context_tokens = self._longest(model)
+        self.width: int | None = getattr(self._decoder.config, "hidden_size", None)
         self.thinking = prompts.thinking_mark(self.tokenizer)
         self.weights = Weights(model, self.blocks)
 
