@@ -37,7 +37,7 @@ VERSION = 2
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """By what learns, in models up to `BASE_WIDTH`; see `base_rate`."""
 BASE_WIDTH, WIDTH_EXPONENT = 576, 0.781
-AUTO_STEPS = 24
+AUTO_STEPS = 20
 
 AUTO_BATCH = {"none": 8, "references": 32}
 """Prompts a step, by guidance: an answer that is right needs no large group to be told from others,
