@@ -31,13 +31,13 @@ __all__ = ["PLANS", "run"]
 PLANS: dict[str, dict[str, Any]] = {
     "security_review": {
         "model": "smollm2-135m-instruct",
-        "hyperparameters": {"eval_interval": 8, "eval_samples": 1},
+        "hyperparameters": {"eval_samples": 1},
         "metadata": {"max_completion_tokens": "64"},
         "temperature": 0,
     },
     "contract_facts": {
         "model": "smollm2-135m-instruct",
-        "hyperparameters": {"eval_interval": 8, "eval_samples": 1},
+        "hyperparameters": {"eval_samples": 1},
         "metadata": {"max_completion_tokens": "96"},
         "temperature": 0,
     },

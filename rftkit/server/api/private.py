@@ -64,7 +64,7 @@ def plan(body: PlanBody) -> Reply:
     measured = body.method == "reinforcement" or "grader" in (body.metadata or {})
     resolved = made.shown(is_graded=measured)
     ignored = resolved.pop("ignored")
-    for name in ("seed", "memory_bytes"):  # a job's own: drawn, and measured
+    for name in ("seed", "memory_bytes", "width"):  # a job's own: drawn, measured, its model's
         resolved.pop(name)
     return Reply(
         {

@@ -153,14 +153,15 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """What one update measured. Means are over the completion tokens that were trained on."""
+    """What one update measured. Means are over the completion tokens that have an advantage."""
 
     loss: float
     grad_norm: float | None
     """Before clipping; None when the engine is not told."""
     clip_fraction: float
     entropy: float
-    """Mean −log-prob of the sampled tokens, in nats: an unbiased estimate of the entropy."""
+    """Mean −log-prob of the sampled tokens, in nats, by the policy that sampled them: an unbiased
+    estimate of its entropy."""
     kl: float | None
     """To the frozen base, in nats a token: over the whole batch when `kl_coef` is above 0, else
     over the first group (rows come shuffled); None when the engine cannot tell."""

@@ -37,7 +37,7 @@ VERSION = 2
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """By what learns, in models up to `BASE_WIDTH`; see `base_rate`."""
 BASE_WIDTH, WIDTH_EXPONENT = 576, 0.781
-AUTO_STEPS = 20
+AUTO_STEPS = 24
 
 AUTO_BATCH = {"none": 8, "references": 32}
 """Prompts a step, by guidance: an answer that is right needs no large group to be told from others,
@@ -331,8 +331,8 @@ def base_rate(tuning: str, width: int | None) -> float:
     Machines found for LoRA on models of Llama's form ("LoRA without regret", 2025, and
     `hyperparam_utils` of tinker-cookbook). Narrower models have the rate of `BASE_WIDTH`.
     """
-    rate = BASE_LEARNING_RATES[tuning]
-    return rate * min(1.0, (BASE_WIDTH / (width or BASE_WIDTH)) ** WIDTH_EXPONENT)
+    share: float = (BASE_WIDTH / (width or BASE_WIDTH)) ** WIDTH_EXPONENT
+    return BASE_LEARNING_RATES[tuning] * min(1.0, share)
 
 
 def _auto_rate(guidance: str, batch_size: int) -> float:
@@ -364,6 +364,7 @@ def reasons(plan: Plan) -> dict[str, str]:
         "learning_rate_multiplier": (
             f"{_auto_rate(plan.guidance, size):.3g} times "
             f"{base_rate(plan.tuning, plan.width):.3g}{why}"
+            + ("" if plan.width else f"; less in models wider than {BASE_WIDTH}")
         ),
         "compute_multiplier": (
             f"{_auto_compute(plan.guidance, size):g}: eight times that many completions a prompt, "

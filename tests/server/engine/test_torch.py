@@ -20,10 +20,11 @@ from rftkit.server.engine.base import (
     LoraConfig,
     NotFiniteError,
     SampleRequest,
+    StepStats,
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch.batches import micro_batches
+from rftkit.server.engine.torch.batches import micro_batches, with_advantage
 from rftkit.server.engine.torch.decode import BLOCK_ROWS, ROOM
 from rftkit.server.engine.torch.engine import TorchEngine
 
@@ -481,3 +482,38 @@ def test_a_kl_that_is_only_looked_at_cannot_stop_an_update(
     assert llama.train_step(groups, SETTINGS).kl is None
     with pytest.raises(NotFiniteError):
         llama.train_step(groups, dataclasses.replace(SETTINGS, kl_coef=0.1))
+
+
+def test_tokens_behind_the_last_advantage_are_left_out_and_change_nothing(
+    llama: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(llama)
+    groups = [
+        dataclasses.replace(
+            group,
+            advantages_G_T=[
+                [advantage * (t < 2 and g > 0) for t in range(len(tokens))]
+                for g, (advantage, tokens) in enumerate(
+                    zip(group.advantages_G, group.tokens_G_T, strict=True)
+                )
+            ],
+        )
+        for group in groups_from(asked, llama.sample(asked))
+    ]
+
+    def policy_after() -> tuple[StepStats, list[torch.Tensor]]:
+        llama.start_policy(LoraConfig(rank=4, alpha=8.0), 0)
+        stats = llama.train_step(groups, SETTINGS)
+        return stats, [tensor.detach().clone() for tensor in llama.policies.trained()[0].values()]
+
+    short, of_short = policy_after()
+    monkeypatch.setattr("rftkit.server.engine.torch.update.with_advantage", lambda group: group)
+    whole, of_whole = policy_after()
+    assert all(len(t) <= 2 for g in map(with_advantage, groups) for t in g.tokens_G_T)
+    assert all(len(with_advantage(g).tokens_G_T) == len(g.tokens_G_T) - 1 for g in groups)
+    assert short.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+    assert (short.loss, short.entropy, short.num_tokens) == pytest.approx(
+        (whole.loss, whole.entropy, whole.num_tokens), rel=1e-4, abs=1e-6
+    )
+    for ours, theirs in zip(of_short, of_whole, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from rftkit.server.engine.base import TrainGroup
 from rftkit.server.engine.torch.grammar import Masks, choices
 
-__all__ = ["Line", "lay_out", "micro_batches", "shared_opening"]
+__all__ = ["Line", "lay_out", "micro_batches", "shared_opening", "with_advantage"]
 
 TRAIN_TOKENS = 4_096  # of groups in one forward-backward: more make nothing faster
 LEAST_OPENING = 8  # tokens; computing fewer for each prompt costs less than masks do
@@ -175,6 +176,29 @@ def _split(group: TrainGroup, max_tokens: int) -> Iterator[TrainGroup]:
             start, used = g, len(group.prompt_ids)
         used += len(tokens)
     yield _members(group, start, len(group.tokens_G_T))
+
+
+def with_advantage(group: TrainGroup) -> TrainGroup:
+    """The completions of a group up to the last token that has an advantage; others are left out.
+
+    What comes behind has no gradient, and nothing before it depends on it.
+    """
+    rows = group.token_advantages()
+    ends = [max((t + 1 for t, advantage in enumerate(row) if advantage), default=0) for row in rows]
+    some = [(g, end) for g, end in enumerate(ends) if end]
+
+    def cut(rows: Sequence[list[Any]]) -> list[list[Any]]:
+        return [rows[g][:end] for g, end in some] if rows else []
+
+    return replace(
+        group,
+        tokens_G_T=cut(group.tokens_G_T),
+        sampling_logprobs_G_T=cut(group.sampling_logprobs_G_T),
+        advantages_G=[group.advantages_G[g] for g, _ in some],
+        guided_G=[group.guided_G[g] for g, _ in some] if group.guided_G else [],
+        advantages_G_T=cut(rows),
+        learnt_G_T=cut(group.learnt_G_T),
+    )
 
 
 def _members(group: TrainGroup, start: int, end: int) -> TrainGroup:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rftkit.server.engine.base import NotFiniteError, StepStats, TrainGroup, TrainSettings
-from rftkit.server.engine.torch.batches import micro_batches
+from rftkit.server.engine.torch.batches import micro_batches, with_advantage
 from rftkit.server.engine.torch.loss import LOSSES, LossInputs, kl_estimate
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
@@ -34,7 +34,12 @@ def train_step(
     policies.trained()[1].zero_grad(set_to_none=True)
     num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
     sums = _Sums()
-    for batch in micro_batches(groups, *model.batch_tokens(groups)):
+    entropy = _entropy(groups)
+    learnt = list(groups)
+    if not settings.kl_coef:  # that penalty is on all tokens
+        cut = [with_advantage(group) for group in groups]
+        learnt = [group for group in cut if group.tokens_G_T] or learnt
+    for batch in micro_batches(learnt, *model.batch_tokens(learnt)):
         loss = _loss(model, policies, batch, settings, num_tokens, sums)
         loss.backward()
         sums.loss += float(loss.detach())
@@ -43,7 +48,19 @@ def train_step(
     losses = [
         functools.partial(_loss, model, policies, [group], settings, 1, _Sums()) for group in groups
     ]
-    return sums.stats(take_step(policies, settings, sums.loss, losses), num_tokens)
+    return sums.stats(take_step(policies, settings, sums.loss, losses), num_tokens, entropy)
+
+
+def _entropy(groups: Sequence[TrainGroup]) -> float:
+    """Mean −log-prob of the sampled tokens, by the policy that sampled them."""
+    sampled = [
+        logprob
+        for group in groups
+        for g, row in enumerate(group.sampling_logprobs_G_T)
+        if not group.is_guided(g)
+        for logprob in row
+    ]
+    return -sum(sampled) / max(1, len(sampled))
 
 
 def take_step(
@@ -143,10 +160,10 @@ def _loss(
 
 
 class _Sums:
-    """Running sums over the completion tokens of one update."""
+    """Running sums over the tokens that one update computes."""
 
     def __init__(self) -> None:
-        self.loss = self.kl = self.clipped = self.entropy = self.gap = self.largest = 0.0
+        self.loss = self.kl = self.clipped = self.gap = self.largest = 0.0
         self.kl_tokens = self.sampled_tokens = 0
 
     def add(
@@ -158,19 +175,18 @@ class _Sums:
     ) -> None:
         gap = (policy - sampling).abs()
         self.clipped += float(clipped.sum())
-        self.entropy -= float(policy.masked_fill(~is_sampled, 0.0).sum())
         self.gap += float(gap.sum())
         self.largest = max(self.largest, float(gap.max()))
         self.sampled_tokens += int(is_sampled.sum())
 
-    def stats(self, grad_norm: float, num_tokens: int) -> StepStats:
+    def stats(self, grad_norm: float, num_tokens: int, entropy: float) -> StepStats:
         kl = self.kl / max(self.kl_tokens, 1)
         sampled = max(self.sampled_tokens, 1)
         return StepStats(
             loss=self.loss,
             grad_norm=grad_norm,
             clip_fraction=self.clipped / sampled,
-            entropy=self.entropy / sampled,
+            entropy=entropy,
             kl=kl if math.isfinite(kl) else None,
             logprob_gap_mean=self.gap / sampled,
             logprob_gap_max=self.largest,
