@@ -267,7 +267,8 @@ def _silent(home: Path) -> ServerStatus:
     """
     record = _record(home)
     try:
-        return ServerStatus(record["address"], int(record["pid"]), home, record["version"], 0.0)
+        address, version = (str(record.get(name) or "") for name in ("address", "version"))
+        return ServerStatus(address, int(record["pid"]), home, version, 0.0)
     except (KeyError, ValueError, TypeError):
         raise PlatformError(
             f"a server is using the home folder {home} and does not answer, and its process is not "

@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from rftkit.server import __main__ as server
+from rftkit.server.http import serving
 from rftkit.server.worker import worker
 
 
@@ -60,5 +61,5 @@ if __name__ == "__main__":
         TorchEngine.sample = counted(TorchEngine.sample)  # type: ignore[method-assign]
         worker.main()
     else:
-        server.WORKER = (sys.executable, __file__, "--worker")
+        serving.WORKER = (sys.executable, __file__, "--worker")
         sys.exit(server.main())

@@ -1,14 +1,16 @@
 """The processes of the sandbox as the machine sees them: start, what they hold, what they leave.
 
 Starts happen on one thread that lives as long as this process: the kernel ends a grader's process
-when the thread that started it ends. Scratch folders are named after the process that made them, so
-that those of a killed one can be swept. Not here: what is said to a process (`sandbox`).
+when the thread that started it ends. A watchdog, which is a process of its own, ends those that
+have turned that off. Scratch folders are named after the process that made them, so that those of a
+killed one can be swept. Not here: what is said to a process (`sandbox`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import queue
 import re
@@ -24,11 +26,23 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from rftkit.graders import cgroups
 from rftkit.graders.confine import missing
+from rftkit.graders.watchdog import started_at
 
-__all__ = ["CONFINE", "can_mount", "remove", "scratch_bytes", "start", "sweep", "weaknesses"]
+__all__ = [
+    "CONFINE",
+    "can_mount",
+    "ended",
+    "remove",
+    "scratch_bytes",
+    "start",
+    "sweep",
+    "weaknesses",
+]
 
 CONFINE = Path(__file__).with_name("confine.py")
+WATCHDOG = Path(__file__).with_name("watchdog.py")
 PREFIX = "rftkit-grader-"
 OLD_SECONDS = 24 * 3600.0
 MAX_FILES = 20_000
@@ -38,11 +52,71 @@ MAX_DEPTH = 50
 Call = tuple[Future["subprocess.Popen[bytes]"], list[str], dict[str, Any]]
 
 
-def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """`subprocess.Popen`, from a thread that does not end before this process."""
+def start(command: list[str], scratch: str, **options: Any) -> subprocess.Popen[bytes]:
+    """`subprocess.Popen`, from a thread that does not end before this process.
+
+    The process leads a session of its own and is watched until `ended` is called: if this process
+    ends first, it is killed and its scratch folder removed.
+    """
     future: Future[subprocess.Popen[bytes]] = Future()
-    _starts(os.getpid()).put((future, command, options))
-    return future.result()
+    _starts(os.getpid()).put((future, command, options | {"start_new_session": True}))
+    process = future.result()
+    _watchdog(os.getpid()).tell(process.pid, started_at(process.pid), scratch)
+    return process
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """A process has been waited for: its number may soon be that of another one."""
+    _watchdog(os.getpid()).tell(process.pid)
+
+
+class _Watchdog:
+    """The process that ends graders when this one is gone; started with the first of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._alive: dict[int, tuple[Any, ...]] = {}
+        self._pipe = self._spawned()
+
+    def tell(self, pid: int, *rest: str | None) -> None:
+        """Say that a process has started, or without more words that it has ended."""
+        with self._lock:
+            if rest:
+                self._alive[pid] = rest
+            else:
+                self._alive.pop(pid, None)
+            try:
+                self._write([pid, *rest])
+            except BrokenPipeError:  # somebody ended it: the next one is told of all
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(self.pid, os.WNOHANG)
+                os.close(self._pipe)
+                self._pipe = self._spawned()
+                for alive, known in self._alive.items():
+                    self._write([alive, *known])
+
+    def _write(self, message: list[Any]) -> None:
+        os.write(self._pipe, json.dumps(message).encode() + b"\n")
+
+    def _spawned(self) -> int:
+        """The end of a pipe that closes with this process. Nothing waits for the watchdog."""
+        reader, writer = os.pipe()
+        null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0) for fd in (1, 2)]
+        command = [sys.executable, "-I", "-S", "-B", str(WATCHDOG)]
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, reader, 0), *null]
+            self.pid = os.posix_spawn(
+                sys.executable, command, {"PATH": "/usr/bin:/bin"}, file_actions=actions
+            )
+        finally:
+            os.close(reader)
+        return writer
+
+
+@functools.cache
+def _watchdog(pid: int) -> _Watchdog:
+    """The watchdog of this process; a forked child has another number, and one of its own."""
+    return _Watchdog()
 
 
 @functools.cache
@@ -76,7 +150,8 @@ def sweep_once(pid: int) -> None:
 
 
 def sweep() -> None:
-    """Remove the scratch folders of processes that are gone."""
+    """Remove the scratch folders and control groups of processes that are gone."""
+    cgroups.sweep()
     folder = Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{PREFIX}*"):
@@ -204,9 +279,17 @@ def weaknesses() -> list[str]:
     """Which limits of python graders do not hold on this machine, in words."""
     if (reason := missing()) is not None:
         return [f"Python graders cannot be isolated here: {reason}."]
-    if can_mount():
-        return []
-    return [
-        "The limit on scratch files of python graders is checked ten times a second, not enforced: "
-        "this kernel lets no unprivileged process mount a folder of its own (user namespaces)."
-    ]
+    found = []
+    if not can_mount():
+        found.append(
+            "The limit on scratch files of python graders is checked ten times a second, not "
+            "enforced: this kernel lets no unprivileged process mount a folder of its own (user "
+            "namespaces)."
+        )
+    if cgroups.base() is None:
+        found.append(
+            "The memory of a python grader is limited by its address space, its threads are "
+            "counted ten times a second: this process has no control group of its own. `systemd-run"
+            " --user --scope -p Delegate=yes rftkit serve` gives it one."
+        )
+    return found

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import PlatformError
-from rftkit.graders import processes
+from rftkit.graders import cgroups, processes
 from rftkit.graders.calls import if_abandoned
 from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
@@ -44,6 +44,8 @@ __all__ = ["Limits", "Sandbox"]
 _START_SECONDS = 30.0
 _TICK_SECONDS = 0.1
 _MAX_THREADS = 64
+_OWN_THREADS = 2
+"""Processes of the sandbox itself in a control group: the one that forks, and its child."""
 _MAX_REPLY_BYTES = 1 << 20
 _TAMPERED = "the grader wrote into the sandbox's own channel"
 
@@ -171,12 +173,12 @@ class _Worker:
         self._scratch = processes.make_scratch()
         self._process = processes.start(
             [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("worker.py"))],
+            self._scratch,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=_environment(self._scratch),
             cwd=self._scratch,
-            start_new_session=True,
             bufsize=0,
         )
         assert self._process.stdin is not None
@@ -184,7 +186,12 @@ class _Worker:
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
+        self._group = cgroups.make(
+            limits.memory_bytes + limits.scratch_bytes, _MAX_THREADS + _OWN_THREADS
+        )
         try:
+            if self._group is not None:
+                self._group.add(self._process.pid)
             self._set_up(source, confined)
         except BaseException:
             self.kill()
@@ -227,6 +234,9 @@ class _Worker:
         """End the process and remove its files."""
         self.stop()
         self._process.wait()
+        processes.ended(self._process)
+        if self._group is not None:
+            self._group.remove()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 stream.close()
@@ -370,6 +380,8 @@ class _Worker:
             status = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
             return _TAMPERED
+        if self._group is not None and self._group.ran_out_of_memory():
+            return f"killed: more than {self._limits.memory_bytes} bytes of memory"
         return _ending(status)
 
 

@@ -103,7 +103,7 @@ def test_an_idle_server_ends_by_itself(own_home: Path) -> None:
 
 
 def test_the_default_port_moves_on_and_a_chosen_one_does_not(home: Path) -> None:
-    from rftkit.server.__main__ import _bind
+    from rftkit.server.http.serving import _bind
 
     with _bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -199,6 +199,35 @@ def test_another_program_at_the_address_is_no_server(home: Path) -> None:
 
 
 def test_the_light_process_imports_no_torch() -> None:
-    code = "import sys, rftkit.server.__main__, rftkit.client; print('torch' in sys.modules)"
+    code = "import sys, rftkit.server.http.serving, rftkit.client; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_of_two_servers_started_at_once_one_ends_before_it_loads_anything(own_home: Path) -> None:
+    """The home is locked first: both used to live for seconds, until all was imported."""
+    code = "import sys, rftkit.server.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"uvicorn", "fastapi", "sqlite3.dump", "numpy"} & set(done.stdout.split())
+
+    command = [sys.executable, "-m", "rftkit.server", "--home", str(own_home), "--port", "0"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while all(each.poll() is None for each in both):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    [loser] = [each for each in both if each.poll() is not None]
+    [winner] = [each for each in both if each is not loser]
+    assert loser.returncode == 1
+    assert f"uses the home folder {own_home}: process {winner.pid}, " in loser.communicate()[1]
+    status = client._awaited(own_home, 60)
+    assert status is not None
+    assert status.pid == winner.pid
+    client.stop_server(own_home)
+    winner.communicate(timeout=60)
+    assert not (own_home / "server.json").exists()
+
+
+def test_a_server_that_fails_to_start_leaves_no_record(home: Path) -> None:
+    assert serve(home, "--host", "0.0.0.0").returncode == 1
+    assert not (home / "server.json").exists()

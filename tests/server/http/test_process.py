@@ -17,7 +17,7 @@ import pytest
 from conftest import GRADER, ROW, Served
 
 from rftkit import client
-from rftkit.server.__main__ import _is_stderr
+from rftkit.server.http.serving import _is_stderr
 
 TOY = Path(__file__).parents[3] / "datasets" / "tiny_copy"
 MODEL: Any = "rftkit-tiny"
