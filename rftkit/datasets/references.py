@@ -85,9 +85,9 @@ def reference_findings(
 
 
 def verdict_finding(verdict: Verdict) -> Finding:
-    """The verdict on a grader as a finding."""
+    """The verdict on a grader as a finding: an error, unless a job could still learn a little."""
     return Finding(
-        "error",
+        "warning" if verdict.code == "unsteady" else "error",
         f"grader_{verdict.code}",
         verdict.sentence,
         verdict.advice,

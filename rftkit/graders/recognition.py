@@ -1,8 +1,9 @@
 """Does a grader recognise a right answer at all? One verdict for checks, jobs and reports.
 
-The reference answers of a dataset are right by definition. A grader that pays none of them, or
-that pays the same for every answer, teaches nothing, however tidy its numbers look. `verdict` is
-the rule, over rewards that somebody has; `recognise` grades a few rows and applies it. Not here:
+The reference answers of a dataset are right by definition. A grader that pays none of them, that
+pays the same for every answer, or more for wrong ones, teaches nothing, however tidy its numbers
+look; nor does one that pays the same answer now this, now that. `verdict` is the rule, over rewards
+that somebody has; `recognise` grades a few rows and applies it. Not here:
 which cheats pay (`auditing`), and whether the references themselves are right.
 """
 
@@ -36,6 +37,7 @@ MAX_ROWS = 12
 """Rows whose cheats are graded when the references look suspicious."""
 WRONG = ("other_answer", "changed_fact")
 """Cheats that are wrong answers of the right form."""
+AGAIN = "reference again"
 SAME = 1e-9
 MAX_SHOWN = 80
 _ROUGE_TOKEN = re.compile("[a-z0-9]", re.IGNORECASE | re.ASCII)
@@ -45,7 +47,7 @@ _ROUGE_TOKEN = re.compile("[a-z0-9]", re.IGNORECASE | re.ASCII)
 class Verdict:
     """Why nothing can be learned from a grader."""
 
-    code: Literal["not_recognised", "constant"]
+    code: Literal["not_recognised", "constant", "inverted", "unsteady"]
     sentence: str
     advice: str
     reasons: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class Tried:
     """Reward of the reference answer."""
     others: Mapping[str, float]
     """Name of a cheat -> its reward."""
+    again: float | None = None
+    """Reward of the reference answer when it was graded once more, if it was."""
 
 
 def verdict(honest: Sequence[float], tried: Sequence[Tried], floor: float = 0.0) -> Verdict | None:
@@ -93,16 +97,59 @@ def verdict(honest: Sequence[float], tried: Sequence[Tried], floor: float = 0.0)
             "grade one reference answer by hand (rftkit grade), and compare what the grader reads "
             "with what the row holds: its keys, its form, its case",
         )
-    everything = [*honest, *(reward for row in tried for reward in row.others.values())]
-    if any(row.others for row in tried) and max(everything) - min(everything) <= SAME:
-        return Verdict(
-            "constant",
-            f"the grader pays the same for everything: {honest[0]:.3f} for right answers, wrong "
-            "answers and an empty one; nothing can be learned from it",
-            "make the reward depend on the answer: compare sample.output_text or "
-            "sample.output_json with the row",
+    rows = [row for row in tried if row.others]
+    return _unsteady(tried) or _constant(honest, rows) or _inverted(rows)
+
+
+def _constant(honest: Sequence[float], rows: Sequence[Tried]) -> Verdict | None:
+    """The verdict on a grader that does not look at the answer."""
+    if not rows or any(_differ([row.reference, *row.others.values()]) for row in rows):
+        return None
+    if _differ(honest):
+        sentence = (
+            "the grader does not look at the answer: within each row, right answers, wrong answers "
+            "and an empty one earn the same; nothing can be learned from it"
         )
-    return None
+    else:
+        sentence = (
+            f"the grader pays the same for everything: {honest[0]:.3f} for right answers, wrong "
+            "answers and an empty one; nothing can be learned from it"
+        )
+    return Verdict(
+        "constant",
+        sentence,
+        "make the reward depend on the answer: compare sample.output_text or sample.output_json "
+        "with the row",
+    )
+
+
+def _inverted(rows: Sequence[Tried]) -> Verdict | None:
+    """The verdict on a grader that pays every wrong answer more than the right one."""
+    wrong = [(row.reference, row.others[n]) for row in rows for n in WRONG if n in row.others]
+    if not wrong or any(other <= reference + SAME for reference, other in wrong):
+        return None
+    reference, other = wrong[0]
+    return Verdict(
+        "inverted",
+        f"wrong answers earn more than right ones in every row ({other:.3f} against "
+        f"{reference:.3f} in the first): the model would learn to be wrong",
+        "turn the grader round: swap eq and ne, or subtract the reward from its highest value",
+    )
+
+
+def _unsteady(rows: Sequence[Tried]) -> Verdict | None:
+    """The verdict on a grader that pays the same answer to the same row differently."""
+    both = [(row.reference, row.again) for row in rows if row.again is not None]
+    apart = [(one, other) for one, other in both if abs(one - other) > SAME]
+    if 2 * len(apart) < max(len(both), 1):
+        return None
+    return Verdict(
+        "unsteady",
+        f"the grader pays the same answer differently each time: {apart[0][0]:.3f}, then "
+        f"{apart[0][1]:.3f} ({len(apart)} of {len(both)} reference answers)",
+        "take random numbers, clocks and counters out of grade, and let it keep nothing from one "
+        "call to the next",
+    )
 
 
 def recognise(
@@ -132,8 +179,8 @@ def recognise(
     if honest is None:
         own = _graded(grader, [(text, item) for item, text in known], response_format)
         honest = [reward for reward in own if reward is not None]
-    if not honest or (max(honest) > grader.floor_reward + SAME and _differ(honest)):
-        return None  # some right answer earns more than another: neither rule applies
+    if not honest:
+        return None
     tried = list(_tried(grader, known, response_format))
     found = verdict(honest, tried, grader.floor_reward)
     return found and explained(found, grader.spec, known)
@@ -146,11 +193,12 @@ def _tried(
 ) -> Iterator[Tried]:
     texts = [text for _, text in known]
     for item, text in known:
-        answers = make_answers(text, item, texts)
+        answers = make_answers(text, item, texts) | {AGAIN: text}
         earned = _graded(grader, [(each, item) for each in answers.values()], response_format)
         rewards = {name: r for name, r in zip(answers, earned, strict=True) if r is not None}
+        again = rewards.pop(AGAIN, None)
         if "reference" in rewards:
-            yield Tried(rewards.pop("reference"), rewards)
+            yield Tried(rewards.pop("reference"), rewards, again)
 
 
 def _graded(

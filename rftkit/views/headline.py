@@ -107,7 +107,7 @@ def _points(summary: Figures) -> list[str]:
     if summary.get("status") not in (None, "succeeded"):
         points.append(f"The job has not succeeded: its status is {summary['status']}.")
     if broken := summary.get("grader_verdict"):
-        points.append(f"These rewards mean nothing: {broken}.")
+        points.append(f"Do not rely on these rewards: {broken}.")
     if test and test["difference"] is not None:
         points.append(
             f"Row by row: {test['better']} better, {test['worse']} worse, {test['same']} the same."

@@ -75,6 +75,20 @@ ALIKE = {
     "half": python("    return 0.5\n"),
     "like an empty text": check("", "like"),
 }
+PER_ROW = {
+    "only the row": python("    return float(item['answer'] in ('2', '4'))\n"),
+    "the length of the row": python("    return len(item['answer']) / 10\n"),
+}
+INVERTED = {
+    "two minus": python("    return 2.0 - float(said == item['answer'])\n"),
+    "a distance": python(
+        "    return 1.0 + abs(len(said) - len(item['answer'])) + (said != item['answer'])\n"
+    ),
+}
+UNSTEADY = {
+    "random": "import random\ndef grade(sample, item):\n    return random.random()\n",
+    "a counter": "n = 0\ndef grade(sample, item):\n    global n\n    n += 1\n    return float(n)\n",
+}
 SOUND = {
     "exact": check("{{item.answer}}"),
     "like": check("{{item.answer}}", "like"),
@@ -108,6 +122,33 @@ def test_everything_earns_the_same(name: str) -> None:
     broken = found(ALIKE[name], ITEMS)
     assert broken is not None
     assert broken.code == "constant"
+
+
+@pytest.mark.parametrize("name", PER_ROW)
+def test_what_ignores_the_answer_is_constant_even_if_rows_differ(name: str) -> None:
+    broken = found(PER_ROW[name], ITEMS)
+    assert broken is not None
+    assert (broken.code, broken.sentence[:38]) == (
+        "constant",
+        "the grader does not look at the answer",
+    )
+    assert graders.audit(PER_ROW[name], ITEMS).verdict == broken
+
+
+@pytest.mark.parametrize("name", INVERTED)
+def test_what_pays_every_wrong_answer_more_is_an_error(name: str) -> None:
+    broken = found(INVERTED[name], ITEMS)
+    assert broken is not None
+    assert broken.code == "inverted"
+    assert graders.audit(INVERTED[name], ITEMS).verdict == broken
+
+
+@pytest.mark.parametrize("name", UNSTEADY)
+def test_what_pays_the_same_answer_differently_is_named(name: str) -> None:
+    broken = found({"type": "python", "name": "u", "source": UNSTEADY[name]}, ITEMS)
+    assert broken is not None
+    assert broken.code == "unsteady"
+    assert datasets.verdict_finding(broken).severity == "warning"
 
 
 @pytest.mark.parametrize("name", SOUND)
