@@ -27,6 +27,8 @@ __all__ = [
 
 SUMS = "sha256.json"
 """In each folder that appears whole: file name → digest."""
+SYSTEM = ("/dev/", "/proc/", "/sys/")
+"""Folders whose entries are no files, whatever they look like."""
 LEAST_BYTES = 1 << 20
 """With less room than this, a disk counts as full whatever a library calls its error."""
 
@@ -41,12 +43,14 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> 
     """Where a command will write, found out before any work: a file, and none of its inputs.
 
     Symbolic links, hard links and names that the file system takes for the same are seen through.
+    Of a folder among the inputs no file may be replaced.
 
     Raises:
-        InputError: it is one of `inputs`, or cannot be written.
+        InputError: it is one of `inputs` or in one, or it cannot be written.
     """
     target = Path(path).expanduser()
     _check_name(target)
+    _check_kind(target)
     for given in inputs:
         if given is not None and _is_same(target, Path(given).expanduser()):
             raise InputError(
@@ -62,6 +66,21 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> 
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{target} cannot be written: no permission to write in {folder}")
     return target
+
+
+def _check_kind(target: Path) -> None:
+    """Refuse what is no file of a user: renaming a draft over `/dev/null` would remove the device.
+
+    Raises:
+        InputError: it is a device, a pipe or a socket, or in a folder of the system.
+    """
+    place = os.path.abspath(target)
+    is_of_system = place.startswith(SYSTEM) and not place.startswith("/dev/shm/")
+    if is_of_system or (target.exists() and not (target.is_file() or target.is_dir())):
+        raise InputError(
+            f"{target} is a device or a pipe, not a file that can be replaced; give the path of a "
+            "file"
+        )
 
 
 def _check_name(target: Path) -> None:
@@ -80,12 +99,19 @@ def _is_same(one: Path, other: Path) -> bool:
     with contextlib.suppress(OSError):
         if one.samefile(other):
             return True
-    return os.path.realpath(one) == os.path.realpath(other)
+    place, given = os.path.realpath(one), os.path.realpath(other)
+    is_within = os.path.isdir(given) and place.startswith(os.path.join(given, ""))
+    return place == given or (is_within and os.path.lexists(place))
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when all went well; makes its folder."""
+    """A file to write that takes the place of `path` when all went well; makes its folder.
+
+    Raises:
+        InputError: `path` is a device, a pipe or a socket.
+    """
+    _check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name may be as long as the disk allows: the draft's is not longer
     draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rftkit import graders, reports
 from rftkit.cli import app as cli
 from rftkit.errors import InputError, RftkitError
-from rftkit.wholefile import check_output
+from rftkit.wholefile import check_output, write_whole
 
 ROW = {"messages": [{"role": "user", "content": "q"}], "answer": "a"}
 GRADER = {
@@ -104,3 +104,44 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(files: Path) -> 
         check_output(files)
     with pytest.raises(InputError, match="is not a folder"):
         check_output(files / "data.jsonl" / "page.html")
+
+
+REPLACED = "is a device or a pipe, not a file that can be replaced"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices and pipes of POSIX")
+@pytest.mark.parametrize("path", ["pipe", "link"])
+def test_a_pipe_is_never_replaced(files: Path, path: str) -> None:
+    """As root, `-o /dev/null` renamed a file over the device, for every process of the machine."""
+    os.mkfifo(files / "pipe")
+    os.symlink(files / "pipe", files / "link")
+    done = CliRunner().invoke(cli.app, ["dataset", "profile", "data.jsonl", "-o", path])
+    assert isinstance(done.exception, InputError)
+    assert REPLACED in str(done.exception)
+    with pytest.raises(InputError, match=REPLACED):
+        write_whole(files / path, "x")
+    assert (files / "pipe").is_fifo()
+    assert (files / "link").is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices of POSIX")
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_device_is_refused_before_any_work(path: str) -> None:
+    """Only asked, never tried: a test that failed would break the machine."""
+    with pytest.raises(InputError, match=REPLACED):
+        check_output(path)
+
+
+def test_no_file_of_a_folder_that_is_read_is_replaced(files: Path) -> None:
+    (files / "dump").mkdir()
+    manifest = files / "dump" / "manifest.json"
+    manifest.write_text("{}")
+    os.symlink(manifest, files / "link.csv")
+    for out in ("dump/manifest.json", "dump/../dump/manifest.json", "link.csv"):
+        command = ["eval", "compare", "evalrun_1", "--dump", "dump", "--csv", out]
+        done = CliRunner().invoke(cli.app, command)
+        assert "is what is read here" in str(done.exception), out
+        with pytest.raises(RftkitError, match="is what is read here"):
+            reports.run(files / "mine.ipynb", out, labels="dump")
+    assert check_output("dump/new.csv", ["dump"]) == Path("dump/new.csv")
+    assert manifest.read_text() == "{}"

@@ -138,7 +138,7 @@ def compare_evals(
     from rftkit import evals
 
     if csv is not None:
-        check_output(csv, [each for each in names if Path(each).is_file()])
+        check_output(csv, [*(each for each in names if Path(each).is_file()), dump])
     samples = _samples(names, dump)
     found = evals.compare(
         samples, baseline=baseline, after=after, slices=cut or (), margin=margin, seed=seed

@@ -17,7 +17,8 @@ _EMAIL = re.compile(rb"[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,}")
 _SECRET_STARTS = (
     b"sk-", b"sk_", b"rk_", b"AKIA", b"ASIA", b"gh", b"github_pat_", b"glpat-", b"xox", b"xapp-",
     b"AIza", b"ya29.", b"hf_", b"npm_", b"pypi-", b"SG.", b"eyJ", b"dop_v1_", b"AccountKey=",
-    b"-----BEGIN", b"gsk_", b"xai-", b"r8_", b"nvapi-", b"lin_api_", b"whsec_",
+    b"-----BEGIN", b"gsk_", b"xai-", b"r8_", b"nvapi-", b"lin_api_", b"whsec_", b":AA", b"dapi",
+    b"shp", b"hvs.", b"dckr_pat_", b"glsa_", b"figd_", b"sbp_", b"pplx-", b"ntn_", b"ATATT3",
 )  # fmt: skip
 _SECRET = re.compile(
     rb"\bsk-[\w-]{20,}|\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|\bwhsec_[A-Za-z0-9+/]{24,}"
@@ -27,8 +28,17 @@ _SECRET = re.compile(
     rb"|\bSG\.[\w-]{16,}\.[\w-]{16,}|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
     rb"|\bdop_v1_[a-f0-9]{64}|AccountKey=[A-Za-z0-9+/=]{60,}|\bgsk_[A-Za-z0-9]{40,}"
     rb"|\bxai-[A-Za-z0-9]{40,}|\br8_[A-Za-z0-9]{30,}|\bnvapi-[\w-]{40,}|\blin_api_[A-Za-z0-9]{30,}"
+    rb"|\b\d{8,10}:AA[\w-]{32,}|\bdapi[a-f0-9]{32}|\bshp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}"
+    rb"|\bhvs\.[\w-]{24,}|\bdckr_pat_[\w-]{20,}|\bglsa_\w{32,}|\bfigd_[\w-]{30,}"
+    rb"|\bsbp_[a-f0-9]{40}|\bpplx-[A-Za-z0-9]{40,}|\bntn_[A-Za-z0-9]{40,}|\bATATT3[\w=-]{40,}"
     rb"|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
+_NAMES = (b"assw", b"ASSW", b"pwd", b"PWD", b"ecret", b"ECRET", b"oken", b"OKEN", b"ey", b"EY")
+_ASSIGNED = re.compile(
+    rb"(?i:password|passwd|pwd|secret|api[_-]?key|access[_-]?key|token)[\"']?\s{0,3}[:=]\s{0,3}"
+    rb"[\"'](?=[^\s\"']*\d)[^\s\"'{}<>$]{8,}[\"']"
+)
+"""A quoted word with a digit that is given to such a name in code or settings."""
 _IBAN = re.compile(rb"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _DIGITS = re.compile(rb"(?<![\w.,-])\+?\(?\d(?:[ ().-]{0,2}\d){7,18}(?![\w-])")
 _SSN = re.compile(rb"^(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}$")
@@ -64,7 +74,9 @@ def kinds_in(line: bytes, value: Any = None) -> set[str]:
     found = set()
     if b"@" in line and _EMAIL.search(line):
         found.add("email")
-    if any(start in line for start in _SECRET_STARTS) and _SECRET.search(line):
+    if (any(start in line for start in _SECRET_STARTS) and _SECRET.search(line)) or (
+        any(name in line for name in _NAMES) and _ASSIGNED.search(line)
+    ):
         found.add("secret")
     if any(_is_iban(match[0]) for match in _IBAN.finditer(line)):
         found.add("iban")
@@ -88,6 +100,8 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _kind_of_digits(text: bytes) -> str | None:
+    if b")" not in text:  # the bracket that opens a remark
+        text = text.removeprefix(b"(")
     if _SSN.match(text):
         return "ssn"
     if _PHONE.match(text):

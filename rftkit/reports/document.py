@@ -16,12 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from rftkit.errors import ReportError
 from rftkit.reports.provenance import MIME as SOURCE_MIME
 from rftkit.reports.provenance import Making, provenance
 from rftkit.reports.summary import MIME
 from rftkit.views.markup import json_script, page, text
 
-__all__ = ["document", "drop_widgets", "outside", "read_summary"]
+__all__ = ["check_templates", "document", "drop_widgets", "outside", "read_summary"]
 
 WIDGET_MIMES = (
     "application/vnd.jupyter.widget-view+json",
@@ -30,6 +31,31 @@ WIDGET_MIMES = (
 SUMMARY_ID = "rk-summary"
 LEFT_OUT = ("remove-cell", "papermill-error-cell")
 """Tags of cells that are only for the notebook's reader, and of papermill's own banner."""
+
+
+def check_templates() -> None:
+    """Find out before a notebook runs whether nbconvert can make a page of it.
+
+    Raises:
+        ReportError: nbconvert was installed without its templates, or they are damaged.
+    """
+    try:
+        _ = _exporter().template  # loaded when it is first asked for
+    except Exception as error:  # nbconvert's for a missing folder, jinja's for a missing file
+        found = " ".join(str(error).split())
+        raise ReportError(
+            f"nbconvert cannot load its page templates ({type(error).__name__}: {found}). Install "
+            "it again with: pip install --force-reinstall nbconvert. Or set JUPYTER_PATH to the "
+            "folder share/jupyter that holds nbconvert/templates"
+        ) from error
+
+
+def _exporter() -> Any:
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(
+        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
+    )
 
 
 def document(notebook: Any, making: Making, failure: str | None, show_code: bool) -> str:
@@ -41,8 +67,6 @@ def document(notebook: Any, making: Making, failure: str | None, show_code: bool
         failure: The error, shown at the top; None without one.
         show_code: Keep the code of all cells.
     """
-    from nbconvert import HTMLExporter
-
     summary = next(reversed(_taken(notebook, MIME)), None)
     sources = [each for named in _taken(notebook, SOURCE_MIME) for each in named]
     failed = next((cell for cell in notebook.cells if _has_failed(cell)), None)
@@ -50,10 +74,7 @@ def document(notebook: Any, making: Making, failure: str | None, show_code: bool
         hides = cell.cell_type == "code" and not show_code and cell is not failed
         cell.metadata["transient"] = {"remove_source": hides}
     notebook.cells = [cell for cell in notebook.cells if _is_shown(cell, show_code)]
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
-    )
-    body, _ = exporter.from_notebook_node(notebook)
+    body, _ = _exporter().from_notebook_node(notebook)
     body += provenance(making, sources)
     return page(
         _title(notebook) or making.notebook.stem,

@@ -16,7 +16,7 @@ from typing import Any
 
 from rftkit.bundled import bundled_folder
 from rftkit.errors import InputError, ReportError
-from rftkit.reports.document import document, drop_widgets, outside
+from rftkit.reports.document import check_templates, document, drop_widgets, outside
 from rftkit.reports.execute import execute, read_notebook
 from rftkit.reports.parameters import checked, declared, from_text
 from rftkit.reports.provenance import Making, now
@@ -55,8 +55,8 @@ def run(
 
     Raises:
         ReportError: a parameter is unknown or has the wrong type, the notebook has no such cell,
-            `out` cannot be written, the page refers to something outside itself, or a cell failed
-            (then the page exists and shows where).
+            `out` cannot be written, nbconvert has no templates, the page refers to something
+            outside itself, or a cell failed (then the page exists and shows where).
     """
     import nbformat
 
@@ -66,6 +66,7 @@ def run(
     inputs = [source, *_files_in(values.values())]
     pages = [target, target.with_suffix(".ipynb")] if keep_notebook else [target]
     _check_outputs(pages, inputs, target if csv else None)
+    check_templates()
     started, clock = now(), time.perf_counter()
     csv_prefix = str(target.with_name(target.stem[:80]).resolve()) if csv else ""
     executed, failure = execute(source, values, timeout_seconds, csv_prefix)
@@ -136,11 +137,11 @@ def _may_be_table(given: Path, prefix: Path) -> bool:
 
 
 def _files_in(values: Iterable[Any]) -> Iterator[Path]:
-    """The files that parameters name: they are inputs of the report."""
+    """The files and folders that parameters name: they are inputs of the report."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from _files_in(value)
         elif isinstance(value, str | Path) and value:
             with contextlib.suppress(OSError, ValueError):  # no text is a path only
-                if (path := Path(value).expanduser()).is_file():
+                if (path := Path(value).expanduser()).exists():
                     yield path

@@ -30,6 +30,13 @@ FOUND = {
         "SG." + "a" * 22 + "." + "b" * 43,
         "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijkl",
         "-----BEGIN RSA PRIVATE KEY",
+        "123456789:AAE" + "aB3dE6fG" * 4,
+        "dapi" + "0a1b2c3d" * 4,
+        "shpat_" + "0a1b2c3d" * 4,
+        "hvs." + "a1B2" * 8,
+        'password = "hunter2hunter2"',
+        "api_key: 'Zx9-4711-Qw'",
+        '"client_secret": "8f14e45fceea167a"',
     ],
 }
 BEFORE = ["", "\n", "\t", "\r\n", "é", "\u2028", '"', "\\", "\f", "\b", "日本"]
@@ -53,6 +60,26 @@ def test_after_every_escape(kind: str, before: str, ascii_only: bool, tmp_path: 
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = [each for each in datasets.check(path).findings if each.figures.get("kind") == kind]
     assert [each.count for each in found] == [len(rows)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password = os.environ['PASSWORD_1']", 'token = "<your token 1>"', "password: required",
+        'the key "word1234" is here', 'pwd = "${DB_PASSWORD_2}"', 'secret = "short1"',
+        "(version 3.12.4-1)", "call (12) 345",
+    ],
+)  # fmt: skip
+def test_placeholders_and_words_are_not_secrets(text: str) -> None:
+    assert kinds_in(text.encode()) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("(536-22-1234)", "ssn"), ("(415-555-0132)", "phone"), ("(4111 1111 1111 1111)", "card")],
+)
+def test_numbers_in_brackets(text: str, kind: str) -> None:
+    assert kinds_in(text.encode()) == {kind}
 
 
 def test_a_line_that_is_no_row_is_looked_at_too() -> None:

@@ -164,3 +164,16 @@ def test_names_as_long_as_the_disk_allows_and_longer(tmp_path):
     assert reports.run(path, out, csv=True) == out
     with pytest.raises(ReportError, match="too long for a file .405 bytes"):
         reports.run(path, tmp_path / ("ü" * 200 + ".html"))
+
+
+def test_nbconvert_without_its_templates_is_said_before_the_notebook_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    path = notebook(tmp_path, f"open({str(ran)!r}, 'w').close()")
+    roots = "nbconvert.exporters.templateexporter.TemplateExporter.get_prefix_root_dirs"
+    monkeypatch.setattr(roots, lambda self: [str(tmp_path / "nowhere")])
+    with pytest.raises(ReportError, match="cannot load its page templates.*--force-reinstall"):
+        reports.run(path, tmp_path / "page.html")
+    assert not ran.exists()
+    assert not (tmp_path / "page.html").exists()
