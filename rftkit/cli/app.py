@@ -11,9 +11,10 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 import rftkit
 from rftkit import settings
@@ -30,6 +31,19 @@ from rftkit.errors import InputError, MissingExtraError, RftkitError
 __all__ = ["app", "main"]
 
 app = typer.Typer(**PLAIN)
+
+LAB_FOLDER = Path("rftkit-notebooks")
+
+
+class LabCommand(TyperCommand):
+    """Takes everything after `--` as options for JupyterLab, with or without a folder before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the default folder where the words before `--` do not name one."""
+        before = args[: args.index("--")] if "--" in args else None
+        if before is not None and all(word.startswith("-") for word in before):
+            args = [*before, str(LAB_FOLDER), *args[len(before) :]]
+        return super().parse_args(ctx, args)
 
 
 def _print_version(wanted: bool) -> None:
@@ -160,11 +174,9 @@ def serve(
     os.execve(sys.executable, command, settings.child_environment())  # signals go straight to it
 
 
-@app.command()
+@app.command(cls=LabCommand)
 def lab(
-    folder: Annotated[Path, typer.Argument(help="The folder for your copies.")] = Path(
-        "rftkit-notebooks"
-    ),
+    folder: Annotated[Path, typer.Argument(help="The folder for your copies.")] = LAB_FOLDER,
     options: Annotated[
         list[str] | None,
         typer.Argument(help="After --, options for JupyterLab, such as --no-browser."),

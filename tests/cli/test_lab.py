@@ -11,6 +11,7 @@ import pytest
 
 from rftkit import privacy, settings
 from rftkit.cli import lab
+from rftkit.cli.app import app
 from rftkit.cli.lab import Copies, copy_notebooks
 from rftkit.errors import InputError, PlatformError
 
@@ -84,6 +85,33 @@ def test_folders_that_cannot_be_used_are_named(source: Path, tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file: .*; name another folder"):
         copy_notebooks(tmp_path / "file", source)
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "options"),
+    [
+        ([], "rftkit-notebooks", []),
+        (["--", "--no-browser"], "rftkit-notebooks", ["--no-browser"]),
+        (["--", "--port", "0"], "rftkit-notebooks", ["--port", "0"]),
+        (["--"], "rftkit-notebooks", []),
+        (["mine", "--", "--no-browser", "--debug"], "mine", ["--no-browser", "--debug"]),
+        (["mine"], "mine", []),
+    ],
+)
+def test_words_after_two_dashes_are_options_and_never_the_folder(
+    words: list[str], folder: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`rftkit lab -- --no-browser` once made a folder called `--no-browser`."""
+    found: list[tuple[Path, list[str]]] = []
+
+    def run(folder: Path, options: list[str]) -> int:
+        found.append((folder, list(options)))
+        return 0
+
+    monkeypatch.setattr(lab, "run_lab", run)
+    with pytest.raises(SystemExit):
+        app(["lab", *words])
+    assert found == [(Path(folder), options)]
 
 
 def test_widgets_are_saved_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
