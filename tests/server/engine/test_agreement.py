@@ -131,6 +131,37 @@ def test_a_model_reads_as_far_as_its_positions_stay_the_same(
     check(folder, engine, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("path", ["fast", "plain"])
+def test_a_longer_text_given_straight_to_the_engine_is_refused_in_words(
+    path: str, tmp_path: Path
+) -> None:
+    """It used to be computed with other angles than those of transformers, in silence."""
+    rope = {
+        "rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0,
+        "original_max_position_embeddings": 128,
+    }  # fmt: skip
+    engine = load(write(tmp_path / "base", "Llama", rope_parameters=rope))
+    if path == "plain":
+        engine.take_plain_path("for a test")
+    words = r"a text has 1\d\d tokens, and beyond 128 the positions of some-model change"
+
+    def group(length: int) -> TrainGroup:
+        return TrainGroup([1] * (length - 2), [[2, 3]], [[0.0, 0.0]], [1.0])
+
+    with torch.no_grad():
+        assert len(engine.logprobs([group(128)])) == 2
+        with pytest.raises(InputError, match=words):
+            engine.logprobs([group(130)])
+        with pytest.raises(InputError, match=words):
+            engine.embed([[1] * 129])
+    [[fits]] = engine.sample([SampleRequest([1] * 120, [(1,)], 8)], None)
+    assert len(fits.tokens) <= 8
+    for prompt, most in ((130, 4), (120, 60)):
+        asked = SampleRequest([1] * prompt, [(n,) for n in range(8)], most)
+        with pytest.raises(InputError, match=words):
+            engine.sample([asked], None)
+
+
 def outcome(model_type: str, folder: Path) -> str:
     """`fast`, `plain` or `refused: words`, after a comparison with transformers and PEFT."""
     base = write_any(folder / "base", model_type)

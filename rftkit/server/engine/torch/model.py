@@ -8,9 +8,10 @@ completions (`sampler.py`) and updates (`update.py`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from rftkit.server.engine.torch.agreement import (
     Logits,
     Reference,
     agreement,
+    depends_on_neighbours,
     leak,
     logits_of,
     looks_ahead,
     own_states,
+    states_of_line,
 )
 from rftkit.server.engine.torch.batches import Line, lay_out
 from rftkit.server.engine.torch.checkpointing import Layers
@@ -39,7 +42,7 @@ from rftkit.server.engine.torch.grammar import Grammars, Masks
 from rftkit.server.engine.torch.layout import ATTENTION_NAME, register_attention
 from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
-from rftkit.server.engine.torch.plain import PlainDecode, plain_hidden
+from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
 
 __all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
@@ -78,8 +81,10 @@ class LoadedModel:
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
         self._model, self._decoder = model, model.get_decoder()
-        own = self._own_states(model)
-        found = self._behind_head(model)
+        self._stable_tokens = min(_stable_lengths(model.config), default=None)
+        with _one_thread():
+            own = self._own_states(model)
+            found = self._behind_head(model)
         self.cap = found.cap
         self._scale = found.scale
         speed_up(self._decoder, self.dtype)
@@ -87,7 +92,8 @@ class LoadedModel:
         self._layers = Layers(self._decoder)
         self.memory_bytes: int | None = _free_bytes(self.device)
         self._stack: Stack | None = None
-        self._plain_because = self._choose_path(model, own)
+        with _one_thread():
+            self._plain_because = self._choose_path(model, own)
         self._key_bytes = _key_bytes(model.config, self.dtype)
         self.head: torch.Tensor = model.get_output_embeddings().weight
         self.head_for_gradients = self.head  # gradients travel in the dtype of the base
@@ -126,7 +132,7 @@ class LoadedModel:
         thinking: str | None = None,
     ) -> list[int]:
         """See Engine.encode."""
-        return prompts.encode(self.tokenizer, messages, tools, thinking)
+        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
 
     def conversation(
         self,
@@ -157,7 +163,18 @@ class LoadedModel:
         return prompts.tokens_until(self.tokenizer, tokens, text)
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
-        """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype."""
+        """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype.
+
+        Raises:
+            InputError: a text is longer than its positions stay the same.
+        """
+        if self._stable_tokens is not None and (num := longest_text(layout)) > self._stable_tokens:
+            raise InputError(
+                f"a text has {num:,} tokens, and beyond {self._stable_tokens:,} the positions of "
+                f"{self.name} change with every further token (dynamic RoPE scaling), so that what "
+                "was sampled could not be computed again; shorten the prompt or the answer",
+                code="context_length_exceeded",
+            )
         states = self._hidden(tokens, layout)
         return (states if self._scale == 1.0 else states * self._scale).to(self.dtype)
 
@@ -196,10 +213,13 @@ class LoadedModel:
         try:
             num = model.get_input_embeddings().weight.shape[0]
             own = own_states(self._decoder, num, self.device)
+            beside = depends_on_neighbours(own, self._decoder, self.device)
         except Exception as error:  # of code that is not ours: whatever it does not expect
             raise self.not_for_us(f"cannot be computed here: {error}") from error
         if looks_ahead(own):
             raise self.not_for_us("gives a token another state when others follow it")
+        if beside:
+            raise self.not_for_us("gives a text another state beside other texts than alone")
         return own
 
     def _choose_path(self, model: Any, own: Reference) -> str | None:
@@ -215,7 +235,8 @@ class LoadedModel:
             return None
         self.take_plain_path(why)
         try:
-            apart = agreement(own, self._hidden, self.device, decodes=False)
+            found = states_of_line(own, self._hidden, self.device)
+            apart = agreement(own, self._hidden, self.device, found, decodes=False)
         except Exception as error:  # of code that is not ours: whatever it does not expect
             raise self.not_for_us(f"cannot be computed here: {error}") from error
         if apart > 1:
@@ -256,9 +277,10 @@ class LoadedModel:
                 self._hidden(torch.tensor(own.texts[0][:4], device=self.device), prompt)
             if not prompt.keys:
                 return "its attention does not take a layout (it never asks one)"
-            if leak(own, self._hidden, self.device):
+            found = states_of_line(own, self._hidden, self.device)
+            if leak(own, self._hidden, self.device, found):
                 return "completions that share a prompt are not kept apart by its layers"
-            if agreement(own, self._hidden, self.device, decodes=True) > 1:
+            if agreement(own, self._hidden, self.device, found, decodes=True) > 1:
                 return "with a shared prompt it gives other numbers than alone"
         except NotImplementedError as error:
             return str(error)
@@ -374,6 +396,20 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
     )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """For the short texts of the checks, where a second thread is waited for more than it helps.
+
+    The number is put back: a job that trains on another model may be in the middle of a step.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _not_covered(config: Any) -> str | None:

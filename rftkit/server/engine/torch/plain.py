@@ -13,7 +13,7 @@ import torch
 
 from rftkit.server.engine.torch.full import embedded
 
-__all__ = ["PlainDecode", "plain_hidden"]
+__all__ = ["PlainDecode", "longest_text", "plain_hidden"]
 
 TOKENS = 4_096  # of the texts that are computed together, padding included
 
@@ -33,6 +33,11 @@ class PlainDecode:
         self._texts = texts
         self._num = 1
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text when the next pass is done."""
+        return max(map(len, self._texts), default=0) + self._num
+
     def take(self, num: int) -> None:
         """Say how many tokens each row takes in the next pass."""
         self._num = num
@@ -51,6 +56,13 @@ class PlainDecode:
     def keep(self, rows: list[int]) -> None:
         """Forget every row but these."""
         self._texts = [self._texts[row] for row in rows]
+
+
+def longest_text(layout: Any) -> int:
+    """Tokens of the longest text of a layout, this pass included."""
+    if isinstance(layout, PlainDecode):
+        return layout.longest
+    return int(layout.positions.max()) + 1
 
 
 def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Tensor:
