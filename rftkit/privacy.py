@@ -30,7 +30,7 @@ UMASK = 0o077
 KEY_FILE = "api-key"
 """In the home: the key that `rftkit lab` made on a machine with several users."""
 OWN_NAMES = (
-    "platform.sqlite*", "server.*", "start.lock", "worker.*", "bases.json", "engine.json",
+    "platform.sqlite*", "server.*", "start.lock", "worker.*", "bases.*", "engine.json",
     "judge-cache.jsonl", KEY_FILE, "cache", "dumps", "evals", "exports", "files", "jobs", "logs",
     "models", "trash",
 )  # fmt: skip

@@ -22,6 +22,7 @@ TIERS = (
         "safetext",
         "settings",
         "wholefile",
+        "fingerprints",
         "growing",
         "backoff",
         "bundled",
@@ -51,6 +52,7 @@ SERVER_MAY = {
     "privacy",
     "safetext",
     "wholefile",
+    "fingerprints",
     "growing",
     "backoff",
 }

@@ -20,6 +20,7 @@ import typer
 from rftkit import settings
 from rftkit.cli.console import PLAIN, Json, show, table
 from rftkit.errors import InputError, MissingExtraError, PlatformError
+from rftkit.fingerprints import fingerprint
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
@@ -29,6 +30,8 @@ models_app = typer.Typer(help="List, prepare, delete, export and add models.", *
 
 BASES = "bases.json"
 """In RFTKIT_HOME: name → folder; the platform reads it whenever it looks a base model up."""
+SUMS = "bases.sums.json"
+"""Beside it: name → {folder, files}, what the platform compares when it loads the model."""
 
 
 @models_app.command("list")
@@ -78,7 +81,10 @@ def add_model(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Add a model on this machine, to serve and train it."""
+    """Add a model on this machine, to serve and train it.
+
+    The platform refuses to load it when its files have changed since; add it again to allow that.
+    """
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
         folder = _hub_folder(source) or folder
@@ -92,9 +98,12 @@ def add_model(
         raise InputError(
             f"a base model cannot be named {base_name!r}; choose another name with --name"
         )
-    bases = {**_bases(), base_name: str(folder.resolve())}
-    _write_bases(bases)
-    show(bases, f"{base_name}: {bases[base_name]}", as_json)
+    place = str(folder.resolve())
+    bases = {**_read(BASES), base_name: place}
+    sums = {**_read(SUMS), base_name: {"folder": place, "files": fingerprint(folder)}}
+    _write(SUMS, sums)
+    _write(BASES, bases)
+    show(bases, f"{base_name}: {place}", as_json)
 
 
 @models_app.command("prepare")
@@ -126,11 +135,12 @@ def prepare_models(
 @models_app.command("remove")
 def remove_model(name: str, as_json: Json = False) -> None:
     """Undo `add`; the folder and the models trained from it stay."""
-    bases = _bases()
+    bases = _read(BASES)
     if name not in bases:
         raise InputError(f"{name!r} was not added; there are: {', '.join(bases) or 'none'}")
     del bases[name]
-    _write_bases(bases)
+    _write(BASES, bases)
+    _write(SUMS, {each: known for each, known in _read(SUMS).items() if each in bases})
     show(bases, f"removed {name}", as_json)
 
 
@@ -147,17 +157,17 @@ def _hub_folder(name: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _bases() -> dict[str, Any]:
-    path = settings.home() / BASES
+def _read(name: str) -> dict[str, Any]:
+    path = settings.home() / name
     try:
-        bases: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise PlatformError(
             f"{path} cannot be read ({error}); it must hold {{name: folder}}"
         ) from error
-    return bases
+    return found
 
 
-def _write_bases(bases: dict[str, Any]) -> None:
-    path = make_home(settings.home()) / BASES
-    write_whole(path, json.dumps(bases, indent=1) + "\n")
+def _write(name: str, content: dict[str, Any]) -> None:
+    path = make_home(settings.home()) / name
+    write_whole(path, json.dumps(content, indent=1) + "\n")

@@ -22,15 +22,29 @@ from typing import Any
 import filelock
 
 from rftkit.errors import NotFoundError, PlatformError
+from rftkit.fingerprints import difference
 from rftkit.server.engine import weights
 from rftkit.server.engine.tinker.remote import remote_of
 from rftkit.wholefile import damage, write_folder
 
-__all__ = ["BaseModel", "end_tokens", "find_base", "known_bases", "prepare"]
+__all__ = [
+    "BaseModel",
+    "ChangedModelError",
+    "end_tokens",
+    "find_base",
+    "known_bases",
+    "prepare",
+]
 
 BASES = "bases.json"
+SUMS = "bases.sums.json"
+"""In the home: name → {folder, files}, the fingerprints that `rftkit models add` took."""
 CARD_BYTES = 1 << 16  # of a model card are read; its front matter is much shorter
 FORMAT = 1  # raise when a conversion changes, so that old caches are made again
+
+
+class ChangedModelError(PlatformError):
+    """The folder of a base model is not what the operator added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +152,7 @@ def prepare(
 
     Raises:
         NotFoundError: the folder of a model that was added holds none.
+        ChangedModelError: its files are not those that were added.
         PlatformError: the weights cannot be fetched.
     """
     if base.folder is not None:
@@ -147,6 +162,7 @@ def prepare(
                 param="model",
                 code="model_not_found",
             )
+        _check_added(base.name, base.folder, home)
         return base.folder
     folder = home / "models" / f"{base.name}-v{FORMAT}"
     if damage(folder) is None:
@@ -164,6 +180,29 @@ def prepare(
             say(f"Converting {base.name} (once)")
             write_folder(folder, partial(made_from, source), scratch_prefix=".making-")
     return folder
+
+
+def _check_added(name: str, folder: Path, home: Path) -> None:
+    """Compare a folder with its fingerprint; one that was added by an older rftkit has none.
+
+    Raises:
+        ChangedModelError: they differ, or the folder cannot be read.
+    """
+    try:
+        known = json.loads((home / SUMS).read_bytes())[name]
+        if (home / known["folder"]).resolve() != folder.resolve():
+            return  # of another folder of this name
+        changed = difference(folder, known["files"])
+    except (KeyError, FileNotFoundError):
+        return
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        changed = f"they cannot be compared ({error})"
+    if changed is not None:
+        raise ChangedModelError(
+            f"the files of the model {name!r} in {folder} are not those that were added: {changed}."
+            f" Restore them; or, if you changed them, type: rftkit models add {folder} "
+            f"--name {name}"
+        )
 
 
 def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
