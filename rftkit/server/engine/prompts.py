@@ -7,6 +7,7 @@ and the mark that opens thoughts. Not here: sampling, and which requests are all
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -17,8 +18,8 @@ from rftkit.errors import InputError
 from rftkit.server.engine.base import Text
 
 __all__ = [
-    "call_id", "closing", "conversation", "encode", "thinking_mark", "tokens_until",
-    "tool_calls_in",
+    "call_id", "closing", "conversation", "encode", "most_characters", "thinking_mark",
+    "tokens_until", "tool_calls_in",
 ]  # fmt: skip
 
 Json = dict[str, Any]
@@ -41,6 +42,7 @@ def encode(
     messages: list[Json],
     tools: list[Json] | None = None,
     thinking: str | None = None,
+    context_tokens: int | None = None,
 ) -> list[int]:
     """Token ids of a prompt under the tokenizer's template, ready for an answer.
 
@@ -48,9 +50,16 @@ def encode(
     template does not know are its own business; `developer` is what was once called `system`.
 
     Raises:
-        InputError: the model has no template, or its template refuses the messages.
+        InputError: the model has no template, its template refuses the messages, or it makes more
+            text of them than a context of `context_tokens` could hold.
     """
     text = _opened(_rendered(tokenizer, messages, tools, opens=True), thinking)
+    if context_tokens is not None and len(text) > most_characters(tokenizer, context_tokens):
+        raise InputError(
+            f"the model's chat template makes {len(text):,} characters of these messages; the "
+            f"model's context holds {context_tokens:,} tokens",
+            code="context_length_exceeded",
+        )
     return _ids(tokenizer, text)
 
 
@@ -186,8 +195,9 @@ def _rendered(
     except Exception as error:  # whatever a model's own template raises
         roles = ", ".join(str(message.get("role")) for message in messages)
         raise InputError(
-            f"the model's chat template refuses these messages ({roles}): {error}; put a system "
-            "message into the user's message, or choose another model"
+            f"the model's chat template refuses these messages ({roles}): "
+            f"{str(error) or type(error).__name__}; put a system message into the user's message, "
+            "or choose another model"
         ) from None
     return text
 
@@ -202,6 +212,20 @@ def _opened(text: str, thinking: str | None) -> str:
 def _ids(tokenizer: Any, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [int(token) for token in ids]
+
+
+def most_characters(tokenizer: Any, context_tokens: int) -> int:
+    """Length of a text that cannot fit into a context, found without tokenizing it.
+
+    Four times a context full of the longest token, because spaces may be stripped.
+    """
+    return 4 * context_tokens * _longest_token(tokenizer)
+
+
+@functools.lru_cache(maxsize=8)
+def _longest_token(tokenizer: Any) -> int:
+    """The length of the longest token of a vocabulary, in characters."""
+    return max(map(len, tokenizer.get_vocab()), default=1)
 
 
 def thinking_mark(tokenizer: Any) -> str | None:

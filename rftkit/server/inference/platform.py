@@ -158,8 +158,10 @@ class Platform:
             count = count + 1 if seen == newest else 1
             self._crashes[job.id] = (newest, count)
             if count >= CRASHES:
+                work: Hung | None = getattr(self.worker, "died_at", None)
+                at = f", last in {work.what.rstrip(',')}" if work and work.job == job.id else ""
                 message = (
-                    f"The worker died {CRASHES} times in a row on this job without progress "
+                    f"The worker died {CRASHES} times in a row on this job without progress{at} "
                     f"(last exit status {status}; -9 usually means that memory ran out). See "
                     "logs/worker.log in the platform's home."
                 )

@@ -118,8 +118,11 @@ class WorkerProcess:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         self._deadline: asyncio.TimerHandle | None = None
+        self._announced: Hung | None = None
         self.hung: Hung | None = None
         """The work that hung when the last worker was killed; None if it ended otherwise."""
+        self.died_at: Hung | None = None
+        """The announced work that the last worker left unfinished when it died, if any."""
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -234,6 +237,7 @@ class WorkerProcess:
             log.exception("cannot read the answers of the model worker; replacing it")
             await _ended(process, 0.0)
         status = await process.wait()
+        self.died_at = self._announced
         self._expect(None)
         code = DIED if self.hung is None else HUNG
         for queue in self._waiting.values():
@@ -268,7 +272,7 @@ class WorkerProcess:
         """Kill the worker if `work` is not done in time; None means that it is done."""
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None
+        self._deadline, self._announced = None, work
         if work is not None and self._loop is not None:
             self._deadline = self._loop.call_later(work.seconds, self._kill, work)
 

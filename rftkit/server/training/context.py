@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
+from rftkit.server.training.accounts import JudgeAccount
 from rftkit.server.training.advantages import Weighing, weighing
 from rftkit.server.training.clock import Clock
 from rftkit.server.training.encoding import Encoded
@@ -22,9 +24,16 @@ from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import OfflinePlan
 from rftkit.server.training.plan import CommonPlan, Plan
 
-__all__ = ["AnyRun", "Check", "OfflineRun", "RftRun", "Run", "Stopped"]
+__all__ = ["AnyRun", "Check", "OfflineRun", "RftRun", "Run", "Stopped", "Watch", "unwatched"]
 
+Watch = Callable[[str], contextlib.AbstractContextManager[None]]
+"""Wraps work that may hang, which it names; after a time limit the process is replaced."""
 P = TypeVar("P", bound=CommonPlan, covariant=True)
+
+
+def unwatched(what: str) -> contextlib.AbstractContextManager[None]:
+    """No time limit."""
+    return contextlib.nullcontext()
 
 
 class Stopped(Exception):
@@ -68,12 +77,16 @@ class Run(Generic[P]):
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
     on_tick: Callable[[], None] = lambda: None
     """Called between micro-steps: serves chats, notices a cancel."""
+    watch: Watch = unwatched
+    """Wraps what a chat template does."""
     idle: Callable[[], None] = lambda: None
     """Called while only graders work: chats need not share with training then."""
     checks: list[Check] = field(default_factory=list)
     """What the operator wants of a final model."""
     compile: Callable[[dict[str, Any]], CompiledGrader] | None = None
     """Makes the graders of `checks`."""
+    judges: JudgeAccount | None = None
+    """What the judges of `grader` and `compile` have used."""
     clock: Clock = field(default_factory=Clock)
     """Seconds of the step under way."""
     failures: list[tuple[int, int]] = field(default_factory=list)
@@ -105,6 +118,16 @@ class Run(Generic[P]):
     def response_format(self) -> dict[str, Any] | None:
         """The job's response format."""
         return (self.job.grading or {}).get("response_format")
+
+    @property
+    def judge_tokens(self) -> dict[str, dict[str, int]]:
+        """What judges have read and said so far, by model."""
+        return self.judges.totals if self.judges else {}
+
+    def encode(self, row: Row) -> list[int]:
+        """The token ids of a row's prompt."""
+        with self.watch(f"the chat template of {self.model_base}, given line {row.line},"):
+            return self.engine.encode(row.messages, row.tools, self.plan.thinking)
 
     @cached_property
     def answer_fields(self) -> list[AnswerField]:

@@ -7,6 +7,7 @@ learnt (`rftkit.server.engine.prompts`), nor the form of rows (`rftkit.examples`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ def encode_rows(
     thinking: str | None,
     path: str,
     warn: Callable[[str], None],
+    guard: Callable[[int], contextlib.AbstractContextManager[None]],
 ) -> list[Encoded]:
     """The rows as tokens.
 
@@ -53,6 +55,7 @@ def encode_rows(
         thinking: the mark that opens the model's thoughts.
         path: of the file, for messages.
         warn: told of rows that were cut or left out.
+        guard: wraps what the chat template does to the row of a line, which may hang.
 
     Raises:
         RowError: the model's chat template does not take a row, or no row is left.
@@ -60,7 +63,8 @@ def encode_rows(
     encoded, cut, lost = [], [], []
     for row in rows:
         try:
-            texts = _texts(engine, row, thinking)
+            with guard(row.line):
+                texts = _texts(engine, row, thinking)
         except InputError as error:
             raise RowError(error.message, path=path, line=row.line, param="messages") from error
         whole = [_cut(text, engine.context_tokens) for text in texts]

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rftkit.graders.references import reference_answer
-from rftkit.rows import Row
 from rftkit.server.engine.base import Completion
 from rftkit.server.training import rollout, sampling
 from rftkit.server.training.advantages import Leaf
@@ -37,7 +36,7 @@ def guided(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group]:
         (index, completion)
         for index, group in enumerate(groups)
         if any(_top(group, leaf) < leaf.high - SAME for leaf in leaves)
-        for completion in [_given(run, group.row)]
+        for completion in [_given(run, group)]
         if completion is not None
     ]
     if not asked:
@@ -83,8 +82,9 @@ def _top(group: Group, leaf: Leaf) -> float:
     return max((reward for reward in rewards if reward is not None), default=leaf.low)
 
 
-def _given(run: RftRun, row: Row) -> Completion | None:
+def _given(run: RftRun, group: Group) -> Completion | None:
     """The reference answer as a completion; None: there is none that could be sampled."""
+    row = group.row
     if row.tools:
         return None
     text = reference_answer(row.item, run.response_format, grader=run.grader.spec)
@@ -92,6 +92,6 @@ def _given(run: RftRun, row: Row) -> Completion | None:
         return None
     schema = rollout.schema_of(run.response_format, row.tools)
     tokens = run.engine.given(text, schema)
-    if tokens is None or len(tokens) > run.plan.max_completion_tokens:
+    if tokens is None or len(tokens) > run.plan.most_tokens(len(group.prompt_ids)):
         return None
     return Completion(tokens, text, [0.0] * len(tokens), "stop")

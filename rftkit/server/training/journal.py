@@ -8,6 +8,7 @@
     reference/000000.json.gz what the model at the start gives the validation pairs of a dpo job
     states/000008/           adapters, optimizer and what the story needs, saved after a step
     checkpoints/step-8/      the adapter alone, for inference
+    judges.jsonl             tokens of each call of a judge (`accounts`)
 
 A killed job loads the newest state and replays the journalled steps behind it: same rollouts, same
 updates, same weights, nothing sampled or graded twice. Every file appears whole or not at all.

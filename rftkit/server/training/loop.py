@@ -24,6 +24,7 @@ from rftkit.server.training.journal import damage
 __all__ = [
     "Json",
     "Method",
+    "account_for_judges",
     "finish",
     "load_policy",
     "publish",
@@ -99,12 +100,15 @@ def load_policy(run: AnyRun) -> int:
     """Put the policy where the job left it; the last step that needs no doing again.
 
     A state that comes after a step which the database does not know waits (the database was put
-    back to an older copy): the steps before it are told again from the journal.
+    back to an older copy): the steps before it are told again from the journal. So does one whose
+    next step is to be sampled again, where an earlier policy samples (`needs_earlier_policy`).
     """
     told = run.store.event_keys(run.job.id)
     first = 0 if run.is_graded else 1
     for step, folder in run.journal.states():
         if not told >= {f"step-{number}" for number in range(first, step + 1)}:
+            continue
+        if needs_earlier_policy(run, step + 1):
             continue
         wrong = damage(folder)
         if wrong is None:
@@ -120,6 +124,25 @@ def load_policy(run: AnyRun) -> int:
         run.journal.drop_state(step)
     run.engine.start_policy(run.plan.lora, run.plan.seed, run.start_adapter)
     return 0
+
+
+def needs_earlier_policy(run: AnyRun, step: int) -> bool:
+    """Whether the completions of a step are lost, and the policy after the last one is too late.
+
+    With `max_staleness` a step is sampled before the update of the step before it. When its record
+    or draft is damaged, only a replay from an earlier state gives the same completions again.
+    """
+    if not getattr(run.plan, "max_staleness", 0) or not 1 < step <= run.plan.total_steps:
+        return False
+    journal = run.journal
+    return journal.record("steps", step) is None and journal.draft("steps", step) is None
+
+
+def account_for_judges(run: AnyRun) -> None:
+    """Bring the job's account up to date where judges were asked since the last step's event."""
+    used, found = run.store.job(run.job.id).usage_metrics, run.judge_tokens
+    if used is not None and run.judges is not None and used.get("model_graders") != found:
+        run.store.update_job(run.job.id, usage_metrics={**used, "model_graders": found})
 
 
 def publish(run: AnyRun, step: int, message: str, data: Json, usage: Json) -> None:
@@ -160,6 +183,7 @@ def stop_if_requested(run: AnyRun, step: int) -> None:
     status = run.store.job(run.job.id).status
     if status not in ("pausing", "cancelled"):
         return
+    account_for_judges(run)
     if status == "pausing":
         save_state(run, step)
         folder = keep_adapter(run, step) if step else None
@@ -176,6 +200,7 @@ def stop_if_requested(run: AnyRun, step: int) -> None:
 def finish(run: AnyRun, method: Method) -> None:
     """The final checks, then all that the job leaves at once: a cancel before it leaves nothing."""
     run_checks(run)
+    account_for_judges(run)
     last = run.plan.total_steps
     measured = method.last_metrics(run)
     folder, name = keep_adapter(run, last), run.model_name(None)

@@ -16,6 +16,7 @@ from typing import Any
 from rftkit.graders import Grade
 from rftkit.graders.engine import Leaf
 from rftkit.graders.types import SPECS
+from rftkit.safetext import cell
 from rftkit.server.engine.base import StepStats
 from rftkit.server.training import signal
 from rftkit.server.training.rollout import Group
@@ -136,11 +137,13 @@ def usage_metrics(
     valid: Sequence[Group] | None,
     timing: Mapping[str, float],
     stats: StepStats | None,
+    judges: Mapping[str, Mapping[str, int]],
 ) -> dict[str, Any]:
     """A job's account after one more step: seconds of its core loop, tokens by purpose and judge.
 
     `tokens` has what was read and said in training (`sampling`), in `validation`, and what an
-    update learnt from (`training`); `model_graders` has what judges read and said, by model.
+    update learnt from (`training`); `model_graders` has what judges read and said, by model, in
+    the whole job (`accounts`).
     """
     before = before or {}
     tokens = {**before.get("tokens", {})}
@@ -149,17 +152,11 @@ def usage_metrics(
         new = _tokens(groups or ())
         tokens[purpose] = {name: old.get(name, 0) + count for name, count in new.items()}
     tokens["training"] = tokens.get("training", 0) + (stats.num_tokens if stats else 0)
-    judges = {model: dict(used) for model, used in before.get("model_graders", {}).items()}
-    for grade in grades_of([*(train or ()), *(valid or ())]):
-        for model, used in grade.token_usage.items():
-            total = judges.setdefault(model, {})
-            for name, count in used.items():
-                total[name] = total.get(name, 0) + count
     return {
         "core_seconds": before.get("core_seconds", 0.0) + timing["full_iteration"],
         "trained_tokens": tokens["training"],
         "tokens": tokens,
-        "model_graders": judges,
+        "model_graders": dict(judges),
     }
 
 
@@ -182,8 +179,11 @@ def broken_graders(leaves: Sequence[Leaf], groups: Sequence[Group]) -> str:
 
 
 def result_csv(steps: Iterable[Mapping[str, Any]]) -> bytes:
-    """`step_metrics.csv`: one line a step, validation cells empty between validations."""
-    lines = [_csv_row(data) for data in steps]
+    """`step_metrics.csv`: one line a step, validation cells empty between validations.
+
+    Text that a spreadsheet would run, in a name or a value, gets a `'`; numbers stay numbers.
+    """
+    lines = [{cell(k): cell(v) for k, v in _csv_row(data).items()} for data in steps]
     columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -23,7 +23,12 @@ from rftkit.server.training.budgets import check_core_seconds, check_validation
 from rftkit.server.training.checkpoints import keep_checkpoint
 from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded
-from rftkit.server.training.loop import publish, save_state, stop_if_requested
+from rftkit.server.training.loop import (
+    account_for_judges,
+    publish,
+    save_state,
+    stop_if_requested,
+)
 from rftkit.server.training.rollout import Group
 from rftkit.server.training.schedule import learning_rate
 from rftkit.server.training.validation import graded_answers, revise, reward_metrics, show
@@ -153,7 +158,7 @@ def report_step(run: OfflineRun, step: int, train: Measured | None, valid: Valid
         }
     data = metrics.merged(data, {"timing": {"step": timing}, "learning": learning})
     usage = metrics.usage_metrics(
-        run.store.job(run.job.id).usage_metrics, None, valid.groups, timing, None
+        run.store.job(run.job.id).usage_metrics, None, valid.groups, timing, None, run.judge_tokens
     )
     usage["trained_tokens"] = usage["tokens"]["training"] = run.trained_tokens
     publish(run, step, step_message(step, total, data), data, usage)
@@ -193,6 +198,7 @@ def conclude(run: OfflineRun, step: int, valid: Valid | None) -> None:
         return
     if valid.groups is not None:
         revise(run, step, valid.groups, step_message)
+        account_for_judges(run)
         show(run, step, valid.groups)
     if step:
         if step < run.plan.total_steps:  # the last one has checks to pass

@@ -113,6 +113,9 @@ class CommonPlan:
     """A name in `schedule.SCHEDULES`: how the learning rate falls after the warm-up."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises."""
+    context_tokens: int | None = None
+    """What the model reads, prompt and answer together: answers end there at the latest. None: an
+    older rftkit began the job and let answers go beyond it."""
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     ignored: dict[str, str] = field(default_factory=dict)
@@ -125,8 +128,19 @@ class CommonPlan:
 
     @property
     def thoughts(self) -> Thinking | None:
-        """How every completion begins."""
+        """How a completion begins, where the context has room for the longest."""
         return thoughts(self.thinking, self.thinking_tokens)
+
+    def most_tokens(self, prompt_tokens: int) -> int:
+        """Most tokens of an answer to a prompt of so many: what the context leaves, if less."""
+        if self.context_tokens is None:
+            return self.max_completion_tokens
+        return min(self.max_completion_tokens, self.context_tokens - prompt_tokens)
+
+    def thoughts_after(self, prompt_tokens: int) -> Thinking | None:
+        """How a completion begins after a prompt of so many; thoughts keep their share of it."""
+        share = self.most_tokens(prompt_tokens) / self.max_completion_tokens
+        return thoughts(self.thinking, int(self.thinking_tokens * share))
 
     def validates(self, step: int) -> bool:
         """Whether a whole validation follows this step; step 0 is the baseline."""

@@ -25,7 +25,13 @@ from rftkit.server.training.checkpoints import keep_checkpoint
 from rftkit.server.training.context import RftRun
 from rftkit.server.training.grader_check import warn_of_grader
 from rftkit.server.training.guidance import guided
-from rftkit.server.training.loop import Json, publish, save_state, stop_if_requested
+from rftkit.server.training.loop import (
+    Json,
+    account_for_judges,
+    publish,
+    save_state,
+    stop_if_requested,
+)
 from rftkit.server.training.plan import PER_GRADER_NAMES
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import guarded_rate
@@ -91,6 +97,7 @@ def conclude(run: RftRun, step: int, valid: Sequence[Group] | None) -> None:
         stop_if_requested(run, step)
         return
     revise(run, step, valid, metrics.step_message)
+    account_for_judges(run)
     show(run, step, valid)
     if step:
         if step < run.plan.total_steps:  # the last one has checks to pass
@@ -148,7 +155,7 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
         floor=plan.advantage_floor,
     )
     spread = credited(run) if plan.credit == "fields" else None
-    kept = rollout.train_groups(groups, run.response_format, plan.thoughts, rank, spread)
+    kept = rollout.train_groups(groups, run.response_format, plan.thoughts_after, rank, spread)
     if not kept:
         return None
     settings = plan.train_settings(guarded_rate(plan, step, groups))
@@ -219,7 +226,7 @@ def report(
     if run.plan.max_staleness and step:
         data["staleness"] = min(step - 1, run.plan.max_staleness)
     used = run.store.job(run.job.id).usage_metrics
-    used = metrics.usage_metrics(used, groups, valid, timing, stats)
+    used = metrics.usage_metrics(used, groups, valid, timing, stats, run.judge_tokens)
     publish(run, step, metrics.step_message(step, total, data), data, used)
 
 

@@ -145,7 +145,7 @@ def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
 def train_groups(
     groups: Sequence[Group],
     response_format: Mapping[str, Any] | None,
-    thinking: Thinking | None,
+    thinking: Callable[[int], Thinking | None],
     rank: Callable[[Sequence[Grade]], list[float | None]],
     spread: Callable[[Sequence[Rollout]], list[list[float]]] | None = None,
 ) -> list[tuple[Group, TrainGroup]]:
@@ -154,7 +154,7 @@ def train_groups(
     Args:
         groups: of a step.
         response_format: of the job.
-        thinking: as the completions were sampled.
+        thinking: how completions begin, by the tokens of their prompt; as they were sampled.
         rank: the advantages of a group's grades, guided completions last.
         spread: the advantage of each token of a group's members; None: its completion's.
     """
@@ -176,7 +176,7 @@ def train_groups(
             sampling_logprobs_G_T=[completion.sampling_logprobs for completion, *_ in kept],
             advantages_G=[advantage for _, advantage, _, _ in kept],
             schema=schema_of(response_format, group.row.tools),
-            thinking=thinking,
+            thinking=thinking(len(group.prompt_ids)),
             guided_G=[is_guided for _, _, is_guided, _ in kept] if group.guided else [],
             advantages_G_T=[row for *_, row in kept] if rows else [],
         )

@@ -181,15 +181,15 @@ def sampled(
 ) -> UngradedBatch:
     """Completions under the policy, drawn now."""
     started = time.perf_counter()
-    prompts = [run.engine.encode(row.messages, row.tools, run.plan.thinking) for row in plan.rows]
+    prompts = [run.encode(row) for row in plan.rows]
     requests = [
         SampleRequest(
             prompt_ids=prompt,
             seeds=[(run.plan.seed, plan.draw, row.line, index) for index in range(plan.num)],
-            max_tokens=run.plan.max_completion_tokens,
+            max_tokens=run.plan.most_tokens(len(prompt)),
             temperature=plan.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
-            thinking=run.plan.thoughts,
+            thinking=run.plan.thoughts_after(len(prompt)),
         )
         for row, prompt in zip(plan.rows, prompts, strict=True)
     ]

@@ -55,7 +55,7 @@ def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
                 reasoning_tokens=each.completion.reasoning_tokens,
                 sampling={
                     "temperature": run.plan.eval_temperature,
-                    "max_completion_tokens": run.plan.max_completion_tokens,
+                    "max_completion_tokens": run.plan.most_tokens(len(group.prompt_ids)),
                     "seed": run.plan.seed,
                 },
             ),

@@ -7,7 +7,6 @@ receives the requests; `api/` has the HTTP.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import math
@@ -34,7 +33,7 @@ from rftkit.errors import (
 from rftkit.graders.calls import if_abandoned
 from rftkit.server.engine import models
 from rftkit.server.engine.base import Completion, SampleRequest, ServingEngine, Thinking
-from rftkit.server.engine.prompts import tool_calls_in
+from rftkit.server.engine.prompts import most_characters, tool_calls_in
 from rftkit.server.engine.tinker import remote
 from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in
 from rftkit.server.inference.requests import ChatRequest, EmbedRequest, WorkerRequest
@@ -451,21 +450,13 @@ def _check_length(engine: ServingEngine, text: str, param: str) -> None:
     Raises:
         InputError: the text is longer than a context full of the longest token.
     """
-    # four times as much, because templates may strip whitespace
-    most = 4 * engine.context_tokens * _longest_token(engine.tokenizer)
-    if len(text) > most:
+    if len(text) > most_characters(engine.tokenizer, engine.context_tokens):
         raise InputError(
             f"the text has {len(text):,} characters; the model's context holds "
             f"{engine.context_tokens:,} tokens",
             param=param,
             code="context_length_exceeded",
         )
-
-
-@functools.lru_cache(maxsize=8)
-def _longest_token(tokenizer: Any) -> int:
-    """Return the length of the longest token of a vocabulary, in characters."""
-    return max(map(len, tokenizer.get_vocab()), default=1)
 
 
 def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | None) -> str | None:

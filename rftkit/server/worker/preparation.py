@@ -5,23 +5,26 @@ Everything here may come twice, after a kill, and is said once. Not here: the tr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from rftkit.errors import InputError, RowError
+from rftkit.errors import RowError
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
+from rftkit.server.training.context import Check, Watch
 from rftkit.server.training.encoding import Encoded, encode_rows
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.knobs import Knobs
-from rftkit.server.training.length_check import check_lengths
 from rftkit.server.training.memory_check import full_budget
 from rftkit.server.training.offline_plan import OfflinePlan, make_offline_plan
 from rftkit.server.training.plan import CommonPlan, make_plan
+from rftkit.server.training.prompt_check import Encode, check_prompts
 from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, graded_rows, prompts_of
 
@@ -41,10 +44,29 @@ class Preparation:
         engine: Engine,
         journal: Journal,
         add_event: Callable[..., None],
+        *,
+        base: str,
+        checks: Sequence[Check],
+        watch: Watch,
+        on_tick: Callable[[], None],
     ) -> None:
-        """`add_event` takes a text and perhaps a level; the same text is an event once."""
+        """A job, its engine of the model `base`, and its folder.
+
+        Args:
+            store: with the files.
+            job: on its way.
+            engine: with the base model.
+            journal: the job's folder.
+            add_event: takes a text and perhaps a level; the same text is an event once.
+            base: name of the base model.
+            checks: the operator's, whose rows are prompts too.
+            watch: wraps what a chat template does.
+            on_tick: called between rows; may raise.
+        """
         self._store, self._job, self._engine, self._journal = store, job, engine, journal
         self._add_event = add_event
+        self._base, self._checks, self._watch, self._on_tick = base, checks, watch, on_tick
+        self._prompts: list[list[int]] = []
         self.examples: list[Encoded] = []
         self.valid_examples: list[Encoded] = []
         self._is_offline = job.method_type != "reinforcement"
@@ -71,15 +93,14 @@ class Preparation:
             room = full_budget(self._engine, self._journal.folder)
             plan = dataclasses.replace(plan, memory_bytes=room)
         if is_new:
-            self._check_lengths(plan)
+            plan = dataclasses.replace(plan, context_tokens=self._engine.context_tokens)
+        self._render(plan, is_new)
         return plan
 
     def _made(self, thinking: str | None, kind: str) -> CommonPlan:
         job, budget, width = self._job, self._engine.memory_bytes, self._engine.width
         if self._is_offline:
             return make_offline_plan(job, len(self.examples), thinking, kind, budget, width)
-        for param, rows in zip(FILES, (self.rows, self.valid_rows), strict=True):
-            self._check_prompts(param, rows)
         return make_plan(job, len(self.rows), thinking, kind, budget, self.rows, width)
 
     def _encode(self, mark: str | None) -> None:
@@ -88,34 +109,60 @@ class Preparation:
             rows = self._answered[param]
             if not rows:
                 continue
+            name = self._name(param)
+            guard = partial(self._guard, name)
             try:
-                into += encode_rows(self._engine, rows, mark, self._name(param), self._warn)
+                into += encode_rows(self._engine, rows, mark, name, self._warn, guard)
             except RowError as error:
                 raise RowError(error.message, param=param) from error
 
-    def _check_lengths(self, plan: CommonPlan) -> None:
-        """Warn of prompts that leave little room for an answer that is to be sampled."""
-        graded = GRADED_ROWS if GRADED_ROWS in (self._job.metadata or {}) else "validation_file"
-        asked = [(graded, self.valid_rows)] if self._job.grading else []
-        if not self._is_offline:
-            asked = [("training_file", self.rows), *asked]
-        for param, rows in asked:
-            if note := check_lengths(self._engine, plan, rows, self._name(param)):
-                self._warn(note)
-
-    def _check_prompts(self, param: str, rows: Sequence[Row]) -> None:
-        """Refuse rows that the model's chat template refuses; try one row of each shape.
+    def _render(self, plan: CommonPlan, is_new: bool) -> None:
+        """Put every prompt through the model's chat template, and see whether an answer has room.
 
         Raises:
             RowError: with the file's name and the line.
+            Stopped: the job was cancelled meanwhile.
         """
-        shapes = {(*(m["role"] for m in row.messages), bool(row.tools)): row for row in rows[::-1]}
-        for row in shapes.values():
-            try:
-                self._engine.encode(row.messages, row.tools)
-            except InputError as error:
-                found = RowError(error.message, path=self._name(param), line=row.line)
-                raise RowError(found.message, param=param) from None
+        for name, param, rows in self._prompt_files():
+            found, note = check_prompts(
+                rows,
+                self._encoder(name, plan),
+                plan,
+                self._engine.context_tokens,
+                path=name,
+                param=param,
+                on_tick=self._on_tick,
+            )
+            if param == "training_file":
+                self._prompts = found
+            if note and is_new:
+                self._warn(note)
+        if self._is_offline:  # rows that are too long were cut
+            encode = self._encoder(self._name("training_file"), plan)
+            self._prompts = [encode(row) for row in self.rows[:COMPARED]]
+
+    def _prompt_files(self) -> Iterator[tuple[str, str | None, list[Row]]]:
+        """Name, parameter and rows of every file whose prompts are answered."""
+        if not self._is_offline:
+            yield self._name("training_file"), "training_file", self.rows
+        if self._job.grading:
+            is_named = GRADED_ROWS in (self._job.metadata or {})
+            graded = GRADED_ROWS if is_named else "validation_file"
+            param = f"metadata.{graded}" if is_named else graded
+            yield self._name(graded), param, self.valid_rows
+        for check in self._checks:
+            yield f"checks.json, {check.category}", None, check.rows or []
+
+    def _encoder(self, name: str, plan: CommonPlan) -> Encode:
+        def encode(row: Row) -> list[int]:
+            with self._guard(name, row.line):
+                return self._engine.encode(row.messages, row.tools, plan.thinking)
+
+        return encode
+
+    def _guard(self, name: str, line: int) -> contextlib.AbstractContextManager[None]:
+        """A time limit for what the chat template does to a row."""
+        return self._watch(f"the chat template of {self._base}, given {name}:{line},")
 
     def start(self, plan: CommonPlan) -> Job:
         """Add the events of a job that starts; the job, its `auto`s resolved where it shows them.
@@ -125,8 +172,7 @@ class Preparation:
         """
         job, engine = self._job, self._engine
         self._add_started_event(plan)
-        asked = self.rows[:COMPARED] if self._is_offline else self.rows
-        if note := engine.compare([self._prompt(row, plan) for row in asked]):
+        if note := engine.compare(self._prompts):
             self._add_event(note)
         schema = schema_of((job.grading or {}).get("response_format"))
         for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
@@ -137,9 +183,6 @@ class Preparation:
             method = {**job.method, plan.method: {"hyperparameters": self._resolved(plan)}}
             job = self._store.update_job(job.id, method=method)
         return job
-
-    def _prompt(self, row: Row, plan: CommonPlan) -> list[int]:
-        return self._engine.encode(row.messages, row.tools, plan.thinking)
 
     def _resolved(self, plan: OfflinePlan) -> dict[str, Any]:
         """The hyperparameters as the service shows them once a job runs: no `auto` is left."""

@@ -29,6 +29,7 @@ from rftkit.backoff import backoff_seconds
 from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError
 from rftkit.graders import CompiledGrader, JudgeCache, compile_grader
 from rftkit.safetext import redacted
+from rftkit.server.engine.models import ChangedModelError
 from rftkit.server.engine.tinker import remote
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
@@ -36,8 +37,9 @@ from rftkit.server.inference.requests import WorkerRequest, request_from
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import dpo, loop, rft, supervised
+from rftkit.server.training.accounts import JudgeAccount
 from rftkit.server.training.checkpoints import sweep
-from rftkit.server.training.context import AnyRun, Run, Stopped
+from rftkit.server.training.context import AnyRun, Run, Stopped, Watch
 from rftkit.server.training.final_checks import read_checks
 from rftkit.server.training.journal import Journal, is_full
 from rftkit.server.training.offline_plan import OfflinePlan
@@ -61,6 +63,8 @@ IDLE_SECONDS = 0.02
 """How long chats are served before the worker polls the graders again; a step may wait for them."""
 PAUSE_SECONDS = 10.0
 """How long a pause waits until graders finish a step; unfinished grades are then dropped."""
+ROW_SECONDS = 60.0
+"""How long the chat template may take for one row of a job."""
 LOOK_SECONDS = 2.0
 """How often an idle worker polls for jobs."""
 AWAY_SECONDS = (2.0, 60.0)
@@ -140,10 +144,10 @@ class Worker:
             self._pause(job)
         except EngineLostError as error:
             self._wait_for_engine(job, error)
-        except NewerPlanError as error:
+        except (NewerPlanError, ChangedModelError) as error:
             with self.store.transaction():
                 if self.store.try_status(job.id, "paused"):
-                    self.store.add_event(job.id, f"Pausing the job: {error}.", level="warn")
+                    self.store.add_event(job.id, f"Pausing the job: {error}", level="warn")
         except Exception as error:
             if (reason := _temporary_problem(error)) is None:
                 self._end(job, error)
@@ -241,11 +245,18 @@ class Worker:
         engine = self.engines.get(base, add_event, kind, job.id)
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
-        work = Preparation(self.store, job, engine, journal, add_event)
+        checks, on_tick = read_checks(self.home), self._breathe(job.id)
+        watch: Watch = partial(self._watched, seconds=ROW_SECONDS, job=job.id)
+        work = Preparation(
+            self.store, job, engine, journal, add_event, base=base, checks=checks, watch=watch,
+            on_tick=on_tick,
+        )  # fmt: skip
         plan = work.plan(plan, thinking, kind)
         journal.write_plan({"version": VERSION, **plan.to_dict()})
         job = work.start(plan)
-        with self._grader(job, plan) as grader:
+        before = (job.usage_metrics or {}).get("model_graders")
+        judges = JudgeAccount(journal.folder / "judges.jsonl", before)
+        with self._grader(job, plan, judges) as grader:
             run: AnyRun = Run(
                 job=job,
                 plan=plan,
@@ -259,10 +270,12 @@ class Worker:
                 valid_examples=work.valid_examples,
                 model_base=base,
                 start_adapter=Path(start.folder) if start else None,
-                on_tick=self._breathe(job.id),
+                on_tick=on_tick,
+                watch=watch,
                 idle=self._idle(job.id),
-                checks=read_checks(self.home),
-                compile=lambda spec: self._compiled(spec, plan),
+                checks=checks,
+                compile=lambda spec: self._compiled(spec, plan, judges),
+                judges=judges,
             )
             engine.memory_bytes = plan.memory_bytes or budget
             try:
@@ -281,18 +294,20 @@ class Worker:
         return add_event
 
     def _grader(
-        self, job: Job, plan: CommonPlan
+        self, job: Job, plan: CommonPlan, judges: JudgeAccount
     ) -> contextlib.AbstractContextManager[CompiledGrader | None]:
         if job.grading is None:
             return contextlib.nullcontext()
-        return self._compiled(job.grading["grader"], plan)
+        return self._compiled(job.grading["grader"], plan, judges)
 
-    def _compiled(self, spec: dict[str, Any], plan: CommonPlan) -> CompiledGrader:
+    def _compiled(
+        self, spec: dict[str, Any], plan: CommonPlan, judges: JudgeAccount
+    ) -> CompiledGrader:
         platform = WorkerPlatform(self.chats, self.store)
         return compile_grader(
             spec,
             floor_reward=plan.floor_reward,
-            complete=judge_call(platform),
+            complete=judges.counted(judge_call(platform)),
             embed=embedding_call(platform),
             concurrency=settings.judge_concurrency(),
             workers=max(2, os.cpu_count() or 2),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import in_process
 import pytest
 
+from rftkit import jobs
 from rftkit.server.store.records import Job
 from rftkit.server.training import metrics
 from rftkit.server.worker.worker import Worker
@@ -136,3 +139,25 @@ def test_the_result_file_has_the_figures_of_each_grader() -> None:
     head, line = metrics.result_csv([data]).decode().splitlines()
     columns = dict(zip(head.split(","), line.split(","), strict=True))
     assert columns["scores/graders/python/a/train_flat_groups"] == "0.25"
+
+
+def test_no_cell_of_the_result_file_is_a_formula_and_negative_numbers_stay_numbers() -> None:
+    """Names come from the job; a spreadsheet runs what begins with `=`, `+`, `-` or `@`."""
+    leaf = {"name": '=HYPERLINK("x")', "type": "python", "train_reward_mean": -0.5}
+    errors = {"name": leaf["name"], "type": "python", "train_other_error_count": 0}
+    learning = {"=1+1": -2.5, "note": "@SUM(A1)", "kl": -1e-9}
+    data = {
+        "step": 1, "timing": {"step": {}}, "scores": {"graders": [leaf]},
+        "errors": {"graders": [errors]}, "learning": learning,
+    }  # fmt: skip
+    text = metrics.result_csv([data]).decode()
+    columns, values = list(csv.reader(io.StringIO(text)))
+    for each in (*columns, *values):
+        assert each[:1] not in ("=", "+", "@", "\t"), each
+        assert each[:1] != "-" or float(each) < 0
+    found = dict(zip(columns, values, strict=True))
+    name = 'scores/graders/python/=HYPERLINK("x")/train_reward_mean'
+    assert (found[name], found["learning/kl"]) == ("-0.5", "-1e-09")
+    [event] = jobs.events_from_csv(text.replace("'@SUM(A1)", ""))
+    [score] = event["data"]["scores"]["graders"]
+    assert (score["name"], score["train_reward_mean"]) == (leaf["name"], -0.5)

@@ -10,12 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import in_process
 import openai
 import pytest
 
 from rftkit import client
+from rftkit.cli.app import app
 from rftkit.server.engine import models
 from rftkit.server.worker import chats
+from rftkit.server.worker.worker import Worker
 
 PACKAGE = Path(__file__).parents[3] / "rftkit"
 
@@ -108,3 +111,56 @@ def test_a_model_card_of_any_size_is_read_quickly(home: Path, tmp_path: Path) ->
     }.items():
         (folder / "README.md").write_text(card)
         assert models.find_base("added", home).licence == licence
+
+
+def add(folder: Path, name: str) -> None:
+    with pytest.raises(SystemExit):
+        app(["models", "add", str(folder), "--name", name])
+
+
+def test_a_folder_that_has_changed_since_it_was_added_is_not_loaded(
+    tiny: Path, tmp_path: Path, home: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tiny, folder)
+    add(folder, "mine")
+    chats.Engines(home).get("mine")
+    config = folder / "config.json"
+    before = config.read_text()
+    config.write_text(before + " ")
+    with pytest.raises(models.ChangedModelError, match=r"config\.json is another\. Restore them;"):
+        chats.Engines(home).get("mine")
+    config.write_text(before)
+    chats.Engines(home).get("mine")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(models.ChangedModelError, match=r"models add .*mine --name mine"):
+        chats.Engines(home).get("mine")
+    add(folder, "mine")
+    chats.Engines(home).get("mine")
+
+
+def test_a_folder_that_an_older_rftkit_added_needs_no_fingerprint(
+    tiny: Path, tmp_path: Path, home: Path
+) -> None:
+    shutil.copytree(tiny, tmp_path / "mine")
+    (home / "bases.json").write_text(json.dumps({"mine": str(tmp_path / "mine")}))
+    (home / models.SUMS).write_text('{"other": {}}')
+    chats.Engines(home).get("mine")
+
+
+def test_a_job_on_a_changed_folder_pauses_and_continues_when_it_is_restored(
+    tiny: Path, tmp_path: Path, home: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tiny, folder)
+    add(folder, "mine")
+    worker = Worker(home, lambda message: None)
+    job = in_process.add_job(worker, model="mine")
+    before = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(before + " ")
+    job = in_process.run(worker, job)
+    assert job.status == "paused", job.error
+    assert "config.json is another" in in_process.messages(worker, job)[-1]
+    (folder / "config.json").write_text(before)
+    worker.store.update_job(job.id, status="queued")
+    assert in_process.run(worker, job).status == "succeeded"

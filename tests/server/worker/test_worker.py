@@ -18,6 +18,7 @@ from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.training import journal as journal_module
 from rftkit.server.training import rft
+from rftkit.server.training.accounts import JudgeAccount
 from rftkit.server.training.plan import make_plan
 from rftkit.server.worker.worker import Worker
 
@@ -47,9 +48,58 @@ def test_a_jobs_judge_is_not_asked_twice(worker: Worker, monkeypatch: pytest.Mon
     for _ in range(2):  # the second worker follows a killed one
         worker = again(worker)
         monkeypatch.setattr(worker.chats, "ask", ask)
-        with worker._grader(job, make_plan(job, 4)) as grader:
+        account = JudgeAccount(worker.home / "judges.jsonl")
+        with worker._grader(job, make_plan(job, 4), account) as grader:
             assert [grader.grade(Sample("same"), {}).reward for _ in range(2)] == [0.5, 0.5]
+        assert account.totals["rftkit-tiny"]["total_tokens"] == 5  # after the kill, too
     assert len(asked) == 1
+
+
+def test_every_call_of_a_judge_is_in_the_account_whatever_became_of_its_grade(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grades that fail are tried twice, and again after a repair: all of that was paid."""
+    is_broken, asked = True, 0
+
+    def ask(request: Any) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        text = "not JSON" if is_broken else '{"steps": [], "result": 0.5}'
+        completion = {"text": text, "stop_reason": "stop", "tokens": 3}
+        return {"prompt_tokens": 2, "completions": [completion]}
+
+    monkeypatch.setattr(worker.chats, "ask", ask)
+    judge = {
+        **JUDGE,
+        "input": [{"role": "user", "content": "{{item.answer}} {{sample.output_text}}"}],
+    }
+    job = run(worker, add_job(worker, grader=judge))
+    assert job.status == "paused"
+    assert job.usage_metrics is not None
+    assert job.usage_metrics["model_graders"]["rftkit-tiny"]["total_tokens"] == 5 * asked
+    assert asked >= 2 * len(in_process.ROWS)
+    is_broken = False
+    worker.store.resume_job(job.id)
+    job = run(worker, job)
+    assert job.status == "succeeded", job.error
+    assert job.usage_metrics is not None
+    assert job.usage_metrics["model_graders"] == {
+        "rftkit-tiny": {
+            "prompt_tokens": 2 * asked,
+            "completion_tokens": 3 * asked,
+            "total_tokens": 5 * asked,
+            "cached_tokens": 0,
+        }
+    }
+
+
+def test_an_account_that_an_older_rftkit_began_goes_on(tmp_path: Path) -> None:
+    before = {"judge": {"prompt_tokens": 7}}
+    path = tmp_path / "judges.jsonl"
+    assert JudgeAccount(path, before).totals == before
+    assert JudgeAccount(path, {"judge": {"prompt_tokens": 100}}).totals == before
+    path.write_bytes(path.read_bytes() + b'{"cut off')
+    assert JudgeAccount(path).totals == before
 
 
 def test_the_account_is_kept_step_by_step(worker: Worker) -> None:
@@ -208,6 +258,35 @@ def test_a_damaged_record_is_named_and_made_again(
     [said] = [m for m in messages(worker, job) if "is damaged" in m]
     assert name in said
     assert (worker.home / "jobs" / job.id / f"{name}.damaged").is_file()
+    assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
+
+
+@pytest.mark.parametrize("name", ["steps/000002", "steps/000003", "drafts/steps-000003"])
+def test_a_damaged_record_of_a_step_that_was_sampled_ahead_is_made_again_the_same(
+    worker: Worker, name: str
+) -> None:
+    """Such a step was sampled before the last update, so a later state would not do."""
+    options: dict[str, Any] = {"n_epochs": 2, "metadata": {"max_staleness": "1"}}
+    calm = run(worker, add_job(worker, **options))
+    job = add_job(worker, **options)
+    writer = "write_record" if name.startswith("steps") else "write_state"
+    write = getattr(journal_module.Journal, writer)
+
+    def and_damage(self: Any, *arguments: Any) -> None:
+        write(self, *arguments)
+        path = self.folder / f"{name}.json.gz"
+        if path.is_file() and (writer == "write_record" or arguments[0] == 2):
+            path.write_bytes(b"")
+            raise KeyboardInterrupt  # as a kill would
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_module.Journal, writer, and_damage)
+        with pytest.raises(KeyboardInterrupt):
+            run(worker, job)
+    states = worker.home / "jobs" / job.id / "states"
+    assert f"00000{int(name[-1]) - 1}" in {path.name for path in states.iterdir()}
+    done = run(worker, job)
+    assert done.status == "succeeded", done.error
     assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
 
 
@@ -389,6 +468,8 @@ def test_tools_of_a_row_are_called_and_graded(worker: Worker) -> None:
     never = {"type": "object", "properties": {"z": {"const": 1}}, "required": ["z"],
              "additionalProperties": False}  # fmt: skip
     format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": never}}
+    # The tools fill most of the tiny model's context, and answers would be cut at its end.
+    worker.engines.get("rftkit-tiny").context_tokens = 2_048
     job = add_job(
         worker, rows=rows, grader=CALLED, response_format=format_, eval_samples=4,
         metadata={"max_completion_tokens": "60"},

@@ -164,7 +164,7 @@ class TinkerEngine:
         thinking: str | None = None,
     ) -> list[int]:
         """See Engine.encode."""
-        return prompts.encode(self.tokenizer, messages, tools, thinking)
+        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
 
     def conversation(
         self,
