@@ -64,24 +64,34 @@ SIZES: dict[str, Any] = {
     "sliding_window": 16,
     "attention_window": 16,
     "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": 32,
+    "vocab_size_per_layer_input": 128,
+    "global_head_dim": 12,
+    "ffn_hidden_size": 80,
+    "expert_ffn_hidden_size": 32,
+    "zero_expert_num": 2,
+    "router_hidden_size": 16,
 }
+VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "depth": 1,
+    "num_attention_heads": 2,
+    "num_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "out_hidden_size": 48,
+    "vision_output_dim": 48,
+    "projector_input_dim": 48,
+    "projector_output_dim": 48,
+}
+"""Of the part of a model that sees; only its text part is used here."""
 
 
 def write_any(folder: Path, model_type: str, *, std: float = 0.2, **sizes: Any) -> Path:
     """A Hugging Face folder of a random model of this type with the character tokenizer."""
     tokenizer = _tokenizer()
-    known = AutoConfig.for_model(model_type)
-    common = {name: value for name, value in SIZES.items() if name in known.to_dict()}
-    options = {
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-        "pad_token_id": tokenizer.eos_token_id,
-    }
-    config = AutoConfig.for_model(
-        model_type, **(options | common | OPTIONS.get(model_type, {}) | sizes)
-    )
+    config = AutoConfig.for_model(model_type, **_settings(model_type, tokenizer, sizes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = AutoModelForCausalLM.from_config(config)
@@ -95,6 +105,29 @@ def write_any(folder: Path, model_type: str, *, std: float = 0.2, **sizes: Any) 
     return folder
 
 
+def _settings(model_type: str, tokenizer: Any, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a tiny model; those of its text part where it also sees and hears."""
+    known = AutoConfig.for_model(model_type)
+    text = known.get_text_config()
+    if text is not known:
+        vision = getattr(known, "vision_config", None)
+        names = vision.to_dict() if vision is not None else {}
+        seen = {name: value for name, value in VISION.items() if name in names}
+        return {
+            "text_config": _settings(text.model_type, tokenizer, sizes),
+            **({"vision_config": seen} if seen else {}),
+            **OPTIONS.get(model_type, {}),
+        }
+    common = {name: value for name, value in SIZES.items() if name in known.to_dict()}
+    options = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    return options | common | OPTIONS.get(model_type, {}) | sizes
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "axk1": {"head_dim": 8, "num_key_value_heads": 4},
     "axk2": {"head_dim": 8, "num_key_value_heads": 4},
@@ -104,7 +137,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_v32": {"head_dim": 8, "num_key_value_heads": 4},
     "glm4_moe_lite": {"head_dim": 8, "num_key_value_heads": 4},
     "glm_moe_dsa": {"head_dim": 8, "num_key_value_heads": 4},
-    "longcat_flash": {"head_dim": 8, "num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "gemma3n_text": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+    },
+    "gemma4_text": {"global_head_dim": 12},
+    "gemma4_unified_text": {"global_head_dim": 12},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "longcat_flash": {"head_dim": 8, "num_key_value_heads": 4, "num_layers": 2},
+    "sarvam_mla": {"head_dim": 8, "num_key_value_heads": 4},
+    "stablelm": {"partial_rotary_factor": 0.5},
+    "youtu": {"head_dim": 8, "num_key_value_heads": 4},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zaya": {"num_experts_per_tok": 1},
     "mamba2": {"num_heads": 4, "head_dim": 24},
     "minicpm3": {"head_dim": 8, "num_key_value_heads": 4},
     "modernbert-decoder": {"bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},

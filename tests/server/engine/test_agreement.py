@@ -175,23 +175,25 @@ def outcome(model_type: str, folder: Path) -> str:
 
 TABLE: dict[str, str] = {
     "fast": """
-        apertus apertus1p5_text arcee biogpt bitnet cohere dots1 ernie4_5 ernie4_5_moe flex_olmo
-        gemma glm glm4 glm4_moe gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium
-        hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe laguna lfm2 llama mellum
-        minimax_m2 minimax_m3_vl_text nanochat olmo olmo2 olmoe opt persimmon qwen2 qwen2_moe
-        qwen3
+        apertus apertus1p5_text arcee aria_text biogpt bitnet cohere dots1 ernie4_5 ernie4_5_moe
+        exaone flex_olmo gemma glm glm4 glm4_moe gpt_bigcode gpt_neox granite granitemoe
+        granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax internlm3
+        iquestcoder jais2 jetmoe laguna lfm2 llama mellum minimax_m2 minimax_m3_vl_text nanochat
+        olmo olmo2 olmoe opt persimmon qwen2 qwen2_moe qwen3 qwen3_moe sarvam_moe seed_oss smollm3
+        solar_open
     """,
     "plain": """
         afmoe axk1 axk2 bamba cohere2 cohere2_moe cwm deepseek_v2 deepseek_v3 deepseek_v32
         diffllama doge exaone4 exaone_moe falcon falcon_h1 flint gemma2 gemma3_text
-        glm4_moe_lite glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa granitemoe_swa
-        granitemoehybrid hrm_text hy_v4 jamba kolibri1 lara_mini lfm3 mimo_v2_flash minicpm3
+        gemma4_unified_text glm4_moe_lite glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa granitemoe_swa
+        granitemoehybrid hrm_text hy_v4 inkling_text jamba kolibri1 lara_mini lfm3 mimo_v2_flash minicpm3
         minimax ministral ministral3 mistral mixtral mpt nemotron nemotron_h olmo3 olmo_hybrid
-        phi3 qwen3_5_text qwen3_next vaultgemma
+        phi3 qwen3_5_moe_text qwen3_5_text qwen3_next rwkv starcoder2 vaultgemma xglm
     """,
     "refused: ": """
-        bailing_hybrid bloom codegen deepseek_v4 dory gpt2 gptj kimi_linear llama4_text mamba2
-        modernbert-decoder phi phimoe
+        bailing_hybrid bloom codegen cpmant ctrl deepseek_v4 dory falcon_mamba gpt2 gptj
+        kimi_linear llama4_text mamba mamba2 modernbert-decoder openai-gpt phi phimoe
+        recurrent_gemma xlstm
     """,
 }
 """What tiny models of each type come to; types of which none could be made here are missing."""

@@ -81,7 +81,8 @@ class LoadedModel:
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
         self._model, self._decoder = model, model.get_decoder()
-        self._stable_tokens = min(_stable_lengths(model.config), default=None)
+        config = model.config.get_text_config()  # of the part that reads, if it sees as well
+        self._stable_tokens = min(_stable_lengths(config), default=None)
         with _one_thread():
             own = self._own_states(model)
             found = self._behind_head(model)
@@ -94,14 +95,14 @@ class LoadedModel:
         self._stack: Stack | None = None
         with _one_thread():
             self._plain_because = self._choose_path(model, own)
-        self._key_bytes = _key_bytes(model.config, self.dtype)
+        self._key_bytes = _key_bytes(config, self.dtype)
         self.head: torch.Tensor = model.get_output_embeddings().weight
         self.head_for_gradients = self.head  # gradients travel in the dtype of the base
         self.num_tokens = int(self.head.shape[0])
         if self.device.type == "cpu":
             self.head = self.head.float()  # for float32 logits: see `logprobs`
         self.eos_ids = models.end_tokens(self.tokenizer, model.generation_config)
-        self.context_tokens = self._longest(model)
+        self.context_tokens = self._longest(config)
         self.width: int | None = getattr(self._decoder.config, "hidden_size", None)
         self.thinking = prompts.thinking_mark(self.tokenizer)
         self.weights = Weights(model, self.blocks)
@@ -305,11 +306,11 @@ class LoadedModel:
             )
         return found
 
-    def _longest(self, model: Any) -> int:
+    def _longest(self, config: Any) -> int:
         """Tokens of the longest text in which a position means the same whatever follows it."""
         for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
-            if found := getattr(model.config, name, None):
-                return min(int(found), *_stable_lengths(model.config), int(found))
+            if found := getattr(config, name, None):
+                return min(int(found), *_stable_lengths(config), int(found))
         why = "has no max_position_embeddings in its config.json, which says how much it reads"
         raise self.not_for_us(why)
 
@@ -393,9 +394,13 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     """A transformers model with its own attention."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+        )
+    except ImportError as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"the model in {folder} needs a library: {why}", param="model") from error
 
 
 @contextlib.contextmanager
