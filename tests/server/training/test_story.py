@@ -313,6 +313,29 @@ def test_a_kill_at_any_write_loses_no_checkpoint_run_or_number(
 
 
 @pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("staleness", ["0", "1"])
+@pytest.mark.parametrize("place", range(25, 200, 35))
+def test_a_kill_that_damages_the_newest_files_leaves_the_same_job(
+    world: World, monkeypatch: pytest.MonkeyPatch, place: int, staleness: str
+) -> None:
+    """A power cut may leave a file empty, of each kind; also where a step is sampled ahead."""
+    calm = world.left(world.train(world.add_job(max_staleness=staleness)))
+    job = world.add_job(max_staleness=staleness)
+    with monkeypatch.context() as patch:
+        arm(patch, Bomb(place), grades=False)
+        with contextlib.suppress(Killed):
+            world.train(job)
+    folder = world.home / "jobs" / job.id
+    for kind in ("steps", "valid", "drafts"):
+        for newest in sorted((folder / kind).glob("*.json.gz"))[-1:]:
+            newest.write_bytes(b"")
+    if (now := world.store.job(job.id)).status == "running":
+        world.train(now)
+    sweep(world.store, folder / "checkpoints")
+    assert world.left(job) == calm
+
+
+@pytest.mark.usefixtures("no_sync")
 def test_a_cancel_at_any_write_leaves_a_cancelled_job_without_a_final_model(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
