@@ -185,10 +185,11 @@ TABLE: dict[str, str] = {
     "plain": """
         afmoe axk1 axk2 bamba cohere2 cohere2_moe cwm deepseek_v2 deepseek_v3 deepseek_v32
         diffllama doge exaone4 exaone_moe falcon falcon_h1 flint gemma2 gemma3_text
-        gemma4_unified_text glm4_moe_lite glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa granitemoe_swa
-        granitemoehybrid hrm_text hy_v4 inkling_text jamba kolibri1 lara_mini lfm3 mimo_v2_flash minicpm3
-        minimax ministral ministral3 mistral mixtral mpt nemotron nemotron_h olmo3 olmo_hybrid
-        phi3 qwen3_5_moe_text qwen3_5_text qwen3_next rwkv starcoder2 vaultgemma xglm
+        gemma4_unified_text glm4_moe_lite glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa
+        granitemoe_swa granitemoehybrid hrm_text hy_v4 inkling_text jamba kolibri1 lara_mini lfm3
+        mimo_v2_flash minicpm3 minimax ministral ministral3 mistral mixtral mpt nemotron nemotron_h
+        olmo3 olmo_hybrid phi3 qwen3_5_moe_text qwen3_5_text qwen3_next rwkv starcoder2 vaultgemma
+        xglm
     """,
     "refused: ": """
         bailing_hybrid bloom codegen cpmant ctrl deepseek_v4 dory falcon_mamba gpt2 gptj
