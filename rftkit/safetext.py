@@ -19,7 +19,9 @@ _CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
 )
 """All that steers a terminal or reorders a line; not the tab and the line break."""
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are full-width, which spreadsheets take for the same."""
+_BLANK = " \u00a0\u3000\u200b\ufeff"
 _SHORT = 4
 """A secret of fewer characters would be found in ordinary words."""
 HIDDEN = "********"
@@ -83,7 +85,7 @@ def _forms(secret: str) -> Iterable[str]:
 
 def cell(value: Any) -> Any:
     """A value for a CSV file that people open: text that a spreadsheet would run gets a `'`."""
-    if isinstance(value, str) and value.lstrip(" ").startswith(_FORMULA) and not _is_number(value):
+    if isinstance(value, str) and value.lstrip(_BLANK).startswith(_FORMULA) and not _is_number(value):
         return f"'{value}"
     return value
 

@@ -76,7 +76,13 @@ def test_secrets_are_hidden_in_every_form() -> None:
     assert redacted("plain bearer", ["Bearer abcdef", None, ""]) == "plain bearer"
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+A1", "@SUM(A1)", "-cmd|' /C calc'!A0", "  =1", "\t=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1", "+A1", "@SUM(A1)", "-cmd|' /C calc'!A0", "  =1", "\t=1", "\n=1", "\u00a0=1",
+        "\ufeff=1", "\uff1d1+1", "\uff20SUM(A1)", "-1+1", "+49 123 =1",
+    ],
+)  # fmt: skip
 def test_formulas_become_text(text: str) -> None:
     assert cell(text) == f"'{text}"
     frame = pd.DataFrame({text: [text, "plain"], "number": [-1.5, 2]})
