@@ -85,9 +85,9 @@ def _forms(secret: str) -> Iterable[str]:
 
 def cell(value: Any) -> Any:
     """A value for a CSV file that people open: text that a spreadsheet would run gets a `'`."""
-    if isinstance(value, str) and value.lstrip(_BLANK).startswith(_FORMULA) and not _is_number(value):
-        return f"'{value}"
-    return value
+    if not isinstance(value, str) or _is_number(value):
+        return value
+    return f"'{value}" if value.lstrip(_BLANK).startswith(_FORMULA) else value
 
 
 def cells(frame: Any) -> Any:
