@@ -105,9 +105,12 @@ def ladder(
 
 def ladder_text(made: Ladder) -> str:
     """The rungs as a table, and which was worth it."""
-    names = ("rung", "reward", "difference from base", "low", "high", "verdict", "seconds in all")
-    rows = [{name: line[name] for name in (*names, "tokens in all")} for line in made.records()]
-    notes = [f"{line['rung']}: {line['note']}" for line in made.records() if line["note"]]
+    parts = dict.fromkeys(name for run in made.comparison.runs for name in run.graders)
+    names = ["rung", "reward", *parts, "difference from base", "low", "high", "verdict"]
+    names += ["seconds in all", "tokens in all"]
+    lines = made.records()
+    rows = [{name: line.get(name) for name in names} for line in lines]
+    notes = [f"{line['rung']}: {line['note']}" for line in lines if line["note"]]
     return "\n".join([table(rows), "", *notes, made.sentence])
 
 

@@ -34,7 +34,8 @@ def taught(item: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str
         prompt = (item.get("input") or {}).get("messages") or []
         pair = [item.get("preferred_output"), item.get("non_preferred_output")]
         return list(prompt), [output[0] for output in pair if output]
-    messages = list(item.get("messages") or [])
+    given = item.get("messages")
+    messages = list(given) if isinstance(given, list | tuple) else []
     places = trained_messages(messages) if form == "supervised" else []
     return (messages[: places[-1]], [messages[places[-1]]]) if places else (messages, [])
 
