@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rftkit.cli.console import PLAIN, Format, Json, PromptFile, show, table
+from rftkit.errors import NotFoundError, nearest_name
 from rftkit.safetext import cells
 from rftkit.wholefile import check_output, write_whole
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+
     from rftkit.evals import Comparison, Samples
 
 __all__ = ["eval_app"]
@@ -59,6 +62,8 @@ def run_eval(
         datasets.read_json(response_format) if response_format else given.response_format
     )
     client = connect()
+    for each in model:
+        _check_model(client, each)
     options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     made = [
         evals.run(
@@ -146,6 +151,22 @@ def compare_evals(
     if csv is not None:
         write_whole(csv, cells(found.rows).to_csv(index=False))
     show(found.to_dict(), _comparison_text(found), as_json)
+
+
+def _check_model(client: OpenAI, name: str) -> None:
+    """Refuse a model that the service does not have, before any row is sent."""
+    import openai
+
+    try:
+        client.models.retrieve(name)
+    except openai.NotFoundError:
+        known = [each.id for each in client.models.list()]
+        if name not in known:
+            raise NotFoundError(
+                f"there is no model {name!r}; {nearest_name(name, known)}"
+            ) from None
+    except openai.APIStatusError:  # a service without this route; its answers will tell
+        return
 
 
 def _samples(names: Sequence[str], dump: Path | None) -> Samples:

@@ -37,7 +37,11 @@ Method = Literal["reinforcement", "supervised", "dpo"]
 SHOWN = ("total_steps", "batch_size", "completions_per_prompt", "learning_rate", "eval_interval")
 """Resolved settings that are shown before a job starts."""
 
-JobId = Annotated[str, typer.Argument(help="ftjob-…")]
+JobId = Annotated[
+    str,
+    typer.Argument(help="ftjob-…, or its first characters; default the newest."),
+]
+GivenJob = Annotated[str, typer.Argument(help="ftjob-…, or its first characters.")]
 
 job_app = typer.Typer(help="Create, list, follow, pause and cancel jobs.", **PLAIN)
 
@@ -153,13 +157,14 @@ def list_jobs(
 
 
 @job_app.command("show")
-def show_job(job_id: JobId, as_json: Json = False) -> None:
+def show_job(job_id: JobId = "", as_json: Json = False) -> None:
     """Show a job: its status, its last events and its checkpoints."""
     from dataclasses import asdict
 
     from rftkit import connect, jobs
 
     client = connect()
+    job_id = jobs.find(client, job_id)
     job, events = client.fine_tuning.jobs.retrieve(job_id), jobs.events(client, job_id)
     kept = [asdict(each) for each in jobs.checkpoints(client, job_id)]
     wire = job.to_dict(warnings=False)
@@ -180,34 +185,35 @@ def show_job(job_id: JobId, as_json: Json = False) -> None:
 
 
 @job_app.command("watch")
-def watch_job(job_id: JobId) -> None:
+def watch_job(job_id: JobId = "") -> None:
     """Follow a job to its end; Ctrl-C leaves the job running."""
     from rftkit import connect, jobs
 
-    jobs.wait(connect(), job_id, jobs.Progress())
+    client = connect()
+    jobs.wait(client, jobs.find(client, job_id), jobs.Progress())
 
 
 @job_app.command("pause")
-def pause_job(job_id: JobId, as_json: Json = False) -> None:
+def pause_job(job_id: GivenJob, as_json: Json = False) -> None:
     """Pause a running job; its progress is kept."""
     _steer("pause", job_id, as_json)
 
 
 @job_app.command("resume")
-def resume_job(job_id: JobId, as_json: Json = False) -> None:
+def resume_job(job_id: GivenJob, as_json: Json = False) -> None:
     """Resume a paused job."""
     _steer("resume", job_id, as_json)
 
 
 @job_app.command("cancel")
-def cancel_job(job_id: JobId, as_json: Json = False) -> None:
+def cancel_job(job_id: GivenJob, as_json: Json = False) -> None:
     """Cancel a job permanently; its checkpoints stay."""
     _steer("cancel", job_id, as_json)
 
 
 @job_app.command("rerun")
 def rerun_job(
-    job_id: JobId,
+    job_id: GivenJob,
     model: Annotated[str, typer.Option("--model", "-m", help="A local model.")],
     grader: Annotated[
         Path | None,
@@ -254,9 +260,10 @@ def _uploaded(client: OpenAI, given: str, prompt: Prompt | None, option: str) ->
 
 
 def _steer(verb: Literal["pause", "resume", "cancel"], job_id: str, as_json: bool) -> None:
-    from rftkit import connect
+    from rftkit import connect, jobs
 
-    job = getattr(connect().fine_tuning.jobs, verb)(job_id)
+    client = connect()
+    job = getattr(client.fine_tuning.jobs, verb)(jobs.find(client, job_id))
     show(job.to_dict(warnings=False), f"{job.id} is {job.status}", as_json)
 
 
@@ -271,7 +278,7 @@ def _rerun(
     as_json: bool,
 ) -> int:
     """Run a job again here, after its differences were shown and confirmed."""
-    from rftkit import client, datasets
+    from rftkit import client, datasets, jobs
     from rftkit.importer import plan_rerun, start_rerun
 
     if as_json and not (is_confirmed or dry_run):
@@ -280,7 +287,9 @@ def _rerun(
         )
     platform = client.connect()
     spec = datasets.read_json(grader) if grader else None
-    planned = plan_rerun(platform, job_id, model=model, grader=spec, suffix=suffix)
+    planned = plan_rerun(
+        platform, jobs.find(platform, job_id), model=model, grader=spec, suffix=suffix
+    )
     if not as_json:
         print(_rerun_text(planned))
     is_possible = planned.check.verdict != "stops"

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rftkit.datasets.findings import Finding, Place, counted
-from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, types, variables
+from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, types
+from rftkit.graders.misspelt import format_problems
 from rftkit.graders.recognition import Verdict, dead_leaves, recognise, unread
 from rftkit.graders.references import right_answer
 from rftkit.graders.types import calls_out
@@ -23,15 +24,14 @@ MAX_REFERENCES = 500  # rows whose reference answer is graded; more add seconds,
 def format_needed(
     grader: Mapping[str, Any], response_format: Mapping[str, Any] | None
 ) -> Iterator[Finding]:
-    """A grader that reads JSON, without anything that makes the model write JSON."""
-    needed = variables(grader)
-    if response_format is None and any(path.startswith("sample.output_json") for path in needed):
-        yield Finding(
-            "warning",
-            "no_response_format",
-            "the grader reads sample.output_json, which a job fills only under a response format",
-            "give the job a response format, and this check --response-format",
-        )
+    """A grader that reads JSON which the model is not made to write."""
+    for problem in format_problems(grader, response_format):
+        if response_format is None:
+            advice = "give the job a response format, and this check --response-format"
+            yield Finding("warning", "no_response_format", problem, advice)
+        else:
+            advice = "correct the name in the grader, or add the field to the response format"
+            yield Finding("error", "field_not_in_format", problem, advice)
 
 
 def reference_findings(

@@ -17,7 +17,7 @@ from rftkit.evals.comparison import (
     SliceTable,
     StepChoice,
 )
-from rftkit.evals.drift import Drift, drift
+from rftkit.evals.drift import Drift, drift, drift_of_jobs
 from rftkit.evals.dump_runs import from_dump
 from rftkit.evals.grading import grade_again
 from rftkit.evals.job_pairs import step_pairs
@@ -51,6 +51,7 @@ __all__ = [
     "best_constant",
     "compare",
     "drift",
+    "drift_of_jobs",
     "fetch",
     "from_dump",
     "grade",

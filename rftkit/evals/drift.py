@@ -8,10 +8,11 @@ A healthy job shows each sign in at most 5 of 100 cases, with few rows and noisy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rftkit.errors import InputError
 from rftkit.evals import stats
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
@@ -22,7 +23,7 @@ from rftkit.evals.t_distribution import t_quantile
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Drift", "drift"]
+__all__ = ["Drift", "drift", "drift_of_jobs"]
 
 GAP = 0.10
 """A larger gap of train minus validation reward is reported, if luck does not explain it."""
@@ -75,6 +76,12 @@ def drift(
         level: Confidence level of the intervals.
         seed: Seed of the tests.
     """
+    jobs = list(dict.fromkeys(run.job_id for run in samples.runs if run.step is not None))
+    if len(jobs) > 1:
+        raise InputError(
+            f"these are validations of {len(jobs)} jobs, and drift is looked for in one job at a "
+            "time; use evals.drift_of_jobs"
+        )
     steps = sorted((r for r in samples.runs if r.step is not None), key=lambda r: r.step or 0)
     kept = samples.select([run.label for run in steps])
     second = watch.select(kept.labels) if watch is not None else None
@@ -101,6 +108,31 @@ def drift(
             )
         ),
     )
+
+
+def drift_of_jobs(
+    samples: Samples,
+    events_of: Callable[[str], Iterable[dict[str, Any]]],
+    *,
+    watch: Samples | None = None,
+    watch_name: str | None = None,
+) -> dict[str, Drift]:
+    """Job -> its validations, checked by `drift`; runs that are no validations are left out.
+
+    Args:
+        samples: The validations of any number of jobs.
+        events_of: Gives the events of a job, as `rftkit.jobs.events` does.
+        watch: The same samples under the second grader.
+        watch_name: A name for that grader.
+    """
+    jobs = dict.fromkeys(run.job_id for run in samples.runs if run.step is not None)
+    found = {}
+    for job in jobs:
+        own = [run.label for run in samples.runs if run.job_id == job and run.step is not None]
+        second = watch.select(own) if watch is not None else None
+        events = events_of(job) if job else ()
+        found[job or ""] = drift(samples.select(own), events, watch=second, watch_name=watch_name)
+    return found
 
 
 def _frame(
@@ -136,8 +168,9 @@ def _frame(
 def _means(samples: Samples, level: float) -> list[Estimate]:
     rewards = samples.frame["reward"].to_numpy(float)
     support = stats.support_of(rewards)
+    limits = {"support": support, "bounds": stats.bounds_of(rewards)}
     matrix = make_cells(samples).mean(rewards)
-    return [stats.mean_interval(column, level=level, support=support) for column in matrix.T]
+    return [stats.mean_interval(column, level=level, **limits) for column in matrix.T]
 
 
 def _train_rewards(events: list[dict[str, Any]], steps: Sequence[int]) -> list[float]:

@@ -224,8 +224,12 @@ def _runs(
                 label=was.label,
                 new_label=run.label,
                 step=was.step,
-                before=stats.mean_interval(old_means[:, at], level=level),
-                after=stats.mean_interval(new_means[:, at], level=level),
+                before=stats.mean_interval(
+                    old_means[:, at], level=level, bounds=stats.bounds_of(before)
+                ),
+                after=stats.mean_interval(
+                    new_means[:, at], level=level, bounds=stats.bounds_of(after)
+                ),
                 rank_correlation=spearman(before[both], after[both]),
                 num_failed=int((failed & here).sum()),
             )

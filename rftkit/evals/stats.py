@@ -39,6 +39,7 @@ __all__ = [
     "POWER",
     "as_tested",
     "bootstrap_interval",
+    "bounds_of",
     "detectable",
     "difference_interval",
     "direction",
@@ -49,6 +50,7 @@ __all__ = [
     "permutation_p",
     "standard_error",
     "support_of",
+    "within",
 ]
 
 POWER = 0.8
@@ -70,13 +72,30 @@ def support_of(values: Array) -> Support:
     return (float(seen[0]), float(seen[1])) if len(seen) == 2 else None
 
 
-def mean_interval(values: Array, *, level: float = 0.95, support: Support = None) -> Estimate:
+def bounds_of(values: Array) -> Support:
+    """The range of rewards, 0 to 1, where every sample is within it; None where it is not known."""
+    known = _known(values)
+    return (0.0, 1.0) if len(known) and known.min() >= 0 and known.max() <= 1 else None
+
+
+def within(estimate: Estimate, bounds: Support) -> Estimate:
+    """The same interval, without what the number cannot be."""
+    if bounds is None or estimate.low is None or estimate.high is None:
+        return estimate
+    low, high = bounds
+    return replace(estimate, low=max(low, estimate.low), high=min(high, estimate.high))
+
+
+def mean_interval(
+    values: Array, *, level: float = 0.95, support: Support = None, bounds: Support = None
+) -> Estimate:
     """The mean of rows with its interval.
 
     Args:
         values: One number per row, (rows,); nan where a row has none.
         level: How often the interval should hold the truth.
         support: The two values that one sample can have, such as (0, 1) for pass and fail.
+        bounds: Between what values a sample lies; the interval does not leave them.
     """
     values = _known(values)
     n = len(values)
@@ -87,13 +106,15 @@ def mean_interval(values: Array, *, level: float = 0.95, support: Support = None
         return Estimate(mean, *_wilson(mean, n, level, support), n)
     if n < 2 or _is_flat(values):
         return Estimate(mean, None, None, n)
-    return Estimate(mean, *_hall(values, level), n)
+    return within(Estimate(mean, *_hall(values, level), n), bounds)
 
 
-def difference_interval(values: Array, *, level: float = 0.95, support: Support = None) -> Estimate:
+def difference_interval(
+    values: Array, *, level: float = 0.95, support: Support = None, bounds: Support = None
+) -> Estimate:
     """The mean of paired differences with its interval; arguments as in `mean_interval`.
 
-    `support` is that of the samples whose differences these are.
+    `support` and `bounds` are those of the samples whose differences these are.
     """
     values = _known(values)
     n = len(values)
@@ -105,7 +126,8 @@ def difference_interval(values: Array, *, level: float = 0.95, support: Support 
     if n < 2 or _is_flat(values):
         return Estimate(mean, None, None, n)
     half = t_quantile(0.5 + level / 2, n - 1) * standard_error(values)
-    return Estimate(mean, mean - half, mean + half, n)
+    found = Estimate(mean, mean - half, mean + half, n)
+    return within(found, bounds and (bounds[0] - bounds[1], bounds[1] - bounds[0]))
 
 
 def bootstrap_interval(

@@ -47,7 +47,14 @@ class Table:
         passed = frame["passed"].astype("Float64")
         self.passes = cells.mean(passed.to_numpy(float, na_value=float("nan")))
         self.support = stats.support_of(frame["reward"].to_numpy(float))
-        self.graders = {name: cells.mean(scores(samples, name)) for name in samples.graders}
+        self.bounds = stats.bounds_of(frame["reward"].to_numpy(float))
+        scored = {name: scores(samples, name) for name in samples.graders}
+        self.graders = {name: cells.mean(values) for name, values in scored.items()}
+        self.limits = {
+            name: {"support": stats.support_of(values), "bounds": stats.bounds_of(values)}
+            for name, values in scored.items()
+        }
+        """What `mean_interval` is told of each grader."""
         self.tokens = cells.mean(frame["tokens"])
         self.characters = cells.mean(frame["answer"].str.len())
         self.deviation = _within_rows(cells, frame["reward"].to_numpy(float), self.rewards)
@@ -72,7 +79,9 @@ class Table:
             reward=self.mean_reward(self.rewards[:, at]),
             pass_rate=self._mean(self.passes[:, at], (0.0, 1.0)),
             graders={
-                name: self._mean(means[:, at]) for name, means in self.graders.items() if many
+                name: stats.mean_interval(means[:, at], level=self.level, **self.limits[name])
+                for name, means in self.graders.items()
+                if many
             },
             num_failed=int(self.failed[:, at].sum()),
             num_unscorable=int(self.unscorable[:, at].sum()),
@@ -141,12 +150,14 @@ class Table:
 
     def mean_reward(self, rewards: Array) -> Estimate:
         """The mean of some rows' rewards."""
-        return stats.mean_interval(rewards, level=self.level, support=self.support)
+        return stats.mean_interval(
+            rewards, level=self.level, support=self.support, bounds=self.bounds
+        )
 
     def mean_difference(self, differences: Array, *, level: float | None = None) -> Estimate:
         """The mean of some rows' differences; at the table's level unless another is given."""
         return stats.difference_interval(
-            differences, level=level or self.level, support=self.support
+            differences, level=level or self.level, support=self.support, bounds=self.bounds
         )
 
     def keys(self, chosen: Any) -> tuple[str, ...]:
@@ -174,6 +185,9 @@ class Table:
         together = stats.as_tested(together, p, alpha)
         alone = self.mean_difference(difference)
         alone = stats.as_tested(alone, look.alone, alpha) if many else together
+        if self.bounds is not None:
+            width = self.bounds[1] - self.bounds[0]
+            alone, together = (stats.within(each, (-width, width)) for each in (alone, together))
         critical = look.multiple if many and np.isfinite(look.multiple) else None
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(

@@ -14,9 +14,10 @@ from rftkit.errors import nearest_name
 from rftkit.graders import types
 from rftkit.graders.engine import param_of
 from rftkit.graders.leaves import leaf_paths
+from rftkit.graders.needs import template_paths
 from rftkit.graders.template import Path
 
-__all__ = ["Misspelt", "closed_fields", "misspelt"]
+__all__ = ["Misspelt", "closed_fields", "format_problems", "misspelt"]
 
 
 class Misspelt(NamedTuple):
@@ -68,6 +69,22 @@ def closed_fields(response_format: Mapping[str, Any] | None) -> list[str] | None
     if schema.get("additionalProperties") is not False or not schema.get("properties"):
         return None
     return list(schema["properties"])
+
+
+def format_problems(
+    spec: Mapping[str, Any], response_format: Mapping[str, Any] | None
+) -> list[str]:
+    """Why answers under a response format cannot be scored by a normalised grader; else empty."""
+    reads = any(
+        path.namespace == "sample" and path.steps[:1] == ("output_json",)
+        for path in template_paths(spec)
+    )
+    if reads and response_format is None:
+        return [
+            "the grader reads sample.output_json, which a job fills only under a response format"
+        ]
+    closed = closed_fields(response_format)
+    return [each.message for each in misspelt(spec, answer_keys=closed or ())]
 
 
 def _without(leaf: Mapping[str, Any], name: str) -> dict[str, Any]:

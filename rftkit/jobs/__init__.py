@@ -5,7 +5,7 @@
 
 from rftkit.jobs.checkpoints import Checkpoint, best, checkpoints
 from rftkit.jobs.estimate import Estimate, estimate
-from rftkit.jobs.follow import Follow, latest
+from rftkit.jobs.follow import Follow, find, latest
 from rftkit.jobs.jobs import (
     TERMINAL,
     Event,
@@ -55,6 +55,7 @@ __all__ = [
     "estimate",
     "events",
     "events_from_csv",
+    "find",
     "grader_frame",
     "latest",
     "plan",

@@ -8,15 +8,17 @@ time of the last successful poll, so that a view can show how old its data is.
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rftkit.client import api_message
+from rftkit.errors import InputError, NotFoundError
 from rftkit.jobs.jobs import TERMINAL, Event
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Follow", "latest"]
+__all__ = ["Follow", "find", "latest"]
 
 PAGE = 100
 """Events per page; every service accepts this size."""
@@ -24,10 +26,45 @@ NEWS = 20
 """Events per page when few are new; longer pages cost the service more."""
 
 
+PREFIX = "ftjob-"
+WHOLE = 20
+"""An id with so many characters after its prefix is taken for a whole one."""
+MOST = 1000
+"""Jobs among which a shortened id is looked for."""
+
+
 def latest(client: OpenAI) -> str | None:
     """The id of the newest job, or None if there is none."""
     newest = client.fine_tuning.jobs.list(limit=1).data
     return newest[0].id if newest else None
+
+
+def find(client: OpenAI, name: str = "") -> str:
+    """The id of the job that is meant: the newest one, or that whose id or suffix begins so.
+
+    Raises:
+        NotFoundError: There is no job yet, or none of that name.
+        InputError: Several jobs begin so.
+    """
+    if not name:
+        if (newest := latest(client)) is None:
+            raise NotFoundError("there is no job yet; to start one, type: rftkit job create --help")
+        return newest
+    begin = name.removeprefix(PREFIX)
+    if len(begin) >= WHOLE:
+        return name
+    jobs = list(islice(client.fine_tuning.jobs.list(limit=100), MOST))
+    suffixes = {job.id: str(getattr(job, "user_provided_suffix", None) or "") for job in jobs}
+    if name in suffixes:
+        return name
+    if found := [job_id for job_id, suffix in suffixes.items() if suffix == name]:
+        return found[0]  # the newest of that name
+    found = [job_id for job_id in suffixes if job_id.removeprefix(PREFIX).startswith(begin)]
+    if not found:
+        raise NotFoundError(f"there is no job {name}; list them: rftkit job list")
+    if len(found) > 1:
+        raise InputError(f"{len(found)} jobs begin with {name}: {', '.join(found[:5])}; type more")
+    return found[0]
 
 
 class Follow:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import ReportError
 from rftkit.jobs.checkpoints import Checkpoint, checkpoints
+from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
 from rftkit.reports.summary import summary
 from rftkit.views.facts import moment
@@ -140,6 +141,7 @@ def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord
     Raises:
         ReportError: the file of answers cannot be read.
     """
+    job_id = find(client, job_id)
     job = client.fine_tuning.jobs.retrieve(job_id)
     used = {"training": job.training_file, "validation": job.validation_file}
     return JobRecord(

@@ -5,7 +5,7 @@ The numbers come from `rftkit.evals`. A table below a number shows the samples t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.compare_tables import interval
@@ -73,8 +73,19 @@ def judge_noise(noise: JudgeNoise) -> Html:
     return _summary(noise.sentence, facts)
 
 
-def drift_chart(found: Drift) -> Html:
-    """Reward beside a second grader, training beside validation, length of the answers, by step."""
+def drift_chart(found: Drift | Mapping[str, Drift]) -> Html:
+    """Reward beside a second grader, training beside validation, length of the answers, by step.
+
+    Several jobs, as `evals.drift_of_jobs` gives them, have their charts one below the other.
+    """
+    if isinstance(found, Mapping):
+        if not found:
+            return note("There are no validations of a job among these runs.")
+        if len(found) > 1:
+            shown = {job: drift_chart(each) for job, each in found.items()}
+            parts = [each for job in shown for each in (wrap(f"<h4>{text(job)}</h4>"), shown[job])]
+            return join(parts, "\n".join(f"{job}: {each.plain}" for job, each in shown.items()))
+        [found] = found.values()
     frame = found.frame
     if not len(frame):
         return note("The job has no validation yet.")

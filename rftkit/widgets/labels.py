@@ -1,9 +1,9 @@
 """Labeller: label samples by hand with verdicts or numbers, in one text field.
 
-`a` accepts, `r` rejects, a number is a reward, `b` goes back, empty skips; Enter moves on. Each
-label is written to a file at once, so that closing the notebook loses nothing. The reward is hidden
-until a sample is labelled, because people tend to follow it. `rftkit.evals.agree` compares the
-labels with the grader.
+One key a label: `a` accepts, `r` rejects, `b` goes back, Enter skips; a number and Enter is a
+reward. Each label is written to a file at once, so that closing the notebook loses nothing. The
+reward is hidden until a sample is labelled, because people tend to follow it. `rftkit.evals.agree`
+compares the labels with the grader.
 """
 
 from __future__ import annotations
@@ -172,21 +172,27 @@ class Labeller(Panel):
     def _build(self) -> Sequence[ipywidgets.Widget]:
         self._view = self._html()
         self._field = ipywidgets.Text(
-            placeholder="a: accept · r: reject · a number · b: back · then press Enter",
+            placeholder="a: accept · r: reject · b: back · Enter: skip · or a number and Enter",
             continuous_update=False,
             layout=ipywidgets.Layout(width="30rem"),
         )
         self._field.observe(lambda change: self._guard(lambda: self._enter(change["new"])), "value")
+        self._field.add_class("rk-entry")
         self._skip = self._button(
             "Skip", lambda: self.submit(""), "Leave this sample without a label"
         )
         return [self._view, ipywidgets.HBox([self._field, self._skip])]
 
     def _draw(self) -> None:
-        self._view.value = self.to_html()
+        self._view.value = join([self.to_html(), '<span data-rk-keys="a r b Enter"></span>'])
+
+    def _act_key(self, key: str) -> None:
+        """One key, pressed anywhere in the panel but in a field that has text."""
+        self.submit("" if key == "Enter" else key)
+        self._draw()
 
     def _enter(self, typed: str) -> None:
-        """Handle Enter. Enter in an empty field changes nothing, so there is a Skip button."""
+        """Take what was typed: a number, or a letter that was pasted."""
         if typed:
             self._field.value = ""
             self.submit(typed)

@@ -79,6 +79,8 @@ class JobLauncher(Panel):
         self._points: dict[str, Point] = {}
         self._estimate: jobs.Estimate | None = None
         self._uploaded: dict[str, str] = {}
+        self._started: dict[str, Any] | None = None
+        self._monitors: list[Any] = []
         self._plan: tuple[str, dict[str, Any] | None] = ("", None)
         filled = _dataset_state(dataset) if dataset else {}
         super().__init__(dataset=dataset, **{**filled, **state})
@@ -204,6 +206,7 @@ class JobLauncher(Panel):
         self._require_files()
         jobs.require(self.points, self.overruled)
         job = jobs.create(self._client, **self._arguments())
+        self._started = self.request()
         self.set(job_id=job.id)
         self._draw_if_shown()
         return job.id
@@ -351,7 +354,10 @@ class JobLauncher(Panel):
         if self._has_probes:
             tip = "Run two steps to estimate time, memory, cost and learnability"
             buttons.append(self._button("2. Estimate", self.estimate, tip))
-        buttons.append(self._go)
+        self._watch = self._button("Watch it", self._press_watch, "Watch the job in this panel")
+        self._said = self._html()
+        buttons += [self._go, self._said, self._watch]
+        self._monitored = ipywidgets.VBox()
         more = ipywidgets.Accordion(
             [
                 ipywidgets.VBox([each for n in SPECS for each in (self._picker(n), self._json[n])]),
@@ -368,6 +374,7 @@ class JobLauncher(Panel):
             ipywidgets.HBox([self._fields["suffix"], self._fields["seed"]], layout=_wrap()),
             more,
             ipywidgets.HBox(buttons, layout=_wrap()),
+            self._monitored,
             self._found,
             self._choice,
             self._body,
@@ -446,7 +453,32 @@ class JobLauncher(Panel):
         self._take(name, value or ({} if name == "grader" else None))
 
     def _press_start(self) -> None:
-        self._start()
+        """Start the job once: a second click on the same settings starts no second one."""
+        if self._is_started():
+            return
+        self._go.disabled = True
+        try:
+            self._start()
+        finally:
+            self._draw_if_shown()
+
+    def _press_watch(self) -> None:
+        from rftkit.widgets.monitor import JobMonitor
+
+        for monitor in self._monitors:
+            monitor.close()
+        self._monitors = [JobMonitor(self.job_id, client=self._client)]
+        self._monitored.children = [self._monitors[0].widget()]
+
+    def _is_started(self) -> bool:
+        """Whether a job with exactly these settings was started from here."""
+        return bool(self.job_id) and self._started == self.request()
+
+    def close(self) -> None:
+        """Stop background work, and watching. The job goes on."""
+        super().close()
+        for monitor in self._monitors:
+            monitor.close()
 
     def _take(self, name: str, value: Any) -> None:
         """Set the state from what was typed, if the value has changed."""
@@ -476,9 +508,12 @@ class JobLauncher(Panel):
             box = self._overrides[point.name]
             box.value = point.name in self.overruled
             box.layout.display = "none" if point.is_green else ""
-        self._go.disabled = any(
+        is_blocked = any(
             not point.is_green and point.name not in self.overruled for point in self.points
         )
+        self._go.disabled = is_blocked or self._is_started()
+        self._said.value = note(f"✓ Started {self.job_id}") if self.job_id else ""
+        self._watch.layout.display = "" if self.job_id else "none"
 
 
 _NO_PROBE = (

@@ -21,7 +21,16 @@ from traitlets import Enum, Float, Unicode, validate
 from rftkit import views
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import InputError
-from rftkit.jobs import Follow, checkpoints, error_of, latest, rollouts, step_frame, step_metrics
+from rftkit.jobs import (
+    Follow,
+    checkpoints,
+    error_of,
+    find,
+    latest,
+    rollouts,
+    step_frame,
+    step_metrics,
+)
 from rftkit.views.markup import Html, join, wrap
 from rftkit.views.watch import job_status
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
@@ -36,6 +45,10 @@ STALE_POLLS = 3
 """Polls that must fail in a row before the panel says that it is out of date."""
 DRAWING_SHARE = 10
 """The curves are drawn again after this many times the duration of the last drawing."""
+ARMED_SECONDS = 5.0
+"""Seconds for the second click that confirms a cancellation."""
+LISTED = 50
+"""Jobs in the menu, newest first."""
 REST_SECONDS = 15.0
 """Seconds between polls of a paused job, and at most between drawings."""
 MAX_GROUPS = 256
@@ -84,16 +97,17 @@ class JobMonitor(Panel):
         from rftkit.client import connect
 
         self._client = client or connect()
-        found = job_id or latest(self._client)
-        if not found:
+        if not job_id and not latest(self._client):
             raise InputError(
                 "there is no job to watch yet; start one, for example with rftkit.jobs.create"
             )
+        found = find(self._client, job_id or "")
         self._stop, self._wake = threading.Event(), threading.Event()
         self._follow, self._drawn = Follow(self._client, found), _Drawing()
         self._rows: dict[str, dict[str, Any] | None] = {}
         self._problems: tuple[int, list[Finding]] = (0, [])
-        self._cancel_armed = False
+        self._armed_at = 0.0
+        self._names: dict[str, str] = {}
         super().__init__(job_id=found, **state)
 
     # what it shows
@@ -132,7 +146,7 @@ class JobMonitor(Panel):
             f"({follow.last_error}). The job continues without this view."
         )
         is_polling = not static and not self._has_settled()
-        return job_status(
+        status = job_status(
             follow.job,
             self._steps(),
             error=_error(follow.job),
@@ -142,6 +156,25 @@ class JobMonitor(Panel):
             unread=not follow.has_all_events,
             findings=self._findings() if follow.has_all_events else (),
         )
+        return join([views.note(self._facts()), status], status.plain)
+
+    def _facts(self) -> str:
+        """Which job it is: its id, model, data and suffix."""
+        job = self._follow.job
+        file_id = str(job.get("training_file") or "")
+        if file_id and file_id not in self._names:
+            self._names[file_id] = self._name_of(file_id)
+        suffix = job.get("suffix") or (job.get("user_provided_suffix") or "")
+        facts = (job["id"], job.get("model"), self._names.get(file_id), suffix)
+        return " · ".join(str(each) for each in facts if each)
+
+    def _name_of(self, file_id: str) -> str:
+        from openai import OpenAIError
+
+        try:
+            return str(self._client.files.retrieve(file_id).filename)
+        except OpenAIError:  # deleted, or the service does not answer: the id will do
+            return file_id
 
     def _findings(self) -> list[Finding]:
         """The problems at the newest step, computed again when there are new events."""
@@ -270,16 +303,36 @@ class JobMonitor(Panel):
         self._cancel = self._button(
             "Cancel", self._press_cancel, "Stop the job; it cannot be resumed"
         )
+        self._jobs = ipywidgets.Dropdown(
+            description="Job", options=[self.job_id], layout=ipywidgets.Layout(max_width="100%")
+        )
+        self._list_jobs()
+        self._jobs.observe(lambda change: self._guard(lambda: self._choose(change["new"])), "value")
         again = self._button("Refresh", self.refresh, "Fetch new events")
         buttons = [self._pause, self._resume, self._cancel, again]
         self._poller = threading.Thread(target=self._poll_until_closed, daemon=True)
         self._poller.start()
         return [
+            self._jobs,
             self._head,
             ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap")),
             self._choice,
             self._body,
         ]
+
+    def _list_jobs(self) -> None:
+        """Fill the menu with the newest jobs, and with this one."""
+        page = self._client.fine_tuning.jobs.list(limit=LISTED).data
+        options = {job.id: _choice(job.to_dict(warnings=False)) for job in page}
+        options.setdefault(self.job_id, _choice(self.job))
+        self._jobs.options = [(words, job_id) for job_id, words in options.items()]
+        self._jobs.value = self.job_id
+
+    def _choose(self, job_id: str | None) -> None:
+        if job_id and job_id != self.job_id:
+            self._armed_at = 0.0
+            self.set(job_id=job_id)
+            self._wake.set()
 
     def _draw(self) -> None:
         """Draw header and buttons; wake the thread that draws the section."""
@@ -288,8 +341,10 @@ class JobMonitor(Panel):
         self._pause.disabled = status != "running"
         self._resume.disabled = status != "paused"
         self._cancel.disabled = self._follow.has_ended
-        self._cancel.description = "Really cancel?" if self._cancel_armed else "Cancel"
+        self._cancel.description = "Really cancel?" if self._is_armed else "Cancel"
         if self.section != self._drawn.section:
+            if self._drawn.section:  # a slow section is announced at once
+                self._body.value = views.note(f"Drawing {SECTIONS[self.section]} …")
             self._wake.set()
 
     def _changed(self, names: Set[str]) -> None:
@@ -297,13 +352,20 @@ class JobMonitor(Panel):
             self._follow, self._drawn = Follow(self._client, self.job_id), _Drawing()
             self._problems = (0, [])
 
+    @property
+    def _is_armed(self) -> bool:
+        """Whether the next click on Cancel cancels; a few seconds after the first one it asks."""
+        return time.monotonic() - self._armed_at < ARMED_SECONDS
+
     def _press_cancel(self) -> None:
         """The first click asks for confirmation, the second one cancels the job."""
-        self._cancel_armed = not self._cancel_armed
-        if self._cancel_armed:
-            self._redraw(set())
-        else:
+        if self._is_armed:
+            self._armed_at = 0.0
             self.cancel()
+        else:
+            self._armed_at = time.monotonic()
+            self._redraw(set())
+            self._wake.set()
 
     def _poll_until_closed(self) -> None:
         """Draw, then fetch new events, again and again until the panel is closed."""
@@ -344,6 +406,8 @@ class JobMonitor(Panel):
         if not self._follow.has_ended:
             resting = self._follow.job["status"] == "paused"
             waits.append(REST_SECONDS if resting else self.poll_seconds)
+        if self._is_armed:
+            waits.append(ARMED_SECONDS + 0.1)
         if self._drawn.news != self._news():
             waits.append(max(0.1, self._drawn.again_at - time.monotonic()))
         return min(waits, default=None)
@@ -356,9 +420,8 @@ class JobMonitor(Panel):
     def _draw_section(self) -> None:
         """Draw the selected section if it or its events changed, but slow sections less often."""
         drawn, news = self._drawn, self._news()
-        if self.section == drawn.section and (
-            news == drawn.news or time.monotonic() < drawn.again_at
-        ):
+        is_due = time.monotonic() >= drawn.again_at or self._has_settled()  # the end at once
+        if self.section == drawn.section and (news == drawn.news or not is_due):
             return
         section, started = self.section, time.monotonic()
         markup = self._section(section)
@@ -372,6 +435,13 @@ class JobMonitor(Panel):
     @validate("poll_seconds")
     def _at_least_a_fifth_of_a_second(self, proposal: Any) -> float:
         return max(0.2, float(proposal["value"]))
+
+
+def _choice(job: dict[str, Any]) -> str:
+    """A job in the menu: when, status, suffix or model, and its id."""
+    created = time.strftime("%d %b %H:%M", time.localtime(job.get("created_at") or 0))
+    what = job.get("suffix") or job.get("user_provided_suffix") or job.get("model")
+    return f"{created} · {job['status']} · {what} · {job['id']}"
 
 
 @dataclass(frozen=True)

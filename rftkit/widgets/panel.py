@@ -41,8 +41,38 @@ __all__ = ["SHOWN", "Panel", "live"]
 
 T = TypeVar("T")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+_ON_LOAD = """const panel = this.closest('.rk-panel');
+if (panel && !panel.rkKeys) {
+  panel.rkKeys = true;
+  const keep = e => e.target.setAttribute('data-lm-suppress-shortcuts', 'true');
+  panel.addEventListener('focusin', keep);
+  panel.addEventListener('keydown', e => {
+    const keys = panel.querySelector('[data-rk-keys]')?.dataset.rkKeys.split(' ');
+    const field = panel.querySelector('.rk-entry input');
+    const typing = e.target.matches('input, textarea');
+    if (!keys || e.ctrlKey || e.metaKey || e.altKey) return;
+    if (typing && (e.target !== field || field.value)) return;
+    if (!keys.includes(e.key)) {
+      if (!typing && /^[0-9.,-]$/.test(e.key)) field?.focus();
+      return;
+    }
+    e.preventDefault();
+    const acts = panel.querySelector('.rk-acts input');
+    acts.value = 'key ' + e.key + ' ' + Date.now();
+    acts.dispatchEvent(new Event('change', {bubbles: true}));
+  });
+}"""
 STORED_BYTES = 30_000
 """Maximum size of the HTML that is stored in the .ipynb beside a live widget."""
+
+
+KEYS = f"""<style onload="{text(_ON_LOAD)}">.rk-keys {{}}</style>"""
+"""Keeps the keys of a panel from JupyterLab, which reads letters as commands: `r` makes a raw cell.
+
+Where the markup has `data-rk-keys`, such a key acts wherever the focus is, but in a field with
+text; a digit goes to the first field. A style element reports that it was loaded, a script in a
+widget does not run.
+"""
 
 
 def live() -> bool:
@@ -172,7 +202,7 @@ class Panel(HasTraits):
                 acts = self._actions_field()
                 children = self._build()
                 self._root = ipywidgets.VBox(
-                    [self._html(style()), acts, self._alert, *children, self._status],
+                    [self._html(style() + KEYS), acts, self._alert, *children, self._status],
                     layout=ipywidgets.Layout(max_width="100%", overflow="hidden"),
                 )
                 self._root.add_class("rk-panel")

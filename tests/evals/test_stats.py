@@ -286,3 +286,14 @@ def test_the_full_study(kind: str, repeats: int) -> None:
         assert abs(cell.difference - 0.95) <= bound, cell
         found = look(kind, rows, repeats, simulations=1000)
         assert found.false_alarms <= 0.066, found
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_an_interval_of_rewards_stays_where_rewards_can_be(values: list[float]) -> None:
+    found = np.array(values)
+    bounds = stats.bounds_of(found)
+    mean = stats.mean_interval(found, bounds=bounds)
+    difference = stats.difference_interval(found - found[::-1], bounds=bounds)
+    for estimate, low, high in ((mean, 0.0, 1.0), (difference, -1.0, 1.0)):
+        if estimate.low is not None and estimate.high is not None:
+            assert low <= estimate.low <= estimate.high <= high

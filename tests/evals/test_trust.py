@@ -275,3 +275,29 @@ def test_the_commands(run: Any, served: Served, tmp_path: Path) -> None:
     assert run("eval", "show", "file-1")[0] == 2
     assert saved_runs.find("localrun_none") is None
     assert run("eval", "show", "localrun_none")[0] == 1
+
+
+def test_drift_is_looked_for_in_one_job_at_a_time() -> None:
+    """Two jobs as one line would be a zigzag, and say nothing of either."""
+    from rftkit import views
+
+    first = made_up()
+    runs = tuple(replace(run, job_id="ftjob-a") for run in first.runs)
+    other = tuple(
+        replace(run, job_id="ftjob-b", id=f"{run.id}b", label=f"{run.label} b") for run in runs
+    )
+    names = dict(zip(first.labels, (run.label for run in other), strict=True))
+    frame = first.frame.assign(run=first.frame["run"].map(names))
+    one, two = replace(first, runs=runs), replace(first, runs=other, frame=frame)
+    both = evals.together(one, two)
+    with pytest.raises(InputError, match="validations of 2 jobs"):
+        evals.drift(both)
+    found = evals.drift_of_jobs(both, lambda job: ())
+    assert list(found) == ["ftjob-a", "ftjob-b"]
+    assert found["ftjob-a"].frame["step"].is_monotonic_increasing
+    shown = views.drift_chart(found)
+    assert "<h4>ftjob-a</h4>" in shown
+    assert "<h4>ftjob-b</h4>" in shown
+    assert views.drift_chart({}) == views.note(
+        "There are no validations of a job among these runs."
+    )

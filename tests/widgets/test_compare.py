@@ -84,6 +84,18 @@ def test_labels_are_typed_kept_and_gone_on_with(samples, tmp_path):
     panel.close()
 
 
+def test_one_key_is_one_label_wherever_the_focus_is(samples, tmp_path):
+    """The browser's part, `panel.KEYS`, is tried in test_keys."""
+    panel = Labeller(samples, tmp_path / "labels.jsonl", most=5)
+    acts = panel.widget().children[1]
+    assert "data-rk-keys" in panel._view.value
+    for at, key in enumerate(("a", "Enter", "b", "r")):
+        acts.value = f"key {key} {at}"
+    assert panel.error == ""
+    assert (panel.place, [each.value for each in panel.labels]) == (2, [1.0, 0.0])
+    panel.close()
+
+
 def test_the_reward_is_hidden_until_the_label_is_there(samples, tmp_path):
     panel = Labeller(samples, tmp_path / "labels.jsonl", most=5)
     assert "The grader gave" not in panel.to_html()

@@ -201,3 +201,26 @@ def test_points_are_required_by_name() -> None:
     require(points, ["grader"])
     assert "! warning, overridden" in launch.checklist(points, ["grader"])
     assert jobs.require is require
+
+
+def test_a_second_click_starts_no_second_job(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    overruled = ["data", "grader", "learnability"]
+    panel = JobLauncher("tiny_copy", client=served.client, **TINY, overruled=overruled)
+    panel.widget()
+    assert panel._watch.layout.display == "none"
+    panel._go.click()
+    panel._go.click()
+    assert panel.error == ""
+    assert [job.id for job in served.client.fine_tuning.jobs.list()] == [panel.job_id]
+    assert panel._go.disabled
+    assert f"✓ Started {panel.job_id}" in panel._said.value
+    panel._watch.click()
+    assert panel._monitors[0].job_id == panel.job_id
+    panel.set(seed=2)  # other settings are another job
+    assert not panel._go.disabled
+    panel._go.click()
+    assert len(served.client.fine_tuning.jobs.list().data) == 2
+    panel.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
+from rftkit.graders.misspelt import format_problems
 from rftkit.server.api import Here, Limit, Reply, cut, metadata_filter, repeated
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys, useless_metadata
 from rftkit.server.inference.body import digest_of
@@ -40,9 +41,22 @@ def _add(here: Platform, job: Job) -> str:
             level="warn",
             key="unknown_keys",
         )
+    if problems := _format_problems(job):
+        message = f"No answer may be scored: {'; '.join(problems)}"
+        here.store.add_event(job.id, message, level="warn", key="format_problem")
+    if waits := here.store.jobs_before(job.id):
+        more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
+        message = f"Waits for {waits[0]}{more}: one job trains at a time"
+        here.store.add_event(job.id, message, key="waits")
     if useless := useless_metadata(job):
         here.store.add_event(job.id, "; ".join(useless), level="warn", key="useless_metadata")
     return job.id
+
+
+def _format_problems(job: Job) -> list[str]:
+    """What the check of the dataset says of a grader that reads what no answer has."""
+    given = job.method.get("reinforcement")
+    return format_problems(given["grader"], given.get("response_format")) if given else []
 
 
 @router.get("")

@@ -159,6 +159,16 @@ class Store(Files, Evals):
         where = f"model = ? AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)}"
         return self._find(Job, where, model)
 
+    def jobs_before(self, job_id: str) -> list[str]:
+        """Return the ids of the jobs that are worked on before this one, the first one first."""
+        found = self._find(
+            Job,
+            f"origin IS NULL AND status IN {sql_list(ACTIVE)} "
+            "ORDER BY status IN ('running', 'pausing') DESC, queue_position",
+        )
+        ids = [job.id for job in found]
+        return ids[: ids.index(job_id)] if job_id in ids else []
+
     def claim_job(self) -> Job | None:
         """Return the next job to work on, or None.
 

@@ -1,0 +1,44 @@
+"""Keys pressed in a panel, in a browser without JupyterLab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sample_comparison
+from browser import chromium, opened
+
+from rftkit.widgets import Labeller
+from rftkit.widgets.panel import KEYS
+
+__all__ = ["chromium"]
+
+
+def test_labels_in_a_browser(tmp_path: Path, chromium: Any) -> None:
+    """Keys act from any control, a digit goes to the field, and none reaches JupyterLab."""
+    panel = Labeller(sample_comparison.samples(), tmp_path / "labels.jsonl", most=5)
+    panel.widget()
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"""<!doctype html><title>t</title><link rel="icon" href="data:,"><div class="rk-panel">
+        <div class="rk-acts"><input></div><div>{KEYS}</div><div>{panel._view.value}</div>
+        <div class="rk-entry"><input id="field"></div><button id="skip">Skip</button></div>"""
+    )
+    with opened(chromium, page) as tab:
+        tab.evaluate(
+            """() => { window.acts = [];
+            document.querySelector('.rk-acts input').addEventListener('change',
+              e => acts.push(e.target.value.split(' ').slice(0, 2).join(' '))); }"""
+        )
+        tab.locator("#skip").focus()
+        tab.keyboard.press("r")
+        assert tab.evaluate("acts") == ["key r"]
+        assert tab.locator("#skip").get_attribute("data-lm-suppress-shortcuts") == "true"
+        tab.keyboard.press("0")
+        assert tab.evaluate("document.activeElement.id") == "field"
+        tab.keyboard.type(".5a")
+        assert tab.locator("#field").input_value() == "0.5a"  # a field with text keeps its keys
+        tab.locator("#field").fill("")
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("acts") == ["key r", "key Enter"]
+    panel.close()
