@@ -37,7 +37,8 @@ __all__ = ["Copies", "copy_notebooks", "run_lab"]
 
 FIRST = "00_tour.ipynb"
 RECORD = ".rftkit-copies.json"
-"""In the user's folder: name of a notebook -> hash of what was copied."""
+"""In the user's folder: name of a notebook -> hash of the content that was copied; earlier versions
+wrote the hash of the file."""
 CONFIG_DIR = Path(__file__).parents[1] / "widgets"
 """Holds `labconfig/`, where JupyterLab looks for default settings."""
 START_SECONDS = 180.0
@@ -116,13 +117,14 @@ def _copy(folder: Path, source: Path) -> Copies:
         record = {}
     done: dict[str, list[str]] = {"new": [], "refreshed": [], "kept": []}
     for original in sorted(source.glob("*.ipynb")):
-        name, newest = original.name, _hash(original)
+        name, newest = original.name, _content(original)
         copy = folder / name
-        there = _hash(copy) if copy.exists() else None
+        there = _content(copy) if copy.exists() else None
+        known = record.get(name)
         if there == newest:
             record[name] = newest
-        elif there is not None and there != record.get(name):
-            if newest != record.get(name):
+        elif there is not None and known not in (there, _hash(copy)):
+            if known not in (newest, _hash(original)):
                 done["kept"].append(name)
         else:
             write_whole(copy, original.read_bytes())
@@ -130,6 +132,19 @@ def _copy(folder: Path, source: Path) -> Copies:
             done["new" if there is None else "refreshed"].append(name)
     write_whole(record_path, json.dumps(record, indent=1).encode())
     return Copies(**{word: tuple(names) for word, names in done.items()})
+
+
+def _content(path: Path) -> str:
+    """The hash of what a person reads in a notebook: sources and outputs.
+
+    JupyterLab writes metadata of its own when it saves a notebook that was only opened.
+    """
+    try:
+        cells = json.loads(path.read_bytes())["cells"]
+        read = [[c["cell_type"], "".join(c["source"]), c.get("outputs") or []] for c in cells]
+    except (ValueError, KeyError, TypeError):
+        return _hash(path)
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
 def _hash(path: Path) -> str:

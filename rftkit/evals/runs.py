@@ -21,6 +21,7 @@ from rftkit.errors import InputError, NotFoundError
 from rftkit.evals import saved_runs
 from rftkit.evals.items import Combine, Record, combine, read_items, settle
 from rftkit.evals.samples import Run, Samples
+from rftkit.hyperparameters import KNOBS
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -35,6 +36,12 @@ AT_ONCE = 4
 """Runs that are read at the same time."""
 INDEX_SECONDS = 30.0
 """Services list a finished run's items a little late: so long is waited for the last of them."""
+SHORT = {
+    "learning_rate_multiplier": "lr ×",
+    "compute_multiplier": "compute ×",
+    "n_epochs": "epochs",
+}
+"""Hyperparameter -> what a label calls it; its value follows."""
 _STEP = re.compile(r"Step (\d+)", re.IGNORECASE)
 
 
@@ -142,13 +149,29 @@ def _runs_of_job(client: OpenAI, job_id: str) -> list[Wanted]:
     return [
         replace(
             each,
-            run=replace(each.run, job_id=job_id, model=each.run.model or job.get("model")),
+            run=replace(
+                each.run,
+                job_id=job_id,
+                job_facts=_facts(job),
+                model=each.run.model or job.get("model"),
+            ),
             combine=combine(grading.get("grader") or {}),
             response_format=grading.get("response_format"),
         )
         for each in _runs_of_eval(client, eval_id)
         if each.run.step is not None
     ]
+
+
+def _facts(job: Json) -> Json:
+    """What tells a job from others, by the names that labels use."""
+    method = job.get("method") or {}
+    given = (method.get(method.get("type")) or {}).get("hyperparameters") or {}
+    settings = {SHORT.get(name, name): value for name, value in given.items() if value != "auto"}
+    suffix = {"suffix": job["user_provided_suffix"]} if job.get("user_provided_suffix") else {}
+    metadata = {name: text for name, text in (job.get("metadata") or {}).items() if name in KNOBS}
+    facts = suffix | settings | metadata
+    return facts | {"seed": job.get("seed"), "model": job.get("model")}
 
 
 def _eval_of_job(client: OpenAI, job_id: str) -> str | None:

@@ -55,6 +55,8 @@ class Run:
     """The model that answered; a checkpoint's own name if the service reports it."""
     job_id: str | None = None
     """The job whose validation this is."""
+    job_facts: Mapping[str, Any] | None = field(default=None, hash=False)
+    """What tells that job from others, by short name: suffix, swept settings, seed, model."""
     eval_id: str | None = None
     """The eval that it belongs to."""
     created_at: int | None = None

@@ -51,7 +51,7 @@ def find(client: OpenAI, name: str = "") -> str:
             raise NotFoundError("there is no job yet; to start one, type: rftkit job create --help")
         return newest
     begin = name.removeprefix(PREFIX)
-    if len(begin) >= WHOLE:
+    if len(begin) >= WHOLE or (begin != name and _exists(client, name)):
         return name
     jobs = list(islice(client.fine_tuning.jobs.list(limit=100), MOST))
     suffixes = {job.id: str(getattr(job, "user_provided_suffix", None) or "") for job in jobs}
@@ -60,11 +60,23 @@ def find(client: OpenAI, name: str = "") -> str:
     if found := [job_id for job_id, suffix in suffixes.items() if suffix == name]:
         return found[0]  # the newest of that name
     found = [job_id for job_id in suffixes if job_id.removeprefix(PREFIX).startswith(begin)]
+    if not found and name.startswith(PREFIX):
+        return name  # the service says in its own words that it has none
     if not found:
         raise NotFoundError(f"there is no job {name}; list them: rftkit job list")
     if len(found) > 1:
         raise InputError(f"{len(found)} jobs begin with {name}: {', '.join(found[:5])}; type more")
     return found[0]
+
+
+def _exists(client: OpenAI, job_id: str) -> bool:
+    from openai import NotFoundError as NoSuchJobError
+
+    try:
+        client.fine_tuning.jobs.retrieve(job_id)
+    except NoSuchJobError:
+        return False
+    return True
 
 
 class Follow:

@@ -14,7 +14,7 @@ from typing import Any
 from rftkit.views import Html, keyvalues, page, table
 from rftkit.views.markup import counted, text, wrap
 
-__all__ = ["index_page"]
+__all__ = ["best_setting", "index_page"]
 
 Json = dict[str, Any]
 _MARKS = {"done": "report", "failed": "✗ failed", "running": "… running", "waiting": "waiting"}
@@ -35,7 +35,10 @@ def index_page(title: str, runs: Sequence[Json], comparison: str | None) -> str:
     link = f' · <a href="{text(comparison)}">All runs compared</a>' if comparison else ""
     parts = [
         f"<h1>Sweep of {text(title)}</h1>",
-        wrap(f'<p class="rk-verdict">{_progress(runs)}</p>{_found(runs)}{link}'),
+        wrap(
+            f'<p class="rk-verdict">{text(best_setting(runs))} {_progress(runs)}</p>'
+            f"{_found(runs)}{link}"
+        ),
         table(lines, columns, noun="run", page=100, max_bytes=2_000_000),
         '<h2 id="same">The same in every run</h2>' + keyvalues(common) if common else "",
     ]
@@ -85,6 +88,51 @@ def _progress(runs: Sequence[Json]) -> str:
     parts += [f"{counts['failed']} failed"] if counts["failed"] else []
     left = counts["running"] + counts["waiting"]
     return ", ".join([*parts, f"{left} to go"] if left else parts) + "."
+
+
+MEASURES = {
+    "test.final": "reward on the test rows",
+    "valid.final": "final validation reward",
+    "valid.best": "best validation reward",
+}
+"""Published figures that say which setting won, the most telling first."""
+
+
+def best_setting(runs: Sequence[Json]) -> str:
+    """Which setting has the highest mean, by how much, and whether its seeds agree; or nothing.
+
+    Settings are what the runs differ in but for `seed`. No test is made here: the page that
+    compares all runs row by row says how certain it is.
+    """
+    done = [(run["settings"], dict(_flat(run["figures"]))) for run in runs if run["figures"]]
+    measure = next((m for m in MEASURES if done and all(_has(m, f) for _, f in done)), None)
+    if measure is None:
+        return ""
+    groups: dict[str, dict[Any, float]] = {}
+    for settings, figures in done:
+        rest = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "seed")
+        groups.setdefault(rest, {})[settings.get("seed")] = float(figures[measure])
+    means = {name: sum(by_seed.values()) / len(by_seed) for name, by_seed in groups.items()}
+    first, *others = sorted(means, key=lambda name: -means[name])
+    if not others:
+        values = list(groups[first].values())
+        if len(values) < 2:
+            return ""
+        spread = f"{min(values):.3f} to {max(values):.3f}"
+        return f"{MEASURES[measure].capitalize()}: {means[first]:.3f}, {spread} over the seeds."
+    second = others[0]
+    said = f"{first} is best: {MEASURES[measure]} {means[first]:.3f}"
+    said += f", {means[first] - means[second]:.3f} above {second}"
+    shared = [seed for seed in groups[first] if seed in groups[second]]
+    ahead = sum(groups[first][seed] > groups[second][seed] for seed in shared)
+    if len(shared) > 1:
+        agree = "all" if ahead == len(shared) else f"{ahead} of {len(shared)}"
+        said += f"; {agree} seeds agree" if ahead else "; no seed agrees"
+    return f"{said}."
+
+
+def _has(measure: str, figures: Json) -> bool:
+    return isinstance(figures.get(measure), int | float)
 
 
 def _found(runs: Sequence[Json]) -> str:

@@ -222,7 +222,12 @@ def _by_job(comparison: Comparison) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for run in comparison.samples.runs:
         found.setdefault(run.job_id or run.label, []).append(run.label)
-    return found
+    return {_job_name(job, labels): labels for job, labels in found.items()}
+
+
+def _job_name(job: str, labels: Sequence[str]) -> str:
+    """What the labels of a job's runs call it, such as `A` in `Step 12 · A`; else its id."""
+    return labels[0].rpartition(" · ")[2] if " · " in labels[0] else job
 
 
 def _curve(

@@ -18,8 +18,8 @@ Figures = dict[str, Any]
 def headline(summary: Figures) -> Html:
     """One sentence, tiles with the figures, and the caveats."""
     said = " ".join(filter(None, (verdict(summary), summary.get("gain"))))
-    tiles = "".join(_validation_tiles(summary.get("valid") or {}))
-    tiles += "".join(_test_tiles(summary.get("test") or {}))
+    tiles = "".join(_test_tiles(summary.get("test") or {}))
+    tiles += "".join(_validation_tiles(summary.get("valid") or {}))
     points = "".join(f"<li>{text(point)}</li>" for point in _points(summary))
     return wrap(
         f'<p class="rk-verdict">{text(said)}</p><div class="rk-tiles">{tiles}</div>'

@@ -6,6 +6,7 @@ import json
 import os
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,3 +159,24 @@ def test_a_machine_with_several_users_gets_a_key(
     assert (settings.home() / privacy.KEY_FILE).stat().st_mode & 0o777 == 0o600
     lab._require_api_key(is_running=False)
     assert privacy.kept_api_key(settings.home()) == key
+
+
+def test_a_notebook_that_was_only_opened_is_refreshed(source: Path, mine: Path) -> None:
+    """JupyterLab writes metadata of its own when it saves; what was run or edited is the user's."""
+
+    def write(path: Path, *words: str, **more: Any) -> None:
+        cells = [
+            {"cell_type": "code", "source": [word], "outputs": [], "metadata": {}} for word in words
+        ]
+        path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, **more}))
+
+    for path in source.glob("*.ipynb"):
+        write(path, "1 + 1")
+    copy_notebooks(mine, source)
+    write(mine / "00_tour.ipynb", "1 + 1", metadata={"language_info": {"version": "3.12"}})
+    write(mine / "01_author_grader.ipynb", "1 + 2")
+    for path in source.glob("*.ipynb"):
+        write(path, "1 + 1", "2 + 2")
+    assert copy_notebooks(mine, source) == Copies(
+        (), ("00_tour.ipynb",), ("01_author_grader.ipynb",)
+    )
