@@ -6,9 +6,12 @@ an eval.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from rftkit.jobs.jobs import Event
+from rftkit.jobs.metrics import step_metrics
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -33,13 +36,32 @@ class Checkpoint:
     """Mean loss of the whole validation set, of a supervised or dpo job."""
 
 
-def checkpoints(client: OpenAI, job_id: str) -> list[Checkpoint]:
+def checkpoints(client: OpenAI, job_id: str, events: Iterable[Event] = ()) -> list[Checkpoint]:
     """The kept checkpoints of a job, by step.
 
     Of a reinforcement job they are the best three and the last, of others the last three epochs'.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        job_id: `ftjob-…`.
+        events: Of the job; they have the training rewards where the checkpoints have none.
     """
     listed = client.fine_tuning.jobs.checkpoints.list(job_id, limit=100)
-    return sorted((_checkpoint(each.to_dict(warnings=False)) for each in listed), key=_step)
+    found = sorted((_checkpoint(each.to_dict(warnings=False)) for each in listed), key=_step)
+    trained = dict(_train_rewards(events))
+    return [
+        replace(each, train_reward_mean=trained.get(each.step))
+        if each.train_reward_mean is None
+        else each
+        for each in found
+    ]
+
+
+def _train_rewards(events: Iterable[Event]) -> Iterator[tuple[int, float | None]]:
+    for event in events:
+        data = event.get("data") or {}
+        if event.get("type") == "metrics" and data.get("step") is not None:
+            yield int(data["step"]), step_metrics(data)["train_reward_mean"]
 
 
 def best(kept: Iterable[Checkpoint]) -> Checkpoint | None:

@@ -148,7 +148,7 @@ def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord
         job=job.to_dict(warnings=False),
         error=error_of(job),
         events=events(client, job_id),
-        checkpoints=checkpoints(client, job_id),
+        checkpoints=checkpoints(client, job_id, events(client, job_id)),
         files=[_file(client, use, file_id) for use, file_id in used.items() if file_id],
         answers=_read_answers(Path(answers)) if answers else None,
     )

@@ -20,6 +20,7 @@ from rftkit.reports.document import check_templates, document, drop_widgets, out
 from rftkit.reports.execute import execute, read_notebook
 from rftkit.reports.parameters import checked, declared, from_text
 from rftkit.reports.provenance import Making, now
+from rftkit.views.markup import text
 from rftkit.wholefile import check_output, write_whole
 
 __all__ = ["notebook_path", "read_values", "run"]
@@ -74,7 +75,7 @@ def run(
     drop_widgets(executed)
     if keep_notebook:
         write_whole(target.with_suffix(".ipynb"), nbformat.writes(executed))
-    html = document(executed, making, failure, show_code)
+    html = without_folders(document(executed, making, failure, show_code), values.values())
     write_whole(target, html)
     if failure:
         raise ReportError(f"{source.name}: {failure}; the page shows where: {target}")
@@ -84,6 +85,23 @@ def run(
             "network and no other file: put the data into the page"
         )
     return target
+
+
+def without_folders(html: str, given: Iterable[Any]) -> str:
+    """A page without the folders of this machine: files are called by their names.
+
+    Args:
+        html: the page.
+        given: values of parameters; those that are whole paths become the name of their file.
+    """
+    own = [bundled_folder(name) for name in ("notebooks", "datasets")]
+    folders = {Path.cwd(), *own, *(each.parent for each in own)}
+    short = {f"{path}/": "" for each in folders for path in (each, each.resolve()) if path.name}
+    short |= {str(path): path.name for path in _files_in(given) if path.is_absolute()}
+    for long in sorted(short, key=len, reverse=True):
+        for spelled in {long, text(long)}:
+            html = html.replace(spelled, short[long])
+    return html.replace(f"{Path.home()}/", "~/")
 
 
 def read_values(notebook: str | Path, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:

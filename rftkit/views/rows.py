@@ -6,6 +6,7 @@ Not here: finding rows, grading, reading files.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ def row_page(
     sort: str = "",
     descending: bool = False,
     opened: int | None = None,
+    hit: str = "",
 ) -> Html:
     """One page of rows for a panel: headings sort, numbers open a row (`markup.actionable`).
 
@@ -43,11 +45,12 @@ def row_page(
         sort: the column by which they are sorted; empty for file order.
         descending: whether they are sorted in descending order.
         opened: number of the row that is shown in full.
+        hit: a text that was searched for: cells show it, highlighted.
     """
     numeric = {key for key in columns if _is_numeric([line.get(key) for line in lines])}
     head = "".join(_heading(key, key in numeric, sort, descending) for key in columns)
     body = "".join(
-        _line(at, line, columns, numeric, at == opened)
+        _line(at, line, columns, numeric, at == opened, hit)
         for at, line in zip(numbers, lines, strict=True)
     )
     return wrap(
@@ -130,23 +133,45 @@ def _heading(key: str, numeric: bool, sort: str, descending: bool) -> str:
 
 
 def _line(
-    at: int, line: Mapping[str, Any], columns: Sequence[str], numeric: set[str], opened: bool
+    at: int,
+    line: Mapping[str, Any],
+    columns: Sequence[str],
+    numeric: set[str],
+    opened: bool,
+    hit: str = "",
 ) -> str:
     state = ' class="rk-opened" aria-current="true"' if opened else ""
     return (
         f'<tr{state}><td class="rk-number">{row_button(at)}</td>'
-        f"{''.join(_cell(line.get(key), key in numeric) for key in columns)}</tr>"
+        f"{''.join(_cell(line.get(key), key in numeric, hit) for key in columns)}</tr>"
     )
 
 
-def _cell(value: Any, numeric: bool) -> str:
+def _cell(value: Any, numeric: bool, hit: str = "") -> str:
     if missing(value):
         return f'<td class="rk-missing{" rk-number" if numeric else ""}">–</td>'
     if numeric:
         return f'<td class="rk-number">{number(value)}</td>'
     words = _text(value)
-    shown = words if len(words) <= EXCERPT else words[: EXCERPT - 1].rstrip() + "…"
-    return f"<td>{text(shown)}</td>"
+    return f"<td>{_marked(_excerpt(words, hit), hit)}</td>"
+
+
+def _excerpt(words: str, hit: str) -> str:
+    """The beginning of a text, or where the hit stands in it."""
+    if len(words) <= EXCERPT:
+        return words
+    at = words.lower().find(hit.lower()) if hit else -1
+    start = 0 if at + len(hit) < EXCERPT else max(0, at - EXCERPT // 3)
+    shown = words[start : start + EXCERPT - 1].strip()
+    return f"{'…' * (start > 0)}{shown}{'…' * (start + EXCERPT - 1 < len(words))}"
+
+
+def _marked(words: str, hit: str) -> str:
+    """The text as markup, with every hit highlighted; letters are compared without case."""
+    if not hit:
+        return text(words)
+    parts = re.split(f"({re.escape(hit)})", words, flags=re.IGNORECASE)
+    return "".join(f"<mark>{text(p)}</mark>" if at % 2 else text(p) for at, p in enumerate(parts))
 
 
 def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Line", "calls_out", "evenly_spaced"]
 
 AUDITED_ROWS = 40
+MAX_TOKENS = 256
+"""Longest sampled answer, as in a job without metadata `max_completion_tokens`."""
 DRAFTED_ROWS = 500
 
 Spec = dict[str, Any]
@@ -170,7 +172,12 @@ class Bench:
             task.report(f"Running {model} on {len(todo):,} rows …")
             rows = [Row(item, n + 1) for n, item in zip(todo, self.rows.items(todo), strict=True)]
             sampled = evals.ask(
-                self.client(), model, rows, response_format=self.format, temperature=1
+                self.client(),
+                model,
+                rows,
+                response_format=self.format,
+                temperature=1,
+                max_completion_tokens=MAX_TOKENS,
             )
             for number, answer in zip(todo, sampled, strict=True):
                 if answer.sample is not None:

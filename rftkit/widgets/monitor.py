@@ -213,7 +213,7 @@ class JobMonitor(Panel):
             found = rollouts(self._client, self.job_id)
             return views.rollouts(found, page=MAX_GROUPS, max_bytes=max_bytes)
         if name == "checkpoints":
-            kept = checkpoints(self._client, self.job_id)
+            kept = checkpoints(self._client, self.job_id, events)
             if not kept:
                 return views.note("No checkpoint yet. Each validation after a step saves one.")
             is_graded = any(each.valid_reward_mean is not None for each in kept)

@@ -248,6 +248,7 @@ class RowBrowser(Panel):
             sort=self.sort,
             descending=self.descending,
             opened=self.row,
+            hit=self.query.strip(),
         )
         self._count.value = note(f"{self._pages()}{self._row_count()}")
         self._back.disabled = self.page == 0

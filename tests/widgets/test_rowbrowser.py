@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rftkit import datasets
 from rftkit.errors import InputError
+from rftkit.views.rows import cells, row_page
 from rftkit.widgets import RowBrowser
 from rftkit.widgets.conditions import Condition, parse_conditions
 from rftkit.widgets.rowsource import FrameSource
@@ -227,3 +228,13 @@ def test_a_static_copy_says_what_it_leaves_out(frame: pd.DataFrame) -> None:
     html = RowBrowser(many).to_html(max_bytes=50_000)
     assert len(html) < 70_000
     assert "of 1,200 rows are on this page" in html
+
+
+def test_a_page_shows_where_the_hit_is() -> None:
+    """A hit behind the excerpt moves the excerpt; markup in rows stays text."""
+    rows = [{"text": f"{'long ' * 60}a <b>needle</b> {'tail ' * 60}"}, {"text": "Needle first"}]
+    html = row_page(cells(rows), ["text"], numbers=[0, 1], hit="needle")
+    assert "<mark>needle</mark>&lt;/b&gt;" in html
+    assert "<mark>Needle</mark> first" in html
+    assert html.count("…") == 2
+    assert "<mark>" not in row_page(cells(rows), ["text"], numbers=[0, 1])
