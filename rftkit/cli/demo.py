@@ -143,11 +143,13 @@ def run(
             )
             for label, model in models.items()
         }
-    with seconds("grading the answers"), compile_grader(data.grader) as grader:
+    grading = compile_grader(data.grader, purpose="eval")
+    with seconds("grading the answers"), grading as grader:
         grades = {label: evals.grade(grader, answers[label], rows) for label in models}
         constant = constant_answer(grader, data)
-        test = {"constant": evals.score(evals.grade(grader, [constant] * len(rows), rows))}
-    test |= {label: evals.score(grades[label]) for label in models}
+        constants = [constant] * len(rows)
+        test = {"constant": evals.score(evals.grade(grader, constants, rows), constants)}
+    test |= {label: evals.score(grades[label], answers[label]) for label in models}
     say(table([{f"{len(rows)} test rows": LABELS[label], **test[label]} for label in test]))
     for label, given in answers.items():
         if errors := [answer.error for answer in given if answer.error]:

@@ -42,6 +42,11 @@ class Answer:
         """The text of the answer; empty when the request failed."""
         return self.sample.output_text if self.sample else ""
 
+    @property
+    def truncated(self) -> bool:
+        """Whether the answer hit its token limit."""
+        return self.sample is not None and self.sample.truncated
+
 
 def ask(
     client: OpenAI,
@@ -78,7 +83,11 @@ def ask(
 
 
 def grade(grader: CompiledGrader, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Grade]:
-    """Grade each answer against its row; a missing answer is a failed grade."""
+    """Grade each answer against its row; a missing answer is a failed grade.
+
+    A grader compiled with `purpose="eval"` grades what there is of an answer that was cut off; one
+    of a job gives it the floor reward.
+    """
     came = [
         (answer.sample, row.item)
         for answer, row in zip(answers, rows, strict=True)
@@ -112,6 +121,7 @@ def side_by_side(
                 label: {
                     "model": given[index].model,
                     "text": given[index].text,
+                    "truncated": given[index].truncated,
                     "grade": asdict(grades[label][index]),
                 }
                 for label, given in answers.items()

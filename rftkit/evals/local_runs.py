@@ -179,7 +179,7 @@ def _frame(made: Run, asked: Sequence[Row], answers: Sequence[Answer]) -> pd.Dat
             "reward": float("nan"),
             "passed": pd.NA,
             "outcome": "failed",
-            "truncated": answer.sample is not None and answer.sample.truncated,
+            "truncated": answer.truncated,
             "tokens": float("nan") if answer.tokens is None else float(answer.tokens),
             "answer": answer.text,
             "error": answer.error,

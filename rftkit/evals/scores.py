@@ -13,6 +13,7 @@ from rftkit.graders import Grade, Sample
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
+    from rftkit.evals.answers import Answer
     from rftkit.graders import CompiledGrader
 
 __all__ = ["best_constant", "score"]
@@ -23,8 +24,12 @@ MAX_CANDIDATES = 128
 T = TypeVar("T")
 
 
-def score(grades: Sequence[Grade]) -> dict[str, float | int | None]:
+def score(
+    grades: Sequence[Grade], answers: Sequence[Answer] | None = None
+) -> dict[str, float | int | None]:
     """Mean `reward`, mean of each sub-grader by its key, `failed` and `unscorable` counts.
+
+    With the `answers` that were graded, `truncated` counts those that hit their token limit.
 
     Failed grades are left out of the means. Unscorable answers count: with their floor reward, and
     with 0 for a sub-grader that could not see them. A mean over nothing is None.
@@ -37,6 +42,7 @@ def score(grades: Sequence[Grade]) -> dict[str, float | int | None]:
         **subs,
         "unscorable": sum(grade.outcome == "unscorable" for grade in grades),
         "failed": len(grades) - len(counted),
+        **({} if answers is None else {"truncated": sum(each.truncated for each in answers)}),
     }
 
 

@@ -1,6 +1,6 @@
 """Save what a hosted account holds into a folder, read it as frames, open it in the platform.
 
-    import_account   fetch files, jobs, evals, graders, stored chats, vector stores, batches, models
+    import_account   fetch files, jobs, evals, graders, models, and what else has lists (`others`)
     verify           check a dump against its manifest
     open_dump        a dump as pandas frames
     upload           send a dump, or loose files (`source_of`), to the local platform, read-only

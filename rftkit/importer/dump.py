@@ -51,6 +51,8 @@ A dump of a hosted fine-tuning account, written by `rftkit import`.
   chats/<id>/chat.json, messages.jsonl   a stored chat completion and what was asked
   vector_stores/<id>/vector_store.json, store_files.jsonl
   batches/<id>/batch.json                a batch; its files are under files/
+  assistants/, agents/, chatkit_threads/, containers/, skills/, videos/, voice_consents/
+                                         likewise, with a skill's content.zip, a video's content.mp4
 
 Files that end in .gz are packed with gzip. In Python:
 

@@ -45,11 +45,21 @@ NAMES = {
     "vector_stores": "vector stores",
     "store_files": "files in vector stores",
     "batches": "batches",
+    "assistants": "assistants",
+    "agents": "agents",
+    "chatkit_threads": "ChatKit threads",
+    "thread_items": "items in threads",
+    "containers": "containers",
+    "container_files": "files in containers",
+    "skills": "skills",
+    "skill_versions": "versions of skills",
+    "videos": "videos",
+    "voice_consents": "voice consents",
 }
 NOT_REQUESTED = (
-    "responses, conversations and uploads (the service has no list of them), assistants, agents, "
-    "containers, videos, voices, skills, fine-tuned weights (never given out), and the settings of "
-    "the organization"
+    "responses, conversations, threads of assistants, voices and uploads (the service has no list "
+    "of them), the content of files in containers, sessions of agents, fine-tuned weights (never "
+    "given out), and the settings, keys and secrets of the organization"
 )
 """What an account may hold and no import requests."""
 

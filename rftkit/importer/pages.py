@@ -46,6 +46,16 @@ KINDS_OF_LIST = {
     "vector_stores": KindOfList((100, 20), "asc"),
     "store_files": KindOfList((100, 20), "asc"),
     "batches": KindOfList((100, 20)),
+    "assistants": KindOfList((100, 20), "asc"),
+    "agents": KindOfList((100, 20), "asc"),
+    "chatkit_threads": KindOfList((100, 20), "asc"),
+    "thread_items": KindOfList((100, 20), "asc"),
+    "containers": KindOfList((100, 20), "asc"),
+    "container_files": KindOfList((100, 20), "asc"),
+    "skills": KindOfList((100, 20), "asc"),
+    "skill_versions": KindOfList((100, 20), "asc"),
+    "videos": KindOfList((100, 20), "asc"),
+    "voice_consents": KindOfList((100, 20)),
     "models": KindOfList((100, 20)),  # given at once, whatever is asked for
 }
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from rftkit.backoff import backoff_seconds
 from rftkit.errors import InputError, RftkitError
 from rftkit.importer.origins import Origin, connect
+from rftkit.importer.others import BETAS
 
 __all__ = ["Answer", "Refused", "Remote", "Stopped"]
 
@@ -99,11 +100,13 @@ class Remote:
         """
         import httpx2
 
+        headers: Any = {**self._headers, **_beta(route)}
+
         def attempt() -> Answer:
             response = self._client.get(
                 route,
                 cast_to=httpx2.Response,
-                options={"params": query, "headers": self._headers},
+                options={"params": query, "headers": headers},
             )
             body = self.masked(response.content)
             return Answer(body, _parsed(body, response), response.headers)
@@ -111,18 +114,27 @@ class Remote:
         return self._patiently(attempt)
 
     def download(
-        self, file_id: str, take: Callable[[Iterator[bytes]], T], *, num_bytes: int | None = None
+        self,
+        object_id: str,
+        take: Callable[[Iterator[bytes]], T],
+        *,
+        kind: str = "files",
+        num_bytes: int | None = None,
     ) -> T:
-        """Stream the content of a file; `take` starts anew with each attempt.
+        """Stream the content of a file, a skill or a video; `take` starts anew with each attempt.
 
         Raises:
             Refused: as `get`; with code `short_body` if less than `num_bytes` keeps coming.
         """
+        client = self._client
+        content: Any = {
+            "files": client.files.with_streaming_response.content,
+            "skills": client.skills.content.with_streaming_response.retrieve,
+            "videos": client.videos.with_streaming_response.download_content,
+        }[kind]
 
         def attempt() -> T:
-            with self._client.files.with_streaming_response.content(
-                file_id, extra_headers=self._headers
-            ) as response:
+            with content(object_id, extra_headers=self._headers) as response:
                 return take(_at_least(num_bytes or 0, response.iter_bytes(1 << 18)))
 
         return self._patiently(attempt)
@@ -258,6 +270,12 @@ def _status_trouble(error: Any) -> _Trouble:
         retry_after=_retry_after(error.response.headers),
         is_final=is_final or should_retry == "false",
     )
+
+
+def _beta(route: str) -> dict[str, str]:
+    """The header that a route in beta needs."""
+    found = [name for start, name in BETAS.items() if route.startswith(start)]
+    return {"OpenAI-Beta": found[0]} if found else {}
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -18,6 +18,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rftkit.importer.dump import LARGE_BYTES, Dump, safe_name
+from rftkit.importer.others import OTHERS
 from rftkit.importer.pages import Lists, save_list
 from rftkit.importer.remote import Refused, Remote
 from rftkit.importer.survey import Grader, Listed
@@ -26,7 +27,6 @@ __all__ = ["HARMLESS", "JOB_ENDS", "RUN_ENDS", "SAVERS", "SaveContext", "save_gr
 
 JOB_ENDS = ("succeeded", "failed", "cancelled")
 RUN_ENDS = ("completed", "failed", "canceled")
-BATCH_ENDS = ("completed", "failed", "expired", "cancelled")
 
 HARMLESS = ("gone", "withheld", "short")
 """Kinds of missing things that no permission and no repetition brings: gone from the service,
@@ -134,26 +134,20 @@ def save_run(context: SaveContext, run: Listed) -> Entry | None:
     return _entry(run, is_final, output_items=items)
 
 
-def save_chat(context: SaveContext, chat: Listed) -> Entry | None:
-    """`chat.json` and every message that was sent."""
-    if context.save_object(chat, "chat.json") is None:
+def save_other(context: SaveContext, listed: Listed) -> Entry | None:
+    """The object, the list that belongs to it, and its content."""
+    kind = OTHERS[listed.kind]
+    wire = context.save_object(listed, f"{kind.file}.json")
+    if wire is None:
         return None
-    messages = context.save_list(chat, "messages")
-    return _entry(chat, messages is not None, messages=messages)
-
-
-def save_vector_store(context: SaveContext, store: Listed) -> Entry | None:
-    """`vector_store.json` and which files it holds; the files are objects of their own."""
-    if context.save_object(store, "vector_store.json") is None:
-        return None
-    files = context.save_list(store, "store_files", "files")
-    return _entry(store, files is not None, store_files=files)
-
-
-def save_batch(context: SaveContext, batch: Listed) -> Entry | None:
-    """`batch.json`; what went in and came out are files of their own."""
-    wire = context.save_object(batch, "batch.json")
-    return None if wire is None else _entry(batch, wire.get("status") in BATCH_ENDS)
+    is_final = kind.ends is None or wire.get("status") in kind.ends
+    counts: dict[str, int | None] = {}
+    if kind.part is not None:
+        counts[kind.part] = context.save_list(listed, kind.part, kind.part_route)
+        is_final = is_final and counts[kind.part] is not None
+    if kind.content is not None and wire.get("status") in (None, "completed"):
+        is_final = _save_whole(context, listed, kind.content) and is_final
+    return _entry(listed, is_final, **counts)
 
 
 SAVERS: dict[str, Callable[[SaveContext, Listed], Entry | None]] = {
@@ -161,9 +155,7 @@ SAVERS: dict[str, Callable[[SaveContext, Listed], Entry | None]] = {
     "jobs": save_job,
     "evals": save_eval,
     "runs": save_run,
-    "chats": save_chat,
-    "vector_stores": save_vector_store,
-    "batches": save_batch,
+    **dict.fromkeys(OTHERS, save_other),
 }
 
 
@@ -180,6 +172,21 @@ def save_grader(context: SaveContext, digest: str, grader: Grader) -> None:
     entry = {"final": True, "listed": digest, "counts": {}}
     if context.dump.ledger.objects.get(key) != entry:
         context.dump.ledger.append({"object": key, "entry": entry})
+
+
+def _save_whole(context: SaveContext, listed: Listed, suffix: str) -> bool:
+    """Save the content of an object; whether nothing more will come of it."""
+    content = f"{listed.key}/content"
+
+    def take(chunks: Iterator[bytes]) -> None:
+        with context.dump.writing(f"{content}.{suffix}") as target:
+            for chunk in chunks:
+                target.write(chunk)
+
+    with context.recording(content):
+        context.remote.download(listed.id, take, kind=listed.kind)
+        return True
+    return context.missing[content]["kind"] in HARMLESS
 
 
 def _save_content(context: SaveContext, file: Listed, wire: dict[str, Any]) -> int | None:

@@ -16,6 +16,7 @@ from rftkit.importer.account import Summary
 from rftkit.importer.dump import Dump
 from rftkit.importer.ledger import MANIFEST, account_name
 from rftkit.importer.origins import OPENAI_URL
+from rftkit.importer.others import OTHERS
 from rftkit.importer.overview import (
     EVALS_END,
     count_of,
@@ -143,14 +144,14 @@ def _chat_line(dump: Dump, key: str) -> str:
     return f"{chat.get('id')}  {chat.get('model')}  {_day(chat)}  {counts_text(counts)}"
 
 
-def _store_line(dump: Dump, key: str) -> str:
-    store, counts = _read(dump, f"{key}/vector_store.json"), dump.ledger.objects[key]["counts"]
-    return f"{store.get('id')}  {store.get('name')}  {_day(store)}  {counts_text(counts)}"
-
-
-def _batch_line(dump: Dump, key: str) -> str:
-    batch = _read(dump, f"{key}/batch.json")
-    return f"{batch.get('id')}  {batch.get('endpoint')}  {batch.get('status')}  {_day(batch)}"
+def _other_line(dump: Dump, key: str) -> str:
+    """An object of `OTHERS`: its id, what it is called, its state, its day and its parts."""
+    kind = OTHERS[_kind(key)]
+    wire, counts = _read(dump, f"{key}/{kind.file}.json"), dump.ledger.objects[key]["counts"]
+    names = ("name", "title", "endpoint", "prompt", "model", "status")
+    facts = [str(wire[name])[:60] for name in names if isinstance(wire.get(name), str)][:2]
+    tail = [counts_text(counts)] if counts else []
+    return "  ".join([str(wire.get("id")), *facts, _day(wire), *tail])
 
 
 def _file_line(dump: Dump, key: str) -> str:
@@ -189,9 +190,8 @@ _DESCRIBED = {
     "jobs": _job_line,
     "evals": _eval_line,
     "graders": _grader_line,
+    **dict.fromkeys(OTHERS, _other_line),
     "chats": _chat_line,
-    "vector_stores": _store_line,
-    "batches": _batch_line,
 }
 
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from rftkit.errors import InputError
 from rftkit.importer.dump import Dump, digest_of, safe_name
+from rftkit.importer.others import OTHERS
 from rftkit.importer.pages import Lists, items_of
 from rftkit.importer.remote import Refused, Remote
 
@@ -33,16 +34,12 @@ ROUTES = {
     "files": "/files",
     "jobs": "/fine_tuning/jobs",
     "evals": "/evals",
-    "chats": "/chat/completions",
-    "vector_stores": "/vector_stores",
-    "batches": "/batches",
     "models": "/models",
+    **{kind: other.route for kind, other in OTHERS.items()},
 }
-OTHERS = ("chats", "vector_stores", "batches")
-"""Kinds that not every service has: where there is no such list, nothing is missing."""
 KINDS = ("files", "jobs", "evals", "graders", *OTHERS, "models")
-NO_LIST = (404, 405, 501)
-"""What services without a route answer."""
+NO_LIST = (404, 405, 410, 501)
+"""What services without a route answer; a list of `OTHERS` that is not there is not missing."""
 
 _ECHOED = ("id", "grdr_id", "inactive_at")
 """Keys that an eval adds to the grader it was given."""
@@ -86,7 +83,7 @@ class Survey:
     graders: dict[str, Grader] = field(default_factory=dict)
     """By digest of the spec."""
     others: dict[str, list[Listed]] = field(default_factory=dict)
-    """Stored chat completions, vector stores and batches."""
+    """By the kinds of `OTHERS`."""
     models: list[dict[str, Any]] = field(default_factory=list)
     """As the service lists them."""
 
@@ -176,7 +173,7 @@ def survey(
             try:
                 entries.extend(_read_list(lists, kind, ROUTES[kind], kind, dump))
             except Refused as refused:
-                if refused.status not in NO_LIST:
+                if refused.status not in NO_LIST and refused.code != "unsupported":
                     raise
         return entries
 

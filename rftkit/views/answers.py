@@ -3,7 +3,7 @@
 Running the models, grading and statistics over rows are elsewhere. The data is plain:
 
     {"dataset": str, "rows": [{"item": {"messages": […], …},
-      "answers": {"base": {"model": str, "text": str, "grade": {
+      "answers": {"base": {"model": str, "text": str, "truncated": bool, "grade": {
           "reward": float | None, "outcome": "graded" | "failed" | "unscorable",
           "sub_rewards": {name: float | None}, "errors": {flag: bool | str}}}, "final": {…}}}]}
 """
@@ -130,7 +130,7 @@ def _side(name: str, answer: Answer) -> str:
     reward = reward_of(answer)
     shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
     shown = text(answer.get("state") or shown)
-    notes = grade_notes(answer.get("grade") or {})
+    notes = grade_notes(answer.get("grade") or {}, truncated=bool(answer.get("truncated")))
     return (
         f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
         f'<div class="rk-who"><span>{text(name)}</span><span>{shown}</span></div>'
@@ -138,9 +138,11 @@ def _side(name: str, answer: Answer) -> str:
     )
 
 
-def grade_notes(grade: dict[str, Any]) -> str:
-    """A grade's sub-rewards, errors, and the reason for a missing reward."""
+def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> str:
+    """A grade's sub-rewards, errors, the reason for a missing reward, and a cut answer."""
     lines = []
+    if truncated and grade.get("outcome") != "unscorable":
+        lines.append("! cut off at the token limit: what there is of it was graded")
     if grade.get("outcome") == "failed":
         lines.append("! the grader failed, so this answer has no reward")
     elif grade.get("outcome") == "unscorable":

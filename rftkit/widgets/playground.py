@@ -113,7 +113,7 @@ class Playground(Panel):
     # what it shows
 
     def data(self) -> pd.DataFrame:
-        """One row per selected model: model, text, reward, sub-rewards, seconds, error."""
+        """One row per selected model: text, whether it was cut off, reward, seconds, error …"""
         import pandas as pd
 
         rows = []
@@ -124,6 +124,7 @@ class Playground(Panel):
                     "label": label,
                     "model": answer["model"],
                     "text": answer["text"],
+                    "truncated": answer.get("truncated"),
                     "reward": grade.get("reward"),
                     **(grade.get("sub_rewards") or {}),
                     "seconds": answer.get("seconds"),
@@ -181,7 +182,7 @@ class Playground(Panel):
         }
         if not self.grader:
             raise InputError("there is no grader to compare with: set(grader=…)")
-        with compile_grader(self.grader, complete=judge_call()) as grader:
+        with compile_grader(self.grader, purpose="eval", complete=judge_call()) as grader:
             grades = {label: evals.grade(grader, given, rows) for label, given in answers.items()}
         return views.answers({"rows": evals.side_by_side(rows, answers, grades)})
 
@@ -287,7 +288,7 @@ class Playground(Panel):
         from rftkit.client import judge_call
 
         answered = [answer for answer in answers.values() if "error" not in answer]
-        with compile_grader(self.grader, complete=judge_call()) as grader:
+        with compile_grader(self.grader, purpose="eval", complete=judge_call()) as grader:
             grades = grader.grade_many([(self._sample(answer), item) for answer in answered])
         for answer, grade in zip(answered, grades, strict=True):
             answer["grade"], answer["state"] = asdict(grade), ""

@@ -50,8 +50,21 @@ def test_a_failed_request_is_a_failed_grade(answers: list[evals.Answer]) -> None
 def test_the_token_limit_makes_an_answer_unscorable(served: Served) -> None:
     served.link.say = lambda request: {"text": "hi", "stop_reason": "length"}
     [answer] = evals.ask(served.client, "rftkit-tiny", ROWS[:1])
-    assert answer.sample is not None
-    assert answer.sample.truncated
+    assert answer.truncated
+    with compile_grader(GRADER) as grader:
+        assert evals.grade(grader, [answer], ROWS[:1])[0].outcome == "unscorable"
+
+
+def test_evals_grade_what_there_is_of_a_cut_answer_and_count_it(served: Served) -> None:
+    served.link.say = lambda request: {"text": "hi", "stop_reason": "length"}
+    answers = evals.ask(served.client, "rftkit-tiny", ROWS[:1])
+    with compile_grader(GRADER, purpose="eval") as grader:
+        grades = evals.grade(grader, answers, ROWS[:1])
+    assert evals.score(grades, answers) == {
+        "reward": 1.0, "unscorable": 0, "failed": 0, "truncated": 1,
+    }  # fmt: skip
+    record = evals.side_by_side(ROWS[:1], {"base": answers}, {"base": grades})
+    assert "cut off at the token limit" in answers_view({"dataset": "d", "rows": record})
 
 
 def test_a_lost_connection_is_an_answer_that_never_came() -> None:

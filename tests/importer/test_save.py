@@ -186,6 +186,19 @@ def with_the_rest() -> Account:
     account.add("/vector_stores/vs_1/files", {"id": "file-train", "object": "vector_store.file"})
     account.add("/batches", {"id": "batch_1", "object": "batch", "status": "completed",
                 "endpoint": "/v1/chat/completions", "created_at": 1700})  # fmt: skip
+    account.add("/assistants", {"id": "asst_1", "object": "assistant", "name": "helper",
+                "created_at": 1700, "model": "gpt-4o"})  # fmt: skip
+    account.add("/agents", {"id": "agent_1", "created_at": 1700, "name": "mover"})
+    account.add("/chatkit/threads", {"id": "cthr_1", "created_at": 1700, "title": "Hello"})
+    account.add("/chatkit/threads/cthr_1/items", {"id": "cthi_1"}, {"id": "cthi_2"})
+    account.add("/containers", {"id": "cntr_1", "created_at": 1700, "name": "box"})
+    account.add("/containers/cntr_1/files", {"id": "cfile_1", "path": "/mnt/data/a.txt"})
+    account.add("/skills", {"id": "skill_1", "created_at": 1700, "name": "sort"})
+    account.add("/skills/skill_1/versions", {"id": "skillver_1", "version": "1"})
+    account.add("/videos", {"id": "video_1", "created_at": 1700, "status": "completed"},
+                {"id": "video_2", "created_at": 1700, "status": "completed"})  # fmt: skip
+    account.contents |= {"skill_1": b"PK", "video_1": b"frames"}  # video_2 has expired
+    account.add("/audio/voice_consents", {"id": "cons_1", "created_at": 1700, "name": "me"})
     ends = {"ft:o4-mini:acme::1": 1798761600, "gpt-4o": "2027-03-01", "gpt-9": None}
     for name, end in ends.items():
         model = {"id": name, "object": "model", "created": 1, "shutdown_date": end}
@@ -201,11 +214,27 @@ def test_chats_vector_stores_batches_and_models_are_saved_too(tmp_path: Path) ->
         num_before = len(account.requests)
         save(stub, tmp_path)
         again = account.requests[num_before:]
-    assert not [path for path in again if "chatcmpl" in path or "vs_1" in path or "batch_1" in path]
+    fetched = ("chatcmpl", "vs_1", "batch_1", "asst_1", "cthr_1", "cntr_1", "skill_1", "video_")
+    assert not [path for path in again if any(name in path for name in fetched)]
+    betas = {
+        path.split("?")[0]: headers.get("openai-beta")
+        for path, headers in zip(account.requests, account.seen_headers, strict=True)
+    }
+    assert betas["/assistants"] == betas["/vector_stores/vs_1"] == "assistants=v2"
+    assert (betas["/agents"], betas["/batches"]) == ("agents=v1", None)
     counts = {name: done.counts[name] for name in ("chats", "messages", "vector_stores", "batches")}
     assert counts == {"chats": 3, "messages": 1, "vector_stores": 1, "batches": 1}
     assert ids(tmp_path, "chats/chatcmpl-1/messages.jsonl") == ["msg_1"]
     assert ids(tmp_path, "vector_stores/vs_1/store_files.jsonl") == ["file-train"]
+    assert ids(tmp_path, "chatkit_threads/cthr_1/thread_items.jsonl") == ["cthi_1", "cthi_2"]
+    assert ids(tmp_path, "containers/cntr_1/container_files.jsonl") == ["cfile_1"]
+    assert ids(tmp_path, "skills/skill_1/skill_versions.jsonl") == ["skillver_1"]
+    assert (tmp_path / "skills/skill_1/content.zip").read_bytes() == b"PK"
+    assert (tmp_path / "videos/video_1/content.mp4").read_bytes() == b"frames"
+    assert done.missing["videos/video_2/content"]["kind"] == "gone"
+    for place in ("assistants/asst_1/assistant", "agents/agent_1/agent",
+                  "voice_consents/cons_1/voice_consent"):  # fmt: skip
+        assert json.loads((tmp_path / f"{place}.json").read_text())["created_at"] == 1700
     assert verify(tmp_path) == []
     text = "\n".join(said)
     assert "stored chat completions: 3" in text
@@ -215,6 +244,8 @@ def test_chats_vector_stores_batches_and_models_are_saved_too(tmp_path: Path) ->
         assert "Shuts down on 2027-03-01: gpt-4o" in each
         assert "gpt-9" not in each
     assert "vs_1  manuals" in shown
+    assert "asst_1  helper  gpt-4o" in shown
+    assert "videos: 2" in text
     assert "Not requested: responses, conversations" in shown
 
 

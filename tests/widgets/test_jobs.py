@@ -248,3 +248,19 @@ def test_answers_stream(served: Served, live: None) -> None:
     assert play.wait(30)
     assert "onetwothree" in play.data()["text"][0].replace(" ", "")
     play.close()
+
+
+def test_the_playground_grades_what_there_is_of_a_cut_answer(served: Served) -> None:
+    served.link.say = lambda request: {"text": "x", "stop_reason": "length"}
+    grader = {
+        "type": "string_check", "name": "exact", "operation": "eq",
+        "input": "{{sample.output_text}}", "reference": "x",
+    }  # fmt: skip
+    play = Playground(
+        options={"base": "rftkit-tiny"}, client=served.client, dataset="tiny_copy", grader=grader
+    )
+    play.ask(row=0)
+    assert play.wait(30)
+    assert play.data()[["truncated", "reward"]].iloc[0].tolist() == [True, 1.0]
+    assert "cut off at the token limit" in play.to_html()
+    play.close()

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.datastructures import QueryParams
+from starlette.responses import Response
 
 from rftkit.errors import RequestError
+from rftkit.server.inference.answering import Turn
 from rftkit.server.inference.platform import Platform
 
-__all__ = ["Here", "Limit", "Reply", "cut", "metadata_filter", "repeated"]
+__all__ = ["Here", "Limit", "Reply", "Router", "cut", "metadata_filter", "repeated", "turn_of"]
+
+LARGE_BYTES = 256 * 1024
+"""A JSON body from this size on is parsed in a thread."""
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 """How many objects a page may have."""
@@ -26,6 +35,49 @@ async def _here(request: Request) -> Platform:
 
 Here = Annotated[Platform, Depends(_here)]
 """The platform of a request."""
+
+
+class _LargeBody(Request):
+    """A request whose JSON body does not keep others waiting, however large it is."""
+
+    async def json(self) -> Any:
+        """Return the parsed body."""
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            if len(body) < LARGE_BYTES:
+                self._json = json.loads(body)
+            else:
+                self._json = await asyncio.to_thread(json.loads, body, object_hook=_pause)
+        return self._json
+
+
+def _pause(found: dict[str, Any]) -> dict[str, Any]:
+    """Let other threads run: the parser is C code, which holds them up between two such calls."""
+    return found
+
+
+class _Route(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_LargeBody(request.scope, request.receive))
+
+        return handle
+
+
+class Router(APIRouter):
+    """The routes of one resource."""
+
+    def __init__(self, **options: Any) -> None:
+        """`options` are those of APIRouter."""
+        super().__init__(route_class=_Route, **options)
+
+
+def turn_of(here: Platform, request: Request, body: BaseModel) -> AbstractAsyncContextManager[Turn]:
+    """The turn of a request to a model, whose `Idempotency-Key` may say that it is a former one."""
+    key = request.headers.get("idempotency-key")
+    return here.answering.turn(here.store, request.url.path, key, body)
 
 
 class Reply(JSONResponse):

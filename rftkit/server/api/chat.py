@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router, turn_of
+from rftkit.server.inference.answering import Turn
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import ChatRequest
@@ -24,7 +26,7 @@ __all__ = ["router", "until_gone"]
 
 T = TypeVar("T")
 
-router = APIRouter(prefix="/chat/completions")
+router = Router(prefix="/chat/completions")
 
 
 @router.post("")
@@ -33,9 +35,12 @@ async def create(here: Here, request: Request, body: ChatBody) -> Response:
     asked = await asyncio.to_thread(chat_request, here, body)
     if body.stream:
         return await _stream(here, request, body, asked)
-    done = await until_gone(request, here.complete(asked))
-    made = _completion(body, done)
-    await _keep(here, body, made)
+    async with turn_of(here, request, body) as turn:
+        made = turn.made
+        if made is None:
+            made = _completion(body, await until_gone(request, here.complete(asked)))
+            await turn.keep(made)
+            await _keep(here, body, made)
     return Reply(made)
 
 
@@ -138,50 +143,75 @@ def _usage(done: dict[str, Any]) -> dict[str, Any]:
 
 async def _stream(here: Platform, request: Request, body: ChatBody, asked: ChatRequest) -> Response:
     """Wait for the first message, so that a refusal still has an error status; then stream."""
-    messages = here.stream(asked)
-    first = await until_gone(request, anext(messages))
-    return StreamingResponse(_events(here, body, first, messages), media_type="text/event-stream")
+    async with AsyncExitStack() as stack:
+        turn = await stack.enter_async_context(turn_of(here, request, body))
+        if turn.made is not None:
+            again = _lines_again(body, turn.made)
+            return StreamingResponse(again, media_type="text/event-stream")
+        messages = here.stream(asked)
+        first = await until_gone(request, anext(messages))
+        events = _events(here, body, turn, first, messages, stack.pop_all())
+    return StreamingResponse(events, media_type="text/event-stream")
+
+
+class _Chunks:
+    """The chunks of one stream, as they are sent."""
+
+    def __init__(self, head: dict[str, Any]) -> None:
+        """`head` has the `id`, `created` and `model` of the completion."""
+        names = ("id", "created", "model", "service_tier", "system_fingerprint")
+        self.head = {"object": "chat.completion.chunk", **{name: head[name] for name in names}}
+        self._begun: set[int] = set()
+
+    def chunk(self, index: int, delta: dict[str, Any], **rest: Any) -> str:
+        """A piece of one choice; the first one has its role."""
+        if index not in self._begun:
+            self._begun.add(index)
+            delta = {"role": "assistant", "content": "", **delta}
+        choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **rest}
+        return _line({**self.head, "choices": [choice]})
+
+    def text(self, index: int, text: str, reasoning: str | None) -> str:
+        """Text of one choice, perhaps with the reasoning before it."""
+        thought = {"reasoning_content": reasoning} if reasoning else {}
+        return self.chunk(index, {**thought, "content": text})
+
+    def ending(self, choice: dict[str, Any]) -> str:
+        """The last piece of a choice of the whole completion: its tool calls and why it ended."""
+        calls = choice["message"].get("tool_calls") or []
+        delta = {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]}
+        rest = {name: choice[name] for name in ("finish_reason", "logprobs")}
+        return self.chunk(choice["index"], delta if calls else {}, **rest)
+
+    def usage(self, body: ChatBody, made: dict[str, Any]) -> list[str]:
+        """How many tokens there were, if the request asks for it."""
+        is_wanted = body.stream_options is not None and body.stream_options.include_usage
+        return [_line({**self.head, "choices": [], "usage": made["usage"]})] if is_wanted else []
 
 
 async def _events(
     here: Platform,
     body: ChatBody,
+    turn: Turn,
     first: dict[str, Any],
     messages: AsyncGenerator[dict[str, Any], None],
+    stack: AsyncExitStack,
 ) -> AsyncIterator[str]:
-    head = {
-        "id": new_id("chatcmpl-"),
-        "object": "chat.completion.chunk",
-        "created": now(),
-        "model": body.model,
-        "service_tier": "default",
-        "system_fingerprint": None,
-    }
-    begun: set[int] = set()
-
-    def chunk(index: int, delta: dict[str, Any], **rest: Any) -> str:
-        if index not in begun:
-            begun.add(index)
-            delta = {"role": "assistant", "content": "", **delta}
-        choice = {"index": index, "delta": delta, "finish_reason": None, "logprobs": None, **rest}
-        return _line({**head, "choices": [choice]})
-
+    head = _completion(body, {"prompt_tokens": 0, "completions": []})
+    chunks = _Chunks(head)
     try:
         async for message in _chained(first, messages):
             if "delta" in message:
                 delta = message["delta"]
-                thought = delta.get("reasoning")
-                said = {"reasoning_content": thought} if thought else {}
-                yield chunk(delta["index"], {**said, "content": delta["text"]})
+                yield chunks.text(delta["index"], delta["text"], delta.get("reasoning"))
                 continue
-            done = message["done"]
-            for completion in done["completions"]:
-                yield chunk(
-                    completion["index"], _last_delta(completion), **_ending(body, completion)
-                )
-            await _keep(here, body, {**_completion(body, done), "id": head["id"]})
-            if body.stream_options and body.stream_options.include_usage:
-                yield _line({**head, "choices": [], "usage": _usage(done)})
+            made = {**_completion(body, message["done"]), **_named(head)}
+            for choice in made["choices"]:
+                yield chunks.ending(choice)
+            await turn.keep(made)
+            await _keep(here, body, made)
+            for line in chunks.usage(body, made):
+                yield line
     except ChatError as error:
         yield _line(
             wire.error_body(error.message, type=error.type, param=error.param, code=error.code)
@@ -189,17 +219,25 @@ async def _events(
         return
     finally:
         await messages.aclose()
+        await stack.aclose()
     yield "data: [DONE]\n\n"
 
 
-def _last_delta(completion: dict[str, Any]) -> dict[str, Any]:
-    calls = completion.get("tool_calls") or []
-    return {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]} if calls else {}
+def _named(head: dict[str, Any]) -> dict[str, Any]:
+    return {name: head[name] for name in ("id", "created")}
 
 
-def _ending(body: ChatBody, completion: dict[str, Any]) -> dict[str, Any]:
-    logprobs = _logprobs(completion) if body.logprobs else None
-    return {"finish_reason": _finish_reason(completion), "logprobs": logprobs}
+async def _lines_again(body: ChatBody, made: dict[str, Any]) -> AsyncIterator[str]:
+    """The stream of a completion that was made before."""
+    chunks = _Chunks(made)
+    for choice in made["choices"]:
+        message = choice["message"]
+        thought = message.get("reasoning_content")
+        yield chunks.text(choice["index"], message["content"] or "", thought)
+        yield chunks.ending(choice)
+    for line in chunks.usage(body, made):
+        yield line
+    yield "data: [DONE]\n\n"
 
 
 async def _chained(

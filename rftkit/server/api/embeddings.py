@@ -12,11 +12,11 @@ import base64
 import struct
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import Field
 
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router
 from rftkit.server.api.chat import until_gone
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.models import check_model
@@ -24,7 +24,7 @@ from rftkit.server.inference.requests import EmbedRequest
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = Router()
 
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 MAX_INPUTS = 2048

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import HTMLResponse
 from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
-from rftkit.server.api import Here, Limit, Reply, repeated
+from rftkit.server.api import Here, Limit, Reply, Router, repeated
 from rftkit.server.api.files import live_file
 from rftkit.server.api.run_page import HEADERS, run_page
 from rftkit.server.evals.item_schema import check_items
@@ -25,7 +25,7 @@ from rftkit.server.store.records import Eval, EvalRun
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/evals/{eval_id}/runs")
+router = Router(prefix="/evals/{eval_id}/runs")
 
 Json = dict[str, Any]
 Order = Literal["asc", "desc"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import Field
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError, RequestError
-from rftkit.server.api import Here, Limit, Reply, cut, repeated
+from rftkit.server.api import Here, Limit, Reply, Router, cut, repeated
 from rftkit.server.evals.stored_answers import ITEM_SCHEMA
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of
 from rftkit.server.inference.judge import check_judges
@@ -18,7 +18,7 @@ from rftkit.server.training.eval_records import criterion
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/evals")
+router = Router(prefix="/evals")
 
 Name = Annotated[str, Field(max_length=512)]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, File, Form, Query, Request, UploadFile
+from fastapi import File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from rftkit.errors import NotFoundError, RequestError
-from rftkit.server.api import Here, Reply, repeated
+from rftkit.server.api import Here, Reply, Router, repeated
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 from rftkit.server.store.records import File as FileRecord
@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 EXPIRY_SECONDS = (3_600, 2_592_000)
 
-router = APIRouter()
+router = Router()
 
 
 def live_file(platform: Platform, file_id: str, param: str = "id") -> FileRecord:

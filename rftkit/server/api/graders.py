@@ -9,18 +9,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from rftkit import graders
 from rftkit.errors import InputError, RequestError
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router
 from rftkit.server.api.chat import until_gone
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.platform import Platform
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/fine_tuning/alpha/graders")
+router = Router(prefix="/fine_tuning/alpha/graders")
 
 
 class ValidateBody(Body):

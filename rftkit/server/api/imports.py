@@ -11,11 +11,11 @@ import re
 from itertools import groupby
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Query, Request, UploadFile
+from fastapi import Depends, File, Query, Request, UploadFile
 
 from rftkit import settings
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.imported_records import check_id, parse
@@ -23,7 +23,7 @@ from rftkit.server.store.imports import KINDS, PARTS
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/rftkit/imports")
+router = Router(prefix="/rftkit/imports")
 
 Json = dict[str, Any]
 SHA256 = re.compile("[0-9a-f]{64}")

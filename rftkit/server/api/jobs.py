@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from rftkit.graders.misspelt import format_problems
-from rftkit.server.api import Here, Limit, Reply, cut, metadata_filter, repeated
+from rftkit.server.api import Here, Limit, Reply, Router, cut, metadata_filter, repeated
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys, useless_metadata
 from rftkit.server.inference.body import digest_of
 from rftkit.server.inference.platform import Platform
@@ -15,7 +15,7 @@ from rftkit.server.training.eval_records import make_job_eval
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/fine_tuning/jobs")
+router = Router(prefix="/fine_tuning/jobs")
 
 
 @router.post("")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
-
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router
 from rftkit.server.engine.models import known_bases
 from rftkit.server.inference.models import model_object
 from rftkit.server.store import wire
@@ -15,7 +13,7 @@ from rftkit.server.store.trash import discard
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = Router()
 
 
 @router.get("/models")

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
 from pydantic import Field
 
 from rftkit.errors import NotFoundError
-from rftkit.server.api import Here, Limit, Reply
+from rftkit.server.api import Here, Limit, Reply, Router
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
@@ -19,7 +18,7 @@ from rftkit.server.store import wire
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/fine_tuning/checkpoints/{checkpoint:path}/permissions")
+router = Router(prefix="/fine_tuning/checkpoints/{checkpoint:path}/permissions")
 
 
 class PermissionBody(Body):

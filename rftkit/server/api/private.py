@@ -10,12 +10,12 @@ import importlib.metadata
 from collections.abc import Collection
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import Field
 
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.rows import read_rows
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router
 from rftkit.server.api.job_body import MethodType
 from rftkit.server.api.job_body import checked_hyperparameters as checked
 from rftkit.server.inference.body import Body, Metadata
@@ -27,7 +27,7 @@ from rftkit.server.training.plan import CommonPlan, make_plan, reasons
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/rftkit")
+router = Router(prefix="/rftkit")
 
 ABILITIES = ("imports", "plan", "probe", "rollouts", "weights")
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Limit, Reply, cut
+from rftkit.server.api import Here, Limit, Reply, Router, cut, turn_of
 from rftkit.server.api.chat import until_gone
 from rftkit.server.api.response_stream import Event, ItemEvents, lines, numbered, opening, replay
+from rftkit.server.inference.answering import Turn
 from rftkit.server.inference.body import Body, Metadata, refusal
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
@@ -34,7 +37,7 @@ from rftkit.server.store.store import new_id, now
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/responses")
+router = Router(prefix="/responses")
 
 Json = dict[str, Any]
 
@@ -118,14 +121,21 @@ async def create(here: Here, request: Request, body: ResponseBody) -> Response:
     """Answer, and remember the conversation unless `store` is false."""
     conversation, asked = await asyncio.to_thread(_asked, here, body)
     head = _head(body)
-    if body.stream:
-        messages = here.stream(asked)
-        first = await until_gone(request, anext(messages))
-        events = _events(here, body, head, conversation, first, messages)
-        return StreamingResponse(lines(events), media_type="text/event-stream")
-    done = await until_gone(request, here.complete(asked))
-    made = _finished(head, done, output_from(done["completions"][0], new_id("msg_")))
-    await asyncio.to_thread(_keep, here, body, made, conversation)
+    async with AsyncExitStack() as stack:
+        turn = await stack.enter_async_context(turn_of(here, request, body))
+        if body.stream and turn.made is not None:
+            return StreamingResponse(numbered(replay(turn.made)), media_type="text/event-stream")
+        if body.stream:
+            messages = here.stream(asked)
+            first = await until_gone(request, anext(messages))
+            keep = _Keep(here, body, conversation, turn)
+            events = _events(keep, head, first, messages, stack.pop_all())
+            return StreamingResponse(lines(events), media_type="text/event-stream")
+        made = turn.made
+        if made is None:
+            done = await until_gone(request, here.complete(asked))
+            made = _finished(head, done, output_from(done["completions"][0], new_id("msg_")))
+            await _Keep(here, body, conversation, turn)(made)
     return Reply(made)
 
 
@@ -178,20 +188,32 @@ def _finished(head: Json, done: Json, output: list[Json]) -> Json:
     }
 
 
-def _keep(here: Platform, body: ResponseBody, made: Json, conversation: list[Json]) -> None:
-    if body.store is False:
-        return
-    kept = {**made, "input_items": _input_items(body)}
-    said = messages_from(made["output"])
-    here.store.add_response(
-        StoredResponse(
-            id=made["id"],
-            created_at=made["created_at"],
-            model=body.model,
-            body=kept,
-            input=[*conversation, *said],
+@dataclass
+class _Keep:
+    """Keeps a response: for its conversation, and for the same request sent again."""
+
+    here: Platform
+    body: ResponseBody
+    conversation: list[Json]
+    turn: Turn
+
+    async def __call__(self, made: Json) -> None:
+        await self.turn.keep(made)
+        if self.body.store is not False:
+            await asyncio.to_thread(self._store, made)
+
+    def _store(self, made: Json) -> None:
+        kept = {**made, "input_items": _input_items(self.body)}
+        said = messages_from(made["output"])
+        self.here.store.add_response(
+            StoredResponse(
+                id=made["id"],
+                created_at=made["created_at"],
+                model=self.body.model,
+                body=kept,
+                input=[*self.conversation, *said],
+            )
         )
-    )
 
 
 def _input_items(body: ResponseBody) -> list[Json]:
@@ -208,12 +230,11 @@ def _prefix(item: Json) -> str:
 
 
 async def _events(
-    here: Platform,
-    body: ResponseBody,
+    keep: _Keep,
     head: Json,
-    conversation: list[Json],
     first: Json,
     messages: AsyncGenerator[Json, None],
+    stack: AsyncExitStack,
 ) -> AsyncIterator[Event]:
     """The events of a response while it is made."""
     for event in opening(head):
@@ -225,21 +246,21 @@ async def _events(
             for event in shown.delta(message["delta"]):
                 yield event
             message = await anext(messages)
+        done = message["done"]
+        output = output_from(
+            done["completions"][0], message_id, with_text=shown.has_message, thought=shown.thought
+        )
+        for event in shown.ending(output):
+            yield event
+        made = _finished(head, done, output)
+        await keep(made)
+        yield f"response.{made['status']}", {"response": made}
     except ChatError as error:
         problem = {"code": error.code or "server_error", "message": error.message}
         yield "response.failed", {"response": {**head, "status": "failed", "error": problem}}
-        return
     finally:
         await messages.aclose()
-    done = message["done"]
-    output = output_from(
-        done["completions"][0], message_id, with_text=shown.has_message, thought=shown.thought
-    )
-    for event in shown.ending(output):
-        yield event
-    made = _finished(head, done, output)
-    await asyncio.to_thread(_keep, here, body, made, conversation)
-    yield f"response.{made['status']}", {"response": made}
+        await stack.aclose()
 
 
 class CountBody(Body):

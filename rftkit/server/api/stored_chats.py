@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from rftkit.errors import NotFoundError
-from rftkit.server.api import Here, Limit, Reply, cut, metadata_filter
+from rftkit.server.api import Here, Limit, Reply, Router, cut, metadata_filter
 from rftkit.server.inference.body import Body, Metadata
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
@@ -15,7 +15,7 @@ from rftkit.server.store.records import StoredResponse
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/chat/completions")
+router = Router(prefix="/chat/completions")
 
 Order = Literal["asc", "desc"]
 

@@ -5,13 +5,14 @@ Each answers 400 and says so, which a client can tell from a mistyped URL.
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 
 from rftkit.errors import RequestError
+from rftkit.server.api import Router
 
 __all__ = ["router"]
 
-router = APIRouter()
+router = Router()
 
 ROOTS = (
     "assistants",

@@ -17,19 +17,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rftkit import settings
 from rftkit.errors import NotFoundError, PlatformError
-from rftkit.server.api import Here, Reply
+from rftkit.server.api import Here, Reply, Router
 from rftkit.server.inference.models import check_model
 from rftkit.server.store import wire
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/rftkit/models")
+router = Router(prefix="/rftkit/models")
 
 CHUNK_BYTES = 1 << 20
 HANG_UP_SECONDS = 0.5

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 __all__ = [
+    "SEPARATORS",
     "Adapter",
     "Completion",
     "Engine",
     "FullNeeds",
+    "Listener",
     "LoraConfig",
     "NotFiniteError",
     "Pair",
@@ -33,6 +35,10 @@ __all__ = [
 
 FULL_FILE = "weights.safetensors"
 """In the folder of a saved policy: all weights of a model, where they were trained in full."""
+
+
+SEPARATORS: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""How JSON is written where decoding is constrained, in llguidance's words."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -78,7 +84,8 @@ class SampleRequest:
     """0 takes the most likely token."""
     top_p: float = 1.0
     schema: str | None = None
-    """JSON schema (as text) that the answer must follow, or None."""
+    """What the answer must follow: a JSON schema as text, or rules (`tool_calls.optional_calls`);
+    None: anything."""
     thinking: Thinking | None = None
     """Set when thoughts come before the answer."""
     stop: tuple[str, ...] = ()
@@ -252,15 +259,46 @@ class FullNeeds:
     """A saved checkpoint on disk."""
 
 
-class Sampling(Protocol):
-    """Completions on their way, which go on when they are given time."""
+class Listener(Protocol):
+    """Who hears how the completions of one request go."""
 
-    def go_on(self, seconds: float) -> bool:
-        """Draw for about so long, one token of each at least; False when all have ended."""
+    @property
+    def streams(self) -> bool:
+        """Whether text is wanted before a completion has ended."""
         ...
 
-    def drop(self, request: int) -> None:
-        """Draw no more for this request, because nobody waits for it."""
+    def on_text(self, index: int, text: str) -> None:
+        """Take new text of a completion."""
+        ...
+
+    def on_completion(self, index: int, completion: Completion) -> None:
+        """Take a completion that has ended."""
+        ...
+
+    def on_failure(self, error: Exception) -> None:
+        """Take the error that ended the request."""
+        ...
+
+
+class Sampling(Protocol):
+    """Requests that are sampled together, with one adapter, as they are given time.
+
+    A request gets the same completions alone and among others, up to rounding.
+    """
+
+    def join(self, number: int, request: SampleRequest, listener: Listener) -> None:
+        """Sample one more request, from the next token on; its number is the caller's."""
+        ...
+
+    def drop(self, number: int) -> None:
+        """Sample a request no further, from the next token on."""
+        ...
+
+    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """Sample for about so long, one token of each request at least; False when all have ended.
+
+        It returns earlier, between two tokens, when `until()` is true.
+        """
         ...
 
 
@@ -358,14 +396,8 @@ class Engine(Protocol):
         """Most token positions whose keys fit in the memory for sampling."""
         ...
 
-    def begin(
-        self,
-        requests: Sequence[SampleRequest],
-        adapter: Adapter,
-        on_completion: Callable[[int, int, Completion], None],
-        on_text: Callable[[int, int, str], None] | None = None,
-    ) -> Sampling:
-        """Completions that are drawn bit by bit, as `Sampling.go_on` gives them time.
+    def begin(self, adapter: Adapter) -> Sampling:
+        """A sampling without requests; they join it, and go on when it is given time.
 
         Other work may run in between: training, and other samplings.
         """

@@ -18,9 +18,18 @@ from rftkit.errors import InputError
 from rftkit.server.engine.base import Text
 
 __all__ = [
-    "call_id", "closing", "conversation", "encode", "most_characters", "thinking_mark",
-    "tokens_until", "tool_calls_in",
-]  # fmt: skip
+    "CALL_END",
+    "CALL_START",
+    "call_id",
+    "closing",
+    "conversation",
+    "encode",
+    "marks_calls",
+    "most_characters",
+    "thinking_mark",
+    "tokens_until",
+    "tool_calls_in",
+]
 
 Json = dict[str, Any]
 
@@ -231,6 +240,13 @@ def _longest_token(tokenizer: Any) -> int:
 def thinking_mark(tokenizer: Any) -> str | None:
     """The mark that opens thoughts, if the chat template speaks of one."""
     return "<think>" if re.search(r"</?think>", str(tokenizer.chat_template)) else None
+
+
+def marks_calls(tokenizer: Any) -> bool:
+    """Whether the model is shown to write its calls within `<tool_call>`, as text."""
+    template = str(tokenizer.chat_template)
+    is_shown = "tools" not in template or CALL_START in template
+    return is_shown and CALL_START not in tokenizer.all_special_tokens
 
 
 def closing(mark: str) -> str:

@@ -1,9 +1,10 @@
-"""Answers that have to be tool calls: the JSON schema that forces them, and reading them back.
+"""What constrains tool calls: the JSON schema of forced ones, the rules of those made at will.
 
 A forced answer is one call as `{"name": …, "arguments": {…}}`, or a list of several, and nothing
 else, whatever form the model's chat template has for calls. Arguments follow the `parameters` of
-their function, without the keywords that constrained decoding cannot follow. Not here: calls that
-a model makes when it likes (`prompts.tool_calls_in`).
+their function, without the keywords that constrained decoding cannot follow. Where the model
+decides (`optional_calls`), a `<tool_call>` that it opens is such a call, and the only allowed one
+ends the answer. Not here: reading calls that a model made at will (`prompts.tool_calls_in`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from rftkit.server.engine.prompts import call_id
+from rftkit.server.engine.base import SEPARATORS
+from rftkit.server.engine.prompts import CALL_END, CALL_START, call_id
 
-__all__ = ["calls_schema", "forced_calls_in"]
+__all__ = ["calls_schema", "forced_calls_in", "optional_calls"]
 
 Json = dict[str, Any]
 
@@ -34,6 +36,39 @@ def calls_schema(tools: list[Json], names: Collection[str], *, most: int | None 
         most: how many calls an answer may have; None for as many as a list may hold.
     """
     functions = [tool["function"] for tool in tools if tool["function"]["name"] in names]
+    answer: Json = {"$ref": "#/$defs/call"}
+    if most != 1:
+        calls = {"type": "array", "items": answer, "minItems": 2, "maxItems": most or MOST_CALLS}
+        answer = {"anyOf": [answer, calls]}
+    return json.dumps({**_call_defs(functions), **answer})
+
+
+def optional_calls(tools: list[Json], *, most: int | None = None) -> str | None:
+    """The rules of an answer that may call functions within `<tool_call>`, or None for no rules.
+
+    There are rules when a function is `strict`, whose arguments follow its parameters, or when one
+    call ends the answer (`most` is 1). They are in llguidance's Lark and say what an `answer` is.
+    """
+    functions = [tool["function"] for tool in tools]
+    if most != 1 and not any(function.get("strict") for function in functions):
+        return None
+    given = [each if each.get("strict") else {"name": each["name"]} for each in functions]
+    call = {**_call_defs(given), "$ref": "#/$defs/call"}
+    call["x-guidance"] = {**SEPARATORS, **call["x-guidance"]}
+    return "\n".join(
+        [
+            "answer: FREE | call" if most == 1 else "answer: call* FREE",
+            f"call: opening LINE? body LINE? {json.dumps(CALL_END)}",
+            f"opening[lazy]: /(?s:.*){CALL_START}/",
+            f"body: %json {json.dumps(call)}",
+            f"FREE: /(?s:.*)/ & ~/(?s:.*){CALL_START}(?s:.*)/",
+            "LINE: /\\n/",
+        ]
+    )
+
+
+def _call_defs(functions: list[Json]) -> Json:
+    """The `$defs` of a schema, `call` among them: a call of one of these functions."""
     places = [f"arguments_{number}" for number in range(len(functions))]
     call = {
         "anyOf": [
@@ -49,13 +84,9 @@ def calls_schema(tools: list[Json], names: Collection[str], *, most: int | None 
             for place, function in zip(places, functions, strict=True)
         ]
     }
-    answer: Json = {"$ref": "#/$defs/call"}
-    if most != 1:
-        calls = {"type": "array", "items": answer, "minItems": 2, "maxItems": most or MOST_CALLS}
-        answer = {"anyOf": [answer, calls]}
     given = zip(places, functions, strict=True)
     defs = {place: _arguments(function, f"#/$defs/{place}") for place, function in given}
-    return json.dumps({"x-guidance": {"lenient": True}, "$defs": {**defs, "call": call}, **answer})
+    return {"x-guidance": {"lenient": True}, "$defs": {**defs, "call": call}}
 
 
 def _arguments(function: Json, place: str) -> Json:

@@ -56,8 +56,9 @@ def with_model(receive: Receive, model: str) -> Receive:
 
 
 def _named(body: bytes, model: str) -> bytes:
-    try:
-        given = json.loads(body)
-    except (ValueError, RecursionError):
+    """Append the model to a JSON object: the last of two equal keys counts. Nothing is parsed."""
+    inner = body.strip().removesuffix(b"}").rstrip()
+    if not inner.startswith(b"{") or not body.rstrip().endswith(b"}"):
         return body  # the route says what is wrong with it
-    return json.dumps({**given, "model": model}).encode() if isinstance(given, dict) else body
+    comma = b"" if inner == b"{" else b", "
+    return inner + comma + b'"model": ' + json.dumps(model).encode() + b"}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rftkit.graders.calls import if_abandoned
+from rftkit.server.inference.answering import Answering
 from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.pool import BoundedPool
 from rftkit.server.inference.requests import WorkerRequest, to_json
@@ -70,6 +71,8 @@ class Platform:
     last_request: float = field(default_factory=time.monotonic)
     """Monotonic seconds of the last request that was not a health check."""
     loop: asyncio.AbstractEventLoop | None = None
+    answering: Answering = field(default_factory=Answering)
+    """Requests with an `Idempotency-Key` that are being answered."""
     exporting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while weights are exported."""
     runner: Wakeable | None = None

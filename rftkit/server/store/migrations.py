@@ -139,6 +139,15 @@ def _relative_folders(db: sqlite3.Connection) -> None:
                 db.execute(f"UPDATE {table} SET folder = ? WHERE seq = ?", (inside, seq))
 
 
+def _answers(db: sqlite3.Connection) -> None:
+    db.execute(
+        """CREATE TABLE answers (
+            key TEXT PRIMARY KEY, digest TEXT NOT NULL, created_at INTEGER NOT NULL,
+            body TEXT NOT NULL
+        )"""
+    )
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _files_and_jobs,
     _evals,
@@ -147,6 +156,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _thinking,
     _items_by_row,
     _relative_folders,
+    _answers,
 )
 
 

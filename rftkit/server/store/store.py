@@ -21,6 +21,7 @@ from rftkit import settings
 from rftkit.errors import NotFoundError, PlatformError, RequestError
 from rftkit.privacy import make_home
 from rftkit.safetext import redacted
+from rftkit.server.store.answers import KEY_SECONDS, Answers, key_in_use, key_of
 from rftkit.server.store.database import connect, new_id, now, sql_list
 from rftkit.server.store.evals import Evals
 from rftkit.server.store.files import Files
@@ -31,12 +32,10 @@ from rftkit.wholefile import unwritable
 __all__ = ["Store", "new_id", "now"]
 
 RETRY_SECONDS = 600
-"""How long the store recognises a create request that is sent again, in seconds."""
-KEY_SECONDS = 24 * 3600
-"""As `RETRY_SECONDS`, for requests with an `Idempotency-Key`."""
+"""How long the store recognises a create request that is sent again without a key, in seconds."""
 
 
-class Store(Files, Evals):
+class Store(Files, Evals, Answers):
     """The platform's records. Open it with `Store.open`; threads can share one instance."""
 
     def __init__(self, db: sqlite3.Connection, root: Path) -> None:
@@ -445,7 +444,7 @@ class Store(Files, Evals):
             RequestError: the key belongs to another request.
         """
         if key is not None:
-            is_resent, route = True, f"{route} {hashlib.sha256(key.encode()).hexdigest()}"
+            is_resent, route = True, key_of(route, key)
         moment = now()
         with self.transaction() as db:
             db.execute(
@@ -462,11 +461,7 @@ class Store(Files, Evals):
             if is_resent and known:
                 return str(known[0]["object_id"])
             if key is not None and self._rows("SELECT 1 FROM requests WHERE route = ?", route):
-                raise RequestError(
-                    f"the Idempotency-Key {key[:80]!r} was used for another request; choose a new "
-                    "key",
-                    code="idempotency_key_in_use",
-                )
+                raise key_in_use(key)
             made = make()
             db.execute(
                 "INSERT INTO requests (route, digest, created_at, object_id) VALUES (?, ?, ?, ?)",

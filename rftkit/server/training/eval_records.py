@@ -143,7 +143,7 @@ def outcome_of(item: OutputItem) -> str:
 
 
 def tally(criteria: Sequence[Json], items: Sequence[OutputItem]) -> Json:
-    """The fields of a run that add its items up."""
+    """The fields of a run that add its items up; a criterion without a score counts nowhere."""
     counts = {"total": len(items), "errored": 0, "failed": 0, "passed": 0}
     usage: dict[str, Json] = {}
     for item in items:
@@ -161,7 +161,12 @@ def tally(criteria: Sequence[Json], items: Sequence[OutputItem]) -> Json:
             }
             for spec in criteria
             for passed in [
-                [r["passed"] for i in items for r in i.results if r["name"] == spec["id"]]
+                [
+                    result["passed"]
+                    for item in items
+                    for result in item.results
+                    if result["name"] == spec["id"] and result["score"] is not None
+                ]
             ]
         ],
     }

@@ -45,7 +45,8 @@ from rftkit.server.training.journal import Journal, is_full
 from rftkit.server.training.offline_plan import OfflinePlan
 from rftkit.server.training.plan import VERSION, CommonPlan, NewerPlanError, Plan, plan_from
 from rftkit.server.training.probe import probe
-from rftkit.server.worker.chats import ChatQueue, Engines, kind_of_model
+from rftkit.server.worker.chats import ChatQueue
+from rftkit.server.worker.engines import Engines, kind_of_model
 from rftkit.server.worker.job_files import FILES, check_file
 from rftkit.server.worker.preparation import Preparation
 

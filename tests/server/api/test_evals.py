@@ -732,3 +732,13 @@ def test_a_line_without_item_keeps_its_sample(served: Served) -> None:
     source: Any = {"type": "jsonl", "source": {"type": "file_id", "id": file_id}}
     run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
     assert (run.result_counts.passed, run.result_counts.errored) == (1, 1)
+
+
+def test_what_a_broken_criterion_did_not_grade_has_not_failed_it(served: Served) -> None:
+    record = make_eval(served, GRADER, {**BROKEN, "name": "broken"})
+    rows = [{"item": {"answer": "hi"}, "sample": {"output_text": text}} for text in ("hi", "ho")]
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    counts = [(c.passed, c.failed) for c in run.per_testing_criteria_results]
+    assert counts == [(1, 1), (0, 0)]
+    assert run.result_counts.errored == 2

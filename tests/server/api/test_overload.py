@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from conftest import GRADER, Served, serving
 from hanging import hanging
 
+from rftkit.server import api
 from rftkit.server.evals import item_schema
 
 RUN = "/v1/fine_tuning/alpha/graders/run"
@@ -138,3 +140,31 @@ def test_a_canceled_run_leaves_a_hanging_judge_and_the_queue_goes_on(
                 assert last.status in ("queued", "in_progress"), last.error
                 time.sleep(0.05)
             assert evals.runs.retrieve(first.id, eval_id=asked.id).status == "canceled"
+
+
+def test_a_large_body_is_parsed_beside_the_other_requests(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[str] = []
+
+    def pause(found: dict[str, Any]) -> dict[str, Any]:
+        places.append(threading.current_thread().name)
+        return found
+
+    monkeypatch.setattr(api, "_pause", pause)
+    messages = [
+        {"role": "user", "content": "x" * api.LARGE_BYTES},
+        {"role": "user", "content": "y"},
+    ]
+    body = {"model": "rftkit-tiny", "messages": messages}
+    path = "/v1/chat/completions"
+    assert served.http.post(path, json=body).status_code == 200
+    assert served.link.requests[0]["messages"] == messages
+    assert len(places) == 3  # one for each object, in a thread of the pool
+    assert all(name.startswith("asyncio") for name in places)
+    azure = "/openai/deployments/rftkit-tiny/chat/completions"
+    assert served.http.post(azure, json={"messages": messages}).json()["model"] == "rftkit-tiny"
+    broken = json.dumps(body).encode()[:-1]
+    assert served.http.post(path, content=broken).status_code == 400
+    deep = b'{"model": ' + b"[" * api.LARGE_BYTES + b"}"
+    assert served.http.post(path, content=deep).status_code == 400

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rftkit.server.engine.torch import logprobs
-from rftkit.server.engine.torch.sampler import _inverse_cdf
+from rftkit.server.engine.torch.draw import _inverse_cdf
 
 WIDTH, VOCABULARY, ROWS = 64, 4_096, 600
 

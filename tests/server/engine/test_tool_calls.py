@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in
+from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in, optional_calls
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.inference.requests import ChatRequest
-from rftkit.server.worker.chats import _read, _sample_request
+from rftkit.server.worker.answers import done_message
+from rftkit.server.worker.prepare import sample_request
 from tests.engine_models import write
 
 USER = [{"role": "user", "content": "what is it?"}]
@@ -50,11 +51,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
 
 def calls_of(engine: TorchEngine, **request: Any) -> list[list[dict[str, Any]]]:
     asked = ChatRequest("llama", USER, TOOLS, n=6, seed=3, max_tokens=300, **request)
-    [completions] = engine.sample([_sample_request(engine, None, asked)])
-    found = [_read(each.text, asked) for each in completions if each.stop_reason == "stop"]
+    [completions] = engine.sample([sample_request(engine, None, asked)])
+    done = done_message(engine, asked, 0, completions)["completions"]
+    found = [each for each in done if each["stop_reason"] == "stop"]
     assert found
-    assert [text for text, _ in found] == [""] * len(found)
-    return [[call["function"] for call in calls] for _, calls in found]
+    assert [each["text"] for each in found] == [""] * len(found)
+    return [[call["function"] for call in each["tool_calls"]] for each in found]
 
 
 @pytest.mark.parametrize("effort", [None, "low"])
@@ -107,5 +109,55 @@ def test_parameters_that_are_no_schema_are_named(engine: TorchEngine) -> None:
     for parameters in ({"$ref": "#/$defs/none"}, {"type": "wrong"}, deep):
         asked = ChatRequest("llama", USER, [tool("a", parameters)], must_call=("a",))
         with pytest.raises(RequestError, match="schema") as caught:
-            _sample_request(engine, None, asked)
+            sample_request(engine, None, asked)
         assert caught.value.param == "tools"
+
+
+def written(name: str, arguments: Any) -> str:
+    given = json.dumps({"name": name, "arguments": arguments})
+    return f"<tool_call>\n{given}\n</tool_call>"
+
+
+PACK = written("pack", {"box": {"size": "small"}, "ok": True})
+WRONG = written("pack", {"box": {"size": "huge"}, "ok": True})
+
+
+@pytest.mark.parametrize("most", [None, 1])
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("no {call} at <all>", (True, True)),
+        (f"Let me see. {PACK}", (True, True)),
+        (WRONG, (False, False)),  # strict: arguments follow the parameters
+        (written("list", {"any": [1]}), (True, True)),
+        (written("unknown", {}), (False, False)),
+        (f"{PACK} bye", (True, False)),
+        (f"{PACK}\n{PACK}", (True, False)),  # one call ends the answer
+        ("<tool_call>\nno JSON", (False, False)),
+    ],
+)
+def test_calls_made_at_will_follow_the_rules(
+    engine: TorchEngine, most: int | None, text: str, allowed: tuple[bool, bool]
+) -> None:
+    rules = optional_calls(TOOLS, most=most)
+    assert rules is not None
+    matcher = engine.grammars.matcher(rules)
+    ids = engine.tokenizer.encode(text, add_special_tokens=False)
+    assert (matcher.validate_tokens(ids) == len(ids)) == allowed[most == 1]
+
+
+def test_rules_are_used_where_they_have_an_effect(engine: TorchEngine) -> None:
+    def rules(tools: list[dict[str, Any]], **request: Any) -> str | None:
+        asked = ChatRequest("llama", USER, tools, max_tokens=20, **request)
+        return sample_request(engine, None, asked).schema
+
+    lax = [tool("list", FLAT), tool("nothing")]
+    assert rules(lax) is None
+    assert str(rules(lax, most_calls=1)).startswith("answer: FREE | call\n")
+    assert str(rules(TOOLS)).startswith("answer: call* FREE\n")
+    asked = ChatRequest("llama", USER, TOOLS, n=3, seed=1, max_tokens=30, most_calls=1)
+    thinking = ChatRequest("llama", USER, TOOLS, seed=1, max_tokens=30, most_calls=1,
+                           thinking="<think>", reasoning_effort="low")  # fmt: skip
+    for request in (asked, thinking):
+        [completions] = engine.sample([sample_request(engine, None, request)])
+        assert all(each.tokens for each in completions)

@@ -17,7 +17,7 @@ import pytest
 from rftkit import client
 from rftkit.cli.app import app
 from rftkit.server.engine import models
-from rftkit.server.worker import chats
+from rftkit.server.worker.engines import LOAD_SECONDS, Engines
 from rftkit.server.worker.worker import Worker
 
 PACKAGE = Path(__file__).parents[3] / "rftkit"
@@ -89,12 +89,12 @@ def test_a_load_that_never_ends_is_announced_with_its_limit(
         said.append((what, seconds, job))
         raise InterruptedError
 
-    engines = chats.Engines(home, watch)  # type: ignore[arg-type]
+    engines = Engines(home, watch)  # type: ignore[arg-type]
     with pytest.raises(InterruptedError):
         engines.get("endless", job="ftjob-1")
     [(what, seconds, job)] = said
     assert (what, job) == ("loading endless", "ftjob-1")
-    assert chats.LOAD_SECONDS <= seconds < chats.LOAD_SECONDS + 1
+    assert LOAD_SECONDS <= seconds < LOAD_SECONDS + 1
 
 
 def test_a_model_card_of_any_size_is_read_quickly(home: Path, tmp_path: Path) -> None:
@@ -124,19 +124,19 @@ def test_a_folder_that_has_changed_since_it_was_added_is_not_loaded(
     folder = tmp_path / "mine"
     shutil.copytree(tiny, folder)
     add(folder, "mine")
-    chats.Engines(home).get("mine")
+    Engines(home).get("mine")
     config = folder / "config.json"
     before = config.read_text()
     config.write_text(before + " ")
     with pytest.raises(models.ChangedModelError, match=r"config\.json is another\. Restore them;"):
-        chats.Engines(home).get("mine")
+        Engines(home).get("mine")
     config.write_text(before)
-    chats.Engines(home).get("mine")
+    Engines(home).get("mine")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     with pytest.raises(models.ChangedModelError, match=r"models add .*mine --name mine"):
-        chats.Engines(home).get("mine")
+        Engines(home).get("mine")
     add(folder, "mine")
-    chats.Engines(home).get("mine")
+    Engines(home).get("mine")
 
 
 def test_a_folder_that_an_older_rftkit_added_needs_no_fingerprint(
@@ -145,7 +145,7 @@ def test_a_folder_that_an_older_rftkit_added_needs_no_fingerprint(
     shutil.copytree(tiny, tmp_path / "mine")
     (home / "bases.json").write_text(json.dumps({"mine": str(tmp_path / "mine")}))
     (home / models.SUMS).write_text('{"other": {}}')
-    chats.Engines(home).get("mine")
+    Engines(home).get("mine")
 
 
 def test_a_job_on_a_changed_folder_pauses_and_continues_when_it_is_restored(

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from in_process import ROWS, adapters, add_job, run
 
-from rftkit.server.engine.base import Completion
+from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.torch.decoding_state import DecodingState
+from rftkit.server.engine.torch.together import Together
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.worker import chats
 from rftkit.server.worker.worker import Worker
@@ -60,17 +62,107 @@ def test_a_chat_of_another_model_does_not_wait_for_a_long_one(
     assert ended(answers) == [2, 1]
 
 
-def test_chats_say_the_same_alone_and_between_others(worker: Worker, answers: Answers) -> None:
-    for number in (1, 2, 3):
-        ask(worker, number, tokens=20)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_chats_say_the_same_alone_and_between_others(
+    worker: Worker, answers: Answers, temperature: float
+) -> None:
+    def said() -> dict[int, tuple[str, list[float]]]:
+        found = {}
+        for message in answers:
+            if "done" in message:
+                [answer] = message["done"]["completions"]
+                logprobs = [token["logprob"] for token in answer["logprobs"]]
+                found[message["id"]] = answer["text"], logprobs
+        answers.clear()
+        return found
+
+    def put(number: int) -> None:
+        content = f"{ROWS[number]['messages'][0]['content']}{'x' * number}"
+        messages = [{"role": "user", "content": content}]
+        request = ChatRequest(
+            "rftkit-tiny", messages, max_tokens=20, seed=number, temperature=temperature
+        )
+        worker.chats.put(number, request)
+
+    for number in range(6):
+        put(number)
         worker.chats.serve()
-    alone = {message["id"]: message["done"] for message in answers if "done" in message}
-    answers.clear()
-    for number in (1, 2, 3):
-        ask(worker, number, tokens=20)
+    alone = said()
+    for number in range(6):
+        put(number)
         worker.chats.serve(0.0)
     worker.chats.serve()
-    assert {message["id"]: message["done"] for message in answers if "done" in message} == alone
+    joined = said()
+    assert len(joined) == 6
+    for number, (text, logprobs) in joined.items():
+        assert text == alone[number][0]
+        # the last bits of float32 depend on how many rows a product has
+        assert logprobs == pytest.approx(alone[number][1], abs=1e-4)
+
+
+@pytest.fixture
+def passes(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many chats each pass of the model had a token of."""
+    found: list[int] = []
+    engine: Any = worker.engines.get("rftkit-tiny")
+    hidden = engine.hidden
+
+    def counted(tokens: Any, layout: Any) -> Any:
+        if isinstance(layout, Together):
+            found.append(len(layout.sizes))
+        return hidden(tokens, layout)
+
+    monkeypatch.setattr(engine, "hidden", counted)
+    return found
+
+
+def test_a_chat_joins_and_leaves_at_the_next_token(
+    worker: Worker, answers: Answers, passes: list[int]
+) -> None:
+    ask(worker, 1, tokens=60)
+    worker.chats.serve(0.0)
+    ask(worker, 2, tokens=60)
+    worker.chats.serve(0.0)
+    ask(worker, 3, tokens=4)
+    worker.chats.serve(0.0)
+    worker.chats.abort(1)
+    worker.chats.serve(0.0)
+    assert passes == [1, 2, 3, 2]
+    worker.chats.serve()
+    assert ended(answers) == [3, 2]
+    assert len(passes) < 70  # and not one for each token of each chat
+
+
+def test_a_chat_that_arrives_within_a_turn_does_not_wait_for_its_end(
+    worker: Worker, answers: Answers, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chats, "TURN_SECONDS", 600.0)
+    ask(worker, 1, tokens=60)
+    engine: Any = worker.engines.get("rftkit-tiny")
+    hidden = engine.hidden
+
+    def busy(tokens: Any, layout: Any) -> Any:
+        if passes == [1, 1, 1]:
+            ask(worker, 2, tokens=60)
+        return hidden(tokens, layout)
+
+    monkeypatch.setattr(engine, "hidden", busy)
+    worker.chats.serve()
+    assert passes[:5] == [1, 1, 1, 1, 2]
+    assert sorted(ended(answers)) == [1, 2]
+
+
+def test_a_chat_that_fails_leaves_the_others_alone(
+    worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DecodingState, "consume_token", lambda *_: False)
+    worker.chats.put(1, ChatRequest("rftkit-tiny", ROWS[0]["messages"], max_tokens=9, seed=1, n=2))
+    ask(worker, 2, tokens=9)
+    worker.chats.serve()
+    assert ended(answers) == [1]
+    [failed] = [message for message in answers if "error" in message]
+    assert failed["id"] == 2
+    assert "cannot be followed" in failed["error"]["message"]
 
 
 def test_hanging_up_ends_the_sampling(worker: Worker, answers: Answers) -> None:
@@ -138,20 +230,32 @@ class SlowEngine:
     def __init__(self, clock: Clock, reading: float) -> None:
         self.clock, self.reading = clock, reading
 
-    def begin(self, requests: Any, adapter: Any, on_completion: Any, on_text: Any) -> Any:
-        engine, left = self, [self.reading, *[0.1] * requests[0].max_tokens]
+    def begin(self, adapter: Any) -> Any:
+        engine = self
 
         class Sampling:
-            def go_on(self, seconds: float) -> bool:
-                deadline = engine.clock.now + seconds
-                while left:
-                    engine.clock.now += left.pop(0)
-                    if engine.clock.now >= deadline and left:
-                        return True
-                on_completion(0, 0, Completion([], "", [], "stop"))
-                return False
+            def __init__(self) -> None:
+                self.chats: list[tuple[list[float], Any]] = []
 
-            def drop(self, request: int) -> None: ...
+            def join(self, number: int, request: Any, listener: Any) -> None:
+                self.chats.append(([engine.reading, *[0.1] * request.max_tokens], listener))
+
+            def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+                """Read one new prompt, or sample a token of all chats."""
+                deadline = engine.clock.now + seconds
+                while self.chats:
+                    new = [left for left, _ in self.chats if len(left) == 51]
+                    for left in new[:1] or [left for left, _ in self.chats]:
+                        took = left.pop(0)
+                    engine.clock.now += took
+                    for chat in [each for each in self.chats if not each[0]]:
+                        self.chats.remove(chat)
+                        chat[1].on_completion(0, Completion([], "", [], "stop"))
+                    if engine.clock.now >= deadline or until():
+                        break
+                return bool(self.chats)
+
+            def drop(self, number: int) -> None: ...
 
         return Sampling()
 
@@ -167,8 +271,8 @@ def test_chats_and_training_get_half_of_the_time_each(
     monkeypatch.setattr(chats, "time", clock)
     engine = SlowEngine(clock, reading)
     monkeypatch.setattr(worker.engines, "get", lambda *_, **__: engine)
-    made = chats.SampleRequest([1], [(1,)], 50)
-    monkeypatch.setattr(chats, "_sample_request", lambda *_: made)
+    made = SampleRequest([1], [(1,)], 50)
+    monkeypatch.setattr(chats, "sample_request", lambda *_: made)
     monkeypatch.setattr(chats.ChatQueue, "_watched", lambda *_: chats.contextlib.nullcontext())
     queue = chats.ChatQueue(worker.store, worker.engines, lambda message: again(message))
     number = 0
@@ -189,7 +293,7 @@ def test_chats_and_training_get_half_of_the_time_each(
         before = clock.now
         queue.share()
         chatting += clock.now - before
-        longest = max(piece, clients * (reading + 0.1) + chats.GATHER_SECONDS)
+        longest = max(piece, reading + 0.1)
         assert chatting - training <= longest + 1e-6
         assert training - chatting <= longest + piece + 1e-6
 

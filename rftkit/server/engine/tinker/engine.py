@@ -20,7 +20,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from rftkit.server.engine.base import (
     Adapter,
     Completion,
     FullNeeds,
+    Listener,
     LoraConfig,
     Pair,
     PairStats,
@@ -59,34 +59,36 @@ EPS = 1e-12
 scale it as they like (SkyRL's JAX backend divides by the number of completions)."""
 
 
-@dataclass
 class _Sampling:
-    """See base.Sampling."""
+    """See base.Sampling. Requests that join wait until those before them have ended."""
 
-    engine: TinkerEngine
-    requests: list[tuple[int, SampleRequest]]
-    adapter: Adapter
-    on_completion: Callable[[int, int, Completion], None]
-    on_text: Callable[[int, int, str], None] | None
+    def __init__(self, engine: TinkerEngine, adapter: Adapter) -> None:
+        self._engine, self._adapter = engine, adapter
+        self._waiting: dict[int, tuple[SampleRequest, Listener]] = {}
 
-    def go_on(self, seconds: float) -> bool:
+    def join(self, number: int, request: SampleRequest, listener: Listener) -> None:
         """See base.Sampling."""
-        places = [place for place, _ in self.requests]
+        self._waiting[number] = (request, listener)
 
-        def ended(i: int, index: int, completion: Completion) -> None:
-            self.on_completion(places[i], index, completion)
+    def drop(self, number: int) -> None:
+        """See base.Sampling: what the server has begun it ends."""
+        self._waiting.pop(number, None)
 
-        def said(i: int, index: int, text: str) -> None:
-            if self.on_text is not None:
-                self.on_text(places[i], index, text)
+    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """See base.Sampling: the server samples all at once, however long that takes."""
+        started, self._waiting = list(self._waiting.values()), {}
+        self._engine.sample(
+            [request for request, _ in started],
+            self._adapter,
+            on_text=lambda place, index, text: _streamed(started[place][1], index, text),
+            on_completion=lambda place, *ended: started[place][1].on_completion(*ended),
+        )
+        return bool(self._waiting)
 
-        requests = [request for _, request in self.requests]
-        self.engine.sample(requests, self.adapter, on_text=said, on_completion=ended)
-        return False
 
-    def drop(self, request: int) -> None:
-        """See base.Sampling."""
-        self.requests = [each for each in self.requests if each[0] != request]
+def _streamed(listener: Listener, index: int, text: str) -> None:
+    if listener.streams:
+        listener.on_text(index, text)
 
 
 class TinkerEngine:
@@ -332,15 +334,9 @@ class TinkerEngine:
         """See Engine.max_keys: the server's own affair."""
         return sys.maxsize
 
-    def begin(
-        self,
-        requests: Sequence[SampleRequest],
-        adapter: Adapter,
-        on_completion: Callable[[int, int, Completion], None],
-        on_text: Callable[[int, int, str], None] | None = None,
-    ) -> _Sampling:
-        """See Engine.begin: the server draws all at once, so the first time given takes them."""
-        return _Sampling(self, list(enumerate(requests)), adapter, on_completion, on_text)
+    def begin(self, adapter: Adapter) -> _Sampling:
+        """See Engine.begin."""
+        return _Sampling(self, adapter)
 
     def _sampler(self, adapter: Adapter | Literal["policy"]) -> Any:
         if adapter == "policy":

@@ -122,6 +122,8 @@ class Decode:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
         """See Layout."""
+        if self.num == self.slots == len(self.blocks) == 1:
+            return self._attend_one(layer, q, k, v), None
         rep = q.shape[2]
         q, k, v = self._cells(q), self._cells(k), self._cells(v)  # (B, S, n, K, …)
         start, end = self._end(self.length), self._end(self.length + self.num)
@@ -136,6 +138,17 @@ class Decode:
             queries, keys, values, attn_mask=self._mask, scale=1.0
         ).unflatten(2, (self.slots, self.num, rep))
         return self._rows(out.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 1)), None
+
+    def _attend_one(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """One token of one row, which sees every key that there is: no grid and no mask."""
+        place = self._end(self.length)
+        keys, values = self.keys[layer], self.values[layer]
+        keys[0, :, place], values[0, :, place] = k[0], v[0]
+        seen = slice(place + 1)
+        out = scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], scale=1.0)
+        return out.flatten(1)
 
     def _seen(self, rep: int, dtype: torch.dtype) -> torch.Tensor:
         """What is added to the scores: 0 or -infinity, (B or 1, 1, S·n·rep, keys)."""

@@ -7,9 +7,7 @@ token by token, with no choice and therefore log-prob 0. Not here: how a mask is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from llguidance import LLMatcher
 
@@ -66,8 +64,8 @@ class DecodingState:
         self._pending = list(self._end_ids)
 
 
-def thinking_grammar(end: str, special_id: int | None, schema: dict[str, Any]) -> str:
-    """A grammar in llguidance's Lark: anything up to the end mark, then JSON of a schema.
+def thinking_grammar(end: str, special_id: int | None, rules: str) -> str:
+    """A grammar in llguidance's Lark: anything up to the end mark, then the `answer` of some rules.
 
     `special_id` is the mark's token when the tokenizer keeps it apart from text.
     """
@@ -76,10 +74,4 @@ def thinking_grammar(end: str, special_id: int | None, schema: dict[str, Any]) -
     else:
         mark = "".join(f"\\x{byte:02x}" for byte in end.encode())
         thoughts = f"thoughts[lazy]: /(?s:.*){mark}/"
-    rules = [
-        "start: thoughts BREAK? answer",
-        thoughts,
-        "BREAK: /[ \\n]{1,2}/",
-        f"answer: %json {json.dumps(schema)}",
-    ]
-    return "\n".join(rules) + "\n"
+    return "\n".join(["start: thoughts BREAK? answer", thoughts, "BREAK: /[ \\n]{1,2}/", rules, ""])

@@ -20,6 +20,7 @@ from rftkit.server.engine.base import (
     Adapter,
     Completion,
     FullNeeds,
+    Listener,
     LoraConfig,
     Pair,
     PairStats,
@@ -44,38 +45,26 @@ MAX_ROWS = 256
 class Sampling:
     """See base.Sampling."""
 
-    def __init__(
-        self,
-        engine: TorchEngine,
-        requests: Sequence[SampleRequest],
-        adapter: Adapter,
-        on_completion: Callable[[int, int, Completion], None],
-        on_text: Callable[[int, int, str], None] | None,
-    ) -> None:
+    def __init__(self, engine: TorchEngine, adapter: Adapter) -> None:
         self._engine, self._adapter = engine, adapter
-        self._dropped: set[int] = set()
-        self._steps = sampler.token_steps(
-            engine,
-            requests,
-            on_completion,
-            max_rows=MAX_ROWS,
-            max_keys=engine.max_keys,
-            on_text=on_text,
-            dropped=self._dropped,
-        )
+        self._decoding = sampler.Decoding(engine, MAX_ROWS)
 
-    def go_on(self, seconds: float) -> bool:
-        """See base.Sampling: a token of every row at least."""
+    def join(self, number: int, request: SampleRequest, listener: Listener) -> None:
+        """See base.Sampling."""
+        self._decoding.join(number, request, listener, self._engine.max_keys)
+
+    def drop(self, number: int) -> None:
+        """See base.Sampling."""
+        self._decoding.drop(number)
+
+    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """See base.Sampling."""
         deadline = time.monotonic() + seconds
         with torch.no_grad(), self._engine.computing(self._adapter):
-            for _ in self._steps:
-                if time.monotonic() >= deadline:
+            while self._decoding.step():
+                if time.monotonic() >= deadline or until():
                     return True
         return False
-
-    def drop(self, request: int) -> None:
-        """See base.Sampling."""
-        self._dropped.add(request)
 
 
 class TorchEngine(LoadedModel):
@@ -155,15 +144,9 @@ class TorchEngine(LoadedModel):
         finally:
             torch.set_num_threads(threads)
 
-    def begin(
-        self,
-        requests: Sequence[SampleRequest],
-        adapter: Adapter,
-        on_completion: Callable[[int, int, Completion], None],
-        on_text: Callable[[int, int, str], None] | None = None,
-    ) -> Sampling:
+    def begin(self, adapter: Adapter) -> Sampling:
         """See Engine.begin."""
-        return Sampling(self, requests, adapter, on_completion, on_text)
+        return Sampling(self, adapter)
 
     @property
     def max_keys(self) -> int:

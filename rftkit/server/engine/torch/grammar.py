@@ -18,14 +18,12 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.base import Thinking
+from rftkit.server.engine.base import SEPARATORS, Thinking
 from rftkit.server.engine.torch.decoding_state import DecodingState, thinking_grammar
 
 __all__ = ["Grammars", "choices", "unpack"]
 
 Masks = NDArray[np.int32]  # (R, V / 32)
-
-SEPARATORS: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 class Grammars:
@@ -55,12 +53,14 @@ class Grammars:
     def matcher(self, schema: str, end: str | None = None) -> LLMatcher:
         """A matcher at the start of the schema, or of thoughts that `end` ends and then the schema.
 
+        Instead of a schema there may be rules in llguidance's Lark that say what an `answer` is.
+
         Raises:
             RequestError: when the schema is not one that can be compiled.
         """
         if (schema, end) not in self._compiled:
             try:
-                matcher = LLMatcher(self._tokenizer, self._grammar(json.loads(schema), end))
+                matcher = LLMatcher(self._tokenizer, self._grammar(schema, end))
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise _not_compiled(error) from None  # numbers beyond 64 bits, or nested too deeply
             if matcher.is_error():
@@ -77,14 +77,20 @@ class Grammars:
         allowed = set(np.flatnonzero(unpack(mask, self.vocab_size)[0]).tolist())
         return allowed <= self._eos_ids
 
-    def _grammar(self, schema: dict[str, Any], end: str | None) -> str:
-        schema = {**schema, "x-guidance": {**SEPARATORS, **schema.get("x-guidance", {})}}
+    def _grammar(self, schema: str, end: str | None) -> str:
+        if schema.startswith("answer"):
+            rules = schema
+        else:
+            given = json.loads(schema)
+            given = {**given, "x-guidance": {**SEPARATORS, **given.get("x-guidance", {})}}
+            if end is None:
+                return str(LLMatcher.grammar_from_json_schema(given))
+            rules = f"answer: %json {json.dumps(given)}"
         if end is None:
-            return str(LLMatcher.grammar_from_json_schema(schema))
+            return str(LLMatcher.grammar_from_lark(f"start: answer\n{rules}\n"))
         ids = self._ids(end)
         special = ids[0] if len(ids) == 1 and ids[0] in self._hf.all_special_ids else None
-        grammar = thinking_grammar(end, special, schema)
-        return str(LLMatcher.grammar_from_lark(grammar))
+        return str(LLMatcher.grammar_from_lark(thinking_grammar(end, special, rules)))
 
     def _ids(self, text: str) -> list[int]:
         return [int(token) for token in self._hf.encode(text, add_special_tokens=False)]

@@ -1,84 +1,45 @@
-"""Draw completions: one prefill a prompt, its keys shared by the completions, no padding rows.
+"""Sample completions: one prefill for each prompt, shared by its completions; no padding rows.
 
-A *wave* is a set of prompts whose completions decode together. Where a grammar leaves no choice
-nothing is computed: such tokens are said at once, and the model reads them later, several in one
-pass when every row has some; what all completions must begin with is read with the prompt. Rows
-that finish leave the wave. Which rows share a wave depends on the requests and the row budget
-alone, and each completion draws from a generator of its own key, so the same requests give the
-same text. Not here: which adapter is on the model, and what the completions are for.
+A *wave* is a set of rows (completions) that started together and share one layout. Tokens that a
+grammar forces are appended at once, and the model reads them later, several in one pass where every
+row of the wave has some; what all completions must begin with is read with the prompt. Rows that
+end leave the wave. `sample` takes all requests of a training step, one wave after the other; which
+rows share a wave depends on the requests and the row budget alone, so the same requests give the
+same text. `Decoding` lets requests join between two tokens: its waves share each pass of the model.
+Not here: which adapter is on the model, and what the completions are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from rftkit.errors import RequestError
-from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.base import Completion, Listener, SampleRequest
 from rftkit.server.engine.torch.batches import shared_opening
+from rftkit.server.engine.torch.completions import (
+    DROPPED,
+    Layout,
+    Policy,
+    Row,
+    append_forced,
+    report,
+    start,
+)
 from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
-from rftkit.server.engine.torch.decoding_state import DecodingState
-from rftkit.server.engine.torch.grammar import Grammars, Masks, choices, only_choice
-from rftkit.server.engine.torch.logprobs import scores
+from rftkit.server.engine.torch.draw import draw
 from rftkit.server.engine.torch.packed import Packed
-from rftkit.server.engine.torch.plain import PlainDecode
+from rftkit.server.engine.torch.together import Together
 
-__all__ = ["Policy", "sample", "token_steps"]
+__all__ = ["Decoding", "sample"]
 
-Layout = Decode | PlainDecode
-DROPPED = Completion([], "", [], "length")
-STRETCH = 256  # tokens whose weights are summed first
 SHRINK_BELOW = 0.8  # rows are moved together when fewer than this share is alive
 
-
-class Policy(Protocol):
-    """What the sampler needs of a model."""
-
-    device: torch.device
-    head: torch.Tensor
-    cap: float | None
-    eos_ids: frozenset[int]
-    tokenizer: Any
-
-    @property
-    def grammars(self) -> Grammars:
-        """Compiled schemas."""
-        ...
-
-    def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
-        """Last hidden states (N, width) of tokens (N,) under a layout."""
-        ...
-
-    def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Layout:
-        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
-        ...
-
-
-@dataclass(slots=True)
-class _Row:
-    """One completion on its way."""
-
-    request: int
-    index: int
-    uniforms: NDArray[np.float64]
-    state: DecodingState | None
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    text: str | None = None
-    """Set when a stop text ended the row."""
-    sent: int = 0
-    """Characters already handed to `on_text`."""
-    read: int = 0
-    """Tokens that the model has read."""
-    mask: NDArray[np.int32] | None = None
-    """What may be said next, (V / 32,); None: anything."""
-    completion: Completion | None = None
+Read = Callable[[Policy, list[list[int]], Sequence[Layout]], Sequence[torch.Tensor]]
+"""How some layouts read their next tokens: the last states of each, (R·n, width)."""
 
 
 def sample(
@@ -102,45 +63,93 @@ def sample(
         on_tick: called between token steps.
         on_text: called with (request, completion index, new text) as text appears.
         on_completion: called with (request, completion index, completion) as each ends.
+
+    Raises:
+        RequestError: when a schema cannot be followed.
     """
-    results: list[list[Completion | None]] = [[None] * len(r.seeds) for r in requests]
-
-    def keep(request: int, index: int, completion: Completion) -> None:
-        results[request][index] = completion
-        if on_completion is not None:
-            on_completion(request, index, completion)
-
+    kept = [_Kept(number, on_text, on_completion) for number in range(len(requests))]
     with torch.no_grad():
-        for _ in token_steps(
-            policy, requests, keep, max_rows=max_rows, max_keys=max_keys, on_text=on_text
-        ):
-            if on_tick is not None:
-                on_tick()
-    return [[c for c in group if c is not None] for group in results]
+        for wave in _waves(requests, max_rows, max_keys):
+            waves = _begin(policy, [start(policy, i, requests[i], g, kept[i]) for i, g in wave])
+            while waves := _step(policy, waves, _read_each):
+                if on_tick is not None:
+                    on_tick()
+    return [[each.found[index] for index in sorted(each.found)] for each in kept]
 
 
-def token_steps(
-    policy: Policy,
-    requests: Sequence[SampleRequest],
-    on_completion: Callable[[int, int, Completion], None],
-    *,
-    max_rows: int,
-    max_keys: int,
-    on_text: Callable[[int, int, str], None] | None = None,
-    dropped: Collection[int] = (),
-) -> Iterator[None]:
-    """The same, one token of every row at a time; other work may run between two of them.
+class _Kept:
+    """The completions of one request; see base.Listener."""
 
-    The caller sees to it that gradients are off and the wanted adapter is on at each step. Requests
-    in `dropped`, which may grow meanwhile, are drawn no further.
+    def __init__(
+        self,
+        number: int,
+        on_text: Callable[[int, int, str], None] | None,
+        on_completion: Callable[[int, int, Completion], None] | None,
+    ) -> None:
+        self.found: dict[int, Completion] = {}
+        self.streams = on_text is not None
+        self._number, self._on_text, self._on_completion = number, on_text, on_completion
+
+    def on_text(self, index: int, text: str) -> None:
+        if self._on_text is not None:
+            self._on_text(self._number, index, text)
+
+    def on_completion(self, index: int, completion: Completion) -> None:
+        self.found[index] = completion
+        if self._on_completion is not None:
+            self._on_completion(self._number, index, completion)
+
+    def on_failure(self, error: Exception) -> None:
+        raise error
+
+
+class Decoding:
+    """Requests that decode together, and may join and leave between two tokens.
+
+    The caller sees to it that gradients are off and the wanted adapter is on at each step.
     """
-    for wave in _waves(requests, max_rows, max_keys):
-        for ended in _decode(policy, requests, wave, on_text, dropped):
-            if ended is None:
-                yield
-            else:
-                row, completion = ended
-                on_completion(row.request, row.index, completion)
+
+    def __init__(self, policy: Policy, max_rows: int) -> None:
+        self._policy, self._max_rows = policy, max_rows
+        self._waiting: deque[tuple[int, SampleRequest, list[int], Listener]] = deque()
+        self._waves: list[_Wave] = []
+
+    def join(self, number: int, request: SampleRequest, listener: Listener, max_keys: int) -> None:
+        """Sample a request from the next step on.
+
+        A request with more completions than fit at once has them in several waves.
+        """
+        for wave in _waves([request], self._max_rows, max_keys):
+            self._waiting.append((number, request, [index for _, index in wave], listener))
+
+    def drop(self, number: int) -> None:
+        """Sample a request no further; its rows are not in the next pass."""
+        self._waiting = deque(each for each in self._waiting if each[0] != number)
+        for wave in self._waves:
+            for row in wave.rows:
+                if row.request == number and row.completion is None:
+                    row.completion = DROPPED
+
+    def step(self) -> bool:
+        """Read at most one new prompt, then take one token of every row; False at the end."""
+        self._begin_next()
+        self._waves = _step(self._policy, self._waves, _read_together)
+        return bool(self._waves or self._waiting)
+
+    def _begin_next(self) -> None:
+        running = {row.request for wave in self._waves for row in wave.rows}
+        for place, (number, request, indexes, listener) in enumerate(self._waiting):
+            if number in running:  # the rest of its completions
+                continue
+            del self._waiting[place]
+            try:
+                policy = self._policy
+                rows = [start(policy, number, request, index, listener) for index in indexes]
+                self._waves += _begin(policy, rows)
+            except Exception as error:  # of this request, for instance too little memory
+                self.drop(number)
+                listener.on_failure(error)
+            return
 
 
 def _waves(
@@ -166,134 +175,68 @@ def _waves(
         yield wave
 
 
-def _decode(
-    policy: Policy,
-    requests: Sequence[SampleRequest],
-    wave: list[tuple[int, int]],
-    on_text: Callable[[int, int, str], None] | None,
-    dropped: Collection[int],
-) -> Iterator[tuple[_Row, Completion] | None]:
-    """Rows as they end, and None after each pass of the model."""
-    rows = [_start(policy, requests, i, index) for i, index in wave if i not in dropped]
-    _say_what_must_be(policy, requests, rows)
-    yield from _ended(policy, requests, rows, on_text)
-    alive = [row for row in rows if row.completion is None]  # later: the rows of the layout
-    if not alive:
-        return
-    hidden, layout = _prefill(policy, requests, alive)
-    while True:
-        ready = [
+@dataclass(slots=True)
+class _Wave:
+    """Rows of one layout; some may have ended."""
+
+    rows: list[Row]
+    layout: Layout
+    hidden: torch.Tensor
+    """The state of the last token that each row has read, (R, width)."""
+
+    def ready(self) -> list[int]:
+        """The rows that have read all of their tokens, and draw one."""
+        return [
             r
-            for r, row in enumerate(alive)
+            for r, row in enumerate(self.rows)
             if row.completion is None and row.read == len(row.tokens)
         ]
-        drawn = [alive[r] for r in ready]
-        _draw(policy, requests, drawn, hidden[torch.tensor(ready, device=policy.device)])
-        _say_what_must_be(policy, requests, drawn)
-        yield from _ended(policy, requests, drawn, on_text)
-        running = [r for r, row in enumerate(alive) if row.completion is None]
-        if not running:
-            return
-        if len(running) < SHRINK_BELOW * len(alive):
-            layout.keep(running)
-            alive = [alive[r] for r in running]
-        hidden = _read(policy, alive, layout)
-        yield None
-        for row in alive:
-            if row.request in dropped and row.completion is None:
-                row.completion = DROPPED
-        if all(row.completion is not None for row in alive):
-            return
+
+    def shrink(self) -> bool:
+        """Forget rows that have ended, when they are many; False when all have."""
+        running = [r for r, row in enumerate(self.rows) if row.completion is None]
+        if running and len(running) < SHRINK_BELOW * len(self.rows):
+            self.layout.keep(running)
+            self.rows = [self.rows[r] for r in running]
+        return bool(running)
+
+    def take(self) -> list[int]:
+        """The tokens of the next pass: as many of each row as every row has.
+
+        Rows that have ended and are still in the layout read anything.
+        """
+        running = [row for row in self.rows if row.completion is None]
+        num = min(len(row.tokens) - row.read for row in running)
+        self.layout.take(num)
+        tokens: list[int] = []
+        for row in self.rows:
+            if row.completion is None:
+                tokens += row.tokens[row.read : row.read + num]
+                row.read += num
+            else:
+                tokens += [(row.tokens or [0])[-1]] * num
+        return tokens
+
+    def took(self, hidden: torch.Tensor) -> None:
+        """Keep the states of those tokens, (R·n, width)."""
+        self.layout.advance()
+        self.hidden = hidden.unflatten(0, (len(self.rows), -1))[:, -1]
 
 
-def _read(policy: Policy, rows: list[_Row], layout: Layout) -> torch.Tensor:
-    """Let the model read as many tokens of each row as every row has; the last states (R, width).
-
-    Rows that have ended and are still in the layout read anything.
-    """
-    running = [row for row in rows if row.completion is None]
-    num = min(len(row.tokens) - row.read for row in running)
-    tokens = [
-        row.tokens[row.read : row.read + num] if row.completion is None else [row.tokens[-1]] * num
-        for row in rows
-    ]
-    layout.take(num)
-    hidden = policy.hidden(torch.tensor(tokens, device=policy.device).flatten(), layout)
-    layout.advance()
-    for row in running:
-        row.read += num
-    last: torch.Tensor = hidden.unflatten(0, (len(rows), num))[:, -1]
-    return last
-
-
-def _say_what_must_be(
-    policy: Policy, requests: Sequence[SampleRequest], rows: Sequence[_Row]
-) -> None:
-    """Append tokens while there is no choice. A row then has ended, or has the mask of a choice."""
-    for row in rows:
-        if row.tokens:
-            row.completion = _finished(policy, requests[row.request], row)
-    todo = [row for row in rows if row.state is not None and row.completion is None]
-    while todo:
-        states = [
-            ((request.schema, request.thinking, tuple(row.tokens)), row.state)
-            for row in todo
-            for request in (requests[row.request],)
-        ]
-        masks = policy.grammars.distinct(states)
-        is_forced = choices(masks) == 1
-        tokens = iter(only_choice(masks[is_forced]).tolist())
-        for row, mask, forced in zip(todo, masks, is_forced, strict=True):
-            row.mask = mask
-            if forced:
-                _append(row, next(tokens), 0.0)
-                if requests[row.request].num_top_logprobs:
-                    row.top.append(((row.tokens[-1], 0.0),))
-                row.completion = _finished(policy, requests[row.request], row)
-        todo = [
-            row
-            for row, forced in zip(todo, is_forced, strict=True)
-            if forced and row.completion is None
-        ]
-
-
-def _ended(
-    policy: Policy,
-    requests: Sequence[SampleRequest],
-    rows: Sequence[_Row],
-    on_text: Callable[[int, int, str], None] | None,
-) -> Iterator[tuple[_Row, Completion]]:
-    """Hand out new text, and the rows among these that have ended."""
-    for row in rows:
-        if on_text is not None and row.tokens:
-            _report(policy, requests[row.request], row, row.completion, on_text)
-        if row.completion is not None:
-            yield row, row.completion
-
-
-def _start(policy: Policy, requests: Sequence[SampleRequest], i: int, index: int) -> _Row:
-    request = requests[i]
-    seed = np.random.SeedSequence([part % 2**32 for part in request.seeds[index]])
-    uniforms = np.random.Generator(np.random.Philox(seed)).random(request.max_tokens)
-    return _Row(i, index, uniforms, _decoding_state(policy, request))
-
-
-def _decoding_state(policy: Policy, request: SampleRequest) -> DecodingState | None:
-    if request.schema is None and request.thinking is None:
-        return None  # grammars take a second to make
-    return policy.grammars.start(request.schema, request.thinking)
-
-
-def _prefill(
-    policy: Policy, requests: Sequence[SampleRequest], rows: Sequence[_Row]
-) -> tuple[torch.Tensor, Layout]:
-    """Hidden state of the last token of every row (R, width), and the decode layout.
+def _begin(policy: Policy, rows: list[Row]) -> list[_Wave]:
+    """Read the prompts of these rows; a wave, or none when all rows ended without a choice.
 
     Rows of one prompt have all said the same so far, having had no choice: it is read once.
     """
+    append_forced(policy, rows)
+    for row in rows:
+        report(policy, row)
+    rows = [row for row in rows if row.completion is None]
+    if not rows:
+        return []
     first = {row.request: row for row in reversed(rows)}
     order = list(dict.fromkeys(row.request for row in rows))
-    texts = [[*requests[i].prompt_ids, *first[i].tokens] for i in order]
+    texts = [[*first[i].asked.prompt_ids, *first[i].tokens] for i in order]
     for row in rows:
         row.read = len(row.tokens)
     lengths = [len(text) for text in texts]
@@ -304,175 +247,46 @@ def _prefill(
     ends = opening + np.cumsum([length - opening for length in lengths]) - 1
     groups = [order.index(row.request) for row in rows]
     last = torch.from_numpy(ends[groups]).to(policy.device)
-    return hidden[last], policy.decode(packed, texts, groups)
+    return [_Wave(rows, policy.decode(packed, texts, groups), hidden[last])]
 
 
-def _draw(
-    policy: Policy, requests: Sequence[SampleRequest], rows: list[_Row], hidden: torch.Tensor
-) -> None:
-    """Append one token to every row, each of which has a choice."""
-    by_temperature: dict[float, list[int]] = {}
-    for r, row in enumerate(rows):
-        by_temperature.setdefault(requests[row.request].temperature, []).append(r)
-    for temperature, members in sorted(by_temperature.items()):
-        index = torch.tensor(members, device=hidden.device)
-        some = [rows[r] for r in members]
-        _draw_free(policy, requests, some, hidden[index], _masks(some), temperature)
+def _step(policy: Policy, waves: list[_Wave], read: Read) -> list[_Wave]:
+    """Draw a token for every row that has read its own; then read. The waves that go on."""
+    ready = [(wave, wave.ready()) for wave in waves]
+    drawn = [wave.rows[r] for wave, places in ready for r in places]
+    if drawn:
+        states = [wave.hidden[torch.tensor(r, device=policy.device)] for wave, r in ready if r]
+        draw(policy, drawn, torch.cat(states))
+        append_forced(policy, drawn)
+        for row in drawn:
+            report(policy, row)
+    going_on = [wave for wave in waves if wave.shrink()]
+    tokens = [wave.take() for wave in going_on]
+    found = read(policy, tokens, [wave.layout for wave in going_on])
+    for wave, hidden in zip(going_on, found, strict=True):
+        wave.took(hidden)
+    return going_on
 
 
-def _masks(rows: Sequence[_Row]) -> Masks | None:
-    """What the rows may say next, or None when all may say anything."""
-    words = next((len(row.mask) for row in rows if row.mask is not None), None)
-    if words is None:
-        return None
-    anything = np.full(words, -1, np.int32)
-    return np.stack([anything if row.mask is None else row.mask for row in rows])
+def _read_each(
+    policy: Policy, tokens: list[list[int]], layouts: Sequence[Layout]
+) -> Sequence[torch.Tensor]:
+    """The last states of each layout's tokens, in a pass of its own."""
+    lines = (torch.tensor(each, device=policy.device) for each in tokens)
+    return [policy.hidden(*each) for each in zip(lines, layouts, strict=True)]
 
 
-def _draw_free(
-    policy: Policy,
-    requests: Sequence[SampleRequest],
-    rows: list[_Row],
-    hidden: torch.Tensor,
-    masks: Masks | None,
-    temperature: float,
-) -> None:
-    """Rows of one temperature."""
-    values = scores(hidden, policy.head, masks, temperature or 1.0, policy.cap)  # (R, V)
-    wanted = max(requests[row.request].num_top_logprobs for row in rows)
-    top = torch.topk(values, wanted) if wanted else None
-    greedy = values.argmax(dim=-1) if temperature == 0 else None
-    probs = torch.softmax(values, dim=-1)
-    if greedy is not None:
-        tokens = greedy
-    else:
-        top_p = [requests[row.request].top_p for row in rows]
-        uniforms = torch.tensor(
-            [row.uniforms[len(row.tokens)] for row in rows], device=hidden.device
-        )
-        tokens = _inverse_cdf(_nucleus(probs, top_p), uniforms)
-    chosen = tokens.tolist()
-    of_chosen = torch.log(probs.gather(1, tokens[:, None])[:, 0])
-    total = values.gather(1, tokens[:, None])[:, 0] - of_chosen  # the log of the sum
-    logprobs = of_chosen.tolist()
-    for r, row in enumerate(rows):
-        count = requests[row.request].num_top_logprobs
-        if count and top is not None:
-            values_of_row = (top.values[r, :count] - total[r]).tolist()
-            row.top.append(tuple(zip(top.indices[r, :count].tolist(), values_of_row, strict=True)))
-        _append(row, chosen[r], logprobs[r])
+def _read_together(
+    policy: Policy, tokens: list[list[int]], layouts: Sequence[Layout]
+) -> Sequence[torch.Tensor]:
+    """The same in one pass.
 
-
-def _append(row: _Row, token: int, logprob: float) -> None:
-    row.tokens.append(token)
-    row.logprobs.append(logprob)
-    if row.state is not None and not row.state.consume_token(token):
-        raise RequestError(
-            f"the JSON schema cannot be followed: the grammar refused token {token}, which it had "
-            "allowed. Is there an answer that ends, or does a `$ref` need itself for ever?",
-            param="response_format",
-        )
-
-
-def _inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token at which the running share of weights (R, V) passes each uniform (R,).
-
-    First the stretch of tokens in which it does, then the token: a running sum over a whole
-    vocabulary takes longer than all else that is done to the weights.
+    On the plain path a pass computes whole texts, and nothing is saved by another's.
     """
-    padding = -probs.shape[-1] % STRETCH
-    stretches = torch.nn.functional.pad(probs, (0, padding)) if padding else probs
-    stretches = stretches.unflatten(-1, (-1, STRETCH))  # (R, V / STRETCH, STRETCH)
-    at, rest = _first_above(stretches.sum(-1), uniforms.to(torch.float32)[:, None], share=True)
-    rows = torch.arange(len(probs), device=probs.device)
-    token, _ = _first_above(stretches[rows, at[:, 0]], rest)
-    return (at * STRETCH + token)[:, 0]
-
-
-def _first_above(
-    weights: torch.Tensor, target: torch.Tensor, *, share: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the running sum of weights (R, N) first exceeds the target (R, 1), and what is left.
-
-    With `share` the target is one of the whole sum.
-    """
-    running = torch.cumsum(weights, dim=-1)
-    total = running[:, -1:]
-    # Strictly below the total, so that what is found has a weight.
-    below = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(target * total if share else target, below)
-    at = torch.searchsorted(running, target, right=True)
-    # Rounding can put an edge above its target: less than nothing would find what has no weight.
-    return at, (target - (running - weights).gather(1, at)).clamp_(min=0)
-
-
-def _nucleus(probs: torch.Tensor, top_p: list[float]) -> torch.Tensor:
-    """Zero what lies outside the smallest set of tokens that holds top_p (Holtzman 2019)."""
-    if all(p >= 1.0 for p in top_p):
-        return probs
-    total = probs.sum(dim=-1, keepdim=True)
-    bound = torch.tensor(top_p, device=probs.device)[:, None]
-    ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
-    before = (torch.cumsum(ordered, dim=-1) - ordered) / total
-    kept = torch.where((before < bound) | (bound >= 1.0), ordered, 0.0)
-    return torch.zeros_like(probs).scatter_(1, order, kept)
-
-
-def _finished(policy: Policy, request: SampleRequest, row: _Row) -> Completion | None:
-    """The completion, if this token ended it."""
-    ended = row.tokens[-1] in policy.eos_ids
-    if request.stop and not ended:
-        text = _said(policy, request, row)[1]
-        cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
-        if cuts:
-            row.text, ended = text[: min(cuts)], True
-    if not ended and len(row.tokens) < request.max_tokens:
-        return None
-    reasoning, answer = _said(policy, request, row)
-    return Completion(
-        tokens=row.tokens,
-        text=answer if row.text is None else row.text,
-        sampling_logprobs=row.logprobs,
-        stop_reason="stop" if ended else "length",
-        top_logprobs=row.top,
-        reasoning=reasoning,
-        reasoning_tokens=_num_thoughts(row),
-    )
-
-
-def _said(policy: Policy, request: SampleRequest, row: _Row) -> tuple[str, str]:
-    """Thoughts and answer so far; what follows the end mark in its own token is answer."""
-    count = _num_thoughts(row)
-    answer: str = policy.tokenizer.decode(row.tokens[count:], skip_special_tokens=True)
-    if request.thinking is None:
-        return "", answer
-    thoughts = policy.tokenizer.decode(row.tokens[:count])
-    reasoning, _, rest = thoughts.partition(request.thinking.end)
-    return reasoning.strip(), (rest + answer).lstrip()
-
-
-def _num_thoughts(row: _Row) -> int:
-    if row.state is None:
-        return 0
-    return len(row.tokens) if row.state.num_thoughts is None else row.state.num_thoughts
-
-
-def _report(
-    policy: Policy,
-    request: SampleRequest,
-    row: _Row,
-    completion: Completion | None,
-    on_text: Callable[[int, int, str], None],
-) -> None:
-    """Hand out the part of the answer that can no longer change."""
-    if completion is not None:
-        text = completion.text
-    else:
-        text = _said(policy, request, row)[1]
-        if text.endswith("\ufffd"):  # the rest of a character is still to come
-            return
-        held = max(map(len, request.stop), default=1) - 1  # may become a stop text
-        text = text[: len(text) - held]
-    if len(text) > row.sent:
-        on_text(row.request, row.index, text[row.sent :])
-        row.sent = len(text)
+    decodes = [layout for layout in layouts if isinstance(layout, Decode)]
+    if not layouts or len(decodes) < len(layouts):
+        return _read_each(policy, tokens, layouts)
+    layout = Together(decodes)
+    line = [*(token for each in tokens for token in each), *[0] * layout.padding]
+    hidden = policy.hidden(torch.tensor(line, device=policy.device), layout)
+    return torch.split(hidden, [*layout.sizes, layout.padding])[: len(layouts)]

@@ -1,0 +1,194 @@
+"""One completion while it is sampled: its tokens, what it may say next, and how it ends.
+
+Where a grammar leaves no choice the token is appended at once (`append_forced`), and the model
+reads it later. Not here: the model's passes (`sampler.py`) and how a token is drawn (`draw.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rftkit.errors import RequestError
+from rftkit.server.engine.base import Completion, Listener, SampleRequest
+from rftkit.server.engine.torch.decode import Decode
+from rftkit.server.engine.torch.decoding_state import DecodingState
+from rftkit.server.engine.torch.grammar import Grammars, choices, only_choice
+from rftkit.server.engine.torch.packed import Packed
+from rftkit.server.engine.torch.plain import PlainDecode
+
+__all__ = ["DROPPED", "Layout", "Policy", "Row", "append", "append_forced", "report", "start"]
+
+Layout = Decode | PlainDecode
+DROPPED = Completion([], "", [], "length")
+
+
+class Policy(Protocol):
+    """What the sampler needs of a model."""
+
+    device: torch.device
+    head: torch.Tensor
+    cap: float | None
+    eos_ids: frozenset[int]
+    tokenizer: Any
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiled schemas."""
+        ...
+
+    def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
+        """Last hidden states (N, width) of tokens (N,) under a layout."""
+        ...
+
+    def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Layout:
+        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
+        ...
+
+
+@dataclass(slots=True)
+class Row:
+    """One completion on its way."""
+
+    request: int
+    """The number of its request."""
+    asked: SampleRequest
+    index: int
+    """Which completion of the request it is."""
+    listener: Listener
+    uniforms: NDArray[np.float64]
+    state: DecodingState | None
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    text: str | None = None
+    """Set when a stop text ended the row."""
+    sent: int = 0
+    """Characters that the listener has already."""
+    read: int = 0
+    """Tokens that the model has read."""
+    mask: NDArray[np.int32] | None = None
+    """What may be said next, (V / 32,); None: anything."""
+    completion: Completion | None = None
+    failure: RequestError | None = None
+
+
+def start(policy: Policy, number: int, asked: SampleRequest, index: int, listener: Listener) -> Row:
+    """A row without tokens. Its numbers depend on its own key alone."""
+    seed = np.random.SeedSequence([part % 2**32 for part in asked.seeds[index]])
+    uniforms = np.random.Generator(np.random.Philox(seed)).random(asked.max_tokens)
+    state = None
+    if asked.schema is not None or asked.thinking is not None:  # grammars take a second to make
+        state = policy.grammars.start(asked.schema, asked.thinking)
+    return Row(number, asked, index, listener, uniforms, state)
+
+
+def append(row: Row, token: int, logprob: float) -> None:
+    """Append a token; the row fails when its grammar refuses it."""
+    row.tokens.append(token)
+    row.logprobs.append(logprob)
+    if row.state is not None and not row.state.consume_token(token):
+        row.failure = RequestError(
+            f"the JSON schema cannot be followed: the grammar refused token {token}, which it had "
+            "allowed. Is there an answer that ends, or does a `$ref` need itself for ever?",
+            param="response_format",
+        )
+        row.completion = DROPPED
+
+
+def append_forced(policy: Policy, rows: Sequence[Row]) -> None:
+    """Append tokens while there is no choice. A row then has ended, or has the mask of a choice."""
+    for row in rows:
+        if row.tokens:
+            _end(policy, row)
+    todo = [row for row in rows if row.state is not None and row.completion is None]
+    while todo:
+        masks = policy.grammars.distinct(
+            [((row.asked.schema, row.asked.thinking, tuple(row.tokens)), row.state) for row in todo]
+        )
+        is_forced = choices(masks) == 1
+        tokens = iter(only_choice(masks[is_forced]).tolist())
+        for row, mask, forced in zip(todo, masks, is_forced, strict=True):
+            row.mask = mask
+            if forced:
+                append(row, next(tokens), 0.0)
+                if row.asked.num_top_logprobs:
+                    row.top.append(((row.tokens[-1], 0.0),))
+                _end(policy, row)
+        todo = [
+            row
+            for row, forced in zip(todo, is_forced, strict=True)
+            if forced and row.completion is None
+        ]
+
+
+def _end(policy: Policy, row: Row) -> None:
+    """Set the row's completion, if its last token ended it."""
+    if row.completion is not None:
+        return
+    ended = row.tokens[-1] in policy.eos_ids
+    if row.asked.stop and not ended:
+        text = _said(policy, row)[1]
+        cuts = [at for stop in row.asked.stop if (at := text.find(stop)) >= 0]
+        if cuts:
+            row.text, ended = text[: min(cuts)], True
+    if not ended and len(row.tokens) < row.asked.max_tokens:
+        return
+    reasoning, answer = _said(policy, row)
+    row.completion = Completion(
+        tokens=row.tokens,
+        text=answer if row.text is None else row.text,
+        sampling_logprobs=row.logprobs,
+        stop_reason="stop" if ended else "length",
+        top_logprobs=row.top,
+        reasoning=reasoning,
+        reasoning_tokens=_num_thoughts(row),
+    )
+
+
+def report(policy: Policy, row: Row) -> None:
+    """Tell the listener of new text, and of the row's end or failure."""
+    if row.failure is not None:
+        row.listener.on_failure(row.failure)
+        return
+    if row.listener.streams and row.tokens:
+        _report_text(policy, row)
+    if row.completion is not None:
+        row.listener.on_completion(row.index, row.completion)
+
+
+def _report_text(policy: Policy, row: Row) -> None:
+    """Hand out the part of the answer that can no longer change."""
+    if row.completion is not None:
+        text = row.completion.text
+    else:
+        text = _said(policy, row)[1]
+        if text.endswith("\ufffd"):  # the rest of a character is still to come
+            return
+        held = max(map(len, row.asked.stop), default=1) - 1  # may become a stop text
+        text = text[: len(text) - held]
+    if len(text) > row.sent:
+        row.listener.on_text(row.index, text[row.sent :])
+        row.sent = len(text)
+
+
+def _said(policy: Policy, row: Row) -> tuple[str, str]:
+    """Thoughts and answer so far; what follows the end mark in its own token is answer."""
+    count = _num_thoughts(row)
+    answer: str = policy.tokenizer.decode(row.tokens[count:], skip_special_tokens=True)
+    if row.asked.thinking is None:
+        return "", answer
+    thoughts = policy.tokenizer.decode(row.tokens[:count])
+    reasoning, _, rest = thoughts.partition(row.asked.thinking.end)
+    return reasoning.strip(), (rest + answer).lstrip()
+
+
+def _num_thoughts(row: Row) -> int:
+    if row.state is None:
+        return 0
+    return len(row.tokens) if row.state.num_thoughts is None else row.state.num_thoughts

@@ -1,0 +1,136 @@
+"""From a chat to the engine's request: prompt, limits, schema and seeds; and embeddings.
+
+What the model cannot take is refused here, before it is sampled. Not here: the order in which chats
+are served (`chats.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from rftkit.errors import InputError, RequestError
+from rftkit.server.engine.base import SampleRequest, ServingEngine, Thinking
+from rftkit.server.engine.prompts import marks_calls, most_characters
+from rftkit.server.engine.tool_calls import calls_schema, optional_calls
+from rftkit.server.inference.requests import ChatRequest, EmbedRequest
+from rftkit.server.store.records import Model
+from rftkit.server.training.plan import thinking_tokens, thoughts
+from rftkit.server.training.rollout import schema_of
+
+__all__ = ["embedded", "sample_request"]
+
+DEFAULT_MAX_TOKENS = 1_024
+
+
+def sample_request(
+    engine: ServingEngine, known: Model | None, request: ChatRequest
+) -> SampleRequest:
+    """Return what the engine is asked.
+
+    Raises:
+        InputError: when the model cannot take the prompt, or a schema; it names the parameter.
+    """
+    mark = request.thinking or (known and known.thinking) or engine.thinking
+    mark = None if mark == "none" else mark
+    _check_length(engine, json.dumps(request.messages, ensure_ascii=False), "messages")
+    try:
+        prompt = engine.encode(request.messages, request.tools, mark)
+    except Exception as error:  # a chat template is code, which may fail in any way
+        raise InputError(
+            f"the model's chat template cannot take these messages: {error}", param="messages"
+        ) from error
+    room = engine.context_tokens - len(prompt)
+    if room < 1:
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, but the model's context holds "
+            f"{engine.context_tokens}, including the answer",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    most = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
+    thinking = thoughts(mark, thinking_tokens(request.reasoning_effort, most))
+    schema = _schema(engine, request, thinking)
+    seed = secrets.randbits(32) if request.seed is None else request.seed
+    return SampleRequest(
+        prompt_ids=prompt,
+        seeds=[(seed, index) for index in range(request.n)],
+        max_tokens=most,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        schema=schema,
+        thinking=thinking,
+        stop=request.stop,
+        num_top_logprobs=request.top_logprobs or 0,
+    )
+
+
+def _check_length(engine: ServingEngine, text: str, param: str) -> None:
+    """Refuse a text that cannot fit before it is tokenized, which would delay other chats.
+
+    Raises:
+        InputError: the text is longer than a context full of the longest token.
+    """
+    if len(text) > most_characters(engine.tokenizer, engine.context_tokens):
+        raise InputError(
+            f"the text has {len(text):,} characters; the model's context holds "
+            f"{engine.context_tokens:,} tokens",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | None) -> str | None:
+    """Return what the answer must follow: the form of tool calls, or the response format.
+
+    Raises:
+        RequestError: the schema cannot be compiled; the error names its parameter.
+    """
+    tools, most = request.tools or [], request.most_calls
+    param = None
+    try:
+        schema = schema_of(request.response_format, request.tools)
+        if request.must_call:
+            schema, param = calls_schema(tools, request.must_call, most=most), "tools"
+        elif schema is None and tools and marks_calls(engine.tokenizer):
+            schema, param = optional_calls(tools, most=most), "tools"
+        if schema is not None:
+            engine.grammars.start(schema, thinking)
+    except RequestError as error:
+        raise RequestError(error.message, param=param or error.param) from None
+    except RecursionError:
+        message = "the JSON schema is nested too deeply"
+        raise RequestError(message, param=param or "response_format") from None
+    return schema
+
+
+def embedded(engine: ServingEngine, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
+    """Return the vectors of texts.
+
+    Raises:
+        InputError: when a text is too long, or has tokens that the model does not know.
+    """
+    for text in request.input:
+        if isinstance(text, str):
+            _check_length(engine, text, "input")
+    inputs = [
+        engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if isinstance(text, str)
+        else text
+        for text in request.input
+    ]
+    for number, tokens in enumerate(inputs):
+        if not 0 < len(tokens) <= engine.context_tokens:
+            raise InputError(
+                f"input {number} has {len(tokens)} tokens; the model takes 1 to "
+                f"{engine.context_tokens}",
+                param="input",
+            )
+        if not all(0 <= token < engine.num_tokens for token in tokens):
+            raise InputError(f"input {number} has unknown token ids", param="input")
+    return {
+        "prompt_tokens": sum(map(len, inputs)),
+        "embeddings": engine.embed(inputs, adapter),
+    }
