@@ -89,13 +89,13 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
         RequestError: the schema cannot be compiled; the error names its parameter.
     """
     tools, most = request.tools or [], request.most_calls
-    param = None
+    param = "tools" if request.must_call else None
     try:
-        schema = schema_of(request.response_format, request.tools)
         if request.must_call:
-            schema, param = calls_schema(tools, request.must_call, most=most), "tools"
-        elif schema is None and tools and marks_calls(engine.tokenizer):
-            schema, param = optional_calls(tools, most=most), "tools"
+            schema: str | None = calls_schema(tools, request.must_call, most=most)
+        elif (schema := schema_of(request.response_format, request.tools)) is None and tools:
+            param = "tools"
+            schema = optional_calls(tools, most=most) if marks_calls(engine.tokenizer) else None
         if schema is not None:
             engine.grammars.start(schema, thinking)
     except RequestError as error:
