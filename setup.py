@@ -1,11 +1,25 @@
 """What pyproject.toml cannot say: two folders beside the package become a part of it.
 
 `notebooks/` and `datasets/` are the only source; `rftkit.bundled` finds them in a clone and in a
-wheel. Everything else about the build is in pyproject.toml.
+wheel. A folder of data counts as a package too: setuptools wants each one named.
 """
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
-BUNDLED = {"rftkit._notebooks": "notebooks", "rftkit._datasets": "datasets"}
+MAPPED = {"rftkit._notebooks": "notebooks", "rftkit._datasets": "datasets"}
 
-setup(packages=[*find_packages(include=["rftkit*"]), *BUNDLED], package_dir=BUNDLED)
+
+skipped = ["*__pycache__"]
+code = find_namespace_packages(include=["rftkit*"], exclude=skipped)
+datasets = [f"rftkit._datasets.{name}" for name in find_namespace_packages("datasets", skipped)]
+
+setup(
+    packages=[*code, *MAPPED, *datasets],
+    package_dir=MAPPED,
+    package_data={
+        "rftkit": ["py.typed", "views/*.css", "views/*.js", "server/*.md"],
+        "rftkit.widgets.labconfig": ["*.json"],
+        "rftkit._notebooks": ["*.ipynb"],
+        **{name: ["*"] for name in datasets},
+    },
+)

@@ -54,6 +54,7 @@ def build(what: str, source: Path, out: Path) -> Path:
         text=True,
         check=True,
     )
+    assert "is absent from" not in done.stderr  # every folder of data is declared
     return out / done.stdout.splitlines()[-1]
 
 
