@@ -27,6 +27,8 @@ TIERS = (
         "backoff",
         "bundled",
         "strictjson",
+        "outputitems",
+        "wording",
     },
     {"rows", "examples", "prompts", "diagnosis", "hyperparameters"},
     {"graders"},
@@ -55,6 +57,7 @@ SERVER_MAY = {
     "fingerprints",
     "growing",
     "backoff",
+    "wording",
 }
 
 SERVER_MAY_ROOMS = {

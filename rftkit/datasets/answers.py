@@ -1,6 +1,6 @@
-"""Answers that stand in files: samples made elsewhere, or the reference answers of rows.
+"""Answers stored in files: samples made elsewhere, or the reference answers of rows.
 
-Not here: asking a model for answers (`rftkit.evals`), and grading them.
+Not here: getting answers from a model (`rftkit.evals`), and grading them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["read_samples"]
 def read_samples(
     path: str | Path, *, response_format: Mapping[str, Any] | None = None
 ) -> list[tuple[Sample, dict[str, Any]]]:
-    """Read answers with the rows they answer, ready for `grade_many`; any form that `open` takes.
+    """Read answers with their rows, ready for `grade_many`, from any form that `open` takes.
 
     A line is `{"item": {…}, "sample": "the answer"}`, as in eval files, where `sample` may also be
     an object with `output_text`; or it is flat, with the answer as `output_text`; or it is a

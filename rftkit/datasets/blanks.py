@@ -1,7 +1,7 @@
-"""Texts that are missing or in vain: empty prompts and answers, references that are null or padded.
+"""Missing or useless texts: empty prompts and answers, references that are null or padded.
 
-A grader takes such a value as it stands: a null becomes the word "null", and "Paris" with a line
-break behind it is another text than "Paris". Not here: keys that are missing (`check_item_paths`).
+A grader takes such a value literally: a null becomes the word "null", and "Paris" followed by a
+line break is not equal to "Paris". Not here: keys that are missing (`check_item_paths`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ BLANKS = {
 
 
 def blanks(row: Row, grader: Mapping[str, Any] | None) -> Iterator[str]:
-    """The kinds of missing text in a row, each once; `grader` has its normal form."""
+    """Return the kinds of missing text in a row, each once; `grader` has its normal form."""
     if not any(_text(message.get("content")).strip() for message in row.messages[-1:]):
         yield "empty_prompts"
     yield from _answer_kinds(row)

@@ -1,10 +1,10 @@
-"""The dataset doctor: what to know about a dataset before an hour is spent on a job.
+"""The dataset check: find the problems of a dataset before you spend an hour on a job.
 
 The rows may have any of the three forms (`forms`): the check recognises the form of a file and
-names the method that it fits. Every row is looked at (`scan`), in worker processes when the files
-are large; then the counts are turned into findings, each with its rows and what to do. Nothing is
-changed, and no model is asked: whether a model can learn from the rows is `learnability`. Reference
-answers are graded for at most `MAX_REFERENCES` rows, spread over the files.
+reports the method that it fits. Every row is scanned (`scan`), in worker processes when the files
+are large. The counts then become findings, each with its rows and what to do. Nothing is changed
+and no model runs: `learnability` tests whether a model can learn from the rows. At most
+`MAX_REFERENCES` reference answers are graded, spread over the files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.datasets import shingles, tokens
 from rftkit.datasets.blanks import BLANKS
-from rftkit.datasets.findings import Check, FileFacts, Finding, counted, sorted_findings
+from rftkit.datasets.findings import Check, FileFacts, Finding, sorted_findings
 from rftkit.datasets.forms import METHODS, WORDS, form_for
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
 from rftkit.datasets.parallel import num_cores, run_tasks
@@ -26,6 +26,7 @@ from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, near_repeats, repe
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.scan import KeyTally, ScanTask, Tally, tally
 from rftkit.graders import validate
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-PARALLEL_FROM_BYTES = 32 * 1024**2  # below it, starting processes takes longer than the work
+PARALLEL_FROM_BYTES = 32 * 1024**2  # below this, starting processes costs more than it saves
 MAX_EXAMPLES = 5  # rows of a finding that a page shows in full
-MAX_EXAMPLE_CHARS = 20_000  # a longer line is shown as text, cut off
-MAX_REFERENCE_BYTES = 64 * 1024**2  # rows whose references are graded are in memory at once
+MAX_EXAMPLE_CHARS = 20_000  # a longer line is shown as truncated text
+MAX_REFERENCE_BYTES = 64 * 1024**2  # the rows whose references are graded, all in memory
 LEAST_ROWS = 10
 MOST_ROWS = {"train": 50_000, "valid": 1_000}
 UNBALANCED = 0.8
@@ -61,15 +62,15 @@ def check(
     Args:
         train: A file, folder or frame, as for `open`.
         valid: The validation rows, of the same form as `train`.
-        test: Rows kept for after the training.
-        method: reinforcement, supervised or dpo, if the rows must fit it; default the method that
-            the form of most rows in `train` fits.
+        test: Rows held out for a final evaluation.
+        method: reinforcement, supervised or dpo, if the rows must fit it; by default the method
+            that the form of most rows in `train` fits.
         grader: Grader spec, as on the wire; a malformed one raises GraderSpecError.
-        response_format: What will constrain the answers.
-        model: Counts tokens with this model's own tokenizer, against its context.
-        near_duplicates: Also look for rows that are nearly the same; about as long as all the rest.
-        processes: Workers; default one a core for large files, and none for small ones.
-        progress: Called now and then with rows looked at and rows known so far.
+        response_format: The response format of the job.
+        model: Count tokens with this model's tokenizer and compare them with its context.
+        near_duplicates: Also find rows that are nearly the same; this doubles the time.
+        processes: Worker processes; by default one per core for large files, none for small ones.
+        progress: Called regularly with the rows scanned and the rows found so far.
 
     Raises:
         InputError: A source is missing or cannot be read to its end, or there is no such method.
@@ -304,7 +305,7 @@ def _personal(part: Part) -> Iterator[Finding]:
 
 
 def _spread(parts: list[Part]) -> Iterator[tuple[Part, int, Mapping[str, Any]]]:
-    """Usable rows spread over all files, until they have `MAX_REFERENCE_BYTES`."""
+    """Return usable rows spread over all files, at most `MAX_REFERENCE_BYTES` of them."""
     from rftkit.datasets.references import MAX_REFERENCES
 
     total, room = sum(part.tally.num_usable for part in parts), MAX_REFERENCE_BYTES

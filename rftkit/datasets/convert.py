@@ -1,15 +1,15 @@
-"""Files from one form to another: other people's rows, RFT rows, supervised rows.
+"""Convert files from one form to another: other data, RFT rows, supervised rows.
 
-What comes in is known by its keys, and each line by itself: a chat that ends with the assistant
-gives its last message as `reference_answer`, or as the keys that a grader or a response format
-names; so does a preference row with its preferred answer; a prompt (or question, input,
-instruction) with an answer (or completion, output, response, ideal) becomes one user message, to
-which the `input` or `context` of an instruction or question is added; an eval's `item` becomes the
-row (a `sample` beside it is left behind); a row stays as it is. Every other key is kept. What
-is no text is written as JSON, and a missing value never becomes a word. A line that is none of
-these is named and left out. A table of any other shape needs `Columns`: which columns are the
-prompt and which the answer. For supervised rows, the reference answer of each row becomes its last
-message (`answered`). Not here: whether the rows are any good (`check`), and preference rows
+Each line is recognised by its keys, independently of the others. A chat that ends with the
+assistant gives its last message as `reference_answer`, or as the keys that a grader or a response
+format names; so does a preference row with its preferred answer. A prompt (or question, input,
+instruction) with an answer (or completion, output, response, ideal) becomes one user message; the
+`input` or `context` of an instruction or question is added to it. An eval's `item` becomes the row,
+and a `sample` beside it is dropped. A row stays as it is. Every other key is kept. Values that are
+not text are written as JSON, and a missing value never becomes a word. Any other line is reported
+and left out. A table of any other shape needs `Columns`: which columns are the prompt and which the
+answer. For supervised rows, the reference answer of each row becomes its last message
+(`answered`). Not here: whether the rows are any good (`check`), and preference rows
 (`preferences`).
 """
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Conversion", "convert"]
 
 ABOUT_SOMETHING = ("instruction", "question", "query")
-"""Prompts that may have their subject under another key."""
+"""Prompts whose subject may be under another key."""
 SUBJECTS = ("input", "context")
 ANSWERS = ("reference_answer", "answer", "completion", "output", "response", "ideal", "target")
 MAX_LISTED = 100
@@ -65,22 +65,22 @@ class Conversion:
     target: str | None
     """None when nothing was written: for a dry run, or because no line became a row."""
     kinds: dict[str, int]
-    """What lines were taken for -> how many."""
+    """Kind of line -> how many there were."""
     num_rows: int
-    """Rows made."""
+    """Rows written."""
     num_refused: int
     refused: tuple[str, ...]
     """Why lines were left out, the first hundred."""
     diff: str
     """The first lines of each kind, before and after."""
     num_clashes: int = 0
-    """Lines with two answers that differ; both are kept."""
+    """Lines with two different answers; both are kept."""
     clashes: tuple[str, ...] = ()
-    """What became of each, the first hundred."""
+    """What was done with each, for the first hundred."""
     to: Target = "rft"
-    """The form of the rows made."""
+    """The form of the rows written."""
     advice: str = ""
-    """What to type where no line became a row; empty when there is nothing to propose."""
+    """What to type when no line became a row; empty when there is nothing to propose."""
 
     def __str__(self) -> str:
         kinds = "; ".join(f"{count:,} {kind}" for kind, count in self.kinds.items()) or "no rows"
@@ -125,7 +125,7 @@ def convert(
             keys.
 
     Raises:
-        InputError: The source cannot be read, lacks a column, or the target is there already.
+        InputError: The source cannot be read, lacks a column, or the target exists.
     """
     if target is not None:
         refuse_existing(target)
@@ -161,7 +161,7 @@ def _advice(rows: Rows) -> str:
 
 @contextmanager
 def _opened(source: str | Path | pd.DataFrame) -> Iterator[Rows]:
-    """The rows of a source; of a JSON array or indented JSON, its objects, counted as lines."""
+    """Open a source. The objects of a JSON array or of indented JSON count as its lines."""
     if not isinstance(source, str | Path) or not is_document(path := Path(source).expanduser()):
         with open(source) as rows:
             yield rows
@@ -183,7 +183,7 @@ def _entries(value: Any) -> list[Any]:
 
 
 class _State:
-    """What a conversion has seen so far."""
+    """The counts and examples of a conversion so far."""
 
     def __init__(self, turn: _Turn) -> None:
         self.turn = turn

@@ -1,6 +1,7 @@
-"""What a check says: findings with their severity, rows and advice, and the check as a whole.
+"""The result of a check: findings with severity, rows and advice, and the whole check.
 
-Values only. Not here: how things are found (`check`), and how a page shows them (`rftkit.views`).
+Values only. Not here: how problems are found (`check`), and how a page shows them
+(`rftkit.views`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from rftkit.errors import InputError
 from rftkit.examples import Form
 
-__all__ = ["Check", "FileFacts", "Finding", "Place", "counted", "sorted_findings"]
+__all__ = ["Check", "FileFacts", "Finding", "Place", "sorted_findings"]
 
 Severity = Literal["error", "warning", "info"]
 LISTED_ROWS = 5
@@ -19,7 +20,7 @@ ORDER = ("error", "warning", "info")
 
 
 class Place(NamedTuple):
-    """Where a row stands; prints as `file:line`."""
+    """The place of a row; prints as `file:line`."""
 
     file: str
     number: int
@@ -32,7 +33,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know."""
+    """One finding of the check."""
 
     severity: Severity
     """An error stops a job; a warning spoils it; the rest is good to know."""
@@ -42,7 +43,7 @@ class Finding:
     advice: str = ""
     """What to do about it."""
     count: int = 0
-    """How many rows it is about; 0 when it is about the whole."""
+    """How many rows it concerns; 0 when it concerns the whole dataset."""
     places: tuple[Place, ...] = ()
     """The first hundred of them."""
     details: tuple[str, ...] = ()
@@ -95,7 +96,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing would stop a job."""
+        """Whether a job with this data can start."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def __str__(self) -> str:
@@ -108,7 +109,7 @@ class Check:
             raise InputError("the dataset cannot be used:\n" + "\n".join(errors))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for a program."""
+        """Return plain data for a program."""
         findings = [
             asdict(each) | {"places": [place._asdict() for place in each.places]}
             for each in self.findings
@@ -120,11 +121,6 @@ class Check:
         }
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def sorted_findings(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Worst first, otherwise in the order they were found."""
+    """Sort by severity, worst first, then by the order in which they were found."""
     return tuple(sorted(findings, key=lambda finding: ORDER.index(finding.severity)))

@@ -1,4 +1,4 @@
-"""Dataset files: read one, upload one, open a folder of them. Not here: whether the rows are good.
+"""Dataset files: read one, upload one, open a folder of them. Not here: checking the rows.
 
 A dataset folder holds train.jsonl and, where they exist, valid.jsonl, test.jsonl, grader.json and,
 where answers are JSON, response_format.json. `places` says which file is which.
@@ -51,7 +51,7 @@ class Dataset:
     grader: dict[str, Any] | None = None
     """The grader spec, as on the wire."""
     response_format: dict[str, Any] | None = None
-    """What constrains every answer; None for free text."""
+    """The format of every answer; None for free text."""
 
     @property
     def missing(self) -> list[str]:
@@ -91,7 +91,7 @@ _MAKE = {
 
 
 def read(source: str | Path | pd.DataFrame) -> list[Row]:
-    """Read all rows of a dataset that fits into memory; see `open` for the forms it may have.
+    """Read all rows of a dataset that fits into memory; `open` lists the forms it may have.
 
     Raises:
         RowError: At the first line that is not a usable row, with file and line.
@@ -135,14 +135,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def upload(client: OpenAI, path: str | Path) -> FileObject:
-    """Upload a JSONL file for fine-tuning, after every row of it was checked here.
+    """Check every row of a JSONL file, then upload it for fine-tuning.
 
     The rows may have any of the three forms: RFT rows, supervised rows, or preference rows. All
     rows of a file must have the form of its first rows.
 
     Raises:
         InputError: The file is missing, empty, over 512 MiB or not named `.jsonl`.
-        RowError: A line is not a usable row; nothing was sent.
+        RowError: A line is not a usable row; nothing was uploaded.
     """
     path = existing(path)
     if path.suffix.lower() != ".jsonl":
@@ -195,7 +195,7 @@ def bundled(name: str) -> Dataset:
 
 
 def existing(path: str | Path) -> Path:
-    """The path of a file that is there; raises InputError otherwise."""
+    """Return the path of an existing file; raise InputError if there is none."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")

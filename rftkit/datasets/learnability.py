@@ -1,11 +1,13 @@
-"""Can this model learn from these rows? Ask it some of them several times, and look at the rewards.
+"""Can this model learn from these rows? Run it on some of them and compare the rewards.
 
-A group whose answers all earn the same teaches nothing, so only rows *in between* teach: sometimes
-better, sometimes worse. `preview` samples at temperature 1 from any service, grades here, and says
-which rows those are, with intervals: of a row over its answers (Wilson), of shares over the rows
-(`evals.stats`). What it cannot tell: that a row without spread in its few answers has none at all;
-a row that is right nine times in ten looks always right in four answers two times in three.
-Failed grades and answers that never came are left out and counted, never zero.
+A group whose answers all earn the same reward teaches nothing. So only rows *in between* teach:
+those the model sometimes gets right. `preview` samples at temperature 1 from any service, grades
+locally, and reports which rows those are. Rates of a row have a Wilson interval over its answers,
+shares have an interval over rows (`evals.stats`).
+
+Few answers cannot prove that a row has no spread: a row that is right nine times in ten looks
+always right in four answers two times in three. Failed grades and answers that never arrived are
+left out and counted; they are never zero.
 """
 
 from __future__ import annotations
@@ -41,43 +43,43 @@ MAX_FLAT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What a model earned on some rows; print it, or take `findings` and `to_frame`."""
+    """What a model earned on some rows; print it, or use `findings` and `to_frame`."""
 
     model: str
     completions: int
-    """Asked for each row."""
+    """Completions requested for each row."""
     rows: tuple[SampledRow, ...]
     pass_threshold: float
-    """Reward from which an answer counts as right: as given, else as suggested."""
+    """Reward from which an answer counts as right: the given one, else the suggested one."""
     answers: Mapping[str, Shares] = field(default_factory=dict)
     """Place of a closed answer -> how often each value was sampled, and is a reference."""
 
     def numbers(self, kind: Kind) -> list[int]:
-        """Numbers of the rows of a kind."""
+        """Return the numbers of the rows of one kind."""
         return [row.place.number for row in self.rows if row.kind(self.pass_threshold) == kind]
 
     def share(self, kind: Kind) -> Estimate:
-        """Share of the known rows that are of a kind, with a 95 % interval over rows."""
+        """Return the share of the known rows that are of one kind, with a 95 % interval."""
         known = [row.kind(self.pass_threshold) for row in self.rows]
         return _interval([float(each == kind) for each in known if each != "unknown"], (0.0, 1.0))
 
     def flat_share(self, group_size: int) -> Estimate:
-        """Share of groups without signal to expect in a job with so many completions a prompt."""
+        """Estimate the share of groups without signal in a job with groups of this size."""
         chances = [row.flat_chance(group_size) for row in self.rows]
         return _interval([chance for chance in chances if chance is not None])
 
     def mean(self) -> Estimate:
-        """Mean reward of the model, over rows."""
+        """Return the mean reward of the model over rows."""
         return _interval([row.mean for row in self.rows if row.mean is not None])
 
     def to_frame(self) -> pd.DataFrame:
-        """One line a row: pass rate with its interval, mean, spread, kind."""
+        """Return one line per row: pass rate with its interval, mean, spread, kind."""
         import pandas as pd
 
         return pd.DataFrame(self.records())
 
     def records(self) -> list[dict[str, Any]]:
-        """The same as plain data."""
+        """Return the same as plain data."""
         return [self._record(row) for row in self.rows]
 
     def _record(self, row: SampledRow) -> dict[str, Any]:
@@ -97,7 +99,7 @@ class Preview:
         }
 
     def write_useful(self, source: str | Path, target: str | Path) -> int:
-        """Write the rows in between, as they stand, to a new file; the number of rows written.
+        """Copy the rows in between to a new file and return how many there are.
 
         Raises:
             InputError: No sampled row is in between.
@@ -109,7 +111,7 @@ class Preview:
             return write_lines(target, rows.lines_at(useful))
 
     def findings(self, group_size: int | None = None) -> list[Finding]:
-        """What this means for a job with `group_size` completions a prompt; default as sampled."""
+        """Return what this means for a job with `group_size` completions per prompt."""
         size = group_size or self.completions
         return [
             *self._kinds(),
@@ -205,24 +207,24 @@ def preview(
     grader_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Preview:
-    """Sample the model several times on each row, grade, and say which rows teach.
+    """Sample the model several times on each row, grade the answers, and find the rows that teach.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         model: The base model of the job to come.
-        rows: Which rows, such as `spread_rows(source, 24)`.
+        rows: The rows to use, such as `spread_rows(source, 24)`.
         grader: Grader spec, as on the wire.
-        source: How places name the file of the rows.
-        response_format: Constrains the answers, as it will in the job.
+        source: The name of the rows' file in places.
+        response_format: The response format of the job.
         completions: For each row.
         pass_threshold: Reward from which an answer is right; default as suggested by the rewards.
         concurrency: Rows under way at the same time.
         progress: Called with rows done and all rows.
-        grader_options: Of `compile_grader`: a judge's call.
-        options: More of `chat.completions.create`, such as `max_completion_tokens`.
+        grader_options: Options of `compile_grader`, such as a judge's call.
+        options: More arguments of `chat.completions.create`, such as `max_completion_tokens`.
 
     Raises:
-        InputError: Not one row can be used, or fewer than two completions are asked for.
+        InputError: No row can be used, or fewer than two completions are requested.
     """
     usable = [(each, each.row) for each in rows if each.row is not None]
     if not usable:
@@ -266,7 +268,7 @@ def preview(
 
 
 def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedRow]:
-    """Usable rows spread evenly over a dataset, about `count` of them."""
+    """Return about `count` usable rows, spread evenly over a dataset."""
     with open(source) as rows:
         rows.wait()
         stride = max(1, -(-len(rows) // max(1, count)))
@@ -276,14 +278,14 @@ def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedR
 def _ask(
     client: OpenAI, model: str, row: Row, completions: int, options: Mapping[str, Any]
 ) -> tuple[list[Sample], str | None]:
-    """The completions of a row, fewer with the reason when requests failed."""
+    """Request the completions of a row; fewer, and the reason, when requests fail."""
     from openai import OpenAIError
 
     samples: list[Sample] = []
     chosen: Any = {"temperature": 1, **options}
     if row.tools:
         chosen["tools"] = row.tools
-    while len(samples) < completions:  # some services give fewer at once than asked for
+    while len(samples) < completions:  # some services return fewer than requested
         try:
             reply = client.chat.completions.create(
                 model=model,

@@ -1,8 +1,8 @@
-"""Where the lines of a JSONL file start: found once, kept, mapped back on the next open.
+"""Where each line of a JSONL file starts: found once, saved, and mapped into memory the next time.
 
-`LineIndex` is fed the bytes of a file block by block and can be asked while it grows. Blank lines
-are no rows. Kept indexes lie in `RFTKIT_HOME/cache/rows`, one for each file, named by its path,
-size and time of change; the folder may be deleted at any time. Not here: what a line says.
+`LineIndex` gets the bytes of a file block by block and can be used while it grows. Blank lines are
+not rows. Saved indexes are in `RFTKIT_HOME/cache/rows`, one for each file, named by its path, size
+and modification time; you can delete the folder at any time. Not here: the content of a line.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rftkit.wholefile import replacing
 __all__ = ["LineIndex", "Stamp", "stamp"]
 
 FIRST_CAPACITY = 4096
-PIECE_BYTES = 4 * 1024**2  # compared at once
+PIECE_BYTES = 4 * 1024**2  # bytes compared in one operation
 BLANKS = np.frombuffer(b" \t\r\n\x0b\x0c", dtype=np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What tells one state of a file from another."""
+    """Identifies one state of a file."""
 
     path: Path
     size: int
@@ -34,11 +34,11 @@ class Stamp:
     mtime_ns: int
 
     def kept(self, suffix: str) -> Path:
-        """Where what was worked out about this state of the file is kept."""
+        """Return the path at which something derived from this state of the file is saved."""
         return _cache_folder() / f"{self._owner()}-{self.size}-{self.mtime_ns}{suffix}"
 
     def drop_older(self) -> None:
-        """Delete what was kept about other states of the same file."""
+        """Delete what was saved for other states of the same file."""
         for path in _cache_folder().glob(f"{self._owner()}-*"):
             if f"-{self.size}-{self.mtime_ns}" not in path.name:
                 path.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ class Stamp:
 
 
 def stamp(path: Path) -> Stamp:
-    """The present state of a file; for a folder, of all files in it together."""
+    """Return the current state of a file, or of all files of a folder together."""
     found = [path.stat()] if path.is_file() else [each.stat() for each in sorted(path.iterdir())]
     return Stamp(
         path.resolve(),
@@ -58,12 +58,12 @@ def stamp(path: Path) -> Stamp:
 
 
 def _cache_folder() -> Path:
-    """Where indexes and unpacked files are kept."""
+    """Return the folder of saved indexes and unpacked files."""
     return settings.home() / "cache" / "rows"
 
 
 class LineIndex:
-    """Start and line number of every row, in the order of the file."""
+    """The start and the line number of every row, in the order of the file."""
 
     def __init__(self) -> None:
         self.num_rows = 0
@@ -75,30 +75,30 @@ class LineIndex:
 
     @property
     def starts(self) -> Any:
-        """Offsets in bytes, of the rows found so far."""
+        """Byte offsets of the rows found so far."""
         num_rows = self.num_rows
         return self._starts[:num_rows]
 
     @property
     def lines(self) -> Any:
-        """Line in the file, from 1, of each of them."""
+        """The line of each of them, counted from 1."""
         return self._lines[: len(self.starts)]
 
     def line(self, row: int) -> int:
-        """The line of a row in its file, from 1."""
+        """Return the line of a row, counted from 1."""
         return int(self._lines[row])
 
     def span(self, first: int, stop: int) -> tuple[int, int]:
-        """Where rows `first` to `stop` (not included) stand: from byte, to byte."""
+        """Return the first byte of row `first` and the byte after row `stop - 1`."""
         end = self.end if stop >= self.num_rows else int(self._starts[stop])
         return int(self._starts[first]), end
 
     def row_at(self, offset: int, after: int) -> int:
-        """The first row that starts at `offset` or later, and comes after row `after`."""
+        """Return the first row after row `after` that starts at `offset` or later."""
         return max(after + 1, int(np.searchsorted(self.starts, offset)))
 
     def feed(self, block: bytes) -> None:
-        """Take the next bytes of the file: whole lines, but for the last line of the file."""
+        """Add the next bytes of the file: whole lines, except at the end of the file."""
         data = np.frombuffer(block, dtype=np.uint8)
         pieces = range(0, len(data), PIECE_BYTES)
         breaks = [at + 1 + np.flatnonzero(data[at : at + PIECE_BYTES] == 10) for at in pieces]
@@ -125,13 +125,13 @@ class LineIndex:
         self.num_rows = total
 
     def save(self, path: Path) -> None:
-        """Keep it: whole or not at all."""
+        """Save it, whole or not at all."""
         with replacing(path) as file:
             np.save(file, np.stack([self._starts, self._lines])[:, : self.num_rows])
 
     @classmethod
     def load(cls, path: Path, lines_path: Path) -> LineIndex | None:
-        """One that was kept for the lines in a file; None when there is none that can be read."""
+        """Load the index saved for a file; None when there is none, or it cannot be read."""
         try:
             end = lines_path.stat().st_size
             table = np.load(path, mmap_mode="r", allow_pickle=False)

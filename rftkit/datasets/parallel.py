@@ -1,9 +1,9 @@
 """Run a function of a module over tasks in worker processes, from any program.
 
-`multiprocessing` starts the caller's script again in every worker, which breaks scripts without a
-guard, and forking a process that has threads can hang; so workers here are plain new Pythons that
-read pickled tasks and write pickled results. Results come in the order of the tasks, of which only
-a few are under way, so that memory stays small. Not here: what the tasks are.
+`multiprocessing` runs the caller's script again in every worker, which breaks scripts without a
+guard, and forking a process that has threads can deadlock. So a worker here is a plain new Python
+that reads pickled tasks and writes pickled results. Results come in the order of the tasks. Only
+a few tasks are in progress at once, so that memory stays small.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["num_cores", "run_tasks"]
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -34,9 +34,9 @@ def run_tasks(
     """Yield `function(task)` for each task, in order.
 
     Args:
-        function: At the top of a module of this package.
-        tasks: Values that can be pickled; taken one by one, as workers get free.
-        processes: Workers; 0 does the work here.
+        function: A function at the top level of a module of this package.
+        tasks: Picklable values; the next one is taken when a worker is idle.
+        processes: Worker processes; 0 runs the function in this process.
     """
     if processes == 0:
         yield from map(function, tasks)
@@ -57,7 +57,7 @@ def run_tasks(
 
 @contextmanager
 def _worker(function: Callable[[Any], Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs one function; it is killed at the end, in the middle of a task too."""
+    """Start a process that runs one function; kill it at the end, even during a task."""
     where = f"{function.__module__!r}, {function.__qualname__!r}"
     command = [sys.executable, "-c", f"from {__name__} import _serve; _serve({where})"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -84,7 +84,7 @@ def _ask(idle: SimpleQueue[subprocess.Popen[bytes]], task: Any) -> Any:
 
 
 def _serve(module: str, name: str) -> None:
-    """The worker's side: tasks from stdin, results to stdout; prints go to stderr."""
+    """Run in the worker: read tasks from stdin, write results to stdout; prints go to stderr."""
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     function = getattr(importlib.import_module(module), name)
@@ -95,7 +95,7 @@ def _serve(module: str, name: str) -> None:
             return
         try:
             answer = (True, function(task))
-        except Exception as error:  # raised again in the process that asked
+        except Exception as error:  # raised again in the caller
             answer = (False, error)
         pickle.dump(answer, results, pickle.HIGHEST_PROTOCOL)
         results.flush()

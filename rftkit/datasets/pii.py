@@ -1,7 +1,7 @@
-"""Strings that look personal or secret: flagged with their rows, never deleted.
+"""Strings that look personal or secret: reported with their rows, never deleted.
 
-Patterns find what has a fixed form (addresses, numbers with check digits, keys of known services).
-They do not find names, streets or stories about people, and some of what they find is invented.
+Patterns find strings of a fixed form: addresses, numbers with check digits, keys of known services.
+They do not find names, streets or stories about people, and some of what they find is made up.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ KINDS = {
     "ssn": "US social security numbers",
     "secret": "secret keys",
 }
-"""Kind -> how a message calls it."""
+"""Kind -> its name in a message."""
 
 
 def kinds_in(line: bytes, value: Any = None) -> set[str]:
-    """The kinds of personal or secret strings in a line.
+    r"""Return the kinds of personal or secret strings in a line.
 
     Args:
-        line: as it stands in the file.
-        value: what it decodes to. In raw JSON the letter of an escape, such as n, stands right
-            before the next word and hides its start, so a line with escapes is looked at decoded.
+        line: the raw line of the file.
+        value: the decoded line. In raw JSON, the letter of an escape such as `\n` touches the
+            next word and hides its start, so lines with escapes are searched in decoded form.
     """
     if b"\\" in line:
         line = (
@@ -87,7 +87,7 @@ def kinds_in(line: bytes, value: Any = None) -> set[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text, key and number inside a value."""
+    """Yield every text, key and number inside a value."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.datasets.answered import as_prompt
-from rftkit.datasets.findings import counted
 from rftkit.datasets.rowfile import open
 from rftkit.datasets.unpack import REFUSED
 from rftkit.datasets.writing import refuse_existing, write_lines
 from rftkit.errors import InputError, RowError
 from rftkit.graders import Sample, compile_grader, given_sample
 from rftkit.rows import parse_object, row_of
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""A dataset as a tidy frame: one line a row, ready to go on with in pandas.
+"""A dataset as a tidy frame with one line per row, for further work in pandas.
 
 Not here: charts of it (`rftkit.views`), and judgements (`check`).
 """
@@ -37,7 +37,7 @@ COLUMNS = {
     "pass_rate": "share of right completions, for rows of a preview",
     "spread": "highest minus lowest reward, for rows of a preview",
 }
-"""Columns of `profile`; short values of other keys follow as `item.<key>`."""
+"""The columns of `profile`; short values of other keys follow as `item.<key>`."""
 
 AT_ONCE = 256
 OWN_KEYS = frozenset[str]().union(*KEYS.values()) - {"input"}
@@ -52,15 +52,15 @@ def profile(
     preview: Preview | None = None,
     limit: int | None = None,
 ) -> pd.DataFrame:
-    """One line for every row, indexed by row number; `COLUMNS` says what the columns mean.
+    """Return one line per row, indexed by row number; `COLUMNS` describes the columns.
 
     Args:
         source: As for `open`.
         grader: Helps to find the reference answers.
         response_format: Helps to find them too.
         model: Counts tokens as `check` does; `frame.attrs["counted_by"]` says how.
-        preview: Adds pass rates and spreads.
-        limit: The first so many rows only.
+        preview: Adds its pass rates and spreads.
+        limit: Read only this many rows.
     """
     import pandas as pd
 

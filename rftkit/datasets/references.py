@@ -1,7 +1,7 @@
 """Do the reference answers of the rows reach the top of the grader?
 
-Graders that call out (a judge, an endpoint) are not asked: that would cost money. Not here: what
-cheats earn (`rftkit.graders.audit`).
+Graders that make calls (a judge, an endpoint) are skipped, because calls cost money. Not here:
+what cheats earn (`rftkit.graders.audit`).
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rftkit.datasets.findings import Finding, Place, counted
+from rftkit.datasets.findings import Finding, Place
 from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, types
 from rftkit.graders.misspelt import format_problems
 from rftkit.graders.recognition import Verdict, dead_leaves, recognise, unread
 from rftkit.graders.references import right_answer
 from rftkit.graders.types import calls_out
+from rftkit.wording import counted
 
 __all__ = ["MAX_REFERENCES", "format_needed", "reference_findings", "verdict_finding"]
 
-MAX_REFERENCES = 500  # rows whose reference answer is graded; more add seconds, not news
+MAX_REFERENCES = 500  # reference answers that are graded; more take time and find nothing new
 
 
 def format_needed(
     grader: Mapping[str, Any], response_format: Mapping[str, Any] | None
 ) -> Iterator[Finding]:
-    """A grader that reads JSON which the model is not made to write."""
+    """Report a grader that reads JSON when nothing makes the model write it."""
     for problem in format_problems(grader, response_format):
         if response_format is None:
             advice = "give the job a response format, and this check --response-format"
@@ -85,7 +86,7 @@ def reference_findings(
 
 
 def verdict_finding(verdict: Verdict) -> Finding:
-    """The verdict on a grader as a finding: an error, unless a job could still learn a little."""
+    """Return the verdict on a grader: an error, unless a job could still learn a little."""
     return Finding(
         "warning" if verdict.code == "unsteady" else "error",
         f"grader_{verdict.code}",

@@ -1,7 +1,7 @@
 """Rows that repeat others: the same prompt, nearly the same, or the same with another answer.
 
-Works on the hashes and signatures of all rows that `scan` made. Not here: making these, and how
-near-duplicates are found (`shingles`).
+Works on the hashes and signatures that `scan` computed for all rows. Not here: how near-duplicates
+are found (`shingles`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from rftkit.datasets import shingles
-from rftkit.datasets.findings import Finding, Place, counted
+from rftkit.datasets.findings import Finding, Place
 from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.scan import MAX_LISTED, Tally
+from rftkit.wording import counted
 
 __all__ = ["NO_NEAR", "Part", "conflicts", "near_repeats", "repeats"]
 
@@ -24,23 +25,23 @@ ROLE_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One source with what was counted in it."""
+    """One source and the counts of its rows."""
 
     role: str
     rows: Rows
     tally: Tally
 
     def place(self, number: int) -> Place:
-        """Where a row of this source stands."""
+        """Return the place of a row of this source."""
         return Place(self.rows.name, int(number), self.rows.line(int(number)))
 
     def places(self, numbers: Any) -> tuple[Place, ...]:
-        """Where the first of some rows stand."""
+        """Return the places of the first of some rows."""
         return tuple(self.place(number) for number in numbers[:MAX_LISTED])
 
 
 def repeats(parts: list[Part]) -> Iterator[Finding]:
-    """The same prompt again: in one file, and in two."""
+    """Report repeated prompts, within one file and across files."""
     for at, part in enumerate(parts):
         prompts, numbers = part.tally.array("prompts"), part.tally.array("numbers")
         _, first = np.unique(prompts, return_index=True)
@@ -74,7 +75,7 @@ def _shared_finding(part: Part, earlier: Part, numbers: Any) -> Finding:
 
 
 def conflicts(parts: list[Part]) -> Iterator[Finding]:
-    """The same prompt with another reference answer, in any file."""
+    """Report rows with the same prompt and different reference answers, in any file."""
     prompts, labels, owners, numbers = _columns(parts)
     known = labels != 0
     prompts, labels, owners, numbers = (a[known] for a in (prompts, labels, owners, numbers))
@@ -96,7 +97,7 @@ def conflicts(parts: list[Part]) -> Iterator[Finding]:
 
 
 def _columns(parts: list[Part]) -> tuple[Any, Any, Any, Any]:
-    """Over all files: prompt, label, index of the part, row of the part."""
+    """Return, over all files: prompt, label, index of the part, row of the part."""
     owners = [np.full(len(part.tally.array("numbers")), at) for at, part in enumerate(parts)]
     columns = [
         np.concatenate([part.tally.array(name) for part in parts])
@@ -114,7 +115,7 @@ NO_NEAR = Finding(
 
 
 def near_repeats(parts: list[Part]) -> Iterator[Finding]:
-    """Rows that nearly repeat an earlier one, of the same file or of another."""
+    """Report rows that nearly repeat an earlier one, in the same file or another."""
     prompts, _, owners, numbers = _columns(parts)
     table = np.concatenate([part.tally.array("signatures") for part in parts])
     pairs = shingles.near_pairs(table.reshape(-1, shingles.NUM_PERM), prompts)

@@ -1,8 +1,8 @@
-"""A dataset of any size, open: pages, search and frames while its index is still being made.
+"""An open dataset of any size: pages, search and frames while its index is still being built.
 
-`open(source)` returns at once. A thread finds where the lines start (`lineindex`); any other form
-than plain JSONL is unpacked by the same thread into a file of lines in the cache (`unpack`). Rows
-are decoded when they are asked for and not kept. Not here: what is wrong with the rows as a whole
+`open(source)` returns at once. A thread finds where the lines start (`lineindex`); for any form
+other than plain JSONL, the same thread first unpacks the source into a cached file of lines
+(`unpack`). Rows are decoded on request and not kept in memory. Not here: problems of the rows
 (`check`).
 """
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "open"]
 
-KEEP_FROM_BYTES = 16 * 1024**2  # below it, looking again is as quick as reading a kept index
+KEEP_FROM_BYTES = 16 * 1024**2  # below this, indexing again is as fast as loading an index
 FORM_ROWS = 50  # the first rows, which show the form of a file
 STRETCH_BYTES = 4 * 1024**2  # for another process
-READ_BYTES = 256 * 1024  # to be decoded here: it stays in the processor's cache
+READ_BYTES = 256 * 1024  # read and decoded here: fits in the processor's cache
 KEPT_LINES, KEPT_INDEX = ".2.jsonl", ".2.npy"  # 2: with the lines of the source
 FRAME = "DataFrame"
-_TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that no two keys meet
+_TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that names stay unique
 
 
 def open(source: str | Path | pd.DataFrame, *, form: Form | None = "reinforcement") -> Rows:
@@ -51,8 +51,8 @@ def open(source: str | Path | pd.DataFrame, *, form: Form | None = "reinforcemen
 
     A folder stands for its training rows, and so does the name of a bundled dataset.
 
-    Returns at once; the index is made behind it. What is found wrong on the way with the source as
-    a whole, such as a cut-off archive, is raised by `Rows.wait` and by what has to wait.
+    Returns at once and builds the index in the background. Problems of the whole source, such as a
+    truncated archive, are raised by `Rows.wait` and by every method that has to wait.
 
     Args:
         source: A path, or a frame.
@@ -60,7 +60,7 @@ def open(source: str | Path | pd.DataFrame, *, form: Form | None = "reinforcemen
             first rows have.
 
     Raises:
-        InputError: There is nothing of that name.
+        InputError: There is no such file or folder.
     """
     return Rows(source, form)
 
@@ -105,7 +105,7 @@ class Rows:
         folder.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=folder, prefix=".rows-", suffix=".jsonl")
         self._attach(Path(draft))
-        weakref.finalize(self, Path(draft).unlink, missing_ok=True)  # once kept, it has moved away
+        weakref.finalize(self, Path(draft).unlink, missing_ok=True)  # a saved one has moved
         self._start(blocks, handle)
 
     def _attach(self, lines_path: Path) -> None:
@@ -128,7 +128,7 @@ class Rows:
 
     def _finish(self, failure: Exception | None) -> None:
         if failure is None and self._stamp is not None:
-            with suppress(OSError):  # a home that cannot be written costs time, nothing else
+            with suppress(OSError):  # without a writable home, it is built again next time
                 self._keep(self._stamp)
         with self._grew:
             self._failure, self._is_complete = failure, True
@@ -147,14 +147,14 @@ class Rows:
         state.drop_older()
 
     def __len__(self) -> int:
-        """Rows found so far; all of them when `is_complete`."""
+        """Return the number of rows found so far: all of them when `is_complete`."""
         return self._index.num_rows
 
     def __bool__(self) -> bool:
         return True
 
     def __iter__(self) -> Iterator[NumberedRow]:
-        """Every row in order, waiting for the index where it has to.
+        """Yield every row in order, waiting for the index where necessary.
 
         Raises:
             InputError: The source cannot be read to its end.
@@ -177,18 +177,18 @@ class Rows:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the whole source was looked through, with success or not (see `wait`)."""
+        """Whether the whole source was read, successfully or not (see `wait`)."""
         return self._is_complete
 
     def progress(self) -> tuple[int, int]:
-        """Bytes of the source looked through, and in all; rows, for a frame."""
+        """Return the bytes read so far and the bytes of the source; for a frame, rows."""
         return self._done_bytes, self._total_bytes
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the index is complete; False when `timeout` seconds were not enough.
 
         Raises:
-            InputError: The source cannot be read to its end; the rows before that can be read.
+            InputError: The source cannot be read to its end; earlier rows can still be read.
         """
         with self._grew:
             done = self._grew.wait_for(lambda: self._is_complete, timeout)
@@ -197,12 +197,12 @@ class Rows:
         return done
 
     def page(self, start: int, count: int) -> list[NumberedRow]:
-        """Up to `count` rows from number `start` on, usable or refused.
+        """Return up to `count` rows from number `start` on, usable or refused.
 
-        It waits until these are found, which for the first page takes milliseconds.
+        Waits until they are found; for the first page that takes milliseconds.
 
         Raises:
-            InputError: The source changed or broke off before them.
+            InputError: The source changed, or ends before these rows.
         """
         self._wait_past(start + count - 1)
         if start >= len(self) and self._failure is not None:
@@ -210,7 +210,7 @@ class Rows:
         return list(self._read(max(0, start), min(start + count, len(self))))
 
     def line(self, number: int) -> int:
-        """The line of a row in its file, from 1; in Parquet or a frame the record."""
+        """Return the line of a row in its file, counted from 1; in Parquet or a frame, the record."""
         return self._index.line(number)
 
     def search(
@@ -220,13 +220,13 @@ class Rows:
         limit: int = 1000,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[int]:
-        """Numbers of the rows that hold a text, in order; letters are compared without case.
+        """Return the numbers of the rows that contain a text, in order, ignoring case.
 
         Args:
-            text: What to look for, anywhere in the line as it stands in the file.
-            keys: Look into the values of these keys of the row only.
-            limit: Stop after so many rows.
-            progress: Called now and then with rows looked through and rows found so far.
+            text: The text, which may be anywhere in the raw line.
+            keys: Search only the values of these keys of the row.
+            limit: Stop after this many rows.
+            progress: Called regularly with the rows searched and the rows found so far.
         """
         wanted, found = needles(text), list[int]()
         for first, stop in self._stretches():
@@ -244,15 +244,15 @@ class Rows:
     def columns(
         self, keys: Sequence[str], progress: Callable[[int, int], None] | None = None
     ) -> dict[str, list[Any]]:
-        """The values of some keys in every row; nothing else of a line is decoded, nor checked.
+        """Return the values of some keys in every row. Nothing else is decoded or checked.
 
         Args:
-            keys: Of the rows.
-            progress: Called now and then with rows looked through and rows known so far.
+            keys: Keys of the rows.
+            progress: Called regularly with the rows read and the rows found so far.
 
         Returns:
-            For each key a list with one entry a row, None where it is missing or the line is not
-            JSON.
+            For each key a list with one entry per row: None where the key is missing or the line
+            is not JSON.
 
         Raises:
             InputError: The source cannot be read to its end.
@@ -267,26 +267,26 @@ class Rows:
         return dict(zip(keys, columns, strict=True))
 
     def rows_at(self, numbers: Sequence[int]) -> list[NumberedRow]:
-        """Rows by their numbers, in the order asked for; all of them are in memory at once.
+        """Return rows by their numbers, in the given order, all in memory at once.
 
         Raises:
-            InputError: There is no row of such a number.
+            InputError: There is no row with this number.
         """
         return list(self.each_at(numbers))
 
     def each_at(self, numbers: Iterable[int]) -> Iterator[NumberedRow]:
-        """Rows by their numbers, one after the other.
+        """Yield rows by their numbers.
 
         Raises:
-            InputError: There is no row of such a number.
+            InputError: There is no row with this number.
         """
         return map(self._one, numbers)
 
     def lines_at(self, numbers: Iterable[int]) -> Iterator[bytes]:
-        """The lines of rows by their numbers, one after the other, not decoded.
+        """Yield the raw lines of rows by their numbers.
 
         Raises:
-            InputError: There is no row of such a number.
+            InputError: There is no row with this number.
         """
         for number in numbers:
             self._check_number(number)
@@ -294,12 +294,12 @@ class Rows:
             yield line if number else line.removeprefix(BOM)
 
     def frame(self, numbers: Sequence[int]) -> pd.DataFrame:
-        """Rows as a frame: indexed by number, a column for each key, `line`, and `refusal`.
+        """Return rows as a frame: indexed by number, with a column per key, `line` and `refusal`.
 
-        A row's own key of one of these two names is the column `item.line` or `item.refusal`.
+        A row's own key with one of these names becomes the column `item.line` or `item.refusal`.
 
         Raises:
-            InputError: There is no row of such a number.
+            InputError: There is no row with this number.
         """
         import pandas as pd
 
@@ -313,7 +313,7 @@ class Rows:
         return pd.DataFrame(records, index=index, columns=None if records else ["line", "refusal"])
 
     def close(self) -> None:
-        """Stop looking and let go of the file."""
+        """Stop reading and close the file."""
         self._is_closed = True
         if hasattr(self, "_thread") and self._thread is not threading.current_thread():
             self._thread.join()
@@ -325,13 +325,13 @@ class Rows:
         self.close()
 
     def _wait_past(self, number: int) -> bool:
-        """Wait until row `number` was found; False when there is none."""
+        """Wait until row `number` is found; return False when there is none."""
         with self._grew:
             self._grew.wait_for(lambda: self._is_complete or len(self) > number)
         return len(self) > number
 
     def stretches(self) -> Iterator[Stretch]:
-        """All rows as runs of a few megabytes, for another process to read.
+        """Yield all rows in runs of a few megabytes, for other processes to read.
 
         Raises:
             InputError: The source cannot be read to its end.
@@ -353,7 +353,7 @@ class Rows:
             raise self._failure
 
     def _block(self, first: int, stop: int) -> tuple[bytes, Any]:
-        """The bytes of some rows, and where in them each row starts."""
+        """Return the bytes of some rows, and the offset of each row in them."""
         with self._grew:
             start, end = self._index.span(first, stop)
             starts = self._index.starts[first:stop] - start
@@ -399,7 +399,7 @@ def _column(key: str) -> str:
 
 
 def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> None:
-    """The thread: feed the index block by block, for as long as somebody holds the rows."""
+    """Run in the thread: feed the index block by block while the rows are in use."""
     failure: Exception | None = None
     try:
         for block, done_bytes in blocks:
@@ -410,7 +410,7 @@ def _follow(rows_of: weakref.ref[Rows], blocks: Blocks, copy: int | None) -> Non
                 _write(copy, block)
             rows._take(block, done_bytes)
             del rows
-    except Exception as error:  # it is raised where somebody waits for the rows
+    except Exception as error:  # raised again in `wait`
         failure = error
     finally:
         if copy is not None:

@@ -21,18 +21,18 @@ from rftkit.rows import BOM, Row, decode_lines, parse_object
 __all__ = ["NumberedRow", "Stretch", "batched", "lines_in", "numbered_rows", "picker"]
 
 BATCH_BYTES = 4 * 1024**2
-AT_ONCE = 100  # rows decoded together: they fit into the cache, and one that fails makes few wait
+AT_ONCE = 100  # rows decoded together; when one fails, these are decoded again one by one
 
 
 class NumberedRow(msgspec.Struct, frozen=True, gc=False):
-    """One row where it stands: usable, or refused with the reason."""
+    """One row and its place: usable, or refused with the reason."""
 
     number: int
-    """Place in the dataset, from 0; blank lines are not counted."""
+    """Number in the dataset, from 0; blank lines do not count."""
     line: int
-    """Line in its file, from 1, where the row starts; in Parquet or a frame the record."""
+    """Line of the file, from 1, where the row starts; in Parquet or a frame the record."""
     raw: bytes
-    """The line as it stands."""
+    """The raw line."""
     row: Row | None
     refusal: RowError | None
 
@@ -69,7 +69,7 @@ class Stretch:
 def numbered_rows(
     block: bytes, first: int, lines: Sequence[int], name: str, form: Form = "reinforcement"
 ) -> Iterator[NumberedRow]:
-    """The rows that stand in a run of bytes, of which the first has number `first`."""
+    """Yield the rows in a run of bytes; the first has number `first`."""
     raws = lines_in(block)
     del block  # its lines are copies, and one of them may be most of it
     if raws and first == 0:
@@ -84,7 +84,7 @@ def numbered_rows(
 
 
 def batched(rows: Iterable[NumberedRow], most: int) -> Iterator[list[NumberedRow]]:
-    """Rows in lists of at most so many, which end early when they reach `BATCH_BYTES`."""
+    """Yield rows in lists that end at a number of rows or at `BATCH_BYTES`."""
     batch, size = list[NumberedRow](), 0
     for each in rows:
         batch.append(each)
@@ -97,12 +97,12 @@ def batched(rows: Iterable[NumberedRow], most: int) -> Iterator[list[NumberedRow
 
 
 def lines_in(block: bytes) -> list[bytes]:
-    """The lines of a run of bytes that are rows: those that are not blank."""
+    """Return the lines of a run of bytes that are not blank."""
     return [raw for raw in block.split(b"\n") if raw and not raw.isspace()]
 
 
 def picker(keys: Sequence[str]) -> Callable[[bytes], tuple[Any, ...]]:
-    """A function from a line to its values of some keys, None for what is not there."""
+    """Return a function from a line to its values of some keys; None for a missing key."""
     names = {f"key{at}": key for at, key in enumerate(keys)}
     fields = [(name, Any, None) for name in names]
     decode = msgspec.json.Decoder(msgspec.defstruct("Picked", fields, rename=names)).decode

@@ -1,6 +1,6 @@
-"""One row with what a model earned on it in several completions.
+"""One row and the rewards of a model's completions for it.
 
-Not here: asking the model, and shares over rows (`learnability`).
+Not here: running the model, and shares over rows (`learnability`).
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ SAME = 9  # decimals to which two rewards are compared
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
-    """One row with what the model earned on it."""
+    """One row and the rewards that the model earned on it."""
 
     place: Place
     rewards: tuple[float | None, ...]
-    """One for each completion; None where the grader failed or no answer came."""
+    """One per completion; None where the grader failed or no answer arrived."""
     answers: tuple[str, ...]
-    """What it said; empty where no answer came."""
+    """The model's answers; empty where none arrived."""
     trouble: tuple[str, ...]
-    """Why there is no reward, once for each reason."""
+    """The reasons for missing rewards, each once."""
 
     @property
     def graded(self) -> list[float]:
-        """The rewards there are."""
+        """The rewards that are not None."""
         return [round(reward, SAME) for reward in self.rewards if reward is not None]
 
     @property
     def mean(self) -> float | None:
-        """Mean reward; None when nothing was graded."""
+        """Mean reward; None when there is no grade."""
         return sum(self.graded) / len(self.graded) if self.graded else None
 
     @property
@@ -48,7 +48,7 @@ class SampledRow:
         return max(self.graded) - min(self.graded) if self.graded else None
 
     def passes(self, threshold: float) -> int:
-        """Completions that earned at least `threshold`."""
+        """Return how many completions earned at least `threshold`."""
         return sum(reward >= threshold for reward in self.graded)
 
     def kind(self, threshold: float) -> Kind:
@@ -60,10 +60,10 @@ class SampledRow:
         return "always right" if self.graded[0] >= threshold else "always wrong"
 
     def flat_chance(self, group_size: int) -> float | None:
-        """The chance that a group of so many completions of this row all earn the same.
+        """Estimate the probability that all completions of a group earn the same reward.
 
-        Up to the number of graded completions this is the unbiased estimate (the share of all
-        subsets of that size that are flat); beyond it is extrapolated with Jeffreys' prior.
+        Up to the number of graded completions this is the unbiased estimate: the share of all
+        subsets of that size that are flat. Larger groups are extrapolated with Jeffreys' prior.
         """
         counts, n = Counter(self.graded).values(), len(self.graded)
         if n < 2:
@@ -74,9 +74,9 @@ class SampledRow:
 
 
 def suggest_threshold(rows: Sequence[SampledRow]) -> float | None:
-    """The threshold under which two completions of one row differ most often.
+    """Return the threshold at which two completions of one row differ most often.
 
-    None when no row has two different rewards: then there is nothing to tell apart.
+    None when no row has two different rewards.
     """
     candidates = sorted({reward for row in rows for reward in row.graded})[1:]
     best = max(candidates, key=lambda one: (_told_apart(rows, one), one), default=None)
@@ -84,7 +84,7 @@ def suggest_threshold(rows: Sequence[SampledRow]) -> float | None:
 
 
 def _told_apart(rows: Sequence[SampledRow], threshold: float) -> float:
-    """Mean over rows of the share of pairs of completions on both sides of the threshold."""
+    """Return the share of pairs of completions that the threshold separates, averaged over rows."""
     shares = [
         row.passes(threshold) * (n - row.passes(threshold)) / comb(n, 2)
         for row in rows

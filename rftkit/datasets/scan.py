@@ -1,8 +1,8 @@
-"""One look at every row: what a worker process counts, and how counts are put together.
+"""Scan every row once: what a worker process counts, and how the counts are added up.
 
-`tally(task)` reads a stretch of rows and counts; `Tally.add` joins two counts. What the numbers
-mean for a job is said in `check`. Hashes are 64 bits of BLAKE2: among a million rows two different
-ones meet with a chance of about 3 in 100 million.
+`tally(task)` reads a stretch of rows and counts; `Tally.add` adds two counts. `check` decides what
+the numbers mean for a job. Hashes are 64 bits of BLAKE2: the probability that any two of a million
+different rows collide is about 3 in 100 million.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 MAX_LISTED = 100
 """How many rows a finding names."""
 MAX_VALUES = 50
-"""A key with more distinct values than that is free text or an id, no label."""
+"""A key with more distinct values than this is free text or an id, not a label."""
 MAX_VALUE_CHARS = 60
 
 _ITEM_KEY = re.compile(r"""\bitem(?:\.get\(|\[)\s*["'](\w+)["']""")
@@ -50,24 +50,24 @@ _canonical = msgspec.json.Encoder(order="sorted").encode
 
 @dataclass(frozen=True, slots=True)
 class ScanTask:
-    """Rows to look at and what to look for."""
+    """Rows to scan and what to look for in them."""
 
     stretch: Stretch
     grader: Mapping[str, Any] | None
     """Normalised spec."""
     response_format: Mapping[str, Any] | None
     with_signatures: bool
-    """Whether near-duplicates will be looked for."""
+    """Whether near-duplicates will be searched."""
 
 
 @dataclass(slots=True)
 class Found:
-    """Rows of one kind: how many, and the first of them."""
+    """Rows of one kind: how many, and the first ones."""
 
     count: int = 0
     numbers: list[int] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
-    """What is wrong with each of the first; empty where one word says it for all."""
+    """The problem of each of the first rows; empty where it is the same for all."""
 
     def note(self, number: int, message: str | None = None) -> None:
         """Count a row."""
@@ -78,7 +78,7 @@ class Found:
                 self.messages.append(message)
 
     def add(self, other: Found) -> None:
-        """Join the counts of later rows."""
+        """Add the counts of later rows."""
         room = MAX_LISTED - len(self.numbers)
         self.count += other.count
         self.numbers += other.numbers[:room]
@@ -87,11 +87,11 @@ class Found:
 
 @dataclass(slots=True)
 class KeyTally:
-    """What stands under one key of the rows."""
+    """The values of one key of the rows."""
 
     present: int = 0
     values: Counter[str] | None = field(default_factory=Counter)
-    """Value as text -> rows; None when there are too many or they are no labels."""
+    """Value as text -> number of rows; None when there are too many values to be labels."""
 
     def note(self, value: Any) -> None:
         """Count a value."""
@@ -105,7 +105,7 @@ class KeyTally:
                 self._cap()
 
     def add(self, other: KeyTally) -> None:
-        """Join the counts of other rows."""
+        """Add the counts of other rows."""
         self.present += other.present
         if self.values is None or other.values is None:
             self.values = None
@@ -120,29 +120,29 @@ class KeyTally:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over rows. The lists hold one array for each stretch, in order."""
+    """Counts over rows. The lists have one array per stretch, in order."""
 
     num_rows: int = 0
     refused: Found = field(default_factory=Found)
     lacking: dict[str, Found] = field(default_factory=dict)
-    """Template path -> rows in which it leads nowhere."""
+    """Template path -> rows that lack it."""
     blank: dict[str, Found] = field(default_factory=dict)
-    """Kind of missing text (see `blanks`) -> rows with it."""
+    """Kind of missing text (see `blanks`) -> its rows."""
     personal: dict[str, Found] = field(default_factory=dict)
     keys: dict[str, KeyTally] = field(default_factory=dict)
     numbers: list[Any] = field(default_factory=list)
-    """Numbers of the usable rows; the arrays below have one entry for each of them."""
+    """Numbers of the usable rows; the arrays below have one entry per usable row."""
     prompts: list[Any] = field(default_factory=list)
     """Hash of `messages`."""
     labels: list[Any] = field(default_factory=list)
-    """Hash of the reference answer; 0 where there is none."""
+    """Hash of the reference answer; 0 without one."""
     chars: list[Any] = field(default_factory=list)
     """Characters of the prompt."""
     signatures: list[Any] = field(default_factory=list)
     """MinHash signatures, (rows, NUM_PERM)."""
 
     def add(self, other: Tally) -> None:
-        """Join the counts of later rows."""
+        """Add the counts of later rows."""
         self.num_rows += other.num_rows
         self.refused.add(other.refused)
         for name in ("lacking", "blank", "personal"):
@@ -156,17 +156,17 @@ class Tally:
 
     @property
     def num_usable(self) -> int:
-        """Rows that were not refused."""
+        """The number of rows that were not refused."""
         return self.num_rows - self.refused.count
 
     def array(self, name: str) -> Any:
-        """One of the lists of arrays as one array."""
+        """Return one of the lists of arrays as one array."""
         parts = getattr(self, name)
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
 
 def tally(task: ScanTask) -> Tally:
-    """Count over a stretch of rows."""
+    """Scan a stretch of rows."""
     counts, texts = Tally(), list[str]()
     columns: list[tuple[int, int, int, int]] = []
     for each in task.stretch:
@@ -220,7 +220,7 @@ def answer_of(
 
 
 def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -> str | None:
-    """What python graders read of a row, which is what they hold answers against."""
+    """Return the part of a row that python graders read, and so compare answers with."""
     sources = [leaf["source"] for leaf in types.parts(grader or {}).values()
                if leaf.get("type") == "python"]  # fmt: skip
     keys = {key for source in sources for key in _ITEM_KEY.findall(source)} - {"messages", "tools"}
@@ -238,12 +238,12 @@ def _note_lacking(
 
 
 def prompt_hash(row: Row) -> int:
-    """The same number for the same messages, whatever the order of their keys."""
+    """Hash messages independently of the order of their keys."""
     return _hash(_canonical(row.messages))
 
 
 def prompt_text(row: Row) -> str:
-    """What the user and others say in a prompt; instructions, which rows share, are left out."""
+    """Return the text of a prompt without the instructions, which all rows share."""
     return "\n".join(
         _content(message)
         for message in row.messages

@@ -1,7 +1,7 @@
-r"""Find a text in raw lines, at the speed of memory.
+r"""Find a text in raw lines, as fast as memory can be read.
 
-Letters are compared without case. Lines are not decoded: a text that may be written in two ways in
-JSON (`é` or `\u00e9`) is looked for in both. Not here: where the lines come from.
+Case is ignored. Lines are not decoded: a text that JSON can write in two ways (`é` or `\u00e9`) is
+searched in both. Not here: where the lines come from.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["needles", "rows_with", "says"]
 
 
 def needles(text: str) -> tuple[bytes, ...]:
-    """The forms that `text` may have in a line of JSON whose ASCII letters were made small."""
+    """Return the forms of `text` in a line of JSON with ASCII letters in lower case."""
     forms = {text, text.lower(), text.upper(), text.capitalize()}
     written = {
         json.dumps(form, ensure_ascii=ascii)[1:-1].encode("utf-8", "surrogatepass").lower()
@@ -27,7 +27,7 @@ def needles(text: str) -> tuple[bytes, ...]:
 
 
 def rows_with(block: bytes, starts: Any, wanted: Iterable[bytes]) -> list[int]:
-    """Which rows of a block hold one of the forms.
+    """Find the rows of a block that contain one of the forms.
 
     Args:
         block: Whole lines.
@@ -46,7 +46,7 @@ def rows_with(block: bytes, starts: Any, wanted: Iterable[bytes]) -> list[int]:
 
 
 def says(value: Any, text: str) -> bool:
-    """Whether a value of a row, or any value inside it, holds the text."""
+    """Whether a value of a row, or any value inside it, contains the text."""
     if isinstance(value, str):
         return text.lower() in value.lower()
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Near-duplicates: texts that share most of their three-word runs.
+"""Near-duplicates: texts that share most of their runs of three words.
 
-A text becomes the set of its runs of three words (letters made small), the set a MinHash signature
-(`rensa`), and signatures that agree in a band of rows are compared. Two texts of similarity `s`
-(the share of runs they have in common) meet with probability 1 - (1 - s^6)^20: 0.9978 at 0.8. Texts
-under `MIN_WORDS` words are not compared: one other word in them is another question.
+A text becomes the set of its runs of three words in lower case, the set becomes a MinHash signature
+(`rensa`), and signatures that agree in one band are compared. Two texts of similarity `s` (the
+share of runs they have in common) are compared with probability 1 - (1 - s^6)^20: 0.9978 at 0.8.
+Texts under `MIN_WORDS` words are not compared, because one different word makes another question.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["MIN_WORDS", "NUM_PERM", "THRESHOLD", "Pair", "is_available", "near_pairs", "signatures"]
 
 THRESHOLD = 0.8
-"""Share of runs in common from which two texts count as nearly the same."""
+"""Two texts with at least this similarity are near-duplicates."""
 MIN_WORDS = 8
 _AT_THE_END = " ?!.:…。？！"
-"""What may differ, beside case and blanks, between short texts that are the same question."""
+"""Differences, besides case and spaces, between short texts that ask the same question."""
 STRETCH_CHARS = 100_000
 _WORD, _BLANK = re.compile(r"\S+"), re.compile(r"\s")
 NUM_PERM, BANDS = 120, 20
@@ -40,11 +40,11 @@ class Pair(NamedTuple):
     later: int
     earlier: int
     similarity: float
-    """Estimated from the signatures; standard error at 0.8 about 0.04."""
+    """Estimated from the signatures; the standard error at 0.8 is about 0.04."""
 
 
 def is_available() -> bool:
-    """Whether the package that makes signatures is installed."""
+    """Whether the package that computes signatures is installed."""
     try:
         import rensa  # noqa: F401
     except ImportError:
@@ -53,7 +53,7 @@ def is_available() -> bool:
 
 
 def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
-    """MinHash signatures, (texts, NUM_PERM); all zero for an empty text.
+    """Compute MinHash signatures, (texts, NUM_PERM); all zero for an empty text.
 
     Raises:
         MissingExtraError: `rensa` is not installed.
@@ -72,13 +72,13 @@ def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
             out[row] = sketch.digest()
         elif short := " ".join(text.lower().split()).strip(_AT_THE_END):
             sketch = RMinHash(NUM_PERM, SEED)
-            sketch.update([short])  # alike only when it is the same text
+            sketch.update([short])  # equal only for the same text
             out[row] = sketch.digest()
     return out
 
 
 def _stretches(text: str) -> Iterator[list[str]]:
-    """The words of a text, some at a time, each time with the last two of the time before.
+    """Yield the words of a text in pieces; each piece repeats the last two words of the one before.
 
     The words of a text take ten times its memory, their runs another ten.
     """
@@ -94,12 +94,12 @@ def _stretches(text: str) -> Iterator[list[str]]:
 def near_pairs(
     table: npt.NDArray[np.uint32], hashes: npt.NDArray[np.uint64], threshold: float = THRESHOLD
 ) -> list[Pair]:
-    """For each row that nearly repeats an earlier one, the most similar of those it was put beside.
+    """For each row that nearly repeats an earlier one, return the most similar earlier row.
 
     Args:
         table: From `signatures`.
-        hashes: Of the whole prompts; of equal ones only the first is looked at.
-        threshold: Least share of runs in common.
+        hashes: Hashes of the whole prompts; of equal prompts only the first is compared.
+        threshold: The least similarity.
     """
     _, first = np.unique(hashes, return_index=True)
     rows = np.sort(first[table[first].any(axis=1)])
@@ -116,7 +116,10 @@ def near_pairs(
 
 
 def _candidates(table: Any, rows: Any) -> Any:
-    """(later rows, earlier rows) that agree in one band: each with the first, and its neighbour."""
+    """Return (later rows, earlier rows) that agree in one band.
+
+    Each row is paired with the first row of the band and with its neighbour.
+    """
     weights = np.random.default_rng(SEED).integers(1, 2**63, NUM_PERM // BANDS, dtype=np.uint64)
     weights |= np.uint64(1)
     for band in range(BANDS):

@@ -1,10 +1,10 @@
 """Split a dataset into train, valid and test, or draw a sample of it, so that nothing leaks.
 
-Rows are first tied into units that stay together: rows with the same prompt, rows that nearly
-repeat each other, and rows with the same value under `group` (a topic, a document). Within each
-stratum (a value under `stratify`) units are shuffled with the seed and handed out so that every
-part gets its share. The result says which file it was made of (SHA-256) and the seed: the same call
-gives the same bytes again. Lines are copied as they stand.
+Rows that belong together form units: rows with the same prompt, rows that nearly repeat each other,
+and rows with the same value under `group` (a topic, a document). Within each stratum (a value under
+`stratify`) the units are shuffled with the seed and distributed so that every part gets its share.
+The result records the source (SHA-256) and the seed: the same call writes the same bytes again.
+Lines are copied unchanged.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 __all__ = ["SHARES", "Split", "sample", "split"]
 
 SHARES: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
-_LEFT = ""  # the part of rows that no part asked for
+_LEFT = ""  # the rows in no part
 AT_ONCE = 5000  # texts whose signatures are made at once
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What a split made, and of what."""
+    """The result of a split, and its source."""
 
     source: str
     source_sha256: str | None
-    """Of the source as it lies on disk; None for a frame."""
+    """Hash of the source file; None for a frame."""
     seed: int
     shares: dict[str, float]
     stratify: str | None
@@ -51,11 +51,11 @@ class Split:
     num_rows: dict[str, int]
     """Part -> rows written."""
     num_repeats: int
-    """Rows left out because their prompt stands further up."""
+    """Rows left out because an earlier row has the same prompt."""
     num_refused: int
     """Rows left out because they cannot be used."""
     num_left: int
-    """Rows that no part asked for."""
+    """Rows in no part, because the shares add up to less than 1."""
 
     def __str__(self) -> str:
         lines = [f"{part}: {self.num_rows[part]:,} rows  {self.files[part]}" for part in self.files]
@@ -85,17 +85,17 @@ def split(
     deduplicate: bool = True,
     near_duplicates: bool = False,
 ) -> Split:
-    """Write train.jsonl, valid.jsonl and test.jsonl, and split.json that says how.
+    """Write train.jsonl, valid.jsonl, test.jsonl, and split.json with how they were made.
 
     Args:
         source: As for `open`.
-        folder: Where the files go; made if need be, and none of them may be there already.
-        shares: Part -> share of the rows; together at most 1.
-        seed: Another seed, another split.
-        stratify: A key whose values each part gets in equal shares.
-        group: A key whose values never straddle two parts.
-        deduplicate: Write only the first of rows with the same prompt; else they stay together.
-        near_duplicates: Also keep together what nearly repeats (see `shingles`).
+        folder: The folder of the new files; created if necessary. None of them may exist.
+        shares: Part -> share of the rows; at most 1 in total.
+        seed: Another seed makes another split.
+        stratify: A key whose values have the same shares in every part.
+        group: A key; rows with the same value stay in one part.
+        deduplicate: Write only the first of the rows with the same prompt.
+        near_duplicates: Also keep near-duplicates together (see `shingles`).
 
     Raises:
         InputError: Shares, keys or files cannot be used.
@@ -146,13 +146,13 @@ def sample(
     seed: int = 1,
     stratify: str | None = None,
 ) -> int:
-    """Write about `num_rows` rows, drawn with the seed, to a new file; the number written.
+    """Write about `num_rows` rows, drawn with the seed, to a new file; return how many.
 
-    Each value under `stratify` keeps its share. Rows that cannot be used are not drawn, and of rows
-    with the same prompt only the first can be.
+    Each value under `stratify` keeps its share. Rows that cannot be used are not drawn, and
+    of rows with the same prompt only the first can be drawn.
 
     Raises:
-        InputError: There are not so many rows, or the key or file cannot be used.
+        InputError: There are too few rows, or the key or file cannot be used.
     """
     refuse_existing(target)
     with open(source, form=None) as rows:
@@ -167,7 +167,7 @@ def sample(
 def _look(
     rows: Rows, stratify: str | None, group: str | None, deduplicate: bool
 ) -> tuple[list[_Row], int, int]:
-    """The rows to hand out, repeats left out, refused ones left out."""
+    """Return the rows to distribute, without repeats and refused rows."""
     kept: list[_Row] = []
     seen: set[int] = set()
     num_repeats = num_refused = 0
@@ -200,7 +200,7 @@ def _value(rows: Rows, each: NumberedRow, key: str) -> str:
 
 
 def _units(kept: list[_Row], rows: Rows, near_duplicates: bool) -> list[list[int]]:
-    """Indexes of rows that stay together."""
+    """Return the indexes of rows that stay together."""
     parent = list(range(len(kept)))
 
     def root(at: int) -> int:
@@ -243,7 +243,7 @@ def _signatures(kept: list[_Row], rows: Rows) -> np.ndarray[Any, Any]:
 def _hand_out(
     units: Iterable[list[int]], kept: list[_Row], shares: Mapping[str, float], seed: int
 ) -> dict[str, list[int]]:
-    """Part -> numbers of its rows. Each unit goes where most is missing."""
+    """Return part -> numbers of its rows. Each unit goes to the part that lacks most rows."""
     strata: dict[str, list[list[int]]] = {}
     for unit in units:
         strata.setdefault(kept[unit[0]].stratum, []).append(unit)
@@ -256,7 +256,7 @@ def _hand_out(
         total = sum(map(len, found))
         for part, share in targets.items():
             wanted[part] += share * total
-        for unit in sorted(found, key=len, reverse=True):  # large ones first, or they overshoot
+        for unit in sorted(found, key=len, reverse=True):  # large first, or a part overflows
             part = max(targets, key=lambda name: wanted[name] - len(parts[name]))
             parts[part] += [kept[at].number for at in unit]
     del parts[_LEFT]

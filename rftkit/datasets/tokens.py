@@ -1,11 +1,12 @@
-"""How long the rows are in tokens of a model, and whether they fit its context.
+"""The lengths of the rows in tokens of a model, and whether they fit its context.
 
 Of RFT rows the prompt is counted, of other rows the prompt with its (longer) answer.
 
-Counted with the model's own tokenizer and chat template, when its files lie on this machine: a
-folder, or what the platform converted into `RFTKIT_HOME/models`. For any other model (a hosted one
-has no published template) lengths are characters divided by four, and every message says so. Up to
-`EXACT_ROWS` rows are counted; of more, a seeded sample, and its figures come with an interval.
+Tokens are counted with the model's own tokenizer and chat template when its files are on this
+machine: a folder, or a model that the platform converted into `RFTKIT_HOME/models`. For any other
+model (hosted ones publish no template) the length is the number of characters divided by four, and
+every message says so. Up to `EXACT_ROWS` rows are all counted; of more rows a seeded sample is
+counted, and its figures have an interval.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit import settings
-from rftkit.datasets.findings import Finding, Place, counted
+from rftkit.datasets.findings import Finding, Place
 from rftkit.datasets.forms import answers_in
 from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.rowlines import batched
 from rftkit.rows import Row
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["EXACT_ROWS", "Counter", "find_counter", "length_findings"]
 
 EXACT_ROWS = 50_000
-ANSWER_TOKENS = 256  # what a job leaves for the answer unless its metadata say otherwise
+ANSWER_TOKENS = 256  # what a job leaves for the answer by default
 AT_ONCE = 256
 CHARS_PER_TOKEN = 4
 SEED = 1
@@ -38,21 +40,21 @@ SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """Something that counts the tokens of prompts."""
+    """Counts the tokens of prompts."""
 
     words: str
-    """What counted, for messages."""
+    """How it counts, for messages."""
     count: Callable[[Sequence[Row]], list[int | None]]
-    """Tokens of each prompt; None where the model's chat template refuses it."""
+    """Tokens of each prompt; None where the chat template refuses it."""
     context: int | None
-    """Tokens that prompt and answer may have together; None if nobody said."""
+    """Most tokens of prompt and answer together; None if unknown."""
     is_exact: bool
     refusal: Callable[[Row], str | None] = lambda row: None
-    """Why the model's chat template refuses a prompt; None when it takes it."""
+    """Why the chat template refuses a prompt; None when it accepts it."""
 
 
 def find_counter(model: str) -> Counter:
-    """The model's own tokenizer if it is on this machine, else an estimate by characters."""
+    """Return a counter with the model's tokenizer if it is on this machine, else by characters."""
     folder = _folder(model)
     if folder is None:
         words = f"characters / {CHARS_PER_TOKEN}, an estimate: no tokenizer of {model} is here"
@@ -66,7 +68,7 @@ def find_counter(model: str) -> Counter:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # whatever a model's own files make the library raise
+    except Exception as error:  # a model's own files can make the library raise anything
         said = next(iter(str(error).splitlines()), type(error).__name__)
         words = f"characters / {CHARS_PER_TOKEN}, an estimate: no tokenizer in {folder} ({said})"
         return Counter(words, _by_characters, _context(folder), False)
@@ -83,7 +85,7 @@ def find_counter(model: str) -> Counter:
 
 
 def length_findings(model: str, sources: Mapping[str, Rows]) -> Iterator[Finding]:
-    """Lengths of the prompts of each source, and those that leave no room for an answer."""
+    """Report the lengths of the prompts, and prompts that leave no room for an answer."""
     counter = find_counter(model)
     for rows in sources.values():
         numbers, lengths, is_sample, refused = _measure(counter, rows)
@@ -96,7 +98,7 @@ def length_findings(model: str, sources: Mapping[str, Rows]) -> Iterator[Finding
 
 
 def _measure(counter: Counter, rows: Rows) -> tuple[Any, npt.NDArray[Any], bool, list[int]]:
-    """Row numbers, their lengths, whether they are a sample, and rows without a length."""
+    """Return row numbers, their lengths, whether they are a sample, and rows without a length."""
     import numpy as np
 
     is_sample = len(rows) > EXACT_ROWS
@@ -158,7 +160,7 @@ def _lengths(rows: Rows, lengths: Any, counter: Counter, is_sample: bool) -> Fin
 
 
 def _quantile(ordered: Any, share: float) -> tuple[int, int, int]:
-    """The value and a 95 % interval, by ranks (binomial, normal approximation)."""
+    """Return the quantile and a 95 % interval by ranks (binomial, normal approximation)."""
     n = len(ordered)
     spread = 1.96 * math.sqrt(n * share * (1 - share))
     at = [math.ceil(n * share) - 1, math.floor(n * share - spread), math.ceil(n * share + spread)]
@@ -210,9 +212,9 @@ def _by_characters(rows: Sequence[Row]) -> list[int | None]:
 
 
 def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
-    """The prompt as the platform writes it, or why the model's template refuses it.
+    """Render the prompt as the platform does, or return why the chat template refuses it.
 
-    `developer` is what was once called `system`; parts become text.
+    `developer` messages become `system` messages; parts become text.
     """
     if not tokenizer.chat_template:
         return None, "it has no chat template; add chat_template.jinja to its folder"
@@ -233,7 +235,7 @@ def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
             add_generation_prompt=True,
             tokenize=False,
         )
-    except Exception as error:  # whatever a model's own template raises
+    except Exception as error:  # a model's own template can raise anything
         return None, f"its chat template says: {error}"
     return (text if knows_tools or not row.tools else f"{json.dumps(row.tools)}{text}"), None
 
@@ -273,7 +275,7 @@ def _text(content: Any) -> str:
 
 
 def _folder(model: str) -> Path | None:
-    """Where a model's files are: added with `models add`, a folder, or what the platform made."""
+    """Find a model's files: added with `models add`, a folder, or converted by the platform."""
     base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
     places = [Path(added)] if (added := _added().get(base)) else []
     places.append(Path(base).expanduser())
@@ -283,7 +285,7 @@ def _folder(model: str) -> Path | None:
 
 
 def _added() -> dict[str, Any]:
-    """Name -> folder of the models that were added to the platform."""
+    """Return name -> folder of the models added to the platform."""
     try:
         found = json.loads((settings.home() / "bases.json").read_bytes())
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
 """Every form of a dataset as blocks of JSONL: gz, zst, CSV, TSV, Parquet, Hugging Face, pandas.
 
-Whatever comes in leaves as lines, so that there is one reader, one index and one row form. A record
-that cannot be written as a line becomes a line that starts with `REFUSED` and says why: nothing is
-dropped. In a table, a text in the columns `messages` or `tools`, and of preference rows in `input`
-and the two outputs, is read as JSON when it looks like it.
-Parquet, zst and saved Hugging Face datasets need pyarrow: `pip install 'rftkit[data]'`.
-Not here: making rows out of other shapes (`convert`), and the meaning of a line (`rftkit.rows`).
+All forms become lines, so that there is one reader, one index and one form of row. A record that
+cannot be written as JSON becomes a line that starts with `REFUSED` and the reason: nothing is
+dropped. In a table, text that looks like JSON is parsed in the columns `messages` and `tools`, and
+for preference rows in `input` and the two outputs. Parquet, zst and saved Hugging Face datasets
+need pyarrow: `pip install 'rftkit[data]'`. Not here: making rows from other shapes (`convert`), and
+the meaning of a line (`rftkit.rows`).
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from rftkit.rows import BOM
 __all__ = ["REFUSED", "blocks_of_file", "blocks_of_frame", "is_document", "is_plain", "text_of"]
 
 REFUSED = b"\x1e"
-"""Starts a line that stands for a record which has no JSON; never valid in JSON itself."""
+"""Starts the line of a record that cannot be JSON; not valid JSON itself."""
 
-FIRST_BLOCK_BYTES = 128 * 1024  # small, so that the first page is there at once
+FIRST_BLOCK_BYTES = 128 * 1024  # small, so that the first page appears at once
 BLOCK_BYTES = 4 * 1024**2
 BLOCK_ROWS = 2000
 
 TABLES = (".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".zst")
-"""Ends of names, in any case, that are no plain lines; a table may be packed: `.csv.gz`."""
+"""Endings of names, in any case, that are not plain lines; a table may be packed: `.csv.gz`."""
 
 JSON_COLUMNS = KEYS["reinforcement"]
 PREFERENCE_COLUMNS = KEYS["preference"]
 
 Blocks = Iterator[tuple[bytes, int]]
-"""Whole lines, and the bytes of the source that were read for all blocks so far."""
+"""Whole lines, and the bytes of the source read so far."""
 
 
 def is_plain(path: Path) -> bool:
-    """Whether the file itself holds the lines."""
+    """Whether the file itself has the lines."""
     return path.is_file() and not _endings(path)[0]
 
 
 def blocks_of_file(path: Path) -> Blocks:
-    """The lines of a dataset file or folder.
+    """Yield the lines of a dataset file or folder.
 
     Raises:
         InputError: It cannot be read to its end; MissingExtraError: it needs pyarrow.
@@ -68,7 +68,7 @@ def blocks_of_file(path: Path) -> Blocks:
 
 
 def blocks_of_frame(frame: Any) -> Blocks:
-    """The rows of a pandas DataFrame; the position counts rows."""
+    """Yield the rows of a pandas DataFrame; the position counts rows."""
     if len(set(map(str, frame.columns))) < len(frame.columns):
         raise InputError(f"two columns have the same name; found {', '.join(map(str, frame))}")
     for first in range(0, len(frame), BLOCK_ROWS):
@@ -78,7 +78,7 @@ def blocks_of_frame(frame: Any) -> Blocks:
 
 
 def is_document(path: Path) -> bool:
-    """Whether a file holds JSON over several lines, or one array, instead of one object a line."""
+    """Whether a file is JSON over several lines, or one array, instead of one object per line."""
     packed, table = _endings(path)
     if table or not path.is_file():
         return False
@@ -87,7 +87,7 @@ def is_document(path: Path) -> bool:
 
 
 def text_of(path: Path) -> str:
-    """The whole text of a file, unpacked.
+    """Return the whole text of a file, unpacked.
 
     Raises:
         InputError: it is not UTF-8.
@@ -114,7 +114,7 @@ def _reader(path: Path) -> Blocks:
 
 
 def _endings(path: Path) -> tuple[str, str]:
-    """What of the name says how to read it: the packing (or the table itself), and the table.
+    """Return the endings of a name that say how to read it: packing (or table), and table.
 
     `.CSV.gz` is (.gz, .csv), `.tsv` is (.tsv, .tsv), `.jsonl.zst` is (.zst, "").
     """
@@ -129,7 +129,7 @@ def _endings(path: Path) -> tuple[str, str]:
 
 @contextmanager
 def _opened(path: Path, packed: str) -> Iterator[tuple[Any, Callable[[], int]]]:
-    """The unpacked content, and how many bytes of the file itself were read."""
+    """Open the unpacked content, and count the bytes read of the file itself."""
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb", buffering=0 if not packed else -1))
         content: Any = file
@@ -151,7 +151,7 @@ def _lines(path: Path, packed: str) -> Blocks:
 
 
 def _refuse_other_forms(block: bytes, path: Path) -> None:
-    """One error for the whole file instead of one a line, when it is no JSONL at all."""
+    """Raise one error for a file that is not JSONL at all, instead of one per line."""
     if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise RowError("not valid UTF-8 (UTF-16); save the file as UTF-8", path=path, line=1)
     found = _document(block)
@@ -165,7 +165,7 @@ def _refuse_other_forms(block: bytes, path: Path) -> None:
 
 
 def _document(block: bytes) -> str | None:
-    """What a file that begins so is, in words; None when it may be one object a line."""
+    """Describe a file that begins like this; None when it may be one object per line."""
     start = block.removeprefix(BOM).lstrip()
     if start[:1] == b"[" and start[1:].lstrip()[:1] == b"{":
         return "this is one JSON array"
@@ -175,7 +175,7 @@ def _document(block: bytes) -> str | None:
 
 
 def _spans_lines(start: bytes) -> bool:
-    """Whether the first object goes on behind its first line."""
+    """Whether the first object continues after its first line."""
     first, _, rest = start.partition(b"\n")
     text = start.decode("utf-8", "replace")
     try:
@@ -187,13 +187,13 @@ def _spans_lines(start: bytes) -> bool:
     try:
         value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # cut off by the end of the block, or broken: an indented key says which
+        # truncated by the end of the block, or broken: an indented key decides
         return first.strip() == b"{" and rest.lstrip(b" \t")[:1] == b'"' and rest[:1] in b" \t"
     return isinstance(value, dict) and "\n" in text[:end]
 
 
 def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
-    begun, size = list[bytes](), FIRST_BLOCK_BYTES  # a line that has not ended, in pieces
+    begun, size = list[bytes](), FIRST_BLOCK_BYTES  # the pieces of an unfinished line
     while block := file.read(size):
         size = min(2 * size, BLOCK_BYTES)
         if end := block.rfind(b"\n") + 1:
@@ -207,7 +207,7 @@ def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
 
 
 def _joined(lines: Iterable[bytes], position: Callable[[], int]) -> Blocks:
-    """Lines as blocks that end at so many rows, or as soon as they reach `BLOCK_BYTES`."""
+    """Join lines to blocks that end at a number of rows or at `BLOCK_BYTES`."""
     block, size = list[bytes](), 0
     for line in lines:
         block.append(line)
@@ -273,7 +273,7 @@ def _parquet(path: Path) -> Blocks:
 
 
 def _folder(path: Path) -> Blocks:
-    """What `Dataset.save_to_disk` of Hugging Face `datasets` wrote."""
+    """Read a folder that `Dataset.save_to_disk` of Hugging Face `datasets` wrote."""
     pyarrow = _pyarrow()
     state_path = path / "state.json"
     if not state_path.is_file():
@@ -299,7 +299,7 @@ def _slices(batch: Any) -> Iterator[Any]:
 
 
 def _rows_at_once(num_rows: int, num_bytes: int) -> int:
-    """How many rows of a table have about `BLOCK_BYTES`."""
+    """Estimate how many rows of a table have `BLOCK_BYTES`."""
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES * num_rows // max(1, num_bytes)))
 
 
@@ -326,7 +326,7 @@ def _line(record: Mapping[Any, Any]) -> bytes:
     values = {str(key): _cell(key, value, in_json) for key, value in record.items()}
     try:
         return bytes(_encode(values)) + b"\n"
-    except UnicodeEncodeError:  # bytes that are no UTF-8: written as they were, refused when read
+    except UnicodeEncodeError:  # not UTF-8: written unchanged, and refused when read
         raw = json.dumps(values, ensure_ascii=False, default=_plain_value)
         return raw.encode("utf-8", "surrogatepass") + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -343,10 +343,10 @@ def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
 
 
 def _plain_value(value: Any) -> Any:
-    """What is not JSON as what is: numpy and pandas values, moments; a missing value as null."""
+    """Convert values to JSON: numpy and pandas values, dates; a missing value becomes null."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
-    for name in ("tolist", "isoformat"):  # numpy's arrays and scalars; pandas' moments
+    for name in ("tolist", "isoformat"):  # numpy arrays and scalars; pandas timestamps
         if hasattr(value, name):
             return getattr(value, name)()
     raise TypeError(f"a value of type {type(value).__name__} has no JSON")

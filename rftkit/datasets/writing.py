@@ -14,10 +14,10 @@ __all__ = ["refuse_existing", "sha256", "write_lines"]
 
 
 def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
-    """Write lines to a new file; the number of lines written.
+    """Write lines to a new file and return how many there are.
 
     Raises:
-        InputError: There is a file of that name.
+        InputError: The file exists.
     """
     count = 0
     refuse_existing(path)
@@ -29,14 +29,14 @@ def write_lines(path: str | Path, lines: Iterable[bytes]) -> int:
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raise InputError when something stands at `path`, or nothing can be written there."""
+    """Raise InputError when `path` exists, or cannot be written."""
     if os.path.lexists(path):
         raise InputError(f"{path} exists already; give another name, or delete it")
     check_output(path)
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file; of a folder, of the files in it one after the other."""
+    """Hash a file, or the files of a folder one after the other."""
     digest = hashlib.sha256()
     for each in [path] if path.is_file() else sorted(path.iterdir()):
         with each.open("rb") as file:

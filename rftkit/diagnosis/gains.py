@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rftkit.wording import listed
+
 __all__ = ["Change", "gain_sentence"]
 
 SAME = 0.005
@@ -69,7 +71,7 @@ def _total(total: Change, what: str) -> str:
 
 def _list(names: Sequence[str], parts: Mapping[str, Change], *, signs: bool = True) -> str:
     each = [_named(name) + (f" ({parts[name].value:+.2f})" if signs else "") for name in names]
-    return " and ".join([*([", ".join(each[:-1])] if each[:-1] else []), each[-1]])
+    return listed(each)
 
 
 def _named(name: str) -> str:

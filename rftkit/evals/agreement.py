@@ -18,7 +18,8 @@ from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.correlation import correlation_over_rows
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import interval, many
+from rftkit.evals.sentences import interval
+from rftkit.wording import counted
 
 __all__ = ["Agreement", "Label", "Threshold", "agree"]
 
@@ -281,7 +282,7 @@ def _thresholds(grader: Array, person: Array) -> tuple[Threshold, ...]:
 def _sentence(found: Agreement) -> str:
     if not found.num_labels:
         return "No labelled sample has a grade, so the grader cannot be compared with people."
-    labels = many(found.num_labels, "label")
+    labels = counted(found.num_labels, "label")
     lenient, harsh = len(found.lenient), len(found.harsh)
     if found.kind == "number":
         said = f"Rank correlation with people {interval(found.correlation)} on {labels}"

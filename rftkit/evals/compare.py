@@ -18,10 +18,11 @@ from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Comparison, PairSummary, StepChoice
 from rftkit.evals.notes import notes_on
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import choice_sentence, many
+from rftkit.evals.sentences import choice_sentence
 from rftkit.evals.signal_notes import signal_notes
 from rftkit.evals.slices import By, slice_rows
 from rftkit.evals.table import Table
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,7 +195,7 @@ def _left_out(table: Table, baseline: str) -> dict[str, str]:
         elif not finished[at]:
             weak[run.label] = f"it is {run.status}"
         elif graded[at] < most * ENOUGH:
-            weak[run.label] = f"it has graded {graded[at]:,} of {many(most, 'row')}"
+            weak[run.label] = f"it has graded {graded[at]:,} of {counted(most, 'row')}"
     is_all = len(unrelated) + len(weak) + 1 == len(table.samples.runs)
     return unrelated if is_all else unrelated | weak
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rftkit.evals.samples import Run, row_key
+from rftkit.outputitems import answer_text, error_text, grader_name
 
 __all__ = ["Combine", "Record", "combine", "read_items", "settle"]
 
@@ -23,7 +23,6 @@ Json = dict[str, Any]
 Combine = Callable[[Mapping[str, float]], float | None]
 """Scores by grader name -> the reward, or None when it is unknown."""
 
-_UUID = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 _SAMPLE_AT_FAULT = ("truncated_observation_error", "sample_parse_error")
 
 
@@ -118,10 +117,10 @@ class _Reader:
 
     def add(self, item: Json) -> None:
         row = self._row(item)
-        said = item.get("sample") or {}
+        sample = item.get("sample") or {}
         results = [each for each in item.get("results") or [] if isinstance(each, dict)]
         scores, combined, flags = _results(results)
-        error = _message(said.get("error"))
+        error = error_text(sample.get("error"))
         unscorable = error is None and any(flag in flags for flag in _SAMPLE_AT_FAULT)
         known = [score for score in scores.values() if score is not None]
         is_combined = any(_is_combined(each) for each in results)
@@ -135,7 +134,7 @@ class _Reader:
             reward = None
         graded = reward is not None or uncombined
         outcome = "unscorable" if unscorable else "graded" if graded else "failed"
-        truncated = said.get("finish_reason") == "length"
+        truncated = sample.get("finish_reason") == "length"
         self._append(
             row=row,
             sample=self._seen[row],
@@ -143,8 +142,8 @@ class _Reader:
             passed=None if outcome == "failed" else _passed(item, results, unscorable),
             outcome=outcome,
             truncated=truncated or "truncated_observation_error" in flags,
-            tokens=(said.get("usage") or {}).get("completion_tokens"),
-            answer=_text(said.get("output")),
+            tokens=(sample.get("usage") or {}).get("completion_tokens"),
+            answer=answer_text(sample.get("output")) or "",
             error=error or _why(flags, outcome),
             judge=_reasons(results),
         )
@@ -197,7 +196,7 @@ def _results(
         if _is_combined(result):
             combined = score
         else:
-            scores[_name(result)] = score
+            scores[grader_name(result.get("name")) or "grader"] = score
         for flag, value in (result.get("errors") or {}).items():
             if value:
                 flags.setdefault(flag, value)
@@ -207,11 +206,6 @@ def _results(
 def _is_combined(result: Json) -> bool:
     """Whether it is the reward of a multi grader, as the local platform adds it."""
     return result.get("type") == "multi"
-
-
-def _name(result: Json) -> str:
-    """A result's name without the id that services append."""
-    return _UUID.sub("", str(result.get("name") or "grader"))
 
 
 def _number(value: Any) -> float | None:
@@ -226,31 +220,11 @@ def _passed(item: Json, results: list[Json], unscorable: bool) -> bool | None:
     if unscorable:
         return False
     combined = [each for each in results if _is_combined(each) and each.get("passed") is not None]
-    said = combined or [each for each in results if each.get("passed") is not None]
-    if said:
-        return all(bool(each["passed"]) for each in said)
+    decided = combined or [each for each in results if each.get("passed") is not None]
+    if decided:
+        return all(bool(each["passed"]) for each in decided)
     status = item.get("status")
     return status == "pass" if status in ("pass", "fail", "passed", "failed") else None
-
-
-def _text(output: Any) -> str:
-    """The model's last text; tool calls as JSON where there is no text."""
-    for message in reversed(output if isinstance(output, list) else []):
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str) and content:
-            return content
-        if isinstance(message, dict) and message.get("tool_calls"):
-            return json.dumps(message["tool_calls"], ensure_ascii=False)
-    return ""
-
-
-def _message(error: Any) -> str | None:
-    """The message of an error; None for null and for the `{}` that means there is none."""
-    if isinstance(error, str):
-        return error or None
-    if not isinstance(error, dict):
-        return None
-    return error.get("message") or error.get("code") or None
 
 
 def _why(flags: Mapping[str, Any], outcome: str) -> str | None:
@@ -262,12 +236,8 @@ def _why(flags: Mapping[str, Any], outcome: str) -> str | None:
 
 def _reasons(results: list[Json]) -> str | None:
     """The reasons that model graders gave for their scores, if the service keeps them."""
-    said = []
-    for result in results:
-        text = _text((result.get("sample") or {}).get("output"))
-        if text:
-            said.append(_steps(text))
-    return "\n".join(said) or None
+    texts = [answer_text((result.get("sample") or {}).get("output")) for result in results]
+    return "\n".join(_steps(text) for text in texts if text) or None
 
 
 def _steps(text: str) -> str:

@@ -17,7 +17,7 @@ from rftkit.errors import InputError
 from rftkit.evals.cells import Array
 from rftkit.evals.grading import grade_again
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import many
+from rftkit.wording import counted
 
 __all__ = ["JudgeNoise", "judge_noise", "noise_of"]
 
@@ -141,12 +141,13 @@ def _flips(verdicts: Array) -> float | None:
 
 
 def _sentence(one: float, band: float, flips: float | None, num_samples: int, num_rows: int) -> str:
+    samples = counted(num_samples, "sample")
     if one < 1e-9:
-        return f"The grader gave {many(num_samples, 'sample')} the same grade each time: no noise."
+        return f"The grader gave {samples} the same grade each time: no noise."
     sentence = (
         f"On the same answers, a repeated grade differs by {one:.3f} (standard deviation, "
-        f"{many(num_samples, 'sample')}). Between two runs of {many(num_rows, 'row')} the noise "
-        f"alone makes ±{band:.3f}: smaller gains may be noise."
+        f"{samples}). Between two runs of {counted(num_rows, 'row')} the noise alone "
+        f"makes ±{band:.3f}: smaller gains may be noise."
     )
     return (
         sentence if flips is None else f"{sentence} {flips:.0%} of verdicts differ between repeats."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rftkit.evals.cells import Array, Cells
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import join, many
+from rftkit.wording import counted, listed
 
 __all__ = ["notes_on"]
 
@@ -23,7 +23,7 @@ def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple
     if not samples.runs:
         return (*notes, "There is nothing to compare: no run was found.")
     if not len(samples.frame):
-        return (*notes, f"There is nothing to compare: {join(samples.labels)} have no samples.")
+        return (*notes, f"There is nothing to compare: {listed(samples.labels)} have no samples.")
     if len(samples.runs) == 1:
         notes.append(f"There is one run, {samples.labels[0]}: there is nothing to compare it with.")
     notes += _unfinished(samples)
@@ -50,7 +50,7 @@ def _graders(samples: Samples) -> list[str]:
     if len(graders) < 2:
         return []
     return [
-        f"The runs were graded by {join(list(graders))}: rewards of different graders cannot be "
+        f"The runs were graded by {listed(list(graders))}: rewards of different graders cannot be "
         "compared. Grade them with the same grader first (evals.regrade)."
     ]
 
@@ -67,7 +67,7 @@ def _missing_rows(samples: Samples, cells: Cells) -> list[str]:
         notes.append("No row is in every run: runs can only be compared in pairs.")
     else:
         notes.append(
-            f"{everywhere:,} of {many(len(cells.keys), 'row')} are in every run; each pair is "
+            f"{everywhere:,} of {counted(len(cells.keys), 'row')} are in every run; each pair is "
             "compared on the rows that both have, and the recommendation uses all rows."
         )
     return notes
@@ -82,12 +82,12 @@ def _ungraded(samples: Samples, cells: Cells) -> list[str]:
         unscorable = int(cells.count(outcome == "unscorable")[:, at].sum())
         if failed:
             notes.append(
-                f"{failed:,} of {many(int(totals[at]), 'sample')} of {label} have no grade "
+                f"{failed:,} of {counted(int(totals[at]), 'sample')} of {label} have no grade "
                 f"({failed / totals[at]:.1%}): they are left out, not counted as zero."
             )
         if totals[at] and unscorable / totals[at] >= MUCH:
             notes.append(
-                f"{unscorable:,} of {many(int(totals[at]), 'sample')} of {label} could not be "
+                f"{unscorable:,} of {counted(int(totals[at]), 'sample')} of {label} could not be "
                 f"scored ({unscorable / totals[at]:.1%}): they count with the floor reward."
             )
     return notes
@@ -110,5 +110,5 @@ def _few(differences: Array) -> list[str]:
 
     count = int(np.isfinite(differences).sum())
     if 0 < count < FEW:
-        return [f"Only {many(count, 'row')} can be compared: every interval is rough."]
+        return [f"Only {counted(count, 'row')} can be compared: every interval is rough."]
     return []

@@ -19,7 +19,7 @@ from rftkit.evals.comparison import Estimate
 from rftkit.evals.correlation import correlation_over_rows, spearman
 from rftkit.evals.grading import grade_again
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import many
+from rftkit.wording import counted
 
 __all__ = ["Regrade", "RegradedRun", "regrade"]
 
@@ -277,12 +277,12 @@ def _notes(new: Samples, before: Array, after: Array) -> tuple[str, ...]:
         why = new.frame["error"][~np.isfinite(after)].dropna()
         reason = f", the first because: {str(why.iloc[0])[:200]}" if len(why) else ""
         notes.append(
-            f"{failed:,} of {many(len(after), 'sample')} could not be graded again{reason}. They "
-            "are left out."
+            f"{failed:,} of {counted(len(after), 'sample')} could not be graded again{reason}. "
+            "They are left out."
         )
     never = int((~np.isfinite(before)).sum())
     if never:
-        notes.append(f"{many(never, 'sample')} had no grade before and cannot be compared.")
+        notes.append(f"{counted(never, 'sample')} had no grade before and cannot be compared.")
     return tuple(notes)
 
 
@@ -292,14 +292,14 @@ def _sentence(found: Regrade) -> str:
         said.append(f"rank correlation {found.rank_correlation.value:.2f}")
     flips = len(found.flipped_to_pass) + len(found.flipped_to_fail)
     said.append(
-        f"{many(flips, 'sample')} change verdict ({len(found.flipped_to_pass)} now pass, "
+        f"{counted(flips, 'sample')} change verdict ({len(found.flipped_to_pass)} now pass, "
         f"{len(found.flipped_to_fail)} now fail)"
     )
     if found.num_advantages:
         share = len(found.flipped_advantages) / found.num_advantages
         said.append(f"{share:.0%} of advantages change their sign")
         said.append(
-            f"{many(len(found.gained_signal), 'group')} gain a signal, "
+            f"{counted(len(found.gained_signal), 'group')} gain a signal, "
             f"{len(found.lost_signal)} lose it"
         )
     else:

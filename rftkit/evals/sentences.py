@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from rftkit.evals.comparison import Estimate, PairSummary
 from rftkit.evals.samples import Run
+from rftkit.wording import counted, listed
 
 __all__ = [
     "choice_sentence",
     "decimals",
     "interval",
-    "join",
-    "many",
     "names",
     "pair_sentence",
     "signed",
@@ -22,7 +21,7 @@ __all__ = [
 def pair_sentence(pair: PairSummary) -> str:
     """The conclusion about two runs."""
     several = f", corrected for {pair.num_looks} comparisons" if pair.num_looks > 1 else ""
-    found = f"{interval(pair.together, with_sign=True)} on {many(pair.num_rows, 'row')}{several}"
+    found = f"{interval(pair.together, with_sign=True)} on {counted(pair.num_rows, 'row')}{several}"
     if pair.num_rows == 0:
         return f"{pair.after} and {pair.before} share no graded row, so they cannot be compared."
     if pair.verdict in ("better", "worse"):
@@ -31,7 +30,7 @@ def pair_sentence(pair: PairSummary) -> str:
     elif pair.verdict == "same":
         said = f"{pair.after} and {pair.before} earn the same within ±{pair.margin:g}: {found}."
     elif not (pair.up_rows or pair.down_rows):
-        rows = many(pair.num_rows, "row")
+        rows = counted(pair.num_rows, "row")
         return f"{pair.after} and {pair.before} earn exactly the same in each of {rows}."
     else:
         said = f"{pair.after} and {pair.before} cannot be told apart: {found}."
@@ -43,11 +42,12 @@ def pair_sentence(pair: PairSummary) -> str:
     if pair.ungraded is not None:
         old, new = pair.ungraded
         said += (
-            f" {many(new, 'sample')} of {pair.after} have no grade, {old:,} of {pair.before}: more "
-            "than chance explains, so the interval also covers the rewards they could have had."
+            f" {counted(new, 'sample')} of {pair.after} have no grade, {old:,} of {pair.before}: "
+            "more than chance explains, so the interval also covers the rewards they could have "
+            "had."
         )
     if pair.num_fixed or pair.num_broken:
-        said += f" {many(pair.num_fixed, 'row')} fixed, {pair.num_broken} broken."
+        said += f" {counted(pair.num_fixed, 'row')} fixed, {pair.num_broken} broken."
     return said
 
 
@@ -69,7 +69,7 @@ def choice_sentence(
 
     `pair` compares the run to deploy with the baseline; it is None if that is the baseline.
     """
-    said = [f"{best} is best ({mean:.3f} on {many(num_rows, 'row')})"]
+    said = [f"{best} is best ({mean:.3f} on {counted(num_rows, 'row')})"]
     why_not = "".join(f" {label} is left out: {why}." for label, why in left_out.items())
     if len(tied) == len(runs):
         said.append("no two of the runs can be told apart" if len(tied) == 2 else
@@ -98,24 +98,14 @@ def names(runs: Sequence[Run], labels: Sequence[str]) -> str:
         else:
             spans.append([runs[place]])
     if not all(run.label == f"Step {run.step}" for span in spans for run in span):
-        return join([run.label for span in spans for run in span])
+        return listed([run.label for span in spans for run in span])
     said = [
         f"{span[0].step} to {span[-1].step}"
         if len(span) > 2
-        else join([str(run.step) for run in span])
+        else listed([str(run.step) for run in span])
         for span in spans
     ]
-    return f"step{'s' if len(places) > 1 else ''} {join(said)}"
-
-
-def join(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), *parts[-1:]])
-
-
-def many(count: int, noun: str) -> str:
-    """`1 row`, `12,031 rows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"step{'s' if len(places) > 1 else ''} {listed(said)}"
 
 
 def signed(value: float | None) -> str:

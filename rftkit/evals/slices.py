@@ -15,8 +15,8 @@ from rftkit.evals import stats
 from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Slice, SliceTable
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import many
 from rftkit.evals.table import Table
+from rftkit.wording import counted
 
 __all__ = ["By", "slice_rows"]
 
@@ -130,13 +130,14 @@ def _notes(name: str, sizes: Mapping[str, int], slices: Sequence[Slice]) -> tupl
     if set(sizes) == {MISSING}:
         notes.append(f"No row has the key {name!r}, so there are no slices.")
     elif MISSING in sizes:
-        notes.append(f"{many(sizes[MISSING], 'row')} without {name!r}: shown as {MISSING}.")
+        notes.append(f"{counted(sizes[MISSING], 'row')} without {name!r}: shown as {MISSING}.")
     num_slices = sum(size > 0 for size in sizes.values())
     if num_slices > len(slices):
         notes.append(f"The {len(slices)} largest of {num_slices} slices are shown.")
     small = sum(each.is_small for each in slices)
     if small:
         notes.append(
-            f"{many(small, 'slice')} with fewer than {SMALL} rows: too few for a reliable interval."
+            f"{counted(small, 'slice')} with fewer than {SMALL} rows: too few for a reliable "
+            "interval."
         )
     return tuple(notes)

@@ -18,6 +18,7 @@ from typing import Any
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.references import reference_answer
 from rftkit.graders.template import Path, compile_template, lone_path, look_up, paths
+from rftkit.graders.types import parts
 
 __all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "shares"]
 
@@ -136,7 +137,7 @@ def _share(field: AnswerField, counts: Counter[str]) -> dict[str, float]:
 
 def _checked(spec: Json | None) -> Iterator[AnswerField]:
     """Of each string_check that compares a place of the answer with a place of the row."""
-    leaves = [] if spec is None else _leaves(spec)
+    leaves = [] if spec is None else list(parts(spec).values())
     for leaf in leaves:
         if leaf["type"] != "string_check" or leaf["operation"] == "ne":
             continue
@@ -264,10 +265,6 @@ def _reads_only(namespace: str, template: str) -> bool:
 def _name(path: Path) -> str:
     keys = path.steps[1:] if path.steps[:1] == ("output_json",) else ()
     return ".".join(map(str, keys)) or "answer"
-
-
-def _leaves(spec: Json) -> list[Json]:
-    return list(spec["graders"].values()) if spec["type"] == "multi" else [spec]
 
 
 def _text(value: Any) -> str:

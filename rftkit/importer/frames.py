@@ -13,7 +13,6 @@ import binascii
 import contextlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 from rftkit.errors import InputError, NotFoundError
 from rftkit.importer.dump import Dump, safe_name
 from rftkit.importer.ledger import MANIFEST
+from rftkit.outputitems import answer_text, error_text, grader_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["OpenDump", "csv_text", "open_dump"]
 
-_UUID_SUFFIX = re.compile(r"-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 _REWARDS = {
     "train_reward_mean": ("train_reward_mean", "train_mean_reward"),
     "valid_reward_mean": ("valid_reward_mean", "full_valid_mean_reward"),
@@ -125,7 +124,7 @@ class OpenDump:
         rows = []
         for key in self._keys("evals"):
             each = self._read(f"{key}/eval.json")
-            names = [_name(c.get("name")) for c in each.get("testing_criteria") or []]
+            names = [grader_name(c.get("name")) for c in each.get("testing_criteria") or []]
             rows.append({**_pick(each, "id", "name", "created_at"), "graders": names})
         return _frame(rows, "id name created_at graders", times=("created_at",))
 
@@ -137,7 +136,7 @@ class OpenDump:
             counts = run.get("result_counts") or {}
             names = ("id", "eval_id", "name", "status", "model", "created_at")
             totals = _pick(counts, "total", "passed", "failed", "errored")
-            rows.append({**_pick(run, *names), **totals, "error": _error(run)})
+            rows.append({**_pick(run, *names), **totals, "error": error_text(run.get("error"))})
         columns = "id eval_id name status model created_at total passed failed errored error"
         return _frame(rows, columns, times=("created_at",))
 
@@ -237,7 +236,7 @@ def _job_row(job: dict[str, Any]) -> dict[str, Any]:
         "method": kind,
         **_pick(job, *more),
         "suffix": job.get("user_provided_suffix"),
-        "error": _error(job),
+        "error": error_text(job.get("error")),
         **_pick(said, *_HYPERPARAMETERS),
     }
 
@@ -246,36 +245,15 @@ def _item_rows(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     sample = item.get("sample") or {}
     shared = {
         **_pick(item, "id", "datasource_item_id", "status"),
-        "output_text": _last_text(sample.get("output")),
+        "output_text": answer_text(sample.get("output")),
         **_pick(sample, "finish_reason", "model"),
         "completion_tokens": (sample.get("usage") or {}).get("completion_tokens"),
-        "error": _error(sample),
+        "error": error_text(sample.get("error")),
         "item": item.get("datasource_item"),
     }
     for result in item.get("results") or [{}]:
-        grader = _name(result.get("name"))
+        grader = grader_name(result.get("name"))
         yield {**shared, "grader": grader, **_pick(result, "score", "passed")}
-
-
-def _last_text(output: Any) -> str | None:
-    for message in reversed(output if isinstance(output, list) else []):
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, str):
-            return content
-    return None
-
-
-def _name(given: str | None) -> str | None:
-    """A result's name without the id that the service appends."""
-    return _UUID_SUFFIX.sub("", given) if given else None
-
-
-def _error(wire: dict[str, Any]) -> str | None:
-    """The message of an error; None for null and for the `{}` that means there is none."""
-    error = wire.get("error") or {}
-    if isinstance(error, str):
-        return error
-    return error.get("message") or error.get("code") or None
 
 
 def csv_text(content: bytes) -> str:

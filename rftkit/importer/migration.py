@@ -15,6 +15,7 @@ from urllib.parse import urljoin
 
 from rftkit.errors import GraderSpecError, InputError, NotFoundError
 from rftkit.examples import read_examples, read_preferences
+from rftkit.graders.types import parts
 from rftkit.importer.dump import digest_of
 from rftkit.importer.survey import graders_of_eval, graders_of_job
 from rftkit.rows import read_rows
@@ -341,13 +342,9 @@ def _row_fault(lines: Iterable[str], filename: str, method: str, grader: Json) -
 
 def _parts(spec: Mapping[str, Any], about: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A grader, or each grader of a multi one, with its name in the table."""
-    inner = spec.get("graders")
-    if spec.get("type") != "multi" or not isinstance(inner, Mapping):
-        yield about, spec
-        return
-    for key, part in inner.items():
+    for key, part in parts(spec).items():
         if isinstance(part, Mapping):
-            yield f"{about}.{key}", part
+            yield f"{about}.{key}" if key else about, part
 
 
 def _of_part(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Difference]:

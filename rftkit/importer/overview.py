@@ -15,10 +15,10 @@ from typing import Any
 from rftkit.importer.ledger import account_name
 from rftkit.importer.origins import OPENAI_URL
 from rftkit.importer.survey import KINDS, Survey
+from rftkit.wording import counted
 
 __all__ = [
     "EVALS_END",
-    "count_of",
     "counts_text",
     "human_bytes",
     "not_requested",
@@ -31,31 +31,32 @@ EVALS_END, JOBS_END = date(2026, 11, 30), date(2027, 1, 6)
 MOST_NAMES = 8
 """Models that are named for one date."""
 NAMES = {
-    "files": "files",
-    "file_bytes": "bytes in files",
-    "jobs": "jobs",
-    "events": "events",
-    "checkpoints": "checkpoints",
-    "evals": "evals",
-    "runs": "eval runs",
-    "output_items": "output items",
-    "graders": "graders",
-    "chats": "stored chat completions",
-    "messages": "messages",
-    "vector_stores": "vector stores",
-    "store_files": "files in vector stores",
-    "batches": "batches",
-    "assistants": "assistants",
-    "agents": "agents",
-    "chatkit_threads": "ChatKit threads",
-    "thread_items": "items in threads",
-    "containers": "containers",
-    "container_files": "files in containers",
-    "skills": "skills",
-    "skill_versions": "versions of skills",
-    "videos": "videos",
-    "voice_consents": "voice consents",
+    "files": ("file", "files"),
+    "file_bytes": ("byte in files", "bytes in files"),
+    "jobs": ("job", "jobs"),
+    "events": ("event", "events"),
+    "checkpoints": ("checkpoint", "checkpoints"),
+    "evals": ("eval", "evals"),
+    "runs": ("eval run", "eval runs"),
+    "output_items": ("output item", "output items"),
+    "graders": ("grader", "graders"),
+    "chats": ("stored chat completion", "stored chat completions"),
+    "messages": ("message", "messages"),
+    "vector_stores": ("vector store", "vector stores"),
+    "store_files": ("file in vector stores", "files in vector stores"),
+    "batches": ("batch", "batches"),
+    "assistants": ("assistant", "assistants"),
+    "agents": ("agent", "agents"),
+    "chatkit_threads": ("ChatKit thread", "ChatKit threads"),
+    "thread_items": ("item in threads", "items in threads"),
+    "containers": ("container", "containers"),
+    "container_files": ("file in containers", "files in containers"),
+    "skills": ("skill", "skills"),
+    "skill_versions": ("version of skills", "versions of skills"),
+    "videos": ("video", "videos"),
+    "voice_consents": ("voice consent", "voice consents"),
 }
+"""One of a kind, and several."""
 NOT_REQUESTED = (
     "responses, conversations, threads of assistants, voices and uploads (the service has no list "
     "of them), the content of files in containers, sessions of agents, fine-tuned weights (never "
@@ -72,8 +73,8 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
     more = {
         "files": human_bytes(seen["file_bytes"]),
         "jobs": f"{_tally(methods)}; {_tally(statuses)}",
-        "evals": f"{count_of(seen['runs'], 'runs')} with "
-        + count_of(seen["output_items"], "output items"),
+        "evals": f"{counted(seen['runs'], 'run')} with "
+        + counted(seen["output_items"], "output item"),
         "graders": "different specs, found in jobs and evals",
     }
     lines = [f"{account_name(account)} holds:"]
@@ -81,7 +82,7 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
         f"  {name:8}{seen[name]:>8,}  {text if seen[name] else ''}".rstrip()
         for name, text in more.items()
     ]
-    lines += [f"  {NAMES[kind]}: {len(each):,}" for kind, each in found.others.items() if each]
+    lines += [f"  {NAMES[kind][1]}: {len(each):,}" for kind, each in found.others.items() if each]
     lines += shutdown_lines(found.models, account["origin"])
     lines.append(f"{num_due:,} of {len(found.objects):,} objects will be fetched.")
     return "\n".join(lines)
@@ -89,7 +90,7 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
 
 def not_requested(only: Sequence[str]) -> str:
     """What an import of these kinds does not request."""
-    left_out = [NAMES.get(kind, kind) for kind in KINDS if kind not in only]
+    left_out = [NAMES[kind][1] if kind in NAMES else kind for kind in KINDS if kind not in only]
     chosen = f"{', '.join(left_out)} (left out by --only); " if left_out else ""
     return f"Not requested: {chosen}{NOT_REQUESTED}."
 
@@ -123,16 +124,11 @@ def _day_of(moment: Any) -> str | None:
 def counts_text(counts: Mapping[str, int]) -> str:
     """`2 jobs, 34 events, 1 file`; `nothing` if there is nothing."""
     text = [
-        human_bytes(number) + " in files" if name == "file_bytes" else count_of(number, NAMES[name])
+        human_bytes(number) + " in files" if name == "file_bytes" else counted(number, *NAMES[name])
         for name in NAMES
         if (number := counts.get(name)) is not None
     ]
     return ", ".join(text) or "nothing"
-
-
-def count_of(number: int, plural: str) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{number:,} {plural if number != 1 else plural.removesuffix('s')}"
 
 
 def human_bytes(number: float) -> str:

@@ -19,7 +19,6 @@ from rftkit.importer.origins import OPENAI_URL
 from rftkit.importer.others import OTHERS
 from rftkit.importer.overview import (
     EVALS_END,
-    count_of,
     counts_text,
     human_bytes,
     not_requested,
@@ -29,6 +28,7 @@ from rftkit.importer.pages import items_of
 from rftkit.importer.saving import HARMLESS
 from rftkit.importer.survey import KINDS
 from rftkit.importer.uploads import UploadSummary
+from rftkit.wording import counted
 
 __all__ = ["describe_dump", "save_summary", "upload_summary"]
 
@@ -78,12 +78,12 @@ def _is_over(what: str, origin: str, today: date) -> bool:
 
 def upload_summary(done: UploadSummary, *, dry_run: bool = False) -> str:
     """What was uploaded to the local platform, what was not, and why."""
-    plural = {"file": "files", "eval": "evals", "run": "eval runs", "job": "jobs"}
-    plural |= {"event": "events", "output_item": "output items"}
+    nouns = {"file": "file", "eval": "eval", "run": "eval run", "job": "job", "event": "event"}
+    nouns["output_item"] = "output item"
 
     def tally(counts: Mapping[str, int]) -> str:
-        counted = [count_of(counts[kind], plural[kind]) for kind in plural if counts.get(kind)]
-        return ", ".join(counted) or "nothing"
+        found = [counted(counts[kind], noun) for kind, noun in nouns.items() if counts.get(kind)]
+        return ", ".join(found) or "nothing"
 
     lines = [f"From {done.origin}"]
     lines.append(f"  {'would be new' if dry_run else 'new':13}{tally(done.new + done.parts)}")
@@ -174,7 +174,7 @@ def _eval_line(dump: Dump, key: str) -> str:
     items = sum(run["counts"].get("output_items", 0) for run in runs)
     return (
         f"{eval_.get('id')}  {eval_.get('name')}  {_day(eval_)}  "
-        f"{count_of(len(runs), 'runs')}, {count_of(items, 'output items')}"
+        f"{counted(len(runs), 'run')}, {counted(items, 'output item')}"
     )
 
 

@@ -27,18 +27,18 @@ from rftkit.jobs.metrics import (
     step_metrics,
     timing_frame,
 )
-from rftkit.jobs.preflight import Point, check_data, check_grader, check_learnability, require
+from rftkit.jobs.preflight import Check, check_data, check_grader, check_learnability, require
 from rftkit.jobs.progress import Progress
 
 __all__ = [
     "PROBE",
     "TERMINAL",
+    "Check",
     "Checkpoint",
     "Estimate",
     "Event",
     "Follow",
     "Method",
-    "Point",
     "Progress",
     "Update",
     "abilities",

@@ -20,23 +20,24 @@ from rftkit.errors import InputError
 from rftkit.jobs.jobs import Event, Method
 from rftkit.jobs.metrics import step_metrics
 
-__all__ = ["POINTS", "Point", "check_data", "check_grader", "check_learnability", "require"]
+__all__ = ["CHECKS", "Check", "check_data", "check_grader", "check_learnability", "require"]
 
-POINTS = ("data", "grader", "learnability")
+CHECKS = ("data", "grader", "learnability")
 AUDITED_ROWS = 50
 
 State = Literal["ok", "warning", "error", "not checked"]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One check of the checklist."""
+class Check:
+    """One check of the checklist and its result."""
 
     name: str
     """The name to override it by."""
     state: State
     """`ok` is green; `error` means that the job would fail or learn nothing."""
-    words: str
+    result: str
+    """What it found, in one sentence."""
     details: tuple[str, ...] = ()
     """Everything found, worst first."""
 
@@ -46,23 +47,23 @@ class Point:
         return self.state == "ok"
 
     def __str__(self) -> str:
-        return f"{self.name:<14}{self.state:<13}{self.words}"
+        return f"{self.name:<14}{self.state:<13}{self.result}"
 
 
-def require(points: Sequence[Point], overruled: Iterable[str] = ()) -> None:
+def require(checks: Sequence[Check], overridden: Iterable[str] = ()) -> None:
     """Raise an error unless every check is ok or overridden by name.
 
     Raises:
         InputError: names every other check, and how to override it.
     """
-    known = {point.name for point in points}
-    if unknown := sorted(set(overruled) - known):
+    known = {check.name for check in checks}
+    if unknown := sorted(set(overridden) - known):
         raise InputError(f"there is no check {unknown[0]!r}; the checks are {', '.join(known)}")
     blocking = [
-        point for point in points if not point.is_green and point.name not in set(overruled)
+        check for check in checks if not check.is_green and check.name not in set(overridden)
     ]
     if blocking:
-        names = ", ".join(repr(point.name) for point in blocking)
+        names = ", ".join(repr(check.name) for check in blocking)
         raise InputError(
             "the job was not started:\n"
             + "\n".join(map(str, blocking))
@@ -77,7 +78,7 @@ def check_data(
     grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
     method: Method = "reinforcement",
-) -> Point:
+) -> Check:
     """Run the dataset check on the files of a job of this method."""
     from rftkit.datasets import check
 
@@ -91,13 +92,13 @@ def check_data(
         if several := by_severity[severity]:
             more = f" (and {len(several) - 1} more)" if len(several) > 1 else ""
             words = several[0].message + more
-            return Point("data", "error" if severity == "error" else "warning", words, details)
+            return Check("data", "error" if severity == "error" else "warning", words, details)
     counts = [each.message for each in found.findings if each.code in ("rows", "references")]
     folders = {f"{Path(path).parent}/" for path in (train, valid) if path is not None}
     words = "; ".join(counts)
     for folder in folders:
         words = words.replace(folder, "")
-    return Point("data", "ok", words or "nothing found", details)
+    return Check("data", "ok", words or "nothing found", details)
 
 
 def check_grader(
@@ -106,7 +107,7 @@ def check_grader(
     *,
     response_format: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Point:
+) -> Check:
     """Compare what cheats earn with the reference answers of rows.
 
     Args:
@@ -120,16 +121,16 @@ def check_grader(
     found = audit(grader, items, response_format=response_format, max_rows=AUDITED_ROWS, **options)
     findings = tuple(found.findings())
     if found.honest is None:
-        return Point("grader", "not checked", findings[0], findings)
+        return Check("grader", "not checked", findings[0], findings)
     if found.verdict is not None:
-        return Point("grader", "error", found.verdict.sentence, findings)
+        return Check("grader", "error", found.verdict.sentence, findings)
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
-        return Point("grader", "warning", findings[0] + more, findings)
-    return Point("grader", "ok", f"no cheat pays on {found.num_rows} rows")
+        return Check("grader", "warning", findings[0] + more, findings)
+    return Check("grader", "ok", f"no cheat pays on {found.num_rows} rows")
 
 
-def check_learnability(events: Iterable[Event]) -> Point:
+def check_learnability(events: Iterable[Event]) -> Check:
     """Whether the base model's answers give a signal, from the steps of a probe or of a job.
 
     The rules are those that warn in a job (`rftkit.diagnosis`).
@@ -137,30 +138,31 @@ def check_learnability(events: Iterable[Event]) -> Point:
     events = list(events)
     story = story_of(events)
     if not story.num_steps:
-        return Point("learnability", "not checked", "no step has run yet: run the estimate first")
+        return Check("learnability", "not checked", "no step has run yet: run the estimate first")
     steps = [step_metrics(dict(data)) for data in story.recent]
     if story.is_offline:
         losses = ", ".join(f"{s['train_loss']:.3f}" for s in steps if s["train_loss"] is not None)
         words = f"the job learns from the answers of its rows; its first losses are {losses}"
-        return Point("learnability", "ok", words)
+        return Check("learnability", "ok", words)
     mean, flat, failed = (
         _mean([step[name] for step in steps])
         for name in ("train_reward_mean", "flat_groups", "failed_grades")
     )
     if mean is None:
-        return Point("learnability", "error", "none of the probe's answers could be graded")
-    said = f"the base model earns {mean:.3f}"
+        return Check("learnability", "error", "none of the probe's answers could be graded")
+    sentence = f"the base model earns {mean:.3f}"
     if flat is not None:
-        said += f"; {flat:.0%} of its groups have no signal, because all their rewards are equal"
+        sentence += f"; {flat:.0%} of its groups have no signal: all their rewards are equal"
     found = [str(each) for each in findings(story)]
     if failed:
         found.insert(0, "some grades failed: check the grader first")
     details = (*found, *_answer_shares(story))
     if flat == 1.0:
-        return Point("learnability", "error", f"{said}, so there is nothing to learn from", details)
+        sentence += ", so there is nothing to learn from"
+        return Check("learnability", "error", sentence, details)
     if found:
-        return Point("learnability", "warning", f"{said}; {found[0]}", details)
-    return Point("learnability", "ok", said, details)
+        return Check("learnability", "warning", f"{sentence}; {found[0]}", details)
+    return Check("learnability", "ok", sentence, details)
 
 
 def _answer_shares(story: Story) -> list[str]:

@@ -12,7 +12,8 @@ from importlib.metadata import version
 from typing import Any
 
 from rftkit.views import Html, keyvalues, page, table
-from rftkit.views.markup import counted, text, wrap
+from rftkit.views.markup import text, wrap
+from rftkit.wording import counted
 
 __all__ = ["best_setting", "index_page"]
 

@@ -9,8 +9,9 @@ from typing import Any
 from rftkit import settings, views
 from rftkit.errors import ReportError
 from rftkit.safetext import cells
-from rftkit.views.markup import Html, counted, join, text, wrap
+from rftkit.views.markup import Html, join, text, wrap
 from rftkit.wholefile import write_whole
+from rftkit.wording import counted
 
 __all__ = ["csv_beside", "elsewhere", "table"]
 

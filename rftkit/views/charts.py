@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, missing, note, number
+from rftkit.views.markup import Html, missing, note, number
 from rftkit.views.plot import LEGEND, Line, Panel, describe, draw, dress, panel_axes, picture
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.markup import Html, counted, note, number, signed
+from rftkit.views.markup import Html, note, number, signed
 from rftkit.views.plot import GREY, GRID, INK, LEGEND, dress, panel_axes, picture
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

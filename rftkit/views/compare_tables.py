@@ -15,7 +15,6 @@ from rftkit.views.listing import listing, table
 from rftkit.views.markup import (
     Html,
     actionable,
-    counted,
     join,
     missing,
     note,
@@ -24,6 +23,7 @@ from rftkit.views.markup import (
     text,
     wrap,
 )
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from rftkit.evals.comparison import Comparison, Estimate, PairSummary, RunSummary, SliceTable

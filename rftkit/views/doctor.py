@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.views.grading import audited
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, join, number, text, wrap
+from rftkit.views.markup import Html, join, number, text, wrap
 from rftkit.views.rows import row_in_full
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd

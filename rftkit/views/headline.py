@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.markup import Html, counted, number, signed, text, wrap
+from rftkit.views.markup import Html, number, signed, text, wrap
+from rftkit.wording import counted
 
 __all__ = ["headline", "tile", "verdict"]
 

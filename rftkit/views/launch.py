@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rftkit.jobs.estimate import Estimate
-from rftkit.jobs.preflight import Point
+from rftkit.jobs.preflight import Check
 from rftkit.jobs.progress import duration
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, note, number, text, wrap
+from rftkit.views.markup import Html, note, number, text, wrap
+from rftkit.wording import counted
 
 __all__ = ["checklist", "client_code", "estimated", "settings"]
 
@@ -36,11 +37,11 @@ USED_AS = {
 """Hyperparameters that a plan states under another name."""
 
 
-def checklist(points: Sequence[Point], overruled: Collection[str] = ()) -> Html:
+def checklist(checks: Sequence[Check], overridden: Collection[str] = ()) -> Html:
     """Each check with its status and its result; the details are folded."""
-    rows = "".join(_point(point, point.name in overruled) for point in points)
+    rows = "".join(_check_row(check, check.name in overridden) for check in checks)
     plain = "\n".join(
-        f"{point}{'  (overridden)' if point.name in overruled else ''}" for point in points
+        f"{check}{'  (overridden)' if check.name in overridden else ''}" for check in checks
     )
     head = "".join(f'<th scope="col">{each}</th>' for each in ("check", "status", "result"))
     return wrap(
@@ -124,20 +125,20 @@ def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
     return "\n".join([*lines, ")", "print(job.id)"])
 
 
-def _point(point: Point, is_overruled: bool) -> str:
-    mark, tone = MARKS[point.state]
-    if is_overruled:
+def _check_row(check: Check, is_overridden: bool) -> str:
+    mark, tone = MARKS[check.state]
+    if is_overridden:
         mark += ", overridden"
-    details = "".join(f"<li>{text(each)}</li>" for each in point.details)
+    details = "".join(f"<li>{text(each)}</li>" for each in check.details)
     folded = (
-        f'<details><summary data-lm-suppress-shortcuts="true">{len(point.details)} found'
+        f'<details><summary data-lm-suppress-shortcuts="true">{len(check.details)} found'
         f"</summary><ul>{details}</ul></details>"
         if details
         else ""
     )
     return (
-        f'<tr><th scope="row">{text(point.name)}</th><td class="{tone}">{mark}</td>'
-        f"<td>{text(point.words)}{folded}</td></tr>"
+        f'<tr><th scope="row">{text(check.name)}</th><td class="{tone}">{mark}</td>'
+        f"<td>{text(check.result)}{folded}</td></tr>"
     )
 
 

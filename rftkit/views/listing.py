@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from rftkit.views.markup import Html, counted, missing, number, text
+from rftkit.views.markup import Html, missing, number, text
+from rftkit.wording import counted
 
 __all__ = ["MAX_BYTES", "disclosure", "listing", "table"]
 

@@ -23,7 +23,6 @@ __all__ = [
     "actionable",
     "assets",
     "bullets",
-    "counted",
     "heading",
     "join",
     "json_script",
@@ -130,11 +129,6 @@ def signed(value: float | None, digits: int = 3) -> str:
     if round(value, digits) == 0:
         return "±0"
     return f"{'+' if value > 0 else '−'}{number(abs(value), digits)}"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def json_script(value: Any, *, kind: str = "application/json", name: str = "") -> str:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, join, note, text
+from rftkit.views.markup import Html, join, note, text
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from rftkit.importer import Check

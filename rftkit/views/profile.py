@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rftkit.views.markup import Html, counted, note, number
+from rftkit.views.markup import Html, note, number
 from rftkit.views.plot import INK, dress, panel_axes, picture
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd

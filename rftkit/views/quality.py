@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rftkit.views.compare_tables import interval
 from rftkit.views.conversation import readable
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, join, missing, note, number, text, wrap
+from rftkit.views.markup import Html, join, missing, note, number, text, wrap
 from rftkit.views.plot import Line, Panel, describe, draw, picture
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from rftkit.evals.agreement import Agreement

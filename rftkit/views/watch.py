@@ -17,8 +17,9 @@ from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.facts import moment
 from rftkit.views.headline import tile
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, counted, join, note, number, signed, text, wrap
+from rftkit.views.markup import Html, join, note, number, signed, text, wrap
 from rftkit.views.signal import finding_list
+from rftkit.wording import counted
 
 __all__ = ["job_status", "rollouts"]
 

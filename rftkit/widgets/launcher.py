@@ -20,7 +20,7 @@ from traitlets import Dict, Enum, Float, Int, List, Unicode
 from rftkit import jobs
 from rftkit.errors import InputError
 from rftkit.hyperparameters import HYPERPARAMETERS, check_names
-from rftkit.jobs.preflight import POINTS, Point
+from rftkit.jobs.preflight import CHECKS, Check
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, join, text, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
@@ -49,7 +49,7 @@ class JobLauncher(Panel):
         dataset: a bundled dataset's name, or a folder with train.jsonl, valid.jsonl, grader.json.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
         state: `train`, `valid`, `model`, `grader`, `response_format`, `hyperparameters`,
-            `metadata`, `suffix`, `seed`, `overruled`, and the prices of `cost`. `grader` and
+            `metadata`, `suffix`, `seed`, `overridden`, and the prices of `cost`. `grader` and
             `response_format` may be paths, as `GraderLab.save` returns them.
     """
 
@@ -63,7 +63,7 @@ class JobLauncher(Panel):
     metadata = Dict(help="Pairs of text, for settings that have no field in the protocol.")
     suffix = Unicode("", help="Part of the new model's name.")
     seed = Int(None, allow_none=True, help="Makes the run repeatable.")
-    overruled = List(Unicode(), help="Names of checks that do not stop the start.")
+    overridden = List(Unicode(), help="Names of checks that do not stop the start.")
     usd_per_hour = Float(0.0, help="Price of the machine, for the estimate.")
     usd_per_million_prompt_tokens = Float(0.0, help="Price of the judge, for the estimate.")
     usd_per_million_completion_tokens = Float(0.0, help="Price of the judge, for the estimate.")
@@ -76,7 +76,7 @@ class JobLauncher(Panel):
 
         self._client = client or connect()
         self._has_probes = "probe" in jobs.abilities(self._client)
-        self._points: dict[str, Point] = {}
+        self._checks: dict[str, Check] = {}
         self._estimate: jobs.Estimate | None = None
         self._uploaded: dict[str, str] = {}
         self._started: dict[str, Any] | None = None
@@ -91,23 +91,26 @@ class JobLauncher(Panel):
         """The checklist: one row per check."""
         import pandas as pd
 
-        points = [(p.name, p.state, p.name in self.overruled, p.words) for p in self.points]
-        return pd.DataFrame(points, columns=["point", "state", "overruled", "words"])
+        rows = [
+            (check.name, check.state, check.name in self.overridden, check.result)
+            for check in self.checks
+        ]
+        return pd.DataFrame(rows, columns=["check", "state", "overridden", "result"])
 
     @property
-    def points(self) -> list[Point]:
+    def checks(self) -> list[Check]:
         """The checklist with the results so far."""
         todo = {"learnability": "run the estimate first: this check uses the probe's answers"}
         return [
-            self._points.get(name)
-            or Point(name, "not checked", todo.get(name, "run the checks first"))
+            self._checks.get(name)
+            or Check(name, "not checked", todo.get(name, "run the checks first"))
             for name in self._names
         ]
 
     @property
     def _names(self) -> Sequence[str]:
         """The names of the checks. A service without probes cannot check learnability."""
-        return POINTS if self._has_probes else POINTS[:-1]
+        return CHECKS if self._has_probes else CHECKS[:-1]
 
     def request(self) -> dict[str, Any]:
         """The request body; files without an id appear as their paths."""
@@ -167,7 +170,7 @@ class JobLauncher(Panel):
 
     def _section(self, name: str) -> Html:
         if name == "checklist":
-            return launch.checklist(self.points, self.overruled)
+            return launch.checklist(self.checks, self.overridden)
         if name == "settings":
             return launch.settings(self.hyperparameters, self.plan())
         source = (
@@ -183,7 +186,7 @@ class JobLauncher(Panel):
         """Check the data and what the grader pays for cheats, and fill the checklist."""
         self._require_files()
         doing = "Checking the data and the grader"
-        self._work(self._check, self._take_points, doing, slot="check")
+        self._work(self._check, self._take_checks, doing, slot="check")
 
     def estimate(self) -> None:
         """Run a probe of two steps, and estimate time, memory and cost of the whole job."""
@@ -204,7 +207,7 @@ class JobLauncher(Panel):
 
     def _start(self) -> str:
         self._require_files()
-        jobs.require(self.points, self.overruled)
+        jobs.require(self.checks, self.overridden)
         job = jobs.create(self._client, **self._arguments())
         self._started = self.request()
         self.set(job_id=job.id)
@@ -217,14 +220,14 @@ class JobLauncher(Panel):
         if not self.grader:
             raise InputError("there is no grader: paste its JSON, or choose a dataset that has one")
 
-    def _check(self, task: Task) -> list[Point]:
+    def _check(self, task: Task) -> list[Check]:
         from rftkit.client import judge_call
 
         train, valid = self._path("train"), self._path("valid")
         answers = self.response_format
         data = jobs.check_data(train, valid, grader=self.grader, response_format=answers)
         if data.state == "error":
-            return [data, Point("grader", "not checked", "fix the data first")]
+            return [data, Check("grader", "not checked", "fix the data first")]
         task.report("Grading cheats …")
         items = [row.item for row in self._rows("train")]
         audited = jobs.check_grader(
@@ -232,11 +235,11 @@ class JobLauncher(Panel):
         )
         return [data, audited]
 
-    def _take_points(self, points: Sequence[Point]) -> None:
-        self._points |= {point.name: point for point in points}
+    def _take_checks(self, checks: Sequence[Check]) -> None:
+        self._checks |= {check.name: check for check in checks}
         self._draw_if_shown()
 
-    def _probe(self, task: Task) -> tuple[jobs.Estimate, Point]:
+    def _probe(self, task: Task) -> tuple[jobs.Estimate, Check]:
         job = jobs.probe(self._client, **self._arguments())
         for update in jobs.watch(self._client, job.id, poll_seconds=PROBE_POLL_SECONDS):
             if task.cancelled:
@@ -249,9 +252,9 @@ class JobLauncher(Panel):
         events = jobs.events(self._client, job.id)
         return jobs.estimate(events), jobs.check_learnability(events)
 
-    def _take_estimate(self, found: tuple[jobs.Estimate, Point]) -> None:
+    def _take_estimate(self, found: tuple[jobs.Estimate, Check]) -> None:
         self._estimate = found[0]
-        self._take_points([found[1]])
+        self._take_checks([found[1]])
 
     def _arguments(self) -> dict[str, Any]:
         """Arguments for `jobs.create`; files that have no id are uploaded."""
@@ -306,9 +309,9 @@ class JobLauncher(Panel):
             self._assign(_dataset_state(self.dataset))
             names = {*names, "train"}
         if names & {"train", "valid", "grader", "response_format"}:
-            self._points.clear()
+            self._checks.clear()
         if names & {"train", "valid", "grader", "response_format", *_ESTIMATED_FROM}:
-            self._points.pop("learnability", None)
+            self._checks.pop("learnability", None)
             self._estimate = None
 
     # live
@@ -422,8 +425,8 @@ class JobLauncher(Panel):
         )
 
         def override() -> None:
-            others = [each for each in self.overruled if each != name]
-            self._take("overruled", [*others, name] if box.value else others)
+            others = [each for each in self.overridden if each != name]
+            self._take("overridden", [*others, name] if box.value else others)
 
         box.observe(lambda _: self._guard(override), names="value")
         return box
@@ -504,12 +507,12 @@ class JobLauncher(Panel):
         for name, area in self._json.items():
             value = getattr(self, name)
             area.value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
-        for point in self.points:
-            box = self._overrides[point.name]
-            box.value = point.name in self.overruled
-            box.layout.display = "none" if point.is_green else ""
+        for check in self.checks:
+            box = self._overrides[check.name]
+            box.value = check.name in self.overridden
+            box.layout.display = "none" if check.is_green else ""
         is_blocked = any(
-            not point.is_green and point.name not in self.overruled for point in self.points
+            not check.is_green and check.name not in self.overridden for check in self.checks
         )
         self._go.disabled = is_blocked or self._is_started()
         self._said.value = note(f"✓ Started {self.job_id}") if self.job_id else ""

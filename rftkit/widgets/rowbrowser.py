@@ -21,7 +21,7 @@ from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError
 from rftkit.graders import CompiledGrader, Sample, compile_grader, validate
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, counted, join, note
+from rftkit.views.markup import Html, join, note
 from rftkit.views.rows import REFUSED, cells, row_in_full, row_page
 from rftkit.widgets.conditions import column_texts, parse_conditions
 from rftkit.widgets.neighbours import nearest, prompt_text
@@ -29,6 +29,7 @@ from rftkit.widgets.panel import Panel
 from rftkit.widgets.rowmaker import RowMaker
 from rftkit.widgets.rowsource import FileSource, Numbers, RowSource, dataset_of, source_of
 from rftkit.widgets.task import Task
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from conftest import GRADER, Served
 
 from rftkit import jobs
 from rftkit.errors import InputError
-from rftkit.jobs.preflight import Point, check_learnability, require
+from rftkit.jobs.preflight import Check, check_learnability, require
 from rftkit.views import launch
 from rftkit.widgets import JobLauncher
 
@@ -34,11 +34,11 @@ def launched(platform: openai.OpenAI) -> JobLauncher:
 
 
 def test_the_checklist_says_what_was_found(launched: JobLauncher) -> None:
-    points = {point.name: point for point in launched.points}
-    assert points["data"].is_green, points["data"]
-    assert points["learnability"].is_green, points["learnability"]
-    assert "the base model earns" in points["learnability"].words
-    assert launched.data()["point"].tolist() == ["data", "grader", "learnability"]
+    checks = {check.name: check for check in launched.checks}
+    assert checks["data"].is_green, checks["data"]
+    assert checks["learnability"].is_green, checks["learnability"]
+    assert "the base model earns" in checks["learnability"].result
+    assert launched.data()["check"].tolist() == ["data", "grader", "learnability"]
 
 
 def test_the_estimate_is_shown_with_what_it_rests_on(launched: JobLauncher) -> None:
@@ -56,14 +56,14 @@ def test_the_plan_says_what_auto_means(launched: JobLauncher) -> None:
     assert "a quarter of the 16 steps" in shown
 
 
-def test_it_starts_when_what_is_not_green_is_overruled(
+def test_it_starts_when_what_is_not_green_is_overridden(
     launched: JobLauncher, platform: openai.OpenAI
 ) -> None:
-    held = [point.name for point in launched.points if not point.is_green]
+    held = [check.name for check in launched.checks if not check.is_green]
     if held:
         with pytest.raises(InputError, match="override"):
             launched.start()
-    launched.set(overruled=held)
+    launched.set(overridden=held)
     job_id = launched.start()
     assert platform.fine_tuning.jobs.retrieve(job_id).model == "rftkit-tiny"
     platform.fine_tuning.jobs.cancel(job_id)
@@ -74,22 +74,22 @@ def test_nothing_starts_unchecked(served: Served) -> None:
     panel = JobLauncher("tiny_copy", client=served.client, model="rftkit-tiny")
     with pytest.raises(InputError, match="not checked"):
         panel.start()
-    panel.set(overruled=["speed"])
+    panel.set(overridden=["speed"])
     with pytest.raises(InputError, match="no check 'speed'"):
         panel.start()
-    panel.set(overruled=["data", "grader", "learnability"])
+    panel.set(overridden=["data", "grader", "learnability"])
     assert panel.start().startswith("ftjob-")
 
 
 def test_a_changed_form_forgets_what_was_found(launched: JobLauncher) -> None:
     state = {name: value for name, value in launched.state.items() if name != "job_id"}
     again = JobLauncher(client=launched._client, **state)
-    again._points, again._estimate = dict(launched._points), launched._estimate
+    again._checks, again._estimate = dict(launched._checks), launched._estimate
     again.set(hyperparameters={"batch_size": 8})
-    assert {p.name: p.state for p in again.points}["learnability"] == "not checked"
-    assert {p.name: p.state for p in again.points}["data"] == "ok"
+    assert {p.name: p.state for p in again.checks}["learnability"] == "not checked"
+    assert {p.name: p.state for p in again.checks}["data"] == "ok"
     again.set(grader=GRADER)
-    assert {p.state for p in again.points} == {"not checked"}
+    assert {p.state for p in again.checks} == {"not checked"}
 
 
 def test_request_and_code_are_the_job(served: Served) -> None:
@@ -150,10 +150,10 @@ def test_a_hosted_service_gets_no_probe_and_no_plan() -> None:
         client = openai.OpenAI(base_url=url, api_key="none")
         panel = JobLauncher("tiny_copy", client=client, model="o4-mini")
         assert panel.plan() is None
-        assert [point.name for point in panel.points] == ["data", "grader"]
+        assert [check.name for check in panel.checks] == ["data", "grader"]
         assert "bill" in panel.to_html()
         panel.check()
-        assert panel.points[0].is_green
+        assert panel.checks[0].is_green
         with pytest.raises(InputError, match="whole job"):
             panel.estimate()
 
@@ -163,7 +163,7 @@ def test_a_broken_file_is_an_error_of_the_data(served: Served, tmp_path: Any) ->
     rows = str(tmp_path / "rows.jsonl")
     panel = JobLauncher(client=served.client, train=rows, valid=rows, grader=GRADER)
     panel.check()
-    data, grader, _ = panel.points
+    data, grader, _ = panel.checks
     assert (data.state, grader.state) == ("error", "not checked")
     assert "rows.jsonl:1" in data.details[0]
 
@@ -185,9 +185,9 @@ def metrics(**step: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_learnability(step: dict[str, Any], state: str, words: str) -> None:
-    point = check_learnability(metrics(**step))
-    assert point.state == state
-    assert words in point.words
+    check = check_learnability(metrics(**step))
+    assert check.state == state
+    assert words in check.result
 
 
 def test_no_step_no_verdict() -> None:
@@ -195,11 +195,11 @@ def test_no_step_no_verdict() -> None:
 
 
 def test_points_are_required_by_name() -> None:
-    points = [Point("data", "ok", "fine"), Point("grader", "warning", "a cheat pays")]
+    checks = [Check("data", "ok", "fine"), Check("grader", "warning", "a cheat pays")]
     with pytest.raises(InputError, match="override 'grader'"):
-        require(points)
-    require(points, ["grader"])
-    assert "! warning, overridden" in launch.checklist(points, ["grader"])
+        require(checks)
+    require(checks, ["grader"])
+    assert "! warning, overridden" in launch.checklist(checks, ["grader"])
     assert jobs.require is require
 
 
