@@ -44,6 +44,7 @@ PIP_RESUMES = 10
 """How often pip may resume its own download when the connection breaks (pip 25.1 and newer)."""
 TIMEOUT_SECONDS = 30
 """For one answer of the server, not for the whole file."""
+READ_BYTES = 1 << 16
 LOOKUP_SECONDS = 120
 POLL_SECONDS = 0.2
 
@@ -95,11 +96,13 @@ def _environment(folder: Path) -> dict[str, str]:
 def _address(client: tuple[str, list[str]], environment: dict[str, str]) -> str | None:
     """Where the index of the user has the wheel; None where it cannot be read over HTTP.
 
-    Both clients write a lock file (PEP 751), for which they read the index and not the wheel.
+    Both clients write a lock file (PEP 751), which needs the wheel's metadata only.
     """
     name, command = client
     if name == "pip":  # 25.1 and newer; an older one does not know the command
-        arguments = ["lock", "--retries", "1", *WHEELS_ONLY, "-o", "-", PACKAGE]
+        # fast-deps: an index without metadata files is asked for the end of the wheel, not for all.
+        arguments = ["lock", "--quiet", "--use-feature", "fast-deps", "--retries", "1"]
+        arguments += [*WHEELS_ONLY, "-o", "-", PACKAGE]
     else:
         arguments = ["compile", "-", "--format", "pylock.toml", "--python", sys.executable]
         arguments += WHEELS_ONLY
@@ -156,7 +159,7 @@ def _append(address: str, part: Path, progress: Progress) -> None:
         response.raise_for_status()
         # A server that knows no ranges answers 200, and sends the file from its start.
         with part.open("ab" if response.status_code == 206 else "wb") as file:
-            for chunk in response.iter_raw():
+            for chunk in response.iter_raw(READ_BYTES):
                 file.write(chunk)
                 progress(min(WHEEL_BYTES, file.tell()))
                 if file.tell() > WHEEL_BYTES:
