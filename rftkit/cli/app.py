@@ -90,7 +90,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("reports"),
     as_json: Json = False,
 ) -> None:
-    """Train a small model, compare before and after, and write a report."""
+    """Train a small model, test it, and write a report."""
     from rftkit.cli.demo import run
     from rftkit.cli.demo_ladder import run_ladder
 

@@ -125,7 +125,10 @@ def compare_evals(
     baseline: Annotated[
         str | None, typer.Option(help="Label of the run to compare with; default Step 0.")
     ] = None,
-    after: Annotated[str | None, typer.Option(help="Label of the run that slices compare.")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(help="Label of the run that slices compare; default the recommended one."),
+    ] = None,
     cut: Annotated[
         list[str] | None,
         typer.Option("--slice", metavar="KEY", help="Compare the rows by this key; repeatable."),

@@ -86,7 +86,11 @@ def create_job(
     ] = None,
     prompt: PromptFile = None,
     metadata: Annotated[
-        Pairs | None, typer.Option(metavar="NAME=VALUE", help="Stored with the job; repeatable.")
+        Pairs | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Stored with the job; some are settings, such as tuning=full. Repeatable.",
+        ),
     ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
     seed: Annotated[int | None, typer.Option(help="A fixed seed makes the run repeatable.")] = None,

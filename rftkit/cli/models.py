@@ -63,7 +63,10 @@ def export_model(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model's weights: a PEFT adapter folder, or a merged model that transformers loads."""
+    """Write a model's weights: an adapter, or a merged model.
+
+    PEFT loads the adapter folder, and transformers loads the merged model.
+    """
     from rftkit import connect
     from rftkit.jobs.weights import fetch_weights
 
@@ -122,7 +125,10 @@ def prepare_models(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch and convert models ahead of time, for images and for machines without a network."""
+    """Fetch and convert models ahead of time.
+
+    Use it in container images, and for machines without a network.
+    """
     for package in ("torch", "transformers", "gguf"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "local")

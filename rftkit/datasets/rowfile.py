@@ -210,7 +210,7 @@ class Rows:
         return list(self._read(max(0, start), min(start + count, len(self))))
 
     def line(self, number: int) -> int:
-        """Return the line of a row in its file, counted from 1; in Parquet or a frame, the record."""
+        """Return the line of a row, counted from 1; in Parquet or a frame, the record."""
         return self._index.line(number)
 
     def search(

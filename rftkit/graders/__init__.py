@@ -1,9 +1,9 @@
-"""Graders: score what a model said, the same way everywhere.
+"""Graders: score the answers of a model, with the same result everywhere.
 
-`compile_grader(spec)` checks a spec in the wire's form and gives a `CompiledGrader`, whose
-`grade(sample, item)` returns a `Grade`. This room knows no client, no server and no model; what
-it needs from outside (a judge, an embedding, an HTTP call, a cache) is handed in. Names load on
-first use, so that importing this package costs nothing.
+`compile_grader(spec)` checks a spec in the wire's form and returns a `CompiledGrader`, whose
+`grade(sample, item)` returns a `Grade`. Nothing here depends on a client, a server or a model:
+what a grader needs from outside (a judge, embeddings, an HTTP call, a cache) is an argument. Names
+load on first use, so that importing this package is fast.
 """
 
 from __future__ import annotations

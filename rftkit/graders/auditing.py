@@ -1,8 +1,8 @@
-"""Trust a grader before you train on it: what do cheap tricks earn against honest answers?
+"""Test a grader before you train with it: what do cheap tricks earn compared with honest answers?
 
-`audit` grades, for rows spread over a dataset, the reference answer and every cheat made from it
-(`cheats`). It says which rows cannot be graded, which cheats pay, and which sub-grader carries the
-differences. Not here: whether the references are right.
+`audit` takes rows spread over a dataset and grades the reference answer of each and every cheat
+made from it (`cheats`). It reports which rows cannot be graded, which cheats pay, and which
+sub-grader causes the differences. Not here: whether the references are right.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ __all__ = ["Audit", "Cheat", "audit"]
 
 @dataclass(frozen=True, slots=True)
 class Cheat:
-    """What one trick earned over all rows."""
+    """The rewards of one trick over all rows."""
 
     name: str
     mean: float | None
-    """Mean reward of the rows it was graded in; None when there is none."""
+    """Mean reward over the rows with a grade; None when there is none."""
     num_beats: int
     """Rows where it earned at least as much as the reference."""
     num_graded: int
     num_failed: int
-    """Grades that broke."""
+    """Grades that failed."""
     num_unscorable: int
-    """Answers refused as not scorable; they count in the mean with the floor reward."""
+    """Unscorable answers; they count in the mean with the floor reward."""
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The result of `audit`; print it, or take `findings` and `to_frame`."""
+    """The result of `audit`; print it, or use `findings` and `to_frame`."""
 
     num_rows: int
-    """Rows tried."""
+    """Rows that were graded."""
     honest: float | None
     """Mean reward of the reference answers."""
     best: float | None
@@ -62,13 +62,13 @@ class Audit:
     """Why nothing can be learned from the grader; None when it recognises right answers."""
 
     def findings(self) -> list[str]:
-        """What to act on, in words; empty when the grader held."""
+        """Return the problems as sentences; empty when no cheat paid."""
         out = []
         if self.honest is None:
             return ["no row holds a reference answer that could be graded; nothing was tried"]
         for row, why in list(self.ungradable.items())[:5]:
             out.append(f"row {row} cannot be graded: {why}")
-        if self.verdict is not None:  # against nothing, every cheat would look well paid
+        if self.verdict is not None:  # compared with nothing, every cheat would seem to pay
             return [str(self.verdict), *out]
         if self.short:
             rows = ", ".join(map(str, self.short[:8]))
@@ -87,7 +87,7 @@ class Audit:
         return out
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a cheat, the honest answer first."""
+        """Return one row per cheat, after one for the honest answer."""
         import pandas as pd
 
         honest = {"answer": "reference", "mean": self.honest, "num_graded": self.num_rows}
@@ -141,10 +141,10 @@ def audit(
 
     Args:
         spec: a grader in the wire's form.
-        rows: items, as graders see them.
-        references: the right answers, one a row; default what grader and row say (`references`).
-        response_format: as in the job: then what is not JSON is unscorable.
-        max_rows: rows to try; a judge is called once for each of them and each cheat.
+        rows: items, in the form that graders get.
+        references: the right answers, one per row; by default from grader and row (`references`).
+        response_format: of the job; with it, answers that are not JSON are unscorable.
+        max_rows: rows to grade; a judge is called once for each row and cheat.
         options: of `compile_grader`.
 
     Raises:
@@ -257,7 +257,7 @@ def _cheat(
 
 
 def _carriers(grader: CompiledGrader, grades: Sequence[Grade]) -> dict[str, float]:
-    """Share of each sub-grader in the covariance with the reward."""
+    """Return the share of each sub-grader in the covariance with the reward."""
     if grader.spec["type"] != "multi":
         return {}
     graded = [grade for grade in grades if grade.outcome == "graded"]

@@ -1,4 +1,4 @@
-"""What judges answered, kept between runs. Not here: when two questions are the same (`judge`)."""
+"""The answers of judges, kept between runs. Not here: when two questions are the same (`judge`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["JudgeCache"]
 
 
 class JudgeCache(MutableMapping[str, str]):
-    """Answers of judges, kept in a file of JSON lines that only grows.
+    """Answers of judges in a file of JSON lines that only grows.
 
-    Several processes may write to one file; each sees what was there when it opened it and what it
-    wrote itself. A line cut off by a crash is passed over.
+    Several processes may write to one file. Each sees the lines that existed when it opened the
+    file, and its own. A line truncated by a crash is ignored.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,9 +1,9 @@
-"""Work that may hang, and how to give it up: calls of judges and endpoints, grades under way.
+"""Work that may hang, and how to abandon it: calls of judges and endpoints, grades in progress.
 
-A call runs in a daemon thread of its own, so whoever waits for it can stop waiting: at a time
-limit, when the grader is closed, or when the request it belongs to is dropped. The thread of an
-abandoned call ends with its connection and keeps no process alive. Not here: when a call is tried
-again (`judge`, `endpoint`).
+Every call runs in its own daemon thread, so the caller can stop waiting: at a time limit, when the
+grader is closed, or when the request it belongs to is dropped. The thread of an abandoned call ends
+when its connection does, and keeps no process alive. Not here: when a call is repeated (`judge`,
+`endpoint`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _here = threading.local()
 
 
 class Abandoned(Exception):
-    """The call was given up before it had an answer."""
+    """The call was abandoned before it had an answer."""
 
 
 class Work:
-    """Something under way that can be given up from any thread."""
+    """Work in progress that any thread can abandon."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class Work:
         self._is_abandoned = False
 
     def abandon(self) -> None:
-        """Give it up: call what it registered with `if_abandoned`."""
+        """Abandon it: call what it registered with `if_abandoned`."""
         with self._lock:
             self._is_abandoned = True
             callbacks = list(self._callbacks)
@@ -46,7 +46,7 @@ class Work:
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """What this thread does inside belongs to the work."""
+        """Inside this context, what the thread does belongs to the work."""
         before = getattr(_here, "work", None)
         _here.work = self
         try:
@@ -56,7 +56,7 @@ class Work:
 
     @contextmanager
     def watched(self, callback: Callable[[], Any]) -> Iterator[None]:
-        """Call `callback` if the work is, or has been, abandoned."""
+        """Call `callback` if the work is abandoned, now or later."""
         with self._lock:
             self._callbacks.append(callback)
             is_abandoned = self._is_abandoned
@@ -71,7 +71,7 @@ class Work:
 
 @contextmanager
 def if_abandoned(callback: Callable[[], Any]) -> Iterator[None]:
-    """Call `callback`, from another thread, if the work of this thread is abandoned meanwhile.
+    """Call `callback` from another thread if the work of this thread is abandoned.
 
     Does nothing in a thread that runs no such work. The callback must not block.
     """
@@ -84,19 +84,19 @@ def if_abandoned(callback: Callable[[], Any]) -> Iterator[None]:
 
 
 class Calls:
-    """The calls of one grader: so many at once, and all of them abandoned when it is closed."""
+    """The calls of one grader: a limited number at once, all abandoned when it is closed."""
 
     def __init__(self, at_once: int = 8) -> None:
-        """`at_once` bounds how many run side by side; the others wait for their turn."""
+        """At most `at_once` calls run concurrently; the others wait."""
         self._turns = threading.Semaphore(at_once)
         self._all = Work()
 
     def run(self, call: Callable[[], T], seconds: float) -> T:
-        """What the call returns or raises; waiting for its turn is not part of `seconds`.
+        """Return or raise what the call does. The time limit does not include waiting for a slot.
 
         Raises:
             Abandoned: the grader was closed, or the work of this thread was abandoned.
-            TimeoutError: there is no answer after so many seconds.
+            TimeoutError: there is no answer after `seconds`.
         """
         results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         work = Work()
@@ -139,7 +139,7 @@ class Calls:
                 raise Abandoned("given up")
 
     def close(self, *, now: bool = False) -> None:
-        """With `now`, abandon what is under way and refuse every further call."""
+        """Close; with `now`, abandon the calls in progress and refuse further ones."""
         if now:
             self._all.abandon()
 
@@ -155,7 +155,7 @@ class Calls:
 
 
 def retry_after(headers: Mapping[str, str] | None) -> float:
-    """Seconds that a service asks its callers to wait; 0 where it does not say.
+    """Return the seconds that a service asks its callers to wait; 0 if it does not.
 
     Reads `retry-after-ms` and `retry-after`, which is a number of seconds or a date (RFC 9110).
     """

@@ -1,9 +1,9 @@
-"""Answers that are one of a few values: which places of an answer are, and what stands there.
+"""Answers that are one of a few values: which fields of an answer are closed, and their values.
 
-A place is closed when the response format has an enum (or a boolean) there, or when the rows'
-references take few values there; then a model that never gives one of them, or gives the same one
-to every row, can be named. Other places are open: of them only the most common value is of use.
-Not here: counting over the answers of a job (`server.training.metrics`) or of an eval run.
+A field is closed when the response format has an enum (or a boolean) there, or when the references
+of the rows have few values there. Then it is possible to report that a model never gives one of the
+values, or gives the same one to every row. Other fields are open: only their most common value is
+useful. Not here: counting over the answers of a job (`server.training.metrics`) or an eval run.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ __all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "shares"]
 Json = Mapping[str, Any]
 
 MAX_VALUES = 12
-"""More values than this are an open answer."""
+"""A field with more values than this is open."""
 MAX_FIELDS = 8
 READ_ITEMS = 2000
-"""Rows that are read to find out which values the references take."""
+"""Rows that are read to find the values of the references."""
 SHOWN = 60
-"""Characters of a value that are kept."""
+"""Longer values are cut off at this many characters."""
 OTHER = "(other)"
-"""Stands for every value outside the closed ones."""
+"""Stands for every value that is not a closed one."""
 SCALARS = {"string", "integer", "number", "boolean", "null"}
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerField:
-    """One place of an answer, such as `compliant` of a JSON answer, or the whole text."""
+    """One field of an answer, such as `compliant` of a JSON answer, or the whole text."""
 
     name: str
     """Keys joined by dots; `answer` for the whole text."""
     grader: str | None
-    """Name of the string_check that reads it; None when none does."""
+    """Name of the string_check that reads it; None if there is none."""
     values: tuple[str, ...]
-    """What may stand there; empty when the place is open."""
+    """The possible values; empty when the field is open."""
     read: Callable[[Sample], str]
-    """The text at this place of an answer; raises Fault where there is none."""
+    """Reads the field of an answer; raises Fault if the answer lacks it."""
     reference: Callable[[Json], str | None]
-    """The same in a row's reference; None where the row has none."""
+    """Reads the field of a row's reference; None if the row has none."""
     is_contained: bool = False
-    """Whether the grader looks for the value within the text (like, ilike)."""
+    """Whether the grader searches the value in the text (like, ilike)."""
 
     def value(self, sample: Sample) -> str | None:
-        """What an answer says there, OTHER outside the closed values; None without an answer."""
+        """Return the value of an answer, OTHER if it is not closed; None without the field."""
         if sample.truncated or (sample.expects_json and sample.output_json is None):
             return None
         try:
@@ -64,7 +64,7 @@ class AnswerField:
         return self._among(found)
 
     def wanted(self, item: Json) -> str | None:
-        """What a row's reference says there."""
+        """Return the value of a row's reference."""
         found = self.reference(item)
         return None if found is None else self._among(found)
 
@@ -82,19 +82,19 @@ class AnswerField:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How often each value stands at a place, over some answers and the references of some rows."""
+    """How often each value of a field occurs, in some answers and in references of rows."""
 
     samples: dict[str, float]
-    """Value -> share of the answers; every closed value, and OTHER if there is any."""
+    """Value -> share of the answers: every closed value, and OTHER if it occurs."""
     references: dict[str, float]
-    """Value -> share of the rows that have a reference; empty when none has."""
+    """Value -> share of the rows with a reference; empty when there are none."""
     num_samples: int
-    """Answers that have something there."""
+    """Answers that have the field."""
     num_references: int
 
 
 def shares(field: AnswerField, samples: Iterable[Sample], items: Iterable[Json]) -> Shares:
-    """Count a field over answers, and over the rows that they answer (each row once)."""
+    """Count a field over answers, and over their rows (each row once)."""
     said = Counter(value for each in samples if (value := field.value(each)) is not None)
     wanted = Counter(value for each in items if (value := field.wanted(each)) is not None)
     return Shares(_share(field, said), _share(field, wanted), said.total(), wanted.total())
@@ -103,12 +103,12 @@ def shares(field: AnswerField, samples: Iterable[Sample], items: Iterable[Json])
 def answer_fields(
     spec: Json | None, response_format: Json | None, items: Sequence[Json]
 ) -> list[AnswerField]:
-    """The places of an answer worth counting, those that a grader compares first.
+    """Return the fields of an answer that are worth counting, those that a grader compares first.
 
     Args:
         spec: the grader, normalised (`validate`); None when it is not known.
         response_format: what constrains the answers.
-        items: rows, whose references say which values there are.
+        items: rows, whose references give the possible values.
     """
     some = items[:: max(1, -(-len(items) // READ_ITEMS))]
     found: dict[str, AnswerField] = {}
@@ -174,7 +174,7 @@ def _of_schema(response_format: Json | None, spec: Json | None) -> Iterator[Answ
 def _scalars(
     schema: Json, root: Json, keys: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Keys of each place that holds one value, and what may stand there."""
+    """Yield the keys of each field with one value, and its possible values."""
     if len(keys) > 3:
         return
     for name, given in (schema.get("properties") or {}).items():
@@ -192,7 +192,7 @@ def _scalars(
 
 
 def _resolved(given: Any, root: Json) -> Json:
-    """A schema behind its `$ref`, or behind an `allOf` of one; anything else is left as it is."""
+    """Resolve a schema with a `$ref`, or an `allOf` of one schema; return others unchanged."""
     for _ in range(8):
         if not isinstance(given, Mapping):
             return {}
@@ -219,7 +219,7 @@ def _whole_text(spec: Json | None, response_format: Json | None) -> AnswerField:
 
 
 def _closed_by(field: AnswerField, items: Sequence[Json]) -> AnswerField:
-    """The field with the values of the references, when they are few and each is common."""
+    """Close the field with the values of the references if they are few and each is common."""
     counts = Counter(value for item in items if (value := field.reference(item)) is not None)
     if not (1 < len(counts) <= MAX_VALUES and 2 * len(counts) <= counts.total()):
         return field

@@ -1,8 +1,8 @@
 """The same `grade_many` on many machines: actors of a Ray cluster, each with its compiled grader.
 
-For graders that take long (python over large samples, slow judges) and more rows than one machine
-grades in time; on one machine `compile_grader` is faster, since nothing travels. Grades are the
-same numbers. Not here: how the cluster is started (`ray start`, or Ray's own tools).
+For slow graders (python over large samples, slow judges) and for more rows than one machine can
+grade in time. On one machine `compile_grader` is faster, because nothing is sent. The grades are
+the same numbers. Not here: starting the cluster (`ray start`, or Ray's own tools).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rftkit.graders.outcome import Grade, Sample
 __all__ = ["ClusterGrader", "cluster_grader"]
 
 BATCH = 64
-"""Pairs of one message; a message costs about a millisecond."""
+"""Pairs per message; a message costs about a millisecond."""
 IN_FLIGHT = 2
-"""Messages that wait at each worker, so that none is idle while answers travel."""
+"""Messages queued at each worker, so that none is idle during transfers."""
 RETRIES = 2
-"""How often a message is sent again when the machine that had it is gone."""
+"""How often a message is sent again when its machine is lost."""
 
 
 class ClusterGrader:
@@ -44,10 +44,10 @@ class ClusterGrader:
         *,
         progress: Callable[[int, Grade], None] | None = None,
     ) -> list[Grade]:
-        """Grade many, order kept; `progress` gets (index, grade) as they come.
+        """Grade many and keep the order; `progress` gets each (index, grade) as it arrives.
 
         Raises:
-            PlatformError: when workers die again and again, or the cluster is gone.
+            PlatformError: when workers die repeatedly, or the cluster is lost.
         """
         import ray
 
@@ -77,7 +77,7 @@ class ClusterGrader:
         return [grades[index] for index in range(len(grades))]
 
     def close(self) -> None:
-        """Stop the workers; the cluster goes on."""
+        """Stop the workers; the cluster keeps running."""
         import ray
 
         for worker in self._workers:
@@ -102,11 +102,11 @@ def cluster_grader(
 
     Args:
         spec: a grader in the wire's form.
-        address: of the cluster; None takes the one this process has joined, or the machine's own,
-            or starts one on this machine.
+        address: of the cluster; None uses the one this process has joined, or the machine's own,
+            or starts one here.
         num_workers: actors, one processor core each; None for every core of the cluster.
-        options: called on each worker for the options of `compile_grader`, since a judge's client
-            cannot travel: `lambda: {"complete": rftkit.client.judge_call()}`.
+        options: called on each worker for the options of `compile_grader`, because a judge's client
+            cannot be sent: `lambda: {"complete": rftkit.client.judge_call()}`.
 
     Example:
         with cluster_grader(spec, address="ray://head:10001") as grader:

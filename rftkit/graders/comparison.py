@@ -1,8 +1,8 @@
-"""`text_similarity` on texts of any length: long ones in a process of their own, or refused.
+"""`text_similarity` for texts of any length: long ones run in a separate process, or are refused.
 
 Comparing two texts of 300,000 characters takes ten seconds in one call that holds Python's global
-lock, so nothing else in the process could run. What a comparison will take is estimated from the
-lengths alone, so whether a pair is graded does not depend on how busy the machine is. Not here: the
+lock, so nothing else in the process could run. The time of a comparison is estimated from the
+lengths alone, so that the load of the machine never decides whether a pair is graded. Not here: the
 metrics (`similarity`).
 """
 
@@ -20,20 +20,20 @@ from rftkit.graders.similarity import Metric
 __all__ = ["comparison"]
 
 ALONE_SECONDS = 0.1
-"""Comparisons that take longer than this run in a process of their own."""
+"""Comparisons that take longer than this run in a separate process."""
 MOST_SECONDS = 60.0
-"""Comparisons that would take longer than this are refused."""
+"""Longer comparisons are refused."""
 PATIENCE = 5
-"""How many times longer than estimated a comparison may take before it is ended."""
+"""A comparison may take this many times its estimate before it is stopped."""
 SECONDS_PER_CHARACTER = 2e-6
 SECONDS_PER_PAIR = {"fuzzy_match": 1e-10, "rouge_l": 2.5e-10}
 """Of metrics that align two texts, for each pair of characters: measured on one core of 2024."""
 
 
 def comparison(name: str, calls: Calls) -> Metric:
-    """The function of an `evaluation_metric` for texts of any length.
+    """Return the function of an `evaluation_metric`, for texts of any length.
 
-    It raises a Fault for texts that would take more than a minute to compare.
+    The function raises a Fault for texts whose comparison would take more than a minute.
     """
     metric = similarity.metric(name)
 
@@ -55,7 +55,7 @@ def comparison(name: str, calls: Calls) -> Metric:
 
 
 def _estimate(name: str, answer: int, reference: int) -> float:
-    """About how many seconds texts of so many characters take."""
+    """Estimate the seconds that texts of these lengths take."""
     pairs = SECONDS_PER_PAIR.get(name, 0.0) * answer * reference
     return pairs + (0.0 if name == "fuzzy_match" else SECONDS_PER_CHARACTER * (answer + reference))
 

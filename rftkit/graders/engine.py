@@ -45,10 +45,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A grader that gives a reward of its own and has its own line in metric events."""
+    """A grader with its own reward and its own line in metric events."""
 
     key: str
-    """Variable of the formula; the grader's name when it is not part of a multi."""
+    """The variable of the formula; the grader's name when it is not part of a multi."""
     name: str
     type: str
 
@@ -67,7 +67,7 @@ class CompiledGrader:
         closers: Sequence[Callable[..., None]],
         grades_cut: bool = False,
     ) -> None:
-        """With `grades_cut`, an answer that hit its token limit is graded like any other."""
+        """With `grades_cut`, answers that reached the token limit are graded like others."""
         self.spec = spec
         """The normalised spec."""
         self.leaves = _leaves(spec)
@@ -78,10 +78,10 @@ class CompiledGrader:
         self._grades_cut = grades_cut
 
     def grade(self, sample: Sample, item: Any) -> Grade:
-        """Grade one sample against its row. Never raises for what is in them."""
+        """Grade one sample of a row. Never raises because of their contents."""
         start = perf_counter()
         if sample.truncated and self._grades_cut:
-            pass  # hosted evals grade the text that there is
+            pass  # hosted evals grade the text as it is
         elif sample.truncated or (sample.expects_json and sample.output_json is None):
             return self._unscorable(_what_is_wrong(sample), start)
         if self._formula is None:
@@ -94,9 +94,9 @@ class CompiledGrader:
         *,
         progress: Callable[[int, Grade], None] | None = None,
     ) -> list[Grade]:
-        """Grade many, order kept. Slow graders run side by side; `progress` gets (index, grade).
+        """Grade many in order. Slow graders run in parallel; `progress` gets (index, grade).
 
-        Each pair is graded as soon as it comes: `pairs` may wait for what is yet to be said.
+        Each pair is graded as soon as it arrives: `pairs` may block until a completion is ready.
         """
         grades: dict[int, Grade] = {}
         todo, turn = enumerate(pairs), threading.Lock()
@@ -121,8 +121,8 @@ class CompiledGrader:
     def close(self, *, now: bool = False) -> None:
         """End the processes of python graders; grading again starts new ones.
 
-        Grades under way are waited for. With `now` they end at once, as failed, calls of judges
-        and endpoints included, and the grader gives no further grades of these kinds.
+        Waits for grades in progress. With `now` they fail at once, calls of judges and endpoints
+        included, and the grader accepts no further grades of these kinds.
         """
         for close in self._closers:
             close(now=now)
@@ -215,13 +215,13 @@ def compile_grader(
     floor_reward: float | None = None,
     unconfined: bool | None = None,
 ) -> CompiledGrader:
-    """Check a spec and make it ready to grade. Close it, or use it in a `with`.
+    """Check a spec and compile it. Close the result, or use it in a `with`.
 
     Args:
         spec: a grader in the wire's form.
-        purpose: `eval` allows `label_model`, and grades the text of answers that were cut off;
-            in training they get the floor.
-        complete: asks a judge; without it model graders fail with a message that says so.
+        purpose: `eval` allows `label_model`, and grades answers that were cut off; in training
+            these get the floor reward.
+        complete: calls a judge; without it, model graders fail with a message that says so.
         embed: embeds texts for `cosine`.
         http: calls endpoint graders; default a plain HTTP POST.
         cache: judges' answers, such as a `JudgeCache`; default none.
@@ -279,7 +279,7 @@ def grade(spec: Mapping[str, Any], sample: Sample | str, item: Any, **options: A
 
 
 def _run(score: Score, sample: Sample, item: Any, usage: Usage) -> float:
-    """One leaf; whatever else it raises is the grader's failure, with its name."""
+    """Grade one leaf; any other exception is a failure of the grader, with its name."""
     try:
         return score(sample, item, usage)
     except Fault:
@@ -299,7 +299,7 @@ def _what_is_wrong(sample: Sample) -> Fault:
 
 
 def param_of(key: str) -> str:
-    """Where the leaf stands in its spec, for the `param` of errors."""
+    """Return the path of the leaf in its spec, for the `param` of errors."""
     return f"graders.{key}" if key else ""
 
 
@@ -309,7 +309,7 @@ def _leaves(parsed: dict[str, Any]) -> list[Leaf]:
 
 
 def _run_threads(work: Callable[[], None], count: int, stop: threading.Event) -> None:
-    """Run `work` in several threads; what one of them raises, or an interrupt, stops all."""
+    """Run `work` in several threads; an exception in one, or an interrupt, stops all."""
     failures: list[BaseException] = []
 
     def guarded() -> None:

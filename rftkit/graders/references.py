@@ -1,9 +1,9 @@
-"""The answer that a row's grader is looking for, worked out from the grader and the row.
+"""The reference answer of a row, derived from the grader and the row.
 
-Where a leaf compares one place of the sample with one place of the row, that place of the answer
-is known; put together they are an answer that should reach the top. Judges and python graders say
-nothing of the kind: then the row's own `reference_answer`, `reference` or `answer` is taken, or
-its values for the properties of the response format.
+Where a leaf compares one field of the sample with one field of the row, that field of the answer is
+known; all of them together are an answer that should get the highest reward. Judges and python
+graders reveal no such fields: then the row's own `reference_answer`, `reference` or `answer` is
+used, or its values for the properties of the response format.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def reference_answer(
     *,
     grader: Mapping[str, Any] | None = None,
 ) -> str | None:
-    """The answer a model should have given, as it would write it; None when nothing says it.
+    """Return the answer that a model should give, in its form; None when it is unknown.
 
     Args:
         item: the row.
-        response_format: what constrains the answers; its properties are looked for in the row.
-        grader: its spec, normalised (`validate`), if the grader is to be asked too.
+        response_format: the format of the answers; the row is searched for its properties.
+        grader: the normalised spec (`validate`), to use what the grader compares.
     """
     properties = _properties(response_format)
     fields: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def reference_answer(
     if fields:
         return _text({key: item[key] for key in properties if key in item} | fields)
     for key in REFERENCE_KEYS:
-        if item.get(key) is not None:  # a missing value is no answer, least of all the word "null"
+        if item.get(key) is not None:  # a missing value is not the word "null"
             return _text(item[key])
     if properties and all(key in item for key in properties):
         return _text({key: item[key] for key in properties})
@@ -57,10 +57,10 @@ def right_answer(
     response_format: Mapping[str, Any] | None,
     grader: Mapping[str, Any],
 ) -> str | None:
-    """What the row itself says is right; what the grader looks for only where it says nothing.
+    """Return the row's own answer; only without one, the answer that the grader looks for.
 
-    A grader is tried on the row's own answer, because its wish is always to its own liking. Under
-    a grader that reads JSON, an answer that is no JSON is not what a model would write.
+    A grader is tested on the row's own answer, because it always likes the one derived from it.
+    If the grader reads JSON, an answer that is not JSON is not what a model would write.
     """
     own = reference_answer(item, response_format)
     wanted = reference_answer(item, response_format, grader=grader)
@@ -80,7 +80,7 @@ def _properties(response_format: Mapping[str, Any] | None) -> list[str]:
 
 
 def _wanted(spec: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """(place in the sample, what should stand there)."""
+    """Yield (field of the sample, its right value)."""
     for leaf in types.parts(spec).values():
         if not types.spec_type(leaf).compares or leaf.get("operation") == "ne":
             continue

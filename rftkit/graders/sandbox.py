@@ -64,7 +64,7 @@ class Limits:
 
 
 class _Gone(Exception):
-    """The process is of no further use; the message says why."""
+    """The process cannot be used again; the message says why."""
 
 
 class Sandbox:
@@ -81,7 +81,7 @@ class Sandbox:
     ) -> None:
         """`unconfined` runs the source without isolation: only for sources you trust.
 
-        `per_grade` gives every call a process of its own.
+        `per_grade` gives every call its own process.
 
         Raises:
             PlatformError: this machine cannot isolate, and `unconfined` is not set.
@@ -134,9 +134,9 @@ class Sandbox:
             self._idle.put(worker if is_reusable else None)
 
     def close(self, *, now: bool = False) -> None:
-        """End all processes: after the calls that are under way, or `now`, which fails those.
+        """End all processes: after the calls in progress, or `now`, which fails those.
 
-        After `now` no further call is begun.
+        After `now` no further call starts.
         """
         if now:
             self._is_closed.set()
@@ -149,10 +149,10 @@ class Sandbox:
             self._idle.put(None)
 
     def _take_idle(self) -> _Worker | None:
-        """A process that has nothing to do, or None where one may be started.
+        """Return an idle process, or None if a new one may be started.
 
         Raises:
-            Fault: the work of this thread was abandoned while all were busy.
+            Fault: the work of this thread was abandoned while all processes were busy.
         """
         is_abandoned = threading.Event()
         with if_abandoned(is_abandoned.set):
@@ -223,7 +223,7 @@ class _Worker:
         raise _Gone(_TAMPERED)
 
     def stop(self) -> None:
-        """End the process; a call that waits for it finds it gone."""
+        """End the process; a waiting call fails."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -307,7 +307,7 @@ class _Worker:
         return data
 
     def _wait(self, fd: int, event: int, deadline: float) -> None:
-        """Wait until the pipe is ready; look after the process now and then."""
+        """Wait until the pipe is ready, and check the process regularly."""
         poll = select.poll()
         poll.register(fd, event)
         while True:
@@ -321,7 +321,7 @@ class _Worker:
             self._check_scratch()
 
     def _check_end(self, reply: dict[str, Any], deadline: float) -> None:
-        """In a process of its own: the reply, then the end; only the end when it gave none."""
+        """With a process per grade: read the reply, then the end, which may come alone."""
         end = reply if "ended" in reply else self._receive(deadline)
         if end.get("ended") != self._calls or not isinstance(end.get("status"), int):
             raise _Gone(_TAMPERED)
@@ -364,7 +364,7 @@ class _Worker:
             raise _Gone(f"killed: {why}")
 
     def _quota_is_spent(self) -> str | None:
-        """The kernel has refused more by then; this says so of a source that hides it."""
+        """Report a full scratch folder, even when the source hides the kernel's refusal."""
         with contextlib.suppress(OSError):
             space = os.statvfs(f"/proc/{self._running()}/root{self._scratch}")
             if space.f_blocks * space.f_frsize <= self._limits.scratch_bytes:  # it is the mount
@@ -375,7 +375,7 @@ class _Worker:
         return None
 
     def _epitaph(self) -> str:
-        """Why the pipe ended; the process may have closed it and live on."""
+        """Return why the pipe ended; the process may have closed it and still run."""
         try:
             status = self._process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
@@ -386,7 +386,7 @@ class _Worker:
 
 
 def _ending(status: int) -> str:
-    """An exit status as `subprocess` has it, in words."""
+    """Describe an exit status of `subprocess`."""
     if status >= 0:
         return f"the grader ended its process with exit status {status}"
     with contextlib.suppress(ValueError):
@@ -401,7 +401,7 @@ def _fault(error: _Gone | OSError) -> Fault:
 
 
 def _environment(scratch: str) -> dict[str, str]:
-    """A clean one: no keys, a fixed hash seed, one thread for numeric libraries."""
+    """A clean environment: no keys, a fixed hash seed, one thread for numeric libraries."""
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return {
         "PATH": "/usr/bin:/bin",

@@ -1,8 +1,8 @@
-"""How alike are two texts: (answer, reference) -> 0..1, one function per metric.
+"""How similar two texts are: (answer, reference) -> 0..1, one function per metric.
 
-Nobody outside knows which implementations the service uses; these come from the packages of its
-own grader image. Run as a program, it compares one pair (see `comparison`). `cosine` is not here:
-it needs an embedding call, see `leaves`.
+The service does not publish its implementations; these come from the packages of its own grader
+image. Run as a program, this module compares one pair (see `comparison`). `cosine` is not here: it
+needs an embedding call (see `leaves`).
 
 | metric | package and variant |
 |---|---|

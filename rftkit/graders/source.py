@@ -1,7 +1,7 @@
-"""The source of a python grader before it runs: what can be checked, what it may import.
+"""The source of a python grader before it runs: what can be checked, and what it may import.
 
-Nothing here runs the source. `grade` may also come from an assignment or an import, which only
-loading it can judge; then the first grade says what is wrong.
+Nothing here runs the source. `grade` may also come from an assignment or an import, which can only
+be checked by loading the source; then the first grade reports the error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _EXECUTING_MODULES = frozenset({
 
 
 def check_source(source: str, *, param: str | None = None) -> None:
-    """Find what can be found without running the source.
+    """Check the source without running it.
 
     Raises:
         GraderSpecError: a syntax error with its line, no usable `grade(sample, item)`, or an
@@ -59,11 +59,11 @@ def check_source(source: str, *, param: str | None = None) -> None:
 
 
 def executes_answers(source: str) -> bool:
-    """Whether a source names something that can run code it is given: better once too often."""
+    """Whether a source names something that can execute code; when in doubt, True."""
     try:
         nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return True  # what cannot be read here could do anything
+        return True  # unreadable source could do anything
     return any(_executes(node) for node in nodes) or any(
         package in _EXECUTING_MODULES for node in nodes for _, package in _imports_of(node)
     )
@@ -98,7 +98,7 @@ def _check_signature(tree: ast.Module, refuse: Callable[[str], GraderSpecError])
 
 
 def _top_level(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when the module is loaded; not what is inside functions and classes."""
+    """Yield the nodes that run when the module loads, not those inside functions and classes."""
     for child in ast.iter_child_nodes(node):
         yield child
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -139,7 +139,7 @@ def _is_installed(package: str) -> bool:
 
 
 def package_dirs() -> list[str]:
-    """Where installed packages live; not the project, even when it is installed editable."""
+    """Return the folders of installed packages, without the project, even if it is editable."""
     dirs = [*site.getsitepackages(), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     if site.ENABLE_USER_SITE:
         dirs.append(site.getusersitepackages())
@@ -158,7 +158,7 @@ def library_paths() -> list[str]:
 
 
 def nltk_dirs() -> list[str]:
-    """Where nltk keeps corpora, which the hosted image has; none is ever downloaded here."""
+    """Return the folders of nltk's corpora, which the hosted image has; none is downloaded."""
     roots = [f"{sys.prefix}/nltk_data", f"{sys.prefix}/share/nltk_data", "/usr/share/nltk_data"]
     roots += ["/usr/local/share/nltk_data", os.path.expanduser("~/nltk_data")]
     return [path for path in roots if os.path.isdir(path)]

@@ -54,7 +54,7 @@ class Path:
 
 
 def paths(text: str, *, param: str | None = None) -> list[Path]:
-    """The paths that a template names, in order of appearance.
+    """Return the paths of a template, in order of appearance.
 
     Raises:
         GraderSpecError: when a slot is not a path into `item` or `sample`.
@@ -158,7 +158,7 @@ def _parse(slot: str, param: str | None) -> Path:
 
 
 def _getter(path: Path) -> Callable[[Sample, Any], Any]:
-    """A fast road for the common paths; `look_up` takes over as soon as one is missing."""
+    """Return a fast getter for the common paths; `look_up` handles a missing one."""
     steps = path.steps
     if path.namespace == "sample" and steps == ("output_text",):
         return lambda sample, item: sample.output_text
@@ -215,12 +215,12 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
 
 
 def plain_value(value: Any) -> Any:
-    """What is not JSON as what is: numpy and pandas values, decimals, moments; missing as null."""
+    """Convert values to JSON: numpy and pandas values, decimals, dates; missing becomes null."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
     if isinstance(value, Decimal):
         return float(value)
-    for name in ("tolist", "isoformat"):  # numpy's arrays and scalars; moments
+    for name in ("tolist", "isoformat"):  # numpy arrays and scalars; dates
         if hasattr(value, name):
             return getattr(value, name)()
     raise TypeError(f"a value of type {type(value).__name__} has no JSON")

@@ -1,7 +1,7 @@
-"""What a grader compared: every template of a spec, rendered for one answer to one row.
+"""What a grader compared: every template of a spec, rendered for one answer and its row.
 
-For people who write graders, beside the grade itself. Not here: grading (`engine`). Python and
-endpoint graders have no templates; they get the sample and the row as they are.
+Shown beside the grade to people who write graders. Not here: grading (`engine`). Python and
+endpoint graders have no templates; they get the whole sample and row.
 """
 
 from __future__ import annotations

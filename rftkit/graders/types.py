@@ -1,7 +1,7 @@
 """Grader specs, one model per wire type; the checks that have words of their own are in `parse`.
 
-Specs travel as plain dicts in the wire's own form; these models only say which fields there are
-and what they mean. Unknown fields are refused, because a mistyped option would otherwise be
+Specs are passed around as plain dicts in the wire's form; these models only define the fields
+and their meaning. Unknown fields are refused, because a mistyped option would otherwise be
 ignored silently.
 """
 
@@ -43,13 +43,13 @@ class _Spec(BaseModel):
 
 
 class Named(_Spec):
-    """What every grader may have, and the facts of its type.
+    """The fields of every grader, and the facts of its type.
 
     A new type is a class here, its line in `SPECS`, and the function in `leaves` that compiles it.
     """
 
     calls_out: ClassVar[bool] = False
-    """Whether a grade asks a model or an address outside this process."""
+    """Whether grading calls a model or an address outside this process."""
     is_yes_or_no: ClassVar[bool] = False
     """Whether a score is either 0 or 1."""
     templates: ClassVar[tuple[str, ...]] = ()
@@ -262,5 +262,5 @@ def pass_threshold(spec: Mapping[str, Any]) -> float:
 
 
 def calls_out(spec: Mapping[str, Any]) -> bool:
-    """Whether grading asks a model or an address."""
+    """Whether grading calls a model or an address."""
     return any(spec_type(part).calls_out for part in parts(spec).values())

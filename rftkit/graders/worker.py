@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _confine(config: dict[str, Any], rules: dict[str, Any], parent: int) -> None:
-    """Confine this process; one that is not confined dies with its parent all the same."""
+    """Confine this process. Even an unconfined process dies with its parent."""
     if config["confine"]:
         rules["confine"](**config["confine"], parent=parent)
     else:
@@ -63,7 +63,7 @@ def _confine(config: dict[str, Any], rules: dict[str, Any], parent: int) -> None
 def _serve_forks(
     config: dict[str, Any], rules: dict[str, Any], requests: BinaryIO, replies: int
 ) -> None:
-    """A new process for each grade: what an answer does to it, no other answer meets.
+    """Start a new process for each grade, so that no answer can affect another.
 
     The source never runs in this process, so it can be trusted to fork and to tidy up. The child
     writes its own reply; that it has ended is said after it.
@@ -118,7 +118,7 @@ def _serve(config: dict[str, Any], rules: dict[str, Any], requests: BinaryIO, re
 
 
 def _load(source: str) -> Callable[[Any, Any], Any]:
-    """The user's function, or one that raises what went wrong while loading it."""
+    """Return the user's function, or one that raises the error of loading it."""
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(True), FILE_NAME)
     # a module like any other: dataclasses, pydantic and pickle look theirs up by name
     module = sys.modules["grader"] = types.ModuleType("grader")
@@ -151,7 +151,7 @@ def _answer(grade: Callable[[Any, Any], Any], request: dict[str, Any]) -> dict[s
 
 
 def _describe(error: BaseException) -> str:
-    """The traceback from the first frame of the user's source on."""
+    """Return the traceback from the first frame of the user's source."""
     trace = error.__traceback__
     while trace and trace.tb_frame.f_code.co_filename != FILE_NAME:
         trace = trace.tb_next

@@ -207,8 +207,8 @@ def test_a_second_click_starts_no_second_job(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RFTKIT_MODE", "live")
-    overruled = ["data", "grader", "learnability"]
-    panel = JobLauncher("tiny_copy", client=served.client, **TINY, overruled=overruled)
+    overridden = ["data", "grader", "learnability"]
+    panel = JobLauncher("tiny_copy", client=served.client, **TINY, overridden=overridden)
     panel.widget()
     assert panel._watch.layout.display == "none"
     panel._go.click()

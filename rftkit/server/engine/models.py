@@ -1,4 +1,4 @@
-"""Which base models there are, and how each becomes a Hugging Face folder that can be loaded.
+"""The base models, and how each becomes a Hugging Face folder that can be loaded.
 
 Two come with rftkit: `smollm2-135m-instruct`, whose weights are found or fetched once
 (`weights`), and `rftkit-tiny`, made on the fly (`tiny.py`). Others are folders that the operator
@@ -40,7 +40,7 @@ BASES = "bases.json"
 SUMS = "bases.sums.json"
 """In the home: name → {folder, files}, the fingerprints that `rftkit models add` took."""
 CARD_BYTES = 1 << 16  # of a model card are read; its front matter is much shorter
-FORMAT = 1  # raise when a conversion changes, so that old caches are made again
+FORMAT = 1  # increase it when a conversion changes, so that old caches are replaced
 
 
 class ChangedModelError(PlatformError):
@@ -58,7 +58,7 @@ class BaseModel:
     licence: str | None
     """As its model card has it; None when it has none."""
     folder: Path | None = None
-    """Where its files lie, for models that rftkit does not make itself."""
+    """Its files, for models that rftkit does not make itself."""
 
 
 BUNDLED = {
@@ -147,7 +147,7 @@ def prepare(
     Args:
         base: the model.
         home: of the platform.
-        say: gets what takes long.
+        say: gets a message before slow work.
         progress: gets the bytes of the weights that have arrived, when they are fetched.
 
     Raises:
@@ -241,9 +241,9 @@ def _make_smollm2(gguf_path: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _gguf_read_once() -> Iterator[None]:
-    """Remember what transformers asks `gguf` for: the file's table thrice, names for each module.
+    """Cache what transformers requests from `gguf`: the file's table thrice, names for each module.
 
-    Each reading takes seconds, and half of the wait before a first job.
+    Each read takes seconds; together they are half of the wait before a first job.
     """
     import gguf
 

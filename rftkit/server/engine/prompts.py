@@ -1,8 +1,8 @@
 """From chat messages to token ids, for sampling and for learning; and from text to tool calls.
 
-The model's own chat template decides what a prompt looks like. Two things are added only where it
-has no word for them: tools, shown in the widespread form of a `<tools>` list in the system message,
-and the mark that opens thoughts. Not here: sampling, and which requests are allowed.
+The model's own chat template decides what a prompt looks like. Only two things are added where the
+template lacks them: tools, as the common `<tools>` list in the system message, and the tag that
+opens the reasoning. Not here: sampling, and which requests are allowed.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def encode(
 ) -> list[int]:
     """Token ids of a prompt under the tokenizer's template, ready for an answer.
 
-    The template is applied as it stands, so that training and chat see the same tokens. Roles a
-    template does not know are its own business; `developer` is what was once called `system`.
+    The template is applied unchanged, so that training and chat see the same tokens. It handles
+    unknown roles itself; `developer` messages become `system` messages.
 
     Raises:
         InputError: the model has no template, its template refuses the messages, or it makes more
@@ -238,7 +238,7 @@ def _longest_token(tokenizer: Any) -> int:
 
 
 def thinking_mark(tokenizer: Any) -> str | None:
-    """The mark that opens thoughts, if the chat template speaks of one."""
+    """Return the tag that opens the reasoning, if the chat template contains one."""
     return "<think>" if re.search(r"</?think>", str(tokenizer.chat_template)) else None
 
 
@@ -250,15 +250,15 @@ def marks_calls(tokenizer: Any) -> bool:
 
 
 def closing(mark: str) -> str:
-    """The end mark of an opening one: `<think>` gives `</think>`, `[THINK]` gives `[/THINK]`."""
+    """Return the end tag of a tag: `<think>` gives `</think>`, `[THINK]` gives `[/THINK]`."""
     return f"{mark[0]}/{mark[1:]}"
 
 
 def tool_calls_in(text: str, tools: list[Json] | None) -> tuple[str, list[Json]]:
     """An answer without its tool calls, and the calls as chat completions spell them.
 
-    Read are `<tool_call>` blocks (Hermes, Qwen), and an answer that is nothing but a call or a list
-    of calls as JSON (Llama, Mistral). What names no given tool, or is not JSON, stays text.
+    Recognised are `<tool_call>` blocks (Hermes, Qwen), and an answer that is only a call or a list
+    of calls as JSON (Llama, Mistral). A call of an unknown tool, or invalid JSON, stays text.
     """
     names = {tool.get("function", tool).get("name") for tool in tools or []}
     if not names:
@@ -301,7 +301,7 @@ def _calls(found: str, names: set[str | None]) -> Iterator[Json]:
 
 
 def call_id(text: str, number: int) -> str:
-    """The same for the same answer, so that a job that is run again gives its grader the same."""
+    """Return the same id for the same answer, so that a repeated job gives its grader the same."""
     return "call_" + hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:24]
 
 
@@ -318,7 +318,7 @@ def _plain(message: Json) -> Json:
 
 
 def _with_object(call: Json) -> Json:
-    """A call with its arguments as an object, which is what templates write as JSON."""
+    """Return a call with its arguments as an object, as templates expect."""
     function = call["function"]
     try:
         arguments = json.loads(function["arguments"])
@@ -328,15 +328,15 @@ def _with_object(call: Json) -> Json:
 
 
 def _with_tools_as_text(messages: list[Json], tools: list[Json] | None) -> list[Json]:
-    """Messages for a template that knows no tools: the list, and former calls, as text."""
-    said = [_with_calls_as_text(message) for message in messages]
+    """Write tools and former calls as text, for a template without tools."""
+    texts = [_with_calls_as_text(message) for message in messages]
     if not tools:
-        return said
+        return texts
     shown = TOOLS.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
-    if said[0]["role"] == "system":
-        first = {**said[0], "content": f"{said[0]['content']}\n\n{shown}"}
-        return [first, *said[1:]]
-    return [{"role": "system", "content": shown}, *said]
+    if texts[0]["role"] == "system":
+        first = {**texts[0], "content": f"{texts[0]['content']}\n\n{shown}"}
+        return [first, *texts[1:]]
+    return [{"role": "system", "content": shown}, *texts]
 
 
 def _with_calls_as_text(message: Json) -> Json:
@@ -344,8 +344,8 @@ def _with_calls_as_text(message: Json) -> Json:
         return message
     blocks = []
     for call in message["tool_calls"]:
-        said = {name: call["function"][name] for name in ("name", "arguments")}
-        blocks.append(f"<tool_call>\n{json.dumps(said, ensure_ascii=False)}\n</tool_call>")
+        function = {name: call["function"][name] for name in ("name", "arguments")}
+        blocks.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
     return {**message, "content": "\n".join([*filter(None, [message["content"]]), *blocks])}
 
 

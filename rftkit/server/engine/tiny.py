@@ -94,13 +94,13 @@ def _teach(model: Any, tokenizer: Any) -> None:
         lessons = []
         for _ in range(BATCH):
             letters = "".join(chance.choices(ALPHABET, k=LETTERS))
-            said = "".join(
+            text = "".join(
                 chance.choice(ALPHABET) if chance.random() < NOISE else c for c in letters
             )
             if letters not in prompts:
                 message = {"role": "user", "content": f"copy: {letters}"}
                 prompts[letters] = encode(tokenizer, [message])
-            answer = tokenizer.convert_tokens_to_ids([*said, "<end>"])
+            answer = tokenizer.convert_tokens_to_ids([*text, "<end>"])
             lessons.append(prompts[letters] + answer)
         tokens = torch.tensor(lessons)
         logits = model(input_ids=tokens[:, :-1], logits_to_keep=LETTERS + 1).logits

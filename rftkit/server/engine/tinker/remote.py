@@ -150,19 +150,19 @@ def refuse(metadata: Mapping[str, str]) -> None:
 
 def differences(has_schema: bool, thinks: bool) -> list[str]:
     """What is done another way than on this machine, in words for the job's events."""
-    said = [
+    notes = [
         "Sampling and updates run on the server: the same seed gives the same numbers only as far "
         "as the server keeps to it, and what bounds the gradient's norm is the server's."
     ]
     if has_schema:
-        said.append(
+        notes.append(
             "The Tinker protocol does not constrain decoding: answers that are not what "
             "response_format asks for are unscorable, get the floor reward and are counted in the "
             "metrics."
         )
     if thinks:
-        said.append(
+        notes.append(
             "The Tinker protocol has no budget for thoughts: an answer whose thoughts take all of "
             "max_completion_tokens is cut."
         )
-    return said
+    return notes

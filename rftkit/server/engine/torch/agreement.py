@@ -187,7 +187,7 @@ def logits_of(model: Any, decoder: Any) -> Logits | None:
     The answer does not depend on how large the model's own logits are.
     """
     head, width = model.get_output_embeddings(), model.get_output_embeddings().weight.shape[0]
-    # Dense near zero, where the grad_hidden is the scale; large at the ends, where a cap shows.
+    # Dense near zero, where the slope is the scale; large at the ends, where a cap shows.
     known = 200.0 * torch.linspace(-1.0, 1.0, width, device=head.weight.device) ** 3
     ids = torch.arange(3, device=head.weight.device)[None]
     states: list[torch.Tensor] = []
@@ -200,13 +200,13 @@ def logits_of(model: Any, decoder: Any) -> Logits | None:
     ]
     try:
         with torch.no_grad():
-            said = model(input_ids=ids, use_cache=False).logits.float()
+            capped = model(input_ids=ids, use_cache=False).logits.float()
     finally:
         for hook in hooks:
             hook.remove()
     before, given = states[-2].float(), states[-1].float()
     ratio = float((given * before).sum() / (before * before).sum())
-    if said.shape != (1, 3, width) or given.shape != before.shape:
+    if capped.shape != (1, 3, width) or given.shape != before.shape:
         return None
     drawn = torch.Generator().manual_seed(0)
     x = torch.randn(3, head.weight.shape[1], generator=drawn).to(head.weight)
@@ -216,17 +216,17 @@ def logits_of(model: Any, decoder: Any) -> Logits | None:
             return None  # the head itself does more
     if (given - ratio * before).norm() > 0.01 * given.norm():
         return None
-    found = Logits(*_form(known, said[0, 0]))
-    if (found.of(known) - said).abs().max() > 0.01 * said.abs().max():
+    found = Logits(*_form(known, capped[0, 0]))
+    if (found.of(known) - capped).abs().max() > 0.01 * capped.abs().max():
         return None
     return Logits(found.scale * ratio, found.cap)
 
 
-def _form(known: torch.Tensor, said: torch.Tensor) -> tuple[float, float | None]:
+def _form(known: torch.Tensor, capped: torch.Tensor) -> tuple[float, float | None]:
     """Scale and cap of a soft cap, from what it makes of numbers near zero and far from it."""
     half = len(known) // 2
-    near = float((said[half] - said[half - 1]) / (known[half] - known[half - 1]))
-    far = float(said[-1])
+    near = float((capped[half] - capped[half - 1]) / (known[half] - known[half - 1]))
+    far = float(capped[-1])
     if abs(near * float(known[-1]) - far) < 1e-3 * abs(far):
         return near, None
     return near, far

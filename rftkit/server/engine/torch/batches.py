@@ -84,12 +84,12 @@ def shared_opening(texts: Sequence[list[int]]) -> int:
 
 
 def _beginning(group: TrainGroup, is_free: np.ndarray) -> list[int]:
-    """The prompt, and what every completion had to say after it."""
+    """The prompt, and the tokens that every completion had to begin with."""
     return [*group.prompt_ids, *_longest(group.tokens_G_T)[: _forced(group, is_free)]]
 
 
 def _forced(group: TrainGroup, is_free: np.ndarray) -> int:
-    """Up to here every completion said the same, having no choice."""
+    """Up to here all completions are equal, because there was no choice."""
     if group.learnt_G_T:
         return 0  # what is not learnt may differ; what is shared is the prompt already
     return min((int(each[0]) for each in _chosen(group, is_free) if len(each)), default=0)

@@ -1,7 +1,7 @@
-"""What a completion may say next: thoughts up to their end mark, then what a schema allows.
+"""The tokens a completion may have next: reasoning up to its end tag, then what a schema allows.
 
 A decoding state is a function of the tokens so far and nothing else, so the trainer replays exactly
-the masks of the sampler. Thoughts are free; when their budget is spent the end mark is forced,
+the masks of the sampler. Reasoning is free; when its budget is spent the end tag is forced,
 token by token, with no choice and therefore log-prob 0. Not here: how a mask is filled (`grammar`).
 """
 
@@ -17,7 +17,7 @@ __all__ = ["DecodingState", "thinking_grammar"]
 
 
 class DecodingState:
-    """Follows one completion."""
+    """The state of one completion."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class DecodingState:
     ) -> None:
         """`end_ids` are forced when the budget of `thinking` is spent."""
         self.matcher = matcher
-        """The grammar, or None when anything may be said."""
+        """The grammar, or None when every token is allowed."""
         self.num_thoughts: int | None = None if thinking else 0
         """Tokens of the thoughts, end mark included; None while they go on."""
         self._thinking, self._end_ids, self._decode = thinking, list(end_ids), decode
@@ -38,11 +38,11 @@ class DecodingState:
 
     @property
     def forced(self) -> int | None:
-        """The one token that may come next, if that is not the grammar's affair."""
+        """Return the only token that may come next, if the grammar does not decide it."""
         return self._pending[0] if self._pending else None
 
     def consume_token(self, token: int) -> bool:
-        """Go on by one token; False when it was not allowed."""
+        """Advance by one token; False when it was not allowed."""
         if self._pending and self._pending.pop(0) != token:
             return False
         if self.matcher is not None and not self.matcher.consume_token(token):
@@ -60,7 +60,7 @@ class DecodingState:
         if self._thinking is None or self._pending or len(self._said) < self._thinking.budget:
             return
         if self.matcher is not None and self.matcher.validate_tokens(self._end_ids[:1]) == 0:
-            return  # in the middle of a character: after its last byte, then
+            return  # inside a character: wait for its last byte
         self._pending = list(self._end_ids)
 
 

@@ -217,31 +217,31 @@ class TorchEngine(LoadedModel):
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False
     ) -> list[str]:
         """See Engine.notes."""
-        said = []
+        notes = []
         if self._plain_because:
-            said.append(
+            notes.append(
                 f"{self.name} takes the plain path: {self._plain_because}. Every completion is "
-                "computed with its whole prompt, for every token again: right, but slow"
+                "computed with its whole prompt, again for every token: correct, but slow"
             )
         elif self._stack is None:
-            said.append(
+            notes.append(
                 f"The layers of {self.name} are not of Llama's form: they run as transformers "
                 "wrote them, prompts shared all the same"
             )
         left = {name.rpartition(".")[2] for b in self.blocks if not b.adapts for name in b.names}
         if left and not full:
-            said.append(
+            notes.append(
                 f"Layers of {self.name} named {', '.join(sorted(left))} get no adapters: the PEFT "
                 "library would not load them there. The other linear layers learn"
             )
         if full:
-            form = "as for adapters" if said else "forward and backward written out"
-            said.append(
+            form = "as for adapters" if notes else "forward and backward written out"
+            notes.append(
                 f"Every weight of {self.name} learns, embeddings, norms and output head too: "
                 f"{self.weights.num_parameters:,} parameters, float32 with their optimizer, "
                 f"computed in {self.facts['dtype']}; the layers run {form}"
             )
-        return said
+        return notes
 
     def compare(self, prompts: Sequence[list[int]]) -> str | None:
         """See Engine.compare."""

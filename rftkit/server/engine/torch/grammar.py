@@ -66,7 +66,7 @@ class Grammars:
             if matcher.is_error():
                 raise _not_compiled(matcher.get_error())
             if end is None and self._only_ends(matcher):
-                raise _not_compiled("no answer fits it; does a `$ref` need itself for ever?")
+                raise _not_compiled("no answer fits it; does a `$ref` refer to itself without end?")
             self._compiled[schema, end] = matcher
         return self._compiled[schema, end].deep_copy()
 

@@ -248,12 +248,12 @@ class LoadedModel:
         return why
 
     def take_plain_path(self, why: str) -> None:
-        """Compute every text by itself from here on, with the model's own attention."""
+        """From now on, compute every text separately, with the model's own attention."""
         self._model.set_attn_implementation("eager")
         self._stack, self._plain_because = None, why
 
     def own_logprobs(self, groups: Sequence[TrainGroup]) -> torch.Tensor:
-        """See `logprobs`; of each text by itself, with the model's own attention."""
+        """See `logprobs`; each text separately, with the model's own attention."""
         before = self._stack
         self._model.set_attn_implementation("sdpa")
         self._stack, self._plain_because = None, "for a comparison"

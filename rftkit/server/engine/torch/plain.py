@@ -1,8 +1,8 @@
-"""The plain path, for models whose attention takes no layout of ours: every text by itself.
+"""The plain path, for models whose attention does not support our layouts: every text separately.
 
-Sliding windows, soft-capped scores and attention sinks are transformers' own business here: each
-completion is computed with its whole prompt, in training and again for every token it samples.
-Right, and slow; `layout.py` has the fast way, and a job's events say which one it takes.
+Here transformers handles sliding windows, soft-capped scores and attention sinks. Each completion
+is computed with its whole prompt, in training and again for every token it samples. That is correct
+and slow; `layout.py` has the fast path, and a job's events say which one it takes.
 """
 
 from __future__ import annotations

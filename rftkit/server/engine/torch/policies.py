@@ -117,7 +117,7 @@ class Policies:
     def _set_policy(self, weights: dict[str, torch.Tensor], config: LoraConfig | None) -> None:
         memory.keep()
         self._config = config
-        # One order for ever: the gradient's norm is a sum, and files have an order of their own.
+        # A fixed order: the gradient's norm is a sum, and files have another order.
         self._policy = {name: weights[name].requires_grad_() for name in sorted(weights)}
         self._optimizer = torch.optim.AdamW(
             list(self._policy.values()), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True
