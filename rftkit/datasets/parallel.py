@@ -1,31 +1,28 @@
-"""Run a function of a module over tasks in worker processes, from any program.
+"""Run a function over tasks in worker processes, from any program.
 
-`multiprocessing` runs the caller's script again in every worker, which breaks scripts without a
-guard, and forking a process that has threads can deadlock. So a worker here is a plain new Python
-that reads pickled tasks and writes pickled results. Results come in the order of the tasks. Only
-a few tasks are in progress at once, so that memory stays small.
+joblib starts the workers as fresh interpreters. They do not run the caller's script again, as
+`multiprocessing` does, and they are not forked from a process with threads, which can deadlock.
+Results come in the order of the tasks. Only a few tasks are in progress at once, so that memory
+stays small.
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import pickle
-import subprocess
-import sys
-from collections import deque
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from queue import SimpleQueue
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from rftkit.errors import RftkitError
 
 __all__ = ["num_cores", "run_tasks"]
 
 
 def num_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many cores this process may use: of the machine, its affinity and its cgroup."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def run_tasks(
@@ -34,68 +31,28 @@ def run_tasks(
     """Yield `function(task)` for each task, in order.
 
     Args:
-        function: A function at the top level of a module of this package.
+        function: A function at the top level of a module.
         tasks: Picklable values; the next one is taken when a worker is idle.
-        processes: Worker processes; 0 runs the function in this process.
+        processes: Worker processes; 0 and 1 run the function in this process.
+
+    Raises:
+        RftkitError: A worker was killed.
     """
-    if processes == 0:
+    if processes < 2:
         yield from map(function, tasks)
         return
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(processes))
-        idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
-        for _ in range(processes):
-            idle.put(stack.enter_context(_worker(function)))
-        waiting: deque[Future[Any]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(_ask, idle, task))
-            if len(waiting) > 2 * processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    from joblib import Parallel, delayed
 
-
-@contextmanager
-def _worker(function: Callable[[Any], Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that runs one function; kill it at the end, even during a task."""
-    where = f"{function.__module__!r}, {function.__qualname__!r}"
-    command = [sys.executable, "-c", f"from {__name__} import _serve; _serve({where})"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pool = Parallel(processes, backend="loky", batch_size=1, return_as="generator")
+    results = pool(delayed(function)(task) for task in tasks)
     try:
-        yield process
+        for result in results:  # noqa: UP028 (`yield from` would close `results` with a warning)
+            yield result
+    except BrokenProcessPool as error:
+        raise RftkitError(
+            "a worker process was killed, most likely because the machine ran out of memory; "
+            "close other programs, or use fewer processes"
+        ) from error
     finally:
-        process.kill()
-        process.communicate()
-
-
-def _ask(idle: SimpleQueue[subprocess.Popen[bytes]], task: Any) -> Any:
-    worker = idle.get()
-    try:
-        assert worker.stdin
-        assert worker.stdout
-        pickle.dump(task, worker.stdin, pickle.HIGHEST_PROTOCOL)
-        worker.stdin.flush()
-        is_good, value = pickle.load(worker.stdout)
-    finally:
-        idle.put(worker)
-    if not is_good:
-        raise value
-    return value
-
-
-def _serve(module: str, name: str) -> None:
-    """Run in the worker: read tasks from stdin, write results to stdout; prints go to stderr."""
-    results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    function = getattr(importlib.import_module(module), name)
-    while True:
-        try:
-            task = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            answer = (True, function(task))
-        except Exception as error:  # raised again in the caller
-            answer = (False, error)
-        pickle.dump(answer, results, pickle.HIGHEST_PROTOCOL)
-        results.flush()
+        with warnings.catch_warnings(action="ignore"):  # about tasks that nobody waits for
+            results.close()

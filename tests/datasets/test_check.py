@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rftkit import datasets
-from rftkit.errors import GraderSpecError, InputError
+from rftkit.datasets.parallel import run_tasks
+from rftkit.errors import GraderSpecError, InputError, RftkitError
 
 EXACT = {
     "type": "string_check",
@@ -241,6 +244,25 @@ def test_workers_find_the_same(tmp_path: Path) -> None:
     spread = datasets.check(path, processes=2, progress=lambda *at: seen.append(at))
     assert alone.to_dict() == spread.to_dict()
     assert seen[-1] == (300, 300)
+
+
+def test_a_killed_worker_is_reported_and_the_next_check_works() -> None:
+    with pytest.raises(RftkitError, match="a worker process was killed"):
+        list(run_tasks(os._exit, [9, 9], processes=2))
+    unread = run_tasks(abs, [-1, -2, -3], processes=2)
+    assert next(unread) == 1
+    unread.close()  # quietly: warnings are errors here
+    with pytest.raises(TypeError):
+        list(run_tasks(abs, ["x"], processes=2))
+
+
+def test_a_source_that_cannot_be_read_to_its_end_stops_the_workers() -> None:
+    def tasks() -> Iterator[int]:
+        yield -1
+        raise InputError("the source is cut off")
+
+    with pytest.raises(InputError, match="cut off"):
+        list(run_tasks(abs, tasks(), processes=2))
 
 
 @settings(deadline=None, max_examples=40)
