@@ -63,8 +63,8 @@ class Estimate:
             usd_per_million_completion_tokens: Of the judge.
         """
         judging = sum(
-            prompt * usd_per_million_prompt_tokens + said * usd_per_million_completion_tokens
-            for prompt, said in self.judge_tokens.values()
+            prompt * usd_per_million_prompt_tokens + completion * usd_per_million_completion_tokens
+            for prompt, completion in self.judge_tokens.values()
         )
         low, high = self.seconds
         return (
@@ -127,7 +127,7 @@ def _judge_tokens(
     for data in metrics.values():
         for grader in (data.get("usage") or {}).get("graders") or []:
             if model := grader.get("model"):
-                prompt, said = (
+                prompt, completion = (
                     sum(
                         grader.get(f"{side}_{kind}_tokens_count", 0) * n
                         for side, n in times.items()
@@ -135,5 +135,5 @@ def _judge_tokens(
                     for kind in ("prompt", "completion")
                 )
                 before = spent.get(model, (0.0, 0.0))
-                spent[model] = (before[0] + prompt, before[1] + said)
+                spent[model] = (before[0] + prompt, before[1] + completion)
     return spent

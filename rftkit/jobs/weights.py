@@ -67,8 +67,8 @@ def fetch_weights(
 
 def _refusal(client: OpenAI, model: str, error: HTTPError) -> Exception:
     try:
-        said = json.load(error)["error"]
-        message, code = str(said["message"]), said.get("code")
+        body = json.load(error)["error"]
+        message, code = str(body["message"]), body.get("code")
     except (ValueError, KeyError, TypeError):
         return _not_ours(client, model)
     if error.code == 404 and code != "model_not_found":
