@@ -2,6 +2,7 @@
 
     story    the training history of a job, summarised from its metric events
     rules    find problems in a history, each with advice and the setting to try
+    answers  the rules about closed answers
     gains    which sub-graders a gain came from, and which show no clear change
 
 The rules read only metric events. So a resumed job, a finished job and a job of another service are
@@ -9,17 +10,10 @@ judged in the same way. If a service does not report a figure, the rules that ne
 `server.training.signal` computes the figures, and `views` shows the findings.
 """
 
-from rftkit.diagnosis.gains import Change, gain_sentence
-from rftkit.diagnosis.rules import (
-    CUT_SHARE,
-    FLAT_SHARE,
-    Finding,
-    collapsed,
-    findings,
-    never_sampled,
-    share_words,
-    validation_gains,
-)
+from rftkit.diagnosis.answers import collapsed, never_sampled, share_words
+from rftkit.diagnosis.finding import Finding
+from rftkit.diagnosis.gains import Change, gain_sentence, validation_gains
+from rftkit.diagnosis.rules import CUT_SHARE, FLAT_SHARE, findings
 from rftkit.diagnosis.story import Story, story_of
 
 __all__ = [

@@ -5,13 +5,20 @@ The callers compute the changes, with their intervals where these are known.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from rftkit.diagnosis.story import grader_line, learning, scores
 from rftkit.wording import listed
 
-__all__ = ["Change", "gain_sentence"]
+__all__ = ["Change", "gain_sentence", "validation_gains"]
 
+Json = Mapping[str, Any]
+
+CERTAINTY = 1.96
+"""Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
 SAME = 0.005
 """Smaller changes are printed as 0.00 and never count as a gain."""
 
@@ -30,6 +37,39 @@ class Change:
         if self.half_width is None or abs(self.value) < SAME:
             return 0
         return (self.value > self.half_width) - (-self.value > self.half_width)
+
+
+def validation_gains(first: Json, last: Json) -> tuple[Change | None, dict[str, Change]]:
+    """From one validation to another: the change of the reward, and of each grader.
+
+    Intervals treat the two validations as independent, which makes them wider than a comparison
+    row by row (`evals.compare`) would.
+    """
+    total = _change(
+        (scores(first).get("valid_reward_mean"), learning(first).get("valid_reward_stderr")),
+        (scores(last).get("valid_reward_mean"), learning(last).get("valid_reward_stderr")),
+    )
+    parts: dict[str, Change] = {}
+    for line in scores(last).get("graders") or []:
+        before = grader_line(first, line["name"])
+        change = _change(
+            (before.get("valid_reward_mean"), before.get("valid_reward_stderr")),
+            (line.get("valid_reward_mean"), line.get("valid_reward_stderr")),
+        )
+        if change is not None:
+            parts[line["name"]] = change
+    return total, parts
+
+
+def _change(
+    before: tuple[float | None, float | None], after: tuple[float | None, float | None]
+) -> Change | None:
+    (start, start_error), (end, end_error) = before, after
+    if start is None or end is None:
+        return None
+    if start_error is None or end_error is None:
+        return Change(end - start)
+    return Change(end - start, CERTAINTY * math.hypot(start_error, end_error))
 
 
 def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "reward") -> str:

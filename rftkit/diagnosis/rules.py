@@ -8,25 +8,16 @@ a model that has learnt its task has flat groups and low entropy, and that is no
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rftkit.diagnosis.gains import Change, gain_sentence
-from rftkit.diagnosis.story import WINDOW, Range, Story
+from rftkit.diagnosis.answers import LEAST_ANSWERS, values_collapsed, values_never_sampled
+from rftkit.diagnosis.finding import Finding
+from rftkit.diagnosis.gains import gain_sentence, validation_gains
+from rftkit.diagnosis.story import WINDOW, Range, Story, grader_line, learning, scores
+from rftkit.wording import counted
 
-__all__ = [
-    "CUT_SHARE",
-    "FLAT_SHARE",
-    "Finding",
-    "collapsed",
-    "findings",
-    "never_sampled",
-    "share_words",
-    "validation_gains",
-]
+__all__ = ["CUT_SHARE", "FLAT_SHARE", "findings"]
 
 Json = Mapping[str, Any]
 
@@ -36,43 +27,10 @@ CUT_SHARE = 0.2
 """Share of truncated answers above which the limit, not the task, decides the reward."""
 UNSCORABLE_SHARE = 0.5
 """Share of answers that are not scorable, not counting truncated ones."""
-SAME_SHARE = 0.9
-"""Share of equal answers above which the policy has settled on one."""
-LEAST_ANSWERS = 32
-"""Fewer answers are not enough to judge how often a value is sampled."""
-LEAST_PROMPTS = 4
-GUIDED_STEPS = 6
-"""Steps in which references that guide a job should bring every value."""
 LOW_ENTROPY = 0.03
 """Nats per token below which the policy is nearly deterministic."""
 NEAR_BEST = 0.95
 """Share of the way from the lowest to the highest reward so far that counts as learnt."""
-CERTAINTY = 1.96
-"""Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
-NAMED = 3
-"""Values that a sentence names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One reason why a job does not learn what it should."""
-
-    code: str
-    """Stable name of the rule."""
-    subject: str
-    """The grader or the place of the answer that it is about; empty for the whole job."""
-    message: str
-    """What was found: a sentence."""
-    advice: str
-    """What to do, and the setting to try: a sentence."""
-
-    @property
-    def key(self) -> str:
-        """Identifies the finding within a job, whatever its figures are."""
-        return f"{self.code}:{self.subject}" if self.subject else self.code
-
-    def __str__(self) -> str:
-        return f"{self.message} {self.advice}"
 
 
 def findings(story: Story) -> list[Finding]:
@@ -86,14 +44,14 @@ def findings(story: Story) -> list[Finding]:
 
 
 def _cut_off(story: Story) -> Iterator[Finding]:
-    shares = _recent(story, "truncated_share")
+    shares = story.recent_values("truncated_share")
     where = "the answers"
     if not shares and story.last_valid is not None:
-        shares = _known([_learning(story.last_valid).get("valid_truncated_share")])
+        shares = _known([learning(story.last_valid).get("valid_truncated_share")])
         where = "the validation answers"
     if shares and (share := _mean(shares)) > CUT_SHARE:
         limit = story.max_completion_tokens
-        at = f" at {limit} token{'s' * (limit != 1)}" if limit else ""
+        at = f" at {counted(limit, 'token')}" if limit else ""
         yield Finding(
             "cut_off",
             "",
@@ -104,7 +62,7 @@ def _cut_off(story: Story) -> Iterator[Finding]:
 
 def _unscorable(story: Story) -> Iterator[Finding]:
     wrong = _known([data.get("mean_unresponsive_rewards") for data in story.recent])
-    cut = _recent(story, "truncated_share")
+    cut = story.recent_values("truncated_share")
     if wrong and cut and (share := _mean(wrong) - _mean(cut)) > UNSCORABLE_SHARE:
         yield Finding(
             "unscorable",
@@ -151,7 +109,7 @@ def _constant_finding(who: str, subject: str, found: Range) -> Finding:
 
 
 def _flat(story: Story) -> Iterator[Finding]:
-    shares = _recent(story, "flat_groups")
+    shares = story.recent_values("flat_groups")
     is_enough = len(shares) > 1 or story.total_steps in (None, story.step)
     if not shares or not is_enough or _is_learnt(story):
         return
@@ -160,7 +118,7 @@ def _flat(story: Story) -> Iterator[Finding]:
         yield Finding(
             "flat",
             "",
-            f"Every group was flat in {_steps(story, len(last))}: all completions of a group "
+            f"Every group was flat in {story.last_steps(len(last))}: all completions of a group "
             "earned the same, so no weight changed.",
             "Use easier rows or partial credit in the grader, or raise `compute_multiplier` for "
             "more completions a prompt.",
@@ -169,7 +127,7 @@ def _flat(story: Story) -> Iterator[Finding]:
         yield Finding(
             "mostly_flat",
             "",
-            f"{share:.0%} of the groups in {_steps(story, len(shares))} were flat; the model "
+            f"{share:.0%} of the groups in {story.last_steps(len(shares))} were flat; the model "
             "learns only from the others.",
             "Use easier rows or partial credit in the grader, or raise `compute_multiplier`; "
             "`rftkit check DATA -g GRADER --model MODEL` shows which rows are useful.",
@@ -180,12 +138,12 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
     """A sub-grader in which every group is flat while the whole reward is not."""
     if len(story.recent) < WINDOW or len(story.graders) < 2:
         return
-    if all(share == 1 for share in _recent(story, "flat_groups")):
+    if all(share == 1 for share in story.recent_values("flat_groups")):
         return
     for line in story.graders:
         name = line["name"]
-        shares = _known([_line(data, name).get("train_flat_groups") for data in story.recent])
-        mean = _known([_line(data, name).get("train_reward_mean") for data in story.recent])
+        shares = _known([grader_line(data, name).get("train_flat_groups") for data in story.recent])
+        mean = _known([grader_line(data, name).get("train_reward_mean") for data in story.recent])
         found = story.ranges.get(name, Range())
         if len(shares) < WINDOW or min(shares) < 1 or _is_constant(found):
             continue
@@ -194,119 +152,12 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
         yield Finding(
             "flat_grader",
             name,
-            f"Every group was flat in `{name}` in {_steps(story, WINDOW)}: the model "
+            f"Every group was flat in `{name}` in {story.last_steps(WINDOW)}: the model "
             "cannot learn what it asks for from them.",
             "Raise `compute_multiplier` for more completions a prompt, set metadata `refill` to "
             "draw further prompts, or start from a model that is right sometimes, for example a "
             "supervised job.",
         )
-
-
-def _never_sampled(story: Story) -> Iterator[Finding]:
-    """Where references guide, the first steps are given time to bring a value."""
-    is_guided = any(_learning(data).get("guided") for data in story.recent)
-    if is_guided and story.num_steps < GUIDED_STEPS:
-        return
-    for (name, side), found in story.answers.items():
-        so_far = found.get("num_samples_so_far", 0)
-        if side == "train" and so_far >= max(LEAST_ANSWERS, 8 * len(found["samples"])):
-            wanted = story.references.get(name, Counter())
-            total = sum(wanted.values())
-            missing = [value for value in found.get("never_sampled", ()) if wanted.get(value)]
-            shares = {value: wanted[value] / total for value in missing}
-            yield from never_sampled(name, shares, so_far, is_guided=is_guided)
-
-
-def never_sampled(
-    name: str, missing: Mapping[str, float], num_answers: int, *, is_guided: bool = False
-) -> Iterator[Finding]:
-    """Values that references have and no answer had.
-
-    Args:
-        name: place of the answer.
-        missing: value -> share of the references.
-        num_answers: number of answers checked.
-        is_guided: whether references guide the job already.
-    """
-    if not missing or num_answers < LEAST_ANSWERS:
-        return
-    few = sorted(missing, key=lambda value: (-missing[value], value))
-    said = ", ".join(f"`{_short(each)}`" for each in few[:NAMED])
-    said += f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
-    was, them = ("was", "it") if len(few) == 1 else ("were", "them")
-    yield Finding(
-        "never_sampled",
-        name,
-        f"{said} {was} never sampled in {num_answers:,} answers, though {_rows(missing)} of the "
-        f"references have {them} as `{name}`: RFT alone is unlikely to find {them}.",
-        "References guide this job already; start from a supervised job."
-        if is_guided
-        else f"Start from a supervised job, or let references guide {them} (metadata "
-        "`guidance` = `references`).",
-    )
-
-
-def _rows(missing: Mapping[str, float]) -> str:
-    return f"{sum(missing.values()):.0%}"
-
-
-def _collapsed(story: Story) -> Iterator[Finding]:
-    """In the last two training steps, or else in the last validation; step 0 never counts."""
-    for name in dict.fromkeys(name for name, _ in story.answers):
-        new = list(_collapsed_in_training(story, name))
-        valid = story.answers.get((name, "valid"))
-        if not new and valid and (story.last_valid or {}).get("step"):
-            new = list(collapsed(name, valid, "in the last validation"))
-        yield from new
-
-
-def _collapsed_in_training(story: Story, name: str) -> Iterator[Finding]:
-    sides = [
-        line["train"]
-        for data in list(story.recent)[-2:]
-        for line in data.get("answers") or []
-        if line["name"] == name and line["train"]["samples"]
-    ]
-    wanted = story.references.get(name, Counter())
-    if len(sides) < 2 or story.num_steps < WINDOW:
-        return  # a preference of the base model is not a collapse
-    values = dict.fromkeys(value for side in sides for value in side["samples"])
-    pooled = {
-        "samples": {v: min(side["samples"].get(v, 0.0) for side in sides) for v in values},
-        "references": {v: count / wanted.total() for v, count in wanted.items() if count},
-        "num_samples": sum(side["num_samples"] for side in sides),
-        "num_prompts": sum(side["num_prompts"] for side in sides),
-    }
-    yield from collapsed(name, pooled, f"in {_steps(story, 2)}")
-
-
-def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
-    """Answers that are nearly all the same, when the references are not.
-
-    Args:
-        name: place of the answer.
-        found: `samples` and `references` (value -> share), `num_samples` and `num_prompts`.
-        where: such as `at step 12`.
-    """
-    samples, wanted = found.get("samples") or {}, found.get("references") or {}
-    if found.get("num_samples", 0) < LEAST_ANSWERS // 2 or not samples:
-        return
-    top, share = max(samples.items(), key=lambda pair: pair[1])
-    most = max(wanted.values(), default=None)
-    if share < SAME_SHARE or found.get("num_prompts", 0) < LEAST_PROMPTS:
-        return
-    if most is None or most > share - 0.15:
-        return
-    have = f"; {wanted.get(top, 0.0):.0%} of the reference answers are" if top in wanted else ""
-    yield Finding(
-        "collapsed",
-        name,
-        f"`{name}` is `{_short(top)}` in {share:.0%} of the answers {where}{have}: the model "
-        "has settled on one value, whatever the prompt.",
-        "Start again with a lower `learning_rate_multiplier` (a third), or with metadata "
-        "`advantage` = `per_grader`, which pulls the rarer values back; an earlier checkpoint may "
-        "be usable.",
-    )
 
 
 def _unchanged_grader(story: Story) -> Iterator[Finding]:
@@ -321,7 +172,7 @@ def _unchanged_grader(story: Story) -> Iterator[Finding]:
         return
     for name, change in parts.items():
         best = story.ranges.get(name, Range())
-        mean = _line(last, name).get("valid_reward_mean")
+        mean = grader_line(last, name).get("valid_reward_mean")
         if change.direction != 0 or change.half_width is None or _is_near_best(mean, best):
             continue
         yield Finding(
@@ -336,47 +187,14 @@ def _unchanged_grader(story: Story) -> Iterator[Finding]:
         return
 
 
-def validation_gains(first: Json, last: Json) -> tuple[Change | None, dict[str, Change]]:
-    """From one validation to another: the change of the reward, and of each grader.
-
-    Intervals treat the two validations as independent, which makes them wider than a comparison
-    row by row (`evals.compare`) would.
-    """
-    total = _change(
-        (_scores(first).get("valid_reward_mean"), _learning(first).get("valid_reward_stderr")),
-        (_scores(last).get("valid_reward_mean"), _learning(last).get("valid_reward_stderr")),
-    )
-    parts: dict[str, Change] = {}
-    for line in _scores(last).get("graders") or []:
-        before = _line(first, line["name"])
-        change = _change(
-            (before.get("valid_reward_mean"), before.get("valid_reward_stderr")),
-            (line.get("valid_reward_mean"), line.get("valid_reward_stderr")),
-        )
-        if change is not None:
-            parts[line["name"]] = change
-    return total, parts
-
-
-def _change(
-    before: tuple[float | None, float | None], after: tuple[float | None, float | None]
-) -> Change | None:
-    (start, start_error), (end, end_error) = before, after
-    if start is None or end is None:
-        return None
-    if start_error is None or end_error is None:
-        return Change(end - start)
-    return Change(end - start, CERTAINTY * math.hypot(start_error, end_error))
-
-
 def _entropy(story: Story) -> Iterator[Finding]:
-    values = _recent(story, "entropy")
+    values = story.recent_values("entropy")
     if len(values) > 1 and (mean := _mean(values)) < LOW_ENTROPY and not _is_learnt(story):
         yield Finding(
             "low_entropy",
             "",
-            f"The entropy is {mean:.3f} nats per token in {_steps(story, len(values))}: the model "
-            "rarely tries anything else, although its rewards are below the best so far.",
+            f"The entropy is {mean:.3f} nats per token in {story.last_steps(len(values))}: the "
+            "model rarely tries anything else, although its rewards are below the best so far.",
             "Start again with a lower `learning_rate_multiplier` (a third), or set metadata "
             "`entropy_floor`.",
         )
@@ -388,8 +206,8 @@ RULES: Sequence[Callable[[Story], Iterable[Finding]]] = (
     _constant_reward,
     _flat,
     _flat_grader,
-    _never_sampled,
-    _collapsed,
+    values_never_sampled,
+    values_collapsed,
     _entropy,
     _unchanged_grader,
 )
@@ -407,38 +225,8 @@ def _is_near_best(mean: float | None, found: Range) -> bool:
 
 
 def _train_mean(data: Json) -> float | None:
-    found: float | None = _scores(data).get("train_reward_mean", data.get("train_mean_reward"))
+    found: float | None = scores(data).get("train_reward_mean", data.get("train_mean_reward"))
     return found
-
-
-def _scores(data: Json) -> Json:
-    found: Json = data.get("scores") or {}
-    return found
-
-
-def _learning(data: Json) -> Json:
-    found: Json = data.get("learning") or {}
-    return found
-
-
-def _line(data: Json, name: str) -> Json:
-    lines = _scores(data).get("graders") or []
-    found: Json = next((line for line in lines if line["name"] == name), {})
-    return found
-
-
-def _recent(story: Story, name: str) -> list[float]:
-    return _known([_learning(data).get(name) for data in story.recent])
-
-
-def share_words(found: Json) -> str:
-    """`yes 59 %, no 41 %, needs review 0 % of 64 answers (references: 33 %, 33 %, 33 %)`."""
-    samples, wanted = found.get("samples") or {}, found.get("references") or {}
-    said = ", ".join(f"{_short(value)} {share:.0%}" for value, share in samples.items())
-    said = f"{said or 'nothing'} of {found.get('num_samples', 0):,} answers"
-    if not wanted:
-        return said
-    return f"{said} (references {', '.join(f'{wanted.get(v, 0.0):.0%}' for v in samples)})"
 
 
 def _known(values: Iterable[float | None]) -> list[float]:
@@ -447,14 +235,3 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _steps(story: Story, num: int) -> str:
-    """`step 3`, `steps 3 to 6`: the last ones."""
-    steps = [data["step"] for data in story.recent][-num:]
-    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-
-
-def _short(value: str) -> str:
-    one_line = " ".join(value.split())
-    return one_line if len(one_line) <= 40 else f"{one_line[:39]}…"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["WINDOW", "Range", "Story", "story_of"]
+__all__ = ["WINDOW", "Range", "Story", "grader_line", "learning", "scores", "story_of"]
 
 Json = Mapping[str, Any]
 
@@ -65,12 +65,12 @@ class Story:
         """Add one metric event; events must be in the order of steps."""
         self.step = int(data["step"])
         self.total_steps = data.get("total_steps") or self.total_steps
-        learning = data.get("learning") or {}
+        figures = learning(data)
         self.is_offline |= data.get("train_loss") is not None
         if self.step > 0:
             self.recent.append(data)
             self.num_steps += 1
-            self.num_flat_steps += learning.get("flat_groups") == 1
+            self.num_flat_steps += figures.get("flat_groups") == 1
         if _valid_mean(data) is not None:
             self.first_valid = self.first_valid or data
             self.last_valid = data
@@ -81,26 +81,35 @@ class Story:
     def graders(self) -> list[Json]:
         """Lines of the graders in the newest event that has any."""
         for data in (*reversed(self.recent), self.last_valid):
-            if lines := ((data or {}).get("scores") or {}).get("graders"):
+            if lines := scores(data or {}).get("graders"):
                 found: list[Json] = lines
                 return found
         return []
 
+    def recent_values(self, name: str) -> list[float]:
+        """Return a figure of `learning` in the recent steps that report it."""
+        values = [learning(data).get(name) for data in self.recent]
+        return [value for value in values if value is not None]
+
+    def last_steps(self, num: int) -> str:
+        """Return `step 3` or `steps 3 to 6`: the last ones, as text."""
+        steps = [data["step"] for data in self.recent][-num:]
+        return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+
     def _add_rewards(self, data: Json) -> None:
-        scores = data.get("scores") or {}
-        for line in scores.get("graders") or []:
+        for line in scores(data).get("graders") or []:
             for side in ("train", "valid"):
                 self.ranges.setdefault(line["name"], Range()).add(
                     line.get(f"{side}_reward_min"),
                     line.get(f"{side}_reward_max"),
                     line.get(f"{side}_num_graded") or 0,
                 )
-        learning = data.get("learning") or {}
+        figures = learning(data)
         for side in ("", "valid_"):
             self.ranges.setdefault("", Range()).add(
-                learning.get(f"{side}reward_min"),
-                learning.get(f"{side}reward_max"),
-                learning.get(f"{side}num_graded") or 0,
+                figures.get(f"{side}reward_min"),
+                figures.get(f"{side}reward_max"),
+                figures.get(f"{side}num_graded") or 0,
             )
 
     def _add_answers(self, data: Json) -> None:
@@ -127,6 +136,25 @@ def story_of(events: Iterable[Json]) -> Story:
     return story
 
 
+def scores(data: Json) -> Json:
+    """Return the rewards of a metric event."""
+    found: Json = data.get("scores") or {}
+    return found
+
+
+def learning(data: Json) -> Json:
+    """Return the figures of a metric event that only rftkit's platform reports."""
+    found: Json = data.get("learning") or {}
+    return found
+
+
+def grader_line(data: Json, name: str) -> Json:
+    """Return the rewards of one grader in a metric event; empty if there are none."""
+    lines = scores(data).get("graders") or []
+    found: Json = next((line for line in lines if line["name"] == name), {})
+    return found
+
+
 def _valid_mean(data: Json) -> Any:
-    found = (data.get("scores") or {}).get("valid_reward_mean")
+    found = scores(data).get("valid_reward_mean")
     return found if found is not None else data.get("full_valid_mean_reward")

@@ -1,0 +1,29 @@
+"""A finding: what keeps a job from learning, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Finding"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One reason why a job does not learn what it should."""
+
+    code: str
+    """Stable name of the rule."""
+    subject: str
+    """The grader or the place of the answer that it is about; empty for the whole job."""
+    message: str
+    """What was found: a sentence."""
+    advice: str
+    """What to do, and the setting to try: a sentence."""
+
+    @property
+    def key(self) -> str:
+        """Identifies the finding within a job, whatever its figures are."""
+        return f"{self.code}:{self.subject}" if self.subject else self.code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}"
