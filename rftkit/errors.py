@@ -99,7 +99,8 @@ class MissingExtraError(RftkitError, ImportError):
         """`extra` is the name in brackets of `pip install 'rftkit[extra]'`."""
         super().__init__(
             f"this needs the package {package!r}, which is not installed; "
-            f"type: pip install 'rftkit[{extra}]' (in a clone: pip install -e '.[{extra}]')"
+            f"type: pip install 'rftkit[{extra}]' (in a clone: pip install -e '.[{extra}]'; "
+            f"with uvx: --from 'rftkit[{extra}]')"
         )
         self.package = package
         self.extra = extra
