@@ -118,7 +118,7 @@ def _ungraded(opened: Mapping[str, Rows]) -> Iterator[Finding]:
         yield Finding(
             "info",
             "rows_without_grading",
-            f"the grader was not tried on {', '.join(names)}: it reads RFT rows, which "
+            f"the grader was not tested on {', '.join(names)}: it reads RFT rows, which "
             "rftkit dataset convert makes",
         )
 
@@ -270,7 +270,7 @@ def _balance(name: str, key: str, counts: KeyTally) -> Iterator[Finding]:
         yield Finding(
             "info",
             "constant_key",
-            f"{name}: `{key}` is {top!r} wherever it stands; it tells no rows apart",
+            f"{name}: `{key}` is {top!r} in every row that has it, so it distinguishes no rows",
             figures=figures,
         )
     elif 2 * len(counts.values) <= counts.present:
@@ -297,7 +297,7 @@ def _personal(part: Part) -> Iterator[Finding]:
             "warning",
             "personal_data",
             f"{part.rows.name}: what looks like {KINDS[kind]} in {counted(found.count, 'row')}",
-            "look at them before they leave this machine; nothing was changed",
+            "check them before they leave this machine; nothing was changed",
             found.count,
             part.places(found.numbers),
             figures={"kind": kind},

@@ -93,7 +93,7 @@ class Conversion:
             lines.append(f"{self.num_refused:,} lines left out:")
             lines += [f"  {each}" for each in self.refused[:MAX_SHOWN]]
         if self.num_clashes:
-            lines.append(f"{self.num_clashes:,} lines with two answers; look at them:")
+            lines.append(f"{self.num_clashes:,} lines with two answers; check them:")
             lines += [f"  {each}" for each in self.clashes[:MAX_SHOWN]]
         if self.advice:
             lines.append(f"→ {self.advice}")

@@ -132,8 +132,8 @@ class Preview:
             "learnability",
             f"{self.model}, {self.completions} completions for each of {len(self.rows)} rows: mean "
             f"reward {_said(self.mean(), False)}; rows: {counts}; in between: {_said(useful)}",
-            "too few rows teach this model anything: easier prompts, partial credit in the grader, "
-            "or a stronger model"
+            "too few rows teach this model anything; try easier prompts, partial credit in the "
+            "grader, or a stronger model"
             if is_few
             else "",
             figures={kind: len(self.numbers(kind)) for kind in KINDS},
@@ -172,7 +172,7 @@ class Preview:
             yield Finding(
                 "info",
                 "pass_threshold",
-                f"a pass_threshold of {suggested:g} tells answers to one row apart most often",
+                f"a pass_threshold of {suggested:g} separates the answers to one row most often",
                 figures={"pass_threshold": suggested},
             )
 
@@ -228,9 +228,9 @@ def preview(
     """
     usable = [(each, each.row) for each in rows if each.row is not None]
     if not usable:
-        raise InputError("there is no usable row to ask the model about")
+        raise InputError("there is no usable row to run the model on")
     if completions < 2:
-        raise InputError(f"spread needs at least 2 completions a row, found {completions}")
+        raise InputError(f"at least 2 completions per row are needed, found {completions}")
     if response_format is not None:
         options["response_format"] = response_format
     sampled: list[SampledRow] = []

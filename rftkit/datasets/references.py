@@ -72,7 +72,7 @@ def reference_findings(
             "error",
             "reference_not_graded",
             f"the reference answer is {message}",
-            "try the grader on this row: rftkit grade",
+            "test the grader on this row: rftkit grade",
             len(places),
             tuple(places),
         )
@@ -135,7 +135,7 @@ def _reason(grade: Grade) -> str:
 def _reward_findings(rewards: Mapping[Place, float]) -> Iterator[Finding]:
     if not rewards:
         yield Finding(
-            "info", "no_references", "no row holds a reference answer to try the grader on"
+            "info", "no_references", "no row has a reference answer to test the grader with"
         )
         return
     top = max(rewards.values())
@@ -147,7 +147,7 @@ def _reward_findings(rewards: Mapping[Place, float]) -> Iterator[Finding]:
             "warning",
             "references_differ",
             f"{graded}: {len(below)} earn less than the best ({lowest:.3f} against {top:.3f})",
-            "these labels and the grader disagree: correct the label, or loosen the grader",
+            "these labels and the grader disagree: correct the labels or the grader",
             len(below),
             below,
         )

@@ -50,8 +50,8 @@ def repeats(parts: list[Part]) -> Iterator[Finding]:
             yield Finding(
                 "warning" if part.role == "train" else "info",
                 "duplicate_rows",
-                f"{part.rows.name}: {counted(len(again), 'prompt')} asked already further up",
-                "a prompt that stands twice counts twice; rftkit dataset split leaves repeats out",
+                f"{part.rows.name}: {counted(len(again), 'prompt')} repeat an earlier one",
+                "a repeated prompt counts twice; rftkit dataset split leaves repeats out",
                 len(again),
                 part.places(again),
             )
@@ -67,7 +67,7 @@ def _shared_finding(part: Part, earlier: Part, numbers: Any) -> Finding:
         "warning",
         "shared_rows",
         f"{part.rows.name}: {counted(len(numbers), f'{role} prompt')} also in the {other} file; "
-        f"the {role} reward will be too good to be true",
+        f"the {role} reward will be too high",
         f"remove them from {earlier.rows.name}",
         len(numbers),
         part.places(numbers),
@@ -89,8 +89,8 @@ def conflicts(parts: list[Part]) -> Iterator[Finding]:
     yield Finding(
         "warning",
         "conflicting_rows",
-        f"{counted(len(rows), 'row')} with the prompt of another row and another reference answer",
-        "one of them is wrong, or the prompt leaves out what decides; correct or remove them",
+        f"{counted(len(rows), 'row')} with the prompt of another row and a different answer",
+        "one answer is wrong, or the prompt lacks the deciding fact; correct or remove them",
         len(rows),
         places,
     )
@@ -109,7 +109,7 @@ def _columns(parts: list[Part]) -> tuple[Any, Any, Any, Any]:
 NO_NEAR = Finding(
     "info",
     "near_duplicates_not_looked_for",
-    "near-duplicates were not looked for: that needs the package 'rensa'; "
+    "near-duplicates were not searched: this needs the package 'rensa'; "
     "type: pip install 'rftkit[data]'",
 )
 

@@ -126,7 +126,8 @@ def _refused(model: str, rows: Rows, numbers: list[int], counter: Counter) -> Fi
     return Finding(
         "error",
         "prompt_refused",
-        f"{rows.name}: {model} does not take the prompts of {counted(len(numbers), 'row')}: {why}",
+        f"{rows.name}: {model} does not accept the prompts of "
+        f"{counted(len(numbers), 'row')}: {why}",
         "put the system message into the user's message, or choose a model with another template",
         len(numbers),
         tuple(Place(rows.name, n, rows.line(n)) for n in numbers[:100]),
@@ -199,7 +200,7 @@ def _cut(rows: Rows, bad: Any, counter: Counter) -> Iterator[Finding]:
             "warning",
             "long_rows",
             f"{rows.name}: {counted(len(bad), 'row')} longer than the {counter.context:,} tokens "
-            "of the context; they would be cut at the end, and the answer goes first",
+            "of the context; they would be truncated, and the answer is cut off first",
             "shorten or remove them, or choose a model with a longer context",
             len(bad),
             tuple(Place(rows.name, int(n), rows.line(int(n))) for n in bad[:100]),

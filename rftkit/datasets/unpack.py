@@ -26,6 +26,7 @@ import msgspec
 
 from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError, MissingExtraError, RowError
+from rftkit.graders.template import plain_value
 from rftkit.rows import BOM
 
 __all__ = ["REFUSED", "blocks_of_file", "blocks_of_frame", "is_document", "is_plain", "text_of"]
@@ -106,7 +107,7 @@ def _reader(path: Path) -> Blocks:
     packed, table = _endings(path)
     if table == ".parquet":
         if packed != table:
-            raise InputError(f"{path}: a Parquet file is packed already; unpack it first")
+            raise InputError(f"{path}: a Parquet file is compressed already; unpack it first")
         return _parquet(path)
     if table:
         return _table(path, packed, "\t" if table == ".tsv" else "")
@@ -327,7 +328,7 @@ def _line(record: Mapping[Any, Any]) -> bytes:
     try:
         return bytes(_encode(values)) + b"\n"
     except UnicodeEncodeError:  # not UTF-8: written unchanged, and refused when read
-        raw = json.dumps(values, ensure_ascii=False, default=_plain_value)
+        raw = json.dumps(values, ensure_ascii=False, default=plain_value)
         return raw.encode("utf-8", "surrogatepass") + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return _refusal(f"the record cannot be written as JSON: {error}")
@@ -342,17 +343,7 @@ def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
     return value
 
 
-def _plain_value(value: Any) -> Any:
-    """Convert values to JSON: numpy and pandas values, dates; a missing value becomes null."""
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    for name in ("tolist", "isoformat"):  # numpy arrays and scalars; pandas timestamps
-        if hasattr(value, name):
-            return getattr(value, name)()
-    raise TypeError(f"a value of type {type(value).__name__} has no JSON")
-
-
-_encode = msgspec.json.Encoder(enc_hook=_plain_value).encode
+_encode = msgspec.json.Encoder(enc_hook=plain_value).encode
 
 
 def _refusal(reason: str) -> bytes:

@@ -223,7 +223,7 @@ def plain_value(value: Any) -> Any:
     for name in ("tolist", "isoformat"):  # numpy arrays and scalars; dates
         if hasattr(value, name):
             return getattr(value, name)()
-    raise TypeError(f"a value of type {type(value).__name__} has no JSON")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
 def _to_text(value: Any) -> str:

@@ -157,7 +157,7 @@ def test_records_that_are_no_rows_are_named(tmp_path: Path) -> None:
     data = pd.DataFrame({"messages": ["x", '[{"role": "user", "content": "hi"}]'], "a": [{1}, {2}]})
     data.loc[0, "a"] = object()  # type: ignore[call-overload]
     refused, usable = datasets.open(data).page(0, 5)
-    assert "type object has no JSON" in str(refused.refusal)
+    assert "type object cannot be written as JSON" in str(refused.refusal)
     assert usable.row
     path = write(tmp_path / "t.csv", b'messages,a\n"[]",1,2\n"x\xff",1\n')
     short, broken = datasets.open(path).page(0, 5)
