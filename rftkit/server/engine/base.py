@@ -312,7 +312,7 @@ class Engine(Protocol):
     width: int | None
     """Numbers in a hidden state; None: not known here."""
     thinking: str | None
-    """The mark that opens the model's thoughts, as its chat template has it; None: no thoughts."""
+    """The tag that opens the model's reasoning, from its chat template; None: no reasoning."""
     memory_bytes: int | None
     """Budget for the keys of completions that decode together, and for what a backward pass
     keeps; measured when the engine starts. A job sets it to that of its plan. None: not ours."""
@@ -337,7 +337,7 @@ class Engine(Protocol):
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """Token ids of an answer, its end token included, as a policy could have sampled it.
 
-        None where it does not follow the schema. Only asked where `guidance` is allowed.
+        None if it does not follow the schema. Called only if `guidance` is allowed.
         """
         ...
 
@@ -459,7 +459,7 @@ class Engine(Protocol):
     def start_policy(
         self, config: LoraConfig | None, seed: int, adapter: Path | None = None
     ) -> None:
-        """A fresh policy and optimizer: the base model, or a saved policy to go on from.
+        """Start a fresh policy and optimizer from the base model, or continue a saved policy.
 
         Without a `config` every weight learns.
         """

@@ -86,14 +86,14 @@ def conversation(
     An answer is what the template writes behind the prompt that a chat would have at that place,
     the token that ends the turn included and nothing after it. So what is learnt is what would be
     sampled. Most conversations are one text. Where a template renders a past answer differently
-    from the last one (some drop its thoughts), each answer has a text of its own.
+    from the last one (some drop its reasoning), each answer has its own text.
 
     Args:
         tokenizer: with its chat template.
         messages: the conversation.
         trained: indices of the assistant messages to learn, in order.
         tools: functions the model may call.
-        thinking: the mark that opens the model's thoughts; see `encode`.
+        thinking: the tag that opens the model's reasoning; see `encode`.
         end_ids: tokens that end a turn.
 
     Raises:
@@ -129,7 +129,7 @@ def _turn(
     whole = _rendered(tokenizer, messages[: index + 1], tools, opens=False)
     before = _opened(plain, thinking)
     if not whole.startswith(before):
-        before = plain  # the template writes no thoughts before this answer
+        before = plain  # the template writes no reasoning before this answer
     if not whole.startswith(before):
         raise InputError(
             f"where the answer of message {index + 1} begins cannot be told: the model's chat "
@@ -212,7 +212,7 @@ def _rendered(
 
 
 def _opened(text: str, thinking: str | None) -> str:
-    """A prompt that also opens the model's thoughts, if it has some."""
+    """Return a prompt that also opens the model's reasoning, if it has any."""
     if thinking is not None and not text.rstrip().endswith(thinking):
         text += f"{thinking}\n"
     return text
@@ -350,7 +350,7 @@ def _with_calls_as_text(message: Json) -> Json:
 
 
 def tokens_until(tokenizer: Any, tokens: list[int], text: str) -> int | None:
-    """How many of the tokens it takes to say `text`; None when they do not."""
+    """Return how many of the tokens contain `text`; None when they do not."""
     if text not in tokenizer.decode(tokens):
         return None
     low, high = 1, len(tokens)

@@ -52,14 +52,14 @@ def judge_call(platform: Platform) -> CompletionCall:
                     **sampling,
                 }
             )
-            asked = chat_request(platform, body)
+            request = chat_request(platform, body)
         except ValidationError as error:
             raise ChatError(refusal(error.errors()).message, status=400) from None
         except InputError as error:
             raise ChatError(error.message, status=400) from None
         except NotFoundError as error:
             raise ChatError(f"{error.message}; {HINT}", status=404) from None
-        done = platform.complete_in_thread(asked)
+        done = platform.complete_in_thread(request)
         [answer] = done["completions"]
         return Completion(
             text=answer["text"],
@@ -114,8 +114,8 @@ def embedding_call(platform: Platform) -> EmbeddingCall:
         )
 
     def embed(model: str, texts: list[str]) -> list[list[float]]:
-        asked = EmbedRequest(LOCAL_EMBEDDING_MODEL, texts)
-        vectors: list[list[float]] = platform.complete_in_thread(asked)["embeddings"]
+        request = EmbedRequest(LOCAL_EMBEDDING_MODEL, texts)
+        vectors: list[list[float]] = platform.complete_in_thread(request)["embeddings"]
         return vectors
 
     return embed

@@ -116,7 +116,7 @@ class TinkerEngine:
         self.num_tokens = int(config.vocab_size)
         self.width: int | None = getattr(config, "hidden_size", None)
         self.thinking = prompts.thinking_mark(self.tokenizer)
-        # The client wants a key of its own form; servers without accounts take any.
+        # The client requires a key in its own format; servers without accounts accept any.
         self._connect = functools.partial(
             tinker.ServiceClient, base_url=remote.url, api_key=api_key or "tml-rftkit"
         )
@@ -284,7 +284,7 @@ class TinkerEngine:
 
     def _kept(self, method: str, folder: Path) -> str:
         """Ask the server to keep the policy; under what path it does."""
-        # A name of its own each time: servers refuse one that they have, a kill may repeat a save.
+        # A new name each time: servers refuse a known name, and a kill may repeat a save.
         name = f"{folder.name.strip('.')}-{time.time_ns():x}"[-60:]
         with self._reaching():
             return str(getattr(self._current().training, method)(name).result().path)
@@ -350,9 +350,9 @@ class TinkerEngine:
         return self._service.create_sampling_client(base_model=self.remote.model)
 
     def _restored(self, state: str) -> _Policy:
-        """A saved policy beside the one that is trained, to be asked.
+        """A saved policy for inference, beside the one that is trained.
 
-        Its sampling weights could be asked by their path, but not on SkyRL: its JAX backend puts
+        Its sampling weights could be used by their path, but not on SkyRL: its JAX backend puts
         them in the place of the policy that is trained, its others ask that policy whatever the
         path says, and all forget the path with the policy.
         """
@@ -511,7 +511,7 @@ class TinkerEngine:
 
 
 class _Policy:
-    """A policy in the server's memory, in a session of its own: ending it frees its place."""
+    """A policy in the server's memory, in its own session: ending the session frees its slot."""
 
     def __init__(self, service: Any, training: Any) -> None:
         self.training = training

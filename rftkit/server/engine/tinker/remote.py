@@ -1,8 +1,9 @@
 """Which models a Tinker server trains for this home, and what the protocol cannot do. Pure.
 
 The operator names one with `rftkit serve --engine tinker --tinker-url URL --tinker-model NAME`; it
-is kept in `tinker.json` of the home, so that a server started later goes on with its jobs. Imports
-neither torch nor tinker: the server process refuses with it. Not here: calls (`tinker.py`).
+is kept in `tinker.json` of the home, so that a server started later continues its jobs. Imports
+neither torch nor tinker, because the server process refuses jobs with it. Not here: calls
+(`engine.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 FILE = "tinker.json"
-"""In a home: which server and model."""
+"""In a home: the server and model."""
 STATE = "tinker.json"
 """In the folder of a saved policy: `state` names weights and optimizer on the server, `sampler`
 weights to ask."""
@@ -46,7 +47,7 @@ class Remote:
 
     url: str
     model: str
-    """Its name there; for SkyRL the folder it was started with."""
+    """Its name on the server; for SkyRL the folder that the server was started with."""
     tokenizer: str
     """A folder of this machine, or a hub name in its cache, with tokenizer and config.json."""
     is_default: bool = True
@@ -54,7 +55,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """How it is listed here: the name there, of a folder the last part."""
+        """Its name here: the name on the server, or the last part of a folder."""
         return Path(self.model).name if self.model.startswith(("/", ".")) else self.model
 
 
@@ -64,7 +65,7 @@ def keep_remote(home: Path, remote: Remote) -> None:
 
 
 def forget_remote(home: Path) -> None:
-    """Train on this machine again; models that the Tinker server keeps stay listed."""
+    """Train on this machine again; models on the Tinker server stay listed."""
     remote = remote_of(home)
     if remote is not None:
         keep_remote(home, Remote(remote.url, remote.model, remote.tokenizer, is_default=False))
@@ -112,14 +113,14 @@ def kind_of(base: str, home: Path | None, wanted: str | None) -> str:
 
 
 def kind_of_folder(folder: Path) -> str | None:
-    """The engine that a saved policy needs; None when it is there for both."""
+    """The engine that a saved policy needs; None when both engines can load it."""
     if not (folder / STATE).is_file():
         return "torch"
     return None if (folder / "adapter_config.json").is_file() else "tinker"
 
 
 def refuse(metadata: Mapping[str, str]) -> None:
-    """Refuse a job that asks for what the protocol does not have.
+    """Refuse a job with settings that the protocol does not have.
 
     Args:
         metadata: of the job.
@@ -149,7 +150,7 @@ def refuse(metadata: Mapping[str, str]) -> None:
 
 
 def differences(has_schema: bool, thinks: bool) -> list[str]:
-    """What is done another way than on this machine, in words for the job's events."""
+    """Return what differs from training on this machine, as sentences for the job's events."""
     notes = [
         "Sampling and updates run on the server: the same seed gives the same numbers only as far "
         "as the server keeps to it, and what bounds the gradient's norm is the server's."
@@ -162,7 +163,7 @@ def differences(has_schema: bool, thinks: bool) -> list[str]:
         )
     if thinks:
         notes.append(
-            "The Tinker protocol has no budget for thoughts: an answer whose thoughts take all of "
-            "max_completion_tokens is cut."
+            "The Tinker protocol has no budget for reasoning: an answer whose reasoning takes all "
+            "of max_completion_tokens is cut."
         )
     return notes

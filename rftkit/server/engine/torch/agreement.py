@@ -1,4 +1,4 @@
-"""Whether the engine computes what the model's own code does: asked on load, and before a job.
+"""Whether the engine computes what the model's own code does: checked on load and before a job.
 
 The model's own code runs first, before anything of it is replaced, on a few short texts: as rows of
 one batch, and one of them alone. What the engine makes of the same texts, laid out as it trains and

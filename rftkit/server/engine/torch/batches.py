@@ -1,6 +1,6 @@
 """Groups of completions as micro-batches, and a micro-batch as one flat line of tokens.
 
-Only what matters is on the line. What all prompts of a micro-batch begin with stands there once.
+Only what matters is on the line. A beginning that all prompts of a micro-batch share is there once.
 Where a grammar left no choice the log-prob is 0 and nothing is learnt, so what all completions of a
 group had to begin with joins the shared prompt, and what a completion had to end with is not
 computed at all. Not here: the model, and attention.
@@ -27,7 +27,7 @@ FORWARD_BACKWARD, AND_AGAIN = 2, 3  # the work for a token, and when layers are 
 
 @dataclass(slots=True)
 class Line:
-    """Shared beginnings and completions, end to end; and what is asked of the model."""
+    """Shared beginnings and completions, end to end; and the positions that need log-probs."""
 
     opening: int = 0
     """Tokens at the start that begin every prompt, and are in each of `prompt_lengths`."""
@@ -73,7 +73,7 @@ def lay_out(groups: Sequence[TrainGroup], masks: Callable[[TrainGroup], Masks | 
 
 
 def shared_opening(texts: Sequence[list[int]]) -> int:
-    """How many tokens of some texts stand once for all; each keeps one of its own at least."""
+    """Return how many first tokens some texts share; each keeps at least one of its own."""
     if len(texts) < 2:
         return 0
     first, last = min(texts), max(texts)

@@ -1,4 +1,4 @@
-"""Layers of transformers' own that are computed again on the way back, where memory is short.
+"""Layers of transformers that are recomputed in the backward pass when memory is short.
 
 What `stack.py` does for its layers (Chen et al. 2016, arXiv:1604.06174), with the same rule: the
 first layer of a pass shows what each keeps; where all of them would keep more than the budget, the
@@ -23,7 +23,7 @@ class Layers:
     """The layers of a decoder, and what they may keep for a way back."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        """Stand between the decoder and each of its layers."""
+        """Wrap each layer of the decoder."""
         found = (each for each in decoder.children() if isinstance(each, nn.ModuleList))
         layers: Any = next(found, [])
         self._num = len(layers)

@@ -1,4 +1,4 @@
-"""The next tokens of many rows: a prompt's keys stand before those of the rows that share them.
+"""The next tokens of many rows: a prompt's keys precede those of the rows that share them.
 
 Rows of one prompt are laid in blocks of up to eight. A block has one line of keys: the prompt's,
 then each row's own, token by token with the rows side by side; a mask hides from a row what is

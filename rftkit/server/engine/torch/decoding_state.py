@@ -30,7 +30,7 @@ class DecodingState:
         self.matcher = matcher
         """The grammar, or None when every token is allowed."""
         self.num_thoughts: int | None = None if thinking else 0
-        """Tokens of the thoughts, end mark included; None while they go on."""
+        """Reasoning tokens, end tag included; None while the reasoning continues."""
         self._thinking, self._end_ids, self._decode = thinking, list(end_ids), decode
         self._said: list[int] = []
         self._pending: list[int] = []

@@ -75,7 +75,7 @@ class _NormFunction(torch.autograd.Function):
 
 
 def _is_plain_norm(module: nn.Module) -> bool:
-    """Whether a module computes x / rms(x) · weight; asked by trying it."""
+    """Whether a module computes x / rms(x) · weight, tested with an input."""
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if weight is None or epsilon is None or weight.dim() != 1:
         return False

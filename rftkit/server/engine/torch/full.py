@@ -1,6 +1,6 @@
 """Full fine-tuning: every weight of a model learns (norms, embeddings and head too), not adapters.
 
-Float32 masters and AdamW stand beside the tensors that the model computes with, which are their
+Float32 masters and AdamW are kept beside the tensors that the model computes with, which are their
 copies in the model's dtype: the same for sampler and trainer, and what a checkpoint holds. Autograd
 brings gradients to those tensors; from there they are added to the masters' in float32, once a
 micro-batch. Weights are put into the model in place, the base's aside meanwhile. Not here: the

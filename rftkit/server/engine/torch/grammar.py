@@ -51,7 +51,7 @@ class Grammars:
         return DecodingState(matcher, thinking, end_ids, self._hf.decode)
 
     def matcher(self, schema: str, end: str | None = None) -> LLMatcher:
-        """A matcher at the start of the schema, or of thoughts that `end` ends and then the schema.
+        """A matcher at the start of the schema, or of reasoning up to `end` and then the schema.
 
         Instead of a schema there may be rules in llguidance's Lark that say what an `answer` is.
 
@@ -111,7 +111,7 @@ class Grammars:
         return masks
 
     def distinct(self, states: Sequence[tuple[Hashable, DecodingState | None]]) -> Masks:
-        """As `masks`; states with the same key are in the same state, and asked once."""
+        """Like `masks`; states with the same key are equal, and computed once."""
         first: list[DecodingState | None] = []
         rows: dict[Hashable, int] = {}
         for key, state in states:

@@ -3,7 +3,7 @@
 What a model does only to long texts (windows, chunks, angles that change) does not show in the
 short texts that are compared on load (`agreement.py`). Where the shared-prompt way parts from the
 model's own code, the model takes the plain path from here on; where sampler and trainer part even
-there, the job is refused. Not here: which prompts are asked (`LoadedModel` takes a few).
+there, the job is refused. Not here: which prompts are used (`LoadedModel` takes a few).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST, MOST_BFLOAT16 = 0.002, 0.15
 
 
 def some_of(prompts: Sequence[list[int]], longest: int) -> list[SampleRequest]:
-    """Requests for the shortest prompt, the median and the longest, of those that leave room."""
+    """Return requests for the shortest, the median and the longest prompt that leave room."""
     fitting = sorted({len(each): each for each in prompts if each}.items())
     fitting = [each for each in fitting if each[0] + NUM_TOKENS <= longest]
     wanted = sorted({round(i * (len(fitting) - 1) / 2) for i in range(NUM_PROMPTS)})
@@ -57,5 +57,5 @@ def apart(groups: Sequence[TrainGroup], found: torch.Tensor, other: torch.Tensor
 
 
 def within(difference: float, dtype: torch.dtype) -> bool:
-    """Whether rounding explains it."""
+    """Whether rounding explains the difference."""
     return difference <= (MOST if dtype == torch.float32 else MOST_BFLOAT16)

@@ -36,7 +36,7 @@ LIKE_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Linear layers that PEFT, beside fused experts, takes for the experts: it cannot put adapters on
 them alone, so they get none here."""
 MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-"""Types whose `out_proj` PEFT refuses."""
+"""Model types whose `out_proj` PEFT refuses."""
 PACKED_ROWS = 640
 """Up to this many rows a product is faster with weights packed beforehand."""
 Part = Literal["W", "A", "W | B"]
@@ -96,7 +96,7 @@ class Block(nn.Module):
         return self._last[1]
 
     def served(self) -> None:
-        """All layers have been asked: let go of the tensors."""
+        """All layers have their outputs: free the tensors."""
         self._last = None
 
     def room(self, num: int) -> torch.Tensor:
@@ -124,7 +124,7 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Gradient of the input, and those of `trained`, given that of the output (N, out).
 
-        `flat` is the input, which may stand in its `room`.
+        `flat` is the input, which may be in its `room`.
         """
         if hidden is None:
             of_weight = [grad.T @ flat, *([] if self.bias is None else [grad.sum(0)])]
@@ -136,7 +136,7 @@ class Block(nn.Module):
         grad_input = None
         if of_input:
             grad_input = (grad @ self.weight).addmm_(grad_hidden, self._low_a[:, : self._inputs])
-        # On a CPU a product whose left side lies transposed takes longer, and one whose left side
+        # On a CPU a product whose left side is transposed takes longer, and one whose left side
         # is the large one several times as long.
         of_a = (grad_hidden.T.contiguous() @ flat)[:, : self._inputs]
         grads = list(of_a.float().chunk(len(self.sizes)))
@@ -186,7 +186,7 @@ class Block(nn.Module):
         return self._moved_in(flat)[0]
 
     def _moved_in(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Give the product of inputs (N, in) that stand elsewhere."""
+        """Return the product of inputs (N, in) that are elsewhere in memory."""
         rows = self.room(len(flat))
         rows[:, : flat.shape[1]] = flat
         return self.product(rows)
@@ -208,7 +208,7 @@ class Block(nn.Module):
 
 
 class _Member(nn.Module):
-    """Stands where a linear layer stood and hands out its part of the block."""
+    """Replaces a linear layer and returns its part of the block."""
 
     def __init__(self, block: Block, index: int) -> None:
         super().__init__()
@@ -344,7 +344,7 @@ def load_adapter(folder: Path, device: torch.device) -> tuple[AdapterWeights, Lo
     weights = {}
     for key, tensor in tensors.items():
         name, letter = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
-        # A copy: the file's own bytes may lie on any address, and products of unaligned matrices
+        # A copy: the file's own bytes may be at any address, and products of unaligned matrices
         # differ in their last bits from those of the straight run.
         weights[f"{name}.{letter.removeprefix('lora_')}"] = tensor.to(
             device, torch.float32, copy=True

@@ -200,7 +200,7 @@ class LoadedModel:
     def decode(
         self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]
     ) -> Decode | PlainDecode:
-        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
+        """The layout of rows that continue prefilled texts; row r continues that of `groups[r]`."""
         if self._plain_because:
             return PlainDecode([list(texts[group]) for group in groups])
         return Decode(prefill, [len(text) for text in texts], groups)

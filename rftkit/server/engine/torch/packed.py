@@ -1,7 +1,7 @@
 """Groups laid end to end: a prompt, then its completions, each seeing the prompt and itself.
 
 A prompt is computed once for all of its completions, forward and backward, and so is what all
-prompts begin with, most often a system message: the *opening*, which stands once before them all.
+prompts begin with, most often a system message: the *opening*, which comes once, before them all.
 With no completions this is the prefill of the sampler, which writes no scores down. In training
 both passes are written out, for a few groups at a time: as many of about one shape as have score
 matrices that fit the processor's cache, padded to the longest. Nothing is masked but the diagonal
@@ -49,7 +49,7 @@ class Packed:
             prompt_lengths: of whole prompts, each longer than the opening.
             completion_lengths: of each prompt.
             device: where the line is.
-            opening: tokens that stand once, at the start of the line, and begin every prompt.
+            opening: tokens that come once, at the start of the line, and begin every prompt.
             keep_keys: whether this is prefill.
         """
         assert not (keep_keys and any(any(each) for each in completion_lengths))

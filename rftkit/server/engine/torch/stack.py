@@ -5,8 +5,8 @@
 with rotated queries and keys, optional biases and per-head norms: Llama, SmolLM, Qwen2, Qwen3,
 Mistral. Weights get a gradient only where they learn, the float32 residual and its gradient live
 in one tensor each, and what a backward pass needs is kept in the dtype of the weights. Whether a
-model has this form is asked by trying: a layer that does not give what transformers' own gives
-stays as it is, and then the whole model runs through transformers (`find_stack` returns None).
+model has this form is tested: if a layer gives another result than transformers' own, the whole
+model runs through transformers (`find_stack` returns None).
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _loss(
     total = outputs.per_token.sum()
     if reference is not None:
         kl = kl_estimate(policy_logprobs[: len(reference)], reference).sum()
-        if settings.kl_coef > 0:  # else it is only looked at: 0 × infinity would be no number
+        if settings.kl_coef > 0:  # else it is only measured: 0 × infinity would be NaN
             total = total + settings.kl_coef * kl
         sums.kl += float(kl.detach())
         sums.kl_tokens += len(reference)
