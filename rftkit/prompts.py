@@ -18,6 +18,7 @@ from typing import Any
 from rftkit.errors import InputError
 from rftkit.strictjson import read_document
 from rftkit.wholefile import write_whole
+from rftkit.wording import counted
 
 __all__ = ["Prompt", "own_system", "read_prompt", "write_prompt"]
 
@@ -52,7 +53,7 @@ class Prompt:
     def __str__(self) -> str:
         pairs = sum(message["role"] == "assistant" for message in self.examples)
         said = f"a system text of {len(self.system):,} characters" if self.system else ""
-        shown = f"{pairs} example{'' if pairs == 1 else 's'}" if pairs else ""
+        shown = counted(pairs, "example") if pairs else ""
         return " and ".join(filter(None, [said, shown])) or "an empty prompt"
 
 

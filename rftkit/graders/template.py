@@ -18,6 +18,7 @@ from typing import Any
 
 from rftkit.errors import GraderSpecError
 from rftkit.graders.outcome import Fault, Sample
+from rftkit.wording import counted
 
 __all__ = [
     "SAMPLE_VARIABLES",
@@ -195,7 +196,7 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
         if isinstance(value, list | tuple):
             if step < len(value):
                 return value[step]
-            found = f"`{_short(done, 200)}` has {len(value)} element{'s' * (len(value) != 1)}"
+            found = f"`{_short(done, 200)}` has {counted(len(value), 'element')}"
         else:
             found = f"`{_short(done, 200)}` is {_kind(value)}, not a list"
     elif isinstance(value, dict):
