@@ -2,20 +2,20 @@
 
 A rung that cannot be done, such as dpo without a pair, has its reason in place of a result, and the
 others go on. Finished rungs are found again, by the state file or by the metadata of their jobs.
-Everything goes through the `openai` client. Not here: the comparison of the rungs (`result`).
+Everything goes through the `openai` client. Not here: their files (`training_files`),
+and the comparison (`result`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rftkit import datasets, jobs
+from rftkit import jobs
 from rftkit.client import api_message, judge_client
 from rftkit.datasets.io import Complete
 from rftkit.errors import InputError, JobFailedError
@@ -26,8 +26,8 @@ from rftkit.ladder.rungs import LABELS, METHODS, Plan, key_of, parent_of
 from rftkit.ladder.search import optimize_prompt
 from rftkit.ladder.sources import rows_of
 from rftkit.ladder.state import RungState, State, read_state
+from rftkit.ladder.training_files import TrainingFiles
 from rftkit.prompts import Prompt, read_prompt
-from rftkit.rows import Row
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -37,7 +37,6 @@ __all__ = ["climb"]
 
 LISTED_JOBS = 200
 """The newest jobs among which those of a ladder are looked for."""
-LEAST_PAIRS = 10
 Say = Callable[[str], None]
 Follow = Callable[[], Callable[[jobs.Update], None]]
 
@@ -60,24 +59,17 @@ class _Climb:
         self.test = rows_of(data.test)
         self.is_platform = "plan" in jobs.abilities(client)
         """Whether the service measures supervised and dpo jobs with a grader."""
-        self._files: dict[str, str] = {}
-
-    def task(self, **options: Any) -> Task:
-        """The task with the settings of every request."""
         settings = {
-            "temperature": self.plan.temperature,
-            "max_completion_tokens": self.plan.max_completion_tokens,
+            "temperature": plan.temperature,
+            "max_completion_tokens": plan.max_completion_tokens,
         }
-        return Task(
-            self.client,
-            self.data.grader,
-            self.data.response_format,
-            {**settings, **options},
-            Cost(),
-        )
+        self.task = Task(client, data.grader, data.response_format, settings)
+        self.files = TrainingFiles(client, data, plan, self.task)
 
     def do(self, rung: str) -> RungState:
         """Do a rung, or find it done."""
+        from openai import APIStatusError
+
         key = key_of(rung, self.rungs, self.plan, self.data)
         parent = parent_of(rung, self.rungs)
         known = self.state.rungs.get(rung)
@@ -86,8 +78,6 @@ class _Climb:
         if known.is_done and saved_runs.find(known.run or "") is not None:
             self.say(f"{LABELS[rung]}: found again")
             return known
-        from openai import APIStatusError
-
         try:
             self._make(rung)
             return self._answer(rung)
@@ -116,7 +106,7 @@ class _Climb:
         known = self.state.rungs[rung]
         assert known.model is not None
         self.say(f"{LABELS[rung]}: {len(self.test)} test rows …")
-        found = self.task().run(
+        found = self.task.run(
             known.model,
             self.test,
             name=LABELS[rung],
@@ -136,7 +126,7 @@ class _Climb:
         self.say("prompt: searching …")
         name = self.plan.reflection_model
         search = optimize_prompt(
-            self.task(),
+            self.task,
             self.plan.model,
             rows_of(self.data.train),
             rows_of(self.data.valid),
@@ -194,13 +184,16 @@ class _Climb:
     def _create(self, rung: str, model: str) -> FineTuningJob:
         method = METHODS[rung]
         measured = method == "reinforcement" or self.is_platform
-        train, valid = _FILES[method](self, rung, model)
+        self.say(f"{LABELS[rung]}: making the files of its job …")
+        files = self.files.of(method, model)
+        cost = files.cost or Cost()
+        self.state.update(rung, notes=files.notes, seconds=cost.seconds, tokens=cost.tokens)
         job = jobs.create(
             self.client,
             model=model,
             method=method,
-            training_file=train,
-            validation_file=valid,
+            training_file=files.train,
+            validation_file=files.valid,
             grader=self.data.grader if measured else None,
             response_format=self.data.response_format if measured else None,
             hyperparameters=self.plan.settings_of(rung),
@@ -214,7 +207,7 @@ class _Climb:
     def _metadata(self, rung: str) -> dict[str, str]:
         graded = {}
         if self.is_platform and METHODS[rung] != "reinforcement":
-            graded = {"grader_rows": self._upload(self.data.valid)}
+            graded = {"grader_rows": self.files.upload(self.data.valid)}
         return {
             **graded,
             "max_completion_tokens": str(self.plan.max_completion_tokens),
@@ -222,79 +215,6 @@ class _Climb:
             "ladder": self.state.rungs[rung].key,
             "rung": rung,
         }
-
-    def rft_files(self, rung: str, model: str) -> tuple[str, str | None]:
-        """The ids of the rows as they are."""
-        return self._upload(self.data.train), self._upload(self.data.valid)
-
-    def supervised_files(self, rung: str, model: str) -> tuple[str, str | None]:
-        """The ids of the rows with their reference answers as the last message."""
-        with TemporaryDirectory() as folder:
-            paths = [
-                self._supervised(path, Path(folder), rung)
-                for path in (self.data.train, self.data.valid)
-            ]
-            train, valid = (self._upload(path) for path in paths)
-        return train, valid
-
-    def _supervised(self, path: Path, folder: Path, rung: str) -> Path:
-        target = folder / f"{path.name.split('.')[0]}-supervised.jsonl"
-        made = datasets.convert(
-            path,
-            target,
-            to="supervised",
-            grader=self.data.grader,
-            response_format=self.data.response_format,
-        )
-        if made.num_refused:
-            self._note(rung, f"{made.num_refused:,} rows of {path.name} have no reference answer.")
-        if not made.num_rows:
-            raise InputError(f"no row of {path.name} has a reference answer to learn from")
-        return target
-
-    def preference_files(self, rung: str, model: str) -> tuple[str, str | None]:
-        """The id of the pairs that the starting model's graded answers give; no validation."""
-        rows = _spread(rows_of(self.data.train), self.plan.pair_rows)
-        self.say(f"dpo: {self.plan.pair_samples} answers to each of {len(rows)} training rows …")
-        task = self.task(temperature=1.0)
-        sampled = task.run(model, rows, name="pairs", samples=self.plan.pair_samples)
-        with TemporaryDirectory() as folder:
-            target = Path(folder) / "train-pairs.jsonl"
-            made = datasets.preferences(
-                datasets.groups_of_samples(sampled), target, source="the model's graded answers"
-            )
-            self._note(
-                rung,
-                f"{made.num_rows:,} pairs of {made.num_groups:,} groups of answers; "
-                f"{made.num_flat:,} groups were flat.",
-            )
-            if made.num_rows < LEAST_PAIRS:
-                raise InputError(
-                    f"the answers give {made.num_rows:,} pairs, and dpo needs {LEAST_PAIRS}: "
-                    f"{made.num_flat:,} of {made.num_groups:,} groups have equal rewards"
-                )
-            self.state.update(rung, seconds=task.cost.seconds, tokens=task.cost.tokens)
-            return self._upload(target), None
-
-    def _note(self, rung: str, note: str) -> None:
-        notes = self.state.rungs[rung].notes
-        if note not in notes:
-            self.state.update(rung, notes=(*notes, note))
-
-    def _upload(self, path: Path) -> str:
-        """The id of a file, which is uploaded once."""
-        name = str(path)
-        if name not in self._files:
-            self._files[name] = datasets.upload(self.client, path).id
-        return self._files[name]
-
-
-_FILES: Mapping[str, Callable[[_Climb, str, str], tuple[str, str | None]]] = {
-    "reinforcement": _Climb.rft_files,
-    "supervised": _Climb.supervised_files,
-    "dpo": _Climb.preference_files,
-}
-"""Method -> the ids of training and validation file of a rung's job."""
 
 
 def climb(
@@ -345,7 +265,3 @@ def _model_of(client: OpenAI, job: FineTuningJob) -> str:
     if not model:
         raise JobFailedError(f"{job.id} has no model")
     return model
-
-
-def _spread(rows: Sequence[Row], count: int) -> list[Row]:
-    return list(rows[:: max(1, -(-len(rows) // count))])
