@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,25 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
         browser.close()
+
+
+def barriers(page: Any) -> list[str]:
+    """What axe-core finds serious or critical on a page, for people who do not see or point.
+
+    The page must have been opened with `bypass_csp=True`, as no script may be added otherwise.
+    """
+    try:
+        script = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    except ModuleNotFoundError:
+        absent = "axe-playwright-python is not installed: pip install -e '.[dev]'"
+        pytest.fail(absent) if os.environ.get("CI") else pytest.skip(absent)
+    page.evaluate(script)
+    found = page.evaluate("axe.run()")["violations"]
+    return [
+        f"{each['id']}: {each['help']} ({each['nodes'][0]['target']})"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
 
 
 @contextmanager

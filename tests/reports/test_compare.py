@@ -21,7 +21,8 @@ def folder(tmp_path_factory):
         patch.setenv("RFTKIT_HOME", str(folder / "home"))
         samples = sample_comparison.samples()
         runs = tuple(
-            replace(run, id=f"{saved_runs.LOCAL_PREFIX}{run.step}", job_id=None) for run in samples.runs
+            replace(run, id=f"{saved_runs.LOCAL_PREFIX}{run.step}", job_id=None)
+            for run in samples.runs
         )
         samples = replace(samples, runs=runs)
         for label in samples.labels:

@@ -149,7 +149,9 @@ def test_html_beside_a_widget_is_kept():
 
 def test_a_parameter_may_have_the_name_of_an_option(tmp_path):
     names = "csv: str = ''\ntimeout_seconds: int = 0\nprocesses: int = 0\nparameters: int = 0"
-    path = notebook(tmp_path, "print(csv, timeout_seconds, processes, parameters)", parameters=names)
+    path = notebook(
+        tmp_path, "print(csv, timeout_seconds, processes, parameters)", parameters=names
+    )
     values = {"csv": "a.csv", "timeout_seconds": 1, "processes": 2, "parameters": 3}
     assert reports.read_values(path, [("csv", "a.csv"), ("parameters", "3")])["parameters"] == 3
     made = reports.sweep(path, {"csv": ["a.csv"]}, tmp_path / "out", processes=1,

@@ -9,6 +9,7 @@ import sample_comparison
 from browser import chromium, opened
 
 from rftkit.widgets import Labeller
+from rftkit.widgets.graderform import GraderForm
 from rftkit.widgets.panel import KEYS
 
 __all__ = ["chromium"]
@@ -42,3 +43,26 @@ def test_labels_in_a_browser(tmp_path: Path, chromium: Any) -> None:
         tab.keyboard.press("Enter")
         assert tab.evaluate("acts") == ["key r", "key Enter"]
     panel.close()
+
+
+def test_what_a_menu_inserts_replaces_the_selection_and_can_be_undone(
+    tmp_path: Path, chromium: Any
+) -> None:
+    form = GraderForm(lambda spec: None, lambda action: action(), ["item.topic", "item.answer"])
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"""<!doctype html><title>t</title><link rel="icon" href="data:,">
+        <div class="widget-hbox"><input value="see {{{{x}}}} now">{form._inserter().value}</div>"""
+    )
+    with opened(chromium, page) as tab:
+        field, menu = tab.locator("input"), tab.locator("select")
+        tab.evaluate("""() => { window.changed = [];
+            const field = document.querySelector('input');
+            field.addEventListener('change', () => changed.push(field.value));
+            field.focus(); field.setSelectionRange(4, 9); }""")
+        menu.select_option("item.topic")
+        assert field.input_value() == "see {{item.topic}} now"
+        assert tab.evaluate("changed") == ["see {{item.topic}} now"]
+        assert menu.input_value() == ""  # ready for the next one
+        tab.keyboard.press("Control+z")
+        assert field.input_value() == "see {{x}} now"
