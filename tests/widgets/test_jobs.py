@@ -59,7 +59,7 @@ def until(is_so: Callable[[], Any], seconds: float = 60) -> None:
 def test_a_headless_run_waits_and_shows_everything(platform: openai.OpenAI, finished: str) -> None:
     monitor = JobMonitor(finished, client=platform)
     html = monitor.to_html()
-    for heading in ("Rewards", "Health", "Time", "Rollouts", "Checkpoints", "Events"):
+    for heading in ("Curves", "Health", "Time", "Rollouts", "Checkpoints", "Events"):
         assert f"<h3>{heading}</h3>" in html
     assert "✓ succeeded" in html
     assert "95 % interval" in html
