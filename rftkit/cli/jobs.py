@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -183,9 +183,16 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
     )
     lines = [f"{name:<17}{wire.get(name)}" for name in facts]
     lines += [f"{'error':<17}{jobs.error_of(job)}"] if jobs.error_of(job) else []
-    lines += ["", *(event["message"] for event in events[-10:])]
+    early = [event for event in events[:-10] if event["level"] != "info"]  # none is lost
+    for some in filter(None, (early, events[-10:])):
+        lines += ["", *(_event_line(event) for event in some)]
     lines += ["", table(kept)] if kept else []
     show({"job": wire, "events": events, "checkpoints": kept}, "\n".join(lines), as_json)
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    level = "" if event["level"] == "info" else f"{event['level']}: "
+    return f"{level}{event['message']}"
 
 
 @job_app.command("watch")

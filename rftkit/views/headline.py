@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.markup import Html, number, signed, text, wrap
+from rftkit.views.markup import Html, number, prose, signed, text, wrap
 from rftkit.wording import counted
 
 __all__ = ["headline", "tile", "verdict"]
@@ -21,9 +21,9 @@ def headline(summary: Figures) -> Html:
     said = " ".join(filter(None, (verdict(summary), summary.get("gain"))))
     tiles = "".join(_test_tiles(summary.get("test") or {}))
     tiles += "".join(_validation_tiles(summary.get("valid") or {}))
-    points = "".join(f"<li>{text(point)}</li>" for point in _points(summary))
+    points = "".join(f"<li>{prose(point)}</li>" for point in _points(summary))
     return wrap(
-        f'<p class="rk-verdict">{text(said)}</p><div class="rk-tiles">{tiles}</div>'
+        f'<p class="rk-verdict">{prose(said)}</p><div class="rk-tiles">{tiles}</div>'
         f"<ul>{points}</ul>",
         plain=said,
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
@@ -30,6 +31,7 @@ __all__ = [
     "note",
     "number",
     "page",
+    "prose",
     "signed",
     "style",
     "text",
@@ -62,6 +64,11 @@ def join(parts: Iterable[str], plain: str = "") -> Html:
 def wrap(inner: str, kind: str = "", plain: str = "") -> Html:
     """The outermost element of a view; the style sheet applies inside it only."""
     return Html(f'<div class="{" ".join(("rk", kind)).strip()}">{inner}</div>', plain)
+
+
+def prose(sentence: str) -> str:
+    """A sentence, escaped, with what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", text(sentence))
 
 
 def text(value: Any) -> str:

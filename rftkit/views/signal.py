@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, note, text, wrap
+from rftkit.views.markup import Html, note, prose, wrap
 from rftkit.views.plot import Line, Panel, describe, draw, picture
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def diagnosis(events: Iterable[dict[str, Any]]) -> Html:
 def finding_list(found: Sequence[Finding]) -> Html:
     """Each finding with its advice."""
     lines = "".join(
-        f'<li><span class="rk-warn">!</span> {text(each.message)} '
-        f'<span class="rk-note">→ {text(each.advice)}</span></li>'
+        f'<li><span class="rk-warn">!</span> {prose(each.message)} '
+        f'<span class="rk-note">→ {prose(each.advice)}</span></li>'
         for each in found
     )
     plain = "\n".join(f"! {each}" for each in found)
