@@ -51,7 +51,8 @@ def test_tables_are_unpacked_in_blocks_of_bytes(
         path = tmp_path / f"rows.{form}"
         getattr(frame, f"to_{form}")(path, index=False)
         blocks = list(unpack.blocks_of_file(path))
-    assert len(b"".join(block for block, _ in blocks).splitlines()) == 100
+    lines = b"".join(block for block, _ in blocks).splitlines()
+    assert len(list(filter(None, lines))) == 100  # a header of a csv file leaves an empty one
     assert max(len(block) for block, _ in blocks) < 25_000
 
 

@@ -190,7 +190,7 @@ def test_an_audit_of_a_broken_grader_says_nothing_of_cheats() -> None:
     assert "no reference answer earns anything" in only
     point = check_grader(SWALLOW, ITEMS)
     assert point.state == "error"
-    assert "does not recognise a right answer" in point.words
+    assert "does not recognise a right answer" in point.result
 
 
 def test_a_judge_that_gives_everything_its_lowest() -> None:

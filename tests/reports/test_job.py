@@ -43,7 +43,7 @@ def test_the_page_says_the_outcome_and_where_it_comes_from(page):
     assert "The final model is better than the base model: 0.27 → 0.70" in html
     for fact in ("ftjob-sample", "smollm2-135m-instruct", "calculate_output", "sha256", "openai"):
         assert fact in html
-    for section in ("Reward", "Answers before and after", "Checkpoints", "Provenance"):
+    for section in ("Curves", "Answers before and after", "Checkpoints", "Provenance"):
         assert f">{section}</a>" in html
     assert html.count("<img") == html.count('src="data:image/png;base64,') == 12
     assert len(html) < 700_000

@@ -30,6 +30,8 @@ __all__ = ["router"]
 router = Router(prefix="/rftkit")
 
 ABILITIES = ("imports", "plan", "probe", "rollouts", "weights")
+NOT_PLANNED = ("seed", "memory_bytes", "width", "context_tokens")
+"""Settings of a plan that only a job has: drawn, measured, or those of its model."""
 
 Json = dict[str, Any]
 
@@ -64,7 +66,7 @@ def plan(body: PlanBody) -> Reply:
     measured = body.method == "reinforcement" or "grader" in (body.metadata or {})
     resolved = made.shown(is_graded=measured)
     ignored = resolved.pop("ignored")
-    for name in ("seed", "memory_bytes", "width"):  # a job's own: drawn, measured, its model's
+    for name in NOT_PLANNED:
         resolved.pop(name)
     return Reply(
         {

@@ -14,6 +14,7 @@ from conftest import GRADER, Served
 
 from rftkit import datasets, jobs
 from rftkit.errors import InputError
+from rftkit.server.api.private import NOT_PLANNED
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "learning_rate_multiplier": 5.0}
 
@@ -71,9 +72,9 @@ def test_a_plan_is_what_the_job_then_says(platform: openai.OpenAI, probed: Any) 
     assert planned is not None
     said = jobs.estimate(jobs.events(platform, probed.id)).hyperparameters
     assert said["memory_bytes"] > 50_000_000
-    assert planned["hyperparameters"] == {
-        k: v for k, v in said.items() if k not in ("seed", "memory_bytes", "width")
-    } | {"stratify": "auto"}  # which key that is, only rows can say
+    assert planned["hyperparameters"] == {k: v for k, v in said.items() if k not in NOT_PLANNED} | {
+        "stratify": "auto"
+    }  # which key that is, only rows can say
     assert set(planned["reasons"]) >= {"batch_size", "n_epochs", "eval_interval"}
 
 
