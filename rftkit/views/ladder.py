@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rftkit.views.compare_charts import BLUE
 from rftkit.views.compare_tables import interval
-from rftkit.views.markup import Html, note, number, text, wrap
+from rftkit.views.markup import Html, note, number, prose, text, wrap
 from rftkit.views.plot import GREY, INK, dress, panel_axes, picture
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ LADDER = {
     "tokens": "tokens",
     "seconds in all": "seconds in all",
     "tokens in all": "tokens in all",
-    "note": "note",
 }
-"""Columns of a table of `Ladder.records`, with their headings."""
+"""Columns of a table of `Ladder.records`, with their headings; notes are in the headline."""
 
 
 def ladder_headline(ladder: Ladder) -> Html:
@@ -40,8 +39,8 @@ def ladder_headline(ladder: Ladder) -> Html:
     labels = dict.fromkeys([ladder.comparison.baseline, ladder.worth, ladder.best])
     tiles = "".join(_tile(ladder, label) for label in labels if label is not None)
     lines = ladder.records()
-    missing = [f"{each['rung']}: {each['note']}" for each in lines if each["reward"] is None]
-    points = "".join(f"<li>{text(each)}</li>" for each in [*missing, *ladder.comparison.notes])
+    notes = [f"{each['rung']}: {each['note']}" for each in lines if each.get("note")]
+    points = "".join(f"<li>{prose(each)}</li>" for each in [*notes, *ladder.comparison.notes])
     return wrap(
         f'<p class="rk-verdict">{text(ladder.sentence)}</p>'
         f"{f'<div class=rk-tiles>{tiles}</div>' if tiles else ''}"
