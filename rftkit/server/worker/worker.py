@@ -404,8 +404,11 @@ def main() -> None:
 
     def send(message: dict[str, Any]) -> None:
         with lock:
-            messages.write(json.dumps(message, separators=(",", ":")) + "\n")
-            messages.flush()
+            try:
+                messages.write(json.dumps(message, separators=(",", ":")) + "\n")
+                messages.flush()
+            except BrokenPipeError:
+                os._exit(0)  # the server has ended; its next worker continues the job
 
     # The worker of a killed server may take a moment to end; two must not train one job.
     with FileLock(home / "worker.lock"):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -521,3 +524,15 @@ def test_a_job_of_a_model_that_thinks(worker: Worker) -> None:
     assert sample["output"][0]["reasoning_content"]
     assert sample["usage"]["reasoning_tokens"] <= sample["usage"]["completion_tokens"]
     assert {model.thinking for model in worker.store.models()} == {"<think>"}
+
+
+def test_a_worker_whose_server_was_killed_ends_and_fails_no_job(worker: Worker) -> None:
+    """It says that it loads a model, and nobody reads: that is no fault of the job."""
+    job = add_job(worker)
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "rftkit.server.worker", "--home", str(worker.home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writer) as process:
+        os.close(writer)
+        os.close(reader)
+        assert process.wait(120) == 0
+    assert worker.store.job(job.id).status == "running"
