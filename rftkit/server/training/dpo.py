@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.server.engine.base import NotFiniteError, TrainSettings
+from rftkit.server.engine.base import TrainSettings
 from rftkit.server.training import offline
 from rftkit.server.training.batches import epoch_rows
 from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded, pair_of
-from rftkit.server.training.offline import Measured, Valid, conclude, last_metrics, with_lines
-from rftkit.server.training.offline import report_step as _report_step
+from rftkit.server.training.loop import naming_lines
+from rftkit.server.training.offline import Measured, Valid, conclude, last_metrics, report
 from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
@@ -96,11 +96,9 @@ def _remember(run: OfflineRun, record: dict[str, Any]) -> None:
 def update(run: OfflineRun, step: int, batch: Sequence[Encoded]) -> Measured:
     """One optimizer update; what was measured before it."""
     settings = run.plan.train_settings(learning_rate(run.plan, step))
-    try:
-        with run.clock.part("training"):
-            measured = _measure(run, batch, run.references, settings)
-    except NotFiniteError as error:
-        raise with_lines(error, step, [each.line for each in batch]) from error
+    lines = [each.line for each in batch]
+    with naming_lines(step, lines), run.clock.part("training"):
+        measured = _measure(run, batch, run.references, settings)
     run.trained_tokens += sum(each.num_tokens for each in batch)
     return measured
 
@@ -113,13 +111,6 @@ def validate(run: OfflineRun, step: int) -> Valid | None:
 def baseline(run: OfflineRun) -> None:
     """Step 0 of a probe."""
     offline.baseline(run, lambda rows: _measure_valid(run, rows))
-
-
-def report(
-    run: OfflineRun, step: int, batch: Sequence[Encoded], stats: Measured, valid: Valid | None
-) -> None:
-    """The metric event of a step, once."""
-    _report_step(run, step, stats, valid)
 
 
 def result_csv(steps: Sequence[dict[str, Any]]) -> bytes:

@@ -9,11 +9,13 @@ same for each: where a killed job goes on, how it is paused or cancelled, and ho
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rftkit.server.engine.base import NotFiniteError
 from rftkit.server.store.store import now
 from rftkit.server.training.budgets import check_core_seconds
 from rftkit.server.training.checkpoints import keep_adapter, list_checkpoint, name_model, sweep
@@ -27,6 +29,7 @@ __all__ = [
     "account_for_judges",
     "finish",
     "load_policy",
+    "naming_lines",
     "publish",
     "save_state",
     "stop_if_requested",
@@ -166,6 +169,20 @@ def publish(run: AnyRun, step: int, message: str, data: Json, usage: Json) -> No
     run.store.update_job(
         run.job.id, estimated_finish=now() + int(left), trained_tokens=run.trained_tokens
     )
+
+
+@contextlib.contextmanager
+def naming_lines(step: int, lines: Sequence[int]) -> Iterator[None]:
+    """An update of rows with these lines; an error names those that caused it.
+
+    Raises:
+        FloatingPointError: in place of the engine's NotFiniteError.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
+        raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
 
 
 def save_state(run: AnyRun, step: int) -> None:

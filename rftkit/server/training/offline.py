@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.server.engine.base import NotFiniteError
 from rftkit.server.training import metrics, sampling
 from rftkit.server.training.budgets import check_core_seconds, check_validation
 from rftkit.server.training.checkpoints import keep_checkpoint
@@ -41,9 +40,8 @@ __all__ = [
     "conclude",
     "csv_of",
     "last_metrics",
-    "report_step",
+    "report",
     "validated",
-    "with_lines",
 ]
 
 Json = dict[str, Any]
@@ -96,7 +94,7 @@ def begin(run: OfflineRun, done: int) -> None:
     if done == 0 and run.is_graded:
         run.clock.start()
         valid = Valid(groups=graded_answers(run, 0))
-        report_step(run, 0, None, valid)
+        report(run, 0, None, None, valid)
         check_core_seconds(run, 0)
         conclude(run, 0, valid)
     elif done and run.plan.validates(done):
@@ -111,7 +109,7 @@ def baseline(run: OfflineRun, measure: Callable[[Sequence[Encoded]], Measured]) 
     if run.valid_examples:
         with run.clock.part("eval"):
             full = measure(run.valid_examples)
-    report_step(run, 0, None, Valid(full=full, groups=groups))
+    report(run, 0, None, None, Valid(full=full, groups=groups))
 
 
 def validated(
@@ -139,7 +137,13 @@ def _valid_batch(run: OfflineRun) -> list[Encoded]:
     return rows[: run.plan.batch_size]
 
 
-def report_step(run: OfflineRun, step: int, train: Measured | None, valid: Valid | None) -> None:
+def report(
+    run: OfflineRun,
+    step: int,
+    batch: Sequence[Encoded] | None,
+    train: Measured | None,
+    valid: Valid | None,
+) -> None:
     """The metric event of a step, once."""
     valid, total, timing = valid or Valid(), run.plan.total_steps, run.clock.timing()
     data: Json = {"step": step, "total_steps": total}
@@ -227,12 +231,6 @@ def _checkpoint_metrics(run: OfflineRun, step: int, groups: Sequence[Group] | No
     found = {key: data[key] for key in CHECKPOINT_KEYS if key in data}
     rewards = {} if groups is None else reward_metrics(run, step, groups)
     return {"step": step, **found, **rewards}
-
-
-def with_lines(error: NotFiniteError, step: int, lines: Sequence[int]) -> FloatingPointError:
-    """The error of an update, naming the lines of the rows that caused it."""
-    rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
-    return FloatingPointError(f"{error}, at step {step}; caused by line {rows}")
 
 
 def csv_of(steps: Sequence[Json], columns: Mapping[str, str]) -> bytes:

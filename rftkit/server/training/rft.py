@@ -17,7 +17,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
-from rftkit.server.engine.base import NotFiniteError, StepStats
+from rftkit.server.engine.base import StepStats
 from rftkit.server.training import advantages, credit, metrics, refill, rollout, sampling, signal
 from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import check_core_seconds, check_validation, pauses_for_training
@@ -28,6 +28,7 @@ from rftkit.server.training.guidance import guided
 from rftkit.server.training.loop import (
     Json,
     account_for_judges,
+    naming_lines,
     publish,
     save_state,
     stop_if_requested,
@@ -160,16 +161,12 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
         return None
     settings = plan.train_settings(guarded_rate(plan, step, groups))
     batch = [learnt for _, learnt in kept]
-    try:
-        with run.clock.part("training"):
-            all_stats = [
-                run.engine.train_step(batch, settings, on_tick=run.on_tick)
-                for _ in range(plan.updates_per_batch)
-            ]
-    except NotFiniteError as error:
-        lines = [group.row.line for group, _ in kept]
-        rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
-        raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
+    lines = [group.row.line for group, _ in kept]
+    with naming_lines(step, lines), run.clock.part("training"):
+        all_stats = [
+            run.engine.train_step(batch, settings, on_tick=run.on_tick)
+            for _ in range(plan.updates_per_batch)
+        ]
     run.trained_tokens += sum(stats.num_tokens for stats in all_stats)
     return merged(all_stats)
 

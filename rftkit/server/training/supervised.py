@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.server.engine.base import NotFiniteError, TextStats, TrainSettings
+from rftkit.server.engine.base import TextStats, TrainSettings
 from rftkit.server.training import offline
 from rftkit.server.training.batches import epoch_rows
 from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded
+from rftkit.server.training.loop import naming_lines
 from rftkit.server.training.offline import (
     Measured,
     Valid,
     begin,
     conclude,
     last_metrics,
-    with_lines,
+    report,
 )
-from rftkit.server.training.offline import report_step as _report_step
 from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
@@ -62,11 +62,8 @@ def update(run: OfflineRun, step: int, batch: Sequence[Encoded]) -> Measured:
     """One optimizer update; what was measured before it."""
     settings = run.plan.train_settings(learning_rate(run.plan, step))
     lines = [each.line for each in batch for _ in each.texts]
-    try:
-        with run.clock.part("training"):
-            measured = _measure(run, batch, settings)
-    except NotFiniteError as error:
-        raise with_lines(error, step, lines) from error
+    with naming_lines(step, lines), run.clock.part("training"):
+        measured = _measure(run, batch, settings)
     run.trained_tokens += sum(each.num_tokens for each in batch)
     return measured
 
@@ -79,13 +76,6 @@ def validate(run: OfflineRun, step: int) -> Valid | None:
 def baseline(run: OfflineRun) -> None:
     """Step 0 of a probe."""
     offline.baseline(run, lambda rows: _measure(run, rows))
-
-
-def report(
-    run: OfflineRun, step: int, batch: Sequence[Encoded], stats: Measured, valid: Valid | None
-) -> None:
-    """The metric event of a step, once."""
-    _report_step(run, step, stats, valid)
 
 
 def result_csv(steps: Sequence[dict[str, Any]]) -> bytes:
