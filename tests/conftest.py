@@ -7,6 +7,7 @@ The official `openai` client drives both platforms; where the model worker is no
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -29,6 +30,13 @@ GRADER = {
     "operation": "eq",
 }
 ROW = b'{"messages": [{"role": "user", "content": "say hi"}], "answer": "hi"}\n'
+
+
+def pytest_configure() -> None:
+    """A shell that starts the tests in the background has them ignore Ctrl-C, and what they start
+    inherits that: the tests of interrupts would wait for ever."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

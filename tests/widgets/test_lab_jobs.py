@@ -49,13 +49,13 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         form = notebook.cell(0)
         assert form.get_by_role("button", name="Start the job").is_disabled()
         form.get_by_role("button", name="1. Run checks").click()
-        form.get_by_text("no cheat pays").wait_for()
+        form.get_by_text("no cheat pays").first.wait_for()
         form.get_by_role("button", name="2. Estimate").click()
-        form.get_by_text("the base model earns").wait_for()
-        form.get_by_text("Process memory").wait_for()
+        form.get_by_text("the base model earns").first.wait_for()
+        form.get_by_text("Process memory").first.wait_for()
         notebook.shot("launch", form)
         form.get_by_role("button", name="Start the job").click()
-        form.get_by_text("Started ftjob-").wait_for()
+        form.get_by_text("Started ftjob-").first.wait_for()
 
         # the curve moves
         notebook.run(1)
@@ -72,14 +72,14 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
 
         # pause and resume, which is no error
         view.get_by_role("button", name="Pause").click()
-        view.get_by_text("‖ paused").wait_for()
+        view.get_by_text("‖ paused").first.wait_for()
         paused_at = step_of(view)
         view.get_by_role("button", name="Rollouts").click()
-        view.get_by_text("completions in 16 groups").wait_for()
+        view.get_by_text("completions in 16 groups").first.wait_for()
         view.locator("summary").first.click()
         notebook.shot("rollouts", view)
         view.get_by_role("button", name="Resume").click()
-        view.get_by_text("▶ running").wait_for()
+        view.get_by_text("▶ running").first.wait_for()
         wait_for_step(page, view, paused_at + 1)
 
         # a dead kernel: the old view says so by itself, the job goes on, the same cell attaches
@@ -103,9 +103,9 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         play.get_by_label("Row").fill("3")
         play.get_by_label("Row").press("Enter")
         play.get_by_role("button", name="Ask", exact=True).click()
-        play.get_by_text("What changed from").wait_for()
+        play.get_by_text("What changed from").first.wait_for()
         play.get_by_text(re.compile(r"reward \d")).first.wait_for()
         notebook.shot("ask-dark", play)
         view.get_by_role("button", name="Cancel").click()
         view.get_by_role("button", name="Really cancel?").click()
-        view.get_by_text("✗ cancelled").wait_for()
+        view.get_by_text("✗ cancelled").first.wait_for()

@@ -35,7 +35,7 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
     with lab.open(chromium, "01_author_grader.ipynb") as notebook:
         notebook.run_all()
         first = notebook.cell(4)
-        first.get_by_text("mean reward 1.000").wait_for()
+        first.get_by_text("mean reward 1.000").first.wait_for()
         notebook.shot("author_light", first)
         notebook.dark()
         notebook.shot("author_dark", first)
@@ -44,10 +44,10 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
         first.get_by_role("button", name="pasted").click()
         first.get_by_label("Answer", exact=True).fill('{"compliant": "no", "explanation": "No."}')
         first.get_by_label("Answer", exact=True).blur()
-        first.get_by_text("8 answers, mean reward 0.").wait_for()
+        first.get_by_text("8 answers, mean reward 0.").first.wait_for()
         first.get_by_label("Formula").fill("compliant * explanation")
         first.get_by_label("Formula").press("Enter")
-        first.get_by_text("compared with the previous grader").wait_for()
+        first.get_by_text("compared with the previous grader").first.wait_for()
         first.get_by_text("▼").first.wait_for()
         notebook.shot("author_changed", first)
 
@@ -58,7 +58,7 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
         source = mine.get_by_label("grade(…)")
         source.fill(source.input_value().replace('item["answer"]', 'item["explanation"]'))
         source.blur()
-        mine.get_by_text("8 answers, mean reward").wait_for()
+        mine.get_by_text("8 answers, mean reward").first.wait_for()
         notebook.shot("author_fixed", mine)
 
 
@@ -81,15 +81,15 @@ def test_find_a_bad_row(lab: Lab, chromium: Any) -> None:  # noqa: F811
     with lab.open(chromium, "find.ipynb") as notebook:
         notebook.run_all()
         browser = notebook.cell(0)
-        browser.get_by_text("1 to 15 of 601 rows").wait_for()
+        browser.get_by_text("1 to 15 of 601 rows").first.wait_for()
         browser.get_by_label("Search").fill("needle")
         browser.get_by_label("Search").press("Enter")
-        browser.get_by_text("1 to 1 of 1 of 601 rows").wait_for()
+        browser.get_by_text("1 to 1 of 1 of 601 rows").first.wait_for()
         browser.get_by_role("button", name="300", exact=True).click()
         browser.get_by_text("bad.jsonl:301 (row 300)").wait_for()
         notebook.shot("find_light", browser)
         notebook.run(1)
-        notebook.cell(1).get_by_text("['maybe']").wait_for()
+        notebook.cell(1).get_by_text("['maybe']").first.wait_for()
         browser.get_by_label("Search").fill("")
         browser.get_by_label("Search").press("Enter")
         findings = browser.get_by_label("Findings")
@@ -106,7 +106,7 @@ def test_a_saved_notebook_is_never_an_empty_box(lab: Lab, chromium: Any) -> None
     (lab.folder / "few.jsonl").write_text("\n".join([json.dumps(BAD)] * 30))
     with lab.open(chromium, "shared.ipynb") as notebook:
         notebook.run_all()
-        notebook.cell(0).get_by_text("1 to 15 of 30 rows").wait_for()
+        notebook.cell(0).get_by_text("1 to 15 of 30 rows").first.wait_for()
         notebook.save()
     with lab.open(chromium, "shared.ipynb") as notebook:
         notebook.cell(0).get_by_text("Is the needle allowed?").first.wait_for()
@@ -114,7 +114,7 @@ def test_a_saved_notebook_is_never_an_empty_box(lab: Lab, chromium: Any) -> None
         notebook.shot("shared_reopened")
         notebook.run_all()
         notebook.cell(1).get_by_role("button").click()
-        notebook.cell(1).get_by_text("static copies").wait_for()
+        notebook.cell(1).get_by_text("static copies").first.wait_for()
         notebook.save()
     with lab.open(chromium, "shared.ipynb") as notebook:
         notebook.cell(0).get_by_label("Filter rows").fill("needle")
