@@ -30,7 +30,7 @@ from rftkit.server.store.records import Job
 from rftkit.server.training import sampling
 from rftkit.server.training.context import Run
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.worker.worker import Worker, WorkerPlatform
 
 DATA = Path(__file__).parents[2] / "datasets" / "security_review"

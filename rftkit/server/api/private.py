@@ -23,7 +23,8 @@ from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import make_offline_plan, offline_reasons
-from rftkit.server.training.plan import CommonPlan, make_plan, reasons
+from rftkit.server.training.plan import CommonPlan
+from rftkit.server.training.rft_plan import make_plan, reasons
 
 __all__ = ["router"]
 

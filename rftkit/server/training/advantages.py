@@ -19,7 +19,15 @@ from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.outcome import Fault
 from rftkit.server.training.rollout import advantages as centred
 
-__all__ = ["ADVANTAGES", "Leaf", "Weighing", "advantages", "by_leaf", "weighing"]
+__all__ = [
+    "ADVANTAGES",
+    "PER_GRADER_NAMES",
+    "Leaf",
+    "Weighing",
+    "advantages",
+    "by_leaf",
+    "weighing",
+]
 
 Advantages = list[float | None]
 """One a completion; None where the grader failed."""
@@ -167,6 +175,8 @@ ADVANTAGES: dict[str, Callable[[Sequence[Grade], Sequence[Leaf], float], Advanta
     "per_grader": per_grader,
     "maxrl": maxrl,
 }
+PER_GRADER_NAMES = ("per_grader", "maxrl")
+"""Those that look at each sub-grader separately."""
 
 
 def by_leaf(
@@ -175,7 +185,7 @@ def by_leaf(
     """What each leaf adds to the advantages of a group, in the order of the leaves.
 
     Args:
-        name: one of `plan.PER_GRADER_NAMES`.
+        name: one of `PER_GRADER_NAMES`.
         grades_G: of the group.
         leaves: of the grader.
         floor: as for `advantages`.

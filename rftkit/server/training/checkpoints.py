@@ -16,11 +16,20 @@ from typing import Any
 from rftkit.server.store.records import Checkpoint
 from rftkit.server.store.store import Store
 from rftkit.server.training.context import AnyRun
-from rftkit.server.training.plan import KEPT_CHECKPOINTS
 
 Json = dict[str, Any]
 
-__all__ = ["keep_adapter", "keep_checkpoint", "list_checkpoint", "name_model", "sweep"]
+__all__ = [
+    "KEPT_CHECKPOINTS",
+    "keep_adapter",
+    "keep_checkpoint",
+    "list_checkpoint",
+    "name_model",
+    "sweep",
+]
+
+KEPT_CHECKPOINTS = 3
+"""Beside the last one."""
 
 
 def keep_checkpoint(run: AnyRun, step: int, measured: Json) -> None:

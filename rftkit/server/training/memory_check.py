@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rftkit.errors import InputError
 from rftkit.server.engine.base import Engine
+from rftkit.server.training.checkpoints import KEPT_CHECKPOINTS
 from rftkit.server.training.journal import KEPT_STATES
-from rftkit.server.training.plan import KEPT_CHECKPOINTS
 
 __all__ = ["full_budget"]
 

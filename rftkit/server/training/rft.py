@@ -33,7 +33,6 @@ from rftkit.server.training.loop import (
     save_state,
     stop_if_requested,
 )
-from rftkit.server.training.plan import PER_GRADER_NAMES
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import guarded_rate
 from rftkit.server.training.validation import graded_answers, revise, reward_metrics, show
@@ -68,7 +67,7 @@ def begin(run: RftRun, done: int) -> None:
 
 def tell_weights(run: RftRun) -> None:
     """Say so where a formula is not a sum and its parts are weighed one by one all the same."""
-    if run.plan.advantage not in PER_GRADER_NAMES or run.weighing.is_exact:
+    if run.plan.advantage not in advantages.PER_GRADER_NAMES or run.weighing.is_exact:
         return
     parts = ", ".join(f"{leaf.key}={leaf.weight:.3g}" for leaf in run.weighing.leaves)
     run.store.add_event(
@@ -156,7 +155,7 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
         floor=plan.advantage_floor,
     )
     spread = credited(run) if plan.credit == "fields" else None
-    kept = rollout.train_groups(groups, run.response_format, plan.thoughts_after, rank, spread)
+    kept = rollout.train_groups(groups, run.response_format, plan.reasoning_after, rank, spread)
     if not kept:
         return None
     settings = plan.train_settings(guarded_rate(plan, step, groups))

@@ -189,7 +189,7 @@ def sampled(
             max_tokens=run.plan.most_tokens(len(prompt)),
             temperature=plan.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
-            thinking=run.plan.thoughts_after(len(prompt)),
+            thinking=run.plan.reasoning_after(len(prompt)),
         )
         for row, prompt in zip(plan.rows, prompts, strict=True)
     ]

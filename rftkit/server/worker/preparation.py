@@ -23,8 +23,9 @@ from rftkit.server.training.journal import Journal
 from rftkit.server.training.knobs import Knobs
 from rftkit.server.training.memory_check import full_budget
 from rftkit.server.training.offline_plan import OfflinePlan, make_offline_plan
-from rftkit.server.training.plan import CommonPlan, make_plan
+from rftkit.server.training.plan import CommonPlan, EngineFacts
 from rftkit.server.training.prompt_check import Encode, check_prompts
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, graded_rows, prompts_of
 
@@ -86,8 +87,8 @@ class Preparation:
         """
         is_new = known is None
         if self._is_offline:
-            mark = Knobs(self._job.metadata or {}).mark("thinking", thinking)
-            self._encode(known.thinking if known else mark)
+            tag = Knobs(self._job.metadata or {}).think_tag("thinking", thinking)
+            self._encode(known.thinking if known else tag)
         plan = known or self._made(thinking, kind)
         if is_new and plan.tuning == "full":
             room = full_budget(self._engine, self._journal.folder)
@@ -98,12 +99,17 @@ class Preparation:
         return plan
 
     def _made(self, thinking: str | None, kind: str) -> CommonPlan:
-        job, budget, width = self._job, self._engine.memory_bytes, self._engine.width
+        engine = EngineFacts(
+            kind=kind,
+            thinking=thinking,
+            memory_bytes=self._engine.memory_bytes,
+            width=self._engine.width,
+        )
         if self._is_offline:
-            return make_offline_plan(job, len(self.examples), thinking, kind, budget, width)
-        return make_plan(job, len(self.rows), thinking, kind, budget, self.rows, width)
+            return make_offline_plan(self._job, len(self.examples), engine)
+        return make_plan(self._job, len(self.rows), engine, self.rows)
 
-    def _encode(self, mark: str | None) -> None:
+    def _encode(self, tag: str | None) -> None:
         """The answers as tokens, of both files."""
         for param, into in zip(FILES, (self.examples, self.valid_examples), strict=True):
             rows = self._answered[param]
@@ -112,7 +118,7 @@ class Preparation:
             name = self._name(param)
             guard = partial(self._guard, name)
             try:
-                into += encode_rows(self._engine, rows, mark, name, self._warn, guard)
+                into += encode_rows(self._engine, rows, tag, name, self._warn, guard)
             except RowError as error:
                 raise RowError(error.message, param=param) from error
 
@@ -175,7 +181,7 @@ class Preparation:
         if note := engine.compare(self._prompts):
             self._add_event(note)
         schema = schema_of((job.grading or {}).get("response_format"))
-        for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
+        for note in engine.notes(schema, plan.reasoning, full=plan.tuning == "full"):
             self._add_event(note)
         if job.eval_id is None and job.grading is not None and not job.is_probe:
             job = self._store.update_job(job.id, eval_id=make_job_eval(self._store, job).id)

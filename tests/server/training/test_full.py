@@ -20,7 +20,8 @@ from rftkit import jobs
 from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.jobs.weights import fetch_weights
 from rftkit.server.engine.torch import engine as torch_engine
-from rftkit.server.training.plan import Plan, make_plan
+from rftkit.server.training.plan import Plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.worker.worker import Worker
 
 FULL = {"tuning": "full"}

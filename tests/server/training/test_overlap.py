@@ -25,7 +25,7 @@ from rftkit.server.store.store import Store
 from rftkit.server.training import sampling
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.training.rollout import Group
 from rftkit.server.worker.worker import Worker, WorkerPlatform
 

@@ -29,7 +29,7 @@ from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 
 GRADER = {
     "type": "string_check", "name": "even", "operation": "eq", "reference": "0",

@@ -42,7 +42,7 @@ from rftkit.server.engine.base import (
     TrainSettings,
 )
 from rftkit.server.engine.tinker import exchange
-from rftkit.server.engine.tinker.remote import STATE, Remote, differences
+from rftkit.server.engine.tinker.remote import LOSSES, STATE, Remote, differences
 
 __all__ = ["TinkerEngine"]
 
@@ -51,8 +51,6 @@ IN_FLIGHT = 256
 POLL_SECONDS = 0.02
 REFUSALS = (400, 401, 403, 422)  # status codes; others say that it is away, busy or has forgotten
 UNLOAD_SECONDS = 10
-LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
-"""Our names of losses, and the protocol's."""
 BETAS = (0.9, 0.99)
 EPS = 1e-12
 """Adam's step does not depend on the scale of the gradient, unless eps is of its size. Servers

@@ -18,7 +18,7 @@ from rftkit.errors import PlatformError, RequestError
 from rftkit.wholefile import write_whole
 
 __all__ = [
-    "KINDS",
+    "LOSSES",
     "STATE",
     "Remote",
     "differences",
@@ -35,10 +35,10 @@ FILE = "tinker.json"
 STATE = "tinker.json"
 """In the folder of a saved policy: `state` names weights and optimizer on the server, `sampler`
 weights to ask."""
-KINDS = ("torch", "tinker")
 ALPHA = 32.0
 """The scale of adapters on Tinker servers; the protocol has no field for it."""
-KNOWN_LOSSES = ("clipped", "importance_sampling")
+LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
+"""Our names of losses, and the protocol's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def remote_of(home: Path) -> Remote | None:
 
 
 def kind_of(base: str, home: Path | None, wanted: str | None) -> str:
-    """The engine that a base model runs on: one of KINDS.
+    """The engine that a base model runs on: one of `hyperparameters.ENGINES`.
 
     Args:
         base: its name.
@@ -133,7 +133,7 @@ def refuse(metadata: Mapping[str, str]) -> None:
         "lora_alpha": (lambda v: float(v) == ALPHA, f"its adapters are scaled by {ALPHA:g}"),
         "tuning": (lambda v: v == "lora", "its policies are adapters; leave it lora"),
         "guidance": (lambda v: v == "none", "it has no update with completions it did not sample"),
-        "loss": (lambda v: v in KNOWN_LOSSES, f"it has {' and '.join(KNOWN_LOSSES)}"),
+        "loss": (lambda v: v in LOSSES, f"it has {' and '.join(LOSSES)}"),
     }
     for name, (is_allowed, why) in checks.items():
         value = metadata.get(name)
