@@ -18,8 +18,9 @@ from typer.core import TyperCommand
 
 import rftkit
 from rftkit import settings
+from rftkit.cli.check import check
 from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, show, table
-from rftkit.cli.datasets import check, dataset_app
+from rftkit.cli.datasets import dataset_app
 from rftkit.cli.evals import eval_app
 from rftkit.cli.jobs import job_app
 from rftkit.cli.ladder import ladder as ladder_command
