@@ -24,7 +24,7 @@ from typing import Any
 
 from rftkit.graders import Completion, compile_grader
 from rftkit.rows import read_rows
-from rftkit.server.engine.base import LoraConfig
+from rftkit.server.engine.values import LoraConfig
 from rftkit.server.inference.judge import judge_call
 from rftkit.server.store.records import Job
 from rftkit.server.training import sampling

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
 from rftkit.server.api.files import live_file
-from rftkit.server.engine.base import is_whole
 from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.values import is_whole
 from rftkit.server.inference.body import Metadata, Open, check_response_format, kind_of
 from rftkit.server.inference.judge import check_judges
 from rftkit.server.inference.models import check_model

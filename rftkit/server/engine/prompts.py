@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rftkit.errors import InputError
-from rftkit.server.engine.base import Text
+from rftkit.server.engine.values import Text
 
 __all__ = [
     "CALL_END",

@@ -14,8 +14,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from rftkit.server.engine.base import SEPARATORS
 from rftkit.server.engine.prompts import CALL_END, CALL_START, call_id
+from rftkit.server.engine.values import SEPARATORS
 
 __all__ = ["calls_schema", "forced_calls_in", "optional_calls"]
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from rftkit.graders import Grade, types
 from rftkit.graders.leaves import leaf_paths
-from rftkit.server.engine.base import Completion, Engine
+from rftkit.server.engine.base import Engine
+from rftkit.server.engine.values import Completion
 from rftkit.server.training.advantages import Leaf
 
 __all__ = ["field_ends", "fields_read", "token_advantages"]

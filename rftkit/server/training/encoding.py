@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from rftkit.errors import InputError, RowError
 from rftkit.examples import Example, Preference
-from rftkit.server.engine.base import Engine, Pair, Text
+from rftkit.server.engine.base import Engine
+from rftkit.server.engine.values import Pair, Text
 
 __all__ = ["Encoded", "encode_rows", "pair_of"]
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rftkit.graders.references import reference_answer
-from rftkit.server.engine.base import Completion
+from rftkit.server.engine.values import Completion
 from rftkit.server.training import rollout, sampling
 from rftkit.server.training.advantages import Leaf
 from rftkit.server.training.context import RftRun

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rftkit.server.engine.base import NotFiniteError
+from rftkit.server.engine.values import NotFiniteError
 from rftkit.server.store.store import now
 from rftkit.server.training.budgets import check_core_seconds
 from rftkit.server.training.checkpoints import keep_adapter, list_checkpoint, name_model, sweep

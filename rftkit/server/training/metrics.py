@@ -17,7 +17,7 @@ from rftkit.graders import Grade
 from rftkit.graders.engine import Leaf
 from rftkit.graders.types import SPECS
 from rftkit.safetext import cell
-from rftkit.server.engine.base import StepStats
+from rftkit.server.engine.values import StepStats
 from rftkit.server.training import signal
 from rftkit.server.training.rollout import Group
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from rftkit.hyperparameters import DPO_SHARE
-from rftkit.server.engine.base import TrainSettings
+from rftkit.server.engine.values import TrainSettings
 from rftkit.server.store.records import Job
 from rftkit.server.training.knobs import Knobs
 from rftkit.server.training.plan import (

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from rftkit.errors import RftkitError
 from rftkit.hyperparameters import BASE_LEARNING_RATES
-from rftkit.server.engine.base import LoraConfig, Thinking, TrainSettings
 from rftkit.server.engine.prompts import closing
+from rftkit.server.engine.values import LoraConfig, Thinking, TrainSettings
 from rftkit.server.store.records import Job
 from rftkit.server.training.knobs import Knobs
 

@@ -17,7 +17,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
-from rftkit.server.engine.base import StepStats
+from rftkit.server.engine.values import StepStats
 from rftkit.server.training import advantages, credit, metrics, refill, rollout, sampling, signal
 from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import check_core_seconds, check_validation, pauses_for_training

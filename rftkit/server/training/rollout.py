@@ -17,8 +17,8 @@ from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, Thinking, TrainGroup
 from rftkit.server.engine.prompts import tool_calls_in
+from rftkit.server.engine.values import Completion, Thinking, TrainGroup
 
 __all__ = [
     "FinishedCompletion",

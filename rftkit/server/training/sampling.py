@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from rftkit import settings
 from rftkit.graders import CompiledGrader, Grade
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.training import rollout
 from rftkit.server.training.context import AnyRun, Stopped
 from rftkit.server.training.journal import Kept

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError, RequestError
-from rftkit.server.engine.base import SampleRequest, ServingEngine, Thinking
+from rftkit.server.engine.base import ServingEngine
 from rftkit.server.engine.prompts import marks_calls, most_characters
 from rftkit.server.engine.tool_calls import calls_schema, optional_calls
+from rftkit.server.engine.values import SampleRequest, Thinking
 from rftkit.server.inference.requests import ChatRequest, EmbedRequest
 from rftkit.server.store.records import Model
 from rftkit.server.training.plan import reasoning, reasoning_tokens

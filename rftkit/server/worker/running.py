@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import RftkitError
-from rftkit.server.engine.base import Completion, SampleRequest, ServingEngine
+from rftkit.server.engine.base import ServingEngine
+from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.inference.requests import ChatRequest, WorkerRequest
 from rftkit.server.worker.answers import done_message, error_message
 

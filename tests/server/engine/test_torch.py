@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError, RequestError
-from rftkit.server.engine.base import (
+from rftkit.server.engine.torch.batches import micro_batches, with_advantage
+from rftkit.server.engine.torch.decode import BLOCK_ROWS, ROOM
+from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import (
     Completion,
     LoraConfig,
     NotFiniteError,
@@ -24,9 +27,6 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch.batches import micro_batches, with_advantage
-from rftkit.server.engine.torch.decode import BLOCK_ROWS, ROOM
-from rftkit.server.engine.torch.engine import TorchEngine
 
 ARCHITECTURES = ("Llama", "Qwen2", "Qwen3")
 SCHEMA = json.dumps(

@@ -18,7 +18,7 @@ from rftkit.errors import EngineLostError
 from rftkit.graders import Completion as Answer
 from rftkit.graders import compile_grader
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, LoraConfig
+from rftkit.server.engine.values import Completion, LoraConfig
 from rftkit.server.inference.judge import judge_call
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store

@@ -11,8 +11,8 @@ import pytest
 from rftkit.errors import RequestError
 from rftkit.graders import Grade
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion
 from rftkit.server.engine.tinker.remote import refuse
+from rftkit.server.engine.values import Completion
 from rftkit.server.store.records import Job
 from rftkit.server.training.plan import EngineFacts, Plan, base_rate
 from rftkit.server.training.rft_plan import make_plan

@@ -20,7 +20,7 @@ import pytest
 from rftkit.errors import RequestError
 from rftkit.graders import Grade, compile_grader
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, NotFiniteError, StepStats
+from rftkit.server.engine.values import Completion, NotFiniteError, StepStats
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import journal as journal_module

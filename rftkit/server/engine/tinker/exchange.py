@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from rftkit.errors import EngineLostError
 from rftkit.server.engine import prompts
-from rftkit.server.engine.base import (
+from rftkit.server.engine.values import (
     Completion,
     SampleRequest,
     StepStats,

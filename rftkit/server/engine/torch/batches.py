@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.server.engine.base import TrainGroup
 from rftkit.server.engine.torch.grammar import Masks, choices
+from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["Line", "lay_out", "micro_batches", "shared_opening", "with_advantage"]
 

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.base import Completion, Listener, SampleRequest
+from rftkit.server.engine.base import Listener
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.decoding_state import DecodingState
 from rftkit.server.engine.torch.grammar import Grammars, choices, only_choice
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode
+from rftkit.server.engine.values import Completion, SampleRequest
 
 __all__ = ["DROPPED", "Layout", "Policy", "Row", "append", "append_forced", "report", "start"]
 

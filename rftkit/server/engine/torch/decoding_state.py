@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from llguidance import LLMatcher
 
-from rftkit.server.engine.base import Thinking
+from rftkit.server.engine.values import Thinking
 
 __all__ = ["DecodingState", "thinking_grammar"]
 

@@ -16,11 +16,15 @@ from typing import Literal
 
 import torch
 
-from rftkit.server.engine.base import (
+from rftkit.server.engine.base import Listener
+from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
+from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
+from rftkit.server.engine.torch.packed import Packed
+from rftkit.server.engine.torch.policies import Policies
+from rftkit.server.engine.values import (
     Adapter,
     Completion,
     FullNeeds,
-    Listener,
     LoraConfig,
     Pair,
     PairStats,
@@ -32,10 +36,6 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
-from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
-from rftkit.server.engine.torch.packed import Packed
-from rftkit.server.engine.torch.policies import Policies
 
 __all__ = ["TorchEngine"]
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import linear
 
-from rftkit.server.engine.base import LoraConfig
+from rftkit.server.engine.values import LoraConfig
 
 __all__ = ["AdapterWeights", "Block", "add_blocks", "fresh_adapter", "load_adapter", "save_adapter"]
 

@@ -20,7 +20,6 @@ import torch
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.base import Text, TrainGroup
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.agreement import (
     Logits,
@@ -44,6 +43,7 @@ from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
+from rftkit.server.engine.values import Text, TrainGroup
 
 __all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
 

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError
-from rftkit.server.engine.base import FULL_FILE, Adapter, LoraConfig, is_whole
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.model import LoadedModel
+from rftkit.server.engine.values import FULL_FILE, Adapter, LoraConfig, is_whole
 
 __all__ = ["Policies"]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rftkit.server.engine.base import Completion, Listener, SampleRequest
+from rftkit.server.engine.base import Listener
 from rftkit.server.engine.torch.batches import shared_opening
 from rftkit.server.engine.torch.completions import (
     DROPPED,
@@ -33,6 +33,7 @@ from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
 from rftkit.server.engine.torch.draw import draw
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.together import Together
+from rftkit.server.engine.values import Completion, SampleRequest
 
 __all__ = ["Decoding", "sample"]
 

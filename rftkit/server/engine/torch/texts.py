@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import logsigmoid
 
-from rftkit.server.engine.base import Adapter, Pair, PairStats, Text, TextStats, TrainGroup
-from rftkit.server.engine.base import TrainSettings as Settings
 from rftkit.server.engine.torch.batches import TRAIN_TOKENS, micro_batches
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
 from rftkit.server.engine.torch.update import take_step
+from rftkit.server.engine.values import Adapter, Pair, PairStats, Text, TextStats, TrainGroup
+from rftkit.server.engine.values import TrainSettings as Settings
 
 __all__ = ["answer_logprobs", "imitate", "packed", "prefer"]
 

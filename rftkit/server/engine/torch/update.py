@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rftkit.server.engine.base import NotFiniteError, StepStats, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import micro_batches, with_advantage
 from rftkit.server.engine.torch.loss import LOSSES, LossInputs, kl_estimate
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
+from rftkit.server.engine.values import NotFiniteError, StepStats, TrainGroup, TrainSettings
 
 __all__ = ["take_step", "train_step"]
 
