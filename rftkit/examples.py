@@ -207,7 +207,7 @@ def example_of(item: Json, *, line: int = 1, path: str | Path | None = None) -> 
     if not trained_messages(item["messages"]):
         if any(message["role"] == "assistant" for message in item["messages"]):
             raise fail(
-                "every assistant message has weight 0, so that nothing would be learnt; give one "
+                "every assistant message has weight 0, so nothing would be trained; give one "
                 "weight 1, or leave the row out",
                 "messages",
             )

@@ -104,7 +104,7 @@ def _paragraphs(message: dict[str, Any]) -> list[str]:
 
 
 def _role(message: dict[str, Any]) -> str:
-    return f"{message['role']}, not learnt" if message.get("weight") == 0 else message["role"]
+    return f"{message['role']}, not trained" if message.get("weight") == 0 else message["role"]
 
 
 def _plain(value: Any) -> str:

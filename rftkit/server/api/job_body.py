@@ -151,9 +151,9 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
             )
     elif tuned is not None and is_whole(Path(tuned.folder)) and metadata.get("tuning") != "full":
         raise RequestError(
-            f"{body.model} was trained in full, and adapters learn on a base model: go on with "
-            f"metadata `tuning` = full, or make it one: rftkit models export {body.model} --merged "
-            "--out FOLDER, then rftkit models add FOLDER",
+            f"{body.model} was trained in full, and adapters need a base model: continue with "
+            f"metadata `tuning` = full, or make it a base model: rftkit models export {body.model} "
+            "--merged --out FOLDER, then rftkit models add FOLDER",
             param="metadata.tuning",
         )
 

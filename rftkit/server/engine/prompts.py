@@ -97,7 +97,7 @@ def conversation(
         end_ids: tokens that end a turn.
 
     Raises:
-        InputError: the template refuses the messages, or where an answer begins cannot be told.
+        InputError: the template refuses the messages, or it cannot be found where an answer begins.
     """
     _check_control_tokens(tokenizer, messages)
     texts: list[Text] = []
@@ -132,7 +132,7 @@ def _turn(
         before = plain  # the template writes no reasoning before this answer
     if not whole.startswith(before):
         raise InputError(
-            f"where the answer of message {index + 1} begins cannot be told: the model's chat "
+            f"cannot find where the answer in message {index + 1} begins: the model's chat "
             f"template ends the prompt with {before[-20:]!r}, and does not begin the answer so "
             "when it is part of a conversation; choose another model, or a template that writes "
             "both alike"
@@ -161,7 +161,7 @@ def _behind(tokenizer: Any, prompt: list[int], before: str, whole: str, index: i
     back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if back != text:
         raise InputError(
-            f"where the answer of message {index + 1} begins cannot be told: its first token "
+            f"cannot find where the answer in message {index + 1} begins: its first token "
             "spans the end of the prompt, and this tokenizer does not split it there; choose "
             "another model"
         )

@@ -80,7 +80,7 @@ def check_core_seconds(run: AnyRun, step: int) -> None:
         run.store.add_event(
             run.job.id,
             f"The job pauses: it has used {used:.1f} core-loop seconds, and metadata "
-            f"`max_core_seconds` allows {cap:g}. Resume it to go on without a cap.",
+            f"`max_core_seconds` allows {cap:g}. Resume it to continue without a cap.",
             level="warn",
             data={"core_seconds": used, "max_core_seconds": cap, "step": step},
             key=key,

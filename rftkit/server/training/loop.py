@@ -120,8 +120,8 @@ def load_policy(run: AnyRun) -> int:
             return step
         run.store.add_event(
             run.job.id,
-            f"A saved state is damaged and dropped: {wrong}. The job goes on from the one before "
-            "it, with the journal.",
+            f"A saved state is damaged and was deleted: {wrong}. The job continues from the state "
+            "before it, with the journal.",
             level="warn",
         )
         run.journal.drop_state(step)

@@ -1,7 +1,7 @@
 """Whether full fine-tuning fits this machine: asked before a job starts, not when memory is gone.
 
 Memory and disk are measured; what a model needs of them is the engine's to say. Not here: jobs that
-train adapters, whose needs are small beside the model.
+train adapters, which need little in addition to the model.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def full_budget(engine: Engine, folder: Path) -> int:
         if needed > free:
             raise InputError(
                 f"training all {needs.num_parameters:,} weights of this model needs "
-                f"{needed / 1e9:.1f} GB of {what} beside the model itself, and {free / 1e9:.1f} GB "
-                "are free here; train adapters instead (metadata `tuning` = lora, the default)",
+                f"{needed / 1e9:.1f} GB of {what} in addition to the model, and "
+                f"{free / 1e9:.1f} GB are free here; train adapters instead (metadata `tuning` = "
+                "lora, the default)",
                 param="metadata.tuning",
             )
     half = (needs.free - needs.memory) // 2  # as the engine measures its own

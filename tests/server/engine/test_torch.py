@@ -415,7 +415,7 @@ def test_models_older_than_the_attention_interface_take_the_plain_path(
     folder = write(tmp_path, architecture, **sizes)
     engine = TorchEngine(folder, name="some-model", device="cpu", dtype=torch.float32)
     [note] = engine.notes(None, None)
-    assert "plain path: its attention does not take a layout (it never asks one)" in note
+    assert "plain path: its attention does not take a layout (it never calls one)" in note
     [[completion]] = engine.sample(requests(engine, "hello", seeds=[(1,)]), None)
     assert completion.tokens
     if architecture == "Falcon":  # its code mixes its own bfloat16 with our float32 states

@@ -96,7 +96,7 @@ def append(row: Row, token: int, logprob: float) -> None:
     if row.state is not None and not row.state.consume_token(token):
         row.failure = RequestError(
             f"the JSON schema cannot be followed: the grammar refused token {token}, which it had "
-            "allowed. Is there an answer that ends, or does a `$ref` need itself for ever?",
+            "allowed. Can an answer end at all, or does a `$ref` include itself without end?",
             param="response_format",
         )
         row.completion = DROPPED

@@ -61,7 +61,7 @@ def _attention(
             raise NotImplementedError(f"attention with {name} is not supported by this engine")
     if attention_mask is not None:
         raise NotImplementedError(
-            "attention with a mask of its own is not supported by this engine"
+            "attention that brings its own mask is not supported by this engine"
         )
     scale = module.head_dim**-0.5 if scaling is None else scaling
     dtype = value.dtype  # rotation may have widened the others

@@ -220,7 +220,7 @@ class LoadedModel:
         if looks_ahead(own):
             raise self.not_for_us("gives a token another state when others follow it")
         if beside:
-            raise self.not_for_us("gives a text another state beside other texts than alone")
+            raise self.not_for_us("computes a text differently when other texts are next to it")
         return own
 
     def _choose_path(self, model: Any, own: Reference) -> str | None:
@@ -270,14 +270,14 @@ class LoadedModel:
             return kinds
         model.set_attn_implementation(ATTENTION_NAME)
         if self._decoder.config._attn_implementation != ATTENTION_NAME:
-            return "its attention does not take a layout (it never asks one)"
+            return "its attention does not take a layout (it never calls one)"
         try:
             self._stack = find_stack(self._decoder)
             prompt = Packed([4], [[]], self.device, keep_keys=True)
             with torch.no_grad():
                 self._hidden(torch.tensor(own.texts[0][:4], device=self.device), prompt)
             if not prompt.keys:
-                return "its attention does not take a layout (it never asks one)"
+                return "its attention does not take a layout (it never calls one)"
             found = states_of_line(own, self._hidden, self.device)
             if leak(own, self._hidden, self.device, found):
                 return "completions that share a prompt are not kept apart by its layers"
@@ -301,8 +301,8 @@ class LoadedModel:
         found = logits_of(model, self._decoder)
         if found is None:
             raise self.not_for_us(
-                "does more to its logits behind the output head than to scale or cap them, which "
-                "is not done here",
+                "changes its logits after the output head by more than scaling or capping, which "
+                "is not supported here",
             )
         return found
 
