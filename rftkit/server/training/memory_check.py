@@ -1,7 +1,6 @@
-"""Whether full fine-tuning fits this machine: asked before a job starts, not when memory is gone.
-
-Memory and disk are measured; what a model needs of them is the engine's to say. Not here: jobs that
-train adapters, which need little in addition to the model.
+"""Whether full fine-tuning fits this machine, checked before a job starts and not when memory has
+run out. Memory and disk are measured; the engine knows how much of them a model needs. Not here:
+jobs that train adapters, which need little in addition to the model.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from rftkit.server.training.journal import KEPT_STATES
 __all__ = ["full_budget"]
 
 LEAST_BYTES = 2**30
-"""To sample and to learn with, beside the weights."""
+"""For sampling and training, in addition to the weights."""
 
 
 def full_budget(engine: Engine, folder: Path) -> int:

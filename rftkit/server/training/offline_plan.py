@@ -35,7 +35,7 @@ large steps as in many small ones (Goyal et al. 2017, arXiv:1706.02677)."""
 MOST_RATE = {"supervised": 3.0, "dpo": 1.0}
 """Where that ends; 3 for a step of 16 is what the study of `tests/benchmarks/learning.py` found."""
 VALID_STEPS = 10
-"""A validation batch is measured at least at every so many steps, and ten times in a job."""
+"""Most steps from one validation batch to the next; there are ten in a job at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def begin(run: RftRun, done: int) -> None:
 
 
 def tell_weights(run: RftRun) -> None:
-    """Say so where a formula is not a sum and its parts are weighed one by one all the same."""
+    """Add an event if the formula is not a sum although its parts are weighted separately."""
     if run.plan.advantage not in advantages.PER_GRADER_NAMES or run.weighing.is_exact:
         return
     parts = ", ".join(f"{leaf.key}={leaf.weight:.3g}" for leaf in run.weighing.leaves)
@@ -81,7 +81,7 @@ def tell_weights(run: RftRun) -> None:
 
 
 def baseline(run: RftRun) -> list[Group]:
-    """Step 0: the base model on the validation rows, before anything is learnt."""
+    """Step 0: the base model on the validation rows, before any update."""
     run.clock.start()
     valid = graded_answers(run, 0)
     report(run, 0, None, None, valid)

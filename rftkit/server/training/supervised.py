@@ -1,4 +1,4 @@
-"""Supervised: the answers of the rows are learnt, token by token.
+"""Supervised fine-tuning on the answers of the rows, token by token.
 
 The loss is the mean −log-prob over all trained tokens of a step's rows: the answers with weight 1
 and the tokens that end them, no others. This is the `Method` of `loop.train`.

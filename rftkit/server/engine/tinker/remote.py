@@ -33,8 +33,8 @@ __all__ = [
 FILE = "tinker.json"
 """In a home: the server and model."""
 STATE = "tinker.json"
-"""In the folder of a saved policy: `state` names weights and optimizer on the server, `sampler`
-weights to ask."""
+"""In the folder of a saved policy: `state` is the path of weights and optimizer on the server,
+`sampler` that of weights to sample from."""
 ALPHA = 32.0
 """The scale of adapters on Tinker servers; the protocol has no field for it."""
 LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
@@ -51,7 +51,7 @@ class Remote:
     tokenizer: str
     """A folder of this machine, or a hub name in its cache, with tokenizer and config.json."""
     is_default: bool = True
-    """Whether jobs on this name train there unless metadata `engine` says torch."""
+    """Whether jobs on this model train there unless metadata `engine` is torch."""
 
     @property
     def name(self) -> str:
@@ -95,10 +95,10 @@ def kind_of(base: str, home: Path | None, wanted: str | None) -> str:
     Args:
         base: its name.
         home: of the platform.
-        wanted: what a job or a saved model asks for; None follows the operator.
+        wanted: the engine that a job or a saved model needs; None follows the operator.
 
     Raises:
-        RequestError: when it is to be tinker and the operator named no such model.
+        RequestError: `wanted` is tinker and the operator named no such model.
     """
     there = None if home is None else remote_of(home)
     is_there = there is not None and there.name == base

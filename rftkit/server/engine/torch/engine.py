@@ -101,7 +101,7 @@ class TorchEngine(LoadedModel):
         self.policies.save_adapter(folder)
 
     def save(self, folder: Path) -> None:
-        """See Engine.save: what learns in float32, the optimizer beside it."""
+        """See Engine.save: the trained weights in float32, and the optimizer."""
         self.policies.save(folder)
 
     def load(self, folder: Path) -> None:
@@ -278,8 +278,8 @@ class TorchEngine(LoadedModel):
     def full_needs(self) -> FullNeeds:
         """See Engine.full_needs.
 
-        Masters, their gradients and two moments are float32; the base's weights are put aside, and
-        a backward pass hands over gradients in the dtype of the model.
+        The masters, their gradients and two moments are float32. The base's weights are kept too,
+        and a backward pass has gradients in the dtype of the model.
         """
         memory.give_back()
         num, own = self.weights.num_parameters, self.weights.num_bytes

@@ -206,10 +206,10 @@ class LoadedModel:
         return Decode(prefill, [len(text) for text in texts], groups)
 
     def _own_states(self, model: Any) -> Reference:
-        """What the model's own code makes of a few texts, before any of it is replaced.
+        """The output of the model's own code for a few texts, before any of it is replaced.
 
         Raises:
-            InputError: when it cannot be computed, or looks ahead.
+            InputError: when it cannot be computed, or depends on later tokens.
         """
         try:
             num = model.get_input_embeddings().weight.shape[0]
@@ -290,10 +290,10 @@ class LoadedModel:
         return None
 
     def _behind_head(self, model: Any) -> Logits:
-        """What the model does to its states before its output head, and to logits behind it.
+        """What the model does to its states before the output head, and to logits after it.
 
         Raises:
-            InputError: when that is more than this engine does.
+            InputError: when that is more than this engine supports.
         """
         bias = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None and bias.any():
@@ -323,7 +323,7 @@ class LoadedModel:
         )
 
     def batch_tokens(self, groups: Sequence[TrainGroup]) -> tuple[int, int]:
-        """Tokens of a micro-batch that keeps what its way back needs; and of one that does not."""
+        """Tokens of a micro-batch that keeps what backward needs; and of one that recomputes it."""
         if self._plain_because:
             return LEAST_TRAIN_TOKENS, 0  # prompts are repeated anyway
         longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
@@ -333,10 +333,9 @@ class LoadedModel:
         return max(LEAST_TRAIN_TOKENS, fitting), budget // again
 
     def _kept_bytes(self, seen: int) -> tuple[int, int]:
-        """About what a way back needs of one token that sees so many, in layers of Llama's form.
-
-        And what it needs where layers are computed again: the input of each in float32, and a few
-        times what one keeps.
+        """Roughly the bytes that a backward pass keeps for a token that sees `seen` others, in
+        layers of Llama's form; and the bytes where layers are recomputed: the input of each in
+        float32, and a few times what one layer keeps.
         """
         config = self._decoder.config
         layers, width = config.num_hidden_layers, config.hidden_size
@@ -418,7 +417,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _not_covered(config: Any) -> str | None:
-    """Why a configuration alone says that a layout is not enough; None when it does not."""
+    """Why the configuration shows that a layout is not enough; None when it does not show that."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if others := kinds - {"full_attention", "attention", "sliding_attention"}:
         return f"layers of the kind {', '.join(sorted(others))} take no layout"
@@ -426,9 +425,8 @@ def _not_covered(config: Any) -> str | None:
 
 
 def _stable_lengths(config: Any) -> list[int]:
-    """Beyond so many tokens rotary angles change with the length of the text, if they ever do.
-
-    Then what a token was sampled with is not what it has when the text has gone on.
+    """In some models rotary angles change with the length of the text, beyond a number of tokens.
+    Then a token was sampled with other angles than it has once the text is longer.
     """
     given = getattr(config, "rope_parameters", None) or {}
     each = [given, *(value for value in given.values() if isinstance(value, dict))]

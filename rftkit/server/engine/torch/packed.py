@@ -362,7 +362,7 @@ class _Cells:
 
 
 def _alike(spans: Sequence[Span], opening: int, *, writes: bool) -> Iterator[list[Span]]:
-    """Neighbours to compute together, whose scores are written down or not."""
+    """Neighbouring groups to compute together; `writes` is whether their scores are stored."""
     some: list[Span] = []
     for span in spans:
         if some and not _fit([*some, span], opening, writes=writes):

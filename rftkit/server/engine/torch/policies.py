@@ -91,7 +91,7 @@ class Policies:
             lora.save_adapter(folder, policy, self._config, self._model.name)
 
     def save(self, folder: Path) -> None:
-        """See Engine.save: what learns in float32, the optimizer beside it."""
+        """See Engine.save: the trained weights in float32, and the optimizer."""
         policy, optimizer = self.trained()
         if self._config is None:
             save_file({name: each.detach() for name, each in policy.items()}, folder / MASTERS)

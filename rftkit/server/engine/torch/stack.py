@@ -256,7 +256,7 @@ class Stack:
     def hidden(
         self, x: torch.Tensor, layout: Layout, memory_bytes: int | None = None
     ) -> torch.Tensor:
-        """States behind the last layer, before the last norm; x (N, width) float32 is used up.
+        """States after the last layer, before the last norm; x (N, width) float32 is overwritten.
 
         `memory_bytes` is the most that may be kept for the backward pass.
         """
@@ -400,7 +400,7 @@ def _is_close(
     layout: Packed,
     bound: float,
 ) -> bool:
-    """Whether a layer adds to its input what `result` did, but for this share."""
+    """Whether a layer changes its input as `result` did, up to this share of the change."""
     with torch.no_grad():
         ours = given.clone()
         layer.forward(ours, tables, layout, keep=False)
@@ -408,7 +408,7 @@ def _is_close(
 
 
 def _block(owner: nn.Module, *names: str) -> Block:
-    """The block that stands for these linear layers of one module.
+    """The block that replaces these linear layers of one module.
 
     Raises:
         AttributeError: when there is no such block.

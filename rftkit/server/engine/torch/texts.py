@@ -1,9 +1,10 @@
 """Learning from given answers: whole texts (supervised), and pairs of which one is preferred (dpo).
 
-Both are mean losses over the trained tokens or over the pairs of a batch, so that how a batch is
-split changes nothing. Texts that begin alike are computed from there on only: `packed` finds which
-of a batch to put together, and the layout of groups of completions (`packed.py`) does the rest.
-Not here: which tokens of a conversation are trained (`prompts.conversation`), nor the optimizer.
+Both are mean losses over the trained tokens or over the pairs of a batch, so splitting a batch
+differently changes nothing. A beginning that texts share is computed once: `packed` finds which
+texts of a batch to put together, and the layout of groups of completions (`packed.py`) does the
+rest. Not here: which tokens of a conversation are trained (`prompts.conversation`), nor the
+optimizer.
 
 Sources: DPO is Rafailov et al. 2023, arXiv:2305.18290, eq. 7, without label smoothing.
 """
@@ -32,7 +33,7 @@ LEAST_SHARED = 16
 PADDED = 1.5
 """Most tokens of a group with its rests padded to the longest, over those without."""
 LOOK = 256
-"""Texts among which to find those that begin alike."""
+"""Texts among which to find shared beginnings."""
 
 Tick = Callable[[], None] | None
 
