@@ -169,7 +169,7 @@ def _check_content(record: Eval, content: Any, where: str) -> None:
         here = f"{where}[{index}].item"
         if not isinstance(entry, dict) or not isinstance(entry.get("item"), dict):
             raise RequestError(f"`{here}` must be an object", param=here)
-    # Evals over what was kept say nothing about items.
+    # Evals over stored chats have no schema of items.
     schema = record.data_source_config.get("item_schema", {})
     match check_items(schema, [entry["item"] for entry in content]):
         case None, problem:

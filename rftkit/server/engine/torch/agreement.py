@@ -96,7 +96,7 @@ def own_states(decoder: Any, num_tokens: int, device: torch.device) -> Reference
     reference = Reference(prompts, completions, [])
     texts = reference.texts
     longest = max(map(len, texts))
-    # Behind its end a text is padded with anything: nobody looks ahead (`looks_ahead` asks).
+    # After its end a text may be padded with any token: no token sees later ones (`looks_ahead`).
     grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
     with torch.no_grad():
         states = decoder(input_ids=grid, use_cache=False).last_hidden_state

@@ -134,7 +134,7 @@ def micro_batches(
 
     Args:
         groups: of a step.
-        max_tokens: of a pass that keeps all that its way back needs.
+        max_tokens: of a pass that keeps everything that its backward pass needs.
         again_tokens: of one that computes layers again instead; 0: none does.
     """
     parts = [

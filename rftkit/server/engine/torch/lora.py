@@ -106,7 +106,7 @@ class Block(nn.Module):
         return self._wide.new_empty(num, columns)
 
     def product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, out) of inputs in their `room`, and (N, ranks) for a way back; knows no autograd."""
+        """(N, out) of inputs in their `room`, and (N, ranks) for backward; without autograd."""
         if self._adapter is None:
             return self._times(rows, "W"), None
         rows[:, self._inputs :] = 0  # times the zeros of [A | 0]

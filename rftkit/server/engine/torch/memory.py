@@ -47,7 +47,9 @@ def keep() -> None:
     libc.free(libc.malloc(HEAP_BYTES))
     start, end = -(-start // HUGE_BYTES) * HUGE_BYTES, libc.sbrk(0)
     if end > start:
-        libc.madvise(start, end - start, MADV_HUGEPAGE)  # a kernel without any says no
+        libc.madvise(
+            start, end - start, MADV_HUGEPAGE
+        )  # fails, harmlessly, where the kernel has none
 
 
 def give_back() -> None:

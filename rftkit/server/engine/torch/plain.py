@@ -73,7 +73,7 @@ def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Ten
     for start in range(0, len(texts), per_pass):
         some = texts[start : start + per_pass]
         longest = max(map(len, some))
-        # Behind its end a text is padded with anything: nobody looks ahead.
+        # After its end a text may be padded with any token, because no token sees later ones.
         grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some])
         inputs = embedded(decoder.get_input_embeddings(), grid.to(tokens.device))
         states = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state

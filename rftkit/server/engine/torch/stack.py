@@ -103,7 +103,7 @@ class Layer:
         """Change x (N, width) in place; with `keep`, return what `backward` needs."""
         num, width = x.shape
         # Attention. Inputs are written straight into the block's own buffer (`room`), which leaves
-        # space behind them for x Aᵀ, so that W and the adapter are one matrix product.
+        # space after them for x Aᵀ, so that W and the adapter are one matrix product.
         qkv_input = self.qkv.room(num)
         attention_normed = self.attention_norm.forward(x, qkv_input[:, :width])
         qkv, lora_qkv = self.qkv.product(qkv_input)

@@ -72,7 +72,7 @@ def _alike(texts: Sequence[Text]) -> list[tuple[range, int]]:
     """
     first = [text.trained.index(True) for text in texts]
     common = [_common(before.tokens, text.tokens) for before, text in itertools.pairwise(texts)]
-    best = [0.0] + [-1.0] * len(texts)  # tokens saved by the first so many texts
+    best = [0.0] + [-1.0] * len(texts)  # [n]: tokens saved by the first n texts
     cut = [(0, 0)] * (len(texts) + 1)  # where their last run begins, and what it shares
     for end in range(1, len(texts) + 1):
         shared = first[end - 1]

@@ -115,7 +115,8 @@ def _loss(
 ) -> torch.Tensor:
     reference = None
     if settings.kl_coef > 0 or not sums.kl_tokens:
-        # First: weights that the policy's pass has seen must not move before its way back.
+        # The reference comes first: weights that the policy's forward pass used must not change
+        # before its backward pass.
         some = groups if settings.kl_coef > 0 else groups[:1]
         with torch.no_grad(), policies.using(None):
             reference = model.logprobs(some, settings.temperature)
