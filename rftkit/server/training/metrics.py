@@ -111,7 +111,7 @@ def step_data(
         unscorable = sum("sample_parse_error" in grade.errors for grade in grades)
         data |= {
             "full_valid_mean_reward": mean_reward(valid),
-            "valid_reasoning_tokens_mean": _mean(_reasoning(valid)) or 0.0,
+            "valid_reasoning_tokens_mean": _mean(_reasoning_tokens(valid)) or 0.0,
             "full_valid_mean_parse_error": unscorable / max(len(grades), 1),
         }
         data.setdefault("learning", {})["valid_truncated_share"] = _truncated_share(valid)
@@ -164,7 +164,7 @@ def _tokens(groups: Sequence[Group]) -> dict[str, int]:
     return {
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
         "completion_tokens": sum(len(r.completion.tokens) for g in groups for r in g.rollouts),
-        "reasoning_tokens": sum(_reasoning(groups)),
+        "reasoning_tokens": sum(_reasoning_tokens(groups)),
     }
 
 
@@ -197,7 +197,7 @@ def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
     grades = grades_of(groups)
     return {
         "train_mean_reward": mean_reward(groups),
-        "reasoning_tokens_mean": _mean(_reasoning(groups)) or 0.0,
+        "reasoning_tokens_mean": _mean(_reasoning_tokens(groups)) or 0.0,
         "completion_tokens_mean": sum(lengths) / max(len(lengths), 1),
         "mean_unresponsive_rewards": sum(grade.outcome == "unscorable" for grade in grades)
         / max(len(grades), 1),
@@ -254,14 +254,14 @@ def _truncated_share(groups: Sequence[Group]) -> float:
 Sides = Mapping[str, Sequence[Group]]
 
 
-def _reasoning(groups: Iterable[Group]) -> list[int]:
+def _reasoning_tokens(groups: Iterable[Group]) -> list[int]:
     return [r.completion.reasoning_tokens for group in groups for r in group.rollouts]
 
 
 def _reasoning(sides: Sides) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for side, groups in sides.items():
-        counts = _reasoning(groups)
+        counts = _reasoning_tokens(groups)
         result[f"{side}_reasoning_tokens_mean"] = _mean(counts) or 0.0
         result[f"{side}_reasoning_tokens_count"] = sum(counts)
     return result

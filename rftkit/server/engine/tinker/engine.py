@@ -24,6 +24,7 @@ from typing import Any, Literal
 from rftkit.errors import EngineLostError, InputError, MissingExtraError, RftkitError
 from rftkit.server.engine import models, prompts
 from rftkit.server.engine.base import Listener
+from rftkit.server.engine.prompting import Prompting
 from rftkit.server.engine.tinker import exchange
 from rftkit.server.engine.tinker.calls import Policy, end_sessions, in_flight, wait_for
 from rftkit.server.engine.tinker.remote import LOSSES, STATE, Remote, differences
@@ -85,7 +86,7 @@ def _streamed(listener: Listener, index: int, text: str) -> None:
         listener.on_text(index, text)
 
 
-class TinkerEngine:
+class TinkerEngine(Prompting):
     """One base model of a Tinker server, and one policy being trained there."""
 
     def __init__(self, remote: Remote, *, name: str, api_key: str | None = None) -> None:
@@ -153,34 +154,9 @@ class TinkerEngine:
 
     # ── prompts ──────────────────────────────────────────────────────────────────────────────
 
-    def encode(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[int]:
-        """See Engine.encode."""
-        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
-
-    def conversation(
-        self,
-        messages: list[dict[str, Any]],
-        trained: Sequence[int],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[Text]:
-        """See Engine.conversation."""
-        return prompts.conversation(
-            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
-        )
-
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """A job that asks for guidance was refused (`remote.refuse`)."""
         raise NotImplementedError
-
-    def tokens_until(self, tokens: list[int], text: str) -> int | None:
-        """See Engine.tokens_until."""
-        return prompts.tokens_until(self.tokenizer, tokens, text)
 
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False

@@ -20,6 +20,7 @@ import torch
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
+from rftkit.server.engine.prompting import Prompting
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.agreement import (
     Logits,
@@ -43,7 +44,7 @@ from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
-from rftkit.server.engine.values import Text, TrainGroup
+from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
 
@@ -54,7 +55,7 @@ SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more th
 _THREADS = torch.get_num_threads()
 
 
-class LoadedModel:
+class LoadedModel(Prompting):
     """One base model in memory, ready to compute under its own or other weights."""
 
     def __init__(
@@ -126,27 +127,6 @@ class LoadedModel:
             "transformers": transformers.__version__,
         }
 
-    def encode(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[int]:
-        """See Engine.encode."""
-        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
-
-    def conversation(
-        self,
-        messages: list[dict[str, Any]],
-        trained: Sequence[int],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[Text]:
-        """See Engine.conversation."""
-        return prompts.conversation(
-            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
-        )
-
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """See Engine.given."""
         end = self.tokenizer.eos_token_id
@@ -158,10 +138,6 @@ class LoadedModel:
             except ValueError:
                 return None
         return tokens
-
-    def tokens_until(self, tokens: list[int], text: str) -> int | None:
-        """See Engine.tokens_until."""
-        return prompts.tokens_until(self.tokenizer, tokens, text)
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype.
