@@ -70,7 +70,7 @@ def read_text(path: Path) -> str:
 
 
 def read_document(path: Path) -> Any:
-    """The one JSON value that a file holds, over however many lines.
+    """The one JSON value of a file, which may have many lines.
 
     Raises:
         InputError: with file, line and column.

@@ -82,7 +82,7 @@ def demo(
     ] = False,
     ladder: Annotated[
         bool,
-        typer.Option("--ladder", help="Compare a prompt, supervised training, and RFT from there."),
+        typer.Option("--ladder", help="Compare a prompt, supervised training, and then RFT."),
     ] = False,
     dataset: Annotated[
         Literal["security_review", "contract_facts"], typer.Option(help="The task to train on.")
@@ -132,7 +132,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="The model's tokenizer and config on this machine, if NAME does not find them.",
+            help="The model's tokenizer and config on this machine, if NAME is not a folder here.",
         ),
     ] = None,
     routes: Annotated[

@@ -62,7 +62,7 @@ def outputs(answers: Sequence[dict[str, Any]]) -> str:
 
 
 def reference(item: dict[str, Any]) -> str:
-    """The other keys of the row, which the grader sees beside the answer."""
+    """The other keys of the row, which the grader sees in addition to the answer."""
     own = KEYS[form_of(item)] | {"messages", "tools"}
     pairs = {key: value for key, value in item.items() if key not in own}
     if not pairs:

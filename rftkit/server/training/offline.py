@@ -88,7 +88,7 @@ class Valid:
 
 
 def begin(run: OfflineRun, done: int) -> None:
-    """The graded baseline, or what a killed worker left of the epoch that was saved last."""
+    """Grade the baseline, or restore the epoch that a killed worker saved last."""
     if run.is_graded:
         sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     if done == 0 and run.is_graded:

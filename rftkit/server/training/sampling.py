@@ -111,11 +111,10 @@ def graded(
 
 
 def reopen(run: AnyRun, kind: str, step: int) -> None:
-    """Make the record of a step a draft again when grades of it failed: only those are missing.
-
-    Its completions stay, and the grades that were given; a kill in between leaves the record.
-    What was added to a step's batch is added anew, since that depends on all of its grades: with
-    the same completions, whose grades are kept too.
+    """Turn the record of a step back into a draft when some of its grades failed, so that only
+    those are missing. Its completions stay, and so do the grades that were given; a kill in between
+    leaves the record. Additions to a step's batch depend on all of its grades, so they are made
+    again: with the same completions, whose grades are kept too.
     """
     record = run.journal.record(kind, step)
     if record is None:

@@ -1,6 +1,5 @@
-"""What comes before the first step of a job: its rows, its plan, what its events say of both.
-
-Everything here may come twice, after a kill, and is said once. Not here: the training itself.
+"""What comes before the first step of a job: its rows, its plan, and the events about both. After a
+kill all of this runs again, but an event is added only once. Not here: the training itself.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, grade
 __all__ = ["Preparation"]
 
 COMPARED = 256
-"""Prompts, of a job that samples none of them, from which some are taken for a comparison."""
+"""Prompts to choose from for the comparison of log-probs, in a job that samples none."""
 
 
 class Preparation:
-    """One job on its way to its first step."""
+    """One job before its first step."""
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ class Preparation:
                 raise RowError(error.message, param=param) from error
 
     def _render(self, plan: CommonPlan, is_new: bool) -> None:
-        """Put every prompt through the model's chat template, and see whether an answer has room.
+        """Render every prompt with the model's chat template, and check that an answer has room.
 
         Raises:
             RowError: with the file's name and the line.
@@ -171,10 +170,11 @@ class Preparation:
         return self._watch(f"the chat template of {self._base}, given {name}:{line},")
 
     def start(self, plan: CommonPlan) -> Job:
-        """Add the events of a job that starts; the job, its `auto`s resolved where it shows them.
+        """Add the events of a job that starts; return the job, with every `auto` resolved that it
+        shows.
 
         Raises:
-            InputError: the model gives other log-probs here than by its own code.
+            InputError: the log-probs of this engine differ from those of the model's own code.
         """
         job, engine = self._job, self._engine
         self._add_started_event(plan)
@@ -191,7 +191,7 @@ class Preparation:
         return job
 
     def _resolved(self, plan: OfflinePlan) -> dict[str, Any]:
-        """The hyperparameters as the service shows them once a job runs: no `auto` is left."""
+        """The hyperparameters as the service shows them once a job runs, without `auto`."""
         found = {
             "batch_size": plan.batch_size,
             "n_epochs": plan.n_epochs,

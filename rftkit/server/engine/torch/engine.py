@@ -156,8 +156,8 @@ class TorchEngine(LoadedModel):
     def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
         """One vector of length 1 for each text: the mean of its last hidden states.
 
-        No model here was trained to make embeddings; texts that use the same words come out near
-        each other, and little more may be read into the numbers.
+        No model here was trained for embeddings: texts with the same words get similar vectors, and
+        the numbers mean little more.
         """
         vectors = []
         with torch.no_grad(), self.computing(adapter):

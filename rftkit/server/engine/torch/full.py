@@ -75,7 +75,7 @@ class Weights:
         return {name: part.to(dtype, copy=True) for name, part in self._places.items()}
 
     def put(self, weights: Named | None) -> None:
-        """Let the model compute with these, rounded to its dtype; None: with the base."""
+        """Put these weights into the model, rounded to its dtype; None: those of the base."""
         if weights is not None and not self._base:
             self._base = self.read()
         places = self._places
@@ -100,7 +100,7 @@ class Weights:
             )
 
     def stop_learning(self) -> None:
-        """Have a backward pass leave the weights alone again."""
+        """Compute no gradients of the weights from now on."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

@@ -115,7 +115,7 @@ class LoadedModel(Prompting):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers besides the seed."""
+        """What decides the numbers, in addition to the seed."""
         import transformers
 
         return {

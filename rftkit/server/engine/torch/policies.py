@@ -82,7 +82,7 @@ class Policies:
         memory.give_back()
 
     def save_adapter(self, folder: Path) -> None:
-        """See Engine.save_adapter: PEFT's folder format, or all weights as they are sampled."""
+        """See Engine.save_adapter: PEFT's folder format, or all weights in the model's dtype."""
         policy, _ = self.trained()
         if self._config is None:
             with self.using("policy"):

@@ -1,8 +1,8 @@
-"""One optimizer update: micro-batches of graded groups, their loss, and what it measured.
+"""One optimizer update: micro-batches of graded groups, their loss, and its metrics.
 
-The loss of a token does not depend on what it is batched with: it is summed over tokens and divided
-by the tokens of the whole batch. Not here: the losses themselves (`loss.py`) and how groups are
-laid out (`batches.py`, `packed.py`).
+The loss of a token does not depend on the other tokens of its micro-batch: losses are summed over
+tokens and divided by the number of tokens of the whole batch. Not here: the losses themselves
+(`loss.py`) and how groups are laid out (`batches.py`, `packed.py`).
 """
 
 from __future__ import annotations
