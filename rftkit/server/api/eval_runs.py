@@ -129,7 +129,7 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
 
 
 def _grades_what_is_kept(source: DataSource) -> bool:
-    """Whether answers that were kept are graded as they are, and nobody is asked."""
+    """Whether stored answers are graded, and no model is called."""
     is_kept = source.source.get("type") in KEPT.values()
     return is_kept and source.model is None and source.input_messages is None
 

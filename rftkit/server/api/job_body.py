@@ -258,7 +258,7 @@ def _measure(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
 
 
 def _named(platform: Platform, key: str, text: str) -> Any:
-    """What metadata says: JSON, or the id of a file that holds it."""
+    """The value of a metadata key: JSON, or the id of a file that holds it."""
     param = f"metadata.{key}"
     if not text.lstrip().startswith("{"):
         _check_file(platform, text, param)

@@ -49,7 +49,7 @@ def _read(text: str, request: ChatRequest) -> dict[str, Any]:
 
 
 def _logprobs(engine: ServingEngine, completion: Completion) -> list[dict[str, Any]]:
-    """Return the answer's tokens with their log-probs, without thoughts and end token."""
+    """Return the answer's tokens with their log-probs, without reasoning and end token."""
 
     def text(token: int) -> str:
         return str(engine.tokenizer.decode([token]))

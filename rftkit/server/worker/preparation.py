@@ -54,7 +54,7 @@ class Preparation:
 
         Args:
             store: with the files.
-            job: on its way.
+            job: not started yet.
             engine: with the base model.
             journal: the job's folder.
             add_event: takes a text and perhaps a level; the same text is an event once.

@@ -29,7 +29,7 @@ DEFAULT_MAX_TOKENS = 1_024
 def sample_request(
     engine: ServingEngine, known: Model | None, request: ChatRequest
 ) -> SampleRequest:
-    """Return what the engine is asked.
+    """Return the engine's request for a chat.
 
     Raises:
         InputError: when the model cannot take the prompt, or a schema; it names the parameter.

@@ -43,7 +43,7 @@ class Chat:
 
 @dataclass(slots=True)
 class RunningChat:
-    """A chat with its request for the engine; hears of its completions (`base.Listener`)."""
+    """A chat with its request for the engine; the `base.Listener` of its completions."""
 
     chat: Chat
     asked: ChatRequest
