@@ -60,7 +60,7 @@ ERRORS = """() => jupyterapp.shell.currentWidget.content.widgets
   .flatMap(cell => cell.model.outputs?.toJSON() ?? [])
   .filter(output => output.output_type === 'error')
   .map(output => `${output.ename}: ${output.evalue}`)"""
-"""JupyterLab shows errors and stderr alike: only its model tells them apart."""
+"""JupyterLab shows an error as it shows stderr: only its model tells them apart."""
 
 
 @dataclass
