@@ -123,7 +123,7 @@ def _base(name: str, folder: Path) -> BaseModel:
 
 
 def _licence(folder: Path) -> str | None:
-    """The front matter of a model card."""
+    """What the front matter of a model card says."""
     card = folder / "README.md"
     if not card.is_file():
         return None

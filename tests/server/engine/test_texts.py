@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from server.engine.test_torch import moved_policy
 
 from rftkit.errors import InputError
+from rftkit.server.engine.base import LoraConfig, Pair, Text, TrainSettings
 from rftkit.server.engine.prompts import conversation
 from rftkit.server.engine.tiny import _tokenizer
+from rftkit.server.engine.torch.batches import lay_out
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.torch.logprobs import most_likely
 from rftkit.server.engine.torch.texts import packed
-from rftkit.server.engine.values import LoraConfig, Pair, Text, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's own
 
@@ -180,6 +182,40 @@ def engine(folder: Path) -> TorchEngine:
 def test_rows_with_a_common_beginning_are_put_together(engine: TorchEngine) -> None:
     groups, _ = packed(texts_of(engine))
     assert sorted(len(group.tokens_G_T) for group in groups) == [1, 4]
+
+
+def test_what_all_rows_share_is_no_reason_to_put_them_together() -> None:
+    """It is computed once in any case; what only some share decides."""
+    rows = [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5)]
+    texts = [
+        Text(
+            [7] * 20 + [100 + some] * (30 if some < 3 else 1) + [200 + own] * 20,
+            [False] * (50 if some < 3 else 21) + [True] * 20,
+        )
+        for some, own in rows
+    ]
+    groups, _ = packed(texts)
+    assert [(len(g.prompt_ids), len(g.tokens_G_T)) for g in groups] == [(50, 2), (50, 2), (21, 1)]
+
+
+def test_the_most_likely_tokens_are_found(engine: TorchEngine) -> None:
+    """Those more likely than not need no second look at the logits, and the others get one."""
+    text = texts_of(engine)[:1]
+    start = engine.policies.trained()[0]
+    before = {name: each.detach().clone() for name, each in start.items()}
+    for _ in range(40):
+        engine.imitate(text, TrainSettings(0.05))
+    groups, _ = packed(text)
+    logprobs, hits = engine.learnt(groups)
+    line = lay_out(groups, engine._masks)
+    states, _ = engine._wanted_logprobs(line, 1.0)
+    wanted = torch.tensor(line.wanted)
+    assert (logprobs > math.log(0.51)).any()
+    assert torch.equal(hits, most_likely(states.detach(), engine.head) == wanted)
+    with torch.no_grad():
+        for name, each in start.items():
+            each.copy_(before[name])
+    engine.policies.apply_update()
 
 
 @given(st.data())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.prompting import Prompting
+from rftkit.server.engine.base import Text, TrainGroup
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.agreement import (
     Logits,
@@ -44,7 +45,6 @@ from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
-from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
 
@@ -52,10 +52,11 @@ MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keep
 MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
 LEAST_TRAIN_TOKENS = 1_024  # of a micro-batch; fewer cost more time than computing layers again
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
+SURELY_FIRST = math.log(0.51)  # no other token can be as likely; with room for rounding
 _THREADS = torch.get_num_threads()
 
 
-class LoadedModel(Prompting):
+class LoadedModel:
     """One base model in memory, ready to compute under its own or other weights."""
 
     def __init__(
@@ -115,7 +116,7 @@ class LoadedModel(Prompting):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers, in addition to the seed."""
+        """What decides the numbers besides the seed."""
         import transformers
 
         return {
@@ -126,6 +127,27 @@ class LoadedModel(Prompting):
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+    def encode(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[int]:
+        """See Engine.encode."""
+        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
+
+    def conversation(
+        self,
+        messages: list[dict[str, Any]],
+        trained: Sequence[int],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[Text]:
+        """See Engine.conversation."""
+        return prompts.conversation(
+            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
+        )
 
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """See Engine.given."""
@@ -138,6 +160,10 @@ class LoadedModel(Prompting):
             except ValueError:
                 return None
         return tokens
+
+    def tokens_until(self, tokens: list[int], text: str) -> int | None:
+        """See Engine.tokens_until."""
+        return prompts.tokens_until(self.tokenizer, tokens, text)
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype.
@@ -182,10 +208,10 @@ class LoadedModel(Prompting):
         return Decode(prefill, [len(text) for text in texts], groups)
 
     def _own_states(self, model: Any) -> Reference:
-        """The output of the model's own code for a few texts, before any of it is replaced.
+        """What the model's own code makes of a few texts, before any of it is replaced.
 
         Raises:
-            InputError: when it cannot be computed, or depends on later tokens.
+            InputError: when it cannot be computed, or looks ahead.
         """
         try:
             num = model.get_input_embeddings().weight.shape[0]
@@ -196,7 +222,7 @@ class LoadedModel(Prompting):
         if looks_ahead(own):
             raise self.not_for_us("gives a token another state when others follow it")
         if beside:
-            raise self.not_for_us("computes a text differently when other texts are next to it")
+            raise self.not_for_us("gives a text another state beside other texts than alone")
         return own
 
     def _choose_path(self, model: Any, own: Reference) -> str | None:
@@ -246,14 +272,14 @@ class LoadedModel(Prompting):
             return kinds
         model.set_attn_implementation(ATTENTION_NAME)
         if self._decoder.config._attn_implementation != ATTENTION_NAME:
-            return "its attention does not take a layout (it never calls one)"
+            return "its attention does not take a layout (it never asks one)"
         try:
             self._stack = find_stack(self._decoder)
             prompt = Packed([4], [[]], self.device, keep_keys=True)
             with torch.no_grad():
                 self._hidden(torch.tensor(own.texts[0][:4], device=self.device), prompt)
             if not prompt.keys:
-                return "its attention does not take a layout (it never calls one)"
+                return "its attention does not take a layout (it never asks one)"
             found = states_of_line(own, self._hidden, self.device)
             if leak(own, self._hidden, self.device, found):
                 return "completions that share a prompt are not kept apart by its layers"
@@ -266,10 +292,10 @@ class LoadedModel(Prompting):
         return None
 
     def _behind_head(self, model: Any) -> Logits:
-        """What the model does to its states before the output head, and to logits after it.
+        """What the model does to its states before its output head, and to logits behind it.
 
         Raises:
-            InputError: when that is more than this engine supports.
+            InputError: when that is more than this engine does.
         """
         bias = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None and bias.any():
@@ -277,8 +303,8 @@ class LoadedModel(Prompting):
         found = logits_of(model, self._decoder)
         if found is None:
             raise self.not_for_us(
-                "changes its logits after the output head by more than scaling or capping, which "
-                "is not supported here",
+                "does more to its logits behind the output head than to scale or cap them, which "
+                "is not done here",
             )
         return found
 
@@ -299,7 +325,7 @@ class LoadedModel(Prompting):
         )
 
     def batch_tokens(self, groups: Sequence[TrainGroup]) -> tuple[int, int]:
-        """Tokens of a micro-batch that keeps what backward needs; and of one that recomputes it."""
+        """Tokens of a micro-batch that keeps what its way back needs; and of one that does not."""
         if self._plain_because:
             return LEAST_TRAIN_TOKENS, 0  # prompts are repeated anyway
         longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
@@ -309,9 +335,10 @@ class LoadedModel(Prompting):
         return max(LEAST_TRAIN_TOKENS, fitting), budget // again
 
     def _kept_bytes(self, seen: int) -> tuple[int, int]:
-        """Roughly the bytes that a backward pass keeps for a token that sees `seen` others, in
-        layers of Llama's form; and the bytes where layers are recomputed: the input of each in
-        float32, and a few times what one layer keeps.
+        """About what a way back needs of one token that sees so many, in layers of Llama's form.
+
+        And what it needs where layers are computed again: the input of each in float32, and a few
+        times what one keeps.
         """
         config = self._decoder.config
         layers, width = config.num_hidden_layers, config.hidden_size
@@ -333,8 +360,11 @@ class LoadedModel(Prompting):
         states, logprobs = self._wanted_logprobs(line, 1.0)
         wanted = torch.tensor(line.wanted, device=self.device)
         with torch.no_grad():
-            likely = most_likely(states.detach(), self.head, self.cap)
-        return logprobs, likely == wanted
+            hits = logprobs > SURELY_FIRST  # the others need their logits once more
+            unsure = (~hits).nonzero()[:, 0]
+            likely = most_likely(states.detach()[unsure], self.head, self.cap)
+            hits[unsure] = likely == wanted[unsure]
+        return logprobs, hits
 
     def _wanted_logprobs(self, line: Line, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
         """States (N, width) that predict the wanted tokens of a line, and their log-probs (N,)."""
@@ -393,7 +423,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _not_covered(config: Any) -> str | None:
-    """Why the configuration shows that a layout is not enough; None when it does not show that."""
+    """Why a configuration alone says that a layout is not enough; None when it does not."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if others := kinds - {"full_attention", "attention", "sliding_attention"}:
         return f"layers of the kind {', '.join(sorted(others))} take no layout"
@@ -401,8 +431,9 @@ def _not_covered(config: Any) -> str | None:
 
 
 def _stable_lengths(config: Any) -> list[int]:
-    """In some models rotary angles change with the length of the text, beyond a number of tokens.
-    Then a token was sampled with other angles than it has once the text is longer.
+    """Beyond so many tokens rotary angles change with the length of the text, if they ever do.
+
+    Then what a token was sampled with is not what it has when the text has gone on.
     """
     given = getattr(config, "rope_parameters", None) or {}
     each = [given, *(value for value in given.values() if isinstance(value, dict))]

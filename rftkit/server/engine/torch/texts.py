@@ -1,10 +1,9 @@
 """Learning from given answers: whole texts (supervised), and pairs of which one is preferred (dpo).
 
-Both are mean losses over the trained tokens or over the pairs of a batch, so splitting a batch
-differently changes nothing. A beginning that texts share is computed once: `packed` finds which
-texts of a batch to put together, and the layout of groups of completions (`packed.py`) does the
-rest. Not here: which tokens of a conversation are trained (`prompts.conversation`), nor the
-optimizer.
+Both are mean losses over the trained tokens or over the pairs of a batch, so that how a batch is
+split changes nothing. Texts that begin alike are computed from there on only: `packed` finds which
+of a batch to put together, and the layout of groups of completions (`packed.py`) does the rest.
+Not here: which tokens of a conversation are trained (`prompts.conversation`), nor the optimizer.
 
 Sources: DPO is Rafailov et al. 2023, arXiv:2305.18290, eq. 7, without label smoothing.
 """
@@ -19,12 +18,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import logsigmoid
 
-from rftkit.server.engine.torch.batches import TRAIN_TOKENS, micro_batches
+from rftkit.server.engine.base import Adapter, Pair, PairStats, Text, TextStats, TrainGroup
+from rftkit.server.engine.base import TrainSettings as Settings
+from rftkit.server.engine.torch.batches import LEAST_OPENING, TRAIN_TOKENS, micro_batches
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
 from rftkit.server.engine.torch.update import take_step
-from rftkit.server.engine.values import Adapter, Pair, PairStats, Text, TextStats, TrainGroup
-from rftkit.server.engine.values import TrainSettings as Settings
 
 __all__ = ["answer_logprobs", "imitate", "packed", "prefer"]
 
@@ -33,7 +32,7 @@ LEAST_SHARED = 16
 PADDED = 1.5
 """Most tokens of a group with its rests padded to the longest, over those without."""
 LOOK = 256
-"""Texts among which to find shared beginnings."""
+"""Texts among which to find those that begin alike."""
 
 Tick = Callable[[], None] | None
 
@@ -68,25 +67,28 @@ def _group(texts: Sequence[Text], shared: int) -> TrainGroup:
 def _alike(texts: Sequence[Text]) -> list[tuple[range, int]]:
     """Sorted texts cut into runs of neighbours, each with the length of its shared beginning.
 
-    The cuts save the most tokens, found by going through them from the left.
+    The cuts save the most tokens, found by going through them from the left. What all of the texts
+    begin with is computed once in any case (`batches.shared_opening`), and is no saving of a run.
     """
     first = [text.trained.index(True) for text in texts]
     common = [_common(before.tokens, text.tokens) for before, text in itertools.pairwise(texts)]
-    best = [0.0] + [-1.0] * len(texts)  # [n]: tokens saved by the first n texts
+    opening = min([*common, *first])
+    opening = opening if opening >= LEAST_OPENING else 0
+    best = [0] + [-1] * len(texts)  # tokens saved by the first so many texts
     cut = [(0, 0)] * (len(texts) + 1)  # where their last run begins, and what it shares
     for end in range(1, len(texts) + 1):
-        shared = first[end - 1]
-        lengths: list[int] = []
+        shared, total, longest = first[end - 1], 0, 0
         for start in range(end - 1, -1, -1):
             if start < end - 1:
                 shared = min(shared, common[start], first[start])
                 if shared < LEAST_SHARED:
                     break
-            lengths.append(len(texts[start].tokens))
-            if not _fit(lengths, shared):
+            length = len(texts[start].tokens)
+            total, longest = total + length, max(longest, length)
+            if not _fit(end - start, total, longest, shared):
                 continue
-            saved = best[start] + shared * (end - start - 1)
-            if saved > best[end]:
+            saved = best[start] + (shared - opening) * (end - start - 1)
+            if saved >= best[end]:
                 best[end], cut[end] = saved, (start, shared)
     runs = []
     end = len(texts)
@@ -97,10 +99,10 @@ def _alike(texts: Sequence[Text]) -> list[tuple[range, int]]:
     return runs[::-1]
 
 
-def _fit(lengths: Sequence[int], shared: int) -> bool:
+def _fit(num: int, total: int, longest: int, shared: int) -> bool:
     """Whether padding the rests of texts to the longest adds little."""
-    rests = sum(lengths) - shared * len(lengths)
-    return shared + len(lengths) * (max(lengths) - shared) <= PADDED * (shared + rests)
+    rests = total - shared * num
+    return shared + num * (longest - shared) <= PADDED * (shared + rests)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
