@@ -49,12 +49,12 @@ class GradedSample:
     finish_reason: str = "stop"
     """stop, length or tool_calls."""
     input: Sequence[Json] = ()
-    """The prompt."""
+    """The messages that were asked."""
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning: str = ""
-    """The reasoning before the answer."""
+    """The thoughts before the answer."""
     reasoning_tokens: int = 0
     """How many of `completion_tokens` they are."""
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import RftkitError
-from rftkit.server.engine.base import ServingEngine
-from rftkit.server.engine.values import Completion, SampleRequest
+from rftkit.server.engine.base import Completion, SampleRequest, ServingEngine
 from rftkit.server.inference.requests import ChatRequest, WorkerRequest
 from rftkit.server.worker.answers import done_message, error_message
 
@@ -35,7 +34,7 @@ class Chat:
         self.send({"id": self.number, **message})
 
     def fail(self, error: Exception) -> None:
-        """Send an error; an error that the caller did not cause is logged too."""
+        """Send an error; one that is not the caller's own goes to the log too."""
         if not isinstance(error, RftkitError):
             traceback.print_exception(error)
         self.reply(error=error_message(error))
@@ -43,7 +42,7 @@ class Chat:
 
 @dataclass(slots=True)
 class RunningChat:
-    """A chat with its request for the engine; the `base.Listener` of its completions."""
+    """A chat with its request for the engine; hears of its completions (`base.Listener`)."""
 
     chat: Chat
     asked: ChatRequest
@@ -112,7 +111,7 @@ class Batch:
         return chat.engine is self.engine and chat.adapter == self._adapter
 
     def join(self, chat: RunningChat) -> None:
-        """Add a chat, from the next token on."""
+        """Sample a chat too, from the next token on."""
         self._chats[chat.chat.number] = chat
         self._sampling.join(chat.chat.number, chat.sample, chat)
 

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from rftkit import privacy, settings
 from rftkit.backoff import backoff_seconds
-from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError
+from rftkit.errors import EngineLostError, InputError, NotFoundError, RftkitError, RowError
 from rftkit.graders import CompiledGrader, JudgeCache, compile_grader
 from rftkit.safetext import redacted
 from rftkit.server.engine.models import ChangedModelError
@@ -159,7 +159,9 @@ class Worker:
         """Fail a job with the exception that it raised."""
         self._log("".join(traceback.format_exception(error)))
         if isinstance(error, InputError):
-            self._fail(job, error.message, error.code or "invalid_request", error.param)
+            is_of_file = isinstance(error, RowError) and error.param in FILES
+            code = f"invalid_{error.param}" if is_of_file else error.code or "invalid_request"
+            self._fail(job, error.message, code, error.param)
         elif isinstance(error, FloatingPointError):
             message = f"The update is not a finite number: {error}. Lower the learning rate."
             self._fail(job, message, "nan", None)

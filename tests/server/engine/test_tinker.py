@@ -28,11 +28,7 @@ from tinker_server import BASE, Model, Pretence, running
 import rftkit
 import rftkit.client
 from rftkit.errors import EngineLostError, InputError, PlatformError, RequestError
-from rftkit.server.engine.tinker import remote
-from rftkit.server.engine.tinker.engine import TinkerEngine
-from rftkit.server.engine.tinker.exchange import Member, stats_of
-from rftkit.server.engine.tinker.remote import Remote
-from rftkit.server.engine.values import (
+from rftkit.server.engine.base import (
     Completion,
     LoraConfig,
     SampleRequest,
@@ -40,6 +36,10 @@ from rftkit.server.engine.values import (
     TrainGroup,
     TrainSettings,
 )
+from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.tinker.engine import TinkerEngine
+from rftkit.server.engine.tinker.exchange import Member, stats_of
+from rftkit.server.engine.tinker.remote import Remote
 
 MESSAGES = [{"role": "user", "content": "say hi"}]
 
@@ -389,6 +389,49 @@ def test_a_job_trains_on_the_server_past_its_death(
                 model=name, messages=[{"role": "user", "content": "copy a"}], max_tokens=8
             )
             assert answer.choices[0].finish_reason in ("stop", "length")
+
+
+def test_a_supervised_job_trains_on_the_server(
+    elsewhere: tuple[Path, Path, int], client: openai.OpenAI
+) -> None:
+    lines = "".join(
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"copy {letter}"},
+                    {"role": "assistant", "content": letter * 3},
+                ]
+            }
+        )
+        + "\n"
+        for letter in "abcdefgh"
+    )
+    with cluster(*elsewhere):
+        file = client.files.create(file=("rows.jsonl", lines.encode()), purpose="fine-tune").id
+        job = rftkit.jobs.create(
+            client,
+            model=BASE,
+            method="supervised",
+            training_file=file,
+            validation_file=file,
+            hyperparameters={"batch_size": 4, "n_epochs": 4, "learning_rate_multiplier": 20},
+            seed=3,
+        )
+        job = rftkit.jobs.wait(client, job.id)
+        assert job.status == "succeeded", job.error
+        frame = rftkit.jobs.step_frame(rftkit.jobs.events(client, job.id))
+        losses = frame.set_index("step")["full_valid_loss"].dropna()
+        assert list(losses.index) == [2, 4, 6, 8]
+        assert losses.iloc[-1] < losses.iloc[0]
+        assert job.trained_tokens
+        steps = [each.step for each in rftkit.jobs.checkpoints(client, job.id)]
+        assert sorted(steps) == [4, 6, 8]
+        answer = client.chat.completions.create(
+            model=str(job.fine_tuned_model),
+            messages=[{"role": "user", "content": "copy a"}],
+            max_tokens=8,
+        )
+        assert answer.choices[0].finish_reason in ("stop", "length")
 
 
 def test_what_the_server_cannot_do_is_refused_before_the_job_is(

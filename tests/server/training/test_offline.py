@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ def test_a_supervised_job_reports_and_leaves_what_the_service_does(worker: Worke
     assert ", full validation loss=0." in last
     kept = worker.store.checkpoints(job.id)
     assert [each.step for each in kept] == [12, 9, 6]  # the last three epochs
+    said = messages(worker, job)
+    ends = [text for text in said[said.index(last) + 1 :] if not text.startswith("Final checks")]
+    assert ends == [  # behind the last step, and none for the last model
+        f"Checkpoint created at step 6 with Snapshot ID: {kept[2].model_name}",
+        f"Checkpoint created at step 9 with Snapshot ID: {kept[1].model_name}",
+        f"New fine-tuned model created: {job.fine_tuned_model}",
+        "The job has successfully completed",
+    ]
+    assert not any(text.startswith("Checkpoint ") for text in said[: said.index(last)])
     assert kept[0].model_name == job.fine_tuned_model
     assert {
         "train_loss", "train_mean_token_accuracy", "valid_loss", "valid_mean_token_accuracy",
@@ -179,8 +189,10 @@ def test_pause_keeps_a_model_and_resume_continues(worker: Worker) -> None:
     assert run(worker, job).status == "paused"
     assert any("the model ft:rftkit-tiny" in text for text in messages(worker, job))
     worker.store.resume_job(job.id)
+    assert worker.store.job(job.id).trained_tokens is None  # until the end, as on the service
     done = run(worker, job)
     assert done.status == "succeeded", done.error
+    assert done.trained_tokens == calm.trained_tokens
     step = {"step-12"}
     assert [
         each for name, each in in_process.adapters(worker.home, done).items() if name in step
@@ -209,8 +221,17 @@ def test_a_row_that_does_not_belong_fails_the_job_with_its_line(
     assert job.status == "failed"
     assert job.error is not None
     assert job.error["message"].startswith("rows.jsonl:9: ")
-    assert job.error["param"] == "training_file"
+    assert (job.error["param"], job.error["code"]) == ("training_file", "invalid_training_file")
     assert job.hyperparameters["n_epochs"] == 4
+
+
+def test_a_row_of_the_validation_file_that_does_not_belong_is_named_too(worker: Worker) -> None:
+    job = add_offline_job(worker)
+    bad = worker.store.add_file(json.dumps(BAD["supervised"]).encode(), "v.jsonl", "fine-tune")
+    job = run(worker, worker.store.update_job(job.id, validation_file=bad.id))
+    assert job.error is not None
+    assert job.error["message"].startswith("v.jsonl:1: ")
+    assert (job.error["param"], job.error["code"]) == ("validation_file", "invalid_validation_file")
 
 
 def test_a_row_with_a_control_token_is_refused_and_one_that_is_too_long_is_cut(
