@@ -108,12 +108,15 @@ def all_rollouts(client: OpenAI, job_id: str) -> Iterator[Json]:
         InputError: The service or the job has no rollouts.
     """
     last = rollouts(client, job_id)
-    if not last or not last["num_steps"]:
+    is_empty = True
+    for step in range(1, (last["num_steps"] if last else 0) + 1):
+        groups = (rollouts(client, job_id, step) or {"groups": []})["groups"]
+        is_empty = is_empty and not groups
+        yield from groups
+    if is_empty:
         raise InputError(
             f"{job_id} has no rollouts; only reinforcement jobs on an rftkit platform keep them"
         )
-    for step in range(1, last["num_steps"] + 1):
-        yield from (rollouts(client, job_id, step) or {"groups": []})["groups"]
 
 
 def _ask(client: OpenAI, verb: str, path: str, **request: Any) -> Json | None:
