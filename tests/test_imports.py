@@ -26,7 +26,6 @@ TIERS = (
         "growing",
         "backoff",
         "bundled",
-        "lazy",
         "strictjson",
         "outputitems",
         "wording",
@@ -42,7 +41,7 @@ TIERS = (
 )
 """An import goes to an earlier tier, or stays in its tier."""
 
-HOME_OF = {name: home for home, names in rftkit._HOMES.items() for name in names}
+HOME_OF = rftkit._HOME_OF
 """Public name -> the room it comes from."""
 SERVER_MAY = {
     "rows",
@@ -59,7 +58,6 @@ SERVER_MAY = {
     "growing",
     "backoff",
     "wording",
-    "lazy",
 }
 
 SERVER_MAY_ROOMS = {

@@ -16,7 +16,6 @@ from rftkit.safetext import Printable, json_printable, printable
 __all__ = [
     "PLAIN",
     "Format",
-    "Grader",
     "Json",
     "Pairs",
     "PromptFile",
@@ -39,7 +38,6 @@ PLAIN: dict[str, Any] = {
 """Settings of every `typer.Typer`: plain help and plain errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
 Format = Annotated[
     Path | None,
     typer.Option(

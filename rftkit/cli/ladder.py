@@ -34,7 +34,10 @@ def ladder(
         str, typer.Option(metavar="NAMES", help="The rungs to climb, besides the base model.")
     ] = "prompt,supervised,dpo,reinforcement",
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The HTML page; a .json file beside it resumes.")
+        Path,
+        typer.Option(
+            "--out", "-o", help="The HTML page; .json and .answers.jsonl beside it resume."
+        ),
     ] = Path("ladder.html"),
     valid: Annotated[Path | None, typer.Option(help="JSONL file of validation rows.")] = None,
     test: Annotated[
@@ -76,7 +79,7 @@ def ladder(
     )
     state_path = out.with_suffix(".json")
     inputs = [found.train, found.valid, found.test, *filter(None, [grader, response_format])]
-    for path in (out, state_path):
+    for path in (out, state_path, room.answers_path(state_path)):
         check_output(path, inputs)
     plan = room.Plan(
         model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,31 +65,58 @@ def optimize(
 
     Candidates are tried on training rows, and the best few on validation rows, which choose. The
     file keeps every candidate with its interval. `job create`, `eval run` and the playground take
-    it with --prompt.
+    it with --prompt. Every answer is kept in a .search.jsonl file beside it: after an interruption,
+    run the same command to resume.
     """
-    from rftkit import connect, ladder
+    from rftkit import connect, ladder, settings
     from rftkit.client import judge_client
+    from rftkit.datasets.writing import sha256
     from rftkit.prompts import read_prompt
 
     found = ladder.open_data(
         data, grader=grader, response_format=response_format, valid=valid, needs_test=False
     )
-    check_output(out, [found.train, found.valid, *filter(None, [grader, response_format, prompt])])
+    kept_path = out.with_suffix(".search.jsonl")
+    inputs = [found.train, found.valid, *filter(None, [grader, response_format, prompt])]
+    for path in (out, kept_path):
+        check_output(path, inputs)
     start = read_prompt(prompt) if prompt else None
     train, held_out = ladder.rows_of(found.train), ladder.rows_of(found.valid)
     options: dict[str, Any] = {"temperature": temperature, "max_completion_tokens": max_tokens}
-    task = ladder.Task(connect(), found.grader, found.response_format, options)
-    search = ladder.optimize_prompt(
-        task,
-        model,
-        train,
-        held_out,
-        start=start,
-        reflect=ladder.reflect_with(judge_client(), reflection_model) if reflection_model else None,
-        budget=ladder.Budget(candidates=candidates, train_rows=train_rows, finalists=finalists),
-        seed=seed,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    budget = ladder.Budget(candidates=candidates, train_rows=train_rows, finalists=finalists)
+    purpose = {
+        "training rows": sha256(found.train),
+        "validation rows": sha256(found.valid),
+        "grader": found.grader,
+        "response format": found.response_format,
+        "model": model,
+        "service": settings.remote()[0],
+        "judge": settings.judge().base_url,
+        "reflection model": reflection_model,
+        "starting prompt": asdict(start) if start else None,
+        **options,
+        **asdict(budget),
+        "seed": seed,
+    }
+    kept = ladder.open_kept(kept_path, purpose, _say)
+    task = ladder.Task(connect(), found.grader, found.response_format, options, kept=kept)
+    try:
+        search = ladder.optimize_prompt(
+            task,
+            model,
+            train,
+            held_out,
+            start=start,
+            reflect=(
+                ladder.reflect_with(judge_client(), reflection_model) if reflection_model else None
+            ),
+            budget=budget,
+            seed=seed,
+            say=_say,
+        )
+    except KeyboardInterrupt:
+        _say(f"\nThe answers so far are in {kept_path}. To resume, run the same command again.")
+        raise
     search.write(out, model=model, data=found.name)
     value = {
         "prompt": str(out),
@@ -99,3 +127,7 @@ def optimize(
     }
     lines = [table(search.records()), "", search.sentence, f"written to {out}"]
     show(value, "\n".join(lines), as_json)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -6,7 +6,8 @@ eval runs on a server, comparisons with intervals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ def ask(
     response_format: Mapping[str, Any] | None = None,
     prompt: Prompt | None = None,
     concurrency: int = 32,
+    on_answer: Callable[[int, Answer], None] | None = None,
     **options: Any,
 ) -> list[Answer]:
     """Send every row's prompt once; the answers are in the order of the rows.
@@ -67,19 +69,26 @@ def ask(
         response_format: Constrains the answers, as it did in training.
         prompt: Put before each row's messages; the grader sees the row without it.
         concurrency: Requests under way at the same time.
+        on_answer: Called with (index of the row, answer) as each answer comes, one at a time.
         options: Other arguments of `chat.completions.create`; `temperature=0` gives the likeliest
             answer.
     """
     if response_format is not None:
         options["response_format"] = response_format
 
-    def one(row: Row) -> Answer:
+    turn = threading.Lock()
+
+    def one(index: int, row: Row) -> Answer:
         tools = {"tools": row.tools} if row.tools else {}
         messages = row.messages if prompt is None else prompt.before(row.messages)
-        return _ask(client, model, messages, {**options, **tools})
+        answer = _ask(client, model, messages, {**options, **tools})
+        if on_answer is not None:
+            with turn:
+                on_answer(index, answer)
+        return answer
 
     with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(one, rows))
+        return list(pool.map(one, range(len(rows)), rows))
 
 
 def grade(grader: CompiledGrader, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Grade]:

@@ -13,9 +13,8 @@ no torch. `rftkit.importer.dump.LAYOUT` describes the files of a dump. Names loa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from rftkit.lazy import lazily
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary, import_account
@@ -49,15 +48,27 @@ __all__ = [
 ]
 
 _HOMES = {
-    "account": ("Summary", "import_account"),
-    "dump": ("verify",),
-    "frames": ("OpenDump", "open_dump"),
-    "loose": ("source_of",),
-    "migration": ("Check", "Difference", "check_all"),
-    "origins": ("Origin", "origin"),
-    "remote": ("Remote",),
-    "rerun": ("Rerun", "plan_rerun", "start_rerun"),
-    "uploads": ("UploadSummary", "upload"),
+    "Check": "migration",
+    "Difference": "migration",
+    "Rerun": "rerun",
+    "check_all": "migration",
+    "plan_rerun": "rerun",
+    "start_rerun": "rerun",
+    "UploadSummary": "uploads",
+    "upload": "uploads",
+    "source_of": "loose",
+    "OpenDump": "frames",
+    "Remote": "remote",
+    "Origin": "origins",
+    "Summary": "account",
+    "import_account": "account",
+    "open_dump": "frames",
+    "origin": "origins",
+    "verify": "dump",
 }
 
-__getattr__, __dir__ = lazily(__name__, _HOMES)
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

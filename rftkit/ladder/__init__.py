@@ -6,7 +6,8 @@ optimize_prompt     the rung below training: a prompt file, every candidate with
 """
 
 from rftkit.ladder.asking import Cost, Task
-from rftkit.ladder.climb import climb
+from rftkit.ladder.climb import answers_path, climb
+from rftkit.ladder.kept import Kept, open_kept
 from rftkit.ladder.reflection import Reflect, reflect_with
 from rftkit.ladder.result import Ladder, read
 from rftkit.ladder.rungs import CHOICES, LABELS, METHODS, Plan, rungs_for
@@ -21,6 +22,7 @@ __all__ = [
     "Budget",
     "Candidate",
     "Cost",
+    "Kept",
     "Ladder",
     "Plan",
     "PromptSearch",
@@ -28,8 +30,10 @@ __all__ = [
     "RungState",
     "State",
     "Task",
+    "answers_path",
     "climb",
     "open_data",
+    "open_kept",
     "optimize_prompt",
     "read",
     "read_state",

@@ -21,6 +21,7 @@ from rftkit.datasets.io import Complete
 from rftkit.errors import InputError, JobFailedError
 from rftkit.evals import saved_runs
 from rftkit.ladder.asking import Cost, Task
+from rftkit.ladder.kept import Kept
 from rftkit.ladder.reflection import reflect_with
 from rftkit.ladder.rungs import LABELS, METHODS, Plan, key_of, parent_of
 from rftkit.ladder.search import optimize_prompt
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-__all__ = ["climb"]
+__all__ = ["answers_path", "climb"]
 
 LISTED_JOBS = 200
 """The newest jobs among which those of a ladder are looked for."""
@@ -63,7 +64,8 @@ class _Climb:
             "temperature": plan.temperature,
             "max_completion_tokens": plan.max_completion_tokens,
         }
-        self.task = Task(client, data.grader, data.response_format, settings)
+        kept = Kept(answers_path(state.path))
+        self.task = Task(client, data.grader, data.response_format, settings, kept=kept)
         self.files = TrainingFiles(client, data, plan, self.task)
 
     def do(self, rung: str) -> RungState:
@@ -113,10 +115,6 @@ class _Climb:
             prompt=read_prompt(known.prompt) if known.prompt else None,
             samples=self.plan.samples,
         )
-        if (found.frame["outcome"] == "failed").all():
-            reasons = found.frame["error"].dropna()
-            why = f": {reasons.iloc[0]}" if len(reasons) else ""
-            raise InputError(f"no answer of {known.model} could be graded{why}")
         saved_runs.save(saved_runs.record_of(found, LABELS[rung]))
         return self.state.update(rung, run=found.runs[0].id, error=None)
 
@@ -217,6 +215,11 @@ class _Climb:
         }
 
 
+def answers_path(state_path: str | Path) -> Path:
+    """Where a ladder keeps its answers as they come, so that a killed one asks for none again."""
+    return Path(state_path).with_suffix(".answers.jsonl")
+
+
 def climb(
     client: OpenAI,
     data: Complete,
@@ -244,6 +247,8 @@ def climb(
         openai.OpenAIError: The service cannot be reached.
     """
     state = read_state(state_path, is_new=True)
+    if not state.path.exists():  # a file of answers without it is of a ladder that was removed
+        answers_path(state_path).unlink(missing_ok=True)
     state.about = {
         "data": data.name,
         "files": {name: str(getattr(data, name)) for name in ("train", "valid", "test")},

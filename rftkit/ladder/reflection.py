@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import InputError, MissingExtraError
+from rftkit.errors import MissingExtraError
 from rftkit.evals.samples import SCORE, prompt_of, row_key
 from rftkit.graders import reference_answer
 from rftkit.ladder.asking import Task
+from rftkit.ladder.kept import Kept
 from rftkit.prompts import Prompt
 from rftkit.rows import Row
 
@@ -86,7 +87,7 @@ def rewritten(
         trainset=list(rows),
         valset=list(tracked),
         adapter=adapter,
-        reflection_lm=reflect,
+        reflection_lm=reflect if task.kept is None else _keeping(reflect, task.kept),
         reflection_minibatch_size=min(MINIBATCH, len(rows)),
         max_metric_calls=max_answers,
         seed=seed,
@@ -95,6 +96,18 @@ def rewritten(
     order = sorted(range(len(found.candidates)), key=lambda at: -found.val_aggregate_scores[at])
     texts = dict.fromkeys(str(found.candidates[at][SYSTEM]) for at in order)
     return [Prompt(text, start.examples, start.replaces) for text in texts if text != start.system]
+
+
+def _keeping(reflect: Reflect, kept: Kept) -> Reflect:
+    """The same, but a text that is kept is not asked for again."""
+
+    def recall(request: Any) -> str:
+        key = kept.key(["reflection", request])
+        if kept.find(key) is None:
+            kept.add(key, reflect(request))
+        return str(kept.find(key))
+
+    return recall
 
 
 class _Quiet:
@@ -139,10 +152,7 @@ def _scores(rewards: Sequence[float]) -> list[float]:
 
     An answer without a grade gets the mean of the others, so that it says neither good nor bad.
     """
-    graded = [reward for reward in rewards if reward == reward]
-    if not graded:
-        raise InputError("no answer could be graded; try the grader on a few: rftkit grade")
-    mean = fmean(graded)
+    mean = fmean(reward for reward in rewards if reward == reward)
     return [float(reward) if reward == reward else mean for reward in rewards]
 
 

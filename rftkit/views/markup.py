@@ -94,7 +94,7 @@ if (act && field) {
 
 
 def note(message: str) -> Html:
-    """A grey sentence below a view, or in its place."""
+    """One quiet sentence in place of, or below, a view."""
     return wrap(f'<p class="rk-note">{text(message)}</p>', plain=message)
 
 

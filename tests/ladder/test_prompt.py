@@ -20,6 +20,7 @@ from rftkit.errors import InputError, MissingExtraError
 from rftkit.ladder.shots import draw_shots
 from rftkit.prompts import Prompt, read_prompt, write_prompt
 from rftkit.rows import Row
+from rftkit.server.inference.worker_process import ChatError
 from rftkit.widgets import Playground
 
 Item = dict[str, Any]
@@ -239,6 +240,138 @@ def test_a_search_without_a_reflection_model_finds_examples(
     assert all(each["train"]["num_rows"] == 8 for each in search["candidates"])
     trained = {line["messages"][0]["content"] for line in task_rows(40)}
     assert {m["content"] for m in prompt.examples[::2]} <= trained
+
+
+Search = Callable[..., tuple[Result, int]]
+
+
+@pytest.fixture
+def search(typed: Type, served: Served, tmp_path: Path) -> Search:
+    """Run `prompt optimize` on the toy task with more words; its result, and answers asked for."""
+    asked: list[Item] = []
+
+    def say(request: Item) -> str:
+        asked.append(request)
+        return model_that_learns(request)
+
+    served.link.say = say
+    train = write(tmp_path / "train.jsonl", task_rows(40))
+    valid = write(tmp_path / "valid.jsonl", task_rows(12, 100))
+    write(tmp_path / "grader.json", [GRADER])
+    words = ("prompt", "optimize", train, "--valid", valid, "-g", tmp_path / "grader.json")
+    words += ("-m", "rftkit-tiny", "-o", tmp_path / "prompt.json", "--candidates", "3")
+
+    def run(*more: Any) -> tuple[Result, int]:
+        asked.clear()
+        return typed(*words, *more), len(asked)
+
+    return run
+
+
+def found_in(folder: Path) -> Item:
+    """A prompt file, without what a clock decides."""
+    value: Item = json.loads((folder / "prompt.json").read_text())
+    del value["search"]["seconds"]
+    return value
+
+
+def test_a_killed_search_asks_only_for_what_is_not_kept(search: Search, tmp_path: Path) -> None:
+    done, num = search()
+    assert done.exit_code == 0, done.output
+    first, kept = found_in(tmp_path), tmp_path / "prompt.search.jsonl"
+    lines = [line for line in kept.read_bytes().splitlines() if line]
+    answers = [at for at, line in enumerate(lines) if b'"answer"' in line]
+    assert len(answers) == num
+    cut = answers[num // 2]  # killed in the middle of this line
+    kept.write_bytes(b"\n".join(lines[:cut]) + b"\n" + lines[cut][:40])
+    (tmp_path / "prompt.json").unlink()
+    done, again = search()
+    assert again == num - num // 2
+    assert f"Resuming: prompt.search.jsonl has {num // 2} answers already." in done.stderr
+    assert found_in(tmp_path) == first
+    assert search()[1] == 0
+
+
+def test_ctrl_c_says_how_to_resume(
+    search: Search, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rftkit.ladder.search._best", stop)
+        done, num = search()
+    assert done.exit_code != 0
+    assert num > 0
+    assert "To resume, run the same command again." in done.stderr
+    kept = sum(b'"answer"' in line for line in (tmp_path / "prompt.search.jsonl").open("rb"))
+    assert kept == num
+    assert "Resuming: " in search()[0].stderr
+
+
+@pytest.mark.parametrize("change", ["seed", "temperature", "grader", "training rows"])
+def test_a_search_with_another_purpose_starts_anew_and_says_so(
+    change: str, search: Search, tmp_path: Path
+) -> None:
+    _, num = search()
+    more: tuple[Any, ...] = ()
+    if change == "grader":
+        write(tmp_path / "grader.json", [{**GRADER, "name": "other"}])
+    elif change == "training rows":
+        write(tmp_path / "train.jsonl", task_rows(40, 200))
+    else:
+        more = (f"--{change}", 1 if change == "temperature" else 2)
+    done, again = search(*more)
+    assert f"because of other settings than in prompt.search.jsonl: {change}." in done.stderr
+    assert again == num
+
+
+def test_a_service_that_answers_nothing_has_not_shown_that_no_prompt_is_better(
+    search: Search, served: Served, tmp_path: Path
+) -> None:
+    works, served.link.say = served.link.say, lambda _: ChatError("out of order", status=400)
+    done, _ = search()
+    assert isinstance(done.exception, InputError)
+    assert "no answer of rftkit-tiny could be graded: " in str(done.exception)
+    assert "out of order" in str(done.exception)
+    assert not (tmp_path / "prompt.json").exists()
+    served.link.say = works
+    assert search()[0].exit_code == 0
+
+
+def test_a_file_of_something_else_is_not_taken_for_kept_answers(
+    search: Search, tmp_path: Path
+) -> None:
+    other = write(tmp_path / "prompt.search.jsonl", [{"messages": []}])
+    done, num = search()
+    assert isinstance(done.exception, InputError)
+    assert num == 0
+    assert json.loads(other.read_text()) == {"messages": []}
+
+
+def test_reflection_is_kept_too(served: Served, tmp_path: Path) -> None:
+    pytest.importorskip("gepa")
+    asked: list[Item] = []
+    served.link.say = lambda request: asked.append(request) or model_that_learns(request)  # type: ignore[func-returns-value]
+    rows = datasets.read(write(tmp_path / "rows.jsonl", task_rows(40)))
+
+    def run() -> tuple[Prompt, int, int]:
+        asked.clear()
+        reflected: list[str] = []
+        kept = ladder.open_kept(tmp_path / "kept.jsonl", {"seed": 1}, print)
+        found = ladder.optimize_prompt(
+            ladder.Task(served.client, GRADER, options={"temperature": 0}, kept=kept),
+            "rftkit-tiny",
+            rows[:28],
+            rows[28:],
+            reflect=lambda _: reflected.append("") or "```\nSay even or odd.\n```",  # type: ignore[func-returns-value]
+            budget=ladder.Budget(candidates=1, reflection_answers=60, train_rows=8),
+        )
+        return found.prompt, len(reflected), len(asked)
+
+    first = run()
+    assert first[1] > 0
+    assert run() == (first[0], 0, 0)
 
 
 def test_the_prompt_stays_when_nothing_is_better(served: Served, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""What was asked so far, in a file of JSON lines that only grows: a second start resumes from it.
+
+The first line says what the file is for; then come answers and rewritten texts, each as soon as it
+is there, and the grades that `rftkit.graders.grade_many` keeps in the same file. An answer is found
+again by everything that it depends on, and by how often the same was asked before it. Failed
+requests are not kept. Not here: which questions are asked (`search`, `climb`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rftkit.errors import InputError
+from rftkit.growing import append_json, json_values
+from rftkit.wording import listed
+
+__all__ = ["Kept", "open_kept"]
+
+PURPOSE, KEY, VALUE = "search", "question", "answer"
+Facts = Mapping[str, Any]
+
+
+class Kept:
+    """Answers by question; thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._times: Counter[str] = Counter()
+        self._known: dict[str, Any] = {
+            str(line[KEY]): line[VALUE]
+            for line in json_values(path)
+            if isinstance(line, dict) and {KEY, VALUE} <= line.keys()
+        }
+
+    @property
+    def num_known(self) -> int:
+        """Answers that the file has."""
+        return len(self._known)
+
+    def key(self, question: Any) -> str:
+        """The key of a question, which is JSON; asked again, it has another."""
+        text = json.dumps(question, sort_keys=True, default=str)
+        with self._lock:
+            self._times[text] += 1
+            number = self._times[text]
+        return hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:32]
+
+    def find(self, key: str) -> Any:
+        """The answer with a key; None when it is not kept."""
+        return self._known.get(key)
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep an answer, which is JSON and not null."""
+        with self._lock:
+            self._known[key] = value
+            append_json(self.path, {KEY: key, VALUE: value})
+
+
+def open_kept(path: Path, purpose: Facts, say: Callable[[str], None]) -> Kept:
+    """Open the file of a search, or begin one.
+
+    Args:
+        path: The file; it need not exist.
+        purpose: What decides the answers, by the names that people know it by.
+        say: Told whether the search resumes, or begins anew because its purpose changed.
+
+    Raises:
+        InputError: There is a file that is not of a search.
+    """
+    first = next(iter(json_values(path)), None)
+    known = first.get(PURPOSE) if isinstance(first, dict) else None
+    if first is not None and not isinstance(known, dict):
+        raise InputError(
+            f"{path} would keep what is tried, and it is a file of something else; rename it, or "
+            "choose another --out"
+        )
+    wanted = json.loads(json.dumps(purpose, default=str))
+    if isinstance(known, dict) and known != wanted:
+        names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
+        say(f"Starting anew, because of other settings than in {path.name}: {listed(names)}.")
+    if known != wanted:
+        path.unlink(missing_ok=True)
+        append_json(path, {PURPOSE: wanted})
+    kept = Kept(path)
+    if kept.num_known:
+        say(f"Resuming: {path.name} has {kept.num_known:,} answers already.")
+    return kept
