@@ -13,8 +13,9 @@ Names load on first use: `import rftkit` itself loads nothing heavy.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
     from rftkit import datasets, errors, evals, graders, jobs, ladder, reports, views, widgets
@@ -42,13 +43,12 @@ __all__ = [
     "widgets",
 ]
 
-_HOME_OF = {
-    "Grade": "graders",
-    "RftkitError": "errors",
-    "Sample": "graders",
-    "compile_grader": "graders",
-    "connect": "client",
+_HOMES = {
+    "client": ("connect",),
+    "errors": ("RftkitError",),
+    "graders": ("Grade", "Sample", "compile_grader"),
 }
+_load, __dir__ = lazily(__name__, _HOMES, __all__)
 
 
 def __getattr__(name: str) -> Any:
@@ -56,12 +56,4 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("rftkit")
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"rftkit.{_HOME_OF[name]}"), name)
-    if name in __all__:
-        return importlib.import_module(f"rftkit.{name}")
-    raise AttributeError(f"module 'rftkit' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    return _load(name)

@@ -29,6 +29,6 @@ def bundled_folder(name: Literal["notebooks", "datasets"]) -> Path:
         if (folder / MARKERS[name]).exists():
             return folder
     raise NotFoundError(
-        f"the {name} of rftkit are not beside {package} and not in it; "
+        f"the {name} that come with rftkit are neither in {package} nor next to it; "
         "install it again: pip install --force-reinstall --no-deps rftkit"
     )

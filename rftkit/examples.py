@@ -1,7 +1,7 @@
 """Rows that hold answers: the supervised and the preference form of a dataset row.
 
-A supervised row is a conversation; its assistant messages are learnt, unless their `weight` is 0. A
-preference row has the messages of a prompt and two answers, the preferred one and the other. Not
+A supervised row is a conversation; its assistant messages are trained, unless their `weight` is 0.
+A preference row has the messages of a prompt and two answers, the preferred one and the other. Not
 here: the reinforcement form (`rftkit.rows`), where a grader judges answers, and how a conversation
 becomes tokens. Source: the fine-tuning API's schema of training rows.
 """
@@ -207,7 +207,7 @@ def example_of(item: Json, *, line: int = 1, path: str | Path | None = None) -> 
     if not trained_messages(item["messages"]):
         if any(message["role"] == "assistant" for message in item["messages"]):
             raise fail(
-                "every assistant message has weight 0, so that nothing would be learnt; give one "
+                "every assistant message has weight 0, so nothing would be trained; give one "
                 "weight 1, or leave the row out",
                 "messages",
             )

@@ -1,62 +1,108 @@
-"""The names of a job's settings, and what to say about one that is misspelt or misplaced.
+"""Every setting of a job: its name, its bounds and default, and what to say about a wrong name.
 
-Hyperparameters are fields of the protocol. Settings without a field there are metadata, as text:
-`KNOBS` are those that the local platform reads. One list for commands, panels, sweeps and the
-server. Not here: ranges and defaults, which the server has.
+Hyperparameters are fields of the protocol. Settings that the protocol has no field for are
+metadata, as text: `KNOBS` are those that the local platform reads. Commands, panels, sweeps, the
+server and the trainer all use these tables. Not here: what `auto` means, which depends on the data
+and is decided by `rftkit.server.training.plan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rftkit.errors import InputError, RequestError, nearest_name
 
-__all__ = ["HYPERPARAMETERS", "KNOBS", "METHODS", "check_names", "misplaced", "refuse_misspelt"]
+__all__ = [
+    "BASE_LEARNING_RATES", "COMPLETIONS", "DPO_SHARE", "ENGINES", "HYPERPARAMETERS", "KNOBS",
+    "METHODS", "Number", "Text", "Words", "check_names", "misplaced", "refuse_misspelt",
+]  # fmt: skip
 
-HYPERPARAMETERS = (
-    "batch_size",
-    "n_epochs",
-    "learning_rate_multiplier",
-    "compute_multiplier",
-    "eval_interval",
-    "eval_samples",
-    "reasoning_effort",
-)
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A setting that is a number within bounds; a hyperparameter may also be "auto"."""
+
+    low: float
+    high: float
+    default: float = 0.0
+    """Of metadata; hyperparameters have `auto`."""
+    is_whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A setting that is one of some words."""
+
+    words: tuple[str, ...]
+    default: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A setting that the trainer reads in its own way."""
+
+
+_COMMON = {
+    "batch_size": Number(1, 256, is_whole=True),
+    "n_epochs": Number(1, 50, is_whole=True),
+    "learning_rate_multiplier": Number(1e-9, 1e9),
+}
+HYPERPARAMETERS: Mapping[str, Number | Words] = {
+    **_COMMON,
+    "compute_multiplier": Number(0.00001, 10),
+    "eval_interval": Number(1, 1_000_000, is_whole=True),
+    "eval_samples": Number(1, 1_000, is_whole=True),
+    "reasoning_effort": Words(("default", "low", "medium", "high"), "default"),
+}
 """Of a reinforcement job."""
-METHODS: Mapping[str, tuple[str, ...]] = {
+METHODS: Mapping[str, Mapping[str, Number | Words]] = {
     "reinforcement": HYPERPARAMETERS,
-    "supervised": ("batch_size", "n_epochs", "learning_rate_multiplier"),
-    "dpo": ("batch_size", "n_epochs", "learning_rate_multiplier", "beta"),
+    "supervised": _COMMON,
+    "dpo": {**_COMMON, "beta": Number(1e-9, 2)},
 }
 """Method -> the hyperparameters that it takes."""
-KNOBS = (
-    "advantage",
-    "advantage_floor",
-    "clip_high",
-    "clip_low",
-    "credit",
-    "engine",
-    "entropy_floor",
-    "error_budget",
-    "floor_reward",
-    "guidance",
-    "kl_coef",
-    "lora_alpha",
-    "lora_rank",
-    "loss",
-    "max_completion_tokens",
-    "max_core_seconds",
-    "max_staleness",
-    "refill",
-    "schedule",
-    "stratify",
-    "thinking",
-    "tuning",
-    "updates_per_batch",
-    "warmup_steps",
-)
-"""Metadata that the trainer of the local platform reads; other metadata is kept with the job."""
+
+BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
+"""The learning rate that a `learning_rate_multiplier` of 1 stands for, by `tuning`."""
+DPO_SHARE = 0.1
+"""Of that learning rate, what a dpo job has."""
+COMPLETIONS = 8
+"""Completions per prompt that a `compute_multiplier` of 1 stands for."""
+
+ENGINES = ("torch", "tinker")
+"""Where a job trains: on this machine, or on the operator's Tinker server."""
+
+KNOBS: Mapping[str, Number | Words | Text] = {
+    "advantage": Words(("mean", "std", "per_grader", "maxrl"), "per_grader"),
+    "advantage_floor": Number(1e-3, 1.0, 0.1),
+    "clip_high": Number(0.0, 100.0, 0.2),
+    "clip_low": Number(0.0, 1.0, 0.2),
+    "credit": Words(("answer", "fields"), "fields"),
+    "engine": Words(ENGINES, "torch"),
+    "entropy_floor": Number(0.0, 20.0, 0.0),
+    "error_budget": Number(0.0, 1.0, 0.05),
+    "floor_reward": Text(),
+    "guidance": Words(("none", "references"), "references"),
+    "kl_coef": Number(0.0, 100.0, 0.0),
+    "lora_alpha": Number(1e-3, 1e5, 32.0),
+    "lora_rank": Number(1, 1024, 16, is_whole=True),
+    "loss": Words(("clipped", "importance_sampling", "reinforce"), "clipped"),
+    "max_completion_tokens": Number(1, 100_000, 256, is_whole=True),
+    "max_core_seconds": Text(),
+    "max_staleness": Number(0, 1, 0, is_whole=True),
+    "refill": Number(0, 1024, 0, is_whole=True),
+    "schedule": Words(("constant", "linear", "cosine"), "cosine"),
+    "stratify": Text(),
+    "thinking": Text(),
+    "tuning": Words(("lora", "full"), "lora"),
+    "updates_per_batch": Number(1, 16, 1, is_whole=True),
+    "warmup_steps": Number(0, 10_000, 2, is_whole=True),
+}
+"""Metadata that the trainer of the local platform reads; other metadata is kept with the job.
+
+The defaults are those of reinforcement jobs (the study is `tests/benchmarks/learning.py`)."""
 
 
 def check_names(
@@ -67,7 +113,7 @@ def check_names(
     """Check the names of settings before a job is created with them.
 
     Raises:
-        InputError: one is no hyperparameter, or stands where it has no effect.
+        InputError: one is no hyperparameter, or is given where it has no effect.
     """
     known = METHODS.get(method, HYPERPARAMETERS)
     for name in hyperparameters or {}:

@@ -99,8 +99,8 @@ def make_api_key(home: Path) -> str:
 def has_other_users() -> bool:
     """Whether other people can log in on this machine.
 
-    Accounts with a password shell and the number of a person count, root does not. Where our own
-    account is not in the local list, a directory service has it, and others with it.
+    Accounts with a login shell and a user id of a person count; root does not. If our own account
+    is not in the local list, it comes from a directory service, which has other accounts too.
     """
     if sys.platform == "win32":
         return False

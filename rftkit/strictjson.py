@@ -70,7 +70,7 @@ def read_text(path: Path) -> str:
 
 
 def read_document(path: Path) -> Any:
-    """The one JSON value that a file holds, over however many lines.
+    """The one JSON value of a file, which may have many lines.
 
     Raises:
         InputError: with file, line and column.
@@ -113,7 +113,7 @@ def read_documents(text: str, path: Path | str) -> list[Any]:
 
 
 def read_value(raw: bytes, fail: Fail) -> Any:
-    """The value of a line. A key that stands twice is caught by counting colons.
+    """The value of a line. A key that appears twice is caught by counting colons.
 
     Written again, the value has one colon fewer for each pair that was dropped; the colons inside
     texts are the same in both, unless one is escaped, and such a line goes to the careful reader.
@@ -149,7 +149,7 @@ def _read_carefully(raw: bytes, fail: Fail) -> Any:
             "save the file as UTF-8"
         ) from None
     if text.startswith("\ufeff"):
-        raise fail("a byte order mark (BOM) stands before the object; remove it")
+        raise fail("a byte order mark (BOM) comes before the object; remove it")
     if flaw := flaw_in(text):
         raise fail(f"not usable JSON at column {flaw[0] + 1}: {flaw[1]}")
     try:
@@ -199,7 +199,7 @@ def _text_flaw(token: re.Match[str], open_keys: list[set[str]]) -> str | None:
         return "half of a surrogate pair (\\ud800 to \\udfff) is not a character"
     if token["colon"] and open_keys:
         if value in open_keys[-1]:
-            return f"the key {value!r} stands twice in one object; remove one of them"
+            return f"the key {value!r} appears twice in one object; remove one of them"
         open_keys[-1].add(value)
     return None
 

@@ -21,8 +21,8 @@ from typing import IO
 from rftkit.errors import InputError, PlatformError
 
 __all__ = [
-    "check_output", "damage", "has_no_room", "is_full", "replacing", "sync", "unwritable",
-    "write_folder", "write_whole",
+    "check_output", "damage", "has_no_room", "is_full", "replacing", "sha256", "sync",
+    "unwritable", "write_folder", "write_whole",
 ]  # fmt: skip
 
 SUMS = "sha256.json"
@@ -144,7 +144,7 @@ def write_folder(
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=scratch_prefix))
     try:
         save(scratch)
-        sums = {path.name: _digest(path) for path in sorted(scratch.iterdir()) if path.is_file()}
+        sums = {path.name: sha256(path) for path in sorted(scratch.iterdir()) if path.is_file()}
         (scratch / SUMS).write_text(json.dumps(sums))
         for path in scratch.iterdir():
             sync(path)
@@ -163,14 +163,15 @@ def damage(folder: Path) -> str | None:
     try:
         sums = json.loads((folder / SUMS).read_bytes())
         for name, digest in sums.items():
-            if _digest(folder / name) != digest:
+            if sha256(folder / name) != digest:
                 return f"{folder / name} does not have the bytes that were written"
     except (OSError, ValueError, AttributeError) as error:
         return f"{folder} cannot be read ({error})"
     return None
 
 
-def _digest(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -13,9 +13,19 @@ from conftest import GRADER, Served
 
 from rftkit import client, jobs
 from rftkit.errors import InputError
-from rftkit.hyperparameters import HYPERPARAMETERS, KNOBS, check_names
+from rftkit.hyperparameters import (
+    HYPERPARAMETERS,
+    KNOBS,
+    METHODS,
+    Number,
+    Words,
+    check_names,
+)
 from rftkit.reports.job_sweep import _complete
 from rftkit.server.api import job_body
+from rftkit.server.engine.torch.loss import LOSSES
+from rftkit.server.training.advantages import ADVANTAGES
+from rftkit.server.training.schedule import SCHEDULES
 from rftkit.widgets import JobLauncher
 
 
@@ -116,6 +126,25 @@ def test_metadata_without_effect_is_named_in_the_first_events(served: Served) ->
     job = served.create_job(metadata={"batch_size": "4", "owner": "me"})
     messages = [event.message for event in served.client.fine_tuning.jobs.list_events(job.id)]
     assert "metadata 'batch_size' has no effect: it is a hyperparameter" in messages
+
+
+def test_every_name_in_the_table_can_be_trained_with() -> None:
+    """A new loss, kind of advantage or schedule is a function and its name in the table."""
+    named = {name: set(knob.words) for name, knob in KNOBS.items() if isinstance(knob, Words)}
+    assert named["loss"] == set(LOSSES)
+    assert named["advantage"] == set(ADVANTAGES)
+    assert named["schedule"] == set(SCHEDULES)
+
+
+def test_the_readme_of_training_has_every_setting_with_its_default() -> None:
+    text = (SERVER / "training" / "README.md").read_text(encoding="utf-8")
+    for name in {*KNOBS, *(name for known in METHODS.values() for name in known)}:
+        assert f"`{name}`" in text, name
+    for name, knob in KNOBS.items():
+        if isinstance(knob, Number):
+            assert re.search(rf"`{name}`(?: and `\w+`)? \({knob.default:g}\)", text), name
+        elif isinstance(knob, Words):
+            assert all(word in text for word in knob.words), name
 
 
 def test_the_list_of_settings_is_what_the_trainer_reads() -> None:

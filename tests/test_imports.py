@@ -26,6 +26,7 @@ TIERS = (
         "growing",
         "backoff",
         "bundled",
+        "lazy",
         "strictjson",
         "outputitems",
         "wording",
@@ -41,7 +42,7 @@ TIERS = (
 )
 """An import goes to an earlier tier, or stays in its tier."""
 
-HOME_OF = rftkit._HOME_OF
+HOME_OF = {name: home for home, names in rftkit._HOMES.items() for name in names}
 """Public name -> the room it comes from."""
 SERVER_MAY = {
     "rows",
@@ -58,6 +59,7 @@ SERVER_MAY = {
     "growing",
     "backoff",
     "wording",
+    "lazy",
 }
 
 SERVER_MAY_ROOMS = {

@@ -47,7 +47,7 @@ class Model:
         self.lock = threading.Lock()
 
     def create(self, policy: str, lora: Json) -> None:
-        from rftkit.server.engine.base import LoraConfig
+        from rftkit.server.engine.values import LoraConfig
 
         with self.lock:
             self._put_away()
@@ -138,7 +138,7 @@ class Model:
             self.engine.load(source)
 
     def sample(self, adapter: Path | None, request: Json) -> Json:
-        from rftkit.server.engine.base import SampleRequest
+        from rftkit.server.engine.values import SampleRequest
 
         params = request["sampling_params"]
         prompt = [t for chunk in request["prompt"]["chunks"] for t in chunk["tokens"]]

@@ -1,4 +1,4 @@
-"""The command `rftkit`: thin commands over the rooms, one module a family.
+"""The command `rftkit`: each module has a family of commands, which call the other packages.
 
-Not here: logic. `app` holds the root command and those that stand alone.
+`app` has the root command and the commands without a family.
 """

@@ -18,8 +18,9 @@ from typer.core import TyperCommand
 
 import rftkit
 from rftkit import settings
+from rftkit.cli.check import check
 from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, show, table
-from rftkit.cli.datasets import check, dataset_app
+from rftkit.cli.datasets import dataset_app
 from rftkit.cli.evals import eval_app
 from rftkit.cli.jobs import job_app
 from rftkit.cli.ladder import ladder as ladder_command
@@ -81,7 +82,7 @@ def demo(
     ] = False,
     ladder: Annotated[
         bool,
-        typer.Option("--ladder", help="Compare a prompt, supervised training, and RFT from there."),
+        typer.Option("--ladder", help="Compare a prompt, supervised training, and then RFT."),
     ] = False,
     dataset: Annotated[
         Literal["security_review", "contract_facts"], typer.Option(help="The task to train on.")
@@ -131,7 +132,7 @@ def serve(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="The model's tokenizer and config on this machine, if NAME does not find them.",
+            help="The model's tokenizer and config on this machine, if NAME is not a folder here.",
         ),
     ] = None,
     routes: Annotated[

@@ -16,6 +16,7 @@ from rftkit.safetext import Printable, json_printable, printable
 __all__ = [
     "PLAIN",
     "Format",
+    "Grader",
     "Json",
     "Pairs",
     "PromptFile",
@@ -38,6 +39,7 @@ PLAIN: dict[str, Any] = {
 """Settings of every `typer.Typer`: plain help and plain errors."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
 Format = Annotated[
     Path | None,
     typer.Option(

@@ -70,7 +70,7 @@ def run_ladder(
 ) -> dict[str, Any]:
     """Climb the rungs on a bundled dataset and write the page.
 
-    Run again with the same seed and folder, it finds finished rungs again.
+    With the same seed and folder, a second run reuses finished rungs.
 
     Args:
         name: A key of `LADDERS`.

@@ -294,7 +294,8 @@ def _rerun(
 
     if as_json and not (is_confirmed or dry_run):
         raise InputError(
-            "--json cannot ask for a confirmation: add --yes to start the job, or --dry-run to look"
+            "--json cannot ask for a confirmation: add --yes to start the job, or --dry-run to see "
+            "it first"
         )
     platform = client.connect()
     spec = datasets.read_json(grader) if grader else None
@@ -355,6 +356,6 @@ def _rerun_text(planned: Rerun) -> str:
 def _confirm_start() -> None:
     if not sys.stdin.isatty():
         raise InputError(
-            "there is no terminal to confirm in: add --yes to start, or --dry-run to look"
+            "there is no terminal to confirm in: add --yes to start, or --dry-run to see it first"
         )
     typer.confirm("Start the job?", abort=True)

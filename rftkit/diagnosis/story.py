@@ -50,8 +50,6 @@ class Story:
     """Data of the last training steps, oldest first."""
     num_steps: int = 0
     """Training steps so far."""
-    num_flat_steps: int = 0
-    """Training steps in which every group was flat."""
     first_valid: Json | None = None
     last_valid: Json | None = None
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -65,12 +63,10 @@ class Story:
         """Add one metric event; events must be in the order of steps."""
         self.step = int(data["step"])
         self.total_steps = data.get("total_steps") or self.total_steps
-        figures = learning(data)
         self.is_offline |= data.get("train_loss") is not None
         if self.step > 0:
             self.recent.append(data)
             self.num_steps += 1
-            self.num_flat_steps += figures.get("flat_groups") == 1
         if _valid_mean(data) is not None:
             self.first_valid = self.first_valid or data
             self.last_valid = data

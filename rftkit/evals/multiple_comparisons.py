@@ -109,7 +109,7 @@ def run_means(rewards: Array) -> tuple[Array, Array]:
         rewards: (rows, runs); nan where not graded. Every row and every run has a grade.
 
     Returns:
-        The means, (runs,), and the rewards without their row's part, (rows, runs), nan where
+        The means, (runs,), and the rewards minus the effect of their row, (rows, runs), nan where
         not graded.
     """
     import numpy as np

@@ -8,8 +8,9 @@ load on first use, so that importing this package is fast.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
@@ -82,14 +83,4 @@ _HOMES = {
     "sandbox": ("Limits",),
     "types": ("parts", "pass_threshold"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

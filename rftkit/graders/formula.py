@@ -1,9 +1,10 @@
-"""`calculate_output` of a multi grader: arithmetic over rewards, and nothing but arithmetic.
+"""`calculate_output` of a multi grader: only arithmetic over rewards.
 
 Grammar: numbers, grader keys, `+ - * / ^`, parentheses, and the functions min max abs floor ceil
-exp sqrt log (natural). `^` is power: it binds tighter than a sign in front of it (`-2^2` is -4)
-and to the right. Python's parser reads the text; a whitelist turns the tree into closures, so no
-code is ever evaluated. What has no finite real value is a `formula_parse_error`, never a number.
+exp sqrt log (natural). `^` is power: it binds tighter than a sign in front of it (`-2^2` is -4) and
+to the right. Python's parser reads the text; a whitelist turns the tree into closures, so no code
+is ever evaluated. A formula without a finite real value gives a `formula_parse_error`, never a
+number.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""The watchdog of the sandbox: a process of its own that ends graders when the platform is gone.
+"""The watchdog of the sandbox: a separate process that ends graders when the platform is gone.
 
 Run by path with a pipe as its stdin. Each line is JSON: `[pid, start, scratch]` when a process has
 been started, `[pid]` when it has ended. The pipe ends when the platform does, however it ended:
-then every process that is left is killed with its group, and its scratch folder removed. It keeps
-no time of its own, so that it also ends what has turned off its alarm, or the signal by which the
+then every process that is left is killed with its group, and its scratch folder removed. It has no
+timer, so that it also ends a process that has turned off its alarm, or the signal by which the
 kernel ends children. Uses the standard library only and imports nothing of rftkit.
 """
 

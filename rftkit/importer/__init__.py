@@ -13,8 +13,9 @@ no torch. `rftkit.importer.dump.LAYOUT` describes the files of a dump. Names loa
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary, import_account
@@ -48,27 +49,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Check": "migration",
-    "Difference": "migration",
-    "Rerun": "rerun",
-    "check_all": "migration",
-    "plan_rerun": "rerun",
-    "start_rerun": "rerun",
-    "UploadSummary": "uploads",
-    "upload": "uploads",
-    "source_of": "loose",
-    "OpenDump": "frames",
-    "Remote": "remote",
-    "Origin": "origins",
-    "Summary": "account",
-    "import_account": "account",
-    "open_dump": "frames",
-    "origin": "origins",
-    "verify": "dump",
+    "account": ("Summary", "import_account"),
+    "dump": ("verify",),
+    "frames": ("OpenDump", "open_dump"),
+    "loose": ("source_of",),
+    "migration": ("Check", "Difference", "check_all"),
+    "origins": ("Origin", "origin"),
+    "remote": ("Remote",),
+    "rerun": ("Rerun", "plan_rerun", "start_rerun"),
+    "uploads": ("UploadSummary", "upload"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from rftkit.errors import InputError
 from rftkit.importer.ledger import MANIFEST, Ledger, disk_errors
-from rftkit.wholefile import replacing
+from rftkit.wholefile import replacing, sha256
 
 __all__ = [
     "INTERRUPTED",
@@ -147,7 +147,7 @@ class Dump:
             return f"{name}: missing"
         if target.stat().st_size != entry["bytes"]:
             return f"{name}: {target.stat().st_size} bytes, expected {entry['bytes']}"
-        if _sha256(target) != entry["sha256"]:
+        if sha256(target) != entry["sha256"]:
             return f"{name}: its content has changed (sha256 differs)"
         return None
 
@@ -203,11 +203,6 @@ def digest_of(value: Any) -> str:
     """The same 64 letters for the same JSON value, however it was spelled."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Tally:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, NotFoundError
+from rftkit.hyperparameters import HYPERPARAMETERS
 from rftkit.importer.dump import Dump, safe_name
 from rftkit.importer.ledger import MANIFEST
 from rftkit.outputitems import answer_text, error_text, grader_name
@@ -31,15 +32,6 @@ _REWARDS = {
     "train_reward_mean": ("train_reward_mean", "train_mean_reward"),
     "valid_reward_mean": ("valid_reward_mean", "full_valid_mean_reward"),
 }
-_HYPERPARAMETERS = (
-    "n_epochs",
-    "batch_size",
-    "learning_rate_multiplier",
-    "compute_multiplier",
-    "eval_interval",
-    "eval_samples",
-    "reasoning_effort",
-)
 
 
 def open_dump(folder: str | Path) -> OpenDump:
@@ -237,7 +229,7 @@ def _job_row(job: dict[str, Any]) -> dict[str, Any]:
         **_pick(job, *more),
         "suffix": job.get("user_provided_suffix"),
         "error": error_text(job.get("error")),
-        **_pick(said, *_HYPERPARAMETERS),
+        **_pick(said, *HYPERPARAMETERS),
     }
 
 

@@ -16,6 +16,7 @@ from urllib.parse import urljoin
 from rftkit.errors import GraderSpecError, InputError, NotFoundError
 from rftkit.examples import read_examples, read_preferences
 from rftkit.graders.types import parts
+from rftkit.hyperparameters import BASE_LEARNING_RATES, COMPLETIONS, DPO_SHARE
 from rftkit.importer.dump import digest_of
 from rftkit.importer.survey import graders_of_eval, graders_of_job
 from rftkit.rows import read_rows
@@ -280,15 +281,18 @@ def _of_settings(kind: str, given: Mapping[str, Any]) -> Iterator[Difference]:
         yield Difference(
             "hyperparameters", f"the platform chooses {', '.join(autos)}, which are auto"
         )
-    rates = ("0.0001", "0.00001") if kind == "dpo" else ("0.001", "0.0001")
+    share = DPO_SHARE if kind == "dpo" else 1.0
+    rates = {name: f"{rate * share:.5f}".rstrip("0") for name, rate in BASE_LEARNING_RATES.items()}
     if values.get("learning_rate_multiplier") not in (None, "auto"):
         yield Difference(
             "hyperparameters.learning_rate_multiplier",
-            f"is multiplied by {rates[0]} here, or by {rates[1]} if every weight is trained",
+            f"is multiplied by {rates['lora']} here, or by {rates['full']} if every weight is "
+            "trained",
         )
     if values.get("compute_multiplier") not in (None, "auto"):
         yield Difference(
-            "hyperparameters.compute_multiplier", "is multiplied by 8 completions per prompt here"
+            "hyperparameters.compute_multiplier",
+            f"is multiplied by {COMPLETIONS} completions per prompt here",
         )
     if values.get("reasoning_effort") not in (None, "default"):
         yield Difference(

@@ -37,9 +37,8 @@ class Checkpoint:
 
 
 def checkpoints(client: OpenAI, job_id: str, events: Iterable[Event] = ()) -> list[Checkpoint]:
-    """The kept checkpoints of a job, by step.
-
-    Of a reinforcement job they are the best three and the last, of others the last three epochs'.
+    """The kept checkpoints of a job, by step: the best three and the last one of a reinforcement
+    job, those of the last three epochs of another.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.

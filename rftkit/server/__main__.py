@@ -22,8 +22,9 @@ import filelock
 
 from rftkit import privacy, settings
 from rftkit.errors import PlatformError
+from rftkit.hyperparameters import ENGINES
 from rftkit.safetext import printable, redacted
-from rftkit.server.engine.tinker.remote import KINDS, Remote, forget_remote, keep_remote, remote_of
+from rftkit.server.engine.tinker.remote import Remote, forget_remote, keep_remote, remote_of
 from rftkit.wholefile import unwritable, write_whole
 
 __all__ = ["main"]
@@ -86,7 +87,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--idle-minutes", type=float, help="stop after this many minutes without use"
     )
-    parser.add_argument("--engine", choices=KINDS, help="where jobs train; stored in the home")
+    parser.add_argument("--engine", choices=ENGINES, help="where jobs train; stored in the home")
     parser.add_argument("--tinker-url", help="address of a Tinker server")
     parser.add_argument("--tinker-model", help="the server's name of the model to train")
     parser.add_argument("--tinker-tokenizer", help="folder with the model's tokenizer and config")

@@ -31,7 +31,7 @@ MAX_BARS = 200
 def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
     """Reward of training and validation by step, over all graders and for each.
 
-    A supervised or dpo job has losses and accuracies instead, or besides when it is graded.
+    A supervised or dpo job has losses and accuracies instead; if it is graded, it has both.
     """
     from rftkit.jobs.metrics import grader_frame, step_frame
 

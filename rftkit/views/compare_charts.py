@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["difference_chart", "reward_curve", "row_paths", "slice_chart"]
 
-BLUE, RED, LIGHT = "#0a58a8", "#ad2118", "#c9ddf0"
+BLUE, RED = "#0a58a8", "#ad2118"
 MOST_PATHS = 30
 """Rows that are drawn one by one."""
 STAYED = 0.05

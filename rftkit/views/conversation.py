@@ -62,7 +62,7 @@ def outputs(answers: Sequence[dict[str, Any]]) -> str:
 
 
 def reference(item: dict[str, Any]) -> str:
-    """The other keys of the row, which the grader sees beside the answer."""
+    """The other keys of the row, which the grader sees in addition to the answer."""
     own = KEYS[form_of(item)] | {"messages", "tools"}
     pairs = {key: value for key, value in item.items() if key not in own}
     if not pairs:
@@ -104,7 +104,7 @@ def _paragraphs(message: dict[str, Any]) -> list[str]:
 
 
 def _role(message: dict[str, Any]) -> str:
-    return f"{message['role']}, not learnt" if message.get("weight") == 0 else message["role"]
+    return f"{message['role']}, not trained" if message.get("weight") == 0 else message["role"]
 
 
 def _plain(value: Any) -> str:

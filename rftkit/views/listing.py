@@ -7,14 +7,14 @@ list made here; without it the reader still sees the first items and how many th
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from rftkit.views.markup import Html, missing, number, text
 from rftkit.wording import counted
 
-__all__ = ["MAX_BYTES", "disclosure", "listing", "table"]
+__all__ = ["MAX_BYTES", "disclosure", "is_numeric", "listing", "table"]
 
 MAX_BYTES = 300_000
 """How much of a list is put into a page, in bytes of markup."""
@@ -101,7 +101,7 @@ def table(
     if columns is None:
         columns = list(dict.fromkeys(key for record in records for key in record))
     headings = columns if isinstance(columns, dict) else {key: key for key in columns}
-    numeric = {key for key in headings if _is_numeric(record.get(key) for record in records)}
+    numeric = {key for key in headings if is_numeric(record.get(key) for record in records)}
     head = "".join(
         f'<th scope="col"{_NUMERIC if key in numeric else ""}>{text(label)}</th>'
         for key, label in headings.items()
@@ -164,7 +164,8 @@ def _cell(value: Any, numeric: bool) -> str:
     return f"<td>{disclosure(str(value))}</td>"
 
 
-def _is_numeric(values: Any) -> bool:
+def is_numeric(values: Iterable[Any]) -> bool:
+    """Whether all values that are there are numbers, and there are some."""
     present = [value for value in values if not missing(value)]
     return bool(present) and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in present

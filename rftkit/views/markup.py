@@ -94,7 +94,7 @@ if (act && field) {
 
 
 def note(message: str) -> Html:
-    """One quiet sentence in place of, or below, a view."""
+    """A grey sentence below a view, or in its place."""
     return wrap(f'<p class="rk-note">{text(message)}</p>', plain=message)
 
 

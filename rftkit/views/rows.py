@@ -14,7 +14,7 @@ from rftkit.datasets.forms import KEYS
 from rftkit.examples import form_of
 from rftkit.views.answers import grade_notes
 from rftkit.views.conversation import outputs, prompt, readable, reference, said, taught, titles
-from rftkit.views.listing import disclosure, table
+from rftkit.views.listing import disclosure, is_numeric, table
 from rftkit.views.markup import Html, actionable, missing, note, number, text, wrap
 
 __all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page"]
@@ -47,7 +47,7 @@ def row_page(
         opened: number of the row that is shown in full.
         hit: a text that was searched for: cells show it, highlighted.
     """
-    numeric = {key for key in columns if _is_numeric([line.get(key) for line in lines])}
+    numeric = {key for key in columns if is_numeric([line.get(key) for line in lines])}
     head = "".join(_heading(key, key in numeric, sort, descending) for key in columns)
     body = "".join(
         _line(at, line, columns, numeric, at == opened, hit)
@@ -285,10 +285,3 @@ def _text(value: Any) -> str:
 def _short(words: str) -> str:
     words = " ".join(words.split())
     return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
-
-
-def _is_numeric(values: Sequence[Any]) -> bool:
-    present = [value for value in values if not missing(value)]
-    return bool(present) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in present
-    )

@@ -16,8 +16,9 @@ in `panel`. Names load on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
     from rftkit.widgets.compare import RunCompare
@@ -57,14 +58,4 @@ _HOMES = {
     "panel": ("Panel", "live"),
     "freezing": ("freeze",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -60,8 +60,8 @@ def messages(prompt: str, answer: str) -> list[dict[str, str]]:
 
 def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each step; the reference log-probs of dpo are computed in the first."""
-    from rftkit.server.engine.base import LoraConfig, Pair, TrainSettings
     from rftkit.server.engine.torch.engine import TorchEngine
+    from rftkit.server.engine.values import LoraConfig, Pair, TrainSettings
 
     engine = TorchEngine(Path(case["model"]), name="benchmark")
     engine.start_policy(LoraConfig(RANK, ALPHA), 0)

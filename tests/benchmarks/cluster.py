@@ -39,9 +39,9 @@ from skyrl_server import in_float32, serving
 import rftkit
 import rftkit.client
 from rftkit.server.engine import models
-from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.tinker import remote
 from rftkit.server.engine.tinker.remote import Remote
+from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 
 TESTS = Path(__file__).parents[1]
 DATASETS = TESTS.parent / "datasets"

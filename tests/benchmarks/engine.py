@@ -55,8 +55,8 @@ def peak_gb() -> float:
 
 def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each step's two halves."""
-    from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
     from rftkit.server.engine.torch.engine import TorchEngine
+    from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 
     engine = TorchEngine(Path(case["model"]), name="benchmark")
     engine.start_policy(LoraConfig(RANK, ALPHA), case["seed"])
@@ -440,8 +440,8 @@ def greedy(options: argparse.Namespace) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rftkit.server.engine.base import SampleRequest
     from rftkit.server.engine.torch.engine import TorchEngine
+    from rftkit.server.engine.values import SampleRequest
 
     folder = Path(__file__).parents[2] / "datasets" / "security_review"
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]

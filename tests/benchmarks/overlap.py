@@ -24,13 +24,13 @@ from typing import Any
 
 from rftkit.graders import Completion, compile_grader
 from rftkit.rows import read_rows
-from rftkit.server.engine.base import LoraConfig
+from rftkit.server.engine.values import LoraConfig
 from rftkit.server.inference.judge import judge_call
 from rftkit.server.store.records import Job
 from rftkit.server.training import sampling
 from rftkit.server.training.context import Run
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.worker.worker import Worker, WorkerPlatform
 
 DATA = Path(__file__).parents[2] / "datasets" / "security_review"

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from in_process import ROWS, add_job, run
 
-from rftkit.server.engine.base import Completion, SampleRequest, Sampling, ServingEngine
+from rftkit.server.engine.base import Sampling, ServingEngine
+from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.worker.chats import TURN_SECONDS
 from rftkit.server.worker.worker import Worker

@@ -177,7 +177,7 @@ class _Chunks:
         return self.chunk(index, {**thought, "content": text})
 
     def ending(self, choice: dict[str, Any]) -> str:
-        """The last piece of a choice of the whole completion: its tool calls and why it ended."""
+        """The last piece of a choice: its tool calls, and why it ended."""
         calls = choice["message"].get("tool_calls") or []
         delta = {"tool_calls": [{"index": i, **call} for i, call in enumerate(calls)]}
         rest = {name: choice[name] for name in ("finish_reason", "logprobs")}

@@ -1,8 +1,8 @@
-"""`/embeddings`: what any served model makes of a text, as one vector.
+"""`/embeddings`: one vector for a text, from any served model.
 
-The mean of the last hidden states, scaled to length 1. No model here was trained for it, so vectors
-tell texts with other words apart and are no match for an embedding model; a platform that grades
-with `cosine` for real sets RFTKIT_JUDGE_BASE_URL.
+The mean of the last hidden states, scaled to length 1. No model here was trained for embeddings:
+the vectors only tell texts with different words apart. A platform that depends on `cosine` graders
+should set RFTKIT_JUDGE_BASE_URL.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
 
 
 def _grades_what_is_kept(source: DataSource) -> bool:
-    """Whether answers that were kept are graded as they are, and nobody is asked."""
+    """Whether stored answers are graded, and no model is called."""
     is_kept = source.source.get("type") in KEPT.values()
     return is_kept and source.model is None and source.input_messages is None
 
@@ -169,7 +169,7 @@ def _check_content(record: Eval, content: Any, where: str) -> None:
         here = f"{where}[{index}].item"
         if not isinstance(entry, dict) or not isinstance(entry.get("item"), dict):
             raise RequestError(f"`{here}` must be an object", param=here)
-    # Evals over what was kept say nothing about items.
+    # Evals over stored chats have no schema of items.
     schema = record.data_source_config.get("item_schema", {})
     match check_items(schema, [entry["item"] for entry in content]):
         case None, problem:

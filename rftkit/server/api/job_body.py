@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
-from rftkit.hyperparameters import METHODS, misplaced, refuse_misspelt
+from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
 from rftkit.server.api.files import live_file
-from rftkit.server.engine.base import is_whole
 from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.values import is_whole
 from rftkit.server.inference.body import Metadata, Open, check_response_format, kind_of
 from rftkit.server.inference.judge import check_judges
 from rftkit.server.inference.models import check_model
@@ -24,28 +24,10 @@ from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
 from rftkit.server.store.store import new_id, now
 
-Bounds = tuple[type, float, float]
 MethodType = Literal["supervised", "dpo", "reinforcement"]
 
 __all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys", "useless_metadata"]
 
-COMMON: dict[str, Bounds] = {
-    "batch_size": (int, 1, 256),
-    "n_epochs": (int, 1, 50),
-    "learning_rate_multiplier": (float, 1e-9, 1e9),
-}
-HYPERPARAMETERS: dict[str, dict[str, Bounds]] = {
-    "reinforcement": {
-        **COMMON,
-        "compute_multiplier": (float, 0.00001, 10),
-        "eval_interval": (int, 1, 1_000_000),
-        "eval_samples": (int, 1, 1_000),
-    },
-    "supervised": COMMON,
-    "dpo": {**COMMON, "beta": (float, 1e-9, 2)},
-}
-"""Method → name → kind, least, most; each may also be "auto"."""
-EFFORTS = ("default", "low", "medium", "high")
 KNOWN_IN_METHOD = {
     "reinforcement": ("grader", "hyperparameters", "response_format"),
     "supervised": ("hyperparameters",),
@@ -130,7 +112,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
 def unknown_keys(job: Job) -> list[str]:
     """Keys of the create body that have no meaning here."""
     kind, inner = job.method_type, job.method[job.method_type]
-    known = {*HYPERPARAMETERS[kind], *(["reasoning_effort"] if kind == "reinforcement" else [])}
+    known = METHODS[kind]
     where = f"method.{kind}"
     return [
         *job.extra,
@@ -151,9 +133,9 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
     metadata = body.metadata or {}
     tuned = platform.store.model(body.model)
     wanted = metadata.get("engine")
-    if wanted not in (None, *remote.KINDS):
+    if wanted not in (None, *ENGINES):
         raise RequestError(
-            f"metadata `engine` must be one of {', '.join(remote.KINDS)}, found {wanted!r}",
+            f"metadata `engine` must be one of {', '.join(ENGINES)}, found {wanted!r}",
             param="metadata.engine",
         )
     if wanted is None and tuned is not None:
@@ -169,9 +151,9 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
             )
     elif tuned is not None and is_whole(Path(tuned.folder)) and metadata.get("tuning") != "full":
         raise RequestError(
-            f"{body.model} was trained in full, and adapters learn on a base model: go on with "
-            f"metadata `tuning` = full, or make it one: rftkit models export {body.model} --merged "
-            "--out FOLDER, then rftkit models add FOLDER",
+            f"{body.model} was trained in full, and adapters need a base model: continue with "
+            f"metadata `tuning` = full, or make it a base model: rftkit models export {body.model} "
+            "--merged --out FOLDER, then rftkit models add FOLDER",
             param="metadata.tuning",
         )
 
@@ -276,7 +258,7 @@ def _measure(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
 
 
 def _named(platform: Platform, key: str, text: str) -> Any:
-    """What metadata says: JSON, or the id of a file that holds it."""
+    """The value of a metadata key: JSON, or the id of a file that holds it."""
     param = f"metadata.{key}"
     if not text.lstrip().startswith("{"):
         _check_file(platform, text, param)
@@ -313,33 +295,28 @@ def checked_hyperparameters(given: Any, kind: str = "reinforcement") -> dict[str
     if not isinstance(given, dict):
         raise RequestError(f"`{where}` must be an object, found {kind_of(given)}", param=where)
     given = {name: value for name, value in given.items() if value is not None}
-    refuse_misspelt(given, METHODS[kind], where)
-    for name, bounds in HYPERPARAMETERS[kind].items():
-        _check_value(f"{where}.{name}", given.get(name, "auto"), bounds)
-    known = dict.fromkeys(HYPERPARAMETERS[kind], "auto")
-    if kind != "reinforcement":
-        return {**known, **given}
-    effort = given.get("reasoning_effort", "default")
-    if effort not in EFFORTS:
-        raise RequestError(
-            f"`{where}.reasoning_effort` must be one of {', '.join(EFFORTS)}, found "
-            f"{kind_of(effort)}",
-            param=f"{where}.reasoning_effort",
-        )
-    return {**known, **given, "reasoning_effort": effort}
+    known = METHODS[kind]
+    refuse_misspelt(given, known, where)
+    unset = {name: "auto" if isinstance(s, Number) else s.default for name, s in known.items()}
+    checked = {**unset, **given}
+    for name, setting in known.items():
+        _check_value(f"{where}.{name}", checked[name], setting)
+    return checked
 
 
-def _check_value(where: str, value: Any, bounds: Bounds) -> None:
-    kind, low, high = bounds
-    kinds = (int,) if kind is int else (int, float)
-    is_number = isinstance(value, kinds) and not isinstance(value, bool)
-    if value == "auto" or (is_number and low <= value <= high):
-        return
-    noun = "a whole number" if kind is int else "a number"
-    raise RequestError(
-        f'`{where}` must be "auto" or {noun} from {low:g} to {high:g}, found {kind_of(value)}',
-        param=where,
-    )
+def _check_value(where: str, value: Any, setting: Number | Words) -> None:
+    if isinstance(setting, Words):
+        if value in setting.words:
+            return
+        expected = f"one of {', '.join(setting.words)}"
+    else:
+        kinds = (int,) if setting.is_whole else (int, float)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if value == "auto" or (is_number and setting.low <= value <= setting.high):
+            return
+        noun = "a whole number" if setting.is_whole else "a number"
+        expected = f'"auto" or {noun} from {setting.low:g} to {setting.high:g}'
+    raise RequestError(f"`{where}` must be {expected}, found {kind_of(value)}", param=where)
 
 
 def _check_model_and_files(body: JobBody, platform: Platform, kind: str) -> None:

@@ -54,7 +54,7 @@ def _add(here: Platform, job: Job) -> str:
 
 
 def _format_problems(job: Job) -> list[str]:
-    """What the check of the dataset says of a grader that reads what no answer has."""
+    """The dataset check's finding about a grader that reads a field that no answer has."""
     given = job.method.get("reinforcement")
     return format_problems(given["grader"], given.get("response_format")) if given else []
 

@@ -1,7 +1,7 @@
 """Routes of this platform alone, outside `/v1`: who it is, plans of jobs, rollouts of steps.
 
 A client asks `GET /rftkit` before it relies on anything the protocol does not have; a hosted
-service answers 404. Not here: what other rftkit clients also need and the protocol can say.
+service answers 404. Anything that the protocol can express is in the other modules.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import make_offline_plan, offline_reasons
-from rftkit.server.training.plan import CommonPlan, make_plan, reasons
+from rftkit.server.training.plan import CommonPlan
+from rftkit.server.training.rft_plan import make_plan, reasons
 
 __all__ = ["router"]
 

@@ -91,13 +91,13 @@ def _place(index: int, message_id: str) -> Json:
 
 
 class ItemEvents:
-    """The events of output items while text comes in: thoughts first, then a message."""
+    """The events of output items while text comes in: reasoning first, then a message."""
 
     def __init__(self, message_id: str) -> None:
         """`message_id` is what the message is called once there is one."""
         self._message_id = message_id
         self.thought: Json | None = None
-        """The item of the thoughts, once they are shown."""
+        """The item of the reasoning, once it is shown."""
         self.has_message = False
         """Whether some of the message's text is shown."""
 

@@ -87,7 +87,7 @@ class ResponseBody(Body):
 
 
 def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]:
-    """The conversation to keep, and what the worker is asked."""
+    """The conversation to keep, and the request to the worker."""
     if body.background:
         raise RequestError(
             "`background` is not supported by the local platform", param="background"
@@ -322,7 +322,7 @@ def delete(here: Here, response_id: str) -> Reply:
 def input_items(
     here: Here, response_id: str, after: str | None = None, limit: Limit = 20, order: str = "desc"
 ) -> Reply:
-    """What it was asked."""
+    """Its input."""
     items = [input_item(item) for item in here.store.response(response_id).body["input_items"]]
     found, more = cut(items if order == "asc" else items[::-1], after, limit)
     return Reply(wire.page(found, more))

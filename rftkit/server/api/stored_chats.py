@@ -1,4 +1,4 @@
-"""Chat completions that were kept because their request said `store: true`."""
+"""Chat completions that were stored because their request has `store: true`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Routes of the hosted service that a client may know and this platform does not have.
 
-Each answers 400 and says so, which a client can tell from a mistyped URL.
+Each answers 400 with an explanation, which a client can distinguish from a mistyped URL.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _base(name: str, folder: Path) -> BaseModel:
 
 
 def _licence(folder: Path) -> str | None:
-    """What the front matter of a model card says."""
+    """The front matter of a model card."""
     card = folder / "README.md"
     if not card.is_file():
         return None

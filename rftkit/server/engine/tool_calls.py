@@ -14,8 +14,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from rftkit.server.engine.base import SEPARATORS
 from rftkit.server.engine.prompts import CALL_END, CALL_START, call_id
+from rftkit.server.engine.values import SEPARATORS
 
 __all__ = ["calls_schema", "forced_calls_in", "optional_calls"]
 
@@ -47,7 +47,7 @@ def optional_calls(tools: list[Json], *, most: int | None = None) -> str | None:
     """The rules of an answer that may call functions within `<tool_call>`, or None for no rules.
 
     There are rules when a function is `strict`, whose arguments follow its parameters, or when one
-    call ends the answer (`most` is 1). They are in llguidance's Lark and say what an `answer` is.
+    call ends the answer (`most` is 1). They are in llguidance's Lark and define an `answer`.
     """
     functions = [tool["function"] for tool in tools]
     if most != 1 and not any(function.get("strict") for function in functions):

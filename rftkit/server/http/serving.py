@@ -41,7 +41,7 @@ WORKER = (sys.executable, "-m", "rftkit.server.worker")
 IDLE_CHECK_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 """How often the server checks whether it must stop, and whether `server.json` is intact."""
-KEEP_ALIVE_SECONDS = 75  # more than anybody waits between two looks at a job
+KEEP_ALIVE_SECONDS = 75  # longer than clients wait between two polls of a job
 
 
 def serve(home: Path, options: argparse.Namespace) -> None:
@@ -103,7 +103,9 @@ def serve(home: Path, options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        record.unlink(missing_ok=True)  # before the database is closed: it answers no more
+        record.unlink(
+            missing_ok=True
+        )  # before the database is closed, because then it no longer answers
         store.close()
 
 

@@ -76,7 +76,7 @@ def judge_call(platform: Platform) -> CompletionCall:
 
 
 def check_judges(platform: Platform, spec: dict[str, Any], where: str, *, param: str = "") -> None:
-    """Refuse a grader whose model cannot be asked, before anything is trained or sampled for it.
+    """Refuse a grader whose model cannot be called, before anything is trained or sampled for it.
 
     Args:
         platform: where models are served.

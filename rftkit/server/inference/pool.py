@@ -25,7 +25,7 @@ class BoundedPool:
     """A fixed number of threads, and a limit of how much work may wait for one."""
 
     def __init__(self, name: str, *, threads: int, waiting: int) -> None:
-        """`name` says in a refusal what the pool runs."""
+        """`name` is what the pool runs, for refusals."""
         self._name, self._room = name, threads + waiting
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._lock = threading.Lock()

@@ -33,7 +33,7 @@ class ChatRequest:
     """Texts that end an answer."""
     response_format: dict[str, Any] | None = None
     top_logprobs: int | None = None
-    """How many alternatives get log-probs beside each token; None for no log-probs at all."""
+    """How many alternatives get log-probs for each token; None for no log-probs at all."""
     stream: bool = False
     reasoning_effort: str | None = None
     thinking: str | None = None

@@ -1,1 +1,1 @@
-"""The platform's database, the files beside it, and the JSON objects that go over the wire."""
+"""The platform's database, its files, and the JSON objects that go over the wire."""

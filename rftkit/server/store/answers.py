@@ -57,7 +57,7 @@ class Answers(Database):
 
 
 def key_of(route: str, key: str) -> str:
-    """Return the name under which a client's key is kept: each route has keys of its own."""
+    """Return the name under which a client's key is kept: each route has its own keys."""
     return f"{route} {hashlib.sha256(key.encode()).hexdigest()}"
 
 

@@ -1,8 +1,8 @@
 """The database layer of the store: one connection, transactions, records in and out, pages.
 
-The server and its worker use the same SQLite database in WAL mode. Each process has one connection
-behind a lock. Each change is one `BEGIN IMMEDIATE` transaction, durable when the call returns. This
-module knows records only as dataclasses (`records.py`); the store gives them meaning.
+The server and its worker use the same SQLite database in WAL mode. Each process has one connection,
+guarded by a lock. Each change is one `BEGIN IMMEDIATE` transaction, durable when the call returns.
+This module knows records only as dataclasses (`records.py`); the store gives them meaning.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the judges of a job have read and said: every call, whatever became of its grade.
+"""The tokens that a job's judges have read and written: every call, whatever became of its grade.
 
-Counted are also the calls of grades that failed, were given again after a repair, or belong to
-reference answers and final checks. The lines are appended as calls end, so that a kill loses none.
-Not here: a cached answer, which costs nothing, and a call that ended without an answer.
+Calls also count if the grade failed, was repeated after a repair, or was for a reference answer or
+a final check. The lines are appended as calls end, so that a kill loses none. Cached answers, which
+cost nothing, and calls that ended without an answer do not count.
 """
 
 from __future__ import annotations

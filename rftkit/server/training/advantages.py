@@ -1,10 +1,10 @@
 """From the grades of a group to advantages: one function for each name, one table.
 
-`mean` and `std` look at the total reward. `per_grader` and `maxrl` look at each sub-grader on its
-own and add the results up with the weights of the formula. They push back where a policy drifts to
-one answer: an answer that is rarely given and right has a large advantage. With `mean` the
-expected push on an answer that ignores the prompt is zero, however common the answer is. Not here:
-which completions form a group (`rollout`), and what an advantage is multiplied with (`loss`).
+`mean` and `std` look at the total reward. `per_grader` and `maxrl` look at each sub-grader
+separately and add the results up, with the weights of the formula. They act against a policy that
+drifts to one answer: an answer that is rare and right has a large advantage. With `mean` the
+expected advantage of an answer that ignores the prompt is zero, however common the answer is. Not
+here: which completions form a group (`rollout`), and what an advantage is multiplied with (`loss`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.outcome import Fault
 from rftkit.server.training.rollout import advantages as centred
 
-__all__ = ["ADVANTAGES", "Leaf", "Weighing", "advantages", "by_leaf", "weighing"]
+__all__ = [
+    "ADVANTAGES",
+    "PER_GRADER_NAMES",
+    "Leaf",
+    "Weighing",
+    "advantages",
+    "by_leaf",
+    "weighing",
+]
 
 Advantages = list[float | None]
 """One a completion; None where the grader failed."""
@@ -59,7 +67,8 @@ class Weighing:
 
     leaves: tuple[Leaf, ...]
     is_exact: bool
-    """False: the formula is not a sum, and the weights stand for it half-way up the leaves."""
+    """False: the formula is not a sum, and the weights approximate it where all leaves are
+    half-way."""
 
 
 def weighing(spec: Mapping[str, Any]) -> Weighing:
@@ -167,6 +176,8 @@ ADVANTAGES: dict[str, Callable[[Sequence[Grade], Sequence[Leaf], float], Advanta
     "per_grader": per_grader,
     "maxrl": maxrl,
 }
+PER_GRADER_NAMES = ("per_grader", "maxrl")
+"""Those that look at each sub-grader separately."""
 
 
 def by_leaf(
@@ -175,7 +186,7 @@ def by_leaf(
     """What each leaf adds to the advantages of a group, in the order of the leaves.
 
     Args:
-        name: one of `plan.PER_GRADER_NAMES`.
+        name: one of `PER_GRADER_NAMES`.
         grades_G: of the group.
         leaves: of the grader.
         floor: as for `advantages`.

@@ -45,7 +45,7 @@ def epoch_rows(rows: Sequence[T], plan: OfflinePlan, step: int) -> list[T]:
 
 
 def spare_rows(rows: Sequence[Row], plan: Plan, step: int, num: int) -> list[Row]:
-    """At most so many other rows for the same step, drawn by a generator of their own."""
+    """At most `num` other rows for the same step, drawn by their own generator."""
     taken = {row.line for row in batch_rows(rows, plan, step)}
     rest = [row for row in rows if row.line not in taken]
     random.Random(f"{plan.seed}/spare/{step}").shuffle(rest)

@@ -1,8 +1,8 @@
-"""What pauses a job by itself: a grader that fails too often, and a cap on its core seconds.
-
-Each says so in an event. A step whose training grades failed pauses before its update, any other at
-its end; grades that failed are given again after the pause, and count in no reward until then. Not
-here: pauses that a client asks for, and how a paused job is saved (`loop.stop_if_requested`).
+"""What pauses a job automatically: a grader that fails too often, and a cap on its core seconds. An
+event says why. Where the training grades of a step failed, the job pauses before the update,
+otherwise at the end of the step. Failed grades are repeated after the pause, and count in no reward
+until then. Not here: pauses that a client asks for, and how a paused job is saved
+(`loop.stop_if_requested`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_validation(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
 def _pause(
     run: AnyRun, step: int, kind: str, groups: Sequence[Group], counts: Sequence[tuple[int, int]]
 ) -> None:
-    """Say which graders failed, how often, and one example."""
+    """Name the graders that failed, how often, and one example."""
     failed, graded = sum(c[0] for c in counts), sum(c[1] for c in counts)
     example = metrics.failure(groups)[2]
     sampling.reopen(run, kind, step)
@@ -80,7 +80,7 @@ def check_core_seconds(run: AnyRun, step: int) -> None:
         run.store.add_event(
             run.job.id,
             f"The job pauses: it has used {used:.1f} core-loop seconds, and metadata "
-            f"`max_core_seconds` allows {cap:g}. Resume it to go on without a cap.",
+            f"`max_core_seconds` allows {cap:g}. Resume it to continue without a cap.",
             level="warn",
             data={"core_seconds": used, "max_core_seconds": cap, "step": step},
             key=key,

@@ -17,11 +17,20 @@ from typing import Any
 from rftkit.server.store.records import Checkpoint
 from rftkit.server.store.store import Store
 from rftkit.server.training.context import AnyRun
-from rftkit.server.training.plan import KEPT_CHECKPOINTS
 
 Json = dict[str, Any]
 
-__all__ = ["keep_adapter", "keep_checkpoint", "list_checkpoint", "name_model", "sweep"]
+__all__ = [
+    "KEPT_CHECKPOINTS",
+    "keep_adapter",
+    "keep_checkpoint",
+    "list_checkpoint",
+    "name_model",
+    "sweep",
+]
+
+KEPT_CHECKPOINTS = 3
+"""The best ones, in addition to the last one."""
 
 
 def keep_checkpoint(run: AnyRun, step: int, measured: Json) -> None:
@@ -41,7 +50,7 @@ def keep_adapter(run: AnyRun, step: int) -> Path:
 
 
 def name_model(run: AnyRun, step: int, folder: Path, *, is_final: bool = False) -> str:
-    """Make a saved adapter a model that can be asked; its name."""
+    """Register a saved adapter as a model, and return its name."""
     name = run.model_name(None if is_final else step)
     run.store.add_model(
         name, run.model_base, run.job.id, str(folder), step, thinking=run.plan.thinking

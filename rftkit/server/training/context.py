@@ -37,7 +37,7 @@ def unwatched(what: str) -> contextlib.AbstractContextManager[None]:
 
 
 class Stopped(Exception):
-    """The job was paused or cancelled; what was asked for is in its status."""
+    """The job was paused or cancelled; its status says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Check:
     pass_threshold: float
     """Least mean reward that passes."""
     rows: list[Row] | None = None
-    """What is asked; None: the validation rows."""
+    """The rows to answer; None: the validation rows."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Run(Generic[P]):
 
     @property
     def judge_tokens(self) -> dict[str, dict[str, int]]:
-        """What judges have read and said so far, by model."""
+        """The tokens that judges have read and written so far, by model."""
         return self.judges.totals if self.judges else {}
 
     def encode(self, row: Row) -> list[int]:

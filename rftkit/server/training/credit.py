@@ -1,12 +1,12 @@
 """Which tokens of an answer learn from which sub-grader.
 
-A sub-grader that reads only some fields of a JSON answer cannot be moved by what the answer says
-behind them. Its advantage on those tokens is noise: nothing on average, and for a verdict of one
-token before an explanation of twenty more noise than signal. With `fields` it reaches only the
-tokens up to the end of the last field that it reads. What is before the field keeps it, since the
-field may depend on it (reward-to-go: Williams 1992; Sutton et al. 2000, "Policy gradient methods
-for reinforcement learning with function approximation"; here one sub-grader at a time). Not here:
-the advantages themselves (`advantages`).
+A sub-grader that reads only some fields of a JSON answer does not depend on the text after them.
+Its advantage on those later tokens is noise: zero on average, and more noise than signal for a
+verdict of one token before an explanation of twenty. With `fields` it reaches only the tokens up to
+the end of the last field that it reads. What is before the field keeps it, since the field may
+depend on it (reward-to-go: Williams 1992; Sutton et al. 2000, "Policy gradient methods for
+reinforcement learning with function approximation"; here one sub-grader at a time). Not here: the
+advantages themselves (`advantages`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 from rftkit.graders import Grade, types
 from rftkit.graders.leaves import leaf_paths
-from rftkit.server.engine.base import Completion, Engine
+from rftkit.server.engine.base import Engine
+from rftkit.server.engine.values import Completion
 from rftkit.server.training.advantages import Leaf
 
 __all__ = ["field_ends", "fields_read", "token_advantages"]
@@ -28,7 +29,7 @@ BLANK = " \n\t\r"
 
 
 def fields_read(spec: Mapping[str, Any], leaves: Sequence[Leaf]) -> list[Fields]:
-    """The fields of the answer that each leaf reads, as its templates say.
+    """The fields of the answer that each leaf reads, from its templates.
 
     Code may read anything, and so does a template with the whole answer in it.
 
@@ -112,7 +113,7 @@ def token_advantages(
 
 
 def _reach(engine: Engine, completion: Completion, fields: Fields, ends: Mapping[str, int]) -> int:
-    """How many tokens it takes to say these fields."""
+    """How many tokens these fields take."""
     if fields is None or not fields <= ends.keys():
         return len(completion.tokens)
     said = completion.text[: max(ends[key] for key in fields)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.server.engine.base import TrainSettings
+from rftkit.server.engine.values import TrainSettings
 from rftkit.server.training import offline
 from rftkit.server.training.batches import epoch_rows
 from rftkit.server.training.context import OfflineRun
@@ -53,7 +53,7 @@ Reference = tuple[float, float]
 
 
 def begin(run: OfflineRun, done: int) -> None:
-    """Read the references of earlier steps again; then as for every job that samples nothing."""
+    """Read the references of earlier steps again, then begin like supervised jobs."""
     for step in range(1, min(done, run.plan.eval_interval) + 1):
         record = run.journal.record("steps", step)
         if record is not None:

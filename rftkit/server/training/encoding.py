@@ -1,8 +1,8 @@
-"""Rows with answers as tokens, before the first step; what cannot be learnt is refused by its line.
+"""Rows with answers as tokens, before the first step; a row that cannot be trained on is refused.
 
 A row that is longer than the model's context is cut at its end, as the hosted service does; one
 that keeps no answer then is left out. Both are counted in an event. Not here: which tokens are
-learnt (`rftkit.server.engine.prompts`), nor the form of rows (`rftkit.examples`).
+trained (`rftkit.server.engine.prompts`), nor the form of rows (`rftkit.examples`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from rftkit.errors import InputError, RowError
 from rftkit.examples import Example, Preference
-from rftkit.server.engine.base import Engine, Pair, Text
+from rftkit.server.engine.base import Engine
+from rftkit.server.engine.values import Pair, Text
 
 __all__ = ["Encoded", "encode_rows", "pair_of"]
 
@@ -52,9 +53,9 @@ def encode_rows(
     Args:
         engine: with the model.
         rows: of one file.
-        thinking: the mark that opens the model's thoughts.
+        thinking: the tag that opens the model's reasoning.
         path: of the file, for messages.
-        warn: told of rows that were cut or left out.
+        warn: called with a sentence when rows were cut or left out.
         guard: wraps what the chat template does to the row of a line, which may hang.
 
     Raises:

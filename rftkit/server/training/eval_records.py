@@ -49,12 +49,12 @@ class GradedSample:
     finish_reason: str = "stop"
     """stop, length or tool_calls."""
     input: Sequence[Json] = ()
-    """The messages that were asked."""
+    """The prompt."""
     model: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning: str = ""
-    """The thoughts before the answer."""
+    """The reasoning before the answer."""
     reasoning_tokens: int = 0
     """How many of `completion_tokens` they are."""
     sampling: Mapping[str, Any] = field(default_factory=dict)

@@ -1,14 +1,13 @@
-"""The last step before `succeeded`: categories that the operator checks with graders of their own.
-
-None by default, and then the job's event says that none ran. The operator, not a request, writes
-them into the file `checks.json` of the home folder:
+"""The last step before `succeeded`: categories that the operator checks, each with its own grader.
+By default there are none, and the job's event says that none ran. The operator, not a request,
+writes them into the file `checks.json` of the home folder:
 
     {"refuses": {"grader": {…}, "pass_threshold": 0.9, "rows": "refusals.jsonl"}}
 
-`rows` lies beside that file; without it the validation rows are asked, or the training
-rows of a job that has none. The model passes a category
-when the mean reward of its most likely answers reaches the threshold. A model that does not pass is
-not made known, and its job fails naming the categories; a grader that breaks pauses the job.
+`rows` is a file next to it; without `rows` the model answers the validation rows, or the training
+rows of a job that has none. The model passes a category when the mean reward of its most likely
+answers reaches the threshold. A model that does not pass is not made known, and its job fails
+naming the categories; a grader that breaks pauses the job.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def read_checks(home: Path) -> list[Check]:
     """The checks of a home folder.
 
     Raises:
-        PlatformError: the file cannot be used; it says where.
+        PlatformError: the file cannot be used; the error says where.
     """
     path = home / FILE
     if not path.is_file():
@@ -62,10 +61,10 @@ def _check(home: Path, category: str, given: dict[str, Any]) -> Check:
 
 
 def run_checks(run: AnyRun) -> None:
-    """Ask and grade the final model.
+    """Sample from the final model, and grade its answers.
 
     Raises:
-        Stopped: it did not pass, or a grader broke; the job's status says which.
+        Stopped: the model did not pass, or a grader broke; the job's status says which.
     """
     if run.store.has_event(run.job.id, KEY):
         return

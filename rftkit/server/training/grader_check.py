@@ -17,7 +17,7 @@ __all__ = ["warn_of_grader"]
 
 
 def warn_of_grader(run: RftRun) -> None:
-    """Add a warning event when the grader recognises no right answer; asked before step 0 only."""
+    """Add a warning event when the grader recognises no right answer; only before step 0."""
     if run.compile is None or run.journal.record("valid", 0) is not None:
         return
     items = [row.item for row in run.rows]

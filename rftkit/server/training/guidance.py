@@ -1,12 +1,12 @@
-"""Reference answers as one more completion of a group that never reaches the top by itself.
+"""Reference answers as one more completion of a group that does not reach the top reward.
 
-Where no completion of a group has the highest reward of a sub-grader and the row's reference
-answer has more, the reference joins the group: its reward counts in the group's baseline, and its
-tokens are learnt from with a ratio of 1, since a ratio to a policy that would hardly say them, and
-its clip, would leave no gradient (LUFFY, Yan et al. 2025, arXiv:2504.14945; ours has no shaping of
-the ratio). Guided completions are kept apart from rollouts: no mean of rewards has them. Not here:
-what the reference of a row is (`rftkit.graders.references`), nor how it becomes tokens (the
-engine's `given`).
+Where no completion of a group has the highest reward of a sub-grader and the row's reference answer
+has more, the reference joins the group: its reward counts in the group's baseline, and its tokens
+are trained with a ratio of 1: the policy would hardly sample them, so that a true ratio and its
+clip would leave no gradient (LUFFY, Yan et al. 2025, arXiv:2504.14945; ours has no shaping of the
+ratio). Guided completions are kept apart from rollouts: no mean of rewards has them. Not here: what
+the reference of a row is (`rftkit.graders.references`), nor how it becomes tokens (the engine's
+`given`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rftkit.graders.references import reference_answer
-from rftkit.server.engine.base import Completion
+from rftkit.server.engine.values import Completion
 from rftkit.server.training import rollout, sampling
 from rftkit.server.training.advantages import Leaf
 from rftkit.server.training.context import RftRun
@@ -30,7 +30,7 @@ SAME = 1e-9  # rewards that differ by less are one
 
 
 def guided(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group]:
-    """The groups, each with the reference answer as a guided completion where it needs one."""
+    """The groups, with the reference answer as a guided completion in each group that needs one."""
     leaves = run.weighing.leaves
     asked = [
         (index, completion)

@@ -1,4 +1,4 @@
-"""What a job has reported so far, read once; and what that says about why it does not learn.
+"""What a job has reported so far, read once, and what that shows about why it does not learn.
 
 A step that a restart repeats is judged by the event it reported first, so that a killed job warns
 of the same things at the same steps. Not here: the rules (`rftkit.diagnosis`).

@@ -46,7 +46,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.on_damage: Callable[[str], None] = lambda text: None
-        """Told of each damaged file that is set aside."""
+        """Called for each damaged file that is set aside."""
         for name in ("drafts", "steps", "valid", "reference", "states", "checkpoints"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -170,9 +170,8 @@ class Journal:
 
 
 def progress(folder: Path) -> tuple[frozenset[str], int]:
-    """What a job's folder holds durably: its records, and how many single grades beside them.
-
-    It differs whenever the job has come further, within a step too.
+    """A value that changes whenever the job has made progress, even within a step: the names of its
+    durable records, and how many single grades there are.
     """
     there = [path for path in folder.glob("*/*") if not path.name.startswith(".")]
     given = sum(len(_grades_in(path)) for path in there if path.suffix == ".grades")

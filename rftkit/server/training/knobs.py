@@ -1,4 +1,7 @@
-"""Settings that the protocol has no field for, read from a job's metadata. Pure."""
+"""Settings that the protocol has no field for, read from a job's metadata. Pure.
+
+Names, bounds and defaults are in `rftkit.hyperparameters`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import json
 import math
 
 from rftkit.errors import RequestError
+from rftkit.hyperparameters import KNOBS, Number, Words
 
-__all__ = ["Knobs", "refusal"]
+__all__ = ["Knobs"]
 
 
 class Knobs:
@@ -21,20 +25,18 @@ class Knobs:
         """`metadata` is of the job."""
         self._metadata = metadata
 
-    def number(self, name: str, default: float, low: float, high: float) -> float:
-        """A number within bounds."""
-        value = self.optional_number(name)
-        if value is None:
-            return default
-        if not low <= value <= high:
-            raise refusal(name, f"a number from {low:g} to {high:g}", self._metadata[name])
-        return value
+    def number(self, name: str) -> float:
+        """A number within its bounds."""
+        return self._number(name, _number(name))
 
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number within bounds."""
-        value = self.number(name, default, low, high)
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A whole number within its bounds; `default` replaces that of the table."""
+        known = _number(name)
+        if default is not None and name not in self._metadata:
+            return default
+        value = self._number(name, known)
         if value != int(value):
-            raise refusal(name, "a whole number", self._metadata[name])
+            raise _refusal(name, "a whole number", self._metadata[name])
         return int(value)
 
     def optional_number(self, name: str) -> float | None:
@@ -44,44 +46,62 @@ class Knobs:
         try:
             value = float(json.loads(self._metadata[name]))
         except (ValueError, TypeError):
-            raise refusal(name, "a number", self._metadata[name]) from None
+            raise _refusal(name, "a number", self._metadata[name]) from None
         if not math.isfinite(value):
-            raise refusal(name, "a finite number", self._metadata[name])
+            raise _refusal(name, "a finite number", self._metadata[name])
         return value
 
     def positive(self, name: str) -> float | None:
         """A number above 0, or None."""
         value = self.optional_number(name)
         if value is not None and value <= 0:
-            raise refusal(name, "a number above 0", self._metadata[name])
+            raise _refusal(name, "a number above 0", self._metadata[name])
         return value
 
-    def mark(self, name: str, default: str | None) -> str | None:
-        """The mark that opens thoughts; None for none."""
+    def think_tag(self, name: str, default: str | None) -> str | None:
+        """The tag that opens a model's reasoning; None for none."""
         value = self._metadata.get(name, default)
         if value in (None, "none"):
             return None
         if not (3 <= len(value) <= 64 and value[0] in "<[" and value[1] != "/"):
-            raise refusal(name, "the mark that opens thoughts, as <think>, or none", value)
+            raise _refusal(
+                name, "the tag that opens the reasoning, such as <think>, or none", value
+            )
         return value
 
     def key(self, name: str, default: str) -> str | None:
         """A key of the rows; None for none."""
         value = self._metadata.get(name, default)
         if not value.strip():
-            raise refusal(name, "a key of the rows, auto or none", value)
+            raise _refusal(name, "a key of the rows, auto or none", value)
         return None if value == "none" else value
 
-    def word(self, name: str, default: str, known: tuple[str, ...]) -> str:
-        """One of the known words."""
-        value = self._metadata.get(name, default)
-        if value not in known:
-            raise refusal(name, "one of " + ", ".join(known), value)
+    def word(self, name: str, default: str | None = None) -> str:
+        """One of the setting's words; `default` replaces that of the table."""
+        known = KNOBS[name]
+        assert isinstance(known, Words)
+        value = self._metadata.get(name, default or known.default)
+        if value not in known.words:
+            raise _refusal(name, "one of " + ", ".join(known.words), value)
+        return value
+
+    def _number(self, name: str, known: Number) -> float:
+        value = self.optional_number(name)
+        if value is None:
+            return known.default
+        if not known.low <= value <= known.high:
+            expected = f"a number from {known.low:g} to {known.high:g}"
+            raise _refusal(name, expected, self._metadata[name])
         return value
 
 
-def refusal(name: str, expected: str, found: str) -> RequestError:
-    """The error of a setting."""
+def _number(name: str) -> Number:
+    known = KNOBS[name]
+    assert isinstance(known, Number)
+    return known
+
+
+def _refusal(name: str, expected: str, found: str) -> RequestError:
     return RequestError(
         f"metadata `{name}` must be {expected}, found {found!r}", param=f"metadata.{name}"
     )

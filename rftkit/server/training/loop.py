@@ -3,8 +3,9 @@
     load the policy → begin → for each step: gather what it learns from → update → validate →
     report → conclude → finish
 
-A method is a module with the functions of `Method`: `rft`, `supervised`, `dpo`. Here is what is the
-same for each: where a killed job goes on, how it is paused or cancelled, and how it ends.
+A method is a module with the functions of `Method`: `rft`, `supervised`, `dpo`. This module has
+what is the same for each: where a killed job continues, how a job is paused or cancelled, and how
+it ends.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rftkit.server.engine.base import NotFiniteError
+from rftkit.server.engine.values import NotFiniteError
 from rftkit.server.store.store import now
 from rftkit.server.training.budgets import check_core_seconds
 from rftkit.server.training.checkpoints import keep_adapter, list_checkpoint, name_model, sweep
@@ -40,7 +41,7 @@ Json = dict[str, Any]
 
 
 class Method(Protocol):
-    """A way to learn; `Any` stands for what its own functions hand to each other."""
+    """A training method; `Any` is what its own functions pass to each other."""
 
     def begin(self, run: Any, done: int) -> None:
         """What comes before the first step that this worker takes."""
@@ -100,11 +101,10 @@ def train(run: AnyRun, method: Method) -> None:
 
 
 def load_policy(run: AnyRun) -> int:
-    """Put the policy where the job left it; the last step that needs no doing again.
-
-    A state that comes after a step which the database does not know waits (the database was put
-    back to an older copy): the steps before it are told again from the journal. So does one whose
-    next step is to be sampled again, where an earlier policy samples (`needs_earlier_policy`).
+    """Load the policy as the job left it; return the last step that need not be repeated. A state
+    is skipped for now if the database does not know a step before it (because an older copy of the
+    database was restored): those steps are reported again from the journal first. A state is also
+    skipped if its next step must be sampled again by an earlier policy (`needs_earlier_policy`).
     """
     told = run.store.event_keys(run.job.id)
     first = 0 if run.is_graded else 1
@@ -120,8 +120,8 @@ def load_policy(run: AnyRun) -> int:
             return step
         run.store.add_event(
             run.job.id,
-            f"A saved state is damaged and dropped: {wrong}. The job goes on from the one before "
-            "it, with the journal.",
+            f"A saved state is damaged and was deleted: {wrong}. The job continues from the state "
+            "before it, with the journal.",
             level="warn",
         )
         run.journal.drop_state(step)
@@ -142,14 +142,14 @@ def needs_earlier_policy(run: AnyRun, step: int) -> bool:
 
 
 def account_for_judges(run: AnyRun) -> None:
-    """Bring the job's account up to date where judges were asked since the last step's event."""
+    """Update the job's account if judges were called since the last step's event."""
     used, found = run.store.job(run.job.id).usage_metrics, run.judge_tokens
     if used is not None and run.judges is not None and used.get("model_graders") != found:
         run.store.update_job(run.job.id, usage_metrics={**used, "model_graders": found})
 
 
 def publish(run: AnyRun, step: int, message: str, data: Json, usage: Json) -> None:
-    """Add the metric event of a step, once, and say how long the rest will take.
+    """Add the metric event of a step, once, and estimate how long the rest will take.
 
     Args:
         run: the job.

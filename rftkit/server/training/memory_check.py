@@ -1,7 +1,6 @@
-"""Whether full fine-tuning fits this machine: asked before a job starts, not when memory is gone.
-
-Memory and disk are measured; what a model needs of them is the engine's to say. Not here: jobs that
-train adapters, whose needs are small beside the model.
+"""Whether full fine-tuning fits this machine, checked before a job starts and not when memory has
+run out. Memory and disk are measured; the engine knows how much of them a model needs. Not here:
+jobs that train adapters, which need little in addition to the model.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from pathlib import Path
 
 from rftkit.errors import InputError
 from rftkit.server.engine.base import Engine
+from rftkit.server.training.checkpoints import KEPT_CHECKPOINTS
 from rftkit.server.training.journal import KEPT_STATES
-from rftkit.server.training.plan import KEPT_CHECKPOINTS
 
 __all__ = ["full_budget"]
 
 LEAST_BYTES = 2**30
-"""To sample and to learn with, beside the weights."""
+"""For sampling and training, in addition to the weights."""
 
 
 def full_budget(engine: Engine, folder: Path) -> int:
@@ -40,8 +39,9 @@ def full_budget(engine: Engine, folder: Path) -> int:
         if needed > free:
             raise InputError(
                 f"training all {needs.num_parameters:,} weights of this model needs "
-                f"{needed / 1e9:.1f} GB of {what} beside the model itself, and {free / 1e9:.1f} GB "
-                "are free here; train adapters instead (metadata `tuning` = lora, the default)",
+                f"{needed / 1e9:.1f} GB of {what} in addition to the model, and "
+                f"{free / 1e9:.1f} GB are free here; train adapters instead (metadata `tuning` = "
+                "lora, the default)",
                 param="metadata.tuning",
             )
     half = (needs.free - needs.memory) // 2  # as the engine measures its own

@@ -2,8 +2,8 @@
 
 Both spellings of the service are written, nested and flat, and our own figures: under `learning`,
 in the lines of `scores.graders` (spread, flat groups) and under `answers` (see `signal`). A mean
-leaves failed grades out and says how many there were; what was not measured is not there.
-Source: protocol, metrics event and result file.
+leaves failed grades out and comes with their number; what was not measured has no key. Source:
+protocol, metrics event and result file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rftkit.graders import Grade
 from rftkit.graders.engine import Leaf
 from rftkit.graders.types import SPECS
 from rftkit.safetext import cell
-from rftkit.server.engine.base import StepStats
+from rftkit.server.engine.values import StepStats
 from rftkit.server.training import signal
 from rftkit.server.training.rollout import Group
 
@@ -111,7 +111,7 @@ def step_data(
         unscorable = sum("sample_parse_error" in grade.errors for grade in grades)
         data |= {
             "full_valid_mean_reward": mean_reward(valid),
-            "valid_reasoning_tokens_mean": _mean(_thoughts(valid)) or 0.0,
+            "valid_reasoning_tokens_mean": _mean(_reasoning_tokens(valid)) or 0.0,
             "full_valid_mean_parse_error": unscorable / max(len(grades), 1),
         }
         data.setdefault("learning", {})["valid_truncated_share"] = _truncated_share(valid)
@@ -141,8 +141,8 @@ def usage_metrics(
 ) -> dict[str, Any]:
     """A job's account after one more step: seconds of its core loop, tokens by purpose and judge.
 
-    `tokens` has what was read and said in training (`sampling`), in `validation`, and what an
-    update learnt from (`training`); `model_graders` has what judges read and said, by model, in
+    `tokens` has the tokens read and sampled in training (`sampling`) and in `validation`, and those
+    of updates (`training`); `model_graders` has the tokens that judges read and wrote, by model, in
     the whole job (`accounts`).
     """
     before = before or {}
@@ -164,7 +164,7 @@ def _tokens(groups: Sequence[Group]) -> dict[str, int]:
     return {
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
         "completion_tokens": sum(len(r.completion.tokens) for g in groups for r in g.rollouts),
-        "reasoning_tokens": sum(_thoughts(groups)),
+        "reasoning_tokens": sum(_reasoning_tokens(groups)),
     }
 
 
@@ -197,7 +197,7 @@ def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
     grades = grades_of(groups)
     return {
         "train_mean_reward": mean_reward(groups),
-        "reasoning_tokens_mean": _mean(_thoughts(groups)) or 0.0,
+        "reasoning_tokens_mean": _mean(_reasoning_tokens(groups)) or 0.0,
         "completion_tokens_mean": sum(lengths) / max(len(lengths), 1),
         "mean_unresponsive_rewards": sum(grade.outcome == "unscorable" for grade in grades)
         / max(len(grades), 1),
@@ -254,14 +254,14 @@ def _truncated_share(groups: Sequence[Group]) -> float:
 Sides = Mapping[str, Sequence[Group]]
 
 
-def _thoughts(groups: Iterable[Group]) -> list[int]:
+def _reasoning_tokens(groups: Iterable[Group]) -> list[int]:
     return [r.completion.reasoning_tokens for group in groups for r in group.rollouts]
 
 
 def _reasoning(sides: Sides) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for side, groups in sides.items():
-        counts = _thoughts(groups)
+        counts = _reasoning_tokens(groups)
         result[f"{side}_reasoning_tokens_mean"] = _mean(counts) or 0.0
         result[f"{side}_reasoning_tokens_count"] = sum(counts)
     return result

@@ -47,8 +47,8 @@ __all__ = [
 Json = dict[str, Any]
 
 STATE_SECONDS = 120.0
-"""Between two epochs the state is saved when so long has passed: a kill repeats no more than that.
-When it is saved changes no number."""
+"""Seconds after which the state is saved within an epoch, so that a kill repeats no more than that.
+When a state is saved changes no number."""
 CHECKPOINT_KEYS = tuple(
     f"{side}_{name}"
     for name in ("loss", "mean_token_accuracy")
@@ -88,7 +88,7 @@ class Valid:
 
 
 def begin(run: OfflineRun, done: int) -> None:
-    """The graded baseline, or what a killed worker left of the epoch that was saved last."""
+    """Grade the baseline, or restore the epoch that a killed worker saved last."""
     if run.is_graded:
         sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     if done == 0 and run.is_graded:
@@ -225,7 +225,7 @@ def last_metrics(run: OfflineRun) -> Json:
 
 
 def _checkpoint_metrics(run: OfflineRun, step: int, groups: Sequence[Group] | None) -> Json:
-    """What the metric event of the step says; the step may have been taken by another worker."""
+    """The metric event of the step, which another worker may have taken."""
     known = run.store.event(run.job.id, f"step-{step}")
     data = (known.data if known else None) or {}
     found = {key: data[key] for key in CHECKPOINT_KEYS if key in data}

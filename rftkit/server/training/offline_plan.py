@@ -1,9 +1,8 @@
-"""What a supervised or a dpo job will do: the plan of a job that samples nothing to learn. Pure.
+"""Makes the plan of a supervised or dpo job, which learns from given answers. Pure.
 
 `auto` for the number of epochs and the batch follows what the hosted service is known to choose;
 its base learning rates are not published, so those are ours. A dpo job has a tenth of a supervised
-job's rate. The rest of an epoch that does not fill a batch is a short batch of its own. Plans of
-reinforcement jobs are in `plan`.
+job's rate. The rest of an epoch that does not fill a batch is a short batch of its own.
 """
 
 from __future__ import annotations
@@ -12,23 +11,23 @@ import functools
 import math
 from dataclasses import dataclass
 
-from rftkit.server.engine.base import TrainSettings
+from rftkit.hyperparameters import DPO_SHARE
+from rftkit.server.engine.values import TrainSettings
 from rftkit.server.store.records import Job
 from rftkit.server.training.knobs import Knobs
 from rftkit.server.training.plan import (
-    BASE_LEARNING_RATES,
-    SCHEDULE_NAMES,
+    LOCAL,
     CommonPlan,
+    EngineFacts,
     base_rate,
-    full_ignores,
     resolved_value,
-    thinking_tokens,
+    shared_settings,
 )
 
 __all__ = ["OfflinePlan", "make_offline_plan", "offline_reasons"]
 
 BETA = 0.1
-RATES = {"supervised": 1.0, "dpo": 0.1}
+RATES = {"supervised": 1.0, "dpo": DPO_SHARE}
 """Times the base learning rate of what learns."""
 ROW_RATE = 0.25
 """What `auto` multiplies the rate by for each row of a step: epochs move the weights as far in few
@@ -36,7 +35,7 @@ large steps as in many small ones (Goyal et al. 2017, arXiv:1706.02677)."""
 MOST_RATE = {"supervised": 3.0, "dpo": 1.0}
 """Where that ends; 3 for a step of 16 is what the study of `tests/benchmarks/learning.py` found."""
 VALID_STEPS = 10
-"""A validation batch is measured at least at every so many steps, and ten times in a job."""
+"""Most steps from one validation batch to the next; there are ten in a job at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,66 +59,39 @@ class OfflinePlan(CommonPlan):
         return TrainSettings(learning_rate=learning_rate)
 
 
-def make_offline_plan(
-    job: Job,
-    num_rows: int,
-    thinking: str | None = None,
-    engine: str = "torch",
-    memory_bytes: int | None = None,
-    width: int | None = None,
-) -> OfflinePlan:
+def make_offline_plan(job: Job, num_rows: int, engine: EngineFacts = LOCAL) -> OfflinePlan:
     """Resolve a job's hyperparameters against the number of its training rows.
 
     Args:
         job: with its method and metadata.
         num_rows: of the training file.
-        thinking: the mark that opens the model's thoughts, if its chat template has one; metadata
-            `thinking` overrules it, "none" turns thoughts off.
         engine: where the job trains.
-        memory_bytes: the engine's budget.
-        width: numbers in a hidden state of the model; None: not known yet.
 
     Raises:
         RequestError: for metadata that is meant for the trainer and cannot be read.
     """
     value = functools.partial(resolved_value, job.hyperparameters)
     knobs, method = Knobs(job.metadata or {}), job.method_type
+    shared = shared_settings(job, engine)
     batch_size = min(value("batch_size", _auto_batch(num_rows)), num_rows)
     n_epochs = value("n_epochs", _auto_epochs(num_rows))
     epoch = math.ceil(num_rows / batch_size)
-    tuning = knobs.word("tuning", "lora", tuple(BASE_LEARNING_RATES))
-    max_tokens = knobs.integer("max_completion_tokens", 256, 1, 100_000)
-    mark = knobs.mark("thinking", thinking)
+    total_steps = epoch * n_epochs
     multiplier = value("learning_rate_multiplier", _auto_rate(method, batch_size))
     return OfflinePlan(
         method=method,
         batch_size=batch_size,
         n_epochs=n_epochs,
-        total_steps=epoch * n_epochs,
-        learning_rate=base_rate(tuning, width) * RATES[method] * multiplier,
+        total_steps=total_steps,
+        learning_rate=base_rate(shared["tuning"], engine.width) * RATES[method] * multiplier,
         beta=float(value("beta", BETA)) if method == "dpo" else None,
         eval_interval=epoch,
-        valid_interval=min(VALID_STEPS, max(1, epoch * n_epochs // 10)),
+        valid_interval=min(VALID_STEPS, max(1, total_steps // 10)),
         eval_samples=1,
         eval_temperature=0.0,
-        max_completion_tokens=max_tokens,
-        lora_rank=knobs.integer("lora_rank", 16, 1, 1024),
-        lora_alpha=knobs.number("lora_alpha", 32.0, 1e-3, 1e5),
-        error_budget=knobs.number("error_budget", 0.05, 0.0, 1.0),
-        floor_reward=knobs.optional_number("floor_reward"),
-        seed=job.seed,
-        memory_bytes=memory_bytes,
-        engine=engine,
-        width=width,
-        thinking=mark,
-        thinking_tokens=0 if mark is None else thinking_tokens("default", max_tokens),
-        tuning=tuning,
-        schedule=knobs.word("schedule", "linear", SCHEDULE_NAMES),
-        warmup_steps=knobs.integer(
-            "warmup_steps", min(100, max(2, epoch * n_epochs // 20)), 0, 10_000
-        ),
-        max_core_seconds=knobs.positive("max_core_seconds"),
-        ignored=full_ignores(tuning, job.metadata or {}),
+        schedule=knobs.word("schedule", "linear"),
+        warmup_steps=knobs.integer("warmup_steps", min(100, max(2, total_steps // 20))),
+        **shared,
     )
 
 

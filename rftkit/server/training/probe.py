@@ -1,9 +1,9 @@
 """A probe: a job that takes two steps to find out what the whole job would take, and keeps nothing.
 
 A job is a probe when its metadata has `probe: "true"`. It has the plan of the real job, so its
-first event says what every `auto` becomes; it validates a few rows and takes two steps through the
-same functions as `loop.train`; its last event holds what only the trainer can measure. It makes no
-eval, no checkpoint and no model, and lists leave it out unless they filter by that metadata. Not
+first event states what every `auto` becomes; it validates a few rows and takes two steps through
+the same functions as `loop.train`; its last event holds what only the trainer can measure. It makes
+no eval, no checkpoint and no model, and lists leave it out unless they filter by that metadata. Not
 here: the sum (`rftkit.jobs.estimate`), which a client makes from these events.
 """
 
@@ -26,7 +26,7 @@ STEPS = 2
 
 
 def probe(run: AnyRun, method: Method) -> None:
-    """Take two steps of a job and say what they took.
+    """Take two steps of a job and report what they took.
 
     Raises:
         Stopped: when it was cancelled.
@@ -60,14 +60,14 @@ def probe(run: AnyRun, method: Method) -> None:
 
 
 class _Peak:
-    """The most memory this process held, looked at whenever the trainer breathes."""
+    """The most memory that this process held, measured at every tick of the trainer."""
 
     def __init__(self, on_tick: Callable[[], None]) -> None:
         self.host_bytes = 0
         self._breathe, self._process = on_tick, psutil.Process()
 
     def on_tick(self) -> None:
-        """Look, then let others have their turn."""
+        """Measure, then call the next function."""
         self.host_bytes = max(self.host_bytes, self._process.memory_info().rss)
         self._breathe()
 

@@ -1,8 +1,8 @@
-"""Before the first step: what the model's chat template makes of every row, and is there room?
+"""Before the first step: can the model's chat template render every row, and is there room?
 
 A row that the template refuses is refused with its line, and so is a prompt that fills the model's
 context. A prompt that leaves less than the plan's longest answer is allowed: answers to it are cut
-where the context ends (`Plan.most_tokens`), and the job says so. Not here: the time limit of a
+where the context ends (`Plan.most_tokens`), and an event states that. Not here: the time limit of a
 template, which is a program and may hang (the caller's `encode`).
 """
 

@@ -1,7 +1,5 @@
-"""What rows and their grader say of right answers: the key of a label, a reference answer.
-
-A plan asks once, before the first step. Not here: what is done with either (`batches`,
-`guidance`).
+"""What rows and their grader contain about right answers: the key of a label, a reference answer.
+Used once, before the first step. Not here: what is done with either (`batches`, `guidance`).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
-from rftkit.server.engine.base import StepStats
+from rftkit.server.engine.values import StepStats
 from rftkit.server.training import advantages, credit, metrics, refill, rollout, sampling, signal
 from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import check_core_seconds, check_validation, pauses_for_training
@@ -33,7 +33,6 @@ from rftkit.server.training.loop import (
     save_state,
     stop_if_requested,
 )
-from rftkit.server.training.plan import PER_GRADER_NAMES
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import guarded_rate
 from rftkit.server.training.validation import graded_answers, revise, reward_metrics, show
@@ -67,8 +66,8 @@ def begin(run: RftRun, done: int) -> None:
 
 
 def tell_weights(run: RftRun) -> None:
-    """Say so where a formula is not a sum and its parts are weighed one by one all the same."""
-    if run.plan.advantage not in PER_GRADER_NAMES or run.weighing.is_exact:
+    """Add an event if the formula is not a sum although its parts are weighted separately."""
+    if run.plan.advantage not in advantages.PER_GRADER_NAMES or run.weighing.is_exact:
         return
     parts = ", ".join(f"{leaf.key}={leaf.weight:.3g}" for leaf in run.weighing.leaves)
     run.store.add_event(
@@ -82,7 +81,7 @@ def tell_weights(run: RftRun) -> None:
 
 
 def baseline(run: RftRun) -> list[Group]:
-    """Step 0: the base model on the validation rows, before anything is learnt."""
+    """Step 0: the base model on the validation rows, before any update."""
     run.clock.start()
     valid = graded_answers(run, 0)
     report(run, 0, None, None, valid)
@@ -156,7 +155,7 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
         floor=plan.advantage_floor,
     )
     spread = credited(run) if plan.credit == "fields" else None
-    kept = rollout.train_groups(groups, run.response_format, plan.thoughts_after, rank, spread)
+    kept = rollout.train_groups(groups, run.response_format, plan.reasoning_after, rank, spread)
     if not kept:
         return None
     settings = plan.train_settings(guarded_rate(plan, step, groups))

@@ -1,9 +1,8 @@
-"""From rows to graded groups to what an update learns from.
-
-A failed grade is never a zero: it is asked for once more, and if it still fails it stays None, out
-of its group's baseline and out of every mean. An unscorable answer (cut off, or not the JSON that
-was asked for) has the floor reward and is counted apart. Not here: sampling itself, what an
-advantage is, and learning.
+"""From rows to graded groups to the data of an update. A failed grade is never a zero: the grader
+is called once more, and if it fails again the grade stays None, and is left out of its group's
+baseline and of every mean. An unscorable answer (cut off, or not the JSON that was asked for) has
+the floor reward and is counted apart. Not here: sampling itself, what an advantage is, and
+learning.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, Thinking, TrainGroup
 from rftkit.server.engine.prompts import tool_calls_in
+from rftkit.server.engine.values import Completion, Thinking, TrainGroup
 
 __all__ = [
     "FinishedCompletion",
@@ -69,7 +68,8 @@ class Group:
     prompt_ids: list[int]
     rollouts: list[Rollout]
     guided: list[Rollout] = field(default_factory=list)
-    """Completions that were given, not sampled (`guidance`): learnt from, in no mean of rewards."""
+    """Reference answers (`guidance`): the update trains on them, and no mean of rewards has
+    them."""
 
     @property
     def rewards_G(self) -> list[float | None]:
@@ -218,7 +218,7 @@ def _call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:
-    """A group as the journal keeps it; `guided` is there only where there is something."""
+    """A group as the journal keeps it; `guided` is missing where it would be empty."""
     data = {
         "line": group.row.line,
         "prompt_ids": group.prompt_ids,
@@ -260,7 +260,7 @@ def sample_of(
     *,
     model: str | None = None,
 ) -> Sample:
-    """What a grader sees: the answer, its tool calls and, in `choices`, the thoughts too."""
+    """What a grader sees: the answer, its tool calls and, in `choices`, the reasoning."""
     text, calls = said(completion, row)
     sample = Sample.from_text(
         text,

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from rftkit import settings
 from rftkit.graders import CompiledGrader, Grade
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, SampleRequest
+from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.training import rollout
 from rftkit.server.training.context import AnyRun, Stopped
 from rftkit.server.training.journal import Kept
@@ -44,11 +44,11 @@ __all__ = [
 ]
 
 VALIDATION = 2**31
-"""Stands for the step in the seed of a validation answer: the same draw at every validation."""
+"""Replaces the step in the seed of a validation answer, so that every validation draws the same."""
 CHECKS = 2**31 + 1
 """The same for answers to final checks."""
 WAIT_SECONDS = 0.002
-"""Between looks at chats, while graders work and nothing is sampled."""
+"""Between polls for chats, while graders work and nothing is sampled."""
 
 T = TypeVar("T")
 
@@ -58,11 +58,11 @@ OnCompletion = Callable[[int, int, Completion], None]
 
 @dataclass(frozen=True, slots=True)
 class SamplingPlan:
-    """What is asked of the policy."""
+    """What to sample from the policy."""
 
     rows: Sequence[Row]
     draw: int
-    """The step, VALIDATION or CHECKS: asked again with the same, a row is answered the same."""
+    """The step, VALIDATION or CHECKS: with the same value a row gets the same answer again."""
     num: int
     """Completions of each row."""
     temperature: float
@@ -90,8 +90,8 @@ def graded(
 ) -> tuple[list[Group], float]:
     """The graded completions of each row, and the seconds they took.
 
-    What the journal has is not made again: the finished record; else the completions, and of their
-    grades those that were given before a kill. `meanwhile` is called once, when the completions are
+    Nothing that the journal has is computed again: neither a finished record, nor completions and
+    the grades that were given before a kill. `meanwhile` is called once, when the completions are
     there and graders may still work. `complete` may add to the groups before the record is written,
     and says how many seconds that took.
     """
@@ -111,11 +111,10 @@ def graded(
 
 
 def reopen(run: AnyRun, kind: str, step: int) -> None:
-    """Make the record of a step a draft again when grades of it failed: only those are missing.
-
-    Its completions stay, and the grades that were given; a kill in between leaves the record.
-    What was added to a step's batch is added anew, since that depends on all of its grades: with
-    the same completions, whose grades are kept too.
+    """Turn the record of a step back into a draft when some of its grades failed, so that only
+    those are missing. Its completions stay, and so do the grades that were given; a kill in between
+    leaves the record. Additions to a step's batch depend on all of its grades, so they are made
+    again: with the same completions, whose grades are kept too.
     """
     record = run.journal.record(kind, step)
     if record is None:
@@ -166,7 +165,7 @@ def draft_and_grade(
 def ungraded_batch(
     run: AnyRun, kind: str, step: int, plan: SamplingPlan, on_completion: OnCompletion | None = None
 ) -> UngradedBatch:
-    """The completions of a step, from the journal or drawn now; then each is told as it ends."""
+    """The completions of a step, from the journal or sampled now; each is reported as it ends."""
     known = run.journal.draft(kind, step)
     if known is None:
         draft = sampled(run, plan, on_completion)
@@ -189,7 +188,7 @@ def sampled(
             max_tokens=run.plan.most_tokens(len(prompt)),
             temperature=plan.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
-            thinking=run.plan.thoughts_after(len(prompt)),
+            thinking=run.plan.reasoning_after(len(prompt)),
         )
         for row, prompt in zip(plan.rows, prompts, strict=True)
     ]
@@ -262,7 +261,7 @@ def while_idle(run: AnyRun, grader: CompiledGrader, work: Callable[[], T]) -> T:
 
 
 class _Grading:
-    """The grades of a step. One thread tells of completions, others grade them."""
+    """The grades of a step. One thread reports completions, others grade them."""
 
     def __init__(
         self,
@@ -284,7 +283,7 @@ class _Grading:
         self._ended.put(FinishedCompletion((i, index), self._rows[i], completion, self._model))
 
     def end(self, draft: UngradedBatch) -> None:
-        """These are all; some may not have been told."""
+        """Take the final list of completions; some may not have been reported."""
         for i, group in enumerate(draft.completions):
             for index, completion in enumerate(group):
                 if (i, index) not in self._told:
@@ -335,10 +334,8 @@ class _Grading:
 
 
 def _asks_this_engine(run: AnyRun, grader: CompiledGrader) -> bool:
-    """Whether a judge would take the very cores that sample.
-
-    Asked beside sampling it would only be asked less at a time: a decode of two rows takes about
-    as long as one of eight.
+    """Whether a judge would use the same cores as sampling. Called during sampling it would only
+    have smaller batches: a decode of two rows takes about as long as one of eight.
     """
     is_here = run.plan.engine == "torch" and settings.judge().base_url is None
     return is_here and any(leaf.type == "score_model" for leaf in grader.leaves)

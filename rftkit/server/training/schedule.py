@@ -22,7 +22,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - (1.0 - LAST_SHARE) * done,
     "cosine": lambda done: LAST_SHARE + (1.0 - LAST_SHARE) * (1.0 + math.cos(math.pi * done)) / 2.0,
 }
-"""Share of the rate when this share of the steps behind the warm-up is done."""
+"""Share of the rate when this share of the steps after the warm-up is done."""
 
 
 def learning_rate(plan: CommonPlan, step: int) -> float:

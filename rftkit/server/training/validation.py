@@ -29,7 +29,7 @@ def graded_answers(run: AnyRun, step: int) -> list[Group]:
 
 
 def reward_metrics(run: AnyRun, step: int, valid: Sequence[Group]) -> Json:
-    """What a checkpoint says of its validation."""
+    """The metrics of a validation, as its checkpoint has them."""
     measured = {"step": step, "full_valid_mean_reward": metrics.mean_reward(valid)}
     if budgets.is_over_budget(run, [metrics.failure(valid)[:2]]):
         measured["over_error_budget"] = True  # cannot be called best

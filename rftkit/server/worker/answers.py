@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from rftkit.errors import InputError, NotFoundError
-from rftkit.server.engine.base import Completion, ServingEngine
+from rftkit.server.engine.base import ServingEngine
 from rftkit.server.engine.prompts import tool_calls_in
 from rftkit.server.engine.tool_calls import forced_calls_in
+from rftkit.server.engine.values import Completion
 from rftkit.server.inference.requests import ChatRequest
 
 __all__ = ["done_message", "error_message"]
@@ -48,7 +49,7 @@ def _read(text: str, request: ChatRequest) -> dict[str, Any]:
 
 
 def _logprobs(engine: ServingEngine, completion: Completion) -> list[dict[str, Any]]:
-    """Return the answer's tokens with their log-probs, without thoughts and end token."""
+    """Return the answer's tokens with their log-probs, without reasoning and end token."""
 
     def text(token: int) -> str:
         return str(engine.tokenizer.decode([token]))

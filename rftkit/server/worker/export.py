@@ -19,8 +19,8 @@ from typing import Any
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.privacy import UMASK
 from rftkit.server.engine import models
-from rftkit.server.engine.base import FULL_FILE, is_whole
 from rftkit.server.engine.tinker.remote import kind_of_folder
+from rftkit.server.engine.values import FULL_FILE, is_whole
 from rftkit.server.store.records import Model
 from rftkit.server.store.store import Store
 from rftkit.server.training.journal import damage

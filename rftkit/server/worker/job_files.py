@@ -1,6 +1,5 @@
-"""The rows of a job's files, checked: what is wrong with one is told by file and line.
-
-Not here: what the model's chat template says to them (`rftkit.server.training`).
+"""The rows of a job's files, checked: errors name the file and the line. Not here: whether the
+model's chat template takes them (`rftkit.server.training`).
 """
 
 from __future__ import annotations

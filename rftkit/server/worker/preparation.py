@@ -1,6 +1,5 @@
-"""What comes before the first step of a job: its rows, its plan, what its events say of both.
-
-Everything here may come twice, after a kill, and is said once. Not here: the training itself.
+"""What comes before the first step of a job: its rows, its plan, and the events about both. After a
+kill all of this runs again, but an event is added only once. Not here: the training itself.
 """
 
 from __future__ import annotations
@@ -23,19 +22,20 @@ from rftkit.server.training.journal import Journal
 from rftkit.server.training.knobs import Knobs
 from rftkit.server.training.memory_check import full_budget
 from rftkit.server.training.offline_plan import OfflinePlan, make_offline_plan
-from rftkit.server.training.plan import CommonPlan, make_plan
+from rftkit.server.training.plan import CommonPlan, EngineFacts
 from rftkit.server.training.prompt_check import Encode, check_prompts
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, graded_rows, prompts_of
 
 __all__ = ["Preparation"]
 
 COMPARED = 256
-"""Prompts, of a job that samples none of them, from which some are taken for a comparison."""
+"""Prompts to choose from for the comparison of log-probs, in a job that samples none."""
 
 
 class Preparation:
-    """One job on its way to its first step."""
+    """One job before its first step."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Preparation:
 
         Args:
             store: with the files.
-            job: on its way.
+            job: not started yet.
             engine: with the base model.
             journal: the job's folder.
             add_event: takes a text and perhaps a level; the same text is an event once.
@@ -86,8 +86,8 @@ class Preparation:
         """
         is_new = known is None
         if self._is_offline:
-            mark = Knobs(self._job.metadata or {}).mark("thinking", thinking)
-            self._encode(known.thinking if known else mark)
+            tag = Knobs(self._job.metadata or {}).think_tag("thinking", thinking)
+            self._encode(known.thinking if known else tag)
         plan = known or self._made(thinking, kind)
         if is_new and plan.tuning == "full":
             room = full_budget(self._engine, self._journal.folder)
@@ -98,12 +98,17 @@ class Preparation:
         return plan
 
     def _made(self, thinking: str | None, kind: str) -> CommonPlan:
-        job, budget, width = self._job, self._engine.memory_bytes, self._engine.width
+        engine = EngineFacts(
+            kind=kind,
+            thinking=thinking,
+            memory_bytes=self._engine.memory_bytes,
+            width=self._engine.width,
+        )
         if self._is_offline:
-            return make_offline_plan(job, len(self.examples), thinking, kind, budget, width)
-        return make_plan(job, len(self.rows), thinking, kind, budget, self.rows, width)
+            return make_offline_plan(self._job, len(self.examples), engine)
+        return make_plan(self._job, len(self.rows), engine, self.rows)
 
-    def _encode(self, mark: str | None) -> None:
+    def _encode(self, tag: str | None) -> None:
         """The answers as tokens, of both files."""
         for param, into in zip(FILES, (self.examples, self.valid_examples), strict=True):
             rows = self._answered[param]
@@ -112,12 +117,12 @@ class Preparation:
             name = self._name(param)
             guard = partial(self._guard, name)
             try:
-                into += encode_rows(self._engine, rows, mark, name, self._warn, guard)
+                into += encode_rows(self._engine, rows, tag, name, self._warn, guard)
             except RowError as error:
                 raise RowError(error.message, param=param) from error
 
     def _render(self, plan: CommonPlan, is_new: bool) -> None:
-        """Put every prompt through the model's chat template, and see whether an answer has room.
+        """Render every prompt with the model's chat template, and check that an answer has room.
 
         Raises:
             RowError: with the file's name and the line.
@@ -165,17 +170,18 @@ class Preparation:
         return self._watch(f"the chat template of {self._base}, given {name}:{line},")
 
     def start(self, plan: CommonPlan) -> Job:
-        """Add the events of a job that starts; the job, its `auto`s resolved where it shows them.
+        """Add the events of a job that starts; return the job, with every `auto` resolved that it
+        shows.
 
         Raises:
-            InputError: the model gives other log-probs here than by its own code.
+            InputError: the log-probs of this engine differ from those of the model's own code.
         """
         job, engine = self._job, self._engine
         self._add_started_event(plan)
         if note := engine.compare(self._prompts):
             self._add_event(note)
         schema = schema_of((job.grading or {}).get("response_format"))
-        for note in engine.notes(schema, plan.thoughts, full=plan.tuning == "full"):
+        for note in engine.notes(schema, plan.reasoning, full=plan.tuning == "full"):
             self._add_event(note)
         if job.eval_id is None and job.grading is not None and not job.is_probe:
             job = self._store.update_job(job.id, eval_id=make_job_eval(self._store, job).id)
@@ -185,7 +191,7 @@ class Preparation:
         return job
 
     def _resolved(self, plan: OfflinePlan) -> dict[str, Any]:
-        """The hyperparameters as the service shows them once a job runs: no `auto` is left."""
+        """The hyperparameters as the service shows them once a job runs, without `auto`."""
         found = {
             "batch_size": plan.batch_size,
             "n_epochs": plan.n_epochs,

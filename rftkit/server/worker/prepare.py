@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError, RequestError
-from rftkit.server.engine.base import SampleRequest, ServingEngine, Thinking
+from rftkit.server.engine.base import ServingEngine
 from rftkit.server.engine.prompts import marks_calls, most_characters
 from rftkit.server.engine.tool_calls import calls_schema, optional_calls
+from rftkit.server.engine.values import SampleRequest, Thinking
 from rftkit.server.inference.requests import ChatRequest, EmbedRequest
 from rftkit.server.store.records import Model
-from rftkit.server.training.plan import thinking_tokens, thoughts
+from rftkit.server.training.plan import reasoning, reasoning_tokens
 from rftkit.server.training.rollout import schema_of
 
 __all__ = ["embedded", "sample_request"]
@@ -28,16 +29,16 @@ DEFAULT_MAX_TOKENS = 1_024
 def sample_request(
     engine: ServingEngine, known: Model | None, request: ChatRequest
 ) -> SampleRequest:
-    """Return what the engine is asked.
+    """Return the engine's request for a chat.
 
     Raises:
         InputError: when the model cannot take the prompt, or a schema; it names the parameter.
     """
-    mark = request.thinking or (known and known.thinking) or engine.thinking
-    mark = None if mark == "none" else mark
+    tag = request.thinking or (known and known.thinking) or engine.thinking
+    tag = None if tag == "none" else tag
     _check_length(engine, json.dumps(request.messages, ensure_ascii=False), "messages")
     try:
-        prompt = engine.encode(request.messages, request.tools, mark)
+        prompt = engine.encode(request.messages, request.tools, tag)
     except Exception as error:  # a chat template is code, which may fail in any way
         raise InputError(
             f"the model's chat template cannot take these messages: {error}", param="messages"
@@ -51,7 +52,7 @@ def sample_request(
             code="context_length_exceeded",
         )
     most = min(request.max_tokens or DEFAULT_MAX_TOKENS, room)
-    thinking = thoughts(mark, thinking_tokens(request.reasoning_effort, most))
+    thinking = reasoning(tag, reasoning_tokens(request.reasoning_effort, most))
     schema = _schema(engine, request, thinking)
     seed = secrets.randbits(32) if request.seed is None else request.seed
     return SampleRequest(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import RftkitError
-from rftkit.server.engine.base import Completion, SampleRequest, ServingEngine
+from rftkit.server.engine.base import ServingEngine
+from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.inference.requests import ChatRequest, WorkerRequest
 from rftkit.server.worker.answers import done_message, error_message
 
@@ -34,7 +35,7 @@ class Chat:
         self.send({"id": self.number, **message})
 
     def fail(self, error: Exception) -> None:
-        """Send an error; one that is not the caller's own goes to the log too."""
+        """Send an error; an error that the caller did not cause is logged too."""
         if not isinstance(error, RftkitError):
             traceback.print_exception(error)
         self.reply(error=error_message(error))
@@ -42,7 +43,7 @@ class Chat:
 
 @dataclass(slots=True)
 class RunningChat:
-    """A chat with its request for the engine; hears of its completions (`base.Listener`)."""
+    """A chat with its request for the engine; the `base.Listener` of its completions."""
 
     chat: Chat
     asked: ChatRequest
@@ -111,7 +112,7 @@ class Batch:
         return chat.engine is self.engine and chat.adapter == self._adapter
 
     def join(self, chat: RunningChat) -> None:
-        """Sample a chat too, from the next token on."""
+        """Add a chat, from the next token on."""
         self._chats[chat.chat.number] = chat
         self._sampling.join(chat.chat.number, chat.sample, chat)
 

@@ -13,8 +13,8 @@ from engine_models import write
 from server.engine.test_torch import SETTINGS, groups_from, moved_policy, plain_logprobs
 
 from rftkit.errors import InputError
-from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup
 
 LENGTHS = (4, 19, 70)
 """Of prompts: beyond the windows and the chunks of the tiny models, too."""

@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.torch import stack
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 
 SCHEMA = {
     "type": "object",

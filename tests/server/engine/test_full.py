@@ -11,10 +11,10 @@ from engine_models import write
 from safetensors.torch import load_file
 from server.engine.test_torch import groups_from, moved_policy, policy_of, requests
 
-from rftkit.server.engine.base import LoraConfig, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.full import embedded
+from rftkit.server.engine.values import LoraConfig, TrainGroup, TrainSettings
 
 FORMS: dict[str, dict[str, Any]] = {
     "Llama": {"tie_word_embeddings": True},

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.update import _loss, _Sums
+from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from tests.engine_models import write
 
 SETTINGS = TrainSettings(learning_rate=1e-3)

@@ -9,8 +9,8 @@ import pytest
 
 from rftkit.errors import RequestError
 from rftkit.server.engine import models
-from rftkit.server.engine.base import SampleRequest
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import SampleRequest
 
 NEXT = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"],
         "additionalProperties": False}  # fmt: skip

@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from server.engine.test_torch import groups_from, moved_policy, requests
 
-from rftkit.server.engine.base import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import lay_out, micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.packed import Packed
+from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 
 
 @pytest.fixture(scope="module", params=("Llama", "Qwen2", "Qwen3"))

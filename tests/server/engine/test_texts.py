@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from server.engine.test_torch import moved_policy
 
 from rftkit.errors import InputError
-from rftkit.server.engine.base import LoraConfig, Pair, Text, TrainSettings
 from rftkit.server.engine.prompts import conversation
 from rftkit.server.engine.tiny import _tokenizer
 from rftkit.server.engine.torch.batches import lay_out
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.logprobs import most_likely
 from rftkit.server.engine.torch.texts import packed
+from rftkit.server.engine.values import LoraConfig, Pair, Text, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's own
 

@@ -11,8 +11,8 @@ import torch
 from engine_models import write
 
 from rftkit.server.engine import prompts
-from rftkit.server.engine.base import LoraConfig, SampleRequest, Thinking, TrainGroup
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import LoraConfig, SampleRequest, Thinking, TrainGroup
 
 USER: Any = [{"role": "user", "content": "hello"}]
 SCHEMA = json.dumps(

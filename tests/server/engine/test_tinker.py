@@ -28,7 +28,11 @@ from tinker_server import BASE, Model, Pretence, running
 import rftkit
 import rftkit.client
 from rftkit.errors import EngineLostError, InputError, PlatformError, RequestError
-from rftkit.server.engine.base import (
+from rftkit.server.engine.tinker import remote
+from rftkit.server.engine.tinker.engine import TinkerEngine
+from rftkit.server.engine.tinker.exchange import Member, stats_of
+from rftkit.server.engine.tinker.remote import Remote
+from rftkit.server.engine.values import (
     Completion,
     LoraConfig,
     SampleRequest,
@@ -36,10 +40,6 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.tinker import remote
-from rftkit.server.engine.tinker.engine import TinkerEngine
-from rftkit.server.engine.tinker.exchange import Member, stats_of
-from rftkit.server.engine.tinker.remote import Remote
 
 MESSAGES = [{"role": "user", "content": "say hi"}]
 

@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError, RequestError
-from rftkit.server.engine.base import (
+from rftkit.server.engine.torch.batches import micro_batches, with_advantage
+from rftkit.server.engine.torch.decode import BLOCK_ROWS, ROOM
+from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import (
     Completion,
     LoraConfig,
     NotFiniteError,
@@ -24,9 +27,6 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch.batches import micro_batches, with_advantage
-from rftkit.server.engine.torch.decode import BLOCK_ROWS, ROOM
-from rftkit.server.engine.torch.engine import TorchEngine
 
 ARCHITECTURES = ("Llama", "Qwen2", "Qwen3")
 SCHEMA = json.dumps(
@@ -415,7 +415,7 @@ def test_models_older_than_the_attention_interface_take_the_plain_path(
     folder = write(tmp_path, architecture, **sizes)
     engine = TorchEngine(folder, name="some-model", device="cpu", dtype=torch.float32)
     [note] = engine.notes(None, None)
-    assert "plain path: its attention does not take a layout (it never asks one)" in note
+    assert "plain path: its attention does not take a layout (it never calls one)" in note
     [[completion]] = engine.sample(requests(engine, "hello", seeds=[(1,)]), None)
     assert completion.tokens
     if architecture == "Falcon":  # its code mixes its own bfloat16 with our float32 states

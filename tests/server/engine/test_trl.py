@@ -10,8 +10,8 @@ import torch
 from engine_models import write
 from server.engine.test_torch import groups_from, moved_policy, requests
 
-from rftkit.server.engine.base import TrainGroup, TrainSettings
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import TrainGroup, TrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's own
 

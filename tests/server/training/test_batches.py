@@ -12,8 +12,9 @@ from rftkit.errors import RequestError
 from rftkit.rows import Row
 from rftkit.server.store.records import Job
 from rftkit.server.training.batches import batch_rows, spare_rows
-from rftkit.server.training.plan import Plan, make_plan
+from rftkit.server.training.plan import Plan
 from rftkit.server.training.references import resolve_key
+from rftkit.server.training.rft_plan import make_plan
 
 LABELS = ["yes"] * 24 + ["no"] * 12 + ["needs review"] * 12
 

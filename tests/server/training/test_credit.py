@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from rftkit.errors import RequestError
 from rftkit.graders import Grade, validate
-from rftkit.server.engine.base import Completion
+from rftkit.server.engine.values import Completion
 from rftkit.server.store.records import Job
-from rftkit.server.training.advantages import by_leaf, weighing
+from rftkit.server.training.advantages import PER_GRADER_NAMES, by_leaf, weighing
 from rftkit.server.training.credit import field_ends, fields_read, token_advantages
-from rftkit.server.training.plan import PER_GRADER_NAMES, Plan, make_plan
+from rftkit.server.training.plan import Plan
+from rftkit.server.training.rft_plan import make_plan
 
 VERDICT = {
     "type": "string_check", "name": "verdict", "operation": "eq",

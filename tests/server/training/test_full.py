@@ -20,7 +20,8 @@ from rftkit import jobs
 from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.jobs.weights import fetch_weights
 from rftkit.server.engine.torch import engine as torch_engine
-from rftkit.server.training.plan import Plan, make_plan
+from rftkit.server.training.plan import Plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.worker.worker import Worker
 
 FULL = {"tuning": "full"}
@@ -117,7 +118,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(
     assert job.status == "failed"
     assert job.error is not None
     assert job.error["param"] == "metadata.tuning"
-    assert f"GB of {what} beside the model itself, and" in job.error["message"]
+    assert f"GB of {what} in addition to the model, and" in job.error["message"]
     assert "`tuning` = lora" in job.error["message"]
     assert not any("started" in text for text in messages(worker, job))
     assert run(worker, add_job(worker)).status == "succeeded"

@@ -18,14 +18,14 @@ from rftkit.errors import EngineLostError
 from rftkit.graders import Completion as Answer
 from rftkit.graders import compile_grader
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, LoraConfig
+from rftkit.server.engine.values import Completion, LoraConfig
 from rftkit.server.inference.judge import judge_call
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import sampling
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.training.rollout import Group
 from rftkit.server.worker.worker import Worker, WorkerPlatform
 

@@ -11,10 +11,11 @@ import pytest
 from rftkit.errors import RequestError
 from rftkit.graders import Grade
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion
 from rftkit.server.engine.tinker.remote import refuse
+from rftkit.server.engine.values import Completion
 from rftkit.server.store.records import Job
-from rftkit.server.training.plan import Plan, base_rate, make_plan
+from rftkit.server.training.plan import EngineFacts, Plan, base_rate
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import entropy_of, guarded_rate, learning_rate
 
@@ -26,7 +27,7 @@ def plan(thinking: str | None = None, engine: str = "torch", **metadata: str) ->
         metadata=metadata,
         method={"reinforcement": {"hyperparameters": given}},
     )  # fmt: skip
-    return make_plan(job, 5, thinking, engine)
+    return make_plan(job, 5, EngineFacts(kind=engine, thinking=thinking))
 
 
 def shares(made: Plan) -> list[float]:

@@ -20,7 +20,7 @@ import pytest
 from rftkit.errors import RequestError
 from rftkit.graders import Grade, compile_grader
 from rftkit.rows import Row
-from rftkit.server.engine.base import Completion, NotFiniteError, StepStats
+from rftkit.server.engine.values import Completion, NotFiniteError, StepStats
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import journal as journal_module
@@ -29,7 +29,7 @@ from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.context import Run, Stopped
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.journal import Journal
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 
 GRADER = {
     "type": "string_check", "name": "even", "operation": "eq", "reference": "0",

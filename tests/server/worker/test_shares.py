@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from in_process import ROWS, adapters, add_job, run
 
-from rftkit.server.engine.base import Completion, SampleRequest
 from rftkit.server.engine.torch.decoding_state import DecodingState
 from rftkit.server.engine.torch.together import Together
+from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.worker import chats
 from rftkit.server.worker.worker import Worker

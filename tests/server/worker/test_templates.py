@@ -14,8 +14,8 @@ import pytest
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.base import Completion
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import Completion
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.worker_process import WorkerProcess
 from rftkit.server.store.records import Job

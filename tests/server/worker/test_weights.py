@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from rftkit.cli.app import app
 from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.jobs.weights import fetch_weights
-from rftkit.server.engine.base import TrainGroup
+from rftkit.server.engine.values import TrainGroup
 from rftkit.server.worker.worker import Worker
 
 SAID = "abcdefgh"

@@ -22,7 +22,7 @@ from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.training import journal as journal_module
 from rftkit.server.training import rft
 from rftkit.server.training.accounts import JudgeAccount
-from rftkit.server.training.plan import make_plan
+from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.worker.worker import Worker
 
 JUDGE = {

@@ -1,10 +1,9 @@
 """The engine on other machines: the four primitives over the Tinker protocol.
 
-SkyRL, Thinking Machines' service and Open-RL serve the protocol; the official `tinker` client
-speaks it. Prompts are encoded here, with the model's own tokenizer; weights, optimizer and sampling
-are the server's. A saved policy is a small file that names what the server keeps. What the protocol
-lacks is in `remote.py`: it is refused before a job starts, or said in the job's events. Not here:
-grading, journals and checkpoints, which are the same for every engine.
+SkyRL, Thinking Machines' service and Open-RL serve the protocol, and the official `tinker` client
+calls it. Prompts are encoded here, with the model's own tokenizer. The server holds the weights and
+the optimizer, and it samples. A saved policy is a small file that names what the server keeps. What
+the protocol lacks is in `remote`: it is refused before a job starts, or stated in the job's events.
 """
 
 from __future__ import annotations
@@ -12,24 +11,27 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import sys
 import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal
 
 from rftkit.errors import EngineLostError, InputError, MissingExtraError, RftkitError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.base import (
+from rftkit.server.engine.base import Listener
+from rftkit.server.engine.prompting import Prompting
+from rftkit.server.engine.tinker import exchange
+from rftkit.server.engine.tinker.calls import Policy, end_sessions, in_flight, wait_for
+from rftkit.server.engine.tinker.remote import LOSSES, STATE, Remote, differences
+from rftkit.server.engine.values import (
     Adapter,
     Completion,
     FullNeeds,
-    Listener,
     LoraConfig,
     Pair,
     PairStats,
@@ -41,22 +43,15 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.tinker import exchange
-from rftkit.server.engine.tinker.remote import STATE, Remote, differences
 
 __all__ = ["TinkerEngine"]
 
-IN_FLIGHT = 256
-"""Most prompts that wait for the server at once."""
-POLL_SECONDS = 0.02
-REFUSALS = (400, 401, 403, 422)  # status codes; others say that it is away, busy or has forgotten
-UNLOAD_SECONDS = 10
-LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
-"""Our names of losses, and the protocol's."""
+REFUSALS = (400, 401, 403, 422)
+"""Status codes of a request that will never succeed; others may, after the server comes back."""
 BETAS = (0.9, 0.99)
 EPS = 1e-12
-"""Adam's step does not depend on the scale of the gradient, unless eps is of its size. Servers
-scale it as they like (SkyRL's JAX backend divides by the number of completions)."""
+"""Far below any gradient. Servers scale gradients differently (SkyRL's JAX backend divides by the
+number of completions), and Adam's step does not depend on that scale as long as eps is small."""
 
 
 class _Sampling:
@@ -71,7 +66,7 @@ class _Sampling:
         self._waiting[number] = (request, listener)
 
     def drop(self, number: int) -> None:
-        """See base.Sampling: what the server has begun it ends."""
+        """See base.Sampling: the server finishes what it has begun."""
         self._waiting.pop(number, None)
 
     def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
@@ -91,7 +86,7 @@ def _streamed(listener: Listener, index: int, text: str) -> None:
         listener.on_text(index, text)
 
 
-class TinkerEngine:
+class TinkerEngine(Prompting):
     """One base model of a Tinker server, and one policy being trained there."""
 
     def __init__(self, remote: Remote, *, name: str, api_key: str | None = None) -> None:
@@ -120,8 +115,8 @@ class TinkerEngine:
         self._connect = functools.partial(
             tinker.ServiceClient, base_url=remote.url, api_key=api_key or "tml-rftkit"
         )
-        self._policy: _Policy | None = None
-        self._asked: tuple[str, _Policy] | None = None
+        self._policy: Policy | None = None
+        self._asked: tuple[str, Policy] | None = None
         self._lora = LoraConfig()
         with self._reaching():
             self._service = self._connect()
@@ -136,14 +131,14 @@ class TinkerEngine:
 
     @functools.cached_property
     def grammars(self) -> Any:
-        """Compiled schemas: to refuse what is no schema. The server does not decode under them."""
+        """Compiled schemas, only to refuse invalid ones: the server decodes without them."""
         from rftkit.server.engine.torch.grammar import Grammars
 
         return Grammars(self.tokenizer, self.num_tokens, sorted(self.eos_ids))
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers besides the seed."""
+        """What decides the numbers, in addition to the seed."""
         return {
             "engine": "tinker",
             "server": self.remote.url,
@@ -155,38 +150,13 @@ class TinkerEngine:
         """End every session with the server; what it saved stays there."""
         self.drop_policy()
         self._stop_asking()
-        _end(self._service)
+        end_sessions(self._service)
 
     # ── prompts ──────────────────────────────────────────────────────────────────────────────
-
-    def encode(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[int]:
-        """See Engine.encode."""
-        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
-
-    def conversation(
-        self,
-        messages: list[dict[str, Any]],
-        trained: Sequence[int],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[Text]:
-        """See Engine.conversation."""
-        return prompts.conversation(
-            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
-        )
 
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """A job that asks for guidance was refused (`remote.refuse`)."""
         raise NotImplementedError
-
-    def tokens_until(self, tokens: list[int], text: str) -> int | None:
-        """See Engine.tokens_until."""
-        return prompts.tokens_until(self.tokenizer, tokens, text)
 
     def notes(
         self, schema: str | None, thinking: Thinking | None, *, full: bool = False
@@ -246,9 +216,9 @@ class TinkerEngine:
         self._write(folder, state=self._kept("save_state", folder))
 
     def save_adapter(self, folder: Path) -> None:
-        """See Engine.save_adapter; with a PEFT folder beside the name where the server gives one.
+        """See Engine.save_adapter; with a PEFT folder beside the name if the server offers one.
 
-        The state is kept too: it is what other jobs start from, and what chats ask.
+        The state is saved too, because other jobs start from it and chats sample from it.
         """
         sampler = self._kept("save_weights_for_sampler", folder)
         self._write(folder, state=self._kept("save_state", folder), sampler=sampler)
@@ -263,16 +233,16 @@ class TinkerEngine:
         )
         self._lora = LoraConfig(**saved["lora"])
 
-    def _made(self, method: str, *args: Any, **kwargs: Any) -> _Policy:
+    def _made(self, method: str, *args: Any, **kwargs: Any) -> Policy:
         with self._reaching():
             service = self._connect()
             try:
-                return _Policy(service, getattr(service, method)(*args, **kwargs))
+                return Policy(service, getattr(service, method)(*args, **kwargs))
             except BaseException:
-                _end(service)
+                end_sessions(service)
                 raise
 
-    def _current(self) -> _Policy:
+    def _current(self) -> Policy:
         if self._policy is None:
             raise RuntimeError("no policy: call start_policy or load first")
         return self._policy
@@ -283,7 +253,7 @@ class TinkerEngine:
         (folder / STATE).write_text(json.dumps(saved))
 
     def _kept(self, method: str, folder: Path) -> str:
-        """Ask the server to keep the policy; under what path it does."""
+        """Ask the server to save the policy, and return the path it is saved under."""
         # A new name each time: servers refuse a known name, and a kill may repeat a save.
         name = f"{folder.name.strip('.')}-{time.time_ns():x}"[-60:]
         with self._reaching():
@@ -311,11 +281,11 @@ class TinkerEngine:
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
-        """See Engine.sample: many prompts in flight, at most IN_FLIGHT; text comes when whole."""
+        """See Engine.sample. Many prompts are in flight; text comes when a completion has ended."""
         results: list[list[Completion]] = [[] for _ in requests]
         with self._reaching():
             sampler = self._sampler(adapter)
-            for i, answer in _in_flight(
+            for i, answer in in_flight(
                 (functools.partial(self._ask, sampler, each) for each in requests), on_tick
             ):
                 results[i] = [
@@ -331,7 +301,7 @@ class TinkerEngine:
 
     @property
     def max_keys(self) -> int:
-        """See Engine.max_keys: the server's own affair."""
+        """See Engine.max_keys: the server looks after its own memory."""
         return sys.maxsize
 
     def begin(self, adapter: Adapter) -> _Sampling:
@@ -349,12 +319,13 @@ class TinkerEngine:
     def _base_sampler(self) -> Any:
         return self._service.create_sampling_client(base_model=self.remote.model)
 
-    def _restored(self, state: str) -> _Policy:
-        """A saved policy for inference, beside the one that is trained.
+    def _restored(self, state: str) -> Policy:
+        """A saved policy for inference, in addition to the one that is trained.
 
-        Its sampling weights could be used by their path, but not on SkyRL: its JAX backend puts
-        them in the place of the policy that is trained, its others ask that policy whatever the
-        path says, and all forget the path with the policy.
+        The protocol would let us sample from saved weights by their path, but SkyRL does not do
+        that: its JAX backend replaces the policy in training by them, its other backends sample
+        from the policy in training whatever the path is, and all of them forget the path when the
+        policy goes.
         """
         if self._asked is None or self._asked[0] != state:
             self._stop_asking()
@@ -414,7 +385,7 @@ class TinkerEngine:
                 data, LOSSES[settings.loss], config
             ).future()
             update = policy.training.optim_step(adam).future()
-            _wait([gradient, update], on_tick)
+            wait_for([gradient, update], on_tick)
             outputs, after = gradient.result().loss_fn_outputs, update.result()
         policy_logprobs = [
             list(output["logprobs"].data)[len(member.prompt) - 1 :]
@@ -430,7 +401,7 @@ class TinkerEngine:
         *,
         on_tick: Callable[[], None] | None = None,
     ) -> TextStats:
-        """See Engine.imitate; what the most likely tokens were is not known here."""
+        """See Engine.imitate; the server does not report which tokens were the most likely ones."""
         num_tokens = sum(sum(text.trained) for text in given)
         data = [
             self._tinker.Datum(
@@ -443,12 +414,12 @@ class TinkerEngine:
         with self._reaching():
             if settings is None:
                 measured = policy.training.forward(data, "cross_entropy").future()
-                _wait([measured], on_tick)
+                wait_for([measured], on_tick)
             else:
                 policy.changed()
                 measured = policy.training.forward_backward(data, "cross_entropy").future()
                 update = policy.training.optim_step(self._adam(settings)).future()
-                _wait([measured, update], on_tick)
+                wait_for([measured, update], on_tick)
                 after = update.result()
             outputs = [list(each["logprobs"].data) for each in measured.result().loss_fn_outputs]
         return exchange.text_stats_of(given, outputs, getattr(after, "metrics", None) or {})
@@ -461,7 +432,7 @@ class TinkerEngine:
         *,
         on_tick: Callable[[], None] | None = None,
     ) -> PairStats:
-        """The protocol has no loss of pairs; a job that asks for it was refused."""
+        """The protocol has no loss for pairs, so such a job was refused (`api.job_body`)."""
         raise NotImplementedError
 
     def answer_logprobs(
@@ -471,7 +442,7 @@ class TinkerEngine:
         *,
         on_tick: Callable[[], None] | None = None,
     ) -> list[tuple[float, float]]:
-        """As `prefer`."""
+        """Not available, for the same reason as `prefer`."""
         raise NotImplementedError
 
     def _adam(self, settings: TrainSettings) -> Any:
@@ -490,10 +461,10 @@ class TinkerEngine:
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Say of a failed call which server it was.
+        """Name the server in the error of a failed call.
 
         Raises:
-            EngineLostError: the server is away, or has forgotten what was on it.
+            EngineLostError: the server does not answer, or has lost the policy.
         """
         from tinker.lib.retryable_exception import RetryableException
 
@@ -502,54 +473,12 @@ class TinkerEngine:
         except RftkitError:
             raise
         except (self._tinker.TinkerError, RetryableException, ValueError, OSError) as error:
-            # The client has retried for minutes; what is not to be retried comes as ValueError.
+            # The client has retried for minutes. Errors that it must not retry are ValueErrors.
             lost = EngineLostError(
                 f"the Tinker server {self.remote.url} failed: {str(error)[:500] or type(error)}"
             )
             lost.refused = getattr(error, "status_code", None) in REFUSALS
             raise lost from error
-
-
-class _Policy:
-    """A policy in the server's memory, in its own session: ending the session frees its slot."""
-
-    def __init__(self, service: Any, training: Any) -> None:
-        self.training = training
-        self._service = service
-        self._sampler: Any = None
-
-    def sampler(self) -> Any:
-        """Who answers as the policy is now."""
-        if self._sampler is None:
-            self._sampler = self.training.save_weights_and_get_sampling_client()
-        return self._sampler
-
-    def changed(self) -> None:
-        """An update is on its way: what was taken for sampling is the policy no more."""
-        self._sampler = None
-
-    def end(self) -> None:
-        """Free its memory on the server. A server that is away forgets it by itself."""
-        from tinker import TinkerError
-        from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
-        from tinker.types import UnloadModelRequest
-
-        holder, request = self.training.holder, UnloadModelRequest(model_id=self.training.model_id)
-
-        async def unload() -> None:
-            with holder.aclient(ClientConnectionPoolType.TRAIN) as client:
-                await client.models.unload(request=request, max_retries=0, timeout=UNLOAD_SECONDS)
-
-        with contextlib.suppress(TinkerError, TimeoutError):
-            holder.run_coroutine_threadsafe(unload()).result(UNLOAD_SECONDS)
-        _end(self._service)
-
-
-def _end(service: Any) -> None:
-    """End a client's sessions: it sends signs of life for as long as nobody does this."""
-    for holder in (service._session_holder, service._rest_holder):  # its property would make one
-        if holder is not None:
-            holder.close()
 
 
 def _texts(source: str) -> tuple[Any, Any, Any]:
@@ -582,31 +511,3 @@ def _saved(folder: Path) -> dict[str, Any]:
         )
     saved: dict[str, Any] = json.loads((folder / STATE).read_text())
     return saved
-
-
-def _in_flight(
-    asks: Iterator[Callable[[], Future[Any]]], on_tick: Callable[[], None] | None
-) -> Iterator[tuple[int, Any]]:
-    """(place, answer) as answers come, with at most IN_FLIGHT under way."""
-    numbered = enumerate(asks)
-    under_way: dict[Future[Any], int] = {}
-    try:
-        while True:
-            for i, ask in itertools.islice(numbered, IN_FLIGHT - len(under_way)):
-                under_way[ask()] = i
-            if not under_way:
-                return
-            done, _ = wait(under_way, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield under_way.pop(future), future.result()
-            if on_tick is not None:
-                on_tick()
-    finally:
-        for future in under_way:
-            future.cancel()
-
-
-def _wait(futures: Sequence[Future[Any]], on_tick: Callable[[], None] | None) -> None:
-    while wait(futures, timeout=POLL_SECONDS).not_done:
-        if on_tick is not None:
-            on_tick()

@@ -1,8 +1,7 @@
-"""What a Tinker server sends and is sent, in our words: completions, data of an update, archives.
-
-Tokens become text here, because the protocol stops at tokens or at texts and knows no thoughts; the
-measures of an update come from the log-probs that the server computed before it. Pure, but for the
-files of an archive. Not here: calls and sessions (`tinker.py`).
+"""Translation between the Tinker protocol and ours: completions, data of an update, archives.
+Tokens become text here, because the protocol can stop at tokens or texts but has no reasoning. The
+metrics of an update come from the log-probs that the server computed before it. Pure, except for
+the files of an archive. Calls and sessions are in `calls`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from rftkit.errors import EngineLostError
 from rftkit.server.engine import prompts
-from rftkit.server.engine.base import (
+from rftkit.server.engine.values import (
     Completion,
     SampleRequest,
     StepStats,
@@ -52,10 +51,10 @@ class Member(NamedTuple):
 def completion_of(
     tokenizer: Any, eos_ids: frozenset[int], request: SampleRequest, sequence: Any
 ) -> Completion:
-    """A sequence of the server as our completion: stop texts and thoughts are cut here.
+    """Turn a sequence of the server into a completion, without stop texts and reasoning.
 
     Raises:
-        EngineLostError: when it has not one log-prob a token.
+        EngineLostError: when it does not have one log-prob for each token.
     """
     tokens, logprobs = list(sequence.tokens), list(sequence.logprobs or ())
     if len(tokens) != len(logprobs):
@@ -68,14 +67,14 @@ def completion_of(
     for stop in request.stop:
         if (count := prompts.tokens_until(tokenizer, tokens, stop)) is not None:
             tokens, logprobs, stop_reason = tokens[:count], logprobs[:count], "stop"
-    num_thoughts = 0
+    num_reasoning = 0
     if request.thinking is not None:
         found = prompts.tokens_until(tokenizer, tokens, request.thinking.end)
-        num_thoughts = len(tokens) if found is None else found
-    thoughts = tokenizer.decode(tokens[:num_thoughts])
-    text = tokenizer.decode(tokens[num_thoughts:], skip_special_tokens=True)
+        num_reasoning = len(tokens) if found is None else found
+    reasoning = tokenizer.decode(tokens[:num_reasoning])
+    text = tokenizer.decode(tokens[num_reasoning:], skip_special_tokens=True)
     if request.thinking is not None:
-        thoughts, _, rest = thoughts.partition(request.thinking.end)
+        reasoning, _, rest = reasoning.partition(request.thinking.end)
         text = (rest + text).lstrip()
     for stop in request.stop:
         text = text.partition(stop)[0]
@@ -84,8 +83,8 @@ def completion_of(
         text=text,
         sampling_logprobs=logprobs,
         stop_reason=stop_reason,
-        reasoning=thoughts.strip() if request.thinking else "",
-        reasoning_tokens=num_thoughts,
+        reasoning=reasoning.strip() if request.thinking else "",
+        reasoning_tokens=num_reasoning,
     )
 
 
@@ -157,7 +156,7 @@ def stats_of(
 
 
 def _grad_norm(metrics: dict[str, float]) -> float | None:
-    """Servers prefix the name (`skyrl.ai/grad_norm`) or say how parts were joined (`…:mean`)."""
+    """Servers prefix the name (`skyrl.ai/grad_norm`) or append how parts were joined (`…:mean`)."""
     for name, value in metrics.items():
         if name.rpartition("/")[2].partition(":")[0] == "grad_norm":
             return value
@@ -220,7 +219,7 @@ def unpack_adapter(archive: IO[bytes], folder: Path) -> None:
 
 
 def _name_modules(folder: Path) -> None:
-    """Say in the config which layers have adapters; without, PEFT adapts those of its own choice.
+    """Write into the config which layers have adapters; without that, PEFT chooses layers itself.
 
     SkyRL's JAX backend leaves `target_modules` out.
     """

@@ -18,7 +18,7 @@ from rftkit.errors import PlatformError, RequestError
 from rftkit.wholefile import write_whole
 
 __all__ = [
-    "KINDS",
+    "LOSSES",
     "STATE",
     "Remote",
     "differences",
@@ -33,12 +33,12 @@ __all__ = [
 FILE = "tinker.json"
 """In a home: the server and model."""
 STATE = "tinker.json"
-"""In the folder of a saved policy: `state` names weights and optimizer on the server, `sampler`
-weights to ask."""
-KINDS = ("torch", "tinker")
+"""In the folder of a saved policy: `state` is the path of weights and optimizer on the server,
+`sampler` that of weights to sample from."""
 ALPHA = 32.0
 """The scale of adapters on Tinker servers; the protocol has no field for it."""
-KNOWN_LOSSES = ("clipped", "importance_sampling")
+LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
+"""Our names of losses, and the protocol's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Remote:
     tokenizer: str
     """A folder of this machine, or a hub name in its cache, with tokenizer and config.json."""
     is_default: bool = True
-    """Whether jobs on this name train there unless metadata `engine` says torch."""
+    """Whether jobs on this model train there unless metadata `engine` is torch."""
 
     @property
     def name(self) -> str:
@@ -90,15 +90,15 @@ def remote_of(home: Path) -> Remote | None:
 
 
 def kind_of(base: str, home: Path | None, wanted: str | None) -> str:
-    """The engine that a base model runs on: one of KINDS.
+    """The engine that a base model runs on: one of `hyperparameters.ENGINES`.
 
     Args:
         base: its name.
         home: of the platform.
-        wanted: what a job or a saved model asks for; None follows the operator.
+        wanted: the engine that a job or a saved model needs; None follows the operator.
 
     Raises:
-        RequestError: when it is to be tinker and the operator named no such model.
+        RequestError: `wanted` is tinker and the operator named no such model.
     """
     there = None if home is None else remote_of(home)
     is_there = there is not None and there.name == base
@@ -133,7 +133,7 @@ def refuse(metadata: Mapping[str, str]) -> None:
         "lora_alpha": (lambda v: float(v) == ALPHA, f"its adapters are scaled by {ALPHA:g}"),
         "tuning": (lambda v: v == "lora", "its policies are adapters; leave it lora"),
         "guidance": (lambda v: v == "none", "it has no update with completions it did not sample"),
-        "loss": (lambda v: v in KNOWN_LOSSES, f"it has {' and '.join(KNOWN_LOSSES)}"),
+        "loss": (lambda v: v in LOSSES, f"it has {' and '.join(LOSSES)}"),
     }
     for name, (is_allowed, why) in checks.items():
         value = metadata.get(name)

@@ -80,7 +80,7 @@ class Reference:
 
 
 def own_states(decoder: Any, num_tokens: int, device: torch.device) -> Reference:
-    """Ask the model's own code, all texts in one batch: a pass for each would take longer.
+    """Run the model's own code on all texts in one batch, which is faster than a pass for each.
 
     Few tokens are used, and each text begins with another one: the state of that first token is
     what the token has without any context.
@@ -96,7 +96,7 @@ def own_states(decoder: Any, num_tokens: int, device: torch.device) -> Reference
     reference = Reference(prompts, completions, [])
     texts = reference.texts
     longest = max(map(len, texts))
-    # Behind its end a text is padded with anything: nobody looks ahead (`looks_ahead` asks).
+    # After its end a text may be padded with any token: no token sees later ones (`looks_ahead`).
     grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
     with torch.no_grad():
         states = decoder(input_ids=grid, use_cache=False).last_hidden_state
@@ -152,7 +152,7 @@ def agreement(
 
 
 def leak(reference: Reference, hidden: Hidden, device: torch.device, before: torch.Tensor) -> bool:
-    """Whether a completion depends on another one beside it; `before` are the line's states."""
+    """Whether a completion depends on another one next to it; `before` are the line's states."""
     line = torch.tensor(reference.line(), device=device)
     start = len(reference.prompts[0])
     others = line.clone()

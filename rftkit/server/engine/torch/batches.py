@@ -1,9 +1,9 @@
 """Groups of completions as micro-batches, and a micro-batch as one flat line of tokens.
 
 Only what matters is on the line. A beginning that all prompts of a micro-batch share is there once.
-Where a grammar left no choice the log-prob is 0 and nothing is learnt, so what all completions of a
-group had to begin with joins the shared prompt, and what a completion had to end with is not
-computed at all. Not here: the model, and attention.
+Where a grammar left no choice the log-prob is 0 and has no gradient. So the tokens that all
+completions of a group had to begin with join the shared prompt, and what a completion had to end
+with is not computed at all. Not here: the model, and attention.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.server.engine.base import TrainGroup
 from rftkit.server.engine.torch.grammar import Masks, choices
+from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["LEAST_OPENING", "Line", "lay_out", "micro_batches", "shared_opening", "with_advantage"]
 
@@ -91,7 +91,7 @@ def _beginning(group: TrainGroup, is_free: np.ndarray) -> list[int]:
 def _forced(group: TrainGroup, is_free: np.ndarray) -> int:
     """Up to here all completions are equal, because there was no choice."""
     if group.learnt_G_T:
-        return 0  # what is not learnt may differ; what is shared is the prompt already
+        return 0  # untrained tokens may differ, and what is shared is already the prompt
     return min((int(each[0]) for each in _chosen(group, is_free) if len(each)), default=0)
 
 
@@ -134,7 +134,7 @@ def micro_batches(
 
     Args:
         groups: of a step.
-        max_tokens: of a pass that keeps all that its way back needs.
+        max_tokens: of a pass that keeps everything that its backward pass needs.
         again_tokens: of one that computes layers again instead; 0: none does.
     """
     parts = [
@@ -181,7 +181,7 @@ def _split(group: TrainGroup, max_tokens: int) -> Iterator[TrainGroup]:
 def with_advantage(group: TrainGroup) -> TrainGroup:
     """The completions of a group up to the last token that has an advantage; others are left out.
 
-    What comes behind has no gradient, and nothing before it depends on it.
+    What comes after it has no gradient, and nothing before it depends on it.
     """
     rows = group.token_advantages()
     ends = [max((t + 1 for t, advantage in enumerate(row) if advantage), default=0) for row in rows]

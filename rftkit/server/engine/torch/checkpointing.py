@@ -1,8 +1,9 @@
 """Layers of transformers that are recomputed in the backward pass when memory is short.
 
-What `stack.py` does for its layers (Chen et al. 2016, arXiv:1604.06174), with the same rule: the
-first layer of a pass shows what each keeps; where all of them would keep more than the budget, the
-others keep their input alone. Nothing here is random, so the numbers are the same to the bit.
+`stack.py` does the same for its own layers (Chen et al. 2016, arXiv:1604.06174), by the same rule:
+the first layer of a pass shows how much one layer keeps. If all layers would keep more than the
+budget, the others keep only their input. Nothing here is random, so the numbers are the same to the
+bit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["Layers"]
 
 
 class Layers:
-    """The layers of a decoder, and what they may keep for a way back."""
+    """The layers of a decoder, and what they may keep for a backward pass."""
 
     def __init__(self, decoder: nn.Module) -> None:
         """Wrap each layer of the decoder."""
@@ -28,12 +29,12 @@ class Layers:
         layers: Any = next(found, [])
         self._num = len(layers)
         self._left: float = 0.0
-        self._is_again = False
+        self._recompute = False
         for index, layer in enumerate(layers):
             layer.forward = functools.partial(self._forward, layer.forward, index == 0)
 
     def allow(self, memory_bytes: int | None) -> None:
-        """Say what the passes from here to the way back may keep together; None: anything."""
+        """Set what the passes until the next backward pass may keep together; None: anything."""
         self._left = float("inf") if memory_bytes is None else memory_bytes
 
     def _forward(self, plain: Callable[..., Any], is_first: bool, *given: Any, **named: Any) -> Any:
@@ -41,17 +42,17 @@ class Layers:
             with _counted() as sizes:
                 result = plain(*given, **named)
             each = sum(sizes.values())
-            self._is_again = each * self._num > self._left
-            self._left -= each * (1 if self._is_again else self._num)
+            self._recompute = each * self._num > self._left
+            self._left -= each * (1 if self._recompute else self._num)
             return result
-        if torch.is_grad_enabled() and self._is_again:
+        if torch.is_grad_enabled() and self._recompute:
             return checkpoint(plain, *given, use_reentrant=False, preserve_rng_state=False, **named)
         return plain(*given, **named)
 
 
 @contextlib.contextmanager
 def _counted() -> Iterator[dict[int, int]]:
-    """Bytes of each piece of memory kept for a way back meanwhile; weights are there anyway."""
+    """Count the bytes that are kept for a backward pass meanwhile, without the weights."""
     sizes: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

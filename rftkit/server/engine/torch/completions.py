@@ -1,4 +1,4 @@
-"""One completion while it is sampled: its tokens, what it may say next, and how it ends.
+"""One completion while it is sampled: its tokens, which tokens may come next, and how it ends.
 
 Where a grammar leaves no choice the token is appended at once (`append_forced`), and the model
 reads it later. Not here: the model's passes (`sampler.py`) and how a token is drawn (`draw.py`).
@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.base import Completion, Listener, SampleRequest
+from rftkit.server.engine.base import Listener
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.decoding_state import DecodingState
 from rftkit.server.engine.torch.grammar import Grammars, choices, only_choice
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode
+from rftkit.server.engine.values import Completion, SampleRequest
 
 __all__ = ["DROPPED", "Layout", "Policy", "Row", "append", "append_forced", "report", "start"]
 
@@ -47,13 +48,13 @@ class Policy(Protocol):
         ...
 
     def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Layout:
-        """The layout of rows that go on from prefilled texts; row r from that of `groups[r]`."""
+        """The layout of rows that continue prefilled texts; row r continues that of `groups[r]`."""
         ...
 
 
 @dataclass(slots=True)
 class Row:
-    """One completion on its way."""
+    """One completion that is being sampled."""
 
     request: int
     """The number of its request."""
@@ -73,7 +74,7 @@ class Row:
     read: int = 0
     """Tokens that the model has read."""
     mask: NDArray[np.int32] | None = None
-    """What may be said next, (V / 32,); None: anything."""
+    """Mask of the tokens that may come next, (V / 32,); None: any."""
     completion: Completion | None = None
     failure: RequestError | None = None
 
@@ -95,7 +96,7 @@ def append(row: Row, token: int, logprob: float) -> None:
     if row.state is not None and not row.state.consume_token(token):
         row.failure = RequestError(
             f"the JSON schema cannot be followed: the grammar refused token {token}, which it had "
-            "allowed. Is there an answer that ends, or does a `$ref` need itself for ever?",
+            "allowed. Can an answer end at all, or does a `$ref` include itself without end?",
             param="response_format",
         )
         row.completion = DROPPED
@@ -133,13 +134,13 @@ def _end(policy: Policy, row: Row) -> None:
         return
     ended = row.tokens[-1] in policy.eos_ids
     if row.asked.stop and not ended:
-        text = _said(policy, row)[1]
+        text = _texts(policy, row)[1]
         cuts = [at for stop in row.asked.stop if (at := text.find(stop)) >= 0]
         if cuts:
             row.text, ended = text[: min(cuts)], True
     if not ended and len(row.tokens) < row.asked.max_tokens:
         return
-    reasoning, answer = _said(policy, row)
+    reasoning, answer = _texts(policy, row)
     row.completion = Completion(
         tokens=row.tokens,
         text=answer if row.text is None else row.text,
@@ -147,7 +148,7 @@ def _end(policy: Policy, row: Row) -> None:
         stop_reason="stop" if ended else "length",
         top_logprobs=row.top,
         reasoning=reasoning,
-        reasoning_tokens=_num_thoughts(row),
+        reasoning_tokens=_num_reasoning(row),
     )
 
 
@@ -163,11 +164,11 @@ def report(policy: Policy, row: Row) -> None:
 
 
 def _report_text(policy: Policy, row: Row) -> None:
-    """Hand out the part of the answer that can no longer change."""
+    """Report the part of the answer that can no longer change."""
     if row.completion is not None:
         text = row.completion.text
     else:
-        text = _said(policy, row)[1]
+        text = _texts(policy, row)[1]
         if text.endswith("\ufffd"):  # the rest of a character is still to come
             return
         held = max(map(len, row.asked.stop), default=1) - 1  # may become a stop text
@@ -177,18 +178,18 @@ def _report_text(policy: Policy, row: Row) -> None:
         row.sent = len(text)
 
 
-def _said(policy: Policy, row: Row) -> tuple[str, str]:
-    """Thoughts and answer so far; what follows the end mark in its own token is answer."""
-    count = _num_thoughts(row)
+def _texts(policy: Policy, row: Row) -> tuple[str, str]:
+    """Reasoning and answer so far; what follows the end tag in its token is part of the answer."""
+    count = _num_reasoning(row)
     answer: str = policy.tokenizer.decode(row.tokens[count:], skip_special_tokens=True)
     if row.asked.thinking is None:
         return "", answer
-    thoughts = policy.tokenizer.decode(row.tokens[:count])
-    reasoning, _, rest = thoughts.partition(row.asked.thinking.end)
+    before = policy.tokenizer.decode(row.tokens[:count])
+    reasoning, _, rest = before.partition(row.asked.thinking.end)
     return reasoning.strip(), (rest + answer).lstrip()
 
 
-def _num_thoughts(row: Row) -> int:
+def _num_reasoning(row: Row) -> int:
     if row.state is None:
         return 0
-    return len(row.tokens) if row.state.num_thoughts is None else row.state.num_thoughts
+    return len(row.tokens) if row.state.num_reasoning is None else row.state.num_reasoning

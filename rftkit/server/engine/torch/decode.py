@@ -69,16 +69,16 @@ class Decode:
         self.row_lengths = self.lengths[torch.tensor(blocks, device=self.device)]  # (R,)
 
     def _with_room(self, line: torch.Tensor, num: int = ROOM) -> torch.Tensor:
-        """Keys or values (B, K, …, D) with room for so many more own tokens."""
+        """Keys or values (B, K, …, D), with room for this number of further tokens of their own."""
         longer: torch.Tensor = pad(line, (0, 0, 0, num * self.slots))
         return longer
 
     def _end(self, tokens: int) -> int:
-        """Where on a line the keys end when rows have so many own tokens."""
+        """Where the keys end on a line when rows have this number of tokens of their own."""
         return self.longest + tokens * self.slots
 
     def take(self, num: int) -> None:
-        """Say how many tokens each row takes in the next pass."""
+        """Set how many tokens each row takes in the next pass."""
         self.num = num
         self._mask = None
         if self._end(self.length + num) > self.keys[0].shape[2]:
@@ -111,7 +111,7 @@ class Decode:
     def _moved(
         self, line: torch.Tensor, wanted: torch.Tensor, source: torch.Tensor, slots: int
     ) -> torch.Tensor:
-        """What `keep` leaves of keys or values that were of so many slots."""
+        """Keys or values without the slots that `keep` drops."""
         own = line[:, :, self.longest : self.longest + self.length * slots]
         each = own.unflatten(2, (self.length, slots)).permute(0, 3, 1, 2, 4).flatten(0, 1)
         kept = each[source].unflatten(0, (-1, self.slots)).permute(0, 2, 3, 1, 4).flatten(2, 3)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from llguidance import LLMatcher
 
-from rftkit.server.engine.base import Thinking
+from rftkit.server.engine.values import Thinking
 
 __all__ = ["DecodingState", "thinking_grammar"]
 
@@ -29,10 +29,10 @@ class DecodingState:
         """`end_ids` are forced when the budget of `thinking` is spent."""
         self.matcher = matcher
         """The grammar, or None when every token is allowed."""
-        self.num_thoughts: int | None = None if thinking else 0
+        self.num_reasoning: int | None = None if thinking else 0
         """Reasoning tokens, end tag included; None while the reasoning continues."""
         self._thinking, self._end_ids, self._decode = thinking, list(end_ids), decode
-        self._said: list[int] = []
+        self._tokens: list[int] = []
         self._pending: list[int] = []
         self._force()
 
@@ -47,17 +47,17 @@ class DecodingState:
             return False
         if self.matcher is not None and not self.matcher.consume_token(token):
             return False
-        if self._thinking is not None and self.num_thoughts is None:
-            self._said.append(token)
-            # Each token is a byte at least, so the mark is within so many.
-            if self._thinking.end in self._decode(self._said[-len(self._thinking.end) - 1 :]):
-                self.num_thoughts, self._pending = len(self._said), []
+        if self._thinking is not None and self.num_reasoning is None:
+            self._tokens.append(token)
+            # A token has at least one byte, so the end tag is within the last len(end) + 1 tokens.
+            if self._thinking.end in self._decode(self._tokens[-len(self._thinking.end) - 1 :]):
+                self.num_reasoning, self._pending = len(self._tokens), []
             else:
                 self._force()
         return True
 
     def _force(self) -> None:
-        if self._thinking is None or self._pending or len(self._said) < self._thinking.budget:
+        if self._thinking is None or self._pending or len(self._tokens) < self._thinking.budget:
             return
         if self.matcher is not None and self.matcher.validate_tokens(self._end_ids[:1]) == 0:
             return  # inside a character: wait for its last byte
@@ -65,13 +65,16 @@ class DecodingState:
 
 
 def thinking_grammar(end: str, special_id: int | None, rules: str) -> str:
-    """A grammar in llguidance's Lark: anything up to the end mark, then the `answer` of some rules.
+    """A grammar in llguidance's Lark: anything up to the end tag, then the `answer` of the given
+    rules.
 
-    `special_id` is the mark's token when the tokenizer keeps it apart from text.
+    `special_id` is the token of the tag, if the tokenizer has one for it.
     """
     if special_id is not None:
-        thoughts = f"thoughts: /(?s:.*)/ <[{special_id}]>"
+        reasoning = f"reasoning: /(?s:.*)/ <[{special_id}]>"
     else:
-        mark = "".join(f"\\x{byte:02x}" for byte in end.encode())
-        thoughts = f"thoughts[lazy]: /(?s:.*){mark}/"
-    return "\n".join(["start: thoughts BREAK? answer", thoughts, "BREAK: /[ \\n]{1,2}/", rules, ""])
+        tag = "".join(f"\\x{byte:02x}" for byte in end.encode())
+        reasoning = f"reasoning[lazy]: /(?s:.*){tag}/"
+    return "\n".join(
+        ["start: reasoning BREAK? answer", reasoning, "BREAK: /[ \\n]{1,2}/", rules, ""]
+    )

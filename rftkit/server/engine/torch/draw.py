@@ -32,7 +32,7 @@ def draw(policy: Policy, rows: list[Row], hidden: torch.Tensor) -> None:
 
 
 def _masks(rows: Sequence[Row]) -> Masks | None:
-    """What the rows may say next, or None when all may say anything."""
+    """Masks of the tokens that may come next, or None when every row may have any token."""
     words = next((len(row.mask) for row in rows if row.mask is not None), None)
     if words is None:
         return None
@@ -106,7 +106,7 @@ def _first_above(
 
 
 def _nucleus(probs: torch.Tensor, top_p: list[float]) -> torch.Tensor:
-    """Zero what lies outside the smallest set of tokens that holds top_p (Holtzman 2019)."""
+    """Set probs to 0 outside the smallest set of tokens that sums to top_p (Holtzman 2019)."""
     if all(p >= 1.0 for p in top_p):
         return probs
     total = probs.sum(dim=-1, keepdim=True)

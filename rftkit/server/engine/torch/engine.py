@@ -16,11 +16,15 @@ from typing import Literal
 
 import torch
 
-from rftkit.server.engine.base import (
+from rftkit.server.engine.base import Listener
+from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
+from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
+from rftkit.server.engine.torch.packed import Packed
+from rftkit.server.engine.torch.policies import Policies
+from rftkit.server.engine.values import (
     Adapter,
     Completion,
     FullNeeds,
-    Listener,
     LoraConfig,
     Pair,
     PairStats,
@@ -32,10 +36,6 @@ from rftkit.server.engine.base import (
     TrainGroup,
     TrainSettings,
 )
-from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
-from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
-from rftkit.server.engine.torch.packed import Packed
-from rftkit.server.engine.torch.policies import Policies
 
 __all__ = ["TorchEngine"]
 
@@ -101,7 +101,7 @@ class TorchEngine(LoadedModel):
         self.policies.save_adapter(folder)
 
     def save(self, folder: Path) -> None:
-        """See Engine.save: what learns in float32, the optimizer beside it."""
+        """See Engine.save: the trained weights in float32, and the optimizer."""
         self.policies.save(folder)
 
     def load(self, folder: Path) -> None:
@@ -156,8 +156,8 @@ class TorchEngine(LoadedModel):
     def embed(self, inputs: Sequence[list[int]], adapter: Adapter = None) -> list[list[float]]:
         """One vector of length 1 for each text: the mean of its last hidden states.
 
-        No model here was trained to make embeddings; texts that use the same words come out near
-        each other, and little more may be read into the numbers.
+        No model here was trained for embeddings: texts with the same words get similar vectors, and
+        the numbers mean little more.
         """
         vectors = []
         with torch.no_grad(), self.computing(adapter):
@@ -278,8 +278,8 @@ class TorchEngine(LoadedModel):
     def full_needs(self) -> FullNeeds:
         """See Engine.full_needs.
 
-        Masters, their gradients and two moments are float32; the base's weights are put aside, and
-        a backward pass hands over gradients in the dtype of the model.
+        The masters, their gradients and two moments are float32. The base's weights are kept too,
+        and a backward pass has gradients in the dtype of the model.
         """
         memory.give_back()
         num, own = self.weights.num_parameters, self.weights.num_bytes

@@ -1,11 +1,10 @@
 """Full fine-tuning: every weight of a model learns (norms, embeddings and head too), not adapters.
 
-Float32 masters and AdamW are kept beside the tensors that the model computes with, which are their
-copies in the model's dtype: the same for sampler and trainer, and what a checkpoint holds. Autograd
-brings gradients to those tensors; from there they are added to the masters' in float32, once a
-micro-batch. Weights are put into the model in place, the base's aside meanwhile. Not here: the
-gradients themselves (`lora.py` linear layers, `stack.py` and `fast.py` norms, `logprobs.py` the
-head; autograd the rest), and adapters.
+Masters and AdamW are float32. The model computes with copies of the masters in its own dtype, which
+sampler and trainer share and a checkpoint holds. Autograd brings gradients to those tensors; from
+there they are added to the masters' in float32, once a micro-batch. Weights are put into the model
+in place, the base's aside meanwhile. Not here: the gradients themselves (`lora.py` linear layers,
+`stack.py` and `fast.py` norms, `logprobs.py` the head; autograd the rest), and adapters.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Weights:
         return {name: part.to(dtype, copy=True) for name, part in self._places.items()}
 
     def put(self, weights: Named | None) -> None:
-        """Let the model compute with these, rounded to its dtype; None: with the base."""
+        """Put these weights into the model, rounded to its dtype; None: those of the base."""
         if weights is not None and not self._base:
             self._base = self.read()
         places = self._places
@@ -101,7 +100,7 @@ class Weights:
             )
 
     def stop_learning(self) -> None:
-        """Have a backward pass leave the weights alone again."""
+        """Compute no gradients of the weights from now on."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -121,10 +120,9 @@ def _hand_on(leaf: _Leaf, masters: Named, tensor: torch.Tensor) -> None:
 
 
 def embedded(module: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """What an embedding gives for tokens, in float32.
-
-    Where it learns, each kind of token is looked up once, so that the gradient of one that stands
-    often is summed in float32: in bfloat16 the sum would stop growing.
+    """The embeddings of tokens, in float32. Where the embedding learns, each kind of token is
+    looked up once, so that the gradient of a frequent token is summed in float32: in bfloat16 the
+    sum would stop growing.
     """
     weight: Any = module.weight
     if not (torch.is_grad_enabled() and weight.requires_grad):

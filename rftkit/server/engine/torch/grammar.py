@@ -1,8 +1,8 @@
 """JSON-schema-constrained decoding: which tokens may come next, as packed bit masks.
 
 A thin layer over llguidance. A mask row is int32 words, one bit a vocabulary entry, lowest bit
-first; a row with one bit set leaves no choice, so its log-prob is 0 and nothing is to be learnt
-there. Not here: what the masks are applied to.
+first; a row with one bit set leaves no choice, so the log-prob is 0 and there is no gradient. Not
+here: what the masks are applied to.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.base import SEPARATORS, Thinking
 from rftkit.server.engine.torch.decoding_state import DecodingState, thinking_grammar
+from rftkit.server.engine.values import SEPARATORS, Thinking
 
 __all__ = ["Grammars", "choices", "unpack"]
 
@@ -41,7 +41,7 @@ class Grammars:
         """The decoding state at the start of a completion, or None when any token may follow.
 
         Raises:
-            RequestError: when the schema is not one that can be compiled.
+            RequestError: when the schema cannot be compiled.
         """
         if schema is None and thinking is None:
             return None
@@ -53,7 +53,7 @@ class Grammars:
     def matcher(self, schema: str, end: str | None = None) -> LLMatcher:
         """A matcher at the start of the schema, or of reasoning up to `end` and then the schema.
 
-        Instead of a schema there may be rules in llguidance's Lark that say what an `answer` is.
+        Instead of a schema there may be rules in llguidance's Lark that define an `answer`.
 
         Raises:
             RequestError: when the schema is not one that can be compiled.

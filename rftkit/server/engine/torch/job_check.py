@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rftkit.server.engine.base import Completion, SampleRequest, TrainGroup
+from rftkit.server.engine.values import Completion, SampleRequest, TrainGroup
 
 __all__ = ["NUM_PROMPTS", "NUM_TOKENS", "apart", "groups_of", "some_of", "within"]
 

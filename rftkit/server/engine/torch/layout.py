@@ -1,11 +1,11 @@
 """Which tokens see which, and how that reaches a transformers model.
 
-Every forward pass runs over one flat line of tokens, without padding; a *layout* says what each
+Every forward pass runs over one flat line of tokens, without padding; a *layout* decides what each
 token attends to: `packed.py` lays out groups (training, prefill), `decode.py` the next tokens of
-many rows. The layers of `stack.py` ask the layout themselves; a model whose layers are
-transformers' own gets it as a keyword argument of its forward, and the attention function
-registered here finds it there. Not covered: sliding windows, soft-capped or sink attention; such
-models take the plain path (`plain.py`).
+many rows. The layers of `stack.py` call the layout directly; a model whose layers are transformers'
+own gets it as a keyword argument of its forward, and the attention function registered here finds
+it there. Not covered: sliding windows, soft-capped or sink attention; such models take the plain
+path (`plain.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ATTENTION_NAME = "rftkit"
 
 
 class Layout(Protocol):
-    """Who sees whom, for one forward pass."""
+    """Which tokens see which, for one forward pass."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -61,7 +61,7 @@ def _attention(
             raise NotImplementedError(f"attention with {name} is not supported by this engine")
     if attention_mask is not None:
         raise NotImplementedError(
-            "attention with a mask of its own is not supported by this engine"
+            "attention that brings its own mask is not supported by this engine"
         )
     scale = module.head_dim**-0.5 if scaling is None else scaling
     dtype = value.dtype  # rotation may have widened the others

@@ -3,9 +3,9 @@
 A token's log-prob is its logit over the temperature, minus the log of the sum over the tokens that
 were allowed at that place (all of them, or those of a grammar mask). Logits exist only for the
 positions asked for, and in the trainer only a chunk at a time: no full-vocabulary tensor is kept
-for the backward pass. On a CPU in bfloat16 the trainer's are never written down at all: with the
-head as keys and as values, attention gives the log of the sum, and the gradient, in one pass. Where
-the head itself learns, the backward pass computes them again.
+for the backward pass. On a CPU in bfloat16 the trainer never stores logits at all: attention with
+the head as keys and as values gives the log of the sum, and the gradient, in one pass. Where the
+head itself learns, the backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def scores(
 def softmax_with_logsumexp(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax of each row, and the log of the sum of exp(values), (N,)."""
     probs = torch.softmax(values, dim=-1)
-    # The largest share is 1 / Σ exp(value − top): no second pass of exponentials.
+    # The largest prob is 1 / Σ exp(value − max), so no second pass of exponentials is needed.
     return probs, values.amax(dim=-1) - torch.log(probs.amax(dim=-1))
 
 
@@ -112,8 +112,8 @@ def most_likely(hidden: torch.Tensor, head: torch.Tensor, cap: float | None = No
 class _Chunk(torch.autograd.Function):
     """Log-probs of some rows.
 
-    Their gradient, (one-hot − p) · head / temperature, is worked out while p exists, so that the
-    backward pass has one product with the incoming gradient and no logits.
+    Their gradient, (one-hot − p) · head / temperature, is computed in the forward pass, while p
+    exists. The backward pass then only multiplies it by the incoming gradient, without logits.
     """
 
     @staticmethod
@@ -136,9 +136,9 @@ class _Chunk(torch.autograd.Function):
             logits = values.gather(1, tokens[:, None])[:, 0]
             probs, total = softmax_with_logsumexp(values)
             if wants_mean:
-                mean = _sloped(probs, values, temperature, cap).to(back.dtype) @ back
+                mean = _through_cap(probs, values, temperature, cap).to(back.dtype) @ back
         if wants_mean and mean is not None:
-            chosen = _sloped(torch.ones_like(logits), logits, temperature, cap)[:, None]
+            chosen = _through_cap(torch.ones_like(logits), logits, temperature, cap)[:, None]
             grad_hidden = (back[tokens].float() * chosen - mean.float()) / temperature
             ctx.save_for_backward(grad_hidden.to(hidden.dtype))
         return logits - total
@@ -158,7 +158,7 @@ class _Chunk(torch.autograd.Function):
 
 
 class _OfHead(torch.autograd.Function):
-    """Hands log-probs on, and to the head their gradient: (one-hot − p)ᵀ · hidden / temperature."""
+    """Passes log-probs on; gives the head its gradient, (one-hot − p)ᵀ · hidden / temperature."""
 
     @staticmethod
     def forward(
@@ -187,14 +187,14 @@ class _OfHead(torch.autograd.Function):
             grad_scores = torch.softmax(values, dim=-1)
             at = torch.arange(len(grad_scores), device=grad_scores.device)
             grad_scores[at, tokens[rows]] -= 1
-            grad_scores = _sloped(grad_scores, values, ctx.temperature, ctx.cap)
+            grad_scores = _through_cap(grad_scores, values, ctx.temperature, ctx.cap)
             grad_scores *= -grads[0][rows, None] / ctx.temperature
             with _products_in(hidden.dtype):
                 of_head.addmm_(grad_scores.T, hidden[rows].float())
         return grads[0], of_head, None, None, None, None, None, None
 
 
-def _sloped(
+def _through_cap(
     grad: torch.Tensor, values: torch.Tensor, temperature: float, cap: float | None
 ) -> torch.Tensor:
     """The gradient of logits before their cap, given that of the capped ones in `values`."""
@@ -212,7 +212,7 @@ def _without_logits(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of the tokens, log of the sum, and p · head, which is attention on the head.
 
-    torch's public attention does not hand out the log of the sum; the operator below it does.
+    torch's public attention does not return the log of the sum; the operator beneath it does.
     """
     rows, keys = hidden.to(head.dtype), head[None, None]
     bias = None if masks is None else _forbid(head.new_zeros(len(rows), len(head)), masks)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import linear
 
-from rftkit.server.engine.base import LoraConfig
+from rftkit.server.engine.values import LoraConfig
 
 __all__ = ["AdapterWeights", "Block", "add_blocks", "fresh_adapter", "load_adapter", "save_adapter"]
 
@@ -33,8 +33,8 @@ SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 FUSED = "gate_up_proj"
 """The weights of all experts of a layer in one, as transformers 5 has them."""
 LIKE_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""Linear layers that PEFT, beside fused experts, takes for the experts: it cannot put adapters on
-them alone, so they get none here."""
+"""Linear layers that PEFT mistakes for experts where a model has fused experts: it cannot put
+adapters on them alone, so they get none here."""
 MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Model types whose `out_proj` PEFT refuses."""
 PACKED_ROWS = 640
@@ -100,13 +100,13 @@ class Block(nn.Module):
         self._last = None
 
     def room(self, num: int) -> torch.Tensor:
-        """A place for so many inputs (num, in), and with an adapter for x Aᵀ behind them."""
+        """A buffer for `num` inputs (num, in); with an adapter, x Aᵀ has its place after them."""
         self._derive()
         columns = self._inputs if self._adapter is None else self._wide.shape[1]
         return self._wide.new_empty(num, columns)
 
     def product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, out) of inputs in their `room`, and (N, ranks) for a way back; knows no autograd."""
+        """(N, out) of inputs in their `room`, and (N, ranks) for backward; without autograd."""
         if self._adapter is None:
             return self._times(rows, "W"), None
         rows[:, self._inputs :] = 0  # times the zeros of [A | 0]
@@ -148,7 +148,7 @@ class Block(nn.Module):
         return grad_input, grads
 
     def _derive(self) -> None:
-        """A, and B beside W, in the dtype of the base."""
+        """A, and B next to W, in the dtype of the base."""
         if self._adapter is None or self._low_a is not None:
             return
         a, b, scale = self._adapter

@@ -1,10 +1,10 @@
 """How this process keeps the memory that tensors leave behind.
 
-glibc hands large blocks back to the system at once and gets them anew for the next tensor, page by
-page, each zeroed by the kernel: on a CPU that took up to a third of an update. Here the process
-keeps what it once had, until `give_back`, and has it in huge pages where the kernel gives some: far
-fewer faults, and addresses that the processor looks up faster. Not here: how much memory a model
-or a step may take.
+glibc returns large blocks to the system immediately and requests them again for the next tensor,
+page by page, each zeroed by the kernel. On a CPU that took up to a third of an update. Here the
+process keeps what it once had, until `give_back`, in huge pages where the kernel offers them: far
+fewer faults, and addresses that the processor looks up faster. Not here: how much memory a model or
+a step may take.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def keep() -> None:
     libc.free(libc.malloc(HEAP_BYTES))
     start, end = -(-start // HUGE_BYTES) * HUGE_BYTES, libc.sbrk(0)
     if end > start:
-        libc.madvise(start, end - start, MADV_HUGEPAGE)  # a kernel without any says no
+        libc.madvise(
+            start, end - start, MADV_HUGEPAGE
+        )  # fails, harmlessly, where the kernel has none
 
 
 def give_back() -> None:

@@ -21,7 +21,7 @@ import torch
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.base import Text, TrainGroup
+from rftkit.server.engine.prompting import Prompting
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.agreement import (
     Logits,
@@ -45,6 +45,7 @@ from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
+from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
 
@@ -56,7 +57,7 @@ SURELY_FIRST = math.log(0.51)  # no other token can be as likely; with room for 
 _THREADS = torch.get_num_threads()
 
 
-class LoadedModel:
+class LoadedModel(Prompting):
     """One base model in memory, ready to compute under its own or other weights."""
 
     def __init__(
@@ -116,7 +117,7 @@ class LoadedModel:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers besides the seed."""
+        """What decides the numbers, in addition to the seed."""
         import transformers
 
         return {
@@ -127,27 +128,6 @@ class LoadedModel:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-
-    def encode(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[int]:
-        """See Engine.encode."""
-        return prompts.encode(self.tokenizer, messages, tools, thinking, self.context_tokens)
-
-    def conversation(
-        self,
-        messages: list[dict[str, Any]],
-        trained: Sequence[int],
-        tools: list[dict[str, Any]] | None = None,
-        thinking: str | None = None,
-    ) -> list[Text]:
-        """See Engine.conversation."""
-        return prompts.conversation(
-            self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
-        )
 
     def given(self, text: str, schema: str | None) -> list[int] | None:
         """See Engine.given."""
@@ -160,10 +140,6 @@ class LoadedModel:
             except ValueError:
                 return None
         return tokens
-
-    def tokens_until(self, tokens: list[int], text: str) -> int | None:
-        """See Engine.tokens_until."""
-        return prompts.tokens_until(self.tokenizer, tokens, text)
 
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype.
@@ -208,10 +184,10 @@ class LoadedModel:
         return Decode(prefill, [len(text) for text in texts], groups)
 
     def _own_states(self, model: Any) -> Reference:
-        """What the model's own code makes of a few texts, before any of it is replaced.
+        """The output of the model's own code for a few texts, before any of it is replaced.
 
         Raises:
-            InputError: when it cannot be computed, or looks ahead.
+            InputError: when it cannot be computed, or depends on later tokens.
         """
         try:
             num = model.get_input_embeddings().weight.shape[0]
@@ -222,7 +198,7 @@ class LoadedModel:
         if looks_ahead(own):
             raise self.not_for_us("gives a token another state when others follow it")
         if beside:
-            raise self.not_for_us("gives a text another state beside other texts than alone")
+            raise self.not_for_us("computes a text differently when other texts are next to it")
         return own
 
     def _choose_path(self, model: Any, own: Reference) -> str | None:
@@ -272,14 +248,14 @@ class LoadedModel:
             return kinds
         model.set_attn_implementation(ATTENTION_NAME)
         if self._decoder.config._attn_implementation != ATTENTION_NAME:
-            return "its attention does not take a layout (it never asks one)"
+            return "its attention does not take a layout (it never calls one)"
         try:
             self._stack = find_stack(self._decoder)
             prompt = Packed([4], [[]], self.device, keep_keys=True)
             with torch.no_grad():
                 self._hidden(torch.tensor(own.texts[0][:4], device=self.device), prompt)
             if not prompt.keys:
-                return "its attention does not take a layout (it never asks one)"
+                return "its attention does not take a layout (it never calls one)"
             found = states_of_line(own, self._hidden, self.device)
             if leak(own, self._hidden, self.device, found):
                 return "completions that share a prompt are not kept apart by its layers"
@@ -292,10 +268,10 @@ class LoadedModel:
         return None
 
     def _behind_head(self, model: Any) -> Logits:
-        """What the model does to its states before its output head, and to logits behind it.
+        """What the model does to its states before the output head, and to logits after it.
 
         Raises:
-            InputError: when that is more than this engine does.
+            InputError: when that is more than this engine supports.
         """
         bias = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None and bias.any():
@@ -303,8 +279,8 @@ class LoadedModel:
         found = logits_of(model, self._decoder)
         if found is None:
             raise self.not_for_us(
-                "does more to its logits behind the output head than to scale or cap them, which "
-                "is not done here",
+                "changes its logits after the output head by more than scaling or capping, which "
+                "is not supported here",
             )
         return found
 
@@ -325,7 +301,7 @@ class LoadedModel:
         )
 
     def batch_tokens(self, groups: Sequence[TrainGroup]) -> tuple[int, int]:
-        """Tokens of a micro-batch that keeps what its way back needs; and of one that does not."""
+        """Tokens of a micro-batch that keeps what backward needs; and of one that recomputes it."""
         if self._plain_because:
             return LEAST_TRAIN_TOKENS, 0  # prompts are repeated anyway
         longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
@@ -335,10 +311,9 @@ class LoadedModel:
         return max(LEAST_TRAIN_TOKENS, fitting), budget // again
 
     def _kept_bytes(self, seen: int) -> tuple[int, int]:
-        """About what a way back needs of one token that sees so many, in layers of Llama's form.
-
-        And what it needs where layers are computed again: the input of each in float32, and a few
-        times what one keeps.
+        """Roughly the bytes that a backward pass keeps for a token that sees `seen` others, in
+        layers of Llama's form; and the bytes where layers are recomputed: the input of each in
+        float32, and a few times what one layer keeps.
         """
         config = self._decoder.config
         layers, width = config.num_hidden_layers, config.hidden_size
@@ -423,7 +398,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _not_covered(config: Any) -> str | None:
-    """Why a configuration alone says that a layout is not enough; None when it does not."""
+    """Why the configuration shows that a layout is not enough; None when it does not show that."""
     kinds = set(getattr(config, "layer_types", None) or ())
     if others := kinds - {"full_attention", "attention", "sliding_attention"}:
         return f"layers of the kind {', '.join(sorted(others))} take no layout"
@@ -431,9 +406,8 @@ def _not_covered(config: Any) -> str | None:
 
 
 def _stable_lengths(config: Any) -> list[int]:
-    """Beyond so many tokens rotary angles change with the length of the text, if they ever do.
-
-    Then what a token was sampled with is not what it has when the text has gone on.
+    """In some models rotary angles change with the length of the text, beyond a number of tokens.
+    Then a token was sampled with other angles than it has once the text is longer.
     """
     given = getattr(config, "rope_parameters", None) or {}
     each = [given, *(value for value in given.values() if isinstance(value, dict))]

@@ -1,12 +1,12 @@
-"""Groups laid end to end: a prompt, then its completions, each seeing the prompt and itself.
+"""Groups laid end to end: a prompt, then its completions. Each sees the prompt and itself.
 
-A prompt is computed once for all of its completions, forward and backward, and so is what all
-prompts begin with, most often a system message: the *opening*, which comes once, before them all.
-With no completions this is the prefill of the sampler, which writes no scores down. In training
-both passes are written out, for a few groups at a time: as many of about one shape as have score
-matrices that fit the processor's cache, padded to the longest. Nothing is masked but the diagonal
-and that padding, and the gradient of a shared key is one product over all that saw it (of the
-opening: a sum of one for each group).
+A prompt is computed once for all of its completions, forward and backward. So is the *opening*:
+what all prompts begin with, usually a system message. It comes once, before them all. Without
+completions this is the prefill of the sampler, which stores no scores. In training both passes are
+written by hand, for a few groups at a time: groups of similar shape, padded to the longest, as many
+as have score matrices that fit into the processor's cache. Only the diagonal and that padding are
+masked. The gradient of a shared key is one product over all queries that saw it; that of the
+opening is a sum over groups.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention
 __all__ = ["Packed"]
 
 BLOCK = 128  # prompt tokens whose scores exist together
-CELLS = 2**20  # scores of one head that exist together, when they are of several groups
-PADDED = 1.25  # most tokens with padding, over tokens without, of such groups
-VECTOR = 32  # bfloat16 numbers that a CPU takes at once; it takes what is left one by one
-LONG = 256  # scores of a row among which those few do not matter
+CELLS = 2**20  # most scores of one head that exist together, where several groups are
+PADDED = 1.25  # most tokens of such groups with padding, over tokens without
+VECTOR = 32  # bfloat16 numbers in a vector of a CPU, which takes the remainder one by one
+LONG = 256  # scores of a row from which on that remainder does not matter
 
 Span = tuple[int, int, list[int]]
 """Where a group begins on the line, the tokens of its prompt there and of its completions."""
@@ -61,7 +61,7 @@ class Packed:
         positions = list(range(opening))
         spans: list[Span] = []
         for p, lengths in self._lengths:
-            # One-token answers add no input.
+            # The last token is never an input, so a one-token answer adds none.
             spans.append((len(positions), p - opening, [length for length in lengths if length]))
             positions += range(opening, p)
             for length in lengths:
@@ -69,7 +69,9 @@ class Packed:
         self._groups = [
             _Groups(some, device, opening) for some in _alike(spans, opening, writes=not keep_keys)
         ]
-        if opening:  # first: in the backward pass the others add to its gradients
+        # The opening is a group without completions. It comes first, so that in the backward pass
+        # its rows are filled before the gradients that the other groups add to it are summed.
+        if opening:
             self._groups.insert(0, _Groups([(0, opening, [])], device))
         self.positions = torch.tensor(positions, device=device)  # (N,)
 
@@ -145,7 +147,7 @@ class _Groups:
             own += [(start, 0)] * (self.answers - len(lengths))
         self.own = _Cells(own, longest, device)
         self.later = _later(max(longest, min(longest_prompt, BLOCK)), device)
-        self.padding: torch.Tensor | None = None  # prompt keys that are none, (B, 1, O + P)
+        self.padding: torch.Tensor | None = None  # which prompt keys are padding, (B, 1, O + P)
         if any(p < longest_prompt for _, p, _ in spans):
             ends = torch.tensor([opening + p for _, p, _ in spans], device=device)
             steps = torch.arange(opening + longest_prompt, device=device)
@@ -203,12 +205,17 @@ class _Groups:
         What the opening's keys and values get is added to `of_opening`, (K, O, D) each.
         """
         q, keys, values, blocks, own = kept
+        # A prompt's keys and values were seen by its completions and by its own later tokens: both
+        # add to the same two tensors, so each shared key gets its whole gradient before it is put.
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (B·K, O+P, D)
         if own is not None:
             self._own_rows_back(own, keys, values, grad, into, grad_keys, grad_values)
         queries = self._of_prompts(q)
+        # Padding has no gradient: `spread` writes zeros there, while `take` repeats a real token.
         grad_out = self.prompts.spread(grad).view(queries.shape)
         rows = torch.empty_like(queries)
+        # out = P V with P = softmax(S), S = Q Kᵀ. So grad V = Pᵀ grad out, and from the gradient of
+        # S: grad K = (grad S)ᵀ Q, grad Q = (grad S) K.
         for start, end, weights in blocks:
             some, out = (_heads_first(each[:, start:end]) for each in (queries, grad_out))
             seen = self.opening + end
@@ -223,7 +230,7 @@ class _Groups:
         for line, heads, shared in zip(others, (grad_keys, grad_values), of_opening, strict=True):
             each = heads.unflatten(0, (self.num, -1))  # (B, K, O + P, D)
             self.prompts.put(line, each[:, :, self.opening :].transpose(1, 2).flatten(0, 1))
-            if self.opening:
+            if self.opening:  # every group saw it, so its gradient is a sum over groups
                 shared += each[:, :, : self.opening].sum(0, dtype=torch.float32)
 
     def _of_prompts(self, rows: torch.Tensor) -> torch.Tensor:
@@ -259,6 +266,8 @@ class _Groups:
         values: torch.Tensor,
     ) -> tuple[torch.Tensor, Any]:
         """Completion tokens, which see the prompt and what came before them in their own text."""
+        # All G·rep·T queries of a group meet the prompt's keys in one product: those keys are read
+        # once, not once for each completion. Only the second product is one for each completion.
         qo = self._grid(self.own.take(q))  # (B·K, G, rep, T, D)
         heads, num, rep, longest, size = qo.shape
         grid = (heads, num, rep, longest)
@@ -271,6 +280,7 @@ class _Groups:
             of_group.masked_fill_(self.padding, -torch.inf)
         own = qo.view(heads * num, -1, size) @ ko.transpose(1, 2)  # (B·K·G, rep·T, T)
         own = own.view(*grid, -1).masked_fill_(self.later[:longest, :longest], -torch.inf)
+        # One softmax over both: the prompt's scores and the completion's own.
         weights = _softmax(_joined(shared.view(*grid, -1), own, -torch.inf))
         on_prompt, on_own = _split(weights, keys.shape[1])
         out = (on_prompt @ values).view(heads * num, -1, size).baddbmm_(on_own, vo)
@@ -286,8 +296,11 @@ class _Groups:
         grad_keys: torch.Tensor,
         grad_values: torch.Tensor,
     ) -> None:
+        """Add to the gradients of the prompt's keys and values; fill those of completions."""
         qo, ko, vo, weights = kept
         heads, num, rep, _, size = qo.shape
+        # The same gradient in two shapes: for products with the prompt (all completions together)
+        # and with each completion's own keys and values.
         out = self._grid(self.own.spread(grad))
         flat, each = out.view(heads, -1, size), out.view(heads * num, -1, size)
         grad_weights = _joined(
@@ -323,7 +336,7 @@ class _Groups:
 
 
 class _Cells:
-    """Stretches of the line as rows of one length; behind its end a stretch repeats its last."""
+    """Stretches of the line as rows of one length; a short one is padded with its last token."""
 
     def __init__(
         self, stretches: Sequence[tuple[int, int]], longest: int, device: torch.device
@@ -362,7 +375,7 @@ class _Cells:
 
 
 def _alike(spans: Sequence[Span], opening: int, *, writes: bool) -> Iterator[list[Span]]:
-    """Neighbours to compute together, whose scores are written down or not."""
+    """Neighbouring groups to compute together; `writes` is whether their scores are stored."""
     some: list[Span] = []
     for span in spans:
         if some and not _fit([*some, span], opening, writes=writes):

@@ -2,7 +2,7 @@
 
 Here transformers handles sliding windows, soft-capped scores and attention sinks. Each completion
 is computed with its whole prompt, in training and again for every token it samples. That is correct
-and slow; `layout.py` has the fast path, and a job's events say which one it takes.
+and slow; `layout.py` has the fast path, and a job's events state which one it takes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Whole(Protocol):
 
 
 class PlainDecode:
-    """Rows that decode together, each remembering its whole text; stands in for `Decode`."""
+    """Rows that decode together, each with its whole text; used in the place of `Decode`."""
 
     def __init__(self, texts: list[list[int]]) -> None:
         self._texts = texts
@@ -39,7 +39,7 @@ class PlainDecode:
         return max(map(len, self._texts), default=0) + self._num
 
     def take(self, num: int) -> None:
-        """Say how many tokens each row takes in the next pass."""
+        """Set how many tokens each row takes in the next pass."""
         self._num = num
 
     def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
@@ -73,7 +73,7 @@ def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Ten
     for start in range(0, len(texts), per_pass):
         some = texts[start : start + per_pass]
         longest = max(map(len, some))
-        # Behind its end a text is padded with anything: nobody looks ahead.
+        # After its end a text may be padded with any token, because no token sees later ones.
         grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some])
         inputs = embedded(decoder.get_input_embeddings(), grid.to(tokens.device))
         states = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state

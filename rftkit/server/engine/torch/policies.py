@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rftkit.errors import InputError
-from rftkit.server.engine.base import FULL_FILE, Adapter, LoraConfig, is_whole
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.model import LoadedModel
+from rftkit.server.engine.values import FULL_FILE, Adapter, LoraConfig, is_whole
 
 __all__ = ["Policies"]
 
@@ -82,7 +82,7 @@ class Policies:
         memory.give_back()
 
     def save_adapter(self, folder: Path) -> None:
-        """See Engine.save_adapter: PEFT's folder format, or all weights as they are sampled."""
+        """See Engine.save_adapter: PEFT's folder format, or all weights in the model's dtype."""
         policy, _ = self.trained()
         if self._config is None:
             with self.using("policy"):
@@ -91,7 +91,7 @@ class Policies:
             lora.save_adapter(folder, policy, self._config, self._model.name)
 
     def save(self, folder: Path) -> None:
-        """See Engine.save: what learns in float32, the optimizer beside it."""
+        """See Engine.save: the trained weights in float32, and the optimizer."""
         policy, optimizer = self.trained()
         if self._config is None:
             save_file({name: each.detach() for name, each in policy.items()}, folder / MASTERS)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rftkit.server.engine.base import Completion, Listener, SampleRequest
+from rftkit.server.engine.base import Listener
 from rftkit.server.engine.torch.batches import shared_opening
 from rftkit.server.engine.torch.completions import (
     DROPPED,
@@ -33,6 +33,7 @@ from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
 from rftkit.server.engine.torch.draw import draw
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.together import Together
+from rftkit.server.engine.values import Completion, SampleRequest
 
 __all__ = ["Decoding", "sample"]
 
@@ -226,7 +227,7 @@ class _Wave:
 def _begin(policy: Policy, rows: list[Row]) -> list[_Wave]:
     """Read the prompts of these rows; a wave, or none when all rows ended without a choice.
 
-    Rows of one prompt have all said the same so far, having had no choice: it is read once.
+    Rows of one prompt have the same tokens so far, because they had no choice: these are read once.
     """
     append_forced(policy, rows)
     for row in rows:
@@ -251,7 +252,7 @@ def _begin(policy: Policy, rows: list[Row]) -> list[_Wave]:
 
 
 def _step(policy: Policy, waves: list[_Wave], read: Read) -> list[_Wave]:
-    """Draw a token for every row that has read its own; then read. The waves that go on."""
+    """Draw a token for every row that has read its last one; then read. The waves that continue."""
     ready = [(wave, wave.ready()) for wave in waves]
     drawn = [wave.rows[r] for wave, places in ready for r in places]
     if drawn:

@@ -103,7 +103,7 @@ class Layer:
         """Change x (N, width) in place; with `keep`, return what `backward` needs."""
         num, width = x.shape
         # Attention. Inputs are written straight into the block's own buffer (`room`), which leaves
-        # space behind them for x Aᵀ, so that W and the adapter are one matrix product.
+        # space after them for x Aᵀ, so that W and the adapter are one matrix product.
         qkv_input = self.qkv.room(num)
         attention_normed = self.attention_norm.forward(x, qkv_input[:, :width])
         qkv, lora_qkv = self.qkv.product(qkv_input)
@@ -256,7 +256,7 @@ class Stack:
     def hidden(
         self, x: torch.Tensor, layout: Layout, memory_bytes: int | None = None
     ) -> torch.Tensor:
-        """States behind the last layer, before the last norm; x (N, width) float32 is used up.
+        """States after the last layer, before the last norm; x (N, width) float32 is overwritten.
 
         `memory_bytes` is the most that may be kept for the backward pass.
         """
@@ -400,7 +400,7 @@ def _is_close(
     layout: Packed,
     bound: float,
 ) -> bool:
-    """Whether a layer adds to its input what `result` did, but for this share."""
+    """Whether a layer changes its input as `result` did, up to this share of the change."""
     with torch.no_grad():
         ours = given.clone()
         layer.forward(ours, tables, layout, keep=False)
@@ -408,7 +408,7 @@ def _is_close(
 
 
 def _block(owner: nn.Module, *names: str) -> Block:
-    """The block that stands for these linear layers of one module.
+    """The block that replaces these linear layers of one module.
 
     Raises:
         AttributeError: when there is no such block.

@@ -1,9 +1,10 @@
 """Learning from given answers: whole texts (supervised), and pairs of which one is preferred (dpo).
 
-Both are mean losses over the trained tokens or over the pairs of a batch, so that how a batch is
-split changes nothing. Texts that begin alike are computed from there on only: `packed` finds which
-of a batch to put together, and the layout of groups of completions (`packed.py`) does the rest.
-Not here: which tokens of a conversation are trained (`prompts.conversation`), nor the optimizer.
+Both are mean losses over the trained tokens or over the pairs of a batch, so splitting a batch
+differently changes nothing. A beginning that texts share is computed once: `packed` finds which
+texts of a batch to put together, and the layout of groups of completions (`packed.py`) does the
+rest. Not here: which tokens of a conversation are trained (`prompts.conversation`), nor the
+optimizer.
 
 Sources: DPO is Rafailov et al. 2023, arXiv:2305.18290, eq. 7, without label smoothing.
 """
@@ -18,12 +19,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.functional import logsigmoid
 
-from rftkit.server.engine.base import Adapter, Pair, PairStats, Text, TextStats, TrainGroup
-from rftkit.server.engine.base import TrainSettings as Settings
 from rftkit.server.engine.torch.batches import LEAST_OPENING, TRAIN_TOKENS, micro_batches
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
 from rftkit.server.engine.torch.update import take_step
+from rftkit.server.engine.values import Adapter, Pair, PairStats, Text, TextStats, TrainGroup
+from rftkit.server.engine.values import TrainSettings as Settings
 
 __all__ = ["answer_logprobs", "imitate", "packed", "prefer"]
 
@@ -32,7 +33,7 @@ LEAST_SHARED = 16
 PADDED = 1.5
 """Most tokens of a group with its rests padded to the longest, over those without."""
 LOOK = 256
-"""Texts among which to find those that begin alike."""
+"""Texts among which to find shared beginnings."""
 
 Tick = Callable[[], None] | None
 
@@ -74,7 +75,7 @@ def _alike(texts: Sequence[Text]) -> list[tuple[range, int]]:
     common = [_common(before.tokens, text.tokens) for before, text in itertools.pairwise(texts)]
     opening = min([*common, *first])
     opening = opening if opening >= LEAST_OPENING else 0
-    best = [0] + [-1] * len(texts)  # tokens saved by the first so many texts
+    best = [0] + [-1] * len(texts)  # [n]: tokens saved by the first n texts
     cut = [(0, 0)] * (len(texts) + 1)  # where their last run begins, and what it shares
     for end in range(1, len(texts) + 1):
         shared, total, longest = first[end - 1], 0, 0

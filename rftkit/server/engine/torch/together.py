@@ -2,9 +2,9 @@
 
 Chats begin at different times, so their rows differ in how many tokens they have. Reading the
 weights is what a token of few rows costs, and that is shared here; attention is computed for each
-layout by itself, with the same operations as alone. On a CPU the product of one row is rounded
-otherwise than that of two or more, all of which agree; so a row that is alone gets a companion that
-nobody reads, and a chat says the same alone and among others.
+layout separately, with the same operations as alone. On a CPU a matrix product rounds one row
+differently from two or more, which all agree. So a row that is alone gets a second row that nobody
+reads, and a chat has the same answer alone and among others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Together:
         self.sizes = [len(each) for each in positions]
         """Tokens of each part."""
         self.padding = max(0, LEAST_TOKENS - sum(self.sizes))
-        """Tokens behind those of the parts."""
+        """Tokens after those of the parts."""
         self.positions = torch.cat([*positions, positions[0][:1].expand(self.padding)])
 
     def attend(

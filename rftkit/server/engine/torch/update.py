@@ -1,8 +1,8 @@
-"""One optimizer update: micro-batches of graded groups, their loss, and what it measured.
+"""One optimizer update: micro-batches of graded groups, their loss, and its metrics.
 
-The loss of a token does not depend on what it is batched with: it is summed over tokens and divided
-by the tokens of the whole batch. Not here: the losses themselves (`loss.py`) and how groups are
-laid out (`batches.py`, `packed.py`).
+The loss of a token does not depend on the other tokens of its micro-batch: losses are summed over
+tokens and divided by the number of tokens of the whole batch. Not here: the losses themselves
+(`loss.py`) and how groups are laid out (`batches.py`, `packed.py`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rftkit.server.engine.base import NotFiniteError, StepStats, TrainGroup, TrainSettings
 from rftkit.server.engine.torch.batches import micro_batches, with_advantage
 from rftkit.server.engine.torch.loss import LOSSES, LossInputs, kl_estimate
 from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.policies import Policies
+from rftkit.server.engine.values import NotFiniteError, StepStats, TrainGroup, TrainSettings
 
 __all__ = ["take_step", "train_step"]
 
@@ -115,7 +115,8 @@ def _loss(
 ) -> torch.Tensor:
     reference = None
     if settings.kl_coef > 0 or not sums.kl_tokens:
-        # First: weights that the policy's pass has seen must not move before its way back.
+        # The reference comes first: weights that the policy's forward pass used must not change
+        # before its backward pass.
         some = groups if settings.kl_coef > 0 else groups[:1]
         with torch.no_grad(), policies.using(None):
             reference = model.logprobs(some, settings.temperature)

@@ -1,0 +1,124 @@
+"""What a line of a file is, by its keys: an eval item, a preference row, a chat, a prompt. Pure.
+
+A chat that ends with the assistant gives its last message as the answer; so does a preference row
+with its preferred answer. A prompt (or question, input, instruction) with an answer (or completion,
+output, response, ideal) becomes one user message; the `input` or `context` of an instruction or
+question is added to it. An eval's `item` becomes the row, and a `sample` beside it is dropped.
+Every other key is kept. Values that are not text are written as JSON, and a missing value never
+becomes a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rftkit.datasets.columns import PROMPTS
+from rftkit.datasets.forms import KEYS, answers_in, row_in
+from rftkit.errors import InputError
+from rftkit.examples import form_of
+
+__all__ = ["ANSWERS", "KINDS", "Item"]
+
+ABOUT_SOMETHING = ("instruction", "question", "query")
+"""Prompts whose subject may be under another key."""
+SUBJECTS = ("input", "context")
+ANSWERS = ("reference_answer", "answer", "completion", "output", "response", "ideal", "target")
+"""Keys of an answer, the likeliest first."""
+Item = dict[str, Any]
+Found = tuple[Item, Item | None] | None
+"""A row without the answer, and the assistant message with it, if the line has one."""
+
+
+def _from_chat(item: Item) -> Found:
+    messages = item.get("messages")
+    if not isinstance(messages, list) or len(messages) < 2 or not isinstance(messages[-1], dict):
+        return None
+    if messages[-1].get("role") != "assistant":
+        return None
+    if messages[-1].get("weight") == 0:
+        raise InputError("the last assistant message has weight 0, so it is no reference answer")
+    return {**item, "messages": _unweighted(messages[:-1])}, messages[-1]
+
+
+def _from_preference(item: Item) -> Found:
+    if "messages" in item or form_of(item) != "preference":
+        return None
+    row = row_in("preference", item, line=0, path=None)
+    rest = {k: v for k, v in item.items() if k not in KEYS["preference"]}
+    prompt = {**row.item["input"], "messages": _unweighted(row.messages)}
+    return {**prompt, **rest}, answers_in(row)[0]
+
+
+def _unweighted(messages: list[Any]) -> list[Any]:
+    """Messages of a prompt, in which a weight has no meaning."""
+    return [
+        {key: value for key, value in each.items() if key != "weight"}
+        if isinstance(each, dict)
+        else each
+        for each in messages
+    ]
+
+
+def _from_pair(item: Item) -> Found:
+    prompt = next((key for key in PROMPTS if key in item), None)
+    if prompt is None or "messages" in item:
+        return None
+    beside = _beside(prompt, item)
+    given = item[prompt]
+    if isinstance(given, list) and any(isinstance(each, dict) and "role" in each for each in given):
+        messages = given
+    else:
+        parts = [_written(item[key]) for key in (prompt, *beside)]
+        text = "\n\n".join(part for part in parts if part.strip())
+        if not text:
+            found = "null" if given is None else "empty"
+            raise InputError(f"the prompt (`{prompt}`) is {found}; fill it in, or remove the line")
+        messages = [{"role": "user", "content": text}]
+    answer = next((key for key in ANSWERS if item.get(key) is not None), None)
+    if answer is None:  # a null stays null, and `check` names it
+        answer = next((key for key in ANSWERS if key in item), None)
+    rest = {key: value for key, value in item.items() if key not in (prompt, *beside, answer)}
+    reference = {"reference_answer": item[answer]} if answer else {}
+    return {"messages": messages} | reference | rest, None
+
+
+def _beside(prompt: str, item: Item) -> list[str]:
+    """Keys whose text belongs to the prompt: what an instruction or a question is about."""
+    if prompt not in ABOUT_SOMETHING:
+        return []
+    keys = [key for key in SUBJECTS if key in item and key != prompt]
+    return [key for key in keys if item[key] is None or isinstance(item[key], str | dict | list)]
+
+
+def _written(value: Any) -> str:
+    """A value as the text of a prompt: what is no text as JSON, and what is missing as nothing."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _from_eval(item: Item) -> Found:
+    inner = item.get("item")
+    if not isinstance(inner, Mapping):
+        return None
+    inner = dict(inner)
+    if _ends_with_user(inner.get("messages")):
+        return inner, None
+    return _from_chat(inner) or _from_pair(inner)
+
+
+def _ends_with_user(messages: Any) -> bool:
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return False
+    return messages[-1].get("role") == "user"
+
+
+KINDS: Mapping[str, Callable[[Item], Found]] = {
+    "eval items": _from_eval,
+    "preference rows": _from_preference,
+    "chats with an answer": _from_chat,
+    "prompts with an answer": _from_pair,
+}
+"""Kind of line -> its row and the message with its answer; None when it is not of that kind."""

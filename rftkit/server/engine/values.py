@@ -1,0 +1,257 @@
+"""What a training method and an engine exchange: requests, completions, batches, measurements.
+
+No tensors here and no torch: token ids are plain lists, so that an engine may run in another
+process or on another machine. The engine itself is in `base`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = [
+    "FULL_FILE",
+    "SEPARATORS",
+    "Adapter",
+    "Completion",
+    "FullNeeds",
+    "LoraConfig",
+    "NotFiniteError",
+    "Pair",
+    "PairStats",
+    "SampleRequest",
+    "StepStats",
+    "Text",
+    "TextStats",
+    "Thinking",
+    "TrainGroup",
+    "TrainSettings",
+    "is_whole",
+]
+
+FULL_FILE = "weights.safetensors"
+"""In the folder of a saved policy: all weights of a model, where they were trained in full."""
+
+
+SEPARATORS: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+"""How JSON is written where decoding is constrained, in llguidance's words."""
+
+
+class NotFiniteError(FloatingPointError):
+    """The gradient of an update has NaN or infinity, so the update was not applied."""
+
+    def __init__(self, message: str, groups: Sequence[int]) -> None:
+        """`groups` are those of the batch whose own gradient is not finite."""
+        super().__init__(message)
+        self.groups = list(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """Shape of the low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    """Updates are scaled by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers that learn; empty means every one but the output head."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How the completions of a reasoning model begin; the prompt ends with the opening tag."""
+
+    end: str
+    """The text that ends the reasoning, such as `</think>`."""
+    budget: int
+    """Most tokens of reasoning; then its end is forced."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One prompt and how its completions are drawn."""
+
+    prompt_ids: list[int]
+    seeds: list[tuple[int, ...]]
+    """One key for each of the G completions; the same key draws the same random numbers."""
+    max_tokens: int
+    """Most completion tokens, the end token included."""
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    schema: str | None = None
+    """What the answer must follow: a JSON schema as text, or rules (`tool_calls.optional_calls`);
+    None: anything."""
+    thinking: Thinking | None = None
+    """Set when reasoning comes before the answer."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of it."""
+    num_top_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Tokens the policy sampled for one prompt."""
+
+    tokens: list[int]
+    """The end token is the last one when `stop_reason` is "stop"."""
+    text: str
+    """The answer, without the reasoning."""
+    sampling_logprobs: list[float]
+    """One for each token, in nats: of the distribution that it was drawn from, at top_p = 1."""
+    stop_reason: Literal["stop", "length"]
+    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
+    reasoning: str = ""
+    """The reasoning, without its end tag."""
+    reasoning_tokens: int = 0
+    """How many of `tokens`, from the first on, are reasoning; the end tag is one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainGroup:
+    """The graded completions of one prompt, as the update needs them."""
+
+    prompt_ids: list[int]
+    tokens_G_T: list[list[int]]
+    sampling_logprobs_G_T: list[list[float]]
+    advantages_G: list[float]
+    schema: str | None = None
+    """The schema the completions were sampled under; the update uses the same distribution."""
+    thinking: Thinking | None = None
+    """As the completions were sampled."""
+    guided_G: list[bool] = field(default_factory=list)
+    """Which completions are reference answers, not samples; empty: none. They have no sampling
+    log-probs (zeros take their place), so the loss uses a ratio of 1 and clips nothing."""
+    advantages_G_T: list[list[float]] = field(default_factory=list)
+    """The advantage of each token; empty: every token has that of its completion."""
+
+    learnt_G_T: list[list[bool]] = field(default_factory=list)
+    """Which tokens are trained, where a completion is the rest of a text; empty: all of them."""
+
+    def token_advantages(self) -> list[list[float]]:
+        """The advantage of each token, completion by completion."""
+        if self.advantages_G_T:
+            return self.advantages_G_T
+        pairs = zip(self.advantages_G, self.tokens_G_T, strict=True)
+        return [[advantage] * len(tokens) for advantage, tokens in pairs]
+
+    def is_guided(self, g: int) -> bool:
+        """Whether a completion is a reference answer."""
+        return bool(self.guided_G) and self.guided_G[g]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """What one update needs besides its data."""
+
+    learning_rate: float
+    temperature: float = 1.0
+    loss: str = "clipped"
+    """A name in `loss.LOSSES`."""
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """What one update measured. Means are over the completion tokens that have an advantage."""
+
+    loss: float
+    grad_norm: float | None
+    """Before clipping; None when the server does not report it."""
+    clip_fraction: float
+    entropy: float
+    """Mean −log-prob of the sampled tokens, in nats, by the policy that sampled them: an unbiased
+    estimate of its entropy."""
+    kl: float | None
+    """From the frozen base, in nats a token: over the whole batch when `kl_coef` is above 0, else
+    over the first group (rows are shuffled); None when the engine cannot measure it."""
+    logprob_gap_mean: float
+    """Mean |policy − sampling log-prob| before the update. More than rounding is a bug."""
+    logprob_gap_max: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A conversation as tokens."""
+
+    tokens: list[int]
+    trained: list[bool]
+    """Which of them are trained; never the first, which nothing predicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one prompt."""
+
+    preferred: Text
+    non_preferred: Text
+    reference: tuple[float, float] = (0.0, 0.0)
+    """Sum of the log-probs of each answer under the model that the job starts from, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextStats:
+    """What was measured on texts, before an update of the policy if there was one."""
+
+    loss: float
+    """Mean −log-prob over all trained tokens, in nats."""
+    accuracy: float | None
+    """Share of trained tokens that were the most likely ones; None: it cannot be measured."""
+    num_tokens: int
+    """Trained ones."""
+    grad_norm: float | None = None
+    """Before clipping; None without an update."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairStats:
+    """What was measured on pairs; all but the token accuracy are means over pairs."""
+
+    loss: float
+    """−log σ(β · margin of the log-ratios), in nats."""
+    preferred_reward: float
+    """β times (log-prob − reference) of the preferred answer."""
+    non_preferred_reward: float
+    reward_accuracy: float
+    """Share of pairs whose preferred answer has the higher reward; a tie counts as wrong."""
+    accuracy: float
+    """Share of tokens of preferred answers that were the most likely ones."""
+    num_pairs: int
+    num_tokens: int
+    """Trained ones, of both sides."""
+    grad_norm: float | None = None
+
+    @property
+    def margin(self) -> float:
+        """Preferred minus non-preferred reward."""
+        return self.preferred_reward - self.non_preferred_reward
+
+
+Adapter = Path | None
+"""A folder with saved adapters or whole weights, or None for the base model."""
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a saved policy is whole weights, not adapters."""
+    return (folder / FULL_FILE).is_file()
+
+
+@dataclass(frozen=True, slots=True)
+class FullNeeds:
+    """What it takes to train every weight of a model, in bytes."""
+
+    num_parameters: int
+    memory: int
+    """In addition to the model itself, before anything is sampled or kept for a backward pass."""
+    free: int
+    """Memory that is free now."""
+    state: int
+    """A saved state on disk."""
+    checkpoint: int
+    """A saved checkpoint on disk."""
