@@ -30,6 +30,7 @@ TIERS = (
         "strictjson",
         "outputitems",
         "wording",
+        "t_distribution",
     },
     {"rows", "examples", "prompts", "diagnosis", "hyperparameters"},
     {"graders"},
@@ -60,6 +61,7 @@ SERVER_MAY = {
     "backoff",
     "wording",
     "lazy",
+    "t_distribution",
 }
 
 SERVER_MAY_ROOMS = {

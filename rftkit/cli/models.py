@@ -12,6 +12,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,15 @@ from rftkit.wholefile import write_whole
 __all__ = ["models_app"]
 
 models_app = typer.Typer(help="List, prepare, delete, export and add models.", **PLAIN)
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    peft = "peft"
+    merged = "merged"
+    gguf = "gguf"
+
 
 BASES = "bases.json"
 """In RFTKIT_HOME: name → folder; the platform reads it whenever it looks a base model up."""
@@ -56,22 +66,97 @@ def export_model(
     model: Annotated[
         str, typer.Argument(help="A fine-tuned model (ft:…), a checkpoint or a base model.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write, new or empty.")],
-    merged: Annotated[
-        bool,
-        typer.Option("--merged", help="Write a whole Hugging Face model instead of the adapter."),
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The folder to write, new or empty.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The same as OUT.")] = None,
+    form: Annotated[
+        ExportFormat | None,
+        typer.Option(
+            "--format",
+            help="peft is the adapter (the default), merged a whole Hugging Face model, gguf a "
+            "file for llama.cpp and Ollama.",
+        ),
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The same as --format merged.")] = False,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="Of a GGUF file: f16 (the default), q8_0, q4_k_m and others."),
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=0, help="Rows of the job to check the export on; 0 for no check.")
+    ] = 16,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Put the folder on the Hugging Face hub too."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read the repository that --push makes.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model's weights: an adapter, or a merged model.
+    """Write a model's weights for another tool, and check what was written.
 
-    PEFT loads the adapter folder, and transformers loads the merged model.
+    The platform loads the files again with PEFT, transformers or llama.cpp, lets them answer rows
+    of the job, and compares answers, log-probs and rewards with its own. A folder that is not the
+    model is an error, and is marked with EXPORT_FAILED.md.
     """
     from rftkit import connect
-    from rftkit.jobs.weights import fetch_weights
+    from rftkit.jobs.weights import check_push, fetch_weights, push_folder, report_of
 
-    files = fetch_weights(connect(), model, out, merged=merged)
-    show({"folder": str(out), "files": files}, f"{out}: {', '.join(files)}", as_json)
+    target, wanted = _export_target(folder, out), _export_format(form, merged, quantize)
+    if push is not None:
+        check_push(push)
+    files = fetch_weights(connect(), model, target, format=wanted, quantize=quantize, rows=rows)
+    report = report_of(target)
+    if report["result"] == "differs":
+        problems = [problem for each in report["tools"] for problem in each["problems"]]
+        raise PlatformError(
+            f"{target} is not the model, do not use it: {'; '.join(problems)}. The files are "
+            "marked with EXPORT_FAILED.md"
+        )
+    address = push_folder(target, push, public=public) if push else None
+    found = {"folder": str(target), "files": files, "check": report, "pushed": address}
+    show(found, _export_text(target, files, report, address), as_json)
+
+
+def _export_target(folder: Path | None, out: Path | None) -> Path:
+    given = [path for path in (folder, out) if path is not None]
+    if len(given) != 1:
+        raise InputError("name one folder to write: rftkit models export NAME OUT", param="out")
+    return given[0]
+
+
+def _export_format(form: ExportFormat | None, merged: bool, quantize: str | None) -> str:
+    if merged and form not in (None, ExportFormat.merged):
+        raise InputError(f"--merged is --format merged, and --format {form} was given too")
+    wanted = "merged" if merged else (form.value if form else "peft")
+    if quantize and wanted != "gguf":
+        raise InputError(f"--quantize is for --format gguf; {wanted} keeps the model's own dtype")
+    return wanted
+
+
+def _export_text(
+    folder: Path, files: list[str], report: dict[str, Any], address: str | None
+) -> str:
+    lines = [f"{folder}: {', '.join(files)}"]
+    for each in report["tools"]:
+        ties = f" and {each['near_ties']} near ties" if each["near_ties"] else ""
+        lines.append(
+            f"{each['tool']}: {each['same_answers']} of {each['answers']} answers the same{ties}, "
+            f"log-probs differ by {each['logprob_gap_mean']:.2g} nats a token on average "
+            f"(training changed {each['training_changed']:.2g}); {report['rows']}"
+        )
+        reward = each["reward"]
+        if isinstance(reward, dict) and reward["before"] is not None:
+            lines.append(
+                f"reward of {reward['graded']} rows: {reward['before']:.3f} on the platform, "
+                f"{reward['after']:.3f} in {each['tool']}"
+            )
+    lines += [f"not checked: {why}" for why in report["not_checked"]]
+    if address:
+        lines.append(f"pushed to {address}")
+    return "\n".join(lines)
 
 
 @models_app.command("add")

@@ -18,7 +18,7 @@ from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.multiple_comparisons import family
 from rftkit.evals.samples import Samples
-from rftkit.evals.t_distribution import t_quantile
+from rftkit.t_distribution import t_quantile
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.comparison import Estimate, Verdict
 from rftkit.evals.resampling import random_signs, resample_weights
-from rftkit.evals.t_distribution import t_cdf, t_quantile
+from rftkit.t_distribution import t_cdf, t_quantile
 
 if TYPE_CHECKING:
     import numpy as np

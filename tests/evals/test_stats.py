@@ -26,7 +26,7 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import ttost_paired
 
 from rftkit.evals import correlation, multiple_comparisons, stats
-from rftkit.evals.t_distribution import t_cdf, t_quantile
+from rftkit.t_distribution import t_cdf, t_quantile
 
 RNG = np.random.default_rng(3)
 SKEWED = RNG.beta(0.5, 3.0, 80)

@@ -1,7 +1,8 @@
 """`/rftkit/models/{name}/weights`: a model's files as a tar stream. No hosted service has this.
 
 The files are made in a folder of the server's own choosing and deleted when the stream ends: no
-path of a request becomes a path on disk. Not here: what the files are (`server.weights`).
+path of a request becomes a path on disk. Not here: what the files are, and the check that they are
+the model (`worker.exports`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -34,14 +36,37 @@ router = Router(prefix="/rftkit/models")
 CHUNK_BYTES = 1 << 20
 HANG_UP_SECONDS = 0.5
 """How often a client that waits is looked for."""
+ROWS, MAX_ROWS = 16, 10_000
+"""Rows that an export is checked on, unless a request says otherwise; most of them."""
+
+
+FormatName = Literal["peft", "merged", "gguf"]
 
 
 @router.post("/{model:path}/weights")
-async def weights(here: Here, request: Request, model: str, merged: bool = False) -> Response:
-    """The adapter of a fine-tuned model, or with `merged` a whole model. One at a time.
+async def weights(
+    here: Here,
+    request: Request,
+    model: str,
+    merged: bool = False,
+    format: FormatName | None = None,
+    quantize: Annotated[str | None, Query(pattern=r"^[a-z0-9_]{1,20}$")] = None,
+    rows: Annotated[int, Query(ge=0, le=MAX_ROWS)] = ROWS,
+) -> Response:
+    """The adapter of a fine-tuned model, a whole model, or a GGUF file. One at a time.
 
-    A POST, because it starts a process and fills a folder: no link and no picture does that.
+    `merged` is the older spelling of `format=merged`. `rows` of the job's rows are answered by what
+    was written and compared; 0 leaves the check out. A POST, because it starts a process and fills
+    a folder: no link and no picture does that.
     """
+    form = format or ("merged" if merged else "peft")
+    wanted = [
+        "--format",
+        form,
+        "--rows",
+        str(rows),
+        *(["--quantize", quantize] if quantize else []),
+    ]
     await asyncio.to_thread(check_model, here, model)
     if here.home is None:
         raise NotFoundError("this platform is in memory and has no files", param="model")
@@ -52,7 +77,7 @@ async def weights(here: Here, request: Request, model: str, merged: bool = False
         (here.home / "exports").mkdir(exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=here.home / "exports"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        if not await _make_for(request, here.home, model, folder, merged=merged):
+        if not await _make_for(request, here.home, model, folder, wanted):
             return Response(status_code=499)  # nobody is there to read it
         return _Export(_packed(folder), stack.pop_all())
     raise AssertionError("unreachable")
@@ -79,10 +104,10 @@ class _Export(StreamingResponse):
 
 
 async def _make_for(
-    request: Request, home: Path, model: str, folder: Path, *, merged: bool
+    request: Request, home: Path, model: str, folder: Path, wanted: Sequence[str]
 ) -> bool:
     """Make the files unless the client hangs up first; whether they are made."""
-    making = asyncio.create_task(_make(home, model, folder, merged=merged))
+    making = asyncio.create_task(_make(home, model, folder, wanted))
     while not making.done():
         await asyncio.wait([making], timeout=HANG_UP_SECONDS)
         if not making.done() and await request.is_disconnected():
@@ -93,9 +118,9 @@ async def _make_for(
     return True
 
 
-async def _make(home: Path, model: str, folder: Path, *, merged: bool) -> None:
-    command = [sys.executable, "-m", "rftkit.server.worker.export", "--home", str(home)]
-    command += ["--model", model, "--out", str(folder), *(["--merged"] if merged else [])]
+async def _make(home: Path, model: str, folder: Path, wanted: Sequence[str]) -> None:
+    command = [sys.executable, "-m", "rftkit.server.worker.exports", "--home", str(home)]
+    command += ["--model", model, "--out", str(folder), *wanted]
     process = await asyncio.create_subprocess_exec(
         *command,
         env=settings.child_environment(),

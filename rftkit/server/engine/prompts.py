@@ -26,6 +26,7 @@ __all__ = [
     "encode",
     "marks_calls",
     "most_characters",
+    "plain_message",
     "thinking_mark",
     "tokens_until",
     "tool_calls_in",
@@ -177,7 +178,7 @@ def _end(tokenizer: Any, end_ids: Collection[int]) -> int:
 def _check_control_tokens(tokenizer: Any, messages: Sequence[Json]) -> None:
     """Refuse texts in which the tokenizer would read a control token, such as the end of a turn."""
     for number, message in enumerate(messages, start=1):
-        text = _plain(message)["content"]
+        text = plain_message(message)["content"]
         found = next((token for token in tokenizer.all_special_tokens if token in text), None)
         if found is not None:
             raise InputError(
@@ -190,7 +191,7 @@ def _rendered(
     tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, opens: bool
 ) -> str:
     """The text of messages under the template, ready for an answer if it `opens` one."""
-    plain = [_plain(message) for message in messages]
+    plain = [plain_message(message) for message in messages]
     if "tools" not in str(tokenizer.chat_template):
         plain, tools = _with_tools_as_text(plain, tools), None
     if not tokenizer.chat_template:
@@ -306,7 +307,8 @@ def call_id(text: str, number: int) -> str:
     return "call_" + hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:24]
 
 
-def _plain(message: Json) -> Json:
+def plain_message(message: Json) -> Json:
+    """A message as chat templates take it: its content is one text, a developer is the system."""
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(part.get("text") or part.get("refusal") or "" for part in content)

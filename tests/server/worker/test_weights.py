@@ -64,10 +64,10 @@ def logprobs_there(model: Any, prompt: list[int], answer: list[int]) -> torch.Te
 
 
 def exported(worker: Worker, model: str, out: Path, *, merged: bool) -> Path:
-    from rftkit.server.worker.export import export
+    from rftkit.server.worker.exports.export import Wanted, export
 
     out.mkdir()
-    export(worker.home, model, out, merged=merged)
+    export(worker.home, model, out, Wanted("merged" if merged else "peft", rows=2))
     return out
 
 
@@ -105,14 +105,17 @@ def test_the_card_says_where_a_model_comes_from(
     job = worker.store.jobs()[0][0]
     assert card.startswith('---\nlicense: "apache-2.0"\nbase_model: "rftkit-tiny"\n')
     assert worker.store.file(job.training_file).digest in card
-    assert "Grader: SHA-256 of its JSON" in card
+    assert "Grader: `exact` (string_check). SHA-256 of its JSON" in card
+    assert "| 0 | – | 0." in card  # the curve: the baseline has no training reward
+    assert "Validation reward, step 0 to this model, row by row: " in card
+    assert "2 rows (validation rows), greedily" in card
     assert '"full_valid_mean_reward"' in card
     assert '"learning_rate"' in card
 
 
 def test_what_cannot_be_exported(trained: tuple[Worker, str], tmp_path: Path) -> None:
     worker, _ = trained
-    with pytest.raises(NotFoundError, match="--merged"):
+    with pytest.raises(NotFoundError, match="--format merged"):
         exported(worker, "rftkit-tiny", tmp_path / "a", merged=False)
     with pytest.raises(NotFoundError, match="does not exist"):
         exported(worker, "ft:none", tmp_path / "b", merged=False)
@@ -122,7 +125,7 @@ def test_a_tokenizer_kept_in_vocab_and_merges_is_exported(tmp_path: Path) -> Non
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    from rftkit.server.worker.export import export
+    from rftkit.server.worker.exports.export import Wanted, export
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = ["<|endoftext|>", *letters, "He", "ll", "Hell", "Hello"]
@@ -140,7 +143,7 @@ def test_a_tokenizer_kept_in_vocab_and_merges_is_exported(tmp_path: Path) -> Non
     home.mkdir()
     (home / "bases.json").write_text(json.dumps({"mine": str(base)}))
     out.mkdir()
-    export(home, "mine", out, merged=True)
+    export(home, "mine", out, Wanted("merged"))
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert len(tokenizer) >= len(vocab)
     assert tokenizer("Hello")["input_ids"] == [len(vocab) - 1]
@@ -166,7 +169,7 @@ def test_the_command_line_fetches_weights_and_adds_models(
     assert list((Path(home_of(platform)) / "exports").iterdir()) == []
     with pytest.raises(InputError, match="not an empty folder"):
         fetch_weights(platform, "rftkit-tiny", out, merged=True)
-    with pytest.raises(PlatformError, match="add --merged"):
+    with pytest.raises(PlatformError, match="add --format merged"):
         fetch_weights(platform, "rftkit-tiny", tmp_path / "other")
     with pytest.raises(NotFoundError, match="'ft:none' does not exist"):
         fetch_weights(platform, "ft:none", tmp_path / "other")

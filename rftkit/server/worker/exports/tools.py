@@ -1,0 +1,177 @@
+"""The libraries that people load an export with, each behind the same four verbs.
+
+transformers loads a merged folder, an adapter (through PEFT) and the weights of a GGUF file;
+llama.cpp loads a GGUF file (through `llama-cpp-python`, when it is installed). Nothing of the
+platform's own engine is used here: that is the point.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rftkit.server.worker.exports.folders import tokenizer_of
+
+__all__ = ["LlamaCpp", "Scores", "Tool", "Transformers", "is_installed", "version_of"]
+
+Scores = tuple[list[float], list[float]]
+"""Log-probs of the given tokens, and of the most likely token at the same places, in nats."""
+
+
+class Tool(Protocol):
+    """A loaded export."""
+
+    name: str
+    """With its version."""
+
+    def encode(self, messages: Sequence[dict[str, Any]]) -> list[int] | None:
+        """Token ids of a chat under the export's own template; None: not this tool's work."""
+        ...
+
+    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """Greedy tokens until the tool stops by itself, its end token included."""
+        ...
+
+    def scores(self, prompt: list[int], answer: list[int]) -> Scores:
+        """Log-probs of an answer that is given."""
+        ...
+
+
+def is_installed(module: str) -> bool:
+    """Whether an optional package can be imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def version_of(*packages: str) -> str:
+    """Names and versions, for a report."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+
+
+class Transformers:
+    """An export in transformers: a merged folder, an adapter folder, or a GGUF file's weights."""
+
+    def __init__(self, folder: Path, kind: str, file: str | None = None) -> None:
+        """`kind` is peft, merged or gguf; `file` is the name of the GGUF file in the folder."""
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        self.name = version_of("transformers", *(["peft"] if kind == "peft" else []))
+        self._tokenizer = None if kind == "gguf" else tokenizer_of(folder)
+        self._model: Any
+        if kind == "peft":
+            from peft import AutoPeftModelForCausalLM
+
+            self._model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
+        elif kind == "merged":
+            self._model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=False
+            )
+        else:
+            self._model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=file, dtype="float32", trust_remote_code=False
+            )
+        self._model.eval()
+        # A GGUF file has one end token and no generation config, so the folder has none either.
+        config = None if kind == "gguf" else GenerationConfig.from_pretrained(folder)
+        self._config = config or self._model.generation_config
+
+    def encode(self, messages: Sequence[dict[str, Any]]) -> list[int] | None:
+        """See Tool; what transformers makes of a GGUF file's tokenizer is not compared."""
+        if self._tokenizer is None:
+            return None
+        found = self._tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return [int(token) for token in found["input_ids"]]
+
+    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """See Tool."""
+        import torch
+
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            found = self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._greedy(max_tokens),
+            )
+        return [int(token) for token in found[0][len(prompt) :]]
+
+    def _greedy(self, max_tokens: int) -> Any:
+        from transformers import GenerationConfig
+
+        return GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            eos_token_id=self._config.eos_token_id,
+            pad_token_id=self._config.pad_token_id,
+        )
+
+    def scores(self, prompt: list[int], answer: list[int]) -> Scores:
+        """See Tool."""
+        import torch
+
+        with torch.no_grad():
+            logits = self._model(torch.tensor([prompt + answer])).logits[0]
+        first = len(prompt) - 1
+        table = torch.log_softmax(logits[first : first + len(answer)].float(), dim=-1)
+        given = table.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        return given.tolist(), table.max(dim=-1).values.tolist()
+
+
+class LlamaCpp:
+    """A GGUF file in llama.cpp, with its own tokenizer and chat template."""
+
+    def __init__(self, path: Path, context_tokens: int) -> None:
+        """Load a file with room for so many tokens."""
+        from llama_cpp import Llama
+
+        self.name = version_of("llama-cpp-python")
+        self._model: Any = Llama(
+            str(path), n_ctx=context_tokens, n_batch=512, logits_all=True, verbose=False
+        )
+
+    def encode(self, messages: Sequence[dict[str, Any]]) -> list[int] | None:
+        """See Tool: the template of the file, as llama.cpp's Python package renders it."""
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        template = self._model.metadata.get("tokenizer.chat_template")
+        if template is None:
+            return []
+        vocabulary = self._model._model
+        bos, eos = self._model.token_bos(), self._model.token_eos()
+        formatter = Jinja2ChatFormatter(
+            template,
+            eos_token=vocabulary.token_get_text(eos) if eos >= 0 else "",
+            bos_token=vocabulary.token_get_text(bos) if bos >= 0 else "",
+        )
+        text = formatter(messages=list(messages)).prompt
+        return list(self._model.tokenize(text.encode(), add_bos=False, special=True))
+
+    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """See Tool; llama.cpp itself says which tokens end a text."""
+        import llama_cpp
+
+        vocabulary = llama_cpp.llama_model_get_vocab(self._model._model.model)
+        tokens: list[int] = []
+        self._model.reset()
+        for token in self._model.generate(prompt, temp=0.0, reset=True):
+            tokens.append(int(token))
+            if len(tokens) == max_tokens or llama_cpp.llama_vocab_is_eog(vocabulary, token):
+                break
+        return tokens
+
+    def scores(self, prompt: list[int], answer: list[int]) -> Scores:
+        """See Tool."""
+        import numpy as np
+
+        self._model.reset()
+        self._model.eval(prompt + answer)
+        first = len(prompt) - 1
+        logits = np.array(self._model.scores[first : first + len(answer)], dtype=np.float64)
+        high = logits.max(axis=1, keepdims=True)
+        table = logits - high - np.log(np.exp(logits - high).sum(axis=1, keepdims=True))
+        given = table[np.arange(len(answer)), answer]
+        return [float(x) for x in given], [float(x) for x in table.max(axis=1)]
