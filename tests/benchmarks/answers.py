@@ -250,7 +250,7 @@ def main() -> None:
     if options.dtype is None:
         import torch
 
-        from rftkit.server.engine.torch.model import best_dtype
+        from rftkit.server.engine.torch.hardware import best_dtype
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         options.dtype = str(best_dtype(device)).removeprefix("torch.")

@@ -1,35 +1,29 @@
-"""From chat messages to token ids, for sampling and for learning; and from text to tool calls.
+"""From chat messages to token ids, for sampling and for training.
 
 The model's own chat template decides what a prompt looks like. Only two things are added where the
 template lacks them: tools, as the common `<tools>` list in the system message, and the tag that
-opens the reasoning. Not here: sampling, and which requests are allowed.
+opens the reasoning. Tool calls in an answer are read in `tool_calls`.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rftkit.errors import InputError
 from rftkit.server.engine.values import Text
 
 __all__ = [
-    "CALL_END",
-    "CALL_START",
-    "call_id",
     "closing",
     "conversation",
     "encode",
-    "marks_calls",
     "most_characters",
     "plain_message",
     "thinking_mark",
     "tokens_until",
-    "tool_calls_in",
 ]
 
 Json = dict[str, Any]
@@ -44,7 +38,6 @@ For each call, answer with a JSON object within <tool_call></tool_call>:
 {{"name": <function-name>, "arguments": <arguments-object>}}
 </tool_call>"""
 """The form of Hermes and Qwen2.5."""
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
 
 
 def encode(
@@ -244,67 +237,9 @@ def thinking_mark(tokenizer: Any) -> str | None:
     return "<think>" if re.search(r"</?think>", str(tokenizer.chat_template)) else None
 
 
-def marks_calls(tokenizer: Any) -> bool:
-    """Whether the model is shown to write its calls within `<tool_call>`, as text."""
-    template = str(tokenizer.chat_template)
-    is_shown = "tools" not in template or CALL_START in template
-    return is_shown and CALL_START not in tokenizer.all_special_tokens
-
-
 def closing(mark: str) -> str:
     """Return the end tag of a tag: `<think>` gives `</think>`, `[THINK]` gives `[/THINK]`."""
     return f"{mark[0]}/{mark[1:]}"
-
-
-def tool_calls_in(text: str, tools: list[Json] | None) -> tuple[str, list[Json]]:
-    """An answer without its tool calls, and the calls as chat completions spell them.
-
-    Recognised are `<tool_call>` blocks (Hermes, Qwen), and an answer that is only a call or a list
-    of calls as JSON (Llama, Mistral). A call of an unknown tool, or invalid JSON, stays text.
-    """
-    names = {tool.get("function", tool).get("name") for tool in tools or []}
-    if not names:
-        return text, []
-    calls: list[Json] = []
-
-    def take(found: str) -> bool:
-        read = list(_calls(found, names))
-        calls.extend({**call, "id": call_id(text, len(calls) + i)} for i, call in enumerate(read))
-        return bool(read)
-
-    rest, end = [], 0
-    while (start := text.find(CALL_START, end)) >= 0:
-        inside = start + len(CALL_START)
-        close = text.find(CALL_END, inside)
-        if close < 0:
-            break
-        after = close + len(CALL_END)
-        rest.append(text[end : start if take(text[inside:close].strip()) else after])
-        end = after
-    rest.append(text[end:])
-    if not calls and take(text):
-        rest = []
-    return ("".join(rest).strip() if calls else text), calls
-
-
-def _calls(found: str, names: set[str | None]) -> Iterator[Json]:
-    try:
-        value = json.loads(found)
-    except (ValueError, RecursionError):
-        return
-    entries = value if isinstance(value, list) else [value]
-    for entry in entries:
-        if not isinstance(entry, dict) or entry.get("name") not in names:
-            return
-    for entry in entries:
-        given = entry.get("arguments", entry.get("parameters", {}))
-        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        yield {"type": "function", "function": {"name": entry["name"], "arguments": text}}
-
-
-def call_id(text: str, number: int) -> str:
-    """Return the same id for the same answer, so that a repeated job gives its grader the same."""
-    return "call_" + hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:24]
 
 
 def plain_message(message: Json) -> Json:

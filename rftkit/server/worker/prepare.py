@@ -13,8 +13,8 @@ from typing import Any
 
 from rftkit.errors import InputError, RequestError
 from rftkit.server.engine.base import ServingEngine
-from rftkit.server.engine.prompts import marks_calls, most_characters
-from rftkit.server.engine.tool_calls import calls_schema, optional_calls
+from rftkit.server.engine.prompts import most_characters
+from rftkit.server.engine.tool_calls import calls_schema, marks_calls, optional_calls
 from rftkit.server.engine.values import SampleRequest, Thinking
 from rftkit.server.inference.requests import ChatRequest, EmbedRequest
 from rftkit.server.store.records import Model

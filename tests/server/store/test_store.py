@@ -151,7 +151,7 @@ def test_events_and_checkpoints_with_the_same_key_are_one(store: Store) -> None:
 
 def test_order_does_not_depend_on_the_clock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(2_000_000_000, 0, -1_000_000))
-    for module in ("store.store", "store.files"):
+    for module in ("store.jobs", "store.files"):
         monkeypatch.setattr(f"rftkit.server.{module}.now", lambda: next(clock))
     job = add_job(store)
     for number in range(5):

@@ -18,7 +18,8 @@ import torch
 
 from rftkit.server.engine.base import Listener
 from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
-from rftkit.server.engine.torch.model import MEMORY_BYTES, LoadedModel, available_bytes
+from rftkit.server.engine.torch.hardware import MEMORY_BYTES, available_bytes
+from rftkit.server.engine.torch.model import LoadedModel
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.policies import Policies
 from rftkit.server.engine.values import (

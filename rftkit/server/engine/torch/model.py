@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from rftkit.errors import InputError
@@ -36,10 +35,17 @@ from rftkit.server.engine.torch.agreement import (
 )
 from rftkit.server.engine.torch.batches import Line, lay_out
 from rftkit.server.engine.torch.checkpointing import Layers
+from rftkit.server.engine.torch.configs import key_bytes, not_covered, stable_lengths
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.fast import speed_up
 from rftkit.server.engine.torch.full import Weights, embedded
 from rftkit.server.engine.torch.grammar import Grammars, Masks
+from rftkit.server.engine.torch.hardware import (
+    MEMORY_BYTES,
+    best_device,
+    best_dtype,
+    free_bytes,
+)
 from rftkit.server.engine.torch.layout import ATTENTION_NAME, register_attention
 from rftkit.server.engine.torch.logprobs import most_likely, token_logprobs
 from rftkit.server.engine.torch.packed import Packed
@@ -47,10 +53,8 @@ from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hi
 from rftkit.server.engine.torch.stack import Stack, find_stack
 from rftkit.server.engine.values import TrainGroup
 
-__all__ = ["MEMORY_BYTES", "LoadedModel", "available_bytes", "best_dtype"]
+__all__ = ["LoadedModel"]
 
-MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
-MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
 LEAST_TRAIN_TOKENS = 1_024  # of a micro-batch; fewer cost more time than computing layers again
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
 SURELY_FIRST = math.log(0.51)  # no other token can be as likely; with room for rounding
@@ -74,7 +78,7 @@ class LoadedModel(Prompting):
         register_attention()
         memory.keep()
         self.name = name
-        self.device = torch.device(device or _best_device())
+        self.device = torch.device(device or best_device())
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         is_small = _num_bytes(folder) < 4 * SMALL_PARAMETERS
         fast = torch.float32 if is_small else best_dtype(self.device)
@@ -85,7 +89,7 @@ class LoadedModel(Prompting):
         model.requires_grad_(False).eval().to(self.device)
         self._model, self._decoder = model, model.get_decoder()
         config = model.config.get_text_config()  # of the part that reads, if it sees as well
-        self._stable_tokens = min(_stable_lengths(config), default=None)
+        self._stable_tokens = min(stable_lengths(config), default=None)
         with _one_thread():
             own = self._own_states(model)
             found = self._behind_head(model)
@@ -94,11 +98,11 @@ class LoadedModel(Prompting):
         speed_up(self._decoder, self.dtype)
         self.blocks = lora.add_blocks(model, self._decoder)
         self._layers = Layers(self._decoder)
-        self.memory_bytes: int | None = _free_bytes(self.device)
+        self.memory_bytes: int | None = free_bytes(self.device)
         self._stack: Stack | None = None
         with _one_thread():
             self._plain_because = self._choose_path(model, own)
-        self._key_bytes = _key_bytes(config, self.dtype)
+        self._key_bytes = key_bytes(config, self.dtype)
         self.head: torch.Tensor = model.get_output_embeddings().weight
         self.head_for_gradients = self.head  # gradients travel in the dtype of the base
         self.num_tokens = int(self.head.shape[0])
@@ -244,7 +248,7 @@ class LoadedModel(Prompting):
     def _without_layout(self, model: Any, own: Reference) -> str | None:
         """Why this model's attention takes no layout of ours; or None, and it has been given it."""
         self._plain_because = None
-        if (kinds := _not_covered(self._decoder.config)) is not None:
+        if (kinds := not_covered(self._decoder.config)) is not None:
             return kinds
         model.set_attn_implementation(ATTENTION_NAME)
         if self._decoder.config._attn_implementation != ATTENTION_NAME:
@@ -288,7 +292,7 @@ class LoadedModel(Prompting):
         """Tokens of the longest text in which a position means the same whatever follows it."""
         for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
             if found := getattr(config, name, None):
-                return min(int(found), *_stable_lengths(config), int(found))
+                return min(int(found), *stable_lengths(config), int(found))
         why = "has no max_position_embeddings in its config.json, which says how much it reads"
         raise self.not_for_us(why)
 
@@ -397,78 +401,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _not_covered(config: Any) -> str | None:
-    """Why the configuration shows that a layout is not enough; None when it does not show that."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if others := kinds - {"full_attention", "attention", "sliding_attention"}:
-        return f"layers of the kind {', '.join(sorted(others))} take no layout"
-    return None
-
-
-def _stable_lengths(config: Any) -> list[int]:
-    """In some models rotary angles change with the length of the text, beyond a number of tokens.
-    Then a token was sampled with other angles than it has once the text is longer.
-    """
-    given = getattr(config, "rope_parameters", None) or {}
-    each = [given, *(value for value in given.values() if isinstance(value, dict))]
-    return [
-        int(rope["original_max_position_embeddings"])
-        for rope in each
-        if str(rope.get("rope_type")) in ("dynamic", "longrope")
-        and rope.get("original_max_position_embeddings")
-    ]
-
-
 def _num_bytes(folder: Path) -> int:
     """Of a model's weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _key_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Of one token's keys and values in all layers."""
-    num = _widest(config, "num_attention_heads")
-    if not num:  # no attention: a state of the model's width
-        return int(2 * config.num_hidden_layers * config.hidden_size * dtype.itemsize)
-    size = _widest(config, "head_dim") or config.hidden_size // num
-    heads = _widest(config, "num_key_value_heads") or num
-    return int(2 * config.num_hidden_layers * heads * size * dtype.itemsize)
-
-
-def _widest(config: Any, name: str) -> Any:
-    """A number of a configuration; the largest where each layer has its own (Gemma 4)."""
-    try:
-        return getattr(config, name, None)
-    except Exception:  # of transformers: one number for all would be ambiguous
-        layers = (config.per_layer_config[i] for i in range(config.num_hidden_layers))
-        return max(getattr(layer, name, None) or 0 for layer in layers)
-
-
-def _free_bytes(device: torch.device) -> int:
-    """The memory that one wave or one backward pass may take, by what is free now."""
-    share = int(MEMORY_SHARE * available_bytes(device))
-    return share if device.type == "cuda" else min(MEMORY_BYTES, share)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that is free now, on the device or in the machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    if torch.backends.mps.is_available():
-        return "mps"
-    return "cpu"
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type == "cpu":
-        capable = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if capable else torch.float32
-    return torch.float32
