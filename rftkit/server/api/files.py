@@ -14,7 +14,7 @@ from rftkit.server.store import wire
 from rftkit.server.store.records import File as FileRecord
 from rftkit.server.store.store import now
 
-__all__ = ["MAX_FILE_BYTES", "live_file", "router"]
+__all__ = ["MAX_FILE_BYTES", "live_file", "output_lifetime", "router"]
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
@@ -75,6 +75,21 @@ def create(
     if first != kept.id:
         here.store.delete_file(kept.id)
     return Reply(wire.file_object(here.store.file(first)))
+
+
+def output_lifetime(seconds: int) -> int:
+    """How long the files of a batch are kept, in seconds.
+
+    Raises:
+        RequestError: it is too short or too long.
+    """
+    low, high = EXPIRY_SECONDS
+    if not low <= seconds <= high:
+        raise RequestError(
+            f"`output_expires_after.seconds` must be from {low} to {high}, found {seconds}",
+            param="output_expires_after.seconds",
+        )
+    return seconds
 
 
 def _lifetime(anchor: str | None, seconds: int | None) -> int | None:

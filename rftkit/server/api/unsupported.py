@@ -17,7 +17,6 @@ router = Router()
 ROOTS = (
     "assistants",
     "audio",
-    "batches",
     "completions",
     "containers",
     "conversations",

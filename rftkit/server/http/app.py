@@ -31,6 +31,7 @@ from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.server.api import (
     Here,
     Reply,
+    batches,
     chat,
     embeddings,
     eval_runs,
@@ -47,6 +48,7 @@ from rftkit.server.api import (
     unsupported,
     weights,
 )
+from rftkit.server.api.batch_runner import BatchRunner
 from rftkit.server.api.files import MAX_FILE_BYTES
 from rftkit.server.evals.runner import EvalRunner
 from rftkit.server.http.azure import as_openai, with_model
@@ -91,11 +93,14 @@ def create_app(platform: Platform) -> FastAPI:
         complete = judge_call(platform)
         platform.grader_cache = GraderCache(complete, embedding_call(platform))
         platform.runner = runner = EvalRunner(platform, complete)
+        platform.batches = batch_runner = BatchRunner(platform, _model_routes(platform))
         await platform.worker.start()
         await runner.start()
+        await batch_runner.start()
         delivery = asyncio.create_task(deliver_events(platform.store))
         yield
         delivery.cancel()
+        await batch_runner.stop()
         await runner.stop()
         await platform.worker.stop()
         platform.grading.close()
@@ -118,6 +123,7 @@ def create_app(platform: Platform) -> FastAPI:
         permissions,
         responses,
         stored_chats,
+        batches,
         unsupported,
     ):
         app.include_router(module.router, prefix="/v1")
@@ -127,6 +133,16 @@ def create_app(platform: Platform) -> FastAPI:
     app.add_api_route("/health", _health, methods=["GET"])
     _answer_errors(app)
     app.add_middleware(Gate, platform=platform)
+    return app
+
+
+def _model_routes(platform: Platform) -> FastAPI:
+    """The routes that answer requests of batches; only this process can call them."""
+    app = FastAPI(openapi_url=None)
+    app.state.platform = platform
+    for module in (chat, responses, embeddings):
+        app.include_router(module.router, prefix="/v1")
+    _answer_errors(app)
     return app
 
 

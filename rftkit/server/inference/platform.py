@@ -29,7 +29,7 @@ from rftkit.server.inference.worker_process import (
 from rftkit.server.store.store import Store
 from rftkit.server.training.journal import progress
 
-__all__ = ["CRASHES", "Platform"]
+__all__ = ["CRASHES", "DEATHS", "Platform"]
 
 CRASHES = 5
 """A job fails if the worker died this many times in a row while training it, without progress. A
@@ -77,14 +77,19 @@ class Platform:
     """Held while weights are exported."""
     runner: Wakeable | None = None
     """The eval runner, which samples and grades eval runs."""
+    batches: Wakeable | None = None
+    """The batch runner, which answers the requests of batches."""
     worker_trouble: Callable[[], str | None] = lambda: None
     """Explains why no worker is running; None if one is."""
     _alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     _crashes: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
     def idle_seconds(self) -> float:
-        """Return the seconds since the last request, or since a job or eval run was unfinished."""
-        if self.store.unfinished_jobs() or self.store.unfinished_runs():
+        """Return the seconds since the last request, or since something was unfinished."""
+        unfinished = (
+            self.store.unfinished_jobs, self.store.unfinished_runs, self.store.unfinished_batches,
+        )  # fmt: skip
+        if any(find() for find in unfinished):
             self.last_request = time.monotonic()
         return time.monotonic() - self.last_request
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from rftkit.errors import NotFoundError, RequestError
 from rftkit.server.store.migrations import migrate
 from rftkit.server.store.records import (
+    Batch,
     Checkpoint,
     Delivery,
     Eval,
@@ -206,6 +207,7 @@ _LABEL: dict[type[Record], str] = {
     Permission: "checkpoint permission",
     StoredResponse: "response",
     Delivery: "delivery",
+    Batch: "batch",
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rftkit.errors import PlatformError, RequestError
+from rftkit.server.store.batches import ENDED
 from rftkit.server.store.database import Database, new_id, now, sql_list
 from rftkit.server.store.records import TERMINAL, File
 from rftkit.server.store.trash import discard, empty_trash
@@ -147,7 +148,7 @@ class Files(Database):
 
         Raises:
             NotFoundError: when there is none.
-            RequestError: when a job or an eval run that has not ended uses it.
+            RequestError: when a job, an eval run or a batch that has not ended uses it.
         """
         with self.transaction() as db:
             file = self.file(file_id)
@@ -191,8 +192,10 @@ class Files(Database):
             "OR json_extract(metadata, '$.grader_rows') = ?) "
             f"AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)} "
             "UNION ALL SELECT id FROM eval_runs WHERE status IN ('queued', 'in_progress') "
-            "AND json_extract(data_source, '$.source.id') = ?",
-            file_id, file_id, file_id, file_id,
+            "AND json_extract(data_source, '$.source.id') = ? "
+            f"UNION ALL SELECT id FROM batches WHERE status NOT IN {sql_list(ENDED)} "
+            "AND input_file_id = ?",
+            file_id, file_id, file_id, file_id, file_id,
         )  # fmt: skip
         return [row["id"] for row in rows]
 

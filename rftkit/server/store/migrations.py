@@ -148,6 +148,23 @@ def _answers(db: sqlite3.Connection) -> None:
     )
 
 
+def _batches(db: sqlite3.Connection) -> None:
+    for statement in (
+        """CREATE TABLE batches (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE,
+            created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, endpoint TEXT NOT NULL,
+            input_file_id TEXT NOT NULL, completion_window TEXT NOT NULL, metadata TEXT,
+            output_expires_after INTEGER, status TEXT NOT NULL, model TEXT, errors TEXT,
+            output_file_id TEXT, error_file_id TEXT, request_counts TEXT NOT NULL, usage TEXT,
+            moments TEXT NOT NULL)""",
+        """CREATE TABLE batch_results (
+            batch_id TEXT NOT NULL REFERENCES batches (id) ON DELETE CASCADE,
+            line INTEGER NOT NULL, failed INTEGER NOT NULL, body TEXT NOT NULL,
+            PRIMARY KEY (batch_id, line))""",
+    ):
+        db.execute(statement)
+
+
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _files_and_jobs,
     _evals,
@@ -157,6 +174,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _items_by_row,
     _relative_folders,
     _answers,
+    _batches,
 )
 
 

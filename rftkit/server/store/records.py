@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 __all__ = [
-    "ACTIVE", "TERMINAL", "Checkpoint", "Delivery", "Eval", "EvalRun", "Event", "File",
+    "ACTIVE", "TERMINAL", "Batch", "Checkpoint", "Delivery", "Eval", "EvalRun", "Event", "File",
     "Importable", "Job", "Model", "OutputItem", "Permission", "Record", "StoredResponse",
 ]  # fmt: skip
 
@@ -284,6 +284,37 @@ class StoredResponse(Record):
     """The response object as the client received it."""
     input: list[Json]
     """The whole conversation before the response, as chat messages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch(Record):
+    """Requests of one uploaded file, answered together."""
+
+    TABLE: ClassVar[str] = "batches"
+    JSON: ClassVar[frozenset[str]] = frozenset(
+        {"metadata", "errors", "request_counts", "usage", "moments"}
+    )
+    id: str
+    created_at: int
+    expires_at: int
+    endpoint: str
+    """The route that answers each request, such as `/v1/responses`."""
+    input_file_id: str
+    completion_window: str
+    metadata: dict[str, str] | None = None
+    output_expires_after: int | None = None
+    """Seconds that its output files are kept; None: until they are deleted."""
+    status: str = "validating"
+    """validating, in_progress, finalizing, cancelling; or failed, completed, expired, cancelled."""
+    model: str | None = None
+    errors: list[Json] | None = None
+    """`{code, line, message, param}` of a failed batch."""
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    request_counts: Json = field(default_factory=lambda: {"total": 0, "completed": 0, "failed": 0})
+    usage: Json | None = None
+    moments: Json = field(default_factory=dict)
+    """Status + `_at` → when it was reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

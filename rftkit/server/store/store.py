@@ -20,6 +20,7 @@ from typing import Any
 from rftkit.errors import NotFoundError, PlatformError
 from rftkit.privacy import make_home
 from rftkit.server.store.answers import KEY_SECONDS, Answers, key_in_use, key_of
+from rftkit.server.store.batches import Batches
 from rftkit.server.store.database import connect, new_id, now
 from rftkit.server.store.evals import Evals
 from rftkit.server.store.files import Files
@@ -34,7 +35,7 @@ RETRY_SECONDS = 600
 """How long the store recognises a create request that is sent again without a key, in seconds."""
 
 
-class Store(Jobs, Files, Evals, Answers):
+class Store(Jobs, Files, Evals, Answers, Batches):
     """The platform's records. Open it with `Store.open`; threads can share one instance."""
 
     def __init__(self, db: sqlite3.Connection, root: Path) -> None:

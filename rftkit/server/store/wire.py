@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from rftkit.graders import mask_secrets
 from rftkit.server.store.records import (
+    Batch,
     Checkpoint,
     Eval,
     EvalRun,
@@ -114,6 +115,31 @@ def file_object(file: File) -> Json:
         "purpose": file.purpose,
         "status": "processed",
         "status_details": None,
+    }
+
+
+def batch_object(batch: Batch) -> Json:
+    """`batch`."""
+    moments = (
+        "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
+    )  # fmt: skip
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "model": batch.model,
+        "errors": None if batch.errors is None else {"object": "list", "data": batch.errors},
+        "input_file_id": batch.input_file_id,
+        "completion_window": batch.completion_window,
+        "status": batch.status,
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "created_at": batch.created_at,
+        "expires_at": batch.expires_at,
+        **{f"{each}_at": batch.moments.get(f"{each}_at") for each in moments},
+        "request_counts": batch.request_counts,
+        "usage": batch.usage,
+        "metadata": batch.metadata,
     }
 
 

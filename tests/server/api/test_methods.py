@@ -21,7 +21,16 @@ import rftkit.server
 
 GOLDEN = Path(rftkit.server.__file__).parent / "methods.md"
 """The one table: what `rftkit serve --routes` prints. UPDATE_GOLDEN=1 writes it."""
-RESOURCES = ("files", "fine_tuning", "evals", "models", "chat", "responses", "embeddings")
+RESOURCES = (
+    "files",
+    "fine_tuning",
+    "evals",
+    "models",
+    "chat",
+    "responses",
+    "embeddings",
+    "batches",
+)
 MODEL: Any = "rftkit-tiny"
 TUNED = "ft:rftkit-tiny:local::x:ckpt-step-1"
 USER: Any = [{"role": "user", "content": "hi"}]
@@ -39,6 +48,7 @@ NOTES = {
     "fine_tuning.jobs.create": "no `integrations`, no tool servers",
     "fine_tuning.checkpoints.permissions.create": "kept and listed; one home has one owner",
     "responses.connect": "WebSocket",
+    "batches.create": "chat completions, responses and embeddings",
 }
 
 
@@ -59,6 +69,7 @@ class Calls:
         self.served, self.client = served, served.client
         served.platform.store.add_model(TUNED, MODEL, None, "/f", 1)
         served.platform.runner.wake = lambda: None
+        served.platform.batches.wake = lambda: None
 
     def call(self, path: str) -> Any:
         """Call the method at a dotted path."""
@@ -108,6 +119,13 @@ class Calls:
     def chat(self) -> str:
         return self.client.chat.completions.create(model=MODEL, messages=USER, store=True).id
 
+    def batch(self) -> Any:
+        line = b'{"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {}}'
+        file = self.client.files.create(file=("in.jsonl", line), purpose="batch")
+        return {
+            "input_file_id": file.id, "endpoint": "/v1/responses", "completion_window": "24h",
+        }  # fmt: skip
+
     def response(self) -> str:
         return self.client.responses.create(model=MODEL, input="hi").id
 
@@ -130,6 +148,9 @@ CHAT = _body(model=MODEL, messages=USER)
 RESPONSE = _body(model=MODEL, input="hi")
 PERMISSIONS = "fine_tuning_checkpoints_permissions_"
 MAKERS: dict[str, Callable[[Calls], Any]] = {
+    "batches_create": lambda calls: ((), calls.batch()),
+    "batches_list": _body(),
+    "batches_": lambda calls: ((calls.client.batches.create(**calls.batch()).id,), {}),
     "files_create": _body(file=("a.jsonl", ROW), purpose="fine-tune"),
     "files_list": _body(),
     "files_": lambda calls: ((calls.served.upload(),), {}),

@@ -118,7 +118,6 @@ def test_an_undeliverable_event_waits_longer_and_longer(
 
 
 UNSUPPORTED: Any = [
-    lambda c: c.batches.list(),
     lambda c: c.moderations.create(input="x"),
     lambda c: c.completions.create(model="x", prompt="y"),
 ]

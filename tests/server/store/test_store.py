@@ -358,7 +358,8 @@ def test_a_home_can_be_moved_and_a_copy_is_its_own(home: Path, tmp_path: Path) -
     # as older versions wrote it, in a home that was somewhere else
     store._db.execute("UPDATE models SET folder = '/old/home/' || folder WHERE step = 1")
     store._db.execute("UPDATE checkpoints SET folder = '/old/home/' || folder WHERE step = 1")
-    store._db.execute("DROP TABLE answers")
+    for table in ("answers", "batch_results", "batches"):
+        store._db.execute(f"DROP TABLE {table}")
     store._db.execute(f"PRAGMA user_version = {MIGRATIONS.index(_relative_folders)}")
     store.close()
     for other in (tmp_path / "copy", tmp_path / "deep" / "moved"):
