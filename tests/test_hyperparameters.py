@@ -142,7 +142,7 @@ def test_the_readme_of_training_has_every_setting_with_its_default() -> None:
         assert f"`{name}`" in text, name
     for name, knob in KNOBS.items():
         if isinstance(knob, Number):
-            assert re.search(rf"`{name}`(?: and `\w+`)? \({knob.default:g}\)", text), name
+            assert re.search(rf"`{name}`(?: and `\w+`)?\s\({knob.default:g}\)", text), name
         elif isinstance(knob, Words):
             assert all(word in text for word in knob.words), name
 

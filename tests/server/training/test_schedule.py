@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_refused_by_name(name: str, value: str, message: 
 
 
 def test_guidance_is_refused_where_it_cannot_be_and_off_there_by_default() -> None:
-    with pytest.raises(RequestError, match="references have no thoughts"):
+    with pytest.raises(RequestError, match="references have no reasoning"):
         plan("<think>", guidance="references")
     with pytest.raises(RequestError, match="did not sample"):
         plan(engine="tinker", guidance="references")
