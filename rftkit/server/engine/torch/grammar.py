@@ -8,11 +8,12 @@ here: what the masks are applied to.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
@@ -25,6 +26,12 @@ __all__ = ["Grammars", "choices", "unpack"]
 
 Masks = NDArray[np.int32]  # (R, V / 32)
 
+SLICES = [r"[ a-zA-Z]{1,12}", r'[^".\\\x00-\x1F\x7F]{1,10}', *LLTokenizer.general_slices()]
+"""Sets of tokens that are allowed or not as one. llguidance's own are for any text in quotes; words
+and text without a full stop are in most patterns too, whose masks then take a third of the time."""
+KEPT_BYTES = 2**26
+"""Of masks that stay for the next who asks: the trainer needs those that the sampler made."""
+
 
 class Grammars:
     """Compiled schemas of one tokenizer."""
@@ -33,9 +40,12 @@ class Grammars:
         self.vocab_size = vocab_size
         self._hf = tokenizer
         self._eos_ids = set(eos_ids)
-        self._tokenizer = from_tokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_ids))
+        self._tokenizer = from_tokenizer(
+            tokenizer, n_vocab=vocab_size, eos_token=list(eos_ids), slices=SLICES
+        )
         self._executor = LLExecutor(num_threads=2)
         self._compiled: dict[tuple[str, str | None], LLMatcher] = {}
+        self._kept: OrderedDict[Hashable, NDArray[np.int32]] = OrderedDict()
 
     def start(self, schema: str | None, thinking: Thinking | None = None) -> DecodingState | None:
         """The decoding state at the start of a completion, or None when any token may follow.
@@ -111,14 +121,24 @@ class Grammars:
         return masks
 
     def distinct(self, states: Sequence[tuple[Hashable, DecodingState | None]]) -> Masks:
-        """Like `masks`; states with the same key are equal, and computed once."""
-        first: list[DecodingState | None] = []
-        rows: dict[Hashable, int] = {}
-        for key, state in states:
-            if key not in rows:
-                rows[key] = len(first)
-                first.append(state)
-        return self.masks(first)[[rows[key] for key, _ in states]]
+        """Like `masks`, for states that come with keys: what they follow, and the tokens so far.
+
+        States with the same key are equal. The mask of each is computed once, and kept for a while.
+        """
+        missing = {key: state for key, state in states if key not in self._kept}
+        made = dict(zip(missing, self.masks(list(missing.values())), strict=True))
+        found = np.stack([made[key] if key in made else self._kept[key] for key, _ in states])
+        self._keep([key for key, _ in states], made)
+        return found
+
+    def _keep(self, used: Sequence[Hashable], made: Mapping[Hashable, NDArray[np.int32]]) -> None:
+        """Keep new masks; where they are too many, those that were used longest ago go."""
+        for key in used:
+            if key in made:
+                self._kept.setdefault(key, made[key].copy())
+            self._kept.move_to_end(key)
+        while len(self._kept) * 4 * -(-self.vocab_size // 32) > KEPT_BYTES:
+            self._kept.popitem(last=False)
 
     def replay(
         self,
@@ -135,7 +155,8 @@ class Grammars:
         rows: list[list[NDArray[np.int32]]] = [[] for _ in tokens_G_T]
         for t in range(max(map(len, tokens_G_T), default=0)):
             alive = [g for g, tokens in enumerate(tokens_G_T) if t < len(tokens)]
-            masks = self.distinct([(tuple(tokens_G_T[g][:t]), states[g]) for g in alive])
+            keys = [(schema, thinking, tuple(tokens_G_T[g][:t])) for g in alive]
+            masks = self.distinct([(key, states[g]) for key, g in zip(keys, alive, strict=True)])
             for row, g in enumerate(alive):
                 rows[g].append(masks[row])
                 state = states[g]

@@ -3,9 +3,7 @@
 A token's log-prob is its logit over the temperature, minus the log of the sum over the tokens that
 were allowed at that place (all of them, or those of a grammar mask). Logits exist only for the
 positions asked for, and in the trainer only a chunk at a time: no full-vocabulary tensor is kept
-for the backward pass. On a CPU in bfloat16 the trainer never stores logits at all: attention with
-the head as keys and as values gives the log of the sum, and the gradient, in one pass. Where the
-head itself learns, the backward pass computes them again.
+for the backward pass. Where the head itself learns, that pass computes them again.
 """
 
 from __future__ import annotations
@@ -21,10 +19,8 @@ from rftkit.server.engine.torch.grammar import Masks, unpack
 
 __all__ = ["most_likely", "scores", "token_logprobs"]
 
-CHUNK_ROWS = 128
+CHUNK_ROWS = 256
 HEAD_ROWS = 256  # of the gradient of the head, which is as large as the head for each chunk
-FUSED_ROWS = 1_024
-FUSED_FROM = 512  # fewer rows take longer than logits would: the head is packed anew in each pass
 MASKED = -1e30  # finite, so that a row of nothing but this is still a number
 
 
@@ -70,14 +66,7 @@ def token_logprobs(
     `head_back` is the head in the dtype in which gradients travel, if that is another.
     """
     back = head if head_back is None else head_back
-    is_fused = (
-        back.dtype == torch.bfloat16
-        and back.device.type == "cpu"
-        and len(hidden) >= FUSED_FROM
-        and cap is None
-    )
-    most = FUSED_ROWS if is_fused else CHUNK_ROWS
-    num = math.ceil(len(hidden) / math.ceil(len(hidden) / most)) if len(hidden) else 1
+    num = math.ceil(len(hidden) / math.ceil(len(hidden) / CHUNK_ROWS)) if len(hidden) else 1
     parts = [hidden.new_zeros(0, dtype=torch.float32)]
     for start in range(0, len(hidden), num):
         rows = slice(start, start + num)
@@ -85,7 +74,7 @@ def token_logprobs(
         parts.append(
             _Chunk.apply(
                 hidden[rows],
-                None if is_fused else head,
+                head,
                 back,
                 tokens[rows],
                 chunk_masks,
@@ -120,24 +109,18 @@ class _Chunk(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        head: torch.Tensor | None,  # None: no logits
+        head: torch.Tensor,
         back: torch.Tensor,
         tokens: torch.Tensor,
         masks: Masks | None,
         temperature: float,
         cap: float | None,
     ) -> torch.Tensor:
-        wants_mean: bool = ctx.needs_input_grad[0]
-        mean: torch.Tensor | None = None
-        if head is None:
-            logits, total, mean = _without_logits(hidden, back, tokens, masks, temperature)
-        else:
-            values = scores(hidden, head, masks, temperature, cap)
-            logits = values.gather(1, tokens[:, None])[:, 0]
-            probs, total = softmax_with_logsumexp(values)
-            if wants_mean:
-                mean = _through_cap(probs, values, temperature, cap).to(back.dtype) @ back
-        if wants_mean and mean is not None:
+        values = scores(hidden, head, masks, temperature, cap)
+        logits = values.gather(1, tokens[:, None])[:, 0]
+        probs, total = softmax_with_logsumexp(values)
+        if ctx.needs_input_grad[0]:
+            mean = _through_cap(probs, values, temperature, cap).to(back.dtype) @ back
             chosen = _through_cap(torch.ones_like(logits), logits, temperature, cap)[:, None]
             grad_hidden = (back[tokens].float() * chosen - mean.float()) / temperature
             ctx.save_for_backward(grad_hidden.to(hidden.dtype))
@@ -201,26 +184,6 @@ def _through_cap(
     if cap is None:
         return grad
     return grad * (1 - (values * (temperature / cap)).clamp(-1, 1) ** 2)
-
-
-def _without_logits(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
-    tokens: torch.Tensor,
-    masks: Masks | None,
-    temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of the tokens, log of the sum, and p · head, which is attention on the head.
-
-    torch's public attention does not return the log of the sum; the operator beneath it does.
-    """
-    rows, keys = hidden.to(head.dtype), head[None, None]
-    bias = None if masks is None else _forbid(head.new_zeros(len(rows), len(head)), masks)
-    mean, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        rows[None, None], keys, keys, attn_mask=bias, scale=1 / temperature
-    )
-    logits = (rows.float() * head[tokens].float()).sum(-1) / temperature
-    return logits, total.flatten(), mean[0, 0]
 
 
 def _forbid(values: torch.Tensor, masks: Masks) -> torch.Tensor:
