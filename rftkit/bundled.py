@@ -1,7 +1,7 @@
 """Where the notebooks and the datasets that come with rftkit are. Nothing writes into them.
 
-In a clone they are `notebooks/` and `datasets/` beside this package; in a wheel the build has put
-the same folders inside it (`setup.py`). Not here: what is in them.
+In a clone they are `notebooks/` and `datasets/` next to this package; in a wheel they are inside it
+(`setup.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rftkit.errors import NotFoundError
 __all__ = ["bundled_folder"]
 
 MARKERS = {"notebooks": "00_tour.ipynb", "datasets": "tiny_copy"}
-"""What each holds: another package beside this one may be called `datasets` too."""
+"""A file that each contains, because another package called `datasets` may be installed here."""
 
 
 def bundled_folder(name: Literal["notebooks", "datasets"]) -> Path:

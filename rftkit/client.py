@@ -127,8 +127,8 @@ def api_message(error: Exception) -> str | None:
 def judge_call() -> CompletionCall:
     """How model graders of this process call their judge.
 
-    `RFTKIT_JUDGE_BASE_URL` if it is set, else what `connect()` finds or starts; looked up when the
-    first question is asked, so that other graders start nothing.
+    `RFTKIT_JUDGE_BASE_URL` if it is set, or else what `connect()` finds or starts. It is looked up
+    at the first call, so that other graders start nothing.
     """
     asked: list[CompletionCall] = []
 

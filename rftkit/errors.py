@@ -126,9 +126,8 @@ class ReportError(RftkitError):
 
 
 def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """What a message says after an unknown name: the one that was probably meant, or all of them.
-
-    `cutoff` is how alike the two have to be, from 0 to 1.
+    """The hint after an unknown name: the name that was probably meant, or all names. `cutoff` is
+    how similar the two have to be, from 0 to 1.
 
     >>> nearest_name("batchsize", ["batch_size", "n_epochs"])
     'did you mean batch_size?'

@@ -58,7 +58,7 @@ class Example(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def trained(self) -> list[int]:
-        """The indices of the messages that are learnt."""
+        """The indices of the messages that are trained."""
         return trained_messages(self.messages)
 
     @property
@@ -67,7 +67,7 @@ class Example(msgspec.Struct, frozen=True, gc=False):
         return sorted(set(self.item) - EXAMPLE_KEYS)
 
     def as_row(self) -> Row:
-        """The row as a grader of answers needs it: without the last learnt answer.
+        """The row as a grader of answers needs it: without the last trained answer.
 
         Graders find that answer as `item.reference_answer`, unless the row has the key itself.
         """

@@ -38,7 +38,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def difference(folder: Path, known: Mapping[str, str]) -> str | None:
-    """What of a folder is not as its fingerprint says, in words; None when all of it is.
+    """How a folder differs from its fingerprint, in words; None when it does not.
 
     Raises:
         OSError: a file cannot be read.

@@ -2,7 +2,7 @@
 
 `rftkit prompt optimize` writes one; jobs, eval runs and the playground take it. The order is:
 system message, examples, the row's other messages. A row's own system (or developer) message is
-kept behind the text of the file, after a blank line and in one message, because chat templates take
+kept after the text of the file, after a blank line and in one message, because chat templates take
 one system message. It is replaced only if it says exactly what the file `replaces`: the text that
 the search started from. Not here: the search (`rftkit.ladder`), and rows (`rftkit.rows`).
 """
@@ -36,7 +36,7 @@ class Prompt:
     examples: tuple[Message, ...] = ()
     """Messages of user and assistant in turn; the last one is the assistant's."""
     replaces: str | None = None
-    """A row's own system text that `system` stands in for; None when every own text is kept."""
+    """A row's own system text that `system` replaces; None when every own text is kept."""
 
     def before(self, messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         """The messages of a row with this prompt before them."""

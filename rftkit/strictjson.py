@@ -1,9 +1,8 @@
-"""JSON read strictly, since what two readers read differently cannot be trained on.
-
-No key twice in one object, no number beyond the range of a double or that is none, no half of a
-surrogate pair, nothing nested without end. The fast decoder is right on almost every line; a line
-that it refuses or that looks doubtful is read again by a careful one, which says what is wrong and
-in which column. Lines end with a line feed and with nothing else: U+2028, U+0085 and their like are
+"""JSON, read strictly, because two readers must not read a training row differently. Refused are a
+key that appears twice in an object, a number beyond the range of a double, NaN and infinity, half a
+surrogate pair, and nesting without end. The fast decoder is right on almost every line; a line that
+it refuses or that looks doubtful is read again by a careful one, which says what is wrong and in
+which column. Lines end with a line feed and with nothing else: U+2028, U+0085 and their like are
 characters of a text. Not here: what the values mean (`rows`).
 """
 
@@ -43,7 +42,7 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
 
 
 def read_lines(lines: Sequence[bytes]) -> list[Any] | None:
-    """The values of many lines, in half the time; None if one of the lines looks doubtful."""
+    """The values of many lines, in half the time; None if a line may need a closer check."""
     try:
         values = [_decode(line) for line in lines]
         written = _encode_lines(values)

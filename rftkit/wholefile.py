@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed.
+"""Files and folders that appear whole or not at all: written under a temporary name, then renamed.
 
 A reader finds the old file or the new one, never half; after a crash too. A folder has the digests
 of its files, so that damage is found later. Not here: files that grow (the journals append).
@@ -177,7 +177,7 @@ def sha256(path: Path) -> str:
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a disk without room is behind an error, however it was wrapped on the way."""
+    """Whether an error was caused by a full disk, however it was wrapped."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -36,7 +36,9 @@ def ladder(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="The HTML page; .json and .answers.jsonl beside it resume."
+            "--out",
+            "-o",
+            help="The HTML page; a .json and an .answers.jsonl file next to it are used to resume.",
         ),
     ] = Path("ladder.html"),
     valid: Annotated[Path | None, typer.Option(help="JSONL file of validation rows.")] = None,
@@ -61,15 +63,15 @@ def ladder(
         Pairs | None, typer.Option(metavar="NAME=VALUE", help="Stored with every job; repeatable.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Answers to each test row.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="Of the answers to test rows.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="For the answers to test rows.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
-    seed: Annotated[int, typer.Option(help="Of the jobs and of the prompt search.")] = 1,
+    seed: Annotated[int, typer.Option(help="For the jobs and the prompt search.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Compare a better prompt, supervised, dpo and RFT on the same test rows.
 
-    With supervised and reinforcement, RFT from the supervised model is climbed too. Finished rungs
-    are found again: run the same command to resume. The page says which rung was worth it.
+    If both supervised and reinforcement are chosen, RFT is also run from the supervised model.
+    Finished rungs are kept: run the same command to resume. The page shows which rung was worth it.
     """
     from rftkit import connect, jobs
     from rftkit import ladder as room

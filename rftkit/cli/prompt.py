@@ -36,14 +36,14 @@ def optimize(
     ] = None,
     response_format: Format = None,
     valid: Annotated[
-        Path | None, typer.Option(help="JSONL file of validation rows, which choose the prompt.")
+        Path | None, typer.Option(help="JSONL file of validation rows, which decide on the prompt.")
     ] = None,
     reflection_model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Let this model rewrite the system text; it is asked at RFTKIT_JUDGE_BASE_URL, "
-            "or else where the model is.",
+            help="Let this model rewrite the system text; it is called at "
+            "RFTKIT_JUDGE_BASE_URL, or else on the model's own service.",
         ),
     ] = None,
     prompt: Annotated[
@@ -63,10 +63,10 @@ def optimize(
 ) -> None:
     """Find a better system text and examples; write them to a prompt file.
 
-    Candidates are tried on training rows, and the best few on validation rows, which choose. The
-    file keeps every candidate with its interval. `job create`, `eval run` and the playground take
-    it with --prompt. Every answer is kept in a .search.jsonl file beside it: after an interruption,
-    run the same command to resume.
+    Candidates are tried on training rows. The best few answer the validation rows, which decide.
+    The file keeps every candidate with its interval. `job create`, `eval run` and the playground
+    take it with --prompt. Every answer is kept in a .search.jsonl file next to it: after an
+    interruption, run the same command to resume.
     """
     from rftkit import connect, ladder, settings
     from rftkit.client import judge_client

@@ -36,7 +36,7 @@ class Columns:
     prompt: str
     """The user's message, with columns in braces."""
     answer: tuple[str, ...] = ()
-    """Columns that say what is right."""
+    """Columns with the right answer."""
     system: str = ""
     """The system message; empty for none."""
 
@@ -85,7 +85,7 @@ class Columns:
 
 
 def named_in(prompt: str, known: Sequence[str]) -> list[str]:
-    """The columns that a prompt names, each once; known ones, and what looks like a name."""
+    """The columns that a prompt names, each once: known columns, and words that look like names."""
     found = (_column(each[1], known) for each in _SLOT.finditer(prompt))
     return list(dict.fromkeys(name for name in found if name in known or _NAME.fullmatch(name)))
 
@@ -98,7 +98,7 @@ def answer_names(words: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether a cell says nothing."""
+    """Whether a cell is empty."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 

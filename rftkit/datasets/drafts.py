@@ -1,9 +1,9 @@
 """A first grader and a first response format for rows, to be changed by whoever knows the task.
 
-The grader compares the answer with what the rows say is right, key by key: short values that repeat
-must be equal, other texts similar. The response format asks for the fields that a grader reads of
-`sample.output_json`, with the values that the rows have there. Both are guesses from some rows: a
-value that none of these rows has is not in the enum. Not here: whether they fit (`check`).
+The grader compares the answer with the right answers in the rows, key by key: short values that
+repeat must be equal, other texts similar. The response format asks for the fields that a grader
+reads of `sample.output_json`, with the values that the rows have there. Both are guesses from some
+rows: a value that none of these rows has is not in the enum. Not here: whether they fit (`check`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Item = Mapping[str, Any]
 
 
 def draft_grader(items: Sequence[Item], response_format: Item | None = None) -> Json:
-    """A grader that compares answers with the keys of the rows that say what is right.
+    """A grader that compares answers with the keys of the rows that have the right answer.
 
     Args:
         items: Some rows, or records of a table that are no rows yet.
@@ -72,7 +72,7 @@ def draft_format(spec: Item, items: Sequence[Item]) -> Json | None:
 
 
 def right_keys(items: Sequence[Item], response_format: Item | None) -> tuple[list[str], bool]:
-    """The keys that say what is right, and whether the answer is the text of one of them."""
+    """The keys with the right answer, and whether the answer is the text of one of them."""
     known = list(dict.fromkeys(key for item in items for key in item if isinstance(key, str)))
     schema = ((response_format or {}).get("json_schema") or {}).get("schema") or {}
     if shared := [key for key in schema.get("properties") or {} if key in known]:

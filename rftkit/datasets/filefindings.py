@@ -1,4 +1,4 @@
-"""What the counts of one file say about it: findings, each with its rows and what to do. Pure.
+"""From the counts of one file to findings, each with its rows and what to do. Pure.
 
 Not here: counting (`scan`), and findings about several files together (`repeats`).
 """

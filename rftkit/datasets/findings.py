@@ -49,7 +49,7 @@ class Finding:
     details: tuple[str, ...] = ()
     """What is wrong with each of `places`, where that differs."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """Numbers behind the message."""
+    """The numbers in the message, for programs."""
 
     def __str__(self) -> str:
         lines = [f"{self.severity:<8}{self.message}"]

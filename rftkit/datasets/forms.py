@@ -68,7 +68,7 @@ class AnsweredRow(Row, frozen=True, gc=False):
     answers: tuple[dict[str, Any], ...] = ()
     """The assistant messages to learn from: the last one, or the preferred one and the other."""
     length: int = 0
-    """How many messages stand before the answers."""
+    """How many messages come before the answers."""
 
     @property
     def messages(self) -> list[dict[str, Any]]:

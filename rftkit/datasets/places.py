@@ -1,4 +1,4 @@
-"""Where a dataset lies: a file, a folder with its parts, or the name of one that comes with rftkit.
+"""Where a dataset is: a file, a folder with its parts, or the name of a bundled dataset.
 
 Every command, panel, notebook and sweep finds datasets here, so that all take the same three. A
 folder has `train` and perhaps `valid` and `test`, in any form that `open` reads, `grader.json` and

@@ -1,7 +1,7 @@
 """A dataset with a prompt file put before the messages of every row, for jobs that train with it.
 
-The answers of examples are not learnt again with every row: in supervised rows they have weight 0.
-Not here: how a prompt and a row are put together (`rftkit.prompts`).
+The answers of the examples are not trained again with every row: in supervised rows they have
+weight 0. Not here: how a prompt and a row are put together (`rftkit.prompts`).
 """
 
 from __future__ import annotations

@@ -99,12 +99,12 @@ def guess_columns(records: Sequence[Record]) -> Columns | None:
 
 
 def is_identifier(name: str) -> bool:
-    """Whether the name of a column or key says that it only tells records apart."""
+    """Whether the name of a column or key shows that it only identifies records."""
     return bool(_IDENTIFIERS.search(_words(name)))
 
 
 def target_for(name: str) -> str:
-    """A name for the rows made of a file, beside it."""
+    """A name for the rows made of a file, in the same folder."""
     if name.endswith(FRAME):
         return "rows.jsonl"
     path = Path(name)
@@ -123,7 +123,7 @@ def convert_command(name: str, columns: Columns | None = None, target: str = "")
 
 
 def _size(name: str, records: Sequence[Record]) -> float:
-    """Characters of a text column, weighted by what its name says; 0 for what is no text."""
+    """Characters of a text column, weighted by its name; 0 for a column that is not text."""
     values = [each[name] for each in records if not is_blank(each.get(name))]
     words = _words(name)
     if not values or is_identifier(name) or not all(isinstance(v, str) for v in values):

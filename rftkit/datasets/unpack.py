@@ -115,7 +115,7 @@ def _reader(path: Path) -> Blocks:
 
 
 def _endings(path: Path) -> tuple[str, str]:
-    """Return the endings of a name that say how to read it: packing (or table), and table.
+    """Return the endings of a name that decide how to read it: packing (or table), and table.
 
     `.CSV.gz` is (.gz, .csv), `.tsv` is (.tsv, .tsv), `.jsonl.zst` is (.zst, "").
     """
@@ -220,7 +220,7 @@ def _joined(lines: Iterable[bytes], position: Callable[[], int]) -> Blocks:
 
 
 def _table(path: Path, packed: str, delimiter: str) -> Blocks:
-    """The records of a table; without a delimiter, the line of names says which it is."""
+    """The records of a table; without a delimiter, the line of names shows which it is."""
     csv.field_size_limit(2**31 - 1)
     with _opened(path, packed if packed in PACKINGS else "") as (content, position):
         text = io.TextIOWrapper(
@@ -244,7 +244,7 @@ def _delimiter(first: str) -> str:
 
 
 def _csv_lines(names: list[str], records: Any) -> Iterator[bytes]:
-    """Records as lines with the same numbers: blank ones stand for names and for broken cells."""
+    """Records as lines with the same numbers; names and broken cells become blank lines."""
     line = records.line_num
     yield b"\n" * line
     for cells in records:

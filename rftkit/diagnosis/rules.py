@@ -30,7 +30,7 @@ UNSCORABLE_SHARE = 0.5
 LOW_ENTROPY = 0.03
 """Nats per token below which the policy is nearly deterministic."""
 NEAR_BEST = 0.95
-"""Share of the way from the lowest to the highest reward so far that counts as learnt."""
+"""Share of the way from the lowest to the highest reward so far that counts as learned."""
 
 
 def findings(story: Story) -> list[Finding]:

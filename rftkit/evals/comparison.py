@@ -1,8 +1,8 @@
 """The results of a comparison of eval runs, as plain values that views draw.
 
-A count of rows comes with their keys (`Samples.items`), so that a view can link a number to the
-rows behind it. None means unknown, never zero. `compare`, `stats` and `multiple_comparisons`
-compute the numbers.
+A count of rows comes with their keys (`Samples.items`), so that a view can link a number to its
+rows. None means unknown, never zero. `compare`, `stats` and `multiple_comparisons` compute the
+numbers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Estimate:
     high: float | None = None
     """Upper end."""
     num_rows: int = 0
-    """Rows behind the estimate: the independent units, however many samples each has."""
+    """The number of rows: the independent units, however many samples each has."""
 
     @property
     def half_width(self) -> float | None:

@@ -186,7 +186,7 @@ def _train_rewards(events: list[dict[str, Any]], steps: Sequence[int]) -> list[f
 
 
 def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]], level: float) -> float | None:
-    """How far luck alone takes training above validation; None when it cannot be told.
+    """How far training exceeds validation by chance; None when that cannot be estimated.
 
     Of validation the upper side of its interval; of training from how much neighbouring steps
     differ, so that a reward that rises is no error. The two as one (Zou and Donner 2008).
@@ -210,12 +210,11 @@ def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]], level: float) 
 
 
 def _parted(samples: Samples, second: Samples, level: float, seed: int) -> int | None:
-    """The first validation at which the two have parted.
-
-    Over the same rows the reward gained since the first validation, and the second grader either
-    fell, or did not gain and is behind what a gain of that size means among the rows of the first
-    validation. All beyond what luck gives over all validations together. How noisy the second
-    grader is does not matter: its noise does not change the slope between the two.
+    """The first validation at which the reward and the second grader diverge. Over the same rows
+    the reward rose since the first validation, and the second grader either fell, or did not rise
+    as much as rows with such a gain had at the first validation. All beyond what luck gives over
+    all validations together. How noisy the second grader is does not matter: its noise does not
+    change the slope between the two.
     """
     reward = make_cells(samples).mean(samples.frame["reward"])
     other = make_cells(second).mean(second.frame["reward"])

@@ -42,7 +42,7 @@ class Record:
     items: list[str]
     """Each row as JSON text: parsed when it is looked at."""
     uncombined: list[int] = field(default_factory=list)
-    """Samples with several scores of which the service did not say what reward they make."""
+    """Samples with several scores, where the service did not report how they are combined."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, each a sentence about this run."""
     response_format: dict[str, Any] | None = None
@@ -60,7 +60,7 @@ def read_items(
 
 
 def settle(record: Record, combine: Combine | None) -> Record:
-    """Give a reward to samples with several scores: by the formula, else their mean, and say so."""
+    """Give a reward to samples with several scores: by the formula, or their mean with a note."""
     if not record.uncombined:
         return record
     columns = {name: list(column) for name, column in record.columns.items()}

@@ -1,4 +1,4 @@
-"""What a few labels say of agreement: draws of its share and of kappa, for several thresholds.
+"""Agreement from a few labels: draws of its share and of kappa, for several thresholds.
 
 A Bayesian bootstrap (Rubin 1981): rows get random weights instead of being drawn again, and each
 of the four cells of pass/fail by accept/reject holds a part of a row before any label is seen.

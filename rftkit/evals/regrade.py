@@ -34,7 +34,7 @@ class RegradedRun:
     label: str
     """Of the old run."""
     new_label: str
-    """Of the new run beside it."""
+    """Label of the new run."""
     step: int | None
     """Optimizer step, when it is a job's validation."""
     before: Estimate

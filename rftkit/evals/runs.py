@@ -95,7 +95,7 @@ def fetch(
 
 
 def find_runs(client: OpenAI, name: str) -> list[Wanted]:
-    """The runs that a name stands for, in the order of the service; see `fetch`.
+    """The runs of a name, in the order of the service; see `fetch`.
 
     Raises:
         InputError: the name is none of those.
@@ -164,7 +164,7 @@ def _runs_of_job(client: OpenAI, job_id: str) -> list[Wanted]:
 
 
 def _facts(job: Json) -> Json:
-    """What tells a job from others, by the names that labels use."""
+    """What distinguishes a job from others, by the names that labels use."""
     method = job.get("method") or {}
     given = (method.get(method.get("type")) or {}).get("hyperparameters") or {}
     settings = {SHORT.get(name, name): value for name, value in given.items() if value != "auto"}
@@ -175,7 +175,7 @@ def _facts(job: Json) -> Json:
 
 
 def _eval_of_job(client: OpenAI, job_id: str) -> str | None:
-    """The eval that names the job, for services that do not say it on the job."""
+    """The eval that names the job, for services whose jobs do not name their eval."""
     names = {job_id, job_id.removeprefix("ftjob-")}
     for each in client.evals.list(limit=100):
         names_of_eval = {

@@ -56,7 +56,7 @@ class Run:
     job_id: str | None = None
     """The job whose validation this is."""
     job_facts: Mapping[str, Any] | None = field(default=None, hash=False)
-    """What tells that job from others, by short name: suffix, swept settings, seed, model."""
+    """What distinguishes that job from others, by short name: suffix, settings, seed, model."""
     eval_id: str | None = None
     """The eval that it belongs to."""
     created_at: int | None = None
@@ -84,7 +84,7 @@ class Samples:
     notes: tuple[str, ...] = ()
     """What a reader must know before believing any number made of this; each a sentence."""
     response_format: Mapping[str, Any] | None = field(default=None)
-    """What answers were constrained to, when known: needed to grade them again alike."""
+    """What answers were constrained to, when known: needed to grade them again in the same way."""
 
     @property
     def labels(self) -> list[str]:

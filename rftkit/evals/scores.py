@@ -55,7 +55,7 @@ def best_constant(
 ) -> str | None:
     """Choose the one answer with the highest mean reward over rows; None when none can be graded.
 
-    A tuned model must earn more than it, or it has learnt what to say and not when.
+    A tuned model must earn more than that; otherwise it has learned what to answer, but not when.
 
     Args:
         grader: Grades every answer against every row.

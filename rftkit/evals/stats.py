@@ -1,4 +1,4 @@
-"""Intervals and tests over rows: what a mean of some rows says about rows like them.
+"""Intervals and tests over rows: from the mean of some rows to rows like them.
 
 Rows are the independent units. Repeats of a row are averaged first, so that five answers to one
 question are one observation of that question. Which interval is used where was chosen by
@@ -179,11 +179,9 @@ def permutation_p(values: Array, *, num_flips: int = 5000, seed: int = 0) -> flo
 
 
 def as_tested(estimate: Estimate, p: float | None, alpha: float) -> Estimate:
-    """A difference whose interval says what its test says.
-
-    An interval and a test of another kind can part by a little. Where the test finds no
-    difference, the interval is widened to zero; where the interval holds zero, `direction` finds
-    none either.
+    """A difference whose interval agrees with its test. An interval and a test of another kind can
+    differ slightly. Where the test finds no difference, the interval is widened to zero; where the
+    interval holds zero, `direction` finds none either.
     """
     if estimate.low is None or estimate.high is None or (p is not None and p <= alpha):
         return estimate
@@ -229,8 +227,8 @@ def detectable(
 ) -> float | None:
     """The smallest true difference that these rows would show in `POWER` of repetitions.
 
-    From the spread of the paired differences; None when it cannot be told. `critical` is the
-    number of standard errors that counts as shown, when it is not that of one look.
+    From the spread of the paired differences; None when it is unknown. `critical` is the number of
+    standard errors that counts as shown, if it is corrected for several comparisons.
     """
     values = _known(values)
     if len(values) < 2 or _is_flat(values):

@@ -54,7 +54,7 @@ class Table:
             name: {"support": stats.support_of(values), "bounds": stats.bounds_of(values)}
             for name, values in scored.items()
         }
-        """What `mean_interval` is told of each grader."""
+        """The arguments of `mean_interval` for each grader."""
         self.tokens = cells.mean(frame["tokens"])
         self.characters = cells.mean(frame["answer"].str.len())
         self.deviation = _within_rows(cells, frame["reward"].to_numpy(float), self.rewards)
@@ -125,10 +125,10 @@ class Table:
     def if_ungraded_counted(self, before: str, after: str) -> tuple[Array, Array] | None:
         """The differences if missing grades spoke against `after`, and if they spoke for it.
 
-        None where both runs miss about as many: then what is missing says nothing of which is
-        better. Where one misses more than luck explains, its grader may break on what it answers
-        badly, so missing grades count as the lowest and the highest reward of all samples. Only
-        rows that both were asked count.
+        None where both runs miss about as many: then missing grades do not show which is better.
+        Where one misses more than chance explains, its grader may fail on its bad answers, so
+        missing grades count as the lowest and the highest reward of all samples. Only rows that
+        both were asked count.
         """
         import numpy as np
 
@@ -221,7 +221,7 @@ class Table:
         return replace(summary, sentence=pair_sentence(summary))
 
     def _together(self, difference: Array, look: _Look) -> Estimate:
-        """The mean difference, its interval wide enough for all looks."""
+        """The mean difference, its interval corrected for all comparisons."""
         alone = self.mean_difference(difference)
         return _widened(alone, difference, look.multiple) if look.num > 1 else alone
 

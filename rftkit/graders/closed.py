@@ -32,7 +32,7 @@ READ_ITEMS = 2000
 SHOWN = 60
 """Longer values are cut off at this many characters."""
 OTHER = "(other)"
-"""Stands for every value that is not a closed one."""
+"""In the place of every value that is not a closed one."""
 SCALARS = {"string", "integer", "number", "boolean", "null"}
 
 

@@ -1,4 +1,4 @@
-"""Give up, for good, everything a grader does not need: Landlock for files, seccomp for the rest.
+"""Give up permanently what a grader does not need: Landlock for files, seccomp for the rest.
 
 Both work without privileges, in plain containers, as root and as anybody, from Linux 5.13 on, for
 x86-64 and aarch64. Two packages were tried first. bubblewrap wants user namespaces, which plain

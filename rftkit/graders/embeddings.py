@@ -14,8 +14,8 @@ EmbeddingCall = Callable[[str, list[str]], list[list[float]]]
 """(model, texts) -> one vector a text."""
 
 LOCAL_EMBEDDING_MODEL = "smollm2-135m-instruct"
-"""Asked instead of the hosted service's embedding model, which the local platform does not have.
-One for all, so that a grade is the same number in a notebook, in graders/run and in training."""
+"""Used instead of the hosted service's embedding model, which the local platform does not have. One
+for all, so that a grade is the same number in a notebook, in graders/run and in training."""
 
 
 def embedding_call(client: Any, model: str | None = None) -> EmbeddingCall:

@@ -1,4 +1,5 @@
-"""Graders of the user's own behind HTTP: POST `{sample, item, trace_id}`, get `{"score": number}`.
+"""The user's own graders, called over HTTP: POST `{sample, item, trace_id}`, get `{"score":
+number}`.
 
 As in the hosted preview: at most 1 MB each way, three more tries when the server fails, a limit on
 calls a second. A grade takes ten minutes at most, tries included; `Retry-After` is obeyed.

@@ -1,4 +1,5 @@
-"""Fields that a grader's templates name and that cannot be there: the grader's fault, said early.
+"""Fields that a grader's templates name and that cannot exist: a mistake in the grader, found
+early.
 
 A misspelt `sample.output_json.categry` makes every answer unscorable, as if the answers were wrong.
 Where the keys of the rows and the fields of the answers are known, it is found before any grade.

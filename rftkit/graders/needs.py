@@ -72,6 +72,6 @@ def template_paths(spec: Mapping[str, Any]) -> tuple[Path, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _paths_of(text: str) -> tuple[Path, ...]:
-    """By the text of the spec, because a dataset asks once for every row."""
+    """Cached by the text of the spec, because it is called for every row of a dataset."""
     parts = types.parts(parse(json.loads(text), purpose="eval"))
     return tuple(path for key, part in parts.items() for path in leaf_paths(part, param_of(key)))

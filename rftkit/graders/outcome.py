@@ -51,7 +51,7 @@ DETAILS = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the model said: the namespace `sample` of templates and python graders."""
+    """The model's output: the namespace `sample` of templates and python graders."""
 
     output_text: str
     """The text of the answer."""
@@ -64,7 +64,7 @@ class Sample:
     truncated: bool = False
     """The answer hit the token limit: it is unscorable."""
     model: str | None = None
-    """The model that wrote it; None when nobody says."""
+    """The model that wrote it; None when unknown."""
     expects_json: bool = False
     """A JSON `response_format` was set: text that does not parse is unscorable."""
 

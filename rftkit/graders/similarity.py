@@ -63,7 +63,7 @@ def _gleu() -> Metric:
 
 
 class _NoWordNet:
-    """Stands where METEOR looks for synonyms, and finds none."""
+    """In the place of METEOR's dictionary of synonyms; it has none."""
 
     def synsets(self, word: str) -> list[Any]:
         return []

@@ -57,7 +57,7 @@ class Named(_Spec):
     compares: ClassVar[bool] = False
     """Whether it compares a template `input` with a template `reference`."""
     error_flags: ClassVar[tuple[str, ...]] = ()
-    """Error flags that only this type reports, beside those of every grader."""
+    """Error flags that only this type reports, in addition to those of every grader."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     """Shown in results; filled in when missing."""
@@ -82,7 +82,7 @@ class StringCheck(Named):
 
 
 class TextSimilarity(Named):
-    """How alike two templates are, 0 to 1."""
+    """How similar two templates are, 0 to 1."""
 
     compares = True
     templates = ("input", "reference")

@@ -1,7 +1,7 @@
 """The inside of the sandbox: confine this process, load one source, grade until the pipe closes.
 
 Run by path as `python -P -s -S worker.py`, with requests on its stdin and replies on its stdout,
-each a JSON text behind four bytes of length. It may import the standard library only, and
+each a JSON text after four bytes with its length. It may import the standard library only, and
 `confine.py` beside it. Nothing here is trusted by the other side (`sandbox.py`): the source that
 runs in this process can do to it what it likes, and a reply is only ever parsed as JSON.
 """

@@ -28,7 +28,7 @@ NEWS = 20
 
 PREFIX = "ftjob-"
 WHOLE = 20
-"""An id with so many characters after its prefix is taken for a whole one."""
+"""Characters after its prefix from which on an id is taken to be complete."""
 MOST = 1000
 """Jobs among which a shortened id is looked for."""
 
