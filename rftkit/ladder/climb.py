@@ -9,6 +9,7 @@ and the comparison (`result`).
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -21,7 +22,7 @@ from rftkit.datasets.io import Complete
 from rftkit.errors import InputError, JobFailedError
 from rftkit.evals import saved_runs
 from rftkit.ladder.asking import Cost, Task
-from rftkit.ladder.kept import Kept
+from rftkit.ladder.kept import open_kept
 from rftkit.ladder.reflection import reflect_with
 from rftkit.ladder.rungs import LABELS, METHODS, Plan, key_of, parent_of
 from rftkit.ladder.search import optimize_prompt
@@ -64,7 +65,8 @@ class _Climb:
             "temperature": plan.temperature,
             "max_completion_tokens": plan.max_completion_tokens,
         }
-        kept = Kept(answers_path(state.path))
+        purpose = {"ladder": state.about["began"]}
+        kept = open_kept(answers_path(state.path), purpose, lambda line: None)
         self.task = Task(client, data.grader, data.response_format, settings, kept=kept)
         self.files = TrainingFiles(client, data, plan, self.task)
 
@@ -247,9 +249,8 @@ def climb(
         openai.OpenAIError: The service cannot be reached.
     """
     state = read_state(state_path, is_new=True)
-    if not state.path.exists():  # a file of answers without it is of a ladder that was removed
-        answers_path(state_path).unlink(missing_ok=True)
     state.about = {
+        "began": state.about.get("began") or uuid.uuid4().hex[:16],
         "data": data.name,
         "files": {name: str(getattr(data, name)) for name in ("train", "valid", "test")},
         "grader": data.grader,

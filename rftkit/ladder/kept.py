@@ -2,8 +2,9 @@
 
 The first line says what the file is for; then come answers and rewritten texts, each as soon as it
 is there, and the grades that `rftkit.graders.grade_many` keeps in the same file. An answer is found
-again by everything that it depends on, and by how often the same was asked before it. Failed
-requests are not kept. Not here: which questions are asked (`search`, `climb`).
+again by everything that it depends on, and by how often the same was asked before it. A search with
+other settings begins anew in the same file, and loses nothing of the one before. Failed requests
+are not kept. Not here: which questions are asked (`search`, `climb`).
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ Facts = Mapping[str, Any]
 class Kept:
     """Answers by question; thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, name: str = "") -> None:
+        """`name` tells the answers of one purpose from those of others in the same file."""
+        self.path, self._name = path, name
         self._lock = threading.Lock()
         self._times: Counter[str] = Counter()
         self._known: dict[str, Any] = {
-            str(line[KEY]): line[VALUE]
+            line[KEY]: line[VALUE]
             for line in json_values(path)
-            if isinstance(line, dict) and {KEY, VALUE} <= line.keys()
+            if isinstance(line, dict) and VALUE in line and str(line.get(KEY)).startswith(name)
         }
 
     @property
@@ -50,7 +52,7 @@ class Kept:
         with self._lock:
             self._times[text] += 1
             number = self._times[text]
-        return hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:32]
+        return f"{self._name}{_digest(f'{number} {text}')}"
 
     def find(self, key: str) -> Any:
         """The answer with a key; None when it is not kept."""
@@ -74,21 +76,28 @@ def open_kept(path: Path, purpose: Facts, say: Callable[[str], None]) -> Kept:
     Raises:
         InputError: There is a file that is not of a search.
     """
-    first = next(iter(json_values(path)), None)
-    known = first.get(PURPOSE) if isinstance(first, dict) else None
-    if first is not None and not isinstance(known, dict):
+    wanted = json.loads(json.dumps(purpose, default=str))
+    lines = [line for line in json_values(path) if isinstance(line, dict)]
+    known = [line[PURPOSE] for line in lines if isinstance(line.get(PURPOSE), dict)]
+    if not known and path.exists() and path.stat().st_size:
         raise InputError(
             f"{path} would keep what is tried, and it is a file of something else; rename it, or "
             "choose another --out"
         )
-    wanted = json.loads(json.dumps(purpose, default=str))
-    if isinstance(known, dict) and known != wanted:
-        names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
-        say(f"Starting anew, because of other settings than in {path.name}: {listed(names)}.")
-    if known != wanted:
-        path.unlink(missing_ok=True)
+    if wanted not in known:
+        if known:
+            names = [each for each in {**known[-1], **wanted} if _differs(known[-1], wanted, each)]
+            say(f"Starting anew, because of other settings than in {path.name}: {listed(names)}.")
         append_json(path, {PURPOSE: wanted})
-    kept = Kept(path)
+    kept = Kept(path, f"{_digest(json.dumps(wanted, sort_keys=True))[:8]}-")
     if kept.num_known:
         say(f"Resuming: {path.name} has {kept.num_known:,} answers already.")
     return kept
+
+
+def _differs(one: Facts, other: Facts, name: str) -> bool:
+    return bool(one.get(name) != other.get(name))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -309,3 +309,37 @@ def test_a_real_ladder_and_its_page(platform: openai.OpenAI, tmp_path: Path) -> 
         page = write_page(state.path, tmp_path / "ladder.html").read_text()
     for words in (found.sentence, "RFT from supervised", "seconds in all", "rows fixed"):
         assert words in page, words
+
+
+def test_a_killed_ladder_asks_for_no_answer_twice(
+    trained: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def counting(request: Json) -> str:
+        asked.append(request["model"])
+        return say(request)
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    trained.link.say = counting
+    data, path = data_in(tmp_path), tmp_path / "l.json"
+    rungs = ("base", "supervised", "dpo")
+
+    def climb() -> State:
+        asked.clear()
+        return ladder.climb(trained.client, data, PLAN, rungs, path, say=lambda line: None)
+
+    with monkeypatch.context() as patch:  # before the pairs of dpo are written
+        patch.setattr("rftkit.datasets.preferences", killed)
+        with pytest.raises(KeyboardInterrupt):
+            climb()
+    assert len(asked) == 12 + 12 + 24 * 4  # two rungs, and the pairs of dpo
+    assert climb().rungs["dpo"].error is None
+    assert len(asked) == 12  # the test rows of dpo
+    path.unlink()  # a new ladder
+    for job in trained.client.fine_tuning.jobs.list():
+        trained.platform.store.update_job(job.id, metadata={})
+    climb()
+    assert len(asked) == 12 + 12 + 24 * 4 + 12

@@ -324,6 +324,11 @@ def test_a_search_with_another_purpose_starts_anew_and_says_so(
     done, again = search(*more)
     assert f"because of other settings than in prompt.search.jsonl: {change}." in done.stderr
     assert again == num
+    assert search(*more)[1] == 0
+    if more:  # back to what it was: nothing is lost
+        done, again = search()
+        assert again == 0
+        assert f"has {num} answers already" in done.stderr
 
 
 def test_a_service_that_answers_nothing_has_not_shown_that_no_prompt_is_better(
