@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from two_sides import child, clock_of
 
 RANK, ALPHA, RATE = 16, 32.0, 1e-4
 WORDS = ["the", "policy", "of", "an", "account", "is", "a", "number", "that", "people", "give"]
@@ -138,18 +140,7 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
             {"prompt": messages(prompt, "")[:1], "completion": messages("", answer)[1:]}
             for prompt, answer, _ in case["rows"]
         ]
-    seconds: list[float] = []
-    worked: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            seconds.append(-time.perf_counter())
-            worked.append(-time.process_time())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            seconds[-1] += time.perf_counter()
-            worked[-1] += time.process_time()
-
+    clock = clock_of(TrainerCallback)
     trainer = (trl.DPOTrainer if is_dpo else trl.SFTTrainer)(
         AutoModelForCausalLM.from_pretrained(case["model"], dtype=getattr(torch, case["dtype"])),
         args=config,
@@ -158,32 +149,14 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
         peft_config=LoraConfig(
             r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
     settings = {"trl": trl.__version__, "micro": case["micro"], "threads": torch.get_num_threads()}
-    return {"seconds": seconds, "worked": worked, "settings": settings}
+    return {"seconds": clock.seconds, "worked": clock.worked, "settings": settings}
 
 
 # ── both ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def child(python: str, side: str, case: dict[str, Any]) -> dict[str, Any] | None:
-    """Run one side in a process of its own; None when it fails."""
-    with tempfile.TemporaryDirectory() as scratch:
-        task, result = Path(scratch, "task.json"), Path(scratch, "result.json")
-        task.write_text(json.dumps(case))
-        done = subprocess.run(
-            [python, "-P", __file__, "--child", side, str(task), str(result)],
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if done.returncode:
-            print(f"  {side} failed ({done.returncode}): {done.stderr.strip()[-300:]}", flush=True)
-            return None
-        answer: dict[str, Any] = json.loads(result.read_text())
-        return answer
 
 
 def compare(method: str, kind: str, options: argparse.Namespace) -> None:
@@ -193,7 +166,7 @@ def compare(method: str, kind: str, options: argparse.Namespace) -> None:
         "model": options.model, "dtype": options.dtype, "method": method, "rows": rows,
         "steps": options.steps,
     }  # fmt: skip
-    ours = child(sys.executable, "rftkit", case)
+    ours = child(__file__, sys.executable, "rftkit", case)
     assert ours is not None, "rftkit itself failed"
     tokens = ours["tokens"]
     print(f"\n{method}, rows {kind}: {len(rows)} rows, {tokens:,} tokens a step", flush=True)
@@ -201,7 +174,7 @@ def compare(method: str, kind: str, options: argparse.Namespace) -> None:
     theirs = [
         show(f"TRL, micro-batch {micro}", found, tokens)
         for micro in options.micro
-        if (found := child(options.trl, "trl", case | {"micro": micro})) is not None
+        if (found := child(__file__, options.trl, "trl", case | {"micro": micro})) is not None
     ]
     if theirs:
         must = 5.0 if kind == "shared" else 1.0

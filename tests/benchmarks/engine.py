@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from two_sides import child, clock_of
 
 WORDS = ["the", "reward", "of", "an", "answer", "is", "a", "number", "that", "people", "give"]
 RANK, ALPHA, RATE = 16, 32.0, 1e-4
@@ -164,15 +166,7 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(case["model"], dtype=dtype)
     shape = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     sampling: list[float] = []
-    whole: list[float] = []
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            whole.append(-time.perf_counter())
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            whole[-1] += time.perf_counter()
-
+    clock = clock_of(TrainerCallback)
     trainer = trl.GRPOTrainer(
         model,
         reward_funcs=reward,
@@ -180,7 +174,7 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
         train_dataset=rows,
         processing_class=tokenizer,
         peft_config=shape,
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     plain = trainer._generate_and_score_completions
 
@@ -194,7 +188,7 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     return {
         "sampling": sampling,
-        "update": [w - s for w, s in zip(whole, sampling, strict=True)],
+        "update": [w - s for w, s in zip(clock.seconds, sampling, strict=True)],
         "rewards": per_step(rewards, case["steps"]),
         "peak_gb": peak_gb(),
         "settings": {
@@ -234,24 +228,6 @@ def per_step(values: list[float], steps: int) -> list[float]:
     """Mean of each of so many equal parts."""
     size = len(values) // steps
     return [statistics.mean(values[i * size : (i + 1) * size]) for i in range(steps)]
-
-
-def child(python: str, side: str, case: dict[str, Any]) -> dict[str, Any] | None:
-    """Run one side in a process of its own; None when it fails (out of memory, most likely)."""
-    with tempfile.TemporaryDirectory() as scratch:
-        task, result = Path(scratch, "task.json"), Path(scratch, "result.json")
-        task.write_text(json.dumps(case))
-        done = subprocess.run(
-            [python, "-P", __file__, "--child", side, str(task), str(result)],
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if done.returncode:
-            print(f"  {side} failed ({done.returncode}): {done.stderr.strip()[-300:]}", flush=True)
-            return None
-        answer: dict[str, Any] = json.loads(result.read_text())
-        return answer
 
 
 def median(values: list[float]) -> float:
@@ -295,7 +271,7 @@ def compare(name: str, options: argparse.Namespace, tokens: int, must: float) ->
         f"completions × {case['T']} tokens, median of {case['steps'] - 1}",
         flush=True,
     )
-    ours = child(sys.executable, "rftkit", case)
+    ours = child(__file__, sys.executable, "rftkit", case)
     assert ours is not None, "rftkit itself failed"
     show("rftkit", ours)
     flops, bandwidth = ceiling()
@@ -311,7 +287,7 @@ def compare(name: str, options: argparse.Namespace, tokens: int, must: float) ->
     ]
     theirs = []
     for run in runs:
-        result = child(options.trl, "trl", case | run)
+        result = child(__file__, options.trl, "trl", case | run)
         if result is not None:
             show(f"TRL {run}", result)
             theirs.append(result)
@@ -365,7 +341,7 @@ def growth(options: argparse.Namespace) -> None:
     for plot, (name, (sizes, shape)) in zip(plots, axes.items(), strict=True):
         curves: dict[str, list[float]] = {"whole step": [], "sampling": [], "update": []}
         for size in sizes:
-            result = child(sys.executable, "rftkit", speed_case(options, *shape(size)))
+            result = child(__file__, sys.executable, "rftkit", speed_case(options, *shape(size)))
             times = (float("nan"),) * 3 if result is None else seconds(result)
             for label, value in zip(curves, times, strict=True):
                 curves[label].append(value)
@@ -417,7 +393,7 @@ def learning(options: argparse.Namespace) -> None:
         for seed in range(3):
             chance = random.Random(seed)
             batches = [chance.sample(range(len(rows)), options.batch) for _ in range(case["steps"])]
-            result = child(python, side, case | {"seed": seed, "rows": batches})
+            result = child(__file__, python, side, case | {"seed": seed, "rows": batches})
             if result is None:
                 continue
             curve = result["rewards"]
