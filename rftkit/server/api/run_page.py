@@ -1,7 +1,7 @@
 """The page that a run's `report_url` opens: counts, pass rates and items as one HTML text.
 
-It is for a quick look in a browser: no script, and nothing is loaded from elsewhere. Whatever
-others wrote is escaped, and long texts are cut with words. Not here: comparing runs
+It is for a quick look in a browser: no script, and nothing is loaded from elsewhere. Jinja escapes
+every value of the template, and long texts are cut with words. Not here: comparing runs
 (`rftkit.evals`), and the routes (`eval_runs`).
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from rftkit.safetext import printable
 
@@ -41,6 +43,45 @@ td { white-space: pre-wrap; overflow-wrap: anywhere; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .yes { color: var(--good); } .no, .error { color: var(--bad); }
 """
+PAGE = """\
+<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ title }}</title><style>{{ style }}</style></head><body>
+<h1>{{ title }}</h1>
+<table>
+{%- for name, value in facts.items() if value %}
+<tr><th>{{ name }}</th><td>{{ value }}</td></tr>
+{%- endfor %}
+</table>
+<h2>Criteria</h2>
+{%- if criteria %}
+<table><thead><tr><th>Criterion</th><th>Pass rate</th><th>Passed</th><th>Failed</th>
+<th>Not graded</th></tr></thead><tbody>
+{%- for name, numbers in criteria %}
+<tr><td>{{ name }}</td>{% for each in numbers %}<td class="number">{{ each }}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody></table>
+{%- else %}
+<p>No item has been graded yet.</p>
+{%- endif %}
+<h2>Items</h2>
+{%- if items %}
+<table><thead><tr><th>Row</th><th>Input</th><th>Answer</th><th>Score</th><th>Passed</th>
+<th>Error</th></tr></thead><tbody>
+{%- for row, given, answer, scores, passed, errors in items %}
+<tr><td class="number">{{ row }}</td><td>{{ given }}</td><td>{{ answer }}</td><td>{{ scores }}</td>
+<td class="{{ passed }}">{{ passed }}</td><td class="error">{{ errors }}</td></tr>
+{%- endfor %}
+</tbody></table>
+{%- else %}
+<p>No item is finished yet. Load the page again in a moment.</p>
+{%- endif %}
+<p>
+{%- if not is_first %}<a href="?">First items</a>{% endif %}
+{%- if more is not none %} More items follow: <a href="?{{ more }}">next items</a>{% endif -%}
+</p>
+</body></html>
+"""
 
 
 def run_page(run: Json, evaluation: Json, rates: Mapping[str, Sequence[int]],
@@ -56,35 +97,21 @@ def run_page(run: Json, evaluation: Json, rates: Mapping[str, Sequence[int]],
         is_first: whether the items begin at the first row.
     """
     names = {each.get("id"): each.get("name") for each in evaluation.get("testing_criteria") or []}
-    title = f"{run.get('name') or run['id']}: {run.get('status')}"
-    body = [
-        f"<h1>{_text(title)}</h1>",
-        _facts(run),
-        "<h2>Criteria</h2>",
-        _table(
-            ("Criterion", "Pass rate", "Passed", "Failed", "Not graded"),
-            [_criterion(names.get(key) or key, *counts) for key, counts in rates.items()],
-            empty="No item has been graded yet.",
-        ),
-        "<h2>Items</h2>",
-        _table(
-            ("Row", "Input", "Answer", "Score", "Passed", "Error"),
-            [_item(item, names) for item in items],
-            empty="No item is finished yet. Load the page again in a moment.",
-        ),
-        _links(more, is_first),
-    ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
+    return environment.from_string(PAGE).render(
+        title=f"{run.get('name') or run['id']}: {run.get('status')}",
+        style=Markup(STYLE),
+        facts=_facts(run),
+        criteria=[(names.get(key) or key, _numbers(*counts)) for key, counts in rates.items()],
+        items=[_item(item, names) for item in items],
+        more=None if more is None else urlencode({"after": more}),
+        is_first=is_first,
     )
 
 
-def _facts(run: Json) -> str:
+def _facts(run: Json) -> dict[str, Any]:
     counts = run.get("result_counts") or {}
-    lines = {
+    return {
         "Run": run["id"],
         "Eval": run.get("eval_id"),
         "Model": run.get("model"),
@@ -93,32 +120,25 @@ def _facts(run: Json) -> str:
             f"{counts.get(name, 0)} {name}" for name in ("total", "passed", "failed", "errored")
         ),
     }
-    shown = [f"<tr><th>{name}</th><td>{_text(said)}</td></tr>" for name, said in lines.items()
-             if said]  # fmt: skip
-    return f"<table>{''.join(shown)}</table>"
 
 
-def _criterion(name: Any, passed: int, failed: int, ungraded: int) -> str:
+def _numbers(passed: int, failed: int, ungraded: int) -> tuple[str, int, int, int]:
     graded = passed + failed
-    rate = f"{passed / graded:.1%}" if graded else "–"
-    numbers = "".join(
-        f'<td class="number">{each}</td>' for each in (rate, passed, failed, ungraded)
-    )
-    return f"<tr><td>{_text(name)}</td>{numbers}</tr>"
+    return f"{passed / graded:.1%}" if graded else "–", passed, failed, ungraded
 
 
-def _item(item: Json, names: Mapping[Any, Any]) -> str:
+def _item(item: Json, names: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """The cells of an item: row, input, answer, scores, passed, errors."""
     sample, results = item.get("sample") or {}, item.get("results") or []
     scores = [f"{names.get(r.get('name')) or r.get('name')}: {_score(r)}" for r in results]
-    passed = item.get("status") in ("pass", "passed")
-    said = [sample.get("error"), *(result.get("errors") for result in results)]
+    errors = [sample.get("error"), *(result.get("errors") for result in results)]
     return (
-        f'<tr><td class="number">{_text(item.get("datasource_item_id"))}</td>'
-        f"<td>{_text(_messages(sample.get('input')) or item.get('datasource_item'))}</td>"
-        f"<td>{_text(_messages(sample.get('output')))}</td>"
-        f"<td>{_text(chr(10).join(scores))}</td>"
-        f'<td class="{"yes" if passed else "no"}">{"yes" if passed else "no"}</td>'
-        f'<td class="error">{_text(chr(10).join(_error(each) for each in said if each))}</td></tr>'
+        item.get("datasource_item_id"),
+        _messages(sample.get("input")) or item.get("datasource_item"),
+        _messages(sample.get("output")),
+        "\n".join(scores),
+        "yes" if item.get("status") in ("pass", "passed") else "no",
+        "\n".join(_error(each) for each in errors if each),
     )
 
 
@@ -155,27 +175,15 @@ def _messages(messages: Any) -> str:
     return "\n".join(lines)
 
 
-def _links(more: str | None, is_first: bool) -> str:
-    links = [] if is_first else ['<a href="?">First items</a>']
-    if more is not None:
-        links.append(f'More items follow: <a href="?after={quote(more, safe="")}">next items</a>')
-    return f"<p>{' · '.join(links)}</p>" if links else ""
-
-
-def _table(heads: Sequence[str], rows: Sequence[str], *, empty: str) -> str:
-    if not rows:
-        return f"<p>{empty}</p>"
-    head = "".join(f"<th>{each}</th>" for each in heads)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _text(value: Any) -> str:
-    """Any value as text of a page: cut with words, control characters spelled out, escaped."""
+def _shown(value: Any) -> str:
+    """A value as text: cut with words, control characters spelled out. Jinja escapes it then."""
+    if isinstance(value, Markup):
+        return value
     text = "" if value is None else _plain(value)
     if len(text) > MOST:
         text = f"{text[:MOST]}… ({len(text) - MOST:,} more characters)"
-    return escape(printable(text))
+    return printable(text)
