@@ -15,8 +15,8 @@ from typing import Any
 from rftkit.errors import InputError, RequestError, nearest_name
 
 __all__ = [
-    "BASE_LEARNING_RATES", "COMPLETIONS", "DPO_SHARE", "ENGINES", "HYPERPARAMETERS", "KNOBS",
-    "METHODS", "Number", "Text", "Words", "check_names", "misplaced", "refuse_misspelt",
+    "BASE_LEARNING_RATES", "COMPLETIONS", "DPO_SHARE", "ENGINES", "EVERY", "HYPERPARAMETERS",
+    "KNOBS", "METHODS", "Number", "Text", "Words", "check_names", "misplaced", "refuse_misspelt",
 ]  # fmt: skip
 
 
@@ -63,6 +63,8 @@ METHODS: Mapping[str, Mapping[str, Number | Words]] = {
     "dpo": {**_COMMON, "beta": Number(1e-9, 2)},
 }
 """Method -> the hyperparameters that it takes."""
+EVERY = tuple(dict.fromkeys(name for names in METHODS.values() for name in names))
+"""Hyperparameters of any method."""
 
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """The learning rate that a `learning_rate_multiplier` of 1 stands for, by `tuning`."""
@@ -97,6 +99,7 @@ KNOBS: Mapping[str, Number | Words | Text] = {
     "stratify": Text(),
     "thinking": Text(),
     "tuning": Words(("lora", "full"), "lora"),
+    "unscorable_budget": Number(0.0, 1.0, 0.9),
     "updates_per_batch": Number(1, 16, 1, is_whole=True),
     "warmup_steps": Number(0, 10_000, 2, is_whole=True),
 }

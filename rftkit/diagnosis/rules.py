@@ -29,6 +29,14 @@ UNSCORABLE_SHARE = 0.5
 """Share of answers that are not scorable, not counting truncated ones."""
 LOW_ENTROPY = 0.03
 """Nats per token below which the policy is nearly deterministic."""
+REASONS = ("cut_off", "unscorable", "same_pay", "flat", "mostly_flat")
+"""Findings that state why a job without any signal has none."""
+_NO_SIGNAL = Finding(
+    "no_signal",
+    "",
+    "no group of completions had different rewards.",
+    "Check what the grader gives the reference answers (`rftkit check DATA -g GRADER`).",
+)
 NEAR_BEST = 0.95
 """Share of the way from the lowest to the highest reward so far that counts as learned."""
 
@@ -40,7 +48,17 @@ def findings(story: Story) -> list[Finding]:
     """
     if story.is_offline:
         return []
-    return [found for rule in RULES for found in rule(story)]
+    found = [each for rule in RULES for each in rule(story)]
+    return _nothing_learned(found) if story.taught_nothing else found
+
+
+def _nothing_learned(found: Sequence[Finding]) -> list[Finding]:
+    """The first finding that states why no weight ever changed, as the verdict on the job."""
+    known = [each for each in found if each.code in REASONS and not each.subject]
+    why = known[0] if known else _NO_SIGNAL
+    said = f"Nothing was learned: {why.message[:1].lower()}{why.message[1:]}"
+    verdict = Finding("nothing_learned", "", said, why.advice)
+    return [verdict, *(each for each in found if each is not why)]
 
 
 def _cut_off(story: Story) -> Iterator[Finding]:

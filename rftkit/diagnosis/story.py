@@ -50,6 +50,10 @@ class Story:
     """Data of the last training steps, oldest first."""
     num_steps: int = 0
     """Training steps so far."""
+    num_idle_steps: int = 0
+    """Training steps in which no group had a signal, so that no weight changed."""
+    paused_at: int | None = None
+    """The step after which the job paused because its answers could not be scored."""
     first_valid: Json | None = None
     last_valid: Json | None = None
     ranges: dict[str, Range] = field(default_factory=dict)
@@ -67,11 +71,19 @@ class Story:
         if self.step > 0:
             self.recent.append(data)
             self.num_steps += 1
+            figures = learning(data)
+            self.num_idle_steps += figures.get("flat_groups") == 1 and "loss" not in figures
         if _valid_mean(data) is not None:
             self.first_valid = self.first_valid or data
             self.last_valid = data
         self._add_rewards(data)
         self._add_answers(data)
+
+    @property
+    def taught_nothing(self) -> bool:
+        """Whether the job is at its end, or paused for this, and no step changed a weight."""
+        is_over = self.step in (self.total_steps, self.paused_at)
+        return is_over and 0 < self.num_steps == self.num_idle_steps
 
     @property
     def graders(self) -> list[Json]:
@@ -125,6 +137,8 @@ def story_of(events: Iterable[Json]) -> Story:
         data = event.get("data") or {}
         if settings := data.get("hyperparameters"):
             story.max_completion_tokens = settings.get("max_completion_tokens")
+        if data.get("unscorable") is not None:
+            story.paused_at = data.get("step")
         if event.get("type") == "metrics" and data.get("step") is not None:
             steps[int(data["step"])] = data
     for _, data in sorted(steps.items()):

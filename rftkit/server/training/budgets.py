@@ -1,4 +1,4 @@
-"""What pauses a job automatically: a grader that fails too often, and a cap on its core seconds. An
+"""What pauses a job automatically: failed grades, unscorable answers, a cap on its core seconds. An
 event says why. Where the training grades of a step failed, the job pauses before the update,
 otherwise at the end of the step. Failed grades are repeated after the pause, and count in no reward
 until then. Not here: pauses that a client asks for, and how a paused job is saved
@@ -9,13 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rftkit.diagnosis import CUT_SHARE
+from rftkit.graders.misspelt import format_problems
 from rftkit.server.training import metrics, sampling
-from rftkit.server.training.context import AnyRun
+from rftkit.server.training.context import AnyRun, RftRun
 from rftkit.server.training.rollout import Group
 
-__all__ = ["check_core_seconds", "check_validation", "is_over_budget", "pauses_for_training"]
+__all__ = [
+    "check_core_seconds",
+    "check_unscorable",
+    "check_validation",
+    "is_over_budget",
+    "pauses_for_training",
+]
 
 BUDGET_STEPS = 3
+LEAST_ANSWERS = 32
+"""Fewer unscorable answers, of fewer steps than these, may be bad luck."""
 SIDES = {"steps": "training", "valid": "validation"}
 """Kinds of the journal's records, in words."""
 
@@ -38,6 +48,49 @@ def check_validation(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
     is_without = step == run.plan.total_steps and metrics.mean_reward(valid) is None
     if is_without or is_over_budget(run, counts):
         _pause(run, step, "valid", valid, counts)
+
+
+def check_unscorable(run: RftRun, step: int, groups: Sequence[Group], *, has_signal: bool) -> None:
+    """Pause a job that learns nothing because its answers cannot be scored; resuming lifts this.
+
+    A step with a signal starts the count again, whatever its share: what can be scored in it
+    teaches the model to give answers of that form.
+    """
+    counts = metrics.unscorable(groups)
+    run.unscorable = [] if has_signal else [*run.unscorable, counts][-BUDGET_STEPS:]
+    lost, graded = (sum(each) for each in zip(*run.unscorable or [(0, 0)], strict=True))
+    is_enough = lost >= LEAST_ANSWERS or len(run.unscorable) == BUDGET_STEPS
+    if not is_enough or step == run.plan.total_steps:
+        return
+    if lost / graded <= run.plan.unscorable_budget:
+        return
+    key = "unscorable_budget"
+    with run.store.transaction():
+        if run.store.has_event(run.job.id, key) or not run.store.try_status(run.job.id, "pausing"):
+            return
+        run.store.add_event(
+            run.job.id,
+            f"The job pauses: {lost} of {graded} training answers could not be scored, and "
+            f"metadata `{key}` allows {run.plan.unscorable_budget:.0%}. "
+            f"{_why_unscorable(run, groups)} Resume the job to go on without this limit.",
+            level="error",
+            data={"unscorable": lost, "grades": graded, "step": step},
+            key=key,
+        )
+
+
+def _why_unscorable(run: RftRun, groups: Sequence[Group]) -> str:
+    """What the check of the dataset says, or that answers were cut off, or one example."""
+    if problems := format_problems(run.grader.spec, run.response_format):
+        said = "; ".join(problems)
+        return f"{said[:1].upper()}{said[1:]}: create another job with both in agreement."
+    if metrics.truncated_share(groups) > CUT_SHARE:
+        limit = run.plan.max_completion_tokens
+        return (
+            f"Answers are cut off at {limit} tokens: create another job with a higher "
+            "`max_completion_tokens` (metadata), or ask for shorter answers in the prompt."
+        )
+    return f"One answer: {metrics.unscorable_example(groups)}"
 
 
 def _pause(

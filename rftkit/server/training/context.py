@@ -91,6 +91,8 @@ class Run(Generic[P]):
     """Seconds of the step under way."""
     failures: list[tuple[int, int]] = field(default_factory=list)
     """(failed, all) grades of the last steps."""
+    unscorable: list[tuple[int, int]] = field(default_factory=list)
+    """(unscorable, all) answers of the last training steps, as long as no weight changes."""
     references: dict[int, tuple[float, float]] = field(default_factory=dict)
     """Of dpo: line of a training row → log-probs of its two answers at the start of the job."""
     saved_at: float = field(default_factory=time.monotonic)

@@ -29,11 +29,16 @@ __all__ = [
     "result_csv",
     "step_data",
     "step_message",
+    "truncated_share",
+    "unscorable",
+    "unscorable_example",
     "usage_metrics",
 ]
 
 COUNTED_ERRORS = ("other_error", "sample_parse_error", "invalid_variable_error")
 """Errors every grader reports; others only where they can occur."""
+SHOWN = 120
+"""Characters of an answer that an event quotes."""
 COUNTS = ("prompt_tokens", "completion_tokens")
 
 
@@ -52,6 +57,23 @@ def failure(groups: Sequence[Group]) -> tuple[int, int, Grade | None]:
     grades = grades_of(groups)
     failed = [grade for grade in grades if grade.outcome == "failed"]
     return len(failed), len(grades), failed[0] if failed else None
+
+
+def unscorable(groups: Sequence[Group]) -> tuple[int, int]:
+    """Unscorable answers, and all answers."""
+    grades = grades_of(groups)
+    return sum(grade.outcome == "unscorable" for grade in grades), len(grades)
+
+
+def unscorable_example(groups: Sequence[Group]) -> str:
+    """An answer that could not be scored, shortened, and why."""
+    found = next(
+        each for group in groups for each in group.rollouts if each.grade.outcome == "unscorable"
+    )
+    why = "; ".join(str(v) for k, v in found.grade.errors.items() if k.endswith("_details") and v)
+    text = " ".join(found.completion.text.split())
+    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return f"“{shown}” ({why or 'the grader cannot read it'})."
 
 
 def step_message(step: int, total_steps: int, data: Mapping[str, Any]) -> str:
@@ -114,7 +136,7 @@ def step_data(
             "valid_reasoning_tokens_mean": _mean(_reasoning_tokens(valid)) or 0.0,
             "full_valid_mean_parse_error": unscorable / max(len(grades), 1),
         }
-        data.setdefault("learning", {})["valid_truncated_share"] = _truncated_share(valid)
+        data.setdefault("learning", {})["valid_truncated_share"] = truncated_share(valid)
         data["learning"]["valid_failed_grades"] = failure(valid)[0]
         data["learning"] |= _range("valid_", valid)
         data["learning"]["valid_reward_stderr"] = signal.standard_error(signal.rewards_of(valid))
@@ -194,13 +216,12 @@ def result_csv(steps: Iterable[Mapping[str, Any]]) -> bytes:
 
 def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
     lengths = [len(r.completion.tokens) for group in groups for r in group.rollouts]
-    grades = grades_of(groups)
+    lost, num = unscorable(groups)
     return {
         "train_mean_reward": mean_reward(groups),
         "reasoning_tokens_mean": _mean(_reasoning_tokens(groups)) or 0.0,
         "completion_tokens_mean": sum(lengths) / max(len(lengths), 1),
-        "mean_unresponsive_rewards": sum(grade.outcome == "unscorable" for grade in grades)
-        / max(len(grades), 1),
+        "mean_unresponsive_rewards": lost / max(num, 1),
     }
 
 
@@ -215,7 +236,7 @@ def _learning(
     learning = {
         "flat_groups": sum(group.is_flat for group in groups) / max(len(groups), 1),
         **_range("", groups),
-        "truncated_share": _truncated_share(groups),
+        "truncated_share": truncated_share(groups),
         "failed_grades": failure(groups)[0],
         "prompts": len(groups),
         "guided": sum(len(group.guided) for group in groups),
@@ -246,7 +267,8 @@ def _range(prefix: str, groups: Sequence[Group]) -> dict[str, Any]:
     }
 
 
-def _truncated_share(groups: Sequence[Group]) -> float:
+def truncated_share(groups: Sequence[Group]) -> float:
+    """The share of answers that were cut off at the token limit."""
     reasons = [r.completion.stop_reason for group in groups for r in group.rollouts]
     return reasons.count("length") / max(len(reasons), 1)
 

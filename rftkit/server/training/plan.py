@@ -153,6 +153,8 @@ class Plan(CommonPlan):
     clip_low: float
     clip_high: float
     kl_coef: float
+    unscorable_budget: float = 0.9
+    """Share of unscorable answers, of steps that teach nothing, above which the job pauses."""
     max_staleness: int = 0
     """Updates that may come between the sampling of a step's completions and its own; 1 lets the
     next step sample while graders work."""

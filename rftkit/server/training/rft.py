@@ -20,7 +20,12 @@ from collections.abc import Callable, Sequence
 from rftkit.server.engine.values import StepStats
 from rftkit.server.training import advantages, credit, metrics, refill, rollout, sampling, signal
 from rftkit.server.training.batches import batch_rows
-from rftkit.server.training.budgets import check_core_seconds, check_validation, pauses_for_training
+from rftkit.server.training.budgets import (
+    check_core_seconds,
+    check_unscorable,
+    check_validation,
+    pauses_for_training,
+)
 from rftkit.server.training.checkpoints import keep_checkpoint
 from rftkit.server.training.context import RftRun
 from rftkit.server.training.grader_check import warn_of_grader
@@ -224,6 +229,8 @@ def report(
     used = run.store.job(run.job.id).usage_metrics
     used = metrics.usage_metrics(used, groups, valid, timing, stats, run.judge_tokens)
     publish(run, step, metrics.step_message(step, total, data), data, used)
+    if groups is not None and not run.job.is_probe:
+        check_unscorable(run, step, groups, has_signal=stats is not None)
 
 
 def last_metrics(run: RftRun) -> Json:

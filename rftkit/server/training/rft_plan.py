@@ -95,6 +95,7 @@ def make_plan(
         clip_low=knobs.number("clip_low"),
         clip_high=knobs.number("clip_high"),
         kl_coef=knobs.number("kl_coef"),
+        unscorable_budget=knobs.number("unscorable_budget"),
         max_staleness=knobs.integer("max_staleness"),
         advantage=advantage,
         credit=_credit(knobs, advantage),

@@ -11,7 +11,9 @@ import in_process
 import pytest
 
 from rftkit import jobs
+from rftkit.diagnosis import findings, story_of
 from rftkit.server.store.records import Job
+from rftkit.server.store.wire import event_object
 from rftkit.server.training import metrics
 from rftkit.server.worker.worker import Worker
 
@@ -66,6 +68,12 @@ def worker(home: Any) -> Iterator[Worker]:
     worker = Worker(home, lambda message: None)
     yield worker
     worker.store.close()
+
+
+def events_of(worker: Worker, job: Job) -> list[dict[str, Any]]:
+    """Its events as a client gets them, oldest first."""
+    found = worker.store.events(job.id, limit=1000)[0][::-1]
+    return [event_object(each) for each in found]
 
 
 def warnings(worker: Worker, job: Job) -> dict[str, str]:
@@ -127,7 +135,36 @@ def test_a_job_that_never_earns_anything_says_that_no_weight_changed(worker: Wor
     said = warnings(worker, job)
     assert "no weight changed" in said["flat:"]
     assert "`compute_multiplier`" in said["flat:"]
-    assert said["same_pay:"].startswith("The grader gave 0 to each of ")
+    assert said["nothing_learned:"].startswith("Nothing was learned: the grader gave 0 to each of ")
+
+
+def test_a_job_without_a_scorable_answer_is_warned_of_pauses_once_and_says_so(
+    worker: Worker,
+) -> None:
+    reads_json = LABEL | {"reference": "yes"}
+    job = in_process.run(worker, in_process.add_job(worker, grader=reads_json, n_epochs=3))
+    assert job.status == "paused"
+    [said] = [m for m in in_process.messages(worker, job) if "job pauses" in m]
+    assert said.startswith("The job pauses: 32 of 32 training answers could not be scored")
+    assert "The grader reads sample.output_json, which a job fills only under a resp" in said
+    [first, *_] = findings(story_of(events_of(worker, job)))
+    assert first.message.startswith("Nothing was learned: 100% of the answers could not be scored")
+    assert "`response_format`" in first.advice
+
+    worker.store.resume_job(job.id)
+    assert in_process.run(worker, job).status == "succeeded", "resuming lifts the limit"
+    assert "Nothing was learned: " in warnings(worker, job)["nothing_learned:"]
+
+
+def test_a_limit_for_unscorable_answers_can_be_lifted_and_is_not_reached_while_some_teach(
+    worker: Worker,
+) -> None:
+    limits = {"max_completion_tokens": "1", "unscorable_budget": "1"}
+    job = in_process.run(worker, in_process.add_job(worker, metadata=limits))
+    assert job.status == "succeeded"
+    strict = {"unscorable_budget": "0"}  # references teach, and random answers are cut off
+    job = in_process.run(worker, in_process.add_job(worker, metadata=strict))
+    assert job.status == "succeeded"
 
 
 def test_the_result_file_has_the_figures_of_each_grader() -> None:
