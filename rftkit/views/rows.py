@@ -17,7 +17,7 @@ from rftkit.views.conversation import outputs, prompt, readable, reference, said
 from rftkit.views.listing import disclosure, is_numeric, table
 from rftkit.views.markup import Html, actionable, missing, note, number, text, wrap
 
-__all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page"]
+__all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page", "sort_heading"]
 
 REFUSED = "\x00refused"
 """Key of an item that stands for a row which cannot be used; no row has such a key of its own."""
@@ -48,7 +48,7 @@ def row_page(
         hit: a text that was searched for: cells show it, highlighted.
     """
     numeric = {key for key in columns if is_numeric([line.get(key) for line in lines])}
-    head = "".join(_heading(key, key in numeric, sort, descending) for key in columns)
+    head = "".join(sort_heading(key, key in numeric, sort, descending) for key in columns)
     body = "".join(
         _line(at, line, columns, numeric, at == opened, hit)
         for at, line in zip(numbers, lines, strict=True)
@@ -122,7 +122,8 @@ def row_button(at: int, label: str = "") -> str:
     )
 
 
-def _heading(key: str, numeric: bool, sort: str, descending: bool) -> str:
+def sort_heading(key: str, numeric: bool, sort: str, descending: bool) -> str:
+    """The heading of a column as a button that sorts by it, in a panel."""
     order = ("descending" if descending else "ascending") if key == sort else "none"
     classes = ' class="rk-number"' if numeric else ""
     return (

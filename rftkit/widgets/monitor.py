@@ -1,9 +1,11 @@
-"""JobMonitor: watch a job from any kernel at any time, and pause, resume or cancel it.
+"""JobMonitor: choose a job, watch it from any kernel at any time, and pause, resume or cancel it.
 
 The job runs on the service; the panel only polls it. You can close the browser or restart the
-kernel without affecting the job; run the cell again to see the whole history. The panel polls every
-two seconds, fetches only new events, and spends at most about a tenth of its time on drawing. The
-curves are in `rftkit.views.charts`, the requests to the service in `jobs.follow`.
+kernel without affecting the job; run the cell again to see the whole history. One thread polls
+every two seconds and fetches only new events. Another draws the section below, and spends at most
+about a tenth of its time on that: so neither a slow service nor a slow chart delays a click. What
+is drawn is in `jobview`, the list of jobs in `runlist`, the requests to the service in
+`jobs.follow`.
 """
 
 from __future__ import annotations
@@ -12,28 +14,19 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 from traitlets import Enum, Float, Unicode, validate
 
 from rftkit import views
-from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import InputError
-from rftkit.jobs import (
-    Follow,
-    checkpoints,
-    error_of,
-    find,
-    latest,
-    rollouts,
-    step_frame,
-    step_metrics,
-)
+from rftkit.jobs import Follow, find, latest, step_frame
 from rftkit.views.markup import Html, join, wrap
-from rftkit.views.watch import job_status
+from rftkit.widgets.jobview import SECTIONS, JobView
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
+from rftkit.widgets.runlist import RunList
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,43 +34,20 @@ if TYPE_CHECKING:
 
 __all__ = ["JobMonitor"]
 
-STALE_POLLS = 3
-"""Polls that must fail in a row before the panel says that it is out of date."""
 DRAWING_SHARE = 10
-"""The curves are drawn again after this many times the duration of the last drawing."""
+"""A section is drawn again after this many times the duration of its last drawing."""
 ARMED_SECONDS = 5.0
 """Seconds for the second click that confirms a cancellation."""
-LISTED = 50
-"""Jobs in the menu, newest first."""
 REST_SECONDS = 15.0
 """Seconds between polls of a paused job, and at most between drawings."""
-MAX_GROUPS = 256
-"""Groups shown at once: as many as a batch can have, because widgets cannot run scripts."""
-
-SECTIONS = {
-    "curves": "Curves",
-    "health": "Health",
-    "signal": "Signal",
-    "time": "Time",
-    "rollouts": "Rollouts",
-    "checkpoints": "Checkpoints",
-    "events": "Events",
-}
-MODEL_COLUMNS = {
-    "step": "step",
-    "valid_reward_mean": "validation reward",
-    "train_reward_mean": "train reward",
-    "model": "model",
-}
-LOSS_COLUMNS = {"step": "step", "valid_loss": "validation loss", "model": "model"}
-"""Of a job without a grader."""
 
 
 class JobMonitor(Panel):
     """Watch one job: curves, health, signal, time, newest rollouts, checkpoints, events.
 
     `JobMonitor("ftjob-…")` attaches to a running or finished job, `JobMonitor()` to the newest
-    one. `pause()`, `resume()` and `cancel()` are the buttons; `watch()` waits for the end.
+    one; the list of jobs on top switches to another, as `set(job_id=…)` does. `pause()`,
+    `resume()` and `cancel()` are the buttons; `watch()` waits for the end.
 
     Args:
         job_id: None or empty for the newest job.
@@ -102,19 +72,24 @@ class JobMonitor(Panel):
                 "there is no job to watch yet; start one, for example with rftkit.jobs.create"
             )
         found = find(self._client, job_id or "")
-        self._stop, self._wake = threading.Event(), threading.Event()
-        self._follow, self._drawn = Follow(self._client, found), _Drawing()
-        self._rows: dict[str, dict[str, Any] | None] = {}
-        self._problems: tuple[int, list[Finding]] = (0, [])
+        self._stop, self._wake_poller = threading.Event(), threading.Event()
+        self._wake_drawer = threading.Event()
+        self._view, self._drawn = JobView(self._client, found), _Drawing()
+        self._seen: dict[str, Html] = {}
+        self._in_body = ""
         self._armed_at = 0.0
-        self._names: dict[str, str] = {}
+        self._list = RunList(self._client, self._choose, watched=found)
         super().__init__(job_id=found, **state)
 
     # what it shows
 
     def data(self) -> pd.DataFrame:
         """One row per step: the columns of `rftkit.jobs.step_frame` that the job reports."""
-        return step_frame(self._follow.events).dropna(axis="columns", how="all")
+        return step_frame(self.events).dropna(axis="columns", how="all")
+
+    def jobs(self) -> pd.DataFrame:
+        """The newest jobs, one row each: status, reward, when, model and data."""
+        return self._list.data()
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -126,101 +101,20 @@ class JobMonitor(Panel):
         """The job at the last poll, as on the wire."""
         return self._follow.job
 
+    @property
+    def _follow(self) -> Follow:
+        return self._view.follow
+
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
         """All sections in order; for a small `max_bytes`, only the status of the job."""
-        head = self._header(static=True)
+        head = self._view.header(None)
         if max_bytes <= STORED_BYTES:
             return head
         parts = [head]
         for name, title in SECTIONS.items():
-            body = self._section(name, max_bytes // len(SECTIONS))
             parts.append(wrap(f"<h3>{title}</h3>"))
-            parts.append(body)
+            parts.append(self._view.section(name, max_bytes // len(SECTIONS)))
         return join(parts, plain=head.plain)
-
-    def _header(self, *, static: bool = False) -> Html:
-        follow = self._follow
-        late = follow.failed_polls >= STALE_POLLS
-        stale = (
-            f"Stale: the last {follow.failed_polls} requests to the service failed "
-            f"({follow.last_error}). The job continues without this view."
-        )
-        is_polling = not static and not self._has_settled()
-        status = job_status(
-            follow.job,
-            self._steps(),
-            error=_error(follow.job),
-            polled_at=follow.polled_at,
-            stale=stale if late else "",
-            expires_after=max(10.0, 5 * self.poll_seconds) if is_polling else None,
-            unread=not follow.has_all_events,
-            findings=self._findings() if follow.has_all_events else (),
-        )
-        return join([views.note(self._facts()), status], status.plain)
-
-    def _facts(self) -> str:
-        """Which job it is: its id, model, data and suffix."""
-        job = self._follow.job
-        file_id = str(job.get("training_file") or "")
-        if file_id and file_id not in self._names:
-            self._names[file_id] = self._name_of(file_id)
-        suffix = job.get("suffix") or (job.get("user_provided_suffix") or "")
-        facts = (job["id"], job.get("model"), self._names.get(file_id), suffix)
-        return " · ".join(str(each) for each in facts if each)
-
-    def _name_of(self, file_id: str) -> str:
-        from openai import OpenAIError
-
-        try:
-            return str(self._client.files.retrieve(file_id).filename)
-        except OpenAIError:  # deleted, or the service does not answer: the id will do
-            return file_id
-
-    def _findings(self) -> list[Finding]:
-        """The problems at the newest step, computed again when there are new events."""
-        events = self._follow.events
-        if self._problems[0] != len(events):
-            self._problems = (len(events), findings(story_of(events)))
-        return self._problems[1]
-
-    def _steps(self) -> list[dict[str, Any]]:
-        """The rows of `data()` as mappings; each event is parsed once."""
-        for event in self._follow.events:
-            if event["id"] not in self._rows:
-                data = event.get("data") or {}
-                is_step = data.get("step") is not None and event.get("type") == "metrics"
-                self._rows[event["id"]] = (
-                    {"step": int(data["step"]), "total_steps": data.get("total_steps")}
-                    | step_metrics(data)
-                    if is_step
-                    else None
-                )
-        known = (self._rows[event["id"]] for event in self._follow.events)
-        by_step = {row["step"]: row for row in known if row is not None}
-        return [by_step[step] for step in sorted(by_step)]
-
-    def _section(self, name: str, max_bytes: int = 300_000) -> Html:
-        events = self._follow.events
-        if name == "curves":
-            return views.reward_chart(events)
-        if name == "health":
-            return views.health_chart(events)
-        if name == "signal":
-            return join([views.diagnosis(events), views.signal_chart(events)])
-        if name == "time":
-            return views.time_chart(events)
-        if name == "rollouts":
-            found = rollouts(self._client, self.job_id)
-            return views.rollouts(found, page=MAX_GROUPS, max_bytes=max_bytes)
-        if name == "checkpoints":
-            kept = checkpoints(self._client, self.job_id, events)
-            if not kept:
-                return views.note("No checkpoint yet. Each validation after a step saves one.")
-            is_graded = any(each.valid_reward_mean is not None for each in kept)
-            has_loss = any(each.valid_loss is not None for each in kept)
-            columns = MODEL_COLUMNS if is_graded or not has_loss else LOSS_COLUMNS
-            return views.table(kept, columns, noun="checkpoint")
-        return views.events(reversed(events))  # a live view has room for the newest events only
 
     # what it does
 
@@ -240,10 +134,12 @@ class JobMonitor(Panel):
         self.refresh()
 
     def refresh(self) -> None:
-        """Poll the service now."""
+        """Poll the service now, and ask it for its jobs again."""
         self._follow.poll()
         self._drawn = _Drawing()
-        self._wake.set()
+        self._wake_poller.set()
+        self._wake_drawer.set()
+        self._list.refresh()
         self._redraw(set())
 
     def watch(
@@ -272,7 +168,7 @@ class JobMonitor(Panel):
             with contextlib.suppress(OpenAIError):  # counted, and shown as stale
                 while self._follow.fetch_older():
                     pass
-                if self._has_settled() or (until is not None and until(self)):
+                if self._view.has_settled or (until is not None and until(self)):
                     break
                 self._stop.wait(min(self.poll_seconds, 0.5))
                 self._follow.poll()
@@ -282,11 +178,10 @@ class JobMonitor(Panel):
     def close(self) -> None:
         """Stop polling. The job is not affected."""
         self._stop.set()
-        self._wake.set()
+        self._wake_poller.set()
+        self._wake_drawer.set()
+        self._list.close()
         super().close()
-
-    def _has_settled(self) -> bool:
-        return self._follow.has_ended or self._follow.job["status"] == "paused"
 
     # live
 
@@ -303,54 +198,54 @@ class JobMonitor(Panel):
         self._cancel = self._button(
             "Cancel", self._press_cancel, "Stop the job; it cannot be resumed"
         )
-        self._jobs = ipywidgets.Dropdown(
-            description="Job", options=[self.job_id], layout=ipywidgets.Layout(max_width="100%")
-        )
-        self._list_jobs()
-        self._jobs.observe(lambda change: self._guard(lambda: self._choose(change["new"])), "value")
-        again = self._button("Refresh", self.refresh, "Fetch new events")
+        again = self._button("Refresh", self.refresh, "Fetch new events and new jobs")
         buttons = [self._pause, self._resume, self._cancel, again]
+        self._fold = ipywidgets.Accordion(titles=("Choose another job",))
+        self._fold.observe(lambda _: self._guard(self._unfold), names="selected_index")
         self._poller = threading.Thread(target=self._poll_until_closed, daemon=True)
+        self._drawer = threading.Thread(target=self._draw_until_closed, daemon=True)
+        self._fold.children = [ipywidgets.VBox()]
         self._poller.start()
+        self._drawer.start()
         return [
-            self._jobs,
+            self._fold,
             self._head,
             ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap")),
             self._choice,
             self._body,
         ]
 
-    def _list_jobs(self) -> None:
-        """Fill the menu with the newest jobs, and with this one."""
-        page = self._client.fine_tuning.jobs.list(limit=LISTED).data
-        options = {job.id: _choice(job.to_dict(warnings=False)) for job in page}
-        options.setdefault(self.job_id, _choice(self.job))
-        self._jobs.options = [(words, job_id) for job_id, words in options.items()]
-        self._jobs.value = self.job_id
+    def _unfold(self) -> None:
+        """Show the list of jobs; it is fetched when somebody opens it."""
+        if self._fold.selected_index is not None:
+            self._fold.children[0].children = [self._list.widget()]
+            self._list.refresh()
 
-    def _choose(self, job_id: str | None) -> None:
-        if job_id and job_id != self.job_id:
-            self._armed_at = 0.0
-            self.set(job_id=job_id)
-            self._wake.set()
+    def _choose(self, job_id: str) -> None:
+        """Watch another job, and fold the list away."""
+        self.set(job_id=job_id)
+        self._fold.selected_index = None
+
+    def _changed(self, names: Set[str]) -> None:
+        if "job_id" in names and self.job_id != self._follow.job["id"]:
+            self._view, self._drawn = JobView(self._client, self.job_id), _Drawing()
+            self._seen, self._in_body, self._armed_at = {}, "", 0.0
+            self._list.set(watched=self.job_id)
+            self._wake_poller.set()
 
     def _draw(self) -> None:
-        """Draw header and buttons; wake the thread that draws the section."""
+        """Draw header and buttons, and of the section what is known; its thread does the rest."""
         status = self._follow.job["status"]
-        self._head.value = self._header()
+        self._head.value = self._view.header(self.poll_seconds)
         self._pause.disabled = status != "running"
         self._resume.disabled = status != "paused"
         self._cancel.disabled = self._follow.has_ended
         self._cancel.description = "Really cancel?" if self._is_armed else "Cancel"
-        if self.section != self._drawn.section:
-            if self._drawn.section:  # a slow section is announced at once
-                self._body.value = views.note(f"Drawing {SECTIONS[self.section]} …")
-            self._wake.set()
-
-    def _changed(self, names: Set[str]) -> None:
-        if "job_id" in names and self.job_id != self._follow.job["id"]:
-            self._follow, self._drawn = Follow(self._client, self.job_id), _Drawing()
-            self._problems = (0, [])
+        if self.section != self._in_body:
+            self._in_body = self.section
+            drawing = views.note(f"Drawing {SECTIONS[self.section].lower()} …")
+            self._body.value = self._seen.get(self.section, drawing)
+        self._wake_drawer.set()
 
     @property
     def _is_armed(self) -> bool:
@@ -365,83 +260,90 @@ class JobMonitor(Panel):
         else:
             self._armed_at = time.monotonic()
             self._redraw(set())
-            self._wake.set()
+            self._wake_poller.set()
+
+    # its two threads
 
     def _poll_until_closed(self) -> None:
-        """Draw, then fetch new events, again and again until the panel is closed."""
+        """Fetch new events and draw the header, again and again until the panel is closed."""
         while not self._stop.is_set():
-            self._wake.clear()
+            self._wake_poller.clear()
             try:
-                self._draw_section()
-                is_new = self._fetch()
+                before = self._follow.job["status"]
+                self._fetch()
+                if self._follow.job["status"] != before:
+                    self._list.refresh()
                 with self._holding():
                     if self._root is not None:
                         self._draw()
             except Exception as error:  # shown in the panel; the next poll may succeed
                 self._fail(error)
-                is_new = False
-            if not is_new:
-                self._wake.wait(self._pause_seconds())
+            self._wake_poller.wait(self._seconds_to_poll())
 
-    def _fetch(self) -> bool:
-        """Fetch older events first, then new ones. Returns whether to draw at once."""
+    def _fetch(self) -> None:
+        """Fetch older events first, then new ones."""
         from openai import OpenAIError
 
         follow = self._follow
-        try:
+        with contextlib.suppress(OpenAIError):  # counted by `follow`, and shown as stale
             if not follow.has_all_events:
                 while follow.fetch_older() and not self._stop.is_set():
                     pass
-                self._drawn = replace(self._drawn, again_at=0.0)
-                return True
-            if not follow.has_ended:
+            elif not follow.has_ended:
                 follow.poll()
-        except OpenAIError:
-            pass  # counted by `follow`, and shown as stale
-        return False
 
-    def _pause_seconds(self) -> float | None:
-        """Seconds until the next poll or drawing; None to wait until somebody wakes the thread."""
-        waits = []
+    def _seconds_to_poll(self) -> float | None:
+        """Seconds until the next poll; None to wait until somebody wakes the thread."""
+        waits = [ARMED_SECONDS + 0.1] if self._is_armed else []
         if not self._follow.has_ended:
             resting = self._follow.job["status"] == "paused"
             waits.append(REST_SECONDS if resting else self.poll_seconds)
-        if self._is_armed:
-            waits.append(ARMED_SECONDS + 0.1)
-        if self._drawn.news != self._news():
-            waits.append(max(0.1, self._drawn.again_at - time.monotonic()))
         return min(waits, default=None)
 
-    def _news(self) -> tuple[int, bool, str]:
-        """A value that changes whenever a section could look different."""
-        follow = self._follow
-        return len(follow.events), follow.has_all_events, str(follow.job["status"])
+    def _draw_until_closed(self) -> None:
+        """Draw the section whenever it or its events changed, until the panel is closed."""
+        while not self._stop.is_set():
+            self._wake_drawer.clear()
+            try:
+                self._draw_section()
+            except Exception as error:  # shown in the panel; the next drawing may succeed
+                self._fail(error)
+                self._drawn = _Drawing(self.section, self._view.news)
+            self._wake_drawer.wait(self._seconds_to_draw())
+
+    def _seconds_to_draw(self) -> float | None:
+        """Seconds until the next drawing; None when nothing has changed."""
+        if self._drawn.section == self.section and self._drawn.news == self._view.news:
+            return None
+        return max(0.0, self._due_at() - time.monotonic())
+
+    def _due_at(self) -> float:
+        """Monotonic seconds: at once for another section, and for the end of a job."""
+        is_due = self.section != self._drawn.section or self._view.has_settled
+        return 0.0 if is_due else self._drawn.again_at
 
     def _draw_section(self) -> None:
-        """Draw the selected section if it or its events changed, but slow sections less often."""
-        drawn, news = self._drawn, self._news()
-        is_due = time.monotonic() >= drawn.again_at or self._has_settled()  # the end at once
-        if self.section == drawn.section and (news == drawn.news or not is_due):
+        """Draw the selected section if that is due."""
+        view, section, news = self._view, self.section, self._view.news
+        if (section, news) == (self._drawn.section, self._drawn.news):
             return
-        section, started = self.section, time.monotonic()
-        markup = self._section(section)
-        with self._lock:
-            if self._root is not None:
-                self._body.value = markup
+        started = time.monotonic()
+        if started < self._due_at():
+            return
+        markup = view.section(section)
         now = time.monotonic()
-        rest = min(DRAWING_SHARE * (now - started), REST_SECONDS)
-        self._drawn = _Drawing(section, news, now + rest)
+        with self._lock:
+            if self._root is None or view is not self._view:
+                return
+            self._seen[section] = markup
+            if section == self.section:
+                self._body.value = markup
+                rest = min(DRAWING_SHARE * (now - started), REST_SECONDS)
+                self._drawn = _Drawing(section, news, now + rest)
 
     @validate("poll_seconds")
     def _at_least_a_fifth_of_a_second(self, proposal: Any) -> float:
         return max(0.2, float(proposal["value"]))
-
-
-def _choice(job: dict[str, Any]) -> str:
-    """A job in the menu: when, status, suffix or model, and its id."""
-    created = time.strftime("%d %b %H:%M", time.localtime(job.get("created_at") or 0))
-    what = job.get("suffix") or job.get("user_provided_suffix") or job.get("model")
-    return f"{created} · {job['status']} · {what} · {job['id']}"
 
 
 @dataclass(frozen=True)
@@ -452,10 +354,3 @@ class _Drawing:
     news: tuple[int, bool, str] = (0, False, "")
     again_at: float = 0.0
     """Monotonic seconds before which it is not drawn again, unless the section changes."""
-
-
-def _error(job: dict[str, Any]) -> str | None:
-    """Why a job failed; the service's `error` of `{}` is none."""
-    from openai.types.fine_tuning import FineTuningJob
-
-    return error_of(FineTuningJob.construct(**job)) if job.get("error") else None

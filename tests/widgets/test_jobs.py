@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -11,7 +13,7 @@ import pytest
 import sample_job
 from conftest import Served
 
-from rftkit import datasets, jobs
+from rftkit import datasets, jobs, views
 from rftkit.errors import InputError
 from rftkit.widgets import JobMonitor, Playground
 
@@ -113,13 +115,13 @@ def test_pause_resume_and_cancel_by_click(platform: openai.OpenAI, live: None) -
     monitor = JobMonitor(start(platform, n_epochs=50), client=platform, poll_seconds=0.2)
     monitor.widget()
     try:
-        until(lambda: not monitor._pause.disabled and len(monitor._steps()) > 2)
+        until(lambda: not monitor._pause.disabled and len(monitor._view.steps()) > 2)
         monitor._pause.click()
         until(lambda: monitor.job["status"] == "paused")
         until(lambda: monitor._pause.disabled and not monitor._resume.disabled)
-        steps = len(monitor._steps())
+        steps = len(monitor._view.steps())
         monitor._resume.click()
-        until(lambda: len(monitor._steps()) > steps + 1)
+        until(lambda: len(monitor._view.steps()) > steps + 1)
         monitor._cancel.click()
         assert monitor._cancel.description == "Really cancel?"
         monitor._cancel.click()
@@ -127,6 +129,96 @@ def test_pause_resume_and_cancel_by_click(platform: openai.OpenAI, live: None) -
         assert "✗ cancelled" in monitor._head.value
         monitor._pause.click()
         assert "cancelled" in monitor.error
+    finally:
+        monitor.close()
+
+
+def test_a_job_is_chosen_from_a_list_that_filters_and_sorts(
+    platform: openai.OpenAI, finished: str, live: None
+) -> None:
+    other = start(platform, n_epochs=50)
+    monitor = JobMonitor(finished, client=platform, poll_seconds=0.2)
+    monitor.widget()
+    try:
+        until(lambda: "✓ succeeded" in monitor._head.value)
+        monitor._fold.selected_index = 0
+        runs = monitor._list
+        until(lambda: other in runs._body.value and finished in runs._body.value)
+        line = next(run for run in runs._runs or [] if run.id == finished)
+        assert (line.status, line.model, line.method) == (
+            "succeeded",
+            "rftkit-tiny",
+            "reinforcement",
+        )
+        assert line.dataset == "train.jsonl"
+        assert line.reward is not None
+        assert f"{line.reward:.3f}" in runs._body.value
+        assert 'aria-current="true"' in runs._body.value
+
+        runs.query = f"succeeded {finished[-8:]}"
+        assert finished in runs._body.value
+        assert other not in runs._body.value
+        runs.query = "nosuchjob"
+        assert "Clear the filter" in runs._body.value
+        runs.query = ""
+        runs._act_sort("reward")
+        rewards = runs.data()["reward"].dropna().tolist()
+        assert rewards == sorted(rewards, reverse=True)
+        runs._act_sort("reward")
+        assert runs.data()["reward"].dropna().tolist() == rewards[::-1]
+        assert runs.data()["reward"].isna().tolist()[-1], "what is not measured comes last"
+
+        runs._act_choose(other)
+        assert monitor.job_id == other
+        assert monitor._fold.selected_index is None
+        until(lambda: other in monitor._head.value)
+        assert monitor.error == runs.error == ""
+        assert finished in monitor.jobs()["id"].tolist()
+    finally:
+        monitor.close()
+        platform.fine_tuning.jobs.cancel(other)
+
+
+def test_a_click_shows_a_section_while_the_service_and_another_drawing_hang(
+    platform: openai.OpenAI, finished: str, live: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = JobMonitor(finished, client=platform, poll_seconds=0.2)
+    monitor.widget()
+    hangs = threading.Event()
+    try:
+        until(lambda: "<img" in monitor._body.value)
+        curves = monitor._body.value
+        monkeypatch.setattr(
+            monitor._view, "_checkpoints", lambda: hangs.wait(60) and views.note("")
+        )
+        monitor._choice.value = "checkpoints"
+        assert "Drawing checkpoints" in monitor._body.value
+        monitor._choice.value = "curves"
+        assert monitor._body.value == curves, "what was drawn before is there at once"
+    finally:
+        hangs.set()
+        monitor.close()
+
+
+def test_the_end_of_a_job_is_drawn_at_once(
+    platform: openai.OpenAI, finished: str, live: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the last drawing took, and however long the next one would be put off."""
+    monitor = JobMonitor(finished, client=platform, poll_seconds=0.2)
+    ended = dict(monitor.job)
+    monitor._follow.job = {**ended, "status": "running"}
+    monkeypatch.setattr(monitor._follow, "poll", lambda: False)
+    monitor.set(section="events")
+    monitor.widget()
+    try:
+        until(lambda: monitor._drawn.section == "events")
+        monitor._drawn = replace(monitor._drawn, again_at=time.monotonic() + 1000)
+        monitor._follow.events = [
+            *monitor.events,
+            {**monitor.events[-1], "id": "e", "message": "!"},
+        ]
+        monitor._follow.job = ended
+        until(lambda: monitor._drawn.news == monitor._view.news)
     finally:
         monitor.close()
 

@@ -1,0 +1,90 @@
+"""A list of jobs to choose from: a line each, with status, reward and what it trained on what."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from rftkit.jobs.runs import Run
+from rftkit.views.markup import Html, actionable, number, text, wrap
+from rftkit.views.rows import sort_heading
+from rftkit.views.watch import SIGNS, TONES
+
+__all__ = ["RUN_COLUMNS", "run_table"]
+
+RUN_COLUMNS = {
+    "job": "name",
+    "status": "status",
+    "reward": "reward",
+    "when": "created_at",
+    "model": "model",
+    "data": "dataset",
+    "method": "method",
+}
+"""Heading -> the attribute of a `Run` that it shows and sorts by."""
+
+
+def run_table(
+    runs: Sequence[Run],
+    *,
+    sort: str = "",
+    descending: bool = False,
+    watched: str = "",
+    live: bool = False,
+) -> Html:
+    """A line a job; in a panel headings sort, and a job's name chooses it.
+
+    Args:
+        runs: in the order of the lines.
+        sort: the heading that they are sorted by; empty for newest first.
+        descending: whether they are sorted in descending order.
+        watched: id of the job that is shown elsewhere in the panel.
+        live: whether there is a panel that receives clicks.
+    """
+    head = "".join(
+        sort_heading(each, each == "reward", sort, descending)
+        if live
+        else f'<th scope="col">{each}</th>'
+        for each in RUN_COLUMNS
+    )
+    body = "".join(_line(run, run.id == watched, live) for run in runs)
+    table = (
+        '<div class="rk-scroll rk-runs"><table class="rk-rows rk-tight"><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    plain = "\n".join(
+        f"{run.id}  {run.status:<10}  {number(run.reward)}  {_when(run)}  {run.model}  {run.suffix}"
+        for run in runs
+    )
+    return wrap(actionable(table) if live else table, plain=plain)
+
+
+def _line(run: Run, is_watched: bool, live: bool) -> str:
+    state = ' class="rk-opened" aria-current="true"' if is_watched else ""
+    sign = SIGNS.get(run.status, run.status)
+    return (
+        f'<tr{state}><td title="{text(run.id)}">{_name(run, live)}</td>'
+        f'<td class="{TONES.get(run.status, "")}">{text(sign)}</td>'
+        f'<td class="rk-number">{_measured(run)}</td><td>{_when(run)}</td>'
+        f"<td>{text(run.model)}</td><td>{text(run.dataset)}</td><td>{text(run.method)}</td></tr>"
+    )
+
+
+def _name(run: Run, live: bool) -> str:
+    shown = text(run.name if run.suffix else f"{run.id[:14]}…")
+    if not live:
+        return shown
+    return (
+        f'<button type="button" class="rk-link" data-act="choose {text(run.id)}" '
+        f'data-lm-suppress-shortcuts="true" title="Watch {text(run.id)}">{shown}</button>'
+    )
+
+
+def _measured(run: Run) -> str:
+    if run.reward is None and run.loss is not None:
+        return f"loss {number(run.loss)}"
+    return number(run.reward)
+
+
+def _when(run: Run) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(run.created_at))
