@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-__all__ = ["TERMINAL", "Event", "Method", "Update", "create", "error_of", "events", "wait", "watch"]
+__all__ = [
+    "TERMINAL",
+    "Event",
+    "Method",
+    "Update",
+    "compact",
+    "create",
+    "error_of",
+    "events",
+    "wait",
+    "watch",
+]
 
 Event = dict[str, Any]
 """One `fine_tuning.job.event` as it is on the wire."""
@@ -106,9 +117,14 @@ def create(
     return client.fine_tuning.jobs.create(**body)
 
 
+def compact(value: Mapping[str, Any]) -> str:
+    """JSON without spaces, as metadata has it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def _as_metadata(client: OpenAI, name: str, value: Mapping[str, Any]) -> str:
     """JSON, or the id of a file with it where it is longer than a value of metadata may be."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = compact(value)
     if len(text) <= LONGEST_VALUE:
         return text
     file = (f"{name}.json", text.encode())

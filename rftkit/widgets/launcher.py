@@ -12,17 +12,17 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets
 from traitlets import Dict, Enum, Float, Int, List, Unicode
 
 from rftkit import jobs
 from rftkit.errors import InputError
-from rftkit.hyperparameters import HYPERPARAMETERS, check_names
+from rftkit.hyperparameters import EVERY, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
 from rftkit.views import launch, note
-from rftkit.views.markup import Html, join, text, wrap
+from rftkit.views.markup import Html, copyable, join, text, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
 from rftkit.widgets.task import Task
 
@@ -48,12 +48,15 @@ class JobLauncher(Panel):
     Args:
         dataset: a bundled dataset's name, or a folder with train.jsonl, valid.jsonl, grader.json.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
-        state: `train`, `valid`, `model`, `grader`, `response_format`, `hyperparameters`,
-            `metadata`, `suffix`, `seed`, `overridden`, and the prices of `cost`. `grader` and
-            `response_format` may be paths, as `GraderLab.save` returns them.
+        state: `method`, `train`, `valid`, `model`, `grader`, `response_format`,
+            `hyperparameters`, `metadata`, `suffix`, `seed`, `overridden`, and the prices of `cost`.
+            `grader` and `response_format` may be paths, as `GraderLab.save` returns them. A
+            supervised or dpo job needs neither, nor `valid`; with them a platform of rftkit
+            measures its checkpoints.
     """
 
     dataset = Unicode("", help="Name or folder of the dataset that fills the form.")
+    method = Enum(list(METHODS), default_value="reinforcement", help="How the job learns.")
     train = Unicode("", help="JSONL file, or the id of an uploaded one.")
     valid = Unicode("", help="JSONL file, or the id of an uploaded one.")
     model = Unicode("smollm2-135m-instruct", help="Base or fine-tuned model.")
@@ -109,39 +112,57 @@ class JobLauncher(Panel):
 
     @property
     def _names(self) -> Sequence[str]:
-        """The names of the checks. A service without probes cannot check learnability."""
-        return CHECKS if self._has_probes else CHECKS[:-1]
+        """The names of the checks.
+
+        A service without probes cannot check learnability, and only a reinforcement job learns from
+        its grader.
+        """
+        names = CHECKS if self._has_probes else CHECKS[:-1]
+        return [each for each in names if self._learns_from_grader or each != "grader"]
+
+    @property
+    def _method(self) -> jobs.Method:
+        return cast("jobs.Method", self.method)
+
+    @property
+    def _learns_from_grader(self) -> bool:
+        return bool(self.method == "reinforcement")
 
     def request(self) -> dict[str, Any]:
         """The request body; files without an id appear as their paths."""
-        reinforcement = {"grader": self.grader, "hyperparameters": self.hyperparameters}
-        if self.response_format:
-            reinforcement["response_format"] = self.response_format
+        graded = {"grader": self.grader, "response_format": self.response_format}
+        graded = {name: value for name, value in graded.items() if value}
+        inner, metadata = {"hyperparameters": self.hyperparameters}, self.metadata
+        if self._learns_from_grader:
+            inner = {**graded, **inner}
+        else:  # they measure its checkpoints
+            metadata = {**metadata, **{name: jobs.compact(each) for name, each in graded.items()}}
         body = {
             "model": self.model,
             "training_file": self._uploaded.get(self.train, self.train),
             "validation_file": self._uploaded.get(self.valid, self.valid),
-            "method": {"type": "reinforcement", "reinforcement": reinforcement},
+            "method": {"type": self.method, self.method: inner},
             "suffix": self.suffix,
             "seed": self.seed,
-            "metadata": self.metadata,
+            "metadata": metadata,
         }
         return {name: value for name, value in body.items() if value not in (None, "", {})}
 
     def code(self) -> str:
         """The same job as a few lines over OpenAI's client."""
         paths = {"training_file": self.train, "validation_file": self.valid}
-        todo = {name: path for name, path in paths.items() if not path.startswith("file-")}
+        todo = {name: path for name, path in paths.items() if path and not path.startswith("file-")}
         return launch.client_code(self.request(), todo)
 
     def plan(self) -> dict[str, Any] | None:
         """What every `auto` becomes, and why; None when the service does not report it."""
         if not self._has_probes or not self.train:
             return None
-        given = json.dumps([self.train, self.hyperparameters, self.metadata], sort_keys=True)
+        settings = (self.hyperparameters, self.metadata)
+        given = json.dumps([self.train, self.method, *settings], sort_keys=True)
         if self._plan[0] != given:
-            rows = len(self._rows("train"))
-            found = jobs.plan(self._client, rows, self.hyperparameters, self.metadata)
+            rows = self._num_rows("train")
+            found = jobs.plan(self._client, rows, *settings, method=self._method)
             self._plan = (given, found)
         return self._plan[1]
 
@@ -153,7 +174,7 @@ class JobLauncher(Panel):
         return join(parts, plain="\n".join(part.plain for part in parts[:3] if part))
 
     def _summary(self) -> Html:
-        chosen = f"{self.model} on {self.train or '(no file yet)'}"
+        chosen = f"{self.method}, {self.model} on {self.train or '(no file yet)'}"
         said = f"Started {self.job_id}: {chosen}" if self.job_id else f"Not started: {chosen}"
         return wrap(f"<p><strong>{text(said)}</strong></p>", plain=said)
 
@@ -173,19 +194,17 @@ class JobLauncher(Panel):
             return launch.checklist(self.checks, self.overridden)
         if name == "settings":
             return launch.settings(self.hyperparameters, self.plan())
-        source = (
-            self.code()
-            if name == "code"
-            else json.dumps(self.request(), indent=1, ensure_ascii=False)
-        )
-        return wrap(f"<pre>{text(source)}</pre>", plain=source)
+        if name == "code":
+            return wrap(copyable("Copy the code", self.code(), is_open=True), plain=self.code())
+        body = json.dumps(self.request(), indent=1, ensure_ascii=False)
+        return wrap(copyable("Copy the request", body, is_open=True), plain=body)
 
     # what it does
 
     def check(self) -> None:
         """Check the data and what the grader pays for cheats, and fill the checklist."""
         self._require_files()
-        doing = "Checking the data and the grader"
+        doing = f"Checking the data{' and the grader' * self._learns_from_grader}"
         self._work(self._check, self._take_checks, doing, slot="check")
 
     def estimate(self) -> None:
@@ -215,17 +234,28 @@ class JobLauncher(Panel):
         return job.id
 
     def _require_files(self) -> None:
-        if not (self.train and self.valid):
-            raise InputError("choose a training file and a validation file first")
+        if not self.train:
+            raise InputError("choose a training file first")
+        if not self._learns_from_grader:
+            return
+        if not self.valid:
+            raise InputError("a reinforcement job needs a validation file: choose one first")
         if not self.grader:
-            raise InputError("there is no grader: paste its JSON, or choose a dataset that has one")
+            raise InputError(
+                "there is no grader: paste its JSON, choose a dataset that has one, or choose "
+                "method supervised, which learns from the answers of the rows"
+            )
 
     def _check(self, task: Task) -> list[Check]:
         from rftkit.client import judge_call
 
-        train, valid = self._path("train"), self._path("valid")
+        train, valid = self._path("train"), self._path("valid") if self.valid else None
         answers = self.response_format
-        data = jobs.check_data(train, valid, grader=self.grader, response_format=answers)
+        data = jobs.check_data(
+            train, valid, method=self._method, grader=self.grader or None, response_format=answers
+        )
+        if not self._learns_from_grader:
+            return [data]
         if data.state == "error":
             return [data, Check("grader", "not checked", "fix the data first")]
         task.report("Grading cheats …")
@@ -258,7 +288,7 @@ class JobLauncher(Panel):
 
     def _arguments(self) -> dict[str, Any]:
         """Arguments for `jobs.create`; files that have no id are uploaded."""
-        for path in (self.train, self.valid):
+        for path in filter(None, (self.train, self.valid)):
             if not path.startswith("file-") and path not in self._uploaded:
                 from rftkit import datasets
 
@@ -266,8 +296,9 @@ class JobLauncher(Panel):
         return {
             "model": self.model,
             "training_file": self._uploaded.get(self.train, self.train),
-            "validation_file": self._uploaded.get(self.valid, self.valid),
-            "grader": self.grader,
+            "validation_file": self._uploaded.get(self.valid, self.valid) or None,
+            "method": self.method,
+            "grader": self.grader or None,
             "response_format": self.response_format,
             "hyperparameters": self.hyperparameters or None,
             "metadata": self.metadata or None,
@@ -292,6 +323,14 @@ class JobLauncher(Panel):
 
         return datasets.read(self._path(name))
 
+    def _num_rows(self, name: str) -> int:
+        """Rows of any form."""
+        from rftkit import datasets
+
+        with datasets.open(self._path(name), form=None) as rows:
+            rows.wait()
+            return len(rows)
+
     def _assign(self, values: Mapping[str, Any]) -> None:
         from rftkit import datasets
 
@@ -300,7 +339,8 @@ class JobLauncher(Panel):
             for name, value in values.items()
             if name in SPECS and isinstance(value, str | Path)
         }
-        check_names(values.get("hyperparameters"), values.get("metadata"))
+        method = values.get("method", self.method)
+        check_names(values.get("hyperparameters"), values.get("metadata"), method)
         super()._assign({**values, **read})
 
     def _changed(self, names: Set[str]) -> None:
@@ -308,9 +348,13 @@ class JobLauncher(Panel):
         if "dataset" in names and self.dataset:
             self._assign(_dataset_state(self.dataset))
             names = {*names, "train"}
-        if names & {"train", "valid", "grader", "response_format"}:
+        if "method" in names:
+            taken = METHODS[self.method]
+            kept = {name: value for name, value in self.hyperparameters.items() if name in taken}
+            self.hyperparameters = kept
+        if names & {"method", "train", "valid", "grader", "response_format"}:
             self._checks.clear()
-        if names & {"train", "valid", "grader", "response_format", *_ESTIMATED_FROM}:
+        if names & {"method", "train", "valid", "grader", "response_format", *_ESTIMATED_FROM}:
             self._checks.pop("learnability", None)
             self._estimate = None
 
@@ -339,10 +383,15 @@ class JobLauncher(Panel):
         }
         for name, area in self._json.items():
             area.observe(lambda _, name=name: self._guard(lambda: self._read_json(name)), "value")
-        self._hyperparameter_fields = {
-            name: self._hyperparameter_field(name) for name in HYPERPARAMETERS
-        }
-        self._overrides = {name: self._override(name) for name in self._names}
+        self._hyperparameter_fields = {name: self._hyperparameter_field(name) for name in EVERY}
+        self._overrides = {name: self._override(name) for name in CHECKS}
+        self._methods = ipywidgets.ToggleButtons(
+            options=list(METHODS),
+            description="Method",
+            tooltips=list(_METHODS),
+            style={"button_width": "auto", "description_width": "5rem"},
+        )
+        self._bind("method", self._methods)
         self._choice = ipywidgets.ToggleButtons(
             options=[(title, name) for name, title in SECTIONS.items()],
             style={"button_width": "auto"},
@@ -359,17 +408,18 @@ class JobLauncher(Panel):
             buttons.append(self._button("2. Estimate", self.estimate, tip))
         self._watch = self._button("Watch it", self._press_watch, "Watch the job in this panel")
         self._said = self._html()
-        buttons += [self._go, self._said, self._watch]
+        buttons += [self._go, self._said, self._watch, self._status]
         self._monitored = ipywidgets.VBox()
-        more = ipywidgets.Accordion(
+        self._more = more = ipywidgets.Accordion(
             [
                 ipywidgets.VBox([each for n in SPECS for each in (self._picker(n), self._json[n])]),
                 ipywidgets.VBox([*self._hyperparameter_fields.values(), self._fields["metadata"]]),
             ],
-            titles=("Grader and response format", "Hyperparameters"),
+            titles=("", "Hyperparameters"),
         )
         return [
             self._top,
+            self._methods,
             chooser,
             self._fields["train"],
             self._fields["valid"],
@@ -504,16 +554,17 @@ class JobLauncher(Panel):
             field.value = "" if shown[name] is None else str(shown[name])
         for name, field in self._hyperparameter_fields.items():
             field.value = str(self.hyperparameters.get(name, ""))
+            field.layout.display = "" if name in METHODS[self.method] else "none"
+        use = "" if self._learns_from_grader else ", to measure its checkpoints (optional)"
+        self._more.set_title(0, f"Grader and response format{use}")
         for name, area in self._json.items():
             value = getattr(self, name)
             area.value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
-        for check in self.checks:
-            box = self._overrides[check.name]
-            box.value = check.name in self.overridden
-            box.layout.display = "none" if check.is_green else ""
-        is_blocked = any(
-            not check.is_green and check.name not in self.overridden for check in self.checks
-        )
+        held = {check.name for check in self.checks if not check.is_green}
+        for name, box in self._overrides.items():
+            box.value = name in self.overridden
+            box.layout.display = "" if name in held else "none"
+        is_blocked = not held <= set(self.overridden)
         self._go.disabled = is_blocked or self._is_started()
         self._said.value = note(f"✓ Started {self.job_id}") if self.job_id else ""
         self._watch.layout.display = "" if self.job_id else "none"
@@ -524,6 +575,13 @@ _NO_PROBE = (
     "auto means. It would run and bill the whole job."
 )
 _ESTIMATED_FROM = ("model", "hyperparameters", "metadata")
+_METHOD_OF = {"reinforcement": "reinforcement", "supervised": "supervised", "preference": "dpo"}
+"""Form of a dataset's rows -> the method of its jobs."""
+_METHODS = (
+    "Learn from graded answers",
+    "Learn from the answers of the rows",
+    "Learn from pairs of answers, one better than the other",
+)
 _TEXTS = {
     "train": "Train",
     "valid": "Valid",
@@ -554,7 +612,10 @@ def _dataset_state(name: str) -> dict[str, Any]:
     from rftkit import datasets
 
     found = datasets.load(name)
+    with datasets.open(found.train, form=None) as rows:
+        method = _METHOD_OF[rows.form]
     return {
+        "method": method,
         "train": str(found.train),
         "valid": str(found.valid or ""),
         "grader": found.grader or {},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import in_process
 import openai
 import pytest
 import sample_job
@@ -142,6 +144,70 @@ def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
     panel._go.click()
     assert panel.job_id.startswith("ftjob-")
     assert panel.job_id in panel._top.value
+    panel.close()
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Rows of the methods that learn from given answers."""
+    folder = tmp_path_factory.mktemp("rows")
+    rows = {"supervised": in_process.ANSWERED, "dpo": in_process.PAIRED}
+    for method, lines in rows.items():
+        (folder / method).mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / method / "train.jsonl").write_text(text)
+    return {method: folder / method for method in rows}
+
+
+@pytest.mark.parametrize("method", ["supervised", "dpo"])
+def test_jobs_that_learn_from_given_answers(
+    platform: openai.OpenAI, taught: dict[str, Path], method: str
+) -> None:
+    settings = {"batch_size": 4, "n_epochs": 1}
+    panel = JobLauncher(str(taught[method]), client=platform, model="rftkit-tiny", seed=1)
+    assert panel.method == method, "as the rows suggest"
+    panel.set(hyperparameters=settings)
+    assert [check.name for check in panel.checks] == ["data", "learnability"]
+    panel.check()
+    panel.estimate()
+    assert [check.state for check in panel.checks] == ["warning", "ok"], "eight rows are few"
+    panel.set(overridden=["data"])
+    assert "learns from the answers of its rows" in panel.to_html()
+    assert "hyperparameter" in panel.to_html()
+    job = platform.fine_tuning.jobs.retrieve(panel.start())
+    assert job.method is not None
+    assert job.method.type == method
+    platform.fine_tuning.jobs.cancel(job.id)
+    with pytest.raises(InputError, match="eval_interval"):
+        panel.set(hyperparameters={"eval_interval": 2})
+
+
+def test_a_form_shows_what_the_method_takes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    panel = JobLauncher("tiny_copy", client=served.client, hyperparameters={"eval_interval": 4})
+
+    def shown() -> list[str]:
+        fields = panel._hyperparameter_fields.items()
+        return [name for name, field in fields if field.layout.display != "none"]
+
+    panel.widget()
+    assert "eval_interval" in shown()
+    assert "beta" not in shown()
+    panel._methods.value = "dpo"
+    assert shown() == ["batch_size", "n_epochs", "learning_rate_multiplier", "beta"]
+    assert panel.hyperparameters == {}, "what this method does not take is not sent"
+    panel._hyperparameter_fields["beta"].value = "0.2"
+    body = panel.request()
+    assert body["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
+    assert json.loads(body["metadata"]["grader"]) == panel.grader, "it measures the checkpoints"
+    assert panel._overrides["grader"].layout.display == "none"
+    panel._methods.value = "reinforcement"
+    assert panel.hyperparameters == {}
+    panel.set(grader={})
+    with pytest.raises(InputError, match="choose method supervised"):
+        panel.check()
     panel.close()
 
 
