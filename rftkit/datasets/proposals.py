@@ -122,6 +122,11 @@ def convert_command(name: str, columns: Columns | None = None, target: str = "")
     return " ".join(words)
 
 
+def split_command(name: str, folder: str) -> str:
+    """`rftkit dataset split …` for a file of rows, as one would type it."""
+    return f"rftkit dataset split {shlex.quote(name)} {shlex.quote(folder)}"
+
+
 def _size(name: str, records: Sequence[Record]) -> float:
     """Characters of a text column, weighted by its name; 0 for a column that is not text."""
     values = [each[name] for each in records if not is_blank(each.get(name))]

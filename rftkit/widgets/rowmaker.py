@@ -15,8 +15,16 @@ import ipywidgets
 from traitlets import List, Unicode
 
 from rftkit import datasets
-from rftkit.datasets import Columns, Conversion
-from rftkit.datasets.proposals import convert_command, guess_columns, records_of, target_for
+from rftkit.datasets import Columns, Conversion, Split
+from rftkit.datasets.proposals import (
+    convert_command,
+    guess_columns,
+    records_of,
+    split_command,
+    target_for,
+)
+from rftkit.datasets.split import SHARES
+from rftkit.datasets.writing import refuse_existing
 from rftkit.errors import InputError
 from rftkit.views.markup import Html, join, text, wrap
 from rftkit.views.rows import row_in_full
@@ -37,17 +45,19 @@ class RowMaker(Panel):
     Every control is an attribute: `maker.prompt = "Ticket: {ticket}"`, `maker.answer =
     ["category", "reason"]`, `maker.system = "…"`, `maker.target = "rows.jsonl"`. `maker.data()`
     returns the first rows as they would be, and `maker.write()` writes all of them to the file.
+    With `maker.folder = "tickets"` they are also split into train, valid and test rows there.
 
     Args:
         source: a CSV, TSV, Parquet or JSONL file, or a DataFrame.
         written: called with the path of the rows once they are written.
-        state: any of `prompt`, `answer`, `system`, `target`.
+        state: any of `prompt`, `answer`, `system`, `target`, `folder`.
     """
 
     prompt = Unicode("", help="The user's message, with columns in braces.")
     answer = List(Unicode(), help="The columns that say what is right.")
     system = Unicode("", help="Instructions to the model; empty for none.")
     target = Unicode("", help="The .jsonl file to write.")
+    folder = Unicode("", help="Folder for train, valid and test rows as well; empty for no split.")
 
     def __init__(
         self, source: Any, *, written: Callable[[Path], None] | None = None, **state: Any
@@ -59,6 +69,7 @@ class RowMaker(Panel):
         given = {"prompt": guess.prompt, "answer": list(guess.answer)}
         super().__init__(**{**given, "target": target_for(self._name), **state})
         self._made: Conversion | None = None
+        self._split: Split | None = None
 
     @property
     def columns(self) -> Columns:
@@ -73,9 +84,10 @@ class RowMaker(Panel):
 
     @property
     def command(self) -> str:
-        """The command that writes the same file."""
+        """The command that writes the same files."""
         chosen = Columns(self.prompt, tuple(self.answer), self.system)
-        return convert_command(self._name, chosen, self.target)
+        convert = convert_command(self._name, chosen, self.target)
+        return f"{convert} && {split_command(self.target, self.folder)}" if self.folder else convert
 
     def data(self) -> pd.DataFrame:
         """The first rows as they would be."""
@@ -87,13 +99,16 @@ class RowMaker(Panel):
         """Write the rows; the path of the file.
 
         Raises:
-            InputError: the columns do not fit, no row could be made, or the file exists already.
+            InputError: the columns do not fit, no row could be made, or a file exists already.
         """
+        for part in SHARES if self.folder else ():
+            refuse_existing(Path(self.folder) / f"{part}.jsonl")
         made = datasets.convert(self._source, self.target, columns=self.columns)
         if made.target is None:
             why = (*made.refused, "there are no records")[0]
             raise InputError(f"no row was made: {why}")
         self._made, path = made, Path(made.target)
+        self._split = datasets.split(path, self.folder) if self.folder else None
         if self._written is not None:
             self._written(path)
         if self._root is not None:
@@ -134,11 +149,18 @@ class RowMaker(Panel):
             description="Instructions", continuous_update=False, rows=2, **_wide()
         )
         self._path = ipywidgets.Text(description="File", continuous_update=False, **_wide())
+        self._folder = ipywidgets.Text(
+            description="Split into",
+            placeholder="a folder for train, valid and test rows; empty for none",
+            continuous_update=False,
+            **_wide(),
+        )
         self._go = self._button("Write the rows", self._press_write, button_style="primary")
         self._top, self._view, self._done = self._html(), self._html(), self._html()
         self._bind("prompt", self._said)
         self._bind("system", self._told)
         self._bind("target", self._path)
+        self._bind("folder", self._folder)
         self._answers.observe(
             lambda change: self._guard(lambda: self.set(answer=list(change["new"]))), "value"
         )
@@ -147,7 +169,7 @@ class RowMaker(Panel):
             f"({text(', '.join(f'{{{name}}}' for name in names))}), and choose the columns that "
             "say what is right.</p>"
         )
-        fields = [self._said, self._answers, self._told, self._path, self._go]
+        fields = [self._said, self._answers, self._told, self._path, self._folder, self._go]
         return [self._top, *fields, self._done, self._view]
 
     def _press_write(self) -> None:
@@ -160,6 +182,9 @@ class RowMaker(Panel):
         said = f"✓ {made.num_rows:,} rows are in {made.target}" if made else ""
         if made and made.refused:
             said += f"; {made.num_refused:,} left out: {made.refused[0]}"
+        if self._split:
+            counts = (f"{count:,} {part}" for part, count in self._split.num_rows.items())
+            said += f", and split in {self.folder}: {', '.join(counts)}"
         self._done.value = wrap(f'<p class="rk-good" role="status">{text(said)}</p>')
 
 

@@ -189,6 +189,27 @@ def test_the_panel_makes_the_same_rows(tickets: Path, monkeypatch: pytest.Monkey
     assert "exists already" in maker.error
 
 
+def test_the_panel_splits_the_rows_into_a_folder_as_well(
+    tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    maker = RowMaker("tickets.csv", folder="support", target="all.jsonl")
+    maker.widget()
+    maker._go.click()
+    assert maker.error == ""
+    assert "split in support: 16 train, 2 valid, 2 test" in maker._done.value
+    by_panel = {path.name: path.read_bytes() for path in Path("support").glob("*.jsonl")}
+    assert sorted(by_panel) == ["test.jsonl", "train.jsonl", "valid.jsonl"]
+    again = RowMaker("tickets.csv", folder="again", target="again.jsonl")
+    for command in again.command.split(" && "):
+        assert typed(*shlex.split(command)[1:]).exit_code == 0
+    assert {name: Path("again", name).read_bytes() for name in by_panel} == by_panel
+    taken = RowMaker("tickets.csv", folder="support", target="new.jsonl")
+    with pytest.raises(InputError, match="exists"):
+        taken.write()
+    assert not Path("new.jsonl").exists(), "refused before anything is written"
+
+
 def test_a_first_grader_never_compares_a_prompt_with_itself(tickets: Path) -> None:
     datasets.convert(tickets, "rows.jsonl", columns=Columns("{ticket}", ("category", "reason")))
     for source in (tickets, pd.read_csv(tickets), "rows.jsonl"):
