@@ -41,10 +41,11 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def barriers(page: Any) -> list[str]:
+def barriers(page: Any, within: str = "") -> list[str]:
     """What axe-core finds serious or critical on a page, for people who do not see or point.
 
-    The page must have been opened with `bypass_csp=True`, as no script may be added otherwise.
+    A page with a content security policy must have been opened with `bypass_csp=True`, as no script
+    may be added otherwise. `within` is a selector: only what is inside is looked at.
     """
     try:
         script = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
@@ -52,12 +53,45 @@ def barriers(page: Any) -> list[str]:
         absent = "axe-playwright-python is not installed: pip install -e '.[dev]'"
         pytest.fail(absent) if os.environ.get("CI") else pytest.skip(absent)
     page.evaluate(script)
-    found = page.evaluate("axe.run()")["violations"]
+    if within and not page.locator(within).count():
+        return []
+    found = page.evaluate("where => axe.run(where ? {include: [[where]]} : document)", within)
     return [
-        f"{each['id']}: {each['help']} ({each['nodes'][0]['target']})"
-        for each in found
+        f"{each['id']}: {each['help']} ({node['target']} {node['html'][:200]})"
+        for each in found["violations"]
         if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
     ]
+
+
+CLIPPED = """where => {
+  const found = [];
+  const scrolls = e => /auto|scroll/.test(getComputedStyle(e).overflowX);
+  for (const root of document.querySelectorAll(where)) {
+    const limit = root.getBoundingClientRect().right + 1;
+    for (const e of root.querySelectorAll('*')) {
+      const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+      if (!box.width || !box.height || style.visibility === 'hidden') continue;
+      let inner = false;
+      for (let up = e.parentElement; up && up !== root; up = up.parentElement)
+        inner ||= scrolls(up);
+      const cut = /hidden|clip/.test(style.overflowX) && style.textOverflow !== 'ellipsis'
+        && e.scrollWidth > e.clientWidth + 1;
+      if (!inner && (box.right > limit || cut))
+        found.push(`${e.tagName}.${e.className}: ${(e.innerText ?? '').slice(0, 60)}`);
+    }
+  }
+  return found;
+}"""
+
+
+def clipped(page: Any, within: str) -> list[str]:
+    """Elements of which a part is cut off at the side, inside those that the selector finds.
+
+    What scrolls in a box of its own is not cut off, and an ellipsis says that there is more.
+    """
+    found: list[str] = page.evaluate(CLIPPED, within)
+    return found
 
 
 @contextmanager

@@ -56,6 +56,12 @@ KERNEL_READY = """async () => {
   while (panel.sessionContext.session.kernel.status !== 'idle') await pause();
 }"""
 
+UNFOLD = """() => {
+  const folds = '.jp-Notebook .rk-panel .jupyter-widget-Collapse-header';
+  for (const fold of document.querySelectorAll(folds))
+    if (!fold.parentElement.classList.contains('jupyter-widget-Collapse-open')) fold.click();
+}"""
+
 ERRORS = """() => jupyterapp.shell.currentWidget.content.widgets
   .flatMap(cell => cell.model.outputs?.toJSON() ?? [])
   .filter(output => output.output_type === 'error')
@@ -101,6 +107,20 @@ class Notebook:
         """Run a command of JupyterLab, such as `docmanager:save`."""
         self.page.evaluate("([n, o]) => jupyterapp.commands.execute(n, o)", [name, options])
 
+    def edit(self, index: int, source: str) -> None:
+        """Replace what stands in cell `index`."""
+        self._panel.locator(".jp-Cell").nth(index).locator(".cm-content").click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(source)
+
+    def switch(self, name: str) -> None:
+        """Open another notebook from JupyterLab's list of files, which must be shown."""
+        self.page.locator(".jp-DirListing-item", has_text=name).dblclick()
+        self.page.wait_for_function(
+            "name => jupyterapp.shell.currentWidget?.context?.path.includes(name)", arg=name
+        )
+        self.ready()
+
     def save(self) -> None:
         """Save the notebook."""
         self.command("docmanager:save")
@@ -125,6 +145,19 @@ class Notebook:
         (of or self.page).screenshot(path=str(path))
         self.page.set_viewport_size(usual)
         return path
+
+    def settle(self) -> None:
+        """Wait until no panel works or draws any more, and what is folded inside is open."""
+        self.page.evaluate(UNFOLD)
+        idle = "() => !/◌|Drawing|Fetching/.test(document.querySelector('.jp-Notebook').innerText)"
+        self.page.wait_for_function(idle)
+
+    def shots_of_outputs(self, name: str) -> None:
+        """Screenshots of each cell's output that rftkit drew, if somebody asks for screenshots."""
+        if "SCREENSHOTS" in os.environ:
+            cells = self._panel.locator(".jp-Cell-outputWrapper:has(.rk)")
+            for index in range(cells.count()):
+                self.shot(f"{name}-{index}", cells.nth(index))
 
     @property
     def _panel(self) -> Any:
@@ -153,13 +186,21 @@ class Lab:
 
     @contextlib.contextmanager
     def open(
-        self, chromium: Any, name: str, *, width: int = 1360, browser_shown: bool = False
+        self,
+        chromium: Any,
+        name: str,
+        *,
+        width: int = 1360,
+        browser_shown: bool = False,
+        permissions: Sequence[str] = (),
     ) -> Iterator[Notebook]:
         """Open one of the user's notebooks in a new page and wait for its kernel.
 
         `browser_shown` leaves JupyterLab's list of files open, which takes a quarter of the page.
+        `permissions` are what the user allows the page, such as `clipboard-read`.
         """
-        context = chromium.new_context(viewport={"width": width, "height": 1000})
+        size = {"width": width, "height": 1000}
+        context = chromium.new_context(viewport=size, permissions=list(permissions))
         context.set_default_timeout(SECONDS * 1000)
         try:
             page = context.new_page()

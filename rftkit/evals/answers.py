@@ -58,6 +58,7 @@ def ask(
     prompt: Prompt | None = None,
     concurrency: int = 32,
     on_answer: Callable[[int, Answer], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> list[Answer]:
     """Send every row's prompt once; the answers are in the order of the rows.
@@ -70,6 +71,7 @@ def ask(
         prompt: Put before each row's messages; the grader sees the row without it.
         concurrency: Requests under way at the same time.
         on_answer: Called with (index of the row, answer) as each answer comes, one at a time.
+        stop: Once it returns True, no further request is sent.
         options: Other arguments of `chat.completions.create`; `temperature=0` gives the likeliest
             answer.
     """
@@ -79,6 +81,8 @@ def ask(
     turn = threading.Lock()
 
     def one(index: int, row: Row) -> Answer:
+        if stop():
+            return Answer(model, None, "stopped before it was asked")
         tools = {"tools": row.tools} if row.tools else {}
         messages = row.messages if prompt is None else prompt.before(row.messages)
         answer = _ask(client, model, messages, {**options, **tools})

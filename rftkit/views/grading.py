@@ -16,7 +16,7 @@ from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, actionable, join, missing, note, number, signed, text, wrap
 from rftkit.views.rows import row_button
 
-__all__ = ["audited", "copyable", "failure", "grade_in_full", "grades", "spec_problem"]
+__all__ = ["audited", "failure", "grade_in_full", "grades", "spec_problem"]
 
 Line = Mapping[str, Any]
 """`row`, `answer`, `reward`, `before`, `outcome`, `details`, and `reward/<key>` for each leaf."""
@@ -169,20 +169,6 @@ def _numbered(source: str, line: int | None, *, around: int = 4) -> str:
         shown.append(f"<mark>{words}</mark>" if place == line else words)
     return f"<pre>{chr(10).join(shown)}</pre>"
 
-
-def copyable(label: str, content: str) -> str:
-    """A folded text with a button that copies it where scripts run."""
-    return (
-        f'<details class="rk-copyable"><summary data-lm-suppress-shortcuts="true">{text(label)}'
-        f'</summary><button type="button" class="rk-copy" style="display:none" '
-        f'data-lm-suppress-shortcuts="true" onclick="{text(_COPY)}">Copy</button>'
-        f"<pre>{text(content)}</pre></details>"
-    )
-
-
-_COPY = """const pre = this.nextElementSibling, done = () => { this.textContent = 'Copied'; };
-const old = () => { getSelection().selectAllChildren(pre); document.execCommand('copy'); done(); };
-navigator.clipboard ? navigator.clipboard.writeText(pre.textContent).then(done, old) : old();"""
 
 _NUMBER = ' class="rk-number" style="text-align:right"'
 

@@ -24,6 +24,7 @@ __all__ = [
     "actionable",
     "assets",
     "bullets",
+    "copyable",
     "heading",
     "join",
     "json_script",
@@ -32,6 +33,7 @@ __all__ = [
     "number",
     "page",
     "prose",
+    "scrolled_to",
     "signed",
     "style",
     "text",
@@ -91,6 +93,46 @@ if (act && field) {
   field.value = act + ' ' + Date.now();
   field.dispatchEvent(new Event('change', {bubbles: true}));
 }"""
+
+
+def copyable(label: str, content: str, *, is_open: bool = False) -> Html:
+    """A text, folded unless it `is_open`, with a button that copies it where scripts run.
+
+    Where the browser refuses to copy, the text is shown and selected, and the button says so.
+    """
+    return Html(
+        f'<div class="rk-copyable"><button type="button" class="rk-copy" style="display:none" '
+        f'data-lm-suppress-shortcuts="true" onclick="{text(_COPY)}">{text(label)}</button>'
+        f'<details{" open" if is_open else ""}><summary data-lm-suppress-shortcuts="true">'
+        f"{text(label.removeprefix('Copy ').capitalize())}</summary>"
+        f"<pre>{text(content)}</pre></details></div>",
+        plain=content,
+    )
+
+
+_COPY = """const box = this.parentElement, pre = box.querySelector('pre'), label = this.textContent;
+const say = words => {
+  this.textContent = words;
+  setTimeout(() => { this.textContent = this.dataset.label; }, 4000);
+};
+this.dataset.label ??= label;
+const select = () => {
+  box.querySelector('details').open = true;
+  getSelection().selectAllChildren(pre);
+  say(document.execCommand('copy') ? 'Copied' : 'Selected: press Ctrl+C to copy');
+};
+navigator.clipboard
+  ? navigator.clipboard.writeText(pre.textContent).then(() => say('Copied'), select) : select();"""
+
+
+def scrolled_to(count: int) -> str:
+    """An empty element that scrolls itself into view when it is put into a panel.
+
+    A style element reports that it was loaded; a script in a widget does not run. Another `count`
+    is another element, so that the next one scrolls too.
+    """
+    smooth = "this.parentElement.scrollIntoView({block: 'start', behavior: 'auto'})"
+    return f'<style onload="{text(smooth)}">.rk-scrolled-{count} {{}}</style>'
 
 
 def note(message: str) -> Html:

@@ -17,7 +17,7 @@ from rftkit.errors import InputError
 from rftkit.evals import Comparison, JudgeNoise, Samples
 from rftkit.views.compare_rows import SORTS, row_cards, row_verdicts
 from rftkit.views.jumps import Jumps
-from rftkit.views.markup import Html, join, note, wrap
+from rftkit.views.markup import Html, join, note, scrolled_to, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class RunCompare(Panel):
     ) -> None:
         """Compare at once, so that an error is raised here and not in the panel."""
         self._slices, self._margin, self._noise = slices, margin, noise
+        self._jumped = 0
         self.comparison: Comparison
         """Every number of the panel."""
         if isinstance(samples, Comparison):
@@ -202,7 +203,6 @@ class RunCompare(Panel):
             self._bind("after", self._afters)
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         return [
-            self._actions_field(),
             self._head,
             ipywidgets.HBox([self._tabs, self._afters], layout=row),
             self._above,
@@ -225,9 +225,16 @@ class RunCompare(Panel):
         self._rows.value = wrap(cards) if cards else note("No rows match. Clear the filter.")
         last = first + len(keys)
         self._count.value = note(f"{first + 1 if keys else 0} to {last} of {len(found):,} rows")
-        self._selection.value = note(f"Rows {self.only}") if self.only else ""
+        self._selection.value = note(f"Rows {self.only}") + self._scrolling if self.only else ""
         self._all.layout.display = "" if self.only else "none"
         self._back.disabled, self._next.disabled = first == 0, last >= len(found)
 
     def _act_jump(self, words: str) -> None:
+        self._jumped += 1
         self.only = words
+        self._draw()  # a second click on the same number scrolls again
+
+    @property
+    def _scrolling(self) -> str:
+        """Markup that scrolls to the rows when a number was clicked, once for each click."""
+        return scrolled_to(self._jumped) if self._jumped else ""

@@ -7,7 +7,9 @@ so that an edit of the grader does not run the model again. Nothing here is show
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from rftkit import datasets
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Bench", "Line", "calls_out", "evenly_spaced"]
 
 AUDITED_ROWS = 40
-MAX_TOKENS = 256
-"""Longest sampled answer, as in a job without metadata `max_completion_tokens`."""
+POLL_SECONDS = 0.05
+"""Between two looks at whether answers have come, or somebody has pressed Stop."""
 DRAFTED_ROWS = 500
 
 Spec = dict[str, Any]
@@ -86,7 +88,7 @@ class Bench:
         self.rows: RowSource = source_of(source)
         self.format: Mapping[str, Any] | None = response_format
         self._client = client
-        self._samples: dict[tuple[str, int], Sample] = {}
+        self._samples: dict[tuple[str, int, int], Sample] = {}
         self._compiled: tuple[Spec, CompiledGrader] | None = None
         self.rows.wait()
 
@@ -133,9 +135,15 @@ class Bench:
         ]
 
     def grade(
-        self, spec: Spec, numbers: Sequence[int], samples: Sequence[Sample | None], task: Task
+        self,
+        spec: Spec,
+        numbers: Sequence[int],
+        samples: Sequence[Sample | None],
+        task: Task,
+        missing: str = "the row has no reference answer, so nothing is graded",
     ) -> list[Line]:
-        """Grade one answer for each row."""
+        """Grade one answer for each row; `missing` says why a row may have none."""
+        unanswered = Grade(None, "failed", {}, {"no_answer": missing})
         items = self.items(numbers)
         found = [(s, item) for s, item in zip(samples, items, strict=True) if s is not None]
 
@@ -144,7 +152,7 @@ class Bench:
 
         graded = iter(self._compile(spec).grade_many(found, progress=progress))
         return [
-            Line(number, item, sample, next(graded) if sample is not None else _UNANSWERED)
+            Line(number, item, sample, next(graded) if sample is not None else unanswered)
             for number, item, sample in zip(numbers, items, samples, strict=True)
         ]
 
@@ -157,34 +165,59 @@ class Bench:
         """A text as if a model had answered it."""
         return Sample.from_text(words, response_format=self.format)
 
-    def ask(self, model: str, numbers: Sequence[int], task: Task) -> list[Sample | None]:
-        """Answers of a model, sampled once for each row.
+    def ask(
+        self, model: str, numbers: Sequence[int], max_tokens: int, task: Task, stop: Event
+    ) -> list[Sample | None]:
+        """Answers of a model, sampled once for each row, as in training at temperature 1.
+
+        When `stop` is set it returns those that are there; others that are under way are kept when
+        they come.
 
         Raises:
             InputError: no model is named, or it returns no answer.
         """
-        from rftkit import evals
-
         if not model:
             raise InputError("choose a model, or another source of answers")
-        todo = [number for number in numbers if (model, number) not in self._samples]
+        todo = [n for n in numbers if (model, max_tokens, n) not in self._samples]
         if todo:
-            task.report(f"Running {model} on {len(todo):,} rows …")
-            rows = [Row(item, n + 1) for n, item in zip(todo, self.rows.items(todo), strict=True)]
-            sampled = evals.ask(
-                self.client(),
-                model,
-                rows,
-                response_format=self.format,
-                temperature=1,
-                max_completion_tokens=MAX_TOKENS,
-            )
-            for number, answer in zip(todo, sampled, strict=True):
-                if answer.sample is not None:
-                    self._samples[model, number] = answer.sample
-            if all(answer.sample is None for answer in sampled):
-                raise InputError(f"{model} returned no answer: {sampled[0].error}")
-        return [self._samples.get((model, number)) for number in numbers]
+            self._sample(model, todo, max_tokens, task, stop)
+        return [self._samples.get((model, max_tokens, number)) for number in numbers]
+
+    def _sample(
+        self, model: str, todo: Sequence[int], max_tokens: int, task: Task, stop: Event
+    ) -> None:
+        from rftkit import evals
+
+        answers: dict[int, evals.Answer] = {}
+        rows = [Row(item, n + 1) for n, item in zip(todo, self.rows.items(todo), strict=True)]
+        task.report(f"Running {model} on {len(todo):,} rows …")
+
+        def keep(index: int, answer: evals.Answer) -> None:
+            answers[index] = answer
+            if answer.sample is not None:
+                self._samples[model, max_tokens, todo[index]] = answer.sample
+            task.report(f"{model} answered {len(answers):,} of {len(todo):,} rows …")
+
+        pool = ThreadPoolExecutor(1)  # not a context, which would wait for requests under way
+        work = pool.submit(
+            evals.ask,
+            self.client(),
+            model,
+            rows,
+            response_format=self.format,
+            on_answer=keep,
+            stop=lambda: stop.is_set() or task.cancelled,
+            temperature=1,
+            max_completion_tokens=max_tokens,
+        )
+        pool.shutdown(wait=False)
+        while not (work.done() or task.cancelled or stop.wait(POLL_SECONDS)):
+            pass
+        if not work.done():
+            return
+        failed = [answer.error for answer in work.result() if answer.sample is None]
+        if len(failed) == len(todo) and not stop.is_set():
+            raise InputError(f"{model} returned no answer: {failed[0]}")
 
     def discard_answers(self) -> None:
         """Discard the sampled answers, so that the model runs again."""
@@ -228,11 +261,6 @@ def _answer_field(name: str) -> str:
 def evenly_spaced(size: int, count: int) -> list[int]:
     """Up to `count` numbers below `size`, evenly spaced."""
     return list(range(0, size, max(1, size // count)))[:count]
-
-
-_UNANSWERED = Grade(
-    None, "failed", {}, {"no_answer": "the row has no reference answer, so nothing is graded"}
-)
 
 
 def _judge() -> Any:

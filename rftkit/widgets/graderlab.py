@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pprint
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +20,10 @@ import ipywidgets
 from traitlets import Dict, Enum, Int, List, Unicode
 
 from rftkit.errors import GraderSpecError, InputError
-from rftkit.graders import Audit, validate, variables
+from rftkit.graders import Audit, Sample, validate, variables
 from rftkit.graders.tracing import render_all
-from rftkit.views.grading import audited, copyable, failure, grade_in_full, grades, spec_problem
-from rftkit.views.markup import Html, join, note, wrap
+from rftkit.views.grading import audited, failure, grade_in_full, grades, spec_problem
+from rftkit.views.markup import Html, copyable, join, note, wrap
 from rftkit.views.source import spec as spec_view
 from rftkit.wholefile import check_output
 from rftkit.widgets.graderbench import Bench, Line, calls_out, evenly_spaced
@@ -58,18 +59,23 @@ class GraderLab(Panel):
         grader: the initial spec.
         response_format: as in the job; answers that are not JSON are then unscorable.
         client: samples from models; default `rftkit.connect()`, when needed.
-        state: any of `text`, `rows`, `answers`, `pasted`, `model`, `row`, `response_format`.
+        state: any of `text`, `rows`, `answers`, `pasted`, `model`, `max_completion_tokens`, `row`,
+            `response_format`.
     """
 
     text = Unicode("", help="The spec as JSON text; it may be invalid while you type.")
     rows = List(Int(), help="Numbers of the rows to grade, from 0.")
     answers = Enum(
-        ("reference", "pasted", "sampled"),
+        ("reference", "swapped", "pasted", "sampled"),
         "reference",
-        help="Which answers to grade: reference answers, one pasted text, or sampled answers.",
+        help="Which answers to grade: the reference answers, those of other rows (wrong, but well "
+        "written), one pasted text, or sampled answers.",
     )
     pasted = Unicode("", help="The answer that is graded for every row when `answers` is `pasted`.")
     model = Unicode("", help="The model to sample from when `answers` is `sampled`.")
+    max_completion_tokens = Int(
+        256, min=1, help="A longer sampled answer is cut off; metadata of a job has the same name."
+    )
     row = Int(None, allow_none=True, help="Number of the row whose grade is shown step by step.")
     response_format = Dict(
         allow_none=True, default_value=None, help="What constrains every answer, as in the job."
@@ -88,7 +94,7 @@ class GraderLab(Panel):
             source, grader = found, grader or found.grader
             response_format = response_format or found.response_format
         self._bench = Bench(source, response_format, client)
-        self._saver = Saver()
+        self._saver, self._halt = Saver(), threading.Event()
         self._lines: list[Line] = []
         self._graded_with = ""
         self._audit: Audit | None = None
@@ -138,6 +144,10 @@ class GraderLab(Panel):
         found = self._bench.audit(self.spec)
         self._show_audit(found)
         return found
+
+    def stop(self) -> None:
+        """Ask for no further answers; those that are there are graded."""
+        self._halt.set()
 
     def ask_again(self) -> None:
         """Discard sampled answers, so that the next grading samples new ones."""
@@ -219,9 +229,9 @@ class GraderLab(Panel):
         return [
             ipywidgets.HBox([self._form.box, right], layout=halves),
             ipywidgets.HBox([self._which, self._whose], layout=row),
-            self._models,
+            ipywidgets.HBox([self._models, self._tokens], layout=row),
             self._paste,
-            ipywidgets.HBox([self._go, self._try], layout=row),
+            ipywidgets.HBox([self._go, self._stop, self._try, self._status], layout=row),
             self._table,
             self._full,
             self._cheats,
@@ -241,20 +251,34 @@ class GraderLab(Panel):
         )
         self._which.observe(lambda c: self._guard(lambda: self._take_rows(c["new"])), "value")
         self._whose = ipywidgets.ToggleButtons(
-            options=["reference", "pasted", "sampled"],
+            options=["reference", "swapped", "pasted", "sampled"],
             description="Answers",
-            tooltips=["The row's reference answer", "Your own text", "Sample from a model now"],
+            tooltips=[
+                "The row's reference answer",
+                "The reference answer of the next of these rows: wrong, but well written",
+                "Your own text",
+                "Sample from a model now",
+            ],
             style={"button_width": "auto"},
         )
         self._paste = ipywidgets.Textarea(
             description="Answer", continuous_update=False, rows=4, layout=_wide()
         )
         self._models = ipywidgets.Combobox(description="Model", placeholder="name of a model")
+        self._tokens = ipywidgets.BoundedIntText(
+            description="Most tokens",
+            min=1,
+            max=100_000,
+            tooltip="Longer answers are cut off, as by a job's metadata max_completion_tokens",
+            style={"description_width": "6rem"},
+            layout=ipywidgets.Layout(width="12rem"),
+        )
         for name, widget in (
             ("text", self._json),
             ("answers", self._whose),
             ("pasted", self._paste),
             ("model", self._models),
+            ("max_completion_tokens", self._tokens),
         ):
             self._bind(name, widget)
         tip = "Compare what cheap tricks earn with the reference answers"
@@ -262,6 +286,9 @@ class GraderLab(Panel):
             "Grade", self._start_grading, "Grade the chosen rows", button_style="primary"
         )
         self._try = self._button("Audit", self._start_audit, tip)
+        tip = "Ask for no further answers, and grade those that are there"
+        self._stop = self._button("Stop", self.stop, tip)
+        self._stop.layout.display = "none"
         self._keep = self._save_box("Save as JSON", SAVED_AS, lambda: self.spec, self.save)
         self._make_format_controls()
 
@@ -332,7 +359,8 @@ class GraderLab(Panel):
         self._draw_format()
         self._which.value = _format_rows(self.rows)
         self._paste.layout.display = "" if self.answers == "pasted" else "none"
-        self._models.layout.display = "" if self.answers == "sampled" else "none"
+        for widget in (self._models, self._tokens):
+            widget.layout.display = "" if self.answers == "sampled" else "none"
         if self.answers == "sampled" and not self._models.options:
             self._work(self._list_models, self._show_models, "Listing models", slot="models")
         self._go.disabled = self._try.disabled = bool(self.problem)
@@ -394,12 +422,31 @@ class GraderLab(Panel):
     def _run_grader(self, task: Task) -> list[Line]:
         spec, numbers = self.spec, list(self.rows)
         if self.answers == "sampled":
-            samples = self._bench.ask(self.model, numbers, task)
-        elif self.answers == "pasted":
+            samples = self._sampled(numbers, task)
+            return self._bench.grade(
+                spec, numbers, samples, task, "the model was not asked, or failed"
+            )
+        if self.answers == "pasted":
             samples = [self._bench.sample(self.pasted) for _ in numbers]
         else:
             samples = self._bench.references(spec, numbers)
+        if self.answers == "swapped":
+            samples = [*samples[1:], *samples[:1]]
         return self._bench.grade(spec, numbers, samples, task)
+
+    def _sampled(self, numbers: Sequence[int], task: Task) -> list[Sample | None]:
+        self._halt.clear()
+        self._is_sampling(True)
+        try:
+            return self._bench.ask(
+                self.model, numbers, self.max_completion_tokens, task, self._halt
+            )
+        finally:
+            self._is_sampling(False)
+
+    def _is_sampling(self, is_so: bool) -> None:
+        if self._root is not None:
+            self._stop.layout.display = "" if is_so else "none"
 
     def _show_lines(self, lines: list[Line]) -> None:
         """Take new grades; the previous grader's reward for the same answer becomes `before`."""

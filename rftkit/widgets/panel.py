@@ -127,7 +127,11 @@ class Panel(HasTraits):
         raise NotImplementedError
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
-        """The widgets from top to bottom; called once, when the panel is first shown live."""
+        """The widgets from top to bottom; called once, when the panel is first shown live.
+
+        Progress is shown in `_status`: beside the buttons that start slow work if they hold it, or
+        else at the bottom.
+        """
         raise NotImplementedError
 
     def _draw(self) -> None:
@@ -201,8 +205,9 @@ class Panel(HasTraits):
                 self._alert, self._status = self._html(), self._html()
                 acts = self._actions_field()
                 children = self._build()
+                below = () if _holds(children, self._status) else (self._status,)
                 self._root = ipywidgets.VBox(
-                    [self._html(style() + KEYS), acts, self._alert, *children, self._status],
+                    [self._html(style() + KEYS), acts, self._alert, *children, *below],
                     layout=ipywidgets.Layout(max_width="100%", overflow="hidden"),
                 )
                 self._root.add_class("rk-panel")
@@ -386,6 +391,10 @@ def _replace_panels_of_this_cell(panel: Panel) -> None:
                 old.close()
         panels = []
     _IN_CELL[cell] = (request, [*panels, weakref.ref(panel)])
+
+
+def _holds(widgets: Sequence[ipywidgets.Widget], wanted: ipywidgets.Widget) -> bool:
+    return any(each is wanted or _holds(getattr(each, "children", ()), wanted) for each in widgets)
 
 
 def _close_tree(widget: ipywidgets.Widget) -> None:

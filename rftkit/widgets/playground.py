@@ -366,7 +366,7 @@ class Playground(Panel):
             self._models,
             self._question,
             ipywidgets.HBox(settings, layout=row),
-            go,
+            ipywidgets.HBox([go, self._status], layout=row),
             self._body,
         ]
 

@@ -204,7 +204,9 @@ class RowBrowser(Panel):
         return [
             *self._making(),
             ipywidgets.HBox([self._search, self._filter], layout=row),
-            ipywidgets.HBox([self._sorts, self._down, self._findings, self._run_check], layout=row),
+            ipywidgets.HBox(
+                [self._sorts, self._down, self._findings, self._run_check, self._status], layout=row
+            ),
             self._view,
             ipywidgets.HBox([self._back, self._next, self._count], layout=row),
             self._full,

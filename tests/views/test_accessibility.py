@@ -7,12 +7,29 @@ from typing import Any
 
 import pytest
 import sample_comparison
+import sample_job
 from browser import barriers, chromium, opened
 
-from rftkit import datasets, evals, views
+from rftkit import datasets, evals, jobs, views
+from rftkit.diagnosis import findings, story_of
+from rftkit.jobs import Check
+from rftkit.jobs.runs import Run
+from rftkit.views import launch
+from rftkit.views.markup import copyable
+from rftkit.views.runs import run_table
 from rftkit.widgets import GraderLab, RowBrowser
 
 __all__ = ["chromium"]
+
+
+RUNS = [
+    Run("ftjob-1", "running", "rftkit-tiny", "train.jsonl", "reinforcement", 1.7e9),
+    Run("ftjob-2", "failed", "rftkit-tiny", "train.jsonl", "dpo", 1.7e9, "mine", None, 0.5),
+]
+
+
+def _steps() -> list[dict[str, Any]]:
+    return list(jobs.step_frame(sample_job.events()).to_dict("records"))
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lab.grade()
     grades = lab.to_html()
     lab.spec = lab.spec | {"calculate_output": "complaint"}
+    events = sample_job.events()
     parts = [
         "<h1>Everything</h1>",
         views.check_page(check),
@@ -35,6 +53,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         views.compare_rows(compared),
         "<h2>Rows</h2>",
         RowBrowser(data, row=0).to_html(max_bytes=50_000),
+        "<h2>Jobs</h2>",
+        views.job_status(sample_job.job(), _steps(), findings=findings(story_of(events))),
+        views.diagnosis(events),
+        views.reward_chart(events),
+        views.signal_chart(events),
+        views.events(events),
+        run_table(RUNS, watched=RUNS[0].id),
+        launch.checklist([Check("data", "ok", "60 rows"), Check("grader", "error", "pays")]),
+        copyable("Copy the code", "import rftkit\n" * 3, is_open=True),
         "<h2>Grades</h2>",
         grades,
         lab.to_html(),
@@ -44,9 +71,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nothing_is_closed_to_keyboard_or_reader(page: Path, chromium: Any, scheme: str) -> None:
-    size = {"width": 1280, "height": 900}
+def test_nothing_is_closed_to_keyboard_or_reader(
+    page: Path, chromium: Any, scheme: str, width: int
+) -> None:
+    size = {"width": width, "height": 900}
     with opened(chromium, page, color_scheme=scheme, viewport=size, bypass_csp=True) as tab:
         assert barriers(tab) == []
         overflow = tab.evaluate(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,9 +81,12 @@ def test_an_edit_shows_whose_rewards_changed() -> None:
 def test_fresh_answers_are_asked_once_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
 
-    def ask(client: Any, model: str, rows: Any, **_: Any) -> list[Answer]:
+    def ask(client: Any, model: str, rows: Any, *, on_answer: Any, **_: Any) -> list[Answer]:
         asked.append((model, len(rows)))
-        return [Answer(model, Sample.from_text("<b>0</b>")) for _ in rows]
+        answers = [Answer(model, Sample.from_text("<b>0</b>")) for _ in rows]
+        for index, answer in enumerate(answers):
+            on_answer(index, answer)
+        return answers
 
     monkeypatch.setattr(evals, "ask", ask)
     client: Any = object()
@@ -94,6 +101,71 @@ def test_fresh_answers_are_asked_once_for_each_model(monkeypatch: pytest.MonkeyP
     lab.model = ""
     with pytest.raises(InputError, match="choose a model"):
         lab.grade()
+
+
+class Models:
+    """A client whose chats wait for `goes_on`, but for the first row's."""
+
+    def __init__(self) -> None:
+        self.goes_on, self.asked = threading.Event(), []  # type: ignore[var-annotated]
+        self.chat = self.completions = self
+
+    def create(self, *, messages: Any, **options: Any) -> Any:
+        self.asked.append(options)
+        if messages != ROWS[0]["messages"]:
+            self.goes_on.wait(60)
+        message = SimpleNamespace(content="<b>0</b>", tool_calls=None)
+        choice = SimpleNamespace(message=message, finish_reason="stop")
+        return SimpleNamespace(choices=[choice], usage=None)
+
+
+def test_sampling_shows_its_progress_and_stops_with_what_it_has(live: None) -> None:
+    client: Any = Models()
+    given = {"rows": [0, 1, 2], "answers": "sampled", "model": "m", "max_completion_tokens": 17}
+    lab = GraderLab(ROWS, grader=EXACT, client=client, **given)
+    lab.widget()
+    assert lab._stop.layout.display == "none"
+    lab._go.click()
+    until(lambda: "m answered 1 of 3 rows" in lab._status.value)
+    until(lambda: lab._stop.layout.display == "")
+    assert any(lab._status in box.children and lab._go in box.children for box in boxes(lab))
+    assert {asked["max_completion_tokens"] for asked in client.asked} == {17}
+    assert {asked["temperature"] for asked in client.asked} == {1}
+    lab._stop.click()
+    assert lab.wait(60)
+    assert lab.error == ""
+    assert lab._stop.layout.display == "none"
+    assert lab._status.value == ""
+    assert lab.data()["reward"].tolist()[0] == 1.0
+    assert lab.data()["reward"].isna().tolist() == [False, True, True], "not graded is no zero"
+    assert "not asked" in lab.data()["details"][1]
+
+    client.goes_on.set()  # what was under way is kept when it comes
+    until(lambda: len(lab._bench._samples) == 3)
+    lab._go.click()
+    assert lab.wait(60)
+    assert lab.data()["reward"].tolist() == [1.0, 0.0, 0.0]
+    assert len(client.asked) == 3
+    lab.close()
+
+
+def until(is_so: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def boxes(lab: GraderLab) -> list[Any]:
+    """The rows of a panel's controls."""
+    return [each for each in lab.widget().children if hasattr(each, "children")]
+
+
+def test_swapped_answers_are_those_of_other_rows() -> None:
+    lab = GraderLab(ROWS, grader=EXACT, rows=[3, 4, 5], answers="swapped")
+    frame = lab.grade()
+    assert frame["answer"].tolist() == ["<b>4</b>", "<b>5</b>", "<b>3</b>"]
+    assert frame["reward"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_row_without_a_reference_is_not_graded() -> None:

@@ -24,7 +24,7 @@ def test_from_the_address_to_the_first_graded_row(lab: Lab, chromium: Any) -> No
         notebook.shot("first_1_open")
         page.get_by_role("menuitem", name="Run", exact=True).click()  # 2
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()  # 3
-        graded = notebook.cell(4).get_by_text("mean reward 1.000")
+        graded = notebook.cell(4).get_by_text("8 answers, mean reward 0.")
         graded.wait_for()
         notebook.ready()
         graded.scroll_into_view_if_needed()  # 4: JupyterLab has gone to the last cell
@@ -35,7 +35,7 @@ def test_author_and_fix_a_grader(lab: Lab, chromium: Any) -> None:  # noqa: F811
     with lab.open(chromium, "01_author_grader.ipynb") as notebook:
         notebook.run_all()
         first = notebook.cell(4)
-        first.get_by_text("mean reward 1.000").first.wait_for()
+        first.get_by_text("8 answers, mean reward 0.").first.wait_for()
         notebook.shot("author_light", first)
         notebook.dark()
         notebook.shot("author_dark", first)
