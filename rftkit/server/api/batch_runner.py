@@ -10,7 +10,6 @@ are sent again. `api.batches` checks what a client asks.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import sqlite3
@@ -24,6 +23,7 @@ from fastapi import FastAPI
 
 from rftkit.errors import RftkitError
 from rftkit.server.api.batch_lines import Line, mistakes, read_lines
+from rftkit.server.inference.backlog import Backlog
 from rftkit.server.inference.platform import CRASHES, DEATHS, Platform
 from rftkit.server.store.batches import ENDED
 from rftkit.server.store.records import Batch
@@ -36,54 +36,21 @@ log = logging.getLogger("rftkit.server")
 AT_ONCE = 16
 """Requests of a batch that are answered at the same time; the worker batches their sampling."""
 RETRY_SECONDS = 0.5
-LONG_RETRY_SECONDS = 5.0
-"""After an error of the database."""
 POLL_SECONDS = 0.5
 """How often a batch is looked up: was it cancelled, has its window passed?"""
 
 Json = dict[str, Any]
 
 
-class BatchRunner:
+class BatchRunner(Backlog[Batch]):
     """Works on unfinished batches, one after the other, oldest first."""
 
     def __init__(self, platform: Platform, routes: FastAPI) -> None:
         """`routes` answers the requests; it has no gate for strangers."""
-        self._platform, self._routes = platform, routes
-        self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        super().__init__(platform, "batches", platform.store.unfinished_batches, self._run)
+        self._routes = routes
 
-    async def start(self) -> None:
-        """Start; batches that an earlier server left unfinished are resumed."""
-        self._news.set()
-        self._task = asyncio.create_task(self._work())
-
-    async def stop(self) -> None:
-        """Stop; the batch in progress stays unfinished."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    def wake(self) -> None:
-        """Check for new batches. Any thread may call it."""
-        if self._platform.loop is not None:
-            self._platform.loop.call_soon_threadsafe(self._news.set)
-
-    async def _work(self) -> None:
-        store = self._platform.store
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                while batches := await asyncio.to_thread(store.unfinished_batches):
-                    await self._finish(batches[0])
-            except sqlite3.Error:
-                log.exception("batches are waiting for the database")
-                await asyncio.sleep(LONG_RETRY_SECONDS)
-                self._news.set()
-
-    async def _finish(self, batch: Batch) -> None:
+    async def _run(self, batch: Batch) -> None:
         try:
             await _Pass(self._platform, self._routes, batch).run()
         except sqlite3.OperationalError:  # locked, or the disk is full: temporary

@@ -25,6 +25,7 @@ from rftkit.graders.outcome import Fault
 from rftkit.graders.template import compile_template, look_up, paths
 from rftkit.rows import BOM, parse_object
 from rftkit.server.evals.stored_answers import stored_entries
+from rftkit.server.inference.backlog import Backlog
 from rftkit.server.inference.body import check_messages, kind_of
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.judge import embedding_call
@@ -49,53 +50,25 @@ Json = dict[str, Any]
 AT_ONCE = 16
 """Items of a run that are processed at the same time; the worker batches their sampling."""
 PAGE = 1000
-RETRY_SECONDS = 5.0
 CANCEL_SECONDS = 0.5
 """How often a run polls for a cancel."""
 
 
-class EvalRunner:
+class EvalRunner(Backlog[EvalRun]):
     """Processes unfinished runs, one after the other, oldest first."""
 
     def __init__(self, platform: Platform, complete: graders.CompletionCall) -> None:
         """`complete` calls the judge of model graders."""
-        self._platform = platform
+        super().__init__(platform, "eval runs", platform.store.unfinished_runs, self._run)
         self._complete = complete
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="eval")
-        self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        """Start; runs that an earlier server left unfinished are resumed."""
-        self._news.set()
-        self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
         """Stop; the run in progress stays unfinished."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await super().stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def wake(self) -> None:
-        """Check for new runs. Any thread may call it."""
-        if self._platform.loop is not None:
-            self._platform.loop.call_soon_threadsafe(self._news.set)
-
-    async def _work(self) -> None:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                while runs := await self._call(self._platform.store.unfinished_runs):
-                    await self._finish(runs[0])
-            except sqlite3.Error:
-                log.exception("eval runs are waiting for the database")
-                await asyncio.sleep(RETRY_SECONDS)
-                self._news.set()
-
-    async def _finish(self, run: EvalRun) -> None:
+    async def _run(self, run: EvalRun) -> None:
         store = self._platform.store
         try:
             await self._call(partial(store.update_run, run.id, status="in_progress"))

@@ -201,7 +201,7 @@ def test_a_run_and_its_judge_outlive_the_deaths_of_the_worker(
 def test_a_run_outlives_a_database_that_is_locked_for_long(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rftkit.server.evals.runner.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("rftkit.server.inference.backlog.RETRY_SECONDS", 0.01)
     keep, faults = served.platform.store.add_items, [True, True]
 
     def locked(items: Any) -> None:
