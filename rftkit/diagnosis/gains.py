@@ -28,15 +28,22 @@ class Change:
     """How much a mean changed."""
 
     value: float
-    half_width: float | None = None
-    """Half the width of its 95 % interval; None when unknown."""
+    low: float | None = None
+    """Lower end of its 95 % interval; None when unknown."""
+    high: float | None = None
+    """Upper end."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval."""
+        return self.low is not None and self.high is not None
 
     @property
     def direction(self) -> int:
         """1 if it rose, -1 if it fell, 0 if the change is unclear or its interval is unknown."""
-        if self.half_width is None or abs(self.value) < SAME:
+        if self.low is None or self.high is None or abs(self.value) < SAME:
             return 0
-        return (self.value > self.half_width) - (-self.value > self.half_width)
+        return (self.low > 0) - (self.high < 0)
 
 
 def validation_gains(first: Json, last: Json) -> tuple[Change | None, dict[str, Change]]:
@@ -69,7 +76,8 @@ def _change(
         return None
     if start_error is None or end_error is None:
         return Change(end - start)
-    return Change(end - start, CERTAINTY * math.hypot(start_error, end_error))
+    half = CERTAINTY * math.hypot(start_error, end_error)
+    return Change(end - start, end - start - half, end - start + half)
 
 
 def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "reward") -> str:
@@ -84,7 +92,7 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
     """
     if len(parts) < 2:
         return ""
-    if any(change.half_width is None for change in parts.values()):
+    if not all(change.is_known for change in parts.values()):
         each = ", ".join(f"{_named(name)} {change.value:+.2f}" for name, change in parts.items())
         return f"By grader: {each}; the uncertainty is not reported."
     rose, fell, still = (

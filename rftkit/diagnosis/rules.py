@@ -191,7 +191,7 @@ def _unchanged_grader(story: Story) -> Iterator[Finding]:
     for name, change in parts.items():
         best = story.ranges.get(name, Range())
         mean = grader_line(last, name).get("valid_reward_mean")
-        if change.direction != 0 or change.half_width is None or _is_near_best(mean, best):
+        if change.direction != 0 or not change.is_known or _is_near_best(mean, best):
             continue
         yield Finding(
             "still",

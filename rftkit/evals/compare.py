@@ -80,7 +80,7 @@ def compare(
             slice_rows(table, name, by, first, focus or first) for name, by in cuts.items() if first
         ),
         notes=(
-            *notes_on(samples, cells, table.difference(first, focus) if first and focus else None),
+            *notes_on(samples, cells, next((pair for pair in pairs if pair.after == focus), None)),
             *(note for pair in pairs if pair.after == focus for note in signal_notes(table, pair)),
         ),
         level=level,

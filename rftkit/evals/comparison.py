@@ -118,11 +118,10 @@ class PairSummary:
     num_left_out: int
     """Rows that only one of the two has, or that only one has graded."""
     difference: Estimate
-    """Mean paired difference of the reward, its interval for this pair alone."""
-    together: Estimate
-    """The same, with an interval that holds simultaneously for all `num_looks` pairs."""
-    bootstrap: Estimate
-    """The same by a bias-corrected bootstrap over rows, as a cross-check (see `stats`)."""
+    """Mean paired difference of the reward. Its interval holds simultaneously for all `num_looks`
+    pairs: it is the only interval of this difference, and says what the verdict says."""
+    graders: Mapping[str, Estimate]
+    """The same difference in each grader by its name, when there are several; each alone."""
     pass_difference: Estimate
     """Mean paired difference of the pass rate; value None without verdicts."""
     fixed_rows: tuple[str, ...]
@@ -137,10 +136,9 @@ class PairSummary:
     """Keys of rows whose mean reward fell, the largest loss first."""
     mcnemar_p: float | None
     """Exact McNemar test of fixed against broken rows, two-sided; None when there are neither."""
-    permutation_p: float | None
-    """Sign-flip permutation test of the reward differences, two-sided, for this pair alone."""
     p: float | None
-    """The same, corrected for `num_looks`: the verdict uses it."""
+    """Sign-flip permutation test of the reward differences, two-sided, corrected for `num_looks`:
+    the verdict uses it."""
     num_looks: int
     """Number of pairs that were compared together."""
     margin: float | None
@@ -151,13 +149,13 @@ class PairSummary:
     """The smallest true difference that these rows would show in four of five repetitions,
     corrected like `p`."""
     verdict: Verdict
-    """The conclusion from `p` and the interval `together`, which always agree; at most 5 % of all
-    families of pairs have a false alarm."""
+    """The conclusion from `p` and the interval of `difference`, which always agree; at most 5 % of
+    all families of pairs have a false alarm."""
     sentence: str
     """The same as a sentence, with the difference that was found or could have been found."""
     ungraded: tuple[int, int] | None = None
     """Ungraded samples of `before` and of `after`, if they differ by more than chance explains.
-    Then `together` also covers the results with the lowest or the highest reward in place of each
+    Then `difference` also covers the results with the lowest or the highest reward in place of each
     missing grade. None otherwise."""
 
     @property

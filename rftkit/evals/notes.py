@@ -5,20 +5,23 @@
 
 from __future__ import annotations
 
-from rftkit.evals.cells import Array, Cells
+from rftkit.evals.cells import Cells
+from rftkit.evals.comparison import PairSummary
 from rftkit.evals.samples import Samples
 from rftkit.wording import counted, listed
 
 __all__ = ["notes_on"]
 
 FEW = 20
-"""With fewer rows than this every interval is rough."""
+"""With fewer rows a note says what they can show."""
+LEAST = 6
+"""With fewer rows the sign-flip test finds no difference at 95 %, whatever the rewards are."""
 MUCH = 0.05
 """A larger share of failed or unscorable samples gets a note."""
 
 
-def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple[str, ...]:
-    """The notes of a comparison; `differences` are those of the runs in focus."""
+def notes_on(samples: Samples, cells: Cells, pair: PairSummary | None) -> tuple[str, ...]:
+    """The notes of a comparison; `pair` is that of the runs in focus."""
     notes = [*samples.notes]
     if not samples.runs:
         return (*notes, "There is nothing to compare: no run was found.")
@@ -31,8 +34,8 @@ def notes_on(samples: Samples, cells: Cells, differences: Array | None) -> tuple
     notes += _missing_rows(samples, cells)
     notes += _ungraded(samples, cells)
     notes += _flat(samples)
-    if differences is not None:
-        notes += _few(differences)
+    if pair is not None:
+        notes += _few(pair)
     return tuple(notes)
 
 
@@ -105,10 +108,22 @@ def _flat(samples: Samples) -> list[str]:
     return []
 
 
-def _few(differences: Array) -> list[str]:
-    import numpy as np
-
-    count = int(np.isfinite(differences).sum())
-    if 0 < count < FEW:
-        return [f"Only {counted(count, 'row')} can be compared: every interval is rough."]
-    return []
+def _few(pair: PairSummary) -> list[str]:
+    """What a small number of rows can show and what it cannot."""
+    count = pair.num_rows
+    if not 0 < count < FEW:
+        return []
+    only = f"Only {counted(count, 'row')} can be compared"
+    if count < LEAST:
+        luck = 2 ** (count - 1)
+        often = f"in 1 of {luck} cases" if luck > 1 else "always"
+        return [
+            f"{only}: luck alone moves that many rows in one direction {often}, so they cannot "
+            f"show any difference. At least {LEAST} rows are needed, and 100 are better."
+        ]
+    if pair.detectable is None:
+        return [f"{only}: every interval is rough."]
+    return [
+        f"{only}: a true difference must be about {pair.detectable:.2f} or more to be shown by "
+        "so few rows in four of five repetitions."
+    ]

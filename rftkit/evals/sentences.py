@@ -21,7 +21,8 @@ __all__ = [
 def pair_sentence(pair: PairSummary) -> str:
     """The conclusion about two runs."""
     several = f", corrected for {pair.num_looks} comparisons" if pair.num_looks > 1 else ""
-    found = f"{interval(pair.together, with_sign=True)} on {counted(pair.num_rows, 'row')}{several}"
+    rows = counted(pair.num_rows, "row")
+    found = f"{interval(pair.difference, with_sign=True)} on {rows}{several}"
     if pair.num_rows == 0:
         return f"{pair.after} and {pair.before} share no graded row, so they cannot be compared."
     if pair.verdict in ("better", "worse"):
@@ -30,10 +31,9 @@ def pair_sentence(pair: PairSummary) -> str:
     elif pair.verdict == "same":
         said = f"{pair.after} and {pair.before} earn the same within ±{pair.margin:g}: {found}."
     elif not (pair.up_rows or pair.down_rows):
-        rows = counted(pair.num_rows, "row")
         return f"{pair.after} and {pair.before} earn exactly the same in each of {rows}."
     else:
-        said = f"{pair.after} and {pair.before} cannot be told apart: {found}."
+        said = f"No clear difference of {pair.after} from {pair.before}: {found}."
         if pair.detectable is not None:
             said += (
                 " The smallest difference that this many rows would show in four of five "
@@ -72,14 +72,14 @@ def choice_sentence(
     said = [f"{best} is best ({mean:.3f} on {counted(num_rows, 'row')})"]
     why_not = "".join(f" {label} is left out: {why}." for label, why in left_out.items())
     if len(tied) == len(runs):
-        said.append("no two of the runs can be told apart" if len(tied) == 2 else
-                    f"none of the {len(runs)} runs can be ruled out as the best")  # fmt: skip
+        said.append("either could be the best on new rows" if len(tied) == 2 else
+                    f"each of the {len(runs)} runs could be the best on new rows")  # fmt: skip
     elif len(tied) > 1:
-        said.append(f"{names(runs, tied)} cannot be told apart")
+        said.append(f"{names(runs, tied)} could each be the best on new rows")
     if pair is None:
         why = "" if best == baseline else f"no run is shown to beat {baseline}; "
         return f"{'; '.join(said)}; {why}keep {baseline}.{why_not}"
-    gain = interval(pair.together, with_sign=True)
+    gain = interval(pair.difference, with_sign=True)
     said.append(f"against {baseline}, {deploy} gains {gain}")
     if deploy == best and expected_gain is not None and optimism is not None and optimism >= 0.002:
         said.append(

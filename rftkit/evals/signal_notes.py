@@ -9,31 +9,42 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from rftkit.diagnosis import Change, collapsed, gain_sentence, never_sampled
-from rftkit.evals import stats
 from rftkit.evals.comparison import Estimate, PairSummary
 from rftkit.evals.samples import Samples
 from rftkit.evals.table import Table
 from rftkit.graders import Sample
 from rftkit.graders.closed import AnswerField, answer_fields, shares
 
-__all__ = ["signal_notes"]
+__all__ = ["gain_of", "signal_notes"]
 
 
 def signal_notes(table: Table, pair: PairSummary) -> Iterator[str]:
     """What the runs of a pair gained in each grader, and what the later one's answers are."""
-    total = _change(pair.together)
-    before, after = (table.cells.labels.index(label) for label in (pair.before, pair.after))
-    parts = {
-        name: change
-        for name, means in table.graders.items()
-        if (change := _change(stats.difference_interval(means[:, after] - means[:, before])))
-    }
-    if total and total.half_width is not None and (sentence := gain_sentence(total, parts)):
+    if sentence := gain_of(pair):
         yield f"{pair.after} against {pair.before}: {sentence}"
     samples = table.samples
     for field in answer_fields(None, samples.response_format, list(samples.items.values())):
         if field.values:
             yield from _answers(samples, field, pair.after)
+
+
+def gain_of(pair: PairSummary, what: str = "reward") -> str:
+    """Which graders the difference of a pair came from; empty with one grader.
+
+    Args:
+        pair: From `compare`; its interval decides what rose.
+        what: Name of the reward in the sentence.
+    """
+    total = _change(pair.difference)
+    if total is None or not total.is_known:
+        return ""
+    changes = {name: _change(each) for name, each in pair.graders.items()}
+    parts = {name: change for name, change in changes.items() if change}
+    return gain_sentence(total, parts, what)
+
+
+def _change(found: Estimate) -> Change | None:
+    return None if found.value is None else Change(found.value, found.low, found.high)
 
 
 def _answers(samples: Samples, field: AnswerField, label: str) -> Iterator[str]:
@@ -57,7 +68,3 @@ def _answers(samples: Samples, field: AnswerField, label: str) -> Iterator[str]:
     yield from (
         f"{label}: {each.message}" for each in never_sampled(field.name, missing, found.num_samples)
     )
-
-
-def _change(found: Estimate) -> Change | None:
-    return None if found.value is None else Change(found.value, found.half_width)

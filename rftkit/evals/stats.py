@@ -7,6 +7,9 @@ simulation (`tests/benchmarks/evals.py` prints the table), not by taste:
 * mean of a run: Wilson's score interval when every row is one of two values, else Student's t
   with Hall's correction for skewness. Plain t covers 78 to 94 % where 95 are promised, when
   rewards sit near an end of their range.
+* mean of fewer than `FEW` rewards from 0 to 1: Wilson's interval for as many rows as have this
+  standard error (Korn and Graubard 1998). With 4 to 19 rows it covers 93 to 100 %, where Hall's
+  covers 32 to 97 % and leaves the range.
 * mean of paired differences: Student's t; Tango's score interval when every row is -h, 0 or h.
   Differences are nearly symmetric, and correcting their skewness, or a bias-corrected or
   studentised bootstrap, covers less (82 to 94 %) because it trusts a skewness that is noise.
@@ -23,7 +26,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.comparison import Estimate, Verdict
-from rftkit.evals.resampling import random_signs, resample_weights
+from rftkit.evals.resampling import random_signs
 from rftkit.t_distribution import t_cdf, t_quantile
 
 if TYPE_CHECKING:
@@ -36,9 +39,9 @@ else:
 
 __all__ = [
     "EXACT",
+    "FEW",
     "POWER",
     "as_tested",
-    "bootstrap_interval",
     "bounds_of",
     "detectable",
     "difference_interval",
@@ -55,6 +58,9 @@ __all__ = [
 
 POWER = 0.8
 """How often `detectable` would have been seen."""
+
+FEW = 50
+"""With fewer rows the mean of a run has an interval that is made for few rows."""
 
 EXACT = 12
 """With so few rows that differ, every way to flip their signs is counted."""
@@ -104,6 +110,10 @@ def mean_interval(
     mean = float(values.mean())
     if support and (_is_among(values, support) or _is_flat(values)):
         return Estimate(mean, *_wilson(mean, n, level, support), n)
+    if bounds and n < FEW:
+        return Estimate(
+            mean, *_wilson(mean, _as_many_rows(values, bounds, level), level, bounds), n
+        )
     if n < 2 or _is_flat(values):
         return Estimate(mean, None, None, n)
     return within(Estimate(mean, *_hall(values, level), n), bounds)
@@ -128,32 +138,6 @@ def difference_interval(
     half = t_quantile(0.5 + level / 2, n - 1) * standard_error(values)
     found = Estimate(mean, mean - half, mean + half, n)
     return within(found, bounds and (bounds[0] - bounds[1], bounds[1] - bounds[0]))
-
-
-def bootstrap_interval(
-    values: Array, *, level: float = 0.95, num_resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """The mean of rows with the bias-corrected and accelerated bootstrap (Efron 1987).
-
-    A cross-check on the intervals above, which cover better; see the module.
-    """
-    import numpy as np
-
-    values = _known(values)
-    n = len(values)
-    if n < 2 or _is_flat(values):
-        return Estimate(float(values.mean()) if n else None, None, None, n)
-    mean = float(values.mean())
-    weights = resample_weights(n, num_resamples, seed)
-    means = np.sort(weights @ values.astype(np.float32) / n)
-    below = (np.sum(means < mean) + np.sum(means <= mean)) / 2 / num_resamples
-    bias = _NORMAL.inv_cdf(min(max(float(below), 1e-6), 1 - 1e-6))
-    acceleration = _skewness(values) / (6 * math.sqrt(n))
-    ends = []
-    for side in (0.5 - level / 2, 0.5 + level / 2):
-        z = bias + _NORMAL.inv_cdf(side)
-        ends.append(float(np.quantile(means, _NORMAL.cdf(bias + z / (1 - acceleration * z)))))
-    return Estimate(mean, ends[0], ends[1], n)
 
 
 def permutation_p(values: Array, *, num_flips: int = 5000, seed: int = 0) -> float | None:
@@ -271,7 +255,9 @@ def _is_among(values: Array, allowed: tuple[float, ...]) -> bool:
     return bool(np.isin(values, np.asarray(allowed)).all())
 
 
-def _wilson(mean: float, n: int, level: float, support: tuple[float, float]) -> tuple[float, float]:
+def _wilson(
+    mean: float, n: float, level: float, support: tuple[float, float]
+) -> tuple[float, float]:
     """Wilson (1927): the shares that a score test at this level would not reject."""
     low, high = support
     z = _NORMAL.inv_cdf(0.5 + level / 2)
@@ -280,6 +266,21 @@ def _wilson(mean: float, n: int, level: float, support: tuple[float, float]) -> 
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     ends = (max(0.0, centre - half), min(1.0, centre + half))
     return low + ends[0] * (high - low), low + ends[1] * (high - low)
+
+
+def _as_many_rows(values: Array, bounds: tuple[float, float], level: float) -> float:
+    """How many rows of pass and fail would have the standard error of these (Korn and Graubard).
+
+    Rewards between the ends vary less than passes and fails, so they count as more rows. The
+    quantile of t makes up for a spread that few rows show only roughly.
+    """
+    low, high = bounds
+    n, share = len(values), (float(values.mean()) - low) / (high - low)
+    if n < 2 or _is_flat(values):
+        return n
+    error = standard_error(values) / (high - low)
+    rough = _NORMAL.inv_cdf(0.5 + level / 2) / t_quantile(0.5 + level / 2, n - 1)
+    return share * (1 - share) * (rough / error) ** 2
 
 
 def _hall(values: Array, level: float) -> tuple[float, float]:

@@ -177,17 +177,15 @@ class Table:
         fixed, broken = (old < 0.5) & (new > 0.5) & both, (old > 0.5) & (new < 0.5) & both
         kept = both & (((old < 0.5) & (new < 0.5)) | ((old > 0.5) & (new > 0.5)))
         alpha, many = 1 - self.level, look.num > 1
-        together = self._together(difference, look)
+        found = self._for_all(difference, look)
         ungraded = self.if_ungraded_counted(before, after)
         if ungraded is not None:
-            together = _hull(together, *(self._together(each, look) for each in ungraded))
+            found = _hull(found, *(self._for_all(each, look) for each in ungraded))
         p = look.together if many else look.alone
-        together = stats.as_tested(together, p, alpha)
-        alone = self.mean_difference(difference)
-        alone = stats.as_tested(alone, look.alone, alpha) if many else together
+        found = stats.as_tested(found, p, alpha)
         if self.bounds is not None:
             width = self.bounds[1] - self.bounds[0]
-            alone, together = (stats.within(each, (-width, width)) for each in (alone, together))
+            found = stats.within(found, (-width, width))
         critical = look.multiple if many and np.isfinite(look.multiple) else None
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(
@@ -195,9 +193,8 @@ class Table:
             after=after,
             num_rows=int(both.sum()),
             num_left_out=int((either & ~both).sum()),
-            difference=alone,
-            together=together,
-            bootstrap=stats.bootstrap_interval(difference, level=self.level, seed=self.seed),
+            difference=found,
+            graders=self._graders(before, after),
             pass_difference=stats.difference_interval(
                 np.where(both, new - old, np.nan), level=self.level, support=(0.0, 1.0)
             ),
@@ -207,7 +204,6 @@ class Table:
             up_rows=tuple(self.cells.keys[at] for at in order[::-1] if difference[at] > 0),
             down_rows=tuple(self.cells.keys[at] for at in order if difference[at] < 0),
             mcnemar_p=stats.mcnemar_p(int(fixed.sum()), int(broken.sum())),
-            permutation_p=look.alone if both.any() else None,
             p=p if both.any() else None,
             num_looks=look.num,
             margin=self.margin,
@@ -220,10 +216,21 @@ class Table:
         summary = replace(summary, verdict=self._verdict(summary))
         return replace(summary, sentence=pair_sentence(summary))
 
-    def _together(self, difference: Array, look: _Look) -> Estimate:
+    def _for_all(self, difference: Array, look: _Look) -> Estimate:
         """The mean difference, its interval corrected for all comparisons."""
         alone = self.mean_difference(difference)
         return _widened(alone, difference, look.multiple) if look.num > 1 else alone
+
+    def _graders(self, before: str, after: str) -> dict[str, Estimate]:
+        """The mean difference in each grader, when there are several."""
+        first, last = (self.cells.labels.index(label) for label in (before, after))
+        return {
+            name: stats.difference_interval(
+                means[:, last] - means[:, first], level=self.level, **self.limits[name]
+            )
+            for name, means in self.graders.items()
+            if len(self.graders) > 1
+        }
 
     def _num_ungraded(self, before: str, after: str) -> tuple[int, int]:
         columns = [self.cells.labels.index(before), self.cells.labels.index(after)]
@@ -233,7 +240,7 @@ class Table:
 
     def _verdict(self, pair: PairSummary) -> Verdict:
         # testing many pairs for sameness needs its own correction: Bonferroni, for it is rare
-        alpha, shown = (1 - self.level) / pair.num_looks, pair.together
+        alpha, shown = (1 - self.level) / pair.num_looks, pair.difference
         if pair.margin is not None and shown.low is not None and shown.high is not None:
             is_inside = -pair.margin <= shown.low and shown.high <= pair.margin
             if is_inside and pair.equivalence_p is not None and pair.equivalence_p <= alpha:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rftkit import evals
 from rftkit.errors import InputError
-from rftkit.evals import Comparison, saved_runs
+from rftkit.evals import Comparison, Estimate, saved_runs
 from rftkit.ladder.rungs import LABELS
 from rftkit.ladder.state import RungState, State, read_state
 
@@ -58,14 +58,19 @@ class Ladder:
                 f"{best} earns the most ({self._mean(best)} on {rows}, {self._cost(best)}), and "
                 "every cheaper rung is shown to earn less."
             )
-        pair = evals.pair(self.comparison.samples, worth, best)
-        found = pair.difference
+        found = self._behind(worth, best)
         interval = "" if found.low is None else f", {found.low:+.2f} to {found.high:+.2f}"
         return (
             f"{worth} ({self._mean(worth)} on {rows}, {self._cost(worth)}) is the cheapest rung "
-            f"that cannot be told from the best, {best} ({self._mean(best)}, {self._cost(best)}); "
-            f"the difference is {found.value:+.2f}{interval}."
+            f"that could be the best on new rows; {best} earned the most ({self._mean(best)}, "
+            f"{self._cost(best)}). The difference is {found.value:+.2f}{interval}."
         )
+
+    def _behind(self, worth: str, best: str) -> Estimate:
+        """How much more the best earned; against the base as the table of rungs has it."""
+        if worth == self.comparison.baseline:
+            return self.comparison.pair(best).difference
+        return evals.pair(self.comparison.samples, worth, best).difference
 
     def records(self) -> list[dict[str, Any]]:
         """A line for each rung, for a table."""
@@ -131,9 +136,9 @@ class Ladder:
             "starts from": parent,
             "reward": run and run.reward.value,
             **({name: estimate.value for name, estimate in run.graders.items()} if run else {}),
-            "difference from base": pair and pair.together.value,
-            "low": pair and pair.together.low,
-            "high": pair and pair.together.high,
+            "difference from base": pair and pair.difference.value,
+            "low": pair and pair.difference.low,
+            "high": pair and pair.difference.high,
             "verdict": pair.verdict if pair else "",
             "fixed": len(pair.fixed_rows) if pair else None,
             "broken": len(pair.broken_rows) if pair else None,

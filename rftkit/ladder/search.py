@@ -233,9 +233,9 @@ def _candidate(label: str, prompt: Prompt, first: Comparison, final: Comparison)
         label=label,
         prompt=prompt,
         train=first.summary(label).reward,
-        train_difference=earlier.together if earlier else None,
+        train_difference=earlier.difference if earlier else None,
         valid=final.summary(label).reward if label in final.samples.labels else None,
-        valid_difference=pair.together if pair else None,
+        valid_difference=pair.difference if pair else None,
         verdict=pair.verdict if pair else None,
     )
 

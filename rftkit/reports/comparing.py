@@ -61,6 +61,6 @@ def comparison_figures(comparison: Comparison) -> Json:
     return figures | {
         "deploy": choice.deploy,
         "expected_gain": choice.expected_gain,
-        "gain": pair and pair.together.value,
+        "gain": pair and pair.difference.value,
         "verdict": pair and pair.verdict,
     }

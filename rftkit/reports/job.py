@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import ReportError
+from rftkit.errors import NotFoundError, ReportError
 from rftkit.jobs.checkpoints import Checkpoint, checkpoints
 from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
@@ -22,6 +22,8 @@ from rftkit.views.facts import moment
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from rftkit.evals import Comparison
 
 __all__ = ["CHECKPOINTS", "JobRecord", "read_job"]
 
@@ -51,6 +53,8 @@ class JobRecord:
     """Training and validation file: `use`, `name`, `id`, `bytes`, `rows`, `sha256`."""
     answers: Json | None
     """Before and after answers, in the shape of `rftkit.views.answers`."""
+    validations: Comparison | None = None
+    """The validations compared row by row; None where the service does not show their samples."""
 
     @property
     def settings(self) -> Json:
@@ -82,7 +86,7 @@ class JobRecord:
     def summary(self) -> Json:
         """The main numbers of the job; see `rftkit.reports.summary`."""
         about = {"job": self.job["id"], "model": self.job["model"], "status": self.job["status"]}
-        return about | summary(self.events, self.answers)
+        return about | summary(self.events, self.answers, self.validations)
 
     def hyperparameters(self) -> list[Json]:
         """Each one `as given` and `as used`; a job states the latter in its own events."""
@@ -143,15 +147,30 @@ def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord
     """
     job_id = find(client, job_id)
     job = client.fine_tuning.jobs.retrieve(job_id)
+    story = events(client, job_id)
     used = {"training": job.training_file, "validation": job.validation_file}
     return JobRecord(
         job=job.to_dict(warnings=False),
         error=error_of(job),
-        events=events(client, job_id),
-        checkpoints=checkpoints(client, job_id, events(client, job_id)),
+        events=story,
+        checkpoints=checkpoints(client, job_id, story),
         files=[_file(client, use, file_id) for use, file_id in used.items() if file_id],
         answers=_read_answers(Path(answers)) if answers else None,
+        validations=_validations(client, job_id),
     )
+
+
+def _validations(client: OpenAI, job_id: str) -> Comparison | None:
+    """All validations against Step 0; None where the service does not show their samples."""
+    from openai import APIError
+
+    from rftkit import evals
+
+    try:
+        samples = evals.fetch(client, job_id)
+    except (APIError, NotFoundError):
+        return None
+    return evals.compare(samples) if len(samples.frame) else None
 
 
 def _short(value: Any) -> Any:

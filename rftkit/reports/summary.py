@@ -1,35 +1,39 @@
 """One job in a few numbers: what the headline says and what a report leaves for a program.
 
-Not here: the words (`rftkit.views.headline`), and statistics over several jobs or many looks at one
-validation set; the interval below is for one planned comparison, base against final.
+Not here: the words (`rftkit.views.headline`) and the statistics (`rftkit.evals`): a difference has
+the interval and the verdict that `rftkit eval compare` gives it.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rftkit.diagnosis import Change, gain_sentence, story_of, validation_gains
-from rftkit.views.answers import SAME, reward_of
+from rftkit.diagnosis import gain_sentence, story_of, validation_gains
+from rftkit.reports.answered import NAMES, before_and_after
+from rftkit.views.answers import SAME
+
+if TYPE_CHECKING:
+    from rftkit.evals import Comparison, Estimate, PairSummary
 
 __all__ = ["MIME", "publish", "summary"]
 
 MIME = "application/vnd.rftkit.summary+json"
 """The output of a report notebook that is for programs; viewers pass over it."""
 
-MIN_PAIRS = 10  # with fewer rows a normal interval says more than it knows
-
 
 def summary(
-    events: Iterable[dict[str, Any]], answers: dict[str, Any] | None = None
+    events: Iterable[dict[str, Any]],
+    answers: dict[str, Any] | None = None,
+    validations: Comparison | None = None,
 ) -> dict[str, Any]:
     """Rewards before, best and last; test rows before and after; what could not be graded.
 
     Args:
         events: of the job, as on the wire.
         answers: the file of before and after answers, in the shape of `rftkit.views.answers`.
+        validations: all validations of the job compared with Step 0, by `evals.compare`; without
+            them the change of the validation reward has a rougher interval, or none.
 
     Returns:
         `valid` (None without a validation), `loss` (None for reinforcement), `test` and `constant`
@@ -43,11 +47,13 @@ def summary(
     events = list(events)
     steps = step_frame(events)
     failed, spent = steps["failed_grades"].dropna(), steps["step_seconds"].dropna()
+    rows = (answers or {}).get("rows") or []
+    tested = before_and_after(rows) if rows else None
     return {
-        "valid": _validations(steps),
+        "valid": _validations(steps, events, validations),
         "loss": _losses(steps),
-        "test": _test(answers["rows"]) if answers and answers["rows"] else None,
-        "gain": _gain(events, (answers or {}).get("rows") or []),
+        "test": _test(rows, tested) if tested else None,
+        "gain": _gain(events, tested, validations),
         "constant": (answers or {}).get("constant"),
         "grader_verdict": _grader_verdict(events),
         "training": {
@@ -71,7 +77,9 @@ def _grader_verdict(events: Iterable[dict[str, Any]]) -> str | None:
     return next((verdict["sentence"] for verdict in found if verdict), None)
 
 
-def _validations(steps: Any) -> dict[str, Any] | None:
+def _validations(
+    steps: Any, events: list[dict[str, Any]], compared: Comparison | None
+) -> dict[str, Any] | None:
     measured = steps[["step", "valid_reward_mean"]].dropna()
     if not len(measured):
         return None
@@ -83,7 +91,50 @@ def _validations(steps: Any) -> dict[str, Any] | None:
         "best_step": best,
         "final": by_step[last],
         "final_step": last,
+        **_change_of_validation(events, compared, last),
     }
+
+
+def _change_of_validation(
+    events: list[dict[str, Any]], compared: Comparison | None, last: int
+) -> dict[str, Any]:
+    """`difference`, `interval` and `verdict` from step 0 to the last one; None if unknown."""
+    if pair := _validation_pair(compared, last):
+        return _change(pair) | {"rows": pair.num_rows}
+    story = story_of(events)
+    first, final = story.first_valid, story.last_valid
+    unknown = {"difference": None, "interval": None, "verdict": None, "rows": None}
+    if first is None or final is None or first is final or first["step"] != 0:
+        return unknown
+    total, _ = validation_gains(first, final)
+    if total is None:
+        return unknown
+    verdict = {1: "better", -1: "worse", 0: "unclear"}[total.direction] if total.is_known else None
+    interval = [total.low, total.high] if total.is_known else None
+    return unknown | {"difference": total.value, "interval": interval, "verdict": verdict}
+
+
+def _validation_pair(compared: Comparison | None, step: int) -> PairSummary | None:
+    """The validation of a step against Step 0, if both could be read."""
+    if compared is None or not compared.pairs or compared.summary(compared.baseline or "").step:
+        return None
+    labels = {run.label for run in compared.runs if run.step == step}
+    found = (pair for pair in compared.pairs if pair.after in labels)
+    return next((pair for pair in found if pair.difference.value is not None), None)
+
+
+def _change(pair: PairSummary) -> dict[str, Any]:
+    """What the comparison says of a pair, for programs and for the headline."""
+    return {
+        "difference": pair.difference.value,
+        "interval": _ends(pair.difference),
+        "verdict": pair.verdict,
+    }
+
+
+def _ends(estimate: Estimate) -> list[float] | None:
+    low, high = estimate.low, estimate.high
+    return None if low is None or high is None else [low, high]
 
 
 def _losses(steps: Any) -> dict[str, Any] | None:
@@ -103,23 +154,23 @@ def _losses(steps: Any) -> dict[str, Any] | None:
     return None
 
 
-def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    given = [row["answers"] for row in rows]
-    every = [answer for answers in given for answer in answers.values()]
+def _test(rows: list[dict[str, Any]], tested: Comparison) -> dict[str, Any]:
+    every = [answer for row in rows for answer in row["answers"].values()]
     outcomes = [(answer.get("grade") or {}).get("outcome") for answer in every]
-    both = [(reward_of(a.get("base")), reward_of(a.get("final"))) for a in given]
-    pairs = [(b, f) for b, f in both if b is not None and f is not None]
-    changes = [after - before for before, after in pairs]
+    pair = tested.pair(NAMES["final"])
+    both = tested.rows.dropna(subset="change")  # rows graded for both: the means are over these
+    base, final = (both[f"reward/{label}"] for label in NAMES.values())
+    changes = both["change"]
     return {
         "rows": len(rows),
-        "pairs": len(pairs),  # rows graded for both: the means below are over these
-        "base": statistics.fmean(before for before, _ in pairs) if pairs else None,
-        "final": statistics.fmean(after for _, after in pairs) if pairs else None,
-        "difference": statistics.fmean(changes) if changes else None,
-        "interval": _interval(changes),
-        "better": sum(change >= SAME for change in changes),
-        "worse": sum(change <= -SAME for change in changes),
-        "same": sum(abs(change) < SAME for change in changes),
+        "pairs": pair.num_rows,
+        "base": float(base.mean()) if len(both) else None,
+        "final": float(final.mean()) if len(both) else None,
+        **_change(pair),
+        "detectable": pair.detectable,
+        "better": int((changes >= SAME).sum()),
+        "worse": int((changes <= -SAME).sum()),
+        "same": int((changes.abs() < SAME).sum()),
         "answers": len(every),
         "failed": outcomes.count("failed"),
         "unscorable": outcomes.count("unscorable"),
@@ -127,52 +178,19 @@ def _test(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _gain(events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    """Which graders the change came from: on test rows if there are enough, else on validations."""
-    pairs = [(row["answers"].get("base") or {}, row["answers"].get("final") or {}) for row in rows]
-    names = list(dict.fromkeys(name for _, final in pairs for name in _parts(final)))
-    total = _mean_change([(reward_of(before), reward_of(after)) for before, after in pairs])
-    parts = {
-        name: change
-        for name in names
-        if (
-            change := _mean_change(
-                [(_parts(before).get(name), _parts(after).get(name)) for before, after in pairs]
-            )
-        )
-    }
-    if total is not None and total.half_width is not None:
-        return gain_sentence(total, parts, "test reward")
+def _gain(
+    events: list[dict[str, Any]], tested: Comparison | None, validations: Comparison | None
+) -> str:
+    """Which graders the change came from: on test rows if there are any, else on validations."""
+    from rftkit.evals.signal_notes import gain_of
+
+    if tested is not None:
+        return gain_of(tested.pair(NAMES["final"]), "test reward")
     story = story_of(events)
     first, last = story.first_valid, story.last_valid
-    if rows or first is None or last is None or first is last:
+    if first is None or last is None or first is last:
         return ""
+    if pair := _validation_pair(validations, int(last["step"])):
+        return gain_of(pair, "validation reward")
     total, parts = validation_gains(first, last)
     return gain_sentence(total, parts, "validation reward") if total else ""
-
-
-def _parts(answer: dict[str, Any]) -> dict[str, float | None]:
-    found: dict[str, float | None] = (answer.get("grade") or {}).get("sub_rewards") or {}
-    return found
-
-
-def _mean_change(pairs: list[tuple[float | None, float | None]]) -> Change | None:
-    changes = [
-        after - before for before, after in pairs if before is not None and after is not None
-    ]
-    interval = _interval(changes)
-    if not changes:
-        return None
-    half = None if interval is None else (interval[1] - interval[0]) / 2
-    return Change(statistics.fmean(changes), half)
-
-
-def _interval(changes: list[float]) -> list[float] | None:
-    """The 95 % interval of the mean of paired differences, by Student's t."""
-    if len(changes) < MIN_PAIRS:
-        return None
-    freedom = len(changes) - 1
-    quantile = 1.96 + 2.372 / freedom + 2.822 / freedom**2  # of t at 97.5 %, within 0.005
-    half = quantile * statistics.stdev(changes) / math.sqrt(len(changes))
-    mean = statistics.fmean(changes)
-    return [mean - half, mean + half]

@@ -78,15 +78,15 @@ def reward_curve(comparison: Comparison, noise: JudgeNoise | None = None) -> Htm
 
 def difference_chart(comparison: Comparison) -> Html:
     """The paired difference of every run from the baseline, with adjusted intervals."""
-    pairs = [pair for pair in comparison.pairs if pair.together.value is not None]
+    pairs = [pair for pair in comparison.pairs if pair.difference.value is not None]
     if not pairs:
         return note("No two runs have graded the same rows.")
     entries = [
-        _Entry(pair.after, pair.together, pair.verdict in ("better", "worse")) for pair in pairs
+        _Entry(pair.after, pair.difference, pair.verdict in ("better", "worse")) for pair in pairs
     ]
     title = f"Paired reward difference from {comparison.baseline}"
     words = [
-        f"{pair.after} {signed(pair.together.value)} ({_ends(pair.together)}), {pair.verdict}"
+        f"{pair.after} {signed(pair.difference.value)} ({_ends(pair.difference)}), {pair.verdict}"
         for pair in pairs
     ]
     few = min(pair.num_rows for pair in pairs)

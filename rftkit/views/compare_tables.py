@@ -124,12 +124,12 @@ def grader_means(comparison: Comparison) -> Html:
 
 def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
     """Two runs compared: difference, tests, and the smallest detectable difference."""
+    many = pair.num_looks > 1
+    adjusted = f", adjusted for {counted(pair.num_looks, 'comparison')}" if many else ""
     facts = [
         ("rows graded in both runs", f"{pair.num_rows:,}"),
-        ("mean difference", _change(pair.difference)),
-        (f"mean difference, adjusted for {counted(pair.num_looks, 'comparison')}",
-         interval(pair.together, signs=True)),
-        ("mean difference, bootstrap interval", interval(pair.bootstrap, signs=True)),
+        (f"mean difference{adjusted}", _change(pair.difference)),
+        *((f"of it in {name}", _change(each)) for name, each in pair.graders.items()),
         ("difference in pass rate", _change(pair.pass_difference)),
         ("rows fixed", jumps.link(pair.fixed_rows, f"fixed from {pair.before} to {pair.after}")),
         ("rows broken", jumps.link(pair.broken_rows, f"broken from {pair.before} to {pair.after}")),
@@ -138,8 +138,7 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
         ("rows with a lower reward",
          jumps.link(pair.down_rows, f"lower at {pair.after} than at {pair.before}")),
         ("rows with an unchanged verdict", f"{pair.num_unchanged:,}"),
-        ("sign-flip permutation test", _p(pair.permutation_p)),
-        ("the same test, adjusted for all comparisons", _p(pair.p)),
+        (f"sign-flip permutation test{adjusted}", _p(pair.p)),
         ("exact McNemar test of fixed against broken", _p(pair.mcnemar_p)),
         ("smallest difference that this many rows can show", number(pair.detectable)),
     ]  # fmt: skip
@@ -206,7 +205,11 @@ def _pair_cells(pair: PairSummary | None, jumps: Jumps) -> list[str]:
     if pair is None:
         return ["<td></td>"] * 4
     return [
-        _num(pair.together.value, signed(pair.together.value), interval(pair.together, signs=True)),
+        _num(
+            pair.difference.value,
+            signed(pair.difference.value),
+            interval(pair.difference, signs=True),
+        ),
         f"<td>{_verdict(pair.verdict)}</td>",
         _count(jumps.link(pair.fixed_rows, f"fixed at {pair.after}"), pair.num_fixed),
         _count(jumps.link(pair.broken_rows, f"broken at {pair.after}"), pair.num_broken),

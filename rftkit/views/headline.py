@@ -14,6 +14,8 @@ from rftkit.wording import counted
 __all__ = ["headline", "tile", "verdict"]
 
 Figures = dict[str, Any]
+FEW = 20
+"""With fewer rows the sentence says what they can show."""
 
 
 def headline(summary: Figures) -> Html:
@@ -30,42 +32,72 @@ def headline(summary: Figures) -> Html:
 
 
 def verdict(summary: Figures) -> str:
-    """The sentence: on test rows when both models answered them, else on the validation."""
+    """The sentence: on test rows when both models answered them, else on the validation.
+
+    It says that a reward rose or fell only where the comparison of the rows says so.
+    """
     test, valid = summary.get("test"), summary.get("valid")
     if test and test["difference"] is not None:
-        digits = decimals(test["difference"], *(test["interval"] or ()), least=2)
-        change = (
-            f"{number(test['base'], digits)} → {number(test['final'], digits)} on the same "
-            f"{counted(test['pairs'], 'test row')} ({signed(test['difference'], digits)}"
-        )
-        if not test["interval"]:
-            return f"Too few rows to tell: {change})."
-        low, high = test["interval"]
-        sure = low > 0 or high < 0
-        said = _moved(test["difference"]) if sure else "No clear change"
-        return f"{said}: {change}, 95 % interval {signed(low, digits)} to {signed(high, digits)})."
-    if valid and valid["start"] is not None and valid["final"] is not None:
-        change = valid["final"] - valid["start"]
-        word = "rose" if change > 0 else "fell" if change < 0 else "went"
-        return (
-            f"The validation reward {word} from {number(valid['start'], 2)} before training to "
-            f"{number(valid['final'], 2)} at step {valid['final_step']} ({signed(change, 2)})."
-        )
+        return _test_verdict(test)
+    if valid and valid["start"] is not None and valid["final_step"] != 0:
+        return _validation_verdict(valid)
     if loss := summary.get("loss"):
-        if loss["final_step"] == loss["start_step"]:
-            return f"The loss on {loss['rows']} is {number(loss['final'], 2)}."
-        change = loss["final"] - loss["start"]
-        word = "rose" if change > 0 else "fell" if change < 0 else "went"
-        return (
-            f"The loss on {loss['rows']} {word} from {number(loss['start'], 2)} at step "
-            f"{loss['start_step']} to {number(loss['final'], 2)} at step {loss['final_step']}. "
-            "What the answers are worth, an eval says."
-        )
+        return _loss_verdict(loss)
     return "No verdict yet: rewards from before and after training are missing."
 
 
-def _moved(difference: float) -> str:
-    return f"The final model is {'better' if difference > 0 else 'worse'} than the base model"
+def _test_verdict(test: Figures) -> str:
+    digits = decimals(test["difference"], *(test["interval"] or ()), least=2)
+    change = (
+        f"{number(test['base'], digits)} → {number(test['final'], digits)} on the same "
+        f"{counted(test['pairs'], 'test row')} ({signed(test['difference'], digits)}"
+    )
+    if not test["interval"]:
+        few = "Too few rows to tell" if test["pairs"] < FEW else "No clear change"
+        return f"{few}: {change})."
+    words = {
+        "better": "The final model is better than the base model",
+        "worse": "The final model is worse than the base model",
+    }
+    said = words.get(test["verdict"], "No clear change")
+    sentence = f"{said}: {change}, 95 % interval {_ends(test['interval'], digits)})."
+    if test["verdict"] == "unclear" and test["pairs"] < FEW and test.get("detectable"):
+        sentence += f" So few rows can show a difference of about {test['detectable']:.2f} or more."
+    return sentence
+
+
+def _validation_verdict(valid: Figures) -> str:
+    change = valid["final"] - valid["start"] if valid["difference"] is None else valid["difference"]
+    digits = decimals(change, *(valid["interval"] or ()), least=2)
+    ends = f"{number(valid['start'], digits)} before training"
+    last = f"{number(valid['final'], digits)} at step {valid['final_step']}"
+    size = signed(change, digits)
+    if valid["interval"]:
+        size += f", 95 % interval {_ends(valid['interval'], digits)}"
+    word = {"better": "rose", "worse": "fell"}.get(valid["verdict"] or "")
+    if word:
+        return f"The validation reward {word} from {ends} to {last} ({size})."
+    if valid["interval"]:
+        return f"No clear change of the validation reward: {ends}, {last} ({size})."
+    return (
+        f"The validation reward was {ends} and {last} ({size}). Its uncertainty is not known, so "
+        "this is no verdict."
+    )
+
+
+def _loss_verdict(loss: Figures) -> str:
+    if loss["final_step"] == loss["start_step"]:
+        return f"The loss on {loss['rows']} is {number(loss['final'], 2)}."
+    return (
+        f"The loss on {loss['rows']} was {number(loss['start'], 2)} at step {loss['start_step']} "
+        f"and {number(loss['final'], 2)} at step {loss['final_step']}. A loss does not say what "
+        "the answers are worth; an eval does."
+    )
+
+
+def _ends(interval: list[float], digits: int) -> str:
+    low, high = interval
+    return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def _validation_tiles(valid: Figures) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import sample_comparison
 from sample_job import answers, events
 
+from rftkit import evals
 from rftkit.reports import summary
 from rftkit.views.headline import verdict
 
@@ -31,15 +33,28 @@ def test_only_rows_graded_on_both_sides_are_compared():
     assert test["base"] == pytest.approx(0.3)
     assert test["difference"] == pytest.approx(0.2)
     assert (test["better"], test["worse"], test["same"]) == (1, 0, 1)
-    assert test["interval"] is None  # two rows are too few
+    low, high = test["interval"]
+    assert -1 <= low <= 0 <= high <= 1  # two rows show nothing
 
 
-def test_the_interval_is_students():
+def test_the_interval_is_that_of_a_comparison():
     changes = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     low, high = summary([], {"rows": [row(0.0, change) for change in changes]})["test"]["interval"]
 
     # mean 0.45, deviation 0.30277, t(9) at 97.5 % = 2.2622
     assert (low, high) == pytest.approx((0.45 - 0.21659, 0.45 + 0.21659), abs=5e-4)
+
+
+@pytest.mark.parametrize("num_rows", [3, 5, 8, 19])
+def test_few_rows_promise_no_more_than_they_show(num_rows):
+    """Rows that all rise by different amounts: five of them are luck in 1 of 16 cases."""
+    rows = [row(0.1, 0.3 + 0.03 * at) for at in range(num_rows)]
+    test = summary([], {"rows": rows})["test"]
+
+    assert test["verdict"] == ("better" if num_rows >= 6 else "unclear")
+    assert verdict({"test": test}).startswith(
+        "The final model is better" if num_rows >= 6 else "No clear change"
+    )
 
 
 def test_nothing_measured_is_none_and_said():
@@ -66,8 +81,31 @@ def test_the_sentence_claims_no_more_than_the_interval_holds():
     assert said([row(None, 0.4)]).startswith("No verdict yet")
 
 
-def test_without_answers_the_validation_speaks():
-    assert "rose from 0.30 before training to 0.79 at step 24 (+0.49)" in verdict(summary(events()))
+def test_without_an_interval_the_validation_is_no_verdict():
+    said = verdict(summary(events()))
+
+    assert "was 0.30 before training and 0.79 at step 24 (+0.49)" in said
+    assert "Its uncertainty is not known" in said
+    assert "rose" not in said
+
+
+@pytest.mark.parametrize(("error", "word"), [(0.01, "rose from 0.30 before"), (0.4, "No clear")])
+def test_without_answers_the_validation_speaks(error, word):
+    told = events()
+    for event in told:
+        if "scores" in (event["data"] or {}):
+            event["data"].setdefault("learning", {})["valid_reward_stderr"] = error
+
+    assert word in verdict(summary(told))
+
+
+def test_the_headline_has_the_interval_of_the_comparison_of_the_validations():
+    compared = evals.compare(sample_comparison.samples())
+    last = compared.pairs[-1]
+    valid = summary(events(), validations=compared)["valid"]
+
+    assert valid["interval"] == [last.difference.low, last.difference.high]
+    assert valid["verdict"] == last.verdict
 
 
 def test_what_could_not_be_graded_is_counted():

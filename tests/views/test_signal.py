@@ -98,13 +98,17 @@ def test_answers_that_collapse_in_training_are_named() -> None:
     assert "collapsed:compliant" not in codes([event(step, yes=0.97) for step in range(1, 3)])
 
 
+def about(value: float, half: float = 0.1) -> Change:
+    return Change(value, value - half, value + half)
+
+
 def test_no_headline_claims_more_than_its_parts() -> None:
-    parts = {"a": Change(0.4, 0.1), "b": Change(-0.2, 0.1), "c": Change(0.01, 0.1)}
-    assert gain_sentence(Change(0.1, 0.05), parts) == (
+    parts = {"a": about(0.4), "b": about(-0.2), "c": about(0.01)}
+    assert gain_sentence(about(0.1, 0.05), parts) == (
         "The reward rose by 0.10. It came from `a` (+0.40); `b` (-0.20) fell; `c` shows no "
         "clear change."
     )
-    assert "shows no clear change." in gain_sentence(Change(0.1, 0.2), parts)
+    assert "shows no clear change." in gain_sentence(about(0.1, 0.2), parts)
     assert "the uncertainty is not reported" in gain_sentence(
         Change(0.1), {"a": Change(0.2), "b": Change(0.0)}
     )
