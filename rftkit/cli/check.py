@@ -174,6 +174,7 @@ def _with(found: Check, more: Sequence[Finding]) -> Check:
 
 def _write_page(html: Path, found: Check, audit: Audit | None, preview: Preview | None) -> None:
     from rftkit import datasets, views
+    from rftkit.reports.render import without_folders
     from rftkit.wholefile import replacing
 
     charts = ""
@@ -181,8 +182,9 @@ def _write_page(html: Path, found: Check, audit: Audit | None, preview: Preview 
         frame = datasets.profile(found.files[0].name, preview=preview, limit=PROFILED)
         charts = views.profile_chart(frame)
     body = views.check_page(found, audit=audit, preview=preview, charts=charts)
+    page = without_folders(views.page("Dataset check", body), [each.name for each in found.files])
     with replacing(html) as file:
-        file.write(views.page("Dataset check", body).encode())
+        file.write(page.encode())
 
 
 def _print(found: Check, audit: Audit | None, preview: Preview | None, as_json: bool) -> None:

@@ -199,6 +199,8 @@ def _run_line(run: Any, num_items: int | None) -> dict[str, Any]:
 
 def _comparison_text(found: Comparison) -> str:
     parts = [_run_table(found)]
+    if found.jobs:
+        parts.append(found.jobs.sentence)
     if found.pairs:
         parts.append("\n".join(pair.sentence for pair in found.pairs))
     if found.choice:

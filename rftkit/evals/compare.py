@@ -16,6 +16,7 @@ from rftkit.errors import InputError
 from rftkit.evals import multiple_comparisons
 from rftkit.evals.cells import Array, make_cells
 from rftkit.evals.comparison import Comparison, PairSummary, StepChoice
+from rftkit.evals.job_verdict import job_verdict, with_one_base
 from rftkit.evals.notes import notes_on
 from rftkit.evals.samples import Samples
 from rftkit.evals.sentences import choice_sentence
@@ -60,13 +61,14 @@ def compare(
         InputError: level or margin is out of range.
     """
     _check(level, margin)
+    given, samples = samples, with_one_base(samples)
     cells = make_cells(samples)
     table = Table(samples, cells, level, margin, seed)
-    first = samples.run(baseline).label if baseline else _baseline(samples)
+    first = _named(samples, given, baseline) if baseline else _baseline(samples)
     others = [label for label in samples.labels if label != first] if len(samples.frame) else []
     pairs = table.pairs(first or "", others)
     choice = _choose(table, first, pairs) if first and others else None
-    focus = samples.run(after).label if after else _focus(choice, others)
+    focus = _named(samples, given, after) if after else _focus(choice, others)
     cuts = slices if isinstance(slices, Mapping) else {key: key for key in slices}
     return Comparison(
         samples=samples,
@@ -83,10 +85,18 @@ def compare(
             *notes_on(samples, cells, next((pair for pair in pairs if pair.after == focus), None)),
             *(note for pair in pairs if pair.after == focus for note in signal_notes(table, pair)),
         ),
+        jobs=job_verdict(samples, level, seed),
         level=level,
         margin=margin,
         seed=seed,
     )
+
+
+def _named(samples: Samples, given: Samples, label: str) -> str:
+    """The label of a run; a Step 0 that is now one for several jobs is found by its old label."""
+    if label not in samples.labels and given.run(label).step == 0:
+        return next(run.label for run in samples.runs if run.step == 0)
+    return samples.run(label).label
 
 
 def pair(

@@ -17,6 +17,8 @@ from rftkit.evals.samples import Samples
 if TYPE_CHECKING:
     import pandas as pd
 
+    from rftkit.evals.job_verdict import JobVerdict
+
 __all__ = [
     "Comparison",
     "Estimate",
@@ -264,6 +266,8 @@ class Comparison:
     """One per key asked for."""
     notes: tuple[str, ...] = ()
     """What a reader must know before the numbers, one sentence each."""
+    jobs: JobVerdict | None = None
+    """Which setting won, when the runs are validations of several jobs."""
     level: float = 0.95
     """Confidence level of every interval."""
     margin: float | None = None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit import settings
 from rftkit.evals.items import Record
+from rftkit.evals.job_names import unique_labels
 from rftkit.evals.samples import SCORE, Run, Samples
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
@@ -73,7 +74,7 @@ def kept_runs() -> Iterator[Record]:
 
 def samples_of(records: Sequence[Record]) -> Samples:
     """Several runs as one; equal labels get a suffix, and equal rows become one row."""
-    labels = _unique([record.run for record in records])
+    labels = unique_labels([record.run for record in records])
     runs = tuple(replace(r.run, label=label) for r, label in zip(records, labels, strict=True))
     items: dict[str, str] = {}
     numbers: dict[str, int] = {}
@@ -196,64 +197,6 @@ class _Items(Mapping[str, Mapping[str, Any]]):
 
     def __len__(self) -> int:
         return len(self._texts)
-
-
-MOST_FACTS = 3
-"""Settings in the name of a job."""
-
-
-def _unique(runs: Sequence[Run]) -> list[str]:
-    """The labels; those of several runs get a suffix that distinguishes them."""
-    places: dict[str, list[int]] = {}
-    for at, run in enumerate(runs):
-        places.setdefault(run.label, []).append(at)
-    labels = [run.label for run in runs]
-    for label, clash in places.items():
-        if len(clash) > 1:
-            for at, tail in zip(clash, _tails([runs[at] for at in clash]), strict=True):
-                labels[at] = f"{label} · {tail}"
-    return labels
-
-
-def _tails(runs: Sequence[Run]) -> list[str]:
-    """The job, model or id of each run, whichever differs between all; else their numbers."""
-    jobs = [run.job_id for run in runs]
-    if all(jobs) and len(set(jobs)) == len(jobs):
-        return job_names(runs)
-    for name in ("model", "id"):
-        tails = [str(getattr(run, name) or "–")[-24:] for run in runs]
-        if len(set(tails)) == len(tails):
-            return tails
-    return [str(number) for number in range(1, len(runs) + 1)]
-
-
-def job_names(runs: Sequence[Run]) -> list[str]:
-    """A name for the job of each run, as people would call it; each run is of another job.
-
-    The suffixes, if all differ; else the settings in which the jobs differ, as `lr ×5, seed 1`;
-    else letters in the order of the runs.
-    """
-    facts = [dict(run.job_facts or {}) for run in runs]
-    suffixes = [str(each.pop("suffix", "")) for each in facts]
-    if all(suffixes) and len(set(suffixes)) == len(runs):
-        return suffixes
-    keys = list(dict.fromkeys(key for each in facts for key in each))
-    keys = [key for key in keys if len({str(each.get(key, "auto")) for each in facts}) > 1]
-    names = [", ".join(_said(key, each) for key in keys[:MOST_FACTS]) for each in facts]
-    if all(run.job_facts for run in runs) and len(set(names)) == len(runs):
-        return names
-    return [_letters(at) for at in range(len(runs))]
-
-
-def _said(key: str, facts: Mapping[str, Any]) -> str:
-    value = facts.get(key, "auto")
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{key}{shown}" if key.endswith("×") else f"{key} {shown}"
-
-
-def _letters(at: int) -> str:
-    """A, B, …, Z, AA, AB, …"""
-    return (_letters(at // 26 - 1) if at >= 26 else "") + chr(ord("A") + at % 26)
 
 
 def _read(path: Path) -> Record | None:

@@ -62,6 +62,9 @@ POWER = 0.8
 FEW = 50
 """With fewer rows the mean of a run has an interval that is made for few rows."""
 
+MANY = 20
+"""So many samples with only two values have no others."""
+
 EXACT = 12
 """With so few rows that differ, every way to flip their signs is counted."""
 
@@ -71,11 +74,17 @@ Support = tuple[float, float] | None
 
 
 def support_of(values: Array) -> Support:
-    """The two values that samples have, when they have two; None otherwise."""
+    """The two values that samples have, when they have two; None otherwise.
+
+    A few samples with two values may have had others, unless these are 0 and 1.
+    """
     import numpy as np
 
-    seen = np.unique(_known(values))
-    return (float(seen[0]), float(seen[1])) if len(seen) == 2 else None
+    known = _known(values)
+    seen = np.unique(known)
+    if len(seen) != 2 or (len(known) < MANY and tuple(seen) != (0.0, 1.0)):
+        return None
+    return float(seen[0]), float(seen[1])
 
 
 def bounds_of(values: Array) -> Support:

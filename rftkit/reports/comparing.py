@@ -51,6 +51,8 @@ def grader_of(client: OpenAI, job_id: str) -> Json | None:
 def comparison_figures(comparison: Comparison) -> Json:
     """The main numbers of a comparison, for `reports.publish`."""
     figures: Json = {"runs": len(comparison.runs), "rows": len(comparison.rows)}
+    if comparison.jobs is not None:
+        figures["sentence"] = comparison.jobs.sentence
     choice = comparison.choice
     if choice is None:
         return figures

@@ -21,13 +21,15 @@ Json = dict[str, Any]
 _MARKS = {"done": "report", "failed": "✗ failed", "running": "… running", "waiting": "waiting"}
 
 
-def index_page(title: str, runs: Sequence[Json], comparison: str | None) -> str:
+def index_page(title: str, runs: Sequence[Json], comparison: str | None, verdict: str = "") -> str:
     """One HTML document over the runs of a sweep.
 
     Args:
         title: The title of the sweep.
         runs: The runs as in the state of the sweep.
         comparison: File name of the page that compares all runs.
+        verdict: What that page says of which setting won, with its interval; without it the means
+            of the published figures are compared.
     """
     lines = [_line(run) for run in runs]
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -37,7 +39,7 @@ def index_page(title: str, runs: Sequence[Json], comparison: str | None) -> str:
     parts = [
         f"<h1>Sweep of {text(title)}</h1>",
         wrap(
-            f'<p class="rk-verdict">{text(best_setting(runs))} {_progress(runs)}</p>'
+            f'<p class="rk-verdict">{text(verdict or best_setting(runs))} {_progress(runs)}</p>'
             f"{_found(runs)}{link}"
         ),
         table(lines, columns, noun="run", page=100, max_bytes=2_000_000),

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import NotFoundError, ReportError
+from rftkit.graders.words import in_a_sentence
 from rftkit.jobs.checkpoints import Checkpoint, checkpoints
 from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
 from rftkit.reports.summary import summary
 from rftkit.views.facts import moment
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -83,6 +85,21 @@ class JobRecord:
             or any(getattr(each, name) is not None for each in self.checkpoints)
         }
 
+    def about(self) -> list[str]:
+        """What was trained for what, a sentence each: method, data, date, and the grader."""
+        kind = (self.job.get("method") or {}).get("type") or "supervised"
+        rows = [f"{_file_words(each)} for {each['use']}" for each in self.files]
+        dataset = (self.answers or {}).get("dataset")
+        data = f" on {dataset}" if dataset else ""
+        held = f" ({', '.join(rows)})" if rows else ""
+        started = moment(self.job["created_at"])[:10]
+        sentences = [
+            f"`{self.job['model']}`, {_METHODS.get(kind, kind)}{data}{held}. Started on {started}."
+        ]
+        if grader := self.reinforcement.get("grader"):
+            sentences.append(in_a_sentence(grader))
+        return sentences
+
     def summary(self) -> Json:
         """The main numbers of the job; see `rftkit.reports.summary`."""
         about = {"job": self.job["id"], "model": self.job["model"], "status": self.job["status"]}
@@ -93,6 +110,8 @@ class JobRecord:
         given = self.settings.get("hyperparameters") or self.job.get("hyperparameters") or {}
         stated = (_stated(event.get("data") or {}) for event in self.events)
         used = next((values for values in stated if values), {})
+        set_by_hand = {name: value for name, value in given.items() if value != "auto"}
+        used = set_by_hand | {name: value for name, value in used.items() if value is not None}
         return [
             {
                 "hyperparameter": name,
@@ -171,6 +190,18 @@ def _validations(client: OpenAI, job_id: str) -> Comparison | None:
     except (APIError, NotFoundError):
         return None
     return evals.compare(samples) if len(samples.frame) else None
+
+
+_METHODS = {
+    "reinforcement": "reinforcement fine-tuning",
+    "supervised": "supervised fine-tuning",
+    "dpo": "direct preference optimization (dpo)",
+}
+
+
+def _file_words(file: Json) -> str:
+    rows = "" if file["rows"] is None else f", {counted(file['rows'], 'row')}"
+    return f"{file['name'] or file['id']}{rows}"
 
 
 def _short(value: Any) -> Any:

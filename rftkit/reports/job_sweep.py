@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, JobFailedError, ReportError, nearest_name
 from rftkit.hyperparameters import check_names
+from rftkit.reports.document import read_summary
 from rftkit.reports.execute import read_notebook
 from rftkit.reports.grid import read_grid
 from rftkit.reports.ledger import Ledger, Run, content_of, ledger, planned
@@ -204,6 +205,7 @@ def _compare(book: Ledger, client: OpenAI, say: Callable[[str], None]) -> None:
             runs=trained,
             base_url=str(client.base_url),
         )
+        book.verdict = (read_summary(book.folder / COMPARISON) or {}).get("sentence", "")
     except ReportError as error:
         say(f"{COMPARISON}  failed: {error}")
     book.comparison = COMPARISON

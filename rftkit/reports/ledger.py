@@ -56,6 +56,8 @@ class Ledger:
         self.folder, self.title = folder, title
         self.comparison: str | None = None
         """File name of a page that compares all runs."""
+        self.verdict = ""
+        """What that page says of which setting won."""
         self._lock = threading.Lock()
         before = _read(folder / STATE)
         trained = {run.job_key: run for run in before.values() if run.job_key and run.job_id}
@@ -85,7 +87,7 @@ class Ledger:
         with self._lock:
             state = [asdict(run) for run in self.runs]
             write_whole(self.folder / STATE, json.dumps(state, indent=1, default=str) + "\n")
-            html = index_page(self.title, state, self.comparison)
+            html = index_page(self.title, state, self.comparison, self.verdict)
             write_whole(self.folder / "index.html", html)
 
 

@@ -39,7 +39,7 @@ from rftkit.views.facts import events, keyvalues
 from rftkit.views.headline import headline
 from rftkit.views.ladder import LADDER, ladder_chart, ladder_headline
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, bullets, heading, note, page
+from rftkit.views.markup import Html, about, bullets, heading, note, page
 from rftkit.views.migration import migration
 from rftkit.views.profile import profile_chart
 from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
@@ -50,6 +50,7 @@ from rftkit.views.watch import job_status, rollouts
 __all__ = [
     "LADDER",
     "Html",
+    "about",
     "agreement",
     "answers",
     "audit_table",

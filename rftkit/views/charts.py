@@ -6,18 +6,22 @@ The caption of a chart counts the values that are missing from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from rftkit.views.jumps import Jumps
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, missing, note, number
-from rftkit.views.plot import LEGEND, Line, Panel, describe, draw, dress, panel_axes, picture
+from rftkit.views.plot import Chart, Line, Panel, drawn, picture
+from rftkit.views.svg import Canvas, value_axis, whole_axis
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from rftkit.evals.comparison import Comparison
 
 __all__ = ["health_chart", "reward_chart", "time_chart"]
 
@@ -28,10 +32,20 @@ MAX_BARS = 200
 """Bars at most; in a longer job each bar is the mean of several steps."""
 
 
-def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
+def reward_chart(
+    events: Iterable[dict[str, Any]],
+    validations: Comparison | None = None,
+    *,
+    jumps: Jumps | None = None,
+) -> Html:
     """Reward of training and validation by step, over all graders and for each.
 
     A supervised or dpo job has losses and accuracies instead; if it is graded, it has both.
+
+    Args:
+        events: Of the job, as on the wire.
+        validations: Its validations compared row by row, whose intervals are drawn then.
+        jumps: Where the validation rows are, so that a point leads to them.
     """
     from rftkit.jobs.metrics import grader_frame, step_frame
 
@@ -40,7 +54,7 @@ def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
     if steps["train_loss"].notna().any():
         return _losses(steps)
     names = list(dict.fromkeys(graders["grader"]))
-    panels = [_reward_panel("Reward", steps)]
+    panels = [_with_validations(_reward_panel("Reward", steps), validations, jumps)]
     if len(names) > 1:
         panels += [_reward_panel(name, graders[graders["grader"] == name]) for name in names]
     panels = _with_shared_bounds([panel for panel in panels if panel.lines])
@@ -52,7 +66,9 @@ def reward_chart(events: Iterable[dict[str, Any]]) -> Html:
         shown[f"validation: {name}"] = shown["step"].map(one)
     headings = {"step": "step", "train_reward_mean": "train", "valid_reward_mean": "validation"}
     headings |= {column: column for column in shown.columns if column not in headings}
-    return picture(_drawn(panels), _coverage(steps), table(shown, headings))
+    charts, zero = drawn(panels)
+    said = " ".join(filter(None, (_coverage(steps), zero)))
+    return picture(charts, said, table(shown, headings))
 
 
 _LOSSES = {
@@ -77,7 +93,8 @@ def _losses(steps: pd.DataFrame) -> Html:
     said = f"{counted(len(trained), 'step')}, {counted(whole, 'whole validation')}."
     names = [name for columns in _LOSSES.values() for name in columns]
     shown = steps[["step", *[name for name in names if steps[name].notna().any()]]]
-    return picture(_drawn(panels), said, table(shown, [str(name) for name in shown.columns]))
+    charts, _ = drawn(panels)
+    return picture(charts, said, table(shown, [str(name) for name in shown.columns]))
 
 
 def _loss_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> Panel:
@@ -107,7 +124,12 @@ def health_chart(events: Iterable[dict[str, Any]]) -> Html:
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return note("The job reports no tokens, errors or training metrics.")
-    return picture(_drawn(panels))
+    charts, zero = drawn(panels)
+    names = list(dict.fromkeys(name for columns in _HEALTH.values() for name in columns))
+    measured = [name for name in names if steps[name].notna().any()]
+    trained = steps[steps["step"] > 0][["step", *measured]]
+    headings = {"step": "step", **{name: name.replace("_", " ") for name in measured}}
+    return picture(charts, zero, table(trained, headings))
 
 
 _HEALTH = {
@@ -146,27 +168,39 @@ def time_chart(events: Iterable[dict[str, Any]]) -> Html:
     totals = timing[parts].sum()
     if not totals.sum():
         return note("The job reports no times.")
-    width = -(-len(timing) // MAX_BARS)
-    shown = timing.groupby(timing.index // width).mean() if width > 1 else timing
-    figure, axes = panel_axes(is_wide=True)
-    bottom: Any = 0.0
-    for part, shade in zip(parts, ("#0a58a8", "#6fa8dc", "#c9ddf0", "#8a939c"), strict=True):
-        values = shown[part].astype(float).fillna(0)
-        axes.bar(shown["step"], values, bottom=bottom, color=shade, width=0.85 * width, label=part)
-        bottom = bottom + values
-    dress(axes, "Seconds per step" + (f", means of {width} steps" if width > 1 else ""))
-    axes.legend(ncols=4, **LEGEND)
     spent = ", ".join(f"{part} {number(round(float(totals[part]), 1), 1)} s" for part in parts)
-    bars = (figure, f"Bars show the seconds of each step. Total: {spent}.")
+    bars = _time_bars(timing, [part for part in parts if totals[part]], spent)
     speed = _line("tokens", steps[steps["step"] > 0], "tokens_per_second", strong=True)
     panels = [Panel("Sampled tokens per second", (speed,))] if speed else []
-    return picture([bars, *_drawn(panels, is_wide=False)], f"Total: {spent}.")
+    charts, zero = drawn(panels, is_wide=False)
+    numbers = table(timing[["step", *parts]], {"step": "step", **{p: f"{p}, s" for p in parts}})
+    return picture([bars, *charts], " ".join(filter(None, (f"Total: {spent}.", zero))), numbers)
 
 
-def _drawn(panels: list[Panel], *, is_wide: bool | None = None) -> list[tuple[Figure, str]]:
-    """Panels as figures with their words; one alone gets more room."""
-    is_wide = len(panels) == 1 if is_wide is None else is_wide
-    return [(draw(panel, is_wide=is_wide), describe(panel)) for panel in panels]
+def _time_bars(timing: pd.DataFrame, parts: list[str], spent: str) -> Chart:
+    """The seconds of each step, one part on the other; of a long job means of several steps."""
+    width = -(-len(timing) // MAX_BARS)
+    shown = timing.groupby(timing.index // width).mean() if width > 1 else timing
+    heights = shown[parts].astype(float).fillna(0)
+    steps = [float(step) for step in shown["step"]]
+    canvas = Canvas(
+        whole_axis(int(min(steps)) - width, int(max(steps)) + width),
+        value_axis([0.0, float(heights.sum(axis=1).max())]),
+        is_wide=True,
+    )
+    for step, (_, seconds) in zip(steps, heights.iterrows(), strict=True):
+        below = 0.0
+        for at, part in enumerate(parts):
+            above = below + float(seconds[part])
+            words = f"step {step:g}, {part}: {number(above - below, 1)} s"
+            if above > below:
+                ends = (step - 0.4 * width, step + 0.4 * width)
+                canvas.bar(ends, (below, above), words, f"rk-box rk-fill{at}")
+            below = above
+    title = "Seconds per step" + (f", means of {width} steps" if width > 1 else "")
+    alt = f"Bars show the seconds of each step. Total: {spent}."
+    legend = [(f"rk-box rk-fill{at}", part) for at, part in enumerate(parts)]
+    return Chart(title, canvas, alt, legend)
 
 
 def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
@@ -176,9 +210,58 @@ def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
     line = _line("validation", valid, "valid_reward_mean", strong=True, every=False)
     if line and "valid_reward_stderr" in frame and valid["valid_reward_stderr"].notna().any():
         known = valid.set_index(valid["step"].astype(int))["valid_reward_stderr"].astype(float)
-        line = replace(line, spread=[CERTAINTY * known.get(step) for step in line.steps])
+        line = replace(line, ends=_around(line, {step: known.get(step) for step in line.steps}))
     lines = (train, line)
     return Panel(title, tuple(line for line in lines if line))
+
+
+def _around(line: Line, errors: dict[int, Any]) -> list[tuple[float, float] | None]:
+    """The interval of each value from its standard error, within 0 to 1 where all values are."""
+    known = [value for value in line.values if value is not None and not missing(value)]
+    low, high = (0.0, 1.0) if min(known) >= 0 and max(known) <= 1 else (-math.inf, math.inf)
+    ends: list[tuple[float, float] | None] = []
+    for step, value in zip(line.steps, line.values, strict=True):
+        error = errors.get(step)
+        if value is None or missing(value) or error is None or missing(error):
+            ends.append(None)
+        else:
+            half = CERTAINTY * float(error)
+            ends.append((max(low, value - half), min(high, value + half)))
+    return ends
+
+
+def _with_validations(panel: Panel, found: Comparison | None, jumps: Jumps | None) -> Panel:
+    """The validation line with the intervals of the comparison, and with links to its rows."""
+    if found is None:
+        return panel
+    by_step = {run.step: run for run in found.runs if run.step is not None}
+    changed = {pair.after: [*pair.up_rows, *pair.down_rows] for pair in found.pairs}
+
+    def ends(step: int) -> tuple[float, float] | None:
+        reward = by_step[step].reward if step in by_step else None
+        if reward is None or reward.low is None or reward.high is None:
+            return None
+        return reward.low, reward.high
+
+    def link(step: int) -> str:
+        label = by_step[step].label if step in by_step else ""
+        rows = changed.get(label)
+        words = f"whose reward changed from {found.baseline} to {label}"
+        return jumps.attributes(rows, words) if jumps and rows else ""
+
+    return replace(
+        panel,
+        lines=tuple(
+            replace(
+                line,
+                ends=[ends(step) for step in line.steps],
+                links=[link(step) for step in line.steps],
+            )
+            if line.label == "validation"
+            else line
+            for line in panel.lines
+        ),
+    )
 
 
 def _with_unique_names(graders: pd.DataFrame) -> pd.DataFrame:

@@ -1,8 +1,9 @@
 """Plots of a comparison: reward with bands, paired differences, slices, rows across runs.
 
-Not here: the numbers (`rftkit.evals`), how a figure becomes an image (`plot`). A clear
-difference is a filled point, an unclear one is hollow. Lines differ in dash and weight as well as
-in colour, so that a grey print is readable. The alt text of every plot states its numbers.
+Not here: the numbers (`rftkit.evals`), scales and marks (`svg`). A clear difference is a filled
+point, an unclear one is hollow. Lines differ in dash and weight as well as in colour, so that a
+grey print is readable. The alt text of every plot states its numbers, and a point leads to its
+rows.
 """
 
 from __future__ import annotations
@@ -12,123 +13,102 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.markup import Html, note, number, signed
-from rftkit.views.plot import GREY, GRID, INK, LEGEND, dress, panel_axes, picture
+from rftkit.views.jumps import Jumps
+from rftkit.views.markup import Html, missing, note, number, signed
+from rftkit.views.plot import Chart, picture
+from rftkit.views.svg import Axis, Canvas, value_axis, whole_axis
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from rftkit.evals.comparison import Comparison, Estimate, SliceTable
+    from rftkit.evals.comparison import Comparison, Estimate, PairSummary, RunSummary, SliceTable
     from rftkit.evals.noise import JudgeNoise
 
 __all__ = ["difference_chart", "reward_curve", "row_paths", "slice_chart"]
 
-BLUE, RED = "#0a58a8", "#ad2118"
 MOST_PATHS = 30
 """Rows that are drawn one by one."""
+MOST_BANDS = 3
+"""With more jobs, the intervals are drawn as bars of the points only."""
 STAYED = 0.05
 """A row whose mean reward moved by less counts as unchanged."""
+SLOT = 38
+"""Height of one line of a forest plot."""
 
 
-def reward_curve(comparison: Comparison, noise: JudgeNoise | None = None) -> Html:
+def reward_curve(
+    comparison: Comparison, noise: JudgeNoise | None = None, *, jumps: Jumps | None = None
+) -> Html:
     """Mean reward of each run with its interval; a line for each job.
 
     Args:
         comparison: from `evals.compare`.
         noise: of the judge, drawn as a band on the baseline: a gain inside it is the judge's own
             noise, and its point is grey.
+        jumps: where the rows are, so that a point leads to those that changed.
     """
     runs = [run for run in comparison.runs if run.reward.value is not None]
     if not runs:
         return note("No run has a reward.")
-    figure, axes = panel_axes(True, 2.8)
-    places, by_step = _places(comparison)
     base = next((run for run in runs if run.label == comparison.baseline), None)
-    band = noise.band if noise else None
-    grey: list[str] = []
-    if base is not None and band is not None and base.reward.value is not None:
-        middle = base.reward.value
-        axes.axhspan(middle - band, middle + band, facecolor="white", edgecolor="#b3bac1",
-                     hatch="////", linewidth=0, label="judge's own noise")  # fmt: skip
-        grey = [
-            run.label
-            for run in runs
-            if run is not base and abs((run.reward.value or 0) - middle) <= band
-        ]
-    for index, (job, own) in enumerate(_by_job(comparison).items()):
-        _curve(axes, comparison, [run for run in runs if run.label in own], places, index, job)
-    _points(axes, comparison, places, grey)
-    dress(axes, "Mean reward")
-    if not by_step:
-        axes.set_xlabel("")
-        axes.set_xticks(list(places.values()), list(places), rotation=30, ha="right")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(ncols=4, **LEGEND)
-    said = [
-        f"{run.label} {number(run.reward.value)} ({number(run.reward.low)} to "
-        f"{number(run.reward.high)})"
-        for run in runs
-    ]
-    caption = f"Bands: {100 * comparison.level:g} % intervals, each for its run alone."
+    grey, band = _within_noise(runs, base, noise)
+    said = [f"{run.label} {_with_ends(run.reward)}" for run in runs]
+    caption = f"Bands and bars: {100 * comparison.level:g} % intervals, each for its run alone."
     if grey:
         caption += f" Within the judge's own noise, so not a reliable gain: {', '.join(grey)}."
-    return picture([(figure, f"Mean reward by run: {'; '.join(said)}.")], caption)
+    points = _Points(comparison, jumps, grey)
+    by_step = all(run.step is not None for run in runs) and len({run.step for run in runs}) > 1
+    chart = _by_step(comparison, runs, points, band) if by_step else _by_run(runs, points, band)
+    return picture([chart(f"Mean reward by run: {'; '.join(said)}.")], caption)
 
 
-def difference_chart(comparison: Comparison) -> Html:
+def difference_chart(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
     """The paired difference of every run from the baseline, with adjusted intervals."""
     pairs = [pair for pair in comparison.pairs if pair.difference.value is not None]
     if not pairs:
         return note("No two runs have graded the same rows.")
     entries = [
-        _Entry(pair.after, pair.difference, pair.verdict in ("better", "worse")) for pair in pairs
-    ]
-    title = f"Paired reward difference from {comparison.baseline}"
-    words = [
-        f"{pair.after} {signed(pair.difference.value)} ({_ends(pair.difference)}), {pair.verdict}"
+        _Entry(
+            pair.after,
+            pair.difference,
+            pair.verdict,
+            link=_changed(pair, jumps),
+        )
         for pair in pairs
     ]
+    title = f"Paired reward difference from {comparison.baseline}"
     few = min(pair.num_rows for pair in pairs)
     caption = (
         f"{100 * comparison.level:g} % intervals, adjusted for "
         f"{counted(len(pairs), 'comparison')}, over at least {counted(few, 'row')}. "
         "Filled: better or worse; hollow: no clear difference."
     )
-    figure = _forest(entries, title, comparison.margin)
-    return picture([(figure, f"{title}: {'; '.join(words)}.")], caption)
+    return picture([_forest(entries, title, comparison.margin)], caption)
 
 
-def slice_chart(slices: SliceTable) -> Html:
+def slice_chart(slices: SliceTable, *, jumps: Jumps | None = None) -> Html:
     """The difference in each slice, most trouble first; slices with few rows are faint."""
     known = [each for each in slices.slices if each.difference.value is not None][:30]
     if not known:
         return note(f"No slice by {slices.by} has rows that both runs have graded.")
     entries = [
         _Entry(
-            f"{each.value[:40]}  ({each.num_rows})",
+            f"{each.value[:60]} ({counted(each.num_rows, 'row')})",
             each.difference,
-            each.verdict in ("better", "worse"),
+            each.verdict,
             is_faint=each.is_small,
+            link=jumps.attributes(each.rows, f"with {slices.by} = {each.value}") if jumps else "",
         )
         for each in known
     ]
-    title = f"{slices.after} minus {slices.before} by {slices.by} (rows)"
-    words = [
-        f"{each.value} {signed(each.difference.value)} ({_ends(each.difference)}) on "
-        f"{counted(each.num_rows, 'row')}, {each.verdict}"
-        for each in known
-    ]
+    title = f"{slices.after} minus {slices.before} by {slices.by}"
     left = len(slices.slices) - len(known)
     caption = "Intervals are adjusted for the number of slices."
     caption += f" {counted(left, 'slice')} not drawn." if left else ""
-    return picture([(_forest(entries, title, None), f"{title}: {'; '.join(words)}.")], caption)
+    return picture([_forest(entries, title, None)], caption)
 
 
-def row_paths(comparison: Comparison) -> Html:
+def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
     """The rows whose reward changed most, each a line over the runs."""
-    import numpy as np
-
     labels = comparison.samples.labels
     columns = [f"reward/{label}" for label in labels]
     rows = comparison.rows.dropna(subset=columns, how="all")
@@ -137,33 +117,44 @@ def row_paths(comparison: Comparison) -> Html:
     half = MOST_PATHS // 2
     rose = rows[rows["change"] >= STAYED].nlargest(half, "change")
     fell = rows[rows["change"] <= -STAYED].nsmallest(half, "change")
-    figure, axes = panel_axes(True, 3.0)
-    x = np.arange(len(labels))
-    for kind, part in (("rose", rose), ("fell", fell)):
-        for at, line in enumerate(part[columns].to_numpy(float)):
-            axes.plot(x, line, label=kind if at == 0 else None, **_PATHS[kind])
-    mean = rows[columns].mean().to_numpy(float)
-    axes.plot(x, mean, color=INK, linewidth=2.4, label=f"mean of all {len(rows):,} rows")
-    dress(axes, "Reward of single rows, run by run")
-    axes.set_xlabel("")
-    axes.set_xticks(x, labels, rotation=30 if len(labels) > 6 else 0,
-                    ha="right" if len(labels) > 6 else "center")  # fmt: skip
-    axes.legend(ncols=4, **LEGEND)
+    canvas = Canvas(
+        _run_axis(labels), value_axis(_known(rows[columns]), label=""), is_wide=True, height=270
+    )
+    for kind, part in (("rk-up rk-thin", rose), ("rk-down rk-thin rk-dash1", fell)):
+        for line in part.to_dict("records"):
+            _path(canvas, line, columns, kind, jumps)
+    mean = [float(each) for each in rows[columns].mean()]
+    canvas.line([(at, _value(each)) for at, each in enumerate(mean)], "rk-mean")
+    for at, (label, each) in enumerate(zip(labels, mean, strict=True)):
+        if not missing(each):
+            canvas.point(at, each, f"mean of all rows, {label}: {number(each)}", "rk-mean")
     up, down = int((rows["change"] >= STAYED).sum()), int((rows["change"] <= -STAYED).sum())
     said = (
         f"From {comparison.baseline} to {comparison.focus} {up:,} of {len(rows):,} rows rose and "
-        f"{down:,} fell by "
-        f"{STAYED:g} or more; the {len(rose)} that rose most and the {len(fell)} that fell most "
-        "are drawn."
+        f"{down:,} fell by {STAYED:g} or more; the {len(rose)} that rose most and the {len(fell)} "
+        "that fell most are drawn."
     )
+    legend = [
+        *([("rk-up", "rose")] if len(rose) else []),
+        *([("rk-down rk-dash1", "fell")] if len(fell) else []),
+        ("rk-mean", f"mean of all {len(rows):,} rows"),
+    ]
+    names = f"The runs from left to right: {', '.join(labels)}."
     alt = f"Lines of the reward of single rows over {', '.join(labels)}. {said}"
-    return picture([(figure, alt)], said)
+    return picture([Chart("Reward of single rows, run by run", canvas, alt, legend)],
+                   f"{said} {names}")  # fmt: skip
 
 
-_PATHS: dict[str, dict[str, Any]] = {
-    "rose": {"color": BLUE, "linewidth": 0.8, "alpha": 0.65},
-    "fell": {"color": RED, "linewidth": 0.9, "alpha": 0.8, "linestyle": (0, (4, 2))},
-}
+def _path(
+    canvas: Canvas, line: dict[str, Any], columns: Sequence[str], kind: str, jumps: Jumps | None
+) -> None:
+    """One row over the runs; its end leads to the row."""
+    values = [(at, _value(line[column])) for at, column in enumerate(columns)]
+    canvas.line(values, kind)
+    ends = [(at, value) for at, value in values if value is not None]
+    words = f"row {int(line['number'])}: {signed(line['change'], 2)}. {line['prompt'][:80]}"
+    link = jumps.attributes([line["row"]], f"number {int(line['number'])}") if jumps else ""
+    canvas.point(*ends[-1], words, kind, link=link)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,58 +163,180 @@ class _Entry:
 
     label: str
     estimate: Estimate
-    is_sure: bool
+    verdict: str
     is_faint: bool = False
+    link: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Its classes in the style sheet."""
+        is_up = (self.estimate.value or 0.0) >= 0
+        side = ("rk-up" if is_up else "rk-down rk-square") if self.is_sure else "rk-unclear"
+        return f"{side} {'' if self.is_sure else 'rk-hollow'} {'rk-dash1' if self.is_faint else ''}"
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the difference is shown."""
+        return self.verdict in ("better", "worse")
+
+    @property
+    def words(self) -> str:
+        """Its numbers."""
+        shown = f"{signed(self.estimate.value)} ({_ends(self.estimate)})"
+        return f"{self.label} {shown}, {self.verdict}"
 
 
-def _forest(entries: Sequence[_Entry], title: str, margin: float | None) -> Any:
-    """Estimates with their intervals, one below the other, around zero."""
-    figure, axes = panel_axes(True, 0.75 + 0.24 * len(entries))
+def _forest(entries: Sequence[_Entry], title: str, margin: float | None) -> Chart:
+    """Estimates with their intervals, one below the other, around zero, each below its name."""
+    known = [entry.estimate for entry in entries]
+    ends = [end for each in known for end in (each.value, each.low, each.high) if end is not None]
+    canvas = Canvas(
+        value_axis([0.0, *ends, *([-margin, margin] if margin else [])], num=7),
+        None,
+        is_wide=True,
+        height=48 + SLOT * len(entries),
+    )
     if margin is not None:
-        axes.axvspan(-margin, margin, color="#eceff2", label=f"within ±{margin:g}: negligible")
-    axes.axvline(0, color=GREY, linewidth=0.9)
-    for place, entry in enumerate(entries):
+        canvas.box((-margin, margin), (0.0, 1.0), "rk-box rk-margin")
+    canvas.rule(0.0)
+    slot = 1 / len(entries)
+    for at, entry in enumerate(entries):
         value, low, high = entry.estimate.value, entry.estimate.low, entry.estimate.high
-        is_up = value is not None and value >= 0
-        color = (BLUE if is_up else RED) if entry.is_sure and not entry.is_faint else "#8a939c"
-        if low is not None and high is not None:
-            style = (0, (2, 1.5)) if entry.is_faint else "-"
-            axes.plot([low, high], [place, place], color=color, linewidth=1.6, linestyle=style)
-        shape: dict[str, Any] = {"marker": "o" if is_up else "s", "markersize": 5.5, "color": color}
-        filled = color if entry.is_sure else "white"
-        axes.plot([value or 0.0], [place], markerfacecolor=filled, **shape)
-    dress(axes, title)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=GRID, linewidth=0.7)
-    axes.set_yticks(range(len(entries)), [entry.label for entry in entries])
-    axes.set_ylim(len(entries) - 0.4, -0.6)
-    axes.xaxis.set_major_locator(_plain_ticks())
-    axes.set_xlabel("")
-    if margin is not None:
-        axes.legend(**LEGEND)
-    return figure
+        canvas.word(canvas.at_x(canvas.x.low), canvas.at_y(at * slot) + 13, entry.label)
+        canvas.point(
+            value or 0.0,
+            (at + 0.68) * slot,
+            entry.words,
+            entry.kind,
+            ends=None if low is None or high is None else (low, high),
+            is_across=True,
+            link=entry.link,
+        )
+    legend = [("rk-box rk-margin", f"within ±{margin:g}: negligible")] if margin else []
+    return Chart(title, canvas, f"{title}: {'; '.join(e.words for e in entries)}.", legend)
 
 
-def _plain_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
+class _Points:
+    """How the point of a run is drawn, what it says and where it leads."""
 
-    return MaxNLocator(nbins=7)
+    def __init__(self, comparison: Comparison, jumps: Jumps | None, grey: Sequence[str]) -> None:
+        self.comparison, self.grey = comparison, grey
+        self.pairs = {pair.after: pair for pair in comparison.pairs}
+        self.deploy = comparison.choice.deploy if comparison.choice else None
+        self.jumps = jumps
+
+    def kind(self, run: RunSummary) -> str:
+        """Filled where it clearly differs from the baseline; a star is the recommended run."""
+        pair = self.pairs.get(run.label)
+        is_sure = pair is None or pair.verdict in ("better", "worse")
+        tone = "rk-unclear" if run.label in self.grey else "rk-main"
+        star = "rk-star" if run.label == self.deploy else ""
+        return f"{tone} {star} {'' if is_sure and run.label not in self.grey else 'rk-hollow'}"
+
+    def words(self, run: RunSummary) -> str:
+        """Its numbers, and the verdict."""
+        said = f"{run.label}: {_with_ends(run.reward)}"
+        pair = self.pairs.get(run.label)
+        if pair and pair.difference.value is not None:
+            said += f", {signed(pair.difference.value)} from {pair.before}, {pair.verdict}"
+        return said + (", deploy" if run.label == self.deploy else "")
+
+    def link(self, run: RunSummary) -> str:
+        """To the rows that changed."""
+        pair = self.pairs.get(run.label)
+        return _changed(pair, self.jumps) if pair else ""
 
 
-def _places(comparison: Comparison) -> tuple[dict[str, float], bool]:
-    """The position of each run on the axis, and whether that is its step."""
-    steps = [run.step for run in comparison.runs]
-    if all(step is not None for step in steps):
-        return {run.label: float(run.step or 0) for run in comparison.runs}, True
-    return {run.label: float(at) for at, run in enumerate(comparison.runs)}, False
+def _by_step(
+    comparison: Comparison,
+    runs: Sequence[RunSummary],
+    points: _Points,
+    band: tuple[float, float] | None,
+) -> Any:
+    """A line for each job over the steps."""
+    steps = [int(run.step or 0) for run in runs]
+    values = [end for run in runs for end in (run.reward.value, run.reward.low, run.reward.high)]
+    canvas = Canvas(
+        whole_axis(min(steps), max(steps)),
+        value_axis([each for each in values if each is not None]),
+        is_wide=True,
+        height=270,
+    )
+    legend: list[tuple[str, str]] = []
+    if band:
+        canvas.box((min(steps), max(steps)), band, "rk-box rk-margin")
+        legend.append(("rk-box rk-margin", "judge's own noise"))
+    jobs = _by_job(comparison)
+    for at, (job, labels) in enumerate(jobs.items()):
+        own = sorted((run for run in runs if run.label in labels), key=lambda run: run.step or 0)
+        kind = "rk-main" if at == 0 else f"rk-job{(at - 1) % 4 + 1}"
+        ends = [(float(run.step or 0), run.reward.low, run.reward.high) for run in own]
+        known = [(x, low, high) for x, low, high in ends if low is not None and high is not None]
+        if len(jobs) <= MOST_BANDS and len(known) > 1:
+            canvas.band(known, kind)
+        canvas.line([(float(run.step or 0), run.reward.value) for run in own], kind)
+        legend += [(kind, job)] if len(jobs) > 1 else []
+    for run in runs:
+        canvas.point(
+            float(run.step or 0), run.reward.value or 0.0, points.words(run), points.kind(run),
+            ends=_bar_of(run) if len(jobs) > MOST_BANDS or len(runs) == 1 else None,
+            link=points.link(run),
+        )  # fmt: skip
+    if points.deploy:
+        legend.append(("rk-main", f"★ {points.deploy}: deploy"))
+    return lambda alt: Chart("Mean reward", canvas, alt, legend)
+
+
+def _by_run(runs: Sequence[RunSummary], points: _Points, band: tuple[float, float] | None) -> Any:
+    """The runs one below the other."""
+    values = [end for run in runs for end in (run.reward.value, run.reward.low, run.reward.high)]
+    known = [each for each in values if each is not None]
+    canvas = Canvas(
+        value_axis([*known, *(band or ())], num=7), None, is_wide=True, height=48 + SLOT * len(runs)
+    )
+    if band:
+        canvas.box(band, (0.0, 1.0), "rk-box rk-margin")
+    slot = 1 / len(runs)
+    for at, run in enumerate(runs):
+        star = " ★ deploy" if run.label == points.deploy else ""
+        name = f"{run.label}{star}"
+        canvas.word(canvas.at_x(canvas.x.low), canvas.at_y(at * slot) + 13, name)
+        canvas.point(
+            run.reward.value or 0.0, (at + 0.68) * slot, points.words(run), points.kind(run),
+            ends=_bar_of(run), is_across=True, link=points.link(run),
+        )  # fmt: skip
+    legend = [("rk-box rk-margin", "judge's own noise")] if band else []
+    return lambda alt: Chart("Mean reward", canvas, alt, legend)
+
+
+def _within_noise(
+    runs: Sequence[RunSummary], base: RunSummary | None, noise: JudgeNoise | None
+) -> tuple[list[str], tuple[float, float] | None]:
+    """Runs whose gain may be the judge's own noise, and the band of it."""
+    if base is None or base.reward.value is None or noise is None or noise.band is None:
+        return [], None
+    middle, band = base.reward.value, noise.band
+    inside = [run for run in runs if abs((run.reward.value or 0) - middle) <= band]
+    return [run.label for run in inside if run is not base], (middle - band, middle + band)
+
+
+def _changed(pair: PairSummary, jumps: Jumps | None) -> str:
+    """A link to the rows of a pair whose reward changed."""
+    rows = [*pair.up_rows, *pair.down_rows]
+    words = f"whose reward changed from {pair.before} to {pair.after}"
+    return jumps.attributes(rows, words) if jumps and rows else ""
 
 
 def _by_job(comparison: Comparison) -> dict[str, list[str]]:
     """Job -> labels of its runs; a run without a job is its own line."""
     found: dict[str, list[str]] = {}
+    jobs = {run.job_id for run in comparison.samples.runs if run.job_id}
+    shared = [run.label for run in comparison.samples.runs if run.step == 0 and not run.job_id]
     for run in comparison.samples.runs:
-        found.setdefault(run.job_id or run.label, []).append(run.label)
-    return {_job_name(job, labels): labels for job, labels in found.items()}
+        if run.label not in shared or not jobs:
+            found.setdefault(run.job_id or run.label, []).append(run.label)
+    named = {_job_name(job, labels): labels for job, labels in found.items()}
+    return {job: [*shared, *labels] if jobs else labels for job, labels in named.items()}
 
 
 def _job_name(job: str, labels: Sequence[str]) -> str:
@@ -231,45 +344,31 @@ def _job_name(job: str, labels: Sequence[str]) -> str:
     return labels[0].rpartition(" · ")[2] if " · " in labels[0] else job
 
 
-def _curve(
-    axes: Axes, comparison: Comparison, runs: Sequence[Any], places: Any, index: int, job: str
-) -> None:
-    import numpy as np
-
-    runs = sorted(runs, key=lambda run: places[run.label])
-    x = [places[run.label] for run in runs]
-    ends = [
-        [np.nan if each is None else each for each in (r.reward.value, r.reward.low, r.reward.high)]
-        for r in runs
-    ]
-    value, low, high = np.array(ends, float).reshape(-1, 3).T
-    several = len(_by_job(comparison)) > 1
-    style = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))[index % 4]
-    color = BLUE if index == 0 else ("#5b6570", "#b0560f", "#14713f")[(index - 1) % 3]
-    line: dict[str, Any] = {"color": color, "linestyle": style, "label": job if several else None}
-    if len(runs) > 1:
-        axes.fill_between(x, low, high, color=color, alpha=0.14, linewidth=0)
-        axes.plot(x, value, linewidth=1.8, **line)
-    else:
-        bars = [value - low, high - value]
-        axes.errorbar(x, value, yerr=bars, color=color, capsize=3, fmt="none")
+def _run_axis(labels: Sequence[str]) -> Axis:
+    """Runs from left to right, by number where their names would not fit."""
+    is_short = sum(map(len, labels)) <= 60
+    names = labels if is_short else [str(at + 1) for at in range(len(labels))]
+    every = max(1, len(labels) // 12)
+    ticks = tuple((float(at), name) for at, name in enumerate(names) if at % every == 0)
+    return Axis(0.0, max(1.0, len(labels) - 1.0), ticks, "" if is_short else "run")
 
 
-def _points(axes: Axes, comparison: Comparison, places: Any, grey: Sequence[str]) -> None:
-    """A point for each run, filled where it clearly differs from the baseline."""
-    sure = {pair.after for pair in comparison.pairs if pair.verdict in ("better", "worse")}
-    deploy = comparison.choice.deploy if comparison.choice else None
-    for run in comparison.runs:
-        if run.reward.value is None:
-            continue
-        is_grey = run.label in grey
-        color = "#8a939c" if is_grey else BLUE
-        filled = run.label in sure and not is_grey
-        axes.plot(places[run.label], run.reward.value, linestyle="none",
-                  marker="*" if run.label == deploy else "o", color=color,
-                  markersize=11 if run.label == deploy else 5.5,
-                  markerfacecolor=color if filled or run.label == comparison.baseline else "white",
-                  label=f"{deploy}: deploy" if run.label == deploy else None)  # fmt: skip
+def _known(frame: Any) -> list[float]:
+    return [float(each) for each in frame.to_numpy(float).ravel() if not missing(float(each))]
+
+
+def _value(value: float) -> float | None:
+    return None if missing(value) else float(value)
+
+
+def _bar_of(run: RunSummary) -> tuple[float, float] | None:
+    low, high = run.reward.low, run.reward.high
+    return None if low is None or high is None else (low, high)
+
+
+def _with_ends(estimate: Estimate) -> str:
+    ends = f"{number(estimate.low)} to {number(estimate.high)}"
+    return f"{number(estimate.value)} ({ends})"
 
 
 def _ends(estimate: Estimate) -> str:

@@ -47,6 +47,8 @@ SORTS = {
     "number": "dataset order",
 }
 """Sort key of a card (`-` for descending) -> its label."""
+ALONE = ("final", "number")
+"""Those that mean something for one run alone."""
 
 
 def compare_rows(
@@ -65,6 +67,7 @@ def compare_rows(
     jumps = jumps or jumps_for(comparison)
     if not jumps.numbers:
         return note("No rows to show. No run has a sample.")
+    several = bool(comparison.pairs)
     cards = row_cards(comparison, list(jumps.numbers), max_bytes=max_bytes)
     listed = listing(
         cards,
@@ -72,8 +75,8 @@ def compare_rows(
         total=jumps.total,
         page=10,
         max_bytes=2 * max_bytes,
-        sorts=list(SORTS.items()),
-        order="most changed first",
+        sorts=[(key, label) for key, label in SORTS.items() if several or key in ALONE],
+        order="most changed first" if several else "lowest reward first",
         elsewhere=jumps.elsewhere,
     )
     return join([_which(comparison, jumps), listed], plain=listed.plain)
@@ -88,6 +91,8 @@ def jumps_for(comparison: Comparison, most: int = MOST_ROWS, *, elsewhere: str =
         elsewhere: where to find all rows, as the end of a sentence.
     """
     rows = comparison.rows
+    if not comparison.pairs and comparison.baseline:
+        rows = rows.sort_values(f"reward/{comparison.baseline}", kind="stable")
     change = rows["change"].abs().fillna(-1)
     by_change = rows.assign(by=change).sort_values("by", ascending=False, kind="stable")
     changed = by_change.head(most if len(rows) <= most else most - most // UNSTABLE_SHARE)
@@ -99,7 +104,15 @@ def jumps_for(comparison: Comparison, most: int = MOST_ROWS, *, elsewhere: str =
 
 
 def row_verdicts(comparison: Comparison) -> dict[str, tuple[str, str]]:
-    """Row key -> its verdict (fixed, broken, better, worse, same, not graded) and a mark for it."""
+    """Row key -> its verdict (fixed, broken, better, worse, same, not graded) and a mark for it.
+
+    Of one run alone: passed, failed or graded, as its grader says.
+    """
+    if not comparison.pairs and comparison.baseline:
+        label = comparison.baseline
+        columns = ("row", f"reward/{label}", f"passed/{label}")
+        lines = zip(*(comparison.rows[name] for name in columns), strict=True)
+        return {key: _graded(reward, passed) for key, reward, passed in lines}
     fixed: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     if comparison.focus and comparison.pairs:
@@ -163,6 +176,15 @@ def _which(comparison: Comparison, jumps: Jumps) -> Html:
     )
 
 
+def _graded(reward: float | None, passed: float | None) -> tuple[str, str]:
+    """The verdict on a row of one run; of several samples, whether most passed."""
+    if missing(reward) or reward is None:
+        return "not graded", "? not graded"
+    if missing(passed) or passed is None:
+        return "graded", f"reward {number(reward, 2)}"
+    return ("passed", "✓ passed") if passed >= 0.5 else ("failed", "✗ failed")
+
+
 def _verdict(change: float | None, fixed: bool, broken: bool) -> tuple[str, str]:
     if missing(change) or change is None:
         return "not graded", "? not graded"
@@ -176,7 +198,10 @@ def _verdict(change: float | None, fixed: bool, broken: bool) -> tuple[str, str]
     return "worse", f"▼ worse {signed(change, 2)}"
 
 
-_TONE = {"better": "rk-good", "fixed": "rk-good", "worse": "rk-bad", "broken": "rk-bad"}
+_TONE = {
+    **dict.fromkeys(("better", "fixed", "passed"), "rk-good"),
+    **dict.fromkeys(("worse", "broken", "failed"), "rk-bad"),
+}
 
 
 def _card(

@@ -19,6 +19,7 @@ from rftkit.views.markup import (
     missing,
     note,
     number,
+    prose,
     signed,
     text,
     wrap,
@@ -46,31 +47,38 @@ VERDICTS = {
 
 
 def compare_headline(comparison: Comparison) -> Html:
-    """The recommendation, three figures, and the caveats."""
-    choice = comparison.choice
+    """The recommendation, three figures, and the caveats.
+
+    Of several jobs the first sentence says which setting won; the choice of a step comes after it.
+    """
+    choice, jobs = comparison.choice, comparison.jobs
     said = choice.sentence if choice else _no_choice(comparison)
     tiles = ""
     if choice:
         best = comparison.summary(choice.deploy)
         start = comparison.summary(choice.baseline)
-        tiles = _tile(f"{choice.baseline}, mean reward", number(start.reward.value, 2),
-                      interval(start.reward, 2))  # fmt: skip
+        tiles = _run_tile(start)
         if best is not start:
-            tiles += _tile(f"{best.label}, mean reward", number(best.reward.value, 2),
-                           interval(best.reward, 2))  # fmt: skip
+            tiles += _run_tile(best)
         if choice.expected_gain is not None and choice.best != choice.baseline:
             tiles += _tile(
                 f"Expected gain of {choice.best} on new rows",
                 signed(choice.expected_gain, 2),
                 f"{_little(choice.optimism)} subtracted for selection bias",
             )
-    points = "".join(f"<li>{text(each)}</li>" for each in comparison.notes)
+    steps = [f"Of all steps: {said}"] if jobs else []
+    points = "".join(f"<li>{prose(each)}</li>" for each in [*steps, *comparison.notes])
+    first = jobs.sentence if jobs else said
     return wrap(
-        f'<p class="rk-verdict">{text(said)}</p>'
+        f'<p class="rk-verdict">{text(first)}</p>'
         f"{f'<div class=rk-tiles>{tiles}</div>' if tiles else ''}"
         f"{f'<ul>{points}</ul>' if points else ''}",
-        plain=said,
+        plain="\n".join([first, *steps]),
     )
+
+
+def _run_tile(run: RunSummary) -> str:
+    return _tile(f"{run.label}, mean reward", number(run.reward.value, 2), interval(run.reward, 2))
 
 
 def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
@@ -150,7 +158,10 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
         for name, value in facts
     )
     return wrap(
-        actionable(f"<p>{text(pair.sentence)}</p><table><tbody>{lines}</tbody></table>"),
+        actionable(
+            f"<p>{text(pair.sentence)}</p>"
+            f'<div class="rk-scroll" tabindex="0"><table><tbody>{lines}</tbody></table></div>'
+        ),
         plain=pair.sentence,
     )
 
@@ -281,8 +292,13 @@ def _tile(label: str, figure: str, below: str) -> str:
 
 def _no_choice(comparison: Comparison) -> str:
     if len(comparison.runs) == 1:
-        only = comparison.runs[0].label
-        return f"There is only one run, {only}, so there is nothing to compare it with."
+        only = comparison.runs[0]
+        mean = only.reward
+        if mean.value is None:
+            return f"There is one run, {only.label}, and none of its answers has a grade."
+        ends = f" ({interval(mean, 2)})" if mean.low is not None else ""
+        rows = counted(mean.num_rows, "row")
+        return f"{only.label} earns {number(mean.value, 2)}{ends} on {rows}."
     if not comparison.runs:
         return "There are no runs to compare."
     return "No recommendation: no run shares a graded row with the baseline."

@@ -24,7 +24,7 @@ def keyvalues(pairs: Mapping[str, Any], *, caption: str = "") -> Html:
         for name, value in pairs.items()
     )
     return wrap(
-        f'<div class="rk-scroll"><table>{title}<tbody>{lines}</tbody></table></div>',
+        f'<div class="rk-scroll" tabindex="0"><table>{title}<tbody>{lines}</tbody></table></div>',
         plain="\n".join(f"{name}: {value}" for name, value in pairs.items()),
     )
 

@@ -48,18 +48,29 @@ class Jumps:
             return Html(text(label))
         if self.in_panel:
             return Html(
-                f'<button type="button" class="rk-link" data-act="jump {text(description)}" '
+                f'<button type="button" class="rk-link" {self.attributes(keys, description)} '
                 f'data-lm-suppress-shortcuts="true">{text(label)}</button>',
                 plain=label,
             )
-        here = [str(self.numbers[key]) for key in keys if key in self.numbers]
-        few = f" <small>{len(here):,} here</small>" if len(here) < len(keys) else ""
-        away = f"{len(here):,} of these {len(keys):,} rows are on this page{self.elsewhere}"
+        num_here = sum(key in self.numbers for key in keys)
+        few = f" <small>{num_here:,} here</small>" if num_here < len(keys) else ""
         return Html(
-            f'<a class="rk-jump" href="#{ROWS_ID}" '
-            f'data-rows="{" ".join(here)}" data-said="{text(description)}" data-all="{len(keys)}"'
-            f"{f' title={chr(34)}{text(away)}{chr(34)}' if few else ''}>{text(label)}</a>{few}",
+            f'<a class="rk-jump" {self.attributes(keys, description)}>{text(label)}</a>{few}',
             plain=label,
+        )
+
+    def attributes(self, rows: Iterable[str], description: str) -> str:
+        """Attributes of an element whose click shows rows; arguments as of `link`."""
+        keys = list(rows)
+        self.links[description] = tuple(keys)
+        if self.in_panel:
+            return f'data-act="jump {text(description)}"'
+        here = [str(self.numbers[key]) for key in keys if key in self.numbers]
+        away = f"{len(here):,} of these {len(keys):,} rows are on this page{self.elsewhere}"
+        title = f' title="{text(away)}"' if len(here) < len(keys) else ""
+        return (
+            f'href="#{ROWS_ID}" data-rows="{" ".join(here)}" data-said="{text(description)}" '
+            f'data-all="{len(keys)}"{title}'
         )
 
     @property

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rftkit.views.compare_charts import BLUE
 from rftkit.views.compare_tables import interval
 from rftkit.views.markup import Html, note, number, prose, text, wrap
-from rftkit.views.plot import GREY, INK, dress, panel_axes, picture
+from rftkit.views.plot import Chart, picture
+from rftkit.views.svg import Canvas, value_axis
 
 if TYPE_CHECKING:
+    from rftkit.evals.comparison import Estimate
     from rftkit.ladder import Ladder
 
 __all__ = ["LADDER", "ladder_chart", "ladder_headline"]
@@ -54,23 +55,34 @@ def ladder_chart(ladder: Ladder) -> Html:
     known = [run for run in ladder.comparison.runs if run.reward.value is not None]
     if len(known) < 2:
         return note("At least two rungs with a result are needed for a plot.")
-    figure, axes = panel_axes(True, 2.8)
+    seconds = {run.label: ladder.seconds(run.label) for run in known}
+    ends = {run.label: _ends(run.reward) for run in known}
+    heights = [end for pair in ends.values() for end in pair]
+    most = max(seconds.values()) * 1.15
+    canvas = Canvas(
+        value_axis([0.0, most], label="seconds in all"),
+        value_axis(heights),
+        is_wide=True,
+        height=260,
+    )
     words = []
     for run in known:
-        seconds, mean = ladder.seconds(run.label), run.reward
-        assert mean.value is not None
-        half = mean.half_width or 0.0
-        color = BLUE if run.label in (ladder.worth, ladder.best) else GREY
-        axes.errorbar([seconds], [mean.value], yerr=[half], fmt="o", color=color, capsize=3)
-        axes.annotate(
-            run.label, (seconds, mean.value), xytext=(6, 4), textcoords="offset points",
-            fontsize=8, color=INK,
-        )  # fmt: skip
-        words.append(f"{run.label} {number(mean.value, 2)} after {seconds:,.0f} s")
-    axes.margins(x=0.15)
-    dress(axes, "Mean reward on test rows over seconds in all")
+        mean, spent = run.reward.value or 0.0, seconds[run.label]
+        said = f"{run.label} {number(mean, 2)} after {spent:,.0f} s"
+        kind = "rk-main" if run.label in (ladder.worth, ladder.best) else "rk-other"
+        canvas.point(spent, mean, f"{said} ({interval(run.reward, 2)})", kind, ends=ends[run.label])
+        canvas.word(canvas.at_x(spent) + 8, canvas.at_y(mean) - 6, run.label)
+        words.append(said)
     caption = "Seconds to make a rung, with the rung it starts from; the base took none."
-    return picture([(figure, f"Reward over seconds: {'; '.join(words)}.")], caption)
+    alt = f"Reward over seconds: {'; '.join(words)}."
+    return picture([Chart("Mean reward on test rows", canvas, alt)], caption)
+
+
+def _ends(reward: Estimate) -> tuple[float, float]:
+    """The interval of a mean; the mean alone where there is none."""
+    mean = reward.value or 0.0
+    low, high = reward.low, reward.high
+    return (mean, mean) if low is None or high is None else (low, high)
 
 
 def _tile(ladder: Ladder, label: str) -> str:

@@ -1,7 +1,8 @@
 """Long lists on a page: the first items as plain markup, the others for the script.
 
-The script (`views.js`) adds a filter, sorting and paging to any
-list made here; without it the reader still sees the first items and how many there are.
+The script (`views.js`) adds a filter, sorting and paging to any list made here. In a notebook that
+strips scripts the reader sees the first items and how many there are; a page has all of them as
+plain markup (`markup.page`), so that neither paper nor a browser without scripts loses any.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from rftkit.views.markup import Html, missing, number, text
+from rftkit.views.markup import REST, REST_SCRIPT, Html, missing, number, text
 from rftkit.wording import counted
 
 __all__ = ["MAX_BYTES", "disclosure", "is_numeric", "listing", "table"]
@@ -59,9 +60,9 @@ def listing(
         else (f"the first {len(kept[:page]):,} of {counted(total, noun)}")
     )
     parts = [
-        frame("".join(kept[:page])),
-        f'<script type="text/html" class="rk-rest">{rest}</script>' if rest else "",
-        f'<p class="rk-count" role="status">{count}</p>',
+        frame("".join(kept[:page]) + (REST if rest else "")),
+        f"{REST_SCRIPT}{rest}</script>" if rest else "",
+        f'<p class="rk-count" role="status" data-all="{counted(len(kept), noun)}">{count}</p>',
         _left_out(len(kept), total, noun, text(elsewhere)),
     ]
     options = text(json.dumps([list(pair) for pair in sorts], ensure_ascii=False))

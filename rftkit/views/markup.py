@@ -20,7 +20,10 @@ from importlib.resources import files
 from typing import Any
 
 __all__ = [
+    "REST",
+    "REST_SCRIPT",
     "Html",
+    "about",
     "actionable",
     "assets",
     "bullets",
@@ -41,6 +44,10 @@ __all__ = [
 ]
 
 DASH = "–"
+REST = "<!--rest-->"
+"""Where the other items of a list belong."""
+REST_SCRIPT = '<script type="text/html" class="rk-rest">'
+"""What they are in until the script or a page puts them there."""
 
 
 class Html(str):
@@ -145,6 +152,13 @@ def heading(words: str) -> Html:
     return Html(f"<h1>{text(words)}</h1>", plain=words)
 
 
+def about(sentences: Iterable[str]) -> Html:
+    """What a page is about, below its heading; names between backticks are code."""
+    said = list(sentences)
+    inner = "".join(f"<p>{prose(each)}</p>" for each in said)
+    return wrap(inner, "rk-about", plain="\n".join(said))
+
+
 def bullets(lines: Iterable[str], otherwise: str) -> Html:
     """Sentences as a list; without any, the one that says so."""
     if not (said := list(lines)):
@@ -208,10 +222,21 @@ def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:
         title=text(title),
         head=head,
         style=_asset("views.css"),
-        body=body.replace(assets(), ""),
+        body=_with_all_items(body.replace(assets(), "")),
         foot=foot,
         script=_asset("views.js"),
     )
+
+
+def _with_all_items(body: str) -> str:
+    """A page has every item of its lists as plain markup; the script makes pages of them."""
+    pattern = f"{REST}(?P<after>.*?){REST_SCRIPT}(?P<rest>.*?)</script>"
+    whole = re.sub(pattern, _placed, body, flags=re.DOTALL)
+    return re.sub(r'(<p class="rk-count" role="status" data-all="([^"]*)">)[^<]*', r"\1\2", whole)
+
+
+def _placed(found: re.Match[str]) -> str:
+    return found["rest"] + found["after"]
 
 
 @cache

@@ -1,33 +1,26 @@
-"""Small multiples: panels of lines, drawn by matplotlib, each one `<img>` with words for it.
+"""Small multiples: panels of lines as SVG, each with a title, a legend and words for it.
 
-`charts` chooses the panels of a job. pyplot is not used: callbacks that draw at the same time can
-corrupt each other's figures through it. A missing value is a gap with a cross on the axis, never a
-zero and never a joined line. Lines differ in weight and marker, so that a grey print is readable.
-
-A picture has a white background, which every viewer shows well. The style sheet blends it into
-light pages and inverts it on dark ones. Each panel is one picture, so that a phone can stack them.
+`charts` chooses the panels of a job. A missing value is a gap with a cross on the axis, never a
+zero and never a joined line. Lines differ in weight, dash and marker, so that a grey print is
+readable. A panel whose values are all zero is named and not drawn. Each panel is one picture, so
+that a phone can stack them. Not here: scales and marks (`svg`).
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-from rftkit.views.markup import Html, missing, number, text, wrap
+from rftkit.views.markup import Html, missing, text, wrap
+from rftkit.views.svg import Canvas, shown, value_axis, whole_axis
+from rftkit.wording import listed
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+__all__ = ["Chart", "Line", "Panel", "all_zero", "describe", "draw", "picture"]
 
-__all__ = ["LEGEND", "Line", "Panel", "describe", "draw", "dress", "panel_axes", "picture"]
-
-INK, GREY, GRID = "#1c2127", "#67717c", "#dde2e7"
-WIDTH, WIDE, HEIGHT = 3.4, 7.0, 2.2  # inches, at 96 pixels of the page each
-DPI = 160
-COLORS = 96  # of a picture
+MOST_POINTS = 150
+"""Points of a line that say their value; of a longer line they are evenly spread."""
+MOST_MARKERS = 60
+"""Points of a line that are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +33,10 @@ class Line:
     """As many as `steps`; None and NaN are drawn as a gap."""
     strong: bool = False
     """Drawn heavier and with markers, for the main series."""
-    spread: Sequence[float | None] = ()
-    """Half the width of the interval around each value; drawn where it is known."""
+    ends: Sequence[tuple[float, float] | None] = ()
+    """The interval of each value; drawn where it is known."""
+    links: Sequence[str] = ()
+    """Attributes of a link from each value to its rows; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,89 +52,69 @@ class Panel:
     """Shares of one are shown in per cent, from zero up."""
 
 
-LEGEND: dict[str, Any] = {
-    "loc": "lower left",
-    "bbox_to_anchor": (-0.02, 0.985),
-    "frameon": False,
-    "fontsize": 7.5,
-    "labelcolor": GREY,
-    "handlelength": 1.6,
-    "columnspacing": 1.0,
-    "borderpad": 0.1,
-}
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawn chart and the words around it."""
+
+    title: str
+    canvas: Canvas
+    alt: str
+    """What it shows, with its numbers in its own unit."""
+    legend: Sequence[tuple[str, str]] = ()
+    """(classes of the style sheet, label) of each kind of mark."""
+
+    def markup(self) -> str:
+        """Title, legend and picture."""
+        keys = "".join(
+            f'<span><svg viewBox="0 0 24 10" aria-hidden="true">{_key(kind)}</svg>{text(label)}'
+            "</span>"
+            for kind, label in self.legend
+        )
+        legend = f'<div class="rk-legend">{keys}</div>' if keys else ""
+        wide = " rk-wide" if self.canvas.is_wide else ""
+        return (
+            f'<div class="rk-chart{wide}"><div class="rk-chart-title">{text(self.title)}</div>'
+            f"{legend}{self.canvas.svg(self.alt)}</div>"
+        )
 
 
-def draw(panel: Panel, *, is_wide: bool = False) -> Figure:
-    """One panel as a figure, two columns wide if asked."""
-    figure, axes = panel_axes(is_wide)
-    for index, line in enumerate(panel.lines):
-        values = [float("nan") if value is None else value for value in line.values]
-        style: dict[str, Any]
-        if line.strong:
-            style = {"color": "#0a58a8", "linewidth": 2, "marker": "o", "markersize": 3.5}
-        else:
-            dashes, marker = (("-", "."), ((0, (4, 1.5)), "^"), ((0, (1, 1)), "s"))[index % 3]
-            style = {"color": "#8a939c", "linewidth": 1.1, "marker": marker, "markersize": 3}
-            style |= {"linestyle": dashes}
-        axes.plot(line.steps, values, label=line.label, **style)
-        if line.spread:
-            widths = [float("nan") if width is None else width for width in line.spread]
-            bars: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 1}
-            axes.errorbar(line.steps, values, yerr=widths, capsize=2, **bars)
-        gaps = [step for step, value in zip(line.steps, line.values, strict=True) if missing(value)]
-        if gaps:  # a cross on the axis: nothing was measured here
-            floor = axes.get_xaxis_transform()
-            axes.plot(gaps, [0.03] * len(gaps), "x", color="#ad2118", markersize=4, transform=floor)
-    dress(axes, panel.title)
-    if panel.is_share:
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}")
-        axes.set_ylim(bottom=0, top=max(0.05, axes.get_ylim()[1]))
-    elif panel.bounds:
-        low, high = panel.bounds
-        axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
-    if len(panel.lines) > 1:
-        axes.legend(ncols=len(panel.lines), **LEGEND)
-    return figure
-
-
-def panel_axes(is_wide: bool = False, height: float = HEIGHT) -> tuple[Figure, Axes]:
-    """A figure and its empty axes; `height` is in inches."""
-    from matplotlib.figure import Figure
-
-    size = (WIDE if is_wide else WIDTH, height)
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
-    return figure, figure.subplots()
-
-
-def dress(axes: Axes, title: str) -> None:
-    """Title, grid and ticks, alike for every panel."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, loc="left", fontsize=9, fontweight="bold", color=INK, pad=16)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GREY)
-    axes.tick_params(colors=GREY, labelsize=7.5, length=0)
-    axes.tick_params(axis="x", length=3)
-    axes.grid(axis="y", color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    axes.set_xlabel("step", fontsize=7.5, color=GREY, labelpad=1)
+def draw(panel: Panel, *, is_wide: bool = False) -> Chart:
+    """One panel as a chart, two columns wide if asked."""
+    steps = [step for line in panel.lines for step in line.steps]
+    canvas = Canvas(
+        whole_axis(min(steps), max(steps)),
+        value_axis(_extent(panel), bounds=panel.bounds, is_share=panel.is_share),
+        is_wide=is_wide,
+    )
+    kinds = _kinds(panel.lines)
+    for line, kind in zip(panel.lines, kinds, strict=True):
+        _draw_line(canvas, panel, line, kind)
+    legend = [(kind, line.label) for line, kind in zip(panel.lines, kinds, strict=True)]
+    return Chart(panel.title, canvas, describe(panel), legend if len(legend) > 1 else ())
 
 
 def describe(panel: Panel) -> str:
-    """What a panel shows, in words: first, last and highest value of each line."""
-    return f"{panel.title} by step: {'; '.join(_said(line) for line in panel.lines)}."
+    """What a panel shows, in words: first, last and highest value of each line, in its unit."""
+    said = [
+        _said(line, lambda value: shown(value, is_share=panel.is_share)) for line in panel.lines
+    ]
+    return f"{panel.title} by step: {'; '.join(said)}."
 
 
-def picture(drawn: Sequence[tuple[Figure, str]], caption: str = "", numbers: str = "") -> Html:
-    """Figures with their alt texts, side by side where there is room.
+def all_zero(panel: Panel) -> bool:
+    """Whether there is nothing to see but a line on the axis."""
+    return all(value == 0 for line in panel.lines for value in line.values if not missing(value))
+
+
+def picture(charts: Sequence[Chart], caption: str = "", numbers: str = "") -> Html:
+    """Charts side by side where there is room.
 
     Args:
-        drawn: (figure, what it shows); each becomes an `<img>` that carries its own data.
-        caption: a line below.
-        numbers: markup of a table, folded away below.
+        charts: From `draw`, or made of a `Canvas`.
+        caption: A line below.
+        numbers: Markup of a table, folded away below.
     """
-    images = "".join(_image(figure, alt) for figure, alt in drawn)
+    inner = "".join(chart.markup() for chart in charts)
     said = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     behind = (
         '<details><summary data-lm-suppress-shortcuts="true">Show the numbers</summary>'
@@ -148,27 +123,62 @@ def picture(drawn: Sequence[tuple[Figure, str]], caption: str = "", numbers: str
         else ""
     )
     return wrap(
-        f'<figure><div class="rk-panels">{images}</div>{said}</figure>{behind}',
-        plain="\n".join([*(alt for _, alt in drawn), caption]),
+        f'<figure><div class="rk-panels">{inner}</div>{said}</figure>{behind}',
+        plain="\n".join([*(chart.alt for chart in charts), caption]),
     )
 
 
-def _image(figure: Figure, alt: str) -> str:
-    from PIL import Image
-
-    drawn, png = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    # A palette needs a third of the bytes, and line drawings look the same.
-    Image.open(drawn).convert("RGB").quantize(COLORS).save(png, format="png", optimize=True)
-    data = base64.b64encode(png.getvalue()).decode("ascii")
-    width = figure.get_figwidth()
-    kind = ' class="rk-wide"' if width > WIDTH else ""
-    return (
-        f'<img{kind} width="{width * 96:.0f}" alt="{text(alt)}" src="data:image/png;base64,{data}">'
-    )
+def drawn(panels: Sequence[Panel], *, is_wide: bool | None = None) -> tuple[list[Chart], str]:
+    """Panels as charts, and a sentence about those that are zero throughout and not drawn."""
+    kept = [panel for panel in panels if not all_zero(panel)]
+    zero = [panel.title.removesuffix(", %") for panel in panels if all_zero(panel)]
+    is_wide = len(kept) == 1 if is_wide is None else is_wide
+    charts = [draw(panel, is_wide=is_wide) for panel in kept]
+    return charts, f"Zero at each step: {listed(zero)}." if zero else ""
 
 
-def _said(line: Line) -> str:
+def _draw_line(canvas: Canvas, panel: Panel, line: Line, kind: str) -> None:
+    values = [None if missing(value) else value for value in line.values]
+    canvas.line(list(zip(line.steps, values, strict=True)), kind)
+    every = -(-len(values) // MOST_POINTS)
+    has_markers = sum(value is not None for value in values) <= MOST_MARKERS
+    for at, (step, value) in enumerate(zip(line.steps, values, strict=True)):
+        if value is None:
+            canvas.gap(step, f"{line.label}, step {step}: not measured")
+        elif at % every == 0 or at == len(values) - 1:
+            ends = line.ends[at] if line.ends else None
+            words = f"{line.label}, step {step}: {shown(value, is_share=panel.is_share)}"
+            if ends:
+                low, high = (shown(each, is_share=panel.is_share) for each in ends)
+                words += f" ({low} to {high})"
+            link = line.links[at] if line.links else ""
+            marker = kind if has_markers else "rk-bare"
+            canvas.point(step, value, words, marker, ends=ends, link=link)
+
+
+def _kinds(lines: Sequence[Line]) -> list[str]:
+    """Classes of the style sheet: the main line, and others that differ in their dashes."""
+    kinds, others = [], 0
+    for line in lines:
+        kinds.append("rk-main" if line.strong else f"rk-other rk-dash{others % 4}")
+        others += not line.strong
+    return kinds
+
+
+def _key(kind: str) -> str:
+    """A mark of the legend."""
+    if "rk-box" in kind:
+        return f'<rect class="{kind}" x="6" y="1" width="12" height="8"/>'
+    dot = f'<circle class="{kind}" cx="12" cy="5" r="3"/>'
+    return f'<path class="rk-line {kind}" d="M0 5H24"/>{dot if "rk-main" in kind else ""}'
+
+
+def _extent(panel: Panel) -> list[float]:
+    known = [v for line in panel.lines for v in line.values if v is not None and not missing(v)]
+    return [*known, *(end for line in panel.lines for ends in line.ends if ends for end in ends)]
+
+
+def _said(line: Line, show: Callable[[float], str]) -> str:
     known = [
         (step, value)
         for step, value in zip(line.steps, line.values, strict=True)
@@ -178,7 +188,7 @@ def _said(line: Line) -> str:
     top_step, top = max(known, key=lambda pair: pair[1])
     gaps = len(line.steps) - len(known)
     return (
-        f"{line.label} {number(start)} at step {first}, {number(end)} at step {last}, "
-        f"highest {number(top)} at step {top_step}"
+        f"{line.label} {show(start)} at step {first}, {show(end)} at step {last}, "
+        f"highest {show(top)} at step {top_step}"
         f"{f', {gaps} without a value' if gaps else ''}"
     )

@@ -8,18 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.markup import Html, note, number
-from rftkit.views.plot import INK, dress, panel_axes, picture
+from rftkit.views.plot import Chart, picture
+from rftkit.views.svg import Axis, Canvas, value_axis
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 __all__ = ["profile_chart"]
 
 MAX_LABELS = 8
 BINS = 30
-COLOUR = "#0a58a8"
 
 
 def profile_chart(frame: pd.DataFrame) -> Html:
@@ -38,35 +37,48 @@ def profile_chart(frame: pd.DataFrame) -> Html:
     return picture(found, f"{counted(len(frame), 'row')}. Each chart counts rows.")
 
 
-def _histogram(frame: pd.DataFrame, name: str, title: str) -> tuple[Figure, str] | None:
+def _histogram(frame: pd.DataFrame, name: str, title: str) -> Chart | None:
+    import numpy as np
+
     if name not in frame or frame[name].isna().all():
         return None
     values = frame[name].dropna().astype(float)
-    figure, axes = panel_axes()
-    axes.hist(values, bins=min(BINS, max(1, int(values.nunique()))), color=COLOUR)
+    counts, edges = np.histogram(values, bins=min(BINS, max(1, int(values.nunique()))))
     middle = float(values.median())
-    axes.axvline(middle, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
-    dress(axes, title)
-    axes.set_xlabel(f"dashed: median {number(middle)}", fontsize=7.5)
+    canvas = Canvas(
+        value_axis([*map(float, edges)], label=f"dashed: median {number(middle)}"),
+        value_axis([0.0, float(counts.max())]),
+        is_wide=False,
+    )
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        words = f"{number(float(low))} to {number(float(high))}: {counted(int(count), 'row')}"
+        if count:
+            canvas.bar((float(low), float(high)), (0, float(count)), words, "rk-box rk-fill0")
+    canvas.rule(middle, "rk-dash1")
     said = (
         f"{title}: {counted(len(values), 'row')}, lowest {number(float(values.min()))}, "
         f"median {number(middle)}, highest {number(float(values.max()))}."
     )
-    return figure, said
+    return Chart(title, canvas, said)
 
 
-def _bars(frame: pd.DataFrame, name: str) -> tuple[Figure, str]:
+def _bars(frame: pd.DataFrame, name: str) -> Chart:
+    """One bar for each value, below its name and count."""
     counts = frame[name].astype(str)[frame[name].notna()].value_counts()
-    shown = counts.head(MAX_LABELS)[::-1]
-    figure, axes = panel_axes()
-    axes.barh([_short(value) for value in shown.index], shown.to_numpy(), color=COLOUR)
+    pairs = [(str(value), int(count)) for value, count in counts.head(MAX_LABELS).items()]
+    most = float(max(count for _, count in pairs))
+    canvas = Canvas(Axis(0.0, most, ()), None, is_wide=False, height=48 + 36 * len(pairs))
+    slot = 1 / len(pairs)
+    for at, (value, count) in enumerate(pairs):
+        top = canvas.at_y(at * slot)
+        canvas.word(canvas.at_x(0), top + 12, f"{_short(value)}  {count:,}")
+        words = f"{value}: {counted(count, 'row')}"
+        ends = ((at + 0.5) * slot, (at + 0.85) * slot)
+        canvas.bar((0.0, float(count)), ends, words, "rk-box rk-fill0")
     title = name.removeprefix("item.")
     more = f", the first {MAX_LABELS} of {len(counts)}" if len(counts) > MAX_LABELS else ""
-    dress(axes, f"{title}{more}")
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("rows", fontsize=7.5)
-    said = ", ".join(f"{value} {count:,}" for value, count in counts.head(MAX_LABELS).items())
-    return figure, f"{title}: {said}{more}."
+    said = ", ".join(f"{value} {count:,}" for value, count in pairs)
+    return Chart(f"{title}{more}", canvas, f"{title}: {said}{more}.")
 
 
 def _labels(frame: pd.DataFrame) -> list[str]:
@@ -84,4 +96,4 @@ def _repeats(values: pd.Series[Any]) -> bool:
 
 def _short(value: Any) -> str:
     words = str(value)
-    return words if len(words) <= 16 else f"{words[:15]}…"
+    return words if len(words) <= 32 else f"{words[:31]}…"

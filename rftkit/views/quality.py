@@ -12,7 +12,8 @@ from rftkit.views.compare_tables import interval
 from rftkit.views.conversation import readable
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, join, missing, note, number, text, wrap
-from rftkit.views.plot import Line, Panel, describe, draw, picture
+from rftkit.views.plot import Chart, Line, Panel, drawn, picture
+from rftkit.views.svg import Canvas, value_axis
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def drift_chart(found: Drift | Mapping[str, Drift]) -> Html:
         if not found:
             return note("There are no validations of a job among these runs.")
         if len(found) > 1:
-            shown = {job: drift_chart(each) for job, each in found.items()}
+            shown = {_job_of(each, job): drift_chart(each) for job, each in found.items()}
             parts = [each for job in shown for each in (wrap(f"<h4>{text(job)}</h4>"), shown[job])]
             return join(parts, "\n".join(f"{job}: {each.plain}" for job, each in shown.items()))
         [found] = found.values()
@@ -104,13 +105,20 @@ def drift_chart(found: Drift | Mapping[str, Drift]) -> Html:
         Panel(f"Length of answers, {length}", (_line(frame, steps, length, length, strong=True),))
     )
     points = "".join(f"<li>{text(each)}</li>" for each in found.sentences)
+    charts, zero = drawn(panels)
     return join(
         [
-            picture([(draw(panel), describe(panel)) for panel in panels]),
+            picture(charts, zero, table(frame.drop(columns="run"), noun="validation")),
             wrap(f"<ul>{points}</ul>"),
         ],
         plain="\n".join(found.sentences),
     )
+
+
+def _job_of(found: Drift, job: str) -> str:
+    """The name of a job behind the steps of its labels, such as `seed 1`; else its id."""
+    labels = found.frame["run"]
+    return str(labels.iloc[0]).rpartition(" · ")[2] if len(labels) else job
 
 
 def regrade(found: Regrade) -> Html:
@@ -180,7 +188,9 @@ def _summary(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
         f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in facts
     )
     return wrap(
-        f"<p><b>{text(sentence)}</b></p><table><tbody>{lines}</tbody></table>", plain=sentence
+        f"<p><b>{text(sentence)}</b></p>"
+        f'<div class="rk-scroll" tabindex="0"><table><tbody>{lines}</tbody></table></div>',
+        plain=sentence,
     )
 
 
@@ -194,24 +204,27 @@ def _plus(value: float | None) -> str:
 
 def _line(frame: Any, steps: list[int], column: str, label: str, *, strong: bool = False) -> Line:
     values = [None if missing(each) else float(each) for each in frame[column]]
-    spread: list[float | None] = []
+    ends: list[tuple[float, float] | None] = []
     if f"{column}_high" in frame:
-        width = (frame[f"{column}_high"] - frame[f"{column}_low"]) / 2
-        spread = [None if missing(each) else float(each) for each in width]
-    return Line(label, steps, values, strong, spread)
+        pairs = zip(frame[f"{column}_low"], frame[f"{column}_high"], strict=True)
+        ends = [None if missing(low) else (float(low), float(high)) for low, high in pairs]
+    return Line(label, steps, values, strong, ends)
 
 
 def _threshold_chart(curve: Sequence[tuple[float, float | None]], suggested: float | None) -> Html:
-    from rftkit.views.plot import dress, panel_axes
-
-    figure, axes = panel_axes(True)
-    axes.plot(*zip(*curve, strict=True), color="#0a58a8", linewidth=1.8, marker="o", markersize=3)
+    known = [(value, kappa) for value, kappa in curve if kappa is not None]
+    canvas = Canvas(
+        value_axis([value for value, _ in known], label="pass threshold: this and more passes"),
+        value_axis([kappa for _, kappa in known]),
+        is_wide=True,
+    )
     if suggested is not None:
-        axes.axvline(suggested, color="#67717c", linewidth=1, linestyle=(0, (4, 2)))
-    dress(axes, "Agreement with people (kappa) by threshold")
-    axes.set_xlabel("pass threshold (rewards at or above it pass)", fontsize=7.5)
+        canvas.rule(suggested, "rk-dash1")
+    canvas.line(known, "rk-main")
+    for value, kappa in known:
+        canvas.point(value, kappa, f"threshold {value:.3g}: kappa {number(kappa, 2)}", "rk-main")
     best = max(curve, key=lambda each: each[1] or 0.0)
     alt = f"Cohen's kappa by pass threshold; highest {number(best[1], 2)} at {best[0]:.3g}."
     if suggested is None:
         alt += " The best of many thresholds is partly luck, so this is not shown to be better."
-    return picture([(figure, alt)])
+    return picture([Chart("Agreement with people (kappa) by threshold", canvas, alt)])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, note, prose, wrap
-from rftkit.views.plot import Line, Panel, describe, draw, picture
+from rftkit.views.plot import Line, Panel, drawn, picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +70,9 @@ def signal_chart(events: Iterable[dict[str, Any]]) -> Html:
             "This service does not report flat groups by grader or shares of answer values."
         )
     numbers = table(_lines(answers), COLUMNS, noun="value") if len(answers) else ""
-    drawn = [(draw(panel, is_wide=len(panels) == 1), describe(panel)) for panel in panels]
-    return picture(drawn, "Shares of the completions of each training step.", numbers)
+    charts, zero = drawn(panels)
+    said = " ".join(filter(None, ("Shares of the completions of each training step.", zero)))
+    return picture(charts, said, numbers)
 
 
 def _flat_panels(steps: pd.DataFrame, graders: pd.DataFrame) -> list[Panel]:

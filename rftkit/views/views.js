@@ -1,5 +1,7 @@
-/* Adds a filter, sorting and pages to every list of a page. The list is readable without it. */
+/* Adds a filter, sorting and pages to every list of a page, and keeps them in the address; shows
+   what points of charts say. All of it is readable without this script. */
 (() => {
+  const isPage = document.body.classList.contains("rk-page");
   const make = (name, props = {}, ...children) => {
     const element = Object.assign(document.createElement(name), props);
     // Jupyter reads letters typed on a focused button as commands, "dd" among them.
@@ -13,9 +15,18 @@
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b, undefined, { numeric: true }) : x - y;
   };
 
-  const jumps = new Map(); // id of a list's holder -> show only the rows of a link
+  const jumps = window.rkJumps ??= new Map(); // id of a list's holder -> show only the rows of a link
 
-  function upgrade(list) {
+  /* The address of a page: `#~0.q=word&0.open=3`, by the number of the list. */
+  const address = new URLSearchParams(isPage && location.hash.startsWith("#~") ? location.hash.slice(2) : "");
+  const remember = (name, value) => {
+    if (!isPage) return;
+    if (value) address.set(name, value); else address.delete(name);
+    const said = address.toString();
+    history.replaceState(null, "", said ? `#~${said}` : location.pathname + location.search);
+  };
+
+  function upgrade(list, number) {
     list.dataset.ready = "";
     const holder = list.querySelector(".rk-items");
     const rest = list.querySelector("script.rk-rest");
@@ -26,6 +37,7 @@
     const wordsOf = (item) => words.get(item) ?? words.set(item, item.textContent.toLowerCase()).get(item);
     const { noun } = list.dataset, nouns = `${noun}s`, size = Number(list.dataset.page);
     const status = list.querySelector(".rk-count");
+    const key = (name) => `${number}.${name}`;
     let order = items, start = 0, only = null;
 
     const filter = make("input", { type: "search", placeholder: `Filter ${nouns}…` });
@@ -43,7 +55,14 @@
       start = Math.max(0, Math.min(start, size * Math.floor((found.length - 1) / size)));
       const page = new Set(found.slice(start, start + size));
       holder.append(...order);
-      for (const item of items) item.hidden = !page.has(item);
+      const matches = new Set(found);
+      for (const item of items) {
+        item.hidden = !matches.has(item);
+        item.classList.toggle("rk-off", !page.has(item)); // another page: paper has it
+      }
+      remember(key("q"), filter.value);
+      remember(key("group"), group.value);
+      remember(key("at"), start ? String(start) : "");
       const part = found.length > size ? `${start + 1} to ${start + page.size} of ` : "";
       const of = found.length < items.length ? ` of ${items.length.toLocaleString("en")}` : "";
       status.textContent = `${part}${found.length.toLocaleString("en")}${of} ${found.length === 1 && !of ? noun : nouns}`;
@@ -52,6 +71,12 @@
       next.disabled = start + size >= found.length;
     }
     const again = () => { start = 0; show(); };
+    const toItem = (item) => { // open it, on the page that has it
+      start = size * Math.floor(order.indexOf(item) / size);
+      show();
+      if (item.matches("details")) item.open = true;
+      item.scrollIntoView({ block: "center" });
+    };
     /* Missing values come last in both directions. */
     function sort(value, down) {
       const keys = new Map(items.map((item) => [item, value(item)]));
@@ -72,6 +97,7 @@
       ...sorts.map(([name, label]) => option(label, name)));
     chooser.addEventListener("change", () => {
       const name = chooser.value.replace(/^-/, "");
+      remember(key("order"), chooser.value);
       if (name) sort((item) => item.dataset[name] ?? "", chooser.value !== name);
       else { order = items; again(); }
     });
@@ -93,6 +119,7 @@
         const down = th.ariaSort === "ascending";
         all.forEach((other) => other.removeAttribute("aria-sort"));
         th.ariaSort = down ? "descending" : "ascending";
+        remember(key("column"), `${column}${down ? "-" : ""}`);
         sort(({ cells: { [column]: cell } }) => cell.dataset.v ?? cell.textContent.trim(), down);
       });
     });
@@ -103,6 +130,8 @@
       list.prepend(chip);
       const choose = (rows, words) => {
         only = rows;
+        remember(key("only"), rows ? [...rows].join(" ") : "");
+        remember(key("said"), words);
         chip.hidden = !rows;
         said.textContent = words;
         filter.value = group.value = "";
@@ -117,6 +146,7 @@
         list.scrollIntoView({ block: "start" });
         all.focus({ preventScroll: true });
       });
+      if (address.has(key("only"))) choose(new Set(address.get(key("only")).split(" ")), address.get(key("said")) ?? "");
     }
     filter.addEventListener("input", again);
     group.addEventListener("change", again);
@@ -124,14 +154,116 @@
     next.addEventListener("click", () => { start += size; show(); });
     if (items.length > 5) list.prepend(tools); // a short list is read faster than filtered
     status.after(pages);
+    const [q, given, at, by] = ["q", "group", "at", "order"].map((name) => address.get(key(name)) ?? "");
+    const open = items[address.get(key("open"))], column = address.get(key("column"));
+    const isKept = [...address.keys()].some((name) => name.startsWith(`${number}.`));
+    if (by) { chooser.value = by; chooser.dispatchEvent(new Event("change")); }
+    if (column) {
+      const button = list.querySelectorAll("thead th")[parseInt(column)]?.querySelector("button");
+      button?.click();
+      if (column.endsWith("-")) button?.click();
+    }
+    filter.value = q;
+    group.value = given;
+    start = Number(at);
     show();
+    if (open) toItem(open); else if (isKept) list.scrollIntoView({ block: "start" });
+    items.forEach((item, place) => item.addEventListener("toggle", (event) => {
+      if (event.target !== item || item.dataset.printing) return;
+      if (item.open) remember(key("open"), String(place));
+      else if (address.get(key("open")) === String(place)) remember(key("open"), "");
+    }));
   }
   document.querySelectorAll(".rk-list:not([data-ready])").forEach(upgrade);
+
+  /* Copy and CSV of a table: all its rows that match, on whichever page they are. */
+  const valueOf = (cell) => {
+    const value = cell.dataset.v || (cell.querySelector(".rk-text") ?? cell).innerText.trim();
+    return /^[=+@\t]/.test(value) || (value.startsWith("-") && isNaN(value)) ? `'${value}` : value;
+  };
+  const rowsOf = (table) => [...table.rows].filter((row) => !row.hidden)
+    .map((row) => [...row.cells].map((cell) => cell.textContent && valueOf(cell)));
+  const csv = (rows) => rows.map((row) => row.map((value) =>
+    /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value).join(",")).join("\r\n");
+  async function copy(words) {
+    try { await navigator.clipboard.writeText(words); } catch {
+      const field = make("textarea", { value: words });
+      document.body.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+    }
+  }
+  function offer(table, number) {
+    const copied = make("button", { type: "button", textContent: "Copy" });
+    copied.addEventListener("click", async () => {
+      await copy(rowsOf(table).map((row) => row.map((value) => value.replace(/\s+/g, " ")).join("\t")).join("\n"));
+      copied.textContent = "Copied";
+      setTimeout(() => { copied.textContent = "Copy"; }, 2000);
+    });
+    const saved = make("button", { type: "button", textContent: "CSV" });
+    saved.addEventListener("click", () => {
+      const words = (table.caption?.textContent || `${document.title} table ${number + 1}`).replace(/[^\w]+/g, "-");
+      const href = URL.createObjectURL(new Blob(["\ufeff", csv(rowsOf(table))], { type: "text/csv" }));
+      make("a", { href, download: `${words}.csv` }).click();
+      URL.revokeObjectURL(href);
+    });
+    const name = table.caption?.textContent || "this table";
+    copied.ariaLabel = `Copy ${name}`;
+    saved.ariaLabel = `Save ${name} as CSV`;
+    (table.closest(".rk-scroll") ?? table).after(make("p", { className: "rk-take" }, copied, " ", saved));
+  }
+  if (isPage) document.querySelectorAll(".rk table").forEach(offer);
+
+  /* Points of charts: a tip at once, arrow keys from point to point. */
+  if (window.rkCharts) return; // a notebook has this script once for each output
+  window.rkCharts = true;
+  const tip = make("div", { className: "rk-tip", hidden: true, ariaHidden: "true" });
+  document.body.append(tip);
+  const pointOf = (event) => event.target.closest?.(".rk-pt");
+  const tell = (event) => {
+    const point = pointOf(event);
+    tip.hidden = !point;
+    if (!point) return;
+    const title = point.querySelector("title");
+    if (title) { // the browser's own tip would come later, beside this one
+      point.ariaLabel ??= title.textContent;
+      title.remove();
+    }
+    tip.textContent = point.ariaLabel;
+    const box = point.getBoundingClientRect();
+    tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${box.top > tip.offsetHeight + 8 ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
+  };
+  for (const name of ["pointerover", "focusin"]) document.addEventListener(name, tell);
+  for (const name of ["focusout", "scroll"]) document.addEventListener(name, () => { tip.hidden = true; }, { passive: true });
+  document.addEventListener("keydown", (event) => {
+    const point = pointOf(event);
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
+    if (event.key === "Escape") tip.hidden = true;
+    if (!point || !step) return;
+    event.preventDefault();
+    const all = [...point.closest("svg").querySelectorAll(".rk-pt")];
+    const next = all[Math.max(0, Math.min(all.length - 1, all.indexOf(point) + step))];
+    point.setAttribute("tabindex", "-1");
+    next.setAttribute("tabindex", "0");
+    next.focus();
+  });
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a.rk-jump");
-    const jump = link && jumps.get(link.hash.slice(1));
+    const jump = link && jumps.get(link.getAttribute("href").slice(1));
     if (!jump) return;
     event.preventDefault();
     jump(link);
   });
+
+  /* Paper shows what is folded away. */
+  addEventListener("beforeprint", () => document.querySelectorAll(".rk details:not([open])").forEach((each) => {
+    each.dataset.printing = "true";
+    each.open = true;
+  }));
+  addEventListener("afterprint", () => document.querySelectorAll(".rk details[data-printing]").forEach((each) => {
+    each.open = false;
+    setTimeout(() => delete each.dataset.printing);
+  }));
 })();

@@ -109,13 +109,14 @@ class RunCompare(Panel):
             shown = [views.compare_runs(found, jumps=jumps)]
             shown += [views.grader_means(found)] if found.samples.graders else []
         elif name == "curves":
-            shown = [views.reward_curve(found, self._noise), views.difference_chart(found)]
-            shown.append(views.row_paths(found))
+            shown = [views.reward_curve(found, self._noise, jumps=jumps)]
+            shown.append(views.difference_chart(found, jumps=jumps))
+            shown.append(views.row_paths(found, jumps=jumps))
         elif name == "slices":
             shown = [
                 part
                 for each in found.slices
-                for part in (views.slice_chart(each), views.slice_lines(each, jumps))
+                for part in (views.slice_chart(each, jumps=jumps), views.slice_lines(each, jumps))
             ] or [note('No slices. Name them: RunCompare(samples, slices=["topic"]).')]
         elif found.pairs:
             shown = [views.pair_facts(found.pair(self.after), jumps)]

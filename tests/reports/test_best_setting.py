@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rftkit.evals.samples import Run
-from rftkit.evals.saved_runs import job_names
+from rftkit.evals.job_names import job_names
 from rftkit.reports.index import best_setting, index_page
 
 

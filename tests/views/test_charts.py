@@ -1,39 +1,54 @@
-"""Charts: gaps stay gaps, what is missing is counted, and the picture has words."""
+"""Charts: gaps stay gaps, what is missing is counted, and the picture has words in its unit."""
 
 from __future__ import annotations
 
-import math
+import html as markup
 import re
+from pathlib import Path
+from typing import Any
 
+import pytest
+import sample_comparison
+from browser import chromium, opened
 from sample_job import events, metric_event
 
-from rftkit import views
+from rftkit import evals, views
 from rftkit.views.plot import Line, Panel, draw
+from rftkit.views.svg import value_axis, whole_axis
+
+__all__ = ["chromium"]
 
 
-def lines(figure):
-    return [line for axes in figure.axes for line in axes.lines if len(line.get_xdata())]
+def alts(shown: str) -> list[str]:
+    found = re.findall(r'<svg class="rk-svg"[^>]*aria-label="([^"]*)"', shown)
+    return [markup.unescape(each) for each in found]
+
+
+def points(shown: str) -> list[str]:
+    return [markup.unescape(each) for each in re.findall(r"<title>([^<]*)</title>", shown)]
 
 
 def test_a_missing_value_is_a_gap_with_a_mark():
     panel = Panel("Reward", (Line("validation", [0, 5, 10], [0.2, None, 0.6], strong=True),))
-    curve, mark = lines(draw(panel))
+    drawn = draw(panel).markup()
 
-    assert [math.isnan(value) for value in curve.get_ydata()] == [False, True, False]
-    assert list(mark.get_xdata()) == [5]
-    assert mark.get_marker() == "x"
+    (path,) = re.findall(r'class="rk-line rk-main" d="(M[^"]*)"/><', drawn.split("rk-svg")[1])
+    assert path.count("M") == 2
+    assert "L" not in path
+    assert drawn.count("rk-gap") == 1
+    assert points(drawn) == [
+        "validation, step 0: 0.200", "validation, step 5: not measured",
+        "validation, step 10: 0.600",
+    ]  # fmt: skip
 
 
 def test_lines_can_be_told_apart_in_grey():
     steps, values = [1, 2], [0.1, 0.2]
-    three = tuple(Line(name, steps, values, strong=name == "a") for name in "abc")
-    drawn = lines(draw(Panel("Reward", three)))
+    four = tuple(Line(name, steps, values, strong=name == "a") for name in "abcd")
+    drawn = draw(Panel("Reward", four)).markup()
 
-    assert len({line.get_marker() for line in drawn}) == 3
-
-
-def alts(html):
-    return re.findall(r'alt="([^"]*)"', html)
+    kinds = {"rk-main", "rk-other rk-dash0", "rk-other rk-dash1", "rk-other rk-dash2"}
+    assert set(re.findall(r'<path class="rk-line ([^"]*)"', drawn)) == kinds
 
 
 def test_rewards_have_one_panel_each_with_words_for_it():
@@ -46,10 +61,50 @@ def test_rewards_have_one_panel_each_with_words_for_it():
     assert explanation.startswith("explanation by step")
 
 
-def test_rewards_between_0_and_1_share_their_scale():
-    bounds = Panel("a", (Line("x", [1], [0.5]),), bounds=(0, 1))
+def test_words_are_in_the_unit_of_the_chart():
+    """Shares were described 100 times too small."""
+    data = {"step": 1, "scores": {"train_reward_mean": 0.5}, "learning": {"flat_groups": 0.25}}
+    shown = views.health_chart([{"data": data}])
 
-    assert draw(bounds).axes[0].get_ylim() == (-0.02, 1.02)
+    assert alts(shown) == [
+        "Groups without signal, % by step: flat 25 % at step 1, 25 % at step 1, highest 25 % at "
+        "step 1."
+    ]
+    assert "flat, step 1: 25 %" in points(shown)
+    assert ">30</text>" in shown or ">25</text>" in shown
+
+
+def test_a_flat_zero_is_a_sentence_and_no_chart():
+    data = {"scores": {"train_reward_mean": 0.5}, "learning": {"kl": 0.0, "entropy": 1.0}}
+    shown = views.health_chart([{"data": data | {"step": step}} for step in (1, 2)])
+
+    assert len(alts(shown)) == 1
+    assert "Zero at each step: KL to the base, nats per token." in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([0.31, 0.37], (0.3, 0.38)),
+        ([7.0], (0.0, 15.0)),
+        ([0.0], (0.0, 1.0)),
+        ([-3.0, 4.0], (-4, 4)),
+    ],
+)
+def test_axes_have_round_ends_around_the_values(values: list[float], ends: Any):
+    axis = value_axis(values)
+
+    assert axis.low <= min(values)
+    assert max(values) <= axis.high
+    assert (axis.low, axis.high) == pytest.approx(ends)
+    assert 2 <= len(axis.ticks) <= 9
+
+
+def test_steps_are_whole_and_the_axis_ends_with_them():
+    axis = whole_axis(0, 24)
+
+    assert (axis.low, axis.high) == (0, 24)
+    assert [label for _, label in axis.ticks] == ["0", "5", "10", "15", "20"]
 
 
 def test_what_is_missing_is_counted_below_the_chart():
@@ -99,19 +154,41 @@ def test_times_add_up():
 def test_pictures_are_small_and_in_the_markup():
     html = views.reward_chart(events())
 
-    assert html.count("<img") == html.count("data:image/png;base64,") == 3
-    assert len(html) < 200_000
+    assert len(alts(html)) == 3
+    assert len(html) < 100_000
+    long = [
+        {"data": {"step": step, "train_mean_reward": 0.5 + step % 7 / 20}}
+        for step in range(1, 10_001)
+    ]
+    shown = views.reward_chart(long)
+    (chart,) = re.findall(r'<svg class="rk-svg".*?</svg>', shown, re.DOTALL)
+    assert len(chart) < 60_000
+    assert "highest 0.800 at step 6" in chart
 
 
-def test_a_validation_has_its_interval_and_the_line_below_says_what_it_is():
-    told = metric_event(6)
-    told["learning"]["valid_reward_stderr"] = 0.05
-    panel = Panel("Reward", (Line("validation", [0, 6], [0.2, 0.6], spread=[None, 0.1]),))
+def test_a_validation_has_its_interval_within_the_rewards():
+    told = metric_event(0)
+    told["learning"] = {"valid_reward_stderr": 0.05}
+    told["scores"]["valid_reward_mean"] = 0.02
+    shown = views.reward_chart([{"data": told}])
 
-    assert "95 % interval over the validation rows" in views.reward_chart([{"data": told}])
+    assert "95 % interval over the validation rows" in shown
+    assert "validation, step 0: 0.020 (0.000 to 0.118)" in points(shown)
     assert "the uncertainty of a validation is not reported" in views.reward_chart(events())
-    (bars,) = draw(panel).axes[0].collections
-    assert [part.tolist() for part in bars.get_segments() if len(part)][-1] == [[6, 0.5], [6, 0.7]]
+
+
+def test_the_interval_of_a_validation_is_that_of_the_comparison():
+    found = evals.compare(sample_comparison.samples())
+    jumps = views.jumps_for(found)
+    shown = views.reward_chart(events(), found, jumps=jumps)
+    reward = found.summary("Step 24").reward
+
+    assert any(
+        each.startswith("validation, step 24:")
+        and f"({reward.low:.3f} to {reward.high:.3f})" in each
+        for each in points(shown)
+    )
+    assert 'data-said="whose reward changed from Step 0 to Step 24"' in shown
 
 
 def test_a_long_job_has_bars_of_several_steps():
@@ -130,3 +207,70 @@ def test_graders_of_one_name_are_told_apart_by_type():
 
     titles = [alt.partition(" by step")[0] for alt in alts(views.reward_chart([{"data": data}]))]
     assert titles == ["Reward", "judge (python)", "judge (multi)"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = evals.compare(sample_comparison.samples())
+    jumps = views.jumps_for(found)
+    parts = [
+        views.difference_chart(found, jumps=jumps),
+        views.row_paths(found, jumps=jumps),
+        views.compare_runs(found, jumps=jumps),
+        views.compare_rows(found, jumps=jumps),
+    ]
+    path = tmp_path_factory.mktemp("charts") / "page.html"
+    path.write_text(views.page("Charts", "<h1>Charts</h1>" + "".join(map(str, parts))))
+    return path
+
+
+def test_points_speak_to_mouse_and_keyboard_and_open_their_rows(page: Path, chromium: Any) -> None:
+    with opened(chromium, page, viewport={"width": 1280, "height": 900}) as tab:
+        chart = tab.locator(".rk-svg").first
+        tip = tab.locator(".rk-tip")
+        chart.locator(".rk-pt").nth(2).hover()
+        assert tip.inner_text().startswith("Step 18 +0.149")
+        chart.locator('.rk-pt[tabindex="0"]').focus()
+        assert tip.inner_text().startswith("Step 6 +")
+        tab.keyboard.press("ArrowRight")
+        assert tip.inner_text().startswith("Step 12 +0.183")
+        tab.keyboard.press("Enter")
+        only = tab.locator(".rk-only")
+        assert "rows whose reward changed from Step 0 to Step 12" in only.inner_text()
+        assert tab.evaluate("document.querySelectorAll('.rk-svg [tabindex=\"0\"]').length") == 2
+
+
+def test_filter_order_and_the_open_row_are_in_the_address(page: Path, chromium: Any) -> None:
+    with opened(chromium, page) as tab:
+        rows = tab.locator(".rk-list", has=tab.locator(".rk-card"))
+        rows.get_by_label("Filter rows").fill("backups")
+        rows.get_by_label("Order").select_option(label="lowest reward first")
+        rows.locator(".rk-card:visible summary").nth(1).click()
+        title = rows.locator(".rk-card[open] .rk-title").inner_text()
+        address = tab.evaluate("location.hash")
+        tab.goto("about:blank")
+        tab.goto(page.as_uri() + address)
+        assert rows.get_by_label("Filter rows").input_value() == "backups"
+        assert rows.locator(".rk-card[open] .rk-title").inner_text() == title
+        assert rows.get_by_role("status").inner_text() == "1 to 10 of 20 of 60 rows"
+
+
+def test_without_scripts_and_on_paper_every_row_is_there(page: Path, chromium: Any) -> None:
+    with opened(chromium, page, java_script_enabled=False) as tab:
+        assert tab.locator(".rk-card:visible").count() == 60
+        assert tab.get_by_text("60 rows", exact=True).is_visible()
+    with opened(chromium, page) as tab:
+        assert tab.locator(".rk-card:visible").count() == 10
+        tab.emulate_media(media="print")
+        assert tab.locator(".rk-card:visible").count() == 60
+        assert tab.locator(".rk-card .rk-body").nth(40).is_visible()
+
+
+def test_a_table_can_be_copied_and_saved(page: Path, chromium: Any) -> None:
+    with opened(chromium, page) as tab:
+        with tab.expect_download() as saved:
+            tab.get_by_role("button", name="Save this table as CSV").first.click()
+        lines = Path(saved.value.path()).read_text(encoding="utf-8-sig").splitlines()
+    assert lines[0].startswith("run,reward,pass rate")
+    assert len(lines) == 6
+    assert lines[3].startswith("Step 12 ★,0.58")

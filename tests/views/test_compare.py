@@ -89,7 +89,7 @@ def test_plots_say_what_they_show(found):
         (views.slice_chart(found.slices[0]), "backups +0.508"),
         (views.row_paths(found), "the 15 that rose most"),
     ):
-        alts = re.findall(r'alt="([^"]*)"', html)
+        alts = re.findall(r'<svg class="rk-svg"[^>]*aria-label="([^"]*)"', html)
         assert any(words in alt for alt in alts), alts
         assert len(html) < 250_000
     assert "Within the judge&#x27;s own noise" in views.reward_curve(found, noise)

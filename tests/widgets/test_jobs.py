@@ -92,7 +92,7 @@ def test_it_follows_a_running_job(platform: openai.OpenAI, live: None) -> None:
     monitor.widget()
     try:
         until(lambda: "step" in monitor._head.value)
-        until(lambda: "<img" in monitor._body.value)
+        until(lambda: "<svg" in monitor._body.value)
         monitor._choice.value = "rollouts"
         until(lambda: "completions in 16 groups" in monitor._body.value)
         until(lambda: monitor._follow.has_ended)

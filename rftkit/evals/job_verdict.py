@@ -1,0 +1,220 @@
+"""Several jobs compared as settings: which setting won, by how much, and whether the seeds agree.
+
+Each job counts with its last validation, which nobody chose after seeing the rewards. Jobs that
+differ only in their seed are repeats of one setting. Not here: steps against Step 0 (`compare`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rftkit.evals.comparison import Estimate
+from rftkit.evals.job_names import first_runs, settings_and_seeds
+from rftkit.evals.samples import Run, Samples
+from rftkit.evals.sentences import decimals
+from rftkit.wording import counted, listed
+
+if TYPE_CHECKING:
+    from rftkit.evals.comparison import Comparison
+
+__all__ = ["JobVerdict", "job_verdict", "with_one_base"]
+
+BASE = "Step 0"
+
+
+@dataclass(frozen=True, slots=True)
+class JobVerdict:
+    """Which setting of several jobs won."""
+
+    means: Mapping[str, float]
+    """Setting -> mean reward of its jobs' last validations, the highest first."""
+    lead: Estimate | None
+    """By how much the first is above the second, paired by row and corrected for the number of
+    settings; None with one setting."""
+    is_sure: bool
+    """Whether the comparison shows that lead."""
+    gain: Estimate | None
+    """What the first gains on the base model; None without a Step 0."""
+    sentence: str
+    """In one or two lines."""
+
+
+def with_one_base(samples: Samples) -> Samples:
+    """The same samples with one Step 0 for all jobs that start from one model.
+
+    Its samples are those of all these jobs, as repeats of the rows: a base model is one model, and
+    to count it once for each job would compare it with itself.
+    """
+    models: dict[Any, list[Run]] = {}
+    for run in samples.runs:
+        if run.step == 0 and run.job_id:
+            models.setdefault(((run.job_facts or {}).get("model"), run.grader), []).append(run)
+    shared = [runs for (model, _), runs in models.items() if model and len(runs) > 1]
+    if not shared or all(run.step == 0 for run in samples.runs):
+        return samples
+    names = {}
+    for number, runs in enumerate(shared):
+        label = BASE if len(shared) == 1 else f"{BASE} · {(runs[0].job_facts or {})['model']}"
+        names |= {run.label: (label, run is runs[0], number) for run in runs}
+    kept = [
+        replace(run, label=names[run.label][0], job_id=None) if run.label in names else run
+        for run in samples.runs
+        if run.label not in names or names[run.label][1]
+    ]
+    runs = sorted(kept, key=lambda run: run.job_id is not None or run.step != 0)
+    return _renamed(samples, {old: new[0] for old, new in names.items()}, runs)
+
+
+def _renamed(samples: Samples, labels: Mapping[str, str], runs: Sequence[Run]) -> Samples:
+    """Samples under other labels; those of runs that become one are numbered through."""
+    frame = samples.frame[samples.frame["run"].isin([*labels, *(run.label for run in runs)])]
+    frame = frame.assign(run=frame["run"].replace(dict(labels)))
+    frame["sample"] = frame.groupby(["run", "row"]).cumcount()
+    return replace(samples, runs=tuple(runs), frame=frame.reset_index(drop=True))
+
+
+def job_verdict(samples: Samples, level: float, seed: int) -> JobVerdict | None:
+    """Compare the last validations of several jobs; None with fewer than two jobs.
+
+    Args:
+        samples: Validations of the jobs, with one Step 0 (`with_one_base`).
+        level: Confidence level.
+        seed: Of the resampling.
+    """
+    first = first_runs(samples.runs)
+    last = {job: _last(samples.runs, job) for job in first}
+    if len(first) < 2 or any(run.step == 0 for run in last.values()):
+        return None
+    found = dict(zip(first, settings_and_seeds(list(first.values())), strict=True))
+    pooled = _pooled(samples, {last[job].label: setting for job, (setting, _) in found.items()})
+    means = _means(pooled, list(dict.fromkeys(setting for setting, _ in found.values())))
+    if not means:
+        return None
+    rewards = {job: _mean(samples, run.label) for job, run in last.items()}
+    seeds = [(setting, seed, rewards[job]) for job, (setting, seed) in found.items()]
+    lead, is_sure = _lead(pooled, list(means), level, seed)
+    gain, gains = _gain(pooled, next(iter(means)), level, seed)
+    return JobVerdict(
+        means=means,
+        lead=lead,
+        is_sure=is_sure,
+        gain=gain,
+        sentence=_sentence(means, lead, gain, seeds, is_sure=is_sure, gains=gains),
+    )
+
+
+def _last(runs: Sequence[Run], job: str) -> Run:
+    own = [run for run in runs if run.job_id == job and run.step is not None]
+    finished = [run for run in own if run.status == "completed"] or own
+    return max(finished, key=lambda run: run.step or 0)
+
+
+def _pooled(samples: Samples, settings: Mapping[str, str]) -> Samples:
+    """The base and one run for each setting, whose seeds are repeats of the rows."""
+    base = [run for run in samples.runs if run.label == BASE]
+    names = dict.fromkeys(settings.values())
+    runs = [*base, *(Run(name, name) for name in names)]
+    kept = samples.frame["run"].isin([*settings, BASE])
+    return _renamed(replace(samples, frame=samples.frame[kept]), settings, runs)
+
+
+def _means(pooled: Samples, settings: Sequence[str]) -> dict[str, float]:
+    known = {setting: _mean(pooled, setting) for setting in settings}
+    ordered = sorted(known.items(), key=lambda pair: -(pair[1] or 0.0))
+    return {name: mean for name, mean in ordered if mean is not None}
+
+
+def _mean(samples: Samples, label: str) -> float | None:
+    frame = samples.frame[samples.frame["run"] == label].dropna(subset="reward")
+    return float(frame.groupby("row")["reward"].mean().mean()) if len(frame) else None
+
+
+def _lead(
+    pooled: Samples, settings: Sequence[str], level: float, seed: int
+) -> tuple[Estimate | None, bool]:
+    if len(settings) < 2:
+        return None, False
+    chosen = pooled.select(settings)
+    pair = _compared(chosen, settings[0], settings[1], level, seed).pair(settings[1])
+    behind = pair.difference
+    if behind.value is None:
+        return None, False
+    low, high = behind.low, behind.high
+    ends = (None, None) if low is None or high is None else (-high, -low)
+    return Estimate(-behind.value, *ends, behind.num_rows), pair.verdict == "worse"
+
+
+def _gain(
+    pooled: Samples, best: str, level: float, seed: int
+) -> tuple[Estimate | None, str | None]:
+    if BASE not in pooled.labels:
+        return None, None
+    pair = _compared(pooled, BASE, best, level, seed).pair(best)
+    return (pair.difference, pair.verdict) if pair.difference.value is not None else (None, None)
+
+
+def _compared(samples: Samples, before: str, after: str, level: float, seed: int) -> Comparison:
+    from rftkit.evals.compare import compare
+
+    return compare(samples, baseline=before, after=after, level=level, seed=seed)
+
+
+def _sentence(
+    means: Mapping[str, float],
+    lead: Estimate | None,
+    gain: Estimate | None,
+    seeds: Sequence[tuple[str, Any, float | None]],
+    *,
+    is_sure: bool,
+    gains: str | None,
+) -> str:
+    best, *others = means
+    if lead is None:
+        values = [mean for _, _, mean in seeds if mean is not None]
+        said = (
+            f"{counted(len(seeds), 'seed')} of one setting end at a reward of {means[best]:.3f} "
+            f"({min(values):.3f} to {max(values):.3f})"
+        )
+    else:
+        second = others[0]
+        rewards = f"{means[best]:.3f} against {means[second]:.3f} at the last step"
+        start = f"{best} won" if is_sure else f"No setting is shown to win. {best} is ahead"
+        said = f"{start}: {rewards}, {_with_ends(lead)} above {second}"
+        said += _agreement(seeds, best, second)
+    if gain is not None:
+        shown = {"better": "gains", "worse": "loses"}.get(gains or "")
+        who = best if others else "The setting"
+        words = (
+            f"{shown} {_with_ends(gain)}"
+            if shown
+            else f"shows no clear change ({_with_ends(gain)})"
+        )
+        said += f". {who} {words} against the base model"
+    return f"{said}."
+
+
+def _agreement(seeds: Sequence[tuple[str, Any, float | None]], best: str, second: str) -> str:
+    """Whether the seeds that both settings have agree on which is better."""
+    first, other = (
+        {seed: mean for name, seed, mean in seeds if name == setting and mean is not None}
+        for setting in (best, second)
+    )
+    shared = [seed for seed in first if seed in other and seed is not None]
+    if len(shared) < 2:
+        return ""
+    against = [str(seed) for seed in shared if first[seed] <= other[seed]]
+    if not against:
+        return f"; all {len(shared)} seeds agree"
+    which = f"not {'seed' if len(against) == 1 else 'seeds'} {listed(against)}"
+    return f"; {len(shared) - len(against)} of {len(shared)} seeds agree ({which})"
+
+
+def _with_ends(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:+.3f}"
+    digits = decimals(estimate.value, estimate.low, estimate.high)
+    return (
+        f"{estimate.value:+.{digits}f} ({estimate.low:+.{digits}f} to {estimate.high:+.{digits}f})"
+    )

@@ -1,0 +1,63 @@
+"""A grader in one sentence, for the top of a report. Not here: its whole spec (`views.spec`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rftkit.wording import listed
+
+__all__ = ["in_a_sentence"]
+
+Spec = Mapping[str, Any]
+MOST_PARTS = 6
+"""Graders of a formula that are described one by one."""
+_OPERATIONS = {
+    "eq": "is exactly",
+    "ne": "is not",
+    "like": "contains",
+    "ilike": "contains, in any case,",
+}
+
+
+def in_a_sentence(spec: Spec) -> str:
+    """What a grader pays for, such as *The reward is 1 if the answer contains the row's `key`*."""
+    if spec.get("type") != "multi":
+        return f"The reward {_pays(spec)}."
+    parts = spec.get("graders") or {}
+    named = parts.items() if isinstance(parts, Mapping) else [(p.get("name"), p) for p in parts]
+    said = [f"`{name}` {_pays(each)}" for name, each in list(named)[:MOST_PARTS]]
+    more = len(parts) - len(said)
+    rest = f"; and {more} more" if more > 0 else ""
+    return f"The reward is `{spec.get('calculate_output')}`, where {listed(said)}{rest}."
+
+
+def _pays(spec: Spec) -> str:
+    kind = spec.get("type")
+    if kind == "string_check":
+        does = _OPERATIONS.get(str(spec.get("operation")), str(spec.get("operation")))
+        return f"is 1 if {_named(spec.get('input'))} {does} {_named(spec.get('reference'))}, else 0"
+    if kind == "text_similarity":
+        metric = str(spec.get("evaluation_metric")).replace("_", " ")
+        both = f"{_named(spec.get('input'))} and {_named(spec.get('reference'))}"
+        return f"is the similarity ({metric}) of {both}"
+    if kind == "python":
+        return "is what a Python function returns"
+    if kind in ("score_model", "label_model"):
+        return f"is the grade of the model `{spec.get('model')}`"
+    if kind == "endpoint":
+        return "is what a web service returns"
+    return f"is that of a grader of type `{kind}`"
+
+
+def _named(template: Any) -> str:
+    """`{{ item.category }}` as *the row's `category`*; any other template as it is."""
+    found = re.fullmatch(r"\s*\{\{\s*(item|sample)\.([\w.]+)\s*\}\}\s*", str(template))
+    if not found:
+        return f"`{str(template)[:60]}`"
+    if found[1] == "item":
+        return f"the row's `{found[2]}`"
+    if found[2] == "output_text":
+        return "the answer"
+    return f"the answer's `{found[2].removeprefix('output_json.')}`"

@@ -1,0 +1,276 @@
+"""A chart as SVG: scales, ticks, and marks in the units of the data.
+
+It is plain markup, so that it is crisp at any size and on paper, follows the colours of the page,
+and needs no script: each point has a `<title>`. The script (`views.js`) shows it at once, lets the
+arrow keys go from point to point, and follows the link of a point to its rows. Words of a chart
+that may be long (title, legend, names) are text of the page around it (`plot`), which can wrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rftkit.views.markup import number, text
+
+__all__ = ["NARROW", "WIDE", "Axis", "Canvas", "share", "value_axis", "whole_axis"]
+
+NARROW, WIDE = 340, 680
+"""Width of a chart in its own units, about pixels."""
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 38
+MOST_VERTICES = 600
+"""Vertices of a line; of a longer one the lowest and highest value of each stretch are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A scale with its ticks."""
+
+    low: float
+    high: float
+    ticks: tuple[tuple[float, str], ...]
+    label: str = ""
+
+
+def value_axis(
+    values: Iterable[float],
+    *,
+    label: str = "",
+    bounds: tuple[float, float] | None = None,
+    is_share: bool = False,
+    num: int = 5,
+) -> Axis:
+    """Round ends and ticks around some values.
+
+    Args:
+        values: What must fit; at least one.
+        label: Name of the axis, with its unit.
+        bounds: The ends, where they have a meaning.
+        is_share: Shares of one, shown in per cent from zero up.
+        num: About how many ticks.
+    """
+    known = list(values) + list(bounds or ()) + ([0.0] if is_share else [])
+    low, high = min(known), max(known)
+    if high - low < 1e-12:
+        low, high = (0.0, high * 2) if high > 0 else (low * 2, 0.0) if low < 0 else (0.0, 1.0)
+    step = _round_step((high - low) / num)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [round(at * step, 12) for at in range(first, last + 1)]
+    shown = tuple((tick, f"{100 * tick:g}" if is_share else f"{tick:,g}") for tick in ticks)
+    return Axis(ticks[0], ticks[-1], shown, label)
+
+
+def whole_axis(low: int, high: int, *, label: str = "step", num: int = 6) -> Axis:
+    """An axis of whole numbers that ends where the data ends."""
+    step = max(1, round(_round_step(max(1, high - low) / num)))
+    ticks = list(range(-(-low // step) * step, high + 1, step)) or [low]
+    return Axis(low, max(high, low + 1), tuple((at, f"{at:,}") for at in ticks), label)
+
+
+def share(value: float) -> str:
+    """A share of one in per cent: `2.5 %`."""
+    return f"{100 * value:.3g} %"
+
+
+def _round_step(rough: float) -> float:
+    scale = 10.0 ** math.floor(math.log10(rough))
+    return next(scale * nice for nice in (1, 2, 2.5, 5, 10) if scale * nice >= rough * 0.999)
+
+
+class Canvas:
+    """A plot area that takes marks in data units and gives one `<svg>`."""
+
+    def __init__(self, x: Axis, y: Axis | None, *, is_wide: bool, height: int = 210) -> None:
+        """`y` may be None where rows are placed by hand, from 0 at the top to 1 at the bottom."""
+        self.x, self.y, self.is_wide = x, y, is_wide
+        self.width, self.height = WIDE if is_wide else NARROW, height
+        self._left = LEFT if y else RIGHT
+        self._behind: list[str] = []
+        self._points: list[str] = []
+        self._grid()
+
+    def at_x(self, value: float) -> float:
+        """The horizontal place of a value."""
+        part = (value - self.x.low) / (self.x.high - self.x.low)
+        return round(self._left + part * (self.width - self._left - RIGHT), 1)
+
+    def at_y(self, value: float) -> float:
+        """The vertical place of a value."""
+        room = self.height - TOP - BOTTOM
+        if self.y is None:
+            return round(TOP + value * room, 1)
+        part = (value - self.y.low) / (self.y.high - self.y.low)
+        return round(TOP + (1 - part) * room, 1)
+
+    def line(self, points: Sequence[tuple[float, float | None]], kind: str) -> None:
+        """A line; None is a gap in it."""
+        path, is_new = [], True
+        for x, y in _thinned(points):
+            if y is None:
+                is_new = True
+                continue
+            path.append(f"{'M' if is_new else 'L'}{self.at_x(x):g} {self.at_y(y):g}")
+            is_new = False
+        self._behind.append(f'<path class="rk-line {kind}" d="{"".join(path)}"/>')
+
+    def band(self, points: Sequence[tuple[float, float, float]], kind: str) -> None:
+        """An area between two lines: (x, low, high)."""
+        there = [f"{self.at_x(x):g},{self.at_y(high):g}" for x, _, high in points]
+        back = [f"{self.at_x(x):g},{self.at_y(low):g}" for x, low, _ in reversed(points)]
+        self._behind.append(f'<polygon class="rk-band {kind}" points="{" ".join(there + back)}"/>')
+
+    def box(self, x: tuple[float, float], y: tuple[float, float], kind: str) -> None:
+        """A rectangle without words, behind the marks."""
+        self._behind.append(self._rect(x, y, kind))
+
+    def rule(self, x: float, kind: str = "") -> None:
+        """A vertical line at a value."""
+        at = f"{self.at_x(x):g}"
+        self._behind.append(
+            f'<line class="rk-rule {kind}" x1="{at}" x2="{at}" y1="{TOP}" '
+            f'y2="{self.height - BOTTOM}"/>'
+        )
+
+    def word(self, x: float, y: float, words: str, anchor: str = "start") -> None:
+        """A short text at a place given in units of the drawing."""
+        self._behind.append(
+            f'<text class="rk-word" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{text(words)}</text>'
+        )
+
+    def gap(self, x: float, words: str) -> None:
+        """A cross on the axis: nothing was measured here."""
+        place = f"translate({self.at_x(x):g} {self.height - BOTTOM - 5:g})"
+        cross = f'<path class="rk-gap" transform="{place}" d="M-3 -3L3 3M-3 3L3 -3"/>'
+        self._point(cross, self.at_x(x), self.height - BOTTOM - 5, words, "")
+
+    def point(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        kind: str,
+        *,
+        ends: tuple[float, float] | None = None,
+        is_across: bool = False,
+        link: str = "",
+    ) -> None:
+        """A point that says its words, with its interval and where it leads.
+
+        Args:
+            x: Place.
+            y: Place.
+            words: What it says, with the unit.
+            kind: Classes of the style sheet, such as `rk-main`; `rk-bare` is not drawn.
+            ends: Its interval, up and down, or along x if `is_across`.
+            is_across: See `ends`.
+            link: Attributes of a link to its rows.
+        """
+        left, top = self.at_x(x), self.at_y(y)
+        shape = ""
+        if ends is not None:
+            shape += self._ends(left, top, ends, kind, is_across=is_across)
+        if "rk-star" in kind:
+            shape += f'<path class="{kind}" transform="translate({left:g} {top:g})" d="{_STAR}"/>'
+        elif "rk-square" in kind:
+            shape += f'<rect class="{kind}" x="{left - 4:g}" y="{top - 4:g}" width="8" height="8"/>'
+        elif "rk-bare" not in kind:
+            radius = 4 if "rk-main" in kind or is_across else 2.5
+            shape += f'<circle class="{kind}" cx="{left:g}" cy="{top:g}" r="{radius:g}"/>'
+        self._point(shape, left, top, words, link)
+
+    def bar(
+        self, x: tuple[float, float], y: tuple[float, float], words: str, kind: str, link: str = ""
+    ) -> None:
+        """A bar that says its words."""
+        inner = f"<title>{text(words)}</title>{self._rect(x, y, kind)}"
+        self._points.append(_focusable(inner, words, link))
+
+    def svg(self, alt: str) -> str:
+        """The whole chart; `alt` states its numbers."""
+        inner = "".join(self._points).replace('tabindex="-1"', 'tabindex="0"', 1)
+        return (
+            f'<svg class="rk-svg" viewBox="0 0 {self.width} {self.height}" role="group" '
+            f'aria-label="{text(alt)}">{"".join(self._behind)}{inner}</svg>'
+        )
+
+    def _point(self, shape: str, left: float, top: float, words: str, link: str) -> None:
+        hit = f'<circle class="rk-hit" cx="{left:g}" cy="{top:g}" r="8"/>'
+        self._points.append(_focusable(f"<title>{text(words)}</title>{shape}{hit}", words, link))
+
+    def _ends(
+        self, left: float, top: float, ends: tuple[float, float], kind: str, *, is_across: bool
+    ) -> str:
+        if is_across:
+            low, high = (self.at_x(each) for each in ends)
+            return f'<path class="rk-ends {kind}" d="M{low:g} {top:g}L{high:g} {top:g}"/>'
+        low, high = (self.at_y(each) for each in ends)
+        caps = "".join(f"M{left - 3:g} {each:g}L{left + 3:g} {each:g}" for each in (low, high))
+        return f'<path class="rk-ends {kind}" d="M{left:g} {low:g}L{left:g} {high:g}{caps}"/>'
+
+    def _rect(self, x: tuple[float, float], y: tuple[float, float], kind: str) -> str:
+        left, right = sorted(self.at_x(each) for each in x)
+        top, bottom = sorted(self.at_y(each) for each in y)
+        size = f'width="{max(0.5, right - left):g}" height="{max(0.0, bottom - top):g}"'
+        return f'<rect class="{kind}" x="{left:g}" y="{top:g}" {size}/>'
+
+    def _grid(self) -> None:
+        floor = self.height - BOTTOM
+        lines, words = [], []
+        for value, label in self.y.ticks if self.y else ():
+            top = self.at_y(value)
+            lines.append(f"M{self._left} {top:g}H{self.width - RIGHT}")
+            words.append(
+                f'<text x="{self._left - 6}" y="{top + 4:g}" text-anchor="end">{label}</text>'
+            )
+        for value, label in self.x.ticks:
+            left = self.at_x(value)
+            if self.y is None:
+                lines.append(f"M{left:g} {TOP}V{floor}")
+            place = f'x="{left:g}" y="{floor + 15}"'
+            words.append(f'<text {place} text-anchor="middle">{text(label)}</text>')
+        if self.x.label:
+            words.append(
+                f'<text x="{self.width - RIGHT}" y="{self.height - 4}" text-anchor="end">'
+                f"{text(self.x.label)}</text>"
+            )
+        self._behind.append(f'<path class="rk-grid" d="{"".join(lines)}"/>')
+        self._behind.append(
+            f'<path class="rk-axis" d="M{self._left} {floor}H{self.width - RIGHT}"/>'
+        )
+        self._behind.append("".join(words))
+
+
+_STAR = "M0 -8L2.1 -2.9L7.6 -2.5L3.4 1.1L4.7 6.5L0 3.6L-4.7 6.5L-3.4 1.1L-7.6 -2.5L-2.1 -2.9Z"
+
+
+def _focusable(inner: str, words: str, link: str) -> str:
+    """A mark that the arrow keys reach; the first one of a chart is a stop of the tab key."""
+    if link:
+        return (
+            f'<a class="rk-pt rk-jump" tabindex="-1" aria-label="{text(words)}" {link}>{inner}</a>'
+        )
+    return f'<g class="rk-pt" tabindex="-1" role="img">{inner}</g>'
+
+
+def _thinned(
+    points: Sequence[tuple[float, float | None]],
+) -> Sequence[tuple[float, float | None]]:
+    width = -(-2 * len(points) // MOST_VERTICES)
+    if width < 2:
+        return points
+    kept: list[tuple[float, float | None]] = []
+    for start in range(0, len(points), width):
+        part = points[start : start + width]
+        known = [(x, y) for x, y in part if y is not None]
+        if not known:
+            kept.append((part[0][0], None))
+            continue
+        ends = {min(known, key=lambda point: point[1]), max(known, key=lambda point: point[1])}
+        kept += sorted(ends)
+    return kept
+
+
+def shown(value: float, *, is_share: bool) -> str:
+    """A number in the unit of its chart."""
+    return share(value) if is_share else number(value)

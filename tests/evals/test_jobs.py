@@ -1,0 +1,103 @@
+"""Several jobs compared: their names, one base model, and which setting won."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rftkit import evals, views
+from rftkit.evals.job_names import unique_labels
+from rftkit.evals.samples import COLUMNS, Run, Samples
+
+STEPS = (0, 8, 16)
+
+
+def jobs(ends: dict[tuple[float, int], float], rows: int = 80, steps: Any = STEPS) -> Samples:
+    """Jobs of a sweep: (learning rate, seed) -> mean reward of its last step; the base has 0.3."""
+    rng = np.random.default_rng(3)
+    ease = rng.normal(0, 0.1, rows)
+    runs, lines = [], []
+    for at, (rate, seed) in enumerate(ends):
+        own = steps[at] if isinstance(steps, list) else steps
+        for step in own:
+            facts = {"lr ×": rate, "seed": seed, "model": "tiny"}
+            runs.append(Run(f"Step {step}", f"e{at}-{step}", step, None, f"ftjob-{at:024}", facts))
+    labels = unique_labels(runs)
+    for run, label in zip(runs, labels, strict=True):
+        facts = run.job_facts or {}
+        last = max(each.step or 0 for each in runs if each.job_id == run.job_id)
+        mean = 0.3 + (ends[facts["lr ×"], facts["seed"]] - 0.3) * (run.step or 0) / last
+        rewards = np.clip(mean + ease + rng.normal(0, 0.1, rows), 0, 1)
+        lines += [
+            {"run": label, "row": f"row{at}", "sample": 0, "reward": reward, "outcome": "graded",
+             "truncated": False, "answer": "a"}
+            for at, reward in enumerate(rewards)
+        ]  # fmt: skip
+    frame = pd.DataFrame(lines, columns=list(COLUMNS)).astype({"passed": "boolean"})
+    keys = [f"row{at}" for at in range(rows)]
+    named = [Run(label, r.id, r.step, None, r.job_id, r.job_facts)
+             for r, label in zip(runs, labels, strict=True)]  # fmt: skip
+    return Samples(
+        tuple(named),
+        frame,
+        {key: {"n": key} for key in keys},
+        {key: at for at, key in enumerate(keys)},
+    )
+
+
+SWEEP = {(1.0, 1): 0.5, (1.0, 2): 0.52, (5.0, 1): 0.7, (5.0, 2): 0.72}
+
+
+def test_the_headline_of_a_sweep_says_which_setting_won_and_whether_seeds_agree() -> None:
+    found = evals.compare(jobs(SWEEP))
+    assert found.jobs
+    said = found.jobs.sentence
+    assert said.startswith("lr ×5 won: 0.7")
+    assert "above lr ×1; all 2 seeds agree" in said
+    assert "lr ×5 gains +0.4" in said
+    assert len(said) < 250
+    assert "ftjob" not in views.compare_headline(found)
+
+
+def test_no_setting_wins_where_the_rows_do_not_show_it() -> None:
+    close = {(1.0, 1): 0.6, (1.0, 2): 0.65, (5.0, 1): 0.645, (5.0, 2): 0.61}
+    found = evals.compare(jobs(close, rows=30))
+    assert found.jobs
+    assert found.jobs.sentence.startswith("No setting is shown to win. ")
+    assert "1 of 2 seeds agree (not seed" in found.jobs.sentence
+
+
+def test_seeds_alone_are_one_setting() -> None:
+    found = evals.compare(jobs({(1.0, 1): 0.5, (1.0, 2): 0.7}))
+    assert found.jobs
+    assert found.jobs.lead is None
+    assert found.jobs.sentence.startswith("2 seeds of one setting end at a reward of 0.")
+
+
+def test_the_base_model_counts_once() -> None:
+    found = evals.compare(jobs(SWEEP))
+    assert [run.label for run in found.runs if run.step == 0] == ["Step 0"]
+    assert found.summary("Step 0").num_samples == 4 * 80
+    assert found.baseline == "Step 0"
+    assert len(found.pairs) == 8
+    assert evals.compare(found.samples).to_dict() == found.to_dict()
+    old = evals.compare(jobs(SWEEP), baseline="Step 0 · lr ×1, seed 2")
+    assert old.baseline == "Step 0"
+
+
+def test_a_job_has_one_name_whatever_steps_the_others_have() -> None:
+    three = {(1.0, 1): 0.5, (2.0, 1): 0.5, (3.0, 1): 0.5}
+    labels = jobs(three, steps=[(0, 8), (0, 8, 16), (0, 16)]).labels
+    assert labels == [
+        "Step 0 · lr ×1", "Step 8 · lr ×1",
+        "Step 0 · lr ×2", "Step 8 · lr ×2", "Step 16 · lr ×2",
+        "Step 0 · lr ×3", "Step 16 · lr ×3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("show", [views.reward_curve, views.difference_chart, views.compare_runs])
+def test_no_view_of_several_jobs_shows_an_id(show: Any) -> None:
+    assert "ftjob-" not in show(evals.compare(jobs(SWEEP)))

@@ -1,0 +1,30 @@
+"""One run alone: its rows as they were graded, and its mean."""
+
+from __future__ import annotations
+
+import re
+
+import sample_comparison
+
+from rftkit import evals, views
+
+
+def test_one_run_alone_shows_its_rows_as_graded():
+    found = evals.compare(sample_comparison.samples(steps=(12,)))
+    html = views.compare_rows(found)
+    groups = re.findall(r'<details class="rk-card" data-group="([^"]*)"', html)
+
+    assert set(groups) >= {"passed", "failed"}
+    assert groups.count("not graded") == found.rows["reward/Step 12"].isna().sum()
+    assert "most fixed first" not in html
+    assert "lowest reward first" in html
+    assert "Step 12 earns 0.58 (0.5" in views.compare_headline(found)
+
+
+def test_without_verdicts_the_reward_stands_there():
+    samples = sample_comparison.samples(steps=(12,))
+    samples.frame["passed"] = samples.frame["passed"].where(False)
+    html = views.compare_rows(evals.compare(samples))
+
+    assert set(re.findall(r'data-group="([^"]*)"', html)) <= {"graded", "not graded"}
+    assert re.search(r"reward 0\.\d\d</span>", html)
