@@ -206,7 +206,7 @@ def _agreement(seeds: Sequence[tuple[str, Any, float | None]], best: str, second
         return ""
     against = [str(seed) for seed in shared if first[seed] <= other[seed]]
     if not against:
-        return f"; all {len(shared)} seeds agree"
+        return f"; {'both' if len(shared) == 2 else f'all {len(shared)}'} seeds agree"
     which = f"not {'seed' if len(against) == 1 else 'seeds'} {listed(against)}"
     return f"; {len(shared) - len(against)} of {len(shared)} seeds agree ({which})"
 

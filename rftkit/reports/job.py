@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,15 +107,16 @@ class JobRecord:
     def hyperparameters(self) -> list[Json]:
         """Each one `as given` and `as used`; a job states the latter in its own events."""
         given = self.settings.get("hyperparameters") or self.job.get("hyperparameters") or {}
-        stated = (_stated(event.get("data") or {}) for event in self.events)
-        used = next((values for values in stated if values), {})
+        used, ignored = _stated(self.events, "hyperparameters"), _stated(self.events, "ignored")
         set_by_hand = {name: value for name, value in given.items() if value != "auto"}
         used = set_by_hand | {name: value for name, value in used.items() if value is not None}
         return [
             {
                 "hyperparameter": name,
                 "as given": _short(given.get(name)),
-                "as used": _short(used.get(name)),
+                "as used": f"no effect: {ignored[name]}"
+                if name in ignored
+                else _short(used.get(name)),
             }
             for name in dict.fromkeys([*given, *used])
         ]
@@ -234,6 +234,7 @@ def _file(client: OpenAI, use: str, file_id: str) -> Json:
     return facts | {"rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _stated(data: Mapping[str, Any]) -> Json:
-    values = data.get("hyperparameters")
-    return values if isinstance(values, dict) else {}
+def _stated(events: list[Event], name: str) -> Json:
+    """What the job says of its settings in the first event that says it."""
+    found = ((event.get("data") or {}).get(name) for event in events)
+    return next((values for values in found if values and isinstance(values, dict)), {})

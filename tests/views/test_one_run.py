@@ -23,7 +23,7 @@ def test_one_run_alone_shows_its_rows_as_graded():
 
 def test_without_verdicts_the_reward_stands_there():
     samples = sample_comparison.samples(steps=(12,))
-    samples.frame["passed"] = samples.frame["passed"].where(False)
+    samples.frame["passed"] = samples.frame["passed"].mask(samples.frame["step"].notna())
     html = views.compare_rows(evals.compare(samples))
 
     assert set(re.findall(r'data-group="([^"]*)"', html)) <= {"graded", "not graded"}
