@@ -38,7 +38,7 @@
     const { noun } = list.dataset, nouns = `${noun}s`, size = Number(list.dataset.page);
     const status = list.querySelector(".rk-count");
     const key = (name) => `${number}.${name}`;
-    let order = items, start = 0, only = null;
+    let order = items, found = items, start = 0, only = null;
 
     const filter = make("input", { type: "search", placeholder: `Filter ${nouns}…` });
     filter.setAttribute("aria-label", `Filter ${nouns}`);
@@ -49,7 +49,7 @@
 
     function show() {
       const terms = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-      const found = order.filter((item) =>
+      found = order.filter((item) =>
         (!only || only.has(item.dataset.row)) && (!group.value || item.dataset.group === group.value) &&
         terms.every((term) => wordsOf(item).includes(term)));
       start = Math.max(0, Math.min(start, size * Math.floor((found.length - 1) / size)));
@@ -72,7 +72,7 @@
     }
     const again = () => { start = 0; show(); };
     const toItem = (item) => { // open it, on the page that has it
-      start = size * Math.floor(order.indexOf(item) / size);
+      start = size * Math.floor(Math.max(0, found.indexOf(item)) / size);
       show();
       if (item.matches("details")) item.open = true;
       item.scrollIntoView({ block: "center" });

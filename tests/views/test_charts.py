@@ -248,8 +248,10 @@ def test_filter_order_and_the_open_row_are_in_the_address(page: Path, chromium: 
         rows.locator(".rk-card:visible summary").nth(1).click()
         title = rows.locator(".rk-card[open] .rk-title").inner_text()
         address = tab.evaluate("location.hash")
-        tab.goto("about:blank")
+    with chromium.new_context(offline=True) as context:
+        tab = context.new_page()
         tab.goto(page.as_uri() + address)
+        rows = tab.locator(".rk-list", has=tab.locator(".rk-card"))
         assert rows.get_by_label("Filter rows").input_value() == "backups"
         assert rows.locator(".rk-card[open] .rk-title").inner_text() == title
         assert rows.get_by_role("status").inner_text() == "1 to 10 of 20 of 60 rows"

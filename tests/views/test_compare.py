@@ -86,7 +86,7 @@ def test_plots_say_what_they_show(found):
     for html, words in (
         (views.reward_curve(found, noise), "Step 12 0.582"),
         (views.difference_chart(found), "Step 24 +0.105"),
-        (views.slice_chart(found.slices[0]), "backups +0.508"),
+        (views.slice_chart(found.slices[0]), "backups (20 rows) +0.508"),
         (views.row_paths(found), "the 15 that rose most"),
     ):
         alts = re.findall(r'<svg class="rk-svg"[^>]*aria-label="([^"]*)"', html)
