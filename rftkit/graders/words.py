@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rftkit.wording import listed
-
 __all__ = ["in_a_sentence"]
 
 Spec = Mapping[str, Any]
@@ -29,8 +27,8 @@ def in_a_sentence(spec: Spec) -> str:
     named = parts.items() if isinstance(parts, Mapping) else [(p.get("name"), p) for p in parts]
     said = [f"`{name}` {_pays(each)}" for name, each in list(named)[:MOST_PARTS]]
     more = len(parts) - len(said)
-    rest = f"; and {more} more" if more > 0 else ""
-    return f"The reward is `{spec.get('calculate_output')}`, where {listed(said)}{rest}."
+    said += [f"{more} more are in its formula"] if more > 0 else []
+    return f"The reward is `{spec.get('calculate_output')}`: {'; '.join(said)}."
 
 
 def _pays(spec: Spec) -> str:

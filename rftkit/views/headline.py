@@ -108,7 +108,8 @@ def _validation_tiles(valid: Figures) -> list[str]:
     if best != last:
         tiles.append(tile(f"Validation, step {best}", valid["best"], "best", start))
     words = "best and last" if best == last else "last"
-    return [*tiles, tile(f"Validation, step {last}", valid["final"], words, start)]
+    final = tile(f"Validation, step {last}", valid["final"], words, start, valid["verdict"])
+    return [*tiles, final]
 
 
 def _test_tiles(test: Figures) -> list[str]:
@@ -117,15 +118,23 @@ def _test_tiles(test: Figures) -> list[str]:
     rows = f"mean of {counted(test['pairs'], 'row')}"
     return [
         tile("Test, base model", test["base"], rows),
-        tile("Test, final model", test["final"], rows, test["base"]),
+        tile("Test, final model", test["final"], rows, test["base"], test["verdict"]),
     ]
 
 
-def tile(label: str, value: float | str | None, below: str, start: float | None = None) -> str:
-    """A figure with its name above and a remark below; with `start`, also the change from it."""
-    tone = ""
+def tile(
+    label: str,
+    value: float | str | None,
+    below: str,
+    start: float | None = None,
+    verdict: str | None = None,
+) -> str:
+    """A figure with its name above and a remark below; with `start`, also the change from it.
+
+    The change has the colour of a gain or a loss only where `verdict` shows it.
+    """
+    tone = {"better": "rk-good", "worse": "rk-bad"}.get(verdict or "", "")
     if isinstance(value, int | float) and start is not None:
-        tone = "rk-good" if value > start else "rk-bad" if value < start else ""
         below = f"{signed(value - start, 2)}, {below}"
     shown = text(value) if isinstance(value, str) else number(value, 2)
     return (

@@ -71,11 +71,11 @@ def test_the_views_of_a_job_show_losses(method: str, valid: bool) -> None:
 def test_the_headline_is_about_the_loss() -> None:
     said = views.headline(summary(events("supervised"))).plain
     assert said == (
-        "The loss on the validation rows fell from 1.00 at step 3 to 0.50 at step 6. What the "
-        "answers are worth, an eval says."
+        "The loss on the validation rows was 1.00 at step 3 and 0.50 at step 6. A loss does not "
+        "say what the answers are worth; an eval does."
     )
     alone = views.headline(summary(events("supervised", valid=False))).plain
-    assert alone.startswith("The loss on training rows fell from 2.00 at step 1 to 0.33 at step 6")
+    assert alone.startswith("The loss on training rows was 2.00 at step 1 and 0.33 at step 6")
 
 
 def test_a_report_shows_the_settings_of_the_method() -> None:
