@@ -229,14 +229,18 @@ def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:
 
 
 def _with_all_items(body: str) -> str:
-    """A page has every item of its lists as plain markup; the script makes pages of them."""
-    pattern = f"{REST}(?P<after>.*?){REST_SCRIPT}(?P<rest>.*?)</script>"
-    whole = re.sub(pattern, _placed, body, flags=re.DOTALL)
-    return re.sub(r'(<p class="rk-count" role="status" data-all="([^"]*)">)[^<]*', r"\1\2", whole)
+    """A page has every item of its lists as plain markup; the script makes pages of them.
+
+    nbconvert writes the attributes of an element in an order of its own.
+    """
+    whole = _REST_OF_LIST.sub(lambda found: found["rest"] + found["after"], body)
+    return _COUNT.sub(lambda found: found["tag"] + found["all"], whole)
 
 
-def _placed(found: re.Match[str]) -> str:
-    return found["rest"] + found["after"]
+_REST_OF_LIST = re.compile(
+    rf"{REST}(?P<after>.*?)<script\b[^>]*\brk-rest\b[^>]*>(?P<rest>.*?)</script>", re.DOTALL
+)
+_COUNT = re.compile(r'(?P<tag><p\b[^>]*\bdata-all="(?P<all>[^"]*)"[^>]*>)[^<]*')
 
 
 @cache

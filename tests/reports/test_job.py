@@ -45,12 +45,12 @@ def test_the_page_says_the_outcome_and_where_it_comes_from(page):
         assert fact in html
     for section in ("Curves", "Answers before and after", "Checkpoints", "Provenance"):
         assert f">{section}</a>" in html
-    assert html.count('<svg class="rk-svg"') == 12
+    assert html.count('class="rk-svg"') == 12
     assert "<img" not in html
     assert len(html) < 700_000
     fold = html[: html.index("Curves</h2>") if "Curves</h2>" in html else html.index('id="Curves"')]
     assert "<code>smollm2-135m-instruct</code>, reinforcement fine-tuning on security_review" in fold
-    assert "the answer&#x27;s <code>compliant</code> is exactly the row&#x27;s" in fold
+    assert "the answer's <code>compliant</code> is exactly the row's" in fold
     assert "Started on 2026-09-21" in fold
     assert "It came from" in fold
     assert fold.index("Test, final model") < fold.index("Validation, step 0")
