@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.jumps import Jumps
@@ -56,7 +57,12 @@ def reward_chart(
     names = list(dict.fromkeys(graders["grader"]))
     panels = [_with_validations(_reward_panel("Reward", steps), validations, jumps)]
     if len(names) > 1:
-        panels += [_reward_panel(name, graders[graders["grader"] == name]) for name in names]
+        panels += [
+            _with_validations(
+                _reward_panel(name, graders[graders["grader"] == name]), validations, jumps, name
+            )
+            for name in names
+        ]
     panels = _with_shared_bounds([panel for panel in panels if panel.lines])
     if not panels:
         return note("No rewards yet. The job has not completed a step.")
@@ -230,7 +236,9 @@ def _around(line: Line, errors: dict[int, Any]) -> list[tuple[float, float] | No
     return ends
 
 
-def _with_validations(panel: Panel, found: Comparison | None, jumps: Jumps | None) -> Panel:
+def _with_validations(
+    panel: Panel, found: Comparison | None, jumps: Jumps | None, grader: str | None = None
+) -> Panel:
     """The validation line with the intervals of the comparison, and with links to its rows."""
     if found is None:
         return panel
@@ -238,7 +246,8 @@ def _with_validations(panel: Panel, found: Comparison | None, jumps: Jumps | Non
     changed = {pair.after: [*pair.up_rows, *pair.down_rows] for pair in found.pairs}
 
     def ends(step: int) -> tuple[float, float] | None:
-        reward = by_step[step].reward if step in by_step else None
+        run = by_step.get(step)
+        reward = run and (run.graders.get(grader) if grader else run.reward)
         if reward is None or reward.low is None or reward.high is None:
             return None
         return reward.low, reward.high
@@ -254,7 +263,11 @@ def _with_validations(panel: Panel, found: Comparison | None, jumps: Jumps | Non
         lines=tuple(
             replace(
                 line,
-                ends=[ends(step) for step in line.steps],
+                ends=[
+                    ends(step) or old
+                    for step, old in zip_longest(line.steps, line.ends)
+                    if step is not None
+                ],
                 links=[link(step) for step in line.steps],
             )
             if line.label == "validation"
