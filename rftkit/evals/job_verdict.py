@@ -54,17 +54,14 @@ def with_one_base(samples: Samples) -> Samples:
     shared = [runs for (model, _), runs in models.items() if model and len(runs) > 1]
     if not shared or all(run.step == 0 for run in samples.runs):
         return samples
-    names = {}
-    for number, runs in enumerate(shared):
+    names: dict[str, str] = {}
+    for runs in shared:
         label = BASE if len(shared) == 1 else f"{BASE} · {(runs[0].job_facts or {})['model']}"
-        names |= {run.label: (label, run is runs[0], number) for run in runs}
-    kept = [
-        replace(run, label=names[run.label][0], job_id=None) if run.label in names else run
-        for run in samples.runs
-        if run.label not in names or names[run.label][1]
-    ]
-    runs = sorted(kept, key=lambda run: run.job_id is not None or run.step != 0)
-    return _renamed(samples, {old: new[0] for old, new in names.items()}, runs)
+        names |= {run.label: label for run in runs}
+    firsts = [runs[0] for runs in shared]
+    bases = [replace(run, label=names[run.label], job_id=None) for run in firsts]
+    others = [run for run in samples.runs if run.label not in names]
+    return _renamed(samples, names, [*bases, *others])
 
 
 def _renamed(samples: Samples, labels: Mapping[str, str], runs: Sequence[Run]) -> Samples:
@@ -142,8 +139,10 @@ def _lead(
     if behind.value is None:
         return None, False
     low, high = behind.low, behind.high
-    ends = (None, None) if low is None or high is None else (-high, -low)
-    return Estimate(-behind.value, *ends, behind.num_rows), pair.verdict == "worse"
+    lead = Estimate(-behind.value, None, None, behind.num_rows)
+    if low is not None and high is not None:
+        lead = replace(lead, low=-high, high=-low)
+    return lead, pair.verdict == "worse"
 
 
 def _gain(

@@ -9,6 +9,7 @@ all. A cell that fails still gives a page, which shows the error.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -95,7 +96,8 @@ def without_folders(html: str, given: Iterable[Any]) -> str:
         given: values of parameters; those that are whole paths become the name of their file.
     """
     own = [bundled_folder(name) for name in ("notebooks", "datasets")]
-    folders = {Path.cwd(), *own, *(each.parent for each in own)}
+    imported = (Path(each) for each in sys.path if each)  # a traceback names the files of packages
+    folders = {Path.cwd(), *own, *(each.parent for each in own), *imported}
     short = {f"{path}/": "" for each in folders for path in (each, each.resolve()) if path.name}
     short |= {str(path): path.name for path in _files_in(given) if path.is_absolute()}
     for long in sorted(short, key=len, reverse=True):

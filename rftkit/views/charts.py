@@ -247,7 +247,9 @@ def _with_validations(
 
     def ends(step: int) -> tuple[float, float] | None:
         run = by_step.get(step)
-        reward = run and (run.graders.get(grader) if grader else run.reward)
+        if run is None:
+            return None
+        reward = run.graders.get(grader) if grader else run.reward
         if reward is None or reward.low is None or reward.high is None:
             return None
         return reward.low, reward.high

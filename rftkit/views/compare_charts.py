@@ -121,7 +121,8 @@ def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
         _run_axis(labels), value_axis(_known(rows[columns]), label=""), is_wide=True, height=270
     )
     for kind, part in (("rk-up rk-thin", rose), ("rk-down rk-thin rk-dash1", fell)):
-        for line in part.to_dict("records"):
+        lines: list[Any] = part.to_dict("records")
+        for line in lines:
             _path(canvas, line, columns, kind, jumps)
     mean = [float(each) for each in rows[columns].mean()]
     canvas.line([(at, _value(each)) for at, each in enumerate(mean)], "rk-mean")
