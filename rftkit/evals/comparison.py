@@ -17,11 +17,10 @@ from rftkit.evals.samples import Samples
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rftkit.evals.job_verdict import JobVerdict
-
 __all__ = [
     "Comparison",
     "Estimate",
+    "JobVerdict",
     "PairSummary",
     "RunSummary",
     "Slice",
@@ -239,6 +238,23 @@ class SliceTable:
     """The worst first: the lowest upper end of the difference's interval."""
     notes: tuple[str, ...] = ()
     """Slices too small, rows without the key, too many values: each a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobVerdict:
+    """Which setting of several jobs won."""
+
+    means: Mapping[str, float]
+    """Setting -> mean reward of its jobs' last validations, the highest first."""
+    lead: Estimate | None
+    """By how much the first is above the second, paired by row and corrected for the number of
+    settings; None with one setting."""
+    is_sure: bool
+    """Whether the comparison shows that lead."""
+    gain: Estimate | None
+    """What the first gains on the base model; None without a Step 0."""
+    sentence: str
+    """In one or two lines."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

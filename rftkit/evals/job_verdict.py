@@ -7,38 +7,20 @@ differ only in their seed are repeats of one setting. Not here: steps against St
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
-from rftkit.evals.comparison import Estimate
+from rftkit.evals.cells import make_cells
+from rftkit.evals.comparison import Estimate, JobVerdict, PairSummary
 from rftkit.evals.job_names import first_runs, settings_and_seeds
 from rftkit.evals.samples import Run, Samples
 from rftkit.evals.sentences import decimals
+from rftkit.evals.table import Table
 from rftkit.wording import counted, listed
 
-if TYPE_CHECKING:
-    from rftkit.evals.comparison import Comparison
-
-__all__ = ["JobVerdict", "job_verdict", "with_one_base"]
+__all__ = ["job_verdict", "with_one_base"]
 
 BASE = "Step 0"
-
-
-@dataclass(frozen=True, slots=True)
-class JobVerdict:
-    """Which setting of several jobs won."""
-
-    means: Mapping[str, float]
-    """Setting -> mean reward of its jobs' last validations, the highest first."""
-    lead: Estimate | None
-    """By how much the first is above the second, paired by row and corrected for the number of
-    settings; None with one setting."""
-    is_sure: bool
-    """Whether the comparison shows that lead."""
-    gain: Estimate | None
-    """What the first gains on the base model; None without a Step 0."""
-    sentence: str
-    """In one or two lines."""
 
 
 def with_one_base(samples: Samples) -> Samples:
@@ -134,7 +116,7 @@ def _lead(
     if len(settings) < 2:
         return None, False
     chosen = pooled.select(settings)
-    pair = _compared(chosen, settings[0], settings[1], level, seed).pair(settings[1])
+    pair = _pair(chosen, settings[0], settings[1], level, seed)
     behind = pair.difference
     if behind.value is None:
         return None, False
@@ -150,14 +132,15 @@ def _gain(
 ) -> tuple[Estimate | None, str | None]:
     if BASE not in pooled.labels:
         return None, None
-    pair = _compared(pooled, BASE, best, level, seed).pair(best)
+    pair = _pair(pooled, BASE, best, level, seed)
     return (pair.difference, pair.verdict) if pair.difference.value is not None else (None, None)
 
 
-def _compared(samples: Samples, before: str, after: str, level: float, seed: int) -> Comparison:
-    from rftkit.evals.compare import compare
-
-    return compare(samples, baseline=before, after=after, level=level, seed=seed)
+def _pair(samples: Samples, before: str, after: str, level: float, seed: int) -> PairSummary:
+    """Two runs, corrected for the number of runs that are compared with the first."""
+    others = [label for label in samples.labels if label != before]
+    pairs = Table(samples, make_cells(samples), level, None, seed).pairs(before, others)
+    return next(pair for pair in pairs if pair.after == after)
 
 
 def _sentence(

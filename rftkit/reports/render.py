@@ -96,7 +96,7 @@ def without_folders(html: str, given: Iterable[Any]) -> str:
         given: values of parameters; those that are whole paths become the name of their file.
     """
     own = [bundled_folder(name) for name in ("notebooks", "datasets")]
-    imported = (Path(each) for each in sys.path if each)  # a traceback names the files of packages
+    imported = (Path(each) for each in sys.path if "site-packages" in each)  # as in tracebacks
     folders = {Path.cwd(), *own, *(each.parent for each in own), *imported}
     short = {f"{path}/": "" for each in folders for path in (each, each.resolve()) if path.name}
     short |= {str(path): path.name for path in _files_in(given) if path.is_absolute()}
