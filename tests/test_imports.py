@@ -30,6 +30,7 @@ TIERS = (
         "strictjson",
         "outputitems",
         "wording",
+        "integrations",
         "t_distribution",
     },
     {"rows", "examples", "prompts", "diagnosis", "hyperparameters"},
@@ -60,6 +61,7 @@ SERVER_MAY = {
     "growing",
     "backoff",
     "wording",
+    "integrations",
     "lazy",
     "t_distribution",
 }

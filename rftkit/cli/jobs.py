@@ -196,12 +196,39 @@ def _event_line(event: dict[str, Any]) -> str:
 
 
 @job_app.command("watch")
-def watch_job(job_id: JobId = "") -> None:
-    """Follow a job to its end; Ctrl-C leaves the job running."""
+def watch_job(
+    job_id: JobId = "",
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="wandb|trackio|mlflow|tensorboard",
+            help="Send metrics, answers and the report to a tracker; repeatable.",
+        ),
+    ] = None,
+    track_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="For the trackers: project, name, experiment, tracking_uri, folder …; repeatable.",
+        ),
+    ] = None,
+    as_job_says: Annotated[bool, typer.Option("--as-job-says", hidden=True)] = False,
+) -> None:
+    """Follow a job to its end; Ctrl-C leaves the job running.
+
+    A tracker that is down never stops this command or the job. Watch the job again to continue the
+    same run of a tracker.
+    """
     from rftkit import connect, jobs
+    from rftkit.cli.tracking import entries, follow_tracked
 
     client = connect()
-    jobs.wait(client, jobs.find(client, job_id), jobs.Progress())
+    found = jobs.find(client, job_id)
+    chosen = entries(client, found, track or [], track_option or [], as_job_says=as_job_says)
+    if chosen:
+        follow_tracked(client, found, chosen, is_quiet=as_job_says)
+    elif not as_job_says:
+        jobs.wait(client, found, jobs.Progress())
 
 
 @job_app.command("pause")

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
+from rftkit.integrations import check_integrations
 from rftkit.server.api.files import live_file
 from rftkit.server.engine.tinker import remote
 from rftkit.server.engine.values import is_whole
@@ -33,6 +34,8 @@ KNOWN_IN_METHOD = {
     "supervised": ("hyperparameters",),
     "dpo": ("hyperparameters",),
 }
+INTEGRATIONS = "integrations"
+"""Among the kept keys of a job; see `Job.integrations`."""
 HOSTED_ONLY = ("tools", "max_episode_steps")
 """Keys of a reinforcement method that are a private preview of the hosted service."""
 MEASURES = ("grader", "response_format")
@@ -81,12 +84,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         RequestError: naming the parameter.
         GraderSpecError: naming the field of the grader.
     """
-    if body.integrations:
-        raise RequestError(
-            "`integrations` are not supported by the local platform; leave them out and read the "
-            "job's events",
-            param="integrations",
-        )
+    integrations = check_integrations(body.integrations or [])
     refuse_misspelt(body.model_extra or {}, JobBody.model_fields, "", cutoff=0.85)
     method = _method(body)
     _check_model_and_files(body, platform, method["type"])
@@ -105,8 +103,12 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         validation_file=body.validation_file or "",
         method=method,
         metadata=body.metadata,
-        extra=body.model_extra or {},
+        extra={**(body.model_extra or {}), **_given(integrations)},
     )
+
+
+def _given(integrations: list[dict[str, Any]]) -> dict[str, Any]:
+    return {INTEGRATIONS: integrations} if integrations else {}
 
 
 def unknown_keys(job: Job) -> list[str]:
@@ -115,7 +117,7 @@ def unknown_keys(job: Job) -> list[str]:
     known = METHODS[kind]
     where = f"method.{kind}"
     return [
-        *job.extra,
+        *(key for key in job.extra if key != INTEGRATIONS),
         *(f"method.{key}" for key in job.method if key not in ("type", "measure", kind)),
         *(f"{where}.{key}" for key in inner if key not in KNOWN_IN_METHOD[kind]),
         *(f"{where}.hyperparameters.{k}" for k in inner["hyperparameters"] if k not in known),

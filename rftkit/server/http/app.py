@@ -52,6 +52,7 @@ from rftkit.server.api.batch_runner import BatchRunner
 from rftkit.server.api.files import MAX_FILE_BYTES
 from rftkit.server.evals.runner import EvalRunner
 from rftkit.server.http.azure import as_openai, with_model
+from rftkit.server.http.tracking import keep_tracking
 from rftkit.server.http.webhooks import deliver_events
 from rftkit.server.inference.body import refusal
 from rftkit.server.inference.grader_cache import GraderCache
@@ -97,9 +98,13 @@ def create_app(platform: Platform) -> FastAPI:
         await platform.worker.start()
         await runner.start()
         await batch_runner.start()
-        delivery = asyncio.create_task(deliver_events(platform.store))
+        tasks = [asyncio.create_task(deliver_events(platform.store))]
+        if platform.home is not None:
+            tasks.append(asyncio.create_task(keep_tracking(platform, platform.home)))
         yield
-        delivery.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await batch_runner.stop()
         await runner.stop()
         await platform.worker.stop()

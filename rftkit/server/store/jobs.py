@@ -58,6 +58,11 @@ class Jobs(Database):
             where += " AND (metadata IS NULL OR metadata = '{}')"
         return self._page(Job, where, tuple(values), after=after, limit=limit, newest_first=True)
 
+    def tracked_jobs(self, limit: int) -> list[Job]:
+        """Return the newest jobs that have integrations."""
+        where = "json_extract(extra, '$.integrations') IS NOT NULL AND origin IS NULL"
+        return self._find(Job, f"{where} ORDER BY seq DESC LIMIT ?", limit)
+
     def unfinished_jobs(self) -> list[Job]:
         """Return the jobs that the worker runs or will run: neither ended nor paused."""
         where = f"status IN {sql_list(ACTIVE)} AND origin IS NULL ORDER BY queue_position"

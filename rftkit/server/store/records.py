@@ -130,6 +130,12 @@ class Job(Importable):
         return given
 
     @property
+    def integrations(self) -> list[Json]:
+        """The trackers that its metrics are sent to."""
+        found: list[Json] = self.extra.get("integrations") or []
+        return found
+
+    @property
     def is_probe(self) -> bool:
         """Whether the job runs only two steps, to estimate the time and memory of the full job."""
         return (self.metadata or {}).get("probe") == "true"

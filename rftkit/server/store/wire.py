@@ -164,7 +164,7 @@ def job_object(job: Job) -> Json:
         "trained_tokens": job.trained_tokens,
         "seed": job.seed,
         "error": job.error,
-        "integrations": [],
+        "integrations": job.integrations,
         "metadata": job.metadata,
         "method": _method(job.method),
         **_measured_by(job),
