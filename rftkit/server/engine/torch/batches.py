@@ -146,10 +146,12 @@ def micro_batches(
     max_tokens = min(max_tokens, TRAIN_TOKENS)
     aim = sum(sizes) / max(1, math.ceil(sum(sizes) / max_tokens))
     batch: list[TrainGroup] = []
-    used = 0
+    used = before = 0  # tokens of this pass, and of those before it
+    end = aim  # where this pass should end, counted from the first, so that none is left over
     for part, size in zip(parts, sizes, strict=True):
-        if batch and (used + size > max_tokens or used + size / 2 > aim):
+        if batch and (used + size > max_tokens or before + used + size / 2 > end):
             yield batch
+            before, end = before + used, end + aim
             batch, used = [], 0
         batch.append(part)
         used += size
