@@ -8,7 +8,7 @@ from rftkit import graders
 from rftkit.errors import GraderSpecError
 from rftkit.graders import comparison
 from rftkit.graders.template import compile_template, lone_path, paths
-from rftkit.server.engine.tool_calls import tool_calls_in
+from rftkit.server.engine.call_forms import tool_calls_in
 
 
 @pytest.mark.parametrize(

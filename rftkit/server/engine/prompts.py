@@ -2,7 +2,7 @@
 
 The model's own chat template decides what a prompt looks like. Only two things are added where the
 template lacks them: tools, as the common `<tools>` list in the system message, and the tag that
-opens the reasoning. Tool calls in an answer are read in `tool_calls`.
+opens the reasoning. Tool calls in an answer are read in `call_forms`.
 """
 
 from __future__ import annotations

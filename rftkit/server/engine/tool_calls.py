@@ -1,29 +1,27 @@
-"""Tool calls in answers: reading them, and what constrains them.
+"""What constrains tool calls: the JSON schema of forced ones, the rules of those made at will.
 
-An answer is read as the model wrote it: `<tool_call>` blocks, or only calls as JSON
-(`tool_calls_in`). A forced answer is one call as `{"name": …, "arguments": {…}}`, or a list of
+A forced answer is one call as `{"name": …, "arguments": {…}}`, or a list of
 several, and nothing else, whatever form the model's chat template has for calls (`calls_schema`).
 Arguments follow the `parameters` of their function, without the keywords that constrained decoding
 cannot follow. Where the model decides (`optional_calls`), a `<tool_call>` that it opens is such a
-call, and the only allowed one ends the answer.
+call, and the only allowed one ends the answer. Not here: reading calls that a model made at will
+(`call_forms`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
+from rftkit.server.engine.call_forms import CALL_END, CALL_START, call_id
 from rftkit.server.engine.values import SEPARATORS
 
-__all__ = ["calls_schema", "forced_calls_in", "marks_calls", "optional_calls", "tool_calls_in"]
+__all__ = ["calls_schema", "forced_calls_in", "marks_calls", "optional_calls"]
 
 Json = dict[str, Any]
 
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
-"""Around a call in the answers of Hermes, Qwen and others."""
 MOST_CALLS = 8
 """Of one forced answer: a list has to end."""
 COMPOSED = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "not", "patternProperties"})
@@ -35,57 +33,6 @@ def marks_calls(tokenizer: Any) -> bool:
     template = str(tokenizer.chat_template)
     is_shown = "tools" not in template or CALL_START in template
     return is_shown and CALL_START not in tokenizer.all_special_tokens
-
-
-def tool_calls_in(text: str, tools: list[Json] | None) -> tuple[str, list[Json]]:
-    """An answer without its tool calls, and the calls as chat completions spell them.
-
-    Recognised are `<tool_call>` blocks (Hermes, Qwen), and an answer that is only a call or a list
-    of calls as JSON (Llama, Mistral). A call of an unknown tool, or invalid JSON, stays text.
-    """
-    names = {tool.get("function", tool).get("name") for tool in tools or []}
-    if not names:
-        return text, []
-    calls: list[Json] = []
-
-    def take(found: str) -> bool:
-        read = list(_calls(found, names))
-        calls.extend({**call, "id": call_id(text, len(calls) + i)} for i, call in enumerate(read))
-        return bool(read)
-
-    rest, end = [], 0
-    while (start := text.find(CALL_START, end)) >= 0:
-        inside = start + len(CALL_START)
-        close = text.find(CALL_END, inside)
-        if close < 0:
-            break
-        after = close + len(CALL_END)
-        rest.append(text[end : start if take(text[inside:close].strip()) else after])
-        end = after
-    rest.append(text[end:])
-    if not calls and take(text):
-        rest = []
-    return ("".join(rest).strip() if calls else text), calls
-
-
-def _calls(found: str, names: set[str | None]) -> Iterator[Json]:
-    try:
-        value = json.loads(found)
-    except (ValueError, RecursionError):
-        return
-    entries = value if isinstance(value, list) else [value]
-    for entry in entries:
-        if not isinstance(entry, dict) or entry.get("name") not in names:
-            return
-    for entry in entries:
-        given = entry.get("arguments", entry.get("parameters", {}))
-        text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
-        yield {"type": "function", "function": {"name": entry["name"], "arguments": text}}
-
-
-def call_id(text: str, number: int) -> str:
-    """Return the same id for the same answer, so that a repeated job gives its grader the same."""
-    return "call_" + hashlib.sha256(f"{number} {text}".encode()).hexdigest()[:24]
 
 
 def calls_schema(tools: list[Json], names: Collection[str], *, most: int | None = None) -> str:

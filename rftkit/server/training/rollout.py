@@ -16,7 +16,7 @@ from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
-from rftkit.server.engine.tool_calls import tool_calls_in
+from rftkit.server.engine.call_forms import tool_calls_in
 from rftkit.server.engine.values import Completion, Thinking, TrainGroup
 
 __all__ = [

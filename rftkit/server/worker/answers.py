@@ -9,7 +9,8 @@ from typing import Any
 
 from rftkit.errors import InputError, NotFoundError
 from rftkit.server.engine.base import ServingEngine
-from rftkit.server.engine.tool_calls import forced_calls_in, tool_calls_in
+from rftkit.server.engine.call_forms import tool_calls_in
+from rftkit.server.engine.tool_calls import forced_calls_in
 from rftkit.server.engine.values import Completion
 from rftkit.server.inference.requests import ChatRequest
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from engine_models import write
 
-from rftkit.server.engine import prompts, tool_calls
+from rftkit.server.engine import prompts
+from rftkit.server.engine.call_forms import tool_calls_in
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.values import LoraConfig, SampleRequest, Thinking, TrainGroup
 
@@ -128,12 +129,12 @@ CALLS = [
 
 @pytest.mark.parametrize(("said", "text", "arguments"), CALLS)
 def test_tool_calls_are_read_from_the_answer(said: str, text: str, arguments: list[str]) -> None:
-    rest, calls = tool_calls.tool_calls_in(said, TOOLS)
+    rest, calls = tool_calls_in(said, TOOLS)
     assert rest == text
     assert [call["function"]["arguments"] for call in calls] == arguments
     assert len({call["id"] for call in calls}) == len(calls)
-    assert tool_calls.tool_calls_in(said, TOOLS) == (rest, calls)
-    assert tool_calls.tool_calls_in(said, None) == (said, [])
+    assert tool_calls_in(said, TOOLS) == (rest, calls)
+    assert tool_calls_in(said, None) == (said, [])
 
 
 def test_a_template_without_tools_is_shown_them_as_text(

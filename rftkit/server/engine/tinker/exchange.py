@@ -17,6 +17,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 from rftkit.errors import EngineLostError
 from rftkit.server.engine import prompts
+from rftkit.server.engine.call_forms import answer_text
 from rftkit.server.engine.values import (
     Completion,
     SampleRequest,
@@ -72,7 +73,7 @@ def completion_of(
         found = prompts.tokens_until(tokenizer, tokens, request.thinking.end)
         num_reasoning = len(tokens) if found is None else found
     reasoning = tokenizer.decode(tokens[:num_reasoning])
-    text = tokenizer.decode(tokens[num_reasoning:], skip_special_tokens=True)
+    text = answer_text(tokenizer, tokens[num_reasoning:])
     if request.thinking is not None:
         reasoning, _, rest = reasoning.partition(request.thinking.end)
         text = (rest + text).lstrip()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
 from rftkit.server.engine.base import Listener
+from rftkit.server.engine.call_forms import answer_text
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.decoding_state import DecodingState
 from rftkit.server.engine.torch.grammar import Grammars, choices, only_choice
@@ -181,7 +182,7 @@ def _report_text(policy: Policy, row: Row) -> None:
 def _texts(policy: Policy, row: Row) -> tuple[str, str]:
     """Reasoning and answer so far; what follows the end tag in its token is part of the answer."""
     count = _num_reasoning(row)
-    answer: str = policy.tokenizer.decode(row.tokens[count:], skip_special_tokens=True)
+    answer = answer_text(policy.tokenizer, row.tokens[count:])
     if row.asked.thinking is None:
         return "", answer
     before = policy.tokenizer.decode(row.tokens[:count])
