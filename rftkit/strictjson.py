@@ -19,9 +19,26 @@ import msgspec
 
 from rftkit.errors import InputError
 
-__all__ = ["lines_of", "read_document", "read_documents", "read_lines", "read_text", "read_value"]
+__all__ = [
+    "lines_of",
+    "other_form",
+    "read_document",
+    "read_documents",
+    "read_lines",
+    "read_text",
+    "read_value",
+]
 
 MAX_DIGITS = 4300  # of an integer; Python itself reads no longer one
+OTHER_FORMS = {
+    b"PK\x03\x04": "a zip archive, as an Excel workbook (.xlsx) is; save the sheet as CSV (UTF-8)",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls); save the sheet as CSV (UTF-8)",
+    b"PAR1": "a Parquet file; its name must end in .parquet",
+    b"\x1f\x8b": "packed with gzip; its name must end in .gz, such as rows.jsonl.gz",
+    b"\x28\xb5\x2f\xfd": "packed with zstd; its name must end in .zst, such as rows.jsonl.zst",
+    b"%PDF-": "a PDF; write its texts as one JSON object per line",
+}
+"""How files begin that are not text, and what they are."""
 Fail = Callable[[str], Exception]
 """Makes the error for some words."""
 
@@ -39,6 +56,11 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line
+
+
+def other_form(start: bytes) -> str | None:
+    """What a file is that begins like this, and what to do with it; None when it may be text."""
+    return next((words for sign, words in OTHER_FORMS.items() if start.startswith(sign)), None)
 
 
 def read_lines(lines: Sequence[bytes]) -> list[Any] | None:
@@ -139,6 +161,8 @@ def _same_colons(raw: bytes, written: bytes) -> bool:
 
 
 def _read_carefully(raw: bytes, fail: Fail) -> Any:
+    if found := other_form(raw):
+        raise fail(f"not JSON: the file is {found}")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -165,6 +189,11 @@ def _said(error: json.JSONDecodeError) -> str:
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     if before.endswith(",") and after[:1] in ("}", "]"):
         return f"there is a comma before the closing {after[0]}; remove it"
+    if error.msg == "Extra data" and "\r" in error.doc[len(before) : error.pos]:
+        return (
+            "a carriage return alone does not end a line. Write line feeds: "
+            "tr '\\r' '\\n' < FILE > NEW"
+        )
     return f"{error.msg}; each line must hold one object"
 
 

@@ -19,7 +19,7 @@ from rftkit.datasets.filefindings import file_findings
 from rftkit.datasets.findings import Check, FileFacts, Finding, sorted_findings
 from rftkit.datasets.forms import form_for
 from rftkit.datasets.parallel import num_cores, run_tasks
-from rftkit.datasets.references import format_needed, reference_findings
+from rftkit.datasets.references import format_is_open, format_needed, reference_findings
 from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, near_repeats, repeats
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.scan import ScanTask, Tally, tally
@@ -93,6 +93,7 @@ def check(
             findings += near_repeats(parts)
         elif near_duplicates:
             findings.append(NO_NEAR)
+        findings += format_is_open(response_format)
         if spec is not None:
             findings += format_needed(spec, response_format)
             findings += _ungraded(opened)

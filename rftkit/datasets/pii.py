@@ -6,6 +6,7 @@ They do not find names, streets or stories about people, and some of what they f
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -45,6 +46,8 @@ _SSN = re.compile(rb"^(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}$")
 _PHONE = re.compile(
     rb"^(?:\+\d[\d ().-]{6,16}\d|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})$"
 )
+_IPV4 = re.compile(rb"(?<![\w.-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
+_IPV6 = re.compile(rb"(?<![\w:.])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{1,4}(?![\w:])")
 
 KINDS = {
     "email": "e-mail addresses",
@@ -52,6 +55,7 @@ KINDS = {
     "card": "card numbers",
     "iban": "bank accounts",
     "ssn": "US social security numbers",
+    "ip": "IP addresses",
     "secret": "secret keys",
 }
 """Kind -> its name in a message."""
@@ -80,6 +84,8 @@ def kinds_in(line: bytes, value: Any = None) -> set[str]:
         found.add("secret")
     if any(_is_iban(match[0]) for match in _IBAN.finditer(line)):
         found.add("iban")
+    if any(_is_ip(match[0]) for form in (_IPV4, _IPV6) for match in form.finditer(line)):
+        found.add("ip")
     for match in _DIGITS.finditer(line):
         if kind := _kind_of_digits(match[0]):
             found.add(kind)
@@ -121,3 +127,17 @@ def _is_iban(text: bytes) -> bool:
     plain = text.replace(b" ", b"").decode("ascii")
     number = "".join(str(int(letter, 36)) for letter in plain[4:] + plain[:4])
     return 15 <= len(plain) <= 34 and int(number) % 97 == 1
+
+
+def _is_ip(text: bytes) -> bool:
+    """Whether it is somebody's address: no loopback, mask, section (4.2.1.3) or name (a::b)."""
+    try:
+        address = ipaddress.ip_address(text.decode("ascii"))
+    except ValueError:
+        return False
+    if address.version == 4 and max(address.packed) < 10:
+        return False
+    if address.version == 6 and len(list(filter(None, text.split(b":")))) < 3:
+        return False
+    is_nobodys = address.is_loopback or address.is_unspecified or address.is_multicast
+    return not (is_nobodys or (address.version == 4 and address.is_reserved))

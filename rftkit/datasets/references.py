@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rftkit.datasets.findings import Finding, Place
+from rftkit.formats import CLOSE, OPEN, open_objects
 from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, types
 from rftkit.graders.misspelt import format_problems
 from rftkit.graders.recognition import Verdict, dead_leaves, recognise, unread
@@ -17,7 +18,13 @@ from rftkit.graders.references import right_answer
 from rftkit.graders.types import calls_out
 from rftkit.wording import counted
 
-__all__ = ["MAX_REFERENCES", "format_needed", "reference_findings", "verdict_finding"]
+__all__ = [
+    "MAX_REFERENCES",
+    "format_is_open",
+    "format_needed",
+    "reference_findings",
+    "verdict_finding",
+]
 
 MAX_REFERENCES = 500  # reference answers that are graded; more take time and find nothing new
 
@@ -33,6 +40,12 @@ def format_needed(
         else:
             advice = "correct the name in the grader, or add the field to the response format"
             yield Finding("error", "field_not_in_format", problem, advice)
+
+
+def format_is_open(response_format: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """Report a format under which an answer may go on until it is cut."""
+    if open_objects(response_format):
+        yield Finding("warning", "open_format", f"the response format is open: {OPEN}", CLOSE)
 
 
 def reference_findings(

@@ -28,6 +28,7 @@ from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError, MissingExtraError, RowError
 from rftkit.graders.template import plain_value
 from rftkit.rows import BOM
+from rftkit.strictjson import other_form
 
 __all__ = ["REFUSED", "blocks_of_file", "blocks_of_frame", "is_document", "is_plain", "text_of"]
 
@@ -155,6 +156,8 @@ def _refuse_other_forms(block: bytes, path: Path) -> None:
     """Raise one error for a file that is not JSONL at all, instead of one per line."""
     if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise RowError("not valid UTF-8 (UTF-16); save the file as UTF-8", path=path, line=1)
+    if what := other_form(block):
+        raise InputError(f"{path}: not JSONL: this is {what}")
     found = _document(block)
     if found is None:
         return
@@ -230,6 +233,8 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
             newline="",
         )
         first = text.readline()
+        if what := other_form(first.encode("utf-8", "surrogateescape")):
+            raise InputError(f"{path}: not a table: this is {what}")
         records = csv.reader(chain([first], text), delimiter=delimiter or _delimiter(first))
         names = next(records, [])
         if len(set(names)) < len(names):

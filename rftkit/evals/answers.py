@@ -44,6 +44,11 @@ class Answer:
         return self.sample.output_text if self.sample else ""
 
     @property
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The calls of functions, as chat completions spell them."""
+        return list(self.sample.output_tools) if self.sample else []
+
+    @property
     def truncated(self) -> bool:
         """Whether the answer hit its token limit."""
         return self.sample is not None and self.sample.truncated
@@ -134,6 +139,7 @@ def side_by_side(
                 label: {
                     "model": given[index].model,
                     "text": given[index].text,
+                    "tool_calls": given[index].tool_calls,
                     "truncated": given[index].truncated,
                     "grade": asdict(grades[label][index]),
                 }

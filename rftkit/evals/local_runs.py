@@ -7,6 +7,7 @@ has eval runs, as a run over given answers. Not here: comparing runs.
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 __all__ = ["graded_run", "publish", "run"]
+
+INLINE_BYTES = 8 * 1024 * 1024
+"""Of the rows of one request; services have limits, and take more as a file."""
 
 
 def run(
@@ -147,8 +151,8 @@ def publish(
     chosen = samples.select([label]).frame
     content = [
         {"item": dict(samples.items.get(row) or {}), "sample": {"output_text": answer}}
-        for row, answer in zip(chosen["row"].tolist(), chosen["answer"].tolist(), strict=True)
-        if answer
+        for row, answer, error in chosen[["row", "answer", "error"]].itertuples(index=False)
+        if answer or (answer == "" and not isinstance(error, str))
     ]
     criteria: Any = list(graders.parts(grader).values())
     config: Any = {
@@ -157,9 +161,18 @@ def publish(
         "include_sample_schema": True,
     }
     made = client.evals.create(name=name, data_source_config=config, testing_criteria=criteria)
-    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": content}}
+    source: Any = {"type": "jsonl", "source": _source(client, content)}
     run = client.evals.runs.create(made.id, name=name, data_source=source)
     return f"{made.id}/{run.id}"
+
+
+def _source(client: OpenAI, content: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of an eval run: within the request, or as a file where that would be too large."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content).encode()
+    if len(lines) <= INLINE_BYTES:
+        return {"type": "file_content", "content": content}
+    file = client.files.create(file=("answers.jsonl", lines), purpose="evals")
+    return {"type": "file_id", "id": file.id}
 
 
 def _frame(made: Run, asked: Sequence[Row], answers: Sequence[Answer]) -> pd.DataFrame:

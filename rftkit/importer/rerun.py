@@ -123,7 +123,7 @@ def _resolved(client: OpenAI, request: Json) -> Json:
     from rftkit import jobs
 
     content = client.files.content(request["training_file"]).content
-    num_rows = sum(bool(line.strip()) for line in content.splitlines())
+    num_rows = sum(bool(line.strip()) for line in content.split(b"\n"))
     plan = jobs.plan(
         client, num_rows, request["hyperparameters"], request["metadata"], method=request["method"]
     )

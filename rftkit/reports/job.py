@@ -230,7 +230,7 @@ def _file(client: OpenAI, use: str, file_id: str) -> Json:
         content = client.files.content(file_id).content
     except APIStatusError:  # deleted or expired since
         return facts
-    rows = sum(bool(line.strip()) for line in content.splitlines())
+    rows = sum(bool(line.strip()) for line in content.split(b"\n"))
     return facts | {"rows": rows, "sha256": hashlib.sha256(content).hexdigest()}
 
 

@@ -135,7 +135,7 @@ def _source(name: str, value: Any) -> _Source:
 def _file(name: str, path: Path) -> _Source:
     content = path.read_bytes()
     is_rows = path.suffix in (".jsonl", ".ndjson")
-    rows = sum(bool(line.strip()) for line in content.splitlines()) if is_rows else None
+    rows = sum(bool(line.strip()) for line in content.split(b"\n")) if is_rows else None
     return _Source(name, str(path), rows, len(content), hashlib.sha256(content).hexdigest())
 
 

@@ -3,7 +3,8 @@
 Running the models, grading and statistics over rows are elsewhere. The data is plain:
 
     {"dataset": str, "rows": [{"item": {"messages": […], …},
-      "answers": {"base": {"model": str, "text": str, "truncated": bool, "grade": {
+      "answers": {"base": {"model": str, "text": str, "tool_calls": […],
+          "truncated": bool, "grade": {
           "reward": float | None, "outcome": "graded" | "failed" | "unscorable",
           "sub_rewards": {name: float | None}, "errors": {flag: bool | str}}}, "final": {…}}}]}
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.views.conversation import prompt, readable, reference, titles
+from rftkit.views.conversation import prompt, readable, reference, said, titles
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
 from rftkit.views.textdiff import difference
@@ -94,7 +95,7 @@ def one_row(item: dict[str, Any], given: dict[str, Answer]) -> Html:
     """
     sides = _sides(given)
     body = prompt(item["messages"]) + reference(item) + (_beside(sides) if sides else "")
-    plain = "\n".join(f"{name}: {answer['text']}" for name, answer in sides)
+    plain = "\n".join(f"{name}: {_words(answer)}" for name, answer in sides)
     return wrap(f'<div class="rk-body">{body}</div>', plain=plain or "no model has answered yet")
 
 
@@ -134,8 +135,15 @@ def _side(name: str, answer: Answer) -> str:
     return (
         f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
         f'<div class="rk-who"><span>{text(name)}</span><span>{shown}</span></div>'
-        f"{notes}{disclosure(readable(answer['text']), 1200)}</div>"
+        f"{notes}{disclosure(_words(answer), 1200)}</div>"
     )
+
+
+def _words(answer: Answer) -> str:
+    """The text of an answer and its calls of functions."""
+    calls = answer.get("tool_calls")
+    content = readable(answer["text"]) if answer["text"] or not calls else ""
+    return said({"content": content, "tool_calls": calls})
 
 
 def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> str:
@@ -170,7 +178,7 @@ def _comparison(sides: Sequence[tuple[str, Answer]]) -> str:
     if len(sides) < 2:
         return ""
     (before, first), (after, last) = sides[0], sides[-1]
-    old, new = readable(first["text"]), readable(last["text"])
+    old, new = _words(first), _words(last)
     shown = "The same text." if old == new else difference(old, new)
     return (
         f"<h4>What changed from {text(before)} to {text(after)}</h4>"

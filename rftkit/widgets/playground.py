@@ -37,7 +37,7 @@ DRAW_SECONDS = 0.1
 MAX_AT_ONCE = 8
 
 Answer = dict[str, Any]
-"""`model`, `text`, `grade`, `seconds`, and `state` while it is not done."""
+"""`model`, `text`, `tool_calls`, `grade`, `seconds`, and `state` while it is not done."""
 
 
 class Playground(Panel):
@@ -113,7 +113,7 @@ class Playground(Panel):
     # what it shows
 
     def data(self) -> pd.DataFrame:
-        """One row per selected model: text, whether it was cut off, reward, seconds, error …"""
+        """One row per selected model: text, tool calls, whether it was cut off, reward, error …"""
         import pandas as pd
 
         rows = []
@@ -124,6 +124,7 @@ class Playground(Panel):
                     "label": label,
                     "model": answer["model"],
                     "text": answer["text"],
+                    "tool_calls": answer.get("tool_calls") or [],
                     "truncated": answer.get("truncated"),
                     "reward": grade.get("reward"),
                     **(grade.get("sub_rewards") or {}),
@@ -235,10 +236,11 @@ class Playground(Panel):
     ) -> Sample | None:
         """Stream one answer and show it; None if the request failed."""
         from openai import OpenAIError
+        from openai.lib.streaming.chat import ChatCompletionStreamState
 
         from rftkit.client import api_message
 
-        finish = None
+        heard, finish = ChatCompletionStreamState(), None
         messages: Any = self._before.before(item["messages"])
         try:
             for chunk in self._client.chat.completions.create(
@@ -250,8 +252,11 @@ class Playground(Panel):
                 if task.cancelled:
                     break
                 if chunk.choices:
+                    heard.handle_chunk(chunk)
+                    message = heard.current_completion_snapshot.choices[0].message
                     with lock:
-                        answer["text"] += chunk.choices[0].delta.content or ""
+                        answer["text"] = message.content or ""
+                        answer["tool_calls"] = [_plain(call) for call in message.tool_calls or []]
                     finish = chunk.choices[0].finish_reason or finish
                     answer["state"] = "answering …"
                     self._show()
@@ -277,6 +282,7 @@ class Playground(Panel):
             answer["text"],
             response_format=self.response_format if self.constrained else None,
             truncated=answer["truncated"],
+            tool_calls=answer.get("tool_calls"),
             model=answer["model"],
         )
 
@@ -406,6 +412,12 @@ def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
     if final and final not in found.values():
         found["final"] = final
     return found
+
+
+def _plain(call: Any) -> dict[str, Any]:
+    """A call that was streamed, as chat completions spell it."""
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _ends(labels: Sequence[str]) -> list[str]:

@@ -16,6 +16,7 @@ FOUND = {
     "card": ["4111 1111 1111 1111"],
     "iban": ["DE89 3704 0044 0532 0130 00"],
     "ssn": ["536-22-1234"],
+    "ip": ["203.0.113.195", "10.20.30.40", "2001:db8::8a2e:370:7334"],
     "secret": [
         "sk-proj-" + "a1B2" * 10,
         "sk-ant-api03-" + "x" * 40,
@@ -67,7 +68,8 @@ def test_after_every_escape(kind: str, before: str, ascii_only: bool, tmp_path: 
     [
         "password = os.environ['PASSWORD_1']", 'token = "<your token 1>"', "password: required",
         'the key "word1234" is here', 'pwd = "${DB_PASSWORD_2}"', 'secret = "short1"',
-        "(version 3.12.4-1)", "call (12) 345",
+        "(version 3.12.4-1)", "call (12) 345", "section 4.2.1.3", "on 127.0.0.1 or 0.0.0.0",
+        "mask 255.255.255.0", "at 12:30:45", "v1.20.30.40", "10.20.30.40.50", "std::vector, a::b",
     ],
 )  # fmt: skip
 def test_placeholders_and_words_are_not_secrets(text: str) -> None:

@@ -14,6 +14,7 @@ from rftkit import datasets, graders
 from rftkit.errors import InputError
 from rftkit.importer.loose import LooseSource
 from rftkit.importer.units import LeftOut
+from rftkit.rows import read_rows
 from rftkit.widgets.labels import read_labels
 
 BREAKS = "one\u2028two\u0085three\u2029four\x1cfive"
@@ -160,3 +161,35 @@ def test_a_result_file_with_an_extra_cell_is_left_out_alone(tmp_path: Path) -> N
     found = list(LooseSource([tmp_path]).read())
     assert [each.id for each in found if not isinstance(each, LeftOut)] == ["ftjob-1"]
     assert "record 2 has more cells" in left_out(tmp_path)
+
+
+BINARY = {
+    "a.jsonl": (b"PK\x03\x04\x14\x00", "Excel workbook .*save the sheet as CSV"),
+    "a.csv": (b"PK\x03\x04\x14\x00", "Excel workbook .*save the sheet as CSV"),
+    "a.xlsx": (b"PK\x03\x04\x14\x00\n\x00", "Excel workbook .*save the sheet as CSV"),
+    "old.xls": (b"\xd0\xcf\x11\xe0\xa1", "Excel workbook .*save the sheet as CSV"),
+    "b.jsonl": (gzip.compress(b"{}"), "packed with gzip; its name must end in .gz"),
+    "c.jsonl": (b"PAR1\x15\x04", "a Parquet file; its name must end in .parquet"),
+    "d.pdf": (b"%PDF-1.7\n%", "a PDF"),
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_a_file_of_another_kind_is_one_message_with_advice(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    content, words = BINARY[name]
+    path.write_bytes(content)
+    for read in (datasets.read, datasets.check):
+        with pytest.raises(InputError, match=words) as caught:
+            read(path)
+        assert str(caught.value).count(name) == 1
+    with pytest.raises(InputError, match=words):
+        list(read_rows(content.split(b"\n"), path=name))
+
+
+@pytest.mark.parametrize("end", ["", "\r", "\r\r", "\n"])
+def test_lines_that_end_with_carriage_returns_alone(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(f'{{"messages": [], "a": 1}}\r{{"messages": [], "a": 2}}{end}'.encode())
+    with pytest.raises(InputError, match=r"a carriage return alone .* tr '\\r' '\\n' < FILE"):
+        datasets.read(path)

@@ -218,10 +218,15 @@ def test_the_text_of_an_answer_that_was_cut_is_graded(served: Served) -> None:
     assert list(floored.frame["outcome"]) == ["unscorable"] * 2
 
 
-def test_a_run_is_published(served: Served) -> None:
+@pytest.mark.parametrize("inline_bytes", [8 * 2**20, 0])
+@pytest.mark.parametrize("said", ["hi", ""])
+def test_a_run_is_published(
+    served: Served, said: str, inline_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import time
 
-    served.link.say = lambda request: "hi"
+    monkeypatch.setattr("rftkit.evals.local_runs.INLINE_BYTES", inline_bytes)
+    served.link.say = lambda request: said
     made = evals.run(served.client, "rftkit-tiny", ROWS[:2], GRADER, keep_run=False)
     name = evals.publish(served.client, made, made.labels[0], GRADER, name="again")
     deadline = time.monotonic() + 60
@@ -229,7 +234,7 @@ def test_a_run_is_published(served: Served) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     back = evals.fetch(served.client, name)
-    assert sorted(back.frame["reward"]) == [0.0, 1.0]
+    assert sorted(back.frame["reward"]) == [0.0, 1.0 if said else 0.0]
     assert set(back.frame["row"]) == set(made.frame["row"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html as html_module
 import threading
 import time
 from collections.abc import Callable
@@ -339,6 +340,25 @@ def test_answers_stream(served: Served, live: None) -> None:
     play.ask("count")
     assert play.wait(30)
     assert "onetwothree" in play.data()["text"][0].replace(" ", "")
+    play.close()
+
+
+def test_the_playground_shows_and_grades_tool_calls(served: Served) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": '{"n": 1}'}}
+    served.link.say = lambda request: {"text": "", "tool_calls": [call]}
+    grader = {
+        "type": "string_check", "name": "exact", "operation": "eq", "reference": "look",
+        "input": "{{sample.output_tools[0].function.name}}",
+    }  # fmt: skip
+    play = Playground(
+        options={"base": "rftkit-tiny"}, client=served.client, dataset="tiny_copy", grader=grader
+    )
+    play.ask(row=0)
+    assert play.wait(30)
+    assert play.data()["tool_calls"].tolist() == [[call]]
+    assert play.data()["reward"].tolist() == [1.0]
+    assert 'look({"n": 1})' in html_module.unescape(play.to_html())
+    assert "(empty)" not in play.to_html()
     play.close()
 
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+from rftkit.formats import closed_schema
 from rftkit.server.engine.call_forms import CALL_END, CALL_START, call_id
 from rftkit.server.engine.values import SEPARATORS
 
@@ -24,7 +25,6 @@ Json = dict[str, Any]
 
 MOST_CALLS = 8
 """Of one forced answer: a list has to end."""
-COMPOSED = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "not", "patternProperties"})
 HEAD = re.compile(r'[\[,\s]*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
 
 
@@ -60,7 +60,11 @@ def optional_calls(tools: list[Json], *, most: int | None = None) -> str | None:
     functions = [tool["function"] for tool in tools]
     if most != 1 and not any(function.get("strict") for function in functions):
         return None
-    given = [each if each.get("strict") else {"name": each["name"]} for each in functions]
+    anything = {"type": "object"}
+    given = [
+        each if each.get("strict") else {"name": each["name"], "parameters": anything}
+        for each in functions
+    ]
     call = {**_call_defs(given), "$ref": "#/$defs/call"}
     call["x-guidance"] = {**SEPARATORS, **call["x-guidance"]}
     return "\n".join(
@@ -99,11 +103,8 @@ def _call_defs(functions: list[Json]) -> Json:
 
 def _arguments(function: Json, place: str) -> Json:
     """The schema of a function's arguments, as a part of another one at `place`."""
-    given = function.get("parameters") or {}
-    schema = {"type": "object", **_moved(given, place)}
-    if "properties" in schema and not COMPOSED & schema.keys():
-        schema.setdefault("additionalProperties", False)
-    return schema
+    given = function.get("parameters") or {"additionalProperties": False}  # no parameters at all
+    return closed_schema({"type": "object", **_moved(given, place)})
 
 
 def _moved(value: Any, place: str) -> Any:

@@ -68,12 +68,17 @@ VERSION = importlib.metadata.version("rftkit")
 
 log = logging.getLogger("rftkit.server")
 
-MAX_JSON_BYTES = 64 * 1024 * 1024
+MAX_IMPORT_BYTES = 64 * 1024 * 1024
+MAX_JSON_BYTES = 16 * 1024 * 1024
+"""Largest JSON body. The parser holds all other requests up while it reads one text of a body, even
+in a thread: half a second at most for so many bytes. Rows beyond it belong into a file."""
 MAX_GRADING_BYTES = 8 * 1024 * 1024
-"""Largest body for validating or running a grader: parsing JSON blocks all other requests."""
+"""Largest body for validating or running a grader."""
 RETRY_SECONDS = 5
 """Retry-After for a request that found the queue full."""
 UPLOADS = ("/v1/files", "/rftkit/imports/content")
+IMPORTS = "/rftkit/imports"
+"""Lines of JSON: each is parsed by itself, in a thread."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Host names that a browser may use for a loopback server; any other is a DNS rebinding attack."""
 
@@ -375,7 +380,9 @@ def _limit(scope: Scope) -> int:
     """Return the largest allowed body in bytes; an upload has a frame around its file."""
     if scope["path"].startswith("/v1/fine_tuning/alpha/graders/"):
         return MAX_GRADING_BYTES
-    return MAX_FILE_BYTES + 65_536 if scope["path"] in UPLOADS else MAX_JSON_BYTES
+    if scope["path"] in UPLOADS:
+        return MAX_FILE_BYTES + 65_536
+    return MAX_IMPORT_BYTES if scope["path"].startswith(IMPORTS) else MAX_JSON_BYTES
 
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
@@ -393,7 +400,8 @@ def _limited(scope: Scope, receive: Receive) -> Receive:
 
 
 def _too_large(limit: int) -> str:
-    return f"the body is larger than {limit // (1024 * 1024)} MB"
+    advice = "; put rows into a file (POST /v1/files) and pass its id"
+    return f"the body is larger than {limit // 2**20} MB{advice if limit == MAX_JSON_BYTES else ''}"
 
 
 def _forbidden(message: str) -> Reply:

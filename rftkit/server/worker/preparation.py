@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from rftkit.errors import RowError
+from rftkit.formats import CLOSE, OPEN, open_objects
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
@@ -180,7 +181,10 @@ class Preparation:
         self._add_started_event(plan)
         if note := engine.compare(self._prompts):
             self._add_event(note)
-        schema = schema_of((job.grading or {}).get("response_format"))
+        response_format = (job.grading or {}).get("response_format")
+        if open_objects(response_format):
+            self._add_event(f"The response format is open: {OPEN}; {CLOSE}")
+        schema = schema_of(response_format)
         for note in engine.notes(schema, plan.reasoning, full=plan.tuning == "full"):
             self._add_event(note)
         if job.eval_id is None and job.grading is not None and not job.is_probe:

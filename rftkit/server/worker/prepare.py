@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError, RequestError
+from rftkit.formats import closed_format
 from rftkit.server.engine.base import ServingEngine
 from rftkit.server.engine.prompts import most_characters
 from rftkit.server.engine.tool_calls import calls_schema, marks_calls, optional_calls
@@ -92,9 +93,10 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
     tools, most = request.tools or [], request.most_calls
     param = "tools" if request.must_call else None
     try:
+        form = closed_format(request.response_format)
         if request.must_call:
             schema: str | None = calls_schema(tools, request.must_call, most=most)
-        elif (schema := schema_of(request.response_format, request.tools)) is None and tools:
+        elif (schema := schema_of(form, tools)) is None and tools:
             param = "tools"
             schema = optional_calls(tools, most=most) if marks_calls(engine.tokenizer) else None
         if schema is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ from hanging import hanging
 
 from rftkit.server import api
 from rftkit.server.evals import item_schema
+from rftkit.server.http.app import MAX_JSON_BYTES
 
 RUN = "/v1/fine_tuning/alpha/graders/run"
 
@@ -168,3 +170,25 @@ def test_a_large_body_is_parsed_beside_the_other_requests(
     assert served.http.post(path, content=broken).status_code == 400
     deep = b'{"model": ' + b"[" * api.LARGE_BYTES + b"}"
     assert served.http.post(path, content=deep).status_code == 400
+
+
+def test_a_body_of_one_text_is_parsed_beside_the_other_requests_and_has_a_limit(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parser reads one text without a pause, so its length has to have an end."""
+    in_threads: list[Any] = []
+    to_thread = asyncio.to_thread
+
+    async def noted(work: Any, *args: Any, **options: Any) -> Any:
+        in_threads.append(work)
+        return await to_thread(work, *args, **options)
+
+    monkeypatch.setattr(asyncio, "to_thread", noted)
+    path = "/v1/chat/completions"
+    text = json.dumps("x" * api.LARGE_BYTES)
+    assert served.http.post(path, content=text).status_code == 400
+    assert json.loads in in_threads
+    for each in (path, "/v1/responses", "/v1/evals", "/v1/fine_tuning/jobs", "/v1/embeddings"):
+        answer = served.http.post(each, content=b'"' + b"x" * MAX_JSON_BYTES + b'"')
+        assert answer.status_code == 413
+        assert "larger than 16 MB; put rows into a file" in answer.json()["error"]["message"]
