@@ -104,7 +104,8 @@ def _call_defs(functions: list[Json]) -> Json:
 def _arguments(function: Json, place: str) -> Json:
     """The schema of a function's arguments, as a part of another one at `place`."""
     given = function.get("parameters") or {"additionalProperties": False}  # no parameters at all
-    return closed_schema({"type": "object", **_moved(given, place)})
+    schema: Json = closed_schema({"type": "object", **_moved(given, place)})
+    return schema
 
 
 def _moved(value: Any, place: str) -> Any:
