@@ -64,7 +64,6 @@ SIZES: dict[str, Any] = {
     "sliding_window": 16,
     "attention_window": 16,
     "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": 128,
     "global_head_dim": 12,
     "ffn_hidden_size": 80,
     "expert_ffn_hidden_size": 32,
@@ -118,7 +117,10 @@ def _settings(model_type: str, tokenizer: Any, sizes: dict[str, Any]) -> dict[st
             **({"vision_config": seen} if seen else {}),
             **OPTIONS.get(model_type, {}),
         }
-    common = {name: value for name, value in SIZES.items() if name in known.to_dict()}
+    names = known.to_dict()
+    common = {name: value for name, value in SIZES.items() if name in names}
+    if "vocab_size_per_layer_input" in names:
+        common["vocab_size_per_layer_input"] = len(tokenizer)
     options = {
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -262,7 +262,7 @@ class _BlockFunction(torch.autograd.Function):
 def add_blocks(model: nn.Module, decoder: Any) -> list[Block]:
     """Replace every linear layer of a decoder by blocks, in place."""
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
-    linears = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
+    linears = {n: m for n, m in decoder.named_modules() if _is_linear(m)}
     blocks = []
     done: set[str] = set()
     for name in linears:
@@ -286,6 +286,11 @@ def add_blocks(model: nn.Module, decoder: Any) -> list[Block]:
     for block in blocks:
         block.adapts = not unfit & {name.rpartition(".")[2] for name in block.names}
     return blocks
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is a linear layer and nothing more: a router (Llama 4) may inherit one."""
+    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 def _unfit(decoder: Any) -> set[str]:
@@ -330,10 +335,19 @@ def save_adapter(
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted({name[:-2].rpartition(".")[2] for name in weights}),
+        "target_modules": sorted({_target(name[:-2]) for name in weights}),
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _target(name: str) -> str:
+    """The name by which PEFT finds a layer: its last part, and what it is numbered within.
+
+    `layers.0` ends in `0` as well, so a number alone would be a whole layer of the decoder.
+    """
+    parent, _, short = name.rpartition(".")
+    return f"{_target(parent)}.{short}" if short.isdigit() and parent else short
 
 
 def load_adapter(folder: Path, device: torch.device) -> tuple[AdapterWeights, LoraConfig]:

@@ -87,7 +87,7 @@ class LoadedModel(Prompting):
         # A small model waits for threads longer than it computes.
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
-        self._model, self._decoder = model, model.get_decoder()
+        self._model, self._decoder = model, _decoder_of(model)
         config = model.config.get_text_config()  # of the part that reads, if it sees as well
         self._stable_tokens = min(stable_lengths(config), default=None)
         with _one_thread():
@@ -100,6 +100,7 @@ class LoadedModel(Prompting):
         self._layers = Layers(self._decoder)
         self.memory_bytes: int | None = free_bytes(self.device)
         self._stack: Stack | None = None
+        self._by_ids = False
         with _one_thread():
             self._plain_because = self._choose_path(model, own)
         self._key_bytes = key_bytes(config, self.dtype)
@@ -163,7 +164,7 @@ class LoadedModel(Prompting):
 
     def _hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         if self._plain_because:
-            return plain_hidden(self._decoder, tokens, layout)
+            return plain_hidden(self._decoder, tokens, layout, by_ids=self._by_ids)
         # The residual stream is float32: in bfloat16 its rounding alone moves log-probs by 0.03.
         states = embedded(self._decoder.get_input_embeddings(), tokens)
         if self._stack is not None:
@@ -217,17 +218,25 @@ class LoadedModel(Prompting):
         if (why := self._without_layout(model, own)) is None:
             return None
         self.take_plain_path(why)
+        wrong = None
+        for self._by_ids in (False, True):
+            if (wrong := self._wrong_on_plain_path(own)) is None:
+                return why
+        raise self.not_for_us(str(wrong))
+
+    def _wrong_on_plain_path(self, own: Reference) -> str | None:
+        """How the plain path differs from the model's own code, in words; None: it does not."""
         try:
             found = states_of_line(own, self._hidden, self.device)
             apart = agreement(own, self._hidden, self.device, found, decodes=False)
         except Exception as error:  # of code that is not ours: whatever it does not expect
-            raise self.not_for_us(f"cannot be computed here: {error}") from error
-        if apart > 1:
-            raise self.not_for_us(
-                f"comes out differently here than by its own code ({apart:,.1f} times what "
-                "rounding explains)",
-            )
-        return why
+            return f"cannot be computed here: {error}"
+        if apart <= 1:
+            return None
+        return (
+            f"comes out differently here than by its own code ({apart:,.1f} times what rounding "
+            "explains)"
+        )
 
     def take_plain_path(self, why: str) -> None:
         """From now on, compute every text separately, with the model's own attention."""
@@ -385,6 +394,12 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     except ImportError as error:
         why = " ".join(str(error).split())
         raise InputError(f"the model in {folder} needs a library: {why}", param="model") from error
+
+
+def _decoder_of(model: Any) -> Any:
+    """The layers without the output head. transformers finds no decoder within Llama 4."""
+    decoder = model.get_decoder()
+    return decoder if decoder.get_output_embeddings() is None else decoder.model
 
 
 @contextlib.contextmanager

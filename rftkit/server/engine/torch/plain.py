@@ -65,8 +65,14 @@ def longest_text(layout: Any) -> int:
     return int(layout.positions.max()) + 1
 
 
-def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Tensor:
-    """Last hidden states (N, width) of tokens (N,): what a layout's forward pass gives."""
+def plain_hidden(
+    decoder: Any, tokens: torch.Tensor, layout: Whole, *, by_ids: bool = False
+) -> torch.Tensor:
+    """Last hidden states (N, width) of tokens (N,): what a layout's forward pass gives.
+
+    A decoder that looks its tokens up again in its layers is given them, `by_ids`; others get
+    their embeddings in float32.
+    """
     texts, places = layout.whole(tokens.tolist())
     per_pass = max(1, TOKENS // max(map(len, texts)))
     parts = []
@@ -75,8 +81,12 @@ def plain_hidden(decoder: Any, tokens: torch.Tensor, layout: Whole) -> torch.Ten
         longest = max(map(len, some))
         # After its end a text may be padded with any token, because no token sees later ones.
         grid = torch.tensor([[*text, *[0] * (longest - len(text))] for text in some])
-        inputs = embedded(decoder.get_input_embeddings(), grid.to(tokens.device))
-        states = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        grid = grid.to(tokens.device)
+        if by_ids:
+            states = decoder(input_ids=grid, use_cache=False).last_hidden_state
+        else:
+            inputs = embedded(decoder.get_input_embeddings(), grid)
+            states = decoder(inputs_embeds=inputs, use_cache=False).last_hidden_state
         wanted = [(row - start, i) for row, i in places if start <= row < start + len(some)]
         rows, columns = zip(*wanted, strict=True)
         parts.append(states[list(rows), list(columns)])
