@@ -238,6 +238,21 @@ def test_sampling_repeats_itself_and_does_not_depend_on_its_company(llama: Torch
     ]
 
 
+def test_a_row_that_is_left_alone_reads_nothing_of_a_longer_prompt(llama: TorchEngine) -> None:
+    """The others end first; what stood where their prompt was longer is not read as its own."""
+    moved_policy(llama)
+    [long, short] = requests(llama, "a much longer prompt", "hello", seeds=[(1, 0)], max_tokens=20)
+    asked = [dataclasses.replace(long, max_tokens=2), short]
+    answers = llama.sample(asked)
+    assert len(answers[1][0].tokens) > 4, "it ended with the other: choose another prompt"
+    groups = groups_from(asked, answers)
+    with torch.no_grad():
+        trained = llama.logprobs(groups).tolist()
+    stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
+    assert trained == pytest.approx(stored, abs=1e-4)
+    assert answers[1][0].tokens == llama.sample([short])[0][0].tokens
+
+
 def test_each_completion_has_its_own_draw(llama: TorchEngine) -> None:
     moved_policy(llama)
     [group] = llama.sample(requests(llama, "hello", seeds=[(1, i) for i in range(6)]))

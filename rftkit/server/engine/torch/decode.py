@@ -97,22 +97,30 @@ class Decode:
         self.length += self.num
 
     def keep(self, rows: list[int]) -> None:
-        """Forget every row but these, and every line none of them needs."""
+        """Forget every row but these, every line none of them needs, and the rest of the longest
+        prompt: what follows the end of a shorter one is no key of a row that is alone.
+        """
         alive = sorted({self.blocks[row] for row in rows})
         cells = self.row_to_cell[torch.tensor(rows, device=self.device)]
         wanted = torch.tensor(alive, device=self.device)
-        slots, self.lengths = self.slots, self.lengths[wanted]
+        slots, longest, self.lengths = self.slots, self.longest, self.lengths[wanted]
+        self.longest = int(self.lengths.max())
         renumber = {block: number for number, block in enumerate(alive)}
         self._place([renumber[self.blocks[row]] for row in rows])
         source = cells[self.cell_to_row]  # the old cell of each new one
-        self.keys = [self._moved(k, wanted, source, slots) for k in self.keys]
-        self.values = [self._moved(v, wanted, source, slots) for v in self.values]
+        self.keys = [self._moved(k, wanted, source, slots, longest) for k in self.keys]
+        self.values = [self._moved(v, wanted, source, slots, longest) for v in self.values]
 
     def _moved(
-        self, line: torch.Tensor, wanted: torch.Tensor, source: torch.Tensor, slots: int
+        self,
+        line: torch.Tensor,
+        wanted: torch.Tensor,
+        source: torch.Tensor,
+        slots: int,
+        longest: int,
     ) -> torch.Tensor:
-        """Keys or values without the slots that `keep` drops."""
-        own = line[:, :, self.longest : self.longest + self.length * slots]
+        """Keys or values without what `keep` drops; `slots` and `longest` are those before it."""
+        own = line[:, :, longest : longest + self.length * slots]
         each = own.unflatten(2, (self.length, slots)).permute(0, 3, 1, 2, 4).flatten(0, 1)
         kept = each[source].unflatten(0, (-1, self.slots)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         prompts = line[wanted, :, : self.longest]
