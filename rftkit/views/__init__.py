@@ -16,7 +16,7 @@ there first, and one small script makes it filter, sort and page.
 """
 
 from rftkit.views.answers import answers, one_row
-from rftkit.views.charts import health_chart, reward_chart, time_chart
+from rftkit.views.charts import health_chart, reward_chart
 from rftkit.views.compare_charts import difference_chart, reward_curve, row_paths, slice_chart
 from rftkit.views.compare_rows import compare_rows, jumps_for
 from rftkit.views.compare_tables import (
@@ -45,6 +45,7 @@ from rftkit.views.profile import profile_chart
 from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
 from rftkit.views.signal import diagnosis, signal_chart
 from rftkit.views.source import spec
+from rftkit.views.timing import time_chart
 from rftkit.views.watch import job_status, rollouts
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Curves of one job: reward, health of the training, time.
+"""Curves of one job: reward and health of the training.
 
 Not here: the numbers (`rftkit.jobs`), how a panel is drawn (`plot`), comparisons of several jobs.
 The caption of a chart counts the values that are missing from it.
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, missing, note, number
-from rftkit.views.plot import Chart, Line, Panel, drawn, picture
-from rftkit.views.svg import Canvas, value_axis, whole_axis
+from rftkit.views.markup import Html, missing, note
+from rftkit.views.plot import Line, Panel, drawn, picture
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -24,13 +23,11 @@ if TYPE_CHECKING:
 
     from rftkit.evals.comparison import Comparison
 
-__all__ = ["health_chart", "reward_chart", "time_chart"]
+__all__ = ["health_chart", "line_of", "reward_chart"]
 
 
 CERTAINTY = 1.96
 """Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
-MAX_BARS = 200
-"""Bars at most; in a longer job each bar is the mean of several steps."""
 
 
 def reward_chart(
@@ -110,7 +107,7 @@ def _loss_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> Pan
         is_train = name.startswith("train_")
         frame = steps[steps["step"] > 0] if is_train else steps[steps[name].notna()]
         if len(frame) and (
-            line := _line(label, frame, name, strong=label == "validation", every=is_train)
+            line := line_of(label, frame, name, strong=label == "validation", every=is_train)
         ):
             lines.append(line)
     return Panel(title, tuple(lines), is_share=title.endswith("%"))
@@ -157,63 +154,18 @@ _HEALTH = {
 
 def _health_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> Panel:
     trained = steps[steps["step"] > 0]
-    found = [_line(label, trained, column) for column, label in columns.items()]
+    found = [line_of(label, trained, column) for column, label in columns.items()]
     lines = [line for line in found if line]
     if lines:
         lines[0] = replace(lines[0], strong=True)
     return Panel(title, tuple(lines), is_share=title.endswith("%"))
 
 
-def time_chart(events: Iterable[dict[str, Any]]) -> Html:
-    """The seconds of each step by phase, and the sampled tokens per second."""
-    from rftkit.jobs.metrics import step_frame, timing_frame
-
-    events = list(events)
-    steps, timing = step_frame(events), timing_frame(events)
-    parts = ["sampling", "training", "eval", "overhead"]
-    totals = timing[parts].sum()
-    if not totals.sum():
-        return note("The job reports no times.")
-    spent = ", ".join(f"{part} {number(round(float(totals[part]), 1), 1)} s" for part in parts)
-    bars = _time_bars(timing, [part for part in parts if totals[part]], spent)
-    speed = _line("tokens", steps[steps["step"] > 0], "tokens_per_second", strong=True)
-    panels = [Panel("Sampled tokens per second", (speed,))] if speed else []
-    charts, zero = drawn(panels, is_wide=False)
-    numbers = table(timing[["step", *parts]], {"step": "step", **{p: f"{p}, s" for p in parts}})
-    return picture([bars, *charts], " ".join(filter(None, (f"Total: {spent}.", zero))), numbers)
-
-
-def _time_bars(timing: pd.DataFrame, parts: list[str], spent: str) -> Chart:
-    """The seconds of each step, one part on the other; of a long job means of several steps."""
-    width = -(-len(timing) // MAX_BARS)
-    shown = timing.groupby(timing.index // width).mean() if width > 1 else timing
-    heights = shown[parts].astype(float).fillna(0)
-    steps = [float(step) for step in shown["step"]]
-    canvas = Canvas(
-        whole_axis(int(min(steps)) - width, int(max(steps)) + width),
-        value_axis([0.0, float(heights.sum(axis=1).max())]),
-        is_wide=True,
-    )
-    for step, (_, seconds) in zip(steps, heights.iterrows(), strict=True):
-        below = 0.0
-        for at, part in enumerate(parts):
-            above = below + float(seconds[part])
-            words = f"step {step:g}, {part}: {number(above - below, 1)} s"
-            if above > below:
-                ends = (step - 0.4 * width, step + 0.4 * width)
-                canvas.bar(ends, (below, above), words, f"rk-box rk-fill{at}")
-            below = above
-    title = "Seconds per step" + (f", means of {width} steps" if width > 1 else "")
-    alt = f"Bars show the seconds of each step. Total: {spent}."
-    legend = [(f"rk-box rk-fill{at}", part) for at, part in enumerate(parts)]
-    return Chart(title, canvas, alt, legend)
-
-
 def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
     """Training is measured at each step, validation at some; only a failed validation is a gap."""
-    train = _line("train", frame[frame["step"] > 0], "train_reward_mean")
+    train = line_of("train", frame[frame["step"] > 0], "train_reward_mean")
     valid = frame[frame["valid_reward_mean"].notna() | _validated(frame)]
-    line = _line("validation", valid, "valid_reward_mean", strong=True, every=False)
+    line = line_of("validation", valid, "valid_reward_mean", strong=True, every=False)
     if line and "valid_reward_stderr" in frame and valid["valid_reward_stderr"].notna().any():
         known = valid.set_index(valid["step"].astype(int))["valid_reward_stderr"].astype(float)
         line = replace(line, ends=_around(line, {step: known.get(step) for step in line.steps}))
@@ -291,7 +243,7 @@ def _validated(frame: pd.DataFrame) -> Any:
     return frame["eval_seconds"] > 0 if "eval_seconds" in frame else False
 
 
-def _line(
+def line_of(
     label: str, frame: pd.DataFrame, column: str, *, strong: bool = False, every: bool = True
 ) -> Line | None:
     """A column by step; with `every`, steps that the frame lacks become gaps too."""

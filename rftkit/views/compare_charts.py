@@ -9,10 +9,9 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rftkit.evals.sentences import decimals
+from rftkit.views.forest import SLOT, Entry, forest
 from rftkit.views.jumps import Jumps
 from rftkit.views.markup import Html, missing, note, number, signed
 from rftkit.views.plot import Chart, picture
@@ -31,8 +30,6 @@ MOST_BANDS = 3
 """With more jobs, the intervals are drawn as bars of the points only."""
 STAYED = 0.05
 """A row whose mean reward moved by less counts as unchanged."""
-SLOT = 38
-"""Height of one line of a forest plot."""
 
 
 def reward_curve(
@@ -67,7 +64,7 @@ def difference_chart(comparison: Comparison, *, jumps: Jumps | None = None) -> H
     if not pairs:
         return note("No two runs have graded the same rows.")
     entries = [
-        _Entry(
+        Entry(
             pair.after,
             pair.difference,
             pair.verdict,
@@ -82,7 +79,7 @@ def difference_chart(comparison: Comparison, *, jumps: Jumps | None = None) -> H
         f"{counted(len(pairs), 'comparison')}, over at least {counted(few, 'row')}. "
         "Filled: better or worse; hollow: no clear difference."
     )
-    return picture([_forest(entries, title, comparison.margin)], caption)
+    return picture([forest(entries, title, comparison.margin)], caption)
 
 
 def slice_chart(slices: SliceTable, *, jumps: Jumps | None = None) -> Html:
@@ -91,7 +88,7 @@ def slice_chart(slices: SliceTable, *, jumps: Jumps | None = None) -> Html:
     if not known:
         return note(f"No slice by {slices.by} has rows that both runs have graded.")
     entries = [
-        _Entry(
+        Entry(
             f"{each.value[:60]} ({counted(each.num_rows, 'row')})",
             each.difference,
             each.verdict,
@@ -104,7 +101,7 @@ def slice_chart(slices: SliceTable, *, jumps: Jumps | None = None) -> Html:
     left = len(slices.slices) - len(known)
     caption = "Intervals are adjusted for the number of slices."
     caption += f" {counted(left, 'slice')} not drawn." if left else ""
-    return picture([_forest(entries, title, None)], caption)
+    return picture([forest(entries, title, None)], caption)
 
 
 def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
@@ -156,65 +153,6 @@ def _path(
     words = f"row {int(line['number'])}: {signed(line['change'], 2)}. {line['prompt'][:80]}"
     link = jumps.attributes([line["row"]], f"number {int(line['number'])}") if jumps else ""
     canvas.point(*ends[-1], words, kind, link=link)
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One line of a forest plot."""
-
-    label: str
-    estimate: Estimate
-    verdict: str
-    is_faint: bool = False
-    link: str = ""
-
-    @property
-    def kind(self) -> str:
-        """Its classes in the style sheet."""
-        is_up = (self.estimate.value or 0.0) >= 0
-        side = ("rk-up" if is_up else "rk-down rk-square") if self.is_sure else "rk-unclear"
-        return f"{side} {'' if self.is_sure else 'rk-hollow'} {'rk-dash1' if self.is_faint else ''}"
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether the difference is shown."""
-        return self.verdict in ("better", "worse")
-
-    @property
-    def words(self) -> str:
-        """Its numbers."""
-        shown = f"{signed(self.estimate.value)} ({_ends(self.estimate)})"
-        return f"{self.label} {shown}, {self.verdict}"
-
-
-def _forest(entries: Sequence[_Entry], title: str, margin: float | None) -> Chart:
-    """Estimates with their intervals, one below the other, around zero, each below its name."""
-    known = [entry.estimate for entry in entries]
-    ends = [end for each in known for end in (each.value, each.low, each.high) if end is not None]
-    canvas = Canvas(
-        value_axis([0.0, *ends, *([-margin, margin] if margin else [])], num=7),
-        None,
-        is_wide=True,
-        height=48 + SLOT * len(entries),
-    )
-    if margin is not None:
-        canvas.box((-margin, margin), (0.0, 1.0), "rk-box rk-margin")
-    canvas.rule(0.0)
-    slot = 1 / len(entries)
-    for at, entry in enumerate(entries):
-        value, low, high = entry.estimate.value, entry.estimate.low, entry.estimate.high
-        canvas.word(canvas.at_x(canvas.x.low), canvas.at_y(at * slot) + 13, entry.label)
-        canvas.point(
-            value or 0.0,
-            (at + 0.68) * slot,
-            entry.words,
-            entry.kind,
-            ends=None if low is None or high is None else (low, high),
-            is_across=True,
-            link=entry.link,
-        )
-    legend = [("rk-box rk-margin", f"within ±{margin:g}: negligible")] if margin else []
-    return Chart(title, canvas, f"{title}: {'; '.join(e.words for e in entries)}.", legend)
 
 
 class _Points:
@@ -370,10 +308,3 @@ def _bar_of(run: RunSummary) -> tuple[float, float] | None:
 def _with_ends(estimate: Estimate) -> str:
     ends = f"{number(estimate.low)} to {number(estimate.high)}"
     return f"{number(estimate.value)} ({ends})"
-
-
-def _ends(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return "too few rows for an interval"
-    digits = decimals(estimate.low, estimate.high)
-    return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"
