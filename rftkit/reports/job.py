@@ -87,7 +87,7 @@ class JobRecord:
     def about(self) -> list[str]:
         """What was trained for what, a sentence each: method, data, date, and the grader."""
         kind = (self.job.get("method") or {}).get("type") or "supervised"
-        rows = [f"{_file_words(each)} for {each['use']}" for each in self.files]
+        rows = [_file_words(each) for each in self.files]
         dataset = (self.answers or {}).get("dataset")
         data = f" on {dataset}" if dataset else ""
         held = f" ({', '.join(rows)})" if rows else ""
@@ -108,6 +108,7 @@ class JobRecord:
         """Each one `as given` and `as used`; a job states the latter in its own events."""
         given = self.settings.get("hyperparameters") or self.job.get("hyperparameters") or {}
         used, ignored = _stated(self.events, "hyperparameters"), _stated(self.events, "ignored")
+        used = used | _stated(self.events, "multipliers")
         set_by_hand = {name: value for name, value in given.items() if value != "auto"}
         used = set_by_hand | {name: value for name, value in used.items() if value is not None}
         return [
@@ -200,8 +201,8 @@ _METHODS = {
 
 
 def _file_words(file: Json) -> str:
-    rows = "" if file["rows"] is None else f", {counted(file['rows'], 'row')}"
-    return f"{file['name'] or file['id']}{rows}"
+    rows = "" if file["rows"] is None else f"{counted(file['rows'], 'row')} of "
+    return f"{rows}{file['name'] or file['id']} for {file['use']}"
 
 
 def _short(value: Any) -> Any:

@@ -164,11 +164,11 @@ class _Points:
         self.deploy = comparison.choice.deploy if comparison.choice else None
         self.jumps = jumps
 
-    def kind(self, run: RunSummary) -> str:
+    def kind(self, run: RunSummary, of_job: str = "rk-main") -> str:
         """Filled where it clearly differs from the baseline; a star is the recommended run."""
         pair = self.pairs.get(run.label)
         is_sure = pair is None or pair.verdict in ("better", "worse")
-        tone = "rk-unclear" if run.label in self.grey else "rk-main"
+        tone = "rk-unclear" if run.label in self.grey else of_job
         star = "rk-star" if run.label == self.deploy else ""
         return f"{tone} {star} {'' if is_sure and run.label not in self.grey else 'rk-hollow'}"
 
@@ -206,6 +206,7 @@ def _by_step(
         canvas.box((min(steps), max(steps)), band, "rk-box rk-margin")
         legend.append(("rk-box rk-margin", "judge's own noise"))
     jobs = _by_job(comparison)
+    kinds: dict[str, str] = {}
     for at, (job, labels) in enumerate(jobs.items()):
         own = sorted((run for run in runs if run.label in labels), key=lambda run: run.step or 0)
         kind = "rk-main" if at == 0 else f"rk-job{(at - 1) % 4 + 1}"
@@ -214,15 +215,19 @@ def _by_step(
         if len(jobs) <= MOST_BANDS and len(known) > 1:
             canvas.band(known, kind)
         canvas.line([(float(run.step or 0), run.reward.value) for run in own], kind)
+        kinds = dict.fromkeys(labels, kind) | kinds  # a shared base is the first job's
         legend += [(kind, job)] if len(jobs) > 1 else []
     for run in runs:
         canvas.point(
-            float(run.step or 0), run.reward.value or 0.0, points.words(run), points.kind(run),
+            float(run.step or 0),
+            run.reward.value or 0.0,
+            points.words(run),
+            points.kind(run, kinds[run.label]),
             ends=_bar_of(run) if len(jobs) > MOST_BANDS or len(runs) == 1 else None,
             link=points.link(run),
-        )  # fmt: skip
+        )
     if points.deploy:
-        legend.append(("rk-main", f"★ {points.deploy}: deploy"))
+        legend.append(("", f"★ {points.deploy}: deploy"))
     return lambda alt: Chart("Mean reward", canvas, alt, legend)
 
 

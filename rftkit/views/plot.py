@@ -66,9 +66,7 @@ class Chart:
     def markup(self) -> str:
         """Title, legend and picture."""
         keys = "".join(
-            f'<span><svg viewBox="0 0 24 10" aria-hidden="true">{_key(kind)}</svg>{text(label)}'
-            "</span>"
-            for kind, label in self.legend
+            f"<span>{_key(kind) if kind else ''}{text(label)}</span>" for kind, label in self.legend
         )
         legend = f'<div class="rk-legend">{keys}</div>' if keys else ""
         wide = " rk-wide" if self.canvas.is_wide else ""
@@ -168,9 +166,11 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
 def _key(kind: str) -> str:
     """A mark of the legend."""
     if "rk-box" in kind:
-        return f'<rect class="{kind}" x="6" y="1" width="12" height="8"/>'
-    dot = f'<circle class="{kind}" cx="12" cy="5" r="3"/>'
-    return f'<path class="rk-line {kind}" d="M0 5H24"/>{dot if "rk-main" in kind else ""}'
+        mark = f'<rect class="{kind}" x="6" y="1" width="12" height="8"/>'
+    else:
+        dot = f'<circle class="{kind}" cx="12" cy="5" r="3"/>' if "rk-main" in kind else ""
+        mark = f'<path class="rk-line {kind}" d="M0 5H24"/>{dot}'
+    return f'<svg viewBox="0 0 24 10" aria-hidden="true">{mark}</svg>'
 
 
 def _extent(panel: Panel) -> list[float]:

@@ -65,6 +65,8 @@ def whole_axis(low: int, high: int, *, label: str = "step", num: int = 6) -> Axi
     """An axis of whole numbers that ends where the data ends."""
     step = max(1, round(_round_step(max(1, high - low) / num)))
     ticks = list(range(-(-low // step) * step, high + 1, step)) or [low]
+    if high - ticks[-1] >= 0.6 * step:
+        ticks.append(high)
     return Axis(low, max(high, low + 1), tuple((at, f"{at:,}") for at in ticks), label)
 
 
@@ -175,7 +177,8 @@ class Canvas:
         elif "rk-square" in kind:
             shape += f'<rect class="{kind}" x="{left - 4:g}" y="{top - 4:g}" width="8" height="8"/>'
         elif "rk-bare" not in kind:
-            radius = 4 if "rk-main" in kind or is_across else 2.5
+            is_large = is_across or "rk-main" in kind or "rk-job" in kind
+            radius = 4 if is_large else 2.5
             shape += f'<circle class="{kind}" cx="{left:g}" cy="{top:g}" r="{radius:g}"/>'
         self._point(shape, left, top, words, link)
 

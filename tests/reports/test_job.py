@@ -139,6 +139,31 @@ def test_a_job_that_has_only_begun_can_be_reported(monkeypatch):
     assert used["reasoning_effort"] == "default"  # what was given and is not auto
 
 
+@pytest.mark.parametrize("method", ["reinforcement", "supervised", "dpo"])
+def test_every_hyperparameter_says_what_was_used(method):
+    """What was auto, what was given, what has no effect."""
+    given = {"batch_size": 4, "n_epochs": "auto", "learning_rate_multiplier": "auto"}
+    more = {"reinforcement": {"reasoning_effort": "high", "compute_multiplier": "auto"},
+            "dpo": {"beta": 0.2}, "supervised": {}}[method]  # fmt: skip
+    said = {
+        "hyperparameters": {"n_epochs": 3, "learning_rate": 0.003},
+        "multipliers": {"learning_rate_multiplier": 2.0, "compute_multiplier": 0.5},
+        "ignored": {"reasoning_effort": "the model does not think"},
+    }
+    record = reports.JobRecord(
+        job=sample_job.job(method={"type": method, method: {"hyperparameters": given | more}}),
+        error=None, events=[{"data": said}], checkpoints=[], files=[], answers=None,
+    )  # fmt: skip
+    used = {row["hyperparameter"]: row["as used"] for row in record.hyperparameters()}
+
+    assert {name: used[name] for name in given} == {
+        "batch_size": "4", "n_epochs": "3", "learning_rate_multiplier": "2",
+    }  # fmt: skip
+    assert all(used[name] for name in more)
+    if method == "reinforcement":
+        assert used["reasoning_effort"] == "no effect: the model does not think"
+
+
 def test_answers_that_cannot_be_read_are_refused(tmp_path):
     bad = tmp_path / "answers.json"
     for content in ("{", "[]", '{"rows": 3}'):

@@ -104,7 +104,7 @@ def test_steps_are_whole_and_the_axis_ends_with_them():
     axis = whole_axis(0, 24)
 
     assert (axis.low, axis.high) == (0, 24)
-    assert [label for _, label in axis.ticks] == ["0", "5", "10", "15", "20"]
+    assert [label for _, label in axis.ticks] == ["0", "5", "10", "15", "20", "24"]
 
 
 def test_what_is_missing_is_counted_below_the_chart():

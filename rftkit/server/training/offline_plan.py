@@ -54,6 +54,11 @@ class OfflinePlan(CommonPlan):
         base = base_rate(self.tuning, self.width) * RATES[self.method]
         return float(f"{self.learning_rate / base:.6g}")
 
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """See `multiplier`."""
+        return {"learning_rate_multiplier": self.multiplier}
+
     def train_settings(self, learning_rate: float) -> TrainSettings:
         """Settings of an update at this rate."""
         return TrainSettings(learning_rate=learning_rate)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rftkit.errors import RftkitError
-from rftkit.hyperparameters import BASE_LEARNING_RATES
+from rftkit.hyperparameters import BASE_LEARNING_RATES, COMPLETIONS
 from rftkit.server.engine.prompts import closing
 from rftkit.server.engine.values import LoraConfig, Thinking, TrainSettings
 from rftkit.server.store.records import Job
@@ -133,6 +133,11 @@ class CommonPlan:
         """Whether a whole validation follows this step; step 0 is the baseline."""
         return step % self.eval_interval == 0 or step == self.total_steps
 
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Hyperparameters of the request that other settings were made from, as they are used."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """All settings, as the job's folder keeps them."""
         return dataclasses.asdict(self)
@@ -178,6 +183,15 @@ class Plan(CommonPlan):
     clipped."""
     entropy_floor: float = 0.0
     """Nats a token; with less among its samples, a step's rate is smaller in proportion."""
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """What the base learning rate and the usual completions per prompt are multiplied by."""
+        rate = self.learning_rate / base_rate(self.tuning, self.width)
+        return {
+            "learning_rate_multiplier": float(f"{rate:.6g}"),
+            "compute_multiplier": self.completions_per_prompt / COMPLETIONS,
+        }
 
     def train_settings(self, learning_rate: float) -> TrainSettings:
         """Settings of an update at this rate."""

@@ -217,6 +217,7 @@ class Preparation:
             f"Fine-tuning job started: {words}{extra}",
             data={
                 "hyperparameters": resolved,
+                "multipliers": plan.multipliers,
                 "ignored": ignored,
                 "rows": {"train": len(self.examples or self.rows), "valid": valid},
                 "engine": dict(self._engine.facts),

@@ -147,6 +147,8 @@ def test_the_first_event_states_what_auto_became(platform: openai.OpenAI) -> Non
     assert resolved["learning_rate"] == pytest.approx(3e-3 * (16 / 32) ** 0.5)
     assert resolved["completions_per_prompt"] == 64 / 16
     assert "reasoning_effort has no effect" in started["message"]
+    assert started["data"]["multipliers"]["compute_multiplier"] == 4 / 8
+    assert started["data"]["multipliers"]["learning_rate_multiplier"] > 0
     platform.fine_tuning.jobs.cancel(job.id)
 
 
