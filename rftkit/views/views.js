@@ -175,6 +175,14 @@
     }));
   }
   document.querySelectorAll(".rk-list:not([data-ready])").forEach(upgrade);
+  /* A box that scrolls is a stop for the keyboard; one that does not is none. */
+  const stops = () => document.querySelectorAll(".rk .rk-scroll, .rk pre").forEach((box) => {
+    if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
+  });
+  stops();
+  addEventListener("resize", stops);
+  document.addEventListener("toggle", stops, true);
 
   /* Copy and CSV of a table: all its rows that match, on whichever page they are. */
   const valueOf = (cell) => {
@@ -190,15 +198,17 @@
       const field = make("textarea", { value: words });
       document.body.append(field);
       field.select();
-      document.execCommand("copy");
+      const isCopied = document.execCommand("copy");
       field.remove();
+      return isCopied;
     }
+    return true;
   }
   function offer(table, number) {
     const copied = make("button", { type: "button", textContent: "Copy" });
     copied.addEventListener("click", async () => {
-      await copy(rowsOf(table).map((row) => row.map((value) => value.replace(/\s+/g, " ")).join("\t")).join("\n"));
-      copied.textContent = "Copied";
+      const isCopied = await copy(rowsOf(table).map((row) => row.map((value) => value.replace(/\s+/g, " ")).join("\t")).join("\n"));
+      copied.textContent = isCopied ? "Copied" : "The browser forbids it: use CSV";
       setTimeout(() => { copied.textContent = "Copy"; }, 2000);
     });
     const saved = make("button", { type: "button", textContent: "CSV" });
