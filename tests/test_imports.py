@@ -131,6 +131,14 @@ def test_the_rooms_of_the_server_import_in_one_order(path: Path) -> None:
             assert other in SERVER_MAY_ROOMS[room], f"{path}:{line}: {room} imports {other}"
 
 
+def test_the_two_engines_do_not_import_each_other() -> None:
+    for module, target in edges(graph()):
+        kinds = {
+            name.split(".")[2] for name in (module, target) if name.startswith("server.engine.")
+        }
+        assert not kinds >= {"torch", "tinker"}, f"{module} imports {target}"
+
+
 def test_no_modules_import_each_other() -> None:
     """Neither within a room nor across rooms, through however many modules in between."""
     knots = [sorted(knot) for knot in knots_of(graph())]

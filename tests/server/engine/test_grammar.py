@@ -11,11 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from rftkit import datasets
-from rftkit.server.engine import models
-from rftkit.server.engine.torch import grammar
-from rftkit.server.engine.torch.decoding_state import DecodingState
+from rftkit.server.engine import grammar, models
+from rftkit.server.engine.decoding_state import DecodingState
+from rftkit.server.engine.grammar import Grammars
 from rftkit.server.engine.torch.engine import TorchEngine
-from rftkit.server.engine.torch.grammar import Grammars
 
 PATTERNS = (
     None,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from in_process import ROWS, adapters, add_job, run
 
-from rftkit.server.engine.torch.decoding_state import DecodingState
+from rftkit.server.engine.decoding_state import DecodingState
 from rftkit.server.engine.torch.together import Together
 from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.inference.requests import ChatRequest

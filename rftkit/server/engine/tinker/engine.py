@@ -132,7 +132,7 @@ class TinkerEngine(Prompting):
     @functools.cached_property
     def grammars(self) -> Any:
         """Compiled schemas, only to refuse invalid ones: the server decodes without them."""
-        from rftkit.server.engine.torch.grammar import Grammars
+        from rftkit.server.engine.grammar import Grammars
 
         return Grammars(self.tokenizer, self.num_tokens, sorted(self.eos_ids))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rftkit.server.engine.torch.grammar import Masks, choices
+from rftkit.server.engine.grammar import Masks, choices
 from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["LEAST_OPENING", "Line", "lay_out", "micro_batches", "shared_opening", "with_advantage"]

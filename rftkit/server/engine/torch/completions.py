@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from rftkit.errors import RequestError
 from rftkit.server.engine.base import Listener
 from rftkit.server.engine.call_forms import answer_text
+from rftkit.server.engine.decoding_state import DecodingState
+from rftkit.server.engine.grammar import Grammars, choices, only_choice
 from rftkit.server.engine.torch.decode import Decode
-from rftkit.server.engine.torch.decoding_state import DecodingState
-from rftkit.server.engine.torch.grammar import Grammars, choices, only_choice
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode
 from rftkit.server.engine.values import Completion, SampleRequest

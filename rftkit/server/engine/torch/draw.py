@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from rftkit.server.engine.grammar import Masks
 from rftkit.server.engine.torch.completions import Policy, Row, append
-from rftkit.server.engine.torch.grammar import Masks
 from rftkit.server.engine.torch.logprobs import scores
 
 __all__ = ["draw"]

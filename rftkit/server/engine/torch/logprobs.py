@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rftkit.server.engine.torch.grammar import Masks, unpack
+from rftkit.server.engine.grammar import Masks, unpack
 
 __all__ = ["most_likely", "scores", "token_logprobs"]
 

@@ -20,6 +20,7 @@ import torch
 
 from rftkit.errors import InputError
 from rftkit.server.engine import models, prompts
+from rftkit.server.engine.grammar import Grammars, Masks
 from rftkit.server.engine.prompting import Prompting
 from rftkit.server.engine.torch import lora, memory
 from rftkit.server.engine.torch.agreement import (
@@ -39,7 +40,6 @@ from rftkit.server.engine.torch.configs import key_bytes, not_covered, stable_le
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.fast import speed_up
 from rftkit.server.engine.torch.full import Weights, embedded
-from rftkit.server.engine.torch.grammar import Grammars, Masks
 from rftkit.server.engine.torch.hardware import (
     MEMORY_BYTES,
     best_device,

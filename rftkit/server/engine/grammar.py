@@ -19,7 +19,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
-from rftkit.server.engine.torch.decoding_state import DecodingState, thinking_grammar
+from rftkit.server.engine.decoding_state import DecodingState, thinking_grammar
 from rftkit.server.engine.values import SEPARATORS, Thinking
 
 __all__ = ["Grammars", "choices", "unpack"]
