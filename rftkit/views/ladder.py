@@ -27,10 +27,10 @@ LADDER = {
     "low": "low",
     "high": "high",
     "verdict": "verdict",
-    "seconds": "seconds",
-    "tokens": "tokens",
     "seconds in all": "seconds in all",
     "tokens in all": "tokens in all",
+    "seconds": "own seconds",
+    "tokens": "own tokens",
 }
 """Columns of a table of `Ladder.records`, with their headings; notes are in the headline."""
 
