@@ -108,7 +108,7 @@ class Ledger:
         return total
 
     def manifest(self) -> dict[str, Any]:
-        """What `manifest.json` says."""
+        """The content of `manifest.json`."""
         return {
             "format": FORMAT,
             "account": self.account,
@@ -167,7 +167,7 @@ class Ledger:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Say in one line that the disk is full or the folder cannot be written."""
+    """Report in one line that the disk is full or the folder cannot be written."""
     try:
         yield
     except OSError as error:

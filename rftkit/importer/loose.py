@@ -256,7 +256,7 @@ def _metric_events(text: str) -> list[Json]:
 
 
 def _job_of(name: str, digest: str, events: list[Json]) -> Json:
-    """A job that is known by its result file only; what the file does not say is null."""
+    """A job that is known by its result file only; what the file does not contain is null."""
     is_rft = "reward" in json.dumps(events[0]["data"])
     method = "reinforcement" if is_rft else "supervised"
     return {

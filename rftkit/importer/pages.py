@@ -126,7 +126,7 @@ class Lists:
 def save_list(dump: Dump, lists: Lists, kind: str, route: str, folder: str) -> int:
     """Bring the pages in `folder` up to date and make `<folder>.jsonl` of them.
 
-    Goes on after the last saved page. Returns the number of objects.
+    Continues after the last saved page. Returns the number of objects.
     """
     newest_first = KINDS_OF_LIST[kind].order is None
     reading, page, after, is_open, known = _where_it_stopped(dump, folder)

@@ -72,7 +72,7 @@ class SaveContext:
             self.dump.ledger.append({"not_fetched": what, "why": why})
 
     def save_object(self, listed: Listed, name: str) -> dict[str, Any] | None:
-        """Save the object itself as `<name>` in its folder and return what it says."""
+        """Save the object itself as `<name>` in its folder, and return its content."""
         with self.recording(listed.key):
             answer = self.remote.get(listed.route)
             self.dump.write(f"{listed.key}/{name}", answer.body)

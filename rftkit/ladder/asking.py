@@ -94,7 +94,7 @@ class Task:
     def _answers(
         self, model: str, rows: Sequence[Row], prompt: Prompt | None, options: Mapping[str, Any]
     ) -> list[Answer]:
-        """An answer to each row; those that are kept are not asked for again."""
+        """An answer to each row; stored answers are not requested again."""
         settings: dict[str, Any] = {
             "response_format": self.response_format,
             "prompt": prompt,

@@ -1,9 +1,9 @@
 """Climb a ladder: do each rung that is not done, and run its model on the test rows.
 
 A rung that cannot be done, such as dpo without a pair, has its reason in place of a result, and the
-others go on. Finished rungs are found again, by the state file or by the metadata of their jobs.
-Everything goes through the `openai` client. Not here: their files (`training_files`),
-and the comparison (`result`).
+others continue. Finished rungs are kept and found by the state file or by the metadata of their
+jobs. Everything goes through the `openai` client. Not here: their files (`training_files`), and the
+comparison (`result`).
 """
 
 from __future__ import annotations

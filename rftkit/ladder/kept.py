@@ -1,7 +1,6 @@
-"""What was asked so far, in a file of JSON lines that only grows: a second start resumes from it.
-
-The first line says what the file is for; then come answers and rewritten texts, each as soon as it
-is there, and the grades that `rftkit.graders.grade_many` keeps in the same file. An answer is found
+"""The answers so far, in a file of JSON lines that only grows: a second start resumes from it. The
+first line states what the file is for; then come answers and rewritten texts, each as soon as it is
+there, and the grades that `rftkit.graders.grade_many` keeps in the same file. An answer is found
 again by everything that it depends on, and by how often the same was asked before it. A search with
 other settings begins anew in the same file, and loses nothing of the one before. Failed requests
 are not kept. Not here: which questions are asked (`search`, `climb`).
@@ -47,7 +46,7 @@ class Kept:
         return len(self._known)
 
     def key(self, question: Any) -> str:
-        """The key of a question, which is JSON; asked again, it has another."""
+        """The key of a question, which is JSON; repeated, it has another."""
         text = json.dumps(question, sort_keys=True, default=str)
         with self._lock:
             self._times[text] += 1

@@ -99,7 +99,7 @@ def rewritten(
 
 
 def _keeping(reflect: Reflect, kept: Kept) -> Reflect:
-    """The same, but a text that is kept is not asked for again."""
+    """The same, but a stored text is not requested again."""
 
     def recall(request: Any) -> str:
         key = kept.key(["reflection", request])
@@ -150,7 +150,8 @@ def _adapter(task: Task, model: str, start: Prompt) -> Any:
 def _scores(rewards: Sequence[float]) -> list[float]:
     """Rewards for gepa, which wants a number for each row.
 
-    An answer without a grade gets the mean of the others, so that it says neither good nor bad.
+    An answer without a grade gets the mean of the others, so that it counts neither as good nor as
+    bad.
     """
     mean = fmean(reward for reward in rewards if reward == reward)
     return [float(reward) if reward == reward else mean for reward in rewards]

@@ -59,7 +59,7 @@ class Candidate:
     label: str
     prompt: Prompt
     train: Estimate | None
-    """Mean reward on the training rows that every candidate answered; None if none was asked."""
+    """Mean reward on the training rows that every candidate answered; None if there was none."""
     train_difference: Estimate | None
     """Paired difference from the start on them, corrected for all candidates."""
     valid: Estimate | None
@@ -101,7 +101,7 @@ class PromptSearch:
         return f"{self.chosen} ({self.prompt}) is chosen. {self.valid.pair(self.chosen).sentence}"
 
     def write(self, path: str | Path, **about: Any) -> None:
-        """Write the prompt file with every candidate in it; `about` is written beside them."""
+        """Write the prompt file with every candidate in it; `about` is written with them."""
         search = {
             "chosen": self.chosen,
             "sentence": self.sentence,

@@ -53,7 +53,7 @@ def answered_rows(
 
 
 def draw_shots(answered: Sequence[tuple[Row, str]], count: int, *, seed: int) -> list[Shots]:
-    """So many different sets of examples; fewer if there are not enough rows."""
+    """`count` different sets of examples; fewer if there are not enough rows."""
     rng = random.Random(seed)
     sets: dict[tuple[int, ...], Shots] = {}
     for attempt in range(4 * count):

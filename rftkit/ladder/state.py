@@ -1,4 +1,4 @@
-"""What is known of the rungs of a ladder, in a small JSON file beside its page.
+"""What is known about the rungs of a ladder, in a small JSON file next to its page.
 
 Each rung is written as soon as something of it is known, so that a second start resumes. Jobs carry
 the same keys in their metadata (`ladder`, `rung`), so that a rung is found without the file too.

@@ -93,7 +93,7 @@ def read_summary(report: str | Path) -> dict[str, Any] | None:
 
 
 def drop_widgets(notebook: Any) -> None:
-    """Remove widgets, which are empty boxes without a kernel; keep the HTML beside them."""
+    """Remove widgets, which are empty boxes without a kernel; keep the HTML next to them."""
     notebook.metadata.pop("widgets", None)
     for output in _outputs(notebook):
         data = output.get("data", {})

@@ -98,7 +98,7 @@ MEASURES = {
     "valid.final": "final validation reward",
     "valid.best": "best validation reward",
 }
-"""Published figures that say which setting won, the most telling first."""
+"""Published figures that decide which setting won, the most important first."""
 
 
 def best_setting(runs: Sequence[Json]) -> str:

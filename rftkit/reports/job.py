@@ -59,7 +59,7 @@ class JobRecord:
 
     @property
     def settings(self) -> Json:
-        """What the request says of the job's method: of reinforcement the grader too."""
+        """The method of the request; for reinforcement with the grader."""
         method = self.job.get("method") or {}
         given: Json = method.get(method.get("type") or "supervised") or {}
         return given
@@ -236,6 +236,6 @@ def _file(client: OpenAI, use: str, file_id: str) -> Json:
 
 
 def _stated(events: list[Event], name: str) -> Json:
-    """What the job says of its settings in the first event that says it."""
+    """The settings of the job, from the first event that has them."""
     found = ((event.get("data") or {}).get(name) for event in events)
     return next((values for values in found if values and isinstance(values, dict)), {})

@@ -57,7 +57,7 @@ class Ledger:
         self.comparison: str | None = None
         """File name of a page that compares all runs."""
         self.verdict = ""
-        """What that page says of which setting won."""
+        """The verdict of that page: which setting won."""
         self._lock = threading.Lock()
         before = _read(folder / STATE)
         trained = {run.job_key: run for run in before.values() if run.job_key and run.job_id}
@@ -112,7 +112,7 @@ def planned(
 
 
 def content_of(values: Any) -> Any:
-    """The values with the digest of the content beside each text that is the path of a file."""
+    """The values; a text that is the path of a file also has the digest of its content."""
     if isinstance(values, Mapping):
         return {str(key): content_of(each) for key, each in values.items()}
     if isinstance(values, list | tuple):

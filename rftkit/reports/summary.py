@@ -124,7 +124,7 @@ def _validation_pair(compared: Comparison | None, step: int) -> PairSummary | No
 
 
 def _change(pair: PairSummary) -> dict[str, Any]:
-    """What the comparison says of a pair, for programs and for the headline."""
+    """The comparison of a pair, for programs and for the headline."""
     return {
         "difference": pair.difference.value,
         "interval": _ends(pair.difference),

@@ -1,4 +1,4 @@
-"""A table of a report, with an optional CSV file of all its rows beside the page."""
+"""A table of a report, with an optional CSV file of all its rows next to the page."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def table(
 
 
 def csv_beside(rows: Any, name: str) -> str | None:
-    """Write `rows` beside the page of the running report; returns the file's name.
+    """Write `rows` next to the page of the running report; returns the file's name.
 
     None if the report runs without `--csv`, or no report is running.
 

@@ -155,7 +155,7 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
         raise RequestError(
             f"{body.model} was trained in full, and adapters need a base model: continue with "
             f"metadata `tuning` = full, or make it a base model: rftkit models export {body.model} "
-            "--merged --out FOLDER, then rftkit models add FOLDER",
+            "--format merged --out FOLDER, then rftkit models add FOLDER",
             param="metadata.tuning",
         )
 

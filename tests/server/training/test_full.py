@@ -66,7 +66,9 @@ def test_a_job_learns_is_served_and_comes_out_whole(
         logprobs=True,
     )  # fmt: skip
     assert answer.choices[0].message.content == "abc"
-    with pytest.raises(PlatformError, match="trained in full and has no adapter; add --merged"):
+    with pytest.raises(
+        PlatformError, match="trained in full and has no adapter; add --format merged"
+    ):
         fetch_weights(platform, job.fine_tuned_model, tmp_path / "adapter")
     fetch_weights(platform, job.fine_tuned_model, tmp_path / "whole", merged=True)
     AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
@@ -92,7 +94,7 @@ def test_transformers_loads_the_same_bits(worker: Worker, trained: str, tmp_path
     assert there.get_output_embeddings().weight is there.get_input_embeddings().weight
     prompt, answer, here = logprobs_here(worker, trained)
     torch.testing.assert_close(logprobs_there(there, prompt, answer), here, atol=1e-4, rtol=1e-4)
-    with pytest.raises(NotFoundError, match="--merged"):
+    with pytest.raises(NotFoundError, match="--format merged"):
         exported(worker, trained, tmp_path / "adapter", merged=False)
 
 
