@@ -23,7 +23,7 @@ LADDER = {
     "rung": "rung",
     "starts from": "starts from",
     "reward": "reward",
-    "difference from base": "difference from base",
+    "difference from base": "difference",
     "low": "low",
     "high": "high",
     "verdict": "verdict",
