@@ -66,7 +66,7 @@ def barriers(page: Any, within: str = "") -> list[str]:
 
 CLIPPED = """where => {
   const found = [];
-  const scrolls = e => /auto|scroll/.test(getComputedStyle(e).overflowX);
+  const scrolls = e => e.matches('.rk-scroll, pre, select, textarea, .jp-OutputArea-output');
   for (const root of document.querySelectorAll(where)) {
     const limit = root.getBoundingClientRect().right + 1;
     for (const e of root.querySelectorAll('*')) {
@@ -75,8 +75,8 @@ CLIPPED = """where => {
       let inner = false;
       for (let up = e.parentElement; up && up !== root; up = up.parentElement)
         inner ||= scrolls(up);
-      const cut = /hidden|clip/.test(style.overflowX) && style.textOverflow !== 'ellipsis'
-        && e.scrollWidth > e.clientWidth + 1;
+      const cut = style.overflowX !== 'visible' && style.textOverflow !== 'ellipsis'
+        && !scrolls(e) && !e.matches('input') && e.scrollWidth > e.clientWidth + 1;
       if (!inner && (box.right > limit || cut))
         found.push(`${e.tagName}.${e.className}: ${(e.innerText ?? '').slice(0, 60)}`);
     }

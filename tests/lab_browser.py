@@ -149,6 +149,7 @@ class Notebook:
     def settle(self) -> None:
         """Wait until no panel works or draws any more, and what is folded inside is open."""
         self.page.evaluate(UNFOLD)
+        self.ready()
         idle = "() => !/◌|Drawing|Fetching/.test(document.querySelector('.jp-Notebook').innerText)"
         self.page.wait_for_function(idle)
 

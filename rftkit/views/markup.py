@@ -107,11 +107,12 @@ def copyable(label: str, content: str, *, is_open: bool = False) -> Html:
 
     Where the browser refuses to copy, the text is shown and selected, and the button says so.
     """
+    shown = label.removeprefix("Copy ")
     return Html(
         f'<div class="rk-copyable"><button type="button" class="rk-copy" style="display:none" '
         f'data-lm-suppress-shortcuts="true" onclick="{text(_COPY)}">{text(label)}</button>'
         f'<details{" open" if is_open else ""}><summary data-lm-suppress-shortcuts="true">'
-        f"{text(label.removeprefix('Copy ').capitalize())}</summary>"
+        f"{text(shown[:1].upper() + shown[1:])}</summary>"
         f"<pre>{text(content)}</pre></details></div>",
         plain=content,
     )

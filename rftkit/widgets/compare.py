@@ -178,6 +178,7 @@ class RunCompare(Panel):
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
         wide = ipywidgets.Layout(width="15rem")
+        short = {"layout": ipywidgets.Layout(width="17rem"), "style": {"description_width": "3rem"}}
         labels = [
             each for each in self.comparison.samples.labels if each != self.comparison.baseline
         ]
@@ -188,8 +189,10 @@ class RunCompare(Panel):
         self._search = ipywidgets.Text(
             placeholder="Search the prompts", continuous_update=False, layout=wide
         )
-        self._sorts = ipywidgets.Dropdown(options=[(v, k) for k, v in SORTS.items()], layout=wide)
-        self._kinds = ipywidgets.Dropdown(layout=wide)
+        self._sorts = ipywidgets.Dropdown(
+            options=[(v, k) for k, v in SORTS.items()], description="Order", **short
+        )
+        self._kinds = ipywidgets.Dropdown(description="Rows", **short)
         self._all = self._button("Show all rows", lambda: self.set(only=""), "Clear the selection")
         self._back = self._button("‹ Previous", lambda: self.set(page=max(0, self.page - 1)))
         self._next = self._button("Next ›", lambda: self.set(page=self.page + 1))

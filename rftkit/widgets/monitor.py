@@ -200,11 +200,10 @@ class JobMonitor(Panel):
         )
         again = self._button("Refresh", self.refresh, "Fetch new events and new jobs")
         buttons = [self._pause, self._resume, self._cancel, again]
-        self._fold = ipywidgets.Accordion(titles=("Choose another job",))
+        self._fold = ipywidgets.Accordion([ipywidgets.VBox()], titles=("Choose another job",))
         self._fold.observe(lambda _: self._guard(self._unfold), names="selected_index")
         self._poller = threading.Thread(target=self._poll_until_closed, daemon=True)
         self._drawer = threading.Thread(target=self._draw_until_closed, daemon=True)
-        self._fold.children = [ipywidgets.VBox()]
         self._poller.start()
         self._drawer.start()
         return [

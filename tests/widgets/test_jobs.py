@@ -142,6 +142,7 @@ def test_a_job_is_chosen_from_a_list_that_filters_and_sorts(
     monitor.widget()
     try:
         until(lambda: "✓ succeeded" in monitor._head.value)
+        assert monitor._fold.get_title(0) == "Choose another job"
         monitor._fold.selected_index = 0
         runs = monitor._list
         until(lambda: other in runs._body.value and finished in runs._body.value)
