@@ -50,7 +50,8 @@ def repeats(parts: list[Part]) -> Iterator[Finding]:
             yield Finding(
                 "warning" if part.role == "train" else "info",
                 "duplicate_rows",
-                f"{part.rows.name}: {counted(len(again), 'prompt')} repeat an earlier one",
+                f"{part.rows.name}: {counted(len(again), 'prompt')} "
+                f"{'repeats' if len(again) == 1 else 'repeat'} an earlier one",
                 "a repeated prompt counts twice; rftkit dataset split leaves repeats out",
                 len(again),
                 part.places(again),

@@ -29,6 +29,7 @@ from rftkit.errors import InputError, MissingExtraError, RowError
 from rftkit.graders.template import plain_value
 from rftkit.rows import BOM
 from rftkit.strictjson import other_form
+from rftkit.wording import counted
 
 __all__ = ["REFUSED", "blocks_of_file", "blocks_of_frame", "is_document", "is_plain", "text_of"]
 
@@ -154,10 +155,7 @@ def _lines(path: Path, packed: str) -> Blocks:
 
 def _refuse_other_forms(block: bytes, path: Path) -> None:
     """Raise one error for a file that is not JSONL at all, instead of one per line."""
-    if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise RowError("not valid UTF-8 (UTF-16); save the file as UTF-8", path=path, line=1)
-    if what := other_form(block):
-        raise InputError(f"{path}: not JSONL: this is {what}")
+    _refuse_other_files(block, path, "JSONL")
     found = _document(block)
     if found is None:
         return
@@ -166,6 +164,14 @@ def _refuse_other_forms(block: bytes, path: Path) -> None:
         f"{path}: {found}, and each line must hold one object; "
         f"type: rftkit dataset convert {shlex.quote(str(path))} {shlex.quote(target)}"
     )
+
+
+def _refuse_other_files(start: bytes, path: Path, wanted: str) -> None:
+    """Raise one error for a file that is not text in UTF-8."""
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise RowError("not valid UTF-8 (UTF-16); save the file as UTF-8", path=path, line=1)
+    if what := other_form(start):
+        raise InputError(f"{path}: not {wanted}: this is {what}")
 
 
 def _document(block: bytes) -> str | None:
@@ -233,8 +239,7 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
             newline="",
         )
         first = text.readline()
-        if what := other_form(first.encode("utf-8", "surrogateescape")):
-            raise InputError(f"{path}: not a table: this is {what}")
+        _refuse_other_files(first.encode("utf-8", "surrogateescape"), path, "a table")
         records = csv.reader(chain([first], text), delimiter=delimiter or _delimiter(first))
         names = next(records, [])
         if len(set(names)) < len(names):
@@ -261,7 +266,8 @@ def _csv_line(names: list[str], cells: list[str]) -> bytes:
     if not cells:
         return b"\n"
     if len(cells) != len(names):
-        return _refusal(f"the record has {len(cells)} cells, the first line {len(names)} names")
+        found, wanted = counted(len(cells), "cell"), counted(len(names), "name")
+        return _refusal(f"the record has {found}, the first line {wanted}")
     return _line(dict(zip(names, cells, strict=True)))
 
 

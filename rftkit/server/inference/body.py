@@ -118,10 +118,10 @@ def refusal(errors: Sequence[Any]) -> RequestError:
     error = errors[0]
     place = [part for part in error["loc"] if part not in ("body", "query", "path")]
     param = _spelled(place)
-    name = f"`{param}`" if param else "the body"
+    name = f"`{param}`" if param else "body"
     match error["type"]:
         case "missing":
-            message = f"Missing required parameter: {name}."
+            message = f"Missing required parameter: {name if param else 'the body'}."
         case "extra_forbidden":
             message = f"Unrecognized request argument supplied: {param}"
         case "json_invalid":
