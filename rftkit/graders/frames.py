@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +190,23 @@ def _rows(samples: Any, path: Path | None, answer: str) -> Iterable[tuple[int, A
             }
             for row in samples.to_dict("records")
         ]
+        _check_texts(samples, answer)
     return enumerate(samples, start=1)
+
+
+def _check_texts(rows: Sequence[Mapping[str, Any]], answer: str) -> None:
+    """Refuse answers that pandas has made numbers: `007` would be graded as `7`.
+
+    Raises:
+        RowError: with the number of the row.
+    """
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row.get(answer), int | float):
+            raise RowError(
+                f"the answer {row[answer]!r} is a number in this table; to keep answers as they "
+                f"were written: pandas.read_csv(…, dtype={{{answer!r}: str}})",
+                line=number,
+            )
 
 
 def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
@@ -240,7 +256,8 @@ def _is_table(samples: Any) -> bool:
 
 
 def _is_missing(cell: Any) -> bool:
-    return isinstance(cell, float) and cell != cell
+    is_nan = isinstance(cell, float) and cell != cell
+    return cell is None or is_nan or type(cell).__name__ in ("NAType", "NaTType")
 
 
 def _details(grade: Grade) -> str:

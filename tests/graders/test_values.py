@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 
 from rftkit import graders
-from rftkit.errors import GraderSpecError
+from rftkit.errors import GraderSpecError, RowError
 
+EQUAL = {"type": "string_check", "name": "equal", "operation": "eq"}
 JUDGE = {"type": "score_model", "model": "m", "input": [{"role": "user", "content": "x"}]}
 
 
@@ -86,3 +87,20 @@ def test_what_is_no_number_is_a_failed_grade(result: str) -> None:
     grade = graders.grade({"type": "python", "source": source}, "a", {})
     assert (grade.reward, grade.outcome) == (None, "failed")
     assert "expected a number" in str(grade.errors["python_grader_runtime_error_details"])
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), pd.NA, pd.NaT])
+def test_a_missing_cell_of_a_table_is_an_empty_answer(missing: Any) -> None:
+    spec = {**EQUAL, "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    table = pd.DataFrame({"output_text": ["x", missing], "answer": ["x", "y"]}, dtype=object)
+    found = graders.grade_many(spec, table)
+    assert found["outcome"].tolist() == ["graded", "graded"]
+    assert found["reward"].tolist() == [1.0, 0.0]
+
+
+def test_answers_that_pandas_made_numbers_are_refused_with_advice() -> None:
+    spec = {**EQUAL, "input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    for values in ([7, 8], [0.5, 1.5], ["x", 7]):
+        table = pd.DataFrame({"said": values, "answer": ["007", "8"]})
+        with pytest.raises(RowError, match=r"row:\d.*dtype=\{'said': str\}"):
+            graders.grade_many(spec, table, answer="said")

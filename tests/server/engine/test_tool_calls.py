@@ -161,3 +161,19 @@ def test_rules_are_used_where_they_have_an_effect(engine: TorchEngine) -> None:
     for request in (asked, thinking):
         [completions] = engine.sample([sample_request(engine, None, request)])
         assert all(each.tokens for each in completions)
+
+
+def test_a_function_without_parameters_is_called_without_arguments(engine: TorchEngine) -> None:
+    for calls in calls_of(engine, must_call=("nothing",), most_calls=1):
+        assert [call["arguments"] for call in calls] == ["{}"]
+
+
+def test_the_open_objects_of_a_format_are_closed(engine: TorchEngine) -> None:
+    inner = {"type": "object", "properties": {"b": {"type": "boolean"}}, "required": ["b"]}
+    schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    asked = ChatRequest("llama", USER, response_format=form, n=6, seed=2, max_tokens=100)
+    request = sample_request(engine, None, asked)
+    assert str(request.schema).count('"additionalProperties": false') == 2
+    [completions] = engine.sample([request])
+    assert {each.text for each in completions} <= {'{"a": {"b": true}}', '{"a": {"b": false}}'}
