@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from rftkit.errors import RequestError
+from rftkit.errors import NotFoundError, RequestError
 from rftkit.server.api import Here, Limit, Reply, Router, cut, turn_of
 from rftkit.server.api.chat import until_gone
 from rftkit.server.api.response_stream import Event, ItemEvents, lines, numbered, opening, replay
@@ -47,6 +48,16 @@ class Text(Body):
 
     format: Json | None = None
     verbosity: str | None = None
+
+
+OF_CHATS = {
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "messages": "input",
+}
+"""Parameters of chat completions, and what they are called here."""
 
 
 class Reasoning(Body):
@@ -94,7 +105,11 @@ def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]
         )
     conversation = messages_from(body.input)
     if body.previous_response_id is not None:
-        conversation = [*here.store.response(body.previous_response_id).input, *conversation]
+        try:
+            before = here.store.response(body.previous_response_id)
+        except NotFoundError as error:
+            raise NotFoundError(error.message, param="previous_response_id") from None
+        conversation = [*before.input, *conversation]
     system = [{"role": "developer", "content": body.instructions}] if body.instructions else []
     try:
         chat = ChatBody(
@@ -111,9 +126,21 @@ def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]
             metadata=body.metadata,
             stream=body.stream,
         )
+        return conversation, chat_request(here, chat)
     except ValidationError as error:
-        raise refusal(error.errors()) from None
-    return conversation, chat_request(here, chat)
+        raise _renamed(refusal(error.errors())) from None
+    except RequestError as error:
+        raise _renamed(error) from None
+
+
+def _renamed(error: RequestError) -> RequestError:
+    """The refusal of a chat, in the words of this route."""
+    param = error.param or ""
+    name = next((name for name in OF_CHATS if re.match(rf"{re.escape(name)}\b", param)), None)
+    if name is None:
+        return error
+    message = error.message.replace(f"`{name}", f"`{OF_CHATS[name]}")
+    return RequestError(message, param=OF_CHATS[name] + param[len(name) :], code=error.code)
 
 
 @router.post("")

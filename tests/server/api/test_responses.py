@@ -231,3 +231,27 @@ def test_thoughts_are_an_item_of_their_own(served: Served, stream: bool) -> None
     served.link.chat = FakeLink().chat  # type: ignore[method-assign]
     again = responses.create(model=MODEL, input="and?", previous_response_id=made.id)
     assert again.output_text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"reasoning": {"effort": "immense"}}, "reasoning.effort"),
+        ({"input": []}, "input"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": 5}}},
+            "text.format.schema",
+        ),
+        ({"previous_response_id": "resp_none"}, "previous_response_id"),
+    ],
+)
+def test_a_refusal_names_the_parameter_of_this_route(
+    served: Served, wrong: dict[str, Any], param: str
+) -> None:
+    answer = served.http.post("/v1/responses", json={"model": MODEL, "input": "hi", **wrong})
+    error = answer.json()["error"]
+    assert answer.status_code in (400, 404)
+    assert error["param"] == param
+    assert "completion" not in error["message"]
+    assert "response_format" not in error["message"]
