@@ -97,7 +97,7 @@ class Ladder:
         """The settings, and the job or prompt file of each rung, for a page."""
         plan = self.about.get("plan") or {}
         made = {
-            f"{LABELS[each.rung]} was made by": each.job or each.prompt or "nothing to make"
+            f"{LABELS[each.rung]} was made by": each.job or _name(each.prompt) or "nothing to make"
             for each in self.rungs
         }
         return {"data": self.about.get("data"), **plan, **made}
@@ -148,6 +148,11 @@ class Ladder:
             "tokens in all": self.tokens(label),
             "note": each.error or " ".join(each.notes),
         }
+
+
+def _name(path: str | None) -> str:
+    """The name of a prompt file; a page does not say where on this machine it is."""
+    return Path(path).name if path else ""
 
 
 def read(source: str | Path | State) -> Ladder:

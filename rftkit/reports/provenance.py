@@ -136,7 +136,8 @@ def _file(name: str, path: Path) -> _Source:
     content = path.read_bytes()
     is_rows = path.suffix in (".jsonl", ".ndjson")
     rows = sum(bool(line.strip()) for line in content.split(b"\n")) if is_rows else None
-    return _Source(name, str(path), rows, len(content), hashlib.sha256(content).hexdigest())
+    called = str(Path(*path.parts[-2:])) if path.is_absolute() else str(path)
+    return _Source(name, called, rows, len(content), hashlib.sha256(content).hexdigest())
 
 
 def _files(given: Mapping[str, Any]) -> list[Json]:
