@@ -32,7 +32,7 @@ dataset_app = typer.Typer(help="Convert, split, sample and profile datasets.", *
 
 Data = Annotated[
     Path,
-    typer.Argument(help="JSONL, CSV or TSV (also .gz, .zst), Parquet, a folder, or a name."),
+    typer.Argument(help="JSONL, CSV or TSV (also .gz, .zst), Parquet, a folder, a name, or hf://…"),
 ]
 Seed = Annotated[int, typer.Option(help="Change it to draw different rows.")]
 Stratify = Annotated[

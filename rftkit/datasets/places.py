@@ -1,6 +1,6 @@
-"""Where a dataset is: a file, a folder with its parts, or the name of a bundled dataset.
+"""Where a dataset is: a file, a folder with its parts, the name of a bundled dataset, or `hf://…`.
 
-Every command, panel, notebook and sweep finds datasets here, so that all take the same three. A
+Every command, panel, notebook and sweep finds datasets here, so that all take the same four. A
 folder has `train` and perhaps `valid` and `test`, in any form that `open` reads, `grader.json` and
 `response_format.json`; a folder with one data file has only training rows. Not here: reading them.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rftkit.bundled import bundled_folder
+from rftkit.datasets.hub import fetched, is_hub_name
 from rftkit.datasets.unpack import PACKINGS, TABLES
 from rftkit.errors import InputError, NotFoundError, nearest_name
 
@@ -27,9 +28,13 @@ LINES = (".jsonl", ".ndjson")
 def find(source: str | Path) -> Path:
     """The file or folder that is meant: a path that exists, else a bundled dataset of that name.
 
+    `hf://owner/name:split` is fetched from the Hugging Face hub (`hub`).
+
     Raises:
         InputError: There is neither.
     """
+    if is_hub_name(source):
+        return fetched(source)
     path, name = Path(source).expanduser(), str(source)
     if path.exists():
         return path

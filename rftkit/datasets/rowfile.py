@@ -49,7 +49,8 @@ _TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that name
 def open(source: str | Path | pd.DataFrame, *, form: Form | None = "reinforcement") -> Rows:
     """Open a dataset: JSONL (plain, .gz, .zst), CSV, Parquet, a saved Hugging Face one, a frame.
 
-    A folder, or the name of a bundled dataset, means its training rows.
+    A folder, or the name of a bundled dataset, means its training rows. `hf://owner/name:split`
+    is a dataset of the Hugging Face hub, fetched by the package `datasets`.
 
     Returns at once and builds the index in the background. Problems of the whole source, such as a
     truncated archive, are raised by `Rows.wait` and by every method that has to wait.

@@ -10,6 +10,7 @@ llama.cpp is compared where `llama-cpp-python` is installed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,11 +36,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path)
     parser.add_argument("--model")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     lines = [HEAD, "|---" * HEAD.count(" |") + "|"]
-    for line in [*tiny(), *(real(given) if given.home else ())]:
+    for line in itertools.chain(tiny(given.rows), real(given) if given.home else ()):
         print(line, flush=True)
         lines.append(line)
     if given.write:
@@ -48,13 +49,13 @@ def main() -> None:
         README.write_text("\n".join([before + BEGIN, *lines, END + after]))
 
 
-def tiny() -> Iterator[str]:
+def tiny(rows: int) -> Iterator[str]:
     """Lines of the random models, in float32 without rounding."""
     for name, make in BASES.items():
         with tempfile.TemporaryDirectory() as folder:
             home = home_with(Path(folder), make)
             for form, quantize in (("peft", None), ("merged", None), ("gguf", "f32")):
-                yield from lines_of(home, NAME, f"random; {name}", Wanted(form, quantize, 8))
+                yield from lines_of(home, NAME, f"random; {name}", Wanted(form, quantize, rows))
 
 
 def real(given: argparse.Namespace) -> Iterator[str]:
