@@ -188,7 +188,7 @@ def test_a_click_shows_a_section_while_the_service_and_another_drawing_hang(
     monitor.widget()
     hangs = threading.Event()
     try:
-        until(lambda: "<img" in monitor._body.value)
+        until(lambda: "<svg" in monitor._body.value)
         curves = monitor._body.value
         monkeypatch.setattr(
             monitor._view, "_checkpoints", lambda: hangs.wait(60) and views.note("")

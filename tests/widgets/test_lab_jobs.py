@@ -60,13 +60,13 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         # the curve moves
         notebook.run(1)
         view = notebook.cell(1)
-        view.locator("img").first.wait_for()
+        view.locator(".rk-svg").first.wait_for()
         wait_for_step(page, view, 2)
-        before = view.locator("img").first.get_attribute("src")
+        before = view.locator(".rk-svg").first.get_attribute("aria-label")
         wait_for_step(page, view, step_of(view) + 3)
         page.wait_for_function(
-            "([old, image]) => image.src !== old || !image.isConnected",
-            arg=[before, view.locator("img").first.element_handle()],
+            "([old, chart]) => chart.ariaLabel !== old || !chart.isConnected",
+            arg=[before, view.locator(".rk-svg").first.element_handle()],
         )
         notebook.shot("watch-light", view)
 
@@ -94,7 +94,7 @@ def test_from_a_form_to_a_checkpoint(lab: Lab, chromium: Any) -> None:  # noqa: 
         wait_for_step(page, view, died_at + 1)
         view.get_by_role("button", name="Checkpoints").wait_for()
         notebook.dark()
-        view.locator("img").first.wait_for()
+        view.locator(".rk-svg").first.wait_for()
         notebook.shot("watch-dark", view)
 
         # ask the newest checkpoint, then end the job
