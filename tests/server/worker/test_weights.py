@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import time
@@ -106,7 +107,7 @@ def test_the_card_says_where_a_model_comes_from(
     assert card.startswith('---\nlicense: "apache-2.0"\nbase_model: "rftkit-tiny"\n')
     assert worker.store.file(job.training_file).digest in card
     assert "Grader: `exact` (string_check). SHA-256 of its JSON" in card
-    assert "| 0 | – | 0." in card  # the curve: the baseline has no training reward
+    assert re.search(r"\| 0 \| – \| \d\.\d{3} \|", card)  # the baseline has no training reward
     assert "Validation reward, step 0 to this model, row by row: " in card
     assert "2 rows (validation rows), greedily" in card
     assert '"full_valid_mean_reward"' in card

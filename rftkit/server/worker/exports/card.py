@@ -190,7 +190,10 @@ def _reward(reward: Mapping[str, Any]) -> str:
     )
     if reward["change"]:
         mean, low, high = reward["change"]
-        text += f"; difference {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+        if low == high:
+            text += f"; every row differs by {mean:+.3f}" if mean else "; no row differs"
+        else:
+            text += f"; difference {mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
     return text + (f"; {reward['failed']} rows were not graded" if reward["failed"] else "")
 
 
