@@ -83,7 +83,7 @@ def _score(up: int, down: int, n: int, d: float) -> float:
 
 @pytest.mark.parametrize("rows", [4, 8, 19])
 def test_few_rewards_have_intervals_that_hold_the_truth(rows: int) -> None:
-    """Hall's covers 32 to 97 % with so few rows, and leaves the range of rewards."""
+    """Hall's covers as little as 32 % with so few rows, and leaves the range of rewards."""
     rng = np.random.default_rng(rows)
     worlds = (
         (0.8, lambda: rng.binomial(3, 0.8, rows) / 3),
