@@ -110,12 +110,13 @@ class RowBrowser(Panel):
 
     def _take_rows(self, path: Path) -> None:
         """Browse the rows that were made of the table."""
+        words = self._maker.split_words if self._maker else ""
         self._source, self._checked, self._maker = source_of(path), path, None
         self._check, self._numbers, self._columns = None, None, None
         self.set(query="", where="", finding="", sort="", page=0, row=None)
         if self._root is not None:
             self._fold.selected_index = None
-            self._fold.set_title(0, f"The rows of {path.name}")
+            self._fold.set_title(0, f"The rows of {path.name}{words}")
             self._sorts.options = [("file order", ""), *((k, k) for k in self._all_keys())]
             self._findings.options = self._finding_options()
             self._draw()

@@ -89,6 +89,14 @@ class RowMaker(Panel):
         convert = convert_command(self._name, chosen, self.target)
         return f"{convert} && {split_command(self.target, self.folder)}" if self.folder else convert
 
+    @property
+    def split_words(self) -> str:
+        """What was split and where, to end a sentence with; empty when nothing was."""
+        if not self._split:
+            return ""
+        counts = (f"{count:,} {part}" for part, count in self._split.num_rows.items())
+        return f", split in {self.folder}: {', '.join(counts)}"
+
     def data(self) -> pd.DataFrame:
         """The first rows as they would be."""
         import pandas as pd
@@ -182,9 +190,7 @@ class RowMaker(Panel):
         said = f"✓ {made.num_rows:,} rows are in {made.target}" if made else ""
         if made and made.refused:
             said += f"; {made.num_refused:,} left out: {made.refused[0]}"
-        if self._split:
-            counts = (f"{count:,} {part}" for part, count in self._split.num_rows.items())
-            said += f", and split in {self.folder}: {', '.join(counts)}"
+        said += self.split_words
         self._done.value = wrap(f'<p class="rk-good" role="status">{text(said)}</p>')
 
 
