@@ -110,7 +110,7 @@ def test_a_model_without_linear_layers_is_refused_adapters_in_words(tmp_path: Pa
 
 
 def test_a_head_that_does_more_than_a_product_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does more to its logits"):
+    with pytest.raises(InputError, match="changes its logits after the output head by more"):
         load(write_any(tmp_path, "dory"))
 
 

@@ -63,7 +63,9 @@ class Transformers:
         if kind == "peft":
             from peft import AutoPeftModelForCausalLM
 
-            self._model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype="auto")
+            self._model = AutoPeftModelForCausalLM.from_pretrained(
+                folder, dtype="auto", trust_remote_code=False
+            )
         elif kind == "merged":
             self._model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", trust_remote_code=False
