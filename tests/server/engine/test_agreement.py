@@ -187,17 +187,18 @@ TABLE: dict[str, str] = {
     """,
     "plain": """
         afmoe axk1 axk2 bamba beam cohere2 cohere2_moe cwm deepseek_v2 deepseek_v3 deepseek_v32
-        diffllama doge dots3_note_text exaone4 exaone_moe falcon falcon_h1 flint gemma2 gemma3
-        gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text glm4_moe_lite
-        glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa granitemoe_swa granitemoehybrid
-        hrm_text hy_v4 inkling_text jamba kolibri1 lara_mini lfm2_moe lfm3 llama4 llama4_text
-        longcat_flash mimo_v2_flash minicpm3 minimax ministral ministral3 mistral mixtral mpt
-        nemotron nemotron_h olmo3 olmo_hybrid phi3 qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text
-        qwen3_next rwkv sarvam_mla stablelm starcoder2 vaultgemma xglm youtu zamba2 zaya
+        deepseek_v4 diffllama doge dots3_note_text exaone4 exaone_moe falcon falcon_h1 flint gemma2
+        gemma3 gemma3_text gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text
+        glm4_moe_lite glm_moe_dsa gpt_neo gpt_neox_japanese gpt_oss granite_swa granitemoe_swa
+        granitemoehybrid hrm_text hy_v4 inkling_text jamba kolibri1 lara_mini lfm2_moe lfm3 llama4
+        llama4_text longcat_flash mimo_v2_flash minicpm3 minimax ministral ministral3 mistral
+        mixtral mpt nemotron nemotron_h olmo3 olmo_hybrid phi3 phimoe qwen3_5 qwen3_5_moe
+        qwen3_5_moe_text qwen3_5_text qwen3_next rwkv sarvam_mla stablelm starcoder2 vaultgemma xglm
+        youtu zamba2 zaya
     """,
     "refused: ": """
-        bailing_hybrid bloom codegen cpmant ctrl deepseek_v4 dory falcon_mamba git gpt-sw3 gpt2 gptj
-        kimi_linear mamba mamba2 modernbert-decoder openai-gpt phi phimoe recurrent_gemma rembert
+        bailing_hybrid bloom codegen cpmant ctrl dory falcon_mamba git gpt-sw3 gpt2 gptj
+        kimi_linear mamba mamba2 modernbert-decoder openai-gpt phi recurrent_gemma rembert
         roc_bert roformer xlnet xlstm xmod
     """,
 }

@@ -289,8 +289,19 @@ def add_blocks(model: nn.Module, decoder: Any) -> list[Block]:
 
 
 def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module is a linear layer and nothing more: a router (Llama 4) may inherit one."""
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    """Whether a module computes what a linear layer does. A router may inherit one and do more
+    (Llama 4); Falcon's layers inherit one and do the same.
+    """
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return isinstance(module, nn.Linear)
+    x = module.weight.new_ones(1, module.in_features)
+    try:
+        with torch.no_grad():
+            own = module(x)
+    except RuntimeError:  # it takes other shapes: a linear layer for each group of inputs
+        return False
+    plain = linear(x, module.weight, module.bias)
+    return torch.is_tensor(own) and torch.allclose(own, plain, rtol=0.02, atol=0.02)
 
 
 def _unfit(decoder: Any) -> set[str]:
@@ -318,15 +329,25 @@ def fresh_adapter(
 
 
 def save_adapter(
-    folder: Path, weights: Mapping[str, torch.Tensor], config: LoraConfig, base: str
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: LoraConfig,
+    base: str,
+    others: Sequence[str] = (),
 ) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them."""
+    """Write `adapter_model.safetensors` and `adapter_config.json` as PEFT reads them.
+
+    `others` are linear layers of the base outside its decoder, such as those that see: PEFT would
+    put adapters on the ones that have a name of ours.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"base_model.model.{name[:-2]}.lora_{name[-1]}.weight": tensor.detach().cpu().contiguous()
         for name, tensor in weights.items()
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = {_target(name[:-2]) for name in weights}
+    excluded = sorted(name for name in others if _target(name) in targets)
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -335,7 +356,8 @@ def save_adapter(
         "lora_alpha": config.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted({_target(name[:-2]) for name in weights}),
+        "target_modules": sorted(targets),
+        **({"exclude_modules": excluded} if excluded else {}),
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")

@@ -97,6 +97,10 @@ class LoadedModel(Prompting):
         self._scale = found.scale
         speed_up(self._decoder, self.dtype)
         self.blocks = lora.add_blocks(model, self._decoder)
+        self.other_linears = [
+            name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+        ]
+        """Outside the decoder, whose linear layers are blocks now."""
         self._layers = Layers(self._decoder)
         self.memory_bytes: int | None = free_bytes(self.device)
         self._stack: Stack | None = None
@@ -399,7 +403,8 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
 def _decoder_of(model: Any) -> Any:
     """The layers without the output head. transformers finds no decoder within Llama 4."""
     decoder = model.get_decoder()
-    return decoder if decoder.get_output_embeddings() is None else decoder.model
+    head = getattr(decoder, "get_output_embeddings", lambda: None)()
+    return decoder if head is None else decoder.model
 
 
 @contextlib.contextmanager

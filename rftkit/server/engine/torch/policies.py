@@ -88,7 +88,9 @@ class Policies:
             with self.using("policy"):
                 save_file(self._model.weights.read(), folder / FULL_FILE)
         else:
-            lora.save_adapter(folder, policy, self._config, self._model.name)
+            lora.save_adapter(
+                folder, policy, self._config, self._model.name, self._model.other_linears
+            )
 
     def save(self, folder: Path) -> None:
         """See Engine.save: the trained weights in float32, and the optimizer."""
