@@ -5,6 +5,7 @@
     datasets, jobs, evals       rooms of verbs: datasets.check, jobs.create, evals.ask, …
     ladder                      a better prompt, and which kind of training was worth it
     graders, reports, views     grading in full, HTML reports, what a notebook shows
+    tools                       what a model calls while it is trained: tools.serve
     widgets                     panels: graders, rows and jobs under your hands in a notebook
     RftkitError                 the root of every error raised on purpose
 
@@ -18,7 +19,18 @@ from typing import TYPE_CHECKING, Any
 from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
-    from rftkit import datasets, errors, evals, graders, jobs, ladder, reports, views, widgets
+    from rftkit import (
+        datasets,
+        errors,
+        evals,
+        graders,
+        jobs,
+        ladder,
+        reports,
+        tools,
+        views,
+        widgets,
+    )
     from rftkit.client import connect
     from rftkit.errors import RftkitError
     from rftkit.graders import Grade, Sample, compile_grader
@@ -39,6 +51,7 @@ __all__ = [
     "jobs",
     "ladder",
     "reports",
+    "tools",
     "views",
     "widgets",
 ]
