@@ -12,16 +12,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rftkit import settings
+from rftkit.cli.console import table
 from rftkit.errors import InputError
 from rftkit.importer.dump import safe_name
 from rftkit.importer.survey import KINDS
 from rftkit.privacy import make_home
+from rftkit.wording import listed
+
+if TYPE_CHECKING:
+    from rftkit.importer.shutdowns import ModelEnd
 
 __all__ = ["command", "save"]
+
+MOST_LINES = 40
+"""Lines of a table of models."""
 
 
 def command(
@@ -138,15 +146,62 @@ def _verify(folder: Path, as_json: bool) -> int:
 
 def _show(folder: Path, as_json: bool) -> int:
     from rftkit.importer.dump import Dump
+    from rftkit.importer.shutdowns import model_ends
     from rftkit.importer.summaries import describe_dump
 
-    text = describe_dump(folder)
+    text, models = describe_dump(folder), model_ends(folder)
     if as_json:
         manifest = Dump(folder).ledger.manifest()
-        print(json.dumps({name: manifest[name] for name in manifest if name != "files"}))
+        shown = {name: manifest[name] for name in manifest if name != "files"}
+        print(json.dumps({**shown, "models": [asdict(each) for each in models]}))
     else:
-        print(text)
+        print("\n".join([text, *_models_text(models)]))
     return 0
+
+
+def _models_text(models: Sequence[ModelEnd]) -> list[str]:
+    """A table of which model goes off when, the first one first."""
+    if not models:
+        return []
+    lines = [
+        {
+            "goes off": each.shutdown_date or ("no date" if each.is_listed else "not listed"),
+            "model": each.model,
+            "what": each.kind,
+            "job": each.job_id,
+            "base model": each.base_model,
+            "base goes off": each.base_shutdown_date,
+        }
+        for each in models
+    ]
+    text = ["", f"Which of your models go off when ({len(models):,})", table(lines[:MOST_LINES])]
+    if len(lines) > MOST_LINES:
+        text.append(f"… and {len(lines) - MOST_LINES:,} more, all with --json")
+    if by_job := _by_job(models):
+        text += ["", f"The same by job ({len(by_job):,})", table(by_job[:MOST_LINES])]
+    if any(not each.is_listed for each in models):
+        text.append(
+            "Not listed: the service's list of models did not name it when the account was saved."
+        )
+    return text
+
+
+def _by_job(models: Sequence[ModelEnd]) -> list[dict[str, Any]]:
+    """A line for each job: when its models go off, the job with the first one first."""
+    jobs: dict[str, list[ModelEnd]] = {}
+    for each in models:
+        if each.job_id is not None:
+            jobs.setdefault(each.job_id, []).append(each)
+    return [
+        {
+            "job": job_id,
+            "models": len(found),
+            "go off": listed(sorted({each.shutdown_date or "no date" for each in found})),
+            "base model": found[0].base_model,
+            "base goes off": found[0].base_shutdown_date,
+        }
+        for job_id, found in jobs.items()
+    ]
 
 
 def _kinds(only: str | None) -> list[str]:

@@ -50,7 +50,10 @@ def list_models(as_json: Json = False) -> None:
     from rftkit import connect
 
     found = [model.to_dict() for model in connect().models.list()]
-    show(found, table([{key: each[key] for key in ("id", "owned_by")} for each in found]), as_json)
+    names = ["id", "owned_by"]
+    if any(each.get("shutdown_date") for each in found):
+        names.append("shutdown_date")
+    show(found, table([{key: each.get(key) for key in names} for each in found]), as_json)
 
 
 @models_app.command("delete")

@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,13 @@ class OpenDump:
         if text is None:
             raise NotFoundError(f"the dump holds no result file of {job_id}")
         return pd.read_csv(io.StringIO(text))
+
+    def models(self) -> pd.DataFrame:
+        """One row per model, the first to go off first: its date, its job, its base's date."""
+        from rftkit.importer.shutdowns import ModelEnd, model_ends
+
+        rows = [asdict(each) for each in model_ends(self._dump.folder)]
+        return _frame(rows, " ".join(ModelEnd.__dataclass_fields__))
 
     def evals(self) -> pd.DataFrame:
         """One row per eval: `id`, `name`, `created_at` and its graders' names."""

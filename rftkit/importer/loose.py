@@ -33,6 +33,7 @@ OBJECTS = {
     "eval": "eval",
     "eval.run": "run",
     "eval.run.output_item": "output_item",
+    "model": "model",
 }
 FIELDS = {
     "output_item": {"datasource_item", "results"},
@@ -90,6 +91,7 @@ class LooseSource:
         """The paths."""
         self._objects: dict[Kind, dict[str, tuple[Json, Path]]] = {kind: {} for kind in KINDS}
         self._parts: dict[tuple[str, str], dict[str, Json]] = {}
+        self._models: dict[str, Json] = {}
         self._left_out: list[LeftOut] = []
         self._contents: set[str] = set()
 
@@ -109,6 +111,10 @@ class LooseSource:
                 yield self._unit(kind, wire, path)
         yield from (each for each in self._left_out if each.what not in self._contents)
 
+    def models(self) -> list[Json]:
+        """What a list of models in the files says of each; known after `read`."""
+        return list(self._models.values())
+
     def _sorted_in(self, path: Path) -> Iterator[tuple[str, Json, Path]]:
         """Keep the objects of a file; give back its parts, whose owners may come later."""
         try:
@@ -121,6 +127,8 @@ class LooseSource:
             kind = _kind_of(wire)
             if kind is None or not isinstance(wire.get("id"), str) or not wire["id"]:
                 unknown += 1
+            elif kind == "model":
+                self._models[wire["id"]] = wire
             elif kind in OWNERS:
                 yield kind, wire, path
             else:

@@ -20,6 +20,7 @@ from rftkit.wording import counted
 __all__ = [
     "EVALS_END",
     "counts_text",
+    "day_of",
     "human_bytes",
     "not_requested",
     "overview",
@@ -102,7 +103,7 @@ def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str
         dates[f"{EVALS_END}"] = ["evals with their runs"]
         dates[f"{JOBS_END}"] = ["creating fine-tuning jobs"]
     for model in models:
-        if (end := _day_of(model.get("shutdown_date"))) is not None:
+        if (end := day_of(model.get("shutdown_date"))) is not None:
             dates.setdefault(end, []).append(str(model.get("id")))
     return [
         f"Shuts down on {end}: {', '.join(names[:MOST_NAMES])}"
@@ -111,7 +112,7 @@ def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str
     ]
 
 
-def _day_of(moment: Any) -> str | None:
+def day_of(moment: Any) -> str | None:
     """A date from Unix seconds or from text that begins with one."""
     if isinstance(moment, int | float) and not isinstance(moment, bool):
         try:

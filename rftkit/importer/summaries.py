@@ -24,8 +24,8 @@ from rftkit.importer.overview import (
     not_requested,
     shutdown_lines,
 )
-from rftkit.importer.pages import items_of
 from rftkit.importer.saving import HARMLESS
+from rftkit.importer.shutdowns import listed_models
 from rftkit.importer.survey import KINDS
 from rftkit.importer.uploads import UploadSummary
 from rftkit.wording import counted
@@ -79,7 +79,7 @@ def _is_over(what: str, origin: str, today: date) -> bool:
 def upload_summary(done: UploadSummary, *, dry_run: bool = False) -> str:
     """What was uploaded to the local platform, what was not, and why."""
     nouns = {"file": "file", "eval": "eval", "run": "eval run", "job": "job", "event": "event"}
-    nouns["output_item"] = "output item"
+    nouns |= {"output_item": "output item", "model": "model"}
 
     def tally(counts: Mapping[str, int]) -> str:
         found = [counted(counts[kind], noun) for kind, noun in nouns.items() if counts.get(kind)]
@@ -131,10 +131,7 @@ def describe_dump(folder: str | Path) -> str:
             lines.append(f"  … and {len(keys) - MOST_LINES:,} more in {dump.folder / title}")
     lines += ["", *_missing(ledger.not_fetched)] if ledger.not_fetched else []
     asked = {kind for each in ledger.imports for kind in each["only"]}
-    models = [
-        model for path in dump.pages("lists/models")
-        for model in items_of(json.loads(dump.read(path)))
-    ]  # fmt: skip
+    models = listed_models(dump)
     lines += ["", not_requested(sorted(asked)), *shutdown_lines(models, ledger.account["origin"])]
     return "\n".join(lines)
 
@@ -180,7 +177,7 @@ def _eval_line(dump: Dump, key: str) -> str:
 
 def _grader_line(dump: Dump, key: str) -> str:
     spec = _read(dump, f"{key}/grader.json")
-    uses = _read(dump, f"{key}/used_by.json")
+    uses = _read(dump, f"{key}/used_by.json") or []
     used = ", ".join(use["object"] for use in uses[:3]) + (", …" if len(uses) > 3 else "")
     return f"{spec.get('name') or '(no name)'}  {spec.get('type')}  used by {used}"
 
@@ -200,7 +197,8 @@ def _kind(key: str) -> str:
 
 
 def _read(dump: Dump, path: str) -> Any:
-    return json.loads(dump.read(path)) if dump.find(path) else {}  # --verify names lost files
+    """An object of the dump; empty if its file is lost or damaged, which `--verify` names."""
+    return json.loads(dump.read(path)) if dump.wrong(path) is None else {}
 
 
 def _missing(missing: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

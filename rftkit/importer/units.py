@@ -17,12 +17,14 @@ from rftkit.errors import InputError
 from rftkit.importer.dump import Dump, safe_name
 from rftkit.importer.ledger import MANIFEST, account_name
 from rftkit.importer.saving import HARMLESS, JOB_ENDS, RUN_ENDS
+from rftkit.importer.shutdowns import listed_models
 
 __all__ = ["KINDS", "DumpSource", "Kind", "LeftOut", "Unit", "has_ended"]
 
-Kind = Literal["file", "eval", "run", "job"]
+Kind = Literal["file", "eval", "run", "job", "model"]
 KINDS: tuple[Kind, ...] = ("file", "eval", "run", "job")
-"""In the order of the upload: an object comes before those that refer to it."""
+"""In the order of the upload: an object comes before those that refer to it. Models come last, and
+only as what a list says of those that jobs made."""
 PART = {"job": "events", "run": "output_items"}
 """Name of the list of parts, for kinds that have one."""
 NAME = {"file": "file.json", "eval": "eval.json", "run": "run.json", "job": "job.json"}
@@ -94,6 +96,10 @@ class DumpSource:
             if _key_of(f"{what}/") not in left_out:
                 is_harmless = why["kind"] in HARMLESS
                 yield LeftOut(what.removeprefix("lists/"), why["reason"], is_harmless)
+
+    def models(self) -> list[Json]:
+        """What the service's list says of each model, such as its `shutdown_date`."""
+        return listed_models(self._dump)
 
     def _unit(self, kind: Kind, key: str) -> Unit | LeftOut:
         """One object, or the reason why it is left out."""

@@ -57,6 +57,9 @@ class Source(Protocol):
     def read(self) -> Iterator[Unit | LeftOut]:
         """Yield everything; an object comes before those that refer to it."""
 
+    def models(self) -> list[Json]:
+        """What the service's list says of each model; called after `read` has ended."""
+
 
 @dataclass(slots=True)
 class UploadSummary:
@@ -109,6 +112,7 @@ def upload(client: OpenAI, source: Source, *, dry_run: bool = False) -> UploadSu
     platform, done = _Platform(client, source.origin), UploadSummary(source.origin)
     seen: set[tuple[Kind, str]] = set()
     sent: dict[tuple[Kind, str], int] = {}
+    made: set[str] = set()
     named: dict[str, tuple[Kind, str]] = {}
     found = source.read()
     with _bar(dry_run) as bar:
@@ -119,6 +123,7 @@ def upload(client: OpenAI, source: Source, *, dry_run: bool = False) -> UploadSu
             for unit in units:
                 seen.add((unit.kind, unit.id))
                 named |= _references(unit)
+                made |= _models_of(unit)
                 if not _is_here(unit, known[unit.kind].get(unit.id), source.origin, done):
                     num_parts = platform.send(unit, dry_run=dry_run)
                     _tally(unit.kind, num_parts, done)
@@ -127,6 +132,7 @@ def upload(client: OpenAI, source: Source, *, dry_run: bool = False) -> UploadSu
     for (kind, object_id), reason in platform.finish().items():
         done.refused[f"{kind} {object_id}"] = reason
         _tally(kind, sent[kind, object_id], done, by=-1)
+    _send_models(platform, source.models(), made, done, dry_run=dry_run)
     missing = {text: each for text, each in named.items() if each not in seen}
     known = platform.known(missing.values())
     done.notes = [
@@ -144,6 +150,39 @@ def _references(unit: Unit) -> dict[str, tuple[Kind, str]]:
         if (value := unit.wire.get(name)) and isinstance(value, str):
             found[f"job {unit.id} names {name} {value}"] = (kind, value)
     return found
+
+
+def _models_of(unit: Unit) -> set[str]:
+    """Names that a job gave to models."""
+    if unit.kind != "job":
+        return set()
+    names = [each.get("fine_tuned_model_checkpoint") for each in unit.checkpoints]
+    return {each for each in (unit.wire.get("fine_tuned_model"), *names) if isinstance(each, str)}
+
+
+def _send_models(
+    platform: _Platform, listed: Iterable[Json], made: set[str], done: UploadSummary, *,
+    dry_run: bool,
+) -> None:  # fmt: skip
+    """Send what the service's list says of the models that imported jobs made.
+
+    Models are here by the jobs that made them; the list adds what a job does not know, such as the
+    date on which the service shuts the model down. It may say something new each time.
+    """
+    here = platform.models()
+    for wire in listed:
+        name = str(wire.get("id"))
+        if name not in here and not (dry_run and name in made):
+            continue  # a base model of the service, or its job is not here
+        if here.get(name) == wire:
+            done.same["model"] += 1
+            continue
+        platform.send_model(wire, dry_run=dry_run)
+        done.new["model"] += 1
+    for (kind, name), reason in platform.finish().items():
+        if kind == "model":
+            done.refused[f"model {name}"] = reason
+            done.new["model"] -= 1
 
 
 def _is_here(unit: Unit, found: Json | None, origin: str, done: UploadSummary) -> bool:
@@ -216,18 +255,33 @@ class _Platform:
             for part in unit.parts():
                 digest.add(part)
                 num_parts += 1
-                self._append(unit, b'%s,"object":%s}' % (head, part))
+                self._append(unit.kind, unit.id, b'%s,"object":%s}' % (head, part))
             line |= {"num_parts": num_parts, "checkpoints": unit.checkpoints}
-        self._append(unit, json.dumps({**line, "digest": digest.text()}).encode())
+        self._append(unit.kind, unit.id, json.dumps({**line, "digest": digest.text()}).encode())
         return num_parts
+
+    def models(self) -> dict[str, Json]:
+        """Name -> what the platform shows of each model that was imported."""
+        found = [each.to_dict(warnings=False) for each in self._client.models.list()]
+        return {
+            str(each["id"]): {name: each[name] for name in each if name != "imported_from"}
+            for each in found
+            if "imported_from" in each
+        }
+
+    def send_model(self, wire: Json, *, dry_run: bool) -> None:
+        """Send what a list says of a model."""
+        if not dry_run:
+            line = json.dumps({"kind": "model", "object": wire}).encode()
+            self._append("model", str(wire["id"]), line)
 
     def finish(self) -> dict[tuple[Kind, str], str]:
         """Send the remaining lines; returns what was refused: kind and id -> the first reason."""
         self._flush()
         return self._refused
 
-    def _append(self, unit: Unit, line: bytes) -> None:
-        self._lines.append((unit.kind, unit.id, line))
+    def _append(self, kind: Kind, object_id: str, line: bytes) -> None:
+        self._lines.append((kind, object_id, line))
         self._num_bytes += len(line)
         if len(self._lines) >= MOST_LINES or self._num_bytes >= MOST_BYTES:
             self._flush()

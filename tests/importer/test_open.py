@@ -331,6 +331,9 @@ def test_parts_that_are_not_usable_leave_their_object_out(served: Served) -> Non
     class Source:
         origin = "https://x.invalid/v1"
 
+        def models(self) -> list[dict[str, Any]]:
+            return []
+
         def read(self) -> Any:
             wires = {name: job(name, "dpo", "failed") for name in ("ftjob-a", "ftjob-b", "ftjob-c")}
             good = [json.dumps(event(number)).encode() for number in range(3)]

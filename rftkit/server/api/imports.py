@@ -71,7 +71,8 @@ def content(here: Here, file: Annotated[UploadFile, File()]) -> Reply:
 
 @router.post("")
 def create(here: Here, origin: Origin, lines: Annotated[list[bytes], Depends(_lines)]) -> Reply:
-    """Take in lines: `{kind, parent, object}` for parts, `{kind, object, digest, …}` for objects.
+    """Take in lines: `{kind, parent, object}` for parts, `{kind, object, digest, …}` for objects,
+    and `{kind, object}` for what a list of models says of one that an imported job made.
 
     Answers with what was refused and why; everything else is kept.
     """
@@ -99,8 +100,11 @@ def create(here: Here, origin: Origin, lines: Annotated[list[bytes], Depends(_li
 
 
 def _put(here: Platform, line: Json, origin: str) -> None:
-    wire, kind, digest = _object(line), line.get("kind"), _digest(line)
-    imports, is_final = here.store.imports, line.get("is_final") is True
+    wire, kind, imports = _object(line), line.get("kind"), here.store.imports
+    if kind == "model":
+        imports.put_model(wire, origin)
+        return
+    digest, is_final = _digest(line), line.get("is_final") is True
     match kind:
         case "file":
             blob = _digest(line, "content")
@@ -119,7 +123,7 @@ def _put(here: Platform, line: Json, origin: str) -> None:
             imports.put_run(wire, origin, digest, _count(line), is_final=is_final)
         case _:
             raise RequestError(
-                f"`kind` must be one of {', '.join((*KINDS, *PARTS))}, found {kind!r}"
+                f"`kind` must be one of {', '.join((*KINDS, *PARTS, 'model'))}, found {kind!r}"
             )
 
 

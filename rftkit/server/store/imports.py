@@ -14,12 +14,13 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rftkit.errors import RequestError
 from rftkit.server.store.database import Database, now
 from rftkit.server.store.imported_records import (
+    check_id,
     checkpoint_record,
     eval_record,
     event_record,
@@ -153,7 +154,11 @@ class Imports(Database):
         """
         record = job_record(wire, origin)
         kept = [checkpoint_record(each, origin, record.id) for each in checkpoints]
-        models = model_records(record, kept)
+        listed = {each.name: each.wire for each in self._find(Model, "job_id = ?", record.id)}
+        models = [
+            replace(each, wire=listed.get(each.name) or each.wire)
+            for each in model_records(record, kept)
+        ]
         with self._putting("job", record, origin, digest, is_final=is_final) as is_new:
             if is_new:
                 self._check_count(Event, "job_id", record.id, num_events)
@@ -162,6 +167,22 @@ class Imports(Database):
                 self._insert_past(record)
                 self._insert_all(Checkpoint, kept)
                 self._insert_all(Model, models)
+
+    def put_model(self, wire: Json, origin: str) -> None:
+        """Store what its service lists of a model that an imported job made, such as its
+        `shutdown_date`; a later import may replace it.
+
+        Raises:
+            RequestError: no job of this origin made the model.
+        """
+        name = check_id(wire.get("id"))
+        with self.transaction() as db:
+            changed = db.execute(
+                "UPDATE models SET wire = ? WHERE name = ? AND origin = ?",
+                (self._encoded(Model, "wire", wire), name, origin),
+            )
+            if not changed.rowcount:
+                raise RequestError(f"no job that was imported from {origin} made this model")
 
     def put_run(
         self, wire: Json, origin: str, digest: str, num_items: int, *, is_final: bool
