@@ -79,6 +79,7 @@ ENGINES = ("torch", "tinker")
 KNOBS: Mapping[str, Number | Words | Text] = {
     "advantage": Words(("mean", "std", "per_grader", "maxrl"), "per_grader"),
     "advantage_floor": Number(1e-3, 1.0, 0.1),
+    "calibration_floor": Number(-1.0, 1.0, 0.0),
     "clip_high": Number(0.0, 100.0, 0.2),
     "clip_low": Number(0.0, 1.0, 0.2),
     "credit": Words(("answer", "fields"), "fields"),
@@ -95,6 +96,7 @@ KNOBS: Mapping[str, Number | Words | Text] = {
     "max_core_seconds": Text(),
     "max_staleness": Number(0, 1, 0, is_whole=True),
     "refill": Number(0, 1024, 0, is_whole=True),
+    "require_calibration": Words(("none", "mark", "refuse"), "none"),
     "schedule": Words(("constant", "linear", "cosine"), "cosine"),
     "stratify": Text(),
     "thinking": Text(),

@@ -22,6 +22,7 @@ from rftkit.cli.check import check
 from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, show, table
 from rftkit.cli.datasets import dataset_app
 from rftkit.cli.evals import eval_app
+from rftkit.cli.graders import grader_app
 from rftkit.cli.jobs import job_app
 from rftkit.cli.ladder import ladder as ladder_command
 from rftkit.cli.models import models_app
@@ -68,6 +69,7 @@ def options(
 app.command()(check)
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(eval_app, name="eval")
+app.add_typer(grader_app, name="grader")
 app.add_typer(job_app, name="job")
 app.add_typer(models_app, name="models")
 app.add_typer(prompt_app, name="prompt")

@@ -5,8 +5,9 @@ Samples, Run                every sample of some runs, as one tidy frame
 compare, pair               runs side by side, with intervals and tests: a `Comparison`
 """
 
-from rftkit.evals.agreement import Agreement, Label, Threshold, agree
+from rftkit.evals.agreement import Agreement, ClassAgreement, Label, Threshold, agree
 from rftkit.evals.answers import Answer, ask, grade, side_by_side
+from rftkit.evals.calibration import Calibrated, SliceAgreement, calibrate, upload_calibration
 from rftkit.evals.compare import compare, pair
 from rftkit.evals.comparison import (
     Comparison,
@@ -21,6 +22,7 @@ from rftkit.evals.drift import Drift, drift, drift_of_jobs
 from rftkit.evals.dump_runs import from_dump
 from rftkit.evals.grading import grade_again
 from rftkit.evals.job_pairs import step_pairs
+from rftkit.evals.labels import labelled_answers, read_labels
 from rftkit.evals.local_runs import graded_run, publish, run
 from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
 from rftkit.evals.regrade import Regrade, RegradedRun, regrade
@@ -31,6 +33,8 @@ from rftkit.evals.scores import best_constant, score
 __all__ = [
     "Agreement",
     "Answer",
+    "Calibrated",
+    "ClassAgreement",
     "Comparison",
     "Drift",
     "Estimate",
@@ -43,12 +47,14 @@ __all__ = [
     "RunSummary",
     "Samples",
     "Slice",
+    "SliceAgreement",
     "SliceTable",
     "StepChoice",
     "Threshold",
     "agree",
     "ask",
     "best_constant",
+    "calibrate",
     "compare",
     "drift",
     "drift_of_jobs",
@@ -59,9 +65,11 @@ __all__ = [
     "graded_run",
     "judge_noise",
     "kept",
+    "labelled_answers",
     "noise_of",
     "pair",
     "publish",
+    "read_labels",
     "regrade",
     "row_key",
     "run",
@@ -69,4 +77,5 @@ __all__ = [
     "side_by_side",
     "step_pairs",
     "together",
+    "upload_calibration",
 ]

@@ -21,7 +21,10 @@ from rftkit.evals.samples import Samples
 from rftkit.evals.sentences import interval
 from rftkit.wording import counted
 
-__all__ = ["Agreement", "Label", "Threshold", "agree"]
+__all__ = ["Agreement", "ClassAgreement", "Label", "Threshold", "agree"]
+
+MOST_CLASSES = 12
+"""With more different numbers, labels are a scale and no classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,19 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassAgreement:
+    """The samples that people gave one label."""
+
+    label: str
+    """`accept`, `reject`, or the number."""
+    num_labels: int
+    """Samples with this label that the grader has graded."""
+    measured: Estimate
+    """For verdicts the share of which the grader says the same; for numbers the mean of reward
+    minus label. Rows are the units."""
+
+
+@dataclass(frozen=True, slots=True)
 class Agreement:
     """A grader compared with labels of people."""
 
@@ -89,6 +105,8 @@ class Agreement:
     """In words: how well, in which direction it errs, what to change."""
     gain: float | None = None
     """How much more kappa the suggested threshold has at least; None without one."""
+    classes: tuple[ClassAgreement, ...] = ()
+    """By what people said; empty for numbers with many different values."""
 
 
 def agree(
@@ -207,6 +225,7 @@ def _compared(
         suggested=best,
         sentence="",
         gain=gain,
+        classes=_classes(rows, grader, passes, person, kind, level),
     )
     return replace(found, sentence=_sentence(found))
 
@@ -246,6 +265,28 @@ def _suggested(tried: Sequence[Threshold], gains: Array) -> int | None:
     return max(
         sure, key=lambda at: (tried[at].kappa or 0.0, -abs(tried[at].value - 0.5)), default=None
     )
+
+
+def _classes(
+    rows: Array, grader: Array, passes: Array, person: Array, kind: str, level: float
+) -> tuple[ClassAgreement, ...]:
+    """Agreement by label: a judge that passes everything agrees on all that people accept."""
+    import numpy as np
+
+    given = np.unique(person)
+    if kind == "number" and len(given) > MOST_CLASSES:
+        return ()
+    found = []
+    for label in given:
+        mine = person == label
+        if kind == "verdict":
+            means = _row_means(rows[mine], (passes == person)[mine] * 1.0)
+            share = stats.mean_interval(means, level=level, support=(0.0, 1.0), bounds=(0.0, 1.0))
+            found.append(ClassAgreement("accept" if label else "reject", int(mine.sum()), share))
+        else:
+            off = stats.mean_interval(_row_means(rows[mine], (grader - person)[mine]), level=level)
+            found.append(ClassAgreement(f"{label:g}", int(mine.sum()), off))
+    return tuple(found)
 
 
 def _row_means(rows: Array, values: Array) -> Array:

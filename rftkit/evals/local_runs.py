@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit import graders
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from openai import OpenAI
 
-__all__ = ["graded_run", "publish", "run"]
+__all__ = ["graded_run", "publish", "run", "ungraded_run"]
 
 INLINE_BYTES = 8 * 1024 * 1024
 """Of the rows of one request; services have limits, and take more as a file."""
@@ -107,15 +108,11 @@ def graded_run(
     """
     from rftkit.graders.frames import grade_many
 
-    made = Run(
-        label=name,
-        id=f"{saved_runs.LOCAL_PREFIX}{uuid.uuid4().hex[:16]}",
-        model=model,
-        created_at=int(time.time()),
-        source="home",
+    made = ungraded_run(
+        rows, answers, name=name, model=model, response_format=response_format,
         grader=str(grader.get("name") or grader.get("type")),
-    )
-    frame = _frame(made, rows, answers)
+    )  # fmt: skip
+    frame = made.frame
     came = frame["error"].isna().to_numpy(bool)
     pairs = [
         (answer.sample, row.item)
@@ -124,10 +121,32 @@ def graded_run(
     ]
     options = {"purpose": "eval", **(grading or {})}  # what was cut is graded as it is
     fill_grades(frame, came, grade_many(grader, pairs, **options), grader)
+    notes = (f"{name} was asked with a prompt file: {prompt}.",) if prompt else ()
+    return replace(made, notes=notes)
+
+
+def ungraded_run(
+    rows: Sequence[Row],
+    answers: Sequence[Answer],
+    *,
+    name: str,
+    model: str | None = None,
+    response_format: Mapping[str, Any] | None = None,
+    grader: str | None = None,
+) -> Samples:
+    """Answers as a run whose samples have no grade yet; arguments as of `graded_run`."""
+    made = Run(
+        label=name,
+        id=f"{saved_runs.LOCAL_PREFIX}{uuid.uuid4().hex[:16]}",
+        model=model,
+        created_at=int(time.time()),
+        source="home",
+        grader=grader,
+    )
     items = {row_key(row.item): row.item for row in rows}
     numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows)))}
-    notes = (f"{made.label} was asked with a prompt file: {prompt}.",) if prompt else ()
-    return Samples((made,), frame, items, numbers, notes, response_format=response_format)
+    frame = _frame(made, rows, answers)
+    return Samples((made,), frame, items, numbers, response_format=response_format)
 
 
 def publish(

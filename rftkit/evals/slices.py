@@ -18,7 +18,7 @@ from rftkit.evals.samples import Samples
 from rftkit.evals.table import Table
 from rftkit.wording import counted
 
-__all__ = ["By", "slice_rows"]
+__all__ = ["By", "rows_by", "slice_rows"]
 
 By = str | Callable[[Mapping[str, Any]], Any]
 """A key of the item (dots lead into objects), or a function from an item to a value."""
@@ -82,6 +82,13 @@ def _slice(
         verdict=stats.direction(found, p, alpha),
         is_small=len(places) < SMALL,
     )
+
+
+def rows_by(samples: Samples, keys: Sequence[str], by: By) -> dict[str, list[str]]:
+    """Value -> the keys of its rows."""
+    return {
+        value: [keys[at] for at in places] for value, places in _groups(samples, keys, by).items()
+    }
 
 
 def _groups(samples: Samples, keys: Sequence[str], by: By) -> dict[str, list[int]]:

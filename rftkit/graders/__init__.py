@@ -15,6 +15,7 @@ from rftkit.lazy import lazily
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
+    from rftkit.graders.calibrations import Calibration, Standing, judges, read_calibration, stands
     from rftkit.graders.closed import AnswerField, answer_fields
     from rftkit.graders.cluster import ClusterGrader, cluster_grader
     from rftkit.graders.embeddings import EmbeddingCall, embedding_call
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerField",
     "Audit",
+    "Calibration",
     "ClusterGrader",
     "CompiledGrader",
     "Completion",
@@ -44,6 +46,7 @@ __all__ = [
     "Leaf",
     "Limits",
     "Sample",
+    "Standing",
     "Verdict",
     "answer_fields",
     "audit",
@@ -55,12 +58,15 @@ __all__ = [
     "given_sample",
     "grade",
     "grade_many",
+    "judges",
     "mask_secrets",
     "parts",
     "pass_threshold",
+    "read_calibration",
     "reads_sample",
     "recognise",
     "reference_answer",
+    "stands",
     "validate",
     "variables",
 ]
@@ -68,6 +74,7 @@ __all__ = [
 _HOMES = {
     "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
+    "calibrations": ("Calibration", "Standing", "judges", "read_calibration", "stands"),
     "closed": ("AnswerField", "answer_fields"),
     "cluster": ("ClusterGrader", "cluster_grader"),
     "embeddings": ("EmbeddingCall", "embedding_call"),

@@ -28,7 +28,14 @@ from rftkit.jobs.metrics import (
     step_metrics,
     timing_frame,
 )
-from rftkit.jobs.preflight import Check, check_data, check_grader, check_learnability, require
+from rftkit.jobs.preflight import (
+    Check,
+    check_calibration,
+    check_data,
+    check_grader,
+    check_learnability,
+    require,
+)
 from rftkit.jobs.progress import Progress
 
 __all__ = [
@@ -46,6 +53,7 @@ __all__ = [
     "all_rollouts",
     "answer_frame",
     "best",
+    "check_calibration",
     "check_data",
     "check_grader",
     "check_learnability",

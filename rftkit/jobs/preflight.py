@@ -2,6 +2,7 @@
 
     data            the dataset check: rows, template paths, reference answers
     grader          what cheap cheats earn compared with honest answers
+    calibration     has anybody compared the grader's judges with people?
     learnability    do the answers of the base model differ in reward? from the steps of a probe
 
 A check that is not ok stops the start until you override it by name. The checks themselves are in
@@ -10,19 +11,28 @@ A check that is not ok stops the start until you override it by name. The checks
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.diagnosis import Story, findings, share_words, story_of
 from rftkit.errors import InputError
 from rftkit.jobs.jobs import Event, Method
 from rftkit.jobs.metrics import step_metrics
 
-__all__ = ["CHECKS", "Check", "check_data", "check_grader", "check_learnability", "require"]
+if TYPE_CHECKING:
+    from openai import OpenAI
 
-CHECKS = ("data", "grader", "learnability")
+    from rftkit.graders import Calibration
+
+__all__ = [
+    "CHECKS", "Check", "check_calibration", "check_data", "check_grader", "check_learnability",
+    "require",
+]  # fmt: skip
+
+CHECKS = ("data", "grader", "calibration", "learnability")
 AUDITED_ROWS = 50
 
 State = Literal["ok", "warning", "error", "not checked"]
@@ -128,6 +138,39 @@ def check_grader(
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         return Check("grader", "warning", findings[0] + more, findings)
     return Check("grader", "ok", f"no cheat pays on {found.num_rows} rows")
+
+
+def check_calibration(client: OpenAI, grader: Mapping[str, Any], floor: float = 0.0) -> Check:
+    """Whether each judge of a grader has a calibration on the service (`evals.calibrate`).
+
+    Args:
+        client: from `rftkit.connect()`, or any `openai.OpenAI`.
+        grader: as on the wire.
+        floor: the lower end of the agreement's interval must be above this.
+    """
+    from rftkit.graders import judges, stands, validate
+
+    spec = validate(grader)
+    if not judges(spec):
+        return Check("calibration", "ok", "the grader asks no model")
+    found = stands(spec, _calibrations(client), floor)
+    details = tuple(each.message for each in found)
+    if bad := [each.message for each in found if each.state != "calibrated"]:
+        return Check("calibration", "warning", bad[0], details)
+    return Check("calibration", "ok", " ".join(details), details)
+
+
+def _calibrations(client: OpenAI) -> list[Calibration]:
+    """The calibrations among the files of a service, the newest first."""
+    from rftkit.graders import read_calibration
+    from rftkit.graders.calibrations import PREFIX
+
+    known = []
+    for file in client.files.list(purpose="user_data"):
+        if file.filename.startswith(PREFIX):
+            with contextlib.suppress(InputError):
+                known.append(read_calibration(client.files.content(file.id).content, file.filename))
+    return known
 
 
 def check_learnability(events: Iterable[Event]) -> Check:

@@ -20,8 +20,7 @@ from traitlets import Int, Unicode
 from rftkit import views
 from rftkit.errors import InputError
 from rftkit.evals import Agreement, Label, Samples, agree
-from rftkit.rows import parse_object
-from rftkit.strictjson import lines_of, read_text
+from rftkit.evals.labels import read_labels
 from rftkit.views.conversation import prompt, readable, reference
 from rftkit.views.markup import Html, join, note, number, text, wrap
 from rftkit.wholefile import write_whole
@@ -197,21 +196,6 @@ class Labeller(Panel):
             self._field.value = ""
             self.submit(typed)
             self._draw()
-
-
-def read_labels(path: str | Path) -> list[Label]:
-    """Read the labels of a file; empty if the file does not exist.
-
-    Raises:
-        InputError: a line is not a label.
-    """
-    file, found = Path(path), []
-    for number_, line in lines_of(read_text(file)) if file.is_file() else ():
-        try:
-            found.append(Label(**parse_object(line, line=number_, path=path)))
-        except TypeError as error:
-            raise InputError(f"{path}:{number_}: not a label: {error}") from error
-    return found
 
 
 def _chosen(samples: Samples, run: str | None, most: int, seed: int) -> list[Place]:

@@ -19,6 +19,7 @@ from traitlets import Dict, Enum, Float, Int, List, Unicode
 
 from rftkit import jobs
 from rftkit.errors import InputError
+from rftkit.graders import judges
 from rftkit.hyperparameters import EVERY, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
 from rftkit.views import launch, note
@@ -118,7 +119,12 @@ class JobLauncher(Panel):
         its grader.
         """
         names = CHECKS if self._has_probes else CHECKS[:-1]
-        return [each for each in names if self._learns_from_grader or each != "grader"]
+        of_grader = {"grader": self._learns_from_grader, "calibration": self._asks_judge}
+        return [each for each in names if of_grader.get(each, True)]
+
+    @property
+    def _asks_judge(self) -> bool:
+        return self._learns_from_grader and bool(judges(self.grader))
 
     @property
     def _method(self) -> jobs.Method:
@@ -226,7 +232,8 @@ class JobLauncher(Panel):
 
     def _start(self) -> str:
         self._require_files()
-        jobs.require(self.checks, self.overridden)
+        absent = set(CHECKS) - set(self._names)
+        jobs.require(self.checks, [each for each in self.overridden if each not in absent])
         job = jobs.create(self._client, **self._arguments())
         self._started = self.request()
         self.set(job_id=job.id)
@@ -263,7 +270,9 @@ class JobLauncher(Panel):
         audited = jobs.check_grader(
             self.grader, items, response_format=self.response_format, complete=judge_call()
         )
-        return [data, audited]
+        if not self._asks_judge:
+            return [data, audited]
+        return [data, audited, jobs.check_calibration(self._client, self.grader)]
 
     def _take_checks(self, checks: Sequence[Check]) -> None:
         self._checks |= {check.name: check for check in checks}
@@ -563,6 +572,7 @@ class JobLauncher(Panel):
         held = {check.name for check in self.checks if not check.is_green}
         for name, box in self._overrides.items():
             box.value = name in self.overridden
+            box.layout.display = "" if name in self._names else "none"
             box.layout.display = "" if name in held else "none"
         is_blocked = not held <= set(self.overridden)
         self._go.disabled = is_blocked or self._is_started()

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
 from rftkit.integrations import check_integrations
+from rftkit.server.api.calibrated import check_calibration
 from rftkit.server.api.files import live_file
 from rftkit.server.engine.tinker import remote
 from rftkit.server.engine.values import is_whole
@@ -93,6 +94,8 @@ def job_from(body: JobBody, platform: Platform) -> Job:
     if method["type"] == "reinforcement":
         spec = method["reinforcement"]["grader"]
         check_judges(platform, spec, "method.reinforcement.grader")
+    grading = method.get("reinforcement") or method.get("measure") or {}
+    metadata = check_calibration(platform, grading.get("grader"), body.metadata)
     return Job(
         id=new_id("ftjob-"),
         created_at=now(),
@@ -102,7 +105,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         training_file=body.training_file,
         validation_file=body.validation_file or "",
         method=method,
-        metadata=body.metadata,
+        metadata=metadata,
         extra={**(body.model_extra or {}), **_given(integrations)},
     )
 

@@ -6,6 +6,7 @@ from fastapi import Request
 
 from rftkit.graders.misspelt import format_problems
 from rftkit.server.api import Here, Limit, Reply, Router, cut, metadata_filter, repeated
+from rftkit.server.api.calibrated import add_calibration_event
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys, useless_metadata
 from rftkit.server.inference.body import digest_of
 from rftkit.server.inference.platform import Platform
@@ -44,6 +45,7 @@ def _add(here: Platform, job: Job) -> str:
     if problems := _format_problems(job):
         message = f"No answer may be scored: {'; '.join(problems)}"
         here.store.add_event(job.id, message, level="warn", key="format_problem")
+    add_calibration_event(here, job)
     if waits := here.store.jobs_before(job.id):
         more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
         message = f"Waits for {waits[0]}{more}: one job trains at a time"

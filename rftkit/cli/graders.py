@@ -1,0 +1,20 @@
+"""The commands `rftkit grader …`; see `rftkit.cli`."""
+
+from __future__ import annotations
+
+import typer
+
+from rftkit.cli.calibrate import calibrate
+from rftkit.cli.console import PLAIN
+
+__all__ = ["grader_app"]
+
+grader_app = typer.Typer(help="Work with graders.", **PLAIN)
+
+
+@grader_app.callback()
+def graders() -> None:
+    """Work with graders."""
+
+
+grader_app.command()(calibrate)

@@ -1,0 +1,188 @@
+"""A judge is compared with people, and what comes of it holds for exactly this judge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Served
+
+from rftkit import client, evals, jobs
+from rftkit.cli import app as cli
+from rftkit.errors import InputError
+from rftkit.evals.labels import has_answers
+from rftkit.graders import Completion, judges, stands, validate
+from rftkit.graders.calibrations import digest
+
+JUDGE = {
+    "type": "score_model",
+    "name": "helpful",
+    "model": "judge-1",
+    "input": [{"role": "user", "content": "Is this helpful? {{sample.output_text}}"}],
+}
+
+
+def judge(**question: Any) -> Completion:
+    """Likes long answers, whatever they say."""
+    said = question["messages"][-1]["content"]
+    return Completion(text=json.dumps({"steps": [], "result": float(len(said) > 40)}))
+
+
+def lines(num: int = 60) -> list[dict[str, Any]]:
+    """On `easy` topics people think like the judge; on `hard` ones they do not care for length."""
+    rng = np.random.default_rng(3)
+    found = []
+    for number in range(num):
+        is_long, topic = bool(rng.random() < 0.5), ("easy", "hard")[number % 2]
+        is_good = is_long if topic == "easy" else bool(rng.random() < 0.5)
+        item = {"messages": [{"role": "user", "content": f"q{number}"}], "topic": topic}
+        found.append(
+            {
+                "item": item,
+                "sample": "a long answer that goes on and on" if is_long else "short",
+                "label": "accept" if is_good else "reject",
+            }
+        )
+    return found
+
+
+def labelled(path: Path, num: int = 60) -> Path:
+    path.write_text("\n".join(map(json.dumps, lines(num))))
+    return path
+
+
+def test_agreement_by_class_and_slice_with_intervals(tmp_path: Path) -> None:
+    samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl", 200))
+    found = evals.calibrate(samples, labels, JUDGE, slices=["topic"], complete=judge)
+    easy, hard = (next(e for e in found.slices if e.value == v) for v in ("easy", "hard"))
+    assert easy.found.agreement.value == 1.0
+    assert hard.fails
+    assert not easy.fails
+    assert [each.value for each in found.slices] == ["hard", "easy"]
+    assert [each.label for each in found.overall.classes] == ["reject", "accept"]
+    for each in (found.overall.kappa, *(c.measured for c in found.overall.classes)):
+        assert each.low is not None
+        assert each.high is not None
+        assert each.low <= (each.value or 0) <= each.high
+    assert any("`topic` = hard" in each for each in found.sentences)
+    assert found.overall.lenient
+    assert found.overall.harsh
+
+
+def test_a_calibration_expires_with_model_prompt_or_settings_but_not_with_the_name() -> None:
+    spec = validate(JUDGE)
+    [mine] = judges(spec).values()
+    same = [{**JUDGE, "name": "other"}, {**JUDGE, "pass_threshold": 0.7}]
+    changed: list[dict[str, Any]] = [
+        {**JUDGE, "model": "judge-2"},
+        {**JUDGE, "input": [{"role": "user", "content": "Is it? {{sample.output_text}}"}]},
+        {**JUDGE, "sampling_params": {"temperature": 0.0}},
+        {**JUDGE, "range": [0, 10]},
+    ]
+    assert {digest(validate(each)) for each in same} == {digest(mine)}
+    assert len({digest(validate(each)) for each in changed} | {digest(mine)}) == 5
+    part = {"type": "multi", "graders": {"a": JUDGE}, "calculate_output": "a"}
+    assert digest(judges(validate(part))["a"]) == digest(mine)
+
+
+def test_how_a_judge_stands(tmp_path: Path) -> None:
+    samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl"))
+    known = evals.calibrate(samples, labels, JUDGE, complete=judge).record()
+    spec = validate(JUDGE)
+    assert [each.state for each in stands(spec, [known])] == ["calibrated"]
+    assert [each.state for each in stands(spec, [known], floor=0.95)] == ["poor"]
+    assert [each.state for each in stands(spec, [])] == ["none"]
+    other = validate({**JUDGE, "model": "judge-2"})
+    assert [each.state for each in stands(other, [known])] == ["expired"]
+    assert stands(validate({"type": "python", "source": "def grade(s, i): return 1"}), []) == []
+
+
+def test_a_judge_that_fails_is_no_disagreement(tmp_path: Path) -> None:
+    def broken(**question: Any) -> Completion:
+        return (
+            Completion(text=None, refusal="no") if "short" in str(question) else judge(**question)
+        )
+
+    samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl"))
+    found = evals.calibrate(samples, labels, JUDGE, complete=broken)
+    assert found.num_failed == sum(each["sample"] == "short" for each in lines())
+    assert found.overall.num_labels == 60 - found.num_failed
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"sample": "x", "label": 1}', "expected `item`"),
+        ('{"item": {}, "sample": "x", "label": "maybe"}', "found 'maybe'"),
+        ('{"item": {}, "label": 1}', "the answer must be"),
+        ('{"text": 1}', "expected a label"),
+        ("", "has no labels"),
+        ("[1]", "1:"),
+    ],
+)
+def test_a_label_that_cannot_be_read_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "l.jsonl").write_text(text)
+
+    def read() -> Any:
+        path = tmp_path / "l.jsonl"
+        return has_answers(path) and evals.labelled_answers(path)
+
+    with pytest.raises(InputError, match=said):
+        read()
+
+
+def test_the_gate_at_the_front_door(
+    served: Served,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Says so, marks, refuses; after `grader calibrate` the job is created; a change expires it."""
+    monkeypatch.setenv("RFTKIT_JUDGE_BASE_URL", "http://judge.test/v1")
+    monkeypatch.setattr(client, "connect", lambda *_: served.client)
+    monkeypatch.setattr(client, "judge_call", lambda: judge)
+
+    def create(grader: dict[str, Any] = JUDGE, **metadata: str) -> Any:
+        method = {"type": "reinforcement", "reinforcement": {"grader": grader}}
+        return served.create_job(method=method, metadata=metadata)
+
+    def standing(job: Any) -> Any:
+        found = [
+            e for e in jobs.events(served.client, job.id) if (e["data"] or {}).get("calibration")
+        ]
+        [event] = found
+        return event["level"], event["data"]["calibration"][0]["state"], event["message"]
+
+    level, state, message = standing(create())
+    assert (level, state) == ("warn", "none")
+    assert "rftkit grader calibrate" in message
+    assert create(require_calibration="mark").metadata["uncalibrated"] == "helpful (none)"
+    with pytest.raises(Exception, match="has no calibration") as refused:
+        create(require_calibration="refuse")
+    assert refused.value.code == "judge_not_calibrated"  # type: ignore[attr-defined]
+    assert not jobs.check_calibration(served.client, JUDGE).is_green
+
+    (tmp_path / "grader.json").write_text(json.dumps(JUDGE))
+    path = labelled(tmp_path / "labels.jsonl")
+    words = ["rftkit", "grader", "calibrate", tmp_path / "grader.json", path, "--slice", "topic"]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    out = capsys.readouterr().out
+    assert "people: accept" in out
+    assert "topic = hard" in out
+
+    job = create(require_calibration="refuse")
+    assert standing(job)[:2] == ("info", "calibrated")
+    assert jobs.check_calibration(served.client, JUDGE).is_green
+    assert create(require_calibration="mark").metadata == {"require_calibration": "mark"}
+    with pytest.raises(Exception, match="has expired"):
+        create({**JUDGE, "model": "judge-2"}, require_calibration="refuse")
+    with pytest.raises(Exception, match="well enough"):
+        create(require_calibration="refuse", calibration_floor="0.9")
+    with pytest.raises(Exception, match="one of none, mark, refuse"):
+        create(require_calibration="yes")
