@@ -53,6 +53,8 @@ STOP_SECONDS = 20.0
 ANNOUNCE_SECONDS = 5.0
 """Maximum time until a server that locked the home writes its address."""
 PROBE_SECONDS = 2.0
+HEALTH = {"home": str, "pid": int, "version": str, "idle_seconds": int | float, "problems": list}
+"""What our own server says of itself to clients on its machine; another program may answer, too."""
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
 """Packages that the local platform needs; the extra `local` installs them."""
@@ -173,7 +175,7 @@ def serve_status(home: Path | None = None) -> ServerStatus | None:
         home=home,
         version=health["version"],
         idle_seconds=health["idle_seconds"],
-        problems=tuple(health.get("problems", ())),
+        problems=tuple(map(str, health["problems"])),
     )
 
 
@@ -181,7 +183,7 @@ def _record(home: Path) -> dict[str, Any]:
     """The record that a server wrote about itself; empty when it cannot be read."""
     try:
         record = json.loads((home / "server.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -253,10 +255,13 @@ def _health(address: str) -> dict[str, Any] | None:
     try:
         with opener.open(f"{address}/health", timeout=PROBE_SECONDS) as response:
             health: dict[str, Any] = json.load(response)
-    except (OSError, ValueError, HTTPException):
+    except (OSError, ValueError, HTTPException, RecursionError):
         return None
-    is_ours = isinstance(health, dict) and {"home", "pid", "version", "idle_seconds"} <= set(health)
-    return health if is_ours and health["home"] is not None else None
+    if not isinstance(health, dict):
+        return None
+    health.setdefault("problems", [])
+    is_ours = all(isinstance(health.get(name), kind) for name, kind in HEALTH.items())
+    return health if is_ours and "\0" not in health["home"] else None
 
 
 def _silent(home: Path) -> ServerStatus:
@@ -265,15 +270,16 @@ def _silent(home: Path) -> ServerStatus:
     Raises:
         PlatformError: when its process is unknown.
     """
-    record = _record(home)
-    try:
-        address, version = (str(record.get(name) or "") for name in ("address", "version"))
-        return ServerStatus(address, int(record["pid"]), home, version, 0.0)
-    except (KeyError, ValueError, TypeError):
+    record, pid = _record(home), 0
+    address, version = (str(record.get(name) or "") for name in ("address", "version"))
+    with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
+        pid = int(record["pid"])
+    if pid < 1:  # a signal to 0 or to a negative number goes to many processes
         raise PlatformError(
             f"a server is using the home folder {home} and does not answer, and its process is not "
             "known; find `rftkit.server` in the list of processes and end it"
-        ) from None
+        )
+    return ServerStatus(address, pid, home, version, 0.0)
 
 
 @contextlib.contextmanager

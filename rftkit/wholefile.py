@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from rftkit.errors import InputError, PlatformError
 
 __all__ = [
     "check_output", "damage", "has_no_room", "is_full", "replacing", "sha256", "sync",
-    "unwritable", "write_folder", "write_whole",
+    "temporary_problem", "unwritable", "write_folder", "write_whole",
 ]  # fmt: skip
 
 SUMS = "sha256.json"
@@ -186,6 +187,21 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def temporary_problem(error: BaseException | None) -> str | None:
+    """Name a problem of this machine that passes, and with it what it stopped; else None."""
+    if is_full(error):
+        return "The disk is full"
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return "The platform has too many open files"
+        if isinstance(error, sqlite3.OperationalError) and any(
+            words in str(error) for words in ("locked", "unable to open", "disk I/O")
+        ):
+            return "The database is temporarily unavailable"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def unwritable(home: Path, error: BaseException) -> PlatformError:

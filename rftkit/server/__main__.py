@@ -161,7 +161,7 @@ def _who(home: Path) -> str:
     try:
         record = json.loads((home / "server.json").read_bytes())
         process = f"process {int(record['pid'])}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "its process is not known yet"
     address = record.get("address")
     return f"{process}, at {address}" if address else f"{process}, which is starting"

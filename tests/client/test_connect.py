@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,49 @@ def test_a_stale_record_is_not_believed(home: Path) -> None:
     assert client.serve_status() is None
 
 
+NEVER_OURS = [
+    {"home": 5}, {"pid": "x"}, {"pid": None}, {"version": None}, {"idle_seconds": None},
+    {"home": "\0"}, {"problems": 5}, {"home": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", [*NEVER_OURS, "[" * 100_000, "[]", "5"])
+def test_what_another_program_says_of_its_health_is_no_server(
+    home: Path, monkeypatch: pytest.MonkeyPatch, odd: Any
+) -> None:
+    home.mkdir()
+    ours = {"home": str(home), "pid": 1, "version": "1", "idle_seconds": 0, "problems": []}
+    body = odd if isinstance(odd, str) else json.dumps(ours | odd)
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        (home / "server.json").write_text(json.dumps({"address": address}))
+        assert client.serve_status() is None
+        server.shutdown()
+
+
+@pytest.mark.parametrize("pid", [-1, 0, "-1", "x", None, 1e400])
+def test_no_signal_goes_to_a_process_that_is_none(
+    home: Path, monkeypatch: pytest.MonkeyPatch, pid: Any
+) -> None:
+    home.mkdir()
+    (home / "server.json").write_text(json.dumps({"pid": pid}))
+    monkeypatch.setattr(client, "ANNOUNCE_SECONDS", 0.0)
+    monkeypatch.setattr(client, "_is_locked", lambda home: True)
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
+    with pytest.raises(PlatformError, match="its process is not known"):
+        client.stop_server()
+
+
 def test_a_server_is_found_by_every_name_of_its_home_and_writes_its_record_again(
     own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +213,14 @@ def test_a_server_is_found_by_every_name_of_its_home_and_writes_its_record_again
         monkeypatch.setenv("RFTKIT_HOME", str(name))
         with client.connect() as local:
             assert str(local.base_url).startswith(server.address)
-    for damage in ("", "[]", '"text"', '{"address": []}', '{"address": "http://127.0.0.1:9 9"}'):
+    for damage in (
+        "",
+        "[" * 100_000,
+        "[]",
+        '"text"',
+        '{"address": []}',
+        '{"address": "http://127.0.0.1:9 9"}',
+    ):
         (own_home / "server.json").write_text(damage)
         assert client.start_server().pid == server.pid
         (own_home / "server.json").write_text(damage)

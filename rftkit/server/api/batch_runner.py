@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -25,9 +24,11 @@ from rftkit.errors import RftkitError
 from rftkit.server.api.batch_lines import Line, mistakes, read_lines
 from rftkit.server.inference.backlog import Backlog
 from rftkit.server.inference.platform import CRASHES, DEATHS, Platform
+from rftkit.server.store import wire
 from rftkit.server.store.batches import ENDED
 from rftkit.server.store.records import Batch
 from rftkit.server.store.store import new_id, now
+from rftkit.wholefile import temporary_problem
 
 __all__ = ["BatchRunner"]
 
@@ -53,9 +54,9 @@ class BatchRunner(Backlog[Batch]):
     async def _run(self, batch: Batch) -> None:
         try:
             await _Pass(self._platform, self._routes, batch).run()
-        except sqlite3.OperationalError:  # locked, or the disk is full: temporary
-            raise
         except Exception as error:
+            if temporary_problem(error):
+                raise  # it is tried again
             known = isinstance(error, RftkitError)
             if not known:
                 log.exception("batch %s failed", batch.id)
@@ -250,6 +251,12 @@ async def ask(routes: Callable[..., Any], path: str, body: Json) -> tuple[int, J
         "query_string": b"", "headers": headers, "client": ("127.0.0.1", 0),
         "server": ("localhost", 80),
     }  # fmt: skip
-    await routes(scope, receive, send)
-    found: Json = json.loads(bytes(answer))
+    try:
+        await routes(scope, receive, send)
+        found: Json = json.loads(bytes(answer))
+    except Exception as error:
+        if temporary_problem(error):
+            raise
+        log.exception("a request of a batch failed")  # it costs this line, not the others
+        return 500, wire.error_body("the platform failed on this request", type="server_error")
     return status, found

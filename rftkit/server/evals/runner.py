@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import sqlite3
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +39,7 @@ from rftkit.server.training.eval_records import (
     results_from,
     tally,
 )
+from rftkit.wholefile import temporary_problem
 
 __all__ = ["EvalRunner", "chat_options", "entries_of", "messages_for"]
 
@@ -74,11 +74,12 @@ class EvalRunner(Backlog[EvalRun]):
             await self._call(partial(store.update_run, run.id, status="in_progress"))
             result = await _Pass(self._platform, run, self._complete, self._call).run()
             await self._call(partial(store.update_run, run.id, status="completed", **result))
-        except RftkitError as error:
-            await self._call(self._fail, run, "invalid_run", str(error))
-        except sqlite3.OperationalError:  # locked, or the disk is full: temporary
-            raise
         except Exception as error:
+            if temporary_problem(error):
+                raise  # it is tried again
+            if isinstance(error, RftkitError):
+                await self._call(self._fail, run, "invalid_run", str(error))
+                return
             log.exception("eval run %s failed", run.id)
             await self._call(self._fail, run, "server_error", f"{type(error).__name__}: {error}")
 

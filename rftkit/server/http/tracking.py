@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from rftkit import settings
+from rftkit.server.inference.backlog import keep_going
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import TERMINAL, Job
 
@@ -37,14 +38,16 @@ async def keep_tracking(platform: Platform, home: Path) -> None:
     """Follow the jobs that ask for it, until cancelled; then their processes end too."""
     tasks: dict[str, asyncio.Task[None]] = {}
     started: Counter[str] = Counter()
+
+    async def look() -> None:
+        for job in await asyncio.to_thread(_due, platform, home):
+            task = tasks.get(job.id)
+            if started[job.id] < ATTEMPTS and (task is None or task.done()):
+                started[job.id] += 1
+                tasks[job.id] = asyncio.create_task(_follow(platform, home, job.id, started))
+
     try:
-        while True:
-            for job in await asyncio.to_thread(_due, platform, home):
-                task = tasks.get(job.id)
-                if started[job.id] < ATTEMPTS and (task is None or task.done()):
-                    started[job.id] += 1
-                    tasks[job.id] = asyncio.create_task(_follow(platform, home, job.id, started))
-            await asyncio.sleep(LOOK_SECONDS)
+        await keep_going("trackers", look, LOOK_SECONDS)
     finally:
         for task in tasks.values():
             task.cancel()

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import logging
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -21,6 +22,7 @@ from urllib.request import Request, urlopen
 from rftkit import settings
 from rftkit.backoff import backoff_seconds
 from rftkit.safetext import redacted
+from rftkit.server.inference.backlog import keep_going
 from rftkit.server.store.records import Delivery
 from rftkit.server.store.store import Store, now
 
@@ -39,11 +41,13 @@ async def deliver_events(store: Store) -> None:
     """Send the events that are due, and poll for new ones until cancelled."""
     if settings.webhook()[0] is None:
         return
-    await asyncio.to_thread(store.drop_deliveries, now() - OLD_SECONDS)
-    while True:
+
+    async def deliver() -> None:
+        await asyncio.to_thread(store.drop_deliveries, now() - OLD_SECONDS)
         for delivery in await asyncio.to_thread(store.due_deliveries):
             await asyncio.to_thread(_deliver, store, delivery)
-        await asyncio.sleep(LOOK_SECONDS)
+
+    await keep_going("webhooks", deliver, LOOK_SECONDS)
 
 
 def _deliver(store: Store, delivery: Delivery) -> None:
@@ -57,12 +61,12 @@ def _deliver(store: Store, delivery: Delivery) -> None:
             "data": {"id": delivery.object_id},
         }
     )
-    headers = signed_headers(delivery.id, body, secret)
     attempts, due_at = delivery.attempts + 1, None
     try:
+        headers = signed_headers(delivery.id, body, secret)
         with urlopen(Request(url or "", body.encode(), headers), timeout=TIMEOUT_SECONDS):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         if attempts < ATTEMPTS:
             due_at = now() + int(backoff_seconds(attempts, 1, LONGEST_PAUSE_SECONDS))
         outcome = "giving up" if due_at is None else f"next attempt in {due_at - now()} s"

@@ -9,20 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from rftkit.server.inference.platform import Platform
 
-__all__ = ["Backlog"]
+__all__ = ["Backlog", "keep_going"]
 
 log = logging.getLogger("rftkit.server")
 
 RETRY_SECONDS = 5.0
-"""After an error of the database, which another program may hold, or whose disk may be full."""
+"""After an error: another program may hold the database, or the disk may be full."""
 
 T = TypeVar("T")
+
+
+async def keep_going(what: str, look: Callable[[], Awaitable[None]], seconds: float) -> None:
+    """Look for work every few seconds until cancelled; an error costs one look, never the task."""
+    while True:
+        try:
+            await look()
+        except Exception:
+            log.exception("%s wait", what)
+            await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(seconds)
 
 
 class Backlog(Generic[T]):
@@ -41,8 +51,7 @@ class Backlog(Generic[T]):
             platform: whose loop it is.
             what: the work, in the plural.
             unfinished: reads the store, oldest first; called in a thread.
-            finish: does one piece of work; it raises nothing but errors of the database, after
-                which it is tried again.
+            finish: does one piece of work; whatever it raises, it is tried again after a while.
         """
         self._platform, self._what = platform, what
         self._unfinished, self._finish = unfinished, finish
@@ -73,7 +82,7 @@ class Backlog(Generic[T]):
             try:
                 while some := await asyncio.to_thread(self._unfinished):
                     await self._finish(some[0])
-            except sqlite3.Error:
-                log.exception("%s are waiting for the database", self._what)
+            except Exception:  # nothing ends this task, or all work after this would wait for ever
+                log.exception("%s wait", self._what)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._news.set()

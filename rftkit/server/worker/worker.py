@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import os
 import sqlite3
@@ -41,7 +40,7 @@ from rftkit.server.training.accounts import JudgeAccount
 from rftkit.server.training.checkpoints import sweep
 from rftkit.server.training.context import AnyRun, Run, Stopped, Watch
 from rftkit.server.training.final_checks import read_checks
-from rftkit.server.training.journal import Journal, is_full
+from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import OfflinePlan
 from rftkit.server.training.plan import VERSION, CommonPlan, NewerPlanError, Plan, plan_from
 from rftkit.server.training.probe import probe
@@ -49,6 +48,7 @@ from rftkit.server.worker.chats import ChatQueue
 from rftkit.server.worker.engines import Engines, kind_of_model
 from rftkit.server.worker.job_files import FILES, check_file
 from rftkit.server.worker.preparation import Preparation
+from rftkit.wholefile import temporary_problem
 
 __all__ = ["Worker", "WorkerPlatform", "main"]
 
@@ -150,7 +150,7 @@ class Worker:
                 if self.store.try_status(job.id, "paused"):
                     self.store.add_event(job.id, f"Pausing the job: {error}", level="warn")
         except Exception as error:
-            if (reason := _temporary_problem(error)) is None:
+            if (reason := temporary_problem(error)) is None:
                 self._end(job, error)
             else:
                 self._wait_out(job, reason, error)
@@ -367,21 +367,6 @@ class WorkerPlatform(Platform):
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
         """Run a model of this process, from a grader's thread."""
         return self._chats.ask(request)
-
-
-def _temporary_problem(error: BaseException | None) -> str | None:
-    """Name a temporary problem that affects every job of this machine; None for other errors."""
-    if is_full(error):
-        return "The disk is full"
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return "The platform has too many open files"
-        if isinstance(error, sqlite3.OperationalError) and any(
-            words in str(error) for words in ("locked", "unable to open", "disk I/O")
-        ):
-            return "The database is temporarily unavailable"
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _words(param: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from conftest import FakeLink, Served
 
 from rftkit.server.api import batch_lines
 from rftkit.server.api.batch_lines import mistakes
+from rftkit.server.inference import backlog
 from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store.store import Store
 
@@ -220,6 +223,40 @@ def test_a_request_is_sent_again_while_the_worker_is_away(served: Served) -> Non
     done = ended(served.client, create(served.client, [line(0)]).id)
     [found] = results(served.client, done.output_file_id)
     assert found["response"]["body"]["choices"][0]["message"]["content"] == "at last"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EMFILE])
+def test_a_batch_outlives_a_full_disk_and_a_lack_of_file_descriptors(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    monkeypatch.setattr(backlog, "RETRY_SECONDS", 0.01)
+    real, failures = tempfile.TemporaryFile, iter([1, 1])
+
+    def file(*given: Any, **options: Any) -> Any:
+        if next(failures, None):
+            raise OSError(error, "no room")
+        return real(*given, **options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", file)
+    done = ended(served.client, create(served.client, [line(n) for n in range(3)]).id)
+    assert next(failures, None) is None
+    assert (done.status, done.request_counts.completed) == ("completed", 3)
+    assert len(served.link.requests) == 3  # nothing was asked twice
+
+
+def test_a_request_that_breaks_its_route_costs_no_other(served: Served) -> None:
+    def say(request: Any) -> Any:
+        if "say 1" in request["messages"][-1]["content"]:
+            raise ZeroDivisionError
+        return "fine"
+
+    served.link.say = say
+    done = ended(served.client, create(served.client, [line(n) for n in range(3)]).id)
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == (
+        "completed", 2, 1,
+    )  # fmt: skip
+    [found] = results(served.client, done.error_file_id)
+    assert (found["custom_id"], found["response"]["status_code"]) == ("row-1", 500)
 
 
 def test_an_expired_batch_says_so_of_every_request_without_an_answer(served: Served) -> None:

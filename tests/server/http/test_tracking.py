@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from in_process import ROWS
 
 from rftkit.server.http import tracking
 from rftkit.server.http.tracking import keep_tracking
+from rftkit.server.inference import backlog
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store, now
@@ -74,6 +76,24 @@ def test_an_ended_job_is_followed_once_and_its_tracker_makes_an_event(
     assert said(platform_here, other) == []
     monkeypatch.setattr(tracking, "COMMAND", "raise SystemExit('followed again')")
     kept(platform_here, 0.3)
+    assert said(platform_here, job) == ["wandb is away"]
+
+
+def test_a_locked_database_ends_no_tracking(
+    platform_here: Platform, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "COMMAND", SAYS)
+    monkeypatch.setattr(backlog, "RETRY_SECONDS", 0.01)
+    real, locked = tracking._due, iter([1, 1])
+
+    def due(*given: Any) -> Any:
+        if next(locked, None):
+            raise sqlite3.OperationalError("database is locked")
+        return real(*given)
+
+    monkeypatch.setattr(tracking, "_due", due)
+    job = add_job(platform_here, "succeeded", **WANDB)
+    kept(platform_here, until=home / "trackers" / f"{job}.ended")
     assert said(platform_here, job) == ["wandb is away"]
 
 

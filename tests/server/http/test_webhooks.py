@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from http.client import BadStatusLine
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -15,8 +18,10 @@ from starlette.testclient import TestClient
 
 from rftkit.server.http import webhooks
 from rftkit.server.http.app import create_app
+from rftkit.server.http.webhooks import signed_headers
+from rftkit.server.inference import backlog
 from rftkit.server.inference.platform import Platform
-from rftkit.server.store.records import Job
+from rftkit.server.store.records import Delivery, Job
 from rftkit.server.store.store import Store, new_id, now
 
 SECRET = "whsec_c2VjcmV0IG9mIG1pbmU="
@@ -86,6 +91,43 @@ def test_ends_are_told_until_they_arrive_and_then_no_more(endpoint: Endpoint) ->
     assert first.type == "fine_tuning.job.succeeded"
     assert first.data.id == job.id
     store.close()
+
+
+@pytest.mark.parametrize("trouble", ["locked", "babble", "secret"])
+def test_no_error_ends_the_delivery_of_events(
+    endpoint: Endpoint, served: Served, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    monkeypatch.setattr(backlog, "RETRY_SECONDS", 0.01)
+    store = served.platform.store
+    store.cancel_job(served.create_job().id)
+    troubles = iter([1, 1])
+
+    def failing(real: Any, error: Exception) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            if next(troubles, None):
+                raise error
+            return real(*given, **options)
+
+        return call
+
+    if trouble == "locked":
+        error: Exception = sqlite3.OperationalError("database is locked")
+        monkeypatch.setattr(store, "update_delivery", failing(store.update_delivery, error))
+    elif trouble == "babble":
+        monkeypatch.setattr(webhooks, "urlopen", failing(webhooks.urlopen, BadStatusLine("220")))
+    else:
+        monkeypatch.setattr(webhooks, "signed_headers", failing(signed_headers, ValueError("pad")))
+
+    async def deliver() -> None:
+        task = asyncio.create_task(webhooks.deliver_events(store))
+        while store._find(Delivery, "due_at IS NOT NULL"):
+            assert not task.done()
+            await asyncio.sleep(0.02)
+        task.cancel()
+
+    asyncio.run(asyncio.wait_for(deliver(), 60))
+    assert next(troubles, None) is None
+    assert endpoint.got
 
 
 def test_the_end_of_a_run_is_news(served: Served) -> None:
