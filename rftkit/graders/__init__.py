@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from rftkit.graders.closed import AnswerField, answer_fields
     from rftkit.graders.cluster import ClusterGrader, cluster_grader
     from rftkit.graders.embeddings import EmbeddingCall, embedding_call
-    from rftkit.graders.endpoint import HttpCall, mask_secrets
+    from rftkit.graders.endpoint import mask_secrets
     from rftkit.graders.engine import CompiledGrader, Leaf, compile_grader, grade
     from rftkit.graders.frames import grade_many
     from rftkit.graders.given import given_sample
     from rftkit.graders.judge import Completion, CompletionCall, completion_call
     from rftkit.graders.needs import check_item_paths, reads_sample, validate, variables
     from rftkit.graders.outcome import Grade, Sample
+    from rftkit.graders.posting import HttpCall
     from rftkit.graders.recognition import Verdict, recognise
     from rftkit.graders.references import reference_answer
     from rftkit.graders.sandbox import Limits
@@ -78,7 +79,8 @@ _HOMES = {
     "closed": ("AnswerField", "answer_fields"),
     "cluster": ("ClusterGrader", "cluster_grader"),
     "embeddings": ("EmbeddingCall", "embedding_call"),
-    "endpoint": ("HttpCall", "mask_secrets"),
+    "endpoint": ("mask_secrets",),
+    "posting": ("HttpCall",),
     "engine": ("CompiledGrader", "Leaf", "compile_grader", "grade"),
     "frames": ("grade_many",),
     "given": ("given_sample",),

@@ -19,7 +19,6 @@ from rftkit import settings
 from rftkit.graders import types
 from rftkit.graders.calls import Calls
 from rftkit.graders.embeddings import EmbeddingCall
-from rftkit.graders.endpoint import HttpCall
 from rftkit.graders.formula import Formula, compile_formula
 from rftkit.graders.judge import CompletionCall
 from rftkit.graders.leaves import (
@@ -31,6 +30,7 @@ from rftkit.graders.leaves import (
 )
 from rftkit.graders.outcome import Fault, Grade, Sample
 from rftkit.graders.parse import parse
+from rftkit.graders.posting import HttpCall
 from rftkit.graders.sandbox import Limits
 from rftkit.graders.types import Purpose
 

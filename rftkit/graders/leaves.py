@@ -19,8 +19,9 @@ from rftkit.graders import judge
 from rftkit.graders.calls import Calls
 from rftkit.graders.comparison import comparison
 from rftkit.graders.embeddings import EmbeddingCall
-from rftkit.graders.endpoint import Endpoint, HttpCall
+from rftkit.graders.endpoint import Endpoint
 from rftkit.graders.outcome import Fault, Sample
+from rftkit.graders.posting import HttpCall
 from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.source import check_source, executes_answers
 from rftkit.graders.template import Path, compile_template, paths

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rftkit import graders
-from rftkit.graders import endpoint, judge
+from rftkit.graders import judge, posting
 from rftkit.graders.calls import Abandoned, Calls, Work, if_abandoned, retry_after
 
 JUDGE = {
@@ -93,7 +93,7 @@ def test_whoever_asks_for_more_than_a_grade_may_take_is_not_waited_for(
 
 def test_a_call_has_an_end_whoever_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge, "TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(endpoint, "TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 0.05)
     end = threading.Event()
     hang: Any = lambda *_, **__: end.wait(60)  # noqa: E731
     asked = graders.grade(JUDGE, "x", {}, complete=hang)

@@ -16,7 +16,7 @@ import pytest
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError
-from rftkit.graders import Completion, JudgeCache, Sample, compile_grader, completion_call
+from rftkit.graders import Completion, JudgeCache, Sample, compile_grader, completion_call, posting
 from rftkit.graders import endpoint as endpoint_module
 from rftkit.graders import judge as judge_module
 
@@ -56,7 +56,7 @@ class Scripted:
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judge_module, "_FIRST_PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr(endpoint_module, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(posting, "FIRST_PAUSE_SECONDS", 0.0)
 
 
 def grade(answer: Any, spec: dict = JUDGE, **options: Any) -> graders.Grade:
@@ -315,7 +315,7 @@ class TestSecrets:
 
     @pytest.fixture(autouse=True)
     def _is_public(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(endpoint_module, "_is_private", lambda url: "127.0.0.1" in url)
+        monkeypatch.setattr(endpoint_module, "is_private", lambda url: "127.0.0.1" in url)
 
     @pytest.mark.parametrize(
         ("header", "answer"),
@@ -370,13 +370,13 @@ class TestSecrets:
     def test_private_addresses_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         for host in ("127.0.0.1", "10.1.2.3", "[::1]", "169.254.169.254", "localhost", "0.0.0.0"):
-            assert endpoint_module._is_private(f"http://{host}:80/x")
-        assert not endpoint_module._is_private("http://8.8.8.8/")
+            assert posting.is_private(f"http://{host}:80/x")
+        assert not posting.is_private("http://8.8.8.8/")
 
     def test_the_time_limit_holds_for_the_whole_answer(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(endpoint_module, "TIMEOUT_SECONDS", 0.3)
+        monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 0.3)
         with socket.create_server(("127.0.0.1", 0)) as listener:
 
             def drip() -> None:
@@ -391,7 +391,7 @@ class TestSecrets:
             threading.Thread(target=drip, daemon=True).start()
             port = listener.getsockname()[1]
             with pytest.raises(TimeoutError, match=r"longer than 0\.3 s"):
-                endpoint_module.post(f"http://127.0.0.1:{port}/", {}, b"{}")
+                posting.post(f"http://127.0.0.1:{port}/", {}, b"{}")
 
 
 def test_a_multi_has_a_bound() -> None:

@@ -1,0 +1,197 @@
+"""Calls of a user's own HTTP server: a grader's endpoint, a tool.
+
+As in the hosted preview: at most 1 MB each way, three more tries when the server fails, a limit on
+calls a second, ten minutes at most with all tries, no redirects; `Retry-After` is obeyed. What is
+sent and what an answer means is up to the caller (`endpoint`, and `tools` outside of this room).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from rftkit.backoff import backoff_seconds
+from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
+
+__all__ = [
+    "ATTEMPTS",
+    "MAX_BYTES",
+    "NO_ANSWER",
+    "HttpCall",
+    "Pace",
+    "Target",
+    "addresses",
+    "is_private",
+    "post",
+    "secrets_in",
+]
+
+HttpAnswer = tuple[int, bytes] | tuple[int, bytes, Mapping[str, str]]
+HttpCall = Callable[[str, Mapping[str, str], bytes], HttpAnswer]
+"""(url, headers, body) -> (status, body) or (status, body, headers of the answer); raises when
+there is no answer."""
+
+ATTEMPTS = 4
+MAX_BYTES = 1_000_000
+TIMEOUT_SECONDS = 600.0
+"""Of all tries together."""
+FIRST_PAUSE_SECONDS = 0.5
+NO_ANSWER = 599
+"""In place of a status, when there was no answer; the body then says why."""
+
+
+class Pace:
+    """A limit on calls a second, for every thread."""
+
+    def __init__(self, rate: float | None) -> None:
+        """`rate` is in calls a second; None for no limit."""
+        self._interval = 1.0 / rate if rate else 0.0
+        self._lock, self._next = threading.Lock(), 0.0
+
+    def wait(self, calls: Calls) -> None:
+        """Wait for a turn.
+
+        Raises:
+            Abandoned: the calls were closed.
+        """
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._interval
+        if turn > now:
+            calls.pause(turn - now)
+
+
+class Target:
+    """Where a body is posted; safe to use from several threads."""
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        *,
+        http: HttpCall | None = None,
+        calls: Calls | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """`calls` can be closed, which abandons the calls under way."""
+        self.url = url
+        given = {name: value.strip() for name, value in headers.items()}
+        self._headers = {"Content-Type": "application/json"} | given
+        self.secrets = [*headers.values(), *secrets_in(url)]
+        """What no message may repeat."""
+        self._http, self._calls, self._pace = http or post, calls or Calls(), pace or Pace(None)
+
+    def post(self, body: bytes, repeats: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
+        """Status and body of the last answer; try again while `repeats` of them is true.
+
+        Raises:
+            Abandoned: the calls were closed.
+            TimeoutError: there is no answer in time.
+        """
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        status, answer, wait = self._try(body, deadline)
+        for attempt in range(ATTEMPTS - 1):
+            if not repeats(status, answer):
+                break
+            pause = max(wait, backoff_seconds(attempt, FIRST_PAUSE_SECONDS, jitter=0.25))
+            if time.monotonic() + pause >= deadline:
+                break
+            self._calls.pause(pause)
+            status, answer, wait = self._try(body, deadline)
+        return status, answer
+
+    def _try(self, body: bytes, deadline: float) -> tuple[int, bytes, float]:
+        """Status, body, and the seconds that the server asks to wait before another try."""
+        self._pace.wait(self._calls)
+
+        def call() -> tuple[int, bytes, float]:
+            try:
+                status, answer, *rest = self._http(self.url, self._headers, body)
+            except Abandoned:
+                raise
+            except Exception as error:
+                return NO_ANSWER, f"{type(error).__name__}: {error}".encode(), 0.0
+            return status, answer, retry_after(rest[0] if rest else None)
+
+        return self._calls.run(call, deadline - time.monotonic())
+
+
+def secrets_in(url: str) -> list[str]:
+    """Passwords of an address, and values of its query, which are keys as often as not."""
+    try:
+        parts = urlsplit(url)
+        found = [parts.password or "", *(value for _, value in parse_qsl(parts.query))]
+    except ValueError:
+        return []
+    return [unquote(each) for each in found]
+
+
+def post(url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+    """The default HTTP call; connections are kept, redirects are not followed.
+
+    Raises:
+        TimeoutError: the whole answer was not there in time, however it trickles in.
+    """
+    loop, client = _client(os.getpid())
+    call = asyncio.run_coroutine_threadsafe(_post(client, url, headers, body), loop)
+    with if_abandoned(call.cancel):
+        try:
+            return call.result()
+        except BaseException:
+            call.cancel()
+            raise
+
+
+async def _post(client: Any, url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+    try:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with client.stream("POST", url, headers=dict(headers), content=body) as answer:
+                received = b""
+                async for chunk in answer.aiter_bytes():
+                    received += chunk
+                    if len(received) > MAX_BYTES:
+                        break
+                return answer.status_code, received, answer.headers
+    except TimeoutError:
+        raise TimeoutError(f"the answer took longer than {TIMEOUT_SECONDS:g} s") from None
+
+
+@functools.cache
+def _client(pid: int) -> tuple[asyncio.AbstractEventLoop, Any]:
+    """One client of this process and the loop of its calls: only a loop can end a call in time."""
+    import httpx2  # what the openai client speaks HTTP with
+
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="endpoints", daemon=True).start()
+    return loop, httpx2.AsyncClient(timeout=None, follow_redirects=False)
+
+
+def is_private(url: str) -> bool:
+    """Whether the address is of this machine or network; False if it cannot be found."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return any(not ipaddress.ip_address(each).is_global for each in addresses(host))
+    except OSError:
+        return False
+
+
+def addresses(host: str) -> list[str]:
+    """The IP addresses of a host.
+
+    Raises:
+        OSError: there are none.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError(f"{host!r} is no name of a host") from None
+    return list(dict.fromkeys(str(each[4][0]).partition("%")[0] for each in found))
