@@ -55,6 +55,10 @@ class Drift:
     """Length of the answers at the last validation divided by the first one; in tokens if known."""
     sentences: tuple[str, ...]
     """The findings, one sentence each; one sentence if there are none."""
+    samples: Samples | None = None
+    """The validations."""
+    second: Samples | None = None
+    """The same under the second grader."""
 
 
 def drift(
@@ -107,6 +111,8 @@ def drift(
                 frame, name, parted, gap, ratio, unit, is_ahead=is_ahead, is_longer=is_longer
             )
         ),
+        samples=kept,
+        second=second,
     )
 
 

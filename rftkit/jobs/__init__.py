@@ -18,7 +18,7 @@ from rftkit.jobs.jobs import (
     wait,
     watch,
 )
-from rftkit.jobs.local import PROBE, abilities, all_rollouts, plan, probe, rollouts
+from rftkit.jobs.local import PROBE, abilities, all_rollouts, plan, probe, rollouts, step_rollouts
 from rftkit.jobs.metrics import (
     answer_frame,
     error_frame,
@@ -74,6 +74,7 @@ __all__ = [
     "rollouts",
     "step_frame",
     "step_metrics",
+    "step_rollouts",
     "timing_frame",
     "wait",
     "watch",

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-__all__ = ["PROBE", "abilities", "all_rollouts", "plan", "probe", "rollouts"]
+__all__ = ["PROBE", "abilities", "all_rollouts", "plan", "probe", "rollouts", "step_rollouts"]
 
+MOST_STEPS = 100
+"""Steps whose rollouts a page has, by default."""
 PROBE = {"probe": "true"}
 """The metadata that makes a job a probe, and that finds probes in a list of jobs."""
 
@@ -95,7 +97,8 @@ def rollouts(client: OpenAI, job_id: str, step: int | None = None) -> Json | Non
     Returns:
         `step` (None before the first), `num_steps`, and `groups`: each `line` of the training
         file, `item` (None if the file is gone) and `rollouts` of `text`, `stop_reason`, `tokens`
-        and `grade`. None when the service or the job does not have them.
+        and `grade`. A supervised or dpo job has groups without rollouts: the rows that it learned
+        from. None when the service or the job does not have them.
     """
     query = {} if step is None else {"step": step}
     return _ask(client, "get", f"/rftkit/jobs/{job_id}/rollouts", options={"params": query})
@@ -110,13 +113,35 @@ def all_rollouts(client: OpenAI, job_id: str) -> Iterator[Json]:
     last = rollouts(client, job_id)
     is_empty = True
     for step in range(1, (last["num_steps"] if last else 0) + 1):
-        groups = (rollouts(client, job_id, step) or {"groups": []})["groups"]
+        found = (rollouts(client, job_id, step) or {"groups": []})["groups"]
+        groups = [group for group in found if group["rollouts"]]
         is_empty = is_empty and not groups
         yield from groups
     if is_empty:
         raise InputError(
             f"{job_id} has no rollouts; only reinforcement jobs on an rftkit platform keep them"
         )
+
+
+def step_rollouts(client: OpenAI, job_id: str, *, most: int = MOST_STEPS) -> list[Json]:
+    """What `rollouts` has of the steps of a job, in order, for a page.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        job_id: `ftjob-…`.
+        most: Steps that are read; of more, as many that are evenly spread, with the first and last.
+
+    Returns:
+        Empty when the service or the job has none.
+    """
+    newest = rollouts(client, job_id)
+    last = (newest or {}).get("step") or 0
+    if last <= most:
+        steps = list(range(1, last + 1))
+    else:
+        steps = sorted({1 + round(at * (last - 1) / (most - 1)) for at in range(most)})
+    read = (newest if step == last else rollouts(client, job_id, step) for step in steps)
+    return [each for each in read if each and each["groups"]]
 
 
 def _ask(client: OpenAI, verb: str, path: str, **request: Any) -> Json | None:

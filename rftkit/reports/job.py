@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,10 @@ from rftkit.graders.words import in_a_sentence
 from rftkit.jobs.checkpoints import Checkpoint, checkpoints
 from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
+from rftkit.jobs.local import step_rollouts
 from rftkit.reports.summary import summary
 from rftkit.views.facts import moment
+from rftkit.views.jumps import StepJumps
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class JobRecord:
     """Before and after answers, in the shape of `rftkit.views.answers`."""
     validations: Comparison | None = None
     """The validations compared row by row; None where the service does not show their samples."""
+    steps: list[Json] = field(default_factory=list)
+    """What the training steps learned from, as `rftkit.jobs.step_rollouts` gives it."""
 
     @property
     def settings(self) -> Json:
@@ -63,6 +67,11 @@ class JobRecord:
         method = self.job.get("method") or {}
         given: Json = method.get(method.get("type") or "supervised") or {}
         return given
+
+    @property
+    def training(self) -> StepJumps:
+        """Where points of training steps lead on the page."""
+        return StepJumps(frozenset(each["step"] for each in self.steps))
 
     @property
     def reinforcement(self) -> Json:
@@ -177,6 +186,7 @@ def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord
         files=[_file(client, use, file_id) for use, file_id in used.items() if file_id],
         answers=_read_answers(Path(answers)) if answers else None,
         validations=_validations(client, job_id),
+        steps=step_rollouts(client, job_id),
     )
 
 

@@ -1,7 +1,7 @@
 """Views: pure functions from data to HTML that Jupyter shows and a report keeps.
 
     rewards, steps    reward_chart · health_chart · signal_chart · time_chart · diagnosis
-    while it runs     job_status · rollouts
+    while it runs     job_status · rollouts · training_steps
     before and after  headline · answers
     comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
     ladders           ladder_headline · ladder_chart
@@ -37,6 +37,7 @@ from rftkit.views.doctor import (
 )
 from rftkit.views.facts import events, keyvalues
 from rftkit.views.headline import headline
+from rftkit.views.jumps import StepJumps
 from rftkit.views.ladder import LADDER, ladder_chart, ladder_headline
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, about, bullets, heading, note, page
@@ -45,12 +46,14 @@ from rftkit.views.profile import profile_chart
 from rftkit.views.quality import agreement, drift_chart, judge_noise, regrade
 from rftkit.views.signal import diagnosis, signal_chart
 from rftkit.views.source import spec
+from rftkit.views.steps import training_steps
 from rftkit.views.timing import time_chart
 from rftkit.views.watch import job_status, rollouts
 
 __all__ = [
     "LADDER",
     "Html",
+    "StepJumps",
     "about",
     "agreement",
     "answers",
@@ -96,4 +99,5 @@ __all__ = [
     "spec",
     "table",
     "time_chart",
+    "training_steps",
 ]

@@ -7,15 +7,15 @@ The caption of a chart counts the values that are missing from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from rftkit.views.jumps import Jumps
+from rftkit.views.jumps import Jumps, StepJumps
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, missing, note
-from rftkit.views.plot import Line, Panel, drawn, picture
+from rftkit.views.plot import Line, Panel, drawn, leading, picture
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def reward_chart(
     validations: Comparison | None = None,
     *,
     jumps: Jumps | None = None,
+    training: StepJumps | None = None,
+    validated: StepJumps | None = None,
 ) -> Html:
     """Reward of training and validation by step, over all graders and for each.
 
@@ -44,13 +46,15 @@ def reward_chart(
         events: Of the job, as on the wire.
         validations: Its validations compared row by row, whose intervals are drawn then.
         jumps: Where the validation rows are, so that a point leads to them.
+        training: Where the rows of training steps are.
+        validated: Where the rows of validations are, if not in `jumps`.
     """
     from rftkit.jobs.metrics import grader_frame, step_frame
 
     events = list(events)
     steps, graders = step_frame(events), _with_unique_names(grader_frame(events))
     if steps["train_loss"].notna().any():
-        return _losses(steps)
+        return _losses(steps, training, validated)
     names = list(dict.fromkeys(graders["grader"]))
     panels = [_with_validations(_reward_panel("Reward", steps), validations, jumps)]
     if len(names) > 1:
@@ -69,9 +73,19 @@ def reward_chart(
         shown[f"validation: {name}"] = shown["step"].map(one)
     headings = {"step": "step", "train_reward_mean": "train", "valid_reward_mean": "validation"}
     headings |= {column: column for column in shown.columns if column not in headings}
-    charts, zero = drawn(panels)
+    charts, zero = drawn(leading(panels, _to_rows(training, validated)))
     said = " ".join(filter(None, (_coverage(steps), zero)))
     return picture(charts, said, table(shown, headings))
+
+
+def _to_rows(training: StepJumps | None, validated: StepJumps | None) -> Callable[[Line, int], str]:
+    """A link of each point to the rows of its step."""
+
+    def link(line: Line, step: int) -> str:
+        place = validated if line.label.startswith("validation") else training
+        return place.attributes(step) if place else ""
+
+    return link
 
 
 _LOSSES = {
@@ -87,7 +101,7 @@ _LOSSES = {
 }  # fmt: skip
 
 
-def _losses(steps: pd.DataFrame) -> Html:
+def _losses(steps: pd.DataFrame, training: StepJumps | None, validated: StepJumps | None) -> Html:
     """The curves of a job that learns from the answers of its rows."""
     panels = [_loss_panel(title, columns, steps) for title, columns in _LOSSES.items()]
     panels = [panel for panel in panels if panel.lines]
@@ -96,7 +110,7 @@ def _losses(steps: pd.DataFrame) -> Html:
     said = f"{counted(len(trained), 'step')}, {counted(whole, 'whole validation')}."
     names = [name for columns in _LOSSES.values() for name in columns]
     shown = steps[["step", *[name for name in names if steps[name].notna().any()]]]
-    charts, _ = drawn(panels)
+    charts, _ = drawn(leading(panels, _to_rows(training, validated)))
     return picture(charts, said, table(shown, [str(name) for name in shown.columns]))
 
 
@@ -113,8 +127,13 @@ def _loss_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> Pan
     return Panel(title, tuple(lines), is_share=title.endswith("%"))
 
 
-def health_chart(events: Iterable[dict[str, Any]]) -> Html:
-    """Tokens, errors and training metrics by step, as far as the job reports them."""
+def health_chart(events: Iterable[dict[str, Any]], *, training: StepJumps | None = None) -> Html:
+    """Tokens, errors and training metrics by step, as far as the job reports them.
+
+    Args:
+        events: Of the job, as on the wire.
+        training: Where the rows of training steps are, so that a point leads to them.
+    """
     from rftkit.jobs.metrics import error_frame, step_frame
 
     events = list(events)
@@ -127,7 +146,7 @@ def health_chart(events: Iterable[dict[str, Any]]) -> Html:
     panels = [panel for panel in panels if panel.lines]
     if not panels:
         return note("The job reports no tokens, errors or training metrics.")
-    charts, zero = drawn(panels)
+    charts, zero = drawn(leading(panels, _to_rows(training, None)))
     names = list(dict.fromkeys(name for columns in _HEALTH.values() for name in columns))
     measured = [name for name in names if steps[name].notna().any()]
     trained = steps[steps["step"] > 0][["step", *measured]]

@@ -14,7 +14,6 @@ from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table
 from rftkit.views.markup import (
     Html,
-    actionable,
     join,
     missing,
     note,
@@ -110,7 +109,7 @@ def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
         f"are adjusted for {counted(len(pairs), 'comparison')}. "
         f"Click a row count to see the rows. {jumps.note}"
     )
-    return join([Html(actionable(listed)), note(said.strip())], plain=_plain(comparison))
+    return join([listed, note(said.strip())], plain=_plain(comparison))
 
 
 def grader_means(comparison: Comparison) -> Html:
@@ -158,10 +157,8 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
         for name, value in facts
     )
     return wrap(
-        actionable(
-            f"<p>{text(pair.sentence)}</p>"
-            f'<div class="rk-scroll" tabindex="0"><table><tbody>{lines}</tbody></table></div>'
-        ),
+        f"<p>{text(pair.sentence)}</p>"
+        f'<div class="rk-scroll" tabindex="0"><table><tbody>{lines}</tbody></table></div>',
         plain=pair.sentence,
     )
 
@@ -182,7 +179,7 @@ def slice_lines(slices: SliceTable, jumps: Jumps) -> Html:
     ]
     shown = table(rows, noun="slice", page=20)
     notes = [note(each) for each in slices.notes]
-    return join([Html(actionable(shown)), *notes], plain=shown.plain)
+    return join([shown, *notes], plain=shown.plain)
 
 
 _TH = ' class="rk-number"'

@@ -13,7 +13,7 @@ from typing import Any
 from rftkit import graders
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
-from rftkit.views.markup import Html, actionable, join, missing, note, number, signed, text, wrap
+from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
 from rftkit.views.rows import row_button
 
 __all__ = ["audited", "failure", "grade_in_full", "grades", "spec_problem"]
@@ -62,7 +62,7 @@ def grades(
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>{summary}"
     )
     words = f"{STALE_NOTE}\n" * stale + _plain(lines, keys)
-    return wrap(actionable(shown) if live else shown, "rk-stale" if stale else "", plain=words)
+    return wrap(shown, "rk-stale" if stale else "", plain=words)
 
 
 def grade_in_full(

@@ -1,8 +1,8 @@
 """Links from a number to the rows behind it.
 
 The rows themselves are in `compare_rows`. A click filters the list of rows on the page (`views.js`)
-or sends an action to the surrounding panel (`markup.actionable`). A page may have fewer rows than a
-number counts; the link then states how many, and where to find all of them.
+or sends an action to the surrounding panel (`data-act`, see `rftkit.widgets.panel`). A page may
+have fewer rows than a number counts; the link then states how many, and where to find all.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 from rftkit.views.markup import Html, text
 
-__all__ = ["ROWS_ID", "Jumps"]
+__all__ = ["ROWS_ID", "STEPS_ID", "Jumps", "StepJumps"]
 
 ROWS_ID = "rk-rows"
 """Element id of the list of rows."""
+STEPS_ID = "rk-steps"
+"""Element id of the list of training steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +83,28 @@ class Jumps:
         return (
             f"This page has {len(self.numbers):,} of {self.total:,} rows; a link to more rows "
             f"states how many are here{self.elsewhere}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepJumps:
+    """The steps whose rows a page holds (`steps`), or that a panel can show."""
+
+    steps: frozenset[int]
+    list_id: str = STEPS_ID
+    """Element id of the list of steps on the page."""
+    act: str = ""
+    """In a panel, the verb of its action."""
+
+    def attributes(self, *steps: int) -> str:
+        """Attributes of an element whose click shows the rows of these steps; empty for none."""
+        here = [step for step in steps if step in self.steps]
+        if not here:
+            return ""
+        if self.act:
+            return f'data-act="{self.act} {here[-1]}"'
+        said = f"number {here[0]}" if len(steps) == 1 else f"from {steps[0]} to {steps[-1]}"
+        return (
+            f'href="#{self.list_id}" data-rows="{" ".join(map(str, here))}" '
+            f'data-said="{said}" data-all="{len(steps)}"'
         )

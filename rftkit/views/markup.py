@@ -19,14 +19,16 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from rftkit.views.stills import moving, stilled
+
 __all__ = [
     "REST",
     "REST_SCRIPT",
     "Html",
     "about",
-    "actionable",
     "assets",
     "bullets",
+    "charts_script",
     "copyable",
     "heading",
     "join",
@@ -62,7 +64,7 @@ class Html(str):
         return self
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/html": f"{self}{assets()}", "text/plain": self.plain}
+        return {"text/html": f"{stilled(self)}{assets()}", "text/plain": self.plain}
 
 
 def join(parts: Iterable[str], plain: str = "") -> Html:
@@ -83,23 +85,6 @@ def prose(sentence: str) -> str:
 def text(value: Any) -> str:
     """Escape anything for use between tags or in a quoted attribute."""
     return html.escape(str(value), quote=True)
-
-
-def actionable(inner: str) -> str:
-    """Markup inside a panel: its elements with `data-act="verb argument"` tell the panel.
-
-    A click writes into the panel's hidden text field, which is a core widget, so that no code but
-    Jupyter's own runs between the browser and the kernel.
-    """
-    return f'<div onclick="{text(_SEND_ACTION)}">{inner}</div>'
-
-
-_SEND_ACTION = """const act = event.target.closest('[data-act]')?.dataset.act;
-const field = this.closest('.rk-panel')?.querySelector('.rk-acts input');
-if (act && field) {
-  field.value = act + ' ' + Date.now();
-  field.dispatchEvent(new Event('change', {bubbles: true}));
-}"""
 
 
 def copyable(label: str, content: str, *, is_open: bool = False) -> Html:
@@ -204,14 +189,20 @@ def json_script(value: Any, *, kind: str = "application/json", name: str = "") -
 
 @cache
 def assets() -> str:
-    """The style sheet and the script of all views, as two inline elements."""
-    return f"{style()}<script>{_asset('views.js')}</script>"
+    """The style sheet and the scripts of all views, as inline elements."""
+    return f"{style()}<script>{_asset('views.js')}\n{charts_script()}</script>"
 
 
 @cache
 def style() -> str:
     """The style sheet alone, for widgets, where inline scripts do not run."""
     return f"<style>{_asset('views.css')}</style>"
+
+
+@cache
+def charts_script() -> str:
+    """The script of charts alone, for panels, whose lists are made in the kernel."""
+    return _asset("charts.js")
 
 
 def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:
@@ -223,9 +214,9 @@ def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:
         title=text(title),
         head=head,
         style=_asset("views.css"),
-        body=_with_all_items(body.replace(assets(), "")),
+        body=_with_all_items(moving(body.replace(assets(), ""))),
         foot=foot,
-        script=_asset("views.js"),
+        script=f"{_asset('views.js')}\n{charts_script()}",
     )
 
 

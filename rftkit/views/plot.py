@@ -9,13 +9,22 @@ that a phone can stack them. Not here: scales and marks (`svg`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rftkit.views.markup import Html, missing, text, wrap
 from rftkit.views.svg import Canvas, shown, value_axis, whole_axis
 from rftkit.wording import listed
 
-__all__ = ["Chart", "Line", "Panel", "all_zero", "describe", "draw", "picture"]
+__all__ = [
+    "Chart",
+    "Line",
+    "Panel",
+    "all_zero",
+    "describe",
+    "draw",
+    "leading",
+    "picture",
+]
 
 MOST_POINTS = 150
 """Points of a line that say their value; of a longer line they are evenly spread."""
@@ -133,6 +142,19 @@ def drawn(panels: Sequence[Panel], *, is_wide: bool | None = None) -> tuple[list
     is_wide = len(kept) == 1 if is_wide is None else is_wide
     charts = [draw(panel, is_wide=is_wide) for panel in kept]
     return charts, f"Zero at each step: {listed(zero)}." if zero else ""
+
+
+def leading(panels: Sequence[Panel], link: Callable[[Line, int], str]) -> list[Panel]:
+    """The panels with a link for each point that has none, from its line and its step."""
+    return [
+        replace(panel, lines=tuple(_led(line, link) for line in panel.lines)) for panel in panels
+    ]
+
+
+def _led(line: Line, link: Callable[[Line, int], str]) -> Line:
+    known = line.links or [""] * len(line.steps)
+    pairs = zip(line.steps, known, strict=True)
+    return replace(line, links=[given or link(line, step) for step, given in pairs])
 
 
 def _draw_line(canvas: Canvas, panel: Panel, line: Line, kind: str) -> None:

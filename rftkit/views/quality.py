@@ -6,13 +6,16 @@ The numbers come from `rftkit.evals`. A table below a number shows the samples t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.compare_tables import interval
 from rftkit.views.conversation import readable
+from rftkit.views.jumps import StepJumps
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, join, missing, note, number, text, wrap
-from rftkit.views.plot import Chart, Line, Panel, drawn, picture
+from rftkit.views.plot import Chart, Line, Panel, drawn, leading, picture
+from rftkit.views.steps import training_steps, validation_steps
 from rftkit.views.svg import Canvas, value_axis
 from rftkit.wording import counted
 
@@ -75,19 +78,33 @@ def judge_noise(noise: JudgeNoise) -> Html:
     return _summary(noise.sentence, facts)
 
 
-def drift_chart(found: Drift | Mapping[str, Drift]) -> Html:
+def drift_chart(
+    found: Drift | Mapping[str, Drift],
+    training: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+) -> Html:
     """Reward beside a second grader, training beside validation, length of the answers, by step.
 
-    Several jobs, as `evals.drift_of_jobs` gives them, have their charts one below the other.
+    A point leads to the answers of its validation, or to the steps that it is the mean of; both are
+    listed below. Several jobs have their charts one below the other.
+
+    Args:
+        found: From `evals.drift`, or of several jobs from `evals.drift_of_jobs`.
+        training: Job -> its steps, from `jobs.step_rollouts`.
     """
-    if isinstance(found, Mapping):
-        if not found:
-            return note("There are no validations of a job among these runs.")
-        if len(found) > 1:
-            shown = {_job_of(each, job): drift_chart(each) for job, each in found.items()}
-            parts = [each for job in shown for each in (wrap(f"<h4>{text(job)}</h4>"), shown[job])]
-            return join(parts, "\n".join(f"{job}: {each.plain}" for job, each in shown.items()))
-        [found] = found.values()
+    jobs = found if isinstance(found, Mapping) else {"": found}
+    if not jobs:
+        return note("There are no validations of a job among these runs.")
+    shown = {
+        _job_of(each, job): _drift_of_job(each, (training or {}).get(job, ()), f"rk-drift{at}")
+        for at, (job, each) in enumerate(jobs.items())
+    }
+    if len(shown) == 1:
+        return next(iter(shown.values()))
+    parts = [each for job in shown for each in (wrap(f"<h4>{text(job)}</h4>"), shown[job])]
+    return join(parts, "\n".join(f"{job}: {each.plain}" for job, each in shown.items()))
+
+
+def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str) -> Html:
     frame = found.frame
     if not len(frame):
         return note("The job has no validation yet.")
@@ -105,14 +122,29 @@ def drift_chart(found: Drift | Mapping[str, Drift]) -> Html:
         Panel(f"Length of answers, {length}", (_line(frame, steps, length, length, strong=True),))
     )
     points = "".join(f"<li>{text(each)}</li>" for each in found.sentences)
-    charts, zero = drawn(panels)
-    return join(
-        [
-            picture(charts, zero, table(frame.drop(columns="run"), noun="validation")),
-            wrap(f"<ul>{points}</ul>"),
-        ],
-        plain="\n".join(found.sentences),
-    )
+    answers = StepJumps(frozenset(steps if found.samples else ()), list_id)
+    rows = StepJumps(frozenset(each["step"] for each in trained), f"{list_id}-training")
+    since = {step: range(before + 1, step + 1) for before, step in pairwise([0, *steps])}
+
+    def link(line: Line, step: int) -> str:
+        is_training = line.label == train.label
+        return rows.attributes(*since[step]) if is_training else answers.attributes(step)
+
+    charts, zero = drawn(leading(panels, link))
+    parts = [
+        picture(charts, zero, table(frame.drop(columns="run"), noun="validation")),
+        wrap(f"<ul>{points}</ul>"),
+    ]
+    if found.samples is not None:
+        parts.append(wrap("<h4>Answers of each validation</h4>"))
+        name = found.watch or ""
+        parts.append(
+            validation_steps(found.samples, found.second, list_id=list_id, second_name=name)
+        )
+    if trained:
+        parts.append(wrap("<h4>What each step learned from</h4>"))
+        parts.append(training_steps(trained, list_id=rows.list_id))
+    return join(parts, plain="\n".join(found.sentences))
 
 
 def _job_of(found: Drift, job: str) -> str:

@@ -15,7 +15,7 @@ from rftkit.examples import form_of
 from rftkit.views.answers import grade_notes
 from rftkit.views.conversation import outputs, prompt, readable, reference, said, taught, titles
 from rftkit.views.listing import disclosure, is_numeric, table
-from rftkit.views.markup import Html, actionable, missing, note, number, text, wrap
+from rftkit.views.markup import Html, missing, note, number, text, wrap
 
 __all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page", "sort_heading"]
 
@@ -36,7 +36,7 @@ def row_page(
     opened: int | None = None,
     hit: str = "",
 ) -> Html:
-    """One page of rows for a panel: headings sort, numbers open a row (`markup.actionable`).
+    """One page of rows for a panel: headings sort, numbers open a row.
 
     Args:
         lines: from `cells`.
@@ -54,11 +54,9 @@ def row_page(
         for at, line in zip(numbers, lines, strict=True)
     )
     return wrap(
-        actionable(
-            '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
-            f'<th scope="col" class="rk-number">row</th>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
-        ),
+        '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
+        f'<th scope="col" class="rk-number">row</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>",
         plain=f"{len(lines)} rows",
     )
 
@@ -111,7 +109,7 @@ def row_in_full(
     parts += [_answer(answer, grade), _neighbours(neighbours, live), _history(history)]
     shown = "".join(parts)
     plain = _plain(item, place, answer, grade)
-    return wrap(actionable(shown) if live else shown, "rk-full", plain=plain)
+    return wrap(shown, "rk-full", plain=plain)
 
 
 def row_button(at: int, label: str = "") -> str:

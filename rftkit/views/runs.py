@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from rftkit.jobs.runs import Run
-from rftkit.views.markup import Html, actionable, number, text, wrap
+from rftkit.views.markup import Html, number, text, wrap
 from rftkit.views.rows import sort_heading
 from rftkit.views.watch import SIGNS, TONES
 
@@ -56,7 +56,7 @@ def run_table(
         f"{run.id}  {run.status:<10}  {number(run.reward)}  {_when(run)}  {run.model}  {run.suffix}"
         for run in runs
     )
-    return wrap(actionable(table) if live else table, plain=plain)
+    return wrap(table, plain=plain)
 
 
 def _line(run: Run, is_watched: bool, live: bool) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rftkit.diagnosis import Finding, findings, story_of
+from rftkit.views.jumps import StepJumps
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, note, prose, wrap
-from rftkit.views.plot import Line, Panel, drawn, picture
+from rftkit.views.plot import Line, Panel, drawn, leading, picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,8 +59,13 @@ def finding_list(found: Sequence[Finding]) -> Html:
     return wrap(f'<ul class="rk-diagnosis">{lines}</ul>' if lines else "", plain=plain)
 
 
-def signal_chart(events: Iterable[dict[str, Any]]) -> Html:
-    """Flat groups of each grader, and the shares of each closed answer's values, by step."""
+def signal_chart(events: Iterable[dict[str, Any]], *, training: StepJumps | None = None) -> Html:
+    """Flat groups of each grader, and the shares of each closed answer's values, by step.
+
+    Args:
+        events: Of the job, as on the wire.
+        training: Where the rows of training steps are, so that a point leads to them.
+    """
     from rftkit.jobs.metrics import answer_frame, grader_frame, step_frame
 
     events = list(events)
@@ -70,7 +76,8 @@ def signal_chart(events: Iterable[dict[str, Any]]) -> Html:
             "This service does not report flat groups by grader or shares of answer values."
         )
     numbers = table(_lines(answers), COLUMNS, noun="value") if len(answers) else ""
-    charts, zero = drawn(panels)
+    to_rows = training.attributes if training else lambda _: ""
+    charts, zero = drawn(leading(panels, lambda _, step: to_rows(step)))
     said = " ".join(filter(None, ("Shares of the completions of each training step.", zero)))
     return picture(charts, said, numbers)
 

@@ -194,7 +194,8 @@ class Canvas:
         inner = "".join(self._points).replace('tabindex="-1"', 'tabindex="0"', 1)
         return (
             f'<svg class="rk-svg" viewBox="0 0 {self.width} {self.height}" role="group" '
-            f'aria-label="{text(alt)}">{"".join(self._behind)}{inner}</svg>'
+            f'data-lm-suppress-shortcuts="true" aria-label="{text(alt)}">'
+            f"{''.join(self._behind)}{inner}</svg>"
         )
 
     def _point(self, shape: str, left: float, top: float, words: str, link: str) -> None:

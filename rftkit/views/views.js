@@ -1,6 +1,15 @@
-/* Adds a filter, sorting and pages to every list of a page, and keeps them in the address; shows
-   what points of charts say. All of it is readable without this script. */
+/* Adds a filter, sorting and pages to every list of a page, and keeps them in the address. All of it
+   is readable without this script. */
 (() => {
+  /* A chart is an image for those who do not trust a notebook; here it is drawn, and has points. */
+  document.querySelectorAll(".rk img.rk-still").forEach((image) => {
+    const holder = document.createElement("template");
+    holder.innerHTML = decodeURIComponent(image.src.slice(image.src.indexOf(",") + 1));
+    const drawn = holder.content.firstElementChild;
+    drawn.querySelector("style")?.remove();
+    image.replaceWith(drawn);
+  });
+
   const isPage = document.body.classList.contains("rk-page");
   const make = (name, props = {}, ...children) => {
     const element = Object.assign(document.createElement(name), props);
@@ -142,7 +151,9 @@
         const { rows, said: words, all: count } = link.dataset;
         const here = rows ? rows.split(" ") : [];
         const away = here.length < count ? ` (${link.title || "the others are not in this page"})` : "";
+        const only = here.length === 1 && items.find((item) => item.dataset.row === here[0]);
         choose(new Set(here), `${Number(count).toLocaleString("en")} ${count === "1" ? noun : nouns} ${words}${away}`);
+        if (only) only.open = true;
         list.scrollIntoView({ block: "start" });
         all.focus({ preventScroll: true });
       });
@@ -224,48 +235,6 @@
     (table.closest(".rk-scroll") ?? table).after(make("p", { className: "rk-take" }, copied, " ", saved));
   }
   if (isPage) document.querySelectorAll(".rk table").forEach(offer);
-
-  /* Points of charts: a tip at once, arrow keys from point to point. */
-  if (window.rkCharts) return; // a notebook has this script once for each output
-  window.rkCharts = true;
-  const tip = make("div", { className: "rk-tip", hidden: true, ariaHidden: "true" });
-  document.body.append(tip);
-  const pointOf = (event) => event.target.closest?.(".rk-pt");
-  const tell = (event) => {
-    const point = pointOf(event);
-    tip.hidden = !point;
-    if (!point) return;
-    const title = point.querySelector("title");
-    if (title) { // the browser's own tip would come later, beside this one
-      point.ariaLabel ??= title.textContent;
-      title.remove();
-    }
-    tip.textContent = point.ariaLabel;
-    const box = point.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`;
-    tip.style.top = `${box.top > tip.offsetHeight + 8 ? box.top - tip.offsetHeight - 6 : box.bottom + 6}px`;
-  };
-  for (const name of ["pointerover", "focusin"]) document.addEventListener(name, tell);
-  for (const name of ["focusout", "scroll"]) document.addEventListener(name, () => { tip.hidden = true; }, { passive: true });
-  document.addEventListener("keydown", (event) => {
-    const point = pointOf(event);
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape") tip.hidden = true;
-    if (!point || !step) return;
-    event.preventDefault();
-    const all = [...point.closest("svg").querySelectorAll(".rk-pt")];
-    const next = all[Math.max(0, Math.min(all.length - 1, all.indexOf(point) + step))];
-    point.setAttribute("tabindex", "-1");
-    next.setAttribute("tabindex", "0");
-    next.focus();
-  });
-  document.addEventListener("click", (event) => {
-    const link = event.target.closest?.("a.rk-jump");
-    const jump = link && jumps.get(link.getAttribute("href").slice(1));
-    if (!jump) return;
-    event.preventDefault();
-    jump(link);
-  });
 
   /* Paper shows what is folded away. */
   addEventListener("beforeprint", () => document.querySelectorAll(".rk details:not([open])").forEach((each) => {

@@ -19,6 +19,7 @@ from rftkit.views.headline import tile
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, join, note, number, signed, text, wrap
 from rftkit.views.signal import finding_list
+from rftkit.views.steps import learned_rows
 from rftkit.wording import counted
 
 __all__ = ["job_status", "rollouts"]
@@ -111,9 +112,12 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
     groups: list[Json] = found["groups"]
     if not groups:
         return note("No training step is complete yet.")
+    if not any(group["rollouts"] for group in groups):
+        said = f"Step {found['step']} learned from the answers of {counted(len(groups), 'row')}."
+        return join([note(said), wrap(learned_rows(groups))], plain=said)
     items = [group["item"] or {"messages": [{"content": "(file deleted)"}]} for group in groups]
     cards = [
-        _group(index, name, group)
+        _group(group.get("line") or index, name, group)
         for index, (name, group) in enumerate(zip(titles(items), groups, strict=True), 1)
     ]
     listed = listing(

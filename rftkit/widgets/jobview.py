@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit import views
 from rftkit.diagnosis import Finding, findings, story_of
+from rftkit.errors import RftkitError
 from rftkit.jobs import Follow, checkpoints, error_of, rollouts, step_metrics
 from rftkit.jobs.runs import file_name
-from rftkit.views.markup import Html, join
+from rftkit.views.compare_rows import row_cards
+from rftkit.views.jumps import StepJumps
+from rftkit.views.markup import Html, join, wrap
 from rftkit.views.watch import job_status
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -29,6 +33,7 @@ SECTIONS = {
     "signal": "Signal",
     "time": "Time",
     "rollouts": "Rollouts",
+    "validations": "Validation rows",
     "checkpoints": "Checkpoints",
     "events": "Events",
 }
@@ -87,20 +92,35 @@ class JobView:
         )
         return join([views.note(self._facts()), status], status.plain)
 
-    def section(self, name: str, max_bytes: int = 300_000) -> Html:
-        """One of `SECTIONS`."""
+    def section(
+        self, name: str, step: int | None = None, max_bytes: int = 300_000, *, live: bool = False
+    ) -> Html:
+        """One of `SECTIONS`.
+
+        Args:
+            name: the section.
+            step: of rollouts and validation rows; None for the newest.
+            max_bytes: of its markup, about.
+            live: in a panel, where the points of charts lead to these two sections.
+        """
         events = self.follow.events
+        trained, validated = (
+            StepJumps(frozenset(self.shown_steps(each)), act=act) if live else None
+            for each, act in (("rollouts", "step"), ("validations", "validation"))
+        )
         if name == "curves":
-            return views.reward_chart(events)
+            return views.reward_chart(events, training=trained, validated=validated)
         if name == "health":
-            return views.health_chart(events)
+            return views.health_chart(events, training=trained)
         if name == "signal":
-            return join([views.diagnosis(events), views.signal_chart(events)])
+            return join([views.diagnosis(events), views.signal_chart(events, training=trained)])
         if name == "time":
             return views.time_chart(events)
         if name == "rollouts":
-            found = rollouts(self._client, self.follow.job["id"])
+            found = self._rollouts(step)
             return views.rollouts(found, page=MAX_GROUPS, max_bytes=max_bytes)
+        if name == "validations":
+            return self._validations(step, max_bytes)
         if name == "checkpoints":
             return self._checkpoints()
         return views.events(reversed(events))  # a live view has room for the newest events only
@@ -121,6 +141,46 @@ class JobView:
         known = (self._rows[event["id"]] for event in events)
         by_step = {row["step"]: row for row in known if row is not None}
         return [by_step[step] for step in sorted(by_step)]
+
+    def shown_steps(self, section: str) -> list[int]:
+        """The steps whose rows a section can show."""
+        if section == "validations":
+            measured = ("valid_reward_mean", "full_valid_loss")
+            return [
+                each["step"]
+                for each in self.steps()
+                if any((value := each.get(name)) is not None and value == value
+                       for name in measured)
+            ]  # fmt: skip
+        return [each["step"] for each in self.steps() if each["step"] > 0]
+
+    def _rollouts(self, step: int | None) -> dict[str, Any] | None:
+        """Of one step; those of a job that an older version ran may be gone."""
+        return rollouts(self._client, self.follow.job["id"], step)
+
+    def _validations(self, step: int | None, max_bytes: int) -> Html:
+        """The rows of a validation beside the first one, those that changed most first."""
+        from openai import APIError
+
+        from rftkit import evals
+
+        try:
+            samples = evals.fetch(self._client, self.follow.job["id"])
+        except (APIError, RftkitError):
+            return views.note("The answers of a validation are not there. They need a grader.")
+        steps = {run.step: run.label for run in samples.runs}
+        if step is not None and step not in steps:
+            return views.note(f"The answers of the validation at step {step} are not there yet.")
+        compared = evals.compare(samples, after=steps[step] if step else None)
+        keys = list(views.jumps_for(compared, MAX_GROUPS).numbers)
+        label = compared.focus or compared.baseline
+        said = f"{counted(len(keys), 'row')} at {label}" + (
+            f", compared with {compared.baseline}; those that changed most come first."
+            if compared.focus
+            else "."
+        )
+        cards = row_cards(compared, keys, max_bytes=max_bytes)
+        return join([views.note(said), wrap("".join(cards))], plain=said)
 
     def findings(self) -> list[Finding]:
         """The problems at the newest step, computed again when there are new events."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-from traitlets import Enum, Float, Unicode, validate
+from traitlets import Enum, Float, Int, Unicode, validate
 
 from rftkit import views
 from rftkit.errors import InputError
@@ -38,12 +38,18 @@ DRAWING_SHARE = 10
 """A section is drawn again after this many times the duration of its last drawing."""
 ARMED_SECONDS = 5.0
 """Seconds for the second click that confirms a cancellation."""
+WITH_STEPS = ("rollouts", "validations")
+"""Sections that show the rows of one step."""
 REST_SECONDS = 15.0
 """Seconds between polls of a paused job, and at most between drawings."""
 
 
+_What = tuple[str, int | None]
+"""A section and its step."""
+
+
 class JobMonitor(Panel):
-    """Watch one job: curves, health, signal, time, newest rollouts, checkpoints, events.
+    """Watch one job: curves, health, signal, time, rollouts, validations, checkpoints, events.
 
     `JobMonitor("ftjob-…")` attaches to a running or finished job, `JobMonitor()` to the newest
     one; the list of jobs on top switches to another, as `set(job_id=…)` does. `pause()`,
@@ -52,11 +58,16 @@ class JobMonitor(Panel):
     Args:
         job_id: None or empty for the newest job.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
-        state: `section`, one of curves, health, signal, time, rollouts, checkpoints, events;
-            `poll_seconds`.
+        state: `section`, one of curves, health, signal, time, rollouts, validations, checkpoints,
+            events; `step`, whose rows are shown; `poll_seconds`.
     """
 
     section = Enum(list(SECTIONS), default_value="curves", help="What is shown below the header.")
+    step = Int(
+        None,
+        allow_none=True,
+        help="Step whose rollouts or validation rows are shown; None: newest.",
+    )
     poll_seconds = Float(2.0, help="Seconds between two polls.")
     job_id = Unicode("", help="Id of the job.")
 
@@ -75,8 +86,8 @@ class JobMonitor(Panel):
         self._stop, self._wake_poller = threading.Event(), threading.Event()
         self._wake_drawer = threading.Event()
         self._view, self._drawn = JobView(self._client, found), _Drawing()
-        self._seen: dict[str, Html] = {}
-        self._in_body = ""
+        self._seen: dict[_What, Html] = {}
+        self._in_body: _What | None = None
         self._armed_at = 0.0
         self._list = RunList(self._client, self._choose, watched=found)
         super().__init__(job_id=found, **state)
@@ -113,7 +124,7 @@ class JobMonitor(Panel):
         parts = [head]
         for name, title in SECTIONS.items():
             parts.append(wrap(f"<h3>{title}</h3>"))
-            parts.append(self._view.section(name, max_bytes // len(SECTIONS)))
+            parts.append(self._view.section(name, self.step, max_bytes // len(SECTIONS)))
         return join(parts, plain=head.plain)
 
     # what it does
@@ -193,6 +204,8 @@ class JobMonitor(Panel):
             tooltips=[f"Show {title.lower()}" for title in SECTIONS.values()],
         )
         self._bind("section", self._choice)
+        self._step_choice = ipywidgets.Dropdown(description="Step", options=[("newest", None)])
+        self._bind("step", self._step_choice)
         self._pause = self._button("Pause", self.pause, "Stop after this step; nothing is lost")
         self._resume = self._button("Resume", self.resume, "Continue the paused job")
         self._cancel = self._button(
@@ -211,6 +224,7 @@ class JobMonitor(Panel):
             self._head,
             ipywidgets.HBox(buttons, layout=ipywidgets.Layout(flex_flow="row wrap")),
             self._choice,
+            self._step_choice,
             self._body,
         ]
 
@@ -228,7 +242,8 @@ class JobMonitor(Panel):
     def _changed(self, names: Set[str]) -> None:
         if "job_id" in names and self.job_id != self._follow.job["id"]:
             self._view, self._drawn = JobView(self._client, self.job_id), _Drawing()
-            self._seen, self._in_body, self._armed_at = {}, "", 0.0
+            self._seen, self._in_body, self._armed_at = {}, None, 0.0
+            self.step = None
             self._list.set(watched=self.job_id)
             self._wake_poller.set()
 
@@ -240,11 +255,38 @@ class JobMonitor(Panel):
         self._resume.disabled = status != "paused"
         self._cancel.disabled = self._follow.has_ended
         self._cancel.description = "Really cancel?" if self._is_armed else "Cancel"
-        if self.section != self._in_body:
-            self._in_body = self.section
+        self._draw_steps()
+        if self._what != self._in_body:
+            self._in_body = self._what
             drawing = views.note(f"Drawing {SECTIONS[self.section].lower()} …")
-            self._body.value = self._seen.get(self.section, drawing)
+            self._body.value = self._seen.get(self._what, drawing)
         self._wake_drawer.set()
+
+    def _draw_steps(self) -> None:
+        """The steps to choose from, where the section has rows of steps."""
+        self._step_choice.layout.display = "" if self.section in WITH_STEPS else "none"
+        if self.section in WITH_STEPS:
+            steps = self._view.shown_steps(self.section)
+            if self.step is not None and self.step not in steps:
+                steps = sorted([*steps, self.step])
+            options = [("newest", None), *((str(step), step) for step in steps)]
+            if list(self._step_choice.options) != options:
+                chosen = self.step
+                self._step_choice.options = options
+                self._step_choice.value = chosen
+
+    @property
+    def _what(self) -> _What:
+        """The section, and the step that it shows."""
+        return self.section, self.step if self.section in WITH_STEPS else None
+
+    def _act_step(self, step: str) -> None:
+        """A point of a training step was clicked."""
+        self.set(section="rollouts", step=int(step))
+
+    def _act_validation(self, step: str) -> None:
+        """A point of a validation was clicked."""
+        self.set(section="validations", step=int(step))
 
     @property
     def _is_armed(self) -> bool:
@@ -307,38 +349,38 @@ class JobMonitor(Panel):
                 self._draw_section()
             except Exception as error:  # shown in the panel; the next drawing may succeed
                 self._fail(error)
-                self._drawn = _Drawing(self.section, self._view.news)
+                self._drawn = _Drawing(self._what, self._view.news)
             self._wake_drawer.wait(self._seconds_to_draw())
 
     def _seconds_to_draw(self) -> float | None:
         """Seconds until the next drawing; None when nothing has changed."""
-        if self._drawn.section == self.section and self._drawn.news == self._view.news:
+        if (self._drawn.what, self._drawn.news) == (self._what, self._view.news):
             return None
         return max(0.0, self._due_at() - time.monotonic())
 
     def _due_at(self) -> float:
         """Monotonic seconds: at once for another section, and for the end of a job."""
-        is_due = self.section != self._drawn.section or self._view.has_settled
+        is_due = self._what != self._drawn.what or self._view.has_settled
         return 0.0 if is_due else self._drawn.again_at
 
     def _draw_section(self) -> None:
         """Draw the selected section if that is due."""
-        view, section, news = self._view, self.section, self._view.news
-        if (section, news) == (self._drawn.section, self._drawn.news):
+        view, what, news = self._view, self._what, self._view.news
+        if (what, news) == (self._drawn.what, self._drawn.news):
             return
         started = time.monotonic()
         if started < self._due_at():
             return
-        markup = view.section(section)
+        markup = view.section(*what, live=True)
         now = time.monotonic()
         with self._lock:
             if self._root is None or view is not self._view:
                 return
-            self._seen[section] = markup
-            if section == self.section:
+            self._seen[what] = markup
+            if what == self._what:
                 self._body.value = markup
                 rest = min(DRAWING_SHARE * (now - started), REST_SECONDS)
-                self._drawn = _Drawing(section, news, now + rest)
+                self._drawn = _Drawing(what, news, now + rest)
 
     @validate("poll_seconds")
     def _at_least_a_fifth_of_a_second(self, proposal: Any) -> float:
@@ -349,7 +391,7 @@ class JobMonitor(Panel):
 class _Drawing:
     """What was last drawn below the header."""
 
-    section: str = ""
+    what: _What | None = None
     news: tuple[int, bool, str] = (0, False, "")
     again_at: float = 0.0
     """Monotonic seconds before which it is not drawn again, unless the section changes."""

@@ -31,7 +31,8 @@ from traitlets import Bool, HasTraits, TraitError, Unicode, link
 from rftkit import settings
 from rftkit.client import api_message
 from rftkit.errors import InputError, RftkitError
-from rftkit.views.markup import Html, assets, style, text
+from rftkit.views.markup import Html, charts_script, style, text
+from rftkit.views.stills import stilled
 from rftkit.widgets.task import Task
 
 if TYPE_CHECKING:
@@ -46,7 +47,17 @@ if (panel && !panel.rkKeys) {
   panel.rkKeys = true;
   const keep = e => e.target.setAttribute('data-lm-suppress-shortcuts', 'true');
   panel.addEventListener('focusin', keep);
+  const send = act => {
+    const acts = panel.querySelector('.rk-acts input');
+    acts.value = act + ' ' + Date.now();
+    acts.dispatchEvent(new Event('change', {bubbles: true}));
+  };
+  panel.addEventListener('click', e => {
+    const act = e.target.closest('[data-act]')?.dataset.act;
+    if (act) send(act);
+  });
   panel.addEventListener('keydown', e => {
+    if (e.key === 'Enter' && e.target.matches('.rk-pt[data-act]')) send(e.target.dataset.act);
     const keys = panel.querySelector('[data-rk-keys]')?.dataset.rkKeys.split(' ');
     const field = panel.querySelector('.rk-entry input');
     const typing = e.target.matches('input, textarea');
@@ -57,21 +68,25 @@ if (panel && !panel.rkKeys) {
       return;
     }
     e.preventDefault();
-    const acts = panel.querySelector('.rk-acts input');
-    acts.value = 'key ' + e.key + ' ' + Date.now();
-    acts.dispatchEvent(new Event('change', {bubbles: true}));
+    send('key ' + e.key);
   });
 }"""
 STORED_BYTES = 30_000
 """Maximum size of the HTML that is stored in the .ipynb beside a live widget."""
 
 
-KEYS = f"""<style onload="{text(_ON_LOAD)}">.rk-keys {{}}</style>"""
-"""Keeps the keys of a panel from JupyterLab, which reads letters as commands: `r` makes a raw cell.
+KEYS = f"""<style onload="{text(_ON_LOAD + charts_script())}">.rk-keys {{}}</style>"""
+"""What a panel does in the browser. A style element reports that it was loaded; a script in a
+widget does not run.
+
+An element of its markup with `data-act="verb argument"` tells the panel when it is clicked: the
+words go into a hidden text field, which is a core widget, so that no code but Jupyter's own runs
+between the browser and the kernel. Points of charts do the same on Enter.
+
+The keys of a panel are kept from JupyterLab, which reads letters as commands: `r` makes a raw cell.
 
 Where the markup has `data-rk-keys`, such a key acts wherever the focus is, but in a field with
-text; a digit goes to the first field. A style element reports that it was loaded, a script in a
-widget does not run.
+text; a digit goes to the first field.
 """
 
 
@@ -222,9 +237,9 @@ class Panel(HasTraits):
         if live() and not self._closed:
             view = self.widget()._repr_mimebundle_()[WIDGET]
             html = self.to_html(max_bytes=STORED_BYTES)
-            return {WIDGET: view, "text/html": str(html), "text/plain": html.plain}
+            return {WIDGET: view, "text/html": stilled(html), "text/plain": html.plain}
         html = self.to_html()
-        return {"text/html": f"{html}{assets()}", "text/plain": html.plain}
+        return html._repr_mimebundle_()
 
     def _ipython_display_(self) -> None:
         """Show the bundle with a display id, so that it can be replaced later."""

@@ -90,7 +90,10 @@ def _planned(job: Job, num_rows: int) -> tuple[CommonPlan, dict[str, str]]:
 
 @router.get("/jobs/{job_id}/rollouts")
 def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] = None) -> Reply:
-    """The graded groups of one step, the newest unless one is named; `groups` may be empty."""
+    """The graded groups of one step, the newest unless one is named; `groups` may be empty.
+
+    Groups of a job that learns from the answers of its rows have no rollouts.
+    """
     job = here.store.job(job_id)
     folder = here.home / "jobs" / job.id if here.home else None
     steps = Journal(folder).steps() if folder and folder.is_dir() else []
@@ -98,7 +101,9 @@ def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] =
     groups: list[Json] = []
     if folder and chosen in steps:
         record = Journal(folder).record("steps", chosen) or {}
-        kept = record.get("groups", [])  # none where nothing was sampled
+        # A supervised or dpo job samples nothing: its journal has the lines of its rows.
+        learnt = [{"line": line, "rollouts": []} for line in record.get("lines", [])]
+        kept = record.get("groups", learnt)
         items = _items(here, job.training_file, {group["line"] for group in kept})
         groups = [_group(group, items) for group in kept]
     elif step is not None:
