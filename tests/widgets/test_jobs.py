@@ -213,7 +213,7 @@ def test_the_end_of_a_job_is_drawn_at_once(
     monitor.set(section="events")
     monitor.widget()
     try:
-        until(lambda: monitor._drawn.section == "events")
+        until(lambda: monitor._drawn.what == ("events", None))
         monitor._drawn = replace(monitor._drawn, again_at=time.monotonic() + 1000)
         monitor._follow.events = [
             *monitor.events,
