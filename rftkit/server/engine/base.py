@@ -7,6 +7,7 @@ with their callers is in `values`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,6 +16,7 @@ from rftkit.server.engine.values import (
     Completion,
     FullNeeds,
     LoraConfig,
+    Observation,
     Pair,
     PairStats,
     SampleRequest,
@@ -26,7 +28,7 @@ from rftkit.server.engine.values import (
     TrainSettings,
 )
 
-__all__ = ["Engine", "Listener", "Sampling", "ServingEngine"]
+__all__ = ["Engine", "Environment", "Listener", "Sampling", "ServingEngine"]
 
 
 class Listener(Protocol):
@@ -47,6 +49,24 @@ class Listener(Protocol):
 
     def on_failure(self, error: Exception) -> None:
         """Take the error that ended the request."""
+        ...
+
+
+class Environment(Protocol):
+    """What answers the turns of an episode."""
+
+    def respond(
+        self, request: int, index: int, completion: Completion
+    ) -> Future[Observation] | None:
+        """What follows a turn that has ended, as soon as it is known; None: the episode is over.
+
+        It returns at once. The same turn gets the same observation again. The tokens depend on
+        nothing but what the completion has.
+        """
+        ...
+
+    def waited(self, seconds: float) -> None:
+        """Nothing could be sampled for so long, because all that is left waits for answers."""
         ...
 
 
@@ -116,6 +136,33 @@ class Engine(Protocol):
         """How many of the tokens contain `text`; None when they do not contain it."""
         ...
 
+    def observed(
+        self,
+        messages: list[dict[str, Any]],
+        replies: Sequence[tuple[dict[str, Any], str]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[int]:
+        """The tokens between a turn with calls and the next turn; see `observed.observed`.
+
+        Raises:
+            InputError: the chat template cannot be continued so.
+        """
+        ...
+
+    def check_observed(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> None:
+        """Find out whether the model gets to read the results of calls after these messages.
+
+        Raises:
+            InputError: it does not.
+        """
+        ...
+
     def conversation(
         self,
         messages: list[dict[str, Any]],
@@ -156,10 +203,13 @@ class Engine(Protocol):
         on_tick: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
+        environment: Environment | None = None,
     ) -> list[list[Completion]]:
         """Completions of every request, in order. `on_tick` is called between token steps.
 
-        `on_completion` gets (request, completion index, completion) as soon as one has ended.
+        `on_completion` gets (request, completion index, completion) as soon as one has ended. With
+        an `environment` each is an episode: a turn that it answers is followed by what it observes
+        and by another turn.
         """
         ...
 

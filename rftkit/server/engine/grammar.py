@@ -164,6 +164,29 @@ class Grammars:
                     raise ValueError(f"completion {g} leaves its schema at token {t}")
         return np.stack([mask for row in rows for mask in row])
 
+    def replay_turns(
+        self,
+        schema: str | None,
+        tokens_G_T: Sequence[Sequence[int]],
+        sampled_G_T: Sequence[Sequence[bool]],
+        thinking: Thinking | None = None,
+    ) -> Masks:
+        """The same of episodes: each stretch of sampled tokens is a turn; others had no mask."""
+        texts = [token for tokens in tokens_G_T for token in tokens]
+        is_sampled = np.concatenate([np.asarray(each, np.bool_) for each in sampled_G_T])
+        starts = np.cumsum([0, *map(len, tokens_G_T)])
+        begins = is_sampled & ~np.concatenate([[False], is_sampled[:-1]])
+        begins[starts[:-1][starts[:-1] < len(texts)]] = True
+        turns = np.split(np.arange(len(texts)), np.flatnonzero(begins))
+        turns = [places[is_sampled[places]] for places in turns]
+        masks: Masks = allocate_token_bitmask(len(texts), self.vocab_size)
+        masks[:] = -1
+        given = [places for places in turns if len(places)]
+        if given:
+            replayed = self.replay(schema, [[texts[i] for i in each] for each in given], thinking)
+            masks[np.concatenate(given)] = replayed
+        return masks
+
 
 def _not_compiled(why: object) -> RequestError:
     return RequestError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.server.engine import prompts
+from rftkit.server.engine import observed, prompts
 from rftkit.server.engine.values import Text
 
 __all__ = ["Prompting"]
@@ -38,6 +38,27 @@ class Prompting:
         return prompts.conversation(
             self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
         )
+
+    def observed(
+        self,
+        messages: list[dict[str, Any]],
+        replies: Sequence[tuple[dict[str, Any], str]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> list[int]:
+        """See Engine.observed."""
+        return observed.observed(
+            self.tokenizer, messages, replies, tools, thinking, end_ids=self.eos_ids
+        )
+
+    def check_observed(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        thinking: str | None = None,
+    ) -> None:
+        """See Engine.check_observed."""
+        observed.check_observed(self.tokenizer, messages, tools, thinking, end_ids=self.eos_ids)
 
     def tokens_until(self, tokens: list[int], text: str) -> int | None:
         """See Engine.tokens_until."""

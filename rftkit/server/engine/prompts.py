@@ -21,8 +21,11 @@ __all__ = [
     "conversation",
     "encode",
     "most_characters",
+    "opened",
     "plain_message",
+    "rendered",
     "thinking_mark",
+    "token_ids",
     "tokens_until",
 ]
 
@@ -56,14 +59,14 @@ def encode(
         InputError: the model has no template, its template refuses the messages, or it makes more
             text of them than a context of `context_tokens` could hold.
     """
-    text = _opened(_rendered(tokenizer, messages, tools, opens=True), thinking)
+    text = opened(rendered(tokenizer, messages, tools, opens=True), thinking)
     if context_tokens is not None and len(text) > most_characters(tokenizer, context_tokens):
         raise InputError(
             f"the model's chat template makes {len(text):,} characters of these messages; the "
             f"model's context holds {context_tokens:,} tokens",
             code="context_length_exceeded",
         )
-    return _ids(tokenizer, text)
+    return token_ids(tokenizer, text)
 
 
 def conversation(
@@ -119,9 +122,9 @@ def _turn(
             "the first message is the assistant's, and there is no prompt to answer; give it "
             "weight 0, or put a message before it"
         )
-    plain = _rendered(tokenizer, messages[:index], tools, opens=True)
-    whole = _rendered(tokenizer, messages[: index + 1], tools, opens=False)
-    before = _opened(plain, thinking)
+    plain = rendered(tokenizer, messages[:index], tools, opens=True)
+    whole = rendered(tokenizer, messages[: index + 1], tools, opens=False)
+    before = opened(plain, thinking)
     if not whole.startswith(before):
         before = plain  # the template writes no reasoning before this answer
     if not whole.startswith(before):
@@ -131,7 +134,7 @@ def _turn(
             "when it is part of a conversation; choose another model, or a template that writes "
             "both alike"
         )
-    prompt = _ids(tokenizer, before)
+    prompt = token_ids(tokenizer, before)
     answer = _behind(tokenizer, prompt, before, whole, index)
     ends = [place for place, token in enumerate(answer) if token in end_ids]
     if ends:
@@ -148,11 +151,11 @@ def _behind(tokenizer: Any, prompt: list[int], before: str, whole: str, index: i
     A token that spans the boundary (one line break merged with the next) could not be sampled; then
     the answer is tokenized separately.
     """
-    ids = _ids(tokenizer, whole)
+    ids = token_ids(tokenizer, whole)
     if ids[: len(prompt)] == prompt:
         return ids[len(prompt) :]
     text = whole[len(before) :]
-    ids = _ids(tokenizer, text)
+    ids = token_ids(tokenizer, text)
     back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if back != text:
         raise InputError(
@@ -180,10 +183,17 @@ def _check_control_tokens(tokenizer: Any, messages: Sequence[Json]) -> None:
             )
 
 
-def _rendered(
+def rendered(
     tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, opens: bool
 ) -> str:
-    """The text of messages under the template, ready for an answer if it `opens` one."""
+    """The text of messages under the template, ready for an answer if it `opens` one.
+
+    A template that refuses the results of tool calls gets them as the user's, as Hermes writes
+    them.
+
+    Raises:
+        InputError: there is no template, or it refuses the messages.
+    """
     plain = [plain_message(message) for message in messages]
     if "tools" not in str(tokenizer.chat_template):
         plain, tools = _with_tools_as_text(plain, tools), None
@@ -192,28 +202,34 @@ def _rendered(
             "the model has no chat template, so a prompt has no form; add chat_template.jinja to "
             "its folder, or choose an instruction-tuned model"
         )
-    try:
-        text: str = tokenizer.apply_chat_template(
-            plain, tools=tools or None, add_generation_prompt=opens, tokenize=False
-        )
-    except Exception as error:  # whatever a model's own template raises
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        raise InputError(
-            f"the model's chat template refuses these messages ({roles}): "
-            f"{str(error) or type(error).__name__}; put a system message into the user's message, "
-            "or choose another model"
-        ) from None
-    return text
+    forms = [plain]
+    if any(message["role"] == "tool" for message in plain):
+        forms.append(_with_results_as_users(plain))
+    why = ""
+    for form in forms:
+        try:
+            text: str = tokenizer.apply_chat_template(
+                form, tools=tools or None, add_generation_prompt=opens, tokenize=False
+            )
+        except Exception as error:  # whatever a model's own template raises
+            why = str(error) or type(error).__name__
+        else:
+            return text
+    roles = ", ".join(str(message.get("role")) for message in messages)
+    raise InputError(
+        f"the model's chat template refuses these messages ({roles}): {why}; put a system message "
+        "into the user's message, or choose another model"
+    )
 
 
-def _opened(text: str, thinking: str | None) -> str:
+def opened(text: str, thinking: str | None) -> str:
     """Return a prompt that also opens the model's reasoning, if it has any."""
     if thinking is not None and not text.rstrip().endswith(thinking):
         text += f"{thinking}\n"
     return text
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def token_ids(tokenizer: Any, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [int(token) for token in ids]
 
@@ -285,6 +301,21 @@ def _with_calls_as_text(message: Json) -> Json:
         function = {name: call["function"][name] for name in ("name", "arguments")}
         blocks.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
     return {**message, "content": "\n".join([*filter(None, [message["content"]]), *blocks])}
+
+
+def _with_results_as_users(messages: list[Json]) -> list[Json]:
+    """Write the results of tool calls as messages of the user, those in a row as one."""
+    found: list[Json] = []
+    for message in messages:
+        if message["role"] != "tool":
+            found.append(message)
+            continue
+        text = f"<tool_response>\n{message['content']}\n</tool_response>"
+        if found and found[-1].get("is_result"):
+            found[-1]["content"] += f"\n{text}"
+        else:
+            found.append({"role": "user", "content": text, "is_result": True})
+    return found
 
 
 def tokens_until(tokenizer: Any, tokens: list[int], text: str) -> int | None:

@@ -6,7 +6,8 @@ process or on another machine. The engine itself is in `base`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ __all__ = [
     "FullNeeds",
     "LoraConfig",
     "NotFiniteError",
+    "Observation",
     "Pair",
     "PairStats",
     "SampleRequest",
@@ -28,6 +30,7 @@ __all__ = [
     "Thinking",
     "TrainGroup",
     "TrainSettings",
+    "Turn",
     "is_whole",
 ]
 
@@ -89,24 +92,85 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
     num_top_logprobs: int = 0
+    room: int | None = None
+    """Of an episode: most tokens after the prompt, those that its environment appends included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an environment answers to a turn of an episode."""
+
+    tokens: list[int]
+    """What follows the turn, up to and including the head of the next one."""
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    """The calls of the turn with their replies, for whoever reads the completion."""
+    failure: str | None = None
+    """Why the episode failed, so that it ends here and has no grade."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of an episode that its environment answered."""
+
+    num_tokens: int
+    """Sampled ones, the end token included."""
+    num_observed: int
+    """Tokens appended after them, which nobody sampled and nobody learns."""
+    text: str
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    """See `Observation.calls`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Tokens the policy sampled for one prompt."""
+    """Tokens the policy sampled for one prompt; of an episode, also those it observed."""
 
     tokens: list[int]
     """The end token is the last one when `stop_reason` is "stop"."""
     text: str
-    """The answer, without the reasoning."""
+    """The answer, without the reasoning; of an episode that of its last turn."""
     sampling_logprobs: list[float]
-    """One for each token, in nats: of the distribution that it was drawn from, at top_p = 1."""
+    """One for each token, in nats: of the distribution that it was drawn from, at top_p = 1. 0 for
+    an observed token."""
     stop_reason: Literal["stop", "length"]
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     reasoning: str = ""
     """The reasoning, without its end tag."""
     reasoning_tokens: int = 0
-    """How many of `tokens`, from the first on, are reasoning; the end tag is one of them."""
+    """How many of `tokens` are reasoning, the end tag included: the first ones of each turn."""
+    turns: list[Turn] = field(default_factory=list)
+    """The turns before the last one; empty where there was one turn."""
+    failure: str | None = None
+    """Why the episode broke off, through no fault of the policy: it has no grade."""
+
+    @property
+    def is_sampled(self) -> list[bool]:
+        """Which of the tokens were sampled."""
+        mask: list[bool] = []
+        for turn in self.turns:
+            mask += [True] * turn.num_tokens + [False] * turn.num_observed
+        return mask + [True] * (len(self.tokens) - len(mask))
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of the tokens were sampled."""
+        return len(self.tokens) - sum(turn.num_observed for turn in self.turns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, without what only episodes have where this is none."""
+        data = dataclasses.asdict(self)
+        for name in ("turns", "failure"):
+            if not data[name]:
+                del data[name]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Completion:
+        """What `to_dict` gave."""
+        turns = [Turn(**turn) for turn in data.get("turns", ())]
+        return cls(**{**data, "turns": turns})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +192,25 @@ class TrainGroup:
     """The advantage of each token; empty: every token has that of its completion."""
 
     learnt_G_T: list[list[bool]] = field(default_factory=list)
-    """Which tokens are trained, where a completion is the rest of a text; empty: all of them."""
+    """Which tokens are trained, where a completion is the rest of a text, or an episode with
+    observed tokens; empty: all of them. Each stretch of an episode's is a turn."""
 
     def token_advantages(self) -> list[list[float]]:
-        """The advantage of each token, completion by completion."""
-        if self.advantages_G_T:
-            return self.advantages_G_T
-        pairs = zip(self.advantages_G, self.tokens_G_T, strict=True)
-        return [[advantage] * len(tokens) for advantage, tokens in pairs]
+        """The advantage of each token, completion by completion; 0 where it is not trained."""
+        rows = self.advantages_G_T
+        if not rows:
+            pairs = zip(self.advantages_G, self.tokens_G_T, strict=True)
+            rows = [[advantage] * len(tokens) for advantage, tokens in pairs]
+        if not self.learnt_G_T:
+            return rows
+        return [
+            [advantage if learns else 0.0 for advantage, learns in zip(row, learnt, strict=True)]
+            for row, learnt in zip(rows, self.learnt_G_T, strict=True)
+        ]
+
+    def learns(self, g: int) -> list[bool]:
+        """Which tokens of a completion are trained."""
+        return self.learnt_G_T[g] if self.learnt_G_T else [True] * len(self.tokens_G_T[g])
 
     def is_guided(self, g: int) -> bool:
         """Whether a completion is a reference answer."""

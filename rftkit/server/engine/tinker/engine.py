@@ -280,8 +280,15 @@ class TinkerEngine(Prompting):
         on_tick: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
+        environment: Environment | None = None,
     ) -> list[list[Completion]]:
-        """See Engine.sample. Many prompts are in flight; text comes when a completion has ended."""
+        """See Engine.sample. Many prompts are in flight; text comes when a completion has ended.
+
+        Raises:
+            InputError: for episodes, which need the keys of a turn after it has ended.
+        """
+        if environment is not None:
+            raise InputError("episodes with tools are sampled on this machine only", param="tools")
         results: list[list[Completion]] = [[] for _ in requests]
         with self._reaching():
             sampler = self._sampler(adapter)

@@ -1,5 +1,6 @@
 """One completion while it is sampled: its tokens, which tokens may come next, and how it ends.
 
+A turn of an episode ends like a completion; then `observe` appends what its environment answers.
 Where a grammar leaves no choice the token is appended at once (`append_forced`), and the model
 reads it later. Not here: the model's passes (`sampler.py`) and how a token is drawn (`draw.py`).
 """
@@ -7,7 +8,7 @@ reads it later. Not here: the model's passes (`sampler.py`) and how a token is d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,9 +23,19 @@ from rftkit.server.engine.grammar import Grammars, choices, only_choice
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode
-from rftkit.server.engine.values import Completion, SampleRequest
+from rftkit.server.engine.values import Completion, Observation, SampleRequest, Turn
 
-__all__ = ["DROPPED", "Layout", "Policy", "Row", "append", "append_forced", "report", "start"]
+__all__ = [
+    "DROPPED",
+    "Layout",
+    "Policy",
+    "Row",
+    "append",
+    "append_forced",
+    "observe",
+    "report",
+    "start",
+]
 
 Layout = Decode | PlainDecode
 DROPPED = Completion([], "", [], "length")
@@ -78,6 +89,22 @@ class Row:
     """Mask of the tokens that may come next, (V / 32,); None: any."""
     completion: Completion | None = None
     failure: RequestError | None = None
+    begins: int = 0
+    """Where in `tokens` the turn under way begins; 0 unless it follows another."""
+    turns: list[Turn] = field(default_factory=list)
+    """Those before it."""
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of the tokens were sampled."""
+        return len(self.tokens) - sum(turn.num_observed for turn in self.turns)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there can be no further token."""
+        room = self.asked.room
+        is_over = room is not None and len(self.tokens) >= room
+        return is_over or self.num_sampled >= self.asked.max_tokens
 
 
 def start(policy: Policy, number: int, asked: SampleRequest, index: int, listener: Listener) -> Row:
@@ -106,12 +133,15 @@ def append(row: Row, token: int, logprob: float) -> None:
 def append_forced(policy: Policy, rows: Sequence[Row]) -> None:
     """Append tokens while there is no choice. A row then has ended, or has the mask of a choice."""
     for row in rows:
-        if row.tokens:
+        if len(row.tokens) > row.begins:
             _end(policy, row)
     todo = [row for row in rows if row.state is not None and row.completion is None]
     while todo:
         masks = policy.grammars.distinct(
-            [((row.asked.schema, row.asked.thinking, tuple(row.tokens)), row.state) for row in todo]
+            [
+                ((row.asked.schema, row.asked.thinking, tuple(row.tokens[row.begins :])), row.state)
+                for row in todo
+            ]
         )
         is_forced = choices(masks) == 1
         tokens = iter(only_choice(masks[is_forced]).tolist())
@@ -139,7 +169,7 @@ def _end(policy: Policy, row: Row) -> None:
         cuts = [at for stop in row.asked.stop if (at := text.find(stop)) >= 0]
         if cuts:
             row.text, ended = text[: min(cuts)], True
-    if not ended and len(row.tokens) < row.asked.max_tokens:
+    if not ended and not row.is_full:
         return
     reasoning, answer = _texts(policy, row)
     row.completion = Completion(
@@ -149,8 +179,48 @@ def _end(policy: Policy, row: Row) -> None:
         stop_reason="stop" if ended else "length",
         top_logprobs=row.top,
         reasoning=reasoning,
-        reasoning_tokens=_num_reasoning(row),
+        reasoning_tokens=_num_reasoning(row) + sum(turn.reasoning_tokens for turn in row.turns),
+        turns=row.turns,
     )
+
+
+def observe(policy: Policy, row: Row, observation: Observation) -> None:
+    """Append what an environment answered to the turn that has ended, and begin the next one.
+
+    The row has ended if the episode failed, or if there is no room for another token.
+    """
+    ended = row.completion
+    assert ended is not None, "only a turn that has ended is answered"
+    tokens, room = observation.tokens, row.asked.room
+    fits = room is None or len(row.tokens) + len(tokens) < room
+    is_over = observation.failure is not None or not fits or row.is_full
+    if is_over:
+        tokens = []
+    before = sum(turn.reasoning_tokens for turn in row.turns)
+    turn = Turn(
+        num_tokens=len(row.tokens) - row.begins,
+        num_observed=len(tokens),
+        text=ended.text,
+        reasoning=ended.reasoning,
+        reasoning_tokens=ended.reasoning_tokens - before,
+        calls=observation.calls,
+    )
+    row.turns = [*row.turns, turn]
+    row.tokens, row.logprobs = [*row.tokens, *tokens], [*row.logprobs, *[0.0] * len(tokens)]
+    if row.asked.num_top_logprobs:
+        row.top += [()] * len(tokens)
+    row.begins, row.completion = len(row.tokens), None
+    if is_over:
+        row.completion = replace(
+            ended,
+            text="",
+            reasoning="",
+            stop_reason="length" if observation.failure is None else ended.stop_reason,
+            turns=row.turns,
+            failure=observation.failure,
+        )
+    elif row.state is not None:
+        row.state = policy.grammars.start(row.asked.schema, row.asked.thinking)
 
 
 def report(policy: Policy, row: Row) -> None:
@@ -181,11 +251,12 @@ def _report_text(policy: Policy, row: Row) -> None:
 
 def _texts(policy: Policy, row: Row) -> tuple[str, str]:
     """Reasoning and answer so far; what follows the end tag in its token is part of the answer."""
+    tokens = row.tokens[row.begins :]
     count = _num_reasoning(row)
-    answer = answer_text(policy.tokenizer, row.tokens[count:])
+    answer = answer_text(policy.tokenizer, tokens[count:])
     if row.asked.thinking is None:
         return "", answer
-    before = policy.tokenizer.decode(row.tokens[:count])
+    before = policy.tokenizer.decode(tokens[:count])
     reasoning, _, rest = before.partition(row.asked.thinking.end)
     return reasoning.strip(), (rest + answer).lstrip()
 
@@ -193,4 +264,5 @@ def _texts(policy: Policy, row: Row) -> tuple[str, str]:
 def _num_reasoning(row: Row) -> int:
     if row.state is None:
         return 0
-    return len(row.tokens) if row.state.num_reasoning is None else row.state.num_reasoning
+    sampled = len(row.tokens) - row.begins
+    return sampled if row.state.num_reasoning is None else row.state.num_reasoning

@@ -7,6 +7,10 @@ multiply matrices, where each row's own keys alone would not be; eight is where 
 rows of a layout have the same number of own tokens, and take the same number in each pass (usually
 one; several when a grammar leaves no choice for a while). Rows sit in a grid of (block, slot)
 cells; when some have left, the empty cells compute with a copy of another row.
+
+Rows of episodes come back after a while, with the keys they had, and differ in how many. Then
+`real` says which own tokens there are, and a pass may take more of one row than of another; the
+line of tokens has none in the place of those that are missing.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rftkit.server.engine.torch.packed import Packed
 
-__all__ = ["BLOCK_ROWS", "Decode"]
+__all__ = ["BLOCK_ROWS", "Decode", "Keys"]
+
+Keys = list[tuple[torch.Tensor, torch.Tensor]]
+"""The keys and values of a row's own tokens, (K, T, D) in each layer."""
 
 BLOCK_ROWS = 8  # rows that share one line of keys
 ROOM = 32  # own tokens by which a line grows
@@ -43,7 +50,9 @@ class Decode:
         place = torch.minimum(steps[None], self.lengths[:, None] - 1)
         index = torch.where(place < opening, place, before[wanted, None] + place)
         self.length = 0  # own tokens a row already has
-        self.num = 1  # tokens a row takes in this pass
+        self.num = 1  # tokens a row takes in this pass, at most
+        self.real: torch.Tensor | None = None  # which own tokens there are, (R, length); None: all
+        self._taken: list[int] | None = None  # tokens each row takes in this pass; None: `num`
         self._place(blocks)
         # One a layer, (B, K, P + own tokens · S, D).
         self.keys = [self._with_room(k[index].transpose(1, 2)) for k in prefill.keys]
@@ -80,7 +89,66 @@ class Decode:
     def take(self, num: int) -> None:
         """Set how many tokens each row takes in the next pass."""
         self.num = num
-        self._mask = None
+        self._taken = self._mask = None
+        self._make_room()
+
+    def take_each(self, nums: Sequence[int]) -> None:
+        """Set how many tokens each row takes in the next pass."""
+        self.take(max(nums))
+        if min(nums) == self.num:
+            return
+        self._taken = list(nums)
+        if self.real is None:
+            self.real = self._all_real(self.length)
+        cells = self.row_to_cell.tolist()
+        self._at = torch.tensor(  # where in the grid each token of the line is; rows end together
+            [
+                cell * self.num + self.num - num + i
+                for cell, num in zip(cells, nums, strict=True)
+                for i in range(num)
+            ],
+            device=self.device,
+        )
+
+    def _all_real(self, num: int) -> torch.Tensor:
+        return torch.ones(len(self.blocks), num, dtype=torch.bool, device=self.device)
+
+    def _now_real(self) -> torch.Tensor:
+        """Which tokens of this pass there are, (R, n)."""
+        if self._taken is None:
+            return self._all_real(self.num)
+        steps = torch.arange(self.num, device=self.device)
+        return steps >= self.num - torch.tensor(self._taken, device=self.device)[:, None]
+
+    def history(self, row: int) -> Keys:
+        """The keys of a row's own tokens so far, to go on with later: see `resume`."""
+        block, slot = divmod(int(self.row_to_cell[row]), self.slots)
+        steps = torch.arange(self.length, device=self.device)
+        if self.real is not None:
+            steps = steps[self.real[row]]
+        places = self.longest + steps * self.slots + slot
+        return [(k[block][:, places], v[block][:, places]) for k, v in self._lines()]
+
+    def resume(self, histories: Sequence[Keys]) -> None:
+        """Give rows that have no own tokens yet those they once had."""
+        lengths = [history[0][0].shape[1] for history in histories]
+        self.take(max(lengths))
+        places = [divmod(cell, self.slots) for cell in self.row_to_cell.tolist()]
+        for layer, line in enumerate(self._lines()):
+            for (block, slot), history, length in zip(places, histories, lengths, strict=True):
+                start, end = self._end(0) + slot, self._end(length)
+                for keys, own in zip(line, history[layer], strict=True):
+                    keys[block, :, start : end : self.slots] = own
+        self.length = max(lengths)
+        if min(lengths) < self.length:
+            steps = torch.arange(self.length, device=self.device)
+            self.real = steps < torch.tensor(lengths, device=self.device)[:, None]
+
+    def _lines(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(zip(self.keys, self.values, strict=True))
+
+    def _make_room(self) -> None:
+        num = self.num
         if self._end(self.length + num) > self.keys[0].shape[2]:
             room = max(ROOM, num)
             self.keys = [self._with_room(k, room) for k in self.keys]
@@ -90,10 +158,17 @@ class Decode:
     def positions(self) -> torch.Tensor:
         """Position of each token of the pass, row by row, (R·n,)."""
         steps = torch.arange(self.num, device=self.device)
-        return (self.row_lengths[:, None] + self.length + steps).flatten()
+        if self.real is None:
+            return (self.row_lengths[:, None] + self.length + steps).flatten()
+        now = self._now_real()
+        before = self.row_lengths + self.real.sum(1)
+        places: torch.Tensor = (before[:, None] + now.cumsum(1) - 1)[now]
+        return places
 
     def advance(self) -> None:
         """Count the tokens just computed."""
+        if self.real is not None:
+            self.real = torch.cat([self.real, self._now_real()], dim=1)
         self.length += self.num
 
     def keep(self, rows: list[int]) -> None:
@@ -108,8 +183,20 @@ class Decode:
         renumber = {block: number for number, block in enumerate(alive)}
         self._place([renumber[self.blocks[row]] for row in rows])
         source = cells[self.cell_to_row]  # the old cell of each new one
-        self.keys = [self._moved(k, wanted, source, slots, longest) for k in self.keys]
-        self.values = [self._moved(v, wanted, source, slots, longest) for v in self.values]
+        steps = self._keep_real(rows)
+        self.keys = [self._moved(k, wanted, source, slots, longest, steps) for k in self.keys]
+        self.values = [self._moved(v, wanted, source, slots, longest, steps) for v in self.values]
+        self.length = self.length if steps is None else len(steps)
+
+    def _keep_real(self, rows: list[int]) -> torch.Tensor | None:
+        """Which own tokens these rows need, where there are some that none of them has."""
+        if self.real is None:
+            return None
+        real = self.real[torch.tensor(rows, device=self.device)]
+        steps = real.any(0).nonzero()[:, 0]
+        real = real[:, steps]
+        self.real = None if real.all() else real
+        return steps
 
     def _moved(
         self,
@@ -118,10 +205,12 @@ class Decode:
         source: torch.Tensor,
         slots: int,
         longest: int,
+        steps: torch.Tensor | None,
     ) -> torch.Tensor:
         """Keys or values without what `keep` drops; `slots` and `longest` are those before it."""
-        own = line[:, :, longest : longest + self.length * slots]
-        each = own.unflatten(2, (self.length, slots)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        own = line[:, :, longest : longest + self.length * slots].unflatten(2, (-1, slots))
+        own = own if steps is None else own[:, :, steps]
+        each = own.permute(0, 3, 1, 2, 4).flatten(0, 1)
         kept = each[source].unflatten(0, (-1, self.slots)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         prompts = line[wanted, :, : self.longest]
         return self._with_room(torch.cat([prompts, kept], dim=2))
@@ -130,7 +219,7 @@ class Decode:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
         """See Layout."""
-        if self.num == self.slots == len(self.blocks) == 1:
+        if self.num == self.slots == len(self.blocks) == 1 and self.real is None:
             return self._attend_one(layer, q, k, v), None
         rep = q.shape[2]
         q, k, v = self._cells(q), self._cells(k), self._cells(v)  # (B, S, n, K, …)
@@ -164,14 +253,19 @@ class Decode:
         own = torch.arange(self._end(self.length + self.num) - self.longest, device=self.device)
         is_mine = own % self.slots == slots[:, None]  # (S, own keys)
         is_past = own // self.slots <= self.length + steps[:, None]  # (n, own keys)
-        seen = (is_mine[:, None] & is_past).repeat_interleave(rep, dim=1).flatten(0, 1)
+        seen = is_mine[:, None] & is_past  # (S, n, own keys)
+        if self.real is not None:
+            real = torch.cat([self.real, self._now_real()], dim=1)[self.cell_to_row]
+            there = real.unflatten(0, (-1, self.slots))[:, :, own // self.slots]
+            seen = seen & there[:, :, None]  # (B, S, n, own keys)
+        seen = seen.repeat_interleave(rep, dim=-2).flatten(-3, -2)
         places = torch.arange(self.longest, device=self.device)
         prompts = places < self.lengths[:, None]  # (B, P)
-        if prompts.all():
+        if prompts.all() and self.real is None:
             prompts = prompts[:1]  # one mask for all
         seen = torch.cat(
             [
-                prompts[:, None].expand(-1, len(seen), -1),
+                prompts[:, None].expand(-1, seen.shape[-2], -1),
                 seen.expand(len(prompts), -1, -1),
             ],
             dim=2,
@@ -181,6 +275,10 @@ class Decode:
 
     def _cells(self, rows: torch.Tensor) -> torch.Tensor:
         """(R·n, …) → (B, S, n, …)."""
+        if self._taken is not None:
+            sparse = rows.new_zeros(len(self.cell_to_row) * self.num, *rows.shape[1:])
+            sparse[self._at] = rows
+            return sparse.view(-1, self.slots, self.num, *rows.shape[1:])
         each = rows.unflatten(0, (-1, self.num))
         cells: torch.Tensor = each if self.is_full else each[self.cell_to_row]
         grid: torch.Tensor = cells.unflatten(0, (-1, self.slots))
@@ -188,6 +286,8 @@ class Decode:
 
     def _rows(self, cells: torch.Tensor) -> torch.Tensor:
         """(B·S, n, X) → (R·n, X)."""
+        if self._taken is not None:
+            return cells.flatten(0, 1)[self._at]
         each = cells if self.is_full else cells[self.row_to_cell]
         return each.reshape(-1, each.shape[-1])
 

@@ -58,7 +58,7 @@ def _draw_at(
     else:
         top_p = [row.asked.top_p for row in rows]
         uniforms = torch.tensor(
-            [row.uniforms[len(row.tokens)] for row in rows], device=hidden.device
+            [row.uniforms[row.num_sampled] for row in rows], device=hidden.device
         )
         tokens = _inverse_cdf(_nucleus(probs, top_p), uniforms)
     chosen = tokens.tolist()

@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from rftkit.server.engine.base import Listener
+from rftkit.server.engine.base import Environment, Listener
 from rftkit.server.engine.torch import job_check, memory, sampler, texts, update
 from rftkit.server.engine.torch.hardware import MEMORY_BYTES, available_bytes
 from rftkit.server.engine.torch.model import LoadedModel
@@ -117,6 +117,7 @@ class TorchEngine(LoadedModel):
         on_tick: Callable[[], None] | None = None,
         on_text: Callable[[int, int, str], None] | None = None,
         on_completion: Callable[[int, int, Completion], None] | None = None,
+        environment: Environment | None = None,
     ) -> list[list[Completion]]:
         """See Engine.sample. `on_tick` may itself sample, with another adapter."""
         with self.computing(adapter):
@@ -128,6 +129,7 @@ class TorchEngine(LoadedModel):
                 on_tick=on_tick,
                 on_text=on_text,
                 on_completion=on_completion,
+                environment=environment,
             )
 
     @contextlib.contextmanager

@@ -384,7 +384,11 @@ class LoadedModel(Prompting):
         """Grammar masks of a group's completion tokens, or None when nothing is constrained."""
         if group.schema is None and group.thinking is None:
             return None
-        return self.grammars.replay(group.schema, group.tokens_G_T, group.thinking)
+        if not group.learnt_G_T:
+            return self.grammars.replay(group.schema, group.tokens_G_T, group.thinking)
+        return self.grammars.replay_turns(
+            group.schema, group.tokens_G_T, group.learnt_G_T, group.thinking
+        )
 
 
 def _load_model(folder: Path, dtype: torch.dtype) -> Any:

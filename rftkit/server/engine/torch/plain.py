@@ -7,6 +7,7 @@ and slow; `layout.py` has the fast path, and a job's events state which one it t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,31 +32,46 @@ class PlainDecode:
 
     def __init__(self, texts: list[list[int]]) -> None:
         self._texts = texts
-        self._num = 1
+        self._nums = [1] * len(texts)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest text when the next pass is done."""
-        return max(map(len, self._texts), default=0) + self._num
+        each = zip(self._texts, self._nums, strict=True)
+        return max((len(text) + num for text, num in each), default=0)
 
     def take(self, num: int) -> None:
         """Set how many tokens each row takes in the next pass."""
-        self._num = num
+        self._nums = [num] * len(self._texts)
+
+    def take_each(self, nums: Sequence[int]) -> None:
+        """The same for each row."""
+        self._nums = list(nums)
 
     def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:
         """See Whole; the new tokens belong to the texts from now on."""
-        places = []
-        for row, text in enumerate(self._texts):
-            places += [(row, len(text) + i) for i in range(self._num)]
-            text += tokens[row * self._num : (row + 1) * self._num]
+        places, start = [], 0
+        for row, (text, num) in enumerate(zip(self._texts, self._nums, strict=True)):
+            places += [(row, len(text) + i) for i in range(num)]
+            text += tokens[start : start + num]
+            start += num
         return self._texts, places
 
     def advance(self) -> None:
         """Count the tokens just computed: `whole` has."""
 
+    def history(self, row: int) -> list[int]:
+        """The whole text of a row, to go on with later: see `resume`."""
+        return list(self._texts[row])
+
+    def resume(self, histories: Sequence[list[int]]) -> None:
+        """Give rows the texts they once had."""
+        self._texts = [list(text) for text in histories]
+
     def keep(self, rows: list[int]) -> None:
         """Forget every row but these."""
         self._texts = [self._texts[row] for row in rows]
+        self._nums = [self._nums[row] for row in rows]
 
 
 def longest_text(layout: Any) -> int:

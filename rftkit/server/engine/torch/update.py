@@ -32,7 +32,7 @@ def train_step(
 ) -> StepStats:
     """See Engine.train_step."""
     policies.trained()[1].zero_grad(set_to_none=True)
-    num_tokens = sum(len(tokens) for group in groups for tokens in group.tokens_G_T)
+    num_tokens = sum(sum(group.learns(g)) for group in groups for g in range(len(group.tokens_G_T)))
     sums = _Sums()
     entropy = _entropy(groups)
     learnt = list(groups)
@@ -58,7 +58,8 @@ def _entropy(groups: Sequence[TrainGroup]) -> float:
         for group in groups
         for g, row in enumerate(group.sampling_logprobs_G_T)
         if not group.is_guided(g)
-        for logprob in row
+        for logprob, learns in zip(row, group.learns(g), strict=True)
+        if learns
     ]
     return -sum(sampled) / max(1, len(sampled))
 
@@ -145,6 +146,15 @@ def _loss(
         ],
         device=model.device,
     )
+    learns = torch.tensor(
+        [
+            learns
+            for group in groups
+            for g in range(len(group.tokens_G_T))
+            for learns in group.learns(g)
+        ],
+        device=model.device,
+    )
     inputs = LossInputs(
         policy_logprobs, sampling_logprobs, advantages, settings.clip_low, settings.clip_high
     )
@@ -155,8 +165,9 @@ def _loss(
         if settings.kl_coef > 0:  # else it is only measured: 0 × infinity would be NaN
             total = total + settings.kl_coef * kl
         sums.kl += float(kl.detach())
-        sums.kl_tokens += len(reference)
-    sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs, ~is_guided)
+        sums.kl_tokens += int(learns[: len(reference)].sum())
+    is_sampled = ~is_guided & learns
+    sums.add(outputs.clipped, policy_logprobs.detach(), sampling_logprobs, is_sampled)
     return total / num_tokens
 
 
