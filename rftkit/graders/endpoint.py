@@ -51,7 +51,7 @@ class Endpoint:
             Fault: `endpoint_grader_internal_error` for what went wrong here, such as a row that is
                 too large; `endpoint_grader_server_error` for what the endpoint did wrong.
         """
-        trace = f"trace_{uuid.uuid4().hex}"
+        trace = sample.trace_id or f"trace_{uuid.uuid4().hex}"
         body = _body({"sample": sample.to_dict(), "item": item, "trace_id": trace})
         try:
             status, answer = self._target.post(body, lambda got, _: got >= 500 or got == 429)

@@ -67,6 +67,8 @@ class Sample:
     """The model that wrote it; None when unknown."""
     expects_json: bool = False
     """A JSON `response_format` was set: text that does not parse is unscorable."""
+    trace_id: str | None = None
+    """What the tools of its rollout were given, so that an endpoint knows it again."""
 
     @classmethod
     def from_text(

@@ -6,6 +6,7 @@ threads of their own, because a grader may take minutes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,7 +55,7 @@ async def run(here: Here, request: Request, body: RunBody) -> Reply:
 def _grade(here: Platform, body: RunBody) -> dict[str, Any]:
     grader = here.grader_cache.get(body.grader)
     try:
-        sample = graders.given_sample(body.model_sample)
+        sample = replace(graders.given_sample(body.model_sample), trace_id=body.trace_id)
     except InputError as error:
         raise RequestError(error.message, param="model_sample") from None
     grade = grader.grade(sample, {} if body.item is None else body.item)

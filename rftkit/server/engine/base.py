@@ -55,13 +55,17 @@ class Listener(Protocol):
 class Environment(Protocol):
     """What answers the turns of an episode."""
 
-    def respond(
-        self, request: int, index: int, completion: Completion
-    ) -> Future[Observation] | None:
-        """What follows a turn that has ended, as soon as it is known; None: the episode is over.
+    def respond(self, request: int, index: int, completion: Completion) -> Future[Any] | None:
+        """Begin to answer a turn that has ended; None: the episode is over.
 
-        It returns at once. The same turn gets the same observation again. The tokens depend on
-        nothing but what the completion has.
+        It returns at once. The same turn is answered the same again.
+        """
+        ...
+
+    def observe(self, request: int, index: int, completion: Completion, answer: Any) -> Observation:
+        """What follows the turn, given what the future of `respond` brought.
+
+        It is called by the thread that samples.
         """
         ...
 

@@ -21,7 +21,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CALL_END", "CALL_START", "answer_text", "call_id", "tool_calls_in"]
+__all__ = [
+    "CALL_END",
+    "CALL_START",
+    "answer_text",
+    "attempted_calls_in",
+    "call_id",
+    "tool_calls_in",
+]
 
 Json = dict[str, Any]
 Found = tuple[str, Any]
@@ -93,6 +100,34 @@ def tool_calls_in(text: str, tools: list[Json] | None) -> tuple[str, list[Json]]
     for mark in AROUND:
         rest = rest.replace(mark, "")
     return rest.strip(), [_call(text, number, each) for number, each in enumerate(found)]
+
+
+def attempted_calls_in(text: str, tools: list[Json] | None) -> list[Json]:
+    """The calls of an answer, in order, whether or not there is such a function.
+
+    Unlike `tool_calls_in`, which leaves those as text. What is marked as a call and cannot be read
+    comes last, with the name "" and its text as arguments.
+    """
+    functions = [tool.get("function", tool) for tool in tools or []]
+    known = _Anything({each["name"]: each for each in functions if each.get("name")})
+    if not known:
+        return []
+    rest, found = _marked(text, known)
+    if unread := _OPENING.search(rest):
+        found.append(("", rest[unread.start() :]))
+    if not found:
+        return tool_calls_in(text, tools)[1]
+    return [_call(text, number, each) for number, each in enumerate(found)]
+
+
+class _Anything(dict[str, Json]):
+    """Functions by name, of which every name is one."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+    def __missing__(self, name: str) -> Json:
+        return {}
 
 
 def call_id(text: str, number: int) -> str:

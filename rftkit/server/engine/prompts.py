@@ -183,9 +183,7 @@ def _check_control_tokens(tokenizer: Any, messages: Sequence[Json]) -> None:
             )
 
 
-def rendered(
-    tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, opens: bool
-) -> str:
+def rendered(tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, opens: bool) -> str:
     """The text of messages under the template, ready for an answer if it `opens` one.
 
     A template that refuses the results of tool calls gets them as the user's, as Hermes writes
@@ -230,6 +228,7 @@ def opened(text: str, thinking: str | None) -> str:
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that a template wrote."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return [int(token) for token in ids]
 

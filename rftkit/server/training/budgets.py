@@ -14,6 +14,7 @@ from rftkit.graders.misspelt import format_problems
 from rftkit.server.training import metrics, sampling
 from rftkit.server.training.context import AnyRun, RftRun
 from rftkit.server.training.rollout import Group
+from rftkit.server.training.tool_metrics import broken_tools
 
 __all__ = [
     "check_core_seconds",
@@ -106,13 +107,26 @@ def _pause(
         run.store.add_event(
             run.job.id,
             f"The job pauses: {failed} of {graded} {SIDES[kind]} grades failed, and the error "
-            f"budget is {run.plan.error_budget:.0%} (metadata `error_budget`). Graders that "
-            f"failed: {metrics.broken_graders(run.grader.leaves, groups)}. Repair what they need "
-            "and resume the job: the grades that failed are then given again. One failure: "
-            f"{example.errors if example else 'none kept'}",
+            f"budget is {run.plan.error_budget:.0%} (metadata `error_budget`). "
+            f"{_who_failed(run, groups)} One failure: {example.errors if example else 'none kept'}",
             level="error",
             data={"failed": failed, "grades": graded, "step": step},
         )
+
+
+def _who_failed(run: AnyRun, groups: Sequence[Group]) -> str:
+    """Which graders failed, and which tools broke rollouts off; and what to do."""
+    graders, tools = metrics.broken_graders(run.grader.leaves, groups), broken_tools(groups)
+    found = []
+    if graders or not tools:
+        found.append(f"Graders that failed: {graders}.")
+    if tools:
+        found.append(f"Tools that failed, and left their rollouts without a grade: {tools}.")
+    again = "the grades that failed are then given again"
+    if tools:
+        again = f"the rollouts that failed are then made again{', and' if graders else ''}"
+        again += " the grades that failed are given again" if graders else ""
+    return f"{' '.join(found)} Repair what they need and resume the job: {again}."
 
 
 def is_over_budget(run: AnyRun, counts: Sequence[tuple[int, int]]) -> bool:

@@ -21,6 +21,8 @@ class Clock:
     def start(self) -> None:
         """A step begins."""
         self._started = time.perf_counter()
+        self.waiting = 0.0
+        """Seconds of sampling in which all that was left waited for tools."""
         self._parts: dict[str, float] = {"sampling": 0.0, "training": 0.0, "eval": 0.0}
 
     def add(self, part: Part, seconds: float) -> None:

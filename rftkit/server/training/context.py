@@ -19,10 +19,12 @@ from rftkit.server.training.accounts import JudgeAccount
 from rftkit.server.training.advantages import Weighing, weighing
 from rftkit.server.training.clock import Clock
 from rftkit.server.training.encoding import Encoded
+from rftkit.server.training.environment import trace_id
 from rftkit.server.training.history import History
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import OfflinePlan
 from rftkit.server.training.plan import CommonPlan, Plan
+from rftkit.tools import Tools
 
 __all__ = ["AnyRun", "Check", "OfflineRun", "RftRun", "Run", "Stopped", "Watch", "unwatched"]
 
@@ -73,6 +75,8 @@ class Run(Generic[P]):
     """The training rows of a method that learns from their answers."""
     valid_examples: list[Encoded] = field(default_factory=list)
     """The same of the validation file."""
+    tools: Tools | None = None
+    """What answers the calls of the model; None: nobody does."""
     start_adapter: Path | None = None
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
     on_tick: Callable[[], None] = lambda: None
@@ -125,6 +129,12 @@ class Run(Generic[P]):
     def judge_tokens(self) -> dict[str, dict[str, int]]:
         """The tokens that judges have read and written so far, by model."""
         return self.judges.totals if self.judges else {}
+
+    def trace_id(self, kind: str, step: int, row: Row, index: int) -> str | None:
+        """What the tools and the grader of a rollout know it by; None without tools."""
+        if self.tools is None:
+            return None
+        return trace_id(self.job.id, kind, step, row.line, index)
 
     def encode(self, row: Row) -> list[int]:
         """The token ids of a row's prompt."""

@@ -59,6 +59,8 @@ class GradedSample:
     """How many of `completion_tokens` they are."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """temperature, top_p, seed and max_completion_tokens, as far as they were set."""
+    output: Sequence[Json] = ()
+    """Of an episode, all messages after the prompt; empty: the answer is the only one."""
     error: Json | None = None
     """`{code, message}` when there is no answer."""
 
@@ -119,7 +121,7 @@ def item_from(run: EvalRun, sample: GradedSample) -> OutputItem:
         results=sample.results,
         sample={
             "input": [dict(message) for message in sample.input],
-            "output": [] if sample.error else [output],
+            "output": [] if sample.error else list(sample.output) or [output],
             "finish_reason": sample.finish_reason,
             "model": sample.model,
             "usage": {

@@ -1,7 +1,8 @@
 """A job's folder: the plan, every step's rollouts, and the trainer's state. Nothing else writes it.
 
     plan.json                the resolved plan, written once
-    drafts/steps-000007.*    completions of a step and their grades so far, until all are graded
+    drafts/steps-000007.*    completions of a step, and so far their grades and the calls that tools
+                             have answered, until all are graded
     steps/000007.json.gz     what a step learns from, graded rollouts or the lines of its rows,
                              durable before the update that uses it
     valid/000008.json.gz     graded answers of the validation after a step
@@ -31,11 +32,13 @@ from rftkit.growing import append_json, json_line, json_values
 from rftkit.wholefile import damage, is_full, write_whole
 from rftkit.wholefile import write_folder as _write_folder
 
-__all__ = ["Journal", "Kept", "damage", "is_full", "progress"]
+__all__ = ["CallPlace", "Journal", "Kept", "damage", "is_full", "progress"]
 
 KEPT_STATES = 2
 PARTS = {"steps": ("refill", "guided")}
 """Drafts that end up in the record of another kind."""
+CallPlace = tuple[int, int, int, int]
+"""Of a call in its step: number of the row, of the completion, of the turn, and its own."""
 Kept = tuple[list[int], dict[str, Any]]
 """The tokens that a grade was given for, and the grade: they may be drawn again, and be others."""
 
@@ -84,6 +87,7 @@ class Journal:
         write_whole(self._record_path(kind, step), _packed(data))
         for part in (kind, *PARTS.get(kind, ())):
             self._grades_path(part, step).unlink(missing_ok=True)
+            self._calls_path(part, step).unlink(missing_ok=True)
             self._draft_path(part, step).unlink(missing_ok=True)
 
     def steps(self) -> list[int]:
@@ -111,6 +115,19 @@ class Journal:
     def add_grade(self, kind: str, step: int, place: tuple[int, int], kept: Kept) -> None:
         """Store one grade. It outlives a kill at once, a power cut when the record is stored."""
         append_json(self._grades_path(kind, step), [place, *kept])
+
+    def calls(self, kind: str, step: int) -> dict[CallPlace, dict[str, Any]]:
+        """The calls of tools that were answered so far, by their place."""
+        return dict(_calls_in(self._calls_path(kind, step)))
+
+    def add_call(self, kind: str, step: int, place: CallPlace, call: dict[str, Any]) -> None:
+        """Store one call with its answer; see `add_grade`."""
+        append_json(self._calls_path(kind, step), [place, call])
+
+    def drop_record(self, kind: str, step: int) -> None:
+        """Forget the record of a step and its completions, so that they are sampled again."""
+        self._draft_path(kind, step).unlink(missing_ok=True)
+        self._record_path(kind, step).unlink(missing_ok=True)
 
     def reopen(
         self, kind: str, step: int, draft: dict[str, Any], grades: dict[tuple[int, int], Kept]
@@ -142,6 +159,9 @@ class Journal:
     def _grades_path(self, kind: str, step: int) -> Path:
         return self.folder / "drafts" / f"{kind}-{step:06d}.grades"
 
+    def _calls_path(self, kind: str, step: int) -> Path:
+        return self.folder / "drafts" / f"{kind}-{step:06d}.calls"
+
     # ── states and checkpoints ───────────────────────────────────────────────────────────────
 
     def states(self) -> list[tuple[int, Path]]:
@@ -171,10 +191,11 @@ class Journal:
 
 def progress(folder: Path) -> tuple[frozenset[str], int]:
     """A value that changes whenever the job has made progress, even within a step: the names of its
-    durable records, and how many single grades there are.
+    durable records, and how many single grades and answered calls there are.
     """
     there = [path for path in folder.glob("*/*") if not path.name.startswith(".")]
     given = sum(len(_grades_in(path)) for path in there if path.suffix == ".grades")
+    given += sum(len(_calls_in(path)) for path in there if path.suffix == ".calls")
     return frozenset(f"{path.parent.name}/{path.name}" for path in there), given
 
 
@@ -186,6 +207,16 @@ def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
             place, tokens, grade = entry
             row, index = place
             found[int(row), int(index)] = (tokens, grade)
+    return found
+
+
+def _calls_in(path: Path) -> list[tuple[CallPlace, dict[str, Any]]]:
+    """The same of a file of calls."""
+    found: list[tuple[CallPlace, dict[str, Any]]] = []
+    for entry in json_values(path):
+        with contextlib.suppress(ValueError, TypeError):
+            (row, index, turn, number), call = entry
+            found.append(((int(row), int(index), int(turn), int(number)), dict(call)))
     return found
 
 

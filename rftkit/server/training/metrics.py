@@ -18,7 +18,7 @@ from rftkit.graders.engine import Leaf
 from rftkit.graders.types import SPECS
 from rftkit.safetext import cell
 from rftkit.server.engine.values import StepStats
-from rftkit.server.training import signal
+from rftkit.server.training import signal, tool_metrics
 from rftkit.server.training.rollout import Group
 
 __all__ = [
@@ -99,10 +99,13 @@ def step_data(
     stats: StepStats | None = None,
     learning_rate: float | None = None,
     answers: Sequence[dict[str, Any]] = (),
+    *,
+    has_tools: bool = False,
 ) -> dict[str, Any]:
     """`data` of a metric event.
 
-    `timing` has seconds: sampling, training, eval, full_iteration; `answers` is `signal.answers`.
+    `timing` has seconds: sampling, training, eval, full_iteration, and with tools waiting;
+    `answers` is `signal.answers`.
     """
     sides = {"train": train, "valid": valid}
     present = {name: groups for name, groups in sides.items() if groups is not None}
@@ -123,11 +126,15 @@ def step_data(
             "graders": [_latency(leaf, len(leaves) == 1, present) for leaf in leaves],
         },
     }
+    if has_tools:
+        data["tools"] = tool_metrics.tool_lines(present)
     if answers:
         data["answers"] = list(answers)
     if train is not None:
         data |= _flat_train(train)
         data["learning"] = _learning(train, timing, stats, learning_rate)
+        if has_tools:
+            data["learning"] |= _episodes("", train)
     if valid is not None:
         grades = grades_of(valid)
         unscorable = sum("sample_parse_error" in grade.errors for grade in grades)
@@ -139,6 +146,8 @@ def step_data(
         data.setdefault("learning", {})["valid_truncated_share"] = truncated_share(valid)
         data["learning"]["valid_failed_grades"] = failure(valid)[0]
         data["learning"] |= _range("valid_", valid)
+        if has_tools:
+            data["learning"] |= _episodes("valid_", valid)
         data["learning"]["valid_reward_stderr"] = signal.standard_error(signal.rewards_of(valid))
     return data
 
@@ -185,7 +194,7 @@ def usage_metrics(
 def _tokens(groups: Sequence[Group]) -> dict[str, int]:
     return {
         "prompt_tokens": sum(len(group.prompt_ids) for group in groups),
-        "completion_tokens": sum(len(r.completion.tokens) for g in groups for r in g.rollouts),
+        "completion_tokens": sum(r.completion.num_sampled for g in groups for r in g.rollouts),
         "reasoning_tokens": sum(_reasoning_tokens(groups)),
     }
 
@@ -193,7 +202,8 @@ def _tokens(groups: Sequence[Group]) -> dict[str, int]:
 def broken_graders(leaves: Sequence[Leaf], groups: Sequence[Group]) -> str:
     """Which graders failed and how often, in words."""
     counts = {leaf.name: 0 for leaf in leaves}
-    for grade in grades_of(groups):
+    of_graders = [r for g in groups for r in g.rollouts if r.completion.failure is None]
+    for grade in (rollout.grade for rollout in of_graders):
         if grade.outcome == "failed":
             for leaf in leaves:
                 counts[leaf.name] += len(leaves) == 1 or leaf.key in grade.sub_errors
@@ -215,7 +225,7 @@ def result_csv(steps: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _flat_train(groups: Sequence[Group]) -> dict[str, Any]:
-    lengths = [len(r.completion.tokens) for group in groups for r in group.rollouts]
+    lengths = [r.completion.num_sampled for group in groups for r in group.rollouts]
     lost, num = unscorable(groups)
     return {
         "train_mean_reward": mean_reward(groups),
@@ -231,7 +241,7 @@ def _learning(
     stats: StepStats | None,
     learning_rate: float | None,
 ) -> dict[str, Any]:
-    tokens = sum(len(r.completion.tokens) for group in groups for r in group.rollouts)
+    tokens = sum(r.completion.num_sampled for group in groups for r in group.rollouts)
     seconds = timing["sampling"] + timing["training"]
     learning = {
         "flat_groups": sum(group.is_flat for group in groups) / max(len(groups), 1),
@@ -255,6 +265,16 @@ def _learning(
             "logprob_gap_max": stats.logprob_gap_max,
         }
     return learning
+
+
+def _episodes(prefix: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """What only jobs with tools have."""
+    turns = [len(r.completion.turns) + 1 for group in groups for r in group.rollouts]
+    return {
+        f"{prefix}turns_mean": _mean(turns),
+        f"{prefix}step_limit_share": tool_metrics.step_limit_share(groups),
+        f"{prefix}invalid_calls": tool_metrics.invalid_calls(groups),
+    }
 
 
 def _range(prefix: str, groups: Sequence[Group]) -> dict[str, Any]:
@@ -374,6 +394,7 @@ def _csv_row(data: Mapping[str, Any]) -> dict[str, Any]:
     for errors in data["errors"]["graders"]:
         where = f"errors/graders/{errors['type']}/{errors['name']}/errors"
         row |= {f"{where}/{k}": v for k, v in errors.items() if k not in ("name", "type")}
+    row |= tool_metrics.columns(data)
     for name, value in data.get("learning", {}).items():
         row[f"learning/{name}"] = value
     return row

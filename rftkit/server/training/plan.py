@@ -102,6 +102,9 @@ class CommonPlan:
     older rftkit began the job and let answers go beyond it."""
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
+    max_episode_steps: int | None = None
+    """Most turns of an episode, where there are tools; None: an answer is one turn, and calls are
+    not made."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Settings without effect here, and why."""
 
@@ -120,6 +123,14 @@ class CommonPlan:
         if self.context_tokens is None:
             return self.max_completion_tokens
         return min(self.max_completion_tokens, self.context_tokens - prompt_tokens)
+
+    def room_after(self, prompt_tokens: int) -> int | None:
+        """Most tokens of an episode after its prompt, results of calls included; None: there are
+        no episodes.
+        """
+        if self.max_episode_steps is None or self.context_tokens is None:
+            return None
+        return self.context_tokens - prompt_tokens
 
     def reasoning_after(self, prompt_tokens: int) -> Thinking | None:
         """How a completion begins after a prompt of so many tokens.
@@ -140,7 +151,10 @@ class CommonPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as the job's folder keeps them."""
-        return dataclasses.asdict(self)
+        settings = dataclasses.asdict(self)
+        if self.max_episode_steps is None:  # an older rftkit can continue the job
+            del settings["max_episode_steps"]
+        return settings
 
     def shown(self, *, is_graded: bool) -> dict[str, Any]:
         """The settings that matter, for the job's first event."""

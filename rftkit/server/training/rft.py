@@ -223,7 +223,12 @@ def report(
         run.history.before(step).answers,
     )
     leaves = run.grader.leaves
-    data = metrics.step_data(step, total, leaves, groups, valid, timing, stats, rate, said)
+    if run.tools is not None:
+        timing["waiting"] = run.clock.waiting
+    data = metrics.step_data(
+        step, total, leaves, groups, valid, timing, stats, rate, said,
+        has_tools=run.tools is not None,
+    )  # fmt: skip
     if run.plan.max_staleness and step:
         data["staleness"] = min(step - 1, run.plan.max_staleness)
     used = run.store.job(run.job.id).usage_metrics

@@ -40,6 +40,8 @@ AUTO_SAMPLES = 64
 GUIDED_RATE = 3.0
 """Multiplier of the learning rate for a full batch where references guide."""
 AUTO_VALIDATIONS = 4
+EPISODE_STEPS = 10
+"""Most turns of an episode with tools."""
 MOST_COMPLETIONS = 64
 
 
@@ -107,8 +109,18 @@ def make_plan(
         warmup_steps=knobs.integer("warmup_steps"),
         updates_per_batch=knobs.integer("updates_per_batch"),
         entropy_floor=knobs.number("entropy_floor"),
+        max_episode_steps=_episode_steps(job),
         **shared,
     )
+
+
+def _episode_steps(job: Job) -> int | None:
+    """Most turns of an episode; None without tools."""
+    given = job.method["reinforcement"]
+    if not given.get("tools"):
+        return None
+    found: int = given.get("max_episode_steps") or EPISODE_STEPS
+    return found
 
 
 def _auto_rate(guidance: str, batch_size: int) -> float:

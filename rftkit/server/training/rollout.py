@@ -16,8 +16,8 @@ from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
-from rftkit.server.engine.call_forms import tool_calls_in
 from rftkit.server.engine.values import Completion, Thinking, TrainGroup
+from rftkit.server.training.transcripts import episode_sample, said
 
 __all__ = [
     "FinishedCompletion",
@@ -25,10 +25,10 @@ __all__ = [
     "Place",
     "Rollout",
     "advantages",
+    "failed_episode",
     "grade_all",
     "group_from_dict",
     "group_to_dict",
-    "said",
     "sample_of",
     "schema_of",
     "train_groups",
@@ -50,6 +50,8 @@ class FinishedCompletion:
     completion: Completion
     model: str | None = None
     """The job's name for its model, which graders see as `sample.model`."""
+    trace_id: str | None = None
+    """What its tools were given, which its endpoint grader gets too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,17 @@ def _pairs(
     for each in ended:
         taken.append(each)
         sample = sample_of(each.completion, each.row, response_format, model=each.model)
+        if each.trace_id is not None:
+            sample = dataclasses.replace(sample, trace_id=each.trace_id)
         yield sample, each.row.item
+
+
+def failed_episode(completion: Completion, grader: CompiledGrader) -> Grade:
+    """The grade of an episode that its tools broke off: none, from no grader."""
+    errors: dict[str, bool | str] = {"other_error": True}
+    errors["other_error_details"] = completion.failure or ""
+    parts = [leaf.key for leaf in grader.leaves] if "graders" in grader.spec else []
+    return Grade(None, "failed", dict.fromkeys(parts), errors)
 
 
 def _report(
@@ -179,6 +191,11 @@ def train_groups(
             thinking=thinking(len(group.prompt_ids)),
             guided_G=[is_guided for _, _, is_guided, _ in kept] if group.guided else [],
             advantages_G_T=[row for *_, row in kept] if rows else [],
+            learnt_G_T=(
+                [completion.is_sampled for completion, *_ in kept]
+                if any(completion.turns for completion, *_ in kept)
+                else []
+            ),
         )
         result.append((group, learnt))
     return result
@@ -231,7 +248,7 @@ def group_to_dict(group: Group) -> dict[str, Any]:
 
 def _rollout_to_dict(rollout: Rollout) -> dict[str, Any]:
     return {
-        "completion": dataclasses.asdict(rollout.completion),
+        "completion": rollout.completion.to_dict(),
         "grade": dataclasses.asdict(rollout.grade),
     }
 
@@ -240,17 +257,12 @@ def group_from_dict(data: Mapping[str, Any], rows_by_line: Mapping[int, Row]) ->
     """What `group_to_dict` wrote."""
     rollouts, guided = (
         [
-            Rollout(Completion(**each["completion"]), Grade(**each["grade"]))
+            Rollout(Completion.from_dict(each["completion"]), Grade(**each["grade"]))
             for each in data.get(name, ())
         ]
         for name in ("rollouts", "guided")
     )
     return Group(rows_by_line[data["line"]], data["prompt_ids"], rollouts, guided)
-
-
-def said(completion: Completion, row: Row) -> tuple[str, list[dict[str, Any]]]:
-    """The answer without its tool calls, and the calls."""
-    return tool_calls_in(completion.text, row.tools)
 
 
 def sample_of(
@@ -260,7 +272,12 @@ def sample_of(
     *,
     model: str | None = None,
 ) -> Sample:
-    """What a grader sees: the answer, its tool calls and, in `choices`, the reasoning."""
+    """What a grader sees: the answer, its tool calls and, in `choices`, the reasoning.
+
+    Of an episode see `transcripts.episode_sample`.
+    """
+    if completion.turns:
+        return episode_sample(completion, row, response_format, model)
     text, calls = said(completion, row)
     sample = Sample.from_text(
         text,

@@ -1,10 +1,11 @@
 """Rows in, graded groups out, by way of the journal: nothing that it holds is made twice.
 
 A completion is graded as soon as it has ended, while others are still being sampled. Each grade is
-kept as it is given, with the tokens that it was given for; completions when all have ended; the
-step's record when all are graded. A kill repeats at most the sampling call and the grades under
-way: a completion that is sampled again the same has its grade. Not here: what a grade means
-(`rollout`), and files (`journal`).
+kept as it is given, with the tokens that it was given for, and so is each call that a job's tools
+have answered; completions when all have ended; the step's record when all are graded. A kill
+repeats at most the sampling call, and the grades and calls under way: a completion that is sampled
+again the same has its grade, and its calls their answers. Not here: what a grade means (`rollout`),
+how tools answer (`environment`), and files (`journal`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from rftkit.rows import Row
 from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.training import rollout
 from rftkit.server.training.context import AnyRun, Stopped
+from rftkit.server.training.environment import ToolEnvironment, trace_id
 from rftkit.server.training.journal import Kept
 from rftkit.server.training.rollout import FinishedCompletion, Group, Place, Rollout
+from rftkit.tools import Tools
 
 __all__ = [
     "CHECKS",
@@ -119,6 +122,9 @@ def reopen(run: AnyRun, kind: str, step: int) -> None:
     record = run.journal.record(kind, step)
     if record is None:
         return
+    if has_failed_episodes(record):
+        _make_again(run, kind, step, record)
+        return
     added = record["groups"][run.plan.batch_size :] if kind == "steps" else []
     record["groups"] = record["groups"][: len(record["groups"]) - len(added)]
     groups = [each["rollouts"] for each in record["groups"]]
@@ -143,6 +149,33 @@ def reopen(run: AnyRun, kind: str, step: int) -> None:
         run.journal.reopen(kind, step, draft, given)
 
 
+def has_failed_episodes(record: Mapping[str, Any]) -> bool:
+    """Whether tools broke off an episode of a record."""
+    each = [r["completion"] for group in record["groups"] for r in group["rollouts"]]
+    return any(completion.get("failure") for completion in each)
+
+
+def _make_again(run: AnyRun, kind: str, step: int, record: Mapping[str, Any]) -> None:
+    """Forget a record in which tools broke off episodes, but neither grades nor answered calls.
+
+    The same policy samples the same turns again, and only calls that failed are made.
+    """
+    journal = run.journal
+    groups = record["groups"][: run.plan.batch_size] if kind == "steps" else record["groups"]
+    kept = journal.calls(kind, step)
+    for i, group in enumerate(groups):
+        for index, each in enumerate(group["rollouts"]):
+            for turn, answered in enumerate(each["completion"].get("turns", ())):
+                for number, call in enumerate(answered["calls"]):
+                    place = (i, index, turn, number)
+                    if call["kind"] != "failed" and place not in kept:
+                        journal.add_call(kind, step, place, call)
+            if each["grade"]["outcome"] != "failed":
+                grade = (each["completion"]["tokens"], each["grade"])
+                journal.add_grade(kind, step, (i, index), grade)
+    journal.drop_record(kind, step)
+
+
 def draft_and_grade(
     run: AnyRun,
     kind: str,
@@ -158,6 +191,7 @@ def draft_and_grade(
         lambda tell: ungraded_batch(run, kind, step, plan, tell),
         known=run.journal.grades(kind, step),
         keep=functools.partial(run.journal.add_grade, kind, step),
+        trace=functools.partial(run.trace_id, kind, step),
         meanwhile=meanwhile,
     )
 
@@ -168,17 +202,23 @@ def ungraded_batch(
     """The completions of a step, from the journal or sampled now; each is reported as it ends."""
     known = run.journal.draft(kind, step)
     if known is None:
-        draft = sampled(run, plan, on_completion)
-        run.journal.write_draft(kind, step, dataclasses.asdict(draft))
+        draft = sampled(run, plan, on_completion, kind, step)
+        said = [[each.to_dict() for each in group] for group in draft.completions]
+        kept = {"prompts": draft.prompts, "completions": said, "seconds": draft.seconds}
+        run.journal.write_draft(kind, step, kept)
         return draft
-    completions = [[Completion(**each) for each in group] for group in known["completions"]]
+    completions = [[Completion.from_dict(each) for each in group] for group in known["completions"]]
     return UngradedBatch(known["prompts"], completions, known["seconds"])
 
 
 def sampled(
-    run: AnyRun, plan: SamplingPlan, on_completion: OnCompletion | None = None
+    run: AnyRun,
+    plan: SamplingPlan,
+    on_completion: OnCompletion | None = None,
+    kind: str = "checks",
+    step: int = 0,
 ) -> UngradedBatch:
-    """Completions under the policy, drawn now."""
+    """Completions under the policy, drawn now; in a job with tools these answer its calls."""
     started = time.perf_counter()
     prompts = [run.encode(row) for row in plan.rows]
     requests = [
@@ -189,11 +229,41 @@ def sampled(
             temperature=plan.temperature,
             schema=rollout.schema_of(run.response_format, row.tools),
             thinking=run.plan.reasoning_after(len(prompt)),
+            room=run.plan.room_after(len(prompt)),
         )
         for row, prompt in zip(plan.rows, prompts, strict=True)
     ]
-    completions = run.engine.sample(requests, on_tick=run.on_tick, on_completion=on_completion)
+    environment = None if run.tools is None else _environment(run, run.tools, plan, kind, step)
+    if environment is None:
+        completions = run.engine.sample(requests, on_tick=run.on_tick, on_completion=on_completion)
+    else:
+        completions = run.engine.sample(
+            requests, on_tick=run.on_tick, on_completion=on_completion, environment=environment
+        )
+        run.clock.waiting += environment.idle_seconds
     return UngradedBatch(prompts, completions, time.perf_counter() - started)
+
+
+def _environment(
+    run: AnyRun, tools: Tools, plan: SamplingPlan, kind: str, step: int
+) -> ToolEnvironment:
+    is_kept = kind != "checks"
+
+    def render(row: Row, messages: list[Any], replies: Any) -> list[int]:
+        with run.watch(f"the chat template of {run.model_base}, given line {row.line},"):
+            return run.engine.observed(
+                [*row.messages, *messages], replies, row.tools, run.plan.thinking
+            )
+
+    return ToolEnvironment(
+        tools,
+        plan.rows,
+        run.plan.max_episode_steps or 1,
+        lambda i, index: trace_id(run.job.id, kind, step, plan.rows[i].line, index),
+        render,
+        run.journal.calls(kind, step) if is_kept else {},
+        functools.partial(run.journal.add_call, kind, step) if is_kept else lambda *_: None,
+    )
 
 
 def graded_while_sampling(
@@ -204,6 +274,7 @@ def graded_while_sampling(
     *,
     known: Mapping[Place, Kept] | None = None,
     keep: Callable[[Place, Kept], None] = lambda place, kept: None,
+    trace: Callable[[Row, int], str | None] = lambda row, index: None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[list[Group], float]:
     """Grade what `sample` draws, each as soon as it has ended; and the seconds of both.
@@ -218,9 +289,10 @@ def graded_while_sampling(
         sample: draws, or has what was drawn; may tell of each completion as it ends.
         known: grades that need not be given again.
         keep: gets each new grade that did not fail, from any thread.
+        trace: the trace id of a row's completion, for endpoint graders.
         meanwhile: called when all completions have ended.
     """
-    grading = _Grading(run.job.model, rows, known or {}, keep)
+    grading = _Grading(run.job.model, rows, known or {}, keep, trace)
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(grading.grade, grader, run.response_format)
         try:
@@ -269,8 +341,9 @@ class _Grading:
         rows: Sequence[Row],
         known: Mapping[Place, Kept],
         keep: Callable[[Place, Kept], None],
+        trace: Callable[[Row, int], str | None],
     ) -> None:
-        self._model = model
+        self._model, self._trace = model, trace
         self._rows, self._known, self._keep = rows, known, keep
         self._ended: SimpleQueue[FinishedCompletion | None] = SimpleQueue()
         self._told: set[Place] = set()
@@ -280,7 +353,9 @@ class _Grading:
     def tell(self, i: int, index: int, completion: Completion) -> None:
         """A completion has ended."""
         self._told.add((i, index))
-        self._ended.put(FinishedCompletion((i, index), self._rows[i], completion, self._model))
+        row = self._rows[i]
+        trace = self._trace(row, index)
+        self._ended.put(FinishedCompletion((i, index), row, completion, self._model, trace))
 
     def end(self, draft: UngradedBatch) -> None:
         """Take the final list of completions; some may not have been reported."""
@@ -301,7 +376,7 @@ class _Grading:
         Raises:
             Stopped: after `stop`.
         """
-        made = rollout.grade_all(grader, self._ungraded(), response_format, self._given)
+        made = rollout.grade_all(grader, self._ungraded(grader), response_format, self._given)
         self._grades.update(made)
         return time.perf_counter()
 
@@ -316,10 +391,13 @@ class _Grading:
             )
         ]
 
-    def _ungraded(self) -> Iterator[FinishedCompletion]:
+    def _ungraded(self, grader: CompiledGrader) -> Iterator[FinishedCompletion]:
         for each in iter(self._ended.get, None):
             if self._is_stopped.is_set():
                 raise Stopped
+            if each.completion.failure is not None:
+                self._grades[each.place] = rollout.failed_episode(each.completion, grader)
+                continue
             tokens, grade = self._known.get(each.place, ([], {}))
             if tokens == each.completion.tokens:
                 self._grades[each.place] = Grade(**grade)

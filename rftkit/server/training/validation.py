@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rftkit.server.training import budgets, metrics, rollout, sampling
+from rftkit.server.training import budgets, metrics, sampling, transcripts
 from rftkit.server.training.context import AnyRun
 from rftkit.server.training.eval_records import GradedSample, record_validation
 from rftkit.server.training.rollout import Group
@@ -51,8 +51,13 @@ def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
                 reasoning=each.completion.reasoning,
                 finish_reason="tool_calls" if said[1] else each.completion.stop_reason,
                 prompt_tokens=len(group.prompt_ids),
-                completion_tokens=len(each.completion.tokens),
+                completion_tokens=each.completion.num_sampled,
                 reasoning_tokens=each.completion.reasoning_tokens,
+                output=(
+                    transcripts.messages(each.completion, group.row)
+                    if each.completion.turns
+                    else ()
+                ),
                 sampling={
                     "temperature": run.plan.eval_temperature,
                     "max_completion_tokens": run.plan.most_tokens(len(group.prompt_ids)),
@@ -63,7 +68,7 @@ def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
         )
         for number, group in enumerate(valid)
         for each in group.rollouts
-        for said in [rollout.said(each.completion, group.row)]
+        for said in [transcripts.said(each.completion, group.row)]
     ]
     record_validation(run.store, run.job, step, model, samples)
 
@@ -90,7 +95,9 @@ def revise(
     if failed == before:
         return
     timing, total = known.data["timing"]["step"], run.plan.total_steps
-    fresh = metrics.step_data(step, total, run.grader.leaves, None, valid, timing)
+    fresh = metrics.step_data(
+        step, total, run.grader.leaves, None, valid, timing, has_tools=run.tools is not None
+    )
     data = metrics.merged(known.data, fresh)
     with run.store.transaction():
         run.store.revise_event(known.id, message_of(step, total, data), data)

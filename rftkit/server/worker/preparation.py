@@ -18,6 +18,7 @@ from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training.context import Check, Watch
 from rftkit.server.training.encoding import Encoded, encode_rows
+from rftkit.server.training.environment import with_functions
 from rftkit.server.training.eval_records import make_job_eval
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.knobs import Knobs
@@ -28,6 +29,7 @@ from rftkit.server.training.prompt_check import Encode, check_prompts
 from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.training.rollout import schema_of
 from rftkit.server.worker.job_files import FILES, GRADED_ROWS, answers_of, graded_rows, prompts_of
+from rftkit.tools import Tools
 
 __all__ = ["Preparation"]
 
@@ -50,6 +52,7 @@ class Preparation:
         checks: Sequence[Check],
         watch: Watch,
         on_tick: Callable[[], None],
+        tools: Tools | None = None,
     ) -> None:
         """A job, its engine of the model `base`, and its folder.
 
@@ -63,6 +66,7 @@ class Preparation:
             checks: the operator's, whose rows are prompts too.
             watch: wraps what a chat template does.
             on_tick: called between rows; may raise.
+            tools: of the job.
         """
         self._store, self._job, self._engine, self._journal = store, job, engine, journal
         self._add_event = add_event
@@ -76,7 +80,9 @@ class Preparation:
             self.rows = [row.as_row() for row in self._answered["training_file"]]
             self.valid_rows = graded_rows(store, job, self._answered["validation_file"])
         else:
-            self.rows, self.valid_rows = (prompts_of(store, job, param) for param in FILES)
+            self.rows, self.valid_rows = (
+                with_functions(prompts_of(store, job, param), tools) for param in FILES
+            )
 
     def plan(self, known: CommonPlan | None, thinking: str | None, kind: str) -> CommonPlan:
         """The job's plan: the known one, or one made of its rows; they are encoded on the way.
@@ -162,6 +168,8 @@ class Preparation:
     def _encoder(self, name: str, plan: CommonPlan) -> Encode:
         def encode(row: Row) -> list[int]:
             with self._guard(name, row.line):
+                if plan.max_episode_steps is not None and row.tools:
+                    self._engine.check_observed(row.messages, row.tools, plan.thinking)
                 return self._engine.encode(row.messages, row.tools, plan.thinking)
 
         return encode

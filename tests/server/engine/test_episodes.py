@@ -75,6 +75,11 @@ class Answers:
         work.start()
         return future
 
+    def observe(
+        self, request: int, index: int, completion: Completion, answer: Observation
+    ) -> Observation:
+        return answer
+
     def waited(self, seconds: float) -> None:
         self.idle += seconds
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from rftkit.errors import EngineLostError, InputError, MissingExtraError, RftkitError
 from rftkit.server.engine import models, prompts
-from rftkit.server.engine.base import Listener
+from rftkit.server.engine.base import Environment, Listener
 from rftkit.server.engine.prompting import Prompting
 from rftkit.server.engine.tinker import exchange
 from rftkit.server.engine.tinker.calls import Policy, end_sessions, in_flight, wait_for

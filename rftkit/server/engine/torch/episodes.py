@@ -13,6 +13,7 @@ what has not come then is waited for. Not here: what an environment answers.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -38,7 +39,6 @@ from rftkit.server.engine.torch.waves import (
     read_prompts,
     read_together,
 )
-from rftkit.server.engine.values import Observation
 
 __all__ = ["Episodes"]
 
@@ -55,7 +55,7 @@ class _Waiting:
     row: Row
     history: Any
     """What its layout needs to go on: see `Decode.history`."""
-    response: Future[Observation]
+    response: Future[Any]
 
 
 class Episodes:
@@ -102,7 +102,7 @@ class Episodes:
                 if row.failure is None and row.completion in (None, DROPPED):
                     continue
                 wave.rows[place] = replace(row, completion=DROPPED, failure=None)
-                self._end_turn(row, lambda place=place, wave=wave: wave.layout.history(place))
+                self._end_turn(row, functools.partial(wave.layout.history, place))
 
     def _end_turn(self, row: Row, history: Callable[[], Any]) -> None:
         """Ask the environment for what follows; without an answer the episode is over."""
@@ -145,7 +145,10 @@ class Episodes:
         self._wait_for([each.response for each in due])
         going_on = []
         for each in due:
-            observe(self._policy, each.row, each.response.result())
+            row, turn = each.row, each.row.completion
+            assert turn is not None, "only a turn that has ended waits"
+            found = self._environment.observe(row.request, row.index, turn, each.response.result())
+            observe(self._policy, row, found)
             if each.row.completion is None:
                 going_on.append(each)
             else:
@@ -153,7 +156,7 @@ class Episodes:
         append_forced(self._policy, [each.row for each in going_on])
         for each in going_on:  # a grammar may leave no choice in a whole turn
             if each.row.completion is not None:
-                self._end_turn(each.row, lambda each=each: each.history)
+                self._end_turn(each.row, functools.partial(getattr, each, "history"))
         going_on = [each for each in going_on if each.row.completion is None]
         if not going_on:
             return []
@@ -163,7 +166,7 @@ class Episodes:
         layout.resume([each.history for each in going_on])
         return [Wave(rows, layout, None, differs=True)]
 
-    def _wait_for(self, responses: Sequence[Future[Observation]]) -> None:
+    def _wait_for(self, responses: Sequence[Future[Any]]) -> None:
         started = time.perf_counter()
         while wait(responses, timeout=0).not_done:
             self._on_tick()

@@ -1,0 +1,93 @@
+"""Episodes as messages: what the model said in each turn, and what its calls brought.
+
+A turn's calls are as `environment` made them: `{id, name, arguments, text, kind, seconds}`, where
+the kind is answer, error or failed. Not here: making calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rftkit.graders import Sample
+from rftkit.rows import Row
+from rftkit.server.engine.call_forms import tool_calls_in
+from rftkit.server.engine.values import Completion, Turn
+
+__all__ = ["answered", "episode_sample", "messages", "said"]
+
+Json = dict[str, Any]
+
+
+def said(completion: Completion, row: Row) -> tuple[str, list[Json]]:
+    """The last answer without its tool calls, and these calls, which nobody has answered."""
+    return tool_calls_in(completion.text, row.tools)
+
+
+def answered(turn: Turn, row: Row) -> list[Json]:
+    """The messages of a turn: the assistant's, and the results of its calls."""
+    text, calls = tool_calls_in(turn.text, row.tools)
+    message: Json = {"role": "assistant", "content": text}
+    if turn.reasoning:
+        message["reasoning_content"] = turn.reasoning
+    if named := [_call(each) for each in turn.calls if each["name"]]:
+        message |= {"content": text if calls else turn.text, "tool_calls": named}
+    return [message, *_results(turn.calls)]
+
+
+def _results(calls: Sequence[Json]) -> list[Json]:
+    """The results of calls; one that failed has none."""
+    return [
+        {"role": "tool", "tool_call_id": each["id"], "content": each["text"]}
+        for each in calls
+        if each["kind"] != "failed"
+    ]
+
+
+def _call(made: Json) -> Json:
+    function = {"name": made["name"], "arguments": made["arguments"]}
+    return {"id": made["id"], "type": "function", "function": function}
+
+
+def messages(completion: Completion, row: Row) -> list[Json]:
+    """Everything after the prompt."""
+    found = [message for turn in completion.turns for message in answered(turn, row)]
+    if completion.turns and not completion.turns[-1].num_observed:
+        return found  # it ended before there was another turn
+    text, calls = said(completion, row)
+    last: Json = {"role": "assistant", "content": text}
+    if completion.reasoning:
+        last["reasoning_content"] = completion.reasoning
+    if calls:
+        last["tool_calls"] = calls
+    return [*found, last]
+
+
+def episode_sample(
+    completion: Completion,
+    row: Row,
+    response_format: Mapping[str, Any] | None,
+    model: str | None,
+) -> Sample:
+    """What a grader sees of an episode.
+
+    `output_text` is the last answer. `output_tools`, and `choices[0].message.tool_calls`, are all
+    calls of the episode; `choices[0].messages` is all that was said after the prompt.
+    """
+    text, last = said(completion, row)
+    sample = Sample.from_text(
+        text,
+        response_format=response_format,
+        truncated=completion.stop_reason == "length",
+        tool_calls=last,
+        model=model,
+    )
+    before = [_call(each) for turn in completion.turns for each in turn.calls if each["name"]]
+    [choice] = sample.to_dict()["choices"]
+    if completion.reasoning:
+        choice["message"]["reasoning_content"] = completion.reasoning
+    if calls := [*before, *last]:
+        choice["message"]["tool_calls"] = calls
+    choice["messages"] = messages(completion, row)
+    return dataclasses.replace(sample, output_tools=calls, choices=[choice])
