@@ -120,7 +120,8 @@ class World:
         hyper = {"batch_size": 4, "n_epochs": 3, "eval_interval": 2, "compute_multiplier": 0.5}
         job = Job(
             id=f"ftjob-{self.jobs:04d}", created_at=0, status="running", model="toy", seed=7,
-            training_file="f", validation_file="f", metadata={"guidance": "none", "error_budget": budget},
+            training_file="f", validation_file="f",
+            metadata={"guidance": "none", "error_budget": budget},
             method={
                 "reinforcement": {
                     "grader": GRADER, "hyperparameters": hyper,
