@@ -69,7 +69,8 @@ def check(
 
     The exit status is 1 if a job with this data would fail.
     """
-    from rftkit import datasets
+    from rftkit import datasets, graders
+    from rftkit.graders.relative import NO_GROUP, needs_group
 
     spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
@@ -112,7 +113,11 @@ def check(
     is_graded = bool(spec and found.ok and found.files and found.files[0].form == "reinforcement")
     if useful and found.ok and not is_graded:
         raise InputError("--useful needs RFT rows: a model's answers to other rows have no rewards")
-    audit = _audit(data, spec, answer_format) if spec and is_graded else None
+    audit = None
+    if spec and is_graded and any(map(needs_group, graders.parts(spec).values())):
+        found = _with(found, [datasets.Finding("info", "grader_not_audited", NO_GROUP)])
+    elif spec and is_graded:
+        audit = _audit(data, spec, answer_format)
     if audit is not None and audit.verdict is not None:  # of a judge, which only the audit calls
         found, audit = _with(found, [datasets.verdict_finding(audit.verdict)]), None
     preview = None

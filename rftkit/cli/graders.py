@@ -6,6 +6,7 @@ import typer
 
 from rftkit.cli.calibrate import calibrate
 from rftkit.cli.console import PLAIN
+from rftkit.cli.hosted import hosted
 
 __all__ = ["grader_app"]
 
@@ -18,3 +19,4 @@ def graders() -> None:
 
 
 grader_app.command()(calibrate)
+grader_app.command()(hosted)

@@ -236,13 +236,13 @@ def preview(
     sampled: list[SampledRow] = []
     said: list[Sample] = []
     with (
-        compile_grader(grader, **(grader_options or {})) as compiled,
+        compile_grader(grader, groups=True, **(grader_options or {})) as compiled,
         ThreadPoolExecutor(concurrency) as pool,
     ):
         asked = pool.map(lambda pair: _ask(client, model, pair[1], completions, options), usable)
         for done, ((each, row), (samples, error)) in enumerate(zip(usable, asked, strict=True), 1):
             said += samples
-            grades = compiled.grade_many([(sample, row.item) for sample in samples])
+            grades = compiled.grade_together(samples, row.item)
             missing = completions - len(samples)
             why = {_why(grade.errors) for grade in grades if grade.reward is None}
             sampled.append(

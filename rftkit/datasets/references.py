@@ -11,9 +11,10 @@ from typing import Any
 
 from rftkit.datasets.findings import Finding, Place
 from rftkit.formats import CLOSE, OPEN, open_objects
-from rftkit.graders import CompiledGrader, Grade, Sample, compile_grader, types
+from rftkit.graders import Grade, Sample, compile_grader, types
+from rftkit.graders.auditing import PAYS_NOTHING
 from rftkit.graders.misspelt import format_problems
-from rftkit.graders.recognition import Verdict, dead_leaves, recognise, unread
+from rftkit.graders.recognition import Verdict, dead_leaves, local_part, recognise, unread
 from rftkit.graders.references import right_answer
 from rftkit.graders.types import calls_out
 from rftkit.wording import counted
@@ -58,9 +59,11 @@ def reference_findings(
         yield Finding(
             "info", "references_not_graded", "reference answers not graded: it would call a model"
         )
-        return
     found = [(where, item, right_answer(item, response_format, grader)) for where, item in rows]
     tried = [(where, item, text) for where, item, text in found if text is not None]
+    if calls_out(grader):
+        yield from _dead_local_leaves(grader, response_format, tried)
+        return
     yield from _unread(grader, tried)
     with compile_grader(grader) as compiled:
         grades = compiled.grade_many(
@@ -92,7 +95,7 @@ def reference_findings(
     if broken is not None:
         yield verdict_finding(broken)
         return
-    yield from _dead_leaves(compiled, grades)
+    yield from _dead_leaves(grader, grades)
     if not trouble:
         by_place = dict(zip((where for where, _, _ in tried), rewards, strict=True))
         yield from _reward_findings(by_place)
@@ -110,13 +113,31 @@ def verdict_finding(verdict: Verdict) -> Finding:
     )
 
 
-def _dead_leaves(grader: CompiledGrader, grades: Sequence[Grade]) -> Iterator[Finding]:
+def _dead_local_leaves(
+    grader: Mapping[str, Any],
+    response_format: Mapping[str, Any] | None,
+    tried: Sequence[tuple[Place, Any, str]],
+) -> Iterator[Finding]:
+    """Test the sub-graders that call nothing, where others would."""
+    local = local_part(grader)
+    if local is None:
+        return
+    with compile_grader(local) as compiled:
+        grades = compiled.grade_many(
+            [
+                (Sample.from_text(text, response_format=response_format), item)
+                for _, item, text in tried
+            ]
+        )
+    yield from _dead_leaves(grader, grades)
+
+
+def _dead_leaves(grader: Mapping[str, Any], grades: Sequence[Grade]) -> Iterator[Finding]:
     for key in dead_leaves(grader, grades):
         yield Finding(
             "warning",
             "sub_grader_pays_nothing",
-            f"no reference answer earns anything from the sub-grader {key!r}, which would raise "
-            "the reward: it does not recognise a right answer",
+            PAYS_NOTHING.format(key=key),
             "grade one reference answer by hand: rftkit grade",
             figures={"key": key},
         )

@@ -16,13 +16,19 @@ from rftkit.errors import InputError
 from rftkit.graders.cheats import CHEATS, DANGERS, POISONS, make_answers
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.outcome import Grade, Sample
-from rftkit.graders.recognition import Tried, Verdict, explained, verdict
+from rftkit.graders.recognition import Tried, Verdict, dead_leaves, explained, ungraded, verdict
 from rftkit.graders.references import reference_answer
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Audit", "Cheat", "audit"]
+__all__ = ["PAYS_NOTHING", "Audit", "Cheat", "audit"]
+
+
+PAYS_NOTHING = (
+    "no reference answer earns anything from the sub-grader {key!r}, which would raise the reward: "
+    "it does not recognise a right answer"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +66,21 @@ class Audit:
     """Sub-grader -> its share of how much rewards vary with it, summing to 1; empty if no multi."""
     verdict: Verdict | None = None
     """Why nothing can be learned from the grader; None when it recognises right answers."""
+    dead: tuple[str, ...] = ()
+    """Sub-graders that pay no reference answer, although they would raise the reward."""
 
     def findings(self) -> list[str]:
         """Return the problems as sentences; empty when no cheat paid."""
         out = []
+        if self.honest is None and self.verdict is not None:
+            return [f"{self.verdict}. What to do: {self.verdict.advice}"]
         if self.honest is None:
             return ["no row holds a reference answer that could be graded; nothing was tried"]
         for row, why in list(self.ungradable.items())[:5]:
             out.append(f"row {row} cannot be graded: {why}")
         if self.verdict is not None:  # compared with nothing, every cheat would seem to pay
             return [str(self.verdict), *out]
+        out += [PAYS_NOTHING.format(key=key) for key in self.dead]
         if self.short:
             rows = ", ".join(map(str, self.short[:8]))
             out.append(
@@ -215,6 +226,7 @@ def _summarise(
         for row, by_name in grades.items()
         if (reward := _reward(by_name["reference"])) is not None
     }
+    references = [by_name["reference"] for by_name in grades.values()]
     best = max(honest.values(), default=None)
     ungradable = dict.fromkeys(unknown, "neither the grader nor the row says what is right")
     for row, by_name in grades.items():
@@ -228,11 +240,13 @@ def _summarise(
         ungradable=ungradable,
         cheats=tuple(_cheat(name, grades, honest) for name in CHEATS),
         carriers=_carriers(grader, [g for by_name in grades.values() for g in by_name.values()]),
-        verdict=verdict(
+        verdict=ungraded(references)
+        or verdict(
             list(honest.values()),
             [_tried(reward, grades[row]) for row, reward in honest.items()],
             grader.floor_reward,
         ),
+        dead=tuple(dead_leaves(grader.spec, references)),
     )
 
 

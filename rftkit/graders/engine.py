@@ -8,12 +8,13 @@ type is compiled (`leaves`), many rows as a table (`frames`), the audit of a gra
 
 from __future__ import annotations
 
+import json
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from rftkit import settings
 from rftkit.graders import types
@@ -28,9 +29,10 @@ from rftkit.graders.leaves import (
     Usage,
     num_threads,
 )
-from rftkit.graders.outcome import Fault, Grade, Sample
+from rftkit.graders.outcome import Fault, Grade, Sample, Scored
 from rftkit.graders.parse import parse
 from rftkit.graders.posting import HttpCall
+from rftkit.graders.relative import EQUAL, RelativeJudge, refuse_single
 from rftkit.graders.sandbox import Limits
 from rftkit.graders.types import Purpose
 
@@ -41,6 +43,11 @@ __all__ = [
     "grade",
     "param_of",
 ]
+
+T = TypeVar("T")
+R = TypeVar("R")
+Judged = dict[str, dict[str, Any]]
+"""See `Grade.judged`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,7 @@ class CompiledGrader:
         threads: int,
         closers: Sequence[Callable[..., None]],
         grades_cut: bool = False,
+        comparing: Mapping[str, RelativeJudge] | None = None,
     ) -> None:
         """With `grades_cut`, answers that reached the token limit are graded like others."""
         self.spec = spec
@@ -76,17 +84,103 @@ class CompiledGrader:
         self._scores, self._formula = scores, formula
         self._threads, self._closers = threads, closers
         self._grades_cut = grades_cut
+        self._comparing = comparing or {}
+
+    @property
+    def compares_group(self) -> bool:
+        """Whether it compares the answers of a group, which `grade_group` gives it."""
+        return bool(self._comparing)
 
     def grade(self, sample: Sample, item: Any) -> Grade:
         """Grade one sample of a row. Never raises because of their contents."""
+        return self._grade(sample, item, self._scores, perf_counter())
+
+    def grade_group(
+        self, samples: Sequence[Sample], item: Any, anchors: Sequence[Sample] | None = None
+    ) -> list[Grade]:
+        """Grade the samples of one row together; relative graders compare them with each other.
+
+        Args:
+            samples: of one row.
+            item: the row.
+            anchors: one for each sample: a relative grader that has no anchor of its own compares
+                the sample with it, and not with the others.
+        """
         start = perf_counter()
-        if sample.truncated and self._grades_cut:
-            pass  # hosted evals grade the text as it is
-        elif sample.truncated or (sample.expects_json and sample.output_json is None):
-            return self._unscorable(_what_is_wrong(sample), start)
+        compared = {
+            key: self._compare(judge, samples, item, anchors)
+            for key, judge in self._comparing.items()
+            if anchors is None or not judge.has_anchor
+        }
+        return [
+            self._grade(
+                sample, item, self._scores | {key: all_[g] for key, all_ in compared.items()}, start
+            )
+            for g, sample in enumerate(samples)
+        ]
+
+    def grade_together(self, samples: Sequence[Sample], item: Any) -> list[Grade]:
+        """Grade the samples of one row: as a group if the grader compares them, else one by one."""
+        if self.compares_group:
+            return self.grade_group(samples, item)
+        return self.grade_many([(sample, item) for sample in samples])
+
+    def grade_groups(
+        self,
+        groups: Iterable[tuple[Sequence[Sample], Any, Sequence[Sample] | None]],
+        *,
+        progress: Callable[[int, list[Grade]], None] | None = None,
+    ) -> list[list[Grade]]:
+        """Grade many groups, as `grade_many` does; each has the arguments of `grade_group`."""
+        return self._in_threads(groups, lambda group: self.grade_group(*group), progress)
+
+    def _grade(self, sample: Sample, item: Any, scores: Mapping[str, Score], start: float) -> Grade:
+        if (fault := self._fault_of(sample)) is not None:
+            return self._unscorable(fault, start)
         if self._formula is None:
-            return self._grade_one(sample, item, start)
-        return self._grade_multi(sample, item, start)
+            return self._grade_one(sample, item, scores[""], start)
+        return self._grade_multi(sample, item, scores, start)
+
+    def _fault_of(self, sample: Sample) -> Fault | None:
+        """Why a sample cannot be scored; hosted evals grade a text that was cut off as it is."""
+        if sample.truncated and self._grades_cut:
+            return None
+        if sample.truncated or (sample.expects_json and sample.output_json is None):
+            return _what_is_wrong(sample)
+        return None
+
+    def _compare(
+        self,
+        judge: RelativeJudge,
+        samples: Sequence[Sample],
+        item: Any,
+        anchors: Sequence[Sample] | None,
+    ) -> list[Score]:
+        """What the leaf says of each sample, as functions; those that cannot be scored take no
+        part. The tokens of the group are counted once.
+        """
+        usage: Usage = {}
+        told: dict[int, float | Scored | Fault] = {}
+        there = [g for g, sample in enumerate(samples) if self._fault_of(sample) is None]
+        if anchors is None:
+            try:
+                texts = [_said(samples[g]) for g in there]
+                told = dict(zip(there, judge.group(texts, item, usage), strict=True))
+            except Exception as error:
+                told = dict.fromkeys(there, _as_fault(error))
+        else:
+            for g in there:
+                anchor = anchors[g]
+                try:
+                    told[g] = (
+                        judge.against(_said(samples[g]), _said(anchor), item, usage)
+                        if self._fault_of(anchor) is None
+                        else 1.0  # better than an answer that cannot be scored
+                    )
+                except Exception as error:
+                    told[g] = _as_fault(error)
+        used = {there[0]: usage} if there else {}
+        return [_known(told.get(g), used.get(g)) for g in range(len(samples))]
 
     def grade_many(
         self,
@@ -98,25 +192,33 @@ class CompiledGrader:
 
         Each pair is graded as soon as it arrives: `pairs` may block until a completion is ready.
         """
-        grades: dict[int, Grade] = {}
-        todo, turn = enumerate(pairs), threading.Lock()
+        return self._in_threads(pairs, lambda pair: self.grade(*pair), progress)
+
+    def _in_threads(
+        self,
+        tasks: Iterable[T],
+        do: Callable[[T], R],
+        progress: Callable[[int, R], None] | None,
+    ) -> list[R]:
+        results: dict[int, R] = {}
+        todo, turn = enumerate(tasks), threading.Lock()
         stop = threading.Event()
 
         def work() -> None:
             while True:
-                with turn:  # each pair goes to exactly one thread
-                    index, pair = next(todo, (-1, None))
-                if pair is None or stop.is_set():
+                with turn:  # each task goes to exactly one thread
+                    index, task = next(todo, (-1, None))
+                if task is None or stop.is_set():
                     return
-                grades[index] = grade = self.grade(*pair)
+                results[index] = result = do(task)
                 if progress:
-                    progress(index, grade)
+                    progress(index, result)
 
         if self._threads == 1:
             work()
         else:
-            _run_threads(work, min(self._threads, operator.length_hint(pairs, self._threads)), stop)
-        return [grades[index] for index in range(len(grades))]
+            _run_threads(work, min(self._threads, operator.length_hint(tasks, self._threads)), stop)
+        return [results[index] for index in range(len(results))]
 
     def close(self, *, now: bool = False) -> None:
         """End the processes of python graders; grading again starts new ones.
@@ -133,28 +235,34 @@ class CompiledGrader:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(now=kind is not None)
 
-    def _grade_one(self, sample: Sample, item: Any, start: float) -> Grade:
+    def _grade_one(self, sample: Sample, item: Any, score: Score, start: float) -> Grade:
         usage: Usage = {}
         try:
-            reward = _run(self._scores[""], sample, item, usage)
+            reward, judged = _run(score, sample, item, usage)
         except Fault as fault:
             if fault.outcome == "unscorable":
                 return self._unscorable(fault, start)
-            return Grade(None, "failed", {}, fault.errors, perf_counter() - start, usage)
-        return Grade(reward, "graded", {}, {}, perf_counter() - start, usage)
+            seconds, judged = perf_counter() - start, _under("", fault.judged)
+            return Grade(None, "failed", {}, fault.errors, seconds, usage, judged=judged)
+        seconds, judged = perf_counter() - start, _under("", judged)
+        return Grade(reward, "graded", {}, {}, seconds, usage, judged=judged)
 
-    def _grade_multi(self, sample: Sample, item: Any, start: float) -> Grade:
+    def _grade_multi(
+        self, sample: Sample, item: Any, scores: Mapping[str, Score], start: float
+    ) -> Grade:
         rewards: dict[str, float | None] = {}
         seconds: dict[str, float] = {}
         faults: dict[str, Fault] = {}
         usages: dict[str, Usage] = {}
+        judged: Judged = {}
         then = start
-        for key, score in self._scores.items():
+        for key, score in scores.items():
             usage: Usage = {}
             try:
-                rewards[key] = _run(score, sample, item, usage)
+                rewards[key], told = _run(score, sample, item, usage)
             except Fault as fault:
-                rewards[key], faults[key] = None, fault
+                rewards[key], faults[key], told = None, fault, fault.judged
+            judged |= _under(key, told)
             now = perf_counter()
             seconds[key] = now - then
             then = now
@@ -168,9 +276,10 @@ class CompiledGrader:
                 faults[""] = fault
         if not faults:
             return Grade(
-                reward, "graded", rewards, {}, then - start, _total(usages), {}, seconds, usages
-            )
-        return self._multi_fault(rewards, faults, then - start, seconds, usages)
+                reward, "graded", rewards, {}, then - start, _total(usages), {}, seconds, usages,
+                judged,
+            )  # fmt: skip
+        return self._multi_fault(rewards, faults, then - start, seconds, usages, judged)
 
     def _multi_fault(
         self,
@@ -179,6 +288,7 @@ class CompiledGrader:
         total_seconds: float,
         seconds: dict[str, float],
         usages: dict[str, Usage],
+        judged: Judged,
     ) -> Grade:
         failed = any(fault.outcome == "failed" for fault in faults.values())
         errors: dict[str, bool | str] = {}
@@ -194,6 +304,7 @@ class CompiledGrader:
             {key: fault.errors for key, fault in faults.items() if key},
             seconds,
             usages,
+            judged,
         )
 
     def _unscorable(self, fault: Fault, start: float) -> Grade:
@@ -214,6 +325,7 @@ def compile_grader(
     limits: Limits | None = None,
     floor_reward: float | None = None,
     unconfined: bool | None = None,
+    groups: bool = False,
 ) -> CompiledGrader:
     """Check a spec and compile it. Close the result, or use it in a `with`.
 
@@ -230,6 +342,8 @@ def compile_grader(
         limits: of a python grader's call.
         floor_reward: reward of an unscorable sample; default `range[0]` of a score_model, else 0.
         unconfined: run python graders without isolation; default `RFTKIT_UNCONFINED_GRADERS`.
+        groups: the caller grades whole groups (`grade_group`); without it a relative grader needs
+            an anchor, and is refused by name.
 
     Raises:
         GraderSpecError: `param` names the field.
@@ -237,6 +351,9 @@ def compile_grader(
     """
     parsed = parse(spec, purpose=purpose)
     parts = types.parts(parsed)
+    for key, part in parts.items():
+        if not groups:
+            refuse_single(part, param_of(key))
     num_python = sum(part["type"] == "python" for part in parts.values())
     context = Context(
         purpose=purpose,
@@ -257,6 +374,7 @@ def compile_grader(
     scores = {
         key: COMPILERS[part["type"]](part, param_of(key), context) for key, part in parts.items()
     }
+    relative = [key for key, part in parts.items() if part["type"] == "relative"]
     return CompiledGrader(
         parsed,
         scores,
@@ -265,6 +383,7 @@ def compile_grader(
         threads=max(num_threads(part["type"], context) for part in parts.values()),
         closers=context.closers,
         grades_cut=purpose == "eval",
+        comparing=dict(zip(relative, context.comparing, strict=True)),
     )
 
 
@@ -278,14 +397,43 @@ def grade(spec: Mapping[str, Any], sample: Sample | str, item: Any, **options: A
         return grader.grade(Sample.from_text(sample) if isinstance(sample, str) else sample, item)
 
 
-def _run(score: Score, sample: Sample, item: Any, usage: Usage) -> float:
+def _run(
+    score: Score, sample: Sample, item: Any, usage: Usage
+) -> tuple[float, dict[str, Any] | None]:
     """Grade one leaf; any other exception is a failure of the grader, with its name."""
     try:
-        return score(sample, item, usage)
-    except Fault:
-        raise
+        found = score(sample, item, usage)
     except Exception as error:
-        raise Fault("other_error", f"{type(error).__name__}: {error}") from error
+        raise _as_fault(error) from error
+    return (found.reward, found.judged) if isinstance(found, Scored) else (found, None)
+
+
+def _said(sample: Sample) -> str:
+    """An answer as a judge compares it, with its tool calls."""
+    calls = [json.dumps(call.get("function", call)) for call in sample.output_tools]
+    return "\n".join(filter(None, [sample.output_text, *calls])) if calls else sample.output_text
+
+
+def _as_fault(error: Exception) -> Fault:
+    if isinstance(error, Fault):
+        return error
+    return Fault("other_error", f"{type(error).__name__}: {error}")
+
+
+def _known(told: float | Scored | Fault | None, used: Usage | None) -> Score:
+    """A leaf whose answer is there already."""
+
+    def score(sample: Sample, item: Any, usage: Usage) -> float | Scored:
+        usage.update(used or {})
+        if isinstance(told, Fault):
+            raise told
+        return EQUAL if told is None else told
+
+    return score
+
+
+def _under(key: str, judged: dict[str, Any] | None) -> Judged:
+    return {key: judged} if judged else {}
 
 
 def _what_is_wrong(sample: Sample) -> Fault:

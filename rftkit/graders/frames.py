@@ -1,8 +1,9 @@
 """Many samples as a table: a DataFrame, a JSONL file or pairs in, one tidy DataFrame out.
 
 One row a sample, in order: `reward` (missing when the grader failed), `outcome`, `reward/KEY` for
-each sub-grader, `error/FLAG` for each flag that occurred, `details`, `seconds`, `tokens`. With a
-`journal`, grades are written as they come and a second run goes on where the first was stopped.
+each sub-grader, `criterion/TEXT` for each criterion of a rubric (1 met, 0 not), `error/FLAG` for
+each flag that occurred, `details`, `seconds`, `tokens`. With a `journal`, grades are written as
+they come and a second run goes on where the first was stopped.
 Not here: means, intervals or comparisons of runs.
 """
 
@@ -23,6 +24,7 @@ from rftkit.errors import InputError, RowError
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
+from rftkit.graders.rubric import criterion_columns
 from rftkit.growing import append_json, json_values
 from rftkit.rows import BOM, parse_object
 from rftkit.wholefile import check_output
@@ -102,6 +104,7 @@ def to_frame(grades: Iterable[Grade], *, index: Any = None) -> pd.DataFrame:
     for key in keys:
         rewards = [grade.sub_rewards.get(key) for grade in grades]
         columns[f"reward/{key}"] = pd.array(rewards, dtype="Float64")
+    columns |= criterion_columns([grade.judged for grade in grades])
     for flag in flags:
         columns[f"error/{flag}"] = [flag in grade.errors for grade in grades]
     columns["details"] = [_details(grade) for grade in grades]

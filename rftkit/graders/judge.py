@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rftkit import settings
 from rftkit.backoff import backoff_seconds
@@ -30,11 +30,15 @@ __all__ = [
     "Completion",
     "CompletionCall",
     "Judge",
+    "answer_format",
+    "closed_object",
     "completion_call",
     "read_label",
     "read_score",
     "schema",
 ]
+
+T = TypeVar("T")
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 600.0
@@ -75,13 +79,11 @@ class CompletionCall(Protocol):
 
 
 class Judge:
-    """Asks one model one kind of question; the cache and the bound are shared with other judges."""
+    """Asks one model; the cache and the bound are shared with other judges."""
 
     def __init__(
         self,
         spec: dict[str, Any],
-        answer_schema: dict[str, Any],
-        read: Callable[[Any], float],
         *,
         param: str,
         complete: CompletionCall | None,
@@ -94,21 +96,35 @@ class Judge:
             _message(message, f"{param}[{place}].content")
             for place, message in enumerate(spec["input"])
         ]
-        self._format, self._read = answer_schema, read
         self._complete, self._cache, self._calls = complete, cache, calls
 
-    def grade(self, sample: Sample, item: Any, usage: dict[str, dict[str, int]]) -> float:
-        """The judge's `result` as a reward; tokens go to `usage`, none for a cached answer.
+    def messages(self, sample: Sample, item: Any) -> list[dict[str, Any]]:
+        """Its prompt, with the templates filled in.
 
         Raises:
-            Fault: one of the `model_grader_*` flags, or a template's.
+            Fault: a template's.
         """
-        messages = [render(sample, item) for render in self._messages]
-        key = self._key(messages)
+        return [render(sample, item) for render in self._messages]
+
+    def ask(
+        self,
+        messages: list[dict[str, Any]],
+        response_format: dict[str, Any],
+        read: Callable[[Any], T],
+        usage: dict[str, dict[str, int]],
+    ) -> T:
+        """What `read` makes of the judge's `result`; tokens go to `usage`, none for a cached one.
+
+        Raises:
+            Fault: one of the `model_grader_*` flags.
+        """
+        key = self._key(messages, response_format)
         if self._cache is not None and key in self._cache:
-            return self._read(_parse(self._cache[key]))
-        completion = self._call(messages)
-        usage[self._model] = completion.usage
+            return read(_parse(self._cache[key]))
+        completion = self._call(messages, response_format)
+        total = usage.setdefault(self._model, {})
+        for name, count in completion.usage.items():
+            total[name] = total.get(name, 0) + count
         if completion.refusal:
             raise Fault("model_grader_refusal_error", completion.refusal)
         if completion.finish_reason == "length":
@@ -117,17 +133,17 @@ class Judge:
                 "the judge ran out of tokens; raise sampling_params.max_completions_tokens",
             )
         text = completion.text or ""
-        reward = self._read(_parse(text))
+        found = read(_parse(text))
         if self._cache is not None:  # only what could be read: a fault is asked about again
             self._cache[key] = text
-        return reward
+        return found
 
-    def _key(self, messages: list[dict[str, Any]]) -> str:
+    def _key(self, messages: list[dict[str, Any]], response_format: dict[str, Any]) -> str:
         where = getattr(self._complete, "endpoint", "")
-        question = [where, self._model, self._sampling, self._format, messages]
+        question = [where, self._model, self._sampling, response_format, messages]
         return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
 
-    def _call(self, messages: list[dict[str, Any]]) -> Completion:
+    def _call(self, messages: list[dict[str, Any]], response_format: dict[str, Any]) -> Completion:
         if self._complete is None:
             raise Fault(
                 "model_grader_server_error",
@@ -138,7 +154,7 @@ class Judge:
             self._complete,
             model=self._model,
             messages=messages,
-            response_format=self._format,
+            response_format=response_format,
             sampling=dict(self._sampling),
         )
         try:
@@ -199,19 +215,23 @@ def schema(result: dict[str, Any], name: str) -> dict[str, Any]:
         "required": ["description", "conclusion"],
         "additionalProperties": False,
     }
-    properties = {"steps": {"type": "array", "maxItems": 8, "items": step}, "result": result}
+    steps = {"type": "array", "maxItems": 8, "items": step}
+    return answer_format({"steps": steps, "result": result}, name)
+
+
+def answer_format(properties: dict[str, Any], name: str) -> dict[str, Any]:
+    """The strict `response_format` of an object with exactly these properties."""
+    inner = closed_object(properties)
+    return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": inner}}
+
+
+def closed_object(properties: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object with exactly these properties."""
     return {
-        "type": "json_schema",
-        "json_schema": {
-            "name": name,
-            "strict": True,
-            "schema": {
-                "type": "object",
-                "properties": properties,
-                "required": list(properties),
-                "additionalProperties": False,
-            },
-        },
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
     }
 
 

@@ -20,8 +20,10 @@ from rftkit.graders.calls import Calls
 from rftkit.graders.comparison import comparison
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import Endpoint
-from rftkit.graders.outcome import Fault, Sample
+from rftkit.graders.outcome import Fault, Sample, Scored
 from rftkit.graders.posting import HttpCall
+from rftkit.graders.relative import RelativeJudge
+from rftkit.graders.rubric import RubricJudge
 from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.source import check_source, executes_answers
 from rftkit.graders.template import Path, compile_template, paths
@@ -33,7 +35,7 @@ __all__ = ["COMPILERS", "Context", "Score", "Usage", "leaf_paths", "num_threads"
 Usage = dict[str, dict[str, int]]
 """Tokens per model."""
 
-Score = Callable[[Sample, Any, Usage], float]
+Score = Callable[[Sample, Any, Usage], float | Scored]
 """What a spec compiles to: (sample, item, usage) -> reward, or a Fault. Judges add to `usage`."""
 
 EMBEDDING_MODEL = "text-embedding-3-large"
@@ -60,6 +62,8 @@ class Context:
     """Runs the calls of judges and endpoints, at most `concurrency` at once."""
     closers: list[Callable[..., None]] = field(default_factory=list)
     """What to call, with `now`, when the grader is closed."""
+    comparing: list[RelativeJudge] = field(default_factory=list)
+    """The judges that compare whole groups, in the order of their leaves."""
 
 
 def num_threads(kind: str, context: Context) -> int:
@@ -74,7 +78,7 @@ def leaf_paths(spec: Mapping[str, Any], param: str) -> list[Path]:
     return [
         path
         for name in spec_type(spec).templates
-        for text in _texts(spec.get(name))
+        for text in _texts(None if _are_criteria(spec.get(name)) else spec.get(name))
         for path in paths(text, param=_at(param, name))
     ]
 
@@ -143,7 +147,7 @@ def _score_model(spec: dict[str, Any], param: str, context: Context) -> Score:
     result = {"type": "number", "description": f"The score, from {low:g} to {high:g} inclusive."}
     schema = judge.schema(result, "float_score_classification")
     read = functools.partial(judge.read_score, low=low, high=high)
-    return _judge(spec, schema, read, param, context)
+    return _answered(_judge(spec, param, context), schema, read)
 
 
 def _label_model(spec: dict[str, Any], param: str, context: Context) -> Score:
@@ -151,25 +155,33 @@ def _label_model(spec: dict[str, Any], param: str, context: Context) -> Score:
     result = {"type": "string", "enum": labels, "description": "The label that fits best."}
     schema = judge.schema(result, "label_classification")
     read = functools.partial(judge.read_label, labels=labels, passing=passing)
-    return _judge(spec, schema, read, param, context)
+    return _answered(_judge(spec, param, context), schema, read)
 
 
-def _judge(
-    spec: dict[str, Any],
-    schema: dict[str, Any],
-    read: Callable[[Any], float],
-    param: str,
-    context: Context,
-) -> Score:
+def _rubric(spec: dict[str, Any], param: str, context: Context) -> Score:
+    asked = _judge(spec, param, context)
+    return RubricJudge(asked, spec["criteria"], param=_at(param, "criteria")).grade
+
+
+def _relative(spec: dict[str, Any], param: str, context: Context) -> Score:
+    asked = _judge(spec, param, context)
+    found = RelativeJudge(asked, spec.get("instructions"), spec.get("anchor"), param=param)
+    context.comparing.append(found)
+    return found.grade
+
+
+def _answered(asked: judge.Judge, schema: dict[str, Any], read: Callable[[Any], float]) -> Score:
+    return lambda sample, item, usage: asked.ask(asked.messages(sample, item), schema, read, usage)
+
+
+def _judge(spec: dict[str, Any], param: str, context: Context) -> judge.Judge:
     return judge.Judge(
         spec,
-        schema,
-        read,
         param=_at(param, "input"),
         complete=context.complete,
         cache=context.cache,
         calls=context.calls,
-    ).grade
+    )
 
 
 def _endpoint(spec: dict[str, Any], param: str, context: Context) -> Score:
@@ -187,8 +199,15 @@ COMPILERS: dict[str, _Compiler] = {
     "python": _python,
     "score_model": _score_model,
     "label_model": _label_model,
+    "rubric": _rubric,
+    "relative": _relative,
     "endpoint": _endpoint,
 }
+
+
+def _are_criteria(value: Any) -> bool:
+    """Criteria of a rubric are read as they are; a template names those of a row."""
+    return isinstance(value, list) and not any("content" in each for each in value)
 
 
 def _texts(value: Any) -> list[str]:

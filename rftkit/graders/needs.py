@@ -13,10 +13,14 @@ from rftkit.graders.engine import compile_grader, param_of
 from rftkit.graders.leaves import leaf_paths
 from rftkit.graders.outcome import Fault
 from rftkit.graders.parse import parse
-from rftkit.graders.template import Path, look_up
+from rftkit.graders.rubric import criteria_of
+from rftkit.graders.template import Path, lone_path, look_up
 from rftkit.graders.types import Purpose
 
 __all__ = ["check_item_paths", "reads_sample", "template_paths", "validate", "variables"]
+
+READ_ALL = ("python", "endpoint", "relative")
+"""Types that read the sample without naming it."""
 
 
 def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
@@ -26,7 +30,7 @@ def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, 
         GraderSpecError: `param` names the field.
     """
     # no process starts before the first grade, so it does not matter whether one could be isolated
-    with compile_grader(spec, purpose=purpose, unconfined=True) as grader:
+    with compile_grader(spec, purpose=purpose, unconfined=True, groups=purpose == "rft") as grader:
         return grader.spec
 
 
@@ -45,7 +49,7 @@ def reads_sample(spec: Mapping[str, Any]) -> bool:
     Raises:
         GraderSpecError: when the spec or a template is malformed.
     """
-    if any(part["type"] in ("python", "endpoint") for part in types.parts(spec).values()):
+    if any(part["type"] in READ_ALL for part in types.parts(spec).values()):
         return True
     return any(path.namespace == "sample" for path in template_paths(spec))
 
@@ -63,6 +67,12 @@ def check_item_paths(spec: Mapping[str, Any], item: Any) -> None:
                 look_up(path, None, item)
             except Fault as fault:
                 raise RowError(f"the grader needs {fault.details}", param=str(path)) from None
+    for part in types.parts(spec).values():
+        if part["type"] == "rubric":
+            try:
+                criteria_of(part, item)
+            except Fault as fault:
+                raise RowError(fault.details, param=str(lone_path(part["criteria"]))) from None
 
 
 def template_paths(spec: Mapping[str, Any]) -> tuple[Path, ...]:

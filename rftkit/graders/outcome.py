@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["DETAILS", "FLAGS", "Fault", "Grade", "Outcome", "Sample"]
+__all__ = ["DETAILS", "FLAGS", "Fault", "Grade", "Outcome", "Sample", "Scored"]
 
 Outcome = Literal["graded", "failed", "unscorable"]
 
@@ -135,6 +135,9 @@ class Grade:
     """Wall time per key of a multi grader."""
     sub_token_usage: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     """Tokens per key of a multi grader, only keys with a judge."""
+    judged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Per key (empty for a grader that is not a multi), what a judge said besides the number: the
+    `criteria` of a rubric; the `scores`, `positions` and `reasons` of a relative grader."""
 
     def to_wire(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """The body of a `graders/run` response; `spec` is the normalised grader.
@@ -160,15 +163,32 @@ class Grade:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reward, with what the judge said besides."""
+
+    reward: float
+    judged: dict[str, Any]
+    """See `Grade.judged`."""
+
+
 class Fault(Exception):
     """Why one grade has no reward. Raised inside a grader, caught by the engine.
 
     `flag` is the wire name. `unscorable` says that the sample is at fault, not the grader.
     """
 
-    def __init__(self, flag: str, details: str = "", *, unscorable: bool = False) -> None:
+    def __init__(
+        self,
+        flag: str,
+        details: str = "",
+        *,
+        unscorable: bool = False,
+        judged: dict[str, Any] | None = None,
+    ) -> None:
+        """`judged` is what a judge said in spite of it."""
         super().__init__(f"{flag}: {details}")
-        self.flag = flag
+        self.flag, self.judged = flag, judged
         # lone surrogates cannot be written as UTF-8, and these texts go over HTTP
         self.details = details.encode("utf-8", "backslashreplace").decode("utf-8")
         self.outcome: Outcome = "unscorable" if unscorable else "failed"

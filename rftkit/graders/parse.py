@@ -17,16 +17,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rftkit.errors import GraderSpecError
+from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders.formula import check_key
+from rftkit.graders.rubric import read_criteria
+from rftkit.graders.template import lone_path, paths
 from rftkit.graders.types import (
     MAX_GRADERS,
     SPECS,
     Endpoint,
     LabelModel,
+    Message,
     Named,
     Purpose,
     Python,
+    Relative,
     SamplingParams,
     ScoreModel,
 )
@@ -58,6 +62,8 @@ def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, 
     model = _validate(SPECS[kind], given, param)
     _check_values(model, param)
     parsed = model.model_dump(exclude_none=True)
+    if kind == "rubric":
+        parsed["criteria"] = _criteria(parsed["criteria"], _at(param, "criteria"))
     parsed.setdefault("name", _name(parsed))
     if kind == "python":
         parsed.setdefault("image_tag", IMAGE_TAG)
@@ -158,6 +164,8 @@ def _check_values(model: Named, param: str) -> None:
             f"`range` must be [low, high] with low < high, found {model.range}",
             param=_at(param, "range"),
         )
+    if isinstance(model, Relative):
+        _check_relative(model, param)
     if isinstance(model, Endpoint):
         _check_headers(model.headers or {}, param)
     if isinstance(model, LabelModel):
@@ -167,6 +175,46 @@ def _check_values(model: Named, param: str) -> None:
                 f"passing label {unknown[0]!r} is not among the labels {model.labels}",
                 param=_at(param, "passing_labels"),
             )
+
+
+def _criteria(given: Any, param: str) -> Any:
+    """A rubric's criteria with what was left out filled in, or the place in the row."""
+    if isinstance(given, str):
+        path = lone_path(given)
+        if path is None or path.namespace != "item":
+            raise GraderSpecError(
+                f"`{param}` must be a list of criteria, or one place in the row such as "
+                f"{{{{item.rubric}}}}; found {_brief(given)}",
+                param=param,
+            )
+        return given
+    try:
+        return [each.model_dump() for each in read_criteria(given)]
+    except InputError as error:
+        where = f"{param}{error.param or ''}"
+        raise GraderSpecError(f"`{where}`: {error.message}", param=where) from None
+
+
+def _check_relative(model: Relative, param: str) -> None:
+    """Its prompt and its anchor are the same for all answers of a row."""
+    for field in ("input", "anchor"):
+        where = _at(param, field)
+        for text in _texts(getattr(model, field)):
+            if any(path.namespace == "sample" for path in paths(text, param=where)):
+                raise GraderSpecError(
+                    f"`{where}` names the sample; a relative grader shows all answers of a group "
+                    "itself, so name places in the row only, such as {{item.question}}",
+                    param=where,
+                )
+
+
+def _texts(value: Any) -> list[str]:
+    """The templates in a text, or in messages."""
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each)]
+    if isinstance(value, Message):
+        return _texts(value.content)
+    return [value] if isinstance(value, str) else [getattr(value, "text", "")] * bool(value)
 
 
 def _check_headers(headers: Mapping[str, str], param: str) -> None:

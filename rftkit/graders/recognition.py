@@ -28,7 +28,9 @@ __all__ = [
     "Verdict",
     "dead_leaves",
     "explained",
+    "local_part",
     "recognise",
+    "ungraded",
     "unread",
     "verdict",
 ]
@@ -47,7 +49,7 @@ _ROUGE_TOKEN = re.compile("[a-z0-9]", re.IGNORECASE | re.ASCII)
 class Verdict:
     """Why nothing can be learned from a grader."""
 
-    code: Literal["not_recognised", "constant", "inverted", "unsteady"]
+    code: Literal["not_graded", "not_recognised", "constant", "inverted", "unsteady"]
     sentence: str
     advice: str
     reasons: tuple[str, ...] = ()
@@ -99,6 +101,38 @@ def verdict(honest: Sequence[float], tried: Sequence[Tried], floor: float = 0.0)
         )
     rows = [row for row in tried if row.others]
     return _unsteady(tried) or _constant(honest, rows) or _inverted(rows)
+
+
+def ungraded(grades: Sequence[Grade]) -> Verdict | None:
+    """The verdict on a grader that gives no reference answer a reward; None when it gives one.
+
+    Args:
+        grades: of reference answers.
+    """
+    if not grades or any(grade.outcome == "graded" for grade in grades):
+        return None
+    why = next((_details(grade) for grade in grades if grade.outcome == "failed"), None)
+    if why is None:
+        return Verdict(
+            "not_recognised",
+            f"no reference answer can be scored ({len(grades):,} tried): {_details(grades[0])}",
+            "give the job a response format that the reference answers follow, or let the grader "
+            "read sample.output_text",
+        )
+    return Verdict(
+        "not_graded",
+        f"no reference answer could be graded ({len(grades):,} tried), because the grader failed: "
+        f"{why}",
+        "repair what the grader needs: the name, address and key of its judge "
+        "(RFTKIT_JUDGE_BASE_URL, RFTKIT_JUDGE_API_KEY), its endpoint, its code; a job would pause",
+    )
+
+
+def _details(grade: Grade) -> str:
+    """What went wrong, and in which sub-grader."""
+    told = [value for value in grade.errors.values() if isinstance(value, str) and value]
+    where = f" (in {', '.join(map(repr, grade.sub_errors))})" if grade.sub_errors else ""
+    return "; ".join(told or grade.errors)[:300] + where
 
 
 def _constant(honest: Sequence[float], rows: Sequence[Tried]) -> Verdict | None:
@@ -177,8 +211,10 @@ def recognise(
         if (text := right_answer(item, response_format, grader.spec)) is not None
     ]
     if honest is None:
-        own = _graded(grader, [(text, item) for item, text in known], response_format)
-        honest = [reward for reward in own if reward is not None]
+        own = _grades(grader, [(text, item) for item, text in known], response_format)
+        if any(each.outcome == "failed" for each in own) and (found := ungraded(own)):
+            return found
+        honest = [g.reward for g in own if g.outcome == "graded" and g.reward is not None]
     if not honest:
         return None
     tried = list(_tried(grader, known, response_format))
@@ -207,10 +243,18 @@ def _graded(
     response_format: Mapping[str, Any] | None,
 ) -> list[float | None]:
     """The rewards; None for what was not graded."""
-    pairs = [
-        (Sample.from_text(text, response_format=response_format), item) for text, item in answers
-    ]
-    return [g.reward if g.outcome == "graded" else None for g in grader.grade_many(pairs)]
+    grades = _grades(grader, answers, response_format)
+    return [g.reward if g.outcome == "graded" else None for g in grades]
+
+
+def _grades(
+    grader: CompiledGrader,
+    answers: Sequence[tuple[str, Mapping[str, Any]]],
+    response_format: Mapping[str, Any] | None,
+) -> list[Grade]:
+    return grader.grade_many(
+        [(Sample.from_text(text, response_format=response_format), item) for text, item in answers]
+    )
 
 
 def explained(
@@ -250,28 +294,56 @@ def _reasons(
         yield f"{leaf['name']!r} compares {_short(sides[0])} with {_short(sides[1])}"
 
 
-def dead_leaves(grader: CompiledGrader, grades: Sequence[Grade]) -> list[str]:
+def dead_leaves(spec: Mapping[str, Any], grades: Sequence[Grade]) -> list[str]:
     """Keys of a multi that pay no reference answer and would raise its reward.
 
-    A penalty, which right answers do not earn either, lowers the reward and is left out.
+    A penalty, which right answers do not earn either, lowers the reward and is left out. Leaves
+    that were not tried are taken to pay the most they can.
+
+    Args:
+        spec: normalised, of any type.
+        grades: of reference answers, by this grader or a part of it.
     """
-    graded = [each.sub_rewards for each in grades if each.outcome == "graded" and each.sub_rewards]
-    if not graded:
+    parts = types.parts(spec)
+    if spec["type"] != "multi":
         return []
-    formula = compile_formula(grader.spec["calculate_output"], list(graded[0]))
+    formula = compile_formula(spec["calculate_output"], parts)
+    floors = {key: float((part.get("range") or (0.0, 1.0))[0]) for key, part in parts.items()}
+    tops = {key: float((part.get("range") or (0.0, 1.0))[1]) for key, part in parts.items()}
 
     def raises(key: str, rewards: Mapping[str, float | None]) -> bool:
-        known = {name: value or 0.0 for name, value in rewards.items()}
+        known = tops | {name: value for name, value in rewards.items() if value is not None}
         with contextlib.suppress(Fault):
-            return formula(known | {key: 1.0}) > formula(known) + SAME
+            return formula(known | {key: tops[key]}) > formula(known) + SAME
         return False
+
+    def tried(key: str) -> list[Grade]:
+        return [each for each in grades if each.sub_rewards.get(key) is not None]
 
     return [
         key
-        for key in graded[0]
-        if all(abs(rewards[key] or 0.0) <= SAME for rewards in graded)
-        and any(raises(key, rewards) for rewards in graded)
+        for key in parts
+        if (mine := tried(key))
+        and all((each.sub_rewards[key] or 0.0) <= floors[key] + SAME for each in mine)
+        and any(raises(key, each.sub_rewards) for each in mine)
     ]
+
+
+def local_part(spec: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The leaves of a multi that call nothing, as a multi of their own; None if there are none.
+
+    Args:
+        spec: normalised.
+    """
+    local = {
+        key: part
+        for key, part in types.parts(spec).items()
+        if key and not types.spec_type(part).calls_out
+    }
+    if not local:
+        return None
+    formula = " + ".join(local)
+    return {"type": "multi", "name": "local", "graders": local, "calculate_output": formula}
 
 
 def unread(leaf: Mapping[str, Any], texts: Sequence[str]) -> bool:

@@ -55,7 +55,7 @@ def _render(key: str, field: str, template: str, param: str, sample: Sample, ite
 
 
 def _templates(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for field in ("input", "reference"):
+    for field in ("input", "reference", "anchor"):
         value = part.get(field)
         if isinstance(value, str):
             yield field, value

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 __all__ = [
     "MAX_GRADERS",
     "SPECS",
+    "Criterion",
     "Endpoint",
     "LabelModel",
     "Message",
@@ -22,10 +23,14 @@ __all__ = [
     "Named",
     "Purpose",
     "Python",
+    "Relative",
+    "Rubric",
     "ScoreModel",
     "StringCheck",
     "TextSimilarity",
+    "asks_judge",
     "calls_out",
+    "compares_group",
     "parts",
     "pass_threshold",
     "spec_type",
@@ -50,6 +55,10 @@ class Named(_Spec):
 
     calls_out: ClassVar[bool] = False
     """Whether grading calls a model or an address outside this process."""
+    asks_judge: ClassVar[bool] = False
+    """Whether a model grades."""
+    is_hosted: ClassVar[bool] = True
+    """Whether OpenAI's services know the type; others are additions of rftkit."""
     is_yes_or_no: ClassVar[bool] = False
     """Whether a score is either 0 or 1."""
     templates: ClassVar[tuple[str, ...]] = ()
@@ -174,7 +183,8 @@ class SamplingParams(_Spec):
 
 class _Judge(Named):
     calls_out = True
-    templates = ("input",)
+    asks_judge = True
+    templates: ClassVar[tuple[str, ...]] = ("input",)
 
     model: Annotated[str, Field(min_length=1)]
     """The judge."""
@@ -201,6 +211,65 @@ class LabelModel(_Judge):
     type: Literal["label_model"]
     labels: Annotated[list[str], Field(min_length=1)]
     passing_labels: list[str]
+
+
+class Criterion(_Spec):
+    """One line of a rubric, in the grader or in a row."""
+
+    text: Annotated[str, Field(min_length=1)]
+    """What the answer must do, as one statement that is met or not."""
+    weight: float = 1.0
+    """Its part of the reward; below 0 for a mistake that costs something. Not 0."""
+    required: bool = False
+    """Required: without it the reward is 0. Else it is a bonus that adds its weight."""
+    check: Literal["correctness", "presence"] = "correctness"
+    """`correctness`: said and right; `presence`: said at all, right or not."""
+
+
+class Rubric(_Judge):
+    """A model says which criteria an answer meets; the reward is the share of their weight, 0 to 1.
+
+    An addition of rftkit; `hosted` writes it as graders that hosted services know.
+    """
+
+    error_flags = ("model_grader_server_error",)
+    is_hosted = False
+    templates = ("criteria", "input")
+
+    type: Literal["rubric"]
+    criteria: JsonValue
+    """A list of `Criterion`, or a template such as {{item.rubric}} where each row has its own."""
+    input: Annotated[list[Message], Field(min_length=1)] = [
+        Message(
+            role="user",
+            content="Task, as JSON messages:\n{{item.messages}}\n\n"
+            "Answer:\n<answer>\n{{sample.output_text}}\n</answer>",
+        )
+    ]
+    """What the judge sees before the criteria."""
+
+
+class Relative(_Judge):
+    """A model compares the answers of a group side by side and scores each from 0 to 1.
+
+    It is asked twice, the second time in the opposite order. The scores mean something within their
+    group only. An addition of rftkit.
+    """
+
+    error_flags = ("model_grader_server_error",)
+    is_hosted = False
+    templates = ("input", "anchor")
+
+    type: Literal["relative"]
+    input: Annotated[list[Message], Field(min_length=1)] = [
+        Message(role="user", content="Task, as JSON messages:\n{{item.messages}}")
+    ]
+    """What the judge sees before the answers; it cannot name the sample, since there are many."""
+    instructions: str | None = None
+    """What makes an answer better; without it the judge goes by the task alone."""
+    anchor: str | None = None
+    """Template of an answer, such as {{item.reference_answer}}, that a single answer is compared
+    with. Without it, validations compare with the answers of step 0."""
 
 
 class Endpoint(Named):
@@ -232,6 +301,8 @@ SPECS: dict[str, type[Named]] = {
     "python": Python,
     "score_model": ScoreModel,
     "label_model": LabelModel,
+    "rubric": Rubric,
+    "relative": Relative,
     "endpoint": Endpoint,
     "multi": Multi,
 }
@@ -264,3 +335,13 @@ def pass_threshold(spec: Mapping[str, Any]) -> float:
 def calls_out(spec: Mapping[str, Any]) -> bool:
     """Whether grading calls a model or an address."""
     return any(spec_type(part).calls_out for part in parts(spec).values())
+
+
+def asks_judge(spec: Mapping[str, Any]) -> bool:
+    """Whether a model grades, in the grader or a part of it."""
+    return any(spec_type(part).asks_judge for part in parts(spec).values())
+
+
+def compares_group(spec: Mapping[str, Any]) -> bool:
+    """Whether a part compares the answers of a group, so that its rewards are relative to them."""
+    return any(part.get("type") == "relative" for part in parts(spec).values())

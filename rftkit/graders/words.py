@@ -42,6 +42,10 @@ def _pays(spec: Spec) -> str:
         return f"is the similarity ({metric}) of {both}"
     if kind == "python":
         return "is what a Python function returns"
+    if kind == "rubric":
+        return f"is the share of a rubric that the model `{spec.get('model')}` finds met"
+    if kind == "relative":
+        return f"is a score within its group, by the model `{spec.get('model')}`"
     if kind in ("score_model", "label_model"):
         return f"is the grade of the model `{spec.get('model')}`"
     if kind == "endpoint":

@@ -27,6 +27,7 @@ __all__ = [
     "error_frame",
     "events_from_csv",
     "grader_frame",
+    "judge_frame",
     "step_frame",
     "step_metrics",
     "timing_frame",
@@ -52,6 +53,14 @@ LEARNING = (
     "logprob_gap_max",
     "learning_rate",
 )
+JUDGE_FIGURES = (
+    "required_met_mean",
+    "correctness_met_mean",
+    "presence_met_mean",
+    "undecided_share",
+    "position_bias",
+    "order_disagreement",
+)
 # Column -> its possible paths in an event's `data`; the first one found wins.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "train_reward_mean": ("scores.train_reward_mean", "train_reward_mean", "train_mean_reward"),
@@ -69,6 +78,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "usage.samples.valid_reasoning_tokens_mean",
         "valid_reasoning_tokens_mean",
     ),
+    "is_relative": ("scores.is_relative",),
     "unresponsive_share": ("mean_unresponsive_rewards",),
     "valid_parse_error_share": ("full_valid_mean_parse_error",),
     "sampling_seconds": ("timing.step.sampling", "sampling_duration"),
@@ -93,7 +103,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 _KEYS = {
     column: tuple(tuple(path.split(".")) for path in paths) for column, paths in COLUMNS.items()
 }
-_TEXT_COLUMNS = frozenset({"grader", "type", "split", "error", "answer", "value"})
+_TEXT_COLUMNS = frozenset(
+    {"grader", "type", "split", "error", "answer", "value", "figure", "criterion"}
+)
 _ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
 
 
@@ -143,6 +155,32 @@ def grader_frame(events: Iterable[Event]) -> pd.DataFrame:
             for (name, kind), each in graders.items()
         ]
     return _frame(rows, ["step", "grader", "type", *fields])
+
+
+def judge_frame(events: Iterable[Event]) -> pd.DataFrame:
+    """One row per step, rubric or relative grader, split and figure, with its `number`.
+
+    Of a rubric: the shares of required, correctness and presence criteria that were met, the share
+    that the judge did not decide, and `met` for each `criterion`. Of a relative grader:
+    `position_bias`, what an answer gains at the top of the list over the bottom, and
+    `order_disagreement`, the share of pairs that its two orders rank differently.
+    """
+    rows = []
+    for step, data in _steps(events):
+        for line in _graders(data, "scores"):
+            told = {"step": step, "grader": line["name"]}
+            for name, value in line.items():
+                split, _, figure = name.partition("_")
+                if figure in JUDGE_FIGURES and value is not None:
+                    rows.append({**told, "split": split, "figure": figure, "number": value})
+            for each in line.get("criteria") or ():
+                rows += [
+                    {**told, "split": split, "figure": "met", "criterion": each["text"],
+                     "number": each[f"{split}_met_mean"]}
+                    for split in ("train", "valid")
+                    if each.get(f"{split}_met_mean") is not None
+                ]  # fmt: skip
+    return _frame(rows, ["step", "grader", "split", "figure", "criterion", "number"])
 
 
 def answer_frame(events: Iterable[Event]) -> pd.DataFrame:

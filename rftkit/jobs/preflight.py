@@ -126,14 +126,17 @@ def check_grader(
         response_format: of the job.
         options: of `compile_grader`, such as `complete` for model graders.
     """
-    from rftkit.graders import audit
+    from rftkit.graders import audit, parts
+    from rftkit.graders.relative import NO_GROUP, needs_group
 
+    if any(map(needs_group, parts(grader).values())):
+        return Check("grader", "not checked", NO_GROUP)
     found = audit(grader, items, response_format=response_format, max_rows=AUDITED_ROWS, **options)
     findings = tuple(found.findings())
-    if found.honest is None:
-        return Check("grader", "not checked", findings[0], findings)
     if found.verdict is not None:
         return Check("grader", "error", found.verdict.sentence, findings)
+    if found.honest is None:
+        return Check("grader", "not checked", findings[0], findings)
     if findings:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         return Check("grader", "warning", findings[0] + more, findings)

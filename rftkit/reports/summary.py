@@ -91,6 +91,7 @@ def _validations(
         "best_step": best,
         "final": by_step[last],
         "final_step": last,
+        "is_relative": bool(steps["is_relative"].eq(1).any()),
         **_change_of_validation(events, compared, last),
     }
 

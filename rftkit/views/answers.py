@@ -19,12 +19,14 @@ from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
 from rftkit.views.textdiff import difference
 
-__all__ = ["SAME", "answers", "grade_notes", "one_row", "reward_of"]
+__all__ = ["SAME", "answers", "grade_notes", "judged_lines", "one_row", "reward_of"]
 
 SAME = 0.005
 """Rewards closer than this count as the same."""
 
 MAX_BYTES = 1_500_000
+
+MET = {True: "✓ met:", False: "✗ not met:", None: "? not decided:"}
 
 Answer = dict[str, Any]
 
@@ -159,11 +161,34 @@ def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> str:
         )
     for name, reward in (grade.get("sub_rewards") or {}).items():
         lines.append(f"{name} {number(reward, 2)} {_mark(reward)}")
+    for key, told in (grade.get("judged") or {}).items():
+        lines += judged_lines(told, key)
     for flag, value in (grade.get("errors") or {}).items():
         if value:
             lines.append(flag.replace("_", " ") if value is True else f"{flag}: {value}")
     items = "".join(f"<li>{text(line)}</li>" for line in lines)
     return f'<ul class="rk-grades">{items}</ul>' if items else ""
+
+
+def judged_lines(judged: dict[str, Any], key: str = "") -> list[str]:
+    """What a judge said besides the number: its verdicts on criteria, or its scores in two orders.
+
+    Args:
+        judged: one value of `Grade.judged`.
+        key: of the sub-grader; empty for a grader that is not a multi.
+    """
+    begin = f"{key}: " if key else ""
+    lines = []
+    for each in judged.get("criteria") or ():
+        kind = "required" if each["required"] else f"weight {each['weight']:g}"
+        why = f": {each['reason']}" if each.get("reason") else ""
+        lines.append(f"{begin}{MET[each['met']]} {each['text']} ({kind}, {each['check']}){why}")
+    if scores := judged.get("scores"):
+        both = " and ".join(number(score, 2) for score in scores)
+        where = "the anchor" if "anchor" in judged else "the group"
+        lines.append(f"{begin}scored {both} in the two orders, against {where}")
+        lines += [f"{begin}{reason}" for reason in judged.get("reasons") or () if reason]
+    return lines
 
 
 def _mark(reward: float | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit import graders
+from rftkit.views.answers import judged_lines
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
 from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
@@ -92,6 +93,7 @@ def grade_in_full(
         _errors(grade["errors"], spec, grade.get("sub_errors") or {}) if with_errors else "",
         _steps(spec, grade, rendered),
         _formula(spec, grade),
+        _judged(grade.get("judged") or {}),
         f"<h4>Answer</h4>{disclosure(readable(line['answer']), 600)}",
         f"<details><summary data-lm-suppress-shortcuts='true'>Row</summary>"
         f"{reference(dict(item))}</details>",
@@ -270,6 +272,13 @@ def _filled(each: Mapping[str, Any]) -> str:
         f'<div class="rk-message"><span class="rk-role" title="{text(each["template"])}">'
         f"{text(each['field'])}</span>{shown}</div>"
     )
+
+
+def _judged(judged: Mapping[str, Any]) -> str:
+    """What judges said besides their numbers."""
+    lines = [line for key, told in judged.items() for line in judged_lines(told, key)]
+    items = "".join(f"<li>{text(line)}</li>" for line in lines)
+    return f'<h4>What the judge said</h4><ul class="rk-plain">{items}</ul>' if items else ""
 
 
 def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> str:

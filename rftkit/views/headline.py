@@ -67,6 +67,13 @@ def _test_verdict(test: Figures) -> str:
 
 
 def _validation_verdict(valid: Figures) -> str:
+    said = _validation_change(valid)
+    if valid.get("is_relative"):
+        said += " It is relative: a judge compared the answers with an anchor, and 0.5 is as good."
+    return said
+
+
+def _validation_change(valid: Figures) -> str:
     change = valid["final"] - valid["start"] if valid["difference"] is None else valid["difference"]
     digits = decimals(change, *(valid["interval"] or ()), least=2)
     ends = f"{number(valid['start'], digits)} before training"

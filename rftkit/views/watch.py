@@ -145,6 +145,8 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     if trained:
         last = trained[-1]
         below = "different rows at each step"
+        if last.get("is_relative"):
+            below = "relative: says nothing across steps"
         tiles.append(tile(f"Train, step {last['step']}", last["train_reward_mean"], below))
     for name, label in LOSSES.items():
         known = [each for each in steps if _is_known(each.get(name))]
@@ -166,11 +168,12 @@ def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[str]:
     if not valid:
         return []
     first, last = valid[0], valid[-1]
+    against = ", against an anchor" if last.get("is_relative") else ""
     best = max(valid, key=lambda each: each["valid_reward_mean"])
     start = first["valid_reward_mean"]
     below = (
         "before training" if last is first else f"from {number(start, 2)} at step {first['step']}"
-    )
+    ) + against
     begun = None if last is first else start
     tiles = [tile(f"Validation, step {last['step']}", last["valid_reward_mean"], below, begun)]
     if best["valid_reward_mean"] > last["valid_reward_mean"]:

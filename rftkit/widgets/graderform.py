@@ -17,9 +17,10 @@ import ipywidgets
 
 from rftkit.errors import InputError
 from rftkit.graders.template import Path
-from rftkit.graders.types import StringCheck, TextSimilarity
+from rftkit.graders.types import Relative, Rubric, StringCheck, TextSimilarity
 from rftkit.views.markup import text
 from rftkit.views.rows import REFUSED
+from rftkit.widgets.criteriaform import CriteriaForm
 
 __all__ = ["GraderForm", "template_fields"]
 
@@ -35,6 +36,8 @@ FIELDS = {
     "text_similarity": ("evaluation_metric", "input", "reference"),
     "python": ("source",),
     "score_model": ("model", "input", "range"),
+    "rubric": ("model", "criteria", "input"),
+    "relative": ("model", "instructions", "input", "anchor"),
     "endpoint": ("url",),
 }
 LABELS = {"evaluation_metric": "metric", "source": "grade(…)"}
@@ -42,6 +45,8 @@ SOURCE = '''def grade(sample, item):
     """Return a number for one answer; by convention, 1 is best."""
     return 1.0 if sample["output_text"].strip() else 0.0
 '''
+OPTIONAL = ("instructions", "anchor")
+"""Fields that are left out when they are empty."""
 JUDGE = "smollm2-135m-instruct"
 WIDE = {"width": "100%", "max_width": "100%"}
 
@@ -139,6 +144,10 @@ class GraderForm:
 
     def _row(self, name: str, part: Spec) -> ipywidgets.Widget:
         value, label = part.get(name), LABELS.get(name, name)
+        if name == "criteria":
+            form = CriteriaForm(value or [], lambda new: self._on(lambda: self._edit(name, new)))
+            self._fields[name] = form.box
+            return form.box
         options: dict[str, Any] = {"description": label, "layout": _wide()}
         if name in CHOICES:
             options["layout"] = _wide(max_width="24rem")
@@ -184,7 +193,10 @@ class GraderForm:
                 value = json.loads(value)
             except ValueError as error:
                 raise InputError(f"{name} is not valid JSON: {error}") from None
-        self._put({**self._chosen(), name: value})
+        if value == "" and name in OPTIONAL:
+            value = None
+        part = {**self._chosen(), name: value}
+        self._put({key: each for key, each in part.items() if each is not None})
 
     def _rename(self) -> None:
         """Give the selected grader another name, in the formula too."""
@@ -277,6 +289,12 @@ class GraderForm:
                 "input": [{"role": "user", "content": ask}],
                 "range": [0, 1],
             },
+            "rubric": {
+                "model": JUDGE,
+                "criteria": [{"text": "Answers the question", "required": True}],
+                "input": _default_prompt(Rubric),
+            },
+            "relative": {"model": JUDGE, "input": _default_prompt(Relative)},
             "endpoint": {"url": "http://127.0.0.1:8000/grade"},
         }
         return {"type": kind, **fields[kind]}
@@ -313,6 +331,12 @@ class GraderForm:
         )
         button.on_click(lambda _: self._guard(action))
         return button
+
+
+def _default_prompt(kind: type[Rubric | Relative]) -> list[Spec]:
+    """The prompt that a type has where none is given, as JSON."""
+    messages = kind.model_fields["input"].default
+    return [{"role": each.role, "content": each.content} for each in messages]
 
 
 def template_fields(

@@ -25,7 +25,7 @@ COMMANDS = (
     "", "demo", "import", "serve", "lab", "grade", "check", "report", "dataset", "dataset convert",
     "dataset split", "dataset sample", "dataset profile",
     "eval", "eval run", "eval list", "eval show", "eval compare", "grader",
-    "grader calibrate", "job", "job create", "job list",
+    "grader calibrate", "grader hosted", "job", "job create", "job list",
     "job show", "job watch", "job pause", "job resume", "job cancel", "job rerun", "models",
     "models list", "models delete", "models add", "models remove", "models export",
     "models prepare", "prompt", "prompt optimize", "ladder",

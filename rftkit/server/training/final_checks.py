@@ -18,6 +18,8 @@ from typing import Any
 
 from rftkit import graders
 from rftkit.errors import PlatformError, RftkitError
+from rftkit.graders.engine import param_of
+from rftkit.graders.relative import refuse_single
 from rftkit.rows import read_rows
 from rftkit.server.training import metrics, sampling
 from rftkit.server.training.context import AnyRun, Check, Stopped
@@ -57,6 +59,8 @@ def _check(home: Path, category: str, given: dict[str, Any]) -> Check:
         with path.open("rb") as lines:
             rows = list(read_rows(lines, path=path))
     spec = graders.validate(given["grader"])
+    for key, part in graders.parts(spec).items():
+        refuse_single(part, param_of(key))
     return Check(category, spec, float(given["pass_threshold"]), rows)
 
 

@@ -18,7 +18,7 @@ from rftkit.graders.engine import Leaf
 from rftkit.graders.types import SPECS
 from rftkit.safetext import cell
 from rftkit.server.engine.values import StepStats
-from rftkit.server.training import signal, tool_metrics
+from rftkit.server.training import judged, signal, tool_metrics
 from rftkit.server.training.rollout import Group
 
 __all__ = [
@@ -40,6 +40,7 @@ COUNTED_ERRORS = ("other_error", "sample_parse_error", "invalid_variable_error")
 SHOWN = 120
 """Characters of an answer that an event quotes."""
 COUNTS = ("prompt_tokens", "completion_tokens")
+RELATIVE = "relative: train within groups, validation against an anchor"
 
 
 def grades_of(groups: Iterable[Group]) -> list[Grade]:
@@ -86,7 +87,8 @@ def step_message(step: int, total_steps: int, data: Mapping[str, Any]) -> str:
     ):
         if data.get(key) is not None:
             parts.append(f"{name}={data[key]:.6f}")
-    return f"Step {step}/{total_steps} , " + ", ".join(parts)
+    said = f"Step {step}/{total_steps} , " + ", ".join(parts)
+    return f"{said} ({RELATIVE})" if data["scores"].get("is_relative") else said
 
 
 def step_data(
@@ -115,6 +117,7 @@ def step_data(
         "scores": {
             **{f"{side}_reward_mean": mean_reward(groups) for side, groups in present.items()},
             "graders": [_scores(leaf, len(leaves) == 1, present) for leaf in leaves],
+            **({"is_relative": True} if any(each.type == "relative" for each in leaves) else {}),
         },
         "usage": {
             "samples": _reasoning(present),
@@ -320,7 +323,8 @@ def _scores(leaf: Leaf, is_only: bool, sides: Sides) -> dict[str, Any]:
         return [grade.sub_rewards.get(leaf.key) for grade in grades_of(groups)]
 
     means = {f"{side}_reward_mean": _mean(rewards(groups)) for side, groups in sides.items()}
-    return {**_named(leaf), **means, **signal.of_leaf(None if is_only else leaf.key, sides)}
+    spread = signal.of_leaf(None if is_only else leaf.key, sides)
+    return {**_named(leaf), **means, **spread, **judged.of_leaf(leaf, sides)}
 
 
 def _errors(leaf: Leaf, is_only: bool, sides: Sides) -> dict[str, Any]:
@@ -388,7 +392,7 @@ def _csv_row(data: Mapping[str, Any]) -> dict[str, Any]:
     for scores in data["scores"]["graders"]:
         where = f"scores/graders/{scores['type']}/{scores['name']}"
         for side in ("train", "valid"):
-            for figure in ("reward_mean", *signal.FIGURES):
+            for figure in ("reward_mean", *signal.FIGURES, *judged.FIGURES):
                 if f"{side}_{figure}" in scores:
                     row[f"{where}/{side}_{figure}"] = scores[f"{side}_{figure}"]
     for errors in data["errors"]["graders"]:

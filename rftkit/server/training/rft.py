@@ -61,6 +61,7 @@ def begin(run: RftRun, done: int) -> None:
     """The baseline, or what a killed worker left of the step that was saved last."""
     sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     tell_weights(run)
+    tell_relative(run)
     if done == 0:
         warn_of_grader(run)
         valid = baseline(run)
@@ -82,6 +83,20 @@ def tell_weights(run: RftRun) -> None:
         "Metadata `advantage` = mean or std uses the formula alone.",
         level="warn",
         key="weights",
+    )
+
+
+def tell_relative(run: RftRun) -> None:
+    """Add an event if a part of the reward only compares answers of a group."""
+    if not run.grader.compares_group:
+        return
+    run.store.add_event(
+        run.job.id,
+        "The grader compares the answers of a group with each other. Training uses the differences "
+        "within a group; the mean training reward of a step says nothing about other steps. "
+        "Validations are compared with an anchor, the grader's own or the answers of step 0: 0.5 "
+        "is as good as the anchor.",
+        key="relative",
     )
 
 

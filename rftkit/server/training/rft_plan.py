@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 
 from rftkit.errors import RequestError
+from rftkit.graders.types import compares_group
 from rftkit.hyperparameters import COMPLETIONS
 from rftkit.rows import Row
 from rftkit.server.store.records import Job
@@ -174,6 +175,8 @@ def _guidance(knobs: Knobs, tag: str | None, engine: str, job: Job, rows: Sequen
     why = None
     if engine == "tinker":
         why = "the Tinker protocol has no update with completions that it did not sample"
+    elif compares_group(job.method["reinforcement"].get("grader") or {}):
+        why = "the grader compares the answers of a group, and a reference answer is not one"
     elif tag is not None:
         why = "the model thinks before it answers, and references have no reasoning"
     elif rows:

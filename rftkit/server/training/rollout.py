@@ -20,12 +20,14 @@ from rftkit.server.engine.values import Completion, Thinking, TrainGroup
 from rftkit.server.training.transcripts import episode_sample, said
 
 __all__ = [
+    "ATTEMPTS",
     "FinishedCompletion",
     "Group",
     "Place",
     "Rollout",
     "advantages",
     "failed_episode",
+    "finished_sample",
     "grade_all",
     "group_from_dict",
     "group_to_dict",
@@ -116,10 +118,13 @@ def _pairs(
 ) -> Iterator[tuple[Sample, Any]]:
     for each in ended:
         taken.append(each)
-        sample = sample_of(each.completion, each.row, response_format, model=each.model)
-        if each.trace_id is not None:
-            sample = dataclasses.replace(sample, trace_id=each.trace_id)
-        yield sample, each.row.item
+        yield finished_sample(each, response_format), each.row.item
+
+
+def finished_sample(each: FinishedCompletion, response_format: Mapping[str, Any] | None) -> Sample:
+    """What a grader sees of it."""
+    sample = sample_of(each.completion, each.row, response_format, model=each.model)
+    return sample if each.trace_id is None else dataclasses.replace(sample, trace_id=each.trace_id)
 
 
 def failed_episode(completion: Completion, grader: CompiledGrader) -> Grade:

@@ -22,10 +22,12 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from rftkit import settings
-from rftkit.graders import CompiledGrader, Grade
+from rftkit.errors import PlatformError
+from rftkit.graders import CompiledGrader, Grade, types
 from rftkit.rows import Row
 from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.training import rollout
+from rftkit.server.training.comparing import Anchor, Comparison, compare_all
 from rftkit.server.training.context import AnyRun, Stopped
 from rftkit.server.training.environment import ToolEnvironment, trace_id
 from rftkit.server.training.journal import Kept
@@ -193,7 +195,28 @@ def draft_and_grade(
         keep=functools.partial(run.journal.add_grade, kind, step),
         trace=functools.partial(run.trace_id, kind, step),
         meanwhile=meanwhile,
+        group_size=plan.num,
+        anchor=anchors(run, step) if kind == "valid" and run.grader.compares_group else None,
     )
+
+
+def anchors(run: AnyRun, step: int) -> Anchor:
+    """The answers of step 0, with which a relative grader compares those of a validation, so that
+    validations compare with each other; at step 0 itself each answer is its own.
+
+    Raises:
+        PlatformError: the journal has lost them.
+    """
+    if step == 0:
+        return lambda each: each.completion
+    record = run.journal.record("valid", 0)
+    if record is None:
+        raise PlatformError(
+            "the answers of step 0 are lost, with which the relative grader compares those of "
+            f"step {step}: {run.journal.folder / 'valid'}. Create the job again: rftkit job rerun"
+        )
+    by_line = {each["line"]: each["rollouts"] for each in record["groups"]}
+    return lambda each: Completion.from_dict(by_line[each.row.line][each.place[1]]["completion"])
 
 
 def ungraded_batch(
@@ -276,6 +299,8 @@ def graded_while_sampling(
     keep: Callable[[Place, Kept], None] = lambda place, kept: None,
     trace: Callable[[Row, int], str | None] = lambda row, index: None,
     meanwhile: Callable[[], None] = lambda: None,
+    group_size: int = 1,
+    anchor: Anchor | None = None,
 ) -> tuple[list[Group], float]:
     """Grade what `sample` draws, each as soon as it has ended; and the seconds of both.
 
@@ -291,8 +316,11 @@ def graded_while_sampling(
         keep: gets each new grade that did not fail, from any thread.
         trace: the trace id of a row's completion, for endpoint graders.
         meanwhile: called when all completions have ended.
+        group_size: completions of a row, which a relative grader compares.
+        anchor: what it compares each with instead.
     """
-    grading = _Grading(run.job.model, rows, known or {}, keep, trace)
+    comparison = functools.partial(Comparison, group_size, anchor)
+    grading = _Grading(run.job.model, rows, known or {}, keep, trace, comparison)
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(grading.grade, grader, run.response_format)
         try:
@@ -342,8 +370,10 @@ class _Grading:
         known: Mapping[Place, Kept],
         keep: Callable[[Place, Kept], None],
         trace: Callable[[Row, int], str | None],
+        comparison: Callable[[Callable[[FinishedCompletion], Grade | None]], Comparison],
     ) -> None:
         self._model, self._trace = model, trace
+        self._comparison = comparison(self._known_grade)
         self._rows, self._known, self._keep = rows, known, keep
         self._ended: SimpleQueue[FinishedCompletion | None] = SimpleQueue()
         self._told: set[Place] = set()
@@ -376,7 +406,11 @@ class _Grading:
         Raises:
             Stopped: after `stop`.
         """
-        made = rollout.grade_all(grader, self._ungraded(grader), response_format, self._given)
+        args = response_format, self._given
+        if grader.compares_group:
+            made = compare_all(grader, self._all_ended(), *args, self._comparison)
+        else:
+            made = rollout.grade_all(grader, self._ungraded(grader), *args)
         self._grades.update(made)
         return time.perf_counter()
 
@@ -391,18 +425,25 @@ class _Grading:
             )
         ]
 
-    def _ungraded(self, grader: CompiledGrader) -> Iterator[FinishedCompletion]:
+    def _all_ended(self) -> Iterator[FinishedCompletion]:
         for each in iter(self._ended.get, None):
             if self._is_stopped.is_set():
                 raise Stopped
+            yield each
+
+    def _ungraded(self, grader: CompiledGrader) -> Iterator[FinishedCompletion]:
+        for each in self._all_ended():
             if each.completion.failure is not None:
                 self._grades[each.place] = rollout.failed_episode(each.completion, grader)
-                continue
-            tokens, grade = self._known.get(each.place, ([], {}))
-            if tokens == each.completion.tokens:
-                self._grades[each.place] = Grade(**grade)
+            elif (grade := self._known_grade(each)) is not None:
+                self._grades[each.place] = grade
             else:
                 yield each
+
+    def _known_grade(self, each: FinishedCompletion) -> Grade | None:
+        """The grade that was given to the same tokens before a kill."""
+        tokens, grade = self._known.get(each.place, ([], {}))
+        return Grade(**grade) if grade and tokens == each.completion.tokens else None
 
     def _given(self, each: FinishedCompletion, grade: Grade) -> None:
         if grade.outcome != "failed":
@@ -416,4 +457,4 @@ def _asks_this_engine(run: AnyRun, grader: CompiledGrader) -> bool:
     have smaller batches: a decode of two rows takes about as long as one of eight.
     """
     is_here = run.plan.engine == "torch" and settings.judge().base_url is None
-    return is_here and any(leaf.type == "score_model" for leaf in grader.leaves)
+    return is_here and types.asks_judge(grader.spec)

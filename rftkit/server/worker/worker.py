@@ -314,6 +314,7 @@ class Worker:
             embed=embedding_call(platform),
             concurrency=settings.judge_concurrency(),
             workers=max(2, os.cpu_count() or 2),
+            groups=True,
             # The cache avoids repeated judge calls for the same text when a worker was killed.
             cache=JudgeCache(self.home / "judge-cache.jsonl"),
         )

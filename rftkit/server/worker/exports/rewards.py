@@ -13,7 +13,7 @@ from typing import Any
 
 from rftkit import settings
 from rftkit.graders import CompletionCall, compile_grader, completion_call
-from rftkit.graders.types import parts
+from rftkit.graders.types import parts, spec_type
 from rftkit.server.engine.values import Completion
 from rftkit.server.training.rollout import FinishedCompletion, grade_all
 from rftkit.server.worker.exports.held_out import HeldOut
@@ -105,7 +105,7 @@ def _completion(text: str, ended: bool) -> Completion:
 
 def _needs_judge(spec: dict[str, Any]) -> str | None:
     for part in parts(spec).values():
-        if part["type"] in ("score_model", "label_model"):
+        if spec_type(part).asks_judge:
             return "asks a judge"
         if part.get("evaluation_metric") == "cosine":
             return "compares embeddings"

@@ -1,0 +1,200 @@
+"""Relative judging: orders, scores, what fails together, anchors, and where it is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rubric_judge import RelativeScript
+
+from rftkit import graders
+from rftkit.errors import GraderSpecError
+from rftkit.graders import Sample, compile_grader
+from rftkit.graders.needs import reads_sample
+from rftkit.graders.relative import disagreement, position_bias
+
+RELATIVE = {
+    "type": "relative",
+    "name": "better",
+    "model": "judge-1",
+    "input": [{"role": "user", "content": "{{item.q}}"}],
+}
+ANCHORED = RELATIVE | {"anchor": "{{item.best}}"}
+ITEM = {"q": "Q", "best": "5"}
+JSON_FORMAT = {"type": "json_object"}
+
+
+def number(text: str, _: int = 0) -> float:
+    return int(text) / 10
+
+
+def compare(
+    texts: list[str], judge: Any = None, spec: dict[str, Any] = RELATIVE, **options: Any
+) -> list[graders.Grade]:
+    complete = judge or RelativeScript(number)
+    with compile_grader(spec, complete=complete, groups=True, **options) as grader:
+        return grader.grade_group([Sample.from_text(text) for text in texts], ITEM)
+
+
+def test_a_group_is_shown_twice_the_second_time_in_reverse() -> None:
+    judge = RelativeScript(number)
+    found = compare(["3", "9", "1", "9"], judge)
+    first, second = judge.asked
+    assert sorted(first) == ["1", "3", "9"], "the same text is shown once"
+    assert second == first[::-1]
+    assert [each.reward for each in found] == pytest.approx([0.3, 0.9, 0.1, 0.9])
+    assert found[0].judged[""]["reasons"] == ["about 3", "about 3"]
+    tokens = [each.token_usage for each in found]
+    assert tokens[0]["judge-1"]["total_tokens"] == 20
+    assert tokens[1:] == [{}, {}, {}], "the tokens of a group count once"
+    assert graders.Grade(**json.loads(json.dumps(dataclasses.asdict(found[0])))) == found[0]
+
+
+def test_the_order_does_not_depend_on_the_order_of_sampling() -> None:
+    judges = RelativeScript(number), RelativeScript(number)
+    compare(["3", "9", "1"], judges[0])
+    compare(["1", "3", "9"], judges[1])
+    assert judges[0].asked == judges[1].asked
+
+
+def test_a_favoured_place_adds_the_same_to_every_answer() -> None:
+    judge = RelativeScript(lambda text, place: int(text) / 20 + 0.05 * (4 - place))
+    rewards = [each.reward for each in compare(["1", "2", "3", "4", "5"], judge)]
+    apart = [b - a for a, b in itertools.pairwise(rewards)]  # type: ignore[operator]
+    assert apart == pytest.approx([0.05] * 4)
+
+
+@pytest.mark.parametrize("texts", [["7"], ["7", "7", "7"]])
+def test_nothing_to_tell_apart_needs_no_call(texts: list[str]) -> None:
+    judge = RelativeScript(number)
+    assert {each.reward for each in compare(texts, judge)} == {0.5}
+    assert judge.asked == []
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [
+        RelativeScript(number, fail=True),
+        RelativeScript(lambda text, _: None if text == "9" else 0.5),
+        RelativeScript(lambda text, place: None if place == 0 and text == "9" else 0.5),
+    ],
+    ids=["refused", "one is left out", "one is left out in one order"],
+)
+def test_a_failed_comparison_leaves_the_group_without_grades(judge: RelativeScript) -> None:
+    found = compare(["3", "9", "1"], judge)
+    assert {(each.outcome, each.reward) for each in found} == {("failed", None)}
+
+
+def test_answers_that_cannot_be_scored_take_no_part() -> None:
+    judge = RelativeScript(lambda text, _: json.loads(text)["n"] / 10)
+    samples = [
+        Sample.from_text('{"n": 3}', response_format=JSON_FORMAT),
+        Sample.from_text("no JSON", response_format=JSON_FORMAT),
+        Sample.from_text('{"n": 8}', truncated=True),
+        Sample.from_text('{"n": 9}', response_format=JSON_FORMAT),
+    ]
+    with compile_grader(RELATIVE, complete=judge, groups=True) as grader:
+        found = grader.grade_group(samples, ITEM)
+    assert [each.outcome for each in found] == ["graded", "unscorable", "unscorable", "graded"]
+    assert [each.reward for each in found] == pytest.approx([0.3, 0.0, 0.0, 0.9])
+    assert len(judge.asked[0]) == 2
+
+
+def test_a_part_of_a_formula() -> None:
+    spec = {
+        "type": "multi",
+        "graders": {
+            "better": RELATIVE,
+            "nine": {
+                "type": "string_check", "operation": "eq",
+                "input": "{{sample.output_text}}", "reference": "9",
+            },
+        },
+        "calculate_output": "0.5 * better + 0.5 * nine",
+    }  # fmt: skip
+    found = compare(["3", "9"], spec=spec)
+    assert [each.reward for each in found] == pytest.approx([0.15, 0.95])
+    assert found[1].sub_rewards == pytest.approx({"better": 0.9, "nine": 1.0})
+    failed = compare(["3", "9"], RelativeScript(number, fail=True), spec=spec)
+    assert [each.sub_rewards for each in failed] == [
+        {"better": None, "nine": 0.0}, {"better": None, "nine": 1.0}
+    ]  # fmt: skip
+    assert {each.reward for each in failed} == {None}
+
+
+def test_anchors_make_single_answers_comparable() -> None:
+    judge = RelativeScript(number)
+    with compile_grader(RELATIVE, complete=judge, groups=True) as grader:
+        samples = [Sample.from_text(text) for text in ("9", "5", "3")]
+        anchors = [Sample.from_text("5")] * 2 + [Sample.from_text("3", truncated=True)]
+        found = grader.grade_group(samples, ITEM, anchors)
+    assert [each.reward for each in found] == pytest.approx([0.7, 0.5, 1.0])
+    assert len(judge.asked) == 2, "the anchor itself needs no call, nor one that cannot be scored"
+    assert found[0].judged[""]["anchor"] == "5"
+    single = graders.grade(ANCHORED, "9", ITEM, complete=judge)
+    assert (single.outcome, single.reward) == ("graded", pytest.approx(0.7))
+
+
+def test_the_graders_own_anchor_comes_first() -> None:
+    judge = RelativeScript(number)
+    with compile_grader(ANCHORED, complete=judge, groups=True) as grader:
+        [found] = grader.grade_group([Sample.from_text("9")], ITEM, [Sample.from_text("1")])
+    assert found.judged[""]["anchor"] == "5"
+
+
+@pytest.mark.parametrize(
+    "do",
+    [
+        lambda: graders.grade(RELATIVE, "9", ITEM),
+        lambda: graders.validate(RELATIVE, purpose="eval"),
+        lambda: graders.audit(RELATIVE, [ITEM]),
+        lambda: graders.grade_many(RELATIVE, [(Sample("9"), ITEM)]),
+    ],
+    ids=["grade", "eval", "audit", "grade_many"],
+)
+def test_it_is_refused_by_name_where_there_is_no_group(do: Any) -> None:
+    with pytest.raises(GraderSpecError, match="compares the answers of a group") as error:
+        do()
+    assert "anchor" in str(error.value)
+    assert error.value.param == "anchor"
+
+
+def test_a_job_accepts_it_and_an_eval_with_an_anchor() -> None:
+    assert graders.validate(RELATIVE)["type"] == "relative"
+    assert graders.validate(ANCHORED, purpose="eval")["anchor"] == "{{item.best}}"
+    assert graders.variables(ANCHORED) == ["item.q", "item.best"]
+    assert reads_sample(RELATIVE)
+
+
+@pytest.mark.parametrize("field", ["input", "anchor"])
+def test_its_prompt_cannot_name_the_sample(field: str) -> None:
+    text = "{{sample.output_text}}"
+    value: Any = text if field == "anchor" else [{"role": "user", "content": text}]
+    with pytest.raises(GraderSpecError, match="names the sample") as error:
+        graders.validate(RELATIVE | {field: value})
+    assert error.value.param == field
+
+
+def test_position_bias_and_disagreement_are_those_of_the_judge() -> None:
+    judge = RelativeScript(lambda text, place: int(text) / 20 + 0.05 * (4 - place))
+    found = [each.judged[""] for each in compare(["1", "2", "3", "4", "5"], judge)]
+    assert position_bias(found) == pytest.approx(0.2)
+    fair = [each.judged[""] for each in compare(["1", "2", "3"])]
+    assert position_bias(fair) == pytest.approx(0.0)
+    assert disagreement([fair]) == 0.0
+    first_wins = RelativeScript(lambda _, place: 1 - place / 4)
+    assert disagreement([[e.judged[""] for e in compare(["1", "2", "3"], first_wins)]]) == 1.0
+    assert position_bias([]) is None
+    assert disagreement([[], [{}]]) is None
+
+
+@given(st.lists(st.integers(0, 10), min_size=1, max_size=8))
+def test_a_judge_without_noise_is_recovered(qualities: list[int]) -> None:
+    found = compare([str(each) for each in qualities])
+    wanted = [each / 10 for each in qualities] if len(set(qualities)) > 1 else [0.5] * len(found)
+    assert [each.reward for each in found] == pytest.approx(wanted)
