@@ -217,7 +217,7 @@ def _row_table(table: Table, baseline: str | None, focus: str | None) -> pd.Data
     samples, keys = table.samples, table.cells.keys
     columns: dict[str, Any] = {
         "row": list(keys),
-        "number": [samples.numbers.get(key, at) for at, key in enumerate(keys)],
+        "number": [samples.numbers.get(key, at) for at, key in enumerate(keys, 1)],
         "prompt": [samples.prompt(key) for key in keys],
     }
     for at, label in enumerate(samples.labels):

@@ -144,7 +144,7 @@ def ungraded_run(
         grader=grader,
     )
     items = {row_key(row.item): row.item for row in rows}
-    numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows)))}
+    numbers = {row_key(row.item): at for at, row in reversed(list(enumerate(rows, 1)))}
     frame = _frame(made, rows, answers)
     return Samples((made,), frame, items, numbers, response_format=response_format)
 

@@ -80,7 +80,7 @@ class Samples:
     items: Mapping[str, Mapping[str, Any]]
     """Row key -> the dataset row as its grader saw it."""
     numbers: Mapping[str, int]
-    """Row key -> its number in the dataset, from 0, as the first run that has it counts."""
+    """Row key -> its number in the dataset, from 1, as the first run that has it counts."""
     notes: tuple[str, ...] = ()
     """What a reader must know before believing any number made of this; each a sentence."""
     response_format: Mapping[str, Any] | None = field(default=None)

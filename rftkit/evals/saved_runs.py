@@ -81,7 +81,7 @@ def samples_of(records: Sequence[Record]) -> Samples:
     for record in records:
         for key, number, item in zip(record.keys, record.numbers, record.items, strict=True):
             if key not in items:
-                items[key], numbers[key] = item, number
+                items[key], numbers[key] = item, number + 1  # services and files count from 0
     frame = _by_row(_frame(records, runs), runs, numbers)
     notes = tuple(dict.fromkeys(note for record in records for note in record.notes))
     formats = [each.response_format for each in records if each.response_format]
@@ -173,7 +173,7 @@ def record_of(samples: Samples, label: str) -> Record:
         columns=columns,
         scores={name: numbers(frame[SCORE + name]) for name in samples.graders},
         keys=keys,
-        numbers=[int(samples.numbers.get(key, at)) for at, key in enumerate(keys)],
+        numbers=[int(samples.numbers.get(key, at)) - 1 for at, key in enumerate(keys, 1)],
         items=[json.dumps(samples.items.get(key) or {}, ensure_ascii=False) for key in keys],
         notes=list(samples.notes),
         response_format=dict(samples.response_format) if samples.response_format else None,

@@ -77,12 +77,12 @@ class Audit:
         if self.honest is None:
             return ["no row holds a reference answer that could be graded; nothing was tried"]
         for row, why in list(self.ungradable.items())[:5]:
-            out.append(f"row {row} cannot be graded: {why}")
+            out.append(f"row {row + 1} cannot be graded: {why}")
         if self.verdict is not None:  # compared with nothing, every cheat would seem to pay
             return [str(self.verdict), *out]
         out += [PAYS_NOTHING.format(key=key) for key in self.dead]
         if self.short:
-            rows = ", ".join(map(str, self.short[:8]))
+            rows = ", ".join(str(row + 1) for row in self.short[:8])
             out.append(
                 f"{len(self.short)} of {self.num_rows} reference answers earn less than the best "
                 f"({self.best:.3f}): rows {rows}; are labels and grader in agreement?"

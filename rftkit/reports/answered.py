@@ -53,7 +53,7 @@ def _samples(rows: Sequence[Json]) -> Samples:
         runs=tuple(Run(label, key) for key, label in NAMES.items()),
         frame=frame,
         items={str(number): row["item"] for number, row in enumerate(rows)},
-        numbers={str(number): number for number in range(len(rows))},
+        numbers={str(at): at + 1 for at in range(len(rows))},
     )
 
 

@@ -189,7 +189,7 @@ def _line(
     tone = "" if change is None else "rk-good" if change > 0 else "rk-bad" if change < 0 else ""
     sign = "" if not change else " ▲" if change > 0 else " ▼"
     cells = [
-        f"<td{_NUMBER}>{row_button(at) if live else at}</td>",
+        f"<td{_NUMBER}>{row_button(at) if live else at + 1}</td>",
         f"<td>{text(_short(line['answer']))}</td>",
         *(f"<td{_NUMBER}>{number(line.get(f'reward/{key}'))}</td>" for key in keys),
         f"<td{_NUMBER}><b>{number(line['reward'])}</b></td>",
@@ -327,7 +327,7 @@ def _plain(lines: Sequence[Line], keys: Sequence[str]) -> str:
     for line in lines:
         subs = [number(line.get(f"reward/{key}")) for key in keys]
         answer = _short(line["answer"], 60)
-        rows.append([str(line["row"]), *subs, number(line["reward"]), line["outcome"], answer])
+        rows.append([str(line["row"] + 1), *subs, number(line["reward"]), line["outcome"], answer])
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows

@@ -74,13 +74,14 @@ class Chart:
 
     def markup(self) -> str:
         """Title, legend and picture."""
-        keys = "".join(
+        keys = " ".join(
             f"<span>{_key(kind) if kind else ''}{text(label)}</span>" for kind, label in self.legend
         )
         legend = f'<div class="rk-legend">{keys}</div>' if keys else ""
         wide = " rk-wide" if self.canvas.is_wide else ""
         return (
-            f'<div class="rk-chart{wide}"><div class="rk-chart-title">{text(self.title)}</div>'
+            f'<div class="rk-chart{wide}" style="display:inline-block">'
+            f'<div class="rk-chart-title">{text(self.title)}</div>'
             f"{legend}{self.canvas.svg(self.alt)}</div>"
         )
 

@@ -113,10 +113,10 @@ def row_in_full(
 
 
 def row_button(at: int, label: str = "") -> str:
-    """The number of a row as a button that opens it, in a panel."""
+    """The number of a row, for people from 1, as a button that opens it, in a panel."""
     return (
         f'<button type="button" data-act="open {at}" data-lm-suppress-shortcuts="true" '
-        f'title="Show row {at} in full">{label or f"{at:,}"}</button>'
+        f'title="Show row {at + 1} in full">{label or f"{at + 1:,}"}</button>'
     )
 
 
@@ -225,7 +225,7 @@ def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None, live: bool) -> s
 
 
 def _other(at: int, live: bool) -> str:
-    label = f"row {at:,}"
+    label = f"row {at + 1:,}"
     return row_button(at, label) if live else label
 
 

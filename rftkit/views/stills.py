@@ -79,7 +79,7 @@ def _sheet() -> tuple[str, list[tuple[str, str]]]:
         (one.strip().removeprefix(".rk.rk "), body.strip())
         for selectors, body in _RULE.findall(charts)
         for one in selectors.split(",")
-        if ":" not in one and "rk-" in one.replace(".rk.rk", "")
+        if ":" not in one and "rk-" in one and one.strip() != ".rk.rk .rk-svg"
     ]
     colours = "".join(
         f"--{name}:{light};" for name, light in _COLOUR.findall(sheet.partition("}")[0])

@@ -64,7 +64,7 @@ class GraderLab(Panel):
     """
 
     text = Unicode("", help="The spec as JSON text; it may be invalid while you type.")
-    rows = List(Int(), help="Numbers of the rows to grade, from 0.")
+    rows = List(Int(), help="Numbers of the rows to grade, from 0 (the panel shows 1).")
     answers = Enum(
         ("reference", "swapped", "pasted", "sampled"),
         "reference",
@@ -246,7 +246,7 @@ class GraderLab(Panel):
         self._which = ipywidgets.Text(
             description="Rows",
             continuous_update=False,
-            placeholder="0, 5, 10-14",
+            placeholder="1, 5, 10-14",
             layout=ipywidgets.Layout(width="26rem", max_width="100%"),
         )
         self._which.observe(lambda c: self._guard(lambda: self._take_rows(c["new"])), "value")
@@ -572,7 +572,7 @@ def _parse(words: str) -> dict[str, Any]:
 
 
 def _parse_rows(words: str, size: int) -> list[int]:
-    """`0, 5, 10-14` as numbers.
+    """`1, 5, 10-14` as numbers from 0.
 
     Raises:
         InputError: the text has another form, or names rows that do not exist.
@@ -581,12 +581,12 @@ def _parse_rows(words: str, size: int) -> list[int]:
     for part in words.replace(",", " ").split():
         found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part)
         if found is None:
-            raise InputError(f"cannot read {part!r} as rows; write 0, 5, 10-14")
-        numbers += range(int(found[1]), int(found[2] or found[1]) + 1)
-    if missing := [number for number in numbers if number >= size]:
-        raise InputError(f"there is no row {missing[0]}; rows are numbered 0 to {size - 1:,}")
+            raise InputError(f"cannot read {part!r} as rows; write 1, 5, 10-14")
+        numbers += range(int(found[1]) - 1, int(found[2] or found[1]))
+    if missing := [number for number in numbers if not 0 <= number < size]:
+        raise InputError(f"there is no row {missing[0] + 1}; rows are numbered 1 to {size:,}")
     return list(dict.fromkeys(numbers))
 
 
 def _format_rows(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    return ", ".join(str(number + 1) for number in numbers)

@@ -60,7 +60,11 @@ class Playground(Panel):
     options = Dict(help="Label -> model that can be selected.")
     chosen = List(Unicode(), help="Labels of the models to run.")
     prompt = Unicode("", help="The prompt; empty with a row.")
-    row = Int(None, allow_none=True, help="Row of the dataset, from 0; None for the prompt.")
+    row = Int(
+        None,
+        allow_none=True,
+        help="Row of the dataset, from 0 (the panel shows 1); None for the prompt.",
+    )
     temperature = Float(0.0, help="0 is the most likely answer.")
     max_completion_tokens = Int(256, help="A longer answer is cut off.")
     constrained = Bool(True, help="Whether answers follow the response format.")
@@ -195,7 +199,9 @@ class Playground(Panel):
             return {"messages": [{"role": "user", "content": self.prompt}]}
         rows = self._rows
         if not 0 <= self.row < len(rows):
-            raise InputError(f"there is no row {self.row}; rows are numbered 0 to {len(rows) - 1}")
+            raise InputError(
+                f"there is no row {self.row + 1}; there are 1 to {len(rows)} (from row=0 in code)"
+            )
         item: dict[str, Any] = rows[self.row].item
         return item
 
@@ -382,9 +388,9 @@ class Playground(Panel):
 
     def _read_row(self) -> None:
         typed = self._number.value.strip()
-        if typed and not typed.isdigit():
-            raise InputError(f"a row must be a number from 0, found {typed!r}")
-        self._take("row", int(typed) if typed else None)
+        if typed and not (typed.isdigit() and int(typed)):
+            raise InputError(f"a row must be a number from 1, found {typed!r}")
+        self._take("row", int(typed) - 1 if typed else None)
 
     def _changed(self, names: Set[str]) -> None:
         if "prompt_file" in names or self.prompt_file:
@@ -396,7 +402,7 @@ class Playground(Panel):
 
     def _draw(self) -> None:
         self._models.value = tuple(self.chosen)
-        self._number.value = "" if self.row is None else str(self.row)
+        self._number.value = "" if self.row is None else str(self.row + 1)
         self._question.disabled = self.row is not None
         self._show(force=True)
 

@@ -71,7 +71,11 @@ class RowBrowser(Panel):
     descending = Bool(False, help="Sort in descending order.")
     page = Int(0, min=0, help="Page shown, from 0.")
     page_size = Int(15, min=1, max=200, help="Rows on a page.")
-    row = Int(None, allow_none=True, help="Number of the row shown in full, from 0; None for none.")
+    row = Int(
+        None,
+        allow_none=True,
+        help="Number of the row shown in full, from 0 (the panel shows 1); None: none.",
+    )
 
     def __init__(
         self,
@@ -143,7 +147,7 @@ class RowBrowser(Panel):
         numbers = self.numbers()
         first = [int(number) for number in numbers[:STATIC_ROWS]]
         shown = cells(self._source.items(first))
-        lines = [{"row": at, **line} for at, line in zip(first, shown, strict=True)]
+        lines = [{"row": at + 1, **line} for at, line in zip(first, shown, strict=True)]
         columns = ["row", *self._shown_columns(shown)]
         listed = table(lines, columns, total=len(numbers), page=15, max_bytes=max_bytes)
         parts = [note(self._row_count()), listed]
@@ -417,7 +421,7 @@ class RowBrowser(Panel):
         number = self.row
         if number is None or not 0 <= number < len(self._source):
             raise InputError(
-                f"there is no row {number}; rows are numbered 0 to {len(self._source) - 1:,}"
+                f"there is no row {number}; there are 0 to {len(self._source) - 1:,}, shown from 1"
             )
         item = self._source.items([number])[0]
         if not self._details and self._root is None:

@@ -136,7 +136,7 @@ class FrameSource:
         ]
 
     def place(self, number: int) -> str:
-        return f"row {number}"
+        return f"row {number + 1}"
 
     def column(self, key: str, task: Task) -> pd.Series[Any]:
         for name in self._frame.columns:
@@ -223,7 +223,7 @@ class FileSource:
 
     def place(self, number: int) -> str:
         line = self.rows.page(number, 1)[0].line
-        return f"{Path(self.name).name}:{line} (row {number})"
+        return f"{Path(self.name).name}:{line} (row {number + 1})"
 
     def column(self, key: str, task: Task) -> pd.Series[Any]:
         import pandas as pd

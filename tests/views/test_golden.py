@@ -63,7 +63,7 @@ GOLDEN = {
     ),
     "row_in_full": lambda: row_in_full(
         ROWS[0],
-        place="rows.jsonl:1 (row 0)",
+        place="rows.jsonl:1 (row 1)",
         answer='{"label": "no"}',
         grade={"reward": 0.5, "outcome": "graded", "sub_rewards": {}, "errors": {}},
         findings=["2 rows have the same prompt"],

@@ -362,15 +362,15 @@ def test_every_type_of_the_form_is_a_grader(live: None) -> None:
 
 def test_clicks_choose_rows_and_open_grades(live: None) -> None:
     lab = shown(GraderLab(ROWS, grader=EXACT))
-    lab._which.value = "2, 5-7"
+    lab._which.value = "3, 6-8"
     assert lab.wait(60)
     assert lab.rows == [2, 5, 6, 7]
     lab._act_open("6")
     assert "Row 6: reward" in lab._full.value
     lab._which.value = "2, x"
-    assert "write 0, 5, 10-14" in lab.error
+    assert "write 1, 5, 10-14" in lab.error
     lab._which.value = "99"
-    assert "there is no row 99; rows are numbered 0 to 19" in lab.error
+    assert "there is no row 99; rows are numbered 1 to 20" in lab.error
 
 
 def test_the_audit_is_shown_until_the_grader_changes(live: None) -> None:

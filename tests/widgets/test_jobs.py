@@ -296,7 +296,7 @@ def test_a_question_of_ones_own_is_not_graded(platform: openai.OpenAI, finished:
     play.ask("copy: abc")
     assert play.data()["reward"].isna().all()
     assert "not graded" in play.to_html()
-    with pytest.raises(InputError, match="there is no row 9999"):
+    with pytest.raises(InputError, match="there is no row 10000"):
         play.ask(row=9999)
 
 
@@ -319,7 +319,7 @@ def test_the_controls_of_the_playground(platform: openai.OpenAI, finished: str, 
         play._models.value = ("base",)
         play._number.value = "two"
         assert "a row must be a number" in play.error
-        play._number.value = "2"
+        play._number.value = "3"
         assert (play.chosen, play.row) == (["base"], 2)
         assert play._question.disabled
         play.ask()

@@ -23,7 +23,7 @@ MOST_ACTIONS = 25
 FIRMS = ("Acme Tools", "Blue Fern", "Corvo Print", "Delta Ice", "Elm & Son", "Fjord Freight")
 CLIPBOARD = ("clipboard-read", "clipboard-write")
 INSPECT = """dataset: str = "invoices.csv"
-row: int = 0"""
+row: int = 1"""
 AUTHOR = """dataset: str = "invoices"
 save_as: str = "invoices/grader.json"
 format_as: str = "invoices/response_format.json\""""

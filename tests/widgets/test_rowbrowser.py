@@ -121,7 +121,7 @@ def test_a_file_keeps_its_bad_lines_in_place(file: Path) -> None:
     assert len(browser.numbers()) == 41
     html = browser.to_html()
     assert "not usable" in html
-    assert "rows.jsonl:7 (row 3)" in html
+    assert "rows.jsonl:7 (row 4)" in html
     browser.set(query="number 12", row=None)
     assert list(browser.numbers()) == [12]
     assert browser.data()["answer"].tolist() == ["12"]
@@ -166,7 +166,7 @@ def test_rows_may_have_keys_that_rftkit_uses_itself(tmp_path: Path, as_file: boo
 
 
 def test_a_row_that_is_not_there(file: Path) -> None:
-    with pytest.raises(InputError, match="there is no row 99; rows are numbered 0 to 40"):
+    with pytest.raises(InputError, match="there is no row 99; there are 0 to 40, shown from 1"):
         RowBrowser(file, row=99).to_html()
 
 
