@@ -17,7 +17,7 @@ from rftkit.graders.cheats import CHEATS, DANGERS, POISONS, make_answers
 from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.outcome import Grade, Sample
 from rftkit.graders.recognition import Tried, Verdict, dead_leaves, explained, ungraded, verdict
-from rftkit.graders.references import reference_answer
+from rftkit.graders.references import right_answer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,8 @@ def audit(
     Args:
         spec: a grader in the wire's form.
         rows: items, in the form that graders get.
-        references: the right answers, one per row; by default from grader and row (`references`).
+        references: the right answers, one per row; by default the row's own, or else what
+            the grader looks for (`references`).
         response_format: of the job; with it, answers that are not JSON are unscorable.
         max_rows: rows to grade; a judge is called once for each row and cheat.
         options: of `compile_grader`.
@@ -167,7 +168,7 @@ def audit(
     with compile_grader(spec, **options) as grader:
 
         def infer(item: Mapping[str, Any]) -> str | None:
-            return reference_answer(item, response_format, grader=grader.spec)
+            return right_answer(item, response_format, grader.spec)
 
         stride = max(1, -(-len(rows) // max_rows))
         picked = range(0, len(rows), stride)

@@ -249,3 +249,119 @@ def test_a_sound_job_is_not_warned(worker: Worker) -> None:
 
 def line_of(item: dict[str, Any]) -> str:
     return json.dumps(item, ensure_ascii=False) + "\n"
+
+
+JUDGE = {
+    "type": "score_model",
+    "name": "j",
+    "model": "judge-1",
+    "input": [{"role": "user", "content": "{{sample.output_text}}"}],
+}
+BOTH = {
+    "type": "multi",
+    "graders": {"judge": JUDGE, "form": check("{{item.messages[0].content}}")},
+    "calculate_output": "0.5 * judge + 0.5 * form",
+}
+ENDPOINT = {"type": "endpoint", "name": "e", "url": "http://grader.test/x"}
+
+
+def refuses(**_: Any) -> Completion:
+    return Completion(None, refusal="I do not grade")
+
+
+def likes(*, messages: Any, **_: Any) -> Completion:
+    said = messages[-1]["content"]
+    return Completion(json.dumps({"result": 0.9 if said.isdigit() else 0.1}))
+
+
+def answers(score: Any) -> Any:
+    """An endpoint that always answers this."""
+
+    def post(*_: Any, **__: Any) -> Any:
+        if isinstance(score, Exception):
+            raise score
+        return 200, json.dumps({"score": score}).encode()
+
+    return post
+
+
+@pytest.mark.parametrize("spec", [JUDGE, BOTH], ids=["alone", "in a formula"])
+def test_a_judge_that_fails_on_every_reference_is_broken_and_not_merely_unchecked(
+    spec: dict[str, Any],
+) -> None:
+    found = graders.audit(spec, ITEMS, complete=refuses)
+    assert found.verdict is not None
+    assert found.verdict.code == "not_graded"
+    assert "I do not grade" in found.findings()[0]
+    assert "RFTKIT_JUDGE_BASE_URL" in str(found)
+    checked = check_grader(spec, ITEMS, complete=refuses)
+    assert (checked.state, checked.is_green) == ("error", False)
+
+
+def test_a_code_that_fails_on_every_reference_warns_in_a_job() -> None:
+    with compile_grader(python("    return 1 / 0")) as grader:
+        found = recognise(grader, ITEMS)
+    assert found is not None
+    assert found.code == "not_graded"
+    assert "ZeroDivisionError" in found.sentence
+
+
+def test_a_grader_that_can_score_no_reference_is_broken() -> None:
+    json_only = {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}
+    rows = [{**item, "reference_answer": "no JSON"} for item in ITEMS]
+    found = graders.audit(check("x"), rows, references=["no"] * 12, response_format=json_only)
+    assert found.verdict is not None
+    assert found.verdict.code == "not_recognised"
+    assert "can be scored" in found.findings()[0]
+
+
+@pytest.mark.parametrize(("low", "top"), [(0, 1), (1, 5)])
+def test_a_judge_that_pays_every_right_answer_its_lowest_is_broken(low: int, top: int) -> None:
+    def lowest(**_: Any) -> Completion:
+        return Completion(json.dumps({"result": low}))
+
+    found = graders.audit(JUDGE | {"range": [low, top]}, ITEMS, complete=lowest)
+    assert found.verdict is not None
+    assert found.verdict.code == "not_recognised"
+
+
+def test_a_part_that_never_pays_is_named_beside_a_judge() -> None:
+    found = graders.audit(BOTH, ITEMS, complete=likes)
+    assert found.dead == ("form",)
+    assert any("from the sub-grader 'form'" in each for each in found.findings())
+    assert not check_grader(BOTH, ITEMS, complete=likes).is_green
+    ranged = {**BOTH, "graders": {**BOTH["graders"], "judge": JUDGE | {"range": [1, 5]}}}
+    dead = graders.audit(ranged, ITEMS, complete=likes).dead
+    assert dead == ("judge", "form"), "a judge clipped to its lowest grade never pays"
+
+
+def test_the_dataset_check_tests_the_parts_that_call_nothing(tmp_path: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    codes = {each.code for each in datasets.check(path, grader=BOTH).findings}
+    assert {"references_not_graded", "sub_grader_pays_nothing"} <= codes
+    gated = BOTH | {"calculate_output": "judge * form"}
+    assert "sub_grader_pays_nothing" in {
+        each.code for each in datasets.check(path, grader=gated).findings
+    }
+    penalty = BOTH | {"calculate_output": "judge - form"}
+    fine = {each.code for each in datasets.check(path, grader=penalty).findings}
+    assert "sub_grader_pays_nothing" not in fine
+
+
+def test_an_endpoint_that_fails_or_pays_nothing_is_broken() -> None:
+    zero = graders.audit(ENDPOINT, ITEMS, http=answers(0.0))
+    assert zero.verdict is not None
+    assert zero.verdict.code == "not_recognised"
+    down = graders.audit(ENDPOINT, ITEMS[:1], http=answers({"not": "a number"}))
+    assert down.verdict is not None
+    assert down.verdict.code == "not_graded"
+
+
+def test_a_relative_grader_is_not_tried_on_single_answers(tmp_path: Any) -> None:
+    spec = {"type": "relative", "name": "r", "model": "judge-1"}
+    checked = check_grader(spec, ITEMS, complete=likes)
+    assert (checked.state, "anchor" in checked.result) == ("not checked", True)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    assert check_data(path, grader=spec).is_green

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from relative_study import simulate
 from rubric_judge import RelativeScript
 
 from rftkit import graders
@@ -198,3 +199,12 @@ def test_a_judge_without_noise_is_recovered(qualities: list[int]) -> None:
     found = compare([str(each) for each in qualities])
     wanted = [each / 10 for each in qualities] if len(set(qualities)) > 1 else [0.5] * len(found)
     assert [each.reward for each in found] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.3])
+def test_a_noisy_judge_finds_planted_orders_at_the_stated_rate(bias: float) -> None:
+    found = simulate(150, 8, noise=0.05, bias=bias)
+    error = (found.stated * (1 - found.stated) / (150 * 7)) ** 0.5
+    assert abs(found.both - found.stated) < 3 * error
+    assert found.bias == pytest.approx(bias, abs=0.01)
+    assert found.one_call < found.both

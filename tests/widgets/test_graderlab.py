@@ -439,3 +439,50 @@ def test_template_fields_come_from_rows_schema_and_answers() -> None:
     ]
     schema = {"json_schema": {"schema": {"properties": {"x": {}}}}}
     assert template_fields([], schema) == ["sample.output_text", "sample.output_json.x"]
+
+
+def test_a_rubric_has_a_line_of_fields_for_each_criterion() -> None:
+    lab = GraderLab(ROWS, grader=EXACT)
+    lab.widget()
+    form = lab._form
+    form.kind.value = "rubric"
+    assert lab.spec["criteria"] == [
+        {"text": "Answers the question", "weight": 1.0, "required": True, "check": "correctness"}
+    ]
+    first, add = form.field("criteria").children
+    words, weight, required, check, remove = first.children
+    assert remove.disabled, "a rubric has at least one criterion"
+    words.value, weight.value, required.value, check.value = (
+        "Names a number",
+        2.5,
+        False,
+        "presence",
+    )
+    add.click()
+    assert [each["text"] for each in lab.spec["criteria"]] == [
+        "Names a number", "Answers the question"
+    ]  # fmt: skip
+    assert lab.spec["criteria"][0] == {
+        "text": "Names a number", "weight": 2.5, "required": False, "check": "presence"
+    }  # fmt: skip
+    form.field("criteria").children[0].children[4].click()
+    assert [each["text"] for each in lab.spec["criteria"]] == ["Answers the question"]
+    lab.spec = {**lab.spec, "criteria": "{{item.topic}}"}
+    [place] = form.field("criteria").children
+    place.value = "{{item.rubric}}"
+    assert lab.spec["criteria"] == "{{item.rubric}}"
+    place.value = "everything is fine"
+    assert "one place in the row" in lab.problem
+
+
+def test_a_relative_grader_has_a_form_and_an_anchor_that_may_be_empty() -> None:
+    lab = GraderLab(ROWS, grader=EXACT)
+    lab.widget()
+    form = lab._form
+    form.kind.value = "relative"
+    assert lab.spec["type"] == "relative"
+    form.field("anchor").value = "{{item.answer}}"
+    form.field("instructions").value = "Short is better."
+    assert (lab.spec["anchor"], lab.spec["instructions"]) == ("{{item.answer}}", "Short is better.")
+    form.field("anchor").value = ""
+    assert "anchor" not in lab.spec
