@@ -20,7 +20,7 @@ from rftkit.datasets.findings import Check, FileFacts, Finding, sorted_findings
 from rftkit.datasets.forms import form_for
 from rftkit.datasets.parallel import num_cores, run_tasks
 from rftkit.datasets.references import format_is_open, format_needed, reference_findings
-from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, near_repeats, repeats
+from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, folded_leaks, near_repeats, repeats
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.scan import ScanTask, Tally, tally
 from rftkit.graders import validate
@@ -89,9 +89,8 @@ def check(
         findings = [found for part in parts for found in file_findings(part)]
         findings += repeats(parts)
         findings += conflicts(parts)
-        if near:
-            findings += near_repeats(parts)
-        elif near_duplicates:
+        findings += near_repeats(parts) if near else folded_leaks(parts)
+        if near_duplicates and not near:
             findings.append(NO_NEAR)
         findings += format_is_open(response_format)
         if spec is not None:

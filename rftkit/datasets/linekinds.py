@@ -1,9 +1,10 @@
 """What a line of a file is, by its keys: an eval item, a preference row, a chat, a prompt. Pure.
 
 A chat that ends with the assistant gives its last message as the answer; so does a preference row
-with its preferred answer. A prompt (or question, input, instruction) with an answer (or completion,
-output, response, ideal) becomes one user message; the `input` or `context` of an instruction or
-question is added to it. An eval's `item` becomes the row, and a `sample` beside it is dropped.
+with its preferred answer. The `conversations` of ShareGPT, turns of `from` and `value`, are chats.
+A prompt (or question, input, instruction) with an answer (or completion, output, response, ideal)
+becomes one user message; the `input` or `context` of an instruction or question is added to it. An
+eval's `item` becomes the row, and a `sample` beside it is dropped.
 Every other key is kept. Values that are not text are written as JSON, and a missing value never
 becomes a word.
 """
@@ -26,6 +27,14 @@ ABOUT_SOMETHING = ("instruction", "question", "query")
 SUBJECTS = ("input", "context")
 ANSWERS = ("reference_answer", "answer", "completion", "output", "response", "ideal", "target")
 """Keys of an answer, the likeliest first."""
+TURNS = ("conversations", "conversation", "turns", "dialogue")
+"""Keys under which ShareGPT's form and its relatives have their turns."""
+SPEAKERS = {
+    "system": "system", "human": "user", "user": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant",
+    "bing": "assistant", "bard": "assistant", "model": "assistant",
+}  # fmt: skip
+"""Who speaks in such a turn -> the role of a message."""
 Item = dict[str, Any]
 Found = tuple[Item, Item | None] | None
 """A row without the answer, and the assistant message with it, if the line has one."""
@@ -40,6 +49,34 @@ def _from_chat(item: Item) -> Found:
     if messages[-1].get("weight") == 0:
         raise InputError("the last assistant message has weight 0, so it is no reference answer")
     return {**item, "messages": _unweighted(messages[:-1])}, messages[-1]
+
+
+def _from_turns(item: Item) -> Found:
+    """ShareGPT: `conversations` (or another key) with turns of `from` and `value`."""
+    key = next((key for key in TURNS if _are_turns(item.get(key))), None)
+    if key is None or "messages" in item:
+        return None
+    messages = [
+        {"role": _role(turn["from"]), "content": _written(turn["value"])} for turn in item[key]
+    ]
+    rest = {name: value for name, value in item.items() if name not in (key, "system")}
+    if isinstance(item.get("system"), str) and item["system"].strip():
+        messages.insert(0, {"role": "system", "content": item["system"]})
+    chat = {"messages": messages, **rest}
+    return _from_chat(chat) or (chat, None)
+
+
+def _are_turns(value: Any) -> bool:
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(
+        isinstance(each, dict) and {"from", "value"} <= set(each) for each in value
+    )
+
+
+def _role(speaker: Any) -> str:
+    if role := SPEAKERS.get(str(speaker).lower()):
+        return role
+    raise InputError(f"a turn is from {speaker!r}; known are {', '.join(SPEAKERS)}")
 
 
 def _from_preference(item: Item) -> Found:
@@ -119,6 +156,7 @@ KINDS: Mapping[str, Callable[[Item], Found]] = {
     "eval items": _from_eval,
     "preference rows": _from_preference,
     "chats with an answer": _from_chat,
+    "ShareGPT conversations": _from_turns,
     "prompts with an answer": _from_pair,
 }
 """Kind of line -> its row and the message with its answer; None when it is not of that kind."""

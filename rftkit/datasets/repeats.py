@@ -18,7 +18,7 @@ from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.scan import MAX_LISTED, Tally
 from rftkit.wording import counted
 
-__all__ = ["NO_NEAR", "Part", "conflicts", "near_repeats", "repeats"]
+__all__ = ["NO_NEAR", "Part", "conflicts", "folded_leaks", "near_repeats", "repeats"]
 
 ROLE_WORDS = {"train": "training", "valid": "validation", "test": "test"}
 
@@ -73,6 +73,31 @@ def _shared_finding(part: Part, earlier: Part, numbers: Any) -> Finding:
         len(numbers),
         part.places(numbers),
     )
+
+
+def folded_leaks(parts: list[Part]) -> Iterator[Finding]:
+    """Report prompts that differ from one of another file in case, blanks or the end mark only.
+
+    `near_repeats` finds them too; this is for a check without it.
+    """
+    for at, part in enumerate(parts):
+        for earlier in parts[:at]:
+            folds = part.tally.array("folds")
+            alike = np.isin(folds, earlier.tally.array("folds")) & (folds != 0)
+            same = np.isin(part.tally.array("prompts"), earlier.tally.array("prompts"))
+            numbers = part.tally.array("numbers")[alike & ~same]
+            if len(numbers):
+                role, other = ROLE_WORDS[part.role], ROLE_WORDS[earlier.role]
+                yield Finding(
+                    "warning",
+                    "near_shared_rows",
+                    f"{part.rows.name}: {counted(len(numbers), f'{role} prompt')} also in the "
+                    f"{other} file but for case, blanks or a mark at the end; the {role} reward "
+                    "will be too high",
+                    f"remove them from {earlier.rows.name}",
+                    len(numbers),
+                    part.places(numbers),
+                )
 
 
 def conflicts(parts: list[Part]) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from rftkit.datasets.blanks import blanks
 from rftkit.datasets.forms import KEYS, answers_in, form_of_row
 from rftkit.datasets.pii import kinds_in
 from rftkit.datasets.rowlines import NumberedRow, Stretch
-from rftkit.datasets.shingles import signatures
+from rftkit.datasets.shingles import folded, signatures
 from rftkit.errors import RowError
 from rftkit.graders import check_item_paths, reference_answer, types
 from rftkit.rows import Row
@@ -43,6 +43,8 @@ MAX_LISTED = 100
 MAX_VALUES = 50
 """A key with more distinct values than this is free text or an id, not a label."""
 MAX_VALUE_CHARS = 60
+COLUMNS = ("numbers", "prompts", "folds", "labels", "chars")
+"""The lists of a tally with one number for each usable row."""
 
 _ITEM_KEY = re.compile(r"""\bitem(?:\.get\(|\[)\s*["'](\w+)["']""")
 _canonical = msgspec.json.Encoder(order="sorted").encode
@@ -134,6 +136,8 @@ class Tally:
     """Numbers of the usable rows; the arrays below have one entry per usable row."""
     prompts: list[Any] = field(default_factory=list)
     """Hash of `messages`."""
+    folds: list[Any] = field(default_factory=list)
+    """Hash of the prompt's text without its case, blanks and end mark; 0 when nothing is left."""
     labels: list[Any] = field(default_factory=list)
     """Hash of the reference answer; 0 without one."""
     chars: list[Any] = field(default_factory=list)
@@ -151,7 +155,7 @@ class Tally:
                 mine.setdefault(kind, Found()).add(found)
         for key, counts in other.keys.items():
             self.keys.setdefault(key, KeyTally()).add(counts)
-        for name in ("numbers", "prompts", "labels", "chars", "signatures"):
+        for name in (*COLUMNS, "signatures"):
             getattr(self, name).extend(getattr(other, name))
 
     @property
@@ -168,7 +172,7 @@ class Tally:
 def tally(task: ScanTask) -> Tally:
     """Scan a stretch of rows."""
     counts, texts = Tally(), list[str]()
-    columns: list[tuple[int, int, int, int]] = []
+    columns: list[tuple[int, int, int, int, int]] = []
     for each in task.stretch:
         counts.num_rows += 1
         for kind in kinds_in(each.raw, each.row and each.row.item):
@@ -179,8 +183,9 @@ def tally(task: ScanTask) -> Tally:
         columns.append(_column(each, each.row, task, counts))
         if task.with_signatures:
             texts.append(prompt_text(each.row))
-    table = np.array(columns, dtype=np.uint64).reshape(-1, 4).T
-    counts.numbers, counts.prompts, counts.labels, counts.chars = ([part] for part in table)
+    table = np.array(columns, dtype=np.uint64).reshape(-1, 5).T
+    for name, part in zip(COLUMNS, table, strict=True):
+        setattr(counts, name, [part])
     if task.with_signatures:
         counts.signatures = [signatures(texts)]
     return counts
@@ -188,7 +193,7 @@ def tally(task: ScanTask) -> Tally:
 
 def _column(
     each: NumberedRow, row: Row, task: ScanTask, counts: Tally
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     if task.grader is not None and form_of_row(row) == "reinforcement":
         _note_lacking(each.number, row.item, task.grader, counts)
     for kind in blanks(row, task.grader):
@@ -203,6 +208,7 @@ def _column(
     return (
         each.number,
         prompt_hash(row),
+        _hash(fold.encode("utf-8", "replace")) if (fold := folded(prompt_text(row))) else 0,
         _hash(answer.encode("utf-8", "replace")) if answer else 0,
         chars,
     )

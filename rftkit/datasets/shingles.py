@@ -20,7 +20,10 @@ from rftkit.errors import MissingExtraError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MIN_WORDS", "NUM_PERM", "THRESHOLD", "Pair", "is_available", "near_pairs", "signatures"]
+__all__ = [
+    "MIN_WORDS", "NUM_PERM", "THRESHOLD", "Pair", "folded", "is_available", "near_pairs",
+    "signatures",
+]  # fmt: skip
 
 THRESHOLD = 0.8
 """Two texts with at least this similarity are near-duplicates."""
@@ -52,6 +55,11 @@ def is_available() -> bool:
     return True
 
 
+def folded(text: str) -> str:
+    """The text without the differences that make no other question: case, blanks, the end mark."""
+    return " ".join(text.casefold().split()).strip(_AT_THE_END)
+
+
 def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
     """Compute MinHash signatures, (texts, NUM_PERM); all zero for an empty text.
 
@@ -70,7 +78,7 @@ def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
                 runs = zip(words, words[1:], words[2:], strict=False)
                 sketch.update([" ".join(run) for run in runs])
             out[row] = sketch.digest()
-        elif short := " ".join(text.lower().split()).strip(_AT_THE_END):
+        elif short := folded(text):
             sketch = RMinHash(NUM_PERM, SEED)
             sketch.update([short])  # equal only for the same text
             out[row] = sketch.digest()

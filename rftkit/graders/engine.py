@@ -29,7 +29,7 @@ from rftkit.graders.leaves import (
     Usage,
     num_threads,
 )
-from rftkit.graders.outcome import Fault, Grade, Sample, Scored
+from rftkit.graders.outcome import MAX_REWARD, Fault, Grade, Sample, Scored
 from rftkit.graders.parse import parse
 from rftkit.graders.posting import HttpCall
 from rftkit.graders.relative import EQUAL, RelativeJudge, refuse_single
@@ -271,7 +271,7 @@ class CompiledGrader:
         reward: float | None = None
         if not faults:
             try:
-                reward = self._formula(rewards)  # type: ignore[misc, arg-type]
+                reward = _bounded(self._formula(rewards))  # type: ignore[misc, arg-type]
             except Fault as fault:
                 faults[""] = fault
         if not faults:
@@ -405,7 +405,8 @@ def _run(
         found = score(sample, item, usage)
     except Exception as error:
         raise _as_fault(error) from error
-    return (found.reward, found.judged) if isinstance(found, Scored) else (found, None)
+    reward, judged = (found.reward, found.judged) if isinstance(found, Scored) else (found, None)
+    return _bounded(reward), judged
 
 
 def _said(sample: Sample) -> str:
@@ -434,6 +435,16 @@ def _known(told: float | Scored | Fault | None, used: Usage | None) -> Score:
 
 def _under(key: str, judged: dict[str, Any] | None) -> Judged:
     return {key: judged} if judged else {}
+
+
+def _bounded(reward: float) -> float:
+    if abs(reward) <= MAX_REWARD:
+        return reward
+    raise Fault(
+        "other_error",
+        f"the reward is {reward:.4g}, and a reward must be between -{MAX_REWARD:g} and "
+        f"{MAX_REWARD:g}; scale it, for example to 0…1",
+    )
 
 
 def _what_is_wrong(sample: Sample) -> Fault:

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["DETAILS", "FLAGS", "Fault", "Grade", "Outcome", "Sample", "Scored"]
+__all__ = [
+    "DETAILS", "FLAGS", "MAX_REWARD", "Fault", "Grade", "Outcome", "Sample", "Scored",
+]  # fmt: skip
 
 Outcome = Literal["graded", "failed", "unscorable"]
 
@@ -34,6 +36,11 @@ FLAGS = (
     "endpoint_grader_safety_check_error",
 )
 """Error flags of the wire; each is true or false in a run's `metadata.errors`."""
+
+MAX_REWARD = 1e9
+"""Size of a reward, of either sign. Hosted services state no bound and take scales such as 0 to 10;
+training computes with 32-bit numbers, whose squares overflow at 1e19, and one such reward would end
+a job with a message about its learning rate."""
 
 DETAILS = (
     "python_grader_server_error_type",

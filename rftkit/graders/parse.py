@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders.formula import check_key
+from rftkit.graders.hosts import OF_MACHINE, is_of_machine
 from rftkit.graders.rubric import read_criteria
 from rftkit.graders.template import lone_path, paths
 from rftkit.graders.types import (
@@ -168,6 +169,11 @@ def _check_values(model: Named, param: str) -> None:
         _check_relative(model, param)
     if isinstance(model, Endpoint):
         _check_headers(model.headers or {}, param)
+        if is_of_machine(model.url):
+            raise GraderSpecError(
+                f"`{_at(param, 'url')}`: {OF_MACHINE}; give the address of your grader",
+                param=_at(param, "url"),
+            )
     if isinstance(model, LabelModel):
         unknown = [label for label in model.passing_labels if label not in model.labels]
         if unknown:
@@ -225,7 +231,7 @@ def _check_headers(headers: Mapping[str, str], param: str) -> None:
                 f"`headers` has {_brief(name)}, which is not the name of a header",
                 param=_at(param, "headers"),
             )
-        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value.strip()):
+        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value.strip(" \t")):
             where = _at(param, f"headers.{name}")
             raise GraderSpecError(
                 f"the value of `{where}` has a line break or another character that a header "

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rftkit.backoff import backoff_seconds
 from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
+from rftkit.graders.hosts import OF_MACHINE, is_of_machine
 
 __all__ = [
     "ATTEMPTS",
@@ -89,6 +90,7 @@ class Target:
         self.secrets = [*headers.values(), *secrets_in(url)]
         """What no message may repeat."""
         self._http, self._calls, self._pace = http or post, calls or Calls(), pace or Pace(None)
+        self._is_checked = http is not None
 
     def post(self, body: bytes, repeats: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
         """Status and body of the last answer; try again while `repeats` of them is true.
@@ -115,6 +117,7 @@ class Target:
 
         def call() -> tuple[int, bytes, float]:
             try:
+                self._check_host()
                 status, answer, *rest = self._http(self.url, self._headers, body)
             except Abandoned:
                 raise
@@ -123,6 +126,16 @@ class Target:
             return status, answer, retry_after(rest[0] if rest else None)
 
         return self._calls.run(call, deadline - time.monotonic())
+
+    def _check_host(self) -> None:
+        """Look the name up before the first call: it may lead where no address may.
+
+        Raises:
+            ValueError: it does.
+        """
+        if not self._is_checked and is_of_machine(self.url, ask_names=True):
+            raise ValueError(OF_MACHINE)
+        self._is_checked = True
 
 
 def secrets_in(url: str) -> list[str]:

@@ -219,6 +219,23 @@ def test_personal_strings_are_flagged(text: str, kind: str | None, tmp_path: Pat
 LONG = "the quick brown fox jumps over the lazy dog while seven wise owls watch from an old tree"
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "WHAT IS THE CAPITAL OF PERU?",
+        "  What is  the capital of Peru",
+        "what is the capital\nof peru!",
+    ],
+)
+def test_a_quick_check_finds_leaks_that_differ_in_case_and_blanks(
+    tmp_path: Path, spelled: str
+) -> None:
+    train = write(tmp_path / "t.jsonl", row("What is the capital of Peru?"), row("other"))
+    valid = write(tmp_path / "v.jsonl", row("What is the capital of Chile?"), row(spelled))
+    check = datasets.check(train, valid, near_duplicates=False)
+    assert places(only(check, "near_shared_rows")) == [f"{valid}:2"]
+
+
 def test_near_duplicates_within_and_across_files(tmp_path: Path) -> None:
     pytest.importorskip("rensa")
     other = " ".join(f"word{n}" for n in range(40))

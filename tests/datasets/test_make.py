@@ -138,7 +138,21 @@ CONVERTED = [
     ({"item": {"question": "q", "answer": "a"}}, {**row("q"), "reference_answer": "a"}),
     ({"item": row("q", label="x"), "sample": {"output_text": "s"}}, row("q", label="x")),
     (row("as it is", answer=2), row("as it is", answer=2)),
-]
+    (
+        {"id": 1, "conversations": [
+            {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]},
+        {**row("hi"), "reference_answer": "yo", "id": 1},
+    ),
+    (
+        {"system": "Be brief.", "conversation": [
+            {"from": "user", "value": "a"}, {"from": "assistant", "value": "b"},
+            {"from": "human", "value": "hi"}], "label": "x"},
+        {"messages": [
+            {"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"}, {"role": "user", "content": "hi"}],
+         "label": "x"},
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("before", "after"), CONVERTED)
@@ -158,6 +172,17 @@ def test_a_dry_run_shows_the_difference_and_names_what_is_left_out(tmp_path: Pat
     assert "in.jsonl:3: not valid JSON" in made.refused[1]
     assert "a dry run" in str(made)
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["in.jsonl"]
+
+
+def test_turns_of_nobody_known_are_named(tmp_path: Path) -> None:
+    turns = [{"from": "observation", "value": "3"}, {"from": "gpt", "value": None}]
+    made = datasets.convert(write(tmp_path / "in.jsonl", [{"conversations": turns}]), None)
+    assert made.num_rows == 0
+    assert "in.jsonl:1: a turn is from 'observation'" in made.refused[0]
+    [turn] = turns[1:]
+    empty = [{"from": "human", "value": "hi"}, turn]
+    made = datasets.convert(write(tmp_path / "two.jsonl", [{"conversations": empty}]), None)
+    assert "None" not in made.diff
 
 
 def test_a_table_of_prompts_and_answers(tmp_path: Path) -> None:

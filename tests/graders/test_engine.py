@@ -59,6 +59,41 @@ def test_string_check(operation: str, text: str, reward: float) -> None:
     assert (grade.reward, grade.outcome, grade.errors) == (reward, "graded", {})
 
 
+@pytest.mark.parametrize(
+    "grader",
+    [
+        {"type": "python", "source": "def grade(sample, item):\n    return 2**70"},
+        {"type": "python", "source": "def grade(sample, item):\n    return -1e300"},
+        {"type": "score_model", "model": "j", "input": [{"role": "user", "content": "x"}],
+         "range": [0, 1e12]},
+        {"type": "endpoint", "url": "http://grader.test/"},
+        {"type": "multi", "calculate_output": "a * 10 ^ 10", "graders": {
+            "a": {"type": "string_check", "operation": "eq", "input": "x", "reference": "x"}}},
+    ],
+)  # fmt: skip
+def test_a_reward_that_no_training_can_use_is_a_failed_grade(grader: Any) -> None:
+    found = graders.grade(
+        grader, "x", {}, http=lambda *_: (200, b'{"score": 1e10}'),
+        complete=lambda **_: graders.Completion('{"steps": [], "result": 1e11}'),
+    )  # fmt: skip
+    assert (found.reward, found.outcome) == (None, "failed")
+    assert "scale it" in str(found.errors)
+
+
+@pytest.mark.parametrize("score", [0.5, -3, 10, 1e9])
+def test_rewards_on_other_scales_are_rewards(score: float) -> None:
+    spec = {"type": "endpoint", "url": "http://grader.test/"}
+    body = json.dumps({"score": score}).encode()
+    assert graders.grade(spec, "x", {}, http=lambda *_: (200, body)).reward == score
+
+
+@pytest.mark.parametrize("score", ["true", "NaN", "Infinity", '"1"', "null", "1e400", "[1]"])
+def test_what_is_no_number_is_no_reward(score: str) -> None:
+    spec = {"type": "endpoint", "url": "http://grader.test/"}
+    body = f'{{"score": {score}}}'.encode()
+    assert graders.grade(spec, "x", {}, http=lambda *_: (200, body)).outcome == "failed"
+
+
 def test_multi() -> None:
     spec = multi("0.5 * label + 0.5 * why",
                  label=check(input="{{sample.output_json.label}}"), why=WHY)  # fmt: skip

@@ -322,7 +322,7 @@ class TestSecrets:
         [
             ("Bearer {key}", "no access with {key}"),
             ("{key}", '{{"error": "Authorization: {key}"}}'),
-            ("{key}\n", "denied: b'{key}\\n'"),
+            ("{key}\t", "denied: b'{key}\\t'"),
             ("Bearer {key}", "x" * 295 + "{key}"),
         ],
     )
@@ -350,11 +350,13 @@ class TestSecrets:
             sent.append(headers["X-Key"])
             return 200, b'{"score": 1}'
 
-        spec = ENDPOINT | {"headers": {"X-Key": f" {self.KEY}\r\n"}}
+        spec = ENDPOINT | {"headers": {"X-Key": f" {self.KEY}\t"}}
         assert graders.grade(spec, "x", {}, http=answer).reward == 1.0
         assert sent == [self.KEY]
 
-    @pytest.mark.parametrize("value", ["{key}\nX-Other: 1", "{key}\x00", 7])
+    @pytest.mark.parametrize(
+        "value", ["{key}\nX-Other: 1", "{key}\x00", 7, "{key}\n", "{key}\r\n", "\n{key}"]
+    )
     def test_a_header_that_cannot_be_sent_is_refused_without_it(self, value: Any) -> None:
         value = value.format(key=self.KEY) if isinstance(value, str) else value
         with pytest.raises(GraderSpecError, match=r"headers") as caught:
@@ -366,6 +368,36 @@ class TestSecrets:
         result = graders.grade(spec, "x", {}, http=lambda *_: (500, b"root:x:0:0"))
         assert "status 500" in str(result.errors)
         assert "root:x" not in str(result.errors)
+
+    @pytest.mark.parametrize(
+        "host",
+        ["169.254.169.254", "169.254.1.1", "2852039166", "0xA9FEA9FE", "0251.0376.0251.0376",
+         "169.254.43518", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[fe80::1]",
+         "[fd00:ec2::254]", "100.100.100.200", "metadata.google.internal",
+         "Metadata.Google.Internal.", "user:pw@169.254.169.254"],
+    )  # fmt: skip
+    def test_what_describes_the_machine_is_no_grader(self, host: str) -> None:
+        with pytest.raises(GraderSpecError, match="metadata service") as caught:
+            graders.validate(ENDPOINT | {"url": f"http://{host}/latest/meta-data"})
+        assert caught.value.param == "url"
+
+    @pytest.mark.parametrize(
+        "host", ["127.0.0.1:80", "10.1.2.3", "[::1]", "grader.test", "169.example"]
+    )
+    def test_graders_of_this_network_are_allowed(self, host: str) -> None:
+        graders.validate(ENDPOINT | {"url": f"http://{host}/"})
+
+    def test_a_name_that_leads_to_metadata_is_not_called(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = [(2, 1, 6, "", ("169.254.169.254", 0))]
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda host, *_, flags=0, **__: found * (not flags)
+        )
+        monkeypatch.setattr(posting, "_client", lambda pid: pytest.fail("called"))
+        monkeypatch.setattr(posting, "ATTEMPTS", 1)
+        result = graders.grade(ENDPOINT | {"url": "http://innocent.test/"}, "x", {})
+        assert "metadata service" in str(result.errors)
 
     def test_private_addresses_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()

@@ -87,7 +87,9 @@ class ResponseBody(Body):
     store: bool | None = None
     stream: bool | None = None
     stream_options: Any = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    """`auto` allows to drop items of a prompt that is too long. Nothing is dropped here: such a
+    prompt is refused, whatever this says."""
     background: bool | None = None
     include: list[str] | None = None
     user: Any = None
@@ -191,7 +193,7 @@ def _head(body: ResponseBody) -> Json:
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
         "top_p": 1.0 if body.top_p is None else body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation or "disabled",
         "usage": None,
         "user": body.user,
     }
@@ -302,7 +304,7 @@ class CountBody(Body):
     parallel_tool_calls: bool | None = None
     text: Text | None = None
     reasoning: Reasoning | None = None
-    truncation: Literal["disabled"] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
 
 @router.post("/input_tokens")

@@ -42,7 +42,7 @@ SOURCE: Any = {
 
 NOTES = {
     "chat.completions.create": "function tools only; no penalties, no audio",
-    "responses.create": "function tools only; no `background`, `truncation` disabled only",
+    "responses.create": "function tools only; no `background`, `truncation` drops nothing",
     "responses.cancel": "refused as hosted: only background responses can be, and there are none",
     "embeddings.create": "mean-pooled hidden states of a served model; no `dimensions`, text only",
     "fine_tuning.jobs.create": "no tool servers",

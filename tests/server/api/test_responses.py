@@ -186,9 +186,19 @@ BAD: Any = [
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"background": True}, "background"),
     ({"temperature": 9}, "temperature"),
-    ({"truncation": "auto"}, "truncation"),
+    ({"truncation": "middle"}, "truncation"),
     ({"extra_body": {"top_k": 3}}, "top_k"),
 ]
+
+
+@pytest.mark.parametrize("given", ["auto", "disabled", None])
+def test_truncation_is_accepted_and_echoed(served: Served, given: Any) -> None:
+    made = served.client.responses.create(model=MODEL, input="hi", truncation=given)
+    assert made.truncation == (given or "disabled")
+    counted = served.client.responses.input_tokens.count(
+        model=MODEL, input="hi", truncation=given or "disabled"
+    )
+    assert counted.input_tokens == 3
 
 
 @pytest.mark.parametrize(("changes", "param"), BAD)

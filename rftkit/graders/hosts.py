@@ -1,0 +1,59 @@
+"""Hosts that no grader and no tool has: what describes this machine, found before a call.
+
+A job's client chooses an address and the platform calls it, so it must not reach what answers only
+to this machine: the metadata service of a cloud hands out the machine's own keys. Addresses of this
+machine and its network are allowed, because graders run there; what they answer is not repeated.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+__all__ = ["OF_MACHINE", "is_of_machine"]
+
+OF_MACHINE = (
+    "the address is link-local or that of a cloud's metadata service, which describes this machine "
+    "and is no grader"
+)
+METADATA = frozenset({"100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"})
+"""Metadata services that are not link-local: Alibaba, Azure, Oracle, AWS."""
+NAMES = frozenset({"metadata", "metadata.google.internal", "instance-data"})
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_of_machine(url: str, *, ask_names: bool = False) -> bool:
+    """Whether an address is link-local or of a metadata service, however it is spelled.
+
+    Names are looked up only with `ask_names`, which may take seconds.
+    """
+    if (_host(url) or "").rstrip(".").lower() in NAMES:
+        return True
+    found = _addresses(url, 0 if ask_names else socket.AI_NUMERICHOST)
+    return any(each.is_link_local or str(each) in METADATA for each in found)
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _addresses(url: str, flags: int) -> Iterator[Address]:
+    """The addresses of a host, those that are wrapped in one of IPv6 unwrapped."""
+    try:
+        found = socket.getaddrinfo(_host(url) or "", None, type=socket.SOCK_STREAM, flags=flags)
+    except (OSError, UnicodeError):
+        return
+    for entry in found:
+        address = ipaddress.ip_address(str(entry[4][0]).partition("%")[0])
+        inner = None
+        if isinstance(address, ipaddress.IPv6Address):
+            inner = address.ipv4_mapped or address.sixtofour
+            if address in ipaddress.ip_network("64:ff9b::/96"):  # behind a NAT64
+                inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        yield inner or address
