@@ -19,13 +19,27 @@ from rftkit.errors import GraderSpecError
 
 __all__ = ["check_source", "executes_answers", "library_paths", "nltk_dirs", "package_dirs"]
 
-_EXECUTORS = frozenset({
+_BUILTINS = frozenset({
     "__builtins__", "__import__", "compile", "eval", "exec", "lambdify", "parse_expr", "sympify",
 })  # fmt: skip
-_EXECUTING_MODULES = frozenset({
-    "cloudpickle", "code", "codeop", "dill", "doctest", "importlib", "jsonpickle", "marshal",
-    "multiprocessing", "numexpr", "pickle", "runpy", "shelve", "subprocess", "timeit",
+"""Names that execute code wherever they stand, also as texts (`getattr(x, "eval")`)."""
+_MEMBERS = frozenset({
+    "FunctionType", "ProcessPoolExecutor", "UnsafeLoader", "allow_pickle", "create_subprocess_exec",
+    "create_subprocess_shell", "eval", "exec", "exec_module", "fork", "forkpty", "get_type_hints",
+    "lambdify", "load_extension", "parse_expr", "popen", "posix_spawn", "posix_spawnp", "query",
+    "sympify", "system", "unsafe_load", "unsafe_load_all",
+    *(f"{verb}{form}" for verb in ("exec", "spawn") for form in
+      ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
 })  # fmt: skip
+"""What executes code as an attribute, an import or an argument: `os.system`, `frame.query`."""
+_EXECUTING_MODULES = frozenset({
+    "IPython", "asteval", "bdb", "builtins", "cProfile", "cffi", "cloudpickle", "code", "codeop",
+    "ctypes", "dill", "doctest", "execnet", "importlib", "jinja2", "joblib", "jsonpickle", "mako",
+    "marshal", "multiprocessing", "numexpr", "pdb", "pexpect", "pickle", "pkgutil", "profile", "pty",
+    "pytest", "runpy", "sh", "shelve", "subprocess", "sympy", "timeit", "trace", "unittest",
+    "zipimport",
+})  # fmt: skip
+"""Packages that execute code they are given: templates, formulas (`sympy.simplify`), pickles too."""
 
 
 def check_source(source: str, *, param: str | None = None) -> None:
@@ -72,11 +86,15 @@ def executes_answers(source: str) -> bool:
 def _executes(node: ast.AST) -> bool:
     match node:
         case ast.Name(id=name) | ast.Constant(value=str(name)):
-            return name in _EXECUTORS
-        case ast.Attribute(value=ast.Name(id="os"), attr=name):
-            return name in ("system", "popen", "fork") or name.startswith(("exec", "spawn"))
+            return name in _BUILTINS
+        case ast.keyword(arg=str(name)) | ast.alias(name=name):
+            return name in _MEMBERS | _BUILTINS
+        case ast.Attribute(value=ast.Name(id="yaml"), attr="Loader" | "FullLoader"):
+            return True
+        case ast.Attribute(value=ast.Name(id="platform"), attr="system"):
+            return False
         case ast.Attribute(attr=name):
-            return name in ("exec", "eval", "exec_module", "sympify", "parse_expr", "lambdify")
+            return name in _MEMBERS
     return False
 
 
