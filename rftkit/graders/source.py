@@ -35,11 +35,11 @@ _MEMBERS = frozenset({
 _EXECUTING_MODULES = frozenset({
     "IPython", "asteval", "bdb", "builtins", "cProfile", "cffi", "cloudpickle", "code", "codeop",
     "ctypes", "dill", "doctest", "execnet", "importlib", "jinja2", "joblib", "jsonpickle", "mako",
-    "marshal", "multiprocessing", "numexpr", "pdb", "pexpect", "pickle", "pkgutil", "profile", "pty",
-    "pytest", "runpy", "sh", "shelve", "subprocess", "sympy", "timeit", "trace", "unittest",
+    "marshal", "multiprocessing", "numexpr", "pdb", "pexpect", "pickle", "pkgutil", "profile",
+    "pty", "pytest", "runpy", "sh", "shelve", "subprocess", "sympy", "timeit", "trace", "unittest",
     "zipimport",
 })  # fmt: skip
-"""Packages that execute code they are given: templates, formulas (`sympy.simplify`), pickles too."""
+"""Packages that execute what they are given: templates, formulas (`sympy.simplify`), pickles."""
 
 
 def check_source(source: str, *, param: str | None = None) -> None:
