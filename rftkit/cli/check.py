@@ -182,7 +182,7 @@ def _write_page(html: Path, found: Check, audit: Audit | None, preview: Preview 
     from rftkit.reports.render import without_folders
     from rftkit.wholefile import replacing
 
-    charts = ""
+    charts = None
     if found.files and found.files[0].num_rows:
         frame = datasets.profile(found.files[0].name, preview=preview, limit=PROFILED)
         charts = views.profile_chart(frame)

@@ -7,7 +7,6 @@ also loads scripts from a CDN. Typeset mathematics and Mermaid diagrams are left
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections.abc import Iterator
@@ -16,11 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from rftkit.errors import ReportError
 from rftkit.reports.provenance import MIME as SOURCE_MIME
 from rftkit.reports.provenance import Making, provenance
 from rftkit.reports.summary import MIME
-from rftkit.views.markup import json_script, page, text
+from rftkit.views.markup import Html, html, join, json_script, page
 
 __all__ = ["check_templates", "document", "drop_widgets", "outside", "read_summary"]
 
@@ -74,19 +75,19 @@ def document(notebook: Any, making: Making, failure: str | None, show_code: bool
         hides = cell.cell_type == "code" and not show_code and cell is not failed
         cell.metadata["transient"] = {"remove_source": hides}
     notebook.cells = [cell for cell in notebook.cells if _is_shown(cell, show_code)]
-    body, _ = _exporter().from_notebook_node(notebook)
-    body += provenance(making, sources)
+    rendered, _ = _exporter().from_notebook_node(notebook)
+    body = Html(rendered) + provenance(making, sources)
     return page(
         _title(notebook) or making.notebook.stem,
         _alert(failure, failed) + _contents(body) + body,
         head=json_script(summary, kind=MIME, name=SUMMARY_ID) + "\n" if summary else "",
-        foot=text(f"Made with rftkit {version('rftkit')} from {making.notebook.name}."),
+        foot=f"Made with rftkit {version('rftkit')} from {making.notebook.name}.",
     )
 
 
 def read_summary(report: str | Path) -> dict[str, Any] | None:
     """The figures that the notebook published in a page; None if there are none."""
-    marker = f'<script type="{MIME}" id="{SUMMARY_ID}">'
+    marker = html('<script type="{}" id="{}">', MIME, SUMMARY_ID)
     _, found, rest = Path(report).read_text(encoding="utf-8").partition(marker)
     summary: dict[str, Any] | None = json.loads(rest.partition("</script>")[0]) if found else None
     return summary
@@ -141,7 +142,7 @@ def _title(notebook: Any) -> str | None:
         for data in shown:
             found = re.match("<h1>(.*?)</h1>", "".join(data.get("text/html") or ""), re.DOTALL)
             if found:
-                return html.unescape(found[1])
+                return Markup(found[1]).unescape()
         marked = [data.get("text/markdown") for data in shown]
         for source in [cell.source] if cell.cell_type == "markdown" else marked:
             first = "".join(source or "").strip().partition("\n")[0]
@@ -150,22 +151,26 @@ def _title(notebook: Any) -> str | None:
     return None
 
 
-def _alert(failure: str | None, cell: Any) -> str:
+def _alert(failure: str | None, cell: Any) -> Html:
     if not failure:
-        return ""
-    link = f' <a href="#cell-id={text(cell.id)}">Go to that cell.</a>' if cell else ""
-    return (
-        '<div class="rk rk-alert" role="alert"><strong>This report is not complete: '
-        f"{text(failure)}.</strong>{link} The cells below it did not run.</div>"
+        return Html()
+    link = html(' <a href="#cell-id={}">Go to that cell.</a>', cell.id) if cell else Html()
+    return html(
+        '<div class="rk rk-alert" role="alert"><strong>This report is not complete: {}.</strong>{} '
+        "The cells below it did not run.</div>",
+        failure,
+        link,
     )
 
 
-def _contents(body: str) -> str:
+def _contents(body: str) -> Html:
     """Links to the sections, one line."""
     headings = _Headings()
     headings.feed(body)
-    links = "".join(f'<a href="#{text(i)}">{text(name)}</a>' for i, name in headings.found)
-    return f'<nav class="rk-contents" aria-label="Contents">{links}</nav>' if links else ""
+    links = join(html('<a href="#{}">{}</a>', i, name) for i, name in headings.found)
+    return (
+        html('<nav class="rk-contents" aria-label="Contents">{}</nav>', links) if links else Html()
+    )
 
 
 class _Headings(HTMLParser):

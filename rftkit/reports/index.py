@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from rftkit.views import Html, keyvalues, page, table
-from rftkit.views.markup import text, wrap
+from rftkit.views.markup import html, join, text, wrap
 from rftkit.wording import counted
 
 __all__ = ["best_setting", "index_page"]
@@ -35,19 +35,24 @@ def index_page(title: str, runs: Sequence[Json], comparison: str | None, verdict
     names = list(dict.fromkeys(name for line in lines for name in line))
     common = {name: shared[0] for name in names if (shared := _shared(name, lines))}
     columns = [name for name in names if name not in common]
-    link = f' · <a href="{text(comparison)}">All runs compared</a>' if comparison else ""
+    link = html(' · <a href="{}">All runs compared</a>', comparison) if comparison else Html()
     parts = [
-        f"<h1>Sweep of {text(title)}</h1>",
+        html("<h1>Sweep of {}</h1>", title),
         wrap(
-            f'<p class="rk-verdict">{text(verdict or best_setting(runs))} {_progress(runs)}</p>'
-            f"{_found(runs)}{link}"
+            html(
+                '<p class="rk-verdict">{} {}</p>{}{}',
+                verdict or best_setting(runs),
+                _progress(runs),
+                _found(runs),
+                link,
+            )
         ),
         table(lines, columns, noun="run", page=100, max_bytes=2_000_000),
-        '<h2 id="same">The same in every run</h2>' + keyvalues(common) if common else "",
+        Html('<h2 id="same">The same in every run</h2>') + keyvalues(common) if common else Html(),
     ]
     made = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     return page(
-        f"Sweep of {title}", "".join(parts), foot=f"Made with rftkit {version('rftkit')}, {made}."
+        f"Sweep of {title}", join(parts), foot=f"Made with rftkit {version('rftkit')}, {made}."
     )
 
 
@@ -64,9 +69,9 @@ def _line(run: Json) -> Json:
 def _link(run: Json) -> Html:
     mark = _MARKS[run["status"]]
     if run["status"] not in ("done", "failed"):
-        return Html(text(mark))
-    tone = ' class="rk-bad"' if run["status"] == "failed" else ""
-    return Html(f'<a{tone} style="white-space:nowrap" href="{text(run["page"])}">{text(mark)}</a>')
+        return text(mark)
+    tone = Html(' class="rk-bad"') if run["status"] == "failed" else Html()
+    return html('<a{} style="white-space:nowrap" href="{}">{}</a>', tone, run["page"], mark)
 
 
 def _flat(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -138,7 +143,7 @@ def _has(measure: str, figures: Json) -> bool:
     return isinstance(figures.get(measure), int | float)
 
 
-def _found(runs: Sequence[Json]) -> str:
+def _found(runs: Sequence[Json]) -> Html:
     known = any(run["figures"] for run in runs)
     note = "Sort by any heading." if known else "No notebook has published figures yet."
-    return f'<span class="rk-note">{note}</span>'
+    return html('<span class="rk-note">{}</span>', note)

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.reports.parameters import Parameter
-from rftkit.views import keyvalues, table
+from rftkit.views import Html, keyvalues, table
+from rftkit.views.markup import html, join
 
 __all__ = ["MIME", "PACKAGES", "Making", "made_from", "provenance", "versions"]
 
@@ -75,7 +76,7 @@ def made_from(**sources: Any) -> None:
     display({MIME: found, "text/plain": "(sources, stated at the end)"}, raw=True)
 
 
-def provenance(making: Making, sources: Iterable[Json]) -> str:
+def provenance(making: Making, sources: Iterable[Json]) -> Html:
     """The section: facts, parameters, sources."""
     parameters = [
         {
@@ -91,7 +92,7 @@ def provenance(making: Making, sources: Iterable[Json]) -> str:
     parts = [keyvalues(_facts(making))]
     parts += [table(parameters, caption="Parameters", noun="parameter")] if parameters else []
     parts += [table(found, _COLUMNS, caption="Made from", noun="source")] if found else []
-    return '<section><h2 id="Provenance">Provenance</h2>' + "".join(parts) + "</section>"
+    return html('<section><h2 id="Provenance">Provenance</h2>{}</section>', join(parts))
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from rftkit import settings, views
 from rftkit.errors import ReportError
 from rftkit.safetext import cells
-from rftkit.views.markup import Html, join, text, wrap
+from rftkit.views.markup import Html, html, join, wrap
 from rftkit.wholefile import write_whole
 from rftkit.wording import counted
 
@@ -33,8 +33,12 @@ def table(
     """
     file = csv_beside(rows, name)
     shown = views.table(rows, columns, elsewhere=elsewhere(file), **options)
-    link = f'<p class="rk-note">{_link(file)}: {counted(len(rows), "row")}.</p>' if file else ""
-    return join([shown, wrap(link) if link else ""], plain=shown.plain)
+    link = (
+        html('<p class="rk-note">{}: {}.</p>', _link(file), counted(len(rows), "row"))
+        if file
+        else Html()
+    )
+    return join([shown, wrap(link) if link else Html()], plain=shown.plain)
 
 
 def csv_beside(rows: Any, name: str) -> str | None:
@@ -64,5 +68,5 @@ def elsewhere(file: str | None) -> str:
     )
 
 
-def _link(file: str) -> str:
-    return f'<a href="{text(file)}">{text(file)}</a>'
+def _link(file: str) -> Html:
+    return html('<a href="{}">{}</a>', file, file)

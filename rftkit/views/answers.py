@@ -16,7 +16,7 @@ from typing import Any
 
 from rftkit.views.conversation import prompt, readable, reference, said, titles
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
+from rftkit.views.markup import Html, html, join, missing, note, number, signed, text, wrap
 from rftkit.views.textdiff import difference
 
 __all__ = ["SAME", "answers", "grade_notes", "judged_lines", "one_row", "reward_of"]
@@ -51,7 +51,7 @@ def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
     sorts += [("final", f"lowest {last} reward first")]
     listed = listing(
         cards,
-        lambda body: f'<div class="rk-items">{body}</div>',
+        lambda body: html('<div class="rk-items">{}</div>', body),
         page=10,
         max_bytes=max_bytes,
         sorts=sorts,
@@ -66,25 +66,34 @@ def reward_of(answer: Answer | None) -> float | None:
     return None if grade.get("outcome") == "failed" or missing(reward) else reward
 
 
-def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, Any]]) -> str:
+def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, Any]]) -> Html:
     sides = _sides(row["answers"])
     (_, first), (_, last) = sides[0], sides[-1]
     before, after = reward_of(first), reward_of(last)
     change = None if before is None or after is None else after - before
     verdict, mark = _verdict(change, alone=len(sides) == 1)
     messages = row["item"]["messages"]
-    keys = "".join(
-        f' data-{key}="{"" if value is None else round(value, 6)}"'
+    keys = join(
+        html(' data-{}="{}"', key, "" if value is None else round(value, 6))
         for key, value in {"change": change, "final": after}.items()
     )
     move = f"{number(before, 2)} → {number(after, 2)}" if len(sides) > 1 else number(after, 2)
-    return (
-        f'<details class="rk-card" data-group="{verdict}"{keys}>'
-        f'<summary data-lm-suppress-shortcuts="true"><span>{index}</span>'
-        f'<span class="rk-title">{text(title)}</span>'
-        f'<span class="rk-move">{move}</span><span class="rk-mark {_TONE[verdict]}">{mark}</span>'
-        f'</summary><div class="rk-body">{prompt(messages[len(shared) :])}'
-        f"{reference(row['item'])}{_beside(sides)}</div></details>"
+    return html(
+        '<details class="rk-card" data-group="{}"{}>'
+        '<summary data-lm-suppress-shortcuts="true"><span>{}</span>'
+        '<span class="rk-title">{}</span><span class="rk-move">{}</span>'
+        '<span class="rk-mark {}">{}</span></summary>'
+        '<div class="rk-body">{}{}{}</div></details>',
+        verdict,
+        keys,
+        index,
+        title,
+        move,
+        _TONE[verdict],
+        mark,
+        prompt(messages[len(shared) :]),
+        reference(row["item"]),
+        _beside(sides),
     )
 
 
@@ -96,14 +105,16 @@ def one_row(item: dict[str, Any], given: dict[str, Answer]) -> Html:
         given: label -> answer; `state`, if there, is shown in place of its reward.
     """
     sides = _sides(given)
-    body = prompt(item["messages"]) + reference(item) + (_beside(sides) if sides else "")
+    body = prompt(item["messages"]) + reference(item) + (_beside(sides) if sides else Html())
     plain = "\n".join(f"{name}: {_words(answer)}" for name, answer in sides)
-    return wrap(f'<div class="rk-body">{body}</div>', plain=plain or "no model has answered yet")
+    return wrap(
+        html('<div class="rk-body">{}</div>', body), plain=plain or "no model has answered yet"
+    )
 
 
-def _beside(sides: Sequence[tuple[str, Answer]]) -> str:
-    answers = "".join(_side(name, answer) for name, answer in sides)
-    return f'<div class="rk-sides">{answers}</div>{_comparison(sides)}'
+def _beside(sides: Sequence[tuple[str, Answer]]) -> Html:
+    answers = join(_side(name, answer) for name, answer in sides)
+    return html('<div class="rk-sides">{}</div>{}', answers, _comparison(sides))
 
 
 _TONE = {"better": "rk-good", "worse": "rk-bad", "same": "", "not graded": "rk-warn", "graded": ""}
@@ -129,15 +140,19 @@ def _sides(given: dict[str, Answer]) -> list[tuple[str, Answer]]:
     return [(" and ".join(names), answer) for names, answer in by_model.values()]
 
 
-def _side(name: str, answer: Answer) -> str:
+def _side(name: str, answer: Answer) -> Html:
     reward = reward_of(answer)
     shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
     shown = text(answer.get("state") or shown)
     notes = grade_notes(answer.get("grade") or {}, truncated=bool(answer.get("truncated")))
-    return (
-        f'<div class="rk-side" title="{text(answer.get("model") or "")}">'
-        f'<div class="rk-who"><span>{text(name)}</span><span>{shown}</span></div>'
-        f"{notes}{disclosure(_words(answer), 1200)}</div>"
+    return html(
+        '<div class="rk-side" title="{}"><div class="rk-who"><span>{}</span>'
+        "<span>{}</span></div>{}{}</div>",
+        answer.get("model") or "",
+        name,
+        shown,
+        notes,
+        disclosure(_words(answer), 1200),
     )
 
 
@@ -148,7 +163,7 @@ def _words(answer: Answer) -> str:
     return said({"content": content, "tool_calls": calls})
 
 
-def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> str:
+def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> Html:
     """A grade's sub-rewards, errors, the reason for a missing reward, and a cut answer."""
     lines = []
     if truncated and grade.get("outcome") != "unscorable":
@@ -166,8 +181,8 @@ def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> str:
     for flag, value in (grade.get("errors") or {}).items():
         if value:
             lines.append(flag.replace("_", " ") if value is True else f"{flag}: {value}")
-    items = "".join(f"<li>{text(line)}</li>" for line in lines)
-    return f'<ul class="rk-grades">{items}</ul>' if items else ""
+    items = join(html("<li>{}</li>", line) for line in lines)
+    return html('<ul class="rk-grades">{}</ul>', items) if items else Html()
 
 
 def judged_lines(judged: dict[str, Any], key: str = "") -> list[str]:
@@ -199,15 +214,14 @@ def _mark(reward: float | None) -> str:
     return "✗ none" if reward == 0 else "partial"
 
 
-def _comparison(sides: Sequence[tuple[str, Answer]]) -> str:
+def _comparison(sides: Sequence[tuple[str, Answer]]) -> Html:
     if len(sides) < 2:
-        return ""
+        return Html()
     (before, first), (after, last) = sides[0], sides[-1]
     old, new = _words(first), _words(last)
     shown = "The same text." if old == new else difference(old, new)
-    return (
-        f"<h4>What changed from {text(before)} to {text(after)}</h4>"
-        f'<div class="rk-text">{shown}</div>'
+    return html(
+        '<h4>What changed from {} to {}</h4><div class="rk-text">{}</div>', before, after, shown
     )
 
 
@@ -225,4 +239,4 @@ def _shared_instructions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 def _instructions(messages: Sequence[dict[str, Any]]) -> Html:
     if not messages:
         return Html("")
-    return wrap(f"<h4>Instructions shared by all rows</h4>{prompt(messages)}")
+    return wrap(html("<h4>Instructions shared by all rows</h4>{}", prompt(messages)))

@@ -17,7 +17,7 @@ from rftkit.views.answers import SAME
 from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.jumps import ROWS_ID, Jumps
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, join, missing, note, number, signed, text
+from rftkit.views.markup import Html, html, join, missing, note, number, signed, text
 from rftkit.views.textdiff import difference
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compare_rows(
     cards = row_cards(comparison, list(jumps.numbers), max_bytes=max_bytes)
     listed = listing(
         cards,
-        lambda body: f'<div class="rk-items" id="{ROWS_ID}">{body}</div>',
+        lambda body: html('<div class="rk-items" id="{}">{}</div>', ROWS_ID, body),
         total=jumps.total,
         page=10,
         max_bytes=2 * max_bytes,
@@ -130,7 +130,7 @@ def row_cards(
     *,
     max_bytes: int = MAX_BYTES,
     is_open: bool = False,
-) -> list[str]:
+) -> list[Html]:
     """The markup of each row."""
     samples = comparison.samples
     found = samples.frame[samples.frame["row"].isin(keys)]
@@ -212,31 +212,41 @@ def _card(
     mark: tuple[str, str],
     answers: Mapping[str, Sequence[Json]],
     style: _Style,
-) -> str:
+) -> Html:
     rewards = [facts.get(f"reward/{label}") for label in style.labels]
     first = facts.get(f"reward/{comparison.baseline}")
     last = facts.get(f"reward/{comparison.focus}", first)
     item = comparison.samples.items.get(key) or {}
     keys = {"row": facts["number"], "number": facts["number"], "change": facts["change"],
             "swing": facts["swing"], "final": last}  # fmt: skip
-    data = "".join(
-        f' data-{name}="{"" if missing(value) else round(value, 6)}"'
+    data = join(
+        html(' data-{}="{}"', name, "" if missing(value) else round(value, 6))
         for name, value in keys.items()
     )
     move = f"{number(first, 2)} → {number(last, 2)}" if comparison.focus else number(first, 2)
     verdict, words = mark
-    return (
-        f'<details class="rk-card" data-group="{verdict}"{data}{" open" if style.is_open else ""}>'
-        f'<summary data-lm-suppress-shortcuts="true"><span>{facts["number"]}</span>'
-        f'<span class="rk-title">{text(title)}</span>'
-        f'<span class="rk-move">{_spark(rewards)} {move}</span>'
-        f'<span class="rk-mark {_TONE.get(verdict, "")}">{words}</span></summary>'
-        f'<div class="rk-body">{prompt(item.get("messages") or [])}{reference(dict(item))}'
-        f'<div class="rk-sides">{"".join(_sides(answers, style))}</div></div></details>'
+    return html(
+        '<details class="rk-card" data-group="{}"{}{}>'
+        '<summary data-lm-suppress-shortcuts="true"><span>{}</span>'
+        '<span class="rk-title">{}</span><span class="rk-move">{} {}</span>'
+        '<span class="rk-mark {}">{}</span></summary><div class="rk-body">{}{}'
+        '<div class="rk-sides">{}</div></div></details>',
+        verdict,
+        data,
+        " open" if style.is_open else "",
+        facts["number"],
+        title,
+        _spark(rewards),
+        move,
+        _TONE.get(verdict, ""),
+        words,
+        prompt(item.get("messages") or []),
+        reference(dict(item)),
+        join(_sides(answers, style)),
     )
 
 
-def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[str]:
+def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[Html]:
     """One block per run; its answer is compared with the last different one."""
     sides, before, whose = [], None, ""
     for label in style.labels:
@@ -248,7 +258,7 @@ def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[str]:
         if before is None:
             shown = text(_cut(words, style.most))
         elif words == before:
-            shown = f"<em>the same text as {text(whose)}</em>"
+            shown = html("<em>the same text as {}</em>", whose)
         else:
             shown = difference(_cut(before, style.most), _cut(words, style.most), least=STAYED)
         if words != before:
@@ -257,17 +267,21 @@ def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[str]:
     return sides
 
 
-def _side(label: str, given: Sequence[Json], chosen: Json, shown: str, style: _Style) -> str:
+def _side(label: str, given: Sequence[Json], chosen: Json, shown: Html, style: _Style) -> Html:
     known = [each["reward"] for each in given if not missing(each["reward"])]
     mean = number(sum(known) / len(known), 2) if known else "not graded"
     lines = [_samples(given, chosen), _notes(chosen, style.graders)]
-    small = "<br>".join(text(line) for line in lines if line)
+    small = Html("<br>").join(line for line in lines if line)
     judge = chosen.get("judge")
-    steps = disclosure(f"judge: {judge}"[: style.most]) if isinstance(judge, str) else ""
-    return (
-        f'<div class="rk-side"><div class="rk-who"><span>{text(label)}</span><span>{mean}</span>'
-        f'</div>{f"<small>{small}</small>" if small else ""}<div class="rk-text">{shown}</div>'
-        f"{f'<small>{steps}</small>' if steps else ''}</div>"
+    steps = disclosure(f"judge: {judge}"[: style.most]) if isinstance(judge, str) else Html()
+    return html(
+        '<div class="rk-side"><div class="rk-who"><span>{}</span>'
+        '<span>{}</span></div>{}<div class="rk-text">{}</div>{}</div>',
+        label,
+        mean,
+        html("<small>{}</small>", small) if small else Html(),
+        shown,
+        html("<small>{}</small>", steps) if steps else Html(),
     )
 
 
@@ -312,10 +326,10 @@ def _cut(words: str, most: int) -> str:
     return words if left <= 0 else f"{words[:most]} … ({left:,} more characters)"
 
 
-def _spark(rewards: Sequence[float | None]) -> str:
+def _spark(rewards: Sequence[float | None]) -> Html:
     """The rewards of all runs as a row of small bars; the numbers are in the title."""
     if len(rewards) < 3:
-        return ""
+        return Html()
     known = [reward for reward in rewards if reward is not None and not missing(reward)]
     low, high = (min(*known, 0.0), max(*known, 1.0)) if known else (0.0, 1.0)
     bars = "".join(
@@ -323,7 +337,7 @@ def _spark(rewards: Sequence[float | None]) -> str:
         else "▁▂▃▄▅▆▇█"[min(7, int(8 * (reward - low) / (high - low)))]
         for reward in rewards
     )  # fmt: skip
-    return f'<span class="rk-spark" aria-hidden="true">{bars}</span>'
+    return html('<span class="rk-spark" aria-hidden="true">{}</span>', bars)
 
 
 def _titles(items: Sequence[Mapping[str, Any]]) -> list[str]:

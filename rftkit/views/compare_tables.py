@@ -12,17 +12,7 @@ from rftkit.evals.sentences import decimals
 from rftkit.views.compare_rows import jumps_for
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table
-from rftkit.views.markup import (
-    Html,
-    join,
-    missing,
-    note,
-    number,
-    prose,
-    signed,
-    text,
-    wrap,
-)
+from rftkit.views.markup import Html, html, join, missing, note, number, prose, signed, text, wrap
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -52,7 +42,7 @@ def compare_headline(comparison: Comparison) -> Html:
     """
     choice, jobs = comparison.choice, comparison.jobs
     said = choice.sentence if choice else _no_choice(comparison)
-    tiles = ""
+    tiles = Html()
     if choice:
         best = comparison.summary(choice.deploy)
         start = comparison.summary(choice.baseline)
@@ -66,17 +56,20 @@ def compare_headline(comparison: Comparison) -> Html:
                 f"{_little(choice.optimism)} subtracted for selection bias",
             )
     steps = [f"Of all steps: {said}"] if jobs else []
-    points = "".join(f"<li>{prose(each)}</li>" for each in [*steps, *comparison.notes])
+    points = join(html("<li>{}</li>", prose(each)) for each in [*steps, *comparison.notes])
     first = jobs.sentence if jobs else said
     return wrap(
-        f'<p class="rk-verdict">{text(first)}</p>'
-        f"{f'<div class=rk-tiles>{tiles}</div>' if tiles else ''}"
-        f"{f'<ul>{points}</ul>' if points else ''}",
+        html(
+            '<p class="rk-verdict">{}</p>{}{}',
+            first,
+            html("<div class=rk-tiles>{}</div>", tiles) if tiles else Html(),
+            html("<ul>{}</ul>", points) if points else Html(),
+        ),
         plain="\n".join([first, *steps]),
     )
 
 
-def _run_tile(run: RunSummary) -> str:
+def _run_tile(run: RunSummary) -> Html:
     return _tile(f"{run.label}, mean reward", number(run.reward.value, 2), interval(run.reward, 2))
 
 
@@ -90,16 +83,18 @@ def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
         *("run", ">reward", ">pass rate", f">difference from {comparison.baseline}", "verdict"),
         *(">fixed", ">broken", ">tokens", ">failed", ">not scorable", ">cut off"),
     ]  # `>`: to the right
-    head = "".join(
-        f'<th scope="col"{_TH if name.startswith(">") else ""}>{text(name.lstrip(">"))}</th>'
+    head = join(
+        html('<th scope="col"{}>{}</th>', _TH if name.startswith(">") else "", name.lstrip(">"))
         for name in headings
     )
     lines = [_run_line(comparison, run, pairs.get(run.label), jumps) for run in comparison.runs]
     listed = listing(
         lines,
-        lambda body: (
-            f'<div class="rk-scroll" tabindex="0"><table class="rk-tight"><thead><tr>{head}</tr>'
-            f'</thead><tbody class="rk-items">{body}</tbody></table></div>'
+        lambda body: html(
+            '<div class="rk-scroll" tabindex="0"><table class="rk-tight"><thead>'
+            '<tr>{}</tr></thead><tbody class="rk-items">{}</tbody></table></div>',
+            head,
+            body,
         ),
         noun="run",
         page=50,
@@ -120,7 +115,7 @@ def grader_means(comparison: Comparison) -> Html:
     rows = [
         {"run": run.label}
         | {
-            name: Html(f"{number(run.graders[name].value)} {_faint(run.graders[name])}")
+            name: html("{} {}", number(run.graders[name].value), _faint(run.graders[name]))
             for name in names
             if name in run.graders
         }
@@ -151,14 +146,20 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
     ]  # fmt: skip
     if pair.margin is not None:
         facts.append((f"equal within {pair.margin:g}, two one-sided tests", _p(pair.equivalence_p)))
-    lines = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>'
-        f"{value if isinstance(value, Html) else text(value)}</td></tr>"
+    lines = join(
+        html(
+            '<tr><th scope="row">{}</th><td>{}</td></tr>',
+            name,
+            value,
+        )
         for name, value in facts
     )
     return wrap(
-        f"<p>{text(pair.sentence)}</p>"
-        f'<div class="rk-scroll" tabindex="0"><table><tbody>{lines}</tbody></table></div>',
+        html(
+            '<p>{}</p><div class="rk-scroll" tabindex="0"><table><tbody>{}</tbody></table></div>',
+            pair.sentence,
+            lines,
+        ),
         plain=pair.sentence,
     )
 
@@ -182,20 +183,20 @@ def slice_lines(slices: SliceTable, jumps: Jumps) -> Html:
     return join([shown, *notes], plain=shown.plain)
 
 
-_TH = ' class="rk-number"'
+_TH = Html(' class="rk-number"')
 
 
 def _run_line(
     comparison: Comparison, run: RunSummary, pair: PairSummary | None, jumps: Jumps
-) -> str:
+) -> Html:
     label = text(run.label)
     if comparison.choice and run.label == comparison.choice.deploy:
-        label = f"<b>{label}</b> ★"
+        label = html("<b>{}</b> ★", label)
     if run.label == comparison.baseline:
-        label += " <small>baseline</small>"
+        label += Html(" <small>baseline</small>")
     bad = f"at {run.label}"
     cells = [
-        f'<td title="{text(run.model or "")}">{label}</td>',
+        html('<td title="{}">{}</td>', run.model or '', label),
         _num(run.reward.value, below=interval(run.reward)),
         _num(run.pass_rate.value, _share(run.pass_rate.value)),
         *_pair_cells(pair, jumps),
@@ -206,39 +207,41 @@ def _run_line(
                           shown=_share(run.unscorable_share)), run.unscorable_share),
         _num(run.truncated_share, _share(run.truncated_share)),
     ]  # fmt: skip
-    return f"<tr>{''.join(cells)}</tr>"
+    return html("<tr>{}</tr>", join(cells))
 
 
-def _pair_cells(pair: PairSummary | None, jumps: Jumps) -> list[str]:
+def _pair_cells(pair: PairSummary | None, jumps: Jumps) -> list[Html]:
     if pair is None:
-        return ["<td></td>"] * 4
+        return [Html("<td></td>")] * 4
     return [
         _num(
             pair.difference.value,
             signed(pair.difference.value),
             interval(pair.difference, signs=True),
         ),
-        f"<td>{_verdict(pair.verdict)}</td>",
+        html("<td>{}</td>", _verdict(pair.verdict)),
         _count(jumps.link(pair.fixed_rows, f"fixed at {pair.after}"), pair.num_fixed),
         _count(jumps.link(pair.broken_rows, f"broken at {pair.after}"), pair.num_broken),
     ]
 
 
-def _num(value: float | None, shown: str | None = None, below: str = "") -> str:
+def _num(value: float | None, shown: str | None = None, below: str = "") -> Html:
     key = "" if value is None or missing(value) else repr(float(value))
     said = text(shown if shown is not None else number(value)) if key else "–"
-    said += f"<br><small>{text(below)}</small>" if below and key else ""
-    return f'<td class="rk-number" style="text-align:right" data-v="{key}">{said}</td>'
+    said += html("<br><small>{}</small>", below) if below and key else Html()
+    return html('<td class="rk-number" style="text-align:right" data-v="{}">{}</td>', key, said)
 
 
-def _count(shown: Html | None, value: float | None) -> str:
+def _count(shown: Html | None, value: float | None) -> Html:
     key = "" if value is None else repr(float(value))
-    return f'<td class="rk-number" style="text-align:right" data-v="{key}">{shown or ""}</td>'
+    return html(
+        '<td class="rk-number" style="text-align:right" data-v="{}">{}</td>', key, shown or ""
+    )
 
 
 def _verdict(verdict: str) -> Html:
     words, tone = VERDICTS[verdict]
-    return Html(f'<span class="rk-mark {tone}">{words}</span>', plain=words)
+    return html('<span class="rk-mark {}">{}</span>', tone, words, plain=words)
 
 
 def interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str:
@@ -260,8 +263,8 @@ def _change(estimate: Estimate) -> str:
     return f"{signed(estimate.value)} ({interval(estimate, signs=True)})"
 
 
-def _faint(estimate: Estimate) -> str:
-    return f'<small class="rk-missing">{text(interval(estimate, 2))}</small>'
+def _faint(estimate: Estimate) -> Html:
+    return html('<small class="rk-missing">{}</small>', interval(estimate, 2))
 
 
 def _share(value: float | None) -> str:
@@ -280,10 +283,9 @@ def _p(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def _tile(label: str, figure: str, below: str) -> str:
-    return (
-        f'<div class="rk-tile"><span>{text(label)}</span><b>{text(figure)}</b>'
-        f"<small>{text(below)}</small></div>"
+def _tile(label: str, figure: str, below: str) -> Html:
+    return html(
+        '<div class="rk-tile"><span>{}</span><b>{}</b><small>{}</small></div>', label, figure, below
     )
 
 

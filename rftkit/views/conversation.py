@@ -13,16 +13,19 @@ from typing import Any
 from rftkit.datasets.forms import KEYS
 from rftkit.examples import form_of, trained_messages
 from rftkit.views.listing import disclosure
-from rftkit.views.markup import text
+from rftkit.views.markup import Html, html, join
 
 __all__ = ["outputs", "prompt", "readable", "reference", "said", "taught", "titles"]
 
 
-def prompt(messages: Sequence[dict[str, Any]]) -> str:
+def prompt(messages: Sequence[dict[str, Any]]) -> Html:
     """Messages one below the other, long ones folded."""
-    return "".join(
-        f'<div class="rk-message"><span class="rk-role">{text(_role(message))}</span>'
-        f"{disclosure(said(message), 1200)}</div>"
+    return join(
+        html(
+            '<div class="rk-message"><span class="rk-role">{}</span>{}</div>',
+            _role(message),
+            disclosure(said(message), 1200),
+        )
         for message in messages
     )
 
@@ -50,28 +53,31 @@ def said(message: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, [content or message.get("refusal"), *lines]))
 
 
-def outputs(answers: Sequence[dict[str, Any]]) -> str:
+def outputs(answers: Sequence[dict[str, Any]]) -> Html:
     """The two answers of a preference row, side by side."""
     names = ("preferred", "not preferred")
-    sides = "".join(
-        f'<div class="rk-side"><div class="rk-who"><span>{name}</span></div>'
-        f"{disclosure(said(answer), 1200)}</div>"
+    sides = join(
+        html(
+            '<div class="rk-side"><div class="rk-who"><span>{}</span></div>{}</div>',
+            name,
+            disclosure(said(answer), 1200),
+        )
         for name, answer in zip(names, answers, strict=False)
     )
-    return f'<div class="rk-sides">{sides}</div>'
+    return html('<div class="rk-sides">{}</div>', sides)
 
 
-def reference(item: dict[str, Any]) -> str:
+def reference(item: dict[str, Any]) -> Html:
     """The other keys of the row, which the grader sees in addition to the answer."""
     own = KEYS[form_of(item)] | {"messages", "tools"}
     pairs = {key: value for key, value in item.items() if key not in own}
     if not pairs:
-        return ""
-    lines = "".join(
-        f'<tr><th scope="row">{text(key)}</th><td>{disclosure(_plain(value))}</td></tr>'
+        return Html()
+    lines = join(
+        html('<tr><th scope="row">{}</th><td>{}</td></tr>', key, disclosure(_plain(value)))
         for key, value in pairs.items()
     )
-    return f"<h4>What the grader knows</h4><table><tbody>{lines}</tbody></table>"
+    return html("<h4>What the grader knows</h4><table><tbody>{}</tbody></table>", lines)
 
 
 def titles(items: Sequence[dict[str, Any]]) -> list[str]:

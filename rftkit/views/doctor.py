@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.views.grading import audited
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, join, number, text, wrap
+from rftkit.views.markup import Html, heading, html, join, number, text, wrap
 from rftkit.views.rows import row_in_full
 from rftkit.wording import counted
 
@@ -38,17 +38,17 @@ PREVIEW = {
 def check_verdict(check: Check) -> Html:
     """One sentence, and how many rows there are."""
     said = _verdict(check)
-    tiles = "".join(map(_tile, check.files))
+    tiles = join(map(_tile, check.files))
     return wrap(
-        f'<p class="rk-verdict">{text(said)}</p><div class="rk-tiles">{tiles}</div>', plain=said
+        html('<p class="rk-verdict">{}</p><div class="rk-tiles">{}</div>', said, tiles), plain=said
     )
 
 
 def findings(check: Check) -> Html:
     """Every finding, worst first; errors are open."""
     anchors = _anchors(check)
-    cards = "".join(_card(each, anchors) for each in check.findings)
-    return wrap(f'<div class="rk-findings">{cards}</div>', plain=str(check))
+    cards = join(_card(each, anchors) for each in check.findings)
+    return wrap(html('<div class="rk-findings">{}</div>', cards), plain=str(check))
 
 
 def check_rows(check: Check) -> Html:
@@ -58,8 +58,11 @@ def check_rows(check: Check) -> Html:
         for place in each.places:
             named.setdefault(str(place), []).append(each.message)
     return join(
-        f'<section id="{anchor}" tabindex="-1">'
-        f"{_row(check.examples[place], place, named.get(place, []))}</section>"
+        html(
+            '<section id="{}" tabindex="-1">{}</section>',
+            anchor,
+            _row(check.examples[place], place, named.get(place, [])),
+        )
         for place, anchor in _anchors(check).items()
     )
 
@@ -89,18 +92,19 @@ def check_page(
     *,
     audit: Audit | None = None,
     preview: Preview | None = None,
-    charts: str = "",
+    charts: Html | None = None,
 ) -> Html:
     """All of it, with headings, for one HTML document (`markup.page`)."""
-    parts = ["<h1>Dataset check</h1>", check_verdict(check), "<h2>Findings</h2>", findings(check)]
+    parts = [heading("Dataset check"), check_verdict(check)]
+    parts += [Html("<h2>Findings</h2>"), findings(check)]
     if preview is not None:
-        parts += ["<h2>What the model can learn</h2>", preview_table(preview)]
+        parts += [Html("<h2>What the model can learn</h2>"), preview_table(preview)]
     if audit is not None:
-        parts += ["<h2>What the grader rewards</h2>", audit_table(audit)]
+        parts += [Html("<h2>What the grader rewards</h2>"), audit_table(audit)]
     if charts:
-        parts += ["<h2>Profile</h2>", charts]
+        parts += [Html("<h2>Profile</h2>"), charts]
     if check.examples:
-        parts += ["<h2>Rows</h2>", check_rows(check)]
+        parts += [Html("<h2>Rows</h2>"), check_rows(check)]
     return join(parts, plain=str(check))
 
 
@@ -114,13 +118,18 @@ def _verdict(check: Check) -> str:
     return "A job would run. No errors or warnings."
 
 
-def _tile(file: FileFacts) -> str:
+def _tile(file: FileFacts) -> Html:
     tone, below = "", "all usable"
     if file.num_refused:
         tone, below = "rk-bad", f"{file.num_refused:,} of them refused"
-    return (
-        f'<div class="rk-tile"><span>{text(file.role)} rows</span><b>{file.num_rows:,}</b>'
-        f'<small class="{tone}">{text(below)}</small><small>{text(file.name)}</small></div>'
+    return html(
+        '<div class="rk-tile"><span>{} rows</span><b>{:,}</b>'
+        '<small class="{}">{}</small><small>{}</small></div>',
+        file.role,
+        file.num_rows,
+        tone,
+        below,
+        file.name,
     )
 
 
@@ -128,69 +137,78 @@ def _anchors(check: Check) -> dict[str, str]:
     return {place: f"row-{at}" for at, place in enumerate(check.examples, 1)}
 
 
-def _card(finding: Finding, anchors: Mapping[str, str]) -> str:
+def _card(finding: Finding, anchors: Mapping[str, str]) -> Html:
     sign, tone = SIGNS[finding.severity]
     rows = counted(finding.count, "row") if finding.count else ""
-    body = "".join(
-        (
-            f'<p class="rk-advice">→ {text(finding.advice)}</p>' if finding.advice else "",
-            _values(finding.figures),
-            _places(finding, anchors),
-        )
-    )
-    head = (
-        f'<span class="rk-mark {tone}">{sign}</span><span class="rk-title">{text(finding.message)}'
-        f'</span><span class="rk-move">{rows}</span>'
+    advice = html('<p class="rk-advice">→ {}</p>', finding.advice) if finding.advice else Html()
+    body = advice + _values(finding.figures) + _places(finding, anchors)
+    head = html(
+        '<span class="rk-mark {}">{}</span><span class="rk-title">{}</span>'
+        '<span class="rk-move">{}</span>',
+        tone,
+        sign,
+        finding.message,
+        rows,
     )
     if not body:
-        return f'<div class="rk-card"><div class="rk-summary">{head}</div></div>'
+        return html('<div class="rk-card"><div class="rk-summary">{}</div></div>', head)
     is_open = " open" if finding.severity == "error" else ""
-    return (
-        f'<details class="rk-card"{is_open}><summary data-lm-suppress-shortcuts="true">{head}'
-        f'</summary><div class="rk-body">{body}</div></details>'
+    return html(
+        '<details class="rk-card"{}>'
+        '<summary data-lm-suppress-shortcuts="true">{}</summary>'
+        '<div class="rk-body">{}</div></details>',
+        is_open,
+        head,
+        body,
     )
 
 
-def _places(finding: Finding, anchors: Mapping[str, str]) -> str:
+def _places(finding: Finding, anchors: Mapping[str, str]) -> Html:
     if not finding.places:
-        return ""
+        return Html()
     said: Sequence[str] = finding.details or [str(place) for place in finding.places]
-    lines = "".join(
-        f"<li>{_linked(place, words, anchors)}</li>"
+    lines = join(
+        html("<li>{}</li>", _linked(place, words, anchors))
         for place, words in zip(finding.places[:LISTED], said, strict=False)
     )
     more = finding.count - len(finding.places[:LISTED])
-    rest = f'<p class="rk-note">and {more:,} more</p>' if more > 0 else ""
-    return f'<ul class="rk-places">{lines}</ul>{rest}'
+    rest = html('<p class="rk-note">and {:,} more</p>', more) if more > 0 else Html()
+    return html('<ul class="rk-places">{}</ul>{}', lines, rest)
 
 
-def _linked(place: Place, words: str, anchors: Mapping[str, str]) -> str:
+def _linked(place: Place, words: str, anchors: Mapping[str, str]) -> Html:
     anchor, name = anchors.get(str(place)), str(place)
     if anchor is None:
         return text(words)
-    link = f'<a href="#{anchor}">{text(name)}</a>'
+    link = html('<a href="#{}">{}</a>', anchor, name)
     before, found, after = words.partition(name)
-    return f"{text(before)}{link}{text(after)}" if found else f"{link} {text(words)}"
+    return html("{}{}{}", before, link, after) if found else html("{} {}", link, words)
 
 
-def _values(figures: Mapping[str, Any]) -> str:
+def _values(figures: Mapping[str, Any]) -> Html:
     """How often each value of a key occurs, as bars with their numbers."""
     values = figures.get("values")
     if not values:
-        return ""
+        return Html()
     total, most = sum(values.values()), max(values.values())
-    lines = "".join(
-        f'<tr><th scope="row">{text(value)}</th><td class="rk-number">{count:,}</td>'
-        f'<td class="rk-number">{count / total:.0%}</td><td class="rk-bar">'
-        f'<span style="width:{100 * count / most:.1f}%"></span></td></tr>'
+    lines = join(
+        html(
+            '<tr><th scope="row">{}</th><td class="rk-number">{:,}</td>'
+            '<td class="rk-number">{:.0%}</td><td class="rk-bar">'
+            '<span style="width:{:.1f}%"></span></td></tr>',
+            value,
+            count,
+            count / total,
+            100 * count / most,
+        )
         for value, count in values.items()
     )
-    return f'<div class="rk-scroll"><table><tbody>{lines}</tbody></table></div>'
+    return html('<div class="rk-scroll"><table><tbody>{}</tbody></table></div>', lines)
 
 
-def _row(item: Any, place: str, said: Sequence[str]) -> str:
+def _row(item: Any, place: str, said: Sequence[str]) -> Html:
     if isinstance(item, str):
-        return wrap(f'<h4 class="rk-place">{text(place)}</h4><pre>{text(item)}</pre>')
+        return wrap(html('<h4 class="rk-place">{}</h4><pre>{}</pre>', place, item))
     return row_in_full(item, place=place, findings=said)
 
 

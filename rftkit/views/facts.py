@@ -11,20 +11,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rftkit.views.listing import disclosure, table
-from rftkit.views.markup import Html, missing, note, text, wrap
+from rftkit.views.markup import Html, html, join, missing, note, wrap
 
 __all__ = ["events", "keyvalues", "moment"]
 
 
 def keyvalues(pairs: Mapping[str, Any], *, caption: str = "") -> Html:
     """Names and values in two columns: hyperparameters, versions, hashes."""
-    title = f"<caption>{text(caption)}</caption>" if caption else ""
-    lines = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>{_value(value)}</td></tr>'
+    title = html("<caption>{}</caption>", caption) if caption else Html()
+    lines = join(
+        html('<tr><th scope="row">{}</th><td>{}</td></tr>', name, _value(value))
         for name, value in pairs.items()
     )
     return wrap(
-        f'<div class="rk-scroll" tabindex="0"><table>{title}<tbody>{lines}</tbody></table></div>',
+        html(
+            '<div class="rk-scroll" tabindex="0"><table>{}<tbody>{}</tbody></table></div>',
+            title,
+            lines,
+        ),
         plain="\n".join(f"{name}: {value}" for name, value in pairs.items()),
     )
 
@@ -59,7 +63,7 @@ def moment(seconds: float | None) -> str:
 
 def _value(value: Any) -> str:
     if missing(value):
-        return '<span class="rk-missing">–</span>'
+        return Html('<span class="rk-missing">–</span>')
     if isinstance(value, Html):
         return str(value)
     if isinstance(value, bool):

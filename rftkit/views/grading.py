@@ -14,7 +14,7 @@ from rftkit import graders
 from rftkit.views.answers import judged_lines
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
-from rftkit.views.markup import Html, join, missing, note, number, signed, text, wrap
+from rftkit.views.markup import Html, html, join, missing, note, number, signed, text, wrap
 from rftkit.views.rows import row_button
 
 __all__ = ["audited", "failure", "grade_in_full", "grades", "spec_problem"]
@@ -26,7 +26,7 @@ SAME = 0.0005
 MARKS = {"graded": "✓ graded", "failed": "! the grader failed", "unscorable": "? unscorable"}
 STALE = dict.fromkeys(MARKS, "– of the grader before")
 STALE_NOTE = "The grader does not work, so nothing is graded. These grades are of the one before."
-_STALE = f'<p class="rk-warn" role="status">! {STALE_NOTE}</p>'
+_STALE = html('<p class="rk-warn" role="status">! {}</p>', STALE_NOTE)
 _FRAME = re.compile(r'File "grader\.py", line (\d+)')
 
 
@@ -52,15 +52,21 @@ def grades(
     moved = any(_change(line) is not None for line in lines)
     heads = ["row", "answer", *keys, "reward", *(["before", "change"] if moved else []), "outcome"]
     numeric = {"row", "reward", "before", "change", *keys}
-    head = "".join(
-        f'<th scope="col"{_NUMBER if name in numeric else ""}>{text(name)}</th>' for name in heads
+    head = join(
+        html('<th scope="col"{}>{}</th>', _NUMBER if name in numeric else "", name)
+        for name in heads
     )
     marks = STALE if stale else MARKS
-    body = "".join(_line(line, keys, moved, line["row"] == opened, live, marks) for line in lines)
-    summary = "" if stale else _summary(lines, moved)
+    body = join(_line(line, keys, moved, line["row"] == opened, live, marks) for line in lines)
+    summary = Html() if stale else _summary(lines, moved)
     shown = _STALE * stale + (
-        '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>{summary}"
+        html(
+            '<div class="rk-scroll"><table class="rk-rows"><thead><tr>{}</tr></thead>'
+            "<tbody>{}</tbody></table></div>{}",
+            head,
+            body,
+            summary,
+        )
     )
     words = f"{STALE_NOTE}\n" * stale + _plain(lines, keys)
     return wrap(shown, "rk-stale" if stale else "", plain=words)
@@ -89,22 +95,26 @@ def grade_in_full(
     reward = "no reward" if failed else f"reward {number(grade['reward'])}"
     title = f"Row {line['row']}: {reward} in {_time(grade['seconds'])}"
     parts = [
-        f'<h4 class="rk-place">{text(title)}</h4>',
-        _errors(grade["errors"], spec, grade.get("sub_errors") or {}) if with_errors else "",
+        html('<h4 class="rk-place">{}</h4>', title),
+        _errors(grade["errors"], spec, grade.get("sub_errors") or {}) if with_errors else Html(),
         _steps(spec, grade, rendered),
         _formula(spec, grade),
         _judged(grade.get("judged") or {}),
-        f"<h4>Answer</h4>{disclosure(readable(line['answer']), 600)}",
-        f"<details><summary data-lm-suppress-shortcuts='true'>Row</summary>"
-        f"{reference(dict(item))}</details>",
+        html("<h4>Answer</h4>{}", disclosure(readable(line["answer"]), 600)),
+        html(
+            "<details><summary data-lm-suppress-shortcuts='true'>Row</summary>{}</details>",
+            reference(dict(item)),
+        ),
     ]
-    return wrap("".join(parts), "rk-full", plain=title)
+    return wrap(join(parts), "rk-full", plain=title)
 
 
 def failure(line: Line, *, spec: Mapping[str, Any], grade: Mapping[str, Any]) -> Html:
     """Why one grade failed, with the line of the user's source, to show beside the editor."""
     shown = _errors(grade["errors"], spec, grade.get("sub_errors") or {})
-    return wrap(f"<h4>Row {line['row']} is not graded</h4>{shown}", plain=str(line["details"]))
+    return wrap(
+        html("<h4>Row {} is not graded</h4>{}", line["row"], shown), plain=str(line["details"])
+    )
 
 
 def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
@@ -125,12 +135,12 @@ def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
         }
         for line in frame.to_dict("records")
     ]
-    words = [f'<li><span class="rk-warn">!</span> {text(each)}</li>' for each in findings]
-    told = "".join(words) or '<li><span class="rk-good">✓</span> no cheat pays</li>'
+    words = [html('<li><span class="rk-warn">!</span> {}</li>', each) for each in findings]
+    told = join(words) or Html('<li><span class="rk-good">✓</span> no cheat pays</li>')
     caption = f"What the grader rewards, {num_rows} rows"
     shown = table(rows, caption=caption, noun="answer")
     plain = "\n".join([caption, *(findings or ["no cheat pays"])])
-    return join([shown, wrap(f'<ul class="rk-plain">{told}</ul>')], plain)
+    return join([shown, wrap(html('<ul class="rk-plain">{}</ul>', told))], plain)
 
 
 def spec_problem(problem: str, words: str) -> Html:
@@ -142,10 +152,11 @@ def spec_problem(problem: str, words: str) -> Html:
         words: the spec as JSON text.
     """
     found = re.search(r"\bline (\d+)", problem)
-    shown = _numbered(_source_in(words, problem) or words, int(found[1])) if found else ""
+    shown = _numbered(_source_in(words, problem) or words, int(found[1])) if found else Html()
     told = f"! {problem}"
     return wrap(
-        f'<div class="rk-alert" role="alert"><strong>{text(told)}</strong>{shown}</div>', plain=told
+        html('<div class="rk-alert" role="alert"><strong>{}</strong>{}</div>', told, shown),
+        plain=told,
     )
 
 
@@ -159,7 +170,7 @@ def _source_in(words: str, problem: str) -> str | None:
     return next((part["source"] for part in [*named, *parts.values()] if "source" in part), None)
 
 
-def _numbered(source: str, line: int | None, *, around: int = 4) -> str:
+def _numbered(source: str, line: int | None, *, around: int = 4) -> Html:
     """The numbered lines around one line of a source, with that line highlighted."""
     lines = source.splitlines()
     at = line if line is not None and 1 <= line <= len(lines) else 1
@@ -168,11 +179,11 @@ def _numbered(source: str, line: int | None, *, around: int = 4) -> str:
     for place in range(first, last + 1):
         mark = "▶" if place == line else " "
         words = text(f"{mark}{place:>4}  {lines[place - 1]}")
-        shown.append(f"<mark>{words}</mark>" if place == line else words)
-    return f"<pre>{chr(10).join(shown)}</pre>"
+        shown.append(html("<mark>{}</mark>", words) if place == line else words)
+    return html("<pre>{}</pre>", Html("\n").join(shown))
 
 
-_NUMBER = ' class="rk-number" style="text-align:right"'
+_NUMBER = Html(' class="rk-number" style="text-align:right"')
 
 
 def _line(
@@ -182,29 +193,29 @@ def _line(
     opened: bool,
     live: bool,
     marks: Mapping[str, str],
-) -> str:
-    state = ' class="rk-opened" aria-current="true"' if opened else ""
+) -> Html:
+    state = Html(' class="rk-opened" aria-current="true"') if opened else Html()
     at = line["row"]
     change = _change(line)
     tone = "" if change is None else "rk-good" if change > 0 else "rk-bad" if change < 0 else ""
     sign = "" if not change else " ▲" if change > 0 else " ▼"
     cells = [
-        f"<td{_NUMBER}>{row_button(at) if live else at + 1}</td>",
-        f"<td>{text(_short(line['answer']))}</td>",
-        *(f"<td{_NUMBER}>{number(line.get(f'reward/{key}'))}</td>" for key in keys),
-        f"<td{_NUMBER}><b>{number(line['reward'])}</b></td>",
+        html("<td{}>{}</td>", _NUMBER, row_button(at) if live else at + 1),
+        html("<td>{}</td>", _short(line["answer"])),
+        *(html("<td{}>{}</td>", _NUMBER, number(line.get(f"reward/{key}"))) for key in keys),
+        html("<td{}><b>{}</b></td>", _NUMBER, number(line["reward"])),
     ]
     if moved:
         shown = "" if change is None else f"{signed(change)}{sign}"
-        cells.append(f"<td{_NUMBER}>{number(line.get('before'))}</td>")
-        cells.append(f'<td class="rk-number {tone}" style="text-align:right">{shown}</td>')
+        cells.append(html("<td{}>{}</td>", _NUMBER, number(line.get("before"))))
+        cells.append(html('<td class="rk-number {}" style="text-align:right">{}</td>', tone, shown))
     details = f": {_short(line['details'], 160)}" if line.get("details") else ""
     bad = "rk-bad" if line["outcome"] == "failed" else ""
-    cells.append(f'<td class="{bad}">{text(marks[line["outcome"]] + details)}</td>')
-    return f"<tr{state}>{''.join(cells)}</tr>"
+    cells.append(html('<td class="{}">{}</td>', bad, marks[line["outcome"]] + details))
+    return html("<tr{}>{}</tr>", state, join(cells))
 
 
-def _summary(lines: Sequence[Line], moved: bool) -> str:
+def _summary(lines: Sequence[Line], moved: bool) -> Html:
     rewards = [line["reward"] for line in lines if not missing(line["reward"])]
     mean = sum(rewards) / len(rewards) if rewards else None
     words = [f"{len(lines)} answers, mean reward {number(mean)}"]
@@ -218,7 +229,7 @@ def _summary(lines: Sequence[Line], moved: bool) -> str:
             f"compared with the previous grader: {up} up, {down} down, "
             f"{len(changes) - up - down} same"
         )
-    return f'<p class="rk-count" role="status">{text("; ".join(words))}</p>'
+    return html('<p class="rk-count" role="status">{}</p>', "; ".join(words))
 
 
 def _change(line: Line) -> float | None:
@@ -231,23 +242,34 @@ def _change(line: Line) -> float | None:
 
 def _steps(
     spec: Mapping[str, Any], grade: Mapping[str, Any], rendered: Sequence[Mapping[str, Any]]
-) -> str:
+) -> Html:
     parts = graders.parts(spec)
     rows = []
     for key, part in parts.items():
         reward = grade["sub_rewards"].get(key) if key else grade["reward"]
         seconds = grade["sub_seconds"].get(key) if key else grade["seconds"]
         filled = [each for each in rendered if each["key"] == key]
-        compared = "".join(_filled(each) for each in filled) or text(_UNSEEN.get(part["type"], ""))
+        compared = join(_filled(each) for each in filled) or text(_UNSEEN.get(part["type"], ""))
         rows.append(
-            f'<tr><th scope="row">{text(key or part["name"])}<br><small>{text(_kind(part))}</small>'
-            f"</th><td>{compared}</td><td{_NUMBER}>{number(reward)}</td>"
-            f"<td{_NUMBER}>{_time(seconds)}</td></tr>"
+            html(
+                '<tr><th scope="row">{}<br><small>{}</small></th><td>{}</td><td{}>{}</td>'
+                "<td{}>{}</td></tr>",
+                key or part["name"],
+                _kind(part),
+                compared,
+                _NUMBER,
+                number(reward),
+                _NUMBER,
+                _time(seconds),
+            )
         )
-    return (
-        '<div class="rk-scroll"><table><thead><tr><th scope="col">grader</th><th scope="col">what '
-        f'it compared</th><th scope="col"{_NUMBER}>reward</th><th scope="col"{_NUMBER}>time</th>'
-        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return html(
+        '<div class="rk-scroll"><table><thead><tr><th scope="col">grader</th>'
+        '<th scope="col">what it compared</th><th scope="col"{}>reward</th>'
+        '<th scope="col"{}>time</th></tr></thead><tbody>{}</tbody></table></div>',
+        _NUMBER,
+        _NUMBER,
+        join(rows),
     )
 
 
@@ -262,29 +284,33 @@ def _kind(part: Mapping[str, Any]) -> str:
     return f"{part['type']}, {how}" if how else str(part["type"])
 
 
-def _filled(each: Mapping[str, Any]) -> str:
+def _filled(each: Mapping[str, Any]) -> Html:
     shown = (
-        f'<span class="rk-bad">✗ {text(each["problem"])}</span>'
+        html('<span class="rk-bad">✗ {}</span>', each["problem"])
         if each["text"] is None
         else disclosure(each["text"] or "(empty)", 300)
     )
-    return (
-        f'<div class="rk-message"><span class="rk-role" title="{text(each["template"])}">'
-        f"{text(each['field'])}</span>{shown}</div>"
+    return html(
+        '<div class="rk-message"><span class="rk-role" title="{}">{}</span>{}</div>',
+        each["template"],
+        each["field"],
+        shown,
     )
 
 
-def _judged(judged: Mapping[str, Any]) -> str:
+def _judged(judged: Mapping[str, Any]) -> Html:
     """What judges said besides their numbers."""
     lines = [line for key, told in judged.items() for line in judged_lines(told, key)]
-    items = "".join(f"<li>{text(line)}</li>" for line in lines)
-    return f'<h4>What the judge said</h4><ul class="rk-plain">{items}</ul>' if items else ""
+    items = join(html("<li>{}</li>", line) for line in lines)
+    if not items:
+        return Html()
+    return html('<h4>What the judge said</h4><ul class="rk-plain">{}</ul>', items)
 
 
-def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> str:
+def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> Html:
     """The formula, as written and with the rewards filled in."""
     if spec["type"] != "multi":
-        return ""
+        return Html()
     formula, subs = spec["calculate_output"], grade["sub_rewards"]
 
     def value(found: re.Match[str]) -> str:
@@ -292,31 +318,36 @@ def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> str:
 
     filled = re.sub(r"[^\W\d]\w*", value, formula)
     result = "no reward" if grade["outcome"] == "failed" else number(grade["reward"])
-    return (
-        f'<h4>Formula</h4><p><code>{text(formula)}</code><br><code class="rk-filled">'
-        f"{text(filled)} = {result}</code></p>"
+    return html(
+        '<h4>Formula</h4><p><code>{}</code><br><code class="rk-filled">{} = {}</code></p>',
+        formula,
+        filled,
+        result,
     )
 
 
 def _errors(
     errors: Mapping[str, Any], spec: Mapping[str, Any], sub_errors: Mapping[str, Mapping[str, Any]]
-) -> str:
+) -> Html:
     if not errors:
-        return ""
+        return Html()
     found = sub_errors or {"": errors}
-    return "".join(_error(key, own, spec) for key, own in found.items())
+    return join(_error(key, own, spec) for key, own in found.items())
 
 
-def _error(key: str, errors: Mapping[str, Any], spec: Mapping[str, Any]) -> str:
+def _error(key: str, errors: Mapping[str, Any], spec: Mapping[str, Any]) -> Html:
     flags = ", ".join(flag.replace("_", " ") for flag, value in errors.items() if value is True)
     details = "\n".join(value for value in errors.values() if isinstance(value, str) and value)
     part = spec.get("graders", {}).get(key) or spec
     frames = _FRAME.findall(details)
-    source = _numbered(part["source"], int(frames[-1])) if frames and "source" in part else ""
-    name = f"{text(key)}: " if key else ""
-    return (
-        f'<div class="rk-alert" role="alert"><strong>! {name}{text(flags)}</strong>'
-        f"{source}<pre>{text(details)}</pre></div>"
+    source = _numbered(part["source"], int(frames[-1])) if frames and "source" in part else Html()
+    name = f"{key}: " if key else ""
+    return html(
+        '<div class="rk-alert" role="alert"><strong>! {}{}</strong>{}<pre>{}</pre></div>',
+        name,
+        flags,
+        source,
+        details,
     )
 
 

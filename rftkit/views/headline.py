@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.markup import Html, number, prose, signed, text, wrap
+from rftkit.views.markup import Html, html, join, number, prose, signed, wrap
 from rftkit.wording import counted
 
 __all__ = ["headline", "tile", "verdict"]
@@ -21,12 +21,16 @@ FEW = 20
 def headline(summary: Figures) -> Html:
     """One sentence, tiles with the figures, and the caveats."""
     said = " ".join(filter(None, (verdict(summary), summary.get("gain"))))
-    tiles = "".join(_test_tiles(summary.get("test") or {}))
-    tiles += "".join(_validation_tiles(summary.get("valid") or {}))
-    points = "".join(f"<li>{prose(point)}</li>" for point in _points(summary))
+    tiles = join(_test_tiles(summary.get("test") or {}))
+    tiles += join(_validation_tiles(summary.get("valid") or {}))
+    points = join(html("<li>{}</li>", prose(point)) for point in _points(summary))
     return wrap(
-        f'<p class="rk-verdict">{prose(said)}</p><div class="rk-tiles">{tiles}</div>'
-        f"<ul>{points}</ul>",
+        html(
+            '<p class="rk-verdict">{}</p><div class="rk-tiles">{}</div><ul>{}</ul>',
+            prose(said),
+            tiles,
+            points,
+        ),
         plain=said,
     )
 
@@ -107,7 +111,7 @@ def _ends(interval: list[float], digits: int) -> str:
     return f"{signed(low, digits)} to {signed(high, digits)}"
 
 
-def _validation_tiles(valid: Figures) -> list[str]:
+def _validation_tiles(valid: Figures) -> list[Html]:
     if not valid:
         return []
     start, best, last = valid["start"], valid["best_step"], valid["final_step"]
@@ -119,7 +123,7 @@ def _validation_tiles(valid: Figures) -> list[str]:
     return [*tiles, final]
 
 
-def _test_tiles(test: Figures) -> list[str]:
+def _test_tiles(test: Figures) -> list[Html]:
     if not test:
         return []
     rows = f"mean of {counted(test['pairs'], 'row')}"
@@ -135,7 +139,7 @@ def tile(
     below: str,
     start: float | None = None,
     verdict: str | None = None,
-) -> str:
+) -> Html:
     """A figure with its name above and a remark below; with `start`, also the change from it.
 
     The change has the colour of a gain or a loss only where `verdict` shows it.
@@ -143,10 +147,13 @@ def tile(
     tone = {"better": "rk-good", "worse": "rk-bad"}.get(verdict or "", "")
     if isinstance(value, int | float) and start is not None:
         below = f"{signed(value - start, 2)}, {below}"
-    shown = text(value) if isinstance(value, str) else number(value, 2)
-    return (
-        f'<div class="rk-tile"><span>{text(label)}</span><b>{shown}</b>'
-        f'<small class="{tone}">{text(below)}</small></div>'
+    shown = value if isinstance(value, str) else number(value, 2)
+    return html(
+        '<div class="rk-tile"><span>{}</span><b>{}</b><small class="{}">{}</small></div>',
+        label,
+        shown,
+        tone,
+        below,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from rftkit.views.markup import Html, text
+from rftkit.views.markup import Html, html, text
 
 __all__ = ["ROWS_ID", "STEPS_ID", "Jumps", "StepJumps"]
 
@@ -47,32 +47,36 @@ class Jumps:
         label = shown if shown is not None else f"{len(keys):,}"
         self.links[description] = tuple(keys)
         if not keys:
-            return Html(text(label))
+            return text(label)
         if self.in_panel:
-            return Html(
-                f'<button type="button" class="rk-link" {self.attributes(keys, description)} '
-                f'data-lm-suppress-shortcuts="true">{text(label)}</button>',
+            return html(
+                '<button type="button" class="rk-link" {} data-lm-suppress-shortcuts="true">{}'
+                "</button>",
+                self.attributes(keys, description),
+                label,
                 plain=label,
             )
         num_here = sum(key in self.numbers for key in keys)
-        few = f" <small>{num_here:,} here</small>" if num_here < len(keys) else ""
-        return Html(
-            f'<a class="rk-jump" {self.attributes(keys, description)}>{text(label)}</a>{few}',
-            plain=label,
-        )
+        few = html(" <small>{:,} here</small>", num_here) if num_here < len(keys) else Html()
+        attributes = self.attributes(keys, description)
+        return html('<a class="rk-jump" {}>{}</a>{}', attributes, label, few, plain=label)
 
-    def attributes(self, rows: Iterable[str], description: str) -> str:
+    def attributes(self, rows: Iterable[str], description: str) -> Html:
         """Attributes of an element whose click shows rows; arguments as of `link`."""
         keys = list(rows)
         self.links[description] = tuple(keys)
         if self.in_panel:
-            return f'data-act="jump {text(description)}"'
+            return html('data-act="jump {}"', description)
         here = [str(self.numbers[key]) for key in keys if key in self.numbers]
         away = f"{len(here):,} of these {len(keys):,} rows are on this page{self.elsewhere}"
-        title = f' title="{text(away)}"' if len(here) < len(keys) else ""
-        return (
-            f'href="#{ROWS_ID}" data-rows="{" ".join(here)}" data-said="{text(description)}" '
-            f'data-all="{len(keys)}"{title}'
+        title = html(' title="{}"', away) if len(here) < len(keys) else Html()
+        return html(
+            'href="#{}" data-rows="{}" data-said="{}" data-all="{}"{}',
+            ROWS_ID,
+            " ".join(here),
+            description,
+            len(keys),
+            title,
         )
 
     @property
@@ -96,15 +100,18 @@ class StepJumps:
     act: str = ""
     """In a panel, the verb of its action."""
 
-    def attributes(self, *steps: int) -> str:
+    def attributes(self, *steps: int) -> Html:
         """Attributes of an element whose click shows the rows of these steps; empty for none."""
         here = [step for step in steps if step in self.steps]
         if not here:
-            return ""
+            return Html()
         if self.act:
-            return f'data-act="{self.act} {here[-1]}"'
+            return html('data-act="{} {}"', self.act, here[-1])
         said = f"number {here[0]}" if len(steps) == 1 else f"from {steps[0]} to {steps[-1]}"
-        return (
-            f'href="#{self.list_id}" data-rows="{" ".join(map(str, here))}" '
-            f'data-said="{said}" data-all="{len(steps)}"'
+        return html(
+            'href="#{}" data-rows="{}" data-said="{}" data-all="{}"',
+            self.list_id,
+            " ".join(map(str, here)),
+            said,
+            len(steps),
         )

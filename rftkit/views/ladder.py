@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rftkit.views.compare_tables import interval
-from rftkit.views.markup import Html, note, number, prose, text, wrap
+from rftkit.views.markup import Html, html, join, note, number, prose, wrap
 from rftkit.views.plot import Chart, picture
 from rftkit.views.svg import Canvas, value_axis
 
@@ -38,14 +38,17 @@ LADDER = {
 def ladder_headline(ladder: Ladder) -> Html:
     """The sentence, a tile for the base, the rung that was worth it and the best, and caveats."""
     labels = dict.fromkeys([ladder.comparison.baseline, ladder.worth, ladder.best])
-    tiles = "".join(_tile(ladder, label) for label in labels if label is not None)
+    tiles = join(_tile(ladder, label) for label in labels if label is not None)
     lines = ladder.records()
     notes = [f"{each['rung']}: {each['note']}" for each in lines if each.get("note")]
-    points = "".join(f"<li>{prose(each)}</li>" for each in [*notes, *ladder.comparison.notes])
+    points = join(html("<li>{}</li>", prose(each)) for each in [*notes, *ladder.comparison.notes])
     return wrap(
-        f'<p class="rk-verdict">{text(ladder.sentence)}</p>'
-        f"{f'<div class=rk-tiles>{tiles}</div>' if tiles else ''}"
-        f"{f'<ul>{points}</ul>' if points else ''}",
+        html(
+            '<p class="rk-verdict">{}</p>{}{}',
+            ladder.sentence,
+            html("<div class=rk-tiles>{}</div>", tiles) if tiles else Html(),
+            html("<ul>{}</ul>", points) if points else Html(),
+        ),
         plain=ladder.sentence,
     )
 
@@ -85,10 +88,13 @@ def _ends(reward: Estimate) -> tuple[float, float]:
     return (mean, mean) if low is None or high is None else (low, high)
 
 
-def _tile(ladder: Ladder, label: str) -> str:
+def _tile(ladder: Ladder, label: str) -> Html:
     run = ladder.comparison.summary(label)
     cost = f"{ladder.seconds(label):,.0f} s, {ladder.tokens(label):,} tokens"
-    return (
-        f'<div class="rk-tile"><span>{text(label)}</span><b>{number(run.reward.value, 2)}</b>'
-        f"<small>{text(interval(run.reward, 2))}; {text(cost)}</small></div>"
+    return html(
+        '<div class="rk-tile"><span>{}</span><b>{}</b><small>{}; {}</small></div>',
+        label,
+        number(run.reward.value, 2),
+        interval(run.reward, 2),
+        cost,
     )

@@ -13,7 +13,7 @@ from rftkit.jobs.estimate import Estimate
 from rftkit.jobs.preflight import Check
 from rftkit.jobs.progress import duration
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, note, number, text, wrap
+from rftkit.views.markup import Html, html, join, note, number, wrap
 from rftkit.wording import counted
 
 __all__ = ["checklist", "client_code", "estimated", "settings"]
@@ -39,13 +39,17 @@ USED_AS = {
 
 def checklist(checks: Sequence[Check], overridden: Collection[str] = ()) -> Html:
     """Each check with its status and its result; the details are folded."""
-    rows = "".join(_check_row(check, check.name in overridden) for check in checks)
+    rows = join(_check_row(check, check.name in overridden) for check in checks)
     plain = "\n".join(
         f"{check}{'  (overridden)' if check.name in overridden else ''}" for check in checks
     )
-    head = "".join(f'<th scope="col">{each}</th>' for each in ("check", "status", "result"))
+    head = join(html('<th scope="col">{}</th>', each) for each in ("check", "status", "result"))
     return wrap(
-        f'<table class="rk-checklist"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>',
+        html(
+            '<table class="rk-checklist"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
+            head,
+            rows,
+        ),
         plain=plain,
     )
 
@@ -89,8 +93,8 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
         facts.append((f"Tokens of {model}", f"{prompt:,.0f} in, {said:,.0f} out"))
     if cost[1] > 0:
         facts.append(("Cost", _span(f"${cost[0]:,.2f}", f"${cost[1]:,.2f}")))
-    tiles = "".join(
-        f'<div class="rk-tile"><span>{text(name)}</span><b>{text(value)}</b></div>'
+    tiles = join(
+        html('<div class="rk-tile"><span>{}</span><b>{}</b></div>', name, value)
         for name, value in facts
     )
     shorter, longer = estimate.step_seconds
@@ -101,7 +105,9 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
         "load on the machine change the result."
     )
     plain = "\n".join([*(f"{name}: {value}" for name, value in facts), basis])
-    return wrap(f'<div class="rk-tiles">{tiles}</div><p class="rk-note">{basis}</p>', plain=plain)
+    return wrap(
+        html('<div class="rk-tiles">{}</div><p class="rk-note">{}</p>', tiles, basis), plain=plain
+    )
 
 
 def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
@@ -125,20 +131,28 @@ def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
     return "\n".join([*lines, ")", "print(job.id)"])
 
 
-def _check_row(check: Check, is_overridden: bool) -> str:
+def _check_row(check: Check, is_overridden: bool) -> Html:
     mark, tone = MARKS[check.state]
     if is_overridden:
         mark += ", overridden"
-    details = "".join(f"<li>{text(each)}</li>" for each in check.details)
+    details = join(html("<li>{}</li>", each) for each in check.details)
     folded = (
-        f'<details><summary data-lm-suppress-shortcuts="true">{len(check.details)} found'
-        f"</summary><ul>{details}</ul></details>"
+        html(
+            '<details><summary data-lm-suppress-shortcuts="true">{} found</summary>'
+            "<ul>{}</ul></details>",
+            len(check.details),
+            details,
+        )
         if details
-        else ""
+        else Html()
     )
-    return (
-        f'<tr><th scope="row">{text(check.name)}</th><td class="{tone}">{mark}</td>'
-        f"<td>{text(check.result)}{folded}</td></tr>"
+    return html(
+        '<tr><th scope="row">{}</th><td class="{}">{}</td><td>{}{}</td></tr>',
+        check.name,
+        tone,
+        mark,
+        check.result,
+        folded,
     )
 
 

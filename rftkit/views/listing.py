@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from rftkit.views.markup import REST, REST_SCRIPT, Html, missing, number, text
+from rftkit.views.markup import REST, REST_SCRIPT, Html, html, join, missing, number, text
 from rftkit.wording import counted
 
 __all__ = ["MAX_BYTES", "disclosure", "is_numeric", "listing", "table"]
@@ -25,8 +25,8 @@ MAX_CELL = 20_000
 
 
 def listing(
-    items: Sequence[str],
-    frame: Callable[[str], str],
+    items: Sequence[Html],
+    frame: Callable[[Html], Html],
     *,
     noun: str = "row",
     total: int | None = None,
@@ -50,26 +50,32 @@ def listing(
         order: the order in which they are, as a choice beside `sorts`.
         elsewhere: where to find the items that are left out, as the end of a sentence.
     """
-    noun = text(noun)
     kept = items[: _fitting(items, max_bytes)]
     total = max(total or 0, len(items))
-    rest = "".join(kept[page:])
+    rest = join(kept[page:])
     count = (
         counted(total, noun)
         if len(kept[:page]) == total
         else (f"the first {len(kept[:page]):,} of {counted(total, noun)}")
     )
     parts = [
-        frame("".join(kept[:page]) + (REST if rest else "")),
-        f"{REST_SCRIPT}{rest}</script>" if rest else "",
-        f'<p class="rk-count" role="status" data-all="{counted(len(kept), noun)}">{count}</p>',
-        _left_out(len(kept), total, noun, text(elsewhere)),
+        frame(join(kept[:page]) + (REST if rest else "")),
+        html("{}{}</script>", REST_SCRIPT, rest) if rest else Html(),
+        html(
+            '<p class="rk-count" role="status" data-all="{}">{}</p>',
+            counted(len(kept), noun),
+            count,
+        ),
+        _left_out(len(kept), total, noun, elsewhere),
     ]
-    options = text(json.dumps([list(pair) for pair in sorts], ensure_ascii=False))
-    given = f' data-order="{text(order)}"' if order else ""
-    return Html(
-        f'<div class="rk rk-list" data-page="{page}" data-noun="{noun}"{given} '
-        f'data-sorts="{options}">{"".join(parts)}</div>',
+    given = html(' data-order="{}"', order) if order else Html()
+    return html(
+        '<div class="rk rk-list" data-page="{}" data-noun="{}"{} data-sorts="{}">{}</div>',
+        page,
+        noun,
+        given,
+        json.dumps([list(pair) for pair in sorts], ensure_ascii=False),
+        join(parts),
         plain=f"{len(kept):,} of {counted(total, noun)}",
     )
 
@@ -103,16 +109,19 @@ def table(
         columns = list(dict.fromkeys(key for record in records for key in record))
     headings = columns if isinstance(columns, dict) else {key: key for key in columns}
     numeric = {key for key in headings if is_numeric(record.get(key) for record in records)}
-    head = "".join(
-        f'<th scope="col"{_NUMERIC if key in numeric else ""}>{text(label)}</th>'
+    head = join(
+        html('<th scope="col"{}>{}</th>', _NUMERIC if key in numeric else "", label)
         for key, label in headings.items()
     )
-    title = f"<caption>{text(caption)}</caption>" if caption else ""
+    title = html("<caption>{}</caption>", caption) if caption else Html()
     return listing(
         [_row(record, headings, numeric) for record in records],
-        lambda body: (
-            f'<div class="rk-scroll" tabindex="0"><table>{title}<thead><tr>{head}</tr></thead>'
-            f'<tbody class="rk-items">{body}</tbody></table></div>'
+        lambda body: html(
+            '<div class="rk-scroll" tabindex="0"><table>{}<thead><tr>{}</tr></thead>'
+            '<tbody class="rk-items">{}</tbody></table></div>',
+            title,
+            head,
+            body,
         ),
         noun=noun,
         total=total,
@@ -122,47 +131,50 @@ def table(
     )
 
 
-def disclosure(value: str, limit: int = 160) -> str:
+def disclosure(value: str, limit: int = 160) -> Html:
     """Fold a long text behind its first words; return a short one as it is."""
     left_out = len(value) - MAX_CELL
     shown = text(value[:MAX_CELL])
     if left_out > 0:
-        shown += f" <em>… {left_out:,} more characters are left out</em>"
+        shown += html(" <em>… {:,} more characters are left out</em>", left_out)
     if len(value) <= limit and value.count("\n") < 4:
-        return f'<span class="rk-text">{shown}</span>'
+        return html('<span class="rk-text">{}</span>', shown)
     excerpt = text(" ".join(value[:limit].split()))
-    return (
-        f'<details><summary data-lm-suppress-shortcuts="true"><span class="rk-excerpt">{excerpt} …'
-        f'</span></summary><span class="rk-text">{shown}</span></details>'
+    return html(
+        '<details><summary data-lm-suppress-shortcuts="true">'
+        '<span class="rk-excerpt">{} …</span></summary>'
+        '<span class="rk-text">{}</span></details>',
+        excerpt,
+        shown,
     )
 
 
 # The inline style is for untrusted notebooks, which strip style sheets.
-_NUMERIC = ' class="rk-number" style="text-align:right"'
+_NUMERIC = Html(' class="rk-number" style="text-align:right"')
 
 
 def _record(row: Any) -> dict[str, Any]:
     return asdict(row) if is_dataclass(row) and not isinstance(row, type) else dict(row)
 
 
-def _row(record: dict[str, Any], keys: dict[str, str], numeric: set[str]) -> str:
-    return f"<tr>{''.join(_cell(record.get(key), key in numeric) for key in keys)}</tr>"
+def _row(record: dict[str, Any], keys: dict[str, str], numeric: set[str]) -> Html:
+    return html("<tr>{}</tr>", join(_cell(record.get(key), key in numeric) for key in keys))
 
 
-def _cell(value: Any, numeric: bool) -> str:
+def _cell(value: Any, numeric: bool) -> Html:
     if missing(value):
-        return f'<td class="rk-missing{" rk-number" if numeric else ""}" data-v="">–</td>'
+        return html('<td class="rk-missing{}" data-v="">–</td>', " rk-number" if numeric else "")
     if numeric:
-        return f'<td{_NUMERIC} data-v="{value!r}">{number(value)}</td>'
+        return html('<td{} data-v="{!r}">{}</td>', _NUMERIC, value, number(value))
     if isinstance(value, Html):
-        return f"<td>{value}</td>"
+        return html("<td>{}</td>", value)
     if isinstance(value, bool):
-        return f"<td>{'yes' if value else 'no'}</td>"
+        return html("<td>{}</td>", "yes" if value else "no")
     if isinstance(value, float):
         value = number(value)
     if isinstance(value, dict | list | tuple):
         value = json.dumps(value, ensure_ascii=False, default=str)
-    return f"<td>{disclosure(str(value))}</td>"
+    return html("<td>{}</td>", disclosure(str(value)))
 
 
 def is_numeric(values: Iterable[Any]) -> bool:
@@ -173,7 +185,7 @@ def is_numeric(values: Iterable[Any]) -> bool:
     )
 
 
-def _fitting(items: Sequence[str], max_bytes: int) -> int:
+def _fitting(items: Sequence[Html], max_bytes: int) -> int:
     size = 0
     for index, item in enumerate(items):
         size += len(item.encode())
@@ -182,10 +194,13 @@ def _fitting(items: Sequence[str], max_bytes: int) -> int:
     return len(items)
 
 
-def _left_out(kept: int, total: int, noun: str, elsewhere: str) -> str:
+def _left_out(kept: int, total: int, noun: str, elsewhere: str) -> Html:
     if kept == total:
-        return ""
-    return (
-        f'<p class="rk-note">{kept:,} of {counted(total, noun)} are on this page; '
-        f"the others are left out to keep it small{elsewhere}.</p>"
+        return Html()
+    return html(
+        '<p class="rk-note">{:,} of {} are on this page; the others are left out to '
+        "keep it small{}.</p>",
+        kept,
+        counted(total, noun),
+        elsewhere,
     )

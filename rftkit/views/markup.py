@@ -4,13 +4,14 @@ Not here: what is shown. A view is a pure function `data -> Html`; the same stri
 notebook cell, inside a widget and in a report, so there is one look and one place to repair it.
 
 Three rules hold for all views. The markup is readable before the script runs (an untrusted notebook
-strips scripts and styles). Whatever comes from data is escaped. Colour never carries a meaning
-alone: a word or a sign says the same.
+strips scripts and styles). Colour never carries a meaning alone: a word or a sign says the same.
+Whatever comes from data is escaped, by default: markup is written as a template, `html("<p>{}</p>",
+value)`, and every value that is not `Html` already is escaped when it is put in. An f-string of
+markup would not escape; a test refuses it.
 """
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -18,6 +19,8 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from rftkit.views.stills import moving, stilled
 
@@ -31,6 +34,7 @@ __all__ = [
     "charts_script",
     "copyable",
     "heading",
+    "html",
     "join",
     "json_script",
     "missing",
@@ -45,19 +49,17 @@ __all__ = [
     "wrap",
 ]
 
-DASH = "–"
-REST = "<!--rest-->"
-"""Where the other items of a list belong."""
-REST_SCRIPT = '<script type="text/html" class="rk-rest">'
-"""What they are in until the script or a page puts them there."""
 
+class Html(Markup):
+    """A piece of markup. Jupyter shows it; as a `str` it is the bare markup, without assets.
 
-class Html(str):
-    """A piece of markup. Jupyter shows it; as a `str` it is the bare markup, without assets."""
+    What is joined, added or formatted into it is escaped, unless it is markup too. The constructor
+    trusts its text: it takes a literal, never data.
+    """
 
     plain: str
 
-    def __new__(cls, markup: str, plain: str = "") -> Html:
+    def __new__(cls, markup: str = "", plain: str = "") -> Html:
         """`plain` is what a viewer without HTML shows."""
         self = super().__new__(cls, markup)
         self.plain = plain or f"{len(markup):,} characters of HTML"
@@ -67,24 +69,37 @@ class Html(str):
         return {"text/html": f"{stilled(self)}{assets()}", "text/plain": self.plain}
 
 
-def join(parts: Iterable[str], plain: str = "") -> Html:
-    """Put pieces one after the other."""
-    return Html("".join(parts), plain)
+DASH = "–"
+REST = Html("<!--rest-->")
+"""Where the other items of a list belong."""
+REST_SCRIPT = Html('<script type="text/html" class="rk-rest">')
+"""What they are in until the script or a page puts them there."""
 
 
-def wrap(inner: str, kind: str = "", plain: str = "") -> Html:
+def html(template: str, *values: object, plain: str = "") -> Html:
+    """Fill in the `{}` of a literal piece of markup; values that are not `Html` are escaped."""
+    return Html(Html(template).format(*values), plain)
+
+
+def join(parts: Iterable[Html], plain: str = "") -> Html:
+    """Put pieces one after the other; those that are not `Html` are escaped."""
+    return Html(Html().join(parts), plain)
+
+
+def wrap(inner: Html, kind: str = "", plain: str = "") -> Html:
     """The outermost element of a view; the style sheet applies inside it only."""
-    return Html(f'<div class="{" ".join(("rk", kind)).strip()}">{inner}</div>', plain)
+    return html('<div class="{}">{}</div>', f"rk {kind}".strip(), inner, plain=plain)
 
 
-def prose(sentence: str) -> str:
-    """A sentence, escaped, with what stands between backticks as code."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", text(sentence))
+def prose(sentence: str) -> Html:
+    """A sentence, escaped, with what is between backticks as code."""
+    parts = re.split("`([^`]+)`", sentence)
+    return join(html("<code>{}</code>", p) if at % 2 else text(p) for at, p in enumerate(parts))
 
 
-def text(value: Any) -> str:
+def text(value: Any) -> Html:
     """Escape anything for use between tags or in a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    return Html(escape(str(value)))
 
 
 def copyable(label: str, content: str, *, is_open: bool = False) -> Html:
@@ -93,12 +108,15 @@ def copyable(label: str, content: str, *, is_open: bool = False) -> Html:
     Where the browser refuses to copy, the text is shown and selected, and the button says so.
     """
     shown = label.removeprefix("Copy ")
-    return Html(
-        f'<div class="rk-copyable"><button type="button" class="rk-copy" style="display:none" '
-        f'data-lm-suppress-shortcuts="true" onclick="{text(_COPY)}">{text(label)}</button>'
-        f'<details{" open" if is_open else ""}><summary data-lm-suppress-shortcuts="true">'
-        f"{text(shown[:1].upper() + shown[1:])}</summary>"
-        f"<pre>{text(content)}</pre></details></div>",
+    return html(
+        '<div class="rk-copyable"><button type="button" class="rk-copy" style="display:none" '
+        'data-lm-suppress-shortcuts="true" onclick="{}">{}</button><details{}>'
+        '<summary data-lm-suppress-shortcuts="true">{}</summary><pre>{}</pre></details></div>',
+        _COPY,
+        label,
+        " open" if is_open else "",
+        shown[:1].upper() + shown[1:],
+        content,
         plain=content,
     )
 
@@ -118,30 +136,30 @@ navigator.clipboard
   ? navigator.clipboard.writeText(pre.textContent).then(() => say('Copied'), select) : select();"""
 
 
-def scrolled_to(count: int) -> str:
+def scrolled_to(count: int) -> Html:
     """An empty element that scrolls itself into view when it is put into a panel.
 
     A style element reports that it was loaded; a script in a widget does not run. Another `count`
     is another element, so that the next one scrolls too.
     """
     smooth = "this.parentElement.scrollIntoView({block: 'start', behavior: 'auto'})"
-    return f'<style onload="{text(smooth)}">.rk-scrolled-{count} {{}}</style>'
+    return html('<style onload="{}">.rk-scrolled-{} {{}}</style>', smooth, count)
 
 
 def note(message: str) -> Html:
     """A grey sentence below a view, or in its place."""
-    return wrap(f'<p class="rk-note">{text(message)}</p>', plain=message)
+    return wrap(html('<p class="rk-note">{}</p>', message), plain=message)
 
 
 def heading(words: str) -> Html:
     """The first heading of a page, from words that may be anybody's; Markdown would run them."""
-    return Html(f"<h1>{text(words)}</h1>", plain=words)
+    return html("<h1>{}</h1>", words, plain=words)
 
 
 def about(sentences: Iterable[str]) -> Html:
     """What a page is about, below its heading; names between backticks are code."""
     said = list(sentences)
-    inner = "".join(f"<p>{prose(each)}</p>" for each in said)
+    inner = join(html("<p>{}</p>", prose(each)) for each in said)
     return wrap(inner, "rk-about", plain="\n".join(said))
 
 
@@ -149,8 +167,8 @@ def bullets(lines: Iterable[str], otherwise: str) -> Html:
     """Sentences as a list; without any, the one that says so."""
     if not (said := list(lines)):
         return note(otherwise)
-    items = "".join(f"<li>{text(line)}</li>" for line in said)
-    return wrap(f"<ul>{items}</ul>", plain="\n".join(said))
+    items = join(html("<li>{}</li>", line) for line in said)
+    return wrap(html("<ul>{}</ul>", items), plain="\n".join(said))
 
 
 def missing(value: Any) -> bool:
@@ -180,23 +198,23 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"{'+' if value > 0 else '−'}{number(abs(value), digits)}"
 
 
-def json_script(value: Any, *, kind: str = "application/json", name: str = "") -> str:
+def json_script(value: Any, *, kind: str = "application/json", name: str = "") -> Html:
     """Data inside a page; `<` is written as an escape, so no value can end the element."""
     body = json.dumps(value, ensure_ascii=False, default=str).replace("<", "\\u003c")
-    identity = f' id="{text(name)}"' if name else ""
-    return f'<script type="{kind}"{identity}>{body}</script>'
+    identity = html(' id="{}"', name) if name else ""
+    return html('<script type="{}"{}>{}</script>', kind, identity, Html(body))
 
 
 @cache
-def assets() -> str:
+def assets() -> Html:
     """The style sheet and the scripts of all views, as inline elements."""
-    return f"{style()}<script>{_asset('views.js')}\n{charts_script()}</script>"
+    return html("{}<script>{}</script>", style(), _scripts())
 
 
 @cache
-def style() -> str:
+def style() -> Html:
     """The style sheet alone, for widgets, where inline scripts do not run."""
-    return f"<style>{_asset('views.css')}</style>"
+    return html("<style>{}</style>", Html(_asset("views.css")))
 
 
 @cache
@@ -205,32 +223,37 @@ def charts_script() -> str:
     return _asset("charts.js")
 
 
-def page(title: str, body: str, *, head: str = "", foot: str = "") -> str:
+def _scripts() -> Html:
+    return Html(f"{_asset('views.js')}\n{charts_script()}")
+
+
+def page(title: str, body: Html, *, head: str = "", foot: str = "") -> str:
     """One HTML document that reaches for nothing outside itself; the browser is told to hold that.
 
     Assets that views left in `body` are taken out: the page carries them once.
     """
-    return _PAGE.format(
-        title=text(title),
+    whole = _PAGE.format(
+        title=title,
         head=head,
-        style=_asset("views.css"),
+        style=Html(_asset("views.css")),
         body=_with_all_items(moving(body.replace(assets(), ""))),
         foot=foot,
-        script=f"{_asset('views.js')}\n{charts_script()}",
+        script=_scripts(),
     )
+    return str(whole)
 
 
-def _with_all_items(body: str) -> str:
+def _with_all_items(body: str) -> Html:
     """A page has every item of its lists as plain markup; the script makes pages of them.
 
     nbconvert writes the attributes of an element in an order of its own.
     """
     whole = _REST_OF_LIST.sub(lambda found: found["rest"] + found["after"], body)
-    return _COUNT.sub(lambda found: found["tag"] + found["all"], whole)
+    return Html(_COUNT.sub(lambda found: found["tag"] + found["all"], whole))
 
 
 _REST_OF_LIST = re.compile(
-    rf"{REST}(?P<after>.*?)<script\b[^>]*\brk-rest\b[^>]*>(?P<rest>.*?)</script>", re.DOTALL
+    r"<!--rest-->(?P<after>.*?)<script\b[^>]*\brk-rest\b[^>]*>(?P<rest>.*?)</script>", re.DOTALL
 )
 _COUNT = re.compile(r'(?P<tag><p\b[^>]*\bdata-all="(?P<all>[^"]*)"[^>]*>)[^<]*')
 
@@ -240,7 +263,7 @@ def _asset(name: str) -> str:
     return files("rftkit.views").joinpath(name).read_text(encoding="utf-8").strip()
 
 
-_PAGE = """<!doctype html>
+_PAGE = Html("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -261,4 +284,4 @@ base-uri 'none'">
 <script>{script}</script>
 </body>
 </html>
-"""
+""")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, join, note, text
+from rftkit.views.markup import Html, html, join, note
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def migration(checks: Sequence[Check], *, page: int = 20) -> Html:
     jobs = sum(each.kind == "job" for each in checks)
     graders = counted(len(checks) - jobs, "grader")
     summary = f"{counted(jobs, 'job')} and {graders}: {said}."
-    parts = [f'<p class="rk">{text(summary)}</p>', table(lines, noun="object", page=page)]
+    parts = [html('<p class="rk">{}</p>', summary), table(lines, noun="object", page=page)]
     if differences:
         parts.append(table(differences, caption="Differences", noun="difference", page=page))
     return join(parts, plain=summary)

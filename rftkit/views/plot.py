@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rftkit.views.markup import Html, missing, text, wrap
+from rftkit.views.markup import Html, html, join, missing, wrap
 from rftkit.views.svg import Canvas, shown, value_axis, whole_axis
 from rftkit.wording import listed
 
@@ -72,17 +72,21 @@ class Chart:
     legend: Sequence[tuple[str, str]] = ()
     """(classes of the style sheet, label) of each kind of mark."""
 
-    def markup(self) -> str:
+    def markup(self) -> Html:
         """Title, legend and picture."""
-        keys = " ".join(
-            f"<span>{_key(kind) if kind else ''}{text(label)}</span>" for kind, label in self.legend
+        keys = Html(" ").join(
+            html("<span>{}{}</span>", _key(kind) if kind else Html(), label)
+            for kind, label in self.legend
         )
-        legend = f'<div class="rk-legend">{keys}</div>' if keys else ""
+        legend = html('<div class="rk-legend">{}</div>', keys) if keys else Html()
         wide = " rk-wide" if self.canvas.is_wide else ""
-        return (
-            f'<div class="rk-chart{wide}" style="display:inline-block">'
-            f'<div class="rk-chart-title">{text(self.title)}</div>'
-            f"{legend}{self.canvas.svg(self.alt)}</div>"
+        return html(
+            '<div class="rk-chart{}" style="display:inline-block">'
+            '<div class="rk-chart-title">{}</div>{}{}</div>',
+            wide,
+            self.title,
+            legend,
+            self.canvas.svg(self.alt),
         )
 
 
@@ -114,7 +118,7 @@ def all_zero(panel: Panel) -> bool:
     return all(value == 0 for line in panel.lines for value in line.values if not missing(value))
 
 
-def picture(charts: Sequence[Chart], caption: str = "", numbers: str = "") -> Html:
+def picture(charts: Sequence[Chart], caption: str = "", numbers: Html | None = None) -> Html:
     """Charts side by side where there is room.
 
     Args:
@@ -122,16 +126,19 @@ def picture(charts: Sequence[Chart], caption: str = "", numbers: str = "") -> Ht
         caption: A line below.
         numbers: Markup of a table, folded away below.
     """
-    inner = "".join(chart.markup() for chart in charts)
-    said = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    inner = join(chart.markup() for chart in charts)
+    said = html("<figcaption>{}</figcaption>", caption) if caption else Html()
     behind = (
-        '<details><summary data-lm-suppress-shortcuts="true">Show the numbers</summary>'
-        f"{numbers}</details>"
+        html(
+            '<details><summary data-lm-suppress-shortcuts="true">Show the '
+            "numbers</summary>{}</details>",
+            numbers,
+        )
         if numbers
-        else ""
+        else Html()
     )
     return wrap(
-        f'<figure><div class="rk-panels">{inner}</div>{said}</figure>{behind}',
+        html('<figure><div class="rk-panels">{}</div>{}</figure>{}', inner, said, behind),
         plain="\n".join([*(chart.alt for chart in charts), caption]),
     )
 
@@ -186,14 +193,16 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
     return kinds
 
 
-def _key(kind: str) -> str:
+def _key(kind: str) -> Html:
     """A mark of the legend."""
     if "rk-box" in kind:
-        mark = f'<rect class="{kind}" x="6" y="1" width="12" height="8"/>'
+        mark = html('<rect class="{}" x="6" y="1" width="12" height="8"/>', kind)
     else:
-        dot = f'<circle class="{kind}" cx="12" cy="5" r="3"/>' if "rk-main" in kind else ""
-        mark = f'<path class="rk-line {kind}" d="M0 5H24"/>{dot}'
-    return f'<svg viewBox="0 0 24 10" aria-hidden="true">{mark}</svg>'
+        dot = (
+            html('<circle class="{}" cx="12" cy="5" r="3"/>', kind) if "rk-main" in kind else Html()
+        )
+        mark = html('<path class="rk-line {}" d="M0 5H24"/>{}', kind, dot)
+    return html('<svg viewBox="0 0 24 10" aria-hidden="true">{}</svg>', mark)
 
 
 def _extent(panel: Panel) -> list[float]:

@@ -13,7 +13,7 @@ from rftkit.views.compare_tables import interval
 from rftkit.views.conversation import readable
 from rftkit.views.jumps import StepJumps
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, join, missing, note, number, text, wrap
+from rftkit.views.markup import Html, html, join, missing, note, number, wrap
 from rftkit.views.plot import Chart, Line, Panel, drawn, leading, picture
 from rftkit.views.steps import training_steps, validation_steps
 from rftkit.views.svg import Canvas, value_axis
@@ -100,7 +100,7 @@ def drift_chart(
     }
     if len(shown) == 1:
         return next(iter(shown.values()))
-    parts = [each for job in shown for each in (wrap(f"<h4>{text(job)}</h4>"), shown[job])]
+    parts = [each for job in shown for each in (wrap(html("<h4>{}</h4>", job)), shown[job])]
     return join(parts, "\n".join(f"{job}: {each.plain}" for job, each in shown.items()))
 
 
@@ -121,7 +121,7 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
     panels.append(
         Panel(f"Length of answers, {length}", (_line(frame, steps, length, length, strong=True),))
     )
-    points = "".join(f"<li>{text(each)}</li>" for each in found.sentences)
+    points = join(html("<li>{}</li>", each) for each in found.sentences)
     answers = StepJumps(frozenset(steps if found.samples else ()), list_id)
     rows = StepJumps(frozenset(each["step"] for each in trained), f"{list_id}-training")
     since = {step: range(before + 1, step + 1) for before, step in pairwise([0, *steps])}
@@ -133,16 +133,16 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
     charts, zero = drawn(leading(panels, link))
     parts = [
         picture(charts, zero, table(frame.drop(columns="run"), noun="validation")),
-        wrap(f"<ul>{points}</ul>"),
+        wrap(html("<ul>{}</ul>", points)),
     ]
     if found.samples is not None:
-        parts.append(wrap("<h4>Answers of each validation</h4>"))
+        parts.append(wrap(Html("<h4>Answers of each validation</h4>")))
         name = found.watch or ""
         parts.append(
             validation_steps(found.samples, found.second, list_id=list_id, second_name=name)
         )
     if trained:
-        parts.append(wrap("<h4>What each step learned from</h4>"))
+        parts.append(wrap(Html("<h4>What each step learned from</h4>")))
         parts.append(training_steps(trained, list_id=rows.list_id))
     return join(parts, plain="\n".join(found.sentences))
 
@@ -216,12 +216,16 @@ def _records(frame: Any) -> Iterable[Any]:
 
 
 def _summary(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
-    lines = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in facts
+    lines = join(
+        html('<tr><th scope="row">{}</th><td>{}</td></tr>', name, value) for name, value in facts
     )
     return wrap(
-        f"<p><b>{text(sentence)}</b></p>"
-        f'<div class="rk-scroll" tabindex="0"><table><tbody>{lines}</tbody></table></div>',
+        html(
+            '<p><b>{}</b></p><div class="rk-scroll" tabindex="0"><table>'
+            "<tbody>{}</tbody></table></div>",
+            sentence,
+            lines,
+        ),
         plain=sentence,
     )
 

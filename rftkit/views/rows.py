@@ -15,7 +15,7 @@ from rftkit.examples import form_of
 from rftkit.views.answers import grade_notes
 from rftkit.views.conversation import outputs, prompt, readable, reference, said, taught, titles
 from rftkit.views.listing import disclosure, is_numeric, table
-from rftkit.views.markup import Html, missing, note, number, text, wrap
+from rftkit.views.markup import Html, html, join, missing, note, number, text, wrap
 
 __all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page", "sort_heading"]
 
@@ -48,15 +48,19 @@ def row_page(
         hit: a text that was searched for: cells show it, highlighted.
     """
     numeric = {key for key in columns if is_numeric([line.get(key) for line in lines])}
-    head = "".join(sort_heading(key, key in numeric, sort, descending) for key in columns)
-    body = "".join(
+    head = join(sort_heading(key, key in numeric, sort, descending) for key in columns)
+    body = join(
         _line(at, line, columns, numeric, at == opened, hit)
         for at, line in zip(numbers, lines, strict=True)
     )
     return wrap(
-        '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
-        f'<th scope="col" class="rk-number">row</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>",
+        html(
+            '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
+            '<th scope="col" class="rk-number">row</th>{}</tr></thead>'
+            "<tbody>{}</tbody></table></div>",
+            head,
+            body,
+        ),
         plain=f"{len(lines)} rows",
     )
 
@@ -94,10 +98,10 @@ def row_in_full(
         history: answers of runs, as `Samples.answers` gives them.
         live: in a panel, where the numbers of other rows are buttons that open them.
     """
-    parts = [f'<h4 class="rk-place">{text(place)}</h4>']
-    parts += [f'<p class="rk-warn">! {text(each)}</p>' for each in findings]
+    parts = [html('<h4 class="rk-place">{}</h4>', place)]
+    parts += [html('<p class="rk-warn">! {}</p>', each) for each in findings]
     if REFUSED in item:
-        parts.append(f'<p class="rk-bad">✗ not usable: {text(item[REFUSED])}</p>')
+        parts.append(html('<p class="rk-bad">✗ not usable: {}</p>', item[REFUSED]))
         parts.append(_pairs({key: value for key, value in item.items() if key != REFUSED}))
     elif len(answers := taught(item)[1]) == 2:
         parts += [prompt(item["input"]["messages"]), _tools(item["input"]), outputs(answers)]
@@ -107,27 +111,34 @@ def row_in_full(
     else:
         parts.append(_pairs(item))
     parts += [_answer(answer, grade), _neighbours(neighbours, live), _history(history)]
-    shown = "".join(parts)
+    shown = join(parts)
     plain = _plain(item, place, answer, grade)
     return wrap(shown, "rk-full", plain=plain)
 
 
-def row_button(at: int, label: str = "") -> str:
+def row_button(at: int, label: str = "") -> Html:
     """The number of a row, for people from 1, as a button that opens it, in a panel."""
-    return (
-        f'<button type="button" data-act="open {at}" data-lm-suppress-shortcuts="true" '
-        f'title="Show row {at + 1} in full">{label or f"{at + 1:,}"}</button>'
+    return html(
+        '<button type="button" data-act="open {}" data-lm-suppress-shortcuts="true" '
+        'title="Show row {} in full">{}</button>',
+        at,
+        at + 1,
+        label or f"{at + 1:,}",
     )
 
 
-def sort_heading(key: str, numeric: bool, sort: str, descending: bool) -> str:
+def sort_heading(key: str, numeric: bool, sort: str, descending: bool) -> Html:
     """The heading of a column as a button that sorts by it, in a panel."""
     order = ("descending" if descending else "ascending") if key == sort else "none"
-    classes = ' class="rk-number"' if numeric else ""
-    return (
-        f'<th scope="col" aria-sort="{order}"{classes}><button type="button" '
-        f'data-act="sort {text(key)}" data-lm-suppress-shortcuts="true" '
-        f'title="Sort by {text(key)}">{text(key)}</button></th>'
+    classes = Html(' class="rk-number"') if numeric else Html()
+    return html(
+        '<th scope="col" aria-sort="{}"{}><button type="button" data-act="sort {}" '
+        'data-lm-suppress-shortcuts="true" title="Sort by {}">{}</button></th>',
+        order,
+        classes,
+        key,
+        key,
+        key,
     )
 
 
@@ -138,21 +149,23 @@ def _line(
     numeric: set[str],
     opened: bool,
     hit: str = "",
-) -> str:
-    state = ' class="rk-opened" aria-current="true"' if opened else ""
-    return (
-        f'<tr{state}><td class="rk-number">{row_button(at)}</td>'
-        f"{''.join(_cell(line.get(key), key in numeric, hit) for key in columns)}</tr>"
+) -> Html:
+    state = Html(' class="rk-opened" aria-current="true"') if opened else Html()
+    return html(
+        '<tr{}><td class="rk-number">{}</td>{}</tr>',
+        state,
+        row_button(at),
+        join(_cell(line.get(key), key in numeric, hit) for key in columns),
     )
 
 
-def _cell(value: Any, numeric: bool, hit: str = "") -> str:
+def _cell(value: Any, numeric: bool, hit: str = "") -> Html:
     if missing(value):
-        return f'<td class="rk-missing{" rk-number" if numeric else ""}">–</td>'
+        return html('<td class="rk-missing{}">–</td>', " rk-number" if numeric else "")
     if numeric:
-        return f'<td class="rk-number">{number(value)}</td>'
+        return html('<td class="rk-number">{}</td>', number(value))
     words = _text(value)
-    return f"<td>{_marked(_excerpt(words, hit), hit)}</td>"
+    return html("<td>{}</td>", _marked(_excerpt(words, hit), hit))
 
 
 def _excerpt(words: str, hit: str) -> str:
@@ -165,12 +178,12 @@ def _excerpt(words: str, hit: str) -> str:
     return f"{'…' * (start > 0)}{shown}{'…' * (start + EXCERPT - 1 < len(words))}"
 
 
-def _marked(words: str, hit: str) -> str:
+def _marked(words: str, hit: str) -> Html:
     """The text as markup, with every hit highlighted; letters are compared without case."""
     if not hit:
         return text(words)
     parts = re.split(f"({re.escape(hit)})", words, flags=re.IGNORECASE)
-    return "".join(f"<mark>{text(p)}</mark>" if at % 2 else text(p) for at, p in enumerate(parts))
+    return join(html("<mark>{}</mark>", p) if at % 2 else text(p) for at, p in enumerate(parts))
 
 
 def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:
@@ -188,22 +201,24 @@ def _cells(item: Mapping[str, Any], title: str) -> dict[str, Any]:
     return {"prompt": title} | learnt | {k: v for k, v in shown.items() if k != "prompt"}
 
 
-def _tools(item: Mapping[str, Any]) -> str:
+def _tools(item: Mapping[str, Any]) -> Html:
     tools = item.get("tools")
     if not tools:
-        return ""
+        return Html()
     names = ", ".join(str((tool.get("function") or tool).get("name")) for tool in tools)
-    return f"<h4>Tools</h4><p>{text(names)}</p>{disclosure(json.dumps(tools, indent=1), 0)}"
+    return html("<h4>Tools</h4><p>{}</p>{}", names, disclosure(json.dumps(tools, indent=1), 0))
 
 
-def _answer(answer: str | None, grade: Mapping[str, Any] | None) -> str:
+def _answer(answer: str | None, grade: Mapping[str, Any] | None) -> Html:
     if answer is None:
-        return ""
+        return Html()
     reward = "" if grade is None else f"reward {_reward(grade)}"
-    return (
-        f'<h4>Reference answer</h4><div class="rk-side"><div class="rk-who"><span></span><span>'
-        f"{reward}</span></div>{grade_notes(dict(grade or {}))}"
-        f"{disclosure(readable(answer), 1200)}</div>"
+    return html(
+        '<h4>Reference answer</h4><div class="rk-side"><div class="rk-who">'
+        "<span></span><span>{}</span></div>{}{}</div>",
+        reward,
+        grade_notes(dict(grade or {})),
+        disclosure(readable(answer), 1200),
     )
 
 
@@ -211,17 +226,21 @@ def _reward(grade: Mapping[str, Any]) -> str:
     return "not graded" if grade.get("outcome") == "failed" else number(grade.get("reward"), 2)
 
 
-def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None, live: bool) -> str:
+def _neighbours(neighbours: Sequence[Mapping[str, Any]] | None, live: bool) -> Html:
     if neighbours is None:
-        return ""
+        return Html()
     if not neighbours:
-        return "<h4>Similar rows</h4>" + note("No other row has a similar prompt.")
-    lines = "".join(
-        f"<li>{_other(each['row'], live)} {_alike(each['alike'])} "
-        f'<span class="rk-text">{text(_short(each["prompt"]))}</span></li>'
+        return Html("<h4>Similar rows</h4>") + note("No other row has a similar prompt.")
+    lines = join(
+        html(
+            '<li>{} {} <span class="rk-text">{}</span></li>',
+            _other(each["row"], live),
+            _alike(each["alike"]),
+            _short(each["prompt"]),
+        )
         for each in neighbours
     )
-    return f'<h4>Similar rows</h4><ul class="rk-plain">{lines}</ul>'
+    return html('<h4>Similar rows</h4><ul class="rk-plain">{}</ul>', lines)
 
 
 def _other(at: int, live: bool) -> str:
@@ -233,9 +252,9 @@ def _alike(percent: float) -> str:
     return "the same prompt" if percent >= 99.95 else f"{percent:.0f} % similar"
 
 
-def _history(history: Any) -> str:
+def _history(history: Any) -> Html:
     if history is None or not len(history):
-        return ""
+        return Html()
     rows = [
         {
             "run": line["run"],
@@ -245,15 +264,15 @@ def _history(history: Any) -> str:
         }
         for line in history.to_dict("records")
     ]
-    return f"<h4>Answers by run</h4>{table(rows, noun='answer')}"
+    return html("<h4>Answers by run</h4>{}", table(rows, noun="answer"))
 
 
-def _pairs(item: Mapping[str, Any]) -> str:
-    lines = "".join(
-        f'<tr><th scope="row">{text(key)}</th><td>{disclosure(_text(value), 1200)}</td></tr>'
+def _pairs(item: Mapping[str, Any]) -> Html:
+    lines = join(
+        html('<tr><th scope="row">{}</th><td>{}</td></tr>', key, disclosure(_text(value), 1200))
         for key, value in item.items()
     )
-    return f'<div class="rk-scroll"><table><tbody>{lines}</tbody></table></div>'
+    return html('<div class="rk-scroll"><table><tbody>{}</tbody></table></div>', lines)
 
 
 def _plain(

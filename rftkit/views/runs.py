@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from rftkit.jobs.runs import Run
-from rftkit.views.markup import Html, number, text, wrap
+from rftkit.views.markup import Html, html, join, number, text, wrap
 from rftkit.views.rows import sort_heading
 from rftkit.views.watch import SIGNS, TONES
 
@@ -41,16 +41,18 @@ def run_table(
         watched: id of the job that is shown elsewhere in the panel.
         live: whether there is a panel that receives clicks.
     """
-    head = "".join(
+    head = join(
         sort_heading(each, each == "reward", sort, descending)
         if live
-        else f'<th scope="col">{each}</th>'
+        else html('<th scope="col">{}</th>', each)
         for each in RUN_COLUMNS
     )
-    body = "".join(_line(run, run.id == watched, live) for run in runs)
-    table = (
-        '<div class="rk-scroll rk-runs"><table class="rk-rows rk-tight"><thead><tr>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    body = join(_line(run, run.id == watched, live) for run in runs)
+    table = html(
+        '<div class="rk-scroll rk-runs"><table class="rk-rows rk-tight"><thead>'
+        "<tr>{}</tr></thead><tbody>{}</tbody></table></div>",
+        head,
+        body,
     )
     plain = "\n".join(
         f"{run.id}  {run.status:<10}  {number(run.reward)}  {_when(run)}  {run.model}  {run.suffix}"
@@ -59,24 +61,35 @@ def run_table(
     return wrap(table, plain=plain)
 
 
-def _line(run: Run, is_watched: bool, live: bool) -> str:
-    state = ' class="rk-opened" aria-current="true"' if is_watched else ""
+def _line(run: Run, is_watched: bool, live: bool) -> Html:
+    state = Html(' class="rk-opened" aria-current="true"') if is_watched else Html()
     sign = SIGNS.get(run.status, run.status)
-    return (
-        f'<tr{state}><td title="{text(run.id)}">{_name(run, live)}</td>'
-        f'<td class="{TONES.get(run.status, "")}">{text(sign)}</td>'
-        f'<td class="rk-number">{_measured(run)}</td><td>{_when(run)}</td>'
-        f"<td>{text(run.model)}</td><td>{text(run.dataset)}</td><td>{text(run.method)}</td></tr>"
+    return html(
+        '<tr{}><td title="{}">{}</td><td class="{}">{}</td>'
+        '<td class="rk-number">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>',
+        state,
+        run.id,
+        _name(run, live),
+        TONES.get(run.status, ""),
+        sign,
+        _measured(run),
+        _when(run),
+        run.model,
+        run.dataset,
+        run.method,
     )
 
 
-def _name(run: Run, live: bool) -> str:
+def _name(run: Run, live: bool) -> Html:
     shown = text(run.name if run.suffix else f"{run.id[:14]}…")
     if not live:
         return shown
-    return (
-        f'<button type="button" class="rk-link" data-act="choose {text(run.id)}" '
-        f'data-lm-suppress-shortcuts="true" title="Watch {text(run.id)}">{shown}</button>'
+    return html(
+        '<button type="button" class="rk-link" data-act="choose {}" '
+        'data-lm-suppress-shortcuts="true" title="Watch {}">{}</button>',
+        run.id,
+        run.id,
+        shown,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.views.jumps import StepJumps
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, note, prose, wrap
+from rftkit.views.markup import Html, html, join, note, prose, wrap
 from rftkit.views.plot import Line, Panel, drawn, leading, picture
 
 if TYPE_CHECKING:
@@ -50,13 +50,16 @@ def diagnosis(events: Iterable[dict[str, Any]]) -> Html:
 
 def finding_list(found: Sequence[Finding]) -> Html:
     """Each finding with its advice."""
-    lines = "".join(
-        f'<li><span class="rk-warn">!</span> {prose(each.message)} '
-        f'<span class="rk-note">→ {prose(each.advice)}</span></li>'
+    lines = join(
+        html(
+            '<li><span class="rk-warn">!</span> {} <span class="rk-note">→ {}</span></li>',
+            prose(each.message),
+            prose(each.advice),
+        )
         for each in found
     )
     plain = "\n".join(f"! {each}" for each in found)
-    return wrap(f'<ul class="rk-diagnosis">{lines}</ul>' if lines else "", plain=plain)
+    return wrap(html('<ul class="rk-diagnosis">{}</ul>', lines) if lines else Html(), plain=plain)
 
 
 def signal_chart(events: Iterable[dict[str, Any]], *, training: StepJumps | None = None) -> Html:
@@ -75,7 +78,7 @@ def signal_chart(events: Iterable[dict[str, Any]], *, training: StepJumps | None
         return note(
             "This service does not report flat groups by grader or shares of answer values."
         )
-    numbers = table(_lines(answers), COLUMNS, noun="value") if len(answers) else ""
+    numbers = table(_lines(answers), COLUMNS, noun="value") if len(answers) else Html()
     to_rows = training.attributes if training else lambda _: ""
     charts, zero = drawn(leading(panels, lambda _, step: to_rows(step)))
     said = " ".join(filter(None, ("Shares of the completions of each training step.", zero)))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rftkit.views.markup import Html, text, wrap
+from rftkit.views.markup import Html, html, join, text, wrap
 
 __all__ = ["spec"]
 
@@ -20,37 +20,39 @@ _JSON = re.compile(r'(?P<key>"(?:[^"\\]|\\.)*")(?=\s*:)|(?P<string>"(?:[^"\\]|\\
 
 def spec(value: dict[str, Any] | None, *, caption: str = "") -> Html:
     """A grader, or other JSON of a job: `{{ templates }}` highlighted, python sources below."""
-    title = f"<h4>{text(caption)}</h4>" if caption else ""
+    title = html("<h4>{}</h4>", caption) if caption else Html()
     if value is None:
-        return wrap(f'{title}<p class="rk-note">Not given.</p>', plain=f"{caption} not given")
-    parts = [title, f"<pre><code>{_json(_fold_sources(value))}</code></pre>"]
+        return wrap(
+            html('{}<p class="rk-note">Not given.</p>', title), plain=f"{caption} not given"
+        )
+    parts = [title, html("<pre><code>{}</code></pre>", _json(_fold_sources(value)))]
     for where, source in _python_sources(value):
-        parts.append(f"<h4>Python source of {text(where)}</h4>")
-        parts.append(f"<pre><code>{_python(source).rstrip()}</code></pre>")
-    return wrap("".join(parts), plain=json.dumps(value, indent=2, ensure_ascii=False))
+        parts.append(html("<h4>Python source of {}</h4>", where))
+        parts.append(html("<pre><code>{}</code></pre>", _python(source).rstrip()))
+    return wrap(join(parts), plain=json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _json(value: Any) -> str:
+def _json(value: Any) -> Html:
     source = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     parts, end = [], 0
     for found in _JSON.finditer(source):
         parts.append(text(source[end : found.start()]))
         kind = "rk-k" if found["key"] else "rk-s"
-        parts.append(f'<span class="{kind}">{_templates(found[0])}</span>')
+        parts.append(html('<span class="{}">{}</span>', kind, _templates(found[0])))
         end = found.end()
-    return "".join([*parts, text(source[end:])])
+    return join([*parts, text(source[end:])])
 
 
-def _templates(source: str) -> str:
+def _templates(source: str) -> Html:
     parts, end = [], 0
     for found in _TEMPLATE.finditer(source):
         parts.append(text(source[end : found.start()]))
-        parts.append(f'<span class="rk-template">{text(found[0])}</span>')
+        parts.append(html('<span class="rk-template">{}</span>', found[0]))
         end = found.end()
-    return "".join([*parts, text(source[end:])])
+    return join([*parts, text(source[end:])])
 
 
-def _python(source: str) -> str:
+def _python(source: str) -> Html:
     from pygments.lexers import PythonLexer
     from pygments.token import Comment, Keyword, String
 
@@ -58,8 +60,8 @@ def _python(source: str) -> str:
     parts = []
     for token, value in PythonLexer().get_tokens(source):
         kind = next((name for family, name in kinds.items() if token in family), None)
-        parts.append(f'<span class="{kind}">{text(value)}</span>' if kind else text(value))
-    return "".join(parts)
+        parts.append(html('<span class="{}">{}</span>', kind, value) if kind else text(value))
+    return join(parts)
 
 
 def _python_sources(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

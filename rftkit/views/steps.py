@@ -14,7 +14,7 @@ from rftkit.views.answers import reward_of
 from rftkit.views.conversation import readable
 from rftkit.views.jumps import STEPS_ID
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, missing, note, number, text
+from rftkit.views.markup import Html, html, join, missing, note, number
 from rftkit.views.rows import cells
 from rftkit.wording import counted
 
@@ -51,7 +51,7 @@ def training_steps(
     last = max(step["num_steps"] for step in found)
     some = note(f"This page has {len(found):,} of {last:,} steps, evenly spread.")
     listed = _listed(cards, list_id, max_bytes)
-    return Html(f"{some if len(found) < last else ''}{listed}", plain=listed.plain)
+    return join([some, listed] if len(found) < last else [listed], plain=listed.plain)
 
 
 def validation_steps(
@@ -83,10 +83,10 @@ def validation_steps(
     return _listed(cards, list_id, MAX_BYTES)
 
 
-def _listed(cards: Sequence[str], list_id: str, max_bytes: int) -> Html:
+def _listed(cards: Sequence[Html], list_id: str, max_bytes: int) -> Html:
     return listing(
         cards,
-        lambda body: f'<div class="rk-items" id="{list_id}">{body}</div>',
+        lambda body: html('<div class="rk-items" id="{}">{}</div>', list_id, body),
         noun="step",
         page=10,
         max_bytes=2 * max_bytes,
@@ -95,19 +95,25 @@ def _listed(cards: Sequence[str], list_id: str, max_bytes: int) -> Html:
     )
 
 
-def _card(step: int, title: str, mean: float | None, mark: str, body: str) -> str:
+def _card(step: int, title: str, mean: float | None, mark: str, body: Html) -> Html:
     rounded = "" if mean is None else f"{mean:.6f}"
-    return (
-        f'<details class="rk-card" data-row="{step}" data-mean="{rounded}">'
-        f'<summary data-lm-suppress-shortcuts="true"><span>{step}</span>'
-        f'<span class="rk-title">{text(title)}</span>'
-        f'<span class="rk-move">{"" if mean is None else f"mean {number(mean, 2)}"}</span>'
-        f'<span class="rk-mark">{text(mark)}</span></summary>'
-        f'<div class="rk-body">{body}</div></details>'
+    return html(
+        '<details class="rk-card" data-row="{}" data-mean="{}">'
+        '<summary data-lm-suppress-shortcuts="true"><span>{}</span>'
+        '<span class="rk-title">{}</span><span class="rk-move">{}</span>'
+        '<span class="rk-mark">{}</span></summary>'
+        '<div class="rk-body">{}</div></details>',
+        step,
+        rounded,
+        step,
+        title,
+        "" if mean is None else f"mean {number(mean, 2)}",
+        mark,
+        body,
     )
 
 
-def _training_card(step: Json, most: int) -> str:
+def _training_card(step: Json, most: int) -> Html:
     groups: list[Json] = step["groups"]
     rollouts = [each for group in groups for each in group["rollouts"]]
     rows = counted(len(groups), "row")
@@ -128,7 +134,7 @@ def _training_card(step: Json, most: int) -> str:
                  _table(headings, lines))  # fmt: skip
 
 
-def learned_rows(groups: Sequence[Json], most: int = MAX_ANSWER) -> str:
+def learned_rows(groups: Sequence[Json], most: int = MAX_ANSWER) -> Html:
     """The markup of rows whose own answers were learned, as supervised and dpo jobs do."""
     shown = _cells(groups)
     names = ("prompt", "answer to learn", "preferred", "not preferred")
@@ -146,7 +152,7 @@ def _cells(groups: Sequence[Json]) -> list[Json]:
 
 def _rollout_line(
     line: int, prompt: str, rollout: Json, graders: Sequence[str], most: int
-) -> list[str]:
+) -> list[Html]:
     outcome = (rollout["grade"] or {}).get("outcome")
     said = readable(rollout["text"])
     marks = {"failed": "! the grader failed", "unscorable": "! not scorable"}
@@ -160,7 +166,7 @@ def _rollout_line(
     ]  # fmt: skip
 
 
-def _answer_line(samples: Samples, line: Json, most: int, *, has_second: bool) -> list[str]:
+def _answer_line(samples: Samples, line: Json, most: int, *, has_second: bool) -> list[Html]:
     answer = line["answer"] if isinstance(line["answer"], str) else None
     return [
         _number(samples.numbers.get(line["row"])), _words(samples.prompt(line["row"]), most),
@@ -169,24 +175,28 @@ def _answer_line(samples: Samples, line: Json, most: int, *, has_second: bool) -
     ]  # fmt: skip
 
 
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{text(name)}</th>' for name in headings)
-    body = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
-    return (
-        '<div class="rk-scroll" tabindex="0"><table class="rk-rows"><thead><tr>'
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+def _table(headings: Sequence[str], lines: Sequence[Sequence[Html]]) -> Html:
+    head = join(html('<th scope="col">{}</th>', name) for name in headings)
+    body = join(html("<tr>{}</tr>", join(line)) for line in lines)
+    return html(
+        '<div class="rk-scroll" tabindex="0"><table class="rk-rows"><thead>'
+        "<tr>{}</tr></thead><tbody>{}</tbody></table></div>",
+        head,
+        body,
     )
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None) -> Html:
     shown = number(int(value) if value is not None and not missing(value) and value % 1 == 0
                    and abs(value) > 1 else value, 2)  # fmt: skip
-    return f'<td class="rk-number">{shown}</td>'
+    return html('<td class="rk-number">{}</td>', shown)
 
 
-def _words(words: str, most: int) -> str:
+def _words(words: str, most: int) -> Html:
     left = len(words) - most
-    return f"<td>{disclosure(words if left <= 0 else f'{words[:most]} … ({left:,} more)')}</td>"
+    return html(
+        "<td>{}</td>", disclosure(words if left <= 0 else f"{words[:most]} … ({left:,} more)")
+    )
 
 
 def _parts(rollout: Json) -> Mapping[str, float | None]:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rftkit.views.markup import number, text
+from rftkit.views.markup import Html, html, join, number
 
 __all__ = ["NARROW", "WIDE", "Axis", "Canvas", "share", "value_axis", "whole_axis"]
 
@@ -88,8 +88,8 @@ class Canvas:
         self.x, self.y, self.is_wide = x, y, is_wide
         self.width, self.height = WIDE if is_wide else NARROW, height
         self._left = LEFT if y else RIGHT
-        self._behind: list[str] = []
-        self._points: list[str] = []
+        self._behind: list[Html] = []
+        self._points: list[Html] = []
         self._grid()
 
     def at_x(self, value: float) -> float:
@@ -114,13 +114,15 @@ class Canvas:
                 continue
             path.append(f"{'M' if is_new else 'L'}{self.at_x(x):g} {self.at_y(y):g}")
             is_new = False
-        self._behind.append(f'<path class="rk-line {kind}" d="{"".join(path)}"/>')
+        self._behind.append(html('<path class="rk-line {}" d="{}"/>', kind, "".join(path)))
 
     def band(self, points: Sequence[tuple[float, float, float]], kind: str) -> None:
         """An area between two lines: (x, low, high)."""
         there = [f"{self.at_x(x):g},{self.at_y(high):g}" for x, _, high in points]
         back = [f"{self.at_x(x):g},{self.at_y(low):g}" for x, low, _ in reversed(points)]
-        self._behind.append(f'<polygon class="rk-band {kind}" points="{" ".join(there + back)}"/>')
+        self._behind.append(
+            html('<polygon class="rk-band {}" points="{}"/>', kind, " ".join(there + back))
+        )
 
     def box(self, x: tuple[float, float], y: tuple[float, float], kind: str) -> None:
         """A rectangle without words, behind the marks."""
@@ -130,20 +132,32 @@ class Canvas:
         """A vertical line at a value."""
         at = f"{self.at_x(x):g}"
         self._behind.append(
-            f'<line class="rk-rule {kind}" x1="{at}" x2="{at}" y1="{TOP}" '
-            f'y2="{self.height - BOTTOM}"/>'
+            html(
+                '<line class="rk-rule {}" x1="{}" x2="{}" y1="{}" y2="{}"/>',
+                kind,
+                at,
+                at,
+                TOP,
+                self.height - BOTTOM,
+            )
         )
 
     def word(self, x: float, y: float, words: str, anchor: str = "start") -> None:
         """A short text at a place given in units of the drawing."""
         self._behind.append(
-            f'<text class="rk-word" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{text(words)}</text>'
+            html(
+                '<text class="rk-word" x="{:g}" y="{:g}" text-anchor="{}">{}</text>',
+                x,
+                y,
+                anchor,
+                words,
+            )
         )
 
     def gap(self, x: float, words: str) -> None:
         """A cross on the axis: nothing was measured here."""
         place = f"translate({self.at_x(x):g} {self.height - BOTTOM - 5:g})"
-        cross = f'<path class="rk-gap" transform="{place}" d="M-3 -3L3 3M-3 3L3 -3"/>'
+        cross = html('<path class="rk-gap" transform="{}" d="M-3 -3L3 3M-3 3L3 -3"/>', place)
         self._point(cross, self.at_x(x), self.height - BOTTOM - 5, words, "")
 
     def point(
@@ -169,54 +183,76 @@ class Canvas:
             link: Attributes of a link to its rows.
         """
         left, top = self.at_x(x), self.at_y(y)
-        shape = ""
+        shape = Html()
         if ends is not None:
             shape += self._ends(left, top, ends, kind, is_across=is_across)
         if "rk-star" in kind:
-            shape += f'<path class="{kind}" transform="translate({left:g} {top:g})" d="{_STAR}"/>'
+            shape += html(
+                '<path class="{}" transform="translate({:g} {:g})" d="{}"/>', kind, left, top, _STAR
+            )
         elif "rk-square" in kind:
-            shape += f'<rect class="{kind}" x="{left - 4:g}" y="{top - 4:g}" width="8" height="8"/>'
+            shape += html(
+                '<rect class="{}" x="{:g}" y="{:g}" width="8" height="8"/>', kind, left - 4, top - 4
+            )
         elif "rk-bare" not in kind:
             is_large = is_across or "rk-main" in kind or "rk-job" in kind
             radius = 4 if is_large else 2.5
-            shape += f'<circle class="{kind}" cx="{left:g}" cy="{top:g}" r="{radius:g}"/>'
+            shape += html(
+                '<circle class="{}" cx="{:g}" cy="{:g}" r="{:g}"/>', kind, left, top, radius
+            )
         self._point(shape, left, top, words, link)
 
     def bar(
         self, x: tuple[float, float], y: tuple[float, float], words: str, kind: str, link: str = ""
     ) -> None:
         """A bar that says its words."""
-        inner = f"<title>{text(words)}</title>{self._rect(x, y, kind)}"
+        inner = html("<title>{}</title>{}", words, self._rect(x, y, kind))
         self._points.append(_focusable(inner, words, link))
 
-    def svg(self, alt: str) -> str:
+    def svg(self, alt: str) -> Html:
         """The whole chart; `alt` states its numbers."""
-        inner = "".join(self._points).replace('tabindex="-1"', 'tabindex="0"', 1)
-        return (
-            f'<svg class="rk-svg" viewBox="0 0 {self.width} {self.height}" role="group" '
-            f'data-lm-suppress-shortcuts="true" aria-label="{text(alt)}">'
-            f"{''.join(self._behind)}{inner}</svg>"
+        inner = join(self._points).replace(Html('tabindex="-1"'), Html('tabindex="0"'), 1)
+        return html(
+            '<svg class="rk-svg" viewBox="0 0 {} {}" role="group" '
+            'data-lm-suppress-shortcuts="true" aria-label="{}">{}{}</svg>',
+            self.width,
+            self.height,
+            alt,
+            join(self._behind),
+            inner,
         )
 
-    def _point(self, shape: str, left: float, top: float, words: str, link: str) -> None:
-        hit = f'<circle class="rk-hit" cx="{left:g}" cy="{top:g}" r="8"/>'
-        self._points.append(_focusable(f"<title>{text(words)}</title>{shape}{hit}", words, link))
+    def _point(self, shape: Html, left: float, top: float, words: str, link: str) -> None:
+        hit = html('<circle class="rk-hit" cx="{:g}" cy="{:g}" r="8"/>', left, top)
+        self._points.append(
+            _focusable(html("<title>{}</title>{}{}", words, shape, hit), words, link)
+        )
 
     def _ends(
         self, left: float, top: float, ends: tuple[float, float], kind: str, *, is_across: bool
-    ) -> str:
+    ) -> Html:
         if is_across:
             low, high = (self.at_x(each) for each in ends)
-            return f'<path class="rk-ends {kind}" d="M{low:g} {top:g}L{high:g} {top:g}"/>'
+            return html(
+                '<path class="rk-ends {}" d="M{:g} {:g}L{:g} {:g}"/>', kind, low, top, high, top
+            )
         low, high = (self.at_y(each) for each in ends)
         caps = "".join(f"M{left - 3:g} {each:g}L{left + 3:g} {each:g}" for each in (low, high))
-        return f'<path class="rk-ends {kind}" d="M{left:g} {low:g}L{left:g} {high:g}{caps}"/>'
+        return html(
+            '<path class="rk-ends {}" d="M{:g} {:g}L{:g} {:g}{}"/>',
+            kind,
+            left,
+            low,
+            left,
+            high,
+            caps,
+        )
 
-    def _rect(self, x: tuple[float, float], y: tuple[float, float], kind: str) -> str:
+    def _rect(self, x: tuple[float, float], y: tuple[float, float], kind: str) -> Html:
         left, right = sorted(self.at_x(each) for each in x)
         top, bottom = sorted(self.at_y(each) for each in y)
-        size = f'width="{max(0.5, right - left):g}" height="{max(0.0, bottom - top):g}"'
-        return f'<rect class="{kind}" x="{left:g}" y="{top:g}" {size}/>'
+        size = html('width="{:g}" height="{:g}"', max(0.5, right - left), max(0.0, bottom - top))
+        return html('<rect class="{}" x="{:g}" y="{:g}" {}/>', kind, left, top, size)
 
     def _grid(self) -> None:
         floor = self.height - BOTTOM
@@ -225,36 +261,45 @@ class Canvas:
             top = self.at_y(value)
             lines.append(f"M{self._left} {top:g}H{self.width - RIGHT}")
             words.append(
-                f'<text x="{self._left - 6}" y="{top + 4:g}" text-anchor="end">{label}</text>'
+                html(
+                    '<text x="{}" y="{:g}" text-anchor="end">{}</text>',
+                    self._left - 6,
+                    top + 4,
+                    label,
+                )
             )
         for value, label in self.x.ticks:
             left = self.at_x(value)
             if self.y is None:
                 lines.append(f"M{left:g} {TOP}V{floor}")
-            place = f'x="{left:g}" y="{floor + 15}"'
-            words.append(f'<text {place} text-anchor="middle">{text(label)}</text>')
+            place = html('x="{:g}" y="{}"', left, floor + 15)
+            words.append(html('<text {} text-anchor="middle">{}</text>', place, label))
         if self.x.label:
             words.append(
-                f'<text x="{self.width - RIGHT}" y="{self.height - 4}" text-anchor="end">'
-                f"{text(self.x.label)}</text>"
+                html(
+                    '<text x="{}" y="{}" text-anchor="end">{}</text>',
+                    self.width - RIGHT,
+                    self.height - 4,
+                    self.x.label,
+                )
             )
-        self._behind.append(f'<path class="rk-grid" d="{"".join(lines)}"/>')
+        self._behind.append(html('<path class="rk-grid" d="{}"/>', "".join(lines)))
         self._behind.append(
-            f'<path class="rk-axis" d="M{self._left} {floor}H{self.width - RIGHT}"/>'
+            html('<path class="rk-axis" d="M{} {}H{}"/>', self._left, floor, self.width - RIGHT)
         )
-        self._behind.append("".join(words))
+        self._behind.append(join(words))
 
 
 _STAR = "M0 -8L2.1 -2.9L7.6 -2.5L3.4 1.1L4.7 6.5L0 3.6L-4.7 6.5L-3.4 1.1L-7.6 -2.5L-2.1 -2.9Z"
 
 
-def _focusable(inner: str, words: str, link: str) -> str:
+def _focusable(inner: Html, words: str, link: str) -> Html:
     """A mark that the arrow keys reach; the first one of a chart is a stop of the tab key."""
     if link:
-        return (
-            f'<a class="rk-pt rk-jump" tabindex="-1" aria-label="{text(words)}" {link}>{inner}</a>'
+        return html(
+            '<a class="rk-pt rk-jump" tabindex="-1" aria-label="{}" {}>{}</a>', words, link, inner
         )
-    return f'<g class="rk-pt" tabindex="-1" role="img">{inner}</g>'
+    return html('<g class="rk-pt" tabindex="-1" role="img">{}</g>', inner)
 
 
 def _thinned(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rftkit.views.markup import text
+from rftkit.views.markup import Html, html, join, text
 
 __all__ = ["difference"]
 
@@ -18,7 +18,7 @@ MAX_WORDS = 20_000
 _TOKENS = re.compile(r"\w+|\s+|[^\w\s]")
 
 
-def difference(before: str, after: str, *, least: float = 0.0) -> str:
+def difference(before: str, after: str, *, least: float = 0.0) -> Html:
     """`after` as HTML, with words removed from `before` in `<del>` and added words in `<ins>`.
 
     Args:
@@ -31,7 +31,7 @@ def difference(before: str, after: str, *, least: float = 0.0) -> str:
 
     old, new = _TOKENS.findall(before), _TOKENS.findall(after)
     if len(old) + len(new) > MAX_WORDS:
-        return "<em>The answers are too long to be compared word by word.</em>"
+        return Html("<em>The answers are too long to be compared word by word.</em>")
     hunks: list[tuple[str, str, bool]] = []  # (removed, added, equal)
     stayed = 0
     each: Any
@@ -41,8 +41,8 @@ def difference(before: str, after: str, *, least: float = 0.0) -> str:
         stayed += _words(old[each.src_start : each.src_end]) if each.tag == "equal" else 0
         _append(hunks, removed, added, each.tag == "equal")
     if stayed < least * max(_words(old), _words(new)):
-        return f"<em>rewritten:</em> {text(after)}"
-    return "".join(
+        return html("<em>rewritten:</em> {}", after)
+    return join(
         text(added) if equal else _changed(removed, added)
         for removed, added, equal in _joined(hunks)
     )
@@ -78,6 +78,6 @@ def _size(hunk: tuple[str, str, bool]) -> int:
     return max(len(hunk[0]), len(hunk[1]))
 
 
-def _changed(removed: str, added: str) -> str:
-    out = f"<del>{text(removed)}</del>" if removed else ""
-    return out + (f"<ins>{text(added)}</ins>" if added else "")
+def _changed(removed: str, added: str) -> Html:
+    out = html("<del>{}</del>", removed) if removed else Html()
+    return out + (html("<ins>{}</ins>", added) if added else Html())

@@ -17,7 +17,7 @@ from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.facts import moment
 from rftkit.views.headline import tile
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, join, note, number, signed, text, wrap
+from rftkit.views.markup import Html, html, join, note, number, signed, text, wrap
 from rftkit.views.signal import finding_list
 from rftkit.views.steps import learned_rows
 from rftkit.wording import counted
@@ -67,33 +67,43 @@ def job_status(
     status = str(job["status"])
     sign = SIGNS.get(status, status)
     step, total = (steps[-1]["step"], steps[-1].get("total_steps")) if steps else (0, None)
-    words = [f'<strong class="{TONES.get(status, "")}">{text(sign)}</strong>']
+    words = [html('<strong class="{}">{}</strong>', TONES.get(status, ""), sign)]
     if total:
         words.append(
-            f'<progress max="{total:g}" value="{step}" aria-label="steps"></progress> '
-            f"step {step:,} of {total:,.0f}"
+            html(
+                '<progress max="{:g}" value="{}" aria-label="steps"></progress> step {:,} of '
+                "{:,.0f}",
+                total,
+                step,
+                step,
+                total,
+            )
         )
-    words += _times(job, polled_at)
-    lines = [f"<p>{' · '.join(words)}</p>"]
+    words += map(text, _times(job, polled_at))
+    lines = [html("<p>{}</p>", Html(" · ").join(words))]
     if error:
-        lines.append(f'<p class="rk-bad">! {text(error)}</p>')
-    lines.append(f'<div class="rk-tiles">{"".join(_tiles(steps))}</div>' if steps else "")
+        lines.append(html('<p class="rk-bad">! {}</p>', error))
+    lines.append(html('<div class="rk-tiles">{}</div>', join(_tiles(steps))) if steps else Html())
     if findings:
         lines.append(finding_list(findings))
-    lines.append(f'<p class="rk-note">{_age(polled_at, unread)}</p>')
+    lines.append(html('<p class="rk-note">{}</p>', _age(polled_at, unread)))
     if stale:
-        lines.append(f'<p class="rk-warn" role="status">! {text(stale)}</p>')
+        lines.append(html('<p class="rk-warn" role="status">! {}</p>', stale))
     elif expires_after:
         lines.append(
-            f'<p class="rk-expires rk-warn" style="animation-delay: {expires_after:g}s">! No '
-            f"update for {expires_after:g} seconds. The kernel is busy or gone, so this may be out "
-            "of date. The job is not affected. Run the cell again to refresh.</p>"
+            html(
+                '<p class="rk-expires rk-warn" style="animation-delay: {:g}s">! No update for '
+                "{:g} seconds. The kernel is busy or gone, so this may be out of date. The job "
+                "is not affected. Run the cell again to refresh.</p>",
+                expires_after,
+                expires_after,
+            )
         )
     plain = [f"{job['id']}  {sign}" + (f"  step {step:,} of {total:,.0f}" if total else "")]
     plain += [f"error: {error}"] if error else []
     plain += [_rewards(steps)] if steps else []
     plain += [f"! {each}" for each in findings]
-    return wrap("".join(lines), "rk-standing", "\n".join(plain))
+    return wrap(join(lines), "rk-standing", "\n".join(plain))
 
 
 def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int = 300_000) -> Html:
@@ -122,7 +132,7 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
     ]
     listed = listing(
         cards,
-        lambda body: f'<div class="rk-items">{body}</div>',
+        lambda body: html('<div class="rk-items">{}</div>', body),
         noun="group",
         page=page,
         max_bytes=max_bytes,
@@ -137,7 +147,7 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
     return join([note(said), listed], plain=said)
 
 
-def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
     """Rewards first, then losses, then signs of trouble."""
     now = steps[-1]
     tiles = _validation_tiles([each for each in steps if _is_known(each.get("valid_reward_mean"))])
@@ -164,7 +174,7 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     return tiles
 
 
-def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[str]:
+def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[Html]:
     if not valid:
         return []
     first, last = valid[0], valid[-1]
@@ -217,7 +227,7 @@ def _duration(seconds: float) -> str:
     return duration(seconds)
 
 
-def _group(index: int, title: str, group: Json) -> str:
+def _group(index: int, title: str, group: Json) -> Html:
     rewards = _rewards_of(group)
     known = [reward for reward in rewards if reward is not None]
     mean = sum(known) / len(known) if known else None
@@ -227,31 +237,43 @@ def _group(index: int, title: str, group: Json) -> str:
     mark = f"spread {number(spread, 2)}" if spread else "= flat, no signal"
     if failed:
         mark = f"! {failed} failed; {mark}"
-    keys = f' data-spread="{spread:.6f}" data-mean="{"" if mean is None else f"{mean:.6f}"}"'
+    keys = html(
+        ' data-spread="{:.6f}" data-mean="{}"', spread, "" if mean is None else f"{mean:.6f}"
+    )
     ordered = sorted(group["rollouts"], key=lambda each: _order(reward_of(each)), reverse=True)
     item = group["item"]
-    context = prompt(item["messages"]) + reference(item) if item else ""
-    return (
-        f'<details class="rk-card" data-group="{kind}"{keys}>'
-        f'<summary data-lm-suppress-shortcuts="true"><span>{index}</span>'
-        f'<span class="rk-title">{text(title)}</span>'
-        f'<span class="rk-move">mean {number(mean, 2)}</span>'
-        f'<span class="rk-mark {"rk-warn" if failed else ""}">{mark}</span></summary>'
-        f'<div class="rk-body">{context}<h4>Completions, best first</h4><div class="rk-sides">'
-        f"{''.join(_rollout(each, mean) for each in ordered)}</div></div></details>"
+    context = prompt(item["messages"]) + reference(item) if item else Html()
+    return html(
+        '<details class="rk-card" data-group="{}"{}>'
+        '<summary data-lm-suppress-shortcuts="true"><span>{}</span>'
+        '<span class="rk-title">{}</span><span class="rk-move">mean {}</span>'
+        '<span class="rk-mark {}">{}</span></summary><div class="rk-body">{}'
+        '<h4>Completions, best first</h4><div class="rk-sides">{}</div></div></details>',
+        kind,
+        keys,
+        index,
+        title,
+        number(mean, 2),
+        "rk-warn" if failed else "",
+        mark,
+        context,
+        join(_rollout(each, mean) for each in ordered),
     )
 
 
-def _rollout(rollout: Json, mean: float | None) -> str:
+def _rollout(rollout: Json, mean: float | None) -> Html:
     reward = reward_of(rollout)
     shown = "not graded" if reward is None else f"reward {number(reward, 2)}"
     if reward is not None and mean is not None:
         shown += f" ({signed(reward - mean, 2)})"
     cut = ", cut off" if rollout["stop_reason"] == "length" else ""
-    return (
-        f'<div class="rk-side"><div class="rk-who"><span>{shown}</span>'
-        f"<span>{counted(rollout['tokens'], 'token')}{cut}</span></div>"
-        f"{grade_notes(rollout['grade'])}{disclosure(readable(rollout['text']), 600)}</div>"
+    return html(
+        '<div class="rk-side"><div class="rk-who"><span>{}</span><span>{}{}</span></div>{}{}</div>',
+        shown,
+        counted(rollout["tokens"], "token"),
+        cut,
+        grade_notes(rollout["grade"]),
+        disclosure(readable(rollout["text"]), 600),
     )
 
 

@@ -17,7 +17,7 @@ from rftkit.errors import InputError
 from rftkit.evals import Comparison, JudgeNoise, Samples
 from rftkit.views.compare_rows import SORTS, row_cards, row_verdicts
 from rftkit.views.jumps import Jumps
-from rftkit.views.markup import Html, join, note, scrolled_to, wrap
+from rftkit.views.markup import Html, html, join, note, scrolled_to, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel
 
 if TYPE_CHECKING:
@@ -99,9 +99,9 @@ class RunCompare(Panel):
             return join([*head, self._part("runs", self._jumps)], plain=head[0].plain)
         jumps = views.jumps_for(self.comparison, max(10, min(200, max_bytes // 10_000)))
         for name, title in SECTIONS.items():
-            head += [wrap(f"<h3>{title}</h3>"), self._part(name, jumps)]
+            head += [wrap(html("<h3>{}</h3>", title)), self._part(name, jumps)]
         rows = views.compare_rows(self.comparison, jumps=jumps, max_bytes=max_bytes)
-        return join([*head, wrap("<h3>Rows</h3>"), rows], plain=head[0].plain)
+        return join([*head, wrap(Html("<h3>Rows</h3>")), rows], plain=head[0].plain)
 
     def _part(self, name: str, jumps: Jumps) -> Html:
         found = self.comparison
@@ -225,11 +225,11 @@ class RunCompare(Panel):
         found = self.data()
         first = min(self.page, max(0, (len(found) - 1) // PAGE)) * PAGE
         keys = list(found["row"].iloc[first : first + PAGE])
-        cards = "".join(row_cards(self.comparison, keys, max_bytes=400_000)) if keys else ""
+        cards = join(row_cards(self.comparison, keys, max_bytes=400000)) if keys else Html()
         self._rows.value = wrap(cards) if cards else note("No rows match. Clear the filter.")
         last = first + len(keys)
         self._count.value = note(f"{first + 1 if keys else 0} to {last} of {len(found):,} rows")
-        self._selection.value = note(f"Rows {self.only}") + self._scrolling if self.only else ""
+        self._selection.value = note(f"Rows {self.only}") + self._scrolling if self.only else Html()
         self._all.layout.display = "" if self.only else "none"
         self._back.disabled, self._next.disabled = first == 0, last >= len(found)
 
@@ -239,6 +239,6 @@ class RunCompare(Panel):
         self._draw()  # a second click on the same number scrolls again
 
     @property
-    def _scrolling(self) -> str:
+    def _scrolling(self) -> Html:
         """Markup that scrolls to the rows when a number was clicked, once for each click."""
-        return scrolled_to(self._jumped) if self._jumped else ""
+        return scrolled_to(self._jumped) if self._jumped else Html()

@@ -18,7 +18,7 @@ import ipywidgets
 from rftkit.errors import InputError
 from rftkit.graders.template import Path
 from rftkit.graders.types import Relative, Rubric, StringCheck, TextSimilarity
-from rftkit.views.markup import text
+from rftkit.views.markup import html, join
 from rftkit.views.rows import REFUSED
 from rftkit.widgets.criteriaform import CriteriaForm
 
@@ -178,11 +178,15 @@ class GraderForm:
         It is markup, because only the browser knows the cursor and the selection: what it inserts
         replaces the selection, and the browser can undo it.
         """
-        options = "".join(f"<option>{text(name)}</option>" for name in self.names)
+        options = join(html("<option>{}</option>", name) for name in self.names)
         return ipywidgets.HTML(
-            '<select class="rk-insert" aria-label="Insert a field of the row or of the answer" '
-            f'data-lm-suppress-shortcuts="true" onchange="{text(_INSERT)}">'
-            f'<option value="">insert …</option>{options}</select>',
+            html(
+                '<select class="rk-insert" aria-label="Insert a field of the row or of the '
+                'answer" data-lm-suppress-shortcuts="true" onchange="{}">'
+                '<option value="">insert …</option>{}</select>',
+                _INSERT,
+                options,
+            ),
             layout=ipywidgets.Layout(width="9rem", flex="0 0 auto"),
         )
 

@@ -180,7 +180,7 @@ class JobView:
             else "."
         )
         cards = row_cards(compared, keys, max_bytes=max_bytes)
-        return join([views.note(said), wrap("".join(cards))], plain=said)
+        return join([views.note(said), wrap(join(cards))], plain=said)
 
     def findings(self) -> list[Finding]:
         """The problems at the newest step, computed again when there are new events."""

@@ -22,7 +22,7 @@ from rftkit.errors import InputError
 from rftkit.evals import Agreement, Label, Samples, agree
 from rftkit.evals.labels import read_labels
 from rftkit.views.conversation import prompt, readable, reference
-from rftkit.views.markup import Html, join, note, number, text, wrap
+from rftkit.views.markup import Html, html, join, note, number, wrap
 from rftkit.wholefile import write_whole
 from rftkit.widgets.panel import Panel
 
@@ -126,17 +126,24 @@ class Labeller(Panel):
         place, line = self._places[self.place], self._line()
         item = dict(self._samples.items.get(place[0]) or {})
         known = self._labels.get(place)
-        feedback = ""
+        feedback = Html()
         if known is not None:
-            feedback = (
-                f'<p class="rk-note">Your label: {text(_word(known))}. '
-                f"The grader gave {number(line['reward'], 2)}.</p>"
+            feedback = html(
+                '<p class="rk-note">Your label: {}. The grader gave {}.</p>',
+                _word(known),
+                number(line["reward"], 2),
             )
         return wrap(
-            f"<h4>Sample {self.place + 1} of {len(self._places)}</h4>"
-            f"{prompt(item.get('messages') or [])}{reference(item)}<h4>The answer</h4>"
-            f'<div class="rk-side"><span class="rk-text">{text(readable(line["answer"]))}</span>'
-            f"</div>{feedback}"
+            html(
+                '<h4>Sample {} of {}</h4>{}{}<h4>The answer</h4><div class="rk-side">'
+                '<span class="rk-text">{}</span></div>{}',
+                self.place + 1,
+                len(self._places),
+                prompt(item.get("messages") or []),
+                reference(item),
+                readable(line["answer"]),
+                feedback,
+            )
         )
 
     def _label(self, word: str) -> Label:
@@ -183,7 +190,7 @@ class Labeller(Panel):
         return [self._view, ipywidgets.HBox([self._field, self._skip])]
 
     def _draw(self) -> None:
-        self._view.value = join([self.to_html(), '<span data-rk-keys="a r b Enter"></span>'])
+        self._view.value = join([self.to_html(), Html('<span data-rk-keys="a r b Enter"></span>')])
 
     def _act_key(self, key: str) -> None:
         """One key, pressed anywhere in the panel but in a field that has text."""

@@ -23,7 +23,7 @@ from rftkit.graders import judges
 from rftkit.hyperparameters import EVERY, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
 from rftkit.views import launch, note
-from rftkit.views.markup import Html, copyable, join, text, wrap
+from rftkit.views.markup import Html, copyable, html, join, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
 from rftkit.widgets.task import Task
 
@@ -182,7 +182,7 @@ class JobLauncher(Panel):
     def _summary(self) -> Html:
         chosen = f"{self.method}, {self.model} on {self.train or '(no file yet)'}"
         said = f"Started {self.job_id}: {chosen}" if self.job_id else f"Not started: {chosen}"
-        return wrap(f"<p><strong>{text(said)}</strong></p>", plain=said)
+        return wrap(html("<p><strong>{}</strong></p>", said), plain=said)
 
     def _result(self) -> Html:
         """The estimate, if there is one."""
@@ -555,7 +555,7 @@ class JobLauncher(Panel):
             self._show_again()
 
     def _draw(self) -> None:
-        self._top.value = self._summary() + (_next_cell(self.job_id) if self.job_id else "")
+        self._top.value = self._summary() + (_next_cell(self.job_id) if self.job_id else Html())
         self._found.value = self._result()
         self._body.value = self._section(self.section)
         shown = {**self.state, "metadata": " ".join(f"{k}={v}" for k, v in self.metadata.items())}
@@ -576,7 +576,7 @@ class JobLauncher(Panel):
             box.layout.display = "" if name in held else "none"
         is_blocked = not held <= set(self.overridden)
         self._go.disabled = is_blocked or self._is_started()
-        self._said.value = note(f"✓ Started {self.job_id}") if self.job_id else ""
+        self._said.value = note(f"✓ Started {self.job_id}") if self.job_id else Html()
         self._watch.layout.display = "" if self.job_id else "none"
 
 
@@ -638,9 +638,9 @@ def _last_message(update: jobs.Update) -> str:
     return messages[-1] if messages else str(update.job.status)
 
 
-def _next_cell(job_id: str) -> str:
+def _next_cell(job_id: str) -> Html:
     code = f'JobMonitor("{job_id}")'
-    return f'<div class="rk"><p class="rk-note">Watch it with <code>{text(code)}</code></p></div>'
+    return html('<div class="rk"><p class="rk-note">Watch it with <code>{}</code></p></div>', code)
 
 
 def _number(typed: str, name: str) -> int | float:

@@ -23,7 +23,7 @@ from traitlets import Enum, Float, Int, Unicode, validate
 from rftkit import views
 from rftkit.errors import InputError
 from rftkit.jobs import Follow, find, latest, step_frame
-from rftkit.views.markup import Html, join, wrap
+from rftkit.views.markup import Html, html, join, wrap
 from rftkit.widgets.jobview import SECTIONS, JobView
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
 from rftkit.widgets.runlist import RunList
@@ -123,7 +123,7 @@ class JobMonitor(Panel):
             return head
         parts = [head]
         for name, title in SECTIONS.items():
-            parts.append(wrap(f"<h3>{title}</h3>"))
+            parts.append(wrap(html("<h3>{}</h3>", title)))
             parts.append(self._view.section(name, self.step, max_bytes // len(SECTIONS)))
         return join(parts, plain=head.plain)
 

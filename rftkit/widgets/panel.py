@@ -31,7 +31,7 @@ from traitlets import Bool, HasTraits, TraitError, Unicode, link
 from rftkit import settings
 from rftkit.client import api_message
 from rftkit.errors import InputError, RftkitError
-from rftkit.views.markup import Html, charts_script, style, text
+from rftkit.views.markup import Html, charts_script, html, style
 from rftkit.views.stills import stilled
 from rftkit.widgets.task import Task
 
@@ -75,7 +75,7 @@ STORED_BYTES = 30_000
 """Maximum size of the HTML that is stored in the .ipynb beside a live widget."""
 
 
-KEYS = f"""<style onload="{text(_ON_LOAD + charts_script())}">.rk-keys {{}}</style>"""
+KEYS = html('<style onload="{}">.rk-keys {{}}</style>', _ON_LOAD + charts_script())
 """What a panel does in the browser. A style element reports that it was loaded; a script in a
 widget does not run.
 
@@ -335,9 +335,9 @@ class Panel(HasTraits):
     def _show_progress(self, line: str) -> None:
         if self._root is not None:
             self._status.value = (
-                f'<div class="rk rk-busy"><p class="rk-note" role="status">{text(line)}</p></div>'
+                html('<div class="rk rk-busy"><p class="rk-note" role="status">{}</p></div>', line)
                 if line
-                else ""
+                else Html()
             )
 
     def _fail(self, error: Exception) -> None:
@@ -349,11 +349,14 @@ class Panel(HasTraits):
     def _show_alert(self, trace: str) -> None:
         if self._root is None:
             return
-        folded = f"<details><summary>Traceback</summary><pre>{text(trace)}</pre></details>"
+        folded = html("<details><summary>Traceback</summary><pre>{}</pre></details>", trace)
         self._alert.value = self.error and (
-            '<div class="rk"><div class="rk-alert" role="alert">'
-            f"<strong>! {text(self.error)}</strong>"
-            f"{folded if trace else ''}</div></div>"
+            html(
+                '<div class="rk"><div class="rk-alert" role="alert">'
+                "<strong>! {}</strong>{}</div></div>",
+                self.error,
+                folded if trace else Html(),
+            )
         )
 
     def _actions_field(self) -> ipywidgets.Text:

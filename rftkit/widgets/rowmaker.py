@@ -26,7 +26,7 @@ from rftkit.datasets.proposals import (
 from rftkit.datasets.split import SHARES
 from rftkit.datasets.writing import refuse_existing
 from rftkit.errors import InputError
-from rftkit.views.markup import Html, join, text, wrap
+from rftkit.views.markup import Html, html, join, wrap
 from rftkit.views.rows import row_in_full
 from rftkit.widgets.panel import Panel
 
@@ -126,8 +126,12 @@ class RowMaker(Panel):
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
         """The first row that would be made, and the command that makes all of them."""
         command = wrap(
-            f"<p>{text(self._name)} has no prompts (<code>messages</code>) yet. To make rows of "
-            f"it, type:</p><pre>{text(self.command)}</pre>",
+            html(
+                "<p>{} has no prompts ("
+                "<code>messages</code>) yet. To make rows of it, type:</p><pre>{}</pre>",
+                self._name,
+                self.command,
+            ),
             plain=f"to make rows of {self._name}, type: {self.command}",
         )
         return join([command, self._first()], plain=command.plain)
@@ -137,7 +141,7 @@ class RowMaker(Panel):
         try:
             item = self.columns.row(self._records[0])
         except InputError as error:
-            return wrap(f'<p class="rk-warn" role="status">! {text(error)}</p>', plain=str(error))
+            return wrap(html('<p class="rk-warn" role="status">! {}</p>', error), plain=str(error))
         return row_in_full(item, place="The first row", answer=item.get("reference_answer"))
 
     def _names(self) -> list[str]:
@@ -173,9 +177,12 @@ class RowMaker(Panel):
             lambda change: self._guard(lambda: self.set(answer=list(change["new"]))), "value"
         )
         self._top.value = wrap(
-            f"<p>{text(self._name)} has no prompts yet. Write the prompt around its columns "
-            f"({text(', '.join(f'{{{name}}}' for name in names))}), and choose the columns that "
-            "say what is right.</p>"
+            html(
+                "<p>{} has no prompts yet. Write the prompt around its columns ({}), and "
+                "choose the columns that say what is right.</p>",
+                self._name,
+                ", ".join(f"{{{name}}}" for name in names),
+            )
         )
         fields = [self._said, self._answers, self._told, self._path, self._folder, self._go]
         return [self._top, *fields, self._done, self._view]
@@ -191,7 +198,7 @@ class RowMaker(Panel):
         if made and made.refused:
             said += f"; {made.num_refused:,} left out: {made.refused[0]}"
         said += self.split_words
-        self._done.value = wrap(f'<p class="rk-good" role="status">{text(said)}</p>')
+        self._done.value = wrap(html('<p class="rk-good" role="status">{}</p>', said))
 
 
 def _wide() -> dict[str, Any]:

@@ -92,7 +92,7 @@ def test_plots_say_what_they_show(found):
         alts = re.findall(r'<svg class="rk-svg"[^>]*aria-label="([^"]*)"', html)
         assert any(words in alt for alt in alts), alts
         assert len(html) < 250_000
-    assert "Within the judge&#x27;s own noise" in views.reward_curve(found, noise)
+    assert "Within the judge&#39;s own noise" in views.reward_curve(found, noise)
 
 
 def test_slices_with_few_rows_are_said_to_be_small(found):
@@ -143,7 +143,7 @@ def test_agreement_drift_and_regrade_are_said(found):
         for row in samples.frame.dropna(subset="reward").iloc[:40].itertuples()
     ]
     said = views.agreement(evals.agree(samples, labels), samples)
-    assert "Cohen&#x27;s kappa" in said
+    assert "Cohen&#39;s kappa" in said
     drift = views.drift_chart(evals.drift(samples))
     assert "Length of answers" in drift
     grader = {"type": "string_check", "name": "yes", "operation": "ilike",

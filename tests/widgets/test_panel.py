@@ -13,7 +13,7 @@ from traitlets import Int, Unicode
 
 from rftkit.errors import InputError
 from rftkit.views import Html
-from rftkit.views.markup import wrap
+from rftkit.views.markup import html, wrap
 from rftkit.widgets import freeze, panel
 from rftkit.widgets.panel import WIDGET, Panel
 
@@ -30,7 +30,7 @@ class Counter(Panel):
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
         words = f"{self.count} {self.unit}"
-        return wrap(f"<p>{words}</p>", plain=words)
+        return wrap(html("<p>{}</p>", words), plain=words)
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
         self.more = self._button("More", self._more)
