@@ -97,8 +97,9 @@ def rollouts(client: OpenAI, job_id: str, step: int | None = None) -> Json | Non
     Returns:
         `step` (None before the first), `num_steps`, and `groups`: each `line` of the training
         file, `item` (None if the file is gone) and `rollouts` of `text`, `stop_reason`, `tokens`
-        and `grade`. A supervised or dpo job has groups without rollouts: the rows that it learned
-        from. None when the service or the job does not have them.
+        and `grade`. A rollout of several turns also has `turns`, `calls`, `failure` and all
+        `messages` after its prompt. A supervised or dpo job has groups without rollouts: the rows
+        that it learned from. None when the service or the job does not have them.
     """
     query = {} if step is None else {"step": step}
     return _ask(client, "get", f"/rftkit/jobs/{job_id}/rollouts", options={"params": query})

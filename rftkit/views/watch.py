@@ -273,7 +273,33 @@ def _rollout(rollout: Json, mean: float | None) -> Html:
         counted(rollout["tokens"], "token"),
         cut,
         grade_notes(rollout["grade"]),
-        disclosure(readable(rollout["text"]), 600),
+        _said(rollout),
+    )
+
+
+def _said(rollout: Json) -> Html:
+    """The answer; of an episode everything after the prompt, and what its calls took."""
+    if not rollout.get("messages"):
+        return disclosure(readable(rollout["text"]), 600)
+    calls = rollout["calls"]
+    words = [counted(rollout["turns"], "turn"), counted(len(calls), "call")]
+    if errors := sum(each["kind"] == "error" for each in calls):
+        words.append(counted(errors, "error"))
+    if calls:
+        slowest = max(each["seconds"] for each in calls)
+        words.append(f"slowest call {number(slowest, 2)} s")
+    broken = [
+        html(
+            '<p class="rk-mark rk-warn">! the tool {} failed: {}</p>', each["name"], each["text"]
+        )
+        for each in calls
+        if each["kind"] == "failed"
+    ]
+    return html(
+        '<p class="rk-note">{}</p>{}{}',
+        ", ".join(words),
+        html("").join(broken),
+        prompt(rollout["messages"]),
     )
 
 

@@ -14,10 +14,11 @@ from fastapi import Query
 from pydantic import Field
 
 from rftkit.errors import NotFoundError, RftkitError
-from rftkit.rows import read_rows
+from rftkit.rows import Row, read_rows
 from rftkit.server.api import Here, Reply, Router
 from rftkit.server.api.job_body import MethodType
 from rftkit.server.api.job_body import checked_hyperparameters as checked
+from rftkit.server.engine.values import Completion
 from rftkit.server.inference.body import Body, Metadata
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
@@ -25,6 +26,7 @@ from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import make_offline_plan, offline_reasons
 from rftkit.server.training.plan import CommonPlan
 from rftkit.server.training.rft_plan import make_plan, reasons
+from rftkit.server.training.transcripts import messages
 
 __all__ = ["router"]
 
@@ -132,18 +134,34 @@ def _items(here: Platform, file_id: str, lines: Collection[int]) -> dict[int, Js
 
 
 def _group(group: Json, items: dict[int, Json]) -> Json:
+    row = Row(items.get(group["line"]) or {"messages": []}, group["line"])
+    if "tools" not in row.item:  # listed by the server of a job's tools, or deleted since
+        row = Row({**row.item, "tools": _called(group)}, row.line)
     return {
         "line": group["line"],
         "item": items.get(group["line"]),
-        "rollouts": [_rollout(each) for each in group["rollouts"]],
-        "guided": [_rollout(each) for each in group.get("guided", ())],
+        "rollouts": [_rollout(each, row) for each in group["rollouts"]],
+        "guided": [_rollout(each, row) for each in group.get("guided", ())],
     }
 
 
-def _rollout(kept: Json) -> Json:
-    return {
-        "text": kept["completion"]["text"],
-        "stop_reason": kept["completion"]["stop_reason"],
-        "tokens": len(kept["completion"]["tokens"]),
+def _called(group: Json) -> list[Json]:
+    """The functions that were called, as far as they are known."""
+    turns = [turn for each in group["rollouts"] for turn in each["completion"].get("turns", ())]
+    names = dict.fromkeys(call["name"] for turn in turns for call in turn["calls"] if call["name"])
+    return [{"type": "function", "function": {"name": name}} for name in names]
+
+
+def _rollout(kept: Json, row: Row) -> Json:
+    completion = Completion.from_dict(kept["completion"])
+    shown = {
+        "text": completion.text,
+        "stop_reason": completion.stop_reason,
+        "tokens": completion.num_sampled,
         "grade": kept["grade"],
     }
+    if completion.turns:
+        calls = [call for turn in completion.turns for call in turn.calls]
+        shown |= {"messages": messages(completion, row), "calls": calls}
+        shown |= {"turns": len(completion.turns) + 1, "failure": completion.failure}
+    return shown

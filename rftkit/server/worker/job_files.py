@@ -13,8 +13,17 @@ from rftkit.graders import check_item_paths
 from rftkit.rows import Row, read_rows
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
+from rftkit.tools import Tools
 
-__all__ = ["FILES", "GRADED_ROWS", "answers_of", "check_file", "graded_rows", "prompts_of"]
+__all__ = [
+    "FILES",
+    "GRADED_ROWS",
+    "answers_of",
+    "check_file",
+    "check_functions",
+    "graded_rows",
+    "prompts_of",
+]
 
 FILES = ("training_file", "validation_file")
 GRADED_ROWS = "grader_rows"
@@ -85,6 +94,20 @@ def check_file(store: Store, job: Job, param: str) -> list[str]:
         f"Rows of {name} have the keys {', '.join(extra)}, which {job.method_type} rows of the "
         "hosted service may not have; here only graders read them"
     ]
+
+
+def check_functions(store: Store, job: Job, tools: Tools) -> None:
+    """Check that the job's tools have every function that its rows show the model.
+
+    Raises:
+        RowError: as from `prompts_of`.
+    """
+    for param in FILES:
+        name = store.file(getattr(job, param)).filename
+        try:
+            tools.check_rows(prompts_of(store, job, param), name)
+        except RowError as error:
+            raise RowError(error.message, param=param) from None
 
 
 def _check_paths(store: Store, job: Job, param: str, rows: Sequence[Row]) -> None:

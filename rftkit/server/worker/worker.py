@@ -46,8 +46,9 @@ from rftkit.server.training.plan import VERSION, CommonPlan, NewerPlanError, Pla
 from rftkit.server.training.probe import probe
 from rftkit.server.worker.chats import ChatQueue
 from rftkit.server.worker.engines import Engines, kind_of_model
-from rftkit.server.worker.job_files import FILES, check_file
+from rftkit.server.worker.job_files import FILES, check_file, check_functions
 from rftkit.server.worker.preparation import Preparation
+from rftkit.tools import ToolFailed, Tools, open_tools
 from rftkit.wholefile import temporary_problem
 
 __all__ = ["Worker", "WorkerPlatform", "main"]
@@ -70,6 +71,8 @@ LOOK_SECONDS = 2.0
 """How often an idle worker polls for jobs."""
 AWAY_SECONDS = (2.0, 60.0)
 """First and longest wait for an unreachable training server."""
+TOOLS = "method.reinforcement.tools"
+"""The field of a job that says where its calls go."""
 REFUSALS = 5
 """A job fails after a training server has refused the same step this many times in a row."""
 FULL_SECONDS = 5.0
@@ -145,7 +148,10 @@ class Worker:
             self._pause(job)
         except EngineLostError as error:
             self._wait_for_engine(job, error)
-        except (NewerPlanError, ChangedModelError) as error:
+        except (NewerPlanError, ChangedModelError, ToolFailed) as error:
+            if self.store.job(job.id).status == "validating_files":
+                self._fail(job, str(error), "tool_failed", TOOLS)
+                return
             with self.store.transaction():
                 if self.store.try_status(job.id, "paused"):
                     self.store.add_event(job.id, f"Pausing the job: {error}", level="warn")
@@ -227,6 +233,9 @@ class Worker:
                                  key=f"validating-{param}")  # fmt: skip
             for note in check_file(self.store, job, param):
                 self.store.add_event(job.id, note, level="warn", key=note)
+        with _tools_of(job) as tools:
+            if tools is not None:
+                check_functions(self.store, job, tools)
         with self.store.transaction():
             if self.store.try_status(job.id, "queued"):
                 message = "Files validated, moving job to queued state"
@@ -234,6 +243,10 @@ class Worker:
 
     def train(self, job: Job) -> None:
         """Train a job from its last saved state."""
+        with _tools_of(job) as tools:
+            self._train(job, tools)
+
+    def _train(self, job: Job, tools: Tools | None) -> None:
         journal = Journal(self.home / "jobs" / job.id)
         add_event = self._adder(job)
         start = self.store.model(job.model)
@@ -252,7 +265,7 @@ class Worker:
         watch: Watch = partial(self._watched, seconds=ROW_SECONDS, job=job.id)
         work = Preparation(
             self.store, job, engine, journal, add_event, base=base, checks=checks, watch=watch,
-            on_tick=on_tick,
+            on_tick=on_tick, tools=tools,
         )  # fmt: skip
         plan = work.plan(plan, thinking, kind)
         journal.write_plan({"version": VERSION, **plan.to_dict()})
@@ -272,6 +285,7 @@ class Worker:
                 examples=work.examples,
                 valid_examples=work.valid_examples,
                 model_base=base,
+                tools=tools,
                 start_adapter=Path(start.folder) if start else None,
                 on_tick=on_tick,
                 watch=watch,
@@ -368,6 +382,22 @@ class WorkerPlatform(Platform):
     def complete_in_thread(self, request: WorkerRequest) -> dict[str, Any]:
         """Run a model of this process, from a grader's thread."""
         return self._chats.ask(request)
+
+
+@contextlib.contextmanager
+def _tools_of(job: Job) -> Iterator[Tools | None]:
+    """The tools of a job while it is worked on; None: it has none.
+
+    Raises:
+        ToolFailed: one of them is not there.
+        InputError: they cannot be used together.
+    """
+    entries = job.method.get("reinforcement", {}).get("tools")
+    if not entries:
+        yield None
+        return
+    with contextlib.closing(open_tools(entries)) as tools:
+        yield tools
 
 
 def _words(param: str) -> str:
