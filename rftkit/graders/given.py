@@ -8,6 +8,7 @@ one. An empty text is an answer. Not here: asking a model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rftkit.errors import InputError
@@ -26,12 +27,17 @@ def given_sample(said: Any, *, response_format: Mapping[str, Any] | None = None)
     """
     text, calls = _text_and_calls(said)
     model = _at(said, "model")
-    return Sample.from_text(
+    sample = Sample.from_text(
         text,
         response_format=response_format,
         tool_calls=calls or None,
         model=model if isinstance(model, str) else None,
     )
+    choice = _at(_at(said, "choices"), 0)
+    if isinstance(messages := _at(choice, "messages"), list):  # of a rollout with tools
+        [own] = sample.to_dict()["choices"]
+        return replace(sample, choices=[{**own, "messages": messages}])
+    return sample
 
 
 def _text_and_calls(said: Any) -> tuple[str, list[Any]]:

@@ -18,7 +18,16 @@ from rftkit.jobs.jobs import (
     wait,
     watch,
 )
-from rftkit.jobs.local import PROBE, abilities, all_rollouts, plan, probe, rollouts, step_rollouts
+from rftkit.jobs.local import (
+    PROBE,
+    abilities,
+    all_rollouts,
+    call_tool,
+    plan,
+    probe,
+    rollouts,
+    step_rollouts,
+)
 from rftkit.jobs.metrics import (
     answer_frame,
     error_frame,
@@ -54,6 +63,7 @@ __all__ = [
     "all_rollouts",
     "answer_frame",
     "best",
+    "call_tool",
     "check_calibration",
     "check_data",
     "check_grader",

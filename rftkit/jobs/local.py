@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-__all__ = ["PROBE", "abilities", "all_rollouts", "plan", "probe", "rollouts", "step_rollouts"]
+__all__ = [
+    "PROBE",
+    "abilities",
+    "all_rollouts",
+    "call_tool",
+    "plan",
+    "probe",
+    "rollouts",
+    "step_rollouts",
+]
 
 MOST_STEPS = 100
 """Steps whose rollouts a page has, by default."""
@@ -28,7 +37,7 @@ Json = dict[str, Any]
 
 
 def abilities(client: OpenAI) -> frozenset[str]:
-    """What this service can do beyond the protocol: of imports, plan, probe, rollouts, weights."""
+    """What this service can do beyond the protocol, such as plan, probe, rollouts, tools."""
     about = _ask(client, "get", "/rftkit")
     return frozenset((about or {}).get("abilities") or ())
 
@@ -103,6 +112,37 @@ def rollouts(client: OpenAI, job_id: str, step: int | None = None) -> Json | Non
     """
     query = {} if step is None else {"step": step}
     return _ask(client, "get", f"/rftkit/jobs/{job_id}/rollouts", options={"params": query})
+
+
+def call_tool(
+    client: OpenAI,
+    job_id: str,
+    name: str,
+    arguments: str,
+    *,
+    item: Mapping[str, Any] | None = None,
+    call_id: str | None = None,
+    trace_id: str | None = None,
+) -> Json | None:
+    """Call a tool of a job, as its rollouts do.
+
+    Args:
+        client: From `rftkit.connect()`.
+        job_id: `ftjob-…`, of a job with `tools`.
+        name: Of the function.
+        arguments: JSON text, as a model writes it.
+        item: The row, for servers that read it.
+        call_id: `call_…`, as the model's answer has it.
+        trace_id: The same for calls that belong together.
+
+    Returns:
+        `text`, `kind` (answer, error or failed) and `seconds`; None when the service or the job has
+        no tools.
+    """
+    body = {"name": name, "arguments": arguments, "item": item}
+    body |= {"call_id": call_id, "trace_id": trace_id}
+    given = {key: value for key, value in body.items() if value is not None}
+    return _ask(client, "post", f"/rftkit/jobs/{job_id}/tool", body=given)
 
 
 def all_rollouts(client: OpenAI, job_id: str) -> Iterator[Json]:

@@ -147,11 +147,12 @@ def _side(name: str, answer: Answer) -> Html:
     notes = grade_notes(answer.get("grade") or {}, truncated=bool(answer.get("truncated")))
     return html(
         '<div class="rk-side" title="{}"><div class="rk-who"><span>{}</span>'
-        "<span>{}</span></div>{}{}</div>",
+        "<span>{}</span></div>{}{}{}</div>",
         answer.get("model") or "",
         name,
         shown,
         notes,
+        prompt(answer.get("messages") or ()),
         disclosure(_words(answer), 1200),
     )
 

@@ -1,16 +1,18 @@
 """Playground: run a job's base model, checkpoints and final model on one prompt, side by side.
 
 Answers stream in. With a row of the dataset and a grader they are graded at once, by the graders of
-the training. To run models on many rows, use `rftkit.evals`.
+the training. Where the job has tools they are called, and the model goes on with what they answer,
+as in a rollout. To run models on many rows, use `rftkit.evals`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +37,12 @@ __all__ = ["Playground", "models_of"]
 DRAW_SECONDS = 0.1
 """Seconds between two drawings of an answer that streams in."""
 MAX_AT_ONCE = 8
+TURNS = 10
+"""Most turns of an answer with tools, unless the job has another number."""
 
 Answer = dict[str, Any]
-"""`model`, `text`, `tool_calls`, `grade`, `seconds`, and `state` while it is not done."""
+"""`model`, `text`, `tool_calls`, `grade`, `seconds`, and `state` while it is not done. With tools
+also `messages`: the turns before the last one, and the results of their calls."""
 
 
 class Playground(Panel):
@@ -87,6 +92,7 @@ class Playground(Panel):
         self._answers: dict[str, Answer] = {}
         self._asked: dict[str, Any] | None = None
         self._before = Prompt()
+        self._tools_of, self._most_turns = "", 1
         found: dict[str, Any] = {}
         self._dataset = str(dataset)
         if job_id or "options" not in state:
@@ -106,6 +112,8 @@ class Playground(Panel):
         job: dict[str, Any] = self._client.fine_tuning.jobs.retrieve(found).to_dict(warnings=False)
         given = (job.get("method") or {}).get("reinforcement") or job.get("measured_by") or {}
         tokens = (job.get("metadata") or {}).get("max_completion_tokens")
+        if given.get("tools"):
+            self._tools_of, self._most_turns = found, given.get("max_episode_steps") or TURNS
         state = {
             "options": models_of(self._client, job),
             "grader": given.get("grader"),
@@ -128,7 +136,7 @@ class Playground(Panel):
                     "label": label,
                     "model": answer["model"],
                     "text": answer["text"],
-                    "tool_calls": answer.get("tool_calls") or [],
+                    "tool_calls": _all_calls(answer),
                     "truncated": answer.get("truncated"),
                     "reward": grade.get("reward"),
                     **(grade.get("sub_rewards") or {}),
@@ -225,7 +233,7 @@ class Playground(Panel):
 
         def one(label: str) -> None:
             answer, started = answers[label], time.perf_counter()
-            sample = self._stream(task, item, answer, lock)
+            sample = self._episode(task, item, answer, lock)
             answer["seconds"] = time.perf_counter() - started
             answer["state"] = "grading …" if sample and self._grades(item) else ""
             if sample is None:
@@ -236,6 +244,46 @@ class Playground(Panel):
             list(pool.map(one, list(answers)))
         if self._grades(item) and not task.cancelled:
             self._grade(item, answers)
+
+    def _episode(
+        self, task: Task, item: dict[str, Any], answer: Answer, lock: threading.Lock
+    ) -> Sample | None:
+        """Stream answers until one calls no tool of the job; None if a request or a tool failed."""
+        trace, said = f"trace_{uuid.uuid4().hex}", list(item["messages"])
+        for left in reversed(range(self._most_turns)):
+            if self._stream(task, {**item, "messages": said}, answer, lock) is None:
+                return None
+            calls = answer["tool_calls"] if item.get("tools") and self._tools_of else []
+            if not calls or not left or task.cancelled or answer["truncated"]:
+                break
+            turn = {"role": "assistant", "content": answer["text"], "tool_calls": calls}
+            results = self._results(calls, item, trace, answer)
+            if results is None:
+                return None
+            with lock:
+                answer["messages"] = [*answer.get("messages", ()), turn, *results]
+            said += [turn, *results]
+        return self._sample(answer)
+
+    def _results(
+        self, calls: Sequence[dict[str, Any]], item: dict[str, Any], trace: str, answer: Answer
+    ) -> list[dict[str, Any]] | None:
+        """What the tools of the job answer; None if one failed."""
+        answer["state"] = "calling tools …"
+        self._show()
+        results = []
+        for call in calls:
+            given = call["function"]
+            reply = jobs.call_tool(
+                self._client, self._tools_of, given["name"], given["arguments"],
+                item=item, call_id=call["id"], trace_id=trace,
+            )  # fmt: skip
+            if reply is None or reply["kind"] == "failed":
+                why = reply["text"] if reply else "the service does not call tools"
+                answer["error"] = f"the tool {given['name']} failed: {why}"
+                return None
+            results.append({"role": "tool", "tool_call_id": call["id"], "content": reply["text"]})
+        return results
 
     def _stream(
         self, task: Task, item: dict[str, Any], answer: Answer, lock: threading.Lock
@@ -284,13 +332,23 @@ class Playground(Panel):
         return settings
 
     def _sample(self, answer: Answer) -> Sample:
-        return Sample.from_text(
+        """What the grader sees: of several turns all calls, as in a rollout."""
+        before = answer.get("messages", ())
+        calls = [call for message in before for call in message.get("tool_calls", ())]
+        sample = Sample.from_text(
             answer["text"],
             response_format=self.response_format if self.constrained else None,
             truncated=answer["truncated"],
             tool_calls=answer.get("tool_calls"),
             model=answer["model"],
         )
+        if not calls:
+            return sample
+        calls += answer.get("tool_calls") or []
+        [choice] = sample.to_dict()["choices"]
+        last = choice["message"]
+        choice = {**choice, "message": {**last, "tool_calls": calls}, "messages": [*before, last]}
+        return replace(sample, output_tools=calls, choices=[choice])
 
     def _grades(self, item: dict[str, Any]) -> bool:
         """Whether there is a grader, and a row with fields for it."""
@@ -418,6 +476,12 @@ def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
     if final and final not in found.values():
         found["final"] = final
     return found
+
+
+def _all_calls(answer: Answer) -> list[dict[str, Any]]:
+    """The calls of every turn."""
+    before = [c for each in answer.get("messages", ()) for c in each.get("tool_calls", ())]
+    return [*before, *(answer.get("tool_calls") or [])]
 
 
 def _plain(call: Any) -> dict[str, Any]:

@@ -132,3 +132,28 @@ def test_settings_say_what_auto_means() -> None:
     assert "24 steps, a validation every 6" in html
     assert "a quarter" in html
     assert "does not report what `auto` means" in launch.settings({}, None)
+
+
+def test_a_rollout_of_several_turns_shows_what_was_called_and_what_came_back() -> None:
+    shown = group(1, 0.25, 0.75, item={"messages": [{"role": "user", "content": "Which?"}]})
+    calls = [
+        {"id": "c1", "name": "look", "arguments": "{}", "text": PROBE, "kind": "error",
+         "seconds": 0.25},
+        {"id": "c2", "name": "look", "arguments": "{}", "text": "down", "kind": "failed",
+         "seconds": 1.5},
+    ]  # fmt: skip
+    function = {"name": "look", "arguments": '{"at": 1}'}
+    shown["rollouts"][1] |= {
+        "turns": 2,
+        "calls": calls,
+        "failure": "the tool 'look' failed: down",
+        "messages": [
+            {"role": "assistant", "content": "", "tool_calls": [{"function": function}]},
+            {"role": "tool", "tool_call_id": "c1", "content": PROBE},
+        ],
+    }
+    html = views.rollouts({"step": 3, "groups": [shown]})
+    assert "2 turns, 2 calls, 1 error, slowest call 1.50 s" in html
+    assert "! the tool look failed: down" in html
+    assert "look({&quot;at&quot;: 1})" in html or "look({&#34;at&#34;: 1})" in html
+    assert "<script>document" not in html

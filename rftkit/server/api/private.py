@@ -6,16 +6,21 @@ service answers 404. Anything that the protocol can express is in the other modu
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.metadata
+import uuid
 from collections.abc import Collection
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import Query
+from fastapi import Query, Request
 from pydantic import Field
 
 from rftkit.errors import NotFoundError, RftkitError
 from rftkit.rows import Row, read_rows
 from rftkit.server.api import Here, Reply, Router
+from rftkit.server.api.chat import until_gone
 from rftkit.server.api.job_body import MethodType
 from rftkit.server.api.job_body import checked_hyperparameters as checked
 from rftkit.server.engine.values import Completion
@@ -27,12 +32,13 @@ from rftkit.server.training.offline_plan import make_offline_plan, offline_reaso
 from rftkit.server.training.plan import CommonPlan
 from rftkit.server.training.rft_plan import make_plan, reasons
 from rftkit.server.training.transcripts import messages
+from rftkit.tools import ToolCall, ToolFailed, open_tools
 
 __all__ = ["router"]
 
 router = Router(prefix="/rftkit")
 
-ABILITIES = ("imports", "plan", "probe", "rollouts", "weights")
+ABILITIES = ("imports", "plan", "probe", "rollouts", "tools", "weights")
 NOT_PLANNED = ("seed", "memory_bytes", "width", "context_tokens")
 """Settings of a plan that only a job has: drawn, measured, or those of its model."""
 
@@ -119,6 +125,43 @@ def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] =
             "groups": groups,
         }
     )
+
+
+class CallBody(Body):
+    """One call of a model: a function, and its arguments as it wrote them."""
+
+    name: str
+    arguments: str = "{}"
+    item: dict[str, Any] = Field(default_factory=dict)
+    """The row; without `tools` every function of the job can be called."""
+    call_id: str | None = None
+    trace_id: str | None = None
+
+
+@router.post("/jobs/{job_id}/tool")
+async def call_tool(here: Here, request: Request, job_id: str, body: CallBody) -> Reply:
+    """Call a tool of a job, with the headers that the job has: `{text, kind, seconds}`.
+
+    The kind is answer, error (which a model reads too) or failed (which ends a rollout).
+    """
+    job = here.store.job(job_id)
+    entries = job.method.get("reinforcement", {}).get("tools")
+    if not entries:
+        raise NotFoundError(f"{job_id} has no tools", param="job_id")
+    work = here.grading.run(partial(_called_now, entries, body, here.private_tools))
+    return Reply(await until_gone(request, work))
+
+
+def _called_now(entries: list[Json], body: CallBody, private: bool) -> Json:
+    call = ToolCall(body.call_id or f"call_{uuid.uuid4().hex[:24]}", body.name, body.arguments)
+    trace = body.trace_id or f"trace_{uuid.uuid4().hex}"
+    try:
+        with contextlib.closing(open_tools(entries, private=private)) as tools:
+            functions = [{"function": {"name": name}} for name in tools.names]
+            reply = tools.call(call, trace_id=trace, item={"tools": functions, **body.item})
+    except ToolFailed as error:
+        return {"text": str(error), "kind": "failed", "seconds": None}
+    return dataclasses.asdict(reply)
 
 
 def _items(here: Platform, file_id: str, lines: Collection[int]) -> dict[int, Json]:

@@ -162,4 +162,5 @@ def test_rollouts_are_those_of_the_step(platform: openai.OpenAI) -> None:
 
 
 def test_the_platform_says_what_it_can_do(served: Served) -> None:
-    assert jobs.abilities(served.client) == {"imports", "plan", "probe", "rollouts", "weights"}
+    abilities = {"imports", "plan", "probe", "rollouts", "tools", "weights"}
+    assert jobs.abilities(served.client) == abilities
