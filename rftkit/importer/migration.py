@@ -300,8 +300,8 @@ def _of_settings(kind: str, given: Mapping[str, Any]) -> Iterator[Difference]:
             "has no effect unless the model is a reasoning model",
         )
     if given.get("tools"):
-        change = "create a job with `rftkit.jobs.create(tools=…)`, with their headers"
-        yield Difference("tools", "the headers of tool servers are not saved", change, stops=True)
+        change = "rewrite the rows so that the answer needs no tool"
+        yield Difference("tools", "tool servers are not called here", change, stops=True)
     elif given.get("max_episode_steps"):
         yield Difference("max_episode_steps", "left out: it belongs to tool servers")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,8 +62,6 @@ def create(
     method: Method = "reinforcement",
     grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    max_episode_steps: int | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
@@ -84,9 +82,6 @@ def create(
         grader: Grader spec, as on the wire. A supervised or dpo job does not learn from it: an
             rftkit platform measures every checkpoint with it, and finds it in the metadata.
         response_format: `{"type": "json_schema", …}` to constrain every completion.
-        tools: Where the calls of the model go, for reinforcement: `{name, server_url, headers}`, or
-            the `entries` of `rftkit.tools.serve`. The model is shown the `tools` of each row.
-        max_episode_steps: Most turns of the model in a rollout with tools.
         hyperparameters: batch_size, n_epochs, learning_rate_multiplier; for dpo also beta; for
             reinforcement also compute_multiplier, eval_interval, eval_samples, reasoning_effort.
             Unset ones are `"auto"`.
@@ -103,11 +98,7 @@ def create(
     if method == "reinforcement":
         if grader is None:
             raise InputError("a reinforcement job needs a grader, which scores its answers")
-        given = _given(grader=grader, response_format=response_format)
-        given |= _given(tools=tools and list(tools), max_episode_steps=max_episode_steps)
-        inner = given | inner
-    elif tools or max_episode_steps:
-        raise InputError(f"tools are for reinforcement jobs; a {method} job samples no rollouts")
+        inner = _given(grader=grader, response_format=response_format) | inner
     else:
         measured = _given(grader=grader, response_format=response_format)
         metadata = {

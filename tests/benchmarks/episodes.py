@@ -1,5 +1,4 @@
-"""What episodes cost: many turns against the same tokens in one turn, and how busy a tool leaves the
-processor.
+"""What episodes cost: many turns against the same tokens in one turn, and the wait for a tool.
 
     python tests/benchmarks/episodes.py [--model smollm2-135m-instruct] [--seconds 0.2]
 
@@ -121,8 +120,8 @@ def main() -> None:
                   f"of which it waited {tool.idle:.2f} s", flush=True)  # fmt: skip
     one, turns, busy = (statistics.median(found[name]) for name in ("one", "turns", "busy"))
     print(f"{tokens:,} tokens, {given.prompts} × {GROUP} episodes of {TURNS} turns")
-    print(f"{turns / one:.2f} times the seconds of one turn; with a tool of {given.seconds:g} s the "
-          f"processor is busy {busy:.0%} of the time")  # fmt: skip
+    print(f"{turns / one:.2f} times the seconds of one turn")
+    print(f"with a tool of {given.seconds:g} s the processor is busy {busy:.0%} of the time")
 
 
 if __name__ == "__main__":
