@@ -289,9 +289,7 @@ def _said(rollout: Json) -> Html:
         slowest = max(each["seconds"] for each in calls)
         words.append(f"slowest call {number(slowest, 2)} s")
     broken = [
-        html(
-            '<p class="rk-mark rk-warn">! the tool {} failed: {}</p>', each["name"], each["text"]
-        )
+        html('<p class="rk-mark rk-warn">! the tool {} failed: {}</p>', each["name"], each["text"])
         for each in calls
         if each["kind"] == "failed"
     ]
