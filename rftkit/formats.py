@@ -1,4 +1,4 @@
-"""A response format's schema with its objects closed, so that an answer cannot go on for ever.
+"""A response format's schema with its objects closed, so that an answer cannot run on forever.
 
 In JSON Schema an object may have other keys than those it lists, unless it says
 `additionalProperties: false`. A small model uses that freedom until its answer is cut. OpenAI asks

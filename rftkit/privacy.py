@@ -51,7 +51,7 @@ def make_home(home: Path) -> Path:
 
 
 def tighten(home: Path) -> str | None:
-    """Close an old home and all that is in it; what could not be closed, in words."""
+    """Close an old home and all that is in it; returns what could not be closed, as a sentence."""
     make_home(home)
     shared = _is_shared(home)
     for path in _own_files(home) if shared else _everything(home):

@@ -70,7 +70,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> 
 
 
 def _check_kind(target: Path) -> None:
-    """Refuse what is no file of a user: renaming a draft over `/dev/null` would remove the device.
+    """Refuse what is not a user's file: renaming a draft over `/dev/null` would remove the device.
 
     Raises:
         InputError: it is a device, a pipe or a socket, or in a folder of the system.

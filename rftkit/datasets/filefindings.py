@@ -70,7 +70,7 @@ def file_findings(part: Part) -> Iterator[Finding]:
 def _advice(part: Part) -> str:
     command = command_for(part.rows)
     if command is None:
-        return "repair or remove these lines; a job refuses the whole file"
+        return "fix or remove these lines; a job refuses the whole file"
     return f"to make rows of this file, type: {command}"
 
 

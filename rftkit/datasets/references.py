@@ -44,7 +44,7 @@ def format_needed(
 
 
 def format_is_open(response_format: Mapping[str, Any] | None) -> Iterator[Finding]:
-    """Report a format under which an answer may go on until it is cut."""
+    """Report a format under which an answer may run on until it is cut off."""
     if open_objects(response_format):
         yield Finding("warning", "open_format", f"the response format is open: {OPEN}", CLOSE)
 

@@ -92,7 +92,7 @@ def folded_leaks(parts: list[Part]) -> Iterator[Finding]:
                     "warning",
                     "near_shared_rows",
                     f"{part.rows.name}: {counted(len(numbers), f'{role} prompt')} also in the "
-                    f"{other} file but for case, blanks or a mark at the end; the {role} reward "
+                    f"{other} file except for case, blanks or final punctuation; the {role} reward "
                     "will be too high",
                     f"remove them from {earlier.rows.name}",
                     len(numbers),

@@ -65,7 +65,7 @@ def job_names(runs: Sequence[Run]) -> list[str]:
 def settings_and_seeds(runs: Sequence[Run]) -> list[tuple[str, Any]]:
     """The setting and the seed of the job of each run; jobs that differ in their seed share one.
 
-    Where nothing but the seed differs, the setting is "". A job that nothing tells apart from
+    Where nothing but the seed differs, the setting is "". A job that nothing distinguishes from
     another is a setting of its own.
     """
     facts = [{**(run.job_facts or {})} for run in runs]

@@ -249,7 +249,7 @@ def _known(values: Array) -> Array:
 
 
 def _is_flat(values: Array) -> bool:
-    """Whether all are equal, but for the last bits of their sums."""
+    """Whether all are equal, except for the last bits of their sums."""
     return float(values.max() - values.min()) <= 1e-12 * (1 + float(abs(values).max()))
 
 

@@ -156,7 +156,7 @@ DANGERS = {
     "form_only": "the form alone pays; give it a smaller weight",
     "off_format": "the form is not checked; is it meant to be free?",
     "prompt_echo": "repeating the prompt pays; compare with less of what the prompt already says",
-    "other_answer": "a wrong answer pays; the grader hardly tells rows apart",
+    "other_answer": "a wrong answer pays; the grader hardly distinguishes the rows",
     "reference_echo": "words around the answer are free; is that meant?",
     "padding": "padding is free; length will grow while training",
     "repetition": "repetition is free; length will grow while training",

@@ -3,7 +3,7 @@
 One row a sample, in order: `reward` (missing when the grader failed), `outcome`, `reward/KEY` for
 each sub-grader, `criterion/TEXT` for each criterion of a rubric (1 met, 0 not), `error/FLAG` for
 each flag that occurred, `details`, `seconds`, `tokens`. With a `journal`, grades are written as
-they come and a second run goes on where the first was stopped.
+they come and a second run continues where the first stopped.
 Not here: means, intervals or comparisons of runs.
 """
 

@@ -2,7 +2,7 @@
 
 The call is handed in (`CompletionCall`; `completion_call` makes one from an OpenAI client), so a
 judge may be a hosted model, a server of your own or the local platform. A judge is made to answer
-with a JSON schema: `steps`, then `result`, a number or a label. Faults are told apart: the call
+with a JSON schema: `steps`, then `result`, a number or a label. Faults are kept apart: the call
 failed, the judge refused, it ran out of tokens, its answer does not fit the schema. None of them is
 ever a score. A grade takes ten minutes at most, tries included; `Retry-After` is obeyed. Not here:
 which endpoint is the judge, keys, and how calls are bounded and abandoned (`calls`).

@@ -49,7 +49,7 @@ def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, 
     Args:
         spec: a grader as it is sent.
         purpose: `eval` allows `label_model`, which jobs refuse.
-        param: where the spec stands in the request, put before every field name.
+        param: where the spec is in the request, put before every field name.
 
     Raises:
         GraderSpecError: `param` names the field.

@@ -206,5 +206,5 @@ def addresses(host: str) -> list[str]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError:
-        raise OSError(f"{host!r} is no name of a host") from None
+        raise OSError(f"{host!r} is not a host name") from None
     return list(dict.fromkeys(str(each[4][0]).partition("%")[0] for each in found))

@@ -87,7 +87,7 @@ class _Watchdog:
                 self._alive.pop(pid, None)
             try:
                 self._write([pid, *rest])
-            except BrokenPipeError:  # somebody ended it: the next one is told of all
+            except BrokenPipeError:  # somebody ended it: the next one gets everything
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(self.pid, os.WNOHANG)
                 os.close(self._pipe)

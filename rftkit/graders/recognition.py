@@ -123,7 +123,7 @@ def ungraded(grades: Sequence[Grade]) -> Verdict | None:
         "not_graded",
         f"no reference answer could be graded ({len(grades):,} tried), because the grader failed: "
         f"{why}",
-        "repair what the grader needs: the name, address and key of its judge "
+        "fix what the grader needs: the name, address and key of its judge "
         "(RFTKIT_JUDGE_BASE_URL, RFTKIT_JUDGE_API_KEY), its endpoint, its code; a job would pause",
     )
 

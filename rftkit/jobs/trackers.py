@@ -84,7 +84,7 @@ class Sender:
     def __init__(
         self, kind: str, open_sink: Callable[[], Sink], say: Callable[[str], None]
     ) -> None:
-        """`open_sink` may take its time and may fail; `say` is told of the first failure."""
+        """`open_sink` may take its time and may fail; `say` is called with the first failure."""
         self._kind, self._open, self._say = kind, open_sink, say
         self._actions: deque[Action] = deque()
         self._changed = threading.Condition()
@@ -175,7 +175,7 @@ class Tracked:
         Args:
             client: where the job is.
             integrations: entries as `rftkit.integrations` checks them.
-            say: told of a tracker that is down, once.
+            say: called once with a tracker that is down.
             report: makes the report of a job, by its id, in a folder; None: no report is sent.
         """
         self._client, self._say, self._report = client, say, report

@@ -43,7 +43,7 @@ def fetch_weights(
 
     Args:
         client: of an rftkit platform.
-        model: a fine-tuned model or a checkpoint; but for adapters a base model too.
+        model: a fine-tuned model or a checkpoint; or a base model, except for adapters.
         out: a folder that is new or empty.
         merged: the older spelling of `format="merged"`.
         format: peft (the default), merged or gguf.

@@ -30,7 +30,7 @@ class Kept:
     """Answers by question; thread-safe."""
 
     def __init__(self, path: Path, name: str = "") -> None:
-        """`name` tells the answers of one purpose from those of others in the same file."""
+        """`name` separates the answers of one purpose from the others in the same file."""
         self.path, self._name = path, name
         self._lock = threading.Lock()
         self._times: Counter[str] = Counter()

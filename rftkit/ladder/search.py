@@ -2,7 +2,7 @@
 
 1. Candidates: system texts by reflection, if a reflection model is given, and sets of examples from
    the training rows' references, on top of the best system text.
-2. All of them answer the same training rows; the best few go on.
+2. All of them answer the same training rows; the best few continue.
 3. Those answer the validation rows, and the one with the highest mean is chosen. Staying with the
    prompt that the rows have is one of the candidates.
 

@@ -109,7 +109,7 @@ MEASURES = {
 def best_setting(runs: Sequence[Json]) -> str:
     """Which setting has the highest mean, by how much, and whether its seeds agree; or nothing.
 
-    Settings are what the runs differ in but for `seed`. No test is made here: the page that
+    Settings are what the runs differ in, except `seed`. No test is made here: the page that
     compares all runs row by row says how certain it is.
     """
     done = [(run["settings"], dict(_flat(run["figures"]))) for run in runs if run["figures"]]

@@ -1,6 +1,6 @@
 """A forest plot: estimates with their intervals, one below the other, around zero.
 
-A clear difference is a filled point, an unclear one is hollow. Each name stands above its interval,
+A clear difference is a filled point, an unclear one is hollow. Each name is above its interval,
 so that long names fit on a phone.
 """
 

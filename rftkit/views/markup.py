@@ -1,7 +1,7 @@
 """The ground of every view: HTML that Jupyter shows, escaping, numbers, style, script and page.
 
 Not here: what is shown. A view is a pure function `data -> Html`; the same string is shown in a
-notebook cell, inside a widget and in a report, so there is one look and one place to repair it.
+notebook cell, inside a widget and in a report, so there is one look and one place to fix it.
 
 Three rules hold for all views. The markup is readable before the script runs (an untrusted notebook
 strips scripts and styles). Colour never carries a meaning alone: a word or a sign says the same.
@@ -228,7 +228,7 @@ def _scripts() -> Html:
 
 
 def page(title: str, body: Html, *, head: str = "", foot: str = "") -> str:
-    """One HTML document that reaches for nothing outside itself; the browser is told to hold that.
+    """One HTML document that loads nothing from outside; the browser is told to enforce that.
 
     Assets that views left in `body` are taken out: the page carries them once.
     """

@@ -169,7 +169,7 @@ def _cell(value: Any, numeric: bool, hit: str = "") -> Html:
 
 
 def _excerpt(words: str, hit: str) -> str:
-    """The beginning of a text, or where the hit stands in it."""
+    """The beginning of a text, or the part with the hit."""
     if len(words) <= EXCERPT:
         return words
     at = words.lower().find(hit.lower()) if hit else -1

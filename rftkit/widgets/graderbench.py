@@ -252,7 +252,7 @@ class Bench:
 
 
 def _answer_field(name: str) -> str:
-    """`category` of `sample.output_json.category`; empty for what is no field of an answer."""
+    """`category` of `sample.output_json.category`; empty for anything else."""
     path = lone_path(f"{{{{{name}}}}}")
     steps = path.steps if path and path.namespace == "sample" else ()
     return str(steps[1]) if len(steps) == 2 else ""

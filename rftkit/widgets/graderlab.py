@@ -269,7 +269,7 @@ class GraderLab(Panel):
             description="Most tokens",
             min=1,
             max=100_000,
-            tooltip="Longer answers are cut off, as by a job's metadata max_completion_tokens",
+            tooltip="Longer answers are cut off, as with max_completion_tokens in a job's metadata",
             style={"description_width": "6rem"},
             layout=ipywidgets.Layout(width="12rem"),
         )
@@ -286,7 +286,7 @@ class GraderLab(Panel):
             "Grade", self._start_grading, "Grade the chosen rows", button_style="primary"
         )
         self._try = self._button("Audit", self._start_audit, tip)
-        tip = "Ask for no further answers, and grade those that are there"
+        tip = "Stop sampling, and grade the answers that have arrived"
         self._stop = self._button("Stop", self.stop, tip)
         self._stop.layout.display = "none"
         self._keep = self._save_box("Save as JSON", SAVED_AS, lambda: self.spec, self.save)
@@ -424,7 +424,7 @@ class GraderLab(Panel):
         if self.answers == "sampled":
             samples = self._sampled(numbers, task)
             return self._bench.grade(
-                spec, numbers, samples, task, "the model was not asked, or failed"
+                spec, numbers, samples, task, "the model was not run, or it failed"
             )
         if self.answers == "pasted":
             samples = [self._bench.sample(self.pasted) for _ in numbers]

@@ -537,7 +537,7 @@ class JobLauncher(Panel):
         return bool(self.job_id) and self._started == self.request()
 
     def close(self) -> None:
-        """Stop background work, and watching. The job goes on."""
+        """Stop background work and watching. The job continues."""
         super().close()
         for monitor in self._monitors:
             monitor.close()

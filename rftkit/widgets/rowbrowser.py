@@ -221,7 +221,7 @@ class RowBrowser(Panel):
         """The form that makes rows of a table, folded; nothing for what has rows."""
         if self._maker is None:
             return []
-        title = "These records are no rows yet: choose the columns of the prompt and the answer"
+        title = "These records are not rows yet: choose the columns of the prompt and the answer"
         self._fold = ipywidgets.Accordion([self._maker.widget()], titles=(title,))
         return [self._fold]
 
@@ -367,7 +367,7 @@ class RowBrowser(Panel):
         labels: dict[str, str] = {}
         for each in self._findings_here():
             labels.setdefault(each.code, f"{each.severity}: {_brief(each)}")
-        everything = (f"all rows ({counted(len(labels), 'kind')} of finding)", "")
+        everything = (f"all rows ({counted(len(labels), 'kind')} of findings)", "")
         return [everything, *((label, code) for code, label in labels.items())]
 
     def _findings_here(self) -> list[Finding]:

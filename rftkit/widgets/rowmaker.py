@@ -54,7 +54,7 @@ class RowMaker(Panel):
     """
 
     prompt = Unicode("", help="The user's message, with columns in braces.")
-    answer = List(Unicode(), help="The columns that say what is right.")
+    answer = List(Unicode(), help="The columns that hold the right answer.")
     system = Unicode("", help="Instructions to the model; empty for none.")
     target = Unicode("", help="The .jsonl file to write.")
     folder = Unicode("", help="Folder for train, valid and test rows as well; empty for no split.")
@@ -114,7 +114,7 @@ class RowMaker(Panel):
         made = datasets.convert(self._source, self.target, columns=self.columns)
         if made.target is None:
             why = (*made.refused, "there are no records")[0]
-            raise InputError(f"no row was made: {why}")
+            raise InputError(f"no row could be made: {why}")
         self._made, path = made, Path(made.target)
         self._split = datasets.split(path, self.folder) if self.folder else None
         if self._written is not None:

@@ -32,7 +32,7 @@ def test_a_job_that_waits_says_for_which(served: Served) -> None:
     first, second = served.create_job().id, served.create_job().id
     served.create_job()
     said = [event.message for event in served.client.fine_tuning.jobs.list_events(second)]
-    assert f"Waits for {first}: one job trains at a time" in said
+    assert f"Waiting for {first}: only one job trains at a time" in said
 
 
 def test_commands_take_the_newest_job(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,7 @@ def _wrong_body(body: Json, number: int, model: str | None) -> Json | None:
 
 def _too_many() -> str:
     return (
-        f"The input file has more than {MAX_REQUESTS:,} requests, the most of one batch. Split it."
+        f"The input file has more than {MAX_REQUESTS:,} requests, the limit for a batch. Split it."
     )
 
 

@@ -45,7 +45,7 @@ async def create(here: Here, request: Request, body: EmbeddingBody) -> Reply:
     """Embed texts, or texts as tokens."""
     if body.dimensions is not None:
         raise RequestError(
-            "`dimensions` is not supported: vectors are as long as the model is wide",
+            "`dimensions` is not supported: a vector always has the model's hidden size",
             param="dimensions",
         )
     await asyncio.to_thread(check_model, here, body.model)

@@ -224,7 +224,9 @@ def _spelled(sampling: Json | None) -> Json | None:
     if len(set(map(str, given.values()))) > 1:
         found = " and ".join(f"`{name}` {kind_of(value)}" for name, value in given.items())
         name = f"data_source.sampling_params.{min(given)}"
-        raise RequestError(f"the limit of tokens is given as {found}; pass one", param=name)
+        raise RequestError(
+            f"the token limit is given more than once, as {found}; pass one of them", param=name
+        )
     rest = {key: value for key, value in sampling.items() if key not in LIMITS}
     return {LIMITS[0]: next(iter(given.values())), **rest} if given else rest
 

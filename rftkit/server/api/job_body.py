@@ -46,9 +46,9 @@ JSON, or the id of a file that holds it."""
 
 def _suffix(value: str) -> str:
     if ":" in value:  # they part the names of fine-tuned models
-        raise ValueError("a suffix has no colons")
+        raise ValueError("a suffix cannot contain a colon")
     if any(character < " " or character == "\x7f" for character in value):
-        raise ValueError("a suffix has no control characters")
+        raise ValueError("a suffix cannot contain control characters")
     return value
 
 
@@ -150,8 +150,8 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
         remote.refuse(metadata)
         if kind == "dpo":
             raise RequestError(
-                "`method.type` is 'dpo', which the Tinker protocol has no loss for; train on this "
-                "machine with metadata `engine` = torch, or by method supervised",
+                "`method.type` is 'dpo', and the Tinker protocol has no loss for it; train on this "
+                "machine (metadata `engine` = torch), or use method supervised",
                 param="method.type",
             )
     elif tuned is not None and is_whole(Path(tuned.folder)) and metadata.get("tuning") != "full":
@@ -177,7 +177,7 @@ def _method(body: JobBody) -> dict[str, Any]:
     given = (inner or {}).get("hyperparameters")
     if body.hyperparameters and kind != "supervised":
         raise RequestError(
-            f"`hyperparameters` at the top level are not for {kind} jobs; put them into "
+            f"{kind} jobs do not take `hyperparameters` at the top level; put them in "
             f"`{where}.hyperparameters`",
             param="hyperparameters",
         )

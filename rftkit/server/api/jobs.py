@@ -43,12 +43,12 @@ def _add(here: Platform, job: Job) -> str:
             key="unknown_keys",
         )
     if problems := _format_problems(job):
-        message = f"No answer may be scored: {'; '.join(problems)}"
+        message = f"It may be that no answer can be scored: {'; '.join(problems)}"
         here.store.add_event(job.id, message, level="warn", key="format_problem")
     add_calibration_event(here, job)
     if waits := here.store.jobs_before(job.id):
         more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
-        message = f"Waits for {waits[0]}{more}: one job trains at a time"
+        message = f"Waiting for {waits[0]}{more}: only one job trains at a time"
         here.store.add_event(job.id, message, key="waits")
     if useless := useless_metadata(job):
         here.store.add_event(job.id, "; ".join(useless), level="warn", key="useless_metadata")

@@ -39,8 +39,8 @@ def delete(here: Here, model: str) -> Reply:
     if known is None:
         model_object(here, model)
         raise RequestError(
-            f"{model!r} is a base model; only fine-tuned models can be deleted (one that was "
-            "added: rftkit models remove NAME)",
+            f"{model!r} is a base model; only fine-tuned models can be deleted (to remove a "
+            "model that you added: rftkit models remove NAME)",
             param="model",
         )
     users = here.store.users_of_model(model)

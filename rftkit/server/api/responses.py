@@ -321,8 +321,8 @@ def cancel(here: Here, response_id: str) -> Reply:
     """Refuse, as the hosted service does: only a background response can be cancelled."""
     here.store.response(response_id)
     raise RequestError(
-        f"{response_id} is not a background response, so it cannot be cancelled; hang up to stop "
-        "a response that is being made",
+        f"{response_id} is not a background response, so it cannot be cancelled; close the "
+        "connection to stop a response that is still being generated",
         param="response_id",
     )
 

@@ -34,7 +34,7 @@ PATHS = ("responses/compact",)
 """POST routes that are missing from a resource that otherwise exists."""
 METHODS = ["GET", "POST", "DELETE"]
 WHY = {
-    "webhooks": "set RFTKIT_WEBHOOK_URL (and OPENAI_WEBHOOK_SECRET) where the server starts",
+    "webhooks": "set RFTKIT_WEBHOOK_URL (and OPENAI_WEBHOOK_SECRET) in the server's environment",
     "completions": "use /chat/completions",
     "uploads": "use /files",
 }

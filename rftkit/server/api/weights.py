@@ -69,7 +69,9 @@ async def weights(
     ]
     await asyncio.to_thread(check_model, here, model)
     if here.home is None:
-        raise NotFoundError("this platform is in memory and has no files", param="model")
+        raise NotFoundError(
+            "this platform keeps everything in memory, so it has no files to export", param="model"
+        )
     if here.exporting.locked():
         return _busy()
     async with contextlib.AsyncExitStack() as stack:

@@ -32,7 +32,7 @@ __all__ = ["Engine", "Environment", "Listener", "Sampling", "ServingEngine"]
 
 
 class Listener(Protocol):
-    """What a caller is told while one request is sampled."""
+    """What a caller hears of while one request is sampled."""
 
     @property
     def streams(self) -> bool:

@@ -54,7 +54,7 @@ MARKS = {
     "<function=": "</function>",  # Qwen3-Coder at times; Llama 3 as Meta documents it
     "commentary to=functions.": "",  # gpt-oss
 }
-"""What opens a call, and what ends it; without an end it goes on to the next one of its kind."""
+"""What opens a call, and what ends it; without an end it extends to the next one of its kind."""
 AROUND = (
     "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>",
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>",

@@ -78,7 +78,7 @@ RETRY_SECONDS = 5
 """Retry-After for a request that found the queue full."""
 UPLOADS = ("/v1/files", "/rftkit/imports/content")
 IMPORTS = "/rftkit/imports"
-"""Lines of JSON: each is parsed by itself, in a thread."""
+"""Lines of JSON: each is parsed separately, in a thread."""
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Host names that a browser may use for a loopback server; any other is a DNS rebinding attack."""
 

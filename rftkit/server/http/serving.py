@@ -45,7 +45,7 @@ KEEP_ALIVE_SECONDS = 75  # longer than clients wait between two polls of a job
 
 
 def serve(home: Path, options: argparse.Namespace) -> None:
-    """Serve a home that this process has locked, until it is told to stop or idle for long.
+    """Serve a home that this process has locked, until it is stopped, or idle for long.
 
     Raises:
         PlatformError: it cannot start.

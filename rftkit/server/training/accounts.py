@@ -1,6 +1,6 @@
 """The tokens that a job's judges have read and written: every call, whatever became of its grade.
 
-Calls also count if the grade failed, was repeated after a repair, or was for a reference answer or
+Calls also count if the grade failed, was repeated after a fix, or was for a reference answer or
 a final check. The lines are appended as calls end, so that a kill loses none. Cached answers, which
 cost nothing, and calls that ended without an answer do not count.
 """

@@ -34,7 +34,7 @@ SIDES = {"steps": "training", "valid": "validation"}
 def pauses_for_training(run: AnyRun, step: int, groups: Sequence[Group]) -> bool:
     """Whether too many grades of the last steps failed; then the job pauses before the update.
 
-    The step's grades that failed are given again when it is resumed.
+    The step's failed answers are graded again when the job is resumed.
     """
     window = [*run.failures, metrics.failure(groups)[:2]][-BUDGET_STEPS:]
     run.failures = [] if (is_over := is_over_budget(run, window)) else window
@@ -73,7 +73,7 @@ def check_unscorable(run: RftRun, step: int, groups: Sequence[Group], *, has_sig
             run.job.id,
             f"The job pauses: {lost} of {graded} training answers could not be scored, and "
             f"metadata `{key}` allows {run.plan.unscorable_budget:.0%}. "
-            f"{_why_unscorable(run, groups)} Resume the job to go on without this limit.",
+            f"{_why_unscorable(run, groups)} Resume the job to continue without this limit.",
             level="error",
             data={"unscorable": lost, "grades": graded, "step": step},
             key=key,
@@ -84,7 +84,7 @@ def _why_unscorable(run: RftRun, groups: Sequence[Group]) -> str:
     """What the check of the dataset says, or that answers were cut off, or one example."""
     if problems := format_problems(run.grader.spec, run.response_format):
         said = "; ".join(problems)
-        return f"{said[:1].upper()}{said[1:]}: create another job with both in agreement."
+        return f"{said[:1].upper()}{said[1:]}: create another job in which the two agree."
     if metrics.truncated_share(groups) > CUT_SHARE:
         limit = run.plan.max_completion_tokens
         return (
@@ -121,12 +121,12 @@ def _who_failed(run: AnyRun, groups: Sequence[Group]) -> str:
     if graders or not tools:
         found.append(f"Graders that failed: {graders}.")
     if tools:
-        found.append(f"Tools that failed, and left their rollouts without a grade: {tools}.")
-    again = "the grades that failed are then given again"
+        found.append(f"Tools that failed, so that their rollouts have no grade: {tools}.")
+    again = "the answers whose grades failed are then graded again"
     if tools:
-        again = f"the rollouts that failed are then made again{', and' if graders else ''}"
-        again += " the grades that failed are given again" if graders else ""
-    return f"{' '.join(found)} Repair what they need and resume the job: {again}."
+        again = f"the rollouts that failed are then sampled again{', and' if graders else ''}"
+        again += " the answers whose grades failed are graded again" if graders else ""
+    return f"{' '.join(found)} Fix what they need and resume the job: {again}."
 
 
 def is_over_budget(run: AnyRun, counts: Sequence[tuple[int, int]]) -> bool:

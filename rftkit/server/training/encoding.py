@@ -80,7 +80,7 @@ def encode_rows(
         left_out = f"; {len(lost):,} of them keep no answer and are left out" if lost else ""
         warn(
             f"{len(cut):,} rows of {path} are longer than the model's context of "
-            f"{engine.context_tokens:,} tokens, the first in line {cut[0]}: they are cut at their "
+            f"{engine.context_tokens:,} tokens, the first at line {cut[0]}: they are cut at their "
             f"end{left_out}"
         )
     if not encoded:

@@ -111,8 +111,8 @@ def _pause(run: AnyRun, found: dict[str, Any], broken: list[str]) -> None:
             raise Stopped
         run.store.add_event(
             run.job.id,
-            f"The job pauses: graders of the final checks broke ({', '.join(broken)}). Repair them "
-            f"in {FILE} and resume. One failure: {found[broken[0]]['example']}",
+            f"The job pauses: graders of the final checks failed ({', '.join(broken)}). Fix "
+            f"them in {FILE} and resume. One failure: {found[broken[0]]['example']}",
             level="error",
             type="moderation_checks",
             data={"checks": found},
@@ -122,7 +122,7 @@ def _pause(run: AnyRun, found: dict[str, Any], broken: list[str]) -> None:
 
 def _fail(run: AnyRun, found: dict[str, Any], missed: list[str]) -> None:
     """The final model gets no name; the checkpoints before it, which were not checked, stay."""
-    message = f"The final model did not pass the checks: {', '.join(missed)}; it is kept back."
+    message = f"The final model did not pass the checks: {', '.join(missed)}; it is withheld."
     error = {"code": "final_checks_failed", "message": message, "param": None}
     with run.store.transaction():
         if not run.store.try_status(run.job.id, "failed", error=error):

@@ -78,7 +78,7 @@ class Journal:
     def record(self, kind: str, step: int) -> dict[str, Any] | None:
         """What was written for a step (`kind` is "steps", "valid" or "reference"), or None.
 
-        A damaged file is set aside: what is before it makes the step again.
+        A damaged file is set aside, and the step is repeated from the records before it.
         """
         return self._read(self._record_path(kind, step))
 
@@ -147,8 +147,8 @@ class Journal:
             aside = path.with_name(f"{path.name}.damaged")
             os.replace(path, aside)
             self.on_damage(
-                f"A record of the job is damaged: {path} cannot be read ({error}). It is now "
-                f"{aside.name}; the job makes the step again from what is before it."
+                f"A record of the job is damaged: {path} cannot be read ({error}). It was "
+                f"renamed to {aside.name}; the job repeats the step from the records before it."
             )
             return None
         return data

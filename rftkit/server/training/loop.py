@@ -182,7 +182,7 @@ def naming_lines(step: int, lines: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except NotFiniteError as error:
-        rows = ", ".join(str(lines[index]) for index in error.groups) or "no single one"
+        rows = ", ".join(str(lines[index]) for index in error.groups) or "unknown"
         raise FloatingPointError(f"{error}, at step {step}; caused by line {rows}") from error
 
 

@@ -124,7 +124,7 @@ def offline_reasons(plan: OfflinePlan) -> dict[str, str]:
     base = base_rate(plan.tuning, plan.width) * RATES[plan.method]
     reasons = {
         "batch_size": "0.2 % of the rows, from 1 to 256",
-        "n_epochs": "3; more of fewer than 34 rows, fewer of more than 8,333",
+        "n_epochs": "3; more with fewer than 34 rows, fewer with more than 8,333",
         "learning_rate_multiplier": (
             f"{_auto_rate(plan.method, plan.batch_size):g} times {base:.3g}: {ROW_RATE:g} for each "
             f"row of a step, at most {MOST_RATE[plan.method]:g}"

@@ -230,7 +230,7 @@ def plan_from(known: dict[str, Any], kind: type[P]) -> P:
     unknown = set(settings) - {field.name for field in dataclasses.fields(kind)}
     if version > VERSION or unknown:
         raise NewerPlanError(
-            f"a newer rftkit began this job: its plan has version {version}"
+            f"this job was started by a newer rftkit: its plan has version {version}"
             + "".join(f" and the setting {name}" for name in sorted(unknown))
             + f", and this rftkit knows version {VERSION}. Upgrade rftkit, then resume the job"
         )
@@ -301,7 +301,7 @@ def shared_settings(job: Job, engine: EngineFacts, effort: str = "default") -> d
 
 def _ignored_in_full(metadata: Mapping[str, str]) -> dict[str, str]:
     """Settings of adapters that were given where there are none."""
-    why = "every weight learns, there are no adapters"
+    why = "every weight is trained, so there are no adapters"
     return {name: why for name in ("lora_rank", "lora_alpha") if name in metadata}
 
 

@@ -68,8 +68,8 @@ def make_plan(
     shared = shared_settings(job, engine, effort)
     if effort != "default" and shared["thinking"] is None:
         shared["ignored"]["reasoning_effort"] = (
-            "the model does not think before it answers (to make it, set metadata `thinking` to "
-            "the tag that opens its reasoning)"
+            "the model does not think before it answers (to make it think, set metadata `thinking` "
+            "to the tag that opens its reasoning)"
         )
     guidance = _guidance(knobs, shared["thinking"], engine.kind, job, rows)
     batch_size = min(value("batch_size", AUTO_BATCH[guidance]), num_rows)
@@ -144,7 +144,7 @@ def _auto_compute(guidance: str, batch_size: int) -> float:
 def reasons(plan: Plan) -> dict[str, str]:
     """What `auto` means for each hyperparameter, in this plan, and why."""
     size = plan.batch_size
-    why = ", since reference answers guide" if plan.guidance != "none" else ""
+    why = ", since reference answers guide the job" if plan.guidance != "none" else ""
     return {
         "batch_size": (
             f"{AUTO_BATCH[plan.guidance]} prompts a step, or every row when there are fewer{why}"
@@ -159,7 +159,7 @@ def reasons(plan: Plan) -> dict[str, str]:
             f"{_auto_compute(plan.guidance, size):g}: eight times that many completions a prompt, "
             f"so that a group can differ{why}"
         ),
-        "eval_interval": f"a quarter of the {plan.total_steps} steps, and once before and after",
+        "eval_interval": f"a quarter of the {plan.total_steps} steps; also before and after them",
         "eval_samples": "1: the most likely answer, the same at every validation",
         "reasoning_effort": "half of max_completion_tokens for reasoning, if the model thinks",
     }

@@ -212,8 +212,8 @@ def anchors(run: AnyRun, step: int) -> Anchor:
     record = run.journal.record("valid", 0)
     if record is None:
         raise PlatformError(
-            "the answers of step 0 are lost, with which the relative grader compares those of "
-            f"step {step}: {run.journal.folder / 'valid'}. Create the job again: rftkit job rerun"
+            f"the relative grader compares the answers of step {step} with those of step 0, which "
+            f"are lost: {run.journal.folder / 'valid'}. Create the job again: rftkit job rerun"
         )
     by_line = {each["line"]: each["rollouts"] for each in record["groups"]}
     return lambda each: Completion.from_dict(by_line[each.row.line][each.place[1]]["completion"])

@@ -86,7 +86,7 @@ def answers(
         fields: from `graders.answer_fields`.
         response_format: of the job.
         sides: train or valid -> groups.
-        before: (place, side) -> the same of the last step that had it; counts "so far" go on.
+        before: (place, side) -> the same of the last step that had it; counts "so far" continue.
     """
     return [
         {

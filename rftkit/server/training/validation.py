@@ -103,7 +103,7 @@ def revise(
         run.store.revise_event(known.id, message_of(step, total, data), data)
         run.store.add_event(
             run.job.id,
-            f"Validation after step {step}: {before} of {graded} grades had failed and were given "
-            f"again; {failed} fail now. The metrics of step {step} are corrected.",
+            f"Validation after step {step}: {before} of {graded} grades had failed and were "
+            f"made again; {failed} still fail. The metrics of step {step} are corrected.",
             data={"step": step, "failed": failed, "grades": graded},
         )

@@ -131,7 +131,7 @@ def test_the_plan_says_what_learns_and_how_fast(worker: Worker) -> None:
     plan = make_plan(job, 8)
     assert plan.lora is None
     assert plan.learning_rate == 2e-4
-    assert plan.ignored == {"lora_alpha": "every weight learns, there are no adapters"}
+    assert plan.ignored == {"lora_alpha": "every weight is trained, so there are no adapters"}
     stored = plan.to_dict()
     del stored["tuning"]  # a plan of before there was a choice
     assert Plan(**stored).lora is not None

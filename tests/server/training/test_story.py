@@ -421,7 +421,7 @@ def test_what_failed_is_graded_again_after_a_repair_and_nothing_else_is(
     job = world.train(world.add_job(max_staleness=staleness))
     assert job.status == "paused"
     said = world.store.events(job.id, limit=1000)[0]
-    assert any("Repair what they need and resume" in event.message for event in said)
+    assert any("Fix what they need and resume" in event.message for event in said)
     world.counts()
     world.store.resume_job(job.id)  # too early
     job = world.train(world.store.update_job(job.id, status="running"))

@@ -171,7 +171,7 @@ def test_a_check_whose_grader_breaks_pauses_the_job(worker: Worker) -> None:
     path.write_text(json.dumps({"odd": {"grader": BROKEN, "pass_threshold": 0.5}}))
     job = run(worker, add_job(worker))
     assert job.status == "paused"
-    assert "graders of the final checks broke (odd)" in messages(worker, job)[-1]
+    assert "graders of the final checks failed (odd)" in messages(worker, job)[-1]
     path.unlink()
     worker.store.resume_job(job.id)
     assert run(worker, job).status == "succeeded"
@@ -327,7 +327,7 @@ def test_a_plan_of_a_newer_version_pauses_its_job(worker: Worker) -> None:
         path.write_text(json.dumps(newer))
         worker.store.resume_job(job.id)
         assert run(worker, job).status == "paused"
-        assert "a newer rftkit began this job" in messages(worker, job)[-1]
+        assert "this job was started by a newer rftkit" in messages(worker, job)[-1]
     path.write_text(json.dumps({key: mine[key] for key in mine if key != "version"}))  # older
     worker.store.resume_job(job.id)
     assert run(worker, job).status == "succeeded"

@@ -121,7 +121,7 @@ class Decode:
         return steps >= self.num - torch.tensor(self._taken, device=self.device)[:, None]
 
     def history(self, row: int) -> Keys:
-        """The keys of a row's own tokens so far, to go on with later: see `resume`."""
+        """The keys of a row's own tokens so far, to continue from later: see `resume`."""
         block, slot = divmod(int(self.row_to_cell[row]), self.slots)
         steps = torch.arange(self.length, device=self.device)
         if self.real is not None:
@@ -173,7 +173,7 @@ class Decode:
 
     def keep(self, rows: list[int]) -> None:
         """Forget every row but these, every line none of them needs, and the rest of the longest
-        prompt: what follows the end of a shorter one is no key of a row that is alone.
+        prompt: what follows the end of a shorter one is not a key of a row that is alone.
         """
         alive = sorted({self.blocks[row] for row in rows})
         cells = self.row_to_cell[torch.tensor(rows, device=self.device)]

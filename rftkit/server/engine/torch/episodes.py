@@ -1,7 +1,7 @@
 """Episodes: completions of several turns, between which an environment answers.
 
 A row whose turn has ended leaves its wave with the keys it has, and waits for its answer while the
-others go on. Rows come back together, in a wave of their own that shares each pass of the model
+others continue. Rows come back together, in a wave of their own that shares each pass of the model
 with the others: their prompts' keys are those that were computed once, theirs are put back, and the
 model reads nothing but what was observed.
 
@@ -54,7 +54,7 @@ class _Waiting:
 
     row: Row
     history: Any
-    """What its layout needs to go on: see `Decode.history`."""
+    """What its layout needs to continue: see `Decode.history`."""
     response: Future[Any]
 
 

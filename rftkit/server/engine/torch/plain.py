@@ -61,7 +61,7 @@ class PlainDecode:
         """Count the tokens just computed: `whole` has."""
 
     def history(self, row: int) -> list[int]:
-        """The whole text of a row, to go on with later: see `resume`."""
+        """The whole text of a row, to continue from later: see `resume`."""
         return list(self._texts[row])
 
     def resume(self, histories: Sequence[list[int]]) -> None:

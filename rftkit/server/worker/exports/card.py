@@ -275,7 +275,7 @@ def _limits(source: Source, form: str) -> list[str]:
             "weights: give the same JSON schema to your server, or expect answers that break it."
         ]
     if source.thinking:
-        lines += ["* Your server must open the thoughts as the platform does."]
+        lines += ["* Your server must open the model's reasoning as the platform does."]
     if form == "gguf":
         lines += ["* Quantization changes answers; the table above says by how much."]
     return lines

@@ -81,7 +81,7 @@ def compare(
         tool: with the export.
         limit: see `limit_of`.
         is_templated: whether the platform's prompts are what the template alone makes of a chat;
-            not so where it opens thoughts. Rows with tools are never compared: where a template
+            not where it opens the reasoning. Rows with tools are never compared: where a template
             has no place for them, the platform writes them as text.
     """
     chats = [

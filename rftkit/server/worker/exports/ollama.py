@@ -58,7 +58,7 @@ def modelfile(file: str, tokenizer: Any, end_tokens: Sequence[int], context_toke
         for role, (before, after) in form.around.items()
     ]
     loop = "{{ range .Messages }}{{ " + "else ".join(branches) + "end }}{{ end }}"
-    begin = form.begin.removeprefix(tokenizer.bos_token or "")  # which Ollama adds by itself
+    begin = form.begin.removeprefix(tokenizer.bos_token or "")  # which Ollama adds automatically
     lines.append(f'TEMPLATE """{begin}{loop}{form.opening}"""')
     if form.system is not None:
         lines.append(f'SYSTEM """{form.system}"""')

@@ -84,7 +84,7 @@ def platform_answers(source: Source, rows: HeldOut) -> Reference:
 
 
 def answer_text(tokenizer: object, tokens: list[int], thinking: str | None) -> str:
-    """What a grader reads: the text without control tokens, and without thoughts."""
+    """What a grader reads: the text without control tokens, and without reasoning."""
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))  # type: ignore[attr-defined]
     if thinking is None:
         return text

@@ -32,7 +32,7 @@ class Tool(Protocol):
         ...
 
     def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """Greedy tokens until the tool stops by itself, its end token included."""
+        """Greedy tokens until the tool stops on its own, its end token included."""
         ...
 
     def scores(self, prompt: list[int], answer: list[int]) -> Scores:
