@@ -16,7 +16,18 @@ from typing import Any
 
 from rftkit.views.conversation import prompt, readable, reference, said, titles
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, html, join, missing, note, number, signed, text, wrap
+from rftkit.views.markup import (
+    Html,
+    html,
+    html_each,
+    join,
+    missing,
+    note,
+    number,
+    signed,
+    text,
+    wrap,
+)
 from rftkit.views.textdiff import difference
 
 __all__ = ["SAME", "answers", "grade_notes", "judged_lines", "one_row", "reward_of"]
@@ -182,7 +193,7 @@ def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> Html:
     for flag, value in (grade.get("errors") or {}).items():
         if value:
             lines.append(flag.replace("_", " ") if value is True else f"{flag}: {value}")
-    items = join(html("<li>{}</li>", line) for line in lines)
+    items = html_each("<li>{}</li>", lines)
     return html('<ul class="rk-grades">{}</ul>', items) if items else Html()
 
 

@@ -12,7 +12,20 @@ from rftkit.evals.sentences import decimals
 from rftkit.views.compare_rows import jumps_for
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table
-from rftkit.views.markup import Html, html, join, missing, note, number, prose, signed, text, wrap
+from rftkit.views.markup import (
+    Html,
+    fact_table,
+    html,
+    html_each,
+    join,
+    missing,
+    note,
+    number,
+    prose,
+    signed,
+    text,
+    wrap,
+)
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -56,7 +69,7 @@ def compare_headline(comparison: Comparison) -> Html:
                 f"{_little(choice.optimism)} subtracted for selection bias",
             )
     steps = [f"Of all steps: {said}"] if jobs else []
-    points = join(html("<li>{}</li>", prose(each)) for each in [*steps, *comparison.notes])
+    points = html_each("<li>{}</li>", map(prose, [*steps, *comparison.notes]))
     first = jobs.sentence if jobs else said
     return wrap(
         html(
@@ -146,20 +159,8 @@ def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
     ]  # fmt: skip
     if pair.margin is not None:
         facts.append((f"equal within {pair.margin:g}, two one-sided tests", _p(pair.equivalence_p)))
-    lines = join(
-        html(
-            '<tr><th scope="row">{}</th><td>{}</td></tr>',
-            name,
-            value,
-        )
-        for name, value in facts
-    )
     return wrap(
-        html(
-            '<p>{}</p><div class="rk-scroll" tabindex="0"><table><tbody>{}</tbody></table></div>',
-            pair.sentence,
-            lines,
-        ),
+        html("<p>{}</p>{}", pair.sentence, fact_table(facts)),
         plain=pair.sentence,
     )
 

@@ -14,7 +14,18 @@ from rftkit import graders
 from rftkit.views.answers import judged_lines
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
-from rftkit.views.markup import Html, html, join, missing, note, number, signed, text, wrap
+from rftkit.views.markup import (
+    Html,
+    html,
+    html_each,
+    join,
+    missing,
+    note,
+    number,
+    signed,
+    text,
+    wrap,
+)
 from rftkit.views.rows import row_button
 
 __all__ = ["audited", "failure", "grade_in_full", "grades", "spec_problem"]
@@ -135,8 +146,9 @@ def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
         }
         for line in frame.to_dict("records")
     ]
-    words = [html('<li><span class="rk-warn">!</span> {}</li>', each) for each in findings]
-    told = join(words) or Html('<li><span class="rk-good">✓</span> no cheat pays</li>')
+    told = html_each('<li><span class="rk-warn">!</span> {}</li>', findings) or Html(
+        '<li><span class="rk-good">✓</span> no cheat pays</li>'
+    )
     caption = f"What the grader rewards, {num_rows} rows"
     shown = table(rows, caption=caption, noun="answer")
     plain = "\n".join([caption, *(findings or ["no cheat pays"])])
@@ -301,7 +313,7 @@ def _filled(each: Mapping[str, Any]) -> Html:
 def _judged(judged: Mapping[str, Any]) -> Html:
     """What judges said besides their numbers."""
     lines = [line for key, told in judged.items() for line in judged_lines(told, key)]
-    items = join(html("<li>{}</li>", line) for line in lines)
+    items = html_each("<li>{}</li>", lines)
     if not items:
         return Html()
     return html('<h4>What the judge said</h4><ul class="rk-plain">{}</ul>', items)

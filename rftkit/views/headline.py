@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.markup import Html, html, join, number, prose, signed, wrap
+from rftkit.views.markup import Html, html, html_each, join, number, prose, signed, wrap
 from rftkit.wording import counted
 
 __all__ = ["headline", "tile", "verdict"]
@@ -23,7 +23,7 @@ def headline(summary: Figures) -> Html:
     said = " ".join(filter(None, (verdict(summary), summary.get("gain"))))
     tiles = join(_test_tiles(summary.get("test") or {}))
     tiles += join(_validation_tiles(summary.get("valid") or {}))
-    points = join(html("<li>{}</li>", prose(point)) for point in _points(summary))
+    points = html_each("<li>{}</li>", map(prose, _points(summary)))
     return wrap(
         html(
             '<p class="rk-verdict">{}</p><div class="rk-tiles">{}</div><ul>{}</ul>',

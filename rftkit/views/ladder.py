@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rftkit.views.compare_tables import interval
-from rftkit.views.markup import Html, html, join, note, number, prose, wrap
+from rftkit.views.markup import Html, html, html_each, join, note, number, prose, wrap
 from rftkit.views.plot import Chart, picture
 from rftkit.views.svg import Canvas, value_axis
 
@@ -41,7 +41,7 @@ def ladder_headline(ladder: Ladder) -> Html:
     tiles = join(_tile(ladder, label) for label in labels if label is not None)
     lines = ladder.records()
     notes = [f"{each['rung']}: {each['note']}" for each in lines if each.get("note")]
-    points = join(html("<li>{}</li>", prose(each)) for each in [*notes, *ladder.comparison.notes])
+    points = html_each("<li>{}</li>", map(prose, [*notes, *ladder.comparison.notes]))
     return wrap(
         html(
             '<p class="rk-verdict">{}</p>{}{}',

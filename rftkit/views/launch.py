@@ -13,7 +13,7 @@ from rftkit.jobs.estimate import Estimate
 from rftkit.jobs.preflight import Check
 from rftkit.jobs.progress import duration
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, html, join, note, number, wrap
+from rftkit.views.markup import Html, html, html_each, join, note, number, wrap
 from rftkit.wording import counted
 
 __all__ = ["checklist", "client_code", "estimated", "settings"]
@@ -43,7 +43,7 @@ def checklist(checks: Sequence[Check], overridden: Collection[str] = ()) -> Html
     plain = "\n".join(
         f"{check}{'  (overridden)' if check.name in overridden else ''}" for check in checks
     )
-    head = join(html('<th scope="col">{}</th>', each) for each in ("check", "status", "result"))
+    head = html_each('<th scope="col">{}</th>', ("check", "status", "result"))
     return wrap(
         html(
             '<table class="rk-checklist"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
@@ -135,7 +135,7 @@ def _check_row(check: Check, is_overridden: bool) -> Html:
     mark, tone = MARKS[check.state]
     if is_overridden:
         mark += ", overridden"
-    details = join(html("<li>{}</li>", each) for each in check.details)
+    details = html_each("<li>{}</li>", check.details)
     folded = (
         html(
             '<details><summary data-lm-suppress-shortcuts="true">{} found</summary>'

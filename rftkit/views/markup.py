@@ -33,8 +33,10 @@ __all__ = [
     "bullets",
     "charts_script",
     "copyable",
+    "fact_table",
     "heading",
     "html",
+    "html_each",
     "join",
     "json_script",
     "missing",
@@ -84,6 +86,17 @@ def html(template: str, *values: object, plain: str = "") -> Html:
 def join(parts: Iterable[Html], plain: str = "") -> Html:
     """Put pieces one after the other; those that are not `Html` are escaped."""
     return Html(Html().join(parts), plain)
+
+
+def html_each(template: str, values: Iterable[object]) -> Html:
+    """The template once for each value: `html_each("<li>{}</li>", lines)`."""
+    return join(html(template, value) for value in values)
+
+
+def fact_table(facts: Iterable[tuple[str, object]]) -> Html:
+    """Names and values below each other."""
+    lines = join(html('<tr><th scope="row">{}</th><td>{}</td></tr>', *fact) for fact in facts)
+    return html('<div class="rk-scroll" tabindex="0"><table><tbody>{}</tbody></table></div>', lines)
 
 
 def wrap(inner: Html, kind: str = "", plain: str = "") -> Html:
@@ -159,16 +172,14 @@ def heading(words: str) -> Html:
 def about(sentences: Iterable[str]) -> Html:
     """What a page is about, below its heading; names between backticks are code."""
     said = list(sentences)
-    inner = join(html("<p>{}</p>", prose(each)) for each in said)
-    return wrap(inner, "rk-about", plain="\n".join(said))
+    return wrap(html_each("<p>{}</p>", map(prose, said)), "rk-about", plain="\n".join(said))
 
 
 def bullets(lines: Iterable[str], otherwise: str) -> Html:
     """Sentences as a list; without any, the one that says so."""
     if not (said := list(lines)):
         return note(otherwise)
-    items = join(html("<li>{}</li>", line) for line in said)
-    return wrap(html("<ul>{}</ul>", items), plain="\n".join(said))
+    return wrap(html("<ul>{}</ul>", html_each("<li>{}</li>", said)), plain="\n".join(said))
 
 
 def missing(value: Any) -> bool:

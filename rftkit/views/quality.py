@@ -13,7 +13,7 @@ from rftkit.views.compare_tables import interval
 from rftkit.views.conversation import readable
 from rftkit.views.jumps import StepJumps
 from rftkit.views.listing import table
-from rftkit.views.markup import Html, html, join, missing, note, number, wrap
+from rftkit.views.markup import Html, fact_table, html, html_each, join, missing, note, number, wrap
 from rftkit.views.plot import Chart, Line, Panel, drawn, leading, picture
 from rftkit.views.steps import training_steps, validation_steps
 from rftkit.views.svg import Canvas, value_axis
@@ -121,7 +121,7 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
     panels.append(
         Panel(f"Length of answers, {length}", (_line(frame, steps, length, length, strong=True),))
     )
-    points = join(html("<li>{}</li>", each) for each in found.sentences)
+    points = html_each("<li>{}</li>", found.sentences)
     answers = StepJumps(frozenset(steps if found.samples else ()), list_id)
     rows = StepJumps(frozenset(each["step"] for each in trained), f"{list_id}-training")
     since = {step: range(before + 1, step + 1) for before, step in pairwise([0, *steps])}
@@ -216,16 +216,8 @@ def _records(frame: Any) -> Iterable[Any]:
 
 
 def _summary(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
-    lines = join(
-        html('<tr><th scope="row">{}</th><td>{}</td></tr>', name, value) for name, value in facts
-    )
     return wrap(
-        html(
-            '<p><b>{}</b></p><div class="rk-scroll" tabindex="0"><table>'
-            "<tbody>{}</tbody></table></div>",
-            sentence,
-            lines,
-        ),
+        html("<p><b>{}</b></p>{}", sentence, fact_table(facts)),
         plain=sentence,
     )
 

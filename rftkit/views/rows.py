@@ -15,7 +15,7 @@ from rftkit.examples import form_of
 from rftkit.views.answers import grade_notes
 from rftkit.views.conversation import outputs, prompt, readable, reference, said, taught, titles
 from rftkit.views.listing import disclosure, is_numeric, table
-from rftkit.views.markup import Html, html, join, missing, note, number, text, wrap
+from rftkit.views.markup import Html, fact_table, html, join, missing, note, number, text, wrap
 
 __all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page", "sort_heading"]
 
@@ -268,11 +268,7 @@ def _history(history: Any) -> Html:
 
 
 def _pairs(item: Mapping[str, Any]) -> Html:
-    lines = join(
-        html('<tr><th scope="row">{}</th><td>{}</td></tr>', key, disclosure(_text(value), 1200))
-        for key, value in item.items()
-    )
-    return html('<div class="rk-scroll"><table><tbody>{}</tbody></table></div>', lines)
+    return fact_table((key, disclosure(_text(value), 1200)) for key, value in item.items())
 
 
 def _plain(

@@ -14,7 +14,7 @@ from rftkit.views.answers import reward_of
 from rftkit.views.conversation import readable
 from rftkit.views.jumps import STEPS_ID
 from rftkit.views.listing import disclosure, listing
-from rftkit.views.markup import Html, html, join, missing, note, number
+from rftkit.views.markup import Html, html, html_each, join, missing, note, number
 from rftkit.views.rows import cells
 from rftkit.wording import counted
 
@@ -176,8 +176,8 @@ def _answer_line(samples: Samples, line: Json, most: int, *, has_second: bool) -
 
 
 def _table(headings: Sequence[str], lines: Sequence[Sequence[Html]]) -> Html:
-    head = join(html('<th scope="col">{}</th>', name) for name in headings)
-    body = join(html("<tr>{}</tr>", join(line)) for line in lines)
+    head = html_each('<th scope="col">{}</th>', headings)
+    body = html_each("<tr>{}</tr>", map(join, lines))
     return html(
         '<div class="rk-scroll" tabindex="0"><table class="rk-rows"><thead>'
         "<tr>{}</tr></thead><tbody>{}</tbody></table></div>",

@@ -17,8 +17,10 @@ ELEMENT = re.compile(
     r"style|summary|svg|table|tbody|td|text|th|thead|title|tr|ul)\b"
 )
 ATTRIBUTE = re.compile(r'[\w-]="\{\}')
+TAKES_MARKUP = {"html", "html_each", "Html", "Markup"}
 TRUSTED = {
-    "Html(template)",  # html() itself, whose callers are checked here
+    "Html(template)",  # html() and html_each(), whose callers are checked here
+    "html(template, value)",
     "Html(Html(template).format(*values), plain)",
     "Html(Html().join(parts), plain)",
     "Html(escape(str(value)))",
@@ -53,7 +55,9 @@ def by_hand(source: str) -> list[str]:
                 is_markup = bool(ELEMENT.search(words))
             case ast.Call(func=ast.Attribute(value=ast.Constant(), attr="join"), args=[parts]):
                 is_markup = re.search(r"\b[hH]tml\(", ast.unparse(parts)) is not None
-            case ast.Call(func=ast.Name(id="html" | "Html" | "Markup"), args=[first, *_]):
+            case ast.Call(
+                func=ast.Name(id="html" | "html_each" | "Html" | "Markup"), args=[first, *_]
+            ):
                 is_markup = not isinstance(first, ast.Constant) and ast.unparse(node) not in TRUSTED
             case _:
                 continue

@@ -64,12 +64,12 @@ class _Peak:
 
     def __init__(self, on_tick: Callable[[], None]) -> None:
         self.host_bytes = 0
-        self._breathe, self._process = on_tick, psutil.Process()
+        self._on_tick, self._process = on_tick, psutil.Process()
 
     def on_tick(self) -> None:
         """Measure, then call the next function."""
         self.host_bytes = max(self.host_bytes, self._process.memory_info().rss)
-        self._breathe()
+        self._on_tick()
 
 
 def _device_bytes(facts: Any) -> int | None:

@@ -261,7 +261,7 @@ class Worker:
         engine = self.engines.get(base, add_event, kind, job.id)
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
-        checks, on_tick = read_checks(self.home), self._breathe(job.id)
+        checks, on_tick = read_checks(self.home), self._on_tick(job.id)
         watch: Watch = partial(self._watched, seconds=ROW_SECONDS, job=job.id)
         work = Preparation(
             self.store, job, engine, journal, add_event, base=base, checks=checks, watch=watch,
@@ -333,7 +333,7 @@ class Worker:
             cache=JudgeCache(self.home / "judge-cache.jsonl"),
         )
 
-    def _breathe(self, job_id: str) -> Callable[[], None]:
+    def _on_tick(self, job_id: str) -> Callable[[], None]:
         """Return what runs between two parts of a step: answer chats, and stop on a cancel."""
         last = time.monotonic()
 
