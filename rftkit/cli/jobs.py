@@ -49,10 +49,11 @@ job_app = typer.Typer(help="Create, list, follow, pause and cancel jobs.", **PLA
 @job_app.command("create")
 def create_job(
     model: Annotated[str, typer.Option("--model", "-m", help="Base or fine-tuned model.")],
-    dataset: Annotated[
+    data: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A folder or a bundled dataset, instead of its parts."),
+        typer.Argument(help="A dataset folder, a bundled dataset, or JSONL file of training rows."),
     ] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="The same as DATA.")] = None,
     train: Annotated[str | None, typer.Option(help="JSONL file to upload, or a file id.")] = None,
     valid: Annotated[
         str | None,
@@ -107,14 +108,18 @@ def create_job(
     check_names(settings, pairs, method)  # before anything is uploaded
     spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
-    if dataset is not None:
-        given = datasets.load(dataset)
+    if data and dataset:
+        raise InputError(f"give {data} or --dataset {dataset}, not both: they mean the same")
+    if train and Path(train).is_dir():
+        train, dataset = None, dataset or train
+    if named := data or dataset:
+        given = datasets.load(named)
         train = train or str(given.train)
         valid = valid or (str(given.valid) if given.valid else None)
         if method == "reinforcement":
             spec, answer_format = spec or given.grader, answer_format or given.response_format
     if train is None:
-        raise InputError("give --train, or --dataset with a folder that has train.jsonl")
+        raise InputError("name the data: a folder with train.jsonl, or --train with a file")
     if method == "reinforcement" and (spec is None or valid is None):
         missing = "--grader" if spec is None else "--valid"
         raise InputError(

@@ -35,7 +35,7 @@ __all__ = ["SAME", "answers", "grade_notes", "judged_lines", "one_row", "reward_
 SAME = 0.005
 """Rewards closer than this count as the same."""
 
-MAX_BYTES = 1_500_000
+MAX_BYTES = 4_000_000
 
 MET = {True: "✓ met:", False: "✗ not met:", None: "? not decided:"}
 

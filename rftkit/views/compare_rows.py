@@ -33,7 +33,7 @@ MAX_BYTES = 3_200_000
 """Of the cards of a page, about."""
 SIDE_BYTES, MARKED = 330, 1.4
 """Approximate bytes of markup around one answer, and the factor by which diff markup grows it."""
-MIN_ANSWER, MAX_ANSWER = 120, 6_000
+MIN_ANSWER, MAX_ANSWER = 120, 20_000
 """Characters of an answer that are shown, at least and at most."""
 STAYED = 0.5
 """Share of words that two answers must share for their difference to be shown."""

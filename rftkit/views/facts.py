@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from rftkit.views.listing import disclosure, table
+from rftkit.views.listing import MAX_BYTES, disclosure, table
 from rftkit.views.markup import Html, html, join, missing, note, wrap
 
 __all__ = ["events", "keyvalues", "moment"]
@@ -33,12 +33,15 @@ def keyvalues(pairs: Mapping[str, Any], *, caption: str = "") -> Html:
     )
 
 
-def events(job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False) -> Html:
+def events(
+    job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False, max_bytes: int = MAX_BYTES
+) -> Html:
     """The events of a job, oldest first.
 
     Args:
         job_events: as on the wire.
         metrics: also list the metrics event of each step, which the charts show better.
+        max_bytes: of markup; a live view has room for fewer.
     """
     rows = [
         {
@@ -51,7 +54,7 @@ def events(job_events: Iterable[Mapping[str, Any]], *, metrics: bool = False) ->
     ]
     if not rows:
         return note("The job has no events yet.")
-    return table(rows, noun="event", page=30)
+    return table(rows, noun="event", page=30, max_bytes=max_bytes)
 
 
 def moment(seconds: float | None) -> str:

@@ -17,10 +17,10 @@ from rftkit.wording import counted
 
 __all__ = ["MAX_BYTES", "disclosure", "is_numeric", "listing", "table"]
 
-MAX_BYTES = 300_000
-"""How much of a list is put into a page, in bytes of markup."""
+MAX_BYTES = 1_000_000
+"""How much of a list is put into a page, in bytes of markup: about 5,000 lines of a table."""
 
-MAX_CELL = 20_000
+MAX_CELL = 100_000
 """How much of one text is put into a page, in characters."""
 
 

@@ -45,7 +45,7 @@ def migration(checks: Sequence[Check], *, page: int = 20) -> Html:
     ]
     differences = [
         {
-            "": "stops" if difference.stops else "differs",
+            "verdict": "stops" if difference.stops else "differs",
             "where": each.id,
             "what": difference.about,
             "here": difference.here,

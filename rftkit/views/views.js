@@ -121,7 +121,8 @@
       });
       tools.append(open);
     }
-    list.querySelectorAll("thead th").forEach((th, column, all) => {
+    const heads = holder.closest("table")?.querySelectorAll("thead th") ?? []; // not those of tables in cards
+    heads.forEach((th, column, all) => {
       const button = make("button", { type: "button" }, ...th.childNodes);
       th.append(button);
       button.addEventListener("click", () => {
@@ -170,7 +171,7 @@
     const isKept = [...address.keys()].some((name) => name.startsWith(`${number}.`));
     if (by) { chooser.value = by; chooser.dispatchEvent(new Event("change")); }
     if (column) {
-      const button = list.querySelectorAll("thead th")[parseInt(column)]?.querySelector("button");
+      const button = heads[parseInt(column)]?.querySelector("button");
       button?.click();
       if (column.endsWith("-")) button?.click();
     }

@@ -123,7 +123,9 @@ class JobView:
             return self._validations(step, max_bytes)
         if name == "checkpoints":
             return self._checkpoints()
-        return views.events(reversed(events))  # a live view has room for the newest events only
+        return views.events(
+            reversed(events), max_bytes=max_bytes
+        )  # a live view has room for the newest events only
 
     def steps(self) -> list[dict[str, Any]]:
         """The metrics of each step, sorted; each event is parsed once."""

@@ -96,7 +96,7 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_trl(case: dict[str, Any]) -> dict[str, Any]:
-    """The same, by TRL; a dpo step computes the reference each time, which is its default."""
+    """The same, by TRL; the references of dpo are computed before the first step."""
     import torch
     import trl
     from peft import LoraConfig

@@ -12,6 +12,8 @@ from browser import barriers, chromium, opened
 
 from rftkit import datasets, evals, jobs, views
 from rftkit.diagnosis import findings, story_of
+from rftkit.importer import Check as Imported
+from rftkit.importer.migration import Difference
 from rftkit.jobs import Check
 from rftkit.jobs.runs import Run
 from rftkit.views import launch
@@ -26,6 +28,19 @@ RUNS = [
     Run("ftjob-1", "running", "rftkit-tiny", "train.jsonl", "reinforcement", 1.7e9),
     Run("ftjob-2", "failed", "rftkit-tiny", "train.jsonl", "dpo", 1.7e9, "mine", None, 0.5),
 ]
+
+
+IMPORTED = [
+    Imported("job", "ftjob-1", "ft:gpt-4o:acme::1", "reinforcement", "openai", (),
+             (Difference("model", "gpt-4o is not here", "choose a model: -m NAME", stops=True),)),
+    Imported("grader", "0123456789ab", "quality", "score_model", "openai", ("ftjob-1",)),
+]  # fmt: skip
+STEP = {
+    "step": 1, "num_steps": 1,
+    "groups": [{"line": 1, "item": {"messages": [{"role": "user", "content": "Hi?"}]},
+                "rollouts": [{"text": "Ho", "stop_reason": "stop", "tokens": 1,
+                              "grade": {"reward": 0.5, "outcome": "graded"}}]}],
+}  # fmt: skip
 
 
 def _steps() -> list[dict[str, Any]]:
@@ -56,7 +71,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "<h2>Jobs</h2>",
         views.job_status(sample_job.job(), _steps(), findings=findings(story_of(events))),
         views.diagnosis(events),
-        views.reward_chart(events),
+        views.reward_chart(events, training=views.StepJumps(frozenset({1}))),
+        views.training_steps([STEP]),
+        views.drift_chart(evals.drift(sample_comparison.samples(), events)),
+        "<h2>Imported</h2>",
+        views.migration(IMPORTED),
+        views.spec({"grader": sample_job.GRADER}),
+        "<h2>More</h2>",
         views.signal_chart(events),
         views.events(events),
         run_table(RUNS, watched=RUNS[0].id),

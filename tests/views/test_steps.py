@@ -148,6 +148,7 @@ def test_a_click_and_enter_open_the_card_of_the_step(chromium: Any, tmp_path: Pa
         card = tab.locator('details.rk-card[data-row="3"]')
         assert card.evaluate("card => card.open")
         assert card.get_by_text("Question 3.0?").first.is_visible()
+        assert card.locator("th button").count() == 0  # the list of cards has no columns to sort by
         assert tab.locator("details.rk-card:visible").count() == 1
 
         tab.locator('a.rk-pt[aria-label^="train, step 4:"]').first.focus()
