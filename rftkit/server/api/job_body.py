@@ -148,6 +148,13 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
     base = tuned.base if tuned else body.model
     if remote.kind_of(base, platform.home, wanted) == "tinker":
         remote.refuse(metadata)
+        given = (body.method and body.method.reinforcement) or {}
+        if kind == "reinforcement" and given.get("tools"):
+            raise RequestError(
+                "`method.reinforcement.tools`: rollouts with tools are sampled on this machine "
+                "only; train here with metadata `engine` = torch, or leave the tools out",
+                param="method.reinforcement.tools",
+            )
         if kind == "dpo":
             raise RequestError(
                 "`method.type` is 'dpo', and the Tinker protocol has no loss for it; train on this "

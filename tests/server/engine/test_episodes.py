@@ -253,6 +253,25 @@ def test_a_little_memory_lets_fewer_rows_come_back_at_once(
         assert a.tokens == b.tokens
 
 
+@pytest.mark.parametrize("lone", [0, 1, 2])
+def test_a_row_that_comes_back_alone_sees_its_own_prompt(llama: TorchEngine, lone: int) -> None:
+    """Prompts of other lengths were read with it; once it read its last key again."""
+
+    class Lone(Answers):
+        def respond(
+            self, request: int, index: int, completion: Completion
+        ) -> Future[Observation] | None:
+            return super().respond(request, index, completion) if request == lone else None
+
+    asked = requests(llama, num=1)
+    answers = llama.sample(asked, environment=Lone())
+    assert answers[lone][0].turns
+    groups = groups_of(asked, answers)
+    stored = torch.tensor([x for g in groups for row in g.sampling_logprobs_G_T for x in row])
+    with torch.no_grad():
+        assert (llama.logprobs(groups) - stored).abs().max() < 1e-4
+
+
 def test_only_sampled_tokens_are_trained(llama: TorchEngine) -> None:
     asked = requests(llama)
     groups = groups_of(asked, llama.sample(asked, environment=Answers()))

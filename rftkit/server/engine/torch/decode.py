@@ -35,7 +35,10 @@ class Decode:
     """The layout of rows that decode together."""
 
     def __init__(self, prefill: Packed, prompt_lengths: Sequence[int], groups: list[int]) -> None:
-        """`groups[r]` is the group of row r; rows of one group are neighbours."""
+        """`groups[r]` is the group of row r; rows of one group are neighbours.
+
+        A group may have no row.
+        """
         assert prefill.keys is not None
         self.device = prefill.device
         blocks, of_group = _blocks(groups)
@@ -45,7 +48,7 @@ class Decode:
         before = torch.cumsum(own, 0) - own  # where a prompt would begin, had it all of its own
         wanted = torch.tensor(of_group, device=self.device)
         self.lengths = lengths[wanted]  # of each block's prompt
-        self.longest = max(prompt_lengths)
+        self.longest = max(prompt_lengths[group] for group in of_group)
         steps = torch.arange(self.longest, device=self.device)
         place = torch.minimum(steps[None], self.lengths[:, None] - 1)
         index = torch.where(place < opening, place, before[wanted, None] + place)
