@@ -227,5 +227,6 @@ def has_no_room(folder: Path) -> bool:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     with contextlib.suppress(OSError):
-        return shutil.disk_usage(folder).free < LEAST_BYTES
+        usage = shutil.disk_usage(folder)
+        return usage.total > 0 and usage.free < LEAST_BYTES  # /proc has no disk that could be full
     return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rftkit.wholefile import replacing, write_whole
+from rftkit.wholefile import has_no_room, replacing, write_whole
 
 
 def test_a_file_is_written_whole_or_not_at_all(
@@ -34,3 +34,7 @@ def test_what_is_being_written_is_not_there_yet(tmp_path: Path) -> None:
         file.flush()
         assert target.read_text() == "old"
     assert target.read_text() == "new"
+
+
+def test_a_folder_without_a_disk_is_not_full() -> None:
+    assert not has_no_room(Path("/proc/none"))

@@ -321,6 +321,8 @@ def _message_of(error: Exception) -> str | None:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return f"a link leads to itself ({error})"
     if isinstance(error, RecursionError):
         return "the input is nested too deeply"
     if isinstance(error, MemoryError):

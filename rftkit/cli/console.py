@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,8 @@ Pairs = list[str]
 def make_printable() -> None:
     """Escape control characters in all output from now on, because other people wrote the texts."""
     for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as with `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for the whole process
         if not isinstance(stream := getattr(sys, name), Printable):
             if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks stops nothing
                 stream.reconfigure(errors="backslashreplace")

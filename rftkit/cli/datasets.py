@@ -197,6 +197,8 @@ def profile(
         response_format=datasets.read_json(response_format) if response_format else None,
         model=model,
     )
+    if frame.empty or not frame["usable"].any():
+        raise InputError(f"{source} has no row that can be used; type: rftkit check {source}")
     if out is not None:
         write_whole(out, cells(frame).to_csv())
     described = frame.drop(columns=["line", "usable"]).select_dtypes("number").describe()

@@ -264,6 +264,34 @@ def test_grade_asks_the_judge_of_the_platform(run: Run, files: Path, served: Ser
     assert [grade["reward"] for grade in json.loads(done.out)] == [0.25]
 
 
+def test_a_closed_or_full_standard_output_is_no_traceback(files: Path) -> None:
+    start = "from rftkit.cli.app import main; main()"
+    command = f'"{sys.executable}" -c "{start}" serve --routes'
+    for redirect in (">&-", "> /dev/full", "| head -1"):
+        done = subprocess.run(f"{command} {redirect}", shell=True, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr, done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\xffa\n{}\n", b"{}\n"])
+def test_a_profile_of_nothing_that_can_be_used(run: Run, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    done = run("dataset", "profile", tmp_path / "rows.jsonl")
+    assert done.status == 2
+    assert "has no row that can be used" in done.err
+
+
+def test_a_home_that_leads_to_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("RFTKIT_HOME", str(tmp_path / "loop"))
+    monkeypatch.setattr(sys, "argv", ["rftkit", "models", "list"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("rftkit: ")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_output_in_any_encoding(encoding: str, files: Path) -> None:
     rows = files / "rows.jsonl"
