@@ -19,10 +19,11 @@ from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
     from rftkit.importer.account import Summary, import_account
+    from rftkit.importer.differences import Difference
     from rftkit.importer.dump import verify
     from rftkit.importer.frames import OpenDump, open_dump
     from rftkit.importer.loose import source_of
-    from rftkit.importer.migration import Check, Difference, check_all
+    from rftkit.importer.migration import Check, check_all
     from rftkit.importer.origins import Origin, origin
     from rftkit.importer.remote import Remote
     from rftkit.importer.rerun import Rerun, plan_rerun, start_rerun
@@ -53,7 +54,8 @@ _HOMES = {
     "dump": ("verify",),
     "frames": ("OpenDump", "open_dump"),
     "loose": ("source_of",),
-    "migration": ("Check", "Difference", "check_all"),
+    "differences": ("Difference",),
+    "migration": ("Check", "check_all"),
     "origins": ("Origin", "origin"),
     "remote": ("Remote",),
     "rerun": ("Rerun", "plan_rerun", "start_rerun"),

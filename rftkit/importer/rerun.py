@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError
-from rftkit.importer.migration import Check, Difference, check_job, hyperparameters_of, place
+from rftkit.importer.differences import Difference, hyperparameters_of
+from rftkit.importer.migration import Check, check_job
+from rftkit.importer.place import place
 
 if TYPE_CHECKING:
     from openai import OpenAI

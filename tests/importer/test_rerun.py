@@ -1,4 +1,4 @@
-"""Imported jobs and graders held against this place, and jobs trained again on a local model."""
+"""Imported jobs and graders checked on this platform, and jobs run again with a local model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from rftkit.cli import app as cli
 from rftkit.errors import InputError, NotFoundError
 from rftkit.evals import step_pairs
 from rftkit.importer import check_all, plan_rerun, source_of, start_rerun, upload
-from rftkit.importer.migration import check_grader, place
+from rftkit.importer.differences import check_grader
+from rftkit.importer.place import place
 
 JUDGE = {
     "type": "score_model",
