@@ -201,19 +201,20 @@ def draft_and_grade(
 
 
 def anchors(run: AnyRun, step: int) -> Anchor:
-    """The answers of step 0, with which a relative grader compares those of a validation, so that
-    validations compare with each other; at step 0 itself each answer is its own.
+    """The answers of the job's first validation (step 0, or the step that a branch continues from),
+    with which a relative grader compares those of the others; at first each answer is its own.
 
     Raises:
         PlatformError: the journal has lost them.
     """
-    if step == 0:
+    first = getattr(run.plan, "branch_step", 0)
+    if step == first:
         return lambda each: each.completion
-    record = run.journal.record("valid", 0)
+    record = run.journal.record("valid", first)
     if record is None:
         raise PlatformError(
-            f"the relative grader compares the answers of step {step} with those of step 0, which "
-            f"are lost: {run.journal.folder / 'valid'}. Create the job again: rftkit job rerun"
+            f"the relative grader compares the answers of step {step} with those of step {first}, "
+            f"which are lost: {run.journal.folder / 'valid'}. Create it again: rftkit job rerun"
         )
     by_line = {each["line"]: each["rollouts"] for each in record["groups"]}
     return lambda each: Completion.from_dict(by_line[each.row.line][each.place[1]]["completion"])
