@@ -21,6 +21,7 @@ __all__ = [
     "answers_of",
     "check_file",
     "check_functions",
+    "equal_pairs",
     "graded_rows",
     "prompts_of",
 ]
@@ -86,14 +87,49 @@ def check_file(store: Store, job: Job, param: str) -> list[str]:
         named = (job.metadata or {}).get(GRADED_ROWS)
         where = param if named is None else f"metadata.{GRADED_ROWS}"
         _check_paths(store, job, where, graded_rows(store, job, rows))
-    extra = sorted({key for row in rows for key in row.extra})
-    if not extra:
+    if not rows:
         return []
     name = store.file(getattr(job, param)).filename
+    notes = equal_pairs(rows, name, param)
+    extra = sorted({key for row in rows for key in row.extra})
+    return (
+        notes
+        if not extra
+        else [
+            *notes,
+            f"Rows of {name} have the keys {', '.join(extra)}, which {job.method_type} rows of the "
+            "hosted service may not have; here only graders read them",
+        ]
+    )
+
+
+def equal_pairs(rows: Sequence[Answered], name: str, param: str) -> list[str]:
+    """A note about pairs of one answer given twice, which teach nothing.
+
+    Raises:
+        RowError: There is no other pair, so that the job would learn nothing.
+    """
+    same = [row.line for row in rows if isinstance(row, Preference) and _is_equal(row)]
+    if not same:
+        return []
+    if len(same) == len(rows):
+        found = RowError(
+            "the two answers of every row are the same, so nothing would be trained; give each "
+            "row two answers of which one is better",
+            path=name,
+            line=same[0],
+        )
+        raise RowError(found.message, param=param)
     return [
-        f"Rows of {name} have the keys {', '.join(extra)}, which {job.method_type} rows of the "
-        "hosted service may not have; here only graders read them"
+        f"{len(same)} of {len(rows)} rows of {name} have the same answer twice, the first in line "
+        f"{same[0]}: they teach nothing"
     ]
+
+
+def _is_equal(row: Preference) -> bool:
+    """Whether the two answers of a pair are the same."""
+    parts = ("content", "tool_calls")
+    return all(row.preferred.get(part) == row.non_preferred.get(part) for part in parts)
 
 
 def check_functions(store: Store, job: Job, tools: Tools) -> None:
