@@ -19,7 +19,7 @@ MARKERS = {"notebooks": "00_tour.ipynb", "datasets": "tiny_copy"}
 
 
 def bundled_folder(name: Literal["notebooks", "datasets"]) -> Path:
-    """The folder of one of the two.
+    """The folder of the bundled notebooks or datasets.
 
     Raises:
         NotFoundError: rftkit was installed without it.

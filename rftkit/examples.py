@@ -58,7 +58,7 @@ class Example(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def trained(self) -> list[int]:
-        """The indices of the messages that are trained."""
+        """The indices of the messages that the model is trained on."""
         return trained_messages(self.messages)
 
     @property
@@ -303,7 +303,7 @@ def _check_tools(item: Mapping[str, Any], where: str, fail: Fail) -> None:
 
 
 def _modern(item: Json) -> Json:
-    """A row with `tools` in place of the deprecated `functions` and what goes with them."""
+    """A row with `tools` in place of the deprecated `functions` and `function_call`."""
     is_old = any(m.get("function_call") or m["role"] == "function" for m in item["messages"])
     if "functions" not in item and not is_old:
         return item

@@ -24,7 +24,7 @@ SHOWN = 3
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Name and digest of every file that decides what a model computes; links are followed.
+    """Name and digest of every file that affects what a model computes; links are followed.
 
     Raises:
         OSError: a file cannot be read.

@@ -20,7 +20,7 @@ def json_line(value: Any) -> bytes:
 
 
 def append_json(path: Path, value: Any) -> None:
-    """Append a value in one write; it outlives a kill of the process, but not a power cut."""
+    """Append a value in one write, which survives a kill of the process but not a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
         file.write(json_line(value))

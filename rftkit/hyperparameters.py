@@ -33,7 +33,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A setting that is one of some words."""
+    """A setting with a fixed set of values."""
 
     words: tuple[str, ...]
     default: str
@@ -41,7 +41,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A setting that the trainer reads in its own way."""
+    """A setting that only the trainer can interpret."""
 
 
 _COMMON = {

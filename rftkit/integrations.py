@@ -40,7 +40,7 @@ TYPES = {
 
 
 def integration(kind: str, options: Mapping[str, Any] | None = None) -> Json:
-    """One entry of `integrations`, as the owner of this machine types it.
+    """One entry of `integrations`, made from what the owner of this machine typed.
 
     Raises:
         InputError: there is no such kind or option, or its package is not installed.
@@ -50,7 +50,7 @@ def integration(kind: str, options: Mapping[str, Any] | None = None) -> Json:
 
 
 def check_integrations(given: Sequence[Any]) -> list[Json]:
-    """The entries as they are kept, with an object of options each.
+    """The entries as they are stored, each with its options as an object.
 
     Raises:
         InputError: naming the entry at fault by `param`.

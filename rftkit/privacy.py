@@ -119,7 +119,7 @@ def has_other_users() -> bool:
 
 
 def _is_shared(folder: Path) -> bool:
-    """Whether other things than rftkit's are meant to be in this folder: /tmp, /, ~."""
+    """Whether the folder is meant to hold more than rftkit's files: /tmp, /, ~."""
     place = folder.resolve()
     return bool(folder.stat().st_mode & stat.S_ISVTX) or place in (
         Path(place.anchor),
@@ -141,7 +141,7 @@ def _everything(folder: Path) -> Iterable[Path]:
 
 
 def _close(path: Path) -> None:
-    """Take every right of group and others; links are left alone."""
+    """Remove all rights of the group and others; links are left alone."""
     mode = path.lstat().st_mode
     if os.name == "posix" and mode & UMASK and not stat.S_ISLNK(mode):
         path.chmod(stat.S_IMODE(mode) & ~UMASK)

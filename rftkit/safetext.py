@@ -59,7 +59,7 @@ class Printable:
             self.write(line)
 
     def control(self, text: str) -> None:
-        """Write text of our own that steers the terminal, such as a carriage return."""
+        """Write trusted text that controls the terminal, such as a carriage return."""
         self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -91,7 +91,7 @@ def cell(value: Any) -> Any:
 
 
 def cells(frame: Any) -> Any:
-    """A pandas frame with every text, names of columns too, as `cell` has it."""
+    """A pandas frame with every text passed through `cell`, column names included."""
     safe = frame.copy()
     for place, kind in enumerate(frame.dtypes):
         if kind.kind not in "biufcmM":

@@ -59,7 +59,7 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
 
 
 def other_form(start: bytes) -> str | None:
-    """What a file is that begins like this, and what to do with it; None when it may be text."""
+    """Which other format these first bytes belong to, and what to do; None if it may be text."""
     return next((words for sign, words in OTHER_FORMS.items() if start.startswith(sign)), None)
 
 
@@ -150,7 +150,7 @@ def read_value(raw: bytes, fail: Fail) -> Any:
 
 
 def _same_colons(raw: bytes, written: bytes) -> bool:
-    """What `read_value` asks of one line, of many: numpy looks at many bytes at a time."""
+    """The check that `read_value` makes of one line, for many lines at once, with numpy."""
     import numpy as np
 
     before, after = (np.frombuffer(text, dtype=np.uint8) for text in (raw, written))
@@ -198,7 +198,7 @@ def _said(error: json.JSONDecodeError) -> str:
 
 
 def flaw_in(text: str) -> tuple[int, str] | None:
-    """Position and words of the first thing that JSON allows and readers disagree on."""
+    """Position and description of the first construct that JSON readers disagree on."""
     open_keys: list[set[str]] = []
     for token in _TOKEN.finditer(text):
         word = token[0]

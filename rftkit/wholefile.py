@@ -35,13 +35,13 @@ LEAST_BYTES = 1 << 20
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put a file in its place, or leave what was there."""
+    """Replace a file atomically; if that fails, the old contents stay."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def check_output(path: str | Path, inputs: Iterable[str | Path | None] = ()) -> Path:
-    """Where a command will write, found out before any work: a file, and none of its inputs.
+    """Check before any work that a command can write here: a file, and not one of its inputs.
 
     Symbolic links, hard links and names that the file system takes for the same are seen through.
     Of a folder among the inputs no file may be replaced.
@@ -190,7 +190,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def temporary_problem(error: BaseException | None) -> str | None:
-    """Name a problem of this machine that passes, and with it what it stopped; else None."""
+    """Name a temporary problem of this machine and what it interrupted; None for other errors."""
     if is_full(error):
         return "The disk is full"
     while error is not None:

@@ -212,7 +212,7 @@ class _Turn:
     columns: Columns | None
 
     def converted(self, each: NumberedRow, name: str) -> tuple[str, Item, Item]:
-        """What a line was taken for, the line, and the row that it becomes."""
+        """The form that a line was recognised as, the line, and the row that it becomes."""
         if each.raw.startswith(REFUSED):
             assert each.refusal is not None
             raise each.refusal
@@ -273,7 +273,7 @@ class _Turn:
 
 
 def _clash(before: Item, after: Item) -> str | None:
-    """What two answers a chat has, when its last message and a key of its own differ."""
+    """Describe the conflict when a chat's last message and its own answer key differ."""
     if ASSISTANT_KEY in after and ASSISTANT_KEY not in before:
         return (
             "the last assistant message is not what the row's own keys hold; it is kept as "

@@ -62,7 +62,7 @@ class Group:
 
 @functools.cache
 def base() -> Path | None:
-    """The group whose children this process may make and limit; None where there is none."""
+    """The control group in which this process may create and limit children, or None."""
     own = _own_group()
     if own is None:
         return None

@@ -73,7 +73,7 @@ def _of_message(message: Any) -> tuple[str, list[Any]]:
 
 
 def _of_output(output: Any) -> tuple[str, list[Any]]:
-    """Output items of a Response: messages and function calls; reasoning is passed over."""
+    """Output items of a Response: messages and function calls; reasoning is skipped."""
     if not isinstance(output, list) or not all(isinstance(each, Mapping) for each in output):
         raise InputError(f"the output items of a Response must be a list of objects: {FORMS}")
     texts: list[str] = []

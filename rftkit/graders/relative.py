@@ -189,7 +189,7 @@ def refuse_single(spec: Mapping[str, Any], param: str) -> None:
 
 
 def _shuffled(texts: Sequence[str]) -> list[str]:
-    """The same texts have the same order each time, so a killed job asks the same again."""
+    """The same texts always get the same order, so a resumed job sends the same requests."""
     digest = hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()
     return random.Random(digest).sample(sorted(texts), len(texts))
 

@@ -197,7 +197,7 @@ def _kind(key: str) -> str:
 
 
 def _read(dump: Dump, path: str) -> Any:
-    """An object of the dump; empty if its file is lost or damaged, which `--verify` names."""
+    """An object of the dump; empty if its file is lost or damaged (`--verify` reports that)."""
     return json.loads(dump.read(path)) if dump.wrong(path) is None else {}
 
 

@@ -335,7 +335,7 @@ class GraderLab(Panel):
             self.set(response_format=value)
 
     def _take_format(self) -> None:
-        """Use the response format from now on: for answers, and for what templates may name."""
+        """Use this response format from now on, for answers and for the fields of templates."""
         self._bench.format = self.response_format
         self._fields = self._bench.template_fields(self.rows)
 

@@ -61,7 +61,7 @@ class RunList(Panel):
         return self._table(live=False)
 
     def refresh(self) -> None:
-        """Ask the service for its jobs again, in the background; nothing where it is not shown."""
+        """Fetch the jobs again in the background; does nothing while the list is not shown."""
 
         def show(found: list[Run]) -> None:
             self._runs = found

@@ -21,7 +21,7 @@ ANY_DEPLOYMENT = re.compile(r"/openai/deployments/[^/]+(?=/)")
 
 
 def as_openai(scope: Scope) -> str | None:
-    """Give the request OpenAI's path and key; the model of its deployment, if it asks one."""
+    """Give the request OpenAI's path and key; the model of its deployment, if it calls one."""
     path, model = scope["path"], None
     if not path.startswith("/openai/"):
         return None

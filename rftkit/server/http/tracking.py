@@ -55,7 +55,7 @@ async def keep_tracking(platform: Platform, home: Path) -> None:
 
 
 def _due(platform: Platform, home: Path) -> list[Job]:
-    """Jobs with integrations that run, or have ended and were not followed to their end."""
+    """Jobs with integrations that are running, or that ended before their last events were sent."""
     return [
         job
         for job in platform.store.tracked_jobs(RECENT)

@@ -158,7 +158,7 @@ class ChatQueue:
         return not running or sum(running) + chat.num_keys <= chat.engine.max_keys
 
     def _join(self, chat: RunningChat) -> None:
-        """Put a chat into the batch of its model and adapter; a new batch has the next turn."""
+        """Put a chat into the batch of its model and adapter; a new batch is next in line."""
         for batch in self._batches:
             if batch.takes(chat):
                 break
