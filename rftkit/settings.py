@@ -6,12 +6,13 @@ test or a notebook can change a variable without re-importing anything.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 
@@ -27,8 +28,11 @@ __all__ = [
     "jupyter_session",
     "keys",
     "lab_environment",
+    "mcp_servers",
     "mode",
     "package_client_environment",
+    "private_tools",
+    "private_tools_allowed",
     "remote",
     "report_csv",
     "server_api_key",
@@ -126,6 +130,45 @@ def report_csv() -> str | None:
 def jupyter_session() -> str | None:
     """`JPY_SESSION_NAME`: the notebook that a Jupyter server started this kernel for."""
     return os.environ.get("JPY_SESSION_NAME") or None
+
+
+def private_tools() -> bool:
+    """Whether tools may be at addresses of this machine and network: unless
+    `RFTKIT_PRIVATE_TOOLS=0`, which a platform that listens beyond loopback sets for its worker.
+    """
+    return os.environ.get("RFTKIT_PRIVATE_TOOLS") != "0"
+
+
+def private_tools_allowed() -> bool:
+    """`RFTKIT_PRIVATE_TOOLS=1`: even a platform that listens beyond loopback may call them."""
+    return os.environ.get("RFTKIT_PRIVATE_TOOLS") == "1"
+
+
+def mcp_servers() -> dict[str, dict[str, Any]]:
+    """The commands of `RFTKIT_MCP_SERVERS`, a JSON file `{"mcpServers": {name: {command, args?,
+    env?, cwd?}}}`, as other MCP clients have it; none when unset.
+
+    Raises:
+        InputError: the file cannot be read, or is not that.
+    """
+    path = os.environ.get("RFTKIT_MCP_SERVERS")
+    if not path:
+        return {}
+    try:
+        given = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))["mcpServers"]
+        servers = {name: dict(each) for name, each in given.items()}
+    except OSError as error:
+        raise InputError(
+            f"the file of RFTKIT_MCP_SERVERS cannot be read: {error.strerror}"
+        ) from None
+    except (ValueError, TypeError, LookupError, AttributeError):
+        servers = {"": {}}
+    if not all(isinstance(each.get("command"), str) for each in servers.values()):
+        raise InputError(
+            "the file of RFTKIT_MCP_SERVERS must be "
+            '{"mcpServers": {"NAME": {"command": "…", "args": ["…"]}}}'
+        )
+    return servers
 
 
 def unconfined_graders() -> bool:

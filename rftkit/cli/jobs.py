@@ -93,6 +93,16 @@ def create_job(
             help="Stored with the job; some are settings, such as tuning=full. Repeatable.",
         ),
     ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the calls of the rows' tools go: JSON [{name, server_url, headers}].",
+        ),
+    ] = None,
+    max_episode_steps: Annotated[
+        int | None, typer.Option(help="Most turns of a rollout that calls tools.", min=1)
+    ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
     seed: Annotated[int | None, typer.Option(help="A fixed seed makes the run repeatable.")] = None,
     as_json: Json = False,
@@ -108,6 +118,7 @@ def create_job(
     check_names(settings, pairs, method)  # before anything is uploaded
     spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
+    entries = datasets.read_tools(tools) if tools else None
     if data and dataset:
         raise InputError(f"give {data} or --dataset {dataset}, not both: they mean the same")
     if train and Path(train).is_dir():
@@ -118,6 +129,7 @@ def create_job(
         valid = valid or (str(given.valid) if given.valid else None)
         if method == "reinforcement":
             spec, answer_format = spec or given.grader, answer_format or given.response_format
+            entries = entries or given.tools
     if train is None:
         raise InputError("name the data: a folder with train.jsonl, or --train with a file")
     if method == "reinforcement" and (spec is None or valid is None):
@@ -145,6 +157,8 @@ def create_job(
         metadata=pairs or None,
         suffix=suffix,
         seed=seed,
+        tools=entries,
+        max_episode_steps=max_episode_steps,
     )
     show(job.to_dict(warnings=False), job.id, as_json)
 

@@ -7,7 +7,7 @@ make        convert, to RFT rows or supervised rows (Columns: of a table) · pre
             split · sample · write_prompted
 send        upload
 find        load: rows, grader and response format of a folder, file or name · bundled
-files       read_json · read_samples
+files       read_json · read_tools · read_samples
 """
 
 from rftkit.datasets.answers import read_samples
@@ -16,7 +16,7 @@ from rftkit.datasets.columns import Columns
 from rftkit.datasets.convert import Conversion, convert
 from rftkit.datasets.drafts import draft_format, draft_grader
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
-from rftkit.datasets.io import Dataset, bundled, load, read, read_json, upload
+from rftkit.datasets.io import Dataset, bundled, load, read, read_json, read_tools, upload
 from rftkit.datasets.learnability import Preview, preview, spread_rows
 from rftkit.datasets.places import bundled_names
 from rftkit.datasets.preferences import (
@@ -70,6 +70,7 @@ __all__ = [
     "read_groups",
     "read_json",
     "read_samples",
+    "read_tools",
     "reference_answer",
     "sample",
     "split",

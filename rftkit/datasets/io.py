@@ -1,7 +1,8 @@
 """Dataset files: read one, upload one, open a folder of them. Not here: checking the rows.
 
 A dataset folder holds train.jsonl and, where they exist, valid.jsonl, test.jsonl, grader.json and,
-where answers are JSON, response_format.json. `places` says which file is which.
+where answers are JSON, response_format.json; where rows have tools, tools.json. `places` says which
+file is which.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "read",
     "read_json",
+    "read_tools",
     "upload",
 ]
 
@@ -52,6 +54,8 @@ class Dataset:
     """The grader spec, as on the wire."""
     response_format: dict[str, Any] | None = None
     """The format of every answer; None for free text."""
+    tools: list[dict[str, Any]] | None = None
+    """`tools` of a job: where the calls of the rows' functions go; None without tools."""
 
     @property
     def missing(self) -> list[str]:
@@ -134,6 +138,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def read_tools(path: str | Path) -> list[dict[str, Any]]:
+    """Read a JSON file that holds a list of objects: `tools` of a job."""
+    value = read_document(existing(path))
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise InputError(f"{path}: expected a JSON list of {{name, server_url, headers}}")
+    return value
+
+
 def upload(client: OpenAI, path: str | Path) -> FileObject:
     """Check every row of a JSONL file, then upload it for fine-tuning.
 
@@ -178,12 +190,14 @@ def load(source: str | Path) -> Dataset:
     if not path.is_dir():
         return Dataset(path.name.split(".")[0], path)
     specs = {name: path / f"{name}.json" for name in ("grader", "response_format")}
-    read = {name: read_json(file) for name, file in specs.items() if file.exists()}
+    read: dict[str, Any] = {name: read_json(file) for name, file in specs.items() if file.exists()}
+    if (file := path / "tools.json").exists():
+        read["tools"] = read_tools(file)
     return Dataset(path.resolve().name, **parts_of(path), **read)  # type: ignore[arg-type]
 
 
 def bundled(name: str) -> Dataset:
-    """Open a dataset that comes with rftkit: security_review, contract_facts or tiny_copy.
+    """Open a dataset that comes with rftkit, such as security_review or tiny_copy.
 
     Raises:
         NotFoundError: There is none of that name, or rftkit was installed without them.

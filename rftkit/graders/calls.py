@@ -108,7 +108,7 @@ class Calls:
                 except BaseException as error:
                     results.put((None, error))
 
-        with self._watched(lambda: results.put((None, Abandoned("given up")))):
+        with self.watched(lambda: results.put((None, Abandoned("given up")))):
             self._take_turn(results)
             try:
                 if results.empty():
@@ -134,7 +134,7 @@ class Calls:
             Abandoned: it was.
         """
         ended = threading.Event()
-        with self._watched(ended.set):
+        with self.watched(ended.set):
             if ended.wait(max(0.0, seconds)):
                 raise Abandoned("given up")
 
@@ -144,7 +144,8 @@ class Calls:
             self._all.abandon()
 
     @contextmanager
-    def _watched(self, callback: Callable[[], Any]) -> Iterator[None]:
+    def watched(self, callback: Callable[[], Any]) -> Iterator[None]:
+        """Call `callback` if these calls are closed, or the work of this thread is abandoned."""
         with self._all.watched(callback), if_abandoned(callback):
             yield
 

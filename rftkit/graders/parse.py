@@ -11,7 +11,6 @@ import difflib
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from pydantic import ValidationError
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders.formula import check_key
 from rftkit.graders.hosts import OF_MACHINE, is_of_machine
+from rftkit.graders.posting import header_problem
 from rftkit.graders.rubric import read_criteria
 from rftkit.graders.template import lone_path, paths
 from rftkit.graders.types import (
@@ -224,20 +224,11 @@ def _texts(value: Any) -> list[str]:
 
 
 def _check_headers(headers: Mapping[str, str], param: str) -> None:
-    """Their values may be keys, so no message holds one. Blanks around a value are not sent."""
-    for name, value in headers.items():
-        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            raise GraderSpecError(
-                f"`headers` has {_brief(name)}, which is not the name of a header",
-                param=_at(param, "headers"),
-            )
-        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value.strip(" \t")):
-            where = _at(param, f"headers.{name}")
-            raise GraderSpecError(
-                f"the value of `{where}` has a line break or another character that a header "
-                "cannot hold",
-                param=where,
-            )
+    if problem := header_problem(headers):
+        name, why = problem
+        where = _at(param, f"headers.{name}" if name else "headers")
+        whose = f"the value of `{where}`" if name else "`headers`"
+        raise GraderSpecError(f"{whose} {why}", param=where)
 
 
 def _name(parsed: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import ipaddress
 import os
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,7 @@ __all__ = [
     "Pace",
     "Target",
     "addresses",
+    "header_problem",
     "is_private",
     "post",
     "secrets_in",
@@ -148,14 +150,22 @@ def secrets_in(url: str) -> list[str]:
     return [unquote(each) for each in found]
 
 
-def post(url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+def post(
+    url: str, headers: Mapping[str, str], body: bytes, *, public_only: bool = False
+) -> HttpAnswer:
     """The default HTTP call; connections are kept, redirects are not followed.
 
+    With `public_only`, the address that was found to be public is the one that is called.
+
     Raises:
+        PermissionError: with `public_only`, the address is of this machine or network.
         TimeoutError: the whole answer was not there in time, however it trickles in.
     """
     loop, client = _client(os.getpid())
-    call = asyncio.run_coroutine_threadsafe(_post(client, url, headers, body), loop)
+    options: dict[str, Any] = {"headers": dict(headers)}
+    if public_only:
+        url, options = _pinned(url, headers)
+    call = asyncio.run_coroutine_threadsafe(_post(client, url, body, options), loop)
     with if_abandoned(call.cancel):
         try:
             return call.result()
@@ -164,10 +174,10 @@ def post(url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
             raise
 
 
-async def _post(client: Any, url: str, headers: Mapping[str, str], body: bytes) -> HttpAnswer:
+async def _post(client: Any, url: str, body: bytes, options: dict[str, Any]) -> HttpAnswer:
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            async with client.stream("POST", url, headers=dict(headers), content=body) as answer:
+            async with client.stream("POST", url, content=body, **options) as answer:
                 received = b""
                 async for chunk in answer.aiter_bytes():
                     received += chunk
@@ -178,6 +188,20 @@ async def _post(client: Any, url: str, headers: Mapping[str, str], body: bytes) 
         raise TimeoutError(f"the answer took longer than {TIMEOUT_SECONDS:g} s") from None
 
 
+def _pinned(url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+    """The URL with an address in place of the name, so that the name is not looked up again."""
+    parts = urlsplit(url)
+    name = parts.hostname or ""
+    found = addresses(name)
+    if any(not ipaddress.ip_address(each).is_global for each in found):
+        raise PermissionError(f"{name} is an address of this machine or network")
+    port = f":{parts.port}" if parts.port else ""
+    host = f"[{found[0]}]" if ":" in found[0] else found[0]
+    pinned = parts._replace(netloc=f"{host}{port}").geturl()
+    given = {**headers, "Host": parts.netloc.rpartition("@")[2]}
+    return pinned, {"headers": given, "extensions": {"sni_hostname": name}}
+
+
 @functools.cache
 def _client(pid: int) -> tuple[asyncio.AbstractEventLoop, Any]:
     """One client of this process and the loop of its calls: only a loop can end a call in time."""
@@ -186,6 +210,19 @@ def _client(pid: int) -> tuple[asyncio.AbstractEventLoop, Any]:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="endpoints", daemon=True).start()
     return loop, httpx2.AsyncClient(timeout=None, follow_redirects=False)
+
+
+def header_problem(headers: Mapping[str, str]) -> tuple[str | None, str] | None:
+    """The name of a header whose value cannot be sent, or None for a wrong name; and why.
+
+    Values may be keys, so no message holds one. Blanks around a value are not sent.
+    """
+    for name, value in headers.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            return None, f"has {name[:60]!r}, which is not the name of a header"
+        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value.strip(" \t")):
+            return name, "has a line break or another character that a header cannot hold"
+    return None
 
 
 def is_private(url: str) -> bool:

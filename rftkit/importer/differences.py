@@ -122,8 +122,8 @@ def of_settings(kind: str, given: Mapping[str, Any]) -> Iterator[Difference]:
             "has no effect unless the model is a reasoning model",
         )
     if given.get("tools"):
-        change = "rewrite the rows so that the answer needs no tool"
-        yield Difference("tools", "tool servers are not called here", change, stops=True)
+        change = "create the job anew: rftkit job create --tools FILE"
+        yield Difference("tools", "the headers were saved as asterisks", change, stops=True)
     elif given.get("max_episode_steps"):
         yield Difference("max_episode_steps", "left out: it belongs to tool servers")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +66,8 @@ def create(
     suffix: str | None = None,
     seed: int | None = None,
     metadata: Mapping[str, str] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    max_episode_steps: int | None = None,
 ) -> FineTuningJob:
     """Create a job of any method.
 
@@ -88,6 +90,9 @@ def create(
         suffix: Part of the name of the fine-tuned model, at most 64 characters.
         seed: Makes a run repeatable; a random one is chosen when unset.
         metadata: At most 16 pairs of text.
+        tools: Of a reinforcement job: where the calls of the rows' functions go, each
+            `{name, server_url, headers}`; see `rftkit.tools`.
+        max_episode_steps: Most turns of a rollout that calls tools.
 
     Raises:
         InputError: a reinforcement job without a grader, or a setting that is misspelt or stands
@@ -98,7 +103,8 @@ def create(
     if method == "reinforcement":
         if grader is None:
             raise InputError("a reinforcement job needs a grader, which scores its answers")
-        inner = _given(grader=grader, response_format=response_format) | inner
+        given = _given(grader=grader, response_format=response_format)
+        inner = given | _given(tools=tools, max_episode_steps=max_episode_steps) | inner
     else:
         measured = _given(grader=grader, response_format=response_format)
         metadata = {

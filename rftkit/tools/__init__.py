@@ -4,6 +4,9 @@
     ToolCall, ToolReply         a call as the model wrote it, and what the model reads next
     ToolFailed                  the tool's server failed: so has the rollout, which is never a zero
     open_tools                  the Tools of a job's `tools` entries
+    try_tool                    one call outside of a job
+    check_tools, mask_tools     those entries: checked, and without their secrets
+    serve, ToolError            Python functions as a tool server, for notebooks
 
 Calls go over HTTP, as in OpenAI's and Azure's preview of tools in RFT. Not here: the turns of a
 rollout (`server.training`), and how calls are written into a prompt or read from an answer
@@ -17,13 +20,32 @@ from typing import TYPE_CHECKING
 from rftkit.lazy import lazily
 
 if TYPE_CHECKING:
-    from rftkit.tools.toolbox import Tools, open_tools
+    from rftkit.tools.entries import check_tools, mask_tools
+    from rftkit.tools.functions import ToolError
+    from rftkit.tools.serving import Served, serve
+    from rftkit.tools.toolbox import Tools, open_tools, try_tool
     from rftkit.tools.values import ToolCall, ToolFailed, ToolReply, ToolServer
 
-__all__ = ["ToolCall", "ToolFailed", "ToolReply", "ToolServer", "Tools", "open_tools"]
+__all__ = [
+    "Served",
+    "ToolCall",
+    "ToolError",
+    "ToolFailed",
+    "ToolReply",
+    "ToolServer",
+    "Tools",
+    "check_tools",
+    "mask_tools",
+    "open_tools",
+    "serve",
+    "try_tool",
+]
 
 _HOMES = {
-    "toolbox": ("Tools", "open_tools"),
+    "entries": ("check_tools", "mask_tools"),
+    "functions": ("ToolError",),
+    "serving": ("Served", "serve"),
+    "toolbox": ("Tools", "open_tools", "try_tool"),
     "values": ("ToolCall", "ToolFailed", "ToolReply", "ToolServer"),
 }
 __getattr__, __dir__ = lazily(__name__, _HOMES)

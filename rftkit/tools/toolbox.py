@@ -8,26 +8,51 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from rftkit.tools.values import Json, ToolCall, ToolReply, ToolServer
+from rftkit import settings
+from rftkit.errors import InputError, RowError, nearest_name
+from rftkit.graders.posting import Pace
+from rftkit.rows import Row
+from rftkit.tools.bundled import SCHEME, bundled_functions
+from rftkit.tools.entries import server_label
+from rftkit.tools.http_server import CALLS_A_SECOND, HttpServer, request_body
+from rftkit.tools.serving import Served, serve
+from rftkit.tools.values import Json, ToolCall, ToolFailed, ToolReply, ToolServer
 
-__all__ = ["Tools", "open_tools"]
+__all__ = ["Tools", "open_tools", "try_tool"]
+
+REACH_SECONDS = 5.0
+
+
+class Closeable(Protocol):
+    """What ends with the tools."""
+
+    def close(self) -> None:
+        """End it."""
+        ...
 
 
 class Tools:
     """The tools of a job. Safe to call from several threads."""
 
-    def __init__(self, servers: Mapping[str, ToolServer]) -> None:
-        """`servers`: name of a function -> what answers its calls."""
-        self._servers = dict(servers)
+    def __init__(self, servers: Mapping[str, ToolServer], own: Sequence[Closeable] = ()) -> None:
+        """`servers`: name of a function -> what answers its calls. `own`: closed with them."""
+        self._servers, self._own = dict(servers), list(own)
 
     @property
     def names(self) -> list[str]:
         """The functions that can be called."""
         return list(self._servers)
+
+    def server(self, name: str) -> ToolServer | None:
+        """What answers the calls of a function."""
+        return self._servers.get(name)
 
     def definitions(self, item: Mapping[str, Any]) -> list[Json] | None:
         """The functions that the model is shown for a row, as chat completions have them.
@@ -55,12 +80,38 @@ class Tools:
         """
         start = time.monotonic()
         text, is_error = self._answer(call, trace_id, item)
+        text = text.encode("utf-8", "replace").decode()  # no half of a character
         return ToolReply(text, "error" if is_error else "answer", time.monotonic() - start)
 
     def close(self) -> None:
         """Abandon the calls in progress in any thread, and refuse further ones."""
         for server in dict.fromkeys(self._servers.values()):
             server.close()
+        for each in self._own:
+            each.close()
+
+    def check_rows(self, rows: Iterable[Row], path: str | None = None) -> None:
+        """Refuse rows that show the model a function which no server has.
+
+        Raises:
+            RowError: with the line, and the functions that there are.
+        """
+        for row in rows:
+            for index, definition in enumerate(row.tools or []):
+                where = f"tools[{index}]"
+                name = _name(definition) if isinstance(definition, Mapping) else None
+                if not isinstance(name, str):
+                    why = f"`{where}` is not {{type: 'function', function: {{name, parameters}}}}"
+                    raise RowError(why, path=path, line=row.line, param=where)
+                if name not in self._servers:
+                    raise RowError(
+                        f"the row has the tool {name!r}, and `tools` of the job "
+                        + (f"has {', '.join(self._servers)}" if self._servers else "is empty")
+                        + "; the names must match",
+                        path=path,
+                        line=row.line,
+                        param=where,
+                    )
 
     def _answer(self, call: ToolCall, trace_id: str, item: Mapping[str, Any]) -> tuple[str, bool]:
         shown = [_name(each) for each in self.definitions(item) or []]
@@ -73,21 +124,123 @@ class Tools:
         return self._servers[call.name].call(call, arguments, trace_id, item)
 
 
-def open_tools(entries: Sequence[Mapping[str, Any]]) -> Tools:
-    """The tools of a job.
+def open_tools(entries: Sequence[Mapping[str, Any]], *, private: bool | None = None) -> Tools:
+    """The tools of a job, each server reached once to see that it is there.
 
     Args:
         entries: `method.reinforcement.tools`, as the job keeps them.
+        private: whether addresses of this machine and network may be called; None for what the
+            platform says (`settings.private_tools`).
 
     Raises:
-        InputError: an entry cannot be used.
-        ToolFailed: a server that lists its functions (MCP) cannot be reached.
+        InputError: two servers have functions of the same name.
+        MissingExtraError: an entry needs the SDK of MCP.
+        ToolFailed: a server cannot be reached.
     """
-    raise NotImplementedError
+    allowed = settings.private_tools() if private is None else private
+    servers: dict[str, ToolServer] = {}
+    paces: dict[str, Pace] = {}
+    own: dict[str, Served] = {}
+    try:
+        for entry in entries:
+            pace = paces.setdefault(_origin(entry), Pace(CALLS_A_SECOND))
+            for name, server in _opened(entry, pace, allowed, own):
+                if name in servers:
+                    raise InputError(  # noqa: TRY301
+                        f"two tool servers have a function {name!r}; leave one out with "
+                        "`allowed_tools`"
+                    )
+                servers[name] = server
+    except BaseException:
+        Tools(servers, list(own.values())).close()
+        raise
+    return Tools(servers, list(own.values()))
+
+
+def try_tool(
+    entry: Mapping[str, Any],
+    call: ToolCall,
+    trace_id: str,
+    item: Mapping[str, Any],
+    *,
+    private: bool,
+) -> tuple[int, Json | str]:
+    """Make one call outside of a job.
+
+    Returns:
+        200 and a `function_call_output`, or 4xx and the text that a model would read.
+
+    Raises:
+        InputError, MissingExtraError, ToolFailed: as from `open_tools` and `Tools.call`.
+    """
+    with contextlib.closing(open_tools([entry], private=private)) as tools:
+        server = tools.server(call.name)
+        if server is None:
+            raise InputError(
+                f"the server has no function {call.name!r}; {nearest_name(call.name, tools.names)}",
+                param="name",
+            )
+        body = request_body(call, trace_id, item)
+        if isinstance(server, HttpServer):
+            status, found = server.ask(body)
+        else:
+            if (arguments := _object(call.arguments)) is None:
+                raise InputError("`arguments` is not a JSON object", param="arguments")
+            text, is_error = server.call(call, arguments, trace_id, item)
+            status, found = (400, text) if is_error else (200, {"output": text})
+    if isinstance(found, str):
+        return status, found
+    shown = {"type": "function_call_output", "call_id": body["call_id"], "id": body["id"]}
+    return status, {**shown, **found}
+
+
+def _opened(
+    entry: Mapping[str, Any], pace: Pace, private: bool, own: dict[str, Served]
+) -> list[tuple[str, ToolServer]]:
+    """The functions of an entry and what answers them. Adds the servers it starts to `own`."""
+    if entry.get("type") == "mcp":
+        from rftkit.tools.mcp_server import McpServer
+
+        server = McpServer(entry, pace=pace, private=private)
+        return [(name, server) for name in server.names]
+    url = str(entry["server_url"])
+    if url.startswith(SCHEME):
+        if url not in own:
+            functions, state = bundled_functions(url.removeprefix(SCHEME))
+            own[url] = serve(functions, state=state)
+        given = next((each for each in own[url].entries if each["name"] == entry["name"]), None)
+        if given is None:
+            known = ", ".join(each["name"] for each in own[url].entries)
+            raise InputError(f"{url} has no function {entry['name']!r}; it has {known}")
+        return [(entry["name"], HttpServer(given, pace=pace))]
+    _reach(str(entry["name"]), url)
+    return [(entry["name"], HttpServer(entry, pace=pace, private=private))]
+
+
+def _reach(name: str, url: str) -> None:
+    """Connect once, so that a server that is not there fails the job and not every rollout."""
+    parts = urlsplit(url)
+    if parts.scheme in getproxies():
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), REACH_SECONDS).close()
+    except (OSError, UnicodeError) as error:
+        raise ToolFailed(
+            name,
+            f"the tool {name} cannot be reached: nothing answers at {parts.hostname} port {port} "
+            f"({error}). Start its server, or correct its `server_url`",
+        ) from None
+
+
+def _origin(entry: Mapping[str, Any]) -> str:
+    parts = urlsplit(str(entry.get("server_url") or server_label(entry)))
+    return f"{parts.scheme}://{parts.netloc or parts.path}"
 
 
 def _name(definition: Mapping[str, Any]) -> Any:
-    return (definition.get("function") or definition).get("name")
+    function = definition.get("function") or definition
+    return function.get("name") if isinstance(function, Mapping) else None
 
 
 def _object(text: str) -> Json | None:

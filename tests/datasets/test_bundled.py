@@ -1,4 +1,4 @@
-"""The three bundled datasets: rows, splits, graders, and the numbers their READMEs state."""
+"""The four bundled datasets: rows, splits, graders, and the numbers their READMEs state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rftkit.graders import Sample, check_item_paths, compile_grader, validate
 from rftkit.rows import read_rows
 
 DATASETS = Path(__file__).parents[2] / "datasets"
-NAMES = ("security_review", "contract_facts", "tiny_copy")
+NAMES = ("security_review", "contract_facts", "policy_lookup", "tiny_copy")
 SPLITS = ("train", "valid", "test")
 LEAST = {"train": 150, "valid": 50, "test": 50}
 LABELS = ("yes", "no", "needs review")

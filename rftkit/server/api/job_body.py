@@ -25,20 +25,27 @@ from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
 from rftkit.server.store.store import new_id, now
+from rftkit.tools import check_tools
 
 MethodType = Literal["supervised", "dpo", "reinforcement"]
 
 __all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys", "useless_metadata"]
 
 KNOWN_IN_METHOD = {
-    "reinforcement": ("grader", "hyperparameters", "response_format"),
+    "reinforcement": (
+        "grader",
+        "hyperparameters",
+        "response_format",
+        "tools",
+        "max_episode_steps",
+    ),
     "supervised": ("hyperparameters",),
     "dpo": ("hyperparameters",),
 }
 INTEGRATIONS = "integrations"
 """Among the kept keys of a job; see `Job.integrations`."""
-HOSTED_ONLY = ("tools", "max_episode_steps")
-"""Keys of a reinforcement method that are a private preview of the hosted service."""
+MOST_STEPS = 1000
+"""Most turns of a rollout that a job can ask for."""
 MEASURES = ("grader", "response_format")
 """Metadata of a job that does not learn from them: what its checkpoints are measured with. Each is
 JSON, or the id of a file that holds it."""
@@ -87,7 +94,7 @@ def job_from(body: JobBody, platform: Platform) -> Job:
     """
     integrations = check_integrations(body.integrations or [])
     refuse_misspelt(body.model_extra or {}, JobBody.model_fields, "", cutoff=0.85)
-    method = _method(body)
+    method = _method(body, platform.private_tools)
     _check_model_and_files(body, platform, method["type"])
     _check_engine(body, platform, method["type"])
     method |= _measure(body, platform, method["type"])
@@ -170,7 +177,7 @@ def _check_engine(body: JobBody, platform: Platform, kind: str) -> None:
         )
 
 
-def _method(body: JobBody) -> dict[str, Any]:
+def _method(body: JobBody, private_tools: bool) -> dict[str, Any]:
     """The normalised method; a body without one is of a supervised job, as it always was."""
     kind: MethodType = "supervised" if body.method is None else body.method.type
     extra = dict(body.method.model_extra or {}) if body.method else {}
@@ -180,7 +187,7 @@ def _method(body: JobBody) -> dict[str, Any]:
     if kind == "reinforcement":
         if inner is None:
             raise RequestError(f"Missing required parameter: `{where}`.", param=where)
-        inner = _reinforcement(inner)
+        inner = _reinforcement(inner, private_tools)
     given = (inner or {}).get("hyperparameters")
     if body.hyperparameters and kind != "supervised":
         raise RequestError(
@@ -217,16 +224,17 @@ def _merged(old: dict[str, Any] | None, given: Any) -> Any:
     return merged
 
 
-def _reinforcement(given: dict[str, Any]) -> dict[str, Any]:
+def _reinforcement(given: dict[str, Any], private_tools: bool) -> dict[str, Any]:
     where = "method.reinforcement"
-    known = (*KNOWN_IN_METHOD["reinforcement"], *HOSTED_ONLY)
-    refuse_misspelt(given, known, where, cutoff=0.85)
-    for key in HOSTED_ONLY:
-        if given.get(key) is not None:
-            raise RequestError(
-                f"`{where}.{key}` (tool servers, a private preview) is not supported here",
-                param=f"{where}.{key}",
-            )
+    refuse_misspelt(given, KNOWN_IN_METHOD["reinforcement"], where, cutoff=0.85)
+    rest = dict(given)
+    for name in ("tools", "max_episode_steps"):
+        if rest.get(name) is None:
+            rest.pop(name, None)
+    if "tools" in rest:
+        rest["tools"] = check_tools(rest["tools"], f"{where}.tools", private=private_tools)
+    if "max_episode_steps" in rest:
+        _check_steps(rest["max_episode_steps"], f"{where}.max_episode_steps")
     if "grader" not in given:
         raise RequestError(
             f"Missing required parameter: `{where}.grader`.", param=f"{where}.grader"
@@ -235,10 +243,19 @@ def _reinforcement(given: dict[str, Any]) -> dict[str, Any]:
     if format_ is not None:
         check_response_format(format_, f"{where}.response_format")
     return {
-        **given,
+        **rest,
         "grader": _grader(given["grader"], f"{where}.grader"),
         "response_format": format_,
     }
+
+
+def _check_steps(steps: Any, where: str) -> None:
+    is_whole_number = isinstance(steps, int) and not isinstance(steps, bool)
+    if not is_whole_number or not 1 <= steps <= MOST_STEPS:
+        raise RequestError(
+            f"`{where}` must be a whole number from 1 to {MOST_STEPS}, found {kind_of(steps)}",
+            param=where,
+        )
 
 
 def _measure(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from rftkit.server.api import (
     private,
     responses,
     stored_chats,
+    tools,
     unsupported,
     weights,
 )
@@ -125,6 +126,7 @@ def create_app(platform: Platform) -> FastAPI:
         files,
         jobs,
         graders,
+        tools,
         models,
         chat,
         embeddings,

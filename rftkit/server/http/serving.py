@@ -65,14 +65,17 @@ def serve(home: Path, options: argparse.Namespace) -> None:
     shutil.rmtree(home / "exports", ignore_errors=True)  # left by a server that was killed
     processes.sweep()
     read_checks(home)  # fail now rather than at the end of a job
+    private_tools = _is_loopback(options.host) or settings.private_tools_allowed()
     worker = WorkerProcess(
         [*WORKER, "--home", str(home)],
         home / "logs" / "worker.log",
-        environment=settings.child_environment(),
+        environment=settings.child_environment(
+            {"RFTKIT_PRIVATE_TOOLS": "1" if private_tools else "0"}
+        ),
     )
     is_kept = _is_stderr(home / "logs" / "server.log")
     platform = Platform(
-        store=store, worker=worker, home=home, needs_key=needs_key,
+        store=store, worker=worker, home=home, needs_key=needs_key, private_tools=private_tools,
         log_place="logs/server.log" if is_kept else "what `rftkit serve` wrote to stderr",
     )  # fmt: skip
     worker.on_death, platform.worker_trouble = platform.worker_died, worker.trouble

@@ -68,6 +68,8 @@ class Platform:
     """Where the server writes its errors, as error messages name it."""
     needs_key: bool = False
     """Whether requests must carry the home's API key."""
+    private_tools: bool = True
+    """Whether tools may be at addresses of this machine and network."""
     last_request: float = field(default_factory=time.monotonic)
     """Monotonic seconds of the last request that was not a health check."""
     loop: asyncio.AbstractEventLoop | None = None

@@ -22,6 +22,7 @@ from rftkit.server.store.records import (
     Model,
     OutputItem,
 )
+from rftkit.tools import mask_tools
 
 __all__ = [
     "check_id",
@@ -205,14 +206,21 @@ def item_record(wire: Json, origin: str, run_id: str) -> OutputItem:
     )
 
 
+def _masked_method(given: Json) -> Json:
+    shown = {**given}
+    if isinstance(given.get("grader"), dict):
+        shown["grader"] = mask_secrets(given["grader"])
+    if "tools" in given:
+        shown["tools"] = mask_tools(given["tools"])
+    return shown
+
+
 def _masked_job(wire: Json) -> Json:
     method = wire.get("method")
     if not isinstance(method, dict):
         return wire
     shown = {
-        name: {**given, "grader": mask_secrets(given["grader"])}
-        if isinstance(given, dict) and isinstance(given.get("grader"), dict)
-        else given
+        name: _masked_method(given) if isinstance(given, dict) else given
         for name, given in method.items()
     }
     return {**wire, "method": shown}

@@ -25,6 +25,7 @@ from rftkit.server.store.records import (
     OutputItem,
     Permission,
 )
+from rftkit.tools import mask_tools
 
 __all__ = [
     "ORGANIZATION",
@@ -237,6 +238,8 @@ def _method(method: Json) -> Json:
     shown = {name: value for name, value in method.items() if name != "measure"}
     if (given := method.get("reinforcement")) is not None:
         shown["reinforcement"] = {**given, "grader": mask_secrets(given["grader"])}
+        if given.get("tools"):
+            shown["reinforcement"]["tools"] = mask_tools(given["tools"])
     return shown
 
 

@@ -1,0 +1,321 @@
+"""A tool server that speaks MCP: streamable HTTP, or a command of the operator over stdio.
+
+The protocol is the official SDK's (`mcp`, an extra). One session serves all rollouts of a job; the
+`trace_id` of a call is in its `_meta`. `isError` is an answer that the model reads. A protocol
+error or a lost connection is tried three more times; then the rollout has failed. Not here:
+resources, prompts, and whatever a server may ask of its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from rftkit import settings
+from rftkit.backoff import backoff_seconds
+from rftkit.errors import MissingExtraError
+from rftkit.graders.calls import Abandoned, Calls
+from rftkit.graders.posting import (
+    ATTEMPTS,
+    FIRST_PAUSE_SECONDS,
+    MAX_BYTES,
+    TIMEOUT_SECONDS,
+    Pace,
+    is_private,
+    secrets_in,
+)
+from rftkit.safetext import redacted
+from rftkit.tools.entries import server_label
+from rftkit.tools.http_server import CALLS_A_SECOND
+from rftkit.tools.values import Json, ToolCall, ToolFailed
+
+__all__ = ["McpServer"]
+
+T = TypeVar("T")
+OPENING_SECONDS = 60.0
+MOST_PAGES = 100
+SHOWN = 300
+
+
+class McpServer:
+    """One MCP server; see values.ToolServer."""
+
+    def __init__(
+        self, entry: Mapping[str, Any], *, pace: Pace | None = None, private: bool = True
+    ) -> None:
+        """Connect, and list the functions.
+
+        Raises:
+            MissingExtraError: `mcp` is not installed.
+            ToolFailed: the server cannot be reached, or lacks a function of `allowed_tools`.
+        """
+        try:
+            import mcp  # noqa: F401
+        except ImportError:
+            raise MissingExtraError("mcp", "mcp") from None
+        self._entry, self._private = dict(entry), private
+        self._label = server_label(entry)
+        self._secrets = _secrets(entry)
+        self._calls, self._pace = Calls(), pace or Pace(CALLS_A_SECOND)
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._session: _Session | None = None
+        threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True).start()
+        try:
+            listed = self._surely(_list, OPENING_SECONDS)
+            self._mcp_names, self._definitions = _functions(self._allowed(listed))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def names(self) -> list[str]:
+        """The functions that it lists."""
+        return list(self._mcp_names)
+
+    def definitions(self) -> list[Json] | None:
+        """See values.ToolServer."""
+        return self._definitions
+
+    def call(
+        self, call: ToolCall, arguments: Json, trace_id: str, item: Mapping[str, Any]
+    ) -> tuple[str, bool]:
+        """See values.ToolServer."""
+        name = self._mcp_names[call.name]
+        meta = {"rftkit/trace_id": trace_id}
+
+        async def ask(client: Any) -> Any:
+            return await client.call_tool(name, arguments, meta=meta)
+
+        self._pace.wait(self._calls)
+        result = self._surely(ask, TIMEOUT_SECONDS, call.name)
+        text = redacted(_text(result), self._secrets)
+        if len(text.encode("utf-8", "replace")) > MAX_BYTES:
+            return f"Error 413: the answer is larger than {MAX_BYTES} bytes.", True
+        return text, bool(result.is_error)
+
+    def close(self) -> None:
+        """See values.ToolServer."""
+        self._calls.close(now=True)
+        with self._lock:
+            session, self._session = self._session, None
+        if session is not None:
+            session.end()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _surely(self, ask: Any, seconds: float, tool: str | None = None) -> Any:
+        """What `ask(client)` returns, with another connection if one is lost.
+
+        Raises:
+            ToolFailed, Abandoned: see values.ToolServer.
+        """
+        deadline = time.monotonic() + seconds
+        problem = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                pause = backoff_seconds(attempt - 1, FIRST_PAUSE_SECONDS, jitter=0.25)
+                if time.monotonic() + pause >= deadline:
+                    break
+                self._calls.pause(pause)
+            session = self._connected()
+            try:
+                return self._wait(session.ask(ask), deadline - time.monotonic())
+            except Abandoned:
+                raise
+            except Exception as error:
+                problem = _words(error)
+                if session.is_lost or not _is_protocol_error(error):
+                    self._drop(session)
+        raise ToolFailed(
+            tool or self._label,
+            f"the MCP server {self._label} failed {ATTEMPTS} times: "
+            f"{redacted(problem, self._secrets)[:SHOWN]}",
+        )
+
+    def _connected(self) -> _Session:
+        with self._lock:
+            if self._session is None:
+                self._session = _Session(self._loop, self._open)
+            return self._session
+
+    def _drop(self, session: _Session) -> None:
+        with self._lock:
+            if self._session is session:
+                self._session = None
+        session.end()
+
+    def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        future = asyncio.run_coroutine_threadsafe(
+            asyncio.wait_for(work, max(0.0, seconds)), self._loop
+        )
+
+        def give_up() -> None:
+            future.cancel()
+
+        with self._calls.watched(give_up):
+            try:
+                return future.result()
+            except concurrent.futures.CancelledError:
+                raise Abandoned("given up") from None
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Any]:
+        """A connection of its own, as a client of the SDK."""
+        from mcp import Client, StdioServerParameters
+        from mcp.client.stdio import stdio_client
+        from mcp.client.streamable_http import streamable_http_client
+
+        url = self._entry.get("server_url")
+        if url is None:
+            command = settings.mcp_servers().get(self._label)
+            if command is None:
+                raise ConnectionError(f"RFTKIT_MCP_SERVERS names no server {self._label!r}")
+            parameters = StdioServerParameters(**command)
+            with open(os.devnull, "w") as silent:
+                async with Client(stdio_client(parameters, errlog=silent)) as client:
+                    yield client
+            return
+        if not self._private and await asyncio.to_thread(is_private, url):
+            raise PermissionError(f"{urlsplit(url).hostname} is an address of this machine/network")
+        import httpx2
+
+        timeout = httpx2.Timeout(30.0, read=TIMEOUT_SECONDS)
+        async with (
+            httpx2.AsyncClient(headers=_headers(self._entry), timeout=timeout) as http,
+            Client(streamable_http_client(url, http_client=http)) as client,
+        ):
+            yield client
+
+    def _allowed(self, tools: list[Any]) -> list[Any]:
+        given = self._entry.get("allowed_tools")
+        names = given.get("tool_names") if isinstance(given, Mapping) else given
+        if names is None:
+            return tools
+        known = [tool.name for tool in tools]
+        if missing := [name for name in names if name not in known]:
+            raise ToolFailed(
+                self._label,
+                f"`allowed_tools` names {missing[0]!r}, and the MCP server {self._label} lists "
+                + (", ".join(known) or "none"),
+            )
+        return [tool for tool in tools if tool.name in names]
+
+
+class _Session:
+    """One connection: a task opens it, keeps it and closes it, as the SDK's task groups demand."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, open_client: Any) -> None:
+        self._loop = loop
+        self._ended = asyncio.Event()
+        self._client: asyncio.Future[Any] = loop.create_future()
+        self._task = asyncio.run_coroutine_threadsafe(self._keep(open_client), loop)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended."""
+        return self._task.done()
+
+    async def ask(self, work: Any) -> Any:
+        """What `work(client)` returns."""
+        return await work(await asyncio.shield(self._client))
+
+    def end(self) -> None:
+        """Close the connection, and wait for that a moment."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        with contextlib.suppress(Exception, concurrent.futures.CancelledError):
+            self._task.result(timeout=3.0)
+
+    async def _keep(self, open_client: Any) -> None:
+        try:
+            async with open_client() as client:
+                self._client.set_result(client)
+                await self._ended.wait()
+        except BaseException as error:
+            if not self._client.done():
+                self._client.set_exception(
+                    error if isinstance(error, Exception) else ConnectionError("it was closed")
+                )
+                self._client.exception()
+            if not isinstance(error, Exception):
+                raise
+
+
+async def _list(client: Any) -> list[Any]:
+    found: list[Any] = []
+    cursor = None
+    for _ in range(MOST_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        found += page.tools
+        cursor = page.next_cursor
+        if not cursor:
+            break
+    return found
+
+
+def _functions(tools: list[Any]) -> tuple[dict[str, str], list[Json]]:
+    """Name as a model may write it -> name of the server; and the definitions of chats."""
+    names: dict[str, str] = {}
+    definitions: list[Json] = []
+    for tool in tools:
+        plain = re.sub(r"[^a-zA-Z0-9_-]", "_", tool.name)[:64] or "tool"
+        name, number = plain, 1
+        while name in names:
+            number += 1
+            name = f"{plain[:60]}_{number}"
+        names[name] = tool.name
+        function: Json = {"name": name, "parameters": tool.input_schema}
+        if tool.description:
+            function["description"] = tool.description
+        definitions.append({"type": "function", "function": function})
+    return names, definitions
+
+
+def _text(result: Any) -> str:
+    """The text of a result; what is no text is named."""
+    texts = [
+        block.text if block.type == "text" else f"[{block.type}: not shown]"
+        for block in result.content
+    ]
+    if not any(block.type == "text" for block in result.content):
+        structured = getattr(result, "structured_content", None)
+        if structured is not None:
+            texts = [json.dumps(structured, ensure_ascii=False), *texts]
+    return "\n".join(texts)
+
+
+def _headers(entry: Mapping[str, Any]) -> dict[str, str]:
+    headers = {name: value.strip() for name, value in (entry.get("headers") or {}).items()}
+    if token := entry.get("authorization"):
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
+
+
+def _secrets(entry: Mapping[str, Any]) -> list[str]:
+    url = entry.get("server_url") or ""
+    return [*_headers(entry).values(), *secrets_in(url), entry.get("authorization") or ""]
+
+
+def _is_protocol_error(error: BaseException) -> bool:
+    """Whether the server answered, with an error of JSON-RPC: then the connection still serves."""
+    from mcp.shared.exceptions import MCPError
+
+    return isinstance(error, MCPError)
+
+
+def _words(error: BaseException) -> str:
+    """The first cause in a group of exceptions."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__

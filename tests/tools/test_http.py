@@ -1,0 +1,187 @@
+"""The contract with a tool server: what is posted, and what each answer means."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from fake_tools import definition
+
+from rftkit.graders import posting
+from rftkit.graders.calls import Abandoned
+from rftkit.tools import ToolCall, ToolFailed, Tools, open_tools
+
+CALL = ToolCall("call_7", "search", '{"query": "x"}')
+ITEM = {"messages": [], "tools": [definition("search", "query")], "answer": "y"}
+OUTPUT = {"type": "function_call_output", "call_id": "call_7", "id": "fc_7", "output": "found"}
+
+
+class Stub:
+    """A server that answers with what `say(number of the call)` returns."""
+
+    def __init__(self, say: Callable[[int], tuple[int, Any]]) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                stub.got.append(json.loads(body))
+                stub.headers.append(dict(self.headers))
+                status, answer = say(len(stub.got))
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/tool"
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., tuple[Stub, Tools]]]:
+    monkeypatch.setattr(posting, "FIRST_PAUSE_SECONDS", 0.0)
+    opened: list[tuple[Stub, Tools]] = []
+
+    def serve(say: Any, **entry: Any) -> tuple[Stub, Tools]:
+        stub = Stub(say if callable(say) else lambda number: say)
+        tools = open_tools([{"name": "search", "server_url": stub.url, "headers": {}, **entry}])
+        opened.append((stub, tools))
+        return stub, tools
+
+    yield serve
+    for stub, tools in opened:
+        tools.close()
+        stub.server.shutdown()
+        stub.server.server_close()
+
+
+def asked(tools: Tools) -> tuple[str, str]:
+    reply = tools.call(CALL, trace_id="trace_1", item=ITEM)
+    return reply.kind, reply.text
+
+
+def test_what_is_posted(served: Any) -> None:
+    stub, tools = served((200, OUTPUT), headers={"X-Key": "secret-key"})
+    assert asked(tools) == ("answer", "found")
+    assert stub.got == [
+        {
+            "type": "function_call", "id": "fc_7", "call_id": "call_7", "name": "search",
+            "arguments": '{"query": "x"}', "trace_id": "trace_1", "item": ITEM,
+        }
+    ]  # fmt: skip
+    assert stub.headers[0]["X-Key"] == "secret-key"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reply"),
+    [
+        ((200, {"output": "plain", "id": "other"}), ("answer", "plain")),
+        ((200, {"output": ""}), ("answer", "")),
+        ((404, {"detail": "no such page"}), ("error", '{"detail": "no such page"}')),
+        ((422, {"output": "write a longer query"}), ("error", "write a longer query")),
+        ((429, b"slow down"), ("error", "slow down")),
+        ((400, b""), ("error", "Error 400.")),
+        ((403, b"secret-key is wrong"), ("error", "******** is wrong")),
+        (
+            (200, {"output": "x" * 1_000_001}),
+            ("error", "Error 413: the answer is larger than 1000000 bytes."),
+        ),
+    ],
+)
+def test_the_model_reads(answer: Any, reply: tuple[str, str], served: Any) -> None:
+    stub, tools = served(answer, headers={"X-Key": "secret-key"})
+    assert asked(tools) == reply
+    assert len(stub.got) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "attempts", "why"),
+    [
+        ((500, b"secret-key broke it"), 4, r"status 500 after 4 attempts.*\*{8} broke it"),
+        ((503, {"output": "not an output"}), 4, "status 503"),
+        ((302, b""), 1, "status 302: redirects are not followed"),
+        ((307, b""), 1, "redirects"),
+        ((200, b"<html>"), 4, "no JSON object.*<html>"),
+        ((200, ["found"]), 4, "no JSON object"),
+        ((200, {"result": "found"}), 4, "no `output`.*its keys: result"),
+        ((200, {"output": {"a": 1}}), 4, "`output` of its answer is an object"),
+        ((200, {"output": None}), 4, "`output` of its answer is null"),
+    ],
+)
+def test_the_rollout_fails(answer: Any, attempts: int, why: str, served: Any) -> None:
+    stub, tools = served(answer, headers={"X-Key": "secret-key"})
+    with pytest.raises(ToolFailed, match=why) as failed:
+        asked(tools)
+    assert failed.value.tool == "search"
+    assert "secret-key" not in str(failed.value)
+    assert len(stub.got) == attempts
+
+
+def test_a_server_that_recovers_fails_nothing(served: Any) -> None:
+    stub, tools = served(lambda number: (500, b"") if number < 4 else (200, OUTPUT))
+    assert asked(tools) == ("answer", "found")
+    assert len(stub.got) == 4
+
+
+def test_a_server_that_is_not_there() -> None:
+    with pytest.raises(ToolFailed, match=r"nothing answers at 127\.0\.0\.1 port 1 "):
+        open_tools([{"name": "search", "server_url": "http://127.0.0.1:1/"}])
+
+
+def test_a_private_address_that_a_name_hides_is_not_called(
+    monkeypatch: pytest.MonkeyPatch, served: Any
+) -> None:
+    monkeypatch.setattr(posting, "FIRST_PAUSE_SECONDS", 0.0)
+    stub = Stub(lambda number: (200, OUTPUT))
+    url = stub.url.replace("127.0.0.1", "localhost")
+    tools = open_tools([{"name": "search", "server_url": url}], private=False)
+    with pytest.raises(ToolFailed, match="localhost is an address of this machine"):
+        asked(tools)
+    assert stub.got == []
+    stub.server.server_close()
+
+
+def test_a_row_that_is_too_large_is_no_fault_of_the_model(served: Any) -> None:
+    _, tools = served((200, OUTPUT))
+    with pytest.raises(ToolFailed, match="the row has 1000"):
+        tools.call(CALL, trace_id="trace_1", item={**ITEM, "text": "x" * 1_000_000})
+    large = ToolCall("call_8", "search", json.dumps({"query": "x" * 1_000_000}))
+    reply = tools.call(large, trace_id="trace_1", item=ITEM)
+    assert (reply.kind, reply.text[:9]) == ("error", "Error 413")
+
+
+def test_closing_ends_the_calls_under_way(served: Any) -> None:
+    arrived, go = threading.Event(), threading.Event()
+
+    def say(number: int) -> tuple[int, Any]:
+        arrived.set()
+        go.wait(20)
+        return 200, OUTPUT
+
+    _, tools = served(say)
+    ended: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            asked(tools)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert arrived.wait(20)
+    tools.close()
+    thread.join(20)
+    go.set()
+    assert isinstance(ended[0], Abandoned)
