@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from rftkit import settings
 from rftkit.errors import InputError, RequestError
+from rftkit.graders.hosts import is_of_machine
 from rftkit.graders.posting import header_problem, is_private, secrets_in
 from rftkit.hyperparameters import refuse_misspelt
 from rftkit.rows import kind_of
@@ -142,6 +143,12 @@ def _check_url(url: Any, where: str, private: bool, *, is_mcp: bool) -> None:
         return
     if problem := _url_problem(url):
         raise RequestError(f"`{where}` {problem}", param=where)
+    if is_of_machine(url):
+        raise RequestError(
+            f"`{where}` is link-local or of a cloud's metadata service, which describes this "
+            "machine and is no tool",
+            param=where,
+        )
     if not private and is_private(url):
         raise RequestError(
             f"`{where}` is an address of this machine or network ({urlsplit(url).hostname}). This "

@@ -17,6 +17,7 @@ from urllib.request import getproxies
 
 from rftkit import settings
 from rftkit.errors import InputError, RowError, nearest_name
+from rftkit.graders.hosts import is_of_machine
 from rftkit.graders.posting import Pace
 from rftkit.rows import Row
 from rftkit.tools.bundled import SCHEME, bundled_functions
@@ -204,6 +205,8 @@ def _opened(
         server = McpServer(entry, pace=pace, private=private)
         return [(name, server) for name in server.names]
     url = str(entry["server_url"])
+    if is_of_machine(url, ask_names=True):
+        raise ToolFailed(str(entry["name"]), f"the tool {entry['name']} is at a metadata service")
     if url.startswith(SCHEME):
         if url not in own:
             functions, state = bundled_functions(url.removeprefix(SCHEME))

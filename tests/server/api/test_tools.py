@@ -68,6 +68,7 @@ def test_headers_are_masked_wherever_a_job_is_shown(served: Served) -> None:
             r"holds a secret in its query \(api_key\)",
         ),
         ([{"name": "a", "server_url": "rftkit://other"}], "[0].server_url", "comes with rftkit"),
+        ([{"name": "a", "server_url": "http://169.254.169.254/"}], "[0].server_url", "metadata"),
         ([{**ENTRY, "headers": {"X": 1}}], "[0].headers", "an object of texts"),
         ([{**ENTRY, "headers": {"X": "a\nhush"}}], "[0].headers.X", "line break"),
         ([{**ENTRY, "headers": {"Host": "hush"}}], "[0].headers.Host", "set by the platform"),
