@@ -100,7 +100,7 @@ def _complete(given: Mapping[str, Any]) -> Json:
     if (name := fields.pop("dataset", None)) is not None:
         data = datasets.load(name)
         data.need(*(part for part in ("valid", "grader") if part not in fields))
-        loaded = {"train": data.train, "valid": data.valid, "grader": data.grader}
+        loaded: Json = {"train": data.train, "valid": data.valid, "grader": data.grader}
         loaded |= {"tools": data.tools} if data.tools else {}
         fields = {**loaded, "response_format": data.response_format, **fields}
     for name in SPECS:
