@@ -148,15 +148,15 @@ async def call_tool(here: Here, request: Request, job_id: str, body: CallBody) -
     entries = job.method.get("reinforcement", {}).get("tools")
     if not entries:
         raise NotFoundError(f"{job_id} has no tools", param="job_id")
-    work = here.grading.run(partial(_called_now, entries, body))
+    work = here.grading.run(partial(_called_now, entries, body, here.private_tools))
     return Reply(await until_gone(request, work))
 
 
-def _called_now(entries: list[Json], body: CallBody) -> Json:
+def _called_now(entries: list[Json], body: CallBody, private: bool) -> Json:
     call = ToolCall(body.call_id or f"call_{uuid.uuid4().hex[:24]}", body.name, body.arguments)
     trace = body.trace_id or f"trace_{uuid.uuid4().hex}"
     try:
-        with contextlib.closing(open_tools(entries)) as tools:
+        with contextlib.closing(open_tools(entries, private=private)) as tools:
             functions = [{"function": {"name": name}} for name in tools.names]
             reply = tools.call(call, trace_id=trace, item={"tools": functions, **body.item})
     except ToolFailed as error:

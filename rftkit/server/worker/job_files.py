@@ -139,17 +139,11 @@ def check_functions(store: Store, job: Job, tools: Tools) -> None:
         RowError: as from `prompts_of`.
     """
     for param in FILES:
-        path = store.file(getattr(job, param)).filename
-        for row in prompts_of(store, job, param):
-            named = [tool.get("function", tool).get("name") for tool in row.tools or []]
-            if unknown := [name for name in named if name not in tools.names]:
-                found = RowError(
-                    f"the row shows the model the function {unknown[0]!r}, which no tool of the "
-                    f"job has; they have {', '.join(tools.names)}",
-                    path=path,
-                    line=row.line,
-                )
-                raise RowError(found.message, param=param)
+        name = store.file(getattr(job, param)).filename
+        try:
+            tools.check_rows(prompts_of(store, job, param), name)
+        except RowError as error:
+            raise RowError(error.message, param=param) from None
 
 
 def _check_paths(store: Store, job: Job, param: str, rows: Sequence[Row]) -> None:
