@@ -239,7 +239,7 @@ def climb(
         data: Training, validation and test rows in RFT form, grader and response format.
         plan: The settings of all rungs.
         rungs: From `rungs_for`.
-        state_path: The JSON file that keeps what is known; `rftkit.ladder.read` makes the
+        state_path: The JSON file that keeps the finished rungs; `rftkit.ladder.read` makes the
             comparison of it.
         say: Called with each line of progress.
         follow: Makes, for each job, what is called with its updates, such as `jobs.Progress`.

@@ -88,7 +88,7 @@ def _to_rows(training: StepJumps | None, validated: StepJumps | None) -> Callabl
     return link
 
 
-_LOSSES = {
+_LOSS_PANELS = {
     "Loss": {"train_loss": "train", "valid_loss": "validation batch",
              "full_valid_loss": "validation"},
     "Tokens right, %": {"train_accuracy": "train", "valid_accuracy": "validation batch",
@@ -103,12 +103,12 @@ _LOSSES = {
 
 def _losses(steps: pd.DataFrame, training: StepJumps | None, validated: StepJumps | None) -> Html:
     """The curves of a job that learns from the answers of its rows."""
-    panels = [_loss_panel(title, columns, steps) for title, columns in _LOSSES.items()]
+    panels = [_loss_panel(title, columns, steps) for title, columns in _LOSS_PANELS.items()]
     panels = [panel for panel in panels if panel.lines]
     trained = steps[steps["step"] > 0]
     whole = int(steps["full_valid_loss"].notna().sum())
     said = f"{counted(len(trained), 'step')}, {counted(whole, 'whole validation')}."
-    names = [name for columns in _LOSSES.values() for name in columns]
+    names = [name for columns in _LOSS_PANELS.values() for name in columns]
     shown = steps[["step", *[name for name in names if steps[name].notna().any()]]]
     charts, _ = drawn(leading(panels, _to_rows(training, validated)))
     return picture(charts, said, table(shown, [str(name) for name in shown.columns]))

@@ -36,7 +36,7 @@ SIGNS = {
     "failed": "✗ failed",
     "cancelled": "✗ cancelled",
 }
-LOSSES = {"train_loss": "Loss", "full_valid_loss": "Validation loss"}
+LOSS_LABELS = {"train_loss": "Loss", "full_valid_loss": "Validation loss"}
 """Of supervised and dpo jobs."""
 TONES = {"succeeded": "rk-good", "failed": "rk-bad", "cancelled": "rk-bad", "paused": "rk-warn"}
 
@@ -158,7 +158,7 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
         if last.get("is_relative"):
             below = "relative: says nothing across steps"
         tiles.append(tile(f"Train, step {last['step']}", last["train_reward_mean"], below))
-    for name, label in LOSSES.items():
+    for name, label in LOSS_LABELS.items():
         known = [each for each in steps if _is_known(each.get(name))]
         if known:
             first, last = known[0], known[-1]
@@ -195,7 +195,7 @@ def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[Html]:
 def _rewards(steps: Sequence[Mapping[str, Any]]) -> str:
     parts = []
     named = {"train_reward_mean": "train", "valid_reward_mean": "validation"}
-    named |= {name: label.lower() for name, label in LOSSES.items()}
+    named |= {name: label.lower() for name, label in LOSS_LABELS.items()}
     for name, label in named.items():
         known = [each for each in steps if _is_known(each.get(name))]
         if known:

@@ -27,7 +27,7 @@ from rftkit.server.engine.base import Environment, Listener
 from rftkit.server.engine.prompting import Prompting
 from rftkit.server.engine.tinker import exchange
 from rftkit.server.engine.tinker.calls import Policy, end_sessions, in_flight, wait_for
-from rftkit.server.engine.tinker.remote import LOSSES, STATE, Remote, differences
+from rftkit.server.engine.tinker.remote import LOSS_NAMES, STATE, Remote, differences
 from rftkit.server.engine.values import (
     Adapter,
     Completion,
@@ -389,7 +389,7 @@ class TinkerEngine(Prompting):
         with self._reaching():
             policy.changed()
             gradient = policy.training.forward_backward(
-                data, LOSSES[settings.loss], config
+                data, LOSS_NAMES[settings.loss], config
             ).future()
             update = policy.training.optim_step(adam).future()
             wait_for([gradient, update], on_tick)

@@ -18,7 +18,7 @@ from rftkit.errors import PlatformError, RequestError
 from rftkit.wholefile import write_whole
 
 __all__ = [
-    "LOSSES",
+    "LOSS_NAMES",
     "STATE",
     "Remote",
     "differences",
@@ -37,7 +37,7 @@ STATE = "tinker.json"
 `sampler` that of weights to sample from."""
 ALPHA = 32.0
 """The scale of adapters on Tinker servers; the protocol has no field for it."""
-LOSSES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
+LOSS_NAMES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
 """Our names of losses, and the protocol's."""
 
 
@@ -133,7 +133,7 @@ def refuse(metadata: Mapping[str, str]) -> None:
         "lora_alpha": (lambda v: float(v) == ALPHA, f"its adapters are scaled by {ALPHA:g}"),
         "tuning": (lambda v: v == "lora", "its policies are adapters; leave it lora"),
         "guidance": (lambda v: v == "none", "it has no update with completions it did not sample"),
-        "loss": (lambda v: v in LOSSES, f"it has {' and '.join(LOSSES)}"),
+        "loss": (lambda v: v in LOSS_NAMES, f"it has {' and '.join(LOSS_NAMES)}"),
     }
     for name, (is_allowed, why) in checks.items():
         value = metadata.get(name)
