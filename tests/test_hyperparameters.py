@@ -153,4 +153,5 @@ def test_the_list_of_settings_is_what_the_trainer_reads() -> None:
     read |= set(re.findall(r'knobs\.word\(\s*"(\w+)"', sources))
     assert read <= set(KNOBS)
     sources += "".join(path.read_text() for path in (SERVER / "api").glob("*.py"))
+    sources += (SERVER.parent / "lineage.py").read_text()
     assert [name for name in KNOBS if f'"{name}"' not in sources] == []

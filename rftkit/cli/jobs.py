@@ -48,7 +48,18 @@ job_app = typer.Typer(help="Create, list, follow, pause and cancel jobs.", **PLA
 
 @job_app.command("create")
 def create_job(
-    model: Annotated[str, typer.Option("--model", "-m", help="Base or fine-tuned model.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Base or fine-tuned model.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="JOB@STEP",
+            help="Continue another job from a kept step, optimizer included. Everything that you "
+            "do not give is that job's.",
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Argument(help="A dataset folder, a bundled dataset, or JSONL file of training rows."),
@@ -86,6 +97,14 @@ def create_job(
         ),
     ] = None,
     prompt: PromptFile = None,
+    held_out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="JSON file of a second grader, which watches a reinforcement job: an alarm tells "
+            "when it no longer follows the reward.",
+        ),
+    ] = None,
     metadata: Annotated[
         Pairs | None,
         typer.Option(
@@ -117,6 +136,7 @@ def create_job(
     settings, pairs = parse_values(hyperparameters), parse_pairs(metadata)
     check_names(settings, pairs, method)  # before anything is uploaded
     spec = datasets.read_json(grader) if grader else None
+    second = datasets.read_json(held_out) if held_out else None
     answer_format = datasets.read_json(response_format) if response_format else None
     entries = datasets.read_tools(tools) if tools else None
     if data and dataset:
@@ -130,9 +150,13 @@ def create_job(
         if method == "reinforcement":
             spec, answer_format = spec or given.grader, answer_format or given.response_format
             entries = entries or given.tools
-    if train is None:
+    if source is not None:
+        _refuse_for_branch(model=model, method=method, prompt=prompt)
+    elif model is None:
+        raise InputError("give --model, or --from JOB@STEP to continue another job")
+    if train is None and source is None:
         raise InputError("name the data: a folder with train.jsonl, or --train with a file")
-    if method == "reinforcement" and (spec is None or valid is None):
+    if method == "reinforcement" and source is None and (spec is None or valid is None):
         missing = "--grader" if spec is None else "--valid"
         raise InputError(
             f"a reinforcement job needs {missing}; --method supervised learns from the answers of "
@@ -144,7 +168,24 @@ def create_job(
         given and _uploaded(client, given, before, "train" if given is train else "valid")
         for given in (train, valid)
     )
+    if source is not None:
+        job = jobs.branch(
+            client,
+            source,
+            grader=spec,
+            held_out=second,
+            training_file=training_file,
+            validation_file=validation_file,
+            response_format=answer_format,
+            hyperparameters=settings,
+            metadata=pairs,
+            suffix=suffix,
+            seed=seed,
+        )
+        show(job.to_dict(warnings=False), job.id, as_json)
+        return
     assert training_file is not None
+    assert model is not None
     job = jobs.create(
         client,
         model=model,
@@ -152,6 +193,7 @@ def create_job(
         validation_file=validation_file,
         method=method,
         grader=spec,
+        held_out=second,
         response_format=answer_format,
         hyperparameters=settings or None,
         metadata=pairs or None,
@@ -161,6 +203,29 @@ def create_job(
         max_episode_steps=max_episode_steps,
     )
     show(job.to_dict(warnings=False), job.id, as_json)
+
+
+def _refuse_for_branch(**given: Any) -> None:
+    """Options that a branch cannot have."""
+    if given["model"] is not None:
+        raise InputError("a branch continues the weights of its job; leave out --model")
+    if given["method"] != "reinforcement":
+        raise InputError("only reinforcement jobs can be branched; leave out --method")
+    if given["prompt"] is not None:
+        raise InputError("a branch keeps the prompts of its job; leave out --prompt")
+
+
+@job_app.command("tree")
+def show_tree(job_id: JobId = "", as_json: Json = False) -> None:
+    """Show a job and its branches: what each changed, and what came of it."""
+    from dataclasses import asdict
+
+    from rftkit import connect, jobs
+    from rftkit.views.branches import tree_text
+
+    found = jobs.family(connect(), job_id)
+    show([{**asdict(each), "origin": each.origin and str(each.origin)} for each in found],
+         tree_text(found), as_json)  # fmt: skip
 
 
 @job_app.command("list")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Finding"]
 
@@ -19,6 +21,8 @@ class Finding:
     """What was found: a sentence."""
     advice: str
     """What to do, and the setting to try: a sentence."""
+    alarm: Mapping[str, Any] | None = None
+    """Of an alarm: its name, step, figures, evidence and the rate of false alarms."""
 
     @property
     def key(self) -> str:

@@ -49,7 +49,8 @@ def findings(story: Story) -> list[Finding]:
     if story.is_offline:
         return []
     found = [each for rule in RULES for each in rule(story)]
-    return _nothing_learned(found) if story.taught_nothing else found
+    found = _nothing_learned(found) if story.taught_nothing else found
+    return [*story.alarms.raised, *found]
 
 
 def _nothing_learned(found: Sequence[Finding]) -> list[Finding]:

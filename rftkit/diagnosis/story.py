@@ -1,7 +1,7 @@
 """The training history of a job, summarised from its metric events.
 
-It keeps the first and the last validation, the last few training steps, and sums over all steps. So
-a job of ten thousand steps needs no more memory than one of ten. `rules` judges it.
+It keeps the first and the last validation, the last few training steps, sums over all steps, and a
+number a step for each alarm. `rules` judges it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from rftkit.diagnosis.alarms import Alarms
 
 __all__ = ["WINDOW", "Range", "Story", "grader_line", "learning", "scores", "story_of"]
 
@@ -52,6 +54,10 @@ class Story:
     """Training steps so far."""
     num_idle_steps: int = 0
     """Training steps in which no group had a signal, so that no weight changed."""
+    start: int = 0
+    """The step whose validation is the baseline: 0, or the step that the job was branched from."""
+    alarms: Alarms = field(default_factory=Alarms)
+    """Tests for signs that the reward rises without the answers getting better."""
     paused_at: int | None = None
     """The step after which the job paused because its answers could not be scored."""
     first_valid: Json | None = None
@@ -68,7 +74,8 @@ class Story:
         self.step = int(data["step"])
         self.total_steps = data.get("total_steps") or self.total_steps
         self.is_offline |= data.get("train_loss") is not None
-        if self.step > 0:
+        if self.step > self.start:
+            self.alarms.add(self.step, self.total_steps, data.get("watch") or ())
             self.recent.append(data)
             self.num_steps += 1
             figures = learning(data)
@@ -137,6 +144,8 @@ def story_of(events: Iterable[Json]) -> Story:
         data = event.get("data") or {}
         if settings := data.get("hyperparameters"):
             story.max_completion_tokens = settings.get("max_completion_tokens")
+            story.start = settings.get("branch_step") or 0
+            story.alarms = Alarms(settings.get("alarm_rate"))
         if data.get("unscorable") is not None:
             story.paused_at = data.get("step")
         if event.get("type") == "metrics" and data.get("step") is not None:

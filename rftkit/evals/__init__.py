@@ -22,7 +22,7 @@ from rftkit.evals.drift import Drift, drift, drift_of_jobs
 from rftkit.evals.dump_runs import from_dump
 from rftkit.evals.grading import grade_again
 from rftkit.evals.job_pairs import step_pairs
-from rftkit.evals.labels import labelled_answers, read_labels
+from rftkit.evals.labels import as_grades, labelled_answers, read_labels
 from rftkit.evals.local_runs import graded_run, publish, run
 from rftkit.evals.noise import JudgeNoise, judge_noise, noise_of
 from rftkit.evals.regrade import Regrade, RegradedRun, regrade
@@ -52,6 +52,7 @@ __all__ = [
     "StepChoice",
     "Threshold",
     "agree",
+    "as_grades",
     "ask",
     "best_constant",
     "calibrate",

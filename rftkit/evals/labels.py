@@ -8,7 +8,8 @@ the labels show about a grader (`agreement`, `calibration`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from rftkit.graders import given_sample
 from rftkit.rows import Row, parse_object
 from rftkit.strictjson import lines_of, read_text
 
-__all__ = ["has_answers", "labelled_answers", "read_labels"]
+__all__ = ["as_grades", "has_answers", "labelled_answers", "read_labels"]
 
 RUN = "labelled answers"
 """Label of the run that a file of labelled answers becomes."""
@@ -92,6 +93,23 @@ def labelled_answers(
     if not labels:
         raise InputError(f"{path} has no labels")
     return ungraded_run(rows, answers, name=RUN, response_format=response_format), labels
+
+
+def as_grades(samples: Samples, labels: Iterable[Label]) -> Samples:
+    """The same samples with people's labels as their rewards; those without a label have none.
+
+    `evals.drift(samples, events, watch=as_grades(samples, labels), watch_name="people")` then tells
+    at which validation the reward left what people say.
+    """
+    means: dict[tuple[str, str, int], list[float]] = {}
+    for each in labels:
+        means.setdefault((each.row, each.run, each.sample), []).append(each.value)
+    frame = samples.frame.copy()
+    places = zip(frame["row"], frame["run"], frame["sample"], strict=True)
+    given = [means.get(place) for place in places]
+    frame["reward"] = [sum(each) / len(each) if each else float("nan") for each in given]
+    frame["outcome"] = ["graded" if each else "failed" for each in given]
+    return replace(samples, frame=frame)
 
 
 def _objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from rftkit.graders.outcome import Sample
 
-__all__ = ["CHEATS", "DANGERS", "POISONS", "make_answers"]
+__all__ = ["CHEATS", "DANGERS", "POISONS", "make_answers", "prompt_text", "texts_in"]
 
 _FILLER = (
     " In summary, and taking all relevant aspects, considerations and circumstances into careful"
@@ -66,13 +66,14 @@ def make_answers(
     honest = _Honest(
         text=reference,
         form=form if isinstance(form, dict | list) else None,
-        prompt=_prompt(item),
+        prompt=prompt_text(item),
         other=next((other for other in references if other != reference), "something else"),
     )
     return {"reference": reference} | {name: make(honest) for name, make in CHEATS.items()}
 
 
-def _prompt(item: Mapping[str, Any]) -> str:
+def prompt_text(item: Mapping[str, Any]) -> str:
+    """The text of a row's last message."""
     messages = item.get("messages")
     content = messages[-1].get("content") if messages else None
     return content if isinstance(content, str) else json.dumps(content or "", ensure_ascii=False)
@@ -87,7 +88,7 @@ def _rewrite(honest: _Honest, change: Callable[[str], str], number: Any = None) 
 
 def _reword(honest: _Honest, change: Callable[[str], str]) -> str:
     """Change the prose of the answer and keep its labels, where it has both."""
-    prose = [text for text in _texts(honest.form) if len(text.split()) > 3]
+    prose = [text for text in texts_in(honest.form) if len(text.split()) > 3]
     return _rewrite(honest, lambda text: change(text) if not prose or text in prose else text)
 
 
@@ -102,10 +103,11 @@ def _map(value: Any, change: Callable[[str], str], number: Any) -> Any:
     return number if is_number and number is not None else value
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
+    """All texts of a JSON value."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
-        return [text for each in inner for text in _texts(each)]
+        return [text for each in inner for text in texts_in(each)]
     return [value] if isinstance(value, str) else []
 
 
@@ -117,7 +119,7 @@ def _off_format(honest: _Honest) -> str:
 
 def _change_fact(honest: _Honest) -> str:
     """The first number, one higher; without a number, the longest text negated."""
-    texts = _texts(honest.form) if honest.form is not None else [honest.text]
+    texts = texts_in(honest.form) if honest.form is not None else [honest.text]
     longest = max(texts, key=len, default="")
 
     def negate(text: str) -> str:

@@ -14,6 +14,7 @@ from rftkit.errors import InputError
 from rftkit.importer.differences import Difference, hyperparameters_of
 from rftkit.importer.migration import Check, check_job
 from rftkit.importer.place import place
+from rftkit.lineage import OF_ONE_JOB
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -92,7 +93,7 @@ def plan_rerun(
         "hyperparameters": hyperparameters_of(job) or None,
         "suffix": suffix or job.get("user_provided_suffix"),
         "seed": job.get("seed"),
-        "metadata": {**dict(list((job.get("metadata") or {}).items())[:kept]), "rerun_of": job_id},
+        "metadata": {**dict(_pairs(job)[:kept]), "rerun_of": job_id},
     }
     resolved = {} if check.verdict == "stops" else _resolved(client, request)
     return Rerun(job, request, check, resolved)
@@ -113,6 +114,12 @@ def start_rerun(client: OpenAI, rerun: Rerun) -> FineTuningJob:
         )
         raise InputError(f"{rerun.job['id']} does not run here as it is: {reasons}")
     return jobs.create(client, **{k: v for k, v in rerun.request.items() if v is not None})
+
+
+def _pairs(job: Json) -> list[tuple[str, str]]:
+    """The metadata of a job, without what is true of it alone: a rerun starts from its model."""
+    given = job.get("metadata") or {}
+    return [(name, value) for name, value in given.items() if name not in OF_ONE_JOB]
 
 
 def _with_grader(job: Json, grader: Mapping[str, Any]) -> Json:

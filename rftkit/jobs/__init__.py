@@ -3,6 +3,7 @@
 `events(client, job_id)` is the one download; the frames are made of its list.
 """
 
+from rftkit.jobs.branches import Branch, branch, family
 from rftkit.jobs.checkpoints import Checkpoint, best, checkpoints
 from rftkit.jobs.estimate import Estimate, estimate
 from rftkit.jobs.follow import Follow, find, latest
@@ -51,6 +52,7 @@ from rftkit.jobs.progress import Progress
 __all__ = [
     "PROBE",
     "TERMINAL",
+    "Branch",
     "Check",
     "Checkpoint",
     "Estimate",
@@ -63,6 +65,7 @@ __all__ = [
     "all_rollouts",
     "answer_frame",
     "best",
+    "branch",
     "call_tool",
     "check_calibration",
     "check_data",
@@ -76,6 +79,7 @@ __all__ = [
     "estimate",
     "events",
     "events_from_csv",
+    "family",
     "find",
     "grader_frame",
     "judge_frame",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.errors import InputError, JobFailedError
 from rftkit.hyperparameters import check_names
+from rftkit.lineage import BRANCH_FROM
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -38,6 +39,8 @@ Event = dict[str, Any]
 
 Method = Literal["reinforcement", "supervised", "dpo"]
 """How a job learns, as `method.type` has it."""
+HELD_OUT = "held_out_grader"
+"""Metadata that names a job's second grader."""
 LONGEST_VALUE = 512
 """Characters of a value of metadata."""
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
@@ -61,6 +64,7 @@ def create(
     validation_file: str | None = None,
     method: Method = "reinforcement",
     grader: Mapping[str, Any] | None = None,
+    held_out: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
     hyperparameters: Mapping[str, Any] | None = None,
     suffix: str | None = None,
@@ -83,6 +87,8 @@ def create(
             rows, `dpo` from pairs of answers.
         grader: Grader spec, as on the wire. A supervised or dpo job does not learn from it: an
             rftkit platform measures every checkpoint with it, and finds it in the metadata.
+        held_out: Spec of a second grader. An rftkit platform grades some answers of each step of a
+            reinforcement job with it, and raises an alarm when it no longer follows the reward.
         response_format: `{"type": "json_schema", …}` to constrain every completion.
         hyperparameters: batch_size, n_epochs, learning_rate_multiplier; for dpo also beta; for
             reinforcement also compute_multiplier, eval_interval, eval_samples, reasoning_effort.
@@ -99,9 +105,13 @@ def create(
             where it has no effect; nothing was sent.
     """
     check_names(hyperparameters, metadata, method)
+    if held_out is not None:
+        if method != "reinforcement":
+            raise InputError(f"a held-out grader watches reinforcement jobs, not {method} jobs")
+        metadata = {**(metadata or {}), HELD_OUT: _as_metadata(client, HELD_OUT, held_out)}
     inner = _given(hyperparameters=hyperparameters)
     if method == "reinforcement":
-        if grader is None:
+        if grader is None and BRANCH_FROM not in (metadata or {}):
             raise InputError("a reinforcement job needs a grader, which scores its answers")
         given = _given(grader=grader, response_format=response_format)
         inner = given | _given(tools=tools, max_episode_steps=max_episode_steps) | inner

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import NotFoundError, ReportError
 from rftkit.graders.words import in_a_sentence
+from rftkit.jobs.branches import Branch, family
 from rftkit.jobs.checkpoints import Checkpoint, checkpoints
 from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
@@ -60,6 +62,9 @@ class JobRecord:
     """The validations compared row by row; None where the service does not show their samples."""
     steps: list[Json] = field(default_factory=list)
     """What the training steps learned from, as `rftkit.jobs.step_rollouts` gives it."""
+
+    family: Sequence[Branch] = ()
+    """The job and its branches, as a tree; of a job without branches only itself."""
 
     @property
     def settings(self) -> Json:
@@ -187,7 +192,18 @@ def read_job(client: OpenAI, job_id: str, answers: str | Path = "") -> JobRecord
         answers=_read_answers(Path(answers)) if answers else None,
         validations=_validations(client, job_id),
         steps=step_rollouts(client, job_id),
+        family=_family(client, job_id),
     )
+
+
+def _family(client: OpenAI, job_id: str) -> list[Branch]:
+    """Empty where the service does not list its jobs."""
+    from openai import APIError
+
+    try:
+        return family(client, job_id)
+    except APIError:
+        return []
 
 
 def _validations(client: OpenAI, job_id: str) -> Comparison | None:

@@ -39,7 +39,8 @@ def summary(
         `valid` (None without a validation), `loss` (None for reinforcement), `test` and `constant`
         (None without answers), `gain` (which graders it came from, in words; empty with one
         grader),
-        `grader_verdict` (None when the grader recognises right answers) and `training`; every
+        `grader_verdict` (None when the grader recognises right answers), `uncalibrated` (None when
+        each judge is calibrated), `alarms` (sentences) and `training`; every
         number is None where nothing was measured.
     """
     from rftkit.jobs.metrics import step_frame
@@ -56,6 +57,8 @@ def summary(
         "gain": _gain(events, tested, validations),
         "constant": (answers or {}).get("constant"),
         "grader_verdict": _grader_verdict(events),
+        "uncalibrated": _uncalibrated(events),
+        "alarms": [each.message for each in story_of(events).alarms.raised],
         "training": {
             "steps": int(steps["step"].max()) if len(steps) else 0,
             "seconds": float(spent.sum()) if len(spent) else None,
@@ -77,6 +80,14 @@ def _grader_verdict(events: Iterable[dict[str, Any]]) -> str | None:
     return next((verdict["sentence"] for verdict in found if verdict), None)
 
 
+def _uncalibrated(events: Iterable[dict[str, Any]]) -> str | None:
+    """What the job's own event says of judges that nobody has compared with people."""
+    found = ((event.get("data") or {}).get("calibration") for event in events)
+    standings: list[dict[str, Any]] = next((each for each in found if each), [])
+    bad = [each["message"] for each in standings if each["state"] != "calibrated"]
+    return " ".join(bad) or None
+
+
 def _validations(
     steps: Any, events: list[dict[str, Any]], compared: Comparison | None
 ) -> dict[str, Any] | None:
@@ -86,7 +97,7 @@ def _validations(
     by_step = {int(step): float(value) for step, value in measured.itertuples(index=False)}
     best, last = max(by_step, key=lambda step: (by_step[step], -step)), max(by_step)
     return {
-        "start": by_step.get(0),
+        "start": by_step.get(story_of(events).start),
         "best": by_step[best],
         "best_step": best,
         "final": by_step[last],

@@ -15,7 +15,9 @@ No view asks a server or reads a file, and none needs a kernel once it is shown:
 there first, and one small script makes it filter, sort and page.
 """
 
+from rftkit.views.alarms import alarms
 from rftkit.views.answers import answers, one_row
+from rftkit.views.branches import job_tree
 from rftkit.views.charts import health_chart, reward_chart
 from rftkit.views.compare_charts import difference_chart, reward_curve, row_paths, slice_chart
 from rftkit.views.compare_rows import compare_rows, jumps_for
@@ -56,6 +58,7 @@ __all__ = [
     "StepJumps",
     "about",
     "agreement",
+    "alarms",
     "answers",
     "audit_table",
     "bullets",
@@ -75,6 +78,7 @@ __all__ = [
     "headline",
     "health_chart",
     "job_status",
+    "job_tree",
     "judge_noise",
     "jumps_for",
     "keyvalues",

@@ -164,6 +164,9 @@ def _points(summary: Figures) -> list[str]:
         points.append(f"The job has not succeeded: its status is {summary['status']}.")
     if broken := summary.get("grader_verdict"):
         points.append(f"Do not rely on these rewards: {broken}.")
+    points += [f"Alarm: {each}" for each in summary.get("alarms") or []]
+    if uncalibrated := summary.get("uncalibrated"):
+        points.append(uncalibrated)
     if test and test["difference"] is not None:
         points.append(
             f"Row by row: {test['better']} better, {test['worse']} worse, {test['same']} the same."

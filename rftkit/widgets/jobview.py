@@ -113,7 +113,8 @@ class JobView:
         if name == "health":
             return views.health_chart(events, training=trained)
         if name == "signal":
-            return join([views.diagnosis(events), views.signal_chart(events, training=trained)])
+            chart = views.signal_chart(events, training=trained)
+            return join([views.diagnosis(events), chart, views.alarms(events)])
         if name == "time":
             return views.time_chart(events)
         if name == "rollouts":

@@ -26,7 +26,8 @@ COMMANDS = (
     "dataset split", "dataset sample", "dataset profile",
     "eval", "eval run", "eval list", "eval show", "eval compare", "grader",
     "grader calibrate", "grader hosted", "job", "job create", "job list",
-    "job show", "job watch", "job pause", "job resume", "job cancel", "job rerun", "models",
+    "job show", "job tree",
+    "job watch", "job pause", "job resume", "job cancel", "job rerun", "models",
     "models list", "models delete", "models add", "models remove", "models export",
     "models prepare", "prompt", "prompt optimize", "ladder",
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Served
+from eval_study import samples_from
 
 from rftkit import client, evals, jobs
 from rftkit.cli import app as cli
@@ -132,6 +133,25 @@ def test_a_label_that_cannot_be_read_is_named(tmp_path: Path, text: str, said: s
 
     with pytest.raises(InputError, match=said):
         read()
+
+
+def test_a_sample_of_labels_is_a_second_grader_that_drift_compares_with() -> None:
+    """The reward rises at every validation; people, who label half of the answers, see no gain."""
+    rng = np.random.default_rng(5)
+    rows, steps = np.tile(np.arange(60), 4), np.repeat([0, 4, 8, 12], 60)
+    rewards = np.clip(0.3 + 0.04 * steps + rng.normal(0, 0.1, 240), 0, 1)
+    samples = samples_from(rows, steps, rewards)
+    frame = samples.frame
+    for falls in (0.0, 0.05):
+        labels = [
+            evals.Label(row, run, 0, float(0.8 - falls * int(run) + rng.normal(0, 0.1)), "number")
+            for row, run in zip(frame["row"], frame["run"], strict=True)
+            if int(row) % 2
+        ]
+        people = evals.as_grades(samples, labels)
+        assert int(people.frame["reward"].notna().sum()) == len(labels)
+        found = evals.drift(samples, watch=people, watch_name="people")
+        assert (found.parted_at is not None) == bool(falls)
 
 
 def test_the_gate_at_the_front_door(

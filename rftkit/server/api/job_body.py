@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
 from rftkit.integrations import check_integrations
+from rftkit.server.api.branches import check_branch, parent_of
 from rftkit.server.api.calibrated import check_calibration
 from rftkit.server.api.files import live_file
 from rftkit.server.engine.tinker import remote
@@ -46,6 +47,11 @@ INTEGRATIONS = "integrations"
 """Among the kept keys of a job; see `Job.integrations`."""
 MOST_STEPS = 1000
 """Most turns of a rollout that a job can ask for."""
+OURS = ("measure", "held_out")
+"""Keys of a job's method that are not on the wire."""
+HELD_OUT = "held_out_grader"
+"""Metadata of a reinforcement job: a second grader, which it never learns from. JSON, or the id of
+a file that holds it."""
 MEASURES = ("grader", "response_format")
 """Metadata of a job that does not learn from them: what its checkpoints are measured with. Each is
 JSON, or the id of a file that holds it."""
@@ -94,16 +100,20 @@ def job_from(body: JobBody, platform: Platform) -> Job:
     """
     integrations = check_integrations(body.integrations or [])
     refuse_misspelt(body.model_extra or {}, JobBody.model_fields, "", cutoff=0.85)
+    parent = parent_of(platform, body.metadata)
+    if parent is not None:
+        body = _inherited(body, parent)
     method = _method(body, platform.private_tools)
     _check_model_and_files(body, platform, method["type"])
     _check_engine(body, platform, method["type"])
     method |= _measure(body, platform, method["type"])
+    method |= _held_out(body, platform, method["type"])
     if method["type"] == "reinforcement":
         spec = method["reinforcement"]["grader"]
         check_judges(platform, spec, "method.reinforcement.grader")
     grading = method.get("reinforcement") or method.get("measure") or {}
     metadata = check_calibration(platform, grading.get("grader"), body.metadata)
-    return Job(
+    job = Job(
         id=new_id("ftjob-"),
         created_at=now(),
         model=body.model,
@@ -115,6 +125,24 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         metadata=metadata,
         extra={**(body.model_extra or {}), **_given(integrations)},
     )
+    if parent is not None:
+        check_branch(platform, parent, job)
+    return job
+
+
+def _inherited(body: JobBody, parent: Job) -> JobBody:
+    """A branch with the grader, response format, tools and seed of the job that it continues, where
+    it gives none.
+    """
+    method = body.method or Method(type="reinforcement")
+    given = method.reinforcement or {}
+    if method.type == "reinforcement":
+        theirs = parent.method["reinforcement"]
+        kept = {n: theirs[n] for n in KNOWN_IN_METHOD["reinforcement"] if n in theirs}
+        kept.pop("hyperparameters")
+        method = method.model_copy(update={"reinforcement": {**kept, **given}})
+    seed = parent.seed if body.seed is None else body.seed
+    return body.model_copy(update={"method": method, "seed": seed})
 
 
 def _given(integrations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +156,7 @@ def unknown_keys(job: Job) -> list[str]:
     where = f"method.{kind}"
     return [
         *(key for key in job.extra if key != INTEGRATIONS),
-        *(f"method.{key}" for key in job.method if key not in ("type", "measure", kind)),
+        *(f"method.{key}" for key in job.method if key not in ("type", kind, *OURS)),
         *(f"{where}.{key}" for key in inner if key not in KNOWN_IN_METHOD[kind]),
         *(f"{where}.hyperparameters.{k}" for k in inner["hyperparameters"] if k not in known),
     ]
@@ -181,7 +209,8 @@ def _method(body: JobBody, private_tools: bool) -> dict[str, Any]:
     """The normalised method; a body without one is of a supervised job, as it always was."""
     kind: MethodType = "supervised" if body.method is None else body.method.type
     extra = dict(body.method.model_extra or {}) if body.method else {}
-    extra.pop("measure", None)  # ours
+    for ours in OURS:
+        extra.pop(ours, None)
     inner = getattr(body.method, kind) if body.method else None
     where = f"method.{kind}"
     if kind == "reinforcement":
@@ -284,6 +313,28 @@ def _measure(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
     if (format_ := named.get("response_format")) is not None:
         check_response_format(format_, "metadata.response_format")
     return {"measure": {"grader": spec, "response_format": format_}}
+
+
+def _held_out(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
+    """The grader that a reinforcement job is watched with, if its metadata names one.
+
+    Raises:
+        RequestError: it cannot be read, or the job learns from no grader that it could part from.
+        GraderSpecError: the grader is none.
+    """
+    text = (body.metadata or {}).get(HELD_OUT)
+    param = f"metadata.{HELD_OUT}"
+    if text is None:
+        return {}
+    if kind != "reinforcement":
+        raise RequestError(
+            f"metadata `{HELD_OUT}` watches the answers of reinforcement jobs, and this is a "
+            f"{kind} job; leave it out, or measure its checkpoints with metadata `grader`",
+            param=param,
+        )
+    spec = _grader(_named(platform, HELD_OUT, text), param)
+    check_judges(platform, spec, param)
+    return {"held_out": spec}
 
 
 def _named(platform: Platform, key: str, text: str) -> Any:

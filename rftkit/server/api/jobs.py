@@ -5,7 +5,9 @@ from __future__ import annotations
 from fastapi import Request
 
 from rftkit.graders.misspelt import format_problems
+from rftkit.lineage import origin_of
 from rftkit.server.api import Here, Limit, Reply, Router, cut, metadata_filter, repeated
+from rftkit.server.api.branches import link_state
 from rftkit.server.api.calibrated import add_calibration_event
 from rftkit.server.api.job_body import JobBody, job_from, unknown_keys, useless_metadata
 from rftkit.server.inference.body import digest_of
@@ -30,6 +32,7 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
 
 
 def _add(here: Platform, job: Job) -> str:
+    link_state(here, job)
     job = here.store.add_job(job)
     if job.grading is not None and not job.is_probe:
         job = here.store.update_job(job.id, eval_id=make_job_eval(here.store, job).id)
@@ -45,6 +48,8 @@ def _add(here: Platform, job: Job) -> str:
     if problems := _format_problems(job):
         message = f"It may be that no answer can be scored: {'; '.join(problems)}"
         here.store.add_event(job.id, message, level="warn", key="format_problem")
+    if origin := origin_of(job.metadata):
+        here.store.add_event(job.id, f"Continues from {origin}, with its optimizer", key="branch")
     add_calibration_event(here, job)
     if waits := here.store.jobs_before(job.id):
         more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""

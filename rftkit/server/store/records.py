@@ -90,7 +90,8 @@ class Job(Importable):
     """`{type, reinforcement: {grader, hyperparameters, response_format, …}}`, or
     `{type, supervised: {hyperparameters}}`, or the same for dpo. Every hyperparameter is present;
     unset ones are `"auto"`. `measure` has the grader and response format of a job that does not
-    learn from them; it is not on the wire."""
+    learn from them; `held_out` is the grader that a job is watched with. Both are not on the
+    wire."""
     metadata: dict[str, str] | None = None
     fine_tuned_model: str | None = None
     result_files: list[str] = field(default_factory=list)

@@ -235,7 +235,7 @@ def _measured_by(job: Job) -> Json:
 
 
 def _method(method: Json) -> Json:
-    shown = {name: value for name, value in method.items() if name != "measure"}
+    shown = {name: value for name, value in method.items() if name not in ("measure", "held_out")}
     if (given := method.get("reinforcement")) is not None:
         shown["reinforcement"] = {**given, "grader": mask_secrets(given["grader"])}
         if given.get("tools"):

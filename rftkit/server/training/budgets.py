@@ -1,7 +1,7 @@
-"""What pauses a job automatically: failed grades, unscorable answers, a cap on its core seconds. An
-event says why. Where the training grades of a step failed, the job pauses before the update,
-otherwise at the end of the step. Failed grades are repeated after the pause, and count in no reward
-until then. Not here: pauses that a client asks for, and how a paused job is saved
+"""What pauses a job automatically: failed grades, unscorable answers, alarms, a cap on its core
+seconds. An event says why. Where the training grades of a step failed, the job pauses before the
+update, otherwise at the end of the step. Failed grades are repeated after the pause, and count in
+no reward until then. Not here: pauses that a client asks for, and how a paused job is saved
 (`loop.stop_if_requested`).
 """
 
@@ -17,6 +17,7 @@ from rftkit.server.training.rollout import Group
 from rftkit.server.training.tool_metrics import broken_tools
 
 __all__ = [
+    "check_alarms",
     "check_core_seconds",
     "check_unscorable",
     "check_validation",
@@ -78,6 +79,28 @@ def check_unscorable(run: RftRun, step: int, groups: Sequence[Group], *, has_sig
             data={"unscorable": lost, "grades": graded, "step": step},
             key=key,
         )
+
+
+def check_alarms(run: RftRun, step: int) -> None:
+    """Pause a job with `on_alarm` = pause at the step that raised an alarm, once for each alarm."""
+    if run.plan.on_alarm != "pause" or step == run.plan.total_steps:
+        return
+    for alarm in run.history.alarms:
+        key = f"pause-{alarm.key}"
+        with run.store.transaction():
+            if run.store.has_event(run.job.id, key):
+                continue
+            if not run.store.try_status(run.job.id, "pausing"):
+                return
+            run.store.add_event(
+                run.job.id,
+                f"The job pauses, as metadata `on_alarm` asks: {alarm} Resume the job to go on in "
+                f"spite of this alarm, or branch from a step before it: rftkit job create --from "
+                f"{run.job.id}@STEP",
+                level="error",
+                data={"alarm": dict(alarm.alarm or {}), "step": step},
+                key=key,
+            )
 
 
 def _why_unscorable(run: RftRun, groups: Sequence[Group]) -> str:

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rftkit.graders import AnswerField, CompiledGrader, answer_fields
+from rftkit.diagnosis import Alarms, Story
+from rftkit.graders import AnswerField, CompiledGrader, answer_fields, reference_answer
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
@@ -71,6 +72,8 @@ class Run(Generic[P]):
     """The base model's name, for the names of checkpoints."""
     compiled_grader: CompiledGrader | None = None
     """What grades answers; None when the job has no grader."""
+    held_out: CompiledGrader | None = None
+    """A second grader, whose grades are watched and never learnt from; None: there is none."""
     examples: list[Encoded] = field(default_factory=list)
     """The training rows of a method that learns from their answers."""
     valid_examples: list[Encoded] = field(default_factory=list)
@@ -148,9 +151,20 @@ class Run(Generic[P]):
         return answer_fields(self.grader.spec, self.response_format, items)
 
     @cached_property
+    def right_answers(self) -> dict[int, str]:
+        """Line of a training row -> its right answer, where grader or row say what that is."""
+        spec, format_ = self.grader.spec, self.response_format
+        known = ((row.line, reference_answer(row.item, format_, grader=spec)) for row in self.rows)
+        return {line: answer for line, answer in known if answer is not None}
+
+    @cached_property
     def history(self) -> History:
         """What the job has reported so far."""
-        return History(self.store, self.job.id, self.plan.max_completion_tokens)
+        story = Story(self.plan.max_completion_tokens)
+        if isinstance(self.plan, Plan):
+            story.start = self.plan.branch_step
+            story.alarms = Alarms(self.plan.alarm_rate)
+        return History(self.store, self.job.id, story)
 
     def model_name(self, step: int | None) -> str:
         """`ft:{base}:local:{suffix}:{id}`, with `:ckpt-step-{N}` unless it is the final model."""

@@ -17,8 +17,8 @@ __all__ = ["warn_of_grader"]
 
 
 def warn_of_grader(run: RftRun) -> None:
-    """Add a warning event when the grader recognises no right answer; only before step 0."""
-    if run.compile is None or run.journal.record("valid", 0) is not None:
+    """Add a warning event when the grader recognises no right answer; before the first step."""
+    if run.compile is None or run.journal.record("valid", run.plan.branch_step) is not None:
         return
     items = [row.item for row in run.rows]
     with run.compile(run.grader.spec) as grader:

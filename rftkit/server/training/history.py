@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rftkit.diagnosis import Story, findings
+from rftkit.diagnosis import Finding, Story, findings
 from rftkit.server.store.store import Store
 
 __all__ = ["History"]
@@ -18,9 +18,10 @@ __all__ = ["History"]
 class History:
     """The metric events of one job, in the order of their steps."""
 
-    def __init__(self, store: Store, job_id: str, max_completion_tokens: int) -> None:
+    def __init__(self, store: Store, job_id: str, story: Story) -> None:
+        """`story` is empty; the events are added to it."""
         self._store, self._job_id = store, job_id
-        self._story = Story(max_completion_tokens)
+        self._story = story
         self._known = _metric_events(store, job_id)
 
     def before(self, step: int) -> Story:
@@ -34,6 +35,11 @@ class History:
         """What this step reported, if a restart repeats it."""
         return self._known.get(step)
 
+    @property
+    def alarms(self) -> list[Finding]:
+        """The alarms that were raised so far."""
+        return list(self._story.alarms.raised)
+
     def add(self, step: int, data: Mapping[str, Any]) -> None:
         """Take a step's figures, and warn once of each thing that they show to be wrong."""
         story = self.before(step)
@@ -44,7 +50,10 @@ class History:
                 self._job_id,
                 str(each),
                 level="warn",
-                data={"finding": {"code": each.code, "subject": each.subject, "at": step}},
+                data={
+                    "finding": {"code": each.code, "subject": each.subject, "at": step},
+                    **({"alarm": dict(each.alarm)} if each.alarm else {}),
+                },
                 key=f"finding-{each.key}",
             )
 

@@ -8,6 +8,7 @@
     valid/000008.json.gz     graded answers of the validation after a step
     reference/000000.json.gz what the model at the start gives the validation pairs of a dpo job
     states/000008/           adapters, optimizer and what the story needs, saved after a step
+    branch/                  the state of another job that this one continues from, if it does
     checkpoints/step-8/      the adapter alone, for inference
     judges.jsonl             tokens of each call of a judge (`accounts`)
 
@@ -23,7 +24,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,26 @@ class Journal:
         """Forget a state."""
         shutil.rmtree(self.folder / "states" / f"{step:06d}", ignore_errors=True)
 
-    def write_state(self, step: int, save: Callable[[Path], None]) -> None:
-        """Keep the trainer's state after a step; the last two are kept."""
+    @property
+    def branch(self) -> Path | None:
+        """The state of another job that this one starts from; None when it starts by itself."""
+        folder = self.folder / "branch"
+        return folder if folder.is_dir() else None
+
+    def write_branch(self, save: Callable[[Path], None]) -> None:
+        """Keep the state that the job starts from."""
+        _write_folder(self.folder / "branch", save)
+
+    def write_state(
+        self, step: int, save: Callable[[Path], None], keep: Collection[int] = ()
+    ) -> None:
+        """Keep the trainer's state after a step; the last two are kept, and those in `keep`."""
         target = self.folder / "states" / f"{step:06d}"
         if not target.is_dir():
             _write_folder(target, save)
-        for old in sorted((self.folder / "states").iterdir())[:-KEPT_STATES]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old, folder in self.states()[KEPT_STATES:]:
+            if old not in keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def write_checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
         """Keep an adapter for inference; returns its folder."""

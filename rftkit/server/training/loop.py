@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rftkit.errors import PlatformError
 from rftkit.server.engine.values import NotFiniteError
 from rftkit.server.store.store import now
 from rftkit.server.training.budgets import check_core_seconds
@@ -28,6 +29,7 @@ __all__ = [
     "Json",
     "Method",
     "account_for_judges",
+    "branch_step",
     "finish",
     "load_policy",
     "naming_lines",
@@ -107,7 +109,8 @@ def load_policy(run: AnyRun) -> int:
     skipped if its next step must be sampled again by an earlier policy (`needs_earlier_policy`).
     """
     told = run.store.event_keys(run.job.id)
-    first = 0 if run.is_graded else 1
+    base = branch_step(run)
+    first = base if run.is_graded else base + 1
     for step, folder in run.journal.states():
         if not told >= {f"step-{number}" for number in range(first, step + 1)}:
             continue
@@ -125,8 +128,18 @@ def load_policy(run: AnyRun) -> int:
             level="warn",
         )
         run.journal.drop_state(step)
-    run.engine.start_policy(run.plan.lora, run.plan.seed, run.start_adapter)
-    return 0
+    if (branch := run.journal.branch) is None:
+        run.engine.start_policy(run.plan.lora, run.plan.seed, run.start_adapter)
+        return 0
+    if (wrong := damage(branch)) is not None:
+        raise PlatformError(f"the state that the job continues from is damaged: {wrong}")
+    run.engine.load(branch)
+    return base
+
+
+def branch_step(run: AnyRun) -> int:
+    """The step of another job that this one continues from; 0 when it starts by itself."""
+    return int(getattr(run.plan, "branch_step", 0))
 
 
 def needs_earlier_policy(run: AnyRun, step: int) -> bool:
@@ -135,7 +148,8 @@ def needs_earlier_policy(run: AnyRun, step: int) -> bool:
     With `max_staleness` a step is sampled before the update of the step before it. When its record
     or draft is damaged, only a replay from an earlier state gives the same completions again.
     """
-    if not getattr(run.plan, "max_staleness", 0) or not 1 < step <= run.plan.total_steps:
+    first = branch_step(run) + 1
+    if not getattr(run.plan, "max_staleness", 0) or not first < step <= run.plan.total_steps:
         return False
     journal = run.journal
     return journal.record("steps", step) is None and journal.draft("steps", step) is None
@@ -193,7 +207,17 @@ def save_state(run: AnyRun, step: int) -> None:
         run.engine.save(folder)
         (folder / "story.json").write_text(json.dumps({"trained_tokens": run.trained_tokens}))
 
-    run.journal.write_state(step, save)
+    run.journal.write_state(step, save, keep=_branchable(run))
+
+
+def _branchable(run: AnyRun) -> set[int]:
+    """Steps whose states are kept for branches: those of listed checkpoints, where a state is small
+    since only adapters learn.
+    """
+    is_small = run.plan.lora is not None and run.plan.engine == "torch"
+    if run.job.method_type != "reinforcement" or not is_small:
+        return set()
+    return {each.step for each in run.store.checkpoints(run.job.id)}
 
 
 def stop_if_requested(run: AnyRun, step: int) -> None:

@@ -401,6 +401,8 @@ def _csv_row(data: Mapping[str, Any]) -> dict[str, Any]:
     row |= tool_metrics.columns(data)
     for name, value in data.get("learning", {}).items():
         row[f"learning/{name}"] = value
+    for each in data.get("watch", ()):
+        row[f"watch/{each['name']}"] = each["mean"]
     return row
 
 

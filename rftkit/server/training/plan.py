@@ -197,6 +197,14 @@ class Plan(CommonPlan):
     clipped."""
     entropy_floor: float = 0.0
     """Nats a token; with less among its samples, a step's rate is smaller in proportion."""
+    on_alarm: str = "warn"
+    """What an alarm does: warn adds an event, pause also pauses the job, once for each alarm."""
+    alarm_rate: float = 0.01
+    """Share of healthy jobs that may raise an alarm."""
+    held_out_samples: int = 32
+    """Most completions a step that the held-out grader grades."""
+    branch_step: int = 0
+    """The step of another job that this one continues from; 0: it starts from its model."""
 
     @property
     def multipliers(self) -> dict[str, float]:

@@ -18,9 +18,19 @@ import time
 from collections.abc import Callable, Sequence
 
 from rftkit.server.engine.values import StepStats
-from rftkit.server.training import advantages, credit, metrics, refill, rollout, sampling, signal
+from rftkit.server.training import (
+    advantages,
+    credit,
+    metrics,
+    refill,
+    rollout,
+    sampling,
+    signal,
+    watching,
+)
 from rftkit.server.training.batches import batch_rows
 from rftkit.server.training.budgets import (
+    check_alarms,
     check_core_seconds,
     check_unscorable,
     check_validation,
@@ -30,6 +40,7 @@ from rftkit.server.training.checkpoints import keep_checkpoint
 from rftkit.server.training.context import RftRun
 from rftkit.server.training.grader_check import warn_of_grader
 from rftkit.server.training.guidance import guided
+from rftkit.server.training.held_out import with_held_out
 from rftkit.server.training.loop import (
     Json,
     account_for_judges,
@@ -62,11 +73,12 @@ def begin(run: RftRun, done: int) -> None:
     sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     tell_weights(run)
     tell_relative(run)
-    if done == 0:
+    base = run.plan.branch_step
+    if done == base:
         warn_of_grader(run)
         valid = baseline(run)
-        check_core_seconds(run, 0)
-        conclude(run, 0, valid)
+        check_core_seconds(run, base)
+        conclude(run, base, valid)
     elif run.plan.validates(done):
         conclude(run, done, validate(run, done))
 
@@ -101,10 +113,10 @@ def tell_relative(run: RftRun) -> None:
 
 
 def baseline(run: RftRun) -> list[Group]:
-    """Step 0: the base model on the validation rows, before any update."""
+    """Step 0, or the step of a branch: the model on the validation rows, before any update."""
     run.clock.start()
-    valid = graded_answers(run, 0)
-    report(run, 0, None, None, valid)
+    valid = graded_answers(run, run.plan.branch_step)
+    report(run, run.plan.branch_step, None, None, valid)
     return valid
 
 
@@ -119,7 +131,7 @@ def conclude(run: RftRun, step: int, valid: Sequence[Group] | None) -> None:
     revise(run, step, valid, metrics.step_message)
     account_for_judges(run)
     show(run, step, valid)
-    if step:
+    if step > run.plan.branch_step:
         if step < run.plan.total_steps:  # the last one has checks to pass
             keep_checkpoint(run, step, reward_metrics(run, step, valid))
         save_state(run, step)
@@ -162,6 +174,7 @@ def complete(run: RftRun, step: int, groups: list[Group]) -> tuple[list[Group], 
     groups = refill.refilled(run, step, groups)
     if run.plan.guidance == "references":
         groups = guided(run, step, groups)
+    groups = with_held_out(run, groups)
     return groups, time.perf_counter() - started
 
 
@@ -229,7 +242,7 @@ def report(
     valid: Sequence[Group] | None,
 ) -> None:
     """The metric event of a step, once."""
-    rate = guarded_rate(run.plan, step, groups or ()) if step else None
+    rate = None if groups is None else guarded_rate(run.plan, step, groups)
     total, timing = run.plan.total_steps, run.clock.timing(overlaps=run.plan.max_staleness > 0)
     said = signal.answers(
         run.answer_fields,
@@ -244,13 +257,16 @@ def report(
         step, total, leaves, groups, valid, timing, stats, rate, said,
         has_tools=run.tools is not None,
     )  # fmt: skip
-    if run.plan.max_staleness and step:
-        data["staleness"] = min(step - 1, run.plan.max_staleness)
+    if groups is not None:
+        data["watch"] = watching.figures(groups, run.right_answers)
+    if run.plan.max_staleness and groups is not None:
+        data["staleness"] = min(step - 1 - run.plan.branch_step, run.plan.max_staleness)
     used = run.store.job(run.job.id).usage_metrics
     used = metrics.usage_metrics(used, groups, valid, timing, stats, run.judge_tokens)
     publish(run, step, metrics.step_message(step, total, data), data, used)
     if groups is not None and not run.job.is_probe:
         check_unscorable(run, step, groups, has_signal=stats is not None)
+        check_alarms(run, step)
 
 
 def last_metrics(run: RftRun) -> Json:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from rftkit.errors import RequestError
 from rftkit.graders.types import compares_group
 from rftkit.hyperparameters import COMPLETIONS
+from rftkit.lineage import BRANCH_FROM, origin_of
 from rftkit.rows import Row
 from rftkit.server.store.records import Job
 from rftkit.server.training.advantages import PER_GRADER_NAMES
@@ -111,6 +112,10 @@ def make_plan(
         updates_per_batch=knobs.integer("updates_per_batch"),
         entropy_floor=knobs.number("entropy_floor"),
         max_episode_steps=_episode_steps(job),
+        on_alarm=knobs.word("on_alarm"),
+        alarm_rate=knobs.number("alarm_rate"),
+        held_out_samples=knobs.integer("held_out_samples"),
+        branch_step=_branch_step(job, total_steps),
         **shared,
     )
 
@@ -122,6 +127,24 @@ def _episode_steps(job: Job) -> int | None:
         return None
     found: int = given.get("max_episode_steps") or EPISODE_STEPS
     return found
+
+
+def _branch_step(job: Job, total_steps: int) -> int:
+    """The step that a branch continues from; 0 for other jobs.
+
+    Raises:
+        RequestError: nothing is left to train after it.
+    """
+    origin = origin_of(job.metadata)
+    if origin is None:
+        return 0
+    if origin.step >= total_steps:
+        raise RequestError(
+            f"the branch continues from step {origin.step}, and its plan ends after step "
+            f"{total_steps}; give more `n_epochs`, or branch from an earlier step",
+            param=f"metadata.{BRANCH_FROM}",
+        )
+    return origin.step
 
 
 def _auto_rate(guidance: str, batch_size: int) -> float:

@@ -62,6 +62,8 @@ class Rollout:
 
     completion: Completion
     grade: Grade
+    held_out: Grade | None = None
+    """Of the held-out grader, for some rollouts of a job that has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,17 +254,24 @@ def group_to_dict(group: Group) -> dict[str, Any]:
 
 
 def _rollout_to_dict(rollout: Rollout) -> dict[str, Any]:
-    return {
+    data = {
         "completion": rollout.completion.to_dict(),
         "grade": dataclasses.asdict(rollout.grade),
     }
+    if rollout.held_out is not None:
+        data["held_out"] = dataclasses.asdict(rollout.held_out)
+    return data
 
 
 def group_from_dict(data: Mapping[str, Any], rows_by_line: Mapping[int, Row]) -> Group:
     """What `group_to_dict` wrote."""
     rollouts, guided = (
         [
-            Rollout(Completion.from_dict(each["completion"]), Grade(**each["grade"]))
+            Rollout(
+                Completion.from_dict(each["completion"]),
+                Grade(**each["grade"]),
+                Grade(**each["held_out"]) if each.get("held_out") else None,
+            )
             for each in data.get(name, ())
         ]
         for name in ("rollouts", "guided")

@@ -38,7 +38,7 @@ def reward_metrics(run: AnyRun, step: int, valid: Sequence[Group]) -> Json:
 
 def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
     """The validation as the eval run "Step N", once."""
-    model = run.job.model if step == 0 else run.model_name(step)
+    model = run.job.model if step == getattr(run.plan, "branch_step", 0) else run.model_name(step)
     samples = [
         (
             GradedSample(

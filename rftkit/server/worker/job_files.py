@@ -148,9 +148,13 @@ def check_functions(store: Store, job: Job, tools: Tools) -> None:
 
 def _check_paths(store: Store, job: Job, param: str, rows: Sequence[Row]) -> None:
     assert job.grading is not None
+    graders = [job.grading["grader"]]
+    if param == "training_file" and (watched := job.method.get("held_out")) is not None:
+        graders.append(watched)
     for row in rows:
         try:
-            check_item_paths(job.grading["grader"], row.item)
+            for grader in graders:
+                check_item_paths(grader, row.item)
         except InputError as error:
             name = store.file(_id_of(job, param)).filename
             found = RowError(error.message, path=name, line=row.line)

@@ -272,13 +272,17 @@ class Worker:
         job = work.start(plan)
         before = (job.usage_metrics or {}).get("model_graders")
         judges = JudgeAccount(journal.folder / "judges.jsonl", before)
-        with self._grader(job, plan, judges) as grader:
+        with (
+            self._grader(job, plan, judges) as grader,
+            self._held_out(job, plan, judges) as held_out,
+        ):
             run: AnyRun = Run(
                 job=job,
                 plan=plan,
                 store=self.store,
                 engine=engine,
                 compiled_grader=grader,
+                held_out=held_out,
                 journal=journal,
                 rows=work.rows,
                 valid_rows=work.valid_rows,
@@ -316,6 +320,12 @@ class Worker:
         if job.grading is None:
             return contextlib.nullcontext()
         return self._compiled(job.grading["grader"], plan, judges)
+
+    def _held_out(
+        self, job: Job, plan: CommonPlan, judges: JudgeAccount
+    ) -> contextlib.AbstractContextManager[CompiledGrader | None]:
+        spec = job.method.get("held_out")
+        return contextlib.nullcontext() if spec is None else self._compiled(spec, plan, judges)
 
     def _compiled(
         self, spec: dict[str, Any], plan: CommonPlan, judges: JudgeAccount

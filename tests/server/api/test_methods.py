@@ -45,6 +45,7 @@ NOTES = {
     "responses.create": "function tools only; no `background`, `truncation` drops nothing",
     "responses.cancel": "refused as hosted: only background responses can be, and there are none",
     "embeddings.create": "mean-pooled hidden states of a served model; no `dimensions`, text only",
+    "fine_tuning.jobs.create": "metadata `branch_from` = JOB@STEP continues another job",
     "fine_tuning.checkpoints.permissions.create": "kept and listed; one home has one owner",
     "responses.connect": "WebSocket",
     "batches.create": "chat completions, responses and embeddings",

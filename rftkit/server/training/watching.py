@@ -1,0 +1,146 @@
+"""Figures of a step's answers that `rftkit.diagnosis.alarms` watches; in metric events as `watch`.
+
+Each figure has its mean over the answers, the mean of what may explain it, and the sums of squares
+and products within the step. They are made from the graded groups of the journal alone, so that a
+step that is replayed has the same. Guided completions are no answers of the policy. Not here: tests
+and alarms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rftkit.graders import Grade
+from rftkit.graders.cheat_signs import signs_of
+from rftkit.graders.cheats import prompt_text
+from rftkit.server.training.rollout import Group, Rollout
+
+__all__ = ["figures"]
+
+Pair = tuple[float, float | None]
+"""A figure of one answer, and the reward that may explain it."""
+Json = dict[str, Any]
+RUN = 4
+"""Words in a row that count as one sequence."""
+LEAST_WORDS = 8
+"""Shorter answers have too few sequences to repeat any."""
+
+
+def figures(groups: Sequence[Group], references: Mapping[int, str]) -> list[Json]:
+    """The figures of one training step; those that nothing was measured of are left out.
+
+    Args:
+        groups: of the step.
+        references: line of a row -> its right answer, as far as it is known.
+    """
+    every = [(group, rollout) for group in groups for rollout in group.rollouts]
+    graded = [(g, r) for g, r in every if r.grade.outcome == "graded"]
+    found = [
+        _figure("held_out", _held_out(graded)),
+        _figure("length", [(_length(r), r.grade.reward) for _, r in graded]),
+        _figure("repeated", _known((_repeated(r), r.grade.reward) for _, r in graded)),
+        _figure("template", _template(graded)),
+        _figure("mentions", _known((_mentions(r.grade), None) for _, r in graded)),
+        _figure("ungradable", [(float(r.grade.outcome != "graded"), None) for _, r in every]),
+        _cheats(every, references),
+    ]  # fmt: skip
+    return [each for each in found if each is not None]
+
+
+def _figure(name: str, pairs: Sequence[Pair]) -> Json | None:
+    if not pairs:
+        return None
+    num = len(pairs)
+    mean = sum(value for value, _ in pairs) / num
+    found: Json = {"name": name, "num": num, "mean": mean}
+    rewards = [reward for _, reward in pairs if reward is not None]
+    if len(rewards) < num:
+        return found
+    by = sum(rewards) / num
+    apart = [(value - mean, reward - by) for (value, _), reward in zip(pairs, rewards, strict=True)]
+    return found | {
+        "by": by,
+        "cross": sum(a * b for a, b in apart),
+        "by_square": sum(b * b for _, b in apart),
+        "square": sum(a * a for a, _ in apart),
+    }
+
+
+def _known(pairs: Iterable[tuple[float | None, float | None]]) -> list[Pair]:
+    return [(value, by) for value, by in pairs if value is not None]
+
+
+def _held_out(graded: Iterable[tuple[Group, Rollout]]) -> list[Pair]:
+    return [
+        (rollout.held_out.reward, rollout.grade.reward)
+        for _, rollout in graded
+        if rollout.held_out is not None and rollout.held_out.reward is not None
+    ]
+
+
+def _length(rollout: Rollout) -> float:
+    return math.log(max(1, len(rollout.completion.tokens)))
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    """All sequences of words; none of a text that is too short."""
+    words = text.lower().split()
+    if len(words) < LEAST_WORDS:
+        return []
+    return [tuple(words[at : at + RUN]) for at in range(len(words) - RUN + 1)]
+
+
+def _repeated(rollout: Rollout) -> float | None:
+    """The share of an answer's word sequences that it had before."""
+    runs = _runs(rollout.completion.text)
+    return 1 - len(set(runs)) / len(runs) if runs else None
+
+
+def _template(graded: Sequence[tuple[Group, Rollout]]) -> list[Pair]:
+    """The share of an answer's word sequences that are in answers to other prompts too.
+
+    What its own prompt has does not count: rows of one task quote the same texts.
+    """
+    own: dict[int, set[tuple[str, ...]]] = {}
+    for group, rollout in graded:
+        own.setdefault(id(group), set()).update(_runs(rollout.completion.text))
+    prompts: Counter[tuple[str, ...]] = Counter(run for runs in own.values() for run in runs)
+    pairs: list[Pair] = []
+    for group, rollout in graded:
+        asked = set(_runs(prompt_text(group.row.item)))
+        runs = [run for run in _runs(rollout.completion.text) if run not in asked]
+        if runs and len(own) > 1:
+            pairs.append((sum(prompts[run] > 1 for run in runs) / len(runs), rollout.grade.reward))
+    return pairs
+
+
+def _mentions(grade: Grade) -> float | None:
+    """Of a rubric: the share of criteria about presence that are met, less that about correctness.
+
+    None for a grader without both kinds of criteria.
+    """
+    told: Iterable[Json] = grade.judged.values()
+    met: dict[str, list[bool]] = {}
+    for each in (each for said in told for each in said.get("criteria", ())):
+        if each.get("met") is not None and each.get("weight", 1.0) > 0:
+            met.setdefault(each.get("check", ""), []).append(each["met"])
+    if not met.get("presence") or not met.get("correctness"):
+        return None
+    presence, correctness = (sum(met[k]) / len(met[k]) for k in ("presence", "correctness"))
+    return presence - correctness
+
+
+def _cheats(every: Sequence[tuple[Group, Rollout]], references: Mapping[int, str]) -> Json | None:
+    """The share of answers that show a known cheat, and how many show which."""
+    others = frozenset(references.values())
+    shown = [
+        signs_of(rollout.completion.text, group.row.item, references.get(group.row.line), others)
+        for group, rollout in every
+        if not group.row.tools
+    ]
+    found = _figure("cheats", [(float(bool(signs)), None) for signs in shown])
+    counts = Counter(sign for signs in shown for sign in signs)
+    return found and {**found, "shown": dict(sorted(counts.items()))}

@@ -1,0 +1,156 @@
+"""Branches of a job: from a kept step, optimizer included, through the front door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from in_process import COPY, ROWS
+
+from rftkit import client as rftkit_client
+from rftkit import jobs
+from rftkit.cli import app as cli
+from rftkit.errors import InputError
+from rftkit.views import job_tree
+from rftkit.views.branches import tree_text
+
+LENGTH = {
+    "type": "python",
+    "name": "long",
+    "source": "def grade(sample, item):\n    return min(1.0, len(sample['output_text']) / 6)",
+}
+
+
+@pytest.fixture(scope="module")
+def parent(platform: openai.OpenAI) -> Any:
+    """A finished job of six steps, validated after every second one."""
+    content = "\n".join(map(json.dumps, ROWS)).encode()
+    file = platform.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+    job = jobs.create(
+        platform,
+        model="rftkit-tiny",
+        training_file=file,
+        validation_file=file,
+        grader=COPY,
+        hyperparameters={
+            "batch_size": 4, "n_epochs": 3, "eval_interval": 2, "learning_rate_multiplier": 5,
+        },
+        metadata={"max_completion_tokens": "6", "lora_rank": "4"},
+        seed=3,
+    )  # fmt: skip
+    return jobs.wait(platform, job.id, poll_seconds=0.2)
+
+
+def validated(client: openai.OpenAI, job: Any) -> dict[int, float]:
+    frame = jobs.step_frame(jobs.events(client, job.id))
+    known = frame[["step", "valid_reward_mean"]].dropna()
+    return dict(zip(known["step"].astype(int), known["valid_reward_mean"], strict=True))
+
+
+def test_a_branch_that_changes_nothing_goes_where_the_job_went(
+    platform: openai.OpenAI, parent: Any
+) -> None:
+    same = jobs.wait(platform, jobs.branch(platform, f"{parent.id}@4").id, poll_seconds=0.2)
+    assert same.status == "succeeded"
+    assert same.seed == parent.seed
+    assert same.metadata["branch_from"] == f"{parent.id}@4"
+    before, after = validated(platform, parent), validated(platform, same)
+    assert set(after) == {4, 6}
+    assert after == {step: before[step] for step in after}
+    losses = [
+        {data["step"]: data["learning"]["loss"]
+         for event in jobs.events(platform, each.id)
+         if event["type"] == "metrics"
+         and "loss" in (data := event["data"]).get("learning", {})}
+        for each in (parent, same)
+    ]  # fmt: skip
+    assert losses[1] == {step: losses[0][step] for step in losses[1]}
+
+
+def test_a_branch_with_another_grader_and_setting_and_its_tree(
+    platform: openai.OpenAI, parent: Any
+) -> None:
+    made = jobs.branch(
+        platform, f"{parent.id}@2", grader=LENGTH, metadata={"kl_coef": "0.1"}, suffix="longer"
+    )
+    ended = jobs.wait(platform, made.id, poll_seconds=0.2)
+    assert ended.status == "succeeded"
+    again = jobs.branch(platform, f"{made.id}@4", hyperparameters={"learning_rate_multiplier": 1})
+    jobs.wait(platform, again.id, poll_seconds=0.2)
+    tree = jobs.family(platform, again.id)
+    names = {each.id: each for each in tree}
+    assert tree[0].id == parent.id
+    assert names[made.id].depth == 1
+    assert names[made.id].changes[0] == "grader"
+    assert "kl_coef: default → 0.1" in names[made.id].changes
+    assert names[again.id].depth == 2
+    assert names[again.id].changes == ("learning_rate_multiplier: 5 → 1",)
+    assert names[made.id].rewards[0][0] == 2
+    text = tree_text(tree)
+    assert f"└─ @2 {made.id}" in text
+    html = str(job_tree(tree))
+    assert "longer" in html
+    assert "kl_coef" in html
+    first = jobs.events(platform, made.id)
+    assert any("Continues from" in each["message"] for each in first)
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "said"),
+    [
+        ("{id}@1", {}, "it can be branched from steps 2, 4 and 6"),
+        ("{id}@6", {}, "its plan ends after step 6"),
+        ("ftjob-none@2", {}, "ftjob-none"),
+        ("{id}@4", {"metadata": {"lora_rank": "8"}}, "`lora_rank` = 4"),
+        ("{id}@4", {"metadata": {"tuning": "full"}}, "`tuning` = lora"),
+    ],
+)
+def test_what_cannot_be_branched_is_refused_with_what_can(
+    platform: openai.OpenAI, parent: Any, source: str, changes: Any, said: str
+) -> None:
+    def try_it() -> None:
+        job = jobs.branch(platform, source.format(id=parent.id), **changes)
+        jobs.wait(platform, job.id, poll_seconds=0.2)
+
+    with pytest.raises(Exception, match=said):
+        try_it()
+
+
+def test_a_source_without_a_step_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(InputError, match="JOB@STEP"):
+        jobs.branch(None, "ftjob-x")  # type: ignore[arg-type]
+
+
+def test_the_commands(
+    platform: openai.OpenAI,
+    parent: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(rftkit_client, "connect", lambda *_: platform)
+    (tmp_path / "grader.json").write_text(json.dumps(LENGTH))
+
+    def rftkit(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["rftkit", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    status, out, _ = rftkit(
+        "job", "create", "--from", f"{parent.id}@4", "-g", tmp_path / "grader.json"
+    )
+    assert status == 0
+    job = jobs.wait(platform, out.strip(), poll_seconds=0.2)
+    assert job.metadata["branch_from"] == f"{parent.id}@4"
+    status, out, _ = rftkit("job", "tree", job.id)
+    assert status == 0
+    assert parent.id in out
+    assert f"@4 {job.id}" in out
+    status, _, err = rftkit("job", "create", "--from", f"{parent.id}@4", "-m", "rftkit-tiny")
+    assert (status, "leave out --model" in err) == (2, True)
+    status, _, err = rftkit("job", "create", "--train", "x.jsonl")
+    assert (status, "--from JOB@STEP" in err) == (2, True)
