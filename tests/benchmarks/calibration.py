@@ -16,13 +16,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 from eval_study import samples_from
 
-from rftkit.evals import Label, agree
+from rftkit.evals import Label, agree, agreement
 from rftkit.evals.comparison import Estimate
 
 NUM_SLICES = 4
-CELLS = [(labels, accepted, agreeing)
-         for labels in (30, 60, 120) for accepted in (0.5, 0.8)
-         for agreeing in (0.75, 0.9, 0.97)]  # fmt: skip
+CELLS = [(labels, accepted, agreeing) for labels in (40, 100) for accepted in (0.5, 0.8)
+         for agreeing in (0.75, 0.9)]  # fmt: skip
 
 
 def holds(found: Estimate, truth: float) -> bool:
@@ -63,7 +62,8 @@ def _slices_hold(samples: Any, labels: list[Label], agreeing: float, seed: int) 
 
 
 def main(simulations: int) -> None:
-    """A markdown table."""
+    """A markdown table, without the rank correlation, whose interval is costly."""
+    agreement.correlation_over_rows = lambda *_, **__: Estimate(None)  # type: ignore[assignment]
     print(
         "| labels | accepted | agreeing | agreement | kappa | of accepted | of rejected | slices |"
     )
