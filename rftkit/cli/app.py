@@ -235,7 +235,10 @@ def grade(
 def import_account(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="A dump, or the API's JSON, JSONL and CSV files, to open here."),
+        typer.Argument(
+            help="A dump, the API's JSON, JSONL and CSV files, promptfoo's results or Inspect's "
+            "logs, to open here."
+        ),
     ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="openai|azure|URL", help="The account to save.")
@@ -264,6 +267,12 @@ def import_account(
         bool,
         typer.Option("--check", help="Check whether each imported job and grader runs here."),
     ] = False,
+    to: Annotated[
+        Literal["promptfoo"] | None,
+        typer.Option(
+            metavar="promptfoo", help="Write the evals of a dump as promptfoo configs: DUMP OUT."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Save a hosted account, and open it in the local platform.
@@ -276,6 +285,8 @@ def import_account(
     from rftkit.cli import imports
     from rftkit.cli.account import command
 
+    if to:
+        raise typer.Exit(imports.leave(paths or [], as_json))
     if check:
         raise typer.Exit(imports.check(as_json))
     if paths:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit.cli.console import print_json, show, table
+from rftkit.errors import InputError
 
 if TYPE_CHECKING:
     from rftkit.importer import Check
 
-__all__ = ["check", "checks_text", "fetch_and_open", "open_here"]
+__all__ = ["check", "checks_text", "fetch_and_open", "leave", "open_here"]
 
 MOST_LINES = 40
 """Lines of a table of checks."""
@@ -52,6 +53,33 @@ def check(as_json: bool = False) -> int:
 
     found = migration.check_all(client.connect())
     show([each.to_dict() for each in found], checks_text(found), as_json)
+    return 0
+
+
+def leave(paths: Sequence[Path], as_json: bool = False) -> int:
+    """Write the evals of a dump as promptfoo configs.
+
+    Raises:
+        InputError: there are not two paths, no dump, or OUT holds something.
+    """
+    from dataclasses import asdict
+
+    from rftkit.importer.leaving import write_promptfoo
+
+    if len(paths) != 2:
+        raise InputError("expected a dump and a new folder: rftkit import --to promptfoo DUMP OUT")
+    written = write_promptfoo(*paths)
+    lines = [
+        {"eval": each.eval_id, "tests": each.num_tests, "saved answers": each.num_answers,
+         "assertions": len(each.assertions), "without counterpart": len(each.unfit)}
+        for each in written
+    ]  # fmt: skip
+    text = table(lines) if lines else "the dump holds no evals"
+    for each in written:
+        text += "".join(f"\n{each.eval_id}: {sentence}" for sentence in each.unfit)
+    if written:
+        text += f"\nCheck them with: npx promptfoo validate -c {written[0].folder}/*.yaml"
+    show([asdict(each) for each in written], text, as_json)
     return 0
 
 

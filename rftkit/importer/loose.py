@@ -1,4 +1,4 @@
-"""Units made of loose files: JSON and JSONL in the shapes of the API, and result files in CSV.
+"""Units made of loose files: the API's JSON and JSONL, result files, other tools' evals.
 
 Objects are recognized by their `object` or their fields. Parts find their owner by the id that they
 carry, else by an id in the path of their file, else by being with only one. A result file (Azure's
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.importer import inspect_logs, promptfoo
+from rftkit.importer.foreign import ForeignEval, units_of
 from rftkit.importer.frames import csv_text
 from rftkit.importer.ledger import JOURNAL, MANIFEST
 from rftkit.importer.units import KINDS, DumpSource, Kind, LeftOut, Unit
@@ -24,7 +26,8 @@ from rftkit.strictjson import lines_of, read_documents, read_lines, read_text
 
 __all__ = ["LooseSource", "source_of"]
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".eval", ".yaml", ".yml")
+CONFIGS = (".yaml", ".yml")
 OBJECTS = {
     "file": "file",
     "fine_tuning.job": "job",
@@ -45,6 +48,8 @@ FIELDS = {
     "file": {"filename", "purpose"},
 }
 """What an object without `object` must hold to be taken for one of a kind."""
+FOREIGN_MARKS = (b'"evalId"', b'"results"', b'"eval"', b'"prompts"')
+"""One of these is near the beginning of what promptfoo and Inspect write as JSON."""
 OWNERS = {"event": ("job", None), "checkpoint": ("job", "fine_tuning_job_id"),
           "output_item": ("run", "run_id")}  # fmt: skip
 """Kind of part -> the kind of its owner, and the field with the owner's id."""
@@ -80,7 +85,7 @@ class LooseSource:
             each
             for path in paths
             for each in (path.rglob("*") if path.is_dir() else [path])
-            if each.is_file() and each.suffix.lower() in SUFFIXES
+            if each.is_file() and _is_wanted(each, given=each == path)
         )
         if not self._paths:
             raise InputError(
@@ -92,6 +97,7 @@ class LooseSource:
         self._objects: dict[Kind, dict[str, tuple[Json, Path]]] = {kind: {} for kind in KINDS}
         self._parts: dict[tuple[str, str], dict[str, Json]] = {}
         self._models: dict[str, Json] = {}
+        self._foreign: list[tuple[ForeignEval, Path]] = []
         self._left_out: list[LeftOut] = []
         self._contents: set[str] = set()
 
@@ -99,7 +105,7 @@ class LooseSource:
         """Everything, files first, then evals, their runs, and jobs; last, what is not whole."""
         loose: list[tuple[str, Json, Path]] = []
         for path in self._paths:
-            if path.suffix.lower() != ".csv":
+            if path.suffix.lower() != ".csv" and not self._take_foreign(path):
                 loose += self._sorted_in(path)
         for kind, part, path in loose:
             self._give(kind, part, path)
@@ -109,11 +115,24 @@ class LooseSource:
         for kind in KINDS:
             for wire, path in self._objects[kind].values():
                 yield self._unit(kind, wire, path)
+        for found, path in self._foreign:
+            yield from units_of(found, str(path))
         yield from (each for each in self._left_out if each.what not in self._contents)
 
     def models(self) -> list[Json]:
         """What a list of models in the files says of each; known after `read`."""
         return list(self._models.values())
+
+    def _take_foreign(self, path: Path) -> bool:
+        """Keep the eval of another tool; whether the file is that tool's."""
+        try:
+            found = _foreign_eval(path)
+        except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+            self._leave(str(path), f"it cannot be read: {error}")
+            return True
+        if found is not None:
+            self._foreign.append((found, path))
+        return found is not None
 
     def _sorted_in(self, path: Path) -> Iterator[tuple[str, Json, Path]]:
         """Keep the objects of a file; give back its parts, whose owners may come later."""
@@ -223,6 +242,42 @@ class LooseSource:
 
     def _leave(self, what: str, reason: str) -> None:
         self._left_out.append(LeftOut(what, reason))
+
+
+def _is_wanted(path: Path, *, given: bool) -> bool:
+    """Whether to read a file; of a folder's YAML files only those called promptfoo something."""
+    suffix = path.suffix.lower()
+    is_config = given or "promptfoo" in path.name.lower()
+    return suffix in SUFFIXES and (suffix not in CONFIGS or is_config)
+
+
+def _foreign_eval(path: Path) -> ForeignEval | None:
+    """The eval in a file of promptfoo or Inspect; None for other files.
+
+    Raises:
+        ValueError: it has such a name and no such content.
+        MissingExtraError: see `inspect_logs.read_log`.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".eval":
+        return inspect_logs.read_log(path)
+    if suffix in CONFIGS:
+        config = promptfoo.read_config(path)
+        if not promptfoo.is_config(config):
+            raise ValueError("it is no config of promptfoo: there are no prompts with tests")
+        return promptfoo.eval_of_config(config, path.stem)
+    if suffix != ".json":
+        return None
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if not any(mark in start for mark in FOREIGN_MARKS):
+        return None
+    value = inspect_logs.parse(path.read_bytes())
+    if inspect_logs.is_log(value):
+        return inspect_logs.eval_of_log(value, path.stem)
+    if promptfoo.is_results(value):
+        return promptfoo.eval_of_results(value, path.stem)
+    return promptfoo.eval_of_config(value, path.stem) if promptfoo.is_config(value) else None
 
 
 def _objects_in(path: Path) -> Iterator[Json]:

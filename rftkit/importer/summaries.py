@@ -92,10 +92,15 @@ def upload_summary(done: UploadSummary, *, dry_run: bool = False) -> str:
     if done.same:
         lines.append(f"  {'here already':13}{tally(done.same)}")
     lines += _listed("Refused", [f"{what}: {why}" for what, why in done.refused.items()])
-    harmless = [f"{each.what}: {each.reason}" for each in done.left_out if each.is_harmless]
-    missing = [f"{each.what}: {each.reason}" for each in done.left_out if not each.is_harmless]
-    lines += _listed("Incomplete, left out", missing)
-    lines += _listed("Withheld by the service", harmless)
+    titles = {
+        "Incomplete, left out": [each for each in done.left_out if not each.is_harmless],
+        "Without a counterpart here": [each for each in done.left_out if each.is_unfit],
+        "Withheld by the service": [
+            each for each in done.left_out if each.is_harmless and not each.is_unfit
+        ],
+    }
+    for title, found in titles.items():
+        lines += _listed(title, [f"{each.what}: {each.reason}" for each in found])
     lines += _listed("Notes", done.notes)
     return "\n".join(lines)
 

@@ -62,6 +62,8 @@ class LeftOut:
     reason: str
     is_harmless: bool = False
     """No permission and no retry would fetch it: the service never gives it out."""
+    is_unfit: bool = False
+    """It is a part of another tool's eval that has no counterpart here."""
 
 
 class DumpSource:
