@@ -4,7 +4,9 @@ With a folder it trains the real (tiny) model in it, by the embedded engine's ow
 loss and an update of its own, so that a test of the client tests the client. Without one it only
 pretends: a completion takes `delay` seconds, and `workers` of them run at once. As with SkyRL, a
 policy has one of few places, answers with its newest sampling weights whatever path is asked, and
-what was saved outlives the server: start another on the same `state` folder. Not here: accounts.
+what was saved outlives the server: start another on the same `state` folder. It answers clients of
+any version, in JSON or protobuf (`tinker_proto`), unless `app.state` leaves something out. Not
+here: accounts.
 
     python tests/tinker_server.py --state DIR --port 9001 [--folder MODEL | --delay 0.5]
 """
@@ -25,6 +27,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import tinker_proto
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
@@ -198,7 +201,7 @@ class Pretence:
     def create(self, policy: str, lora: Json) -> None:
         self.policies.add(policy)
 
-    def forward_backward(self, policy: str, given: Json) -> Json:
+    def forward_backward(self, policy: str, given: Json, *, learns: bool = True) -> Json:
         # As much for a completion as sampling it costs with every slot at work.
         self._spend(self.delay * len(given["data"]) / 64 / self.workers)
         outputs = []
@@ -240,6 +243,8 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
     samplers: dict[str, str | None] = {}
     newest: dict[str, Path] = {}
     app.state.calls = {}
+    app.state.encodings = {"json", "protobuf"}  # SkyRL 0.3.0 has the first, 0.4.0 the second
+    app.state.numbers_samples = True  # SkyRL does not
 
     def later(where: ThreadPoolExecutor, work: Callable[[], Any], **more: Any) -> Json:
         name = uuid.uuid4().hex
@@ -252,6 +257,11 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         if found_kind != kind or not folder.is_dir():
             raise HTTPException(404, f"no checkpoint {path}")
         return folder
+
+    def create(policy: str, lora: Json) -> None:
+        if len(backend.policies) >= PLACES:
+            raise RuntimeError(f"Maximum number of LoRA adapters ({PLACES}) reached")
+        backend.create(policy, lora)
 
     def known(policy: str) -> str:
         if policy not in backend.policies:
@@ -282,7 +292,11 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
 
     @app.post("/api/v1/create_session")
     def create_session() -> Json:
-        return {"type": "create_session", "session_id": "session"}
+        return {"type": "create_session", "session_id": f"session-{uuid.uuid4().hex[:8]}"}
+
+    @app.post("/api/v1/sessions/{session}/finish")
+    def finish(session: str) -> Json:
+        return {}
 
     @app.post("/api/v1/session_heartbeat")
     def heartbeat() -> Json:
@@ -299,9 +313,7 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         lora = body.get("lora_config") or {"rank": 16}
 
         def work() -> Json:
-            if len(backend.policies) >= PLACES:
-                raise RuntimeError(f"Maximum number of LoRA adapters ({PLACES}) reached")
-            backend.create(policy, lora)
+            create(policy, lora)
             return {"model_id": policy, "base_model": body["base_model"], "lora_config": lora}
 
         return later(
@@ -326,10 +338,15 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
 
     @app.post("/api/v1/forward_backward")
     async def forward_backward(request: Request) -> Json:
-        body = await request.json()
-        policy = known(body["model_id"])
+        if tinker_proto.CONTENT_TYPE in request.headers["content-type"]:
+            body = tinker_proto.forward_backward_body(await request.body())
+        elif "json" in app.state.encodings:
+            body = await request.json()
+        else:
+            raise HTTPException(400, "forward_backward requires a application/x-protobuf body")
+        policy, learns = known(body["model_id"]), not body.get("forward_only")
         given = body["forward_backward_input"]
-        return later(training, lambda: backend.forward_backward(policy, given))
+        return later(training, lambda: backend.forward_backward(policy, given, learns=learns))
 
     @app.post("/api/v1/forward")
     async def forward(request: Request) -> Json:
@@ -374,9 +391,15 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
     @app.post("/api/v1/load_weights")
     async def load_weights(request: Request) -> Json:
         body = await request.json()
-        policy, source = known(body["model_id"]), saved(body["path"], "weights")
+        source = saved(body["path"], "weights")
+        if is_new := body.get("session_id") is not None:  # the policy is created by loading
+            policy = f"{body['session_id']}:train:{body['model_seq_id']}"
+        else:
+            policy = known(body["model_id"])
 
         def work() -> Json:
+            if is_new:
+                create(policy, {"rank": 16})
             backend.load(policy, source)
             return {"type": "load_weights"}
 
@@ -399,7 +422,9 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         adapter = None
         if path := samplers[body["sampling_session_id"]]:
             adapter = newest[known(path.removeprefix("tinker://").split("/")[0])]
-        return later(pool, lambda: backend.sample(adapter, body))
+        ids = [uuid.uuid4().hex for _ in range(body["num_samples"])]
+        more = {"sample_sequence_ids": ids} if app.state.numbers_samples else {}
+        return later(pool, lambda: backend.sample(adapter, body), **more)
 
     @app.post("/api/v1/retrieve_future")
     async def retrieve_future(request: Request) -> Any:
@@ -407,7 +432,13 @@ def app_of(backend: Model | Pretence, state: Path, threads: int = 8) -> FastAPI:
         if future is None:
             raise HTTPException(404, "Future not found")
         try:
-            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), 20)
+            result = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), 20)
+            accepted = request.headers.get("accept", "")
+            wants = tinker_proto.CONTENT_TYPE in accepted and "protobuf" in app.state.encodings
+            content = tinker_proto.packed(result) if wants and isinstance(result, dict) else None
+            return (
+                result if content is None else Response(content, 200, {}, tinker_proto.CONTENT_TYPE)
+            )
         except TimeoutError:
             return JSONResponse({"type": "try_again", "queue_state": "active"}, 408)
         except Exception as error:

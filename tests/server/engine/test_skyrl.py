@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 from skyrl_server import NotInstalledError, in_float32, installed, serving
+from tinker_client import JSON, path_with
 
 import rftkit
 import rftkit.client
@@ -49,7 +50,9 @@ def rows(name: str, count: int, tokenizer: Any) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_security_review_gets_better_on_skyrl(home: Path, tmp_path: Path) -> None:
+def test_security_review_gets_better_on_skyrl(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoTokenizer
 
     try:
@@ -58,6 +61,7 @@ def test_security_review_gets_better_on_skyrl(home: Path, tmp_path: Path) -> Non
         if os.environ.get("CI"):
             raise
         pytest.skip(f"SkyRL cannot be installed here: {error}")
+    monkeypatch.setenv("PYTHONPATH", path_with(JSON))  # of the platform's processes
     made = models.prepare(models.BUNDLED[MODEL], home)
     folder = in_float32(made, tmp_path / MODEL)
     tokenizer = AutoTokenizer.from_pretrained(folder)

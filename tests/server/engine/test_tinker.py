@@ -234,6 +234,29 @@ def test_contract_an_archive_makes_a_checkpoint_that_the_embedded_engine_serves(
     assert here_said[0][0].tokens == there_said[0][0].tokens
 
 
+def test_a_server_of_other_clients_is_refused_with_what_to_install(
+    there: Remote, tmp_path: Path
+) -> None:
+    import tinker
+
+    version = tuple(map(int, tinker.__version__.split(".")[:2]))
+    with running(Pretence(tmp_path, 0.0, 4, 8), tmp_path) as (url, app):
+        engine = TinkerEngine(Remote(url, BASE, there.tokenizer), name=BASE)
+        engine.start_policy(LoraConfig(), seed=1)
+        batch = groups(engine)
+        app.state.encodings = {"protobuf"} if version < (0, 25) else {"json"}
+        wanted = r"rftkit\[tinker\]" if version < (0, 25) else r"rftkit\[skyrl-0-3\]"
+        with pytest.raises(InputError, match=wanted):
+            engine.train_step(batch, TrainSettings(1e-3))
+        app.state.encodings, app.state.numbers_samples = {"json", "protobuf"}, False
+        if version >= (0, 26):
+            with pytest.raises(InputError, match=r"rftkit\[skyrl\]"):
+                engine.sample(requests(engine))
+        else:
+            assert engine.sample(requests(engine))
+        engine.close()
+
+
 def test_stop_texts_and_thoughts_are_cut_here(engine: TinkerEngine) -> None:
     [plain] = engine.sample(requests(engine, 1, 1), None)
     text = plain[0].text

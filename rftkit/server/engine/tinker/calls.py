@@ -1,23 +1,23 @@
 """A policy in a Tinker server's memory, and how calls to the server are awaited.
 
 The client answers with futures. We wait for them in short polls, so that `on_tick` runs and a
-cancelled job stops soon.
+cancelled job stops soon. What the client's versions do differently is in `clients`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
+
+from rftkit.server.engine.tinker.clients import client_of, unload
 
 __all__ = ["Policy", "end_sessions", "in_flight", "wait_for"]
 
 IN_FLIGHT = 256
 """Most prompts that wait for the server at once."""
 POLL_SECONDS = 0.02
-UNLOAD_SECONDS = 10
 
 
 class Policy:
@@ -31,7 +31,8 @@ class Policy:
     def sampler(self) -> Any:
         """A client that samples from the policy as it is now."""
         if self._sampler is None:
-            self._sampler = self.training.save_weights_and_get_sampling_client()
+            asked = self.training.save_weights_and_get_sampling_client()
+            self._sampler = client_of(asked)
         return self._sampler
 
     def changed(self) -> None:
@@ -39,19 +40,8 @@ class Policy:
         self._sampler = None
 
     def end(self) -> None:
-        """Free its memory on the server. A server that does not answer frees it some time later."""
-        from tinker import TinkerError
-        from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
-        from tinker.types import UnloadModelRequest
-
-        holder, request = self.training.holder, UnloadModelRequest(model_id=self.training.model_id)
-
-        async def unload() -> None:
-            with holder.aclient(ClientConnectionPoolType.TRAIN) as client:
-                await client.models.unload(request=request, max_retries=0, timeout=UNLOAD_SECONDS)
-
-        with contextlib.suppress(TinkerError, TimeoutError):
-            holder.run_coroutine_threadsafe(unload()).result(UNLOAD_SECONDS)
+        """Free its memory on the server, and end its session."""
+        unload(self.training)
         end_sessions(self._service)
 
 

@@ -15,7 +15,6 @@ import json
 import sys
 import tarfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,7 +24,7 @@ from rftkit.errors import EngineLostError, InputError, MissingExtraError, Rftkit
 from rftkit.server.engine import models, prompts
 from rftkit.server.engine.base import Environment, Listener
 from rftkit.server.engine.prompting import Prompting
-from rftkit.server.engine.tinker import exchange
+from rftkit.server.engine.tinker import clients, exchange
 from rftkit.server.engine.tinker.calls import Policy, end_sessions, in_flight, wait_for
 from rftkit.server.engine.tinker.remote import LOSS_NAMES, STATE, Remote, differences
 from rftkit.server.engine.values import (
@@ -112,21 +111,19 @@ class TinkerEngine(Prompting):
         self.width: int | None = getattr(config, "hidden_size", None)
         self.thinking = prompts.thinking_mark(self.tokenizer)
         # The client requires a key in its own format; servers without accounts accept any.
-        self._connect = functools.partial(
-            tinker.ServiceClient, base_url=remote.url, api_key=api_key or "tml-rftkit"
-        )
+        self._account: dict[str, Any] = {"base_url": remote.url, "api_key": api_key or "tml-rftkit"}
+        self._connect = functools.partial(tinker.ServiceClient, **self._account)
         self._policy: Policy | None = None
         self._asked: tuple[str, Policy] | None = None
         self._lora = LoraConfig()
         with self._reaching():
             self._service = self._connect()
-            known = self._service.get_server_capabilities().supported_models
-        served = [model.model_name for model in known]
+            served = clients.supported_models(self._service, **self._account)
         if remote.model not in served:
             self.close()
             raise EngineLostError(
                 f"the Tinker server {remote.url} does not serve {remote.model!r}; it serves "
-                f"{', '.join(map(str, served))}"
+                f"{', '.join(served)}"
             )
 
     @functools.cached_property
@@ -193,16 +190,9 @@ class TinkerEngine(Prompting):
         assert config is not None  # `full_needs`
         self.drop_policy()
         if adapter is not None:
-            path = _saved(adapter)["state"]
-            self._policy = self._made("create_training_client_from_state", path)
+            self._policy, config = self._loaded(_saved(adapter))
         else:
-            self._policy = self._made(
-                "create_lora_training_client",
-                base_model=self.remote.model,
-                rank=config.rank,
-                seed=seed,
-                train_unembed=False,
-            )
+            self._policy = self._made(config.rank, seed)
         self._lora = config
 
     def drop_policy(self) -> None:
@@ -228,16 +218,37 @@ class TinkerEngine(Prompting):
         """See Engine.load."""
         saved = _saved(folder)
         self.drop_policy()
-        self._policy = self._made(
-            "create_training_client_from_state_with_optimizer", saved["state"]
-        )
-        self._lora = LoraConfig(**saved["lora"])
+        self._policy, self._lora = self._loaded(saved, with_optimizer=True)
 
-    def _made(self, method: str, *args: Any, **kwargs: Any) -> Policy:
+    def _made(self, rank: int, seed: int) -> Policy:
+        return self._started(
+            lambda service: service.create_lora_training_client(
+                base_model=self.remote.model, rank=rank, seed=seed, train_unembed=False
+            )
+        )
+
+    def _loaded(
+        self, saved: dict[str, Any], *, with_optimizer: bool = False
+    ) -> tuple[Policy, LoraConfig]:
+        """A new policy with saved weights."""
+        lora = LoraConfig(**saved["lora"])
+        policy = self._started(
+            lambda service: clients.from_state(
+                service,
+                saved["state"],
+                base_model=self.remote.model,
+                rank=lora.rank,
+                with_optimizer=with_optimizer,
+            )
+        )
+        return policy, lora
+
+    def _started(self, make: Callable[[Any], Any]) -> Policy:
+        """A policy in a session of its own."""
         with self._reaching():
             service = self._connect()
             try:
-                return Policy(service, getattr(service, method)(*args, **kwargs))
+                return Policy(service, clients.client_of(make(service)))
             except BaseException:
                 end_sessions(service)
                 raise
@@ -261,13 +272,11 @@ class TinkerEngine(Prompting):
 
     def _download(self, sampler: str, folder: Path) -> None:
         """Unpack the server's archive, if it offers one and has a PEFT folder in it."""
-        errors = (self._tinker.TinkerError, OSError, tarfile.TarError, ValueError)
-        with contextlib.suppress(*errors):
+        with contextlib.suppress(OSError, tarfile.TarError, ValueError):
             # The id is `sampler_weights/NAME`; SkyRL leaves the kind out, in paths and in ids.
             run, _, checkpoint = sampler.removeprefix("tinker://").partition("/")
-            rest = self._service.create_rest_client()
-            url = rest.get_checkpoint_archive_url(run, checkpoint).result().url
-            with urllib.request.urlopen(url, timeout=600) as archive:
+            key = self._account["api_key"]
+            with clients.open_archive(self.remote.url, key, run, checkpoint) as archive:
                 exchange.unpack_adapter(archive, folder)
 
     # ── sampling ─────────────────────────────────────────────────────────────────────────────
@@ -320,13 +329,14 @@ class TinkerEngine(Prompting):
             return self._current().sampler()
         if adapter is None:
             return self._base_sampler
-        return self._restored(_saved(adapter)["state"]).sampler()
+        return self._restored(_saved(adapter)).sampler()
 
     @functools.cached_property
     def _base_sampler(self) -> Any:
-        return self._service.create_sampling_client(base_model=self.remote.model)
+        made = self._service.create_sampling_client(base_model=self.remote.model)
+        return clients.client_of(made)
 
-    def _restored(self, state: str) -> Policy:
+    def _restored(self, saved: dict[str, Any]) -> Policy:
         """A saved policy for inference, in addition to the one that is trained.
 
         The protocol would let us sample from saved weights by their path, but SkyRL does not do
@@ -334,9 +344,9 @@ class TinkerEngine(Prompting):
         from the policy in training whatever the path is, and all of them forget the path when the
         policy goes.
         """
-        if self._asked is None or self._asked[0] != state:
+        if self._asked is None or self._asked[0] != saved["state"]:
             self._stop_asking()
-            self._asked = (state, self._made("create_training_client_from_state", state))
+            self._asked = (saved["state"], self._loaded(saved)[0])
         return self._asked[1]
 
     def _stop_asking(self) -> None:
@@ -358,12 +368,12 @@ class TinkerEngine(Prompting):
             stop=sorted(self.eos_ids),
             seed=int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1,
         )
-        future: Future[Any] = sampler.sample(
+        asked = sampler.sample(
             self._tinker.ModelInput.from_ints(request.prompt_ids),
             num_samples=len(request.seeds),
             sampling_params=params,
         )
-        return future
+        return clients.future_of(asked)
 
     # ── training ─────────────────────────────────────────────────────────────────────────────
 
@@ -472,6 +482,7 @@ class TinkerEngine(Prompting):
 
         Raises:
             EngineLostError: the server does not answer, or has lost the policy.
+            InputError: it takes another version of the client.
         """
         from tinker.lib.retryable_exception import RetryableException
 
@@ -479,13 +490,25 @@ class TinkerEngine(Prompting):
             yield
         except RftkitError:
             raise
+        except AssertionError as error:  # the client's own, about an answer that it cannot use
+            self._check_versions(error)
+            raise
         except (self._tinker.TinkerError, RetryableException, ValueError, OSError) as error:
+            self._check_versions(error)
             # The client has retried for minutes. Errors that it must not retry are ValueErrors.
             lost = EngineLostError(
                 f"the Tinker server {self.remote.url} failed: {str(error)[:500] or type(error)}"
             )
             lost.refused = getattr(error, "status_code", None) in REFUSALS
             raise lost from error
+
+    def _check_versions(self, error: Exception) -> None:
+        if (advice := clients.advice(error)) is not None:
+            raise InputError(
+                f"the Tinker server {self.remote.url} does not understand the installed client, "
+                f"tinker {self._tinker.__version__}: {advice}",
+                param="metadata.engine",
+            ) from error
 
 
 def _texts(source: str) -> tuple[Any, Any, Any]:
