@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 import yaml
 from importer_calls import save
@@ -18,6 +19,7 @@ from rftkit.cli import imports
 from rftkit.errors import InputError
 from rftkit.importer.leaving import write_promptfoo
 
+VERSION = "0.123.1"
 HOSTILE = "{{ env.HOME }} {% raw %}{% endraw %}{{{x}}} {# c #} file://x"
 
 
@@ -84,21 +86,35 @@ def test_rows_are_data_for_promptfoo(written: Path) -> None:
     assert not list(written.glob("*.py"))
 
 
+def program() -> str:
+    """The promptfoo to try: a given one, an installed one, or one fetched once from npm."""
+    if found := os.environ.get("RFTKIT_TEST_PROMPTFOO") or shutil.which("promptfoo"):
+        return found
+    if not (npm := shutil.which("npm")):
+        pytest.skip("npm is not installed")
+    folder = Path(platformdirs.user_cache_dir("rftkit")) / f"promptfoo-{VERSION}"
+    found = folder / "node_modules" / ".bin" / "promptfoo"
+    if not found.exists():
+        # Its scripts fetch programs that neither command here needs.
+        words = ["--ignore-scripts", "--no-audit", "--no-fund", f"promptfoo@{VERSION}"]
+        done = subprocess.run([npm, "install", "--prefix", str(folder), *words], check=False)
+        if done.returncode:
+            pytest.skip("promptfoo cannot be fetched")
+    return str(found)
+
+
 def promptfoo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     quiet = {"PROMPTFOO_DISABLE_TELEMETRY": "1", "PROMPTFOO_DISABLE_UPDATE": "1",
              "PROMPTFOO_CONFIG_DIR": str(folder / "home")}  # fmt: skip
-    program = os.environ.get("RFTKIT_TEST_PROMPTFOO") or shutil.which("promptfoo")
-    command = [program] if program else ["npx", "--yes", "promptfoo"]
     return subprocess.run(
-        [*command, *words], cwd=folder, env=os.environ | quiet, capture_output=True, text=True,
+        [program(), *words], cwd=folder, env=os.environ | quiet, capture_output=True, text=True,
         timeout=280, check=False,
     )  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_promptfoo_accepts_the_configs_and_takes_rows_as_they_are(written: Path) -> None:
-    if not (os.environ.get("RFTKIT_TEST_PROMPTFOO") or shutil.which("npx")):
-        pytest.skip("npx is not installed")
     for file in ("promptfooconfig.yaml", "saved-answers.yaml"):
         checked = promptfoo(written, "validate", "-c", file)
         assert checked.returncode == 0, checked.stdout + checked.stderr
