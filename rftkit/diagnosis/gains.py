@@ -88,7 +88,7 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
     Args:
         total: of the reward.
         parts: of each sub-grader.
-        what: name of the reward in the sentence.
+        what: name of the reward in the sentence; empty for the parts alone.
     """
     if len(parts) < 2:
         return ""
@@ -98,7 +98,7 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
     rose, fell, still = (
         [name for name, change in parts.items() if change.direction == way] for way in (1, -1, 0)
     )
-    said = _total(total, what)
+    said = f"{_total(total, what)} " if what else ""
     if rose and total.direction > 0:
         rest = [f"it came from {_list(rose, parts)}"]
     else:
@@ -108,7 +108,7 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
         verb = "show" if len(still) > 1 else "shows"
         rest.append(f"{_list(still, parts, signs=False)} {verb} no clear change")
     sentence = "; ".join(rest)
-    return f"{said} {sentence[:1].upper()}{sentence[1:]}."
+    return f"{said}{sentence[:1].upper()}{sentence[1:]}."
 
 
 def _total(total: Change, what: str) -> str:

@@ -169,9 +169,7 @@ def _sentence(
         shown = {"better": "gains", "worse": "loses"}.get(gains or "")
         who = best if others else "The setting"
         words = (
-            f"{shown} {_with_ends(gain)}"
-            if shown
-            else f"shows no clear change ({_with_ends(gain)})"
+            f"{shown} {_with_ends(gain)}" if shown else f"shows no clear change: {_with_ends(gain)}"
         )
         said += f". {who} {words} against the base model"
     return f"{said}."
@@ -197,6 +195,8 @@ def _with_ends(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{estimate.value:+.3f}"
     digits = decimals(estimate.value, estimate.low, estimate.high)
-    return (
-        f"{estimate.value:+.{digits}f} ({estimate.low:+.{digits}f} to {estimate.high:+.{digits}f})"
+    value, low, high = (
+        f"{each:+.{digits}f}".replace("-", "−")
+        for each in (estimate.value, estimate.low, estimate.high)
     )
+    return f"{value} ({low} to {high})"

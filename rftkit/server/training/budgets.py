@@ -56,10 +56,14 @@ def check_unscorable(run: RftRun, step: int, groups: Sequence[Group], *, has_sig
     """Pause a job that learns nothing because its answers cannot be scored; resuming lifts this.
 
     A step with a signal starts the count again, whatever its share: what can be scored in it
-    teaches the model to give answers of that form.
+    teaches the model to give answers of that form. Where the response format lacks what the grader
+    reads, no answer ever will have it, whatever references teach.
     """
     counts = metrics.unscorable(groups)
-    run.unscorable = [] if has_signal else [*run.unscorable, counts][-BUDGET_STEPS:]
+    teaches = has_signal and not (
+        counts[0] == counts[1] and format_problems(run.grader.spec, run.response_format)
+    )
+    run.unscorable = [] if teaches else [*run.unscorable, counts][-BUDGET_STEPS:]
     lost, graded = (sum(each) for each in zip(*run.unscorable or [(0, 0)], strict=True))
     is_enough = lost >= LEAST_ANSWERS or len(run.unscorable) == BUDGET_STEPS
     if not is_enough or step == run.plan.total_steps:

@@ -156,6 +156,12 @@ def test_a_job_without_a_scorable_answer_is_warned_of_pauses_once_and_says_so(
     assert "Nothing was learned: " in warnings(worker, job)["nothing_learned:"]
 
 
+def test_references_that_no_answer_is_scored_for_do_not_keep_a_job_going(worker: Worker) -> None:
+    """They teach a form, which the grader cannot read without a response format."""
+    job = in_process.run(worker, in_process.add_job(worker, rows=ROWS, grader=LABEL, n_epochs=3))
+    assert job.status == "paused"
+
+
 def test_a_limit_for_unscorable_answers_can_be_lifted_and_is_not_reached_while_some_teach(
     worker: Worker,
 ) -> None:
