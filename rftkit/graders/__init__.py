@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rftkit.graders.recognition import Verdict, recognise
     from rftkit.graders.references import reference_answer
     from rftkit.graders.sandbox import Limits
+    from rftkit.graders.scripted import ScriptedJudge
     from rftkit.graders.types import parts, pass_threshold
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Leaf",
     "Limits",
     "Sample",
+    "ScriptedJudge",
     "Standing",
     "Verdict",
     "answer_fields",
@@ -90,6 +92,7 @@ _HOMES = {
     "recognition": ("Verdict", "recognise"),
     "references": ("reference_answer",),
     "sandbox": ("Limits",),
+    "scripted": ("ScriptedJudge",),
     "types": ("parts", "pass_threshold"),
 }
 __getattr__, __dir__ = lazily(__name__, _HOMES)
