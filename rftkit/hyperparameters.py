@@ -98,6 +98,7 @@ KNOBS: Mapping[str, Number | Words | Text] = {
     "max_completion_tokens": Number(1, 100_000, 256, is_whole=True),
     "max_core_seconds": Text(),
     "max_staleness": Number(0, 1, 0, is_whole=True),
+    "minibatch_size": Number(1, 256, 8, is_whole=True),
     "on_alarm": Words(("warn", "pause"), "warn"),
     "refill": Number(0, 1024, 0, is_whole=True),
     "require_calibration": Words(("none", "mark", "refuse"), "none"),

@@ -27,7 +27,7 @@ SMALL = Plan(
     max_completion_tokens=64,
     budget=Budget(candidates=3, train_rows=16, finalists=1, valid_rows=30),
     hyperparameters={
-        "supervised": {"batch_size": 4, "n_epochs": 2, "learning_rate_multiplier": 2},
+        "supervised": {"batch_size": 4, "n_epochs": 3, "learning_rate_multiplier": 2},
         "supervised_reinforcement": {
             "batch_size": 32,
             "n_epochs": 1,

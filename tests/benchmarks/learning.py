@@ -31,7 +31,7 @@ from rftkit.graders import compile_grader
 
 BEFORE = {
     "advantage": "mean", "stratify": "none", "guidance": "none", "schedule": "constant",
-    "warmup_steps": "0",
+    "warmup_steps": "0", "minibatch_size": "256",
 }  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -53,6 +53,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fewer_completions": {"batch_size": 32, "compute_multiplier": 0.25},
     "refill": {"metadata": {"refill": "8"}},
     "two_updates": {"metadata": {"updates_per_batch": "2", "clip_high": "0.28"}},
+    "whole_batch": {"metadata": {"minibatch_size": "32"}},
+    "updates_of_4": {"metadata": {"minibatch_size": "4"}, "learning_rate_multiplier": 2.0},
     "entropy_guard": {"metadata": {"entropy_floor": "0.3"}},
 }  # fmt: skip
 """Name -> hyperparameters and metadata that differ from the defaults."""

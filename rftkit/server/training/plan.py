@@ -195,6 +195,9 @@ class Plan(CommonPlan):
     updates_per_batch: int = 1
     """Optimizer updates with the same rollouts; from the second on, ratios leave 1 and are
     clipped."""
+    minibatch_size: int = 0
+    """Groups of one optimizer update; a step with more of them makes several updates (minibatches
+    of Schulman et al. 2017, arXiv:1707.06347). 0: one update has all of the step's groups."""
     entropy_floor: float = 0.0
     """Nats a token; with less among its samples, a step's rate is smaller in proportion."""
     on_alarm: str = "warn"

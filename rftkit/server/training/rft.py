@@ -5,17 +5,21 @@
     steps: validate, save a checkpoint, keep the best three and the last
 
 The steps themselves are taken in `loop.train`; this module is its `Method`. Simplifications against
-textbook PPO: one update per batch of rollouts unless more are asked for, so the sampling log-probs
-are the old policy's; no value model, the baseline is the group's mean; no entropy bonus. Not here:
-how the engine samples and learns, what a grade is, and how a dead worker is brought back.
+textbook PPO: each completion is learnt from once unless `updates_per_batch` asks for more, so the
+sampling log-probs are the old policy's; no value model, the baseline is the group's mean; no
+entropy bonus. Not here: how the engine samples and learns, what a grade is, and how a dead worker
+is brought back.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rftkit.server.engine.values import StepStats
 from rftkit.server.training import (
@@ -49,6 +53,7 @@ from rftkit.server.training.loop import (
     save_state,
     stop_if_requested,
 )
+from rftkit.server.training.plan import Plan
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import guarded_rate
 from rftkit.server.training.validation import graded_answers, revise, reward_metrics, show
@@ -64,6 +69,8 @@ __all__ = [
     "update",
     "validate",
 ]
+
+T = TypeVar("T")
 
 result_csv = metrics.result_csv
 
@@ -192,15 +199,27 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
     if not kept:
         return None
     settings = plan.train_settings(guarded_rate(plan, step, groups))
-    batch = [learnt for _, learnt in kept]
-    lines = [group.row.line for group, _ in kept]
-    with naming_lines(step, lines), run.clock.part("training"):
-        all_stats = [
-            run.engine.train_step(batch, settings, on_tick=run.on_tick)
-            for _ in range(plan.updates_per_batch)
-        ]
+    parts = minibatches(kept, updates_of(plan, len(groups)))
+    all_stats = []
+    with run.clock.part("training"):
+        for part in parts * plan.updates_per_batch:
+            batch = [learnt for _, learnt in part]
+            with naming_lines(step, [group.row.line for group, _ in part]):
+                all_stats.append(run.engine.train_step(batch, settings, on_tick=run.on_tick))
     run.trained_tokens += sum(stats.num_tokens for stats in all_stats)
-    return merged(all_stats)
+    return merged(all_stats, len(parts))
+
+
+def updates_of(plan: Plan, num_groups: int) -> int:
+    """How many updates a pass over a step's groups makes."""
+    return math.ceil(num_groups / plan.minibatch_size) if plan.minibatch_size else 1
+
+
+def minibatches(batch: Sequence[T], num: int) -> list[Sequence[T]]:
+    """At most `num` parts of a batch, in its order, whose sizes differ by at most one."""
+    num = min(num, len(batch))
+    bounds = [part * len(batch) // num for part in range(num + 1)]
+    return [batch[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
 def credited(run: RftRun) -> Callable[[Sequence[Rollout]], list[list[float]]] | None:
@@ -222,11 +241,27 @@ def credited(run: RftRun) -> Callable[[Sequence[Rollout]], list[list[float]]] | 
     return spread
 
 
-def merged(all_stats: Sequence[StepStats]) -> StepStats:
-    """The stats of a step's updates: as the first found the policy, and what was clipped in all."""
-    share = sum(stats.clip_fraction for stats in all_stats) / len(all_stats)
-    tokens = sum(stats.num_tokens for stats in all_stats)
-    return dataclasses.replace(all_stats[0], clip_fraction=share, num_tokens=tokens)
+def merged(all_stats: Sequence[StepStats], num_parts: int) -> StepStats:
+    """The stats of a step's updates, the first `num_parts` of which saw each completion once.
+
+    Loss and entropy are those of the first pass, and what was clipped is of all updates. What else
+    is measured is as the first update found the policy: later ones find it moved on purpose.
+    """
+    if len(all_stats) == 1:
+        return all_stats[0]
+    whole = all_stats[:num_parts]
+    return dataclasses.replace(
+        all_stats[0],
+        loss=_mean([(stats.loss, stats.num_tokens) for stats in whole]),
+        entropy=_mean([(stats.entropy, stats.num_tokens) for stats in whole]),
+        clip_fraction=_mean([(stats.clip_fraction, 1) for stats in all_stats]),
+        num_tokens=sum(stats.num_tokens for stats in all_stats),
+    )
+
+
+def _mean(weighted: Sequence[tuple[float, int]]) -> float:
+    weight = sum(each for _, each in weighted)
+    return sum(value * each for value, each in weighted) / weight if weight else 0.0
 
 
 def validate(run: RftRun, step: int) -> list[Group] | None:

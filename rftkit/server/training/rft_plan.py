@@ -39,8 +39,9 @@ AUTO_BATCH = {"none": 8, "references": 32}
 answer, so a step has more prompts and fewer completions of each."""
 AUTO_SAMPLES = 64
 """Completions a step where references guide, if that is from 2 to 8 a prompt."""
-GUIDED_RATE = 3.0
-"""Multiplier of the learning rate for a full batch where references guide."""
+GUIDED_RATE = 2.0
+"""Multiplier of the learning rate for updates of 8 prompts where references guide."""
+MOST_RATE = 3.0
 AUTO_VALIDATIONS = 4
 EPISODE_STEPS = 10
 """Most turns of an episode with tools."""
@@ -78,6 +79,7 @@ def make_plan(
     total_steps = max(1, num_rows * n_epochs // batch_size)
     if given.get("n_epochs", "auto") == "auto":
         total_steps = min(total_steps, AUTO_STEPS)
+    minibatch_size = knobs.integer("minibatch_size")
     eval_samples = value("eval_samples", 1)
     compute = value("compute_multiplier", _auto_compute(guidance, batch_size))
     stratify = knobs.key("stratify", "auto")
@@ -89,7 +91,7 @@ def make_plan(
         n_epochs=n_epochs,
         total_steps=total_steps,
         learning_rate=base_rate(shared["tuning"], engine.width)
-        * value("learning_rate_multiplier", _auto_rate(guidance, batch_size)),
+        * value("learning_rate_multiplier", _auto_rate(guidance, min(minibatch_size, batch_size))),
         completions_per_prompt=min(MOST_COMPLETIONS, max(2, round(COMPLETIONS * compute))),
         eval_interval=value("eval_interval", math.ceil(total_steps / AUTO_VALIDATIONS)),
         eval_samples=eval_samples,
@@ -110,6 +112,7 @@ def make_plan(
         schedule=knobs.word("schedule"),
         warmup_steps=knobs.integer("warmup_steps"),
         updates_per_batch=knobs.integer("updates_per_batch"),
+        minibatch_size=minibatch_size,
         entropy_floor=knobs.number("entropy_floor"),
         max_episode_steps=_episode_steps(job),
         on_alarm=knobs.word("on_alarm"),
@@ -147,14 +150,14 @@ def _branch_step(job: Job, total_steps: int) -> int:
     return origin.step
 
 
-def _auto_rate(guidance: str, batch_size: int) -> float:
-    """Multiplier of the learning rate: with guidance by the root of the batch, from 1 to 3.
+def _auto_rate(guidance: str, num_prompts: int) -> float:
+    """Multiplier of the learning rate: with guidance by the root of an update's prompts.
 
     The root is what keeps Adam's noise the same (Malladi et al. 2022, arXiv:2205.10287).
     """
     if guidance == "none":
         return 1.0
-    return max(1.0, GUIDED_RATE * min(1.0, math.sqrt(batch_size / AUTO_BATCH[guidance])))
+    return min(MOST_RATE, max(1.0, GUIDED_RATE * math.sqrt(num_prompts / 8)))
 
 
 def _auto_compute(guidance: str, batch_size: int) -> float:
@@ -174,7 +177,7 @@ def reasons(plan: Plan) -> dict[str, str]:
         ),
         "n_epochs": f"as many passes as {AUTO_STEPS} steps need; the job ends there",
         "learning_rate_multiplier": (
-            f"{_auto_rate(plan.guidance, size):.3g} times "
+            f"{_auto_rate(plan.guidance, min(plan.minibatch_size or size, size)):.3g} times "
             f"{base_rate(plan.tuning, plan.width):.3g}{why}"
             + ("" if plan.width else f"; less in models wider than {BASE_WIDTH}")
         ),

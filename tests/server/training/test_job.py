@@ -144,7 +144,7 @@ def test_the_first_event_states_what_auto_became(platform: openai.OpenAI) -> Non
     [started] = [e for e in jobs.events(platform, job.id) if "started" in e["message"]]
     resolved = started["data"]["hyperparameters"]
     assert resolved["guidance"] == "references"  # the rows say what is right
-    assert resolved["learning_rate"] == pytest.approx(3e-3 * (16 / 32) ** 0.5)
+    assert resolved["learning_rate"] == pytest.approx(2e-3)  # updates of 8 prompts
     assert resolved["completions_per_prompt"] == 64 / 16
     assert "reasoning_effort has no effect" in started["message"]
     assert started["data"]["multipliers"]["compute_multiplier"] == 4 / 8

@@ -63,13 +63,14 @@ def test_the_entropy_guard_slows_down_in_proportion() -> None:
 def test_a_plan_of_before_these_settings_does_what_it_did() -> None:
     new = {
         "advantage", "advantage_floor", "stratify", "guidance", "refill", "schedule",
-        "warmup_steps", "updates_per_batch", "entropy_floor",
+        "warmup_steps", "updates_per_batch", "minibatch_size", "entropy_floor",
     }  # fmt: skip
     old = {name: value for name, value in plan().to_dict().items() if name not in new}
     opened = Plan(**json.loads(json.dumps(old)))
     assert shares(opened) == [1.0] * 5
     assert (opened.advantage, opened.stratify, opened.guidance) == ("mean", None, "none")
     assert (opened.refill, opened.updates_per_batch, opened.entropy_floor) == (0, 1, 0.0)
+    assert opened.minibatch_size == 0
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,7 @@ def test_a_plan_of_before_these_settings_does_what_it_did() -> None:
         ("schedule", "wsd", "one of constant, linear, cosine"),
         ("warmup_steps", "-1", "a number from 0"),
         ("updates_per_batch", "1.5", "a whole number"),
+        ("minibatch_size", "0", "a number from 1"),
         ("refill", "many", "a number"),
         ("stratify", " ", "a key of the rows, auto or none"),
         ("clip_high", "-1", "a number from 0"),

@@ -20,7 +20,7 @@ import pytest
 from rftkit.errors import RequestError
 from rftkit.graders import Grade, compile_grader
 from rftkit.rows import Row
-from rftkit.server.engine.values import Completion, NotFiniteError, StepStats
+from rftkit.server.engine.values import Completion, NotFiniteError, StepStats, TrainGroup
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training import journal as journal_module
@@ -234,7 +234,7 @@ def arm(patch: pytest.MonkeyPatch, bomb: Bomb, *, grades: bool = True) -> None:
 
 ALL_MEANS = {
     "advantage": "per_grader", "guidance": "references", "refill": "2", "schedule": "cosine",
-    "warmup_steps": "2", "updates_per_batch": "2", "entropy_floor": "0.6",
+    "warmup_steps": "2", "updates_per_batch": "2", "minibatch_size": "2", "entropy_floor": "0.6",
 }  # fmt: skip
 
 
@@ -470,3 +470,45 @@ def test_an_update_that_is_not_a_number_names_its_step_and_line(
     monkeypatch.setattr(Toy, "train_step", explode)
     with pytest.raises(FloatingPointError, match=r"loss nan, at step 1; caused by line \d"):
         world.train(job)
+
+
+def with_signal(groups: Sequence[Any], *_: Any) -> list[Any]:
+    """Every group, also the flat ones, as the update gets them."""
+    return [
+        (group, TrainGroup(group.prompt_ids, [[1]], [[0.0]], [1.0], None, None)) for group in groups
+    ]
+
+
+@pytest.mark.parametrize(("wanted", "sizes"), [(8, [4]), (3, [2, 2]), (1, [1, 1, 1, 1])])
+def test_minibatches_are_the_batch_in_parts_and_an_error_in_one_names_its_own_line(
+    world: World, monkeypatch: pytest.MonkeyPatch, wanted: int, sizes: list[int]
+) -> None:
+    seen: list[list[list[int]]] = []
+
+    def explode(self: Toy, groups: Any, settings: Any, **_: Any) -> StepStats:
+        seen.append([group.prompt_ids for group in groups])
+        if sum(map(len, seen)) == 4:
+            raise NotFiniteError("loss nan", [len(groups) - 1])
+        return StepStats(0.0, 1.0, 0.0, 0.01, None, 0.0, 0.0, 1)
+
+    monkeypatch.setattr(Toy, "train_step", explode)
+    monkeypatch.setattr(rft.rollout, "train_groups", with_signal)
+    job = world.add_job(minibatch_size=str(wanted))
+    with pytest.raises(FloatingPointError) as caught:
+        world.train(job)
+    assert [len(part) for part in seen] == sizes
+    last = world.groups(job, 1)[3]
+    assert str(caught.value).endswith(f"at step 1; caused by line {last['line']}")
+
+
+def test_the_stats_of_minibatches_are_those_of_the_whole_batch() -> None:
+    parts = [
+        StepStats(1.0, 5.0, 0.0, 2.0, 0.1, 0.0, 0.0, 10),
+        StepStats(4.0, 6.0, 0.5, 5.0, 0.2, 0.3, 0.9, 20),
+    ]
+    whole = rft.merged(parts, 2)
+    assert (whole.loss, whole.entropy, whole.num_tokens) == (3.0, 4.0, 30)
+    assert (whole.clip_fraction, whole.logprob_gap_max, whole.grad_norm) == (0.25, 0.0, 5.0)
+    again = rft.merged([*parts, parts[1], parts[1]], 2)
+    assert (again.loss, again.entropy, again.num_tokens) == (3.0, 4.0, 70)
+    assert rft.merged(parts[:1], 1) is parts[0]
