@@ -83,7 +83,7 @@ def test_check_takes_the_name_of_a_bundled_dataset(typed: Type, files: Path) -> 
             "use either --dataset or the paths of files, not both",
         ),
         ([], "type: rftkit check DATA, or rftkit check --dataset NAME"),
-        (["--dataset", "x"], "there are contract_facts, security_review, tiny_copy"),
+        (["--dataset", "x"], "there are contract_facts, policy_lookup, security_review, tiny_copy"),
     ],
 )
 def test_check_wants_files_or_the_name_of_a_dataset(
