@@ -84,7 +84,7 @@ def test_bundled_datasets_open(name: str) -> None:
 
 
 def test_an_unknown_dataset_lists_the_known() -> None:
-    with pytest.raises(NotFoundError, match="there are contract_facts, policy_lookup, security_review"):
+    with pytest.raises(NotFoundError, match="there are contract_facts, policy_lookup"):
         datasets.bundled("nope")
 
 
