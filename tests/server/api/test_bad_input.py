@@ -37,7 +37,7 @@ JOBS = [
     ({"validation_file": None}, "validation_file", "required"),
     ({"suffix": ""}, "suffix", "at least 1 character"),
     ({"suffix": "x" * 65}, "suffix", "at most 64 characters"),
-    ({"suffix": "a:b"}, "suffix", "a suffix has no"),
+    ({"suffix": "a:b"}, "suffix", "a suffix cannot contain"),
     ({"seed": -1}, "seed", "found -1"),
     ({"seed": 2**31}, "seed", "2147483647"),
     ({"seed": "7"}, "seed", "found '7'"),
