@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from rftkit.errors import InputError
 from rftkit.graders.types import parts, spec_type
 
@@ -21,6 +23,8 @@ __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_cal
 
 _OF_NO_REWARD = ("name", "pass_threshold")
 VERSION = 1
+MOST_EXACT = 2**53
+"""Whole numbers up to this one are exact as floats."""
 PREFIX = "calibration-"
 State = Literal["calibrated", "poor", "expired", "none"]
 
@@ -44,6 +48,8 @@ def judges(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """What a job needs to know of a judge's agreement with people."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     digest: str
     """Of the judge."""
@@ -71,6 +77,9 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """The content of the file."""
         return {"object": "rftkit.calibration", "version": VERSION, **asdict(self)}
+
+
+_CALIBRATION = TypeAdapter(Calibration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +123,21 @@ def read_calibration(content: str | bytes, where: str) -> Calibration:
 
     try:
         found = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise fail(error) from None
     if not isinstance(found, dict) or found.pop("object", None) != "rftkit.calibration":
         raise fail("it has no `object` rftkit.calibration")
-    if (version := found.pop("version", 1)) > VERSION:
+    version = found.pop("version", 1)
+    if not isinstance(version, int):
+        raise fail(f"`version` must be a whole number, found {version!r:.80}")
+    if version > VERSION:
         raise fail(f"a newer rftkit wrote it (version {version})")
     try:
-        return Calibration(**found)
-    except TypeError as error:
-        raise fail(error) from None
+        return _CALIBRATION.validate_json(json.dumps(found))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise fail(f"`{field}`: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
 
 
 def stands(
@@ -178,7 +192,9 @@ def _poor(name: str, found: Calibration, floor: float) -> str:
 def _of(found: Calibration) -> str:
     if found.value is None:
         return f"its {found.statistic} is not defined on {found.num_labels} labels"
-    ends = "" if found.low is None else f" ({found.low:.2f} to {found.high:.2f})"
+    ends = (
+        "" if found.low is None or found.high is None else f" ({found.low:.2f} to {found.high:.2f})"
+    )
     return f"{found.statistic} {found.value:.2f}{ends} on {found.num_labels} labels"
 
 
@@ -188,5 +204,5 @@ def _plain(value: Any) -> Any:
         return {key: _plain(each) for key, each in value.items() if each is not None}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else value
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and abs(value) <= MOST_EXACT else value

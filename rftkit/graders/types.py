@@ -213,13 +213,18 @@ class LabelModel(_Judge):
     passing_labels: list[str]
 
 
+MOST_WEIGHT = 1e6
+"""Of a criterion: sums of weights stay finite numbers."""
+
+
 class Criterion(_Spec):
     """One line of a rubric, in the grader or in a row."""
 
     text: Annotated[str, Field(min_length=1)]
     """What the answer must do, as one statement that is met or not."""
-    weight: float = 1.0
-    """Its part of the reward; below 0 for a mistake that costs something. Not 0."""
+    weight: Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT)] = 1.0
+    """Its part of the reward; below 0 for a mistake that costs something. Not 0, and no further
+    from 0 than 1,000,000."""
     required: bool = False
     """Required: without it the reward is 0. Else it is a bonus that adds its weight."""
     check: Literal["correctness", "presence"] = "correctness"

@@ -16,7 +16,7 @@ from rftkit.cli import app as cli
 from rftkit.errors import InputError
 from rftkit.evals.labels import has_answers
 from rftkit.graders import Completion, judges, stands, validate
-from rftkit.graders.calibrations import digest
+from rftkit.graders.calibrations import Calibration, digest, read_calibration
 
 JUDGE = {
     "type": "score_model",
@@ -101,6 +101,33 @@ def test_how_a_judge_stands(tmp_path: Path) -> None:
     assert stands(validate({"type": "python", "source": "def grade(s, i): return 1"}), []) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": "2"}, "`version` must be a whole number"),
+        ({"version": 2}, "a newer rftkit"),
+        ({"low": "x"}, "`low`"),
+        ({"low": float("nan")}, "`low`"),
+        ({"num_labels": None}, "`num_labels`"),
+        ({"extra": 1}, "`extra`"),
+    ],
+)
+def test_a_damaged_calibration_is_no_calibration(changes: dict[str, Any], said: str) -> None:
+    kept = Calibration(
+        digest="d", name="n", model="m", statistic="kappa", value=1, low=0.5, high=1, num_labels=9
+    ).to_dict()
+    assert read_calibration(json.dumps(kept), "x.json").low == 0.5
+    with pytest.raises(InputError, match=said):
+        read_calibration(json.dumps({**kept, **changes}), "x.json")
+
+
+def test_a_seed_of_any_length_has_a_digest() -> None:
+    long = {**JUDGE, "sampling_params": {"seed": 10**400}}
+    one, other = ({**JUDGE, "sampling_params": {"top_p": value}} for value in (1, 1.0))
+    assert digest(validate(long)) != digest(validate(JUDGE))
+    assert digest(validate(one)) == digest(validate(other))
+
+
 def test_a_judge_that_fails_is_no_disagreement(tmp_path: Path) -> None:
     def broken(**question: Any) -> Completion:
         return (
@@ -176,6 +203,8 @@ def test_the_gate_at_the_front_door(
         [event] = found
         return event["level"], event["data"]["calibration"][0]["state"], event["message"]
 
+    damaged = json.dumps({"object": "rftkit.calibration", "version": "2"}).encode()
+    served.client.files.create(file=("calibration-x.json", damaged), purpose="user_data")
     level, state, message = standing(create())
     assert (level, state) == ("warn", "none")
     assert "rftkit grader calibrate" in message

@@ -150,6 +150,7 @@ def test_rows_have_their_own_criteria() -> None:
         ("{{sample.output_text}}", "criteria", "one place in the row"),
         ([{"text": ""}], "criteria[0].text", "at least 1 character"),
         ([{"text": "a", "weight": 0}], "criteria[0].weight", "must be not 0"),
+        ([{"text": "a", "weight": 1e308}], "criteria[0].weight", "less than or equal to 1000000"),
         ([{"text": "a", "weight": -1}], "criteria", "no criterion has a weight above 0"),
         ([{"text": "a", "weight": -1, "required": True}], "criteria[0].weight", "is required"),
         (["a", 3], "criteria[1]", "must be an object or a text"),

@@ -20,7 +20,7 @@ from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.knobs import Knobs
-from rftkit.wholefile import SUMS
+from rftkit.wholefile import SUMS, damage
 from rftkit.wording import listed
 
 __all__ = ["check_branch", "link_state", "parent_of"]
@@ -95,7 +95,7 @@ def link_state(platform: Platform, job: Job) -> None:
     """Put the state that a branch continues from into its folder; nothing for other jobs.
 
     Raises:
-        RequestError: the other job has dropped it a moment ago.
+        RequestError: the other job has dropped it a moment ago, or it is damaged.
     """
     origin = origin_of(job.metadata)
     if origin is None:
@@ -104,8 +104,15 @@ def link_state(platform: Platform, job: Job) -> None:
 
     def link(folder: Path) -> None:
         for each in state.iterdir():
-            if each.name != SUMS:  # made anew, and never through a link
-                _link(each, folder / each.name)
+            _link(each, folder / each.name)
+        if (wrong := damage(folder)) is not None:
+            _state(platform, origin)  # it may have been dropped at this moment
+            raise RequestError(
+                f"the state of {origin} is damaged ({wrong.replace(str(folder), str(state))}); "
+                f"branch from another step of {origin.job_id}",
+                param=PARAM,
+            )
+        (folder / SUMS).unlink(missing_ok=True)  # made anew, and never through a link
 
     try:
         Journal(_folder(platform, job.id)).write_branch(link)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -13,9 +14,12 @@ from in_process import COPY, ROWS
 from rftkit import client as rftkit_client
 from rftkit import jobs
 from rftkit.cli import app as cli
-from rftkit.errors import InputError
+from rftkit.errors import InputError, RequestError
+from rftkit.server.api.branches import link_state
+from rftkit.server.training.journal import Journal
 from rftkit.views import job_tree
 from rftkit.views.branches import tree_text
+from rftkit.wholefile import damage
 
 LENGTH = {
     "type": "python",
@@ -117,6 +121,29 @@ def test_what_cannot_be_branched_is_refused_with_what_can(
 
     with pytest.raises(Exception, match=said):
         try_it()
+
+
+def test_a_damaged_state_is_refused_and_its_sums_are_not_made_anew(tmp_path: Path) -> None:
+    def save(folder: Path) -> None:
+        (folder / "adapter.bin").write_bytes(b"as it was written")
+
+    parent = Journal(tmp_path / "jobs" / "ftjob-a")
+    for step in (2, 4):
+        parent.write_state(step, save)
+    (tmp_path / "jobs" / "ftjob-a" / "states" / "000004" / "adapter.bin").write_bytes(b"damaged")
+    here: Any = SimpleNamespace(home=tmp_path)
+
+    def link(step: int) -> Journal:
+        job: Any = SimpleNamespace(id="ftjob-b", metadata={"branch_from": f"ftjob-a@{step}"})
+        link_state(here, job)
+        return Journal(tmp_path / "jobs" / "ftjob-b")
+
+    with pytest.raises(RequestError, match=r"states/000004/adapter\.bin does not have the bytes"):
+        link(4)
+    assert Journal(tmp_path / "jobs" / "ftjob-b").branch is None
+    sound = link(2).branch
+    assert sound is not None
+    assert damage(sound) is None
 
 
 def test_a_source_without_a_step_is_refused_before_anything_is_sent() -> None:
