@@ -23,14 +23,23 @@ READ_ALL = ("python", "endpoint", "relative")
 """Types that read the sample without naming it."""
 
 
-def validate(spec: Mapping[str, Any], *, purpose: Purpose = "rft") -> dict[str, Any]:
+def validate(
+    spec: Mapping[str, Any], *, purpose: Purpose = "rft", groups: bool | None = None
+) -> dict[str, Any]:
     """Check everything that can be checked without grading; return the normalised spec.
+
+    Args:
+        spec: a grader in the wire's form.
+        purpose: what it is for.
+        groups: whether whole groups are graded, so that a relative grader needs no anchor; default:
+            only in training.
 
     Raises:
         GraderSpecError: `param` names the field.
     """
     # no process starts before the first grade, so it does not matter whether one could be isolated
-    with compile_grader(spec, purpose=purpose, unconfined=True, groups=purpose == "rft") as grader:
+    groups = purpose == "rft" if groups is None else groups
+    with compile_grader(spec, purpose=purpose, unconfined=True, groups=groups) as grader:
         return grader.spec
 
 

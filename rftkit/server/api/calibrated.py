@@ -2,8 +2,9 @@
 
 A calibration is an uploaded file whose name holds the judge's digest, so a job finds it without
 being told. Metadata `require_calibration` decides what a job without one does: none, it says so in
-its events; mark, its metadata shows it as `uncalibrated` too; refuse, it is not created. Not here:
-what a calibration is (`rftkit.graders.calibrations`), and measuring one (`rftkit.evals`).
+its events; mark, its metadata shows it as `uncalibrated` too; refuse, it is not created. The judges
+of a held-out grader give no reward: their standing is told, and decides nothing. Not here: what a
+calibration is (`rftkit.graders.calibrations`), and measuring one (`rftkit.evals`).
 """
 
 from __future__ import annotations
@@ -75,14 +76,21 @@ def add_calibration_event(platform: Platform, job: Job) -> None:
     if job.grading is None or job.is_probe:
         return
     found = standings(platform, job.grading["grader"], job.metadata)
-    if not found:
+    second = job.method.get("held_out")
+    held_out = standings(platform, second, job.metadata) if second else []
+    if not (found or held_out):
         return
-    is_fine = all(each.state == "calibrated" for each in found)
+    is_fine = all(each.state == "calibrated" for each in (*found, *held_out))
+    said = [each.message for each in found]
+    said += [f"In the held-out grader: {each.message}" for each in held_out]
     platform.store.add_event(
         job.id,
-        " ".join(each.message for each in found),
+        " ".join(said),
         level="info" if is_fine else "warn",
-        data={"calibration": [each.to_dict() for each in found]},
+        data={
+            "calibration": [each.to_dict() for each in found],
+            **({"held_out": [each.to_dict() for each in held_out]} if held_out else {}),
+        },
         key="calibration",
     )
 

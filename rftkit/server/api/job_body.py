@@ -320,7 +320,7 @@ def _held_out(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
 
     Raises:
         RequestError: it cannot be read, or the job learns from no grader that it could part from.
-        GraderSpecError: the grader is none.
+        GraderSpecError: the grader is none, or cannot grade single answers.
     """
     text = (body.metadata or {}).get(HELD_OUT)
     param = f"metadata.{HELD_OUT}"
@@ -332,7 +332,7 @@ def _held_out(body: JobBody, platform: Platform, kind: str) -> dict[str, Any]:
             f"{kind} job; leave it out, or measure its checkpoints with metadata `grader`",
             param=param,
         )
-    spec = _grader(_named(platform, HELD_OUT, text), param)
+    spec = _grader(_named(platform, HELD_OUT, text), param, groups=False)
     check_judges(platform, spec, param)
     return {"held_out": spec}
 
@@ -353,11 +353,11 @@ def _named(platform: Platform, key: str, text: str) -> Any:
         ) from None
 
 
-def _grader(spec: Any, param: str) -> dict[str, Any]:
+def _grader(spec: Any, param: str, *, groups: bool = True) -> dict[str, Any]:
     from rftkit import graders
 
     try:
-        return graders.validate(spec)
+        return graders.validate(spec, groups=groups)
     except GraderSpecError as error:
         where = param + (f".{error.param}" if error.param else "")
         raise GraderSpecError(error.message, param=where) from None

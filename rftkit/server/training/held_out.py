@@ -1,7 +1,8 @@
 """A second grader, which training never sees: it grades some answers of each step, to be watched.
 
 Its grades are part of the step's record, so that a replayed step has them too. One that fails is
-missing. Not here: what is made of them (`watching`, `rftkit.diagnosis.alarms`).
+missing, and an event says once that none of a step was given. Not here: what is made of them
+(`watching`, `rftkit.diagnosis.alarms`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rftkit.graders import Grade
 from rftkit.server.training.context import RftRun
 from rftkit.server.training.rollout import Group, Place, sample_of
 from rftkit.server.training.sampling import while_idle
 
 __all__ = ["with_held_out"]
 
+LONGEST = 500
+"""Characters of a reason that is shown."""
 
-def with_held_out(run: RftRun, groups: Sequence[Group]) -> list[Group]:
+
+def with_held_out(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group]:
     """The groups, with the grades of the held-out grader for some of their rollouts."""
     if run.held_out is None:
         return list(groups)
@@ -30,12 +35,29 @@ def with_held_out(run: RftRun, groups: Sequence[Group]) -> list[Group]:
         for i, j in places
     ]
     grades = while_idle(run, run.held_out, functools.partial(run.held_out.grade_many, pairs))
+    _tell_of_failure(run, step, grades)
     found = list(groups)
     for (i, j), grade in zip(places, grades, strict=True):
         rollouts = [*found[i].rollouts]
         rollouts[j] = replace(rollouts[j], held_out=grade)
         found[i] = replace(found[i], rollouts=rollouts)
     return found
+
+
+def _tell_of_failure(run: RftRun, step: int, grades: Sequence[Grade]) -> None:
+    """An event, once a job, when the held-out grader graded no answer."""
+    if not grades or any(each.reward is not None for each in grades):
+        return
+    flags = grades[0].errors
+    reason = next((each for each in flags.values() if isinstance(each, str)), ", ".join(flags))
+    run.store.add_event(
+        run.job.id,
+        f"The held-out grader graded none of the {len(grades)} answers of step {step} that it was "
+        f"given: {reason[:LONGEST]}. Its alarm cannot be raised from such steps; training goes on. "
+        "This is said once.",
+        level="warn",
+        key="held_out_failed",
+    )
 
 
 def _chosen(groups: Sequence[Group], most: int) -> list[Place]:

@@ -181,7 +181,7 @@ def complete(run: RftRun, step: int, groups: list[Group]) -> tuple[list[Group], 
     groups = refill.refilled(run, step, groups)
     if run.plan.guidance == "references":
         groups = guided(run, step, groups)
-    groups = with_held_out(run, groups)
+    groups = with_held_out(run, step, groups)
     return groups, time.perf_counter() - started
 
 

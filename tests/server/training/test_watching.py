@@ -70,6 +70,21 @@ def figures_of(worker: Worker, job: Any) -> list[dict[str, Any]]:
     return [each for each in data if each["step"]]
 
 
+def test_a_held_out_grader_that_fails_is_said_once(worker: Worker) -> None:
+    job = add_job(worker, metadata={"held_out_samples": "3", "guidance": "none"})
+    fails = {**SHORT, "source": "def grade(sample, item):\n    raise ValueError('it is down')"}
+    job = worker.store.update_job(
+        job.id, method={**job.method, "held_out": fails}, status="running"
+    )
+    worker.run_job(job)
+    assert worker.store.job(job.id).status == "succeeded"
+    events = worker.store.events(job.id, limit=1000)[0]
+    [said] = [each for each in events if "held-out grader graded none" in each.message]
+    assert said.level == "warn"
+    assert "step 1 " in said.message
+    assert "it is down" in said.message
+
+
 def test_a_job_with_a_held_out_grader_is_watched(worker: Worker) -> None:
     job = add_job(worker, metadata={"held_out_samples": "3", "guidance": "none"})
     method = {**job.method, "held_out": SHORT}
