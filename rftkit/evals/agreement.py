@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import ConfigDict
+
 from rftkit.errors import InputError
 from rftkit.evals import kappas, stats
 from rftkit.evals.cells import Array
@@ -30,6 +32,8 @@ MOST_CLASSES = 12
 @dataclass(frozen=True, slots=True)
 class Label:
     """A person's label of one sample."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     row: str
     """Key of the row."""

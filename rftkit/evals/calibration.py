@@ -23,6 +23,8 @@ from rftkit.evals.samples import Samples
 from rftkit.evals.sentences import interval
 from rftkit.evals.slices import rows_by
 from rftkit.graders import calibrations, judges, validate
+from rftkit.graders.calibrations import NOT_CALIBRATED
+from rftkit.graders.relative import needs_group
 from rftkit.wording import listed
 
 if TYPE_CHECKING:
@@ -141,7 +143,8 @@ def calibrate(
 
     Raises:
         GraderSpecError: The spec is malformed.
-        InputError: The grader has no such judge, or there are no labels of these samples.
+        InputError: The grader has no such judge, or it compares the answers of a group with each
+            other (a relative grader without an anchor), or there are no labels of these samples.
     """
     given = list(labels)
     key, judge = _judge(grader, part)
@@ -174,18 +177,23 @@ def upload_calibration(client: OpenAI, found: Calibrated) -> str:
 
 def _judge(grader: Mapping[str, Any], part: str | None) -> tuple[str, dict[str, Any]]:
     """The key and the spec of the judge to calibrate."""
-    found = judges(validate(grader, purpose="eval"))
+    found = judges(validate(grader, purpose="eval", groups=True))
     if not found:
         raise InputError(
             f"this grader asks no model, so there is no judge to calibrate: its type is "
             f"{grader.get('type')!r}"
         )
-    if part is None and len(found) > 1:
-        raise InputError(f"this grader has several judges; choose one: --part {' or '.join(found)}")
-    key = next(iter(found)) if part is None else part
+    single = {key: each for key, each in found.items() if not needs_group(each)}
+    if part is None and len(single) > 1:
+        raise InputError(
+            f"this grader has several judges; choose one: --part {' or '.join(single)}"
+        )
+    key = next(iter(single or found)) if part is None else part
     if key not in found:
         known = ", ".join(filter(None, found)) or "the grader itself, without a part"
         raise InputError(f"this grader has no judge {key!r}; there is {known}")
+    if key not in single:
+        raise InputError(NOT_CALIBRATED.format(name=found[key].get("name") or key))
     return key, found[key]
 
 

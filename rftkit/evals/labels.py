@@ -8,10 +8,13 @@ the labels show about a grader (`agreement`, `calibration`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from rftkit.errors import InputError
 from rftkit.evals.agreement import Label
@@ -21,6 +24,7 @@ from rftkit.evals.samples import Samples, row_key
 from rftkit.graders import given_sample
 from rftkit.rows import Row, parse_object
 from rftkit.strictjson import lines_of, read_text
+from rftkit.wording import first_problem
 
 __all__ = ["as_grades", "has_answers", "labelled_answers", "read_labels"]
 
@@ -29,6 +33,7 @@ RUN = "labelled answers"
 WORDS = {"accept": 1.0, "reject": 0.0, "pass": 1.0, "fail": 0.0, "true": 1.0, "false": 0.0}
 
 Kind = Literal["verdict", "number"]
+_LABEL = TypeAdapter(Label)
 
 
 def read_labels(path: str | Path) -> list[Label]:
@@ -39,10 +44,11 @@ def read_labels(path: str | Path) -> list[Label]:
     """
     file, found = Path(path), []
     for number_, line in lines_of(read_text(file)) if file.is_file() else ():
+        value = parse_object(line, line=number_, path=path)
         try:
-            found.append(Label(**parse_object(line, line=number_, path=path)))
-        except TypeError as error:
-            raise InputError(f"{path}:{number_}: not a label: {error}") from error
+            found.append(_LABEL.validate_json(json.dumps(value)))
+        except ValidationError as error:
+            raise InputError(f"{path}:{number_}: not a label: {first_problem(error)}") from None
     return found
 
 

@@ -17,7 +17,9 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rftkit.errors import InputError
+from rftkit.graders.relative import needs_group
 from rftkit.graders.types import parts, spec_type
+from rftkit.wording import first_problem
 
 __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
 
@@ -26,6 +28,12 @@ VERSION = 1
 MOST_EXACT = 2**53
 """Whole numbers up to this one are exact as floats."""
 PREFIX = "calibration-"
+NOT_CALIBRATED = (
+    "The judge `{name}` compares the answers of a group with each other, so no grade of a single "
+    "answer can be compared with people's labels: relative judges cannot be calibrated. Give it "
+    "an `anchor`, the template of an answer to compare with"
+)
+"""Of a relative grader without an anchor."""
 State = Literal["calibrated", "poor", "expired", "none"]
 
 
@@ -135,9 +143,7 @@ def read_calibration(content: str | bytes, where: str) -> Calibration:
     try:
         return _CALIBRATION.validate_json(json.dumps(found))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise fail(f"`{field}`: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise fail(first_problem(error)) from None
 
 
 def stands(
@@ -162,6 +168,9 @@ def _standing(
     if found is None:
         old = next((each for each in known if each.name == name), None)
         state: State = "none" if old is None else "expired"
+        if needs_group(part):
+            why = f"{NOT_CALIBRATED.format(name=name)}, or require no calibration of the job."
+            return Standing(key, name, mine, "none", None, why)
         return Standing(key, name, mine, state, old, _missing(name, old))
     if found.low is None or found.low <= floor:
         return Standing(key, name, mine, "poor", found, _poor(name, found, floor))

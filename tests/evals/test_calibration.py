@@ -128,6 +128,22 @@ def test_a_seed_of_any_length_has_a_digest() -> None:
     assert digest(validate(one)) == digest(validate(other))
 
 
+def test_a_relative_judge_cannot_be_calibrated_but_the_parts_beside_it_can(tmp_path: Path) -> None:
+    samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl"))
+    task = [{"role": "user", "content": "{{item.topic}}"}]
+    better = {"type": "relative", "name": "better", "model": "judge-1", "input": task}
+    both = {"type": "multi", "graders": {"b": better, "h": JUDGE}, "calculate_output": "b + h"}
+    for part in (None, "h"):
+        found = evals.calibrate(samples, labels, both, part=part, complete=judge)
+        assert (found.part, found.overall.num_labels) == ("h", 60)
+    for spec, part in ((both, "b"), (better, None)):
+        with pytest.raises(InputError, match="relative judges cannot be calibrated"):
+            evals.calibrate(samples, labels, spec, part=part, complete=judge)
+    states = {each.key: each for each in stands(validate(both), [found.record()])}
+    assert states["h"].state == "calibrated"
+    assert "relative judges cannot be calibrated" in states["b"].message
+
+
 def test_a_judge_that_fails_is_no_disagreement(tmp_path: Path) -> None:
     def broken(**question: Any) -> Completion:
         return (
@@ -162,6 +178,27 @@ def test_a_label_that_cannot_be_read_is_named(tmp_path: Path, text: str, said: s
         read()
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"value": "accept"}, "`value`"),
+        ({"value": True}, "`value`"),
+        ({"sample": "0"}, "`sample`"),
+        ({"row": 3}, "`row`"),
+        ({"kind": "grade"}, "`kind`"),
+        ({"note": "x"}, "`note`"),
+    ],
+)
+def test_a_line_of_the_labeller_is_checked(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    line = {"row": "r", "run": "a", "sample": 0, "value": 1, "kind": "verdict", "by": ""}
+    path = tmp_path / "l.jsonl"
+    path.write_text(f"{json.dumps(line)}\n{json.dumps({**line, **changes})}\n")
+    with pytest.raises(InputError, match=rf"l\.jsonl:2: not a label: {said}"):
+        evals.read_labels(path)
+
+
 def test_a_sample_of_labels_is_a_second_grader_that_drift_compares_with() -> None:
     """The reward rises at every validation; people, who label half of the answers, see no gain."""
     rng = np.random.default_rng(5)
@@ -179,6 +216,32 @@ def test_a_sample_of_labels_is_a_second_grader_that_drift_compares_with() -> Non
         assert int(people.frame["reward"].notna().sum()) == len(labels)
         found = evals.drift(samples, watch=people, watch_name="people")
         assert (found.parted_at is not None) == bool(falls)
+
+
+def test_a_held_out_judge_is_mentioned_and_grades_single_answers(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RFTKIT_JUDGE_BASE_URL", "http://judge.test/v1")
+    plain = {"type": "python", "name": "p", "source": "def grade(sample, item):\n    return 1.0"}
+
+    def create(held_out: dict[str, Any], **metadata: str) -> Any:
+        metadata["held_out_grader"] = json.dumps(held_out)
+        method = {"type": "reinforcement", "reinforcement": {"grader": plain}}
+        return served.create_job(method=method, metadata=metadata)
+
+    job = create(JUDGE, require_calibration="refuse")
+    [event] = [
+        each
+        for each in jobs.events(served.client, job.id)
+        if "In the held-out grader: The judge `helpful` has no calibration" in each["message"]
+    ]
+    assert event["level"] == "warn"
+    assert event["data"]["held_out"][0]["state"] == "none"
+    task = [{"role": "user", "content": "{{item.topic}}"}]
+    better = {"type": "relative", "name": "better", "model": "judge-1", "input": task}
+    with pytest.raises(Exception, match="compares the answers of a group") as refused:
+        create(better)
+    assert refused.value.param == "metadata.held_out_grader.anchor"  # type: ignore[attr-defined]
 
 
 def test_the_gate_at_the_front_door(

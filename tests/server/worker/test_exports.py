@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 
 from rftkit.cli.app import app
 from rftkit.errors import InputError, NotFoundError, PlatformError, RftkitError
+from rftkit.graders import validate
 from rftkit.jobs import weights as client_side
 from rftkit.server.store.store import Store
 from rftkit.server.worker.exports import export as exports
 from rftkit.server.worker.exports import folders, gguf_file, gguf_tokens, ollama
 from rftkit.server.worker.exports.check import compare, limit_of
 from rftkit.server.worker.exports.export import Wanted, export
-from rftkit.server.worker.exports.rewards import difference
+from rftkit.server.worker.exports.held_out import HeldOut
+from rftkit.server.worker.exports.rewards import difference, grade_both
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -281,6 +283,14 @@ def test_a_template_that_ollama_cannot_have_is_named() -> None:
         "{% for m in messages %}{{ loop.index }}:{{ m['content'] }};{% endfor %}"
     )
     assert "cannot be written in Ollama's form" in ollama.modelfile("m.gguf", tokenizer, [0], 512)
+
+
+def test_a_relative_grader_is_named_and_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_JUDGE_BASE_URL", "http://judge.test/v1")
+    task = [{"role": "user", "content": "{{item.q}}"}]
+    spec = {"type": "relative", "name": "better", "model": "judge-1", "input": task}
+    rows = HeldOut([], "no rows", 8, {"grader": validate(spec)})
+    assert "compares the answers of a group" in str(grade_both(rows, [], []))
 
 
 def test_the_interval_of_paired_rewards() -> None:

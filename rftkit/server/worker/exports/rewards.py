@@ -13,6 +13,7 @@ from typing import Any
 
 from rftkit import settings
 from rftkit.graders import CompletionCall, compile_grader, completion_call
+from rftkit.graders.relative import NO_GROUP, needs_group
 from rftkit.graders.types import parts, spec_type
 from rftkit.server.engine.values import Completion
 from rftkit.server.training.rollout import FinishedCompletion, grade_all
@@ -66,6 +67,8 @@ def grade_both(
     if rows.grading is None:
         return "the model was trained without a grader"
     spec = rows.grading["grader"]
+    if any(map(needs_group, parts(spec).values())):
+        return NO_GROUP
     if (complete := _judge()) is None and (need := _needs_judge(spec)):
         return f"its grader {need}; set RFTKIT_JUDGE_BASE_URL where the server starts"
     with compile_grader(spec, complete=complete) as grader:
