@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-__all__ = ["OF_MACHINE", "is_of_machine"]
+__all__ = ["OF_MACHINE", "is_of_machine", "is_public"]
 
 OF_MACHINE = (
     "the address is link-local or that of a cloud's metadata service, which describes this machine "
@@ -33,7 +33,17 @@ def is_of_machine(url: str, *, ask_names: bool = False) -> bool:
     if (_host(url) or "").rstrip(".").lower() in NAMES:
         return True
     found = _addresses(url, 0 if ask_names else socket.AI_NUMERICHOST)
-    return any(each.is_link_local or str(each) in METADATA for each in found)
+    return any(map(_describes_machine, found))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is of the internet: not of this machine, its network or its cloud."""
+    found = _unwrapped(address)
+    return found.is_global and not found.is_multicast and not _describes_machine(found)
+
+
+def _describes_machine(address: Address) -> bool:
+    return address.is_link_local or str(address) in METADATA
 
 
 def _host(url: str) -> str | None:
@@ -50,10 +60,14 @@ def _addresses(url: str, flags: int) -> Iterator[Address]:
     except (OSError, UnicodeError):
         return
     for entry in found:
-        address = ipaddress.ip_address(str(entry[4][0]).partition("%")[0])
-        inner = None
-        if isinstance(address, ipaddress.IPv6Address):
-            inner = address.ipv4_mapped or address.sixtofour
-            if address in ipaddress.ip_network("64:ff9b::/96"):  # behind a NAT64
-                inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        yield inner or address
+        yield _unwrapped(str(entry[4][0]).partition("%")[0])
+
+
+def _unwrapped(text: str) -> Address:
+    address = ipaddress.ip_address(text)
+    inner = None
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if address in ipaddress.ip_network("64:ff9b::/96"):  # behind a NAT64
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return inner or address

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import os
 import re
 import socket
@@ -21,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rftkit.backoff import backoff_seconds
 from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
-from rftkit.graders.hosts import OF_MACHINE, is_of_machine
+from rftkit.graders.hosts import OF_MACHINE, is_of_machine, is_public
 
 __all__ = [
     "ATTEMPTS",
@@ -31,6 +30,7 @@ __all__ = [
     "Pace",
     "Target",
     "addresses",
+    "checked",
     "header_problem",
     "is_private",
     "post",
@@ -92,7 +92,6 @@ class Target:
         self.secrets = [*headers.values(), *secrets_in(url)]
         """What no message may repeat."""
         self._http, self._calls, self._pace = http or post, calls or Calls(), pace or Pace(None)
-        self._is_checked = http is not None
 
     def post(self, body: bytes, repeats: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
         """Status and body of the last answer; try again while `repeats` of them is true.
@@ -119,7 +118,6 @@ class Target:
 
         def call() -> tuple[int, bytes, float]:
             try:
-                self._check_host()
                 status, answer, *rest = self._http(self.url, self._headers, body)
             except Abandoned:
                 raise
@@ -128,16 +126,6 @@ class Target:
             return status, answer, retry_after(rest[0] if rest else None)
 
         return self._calls.run(call, deadline - time.monotonic())
-
-    def _check_host(self) -> None:
-        """Look the name up before the first call: it may lead where no address may.
-
-        Raises:
-            ValueError: it does.
-        """
-        if not self._is_checked and is_of_machine(self.url, ask_names=True):
-            raise ValueError(OF_MACHINE)
-        self._is_checked = True
 
 
 def secrets_in(url: str) -> list[str]:
@@ -155,16 +143,12 @@ def post(
 ) -> HttpAnswer:
     """The default HTTP call; connections are kept, redirects are not followed.
 
-    With `public_only`, the address that was found to be public is the one that is called.
-
     Raises:
-        PermissionError: with `public_only`, the address is of this machine or network.
+        PermissionError, ValueError: see `checked`.
         TimeoutError: the whole answer was not there in time, however it trickles in.
     """
+    url, options = checked(url, headers, public_only=public_only)
     loop, client = _client(os.getpid())
-    options: dict[str, Any] = {"headers": dict(headers)}
-    if public_only:
-        url, options = _pinned(url, headers)
     call = asyncio.run_coroutine_threadsafe(_post(client, url, body, options), loop)
     with if_abandoned(call.cancel):
         try:
@@ -188,12 +172,31 @@ async def _post(client: Any, url: str, body: bytes, options: dict[str, Any]) -> 
         raise TimeoutError(f"the answer took longer than {TIMEOUT_SECONDS:g} s") from None
 
 
+def checked(
+    url: str, headers: Mapping[str, str], *, public_only: bool
+) -> tuple[str, dict[str, Any]]:
+    """The URL to call, and options of the call; its name is looked up for every call anew.
+
+    With `public_only`, the address that was found to be public is the one that is called.
+
+    Raises:
+        PermissionError: with `public_only`, the address is of this machine or network.
+        ValueError: the address is of a metadata service.
+        OSError: with `public_only`, there is no address.
+    """
+    if public_only:
+        return _pinned(url, headers)
+    if is_of_machine(url, ask_names=True):
+        raise ValueError(OF_MACHINE)
+    return url, {"headers": dict(headers)}
+
+
 def _pinned(url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
     """The URL with an address in place of the name, so that the name is not looked up again."""
     parts = urlsplit(url)
     name = parts.hostname or ""
     found = addresses(name)
-    if any(not ipaddress.ip_address(each).is_global for each in found):
+    if not all(map(is_public, found)):
         raise PermissionError(f"{name} is an address of this machine or network")
     port = f":{parts.port}" if parts.port else ""
     host = f"[{found[0]}]" if ":" in found[0] else found[0]
@@ -220,8 +223,11 @@ def header_problem(headers: Mapping[str, str]) -> tuple[str | None, str] | None:
     for name, value in headers.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
             return None, f"has {name[:60]!r}, which is not the name of a header"
-        if not re.fullmatch(r"[\t\x20-\x7e\xa0-\xff]*", value.strip(" \t")):
-            return name, "has a line break or another character that a header cannot hold"
+        if not re.fullmatch(r"[\t\x20-\x7e]*", value.strip(" \t")):
+            return (
+                name,
+                "has a line break or another character that a header cannot hold; use ASCII",
+            )
     return None
 
 
@@ -229,7 +235,7 @@ def is_private(url: str) -> bool:
     """Whether the address is of this machine or network; False if it cannot be found."""
     host = urlsplit(url).hostname or ""
     try:
-        return any(not ipaddress.ip_address(each).is_global for each in addresses(host))
+        return not all(map(is_public, addresses(host)))
     except OSError:
         return False
 

@@ -83,7 +83,7 @@ class HttpServer:
         if 400 <= status < 500:
             return status, self._refusal(status, found, answer)
         if 200 <= status < 300 and found is not None and isinstance(found.get("output"), str):
-            return 200, found
+            return 200, _without(self._target.secrets, found)
         raise self._failed(self._why(status, answer, found))
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class HttpServer:
 
     def _refusal(self, status: int, found: Json | None, answer: bytes) -> str:
         if found is not None and isinstance(found.get("output"), str):
-            return str(found["output"])
+            return redacted(found["output"], self._target.secrets)
         text = answer.decode("utf-8", "replace").strip()
         return redacted(text, self._target.secrets) or f"Error {status}."
 
@@ -120,7 +120,8 @@ class HttpServer:
         if found is None:
             return f"its answer is no JSON object; {expected}; found: {text or 'nothing'}"
         if "output" not in found:
-            return f"its answer has no `output`; {expected}; its keys: {', '.join(found) or 'none'}"
+            keys = redacted(", ".join(found), self._target.secrets)[:SHOWN]
+            return f"its answer has no `output`; {expected}; its keys: {keys or 'none'}"
         return (
             f"`output` of its answer is {kind_of(found['output'])}; {expected}; write other values "
             "as JSON text"
@@ -150,6 +151,16 @@ def _is_broken(status: int, answer: bytes) -> bool:
         found = _object(answer)
         return found is None or not isinstance(found.get("output"), str)
     return status >= 500
+
+
+def _without(secrets: list[str], found: Json) -> Json:
+    """The answer without what was sent in headers; NaN and its like, which JSON lacks, as texts."""
+    output = redacted(found["output"], secrets)
+    try:
+        shown = json.loads(redacted(json.dumps(found), secrets), parse_constant=str)
+    except (ValueError, RecursionError):
+        shown = {}
+    return {**shown, "output": output}
 
 
 def _object(answer: bytes) -> Json | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import json
 import os
 import re
@@ -19,7 +18,6 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from rftkit import settings
 from rftkit.backoff import backoff_seconds
@@ -31,7 +29,7 @@ from rftkit.graders.posting import (
     MAX_BYTES,
     TIMEOUT_SECONDS,
     Pace,
-    is_private,
+    checked,
     secrets_in,
 )
 from rftkit.safetext import redacted
@@ -43,7 +41,21 @@ __all__ = ["McpServer"]
 
 T = TypeVar("T")
 OPENING_SECONDS = 60.0
+ENDING_SECONDS = 8.0
+"""A process is asked to end, then told to, then killed: each step may take two seconds."""
 MOST_PAGES = 100
+MOST_LISTED = 2000
+MOST_FUNCTIONS = 128
+"""As many as a chat may have."""
+MOST_ANSWER_BYTES = 8 * MAX_BYTES
+"""Of one HTTP answer, or of one event of a stream."""
+LOSS = re.compile(
+    r"connection closed|session (id )?(is |was |has been |has )?"
+    r"(not found|unknown|terminated|expired|closed)"
+    r"|(no|not a) valid session",
+    re.IGNORECASE,
+)
+GIVEN_URL = "rftkit_url"
 SHOWN = 300
 
 
@@ -70,6 +82,7 @@ class McpServer:
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
         self._session: _Session | None = None
+        self._is_closed = False
         threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True).start()
         try:
             listed = self._surely(_list, OPENING_SECONDS)
@@ -108,6 +121,7 @@ class McpServer:
         """See values.ToolServer."""
         self._calls.close(now=True)
         with self._lock:
+            self._is_closed = True
             session, self._session = self._session, None
         if session is not None:
             session.end()
@@ -134,7 +148,7 @@ class McpServer:
                 raise
             except Exception as error:
                 problem = _words(error)
-                if session.is_lost or not _is_protocol_error(error):
+                if session.is_lost or _is_loss(error):
                     self._drop(session)
         raise ToolFailed(
             tool or self._label,
@@ -144,14 +158,18 @@ class McpServer:
 
     def _connected(self) -> _Session:
         with self._lock:
+            if self._is_closed:
+                raise Abandoned("given up")
             if self._session is None:
                 self._session = _Session(self._loop, self._open)
             return self._session
 
     def _drop(self, session: _Session) -> None:
+        """Let the next call open another one; whoever comes second need not wait for the end."""
         with self._lock:
-            if self._session is session:
-                self._session = None
+            if self._session is not session:
+                return
+            self._session = None
         session.end()
 
     def _wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
@@ -185,30 +203,51 @@ class McpServer:
                 async with Client(stdio_client(parameters, errlog=silent)) as client:
                     yield client
             return
-        if not self._private and await asyncio.to_thread(is_private, url):
-            raise PermissionError(f"{urlsplit(url).hostname} is an address of this machine/network")
         import httpx2
 
         timeout = httpx2.Timeout(30.0, read=TIMEOUT_SECONDS)
+        hooks: dict[str, list[Any]] = {"request": [self._guard], "response": [_limit]}
         async with (
-            httpx2.AsyncClient(headers=_headers(self._entry), timeout=timeout) as http,
+            httpx2.AsyncClient(
+                headers=_headers(self._entry), timeout=timeout, event_hooks=hooks
+            ) as http,
             Client(streamable_http_client(url, http_client=http)) as client,
         ):
             yield client
 
+    async def _guard(self, request: Any) -> None:
+        """Send a request to an address that may be called, and to no other.
+
+        Raises:
+            PermissionError, ValueError, OSError: see `posting.checked`.
+        """
+        request.headers["Accept-Encoding"] = "identity"
+        given = str(request.url)
+        url, options = await asyncio.to_thread(checked, given, {}, public_only=not self._private)
+        request.extensions = {
+            **request.extensions, **options.get("extensions", {}), GIVEN_URL: request.url,
+        }  # fmt: skip
+        if url != given:
+            request.url = type(request.url)(url)
+
     def _allowed(self, tools: list[Any]) -> list[Any]:
         given = self._entry.get("allowed_tools")
         names = given.get("tool_names") if isinstance(given, Mapping) else given
-        if names is None:
-            return tools
         known = [tool.name for tool in tools]
-        if missing := [name for name in names if name not in known]:
+        if missing := [name for name in names or [] if name not in known]:
             raise ToolFailed(
                 self._label,
                 f"`allowed_tools` names {missing[0]!r}, and the MCP server {self._label} lists "
-                + (", ".join(known) or "none"),
+                + (", ".join(known)[:SHOWN] or "none"),
             )
-        return [tool for tool in tools if tool.name in names]
+        found = [tool for tool in tools if names is None or tool.name in names]
+        if len(found) > MOST_FUNCTIONS:
+            raise ToolFailed(
+                self._label,
+                f"the MCP server {self._label} lists {len(found)} functions, and a job has at most "
+                f"{MOST_FUNCTIONS}; choose some with `allowed_tools`",
+            )
+        return found
 
 
 class _Session:
@@ -216,28 +255,32 @@ class _Session:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, open_client: Any) -> None:
         self._loop = loop
-        self._ended = asyncio.Event()
+        self._ended, self._gone = asyncio.Event(), threading.Event()
         self._client: asyncio.Future[Any] = loop.create_future()
         self._task = asyncio.run_coroutine_threadsafe(self._keep(open_client), loop)
 
     @property
     def is_lost(self) -> bool:
-        """Whether the connection has ended."""
-        return self._task.done()
+        """Whether there is no connection: it has ended, or could not be opened in time."""
+        client = self._client
+        return self._gone.is_set() or not client.done() or client.exception() is not None
 
     async def ask(self, work: Any) -> Any:
         """What `work(client)` returns."""
         return await work(await asyncio.shield(self._client))
 
     def end(self) -> None:
-        """Close the connection, and wait for that a moment."""
+        """Close the connection and what was started for it, and wait for that."""
         self._loop.call_soon_threadsafe(self._ended.set)
-        with contextlib.suppress(Exception, concurrent.futures.CancelledError):
-            self._task.result(timeout=3.0)
+        if not self._client.done():
+            self._task.cancel()
+        if not self._gone.wait(ENDING_SECONDS):
+            self._task.cancel()
 
     async def _keep(self, open_client: Any) -> None:
         try:
             async with open_client() as client:
+                client.session.validate_tool_result = _unchecked
                 self._client.set_result(client)
                 await self._ended.wait()
         except BaseException as error:
@@ -248,6 +291,38 @@ class _Session:
                 self._client.exception()
             if not isinstance(error, Exception):
                 raise
+        finally:
+            self._gone.set()
+
+
+async def _unchecked(name: str, result: Any) -> None:
+    """In place of the SDK's check: a schema of the server's could keep the loop busy for hours."""
+
+
+async def _limit(response: Any) -> None:
+    """End an answer that grows beyond the limit; let redirects be relative to the URL given."""
+    import httpx2
+
+    response.request.url = response.request.extensions.get(GIVEN_URL, response.request.url)
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise httpx2.StreamError("the answer is compressed, which was not asked for")
+    is_stream = response.headers.get("content-type", "").lower().startswith("text/event-stream")
+    received = response.stream
+
+    class Limited(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for chunk in received:
+                at = max(chunk.rfind(b"\n\n"), chunk.rfind(b"\r\n\r\n")) if is_stream else -1
+                size = len(chunk) - at if at >= 0 else size + len(chunk)
+                if size > MOST_ANSWER_BYTES:
+                    raise httpx2.StreamError(f"the answer is over {MOST_ANSWER_BYTES} bytes")
+                yield chunk
+
+        async def aclose(self) -> None:
+            await received.aclose()
+
+    response.stream = Limited()
 
 
 async def _list(client: Any) -> list[Any]:
@@ -257,9 +332,9 @@ async def _list(client: Any) -> list[Any]:
         page = await client.list_tools(cursor=cursor)
         found += page.tools
         cursor = page.next_cursor
-        if not cursor:
+        if not cursor or len(found) >= MOST_LISTED:
             break
-    return found
+    return list({tool.name: tool for tool in found}.values())
 
 
 def _functions(tools: list[Any]) -> tuple[dict[str, str], list[Json]]:
@@ -305,11 +380,14 @@ def _secrets(entry: Mapping[str, Any]) -> list[str]:
     return [*_headers(entry).values(), *secrets_in(url), entry.get("authorization") or ""]
 
 
-def _is_protocol_error(error: BaseException) -> bool:
-    """Whether the server answered, with an error of JSON-RPC: then the connection still serves."""
+def _is_loss(error: BaseException) -> bool:
+    """Whether the connection has ended, which the SDK and servers say with an error of JSON-RPC.
+
+    Its code says nothing: that of the SDK for a lost connection is one that servers use as well.
+    """
     from mcp.shared.exceptions import MCPError
 
-    return isinstance(error, MCPError)
+    return isinstance(error, MCPError) and LOSS.search(error.error.message) is not None
 
 
 def _words(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from urllib.request import getproxies
 from rftkit import settings
 from rftkit.errors import InputError, RowError, nearest_name
 from rftkit.graders.hosts import is_of_machine
-from rftkit.graders.posting import Pace
+from rftkit.graders.posting import Pace, is_private
 from rftkit.rows import Row
 from rftkit.tools.bundled import SCHEME, bundled_functions
 from rftkit.tools.entries import server_label
@@ -199,14 +199,13 @@ def _opened(
     entry: Mapping[str, Any], pace: Pace, private: bool, own: dict[str, Served]
 ) -> list[tuple[str, ToolServer]]:
     """The functions of an entry and what answers them. Adds the servers it starts to `own`."""
+    _check_address(entry, private)
     if entry.get("type") == "mcp":
         from rftkit.tools.mcp_server import McpServer
 
         server = McpServer(entry, pace=pace, private=private)
         return [(name, server) for name in server.names]
     url = str(entry["server_url"])
-    if is_of_machine(url, ask_names=True):
-        raise ToolFailed(str(entry["name"]), f"the tool {entry['name']} is at a metadata service")
     if url.startswith(SCHEME):
         if url not in own:
             functions, state = bundled_functions(url.removeprefix(SCHEME))
@@ -218,6 +217,21 @@ def _opened(
         return [(entry["name"], HttpServer(given, pace=pace))]
     _reach(str(entry["name"]), url)
     return [(entry["name"], HttpServer(entry, pace=pace, private=private))]
+
+
+def _check_address(entry: Mapping[str, Any], private: bool) -> None:
+    """Refuse a server before anything is sent to it; each call looks its name up again."""
+    url = str(entry.get("server_url") or "")
+    name = server_label(entry)
+    if url.startswith(SCHEME) or not url:
+        return
+    if is_of_machine(url, ask_names=True):
+        raise ToolFailed(name, f"the tool {name} is at a metadata service")
+    if not private and is_private(url):
+        host = urlsplit(url).hostname
+        raise ToolFailed(
+            name, f"the tool {name} is not called: {host} is an address of this machine or network"
+        )
 
 
 def _reach(name: str, url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from fake_tools import definition
 
 from rftkit.graders import posting
 from rftkit.graders.calls import Abandoned
-from rftkit.tools import ToolCall, ToolFailed, Tools, open_tools
+from rftkit.tools import ToolCall, ToolFailed, Tools, open_tools, try_tool
 
 CALL = ToolCall("call_7", "search", '{"query": "x"}')
 ITEM = {"messages": [], "tools": [definition("search", "query")], "answer": "y"}
@@ -145,7 +146,14 @@ def test_a_private_address_that_a_name_hides_is_not_called(
     monkeypatch.setattr(posting, "FIRST_PAUSE_SECONDS", 0.0)
     stub = Stub(lambda number: (200, OUTPUT))
     url = stub.url.replace("127.0.0.1", "localhost")
-    tools = open_tools([{"name": "search", "server_url": url}], private=False)
+    entry = {"name": "search", "server_url": url}
+    monkeypatch.setattr("rftkit.tools.toolbox._reach", lambda *_: pytest.fail("connected"))
+    with pytest.raises(ToolFailed, match="address of this machine"):
+        open_tools([entry], private=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(posting, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("rftkit.tools.toolbox._check_address", lambda *_: None)
+    tools = open_tools([entry], private=False)
     with pytest.raises(ToolFailed, match="localhost is an address of this machine"):
         asked(tools)
     assert stub.got == []
@@ -185,3 +193,50 @@ def test_closing_ends_the_calls_under_way(served: Any) -> None:
     thread.join(20)
     go.set()
     assert isinstance(ended[0], Abandoned)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_header_that_a_tool_repeats_is_hidden(served: Any, status: int) -> None:
+    answer = {"output": "you sent Bearer secret-key", "seen": {"key": "secret-key"}}
+    stub, tools = served((status, answer), headers={"Authorization": "Bearer secret-key"})
+    assert "secret-key" not in asked(tools)[1]
+    entry = {
+        "name": "search",
+        "server_url": stub.url,
+        "headers": {"Authorization": "Bearer secret-key"},
+    }
+    assert "secret-key" not in json.dumps(try_tool(entry, CALL, "trace_1", ITEM, private=True))
+
+
+def test_keys_of_a_wrong_answer_are_hidden_and_few(served: Any) -> None:
+    answer = {"secret-key": 1} | {f"key{number}": 1 for number in range(900)}
+    _, tools = served((200, answer), headers={"X-Key": "secret-key"})
+    with pytest.raises(ToolFailed, match="its keys: ") as raised:
+        asked(tools)
+    assert "secret-key" not in str(raised.value)
+    assert len(str(raised.value)) < 700
+
+
+def test_numbers_that_json_lacks_are_texts(served: Any) -> None:
+    stub, _ = served((200, b'{"output": "x", "score": NaN, "most": 1e999}'))
+    entry = {"name": "search", "server_url": stub.url, "headers": {}}
+    status, found = try_tool(entry, CALL, "trace_1", ITEM, private=True)
+    assert status == 200
+    assert isinstance(found, dict)
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("entry", [{"name": "search"}, {"type": "mcp", "server_label": "shop"}])
+@pytest.mark.parametrize("address", ["169.254.169.254", "168.63.129.16", "192.0.0.192"])
+def test_a_name_of_a_metadata_service_is_not_called(
+    entry: dict[str, Any], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(2, 1, 6, "", (address, 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, flags=0, **__: found * (not flags))
+    monkeypatch.setattr(posting, "_client", lambda pid: pytest.fail("called"))
+    url = "http://innocent.test/tool"
+    with pytest.raises(ToolFailed, match="metadata service"):
+        open_tools([{**entry, "server_url": url}], private=True)
+    for public_only in (True, False):
+        with pytest.raises((PermissionError, ValueError)):
+            posting.post(url, {}, b"", public_only=public_only)

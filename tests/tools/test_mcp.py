@@ -113,3 +113,107 @@ def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         open_tools(
             [{"type": "mcp", "server_label": "shop", "server_url": "http://127.0.0.1:1/mcp"}]
         )
+
+
+def opened_by_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str) -> Tools:
+    import sys
+
+    program = tmp_path / "shop.py"
+    program.write_text(SERVER + more + "\nserver.run()\n")
+    servers = {"shop": {"command": sys.executable, "args": [str(program)]}}
+    path = tmp_path / "mcp.json"
+    path.write_text(json.dumps({"mcpServers": servers}))
+    monkeypatch.setenv("RFTKIT_MCP_SERVERS", str(path))
+    return open_tools(check_tools([{"type": "mcp", "server_label": "shop"}], "tools"))
+
+
+def test_a_process_that_died_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    mark = tmp_path / "died"
+    tools = opened_by_command(
+        tmp_path,
+        monkeypatch,
+        "\n@server.tool()\ndef die() -> str:\n    import os\n"
+        f"    if os.path.exists({str(mark)!r}): return 'alive'\n"
+        f"    open({str(mark)!r}, 'w').close()\n    os._exit(1)\n",
+    )
+    assert asked(tools, "die") == ("answer", "alive")
+    tools.close()
+
+
+def test_a_schema_of_answers_is_not_run_and_an_error_keeps_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    tools = opened_by_command(
+        tmp_path,
+        monkeypatch,
+        "\nstate = []\n@server.tool()\ndef again() -> str:\n"
+        "    state.append(1)\n    return str(len(state))\n"
+        "from mcp.shared.exceptions import MCPError\n"
+        "@server.tool()\ndef refuse() -> str:\n    raise MCPError(-32000, 'no')\n",
+    )
+    assert asked(tools, "again") == ("answer", "1")
+    server: Any = tools.server("again")
+    client = server._session._client.result()
+    assert client.session.validate_tool_result.__name__ == "_unchecked"
+    with pytest.raises(ToolFailed):
+        asked(tools, "refuse")
+    assert asked(tools, "again") == ("answer", "2")
+    tools.close()
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_an_address_is_looked_up_for_every_request(
+    url: str, private: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the name says at first is public, or this machine; later it is a metadata service."""
+    from rftkit.graders import hosts, posting
+
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("rftkit.tools.toolbox._check_address", lambda *_: None)
+    if private:
+        monkeypatch.setattr(posting, "is_of_machine", lambda *_, **__: True)
+        why = hosts.OF_MACHINE[:20]
+    else:
+        why = "address of this machine"
+    entry = {"type": "mcp", "server_label": "shop", "server_url": url}
+    with pytest.raises(ToolFailed) as raised:
+        open_tools([entry], private=private)
+    assert why in str(raised.value)
+
+
+def test_answers_are_limited(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    tools = open_tools([{"type": "mcp", "server_label": "shop", "server_url": url}])
+    monkeypatch.setattr("rftkit.tools.mcp_server.MOST_ANSWER_BYTES", 3000)
+    assert asked(tools, "shop_find", query="tea") == ("answer", "found tea")
+    with pytest.raises(ToolFailed):
+        asked(tools, "shop_find", query="x" * 5000)
+    tools.close()
+
+
+def test_too_many_functions(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.MOST_FUNCTIONS", 1)
+    with pytest.raises(ToolFailed, match="choose some with `allowed_tools`"):
+        open_tools([{"type": "mcp", "server_label": "shop", "server_url": url}])
+
+
+@pytest.mark.parametrize(
+    ("message", "is_loss"),
+    [
+        ("Connection closed", True),
+        ("Session terminated", True),
+        ("Session not found", True),
+        ("Bad Request: No valid session ID provided", True),
+        ("Internal error", False),
+    ],
+)
+def test_what_ends_a_session(message: str, is_loss: bool) -> None:
+    from mcp.shared.exceptions import MCPError
+
+    from rftkit.tools import mcp_server
+
+    assert mcp_server._is_loss(MCPError(-32000, message)) is is_loss
