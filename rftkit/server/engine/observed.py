@@ -103,7 +103,13 @@ def check_observed(
         )
 
 
+def _control(tokenizer: Any) -> set[str]:
+    """The control tokens, as a template writes them; the two lists of a tokenizer differ."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return {token for token in added | set(tokenizer.all_special_tokens) if token}
+
+
 def _without_control(tokenizer: Any, text: str) -> str:
-    for token in tokenizer.all_special_tokens:
+    for token in _control(tokenizer):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text

@@ -87,10 +87,11 @@ def run_checks(run: AnyRun) -> None:
 def _result(run: AnyRun, check: Check) -> dict[str, Any]:
     assert run.compile is not None
     rows = check.rows if check.rows is not None else run.valid_rows or run.rows
+    kind = f"{sampling.CHECKS_KIND} {check.category}"  # each check has trace ids of its own
     ask = sampling.SamplingPlan(rows, sampling.CHECKS, 1, 0.0)
     with run.compile(check.grader) as grader:
         groups, _ = sampling.graded_while_sampling(
-            run, grader, rows, lambda tell: sampling.sampled(run, ask, tell)
+            run, grader, rows, lambda tell: sampling.sampled(run, ask, tell, kind)
         )
     failed, total, example = metrics.failure(groups)
     score = None if failed else metrics.mean_reward(groups)

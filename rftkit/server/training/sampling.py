@@ -36,6 +36,7 @@ from rftkit.tools import Tools
 
 __all__ = [
     "CHECKS",
+    "CHECKS_KIND",
     "VALIDATION",
     "SamplingPlan",
     "UngradedBatch",
@@ -52,6 +53,8 @@ VALIDATION = 2**31
 """Replaces the step in the seed of a validation answer, so that every validation draws the same."""
 CHECKS = 2**31 + 1
 """The same for answers to final checks."""
+CHECKS_KIND = "checks"
+"""With this the kind of a final check begins; its answers are in no journal."""
 WAIT_SECONDS = 0.002
 """Between polls for chats, while graders work and nothing is sampled."""
 
@@ -239,7 +242,7 @@ def sampled(
     run: AnyRun,
     plan: SamplingPlan,
     on_completion: OnCompletion | None = None,
-    kind: str = "checks",
+    kind: str = CHECKS_KIND,
     step: int = 0,
 ) -> UngradedBatch:
     """Completions under the policy, drawn now; in a job with tools these answer its calls."""
@@ -271,7 +274,7 @@ def sampled(
 def _environment(
     run: AnyRun, tools: Tools, plan: SamplingPlan, kind: str, step: int
 ) -> ToolEnvironment:
-    is_kept = kind != "checks"
+    is_kept = not kind.startswith(CHECKS_KIND)
 
     def render(row: Row, messages: list[Any], replies: Any) -> list[int]:
         with run.watch(f"the chat template of {run.model_base}, given line {row.line},"):
