@@ -151,7 +151,7 @@ def create_job(
             spec, answer_format = spec or given.grader, answer_format or given.response_format
             entries = entries or given.tools
     if source is not None:
-        _refuse_for_branch(model=model, method=method, prompt=prompt, tools=tools)
+        _refuse_for_branch(model=model, method=method, prompt=prompt)
     elif model is None:
         raise InputError("give --model, or --from JOB@STEP to continue another job")
     if train is None and source is None:
@@ -181,6 +181,8 @@ def create_job(
             metadata=pairs,
             suffix=suffix,
             seed=seed,
+            tools=entries,
+            max_episode_steps=max_episode_steps,
         )
         show(job.to_dict(warnings=False), job.id, as_json)
         return
@@ -211,8 +213,6 @@ def _refuse_for_branch(**given: Any) -> None:
         raise InputError("a branch continues the weights of its job; leave out --model")
     if given["method"] != "reinforcement":
         raise InputError("only reinforcement jobs can be branched; leave out --method")
-    if given["tools"] is not None:
-        raise InputError("a branch keeps the tools of its job; leave out --tools")
     if given["prompt"] is not None:
         raise InputError("a branch keeps the prompts of its job; leave out --prompt")
 

@@ -6,7 +6,7 @@ job belongs to. Not here: showing it (`rftkit.views.branches`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,8 @@ def branch(
     metadata: Mapping[str, str] | None = None,
     suffix: str | None = None,
     seed: int | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    max_episode_steps: int | None = None,
 ) -> FineTuningJob:
     """Create a job that continues from a kept step of another one, optimizer included.
 
@@ -80,12 +82,14 @@ def branch(
         metadata: Replaces the job's pairs of the same names.
         suffix: Part of the name of the fine-tuned model.
         seed: Default the job's.
+        tools: Replace the job's; see `create`.
+        max_episode_steps: Replaces the job's.
 
     Raises:
         InputError: `source` is not JOB@STEP; nothing was sent.
     """
     name, at, step = source.rpartition("@")
-    if not at or not step.isdigit():
+    if not name or not at or not (step.isascii() and step.isdigit()):
         raise InputError(
             f"a branch starts from JOB@STEP, such as ftjob-abc123@12, found {source!r}"
         )
@@ -107,6 +111,8 @@ def branch(
         metadata={**kept, **(metadata or {}), BRANCH_FROM: f"{parent['id']}@{step}"},
         suffix=suffix,
         seed=seed,
+        tools=tools,
+        max_episode_steps=max_episode_steps,
     )
 
 
@@ -185,12 +191,14 @@ def _changes(parent: Json, job: Json) -> Iterator[str]:
     before, after = (
         ((each.get("method") or {}).get("reinforcement") or {}) for each in (parent, job)
     )
-    for name in ("grader", "response_format"):
+    for name in ("grader", "response_format", "tools"):
         if before.get(name) != after.get(name):
             yield name.replace("_", " ")
     for name in ("training_file", "validation_file"):
         if parent.get(name) != job.get(name):
             yield name.replace("_", " ")
+    turns = ({n: v for n, v in m.items() if n == "max_episode_steps"} for m in (before, after))
+    yield from _changed(*turns)
     old, new = (each.get("hyperparameters") or {} for each in (before, after))
     yield from _changed(old, new)
     old, new = (each.get("metadata") or {} for each in (parent, job))

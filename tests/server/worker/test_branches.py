@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 from in_process import COPY, ROWS
+from typer.testing import CliRunner
 
 from rftkit import client as rftkit_client
 from rftkit import jobs
@@ -146,9 +147,34 @@ def test_a_damaged_state_is_refused_and_its_sums_are_not_made_anew(tmp_path: Pat
     assert damage(sound) is None
 
 
-def test_a_source_without_a_step_is_refused_before_anything_is_sent() -> None:
+@pytest.mark.parametrize("source", ["ftjob-x", "@12", "ftjob-x@", "ftjob-x@²"])
+def test_a_source_without_job_and_step_is_refused_before_anything_is_sent(source: str) -> None:
     with pytest.raises(InputError, match="JOB@STEP"):
-        jobs.branch(None, "ftjob-x")  # type: ignore[arg-type]
+        jobs.branch(None, source)  # type: ignore[arg-type]
+
+
+def test_the_command_sends_tools_and_turns_of_a_branch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    job_id = f"ftjob-{'a' * 24}"
+    parent = {"id": job_id, "model": "m", "training_file": "file-a", "validation_file": "file-b"}
+
+    def answer(**body: Any) -> Any:
+        sent.append(body)
+        return SimpleNamespace(id=job_id, to_dict=lambda **_: parent)
+
+    routes = SimpleNamespace(retrieve=lambda _: answer(), create=answer)
+    fake = SimpleNamespace(fine_tuning=SimpleNamespace(jobs=routes))
+    monkeypatch.setattr(rftkit_client, "connect", lambda *_: fake)
+    entries = [{"name": "look_up", "server_url": "http://tools.test"}]
+    (tmp_path / "tools.json").write_text(json.dumps(entries))
+    words = ["--max-episode-steps", "20", "--tools", str(tmp_path / "tools.json")]
+    done = CliRunner().invoke(cli.app, ["job", "create", "--from", f"{job_id}@8", *words])
+    assert done.exit_code == 0, done.output
+    inner = sent[-1]["method"]["reinforcement"]
+    assert inner["max_episode_steps"] == 20
+    assert [each["server_url"] for each in inner["tools"]] == ["http://tools.test"]
 
 
 def test_the_commands(
