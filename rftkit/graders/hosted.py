@@ -10,7 +10,7 @@ relative grader is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rftkit.errors import GraderSpecError
@@ -54,7 +54,7 @@ def hosted(spec: Mapping[str, Any]) -> Spec:
         if part["type"] != "multi":
             graders[key] = part
             continue
-        names = {name: f"{key}_{name}" for name in part["graders"]}
+        names = {n: _unused(f"{key}_{n}", {*written, *graders}) for n in part["graders"]}
         graders |= {names[name]: inner for name, inner in part["graders"].items()}
         formula = _put(formula, key, _renamed(part["calculate_output"], names))
     return _within_limits({**parsed, "graders": graders, "calculate_output": formula})
@@ -142,6 +142,11 @@ def _renamed(formula: str, names: Mapping[str, str]) -> str:
     for name, new in names.items():
         formula = _put(formula, name, new)
     return formula
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """The name, longer where another grader has it already."""
+    return name if name not in taken else _unused(f"{name}_", taken)
 
 
 def _put(formula: str, key: str, value: str) -> str:

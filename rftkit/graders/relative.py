@@ -153,19 +153,27 @@ def position_bias(judged: Sequence[Mapping[str, Any]]) -> float | None:
 def disagreement(groups: Sequence[Sequence[Mapping[str, Any]]]) -> float | None:
     """The share of pairs of answers that the two orders rank differently; half for a lone tie.
 
-    Pairs that are tied both times agree. None without a pair.
+    Pairs that are tied both times agree. Answers with the same text were shown once, and count
+    once; answers that were compared with an anchor were not compared with each other. None without
+    a pair.
 
     Args:
         groups: of each group, what was said about its answers.
     """
     found = [
-        _opposed(one["scores"], other["scores"])
+        _opposed(one, other)
         for group in groups
-        for told in [[each for each in group if each.get("scores")]]
+        for told in [_compared(group)]
         for n, one in enumerate(told)
         for other in told[:n]
     ]
     return statistics.fmean(found) if found else None
+
+
+def _compared(group: Sequence[Mapping[str, Any]]) -> list[Sequence[float]]:
+    """The scores of each text of a group; the places at which it was shown are its own."""
+    told = [each for each in group if each.get("scores") and "anchor" not in each]
+    return list({tuple(each["positions"]): each["scores"] for each in told}.values())
 
 
 def _opposed(one: Sequence[float], other: Sequence[float]) -> float:

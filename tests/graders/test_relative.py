@@ -190,6 +190,11 @@ def test_position_bias_and_disagreement_are_those_of_the_judge() -> None:
     assert disagreement([fair]) == 0.0
     first_wins = RelativeScript(lambda _, place: 1 - place / 4)
     assert disagreement([[e.judged[""] for e in compare(["1", "2", "3"], first_wins)]]) == 1.0
+    twice = [e.judged[""] for e in compare(["1", "2", "1", "1"], first_wins)]
+    assert disagreement([twice]) == 1.0, "the same text is no second answer"
+    with compile_grader(ANCHORED, complete=first_wins) as grader:
+        fixed = [grader.grade(Sample.from_text(text), ITEM).judged[""] for text in ("1", "2")]
+    assert disagreement([fixed]) is None, "each was compared with the anchor"
     assert position_bias([]) is None
     assert disagreement([[], [{}]]) is None
 

@@ -223,6 +223,23 @@ def test_the_hosted_forms_validate_and_keep_the_judge() -> None:
         hosted({"type": "relative", "name": "r", "model": "judge-1"})
 
 
+def test_the_hosted_form_overwrites_no_other_grader() -> None:
+    check = {"type": "string_check", "operation": "eq", "input": "1", "reference": "1"}
+    parts = {"a": RUBRIC, "a_c1": {**RUBRIC, "name": "second"}, "a_c2": {**check, "name": "own"}}
+    multi = {"type": "multi", "graders": parts, "calculate_output": "a + 2 * a_c1 + 4 * a_c2"}
+
+    def judge(**_: Any) -> graders.Completion:
+        return graders.Completion(json.dumps({"result": 1.0}))
+
+    written = hosted(multi)
+    assert len(written["graders"]) == 9
+    assert written["graders"]["a_c2"]["type"] == "string_check"
+    found = graders.grade(written, "A", {"q": "Q"}, complete=judge)
+    each = graders.grade(hosted(RUBRIC), "A", {"q": "Q"}, complete=judge).reward
+    assert each is not None
+    assert found.reward == pytest.approx(3 * each + 4)
+
+
 WEIGHTS = st.floats(-5, 5).filter(lambda w: abs(w) > 0.01)
 
 
