@@ -12,6 +12,7 @@ naming the categories; a grader that breaks pauses the job.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,11 @@ def _result(run: AnyRun, check: Check) -> dict[str, Any]:
     ask = sampling.SamplingPlan(rows, sampling.CHECKS, 1, 0.0)
     with run.compile(check.grader) as grader:
         groups, _ = sampling.graded_while_sampling(
-            run, grader, rows, lambda tell: sampling.sampled(run, ask, tell, kind)
+            run,
+            grader,
+            rows,
+            lambda tell: sampling.sampled(run, ask, tell, kind),
+            trace=functools.partial(run.trace_id, kind, 0),
         )
     failed, total, example = metrics.failure(groups)
     score = None if failed else metrics.mean_reward(groups)

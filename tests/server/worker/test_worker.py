@@ -20,7 +20,7 @@ from rftkit.graders import Sample
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.training import journal as journal_module
-from rftkit.server.training import rft
+from rftkit.server.training import rft, sampling
 from rftkit.server.training.accounts import JudgeAccount
 from rftkit.server.training.rft_plan import make_plan
 from rftkit.server.worker.worker import Worker
@@ -139,7 +139,14 @@ CHECK: dict[str, Any] = {"grader": {**in_process.COPY, "name": "repeats"}, "pass
 BROKEN = {"type": "python", "name": "broken", "source": "def grade(sample, item):\n    return 1/0"}
 
 
-def test_a_model_that_passes_the_final_checks(worker: Worker) -> None:
+def test_a_model_that_passes_the_final_checks(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+    sampled = sampling.sampled
+    monkeypatch.setattr(
+        sampling, "sampled", lambda *given: (kinds.append(given[3]), sampled(*given))[1]
+    )
     rows = worker.home / "other.jsonl"
     rows.write_text(json.dumps(in_process.ROWS[0]) + "\n")
     checks = {"repeats": CHECK, "other": {**CHECK, "rows": "other.jsonl"}}
@@ -152,6 +159,10 @@ def test_a_model_that_passes_the_final_checks(worker: Worker) -> None:
     found = event.data["checks"]
     assert {name: result["samples"] for name, result in found.items()} == {"repeats": 8, "other": 1}
     assert all(result["passed"] for result in found.values())
+    assert [kind for kind in kinds if kind.startswith("checks")] == [
+        "checks repeats",
+        "checks other",
+    ]
 
 
 def test_a_model_that_does_not_pass_gets_no_name(worker: Worker) -> None:
