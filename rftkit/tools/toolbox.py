@@ -115,7 +115,8 @@ class Tools:
                     )
 
     def _answer(self, call: ToolCall, trace_id: str, item: Mapping[str, Any]) -> tuple[str, bool]:
-        shown = [_name(each) for each in self.definitions(item) or []]
+        listed = [each for each in self.definitions(item) or [] if isinstance(each, Mapping)]
+        shown = [_name(each) for each in listed]
         if call.name not in shown or call.name not in self._servers:
             known = ", ".join(name for name in shown if name in self._servers) or "none"
             return f"Error: there is no function {call.name!r}. Functions: {known}.", True
@@ -165,8 +166,11 @@ def try_tool(
     item: Mapping[str, Any],
     *,
     private: bool,
+    item_id: str | None = None,
 ) -> tuple[int, Json | str]:
     """Make one call outside of a job.
+
+    `item_id` is the `id` of the `function_call`; without one it is made of the call's.
 
     Returns:
         200 and a `function_call_output`, or 4xx and the text that a model would read.
@@ -182,6 +186,7 @@ def try_tool(
                 param="name",
             )
         body = request_body(call, trace_id, item)
+        body["id"] = item_id or body["id"]
         if isinstance(server, HttpServer):
             status, found = server.ask(body)
         else:

@@ -162,6 +162,15 @@ def unknown_keys(job: Job) -> list[str]:
     ]
 
 
+def useless_fields(job: Job) -> list[str]:
+    """Why fields of the method have no effect."""
+    inner = job.method[job.method_type]
+    if inner.get("max_episode_steps") is None or inner.get("tools"):
+        return []
+    field = f"method.{job.method_type}.max_episode_steps"
+    return [f"Ignored {field}: the job has no `tools`, so every rollout is one turn"]
+
+
 def useless_metadata(job: Job) -> list[str]:
     """Why keys of the metadata have no effect, although they were meant to have one."""
     known = METHODS[job.method["type"]]

@@ -9,7 +9,13 @@ from rftkit.lineage import origin_of
 from rftkit.server.api import Here, Limit, Reply, Router, cut, metadata_filter, repeated
 from rftkit.server.api.branches import link_state
 from rftkit.server.api.calibrated import add_calibration_event
-from rftkit.server.api.job_body import JobBody, job_from, unknown_keys, useless_metadata
+from rftkit.server.api.job_body import (
+    JobBody,
+    job_from,
+    unknown_keys,
+    useless_fields,
+    useless_metadata,
+)
 from rftkit.server.inference.body import digest_of
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
@@ -55,6 +61,8 @@ def _add(here: Platform, job: Job) -> str:
         more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
         message = f"Waiting for {waits[0]}{more}: only one job trains at a time"
         here.store.add_event(job.id, message, key="waits")
+    if useless := useless_fields(job):
+        here.store.add_event(job.id, "; ".join(useless), level="warn", key="useless_fields")
     if useless := useless_metadata(job):
         here.store.add_event(job.id, "; ".join(useless), level="warn", key="useless_metadata")
     return job.id

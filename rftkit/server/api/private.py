@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request
 from pydantic import Field
 
-from rftkit.errors import NotFoundError, RftkitError
+from rftkit.errors import MissingExtraError, NotFoundError, RequestError, RftkitError
 from rftkit.rows import Row, read_rows
 from rftkit.server.api import Here, Reply, Router
 from rftkit.server.api.chat import until_gone
@@ -148,6 +148,11 @@ async def call_tool(here: Here, request: Request, job_id: str, body: CallBody) -
     entries = job.method.get("reinforcement", {}).get("tools")
     if not entries:
         raise NotFoundError(f"{job_id} has no tools", param="job_id")
+    shown = body.item.get("tools")
+    if shown is not None and not (
+        isinstance(shown, list) and all(isinstance(each, dict) for each in shown)
+    ):
+        raise RequestError("`item.tools` must be a list of functions", param="item.tools")
     work = here.grading.run(partial(_called_now, entries, body, here.private_tools))
     return Reply(await until_gone(request, work))
 
@@ -161,6 +166,8 @@ def _called_now(entries: list[Json], body: CallBody, private: bool) -> Json:
             reply = tools.call(call, trace_id=trace, item={"tools": functions, **body.item})
     except ToolFailed as error:
         return {"text": str(error), "kind": "failed", "seconds": None}
+    except MissingExtraError as error:
+        raise RequestError(str(error), param="job_id") from None
     return dataclasses.asdict(reply)
 
 

@@ -8,6 +8,7 @@ that fails, as a rollout would, is an error with status 502.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from functools import partial
@@ -41,7 +42,7 @@ class RunBody(Open):
     item: dict[str, Any] | None = None
     trace_id: str | None = None
     id: str | None = None
-    """Read and not sent: it is made of `call_id`."""
+    """Of the call; without one it is made of `call_id`."""
     call_id: str | None = None
     server_url: str | None = None
     headers: dict[str, Any] | None = None
@@ -51,7 +52,7 @@ class RunBody(Open):
 @router.post("/run")
 async def run(here: Here, request: Request, body: RunBody) -> Reply:
     """Call the tool; a client that hangs up ends the call."""
-    entry = _entry(here, body)
+    entry = await asyncio.to_thread(_entry, here, body)  # it looks names up
     work = here.grading.run(partial(_tried, here, body, entry))
     try:
         status, found = await until_gone(request, work)
@@ -89,4 +90,5 @@ def _tried(
     arguments = given if isinstance(given, str) else json.dumps(given)
     call = ToolCall(body.call_id or f"call_{uuid.uuid4().hex[:24]}", body.name, arguments)
     trace = body.trace_id or f"trace_{uuid.uuid4().hex}"
-    return try_tool(entry, call, trace, body.item or {}, private=here.private_tools)
+    item, private = body.item or {}, here.private_tools
+    return try_tool(entry, call, trace, item, private=private, item_id=body.id)

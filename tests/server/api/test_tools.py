@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_headers_are_masked_wherever_a_job_is_shown(served: Served) -> None:
         ([{"name": "a", "server_url": "http://169.254.169.254/"}], "[0].server_url", "metadata"),
         ([{**ENTRY, "headers": {"X": 1}}], "[0].headers", "an object of texts"),
         ([{**ENTRY, "headers": {"X": "a\nhush"}}], "[0].headers.X", "line break"),
+        ([{**ENTRY, "headers": {"X": "hush\u00e9"}}], "[0].headers.X", "use ASCII"),
         ([{**ENTRY, "headers": {"Host": "hush"}}], "[0].headers.Host", "set by the platform"),
         ([{**ENTRY, "headers": {"X": "********"}}], "[0].headers.X", "is masked"),
         ([ENTRY, ENTRY], "", "two entries with name 'search'"),
@@ -114,6 +116,32 @@ def test_private_addresses_are_for_this_machine_only(url: str, served: Served) -
     served.create_job(method=method(tools=[{**entry, "server_url": "https://1.1.1.1/"}]))
 
 
+def test_steps_without_tools_are_named_as_ignored(served: Served) -> None:
+    job = served.create_job(method=method(max_episode_steps=4))
+    events = served.client.fine_tuning.jobs.list_events(job.id).data
+    assert any("Ignored method.reinforcement.max_episode_steps" in e.message for e in events)
+
+
+@pytest.mark.parametrize("shown", [["x"], 5, "x"])
+def test_a_row_whose_tools_are_no_functions_is_refused(shown: Any, served: Served) -> None:
+    job = served.create_job(method=method(tools=[ENTRY]))
+    body = {"name": "search", "item": {"tools": shown}}
+    answer = served.http.post(f"/rftkit/jobs/{job.id}/tool", json=body)
+    assert answer.status_code == 400
+    assert "`item.tools` must be a list" in answer.text
+
+
+def test_a_call_of_an_mcp_server_without_its_package(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    entry = {"type": "mcp", "server_label": "shop", "server_url": URL}
+    job = served.create_job(method=method(tools=[entry]))
+    answer = served.http.post(f"/rftkit/jobs/{job.id}/tool", json={"name": "search"})
+    assert answer.status_code == 400
+    assert "mcp" in answer.text
+
+
 def run(served: Served, **body: Any) -> Any:
     path = "/fine_tuning/alpha/tool/run"
     return served.client.post(path, cast_to=object, body={"type": "function_call", **body})
@@ -122,10 +150,11 @@ def run(served: Served, **body: Any) -> Any:
 def test_a_tool_is_tried(served: Served) -> None:
     with tools.serve([search]) as server:
         [entry] = server.entries
-        body = {**entry, "arguments": '{"query": "x"}', "call_id": "call_1", "id": "fc_1"}
+        body = {**entry, "arguments": '{"query": "x"}', "call_id": "call_1", "id": "fc_of_mine"}
         found = run(served, **body, item={}, trace_id="trace_1")
         assert found == {
-            "type": "function_call_output", "call_id": "call_1", "id": "fc_1", "output": "found x",
+            "type": "function_call_output", "call_id": "call_1", "id": "fc_of_mine",
+            "output": "found x",
         }  # fmt: skip
         with pytest.raises(openai.BadRequestError, match="nothing found"):
             run(served, **{**body, "arguments": {"query": "none"}})
