@@ -85,7 +85,9 @@ def test_a_wheel_made_from_the_sdist_is_whole(source: Path, tmp_path: Path) -> N
     used = json.loads(done.stdout)
     package = Path(used["package"]).parent
     assert package == installed / "rftkit"
-    assert set(used["datasets"]) == {"contract_facts", "security_review", "tiny_copy"}
+    assert set(used["datasets"]) == {
+        "contract_facts", "policy_lookup", "security_review", "tiny_copy",
+    }  # fmt: skip
     found = [*used["datasets"].values(), used["report"]]
     assert all(Path(path).is_relative_to(package) for path in found)
     assert "00_tour.ipynb" in used["copied"]

@@ -138,7 +138,7 @@ def test_sampling_shows_its_progress_and_stops_with_what_it_has(live: None) -> N
     assert lab._status.value == ""
     assert lab.data()["reward"].tolist()[0] == 1.0
     assert lab.data()["reward"].isna().tolist() == [False, True, True], "not graded is no zero"
-    assert "not asked" in lab.data()["details"][1]
+    assert "the model was not run" in lab.data()["details"][1]
 
     client.goes_on.set()  # what was under way is kept when it comes
     until(lambda: len(lab._bench._samples) == 3)

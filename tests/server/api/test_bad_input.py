@@ -55,7 +55,7 @@ JOBS = [
     ({"method": openai.omit, "extra_body": {"hyperparameters": {"n_epochs": 51}}},
      "method.supervised.hyperparameters.n_epochs", "from 1 to 50, found 51"),
     ({"method": {"type": "dpo"}, "extra_body": {"hyperparameters": {"n_epochs": 3}}},
-     "hyperparameters", "not for dpo jobs"),
+     "hyperparameters", "put them in `method.dpo"),
     ({"method": dpo(beta=0)}, "method.dpo.hyperparameters.beta", "to 2, found 0"),
     ({"method": dpo(beta=2.1)}, "method.dpo.hyperparameters.beta", "found 2.1"),
     ({"method": supervised(batch_size="8")},
@@ -82,8 +82,8 @@ JOBS = [
      "method.reinforcement.response_format.type", "'xml'"),
     ({"method": reinforcement(response_format={"type": "json_schema"})},
      "method.reinforcement.response_format.json_schema", "found null"),
-    ({"method": reinforcement(tools=[{"name": "t", "server_url": "http://x"}])},
-     "method.reinforcement.tools", "not supported"),
+    ({"method": reinforcement(tools=[{"name": "t", "server_url": "file:///x"}])},
+     "method.reinforcement.tools[0].server_url", "http"),
     ({"method": reinforcement(hyperparameters=[])}, HYPER, "found a list"),
     (hyper(batch_size=0), f"{HYPER}.batch_size", "from 1 to 256, found 0"),
     (hyper(batch_size=257), f"{HYPER}.batch_size", "found 257"),
@@ -95,7 +95,7 @@ JOBS = [
     (hyper(learning_rate_multiplier=-1), f"{HYPER}.learning_rate_multiplier", "found -1"),
     (hyper(eval_interval=0), f"{HYPER}.eval_interval", "found 0"),
     (hyper(reasoning_effort="max"), f"{HYPER}.reasoning_effort", "found 'max'"),
-    ({"extra_body": {"hyperparameters": {"n_epochs": 3}}}, "hyperparameters", "put them into"),
+    ({"extra_body": {"hyperparameters": {"n_epochs": 3}}}, "hyperparameters", "put them in"),
 ]  # fmt: skip
 
 

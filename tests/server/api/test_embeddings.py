@@ -33,7 +33,7 @@ BAD: Any = [
     ({"input": []}, "input", "one to 2048"),
     ({"input": [""]}, "input", "none of them empty"),
     ({"input": ["x"] * 2049}, "input", "one to 2048"),
-    ({"dimensions": 8}, "dimensions", "as long as the model is wide"),
+    ({"dimensions": 8}, "dimensions", "always has the model's hidden size"),
     ({"encoding_format": "int8"}, "encoding_format", ""),
 ]
 

@@ -58,7 +58,7 @@ def test_a_job_learns_is_served_and_comes_out_whole(
     assert any(text.startswith("Every weight of rftkit-tiny learns") for text in said)
     [started] = [text for text in said if "started" in text]
     assert "tuning=full" in started
-    assert "lora_rank has no effect: every weight learns" in started
+    assert "lora_rank has no effect: every weight is trained" in started
 
     user: Any = [{"role": "user", "content": "copy: abc"}]
     answer = platform.chat.completions.create(

@@ -286,7 +286,7 @@ def test_a_judge_that_is_the_policys_own_engine_gets_its_turn_and_changes_nothin
             run = Run(
                 job=job, plan=make_plan(job, len(rows)), store=worker.store, engine=engine,
                 compiled_grader=grader, journal=Journal(worker.home / "jobs" / way), rows=rows,
-                valid_rows=[], model_base="rftkit-tiny", on_tick=worker._breathe(job.id),
+                valid_rows=[], model_base="rftkit-tiny", on_tick=worker._on_tick(job.id),
                 idle=worker._idle(job.id),
             )  # fmt: skip
             ahead = functools.partial(sampling.ungraded_batch, run, "steps", 2, asks[2])

@@ -302,7 +302,7 @@ def test_chats_beside_a_job_change_none_of_its_numbers(
     worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calm = run(worker, add_job(worker))
-    on_tick: Callable[..., Any] = worker._breathe
+    on_tick: Callable[..., Any] = worker._on_tick
     numbers = iter(range(1, 10_000))
 
     def busy(job_id: str) -> Any:
@@ -315,7 +315,7 @@ def test_chats_beside_a_job_change_none_of_its_numbers(
 
         return both
 
-    monkeypatch.setattr(worker, "_breathe", busy)
+    monkeypatch.setattr(worker, "_on_tick", busy)
     crowded = run(worker, add_job(worker))
     worker.chats.serve()
     assert len(ended(answers)) > 10

@@ -225,8 +225,8 @@ def test_a_damaged_state_is_named_and_passed_over(worker: Worker) -> None:
     saved = worker.home / "jobs" / job.id / "states"
     real = journal_module.Journal.write_state
 
-    def and_damage(self: Any, step: int, save: Any) -> None:
-        real(self, step, save)
+    def and_damage(self: Any, step: int, save: Any, **more: Any) -> None:
+        real(self, step, save, **more)
         if step == 1:
             path = saved / "000001" / "adapter_model.safetensors"
             path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -286,8 +286,8 @@ def test_a_damaged_record_of_a_step_that_was_sampled_ahead_is_made_again_the_sam
     writer = "write_record" if name.startswith("steps") else "write_state"
     write = getattr(journal_module.Journal, writer)
 
-    def and_damage(self: Any, *arguments: Any) -> None:
-        write(self, *arguments)
+    def and_damage(self: Any, *arguments: Any, **more: Any) -> None:
+        write(self, *arguments, **more)
         path = self.folder / f"{name}.json.gz"
         if path.is_file() and (writer == "write_record" or arguments[0] == 2):
             path.write_bytes(b"")
