@@ -217,3 +217,51 @@ def test_what_ends_a_session(message: str, is_loss: bool) -> None:
     from rftkit.tools import mcp_server
 
     assert mcp_server._is_loss(MCPError(-32000, message)) is is_loss
+
+
+def test_a_process_that_does_not_answer_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import sys
+
+    monkeypatch.setattr("rftkit.tools.mcp_server.OPENING_SECONDS", 5.0)
+    monkeypatch.setattr(sys.modules[__name__], "SERVER", "")
+    mark = tmp_path / "pid"
+    silent = f"\nimport os, signal, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\n"
+    silent += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)\n"
+    with pytest.raises(ToolFailed, match="no answer in time"):
+        opened_by_command(tmp_path, monkeypatch, silent)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+
+
+def test_a_call_after_the_end_starts_nothing(url: str) -> None:
+    from rftkit.graders.calls import Abandoned
+
+    tools = open_tools([{"type": "mcp", "server_label": "shop", "server_url": url}])
+    server: Any = tools.server("count")
+    tools.close()
+    with pytest.raises(Abandoned):
+        asked(tools, "count", names=[])
+    assert server._session is None
+
+
+def test_a_session_that_the_server_forgot_is_opened_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    tools = open_tools([{"type": "mcp", "server_label": "shop", "server_url": url}])
+    server: Any = tools.server("count")
+    first = server._session
+    client = first._client.result()
+
+    async def lost(*_: Any, **__: Any) -> Any:
+        from mcp.shared.exceptions import MCPError
+
+        raise MCPError(-32600, "Session terminated")
+
+    client.call_tool = lost
+    assert asked(tools, "count", names=["a"]) == ("answer", "1")
+    assert server._session is not first
+    tools.close()
