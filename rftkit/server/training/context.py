@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from rftkit.diagnosis import Alarms, Story
 from rftkit.graders import AnswerField, CompiledGrader, answer_fields, reference_answer
+from rftkit.lineage import origin_of
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
 from rftkit.server.store.records import Job
@@ -168,8 +169,18 @@ class Run(Generic[P]):
 
     def model_name(self, step: int | None) -> str:
         """`ft:{base}:local:{suffix}:{id}`, with `:ckpt-step-{N}` unless it is the final model."""
+        return self._name_of(self.job, step)
+
+    def start_name(self) -> str:
+        """The model that training starts from; of a branch the checkpoint that it continues."""
+        origin = origin_of(self.job.metadata)
+        if origin is None:
+            return self.job.model
+        return self._name_of(self.store.job(origin.job_id), origin.step)
+
+    def _name_of(self, job: Job, step: int | None) -> str:
         base = Path(self.model_base).name
-        name = f"ft:{base}:local:{self.job.suffix or ''}:{self.job.id.removeprefix('ftjob-')[:8]}"
+        name = f"ft:{base}:local:{job.suffix or ''}:{job.id.removeprefix('ftjob-')[:8]}"
         return name if step is None else f"{name}:ckpt-step-{step}"
 
 

@@ -38,7 +38,8 @@ def reward_metrics(run: AnyRun, step: int, valid: Sequence[Group]) -> Json:
 
 def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
     """The validation as the eval run "Step N", once."""
-    model = run.job.model if step == getattr(run.plan, "branch_step", 0) else run.model_name(step)
+    is_start = step == getattr(run.plan, "branch_step", 0)
+    model = run.start_name() if is_start else run.model_name(step)
     samples = [
         (
             GradedSample(

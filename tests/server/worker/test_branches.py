@@ -65,6 +65,12 @@ def test_a_branch_that_changes_nothing_goes_where_the_job_went(
     before, after = validated(platform, parent), validated(platform, same)
     assert set(after) == {4, 6}
     assert after == {step: before[step] for step in after}
+    models = [
+        {run.name: run.model for run in platform.evals.runs.list(job.eval_id)}
+        for job in (parent, same)
+    ]
+    assert models[1]["Step 4"] == models[0]["Step 4"], "the weights are the other job's"
+    assert models[1]["Step 6"] != models[0]["Step 6"]
     losses = [
         {data["step"]: data["learning"]["loss"]
          for event in jobs.events(platform, each.id)
