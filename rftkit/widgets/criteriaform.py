@@ -76,8 +76,10 @@ class CriteriaForm:
         check = ipywidgets.Dropdown(
             options=CHECKS,
             value=given["check"],
+            description="judged by",
             tooltip="presence: said at all; correctness: said and right",
-            layout=ipywidgets.Layout(width="8rem"),
+            style={"description_width": "4.5rem"},
+            layout=ipywidgets.Layout(width="12.5rem"),
         )
         remove = ipywidgets.Button(
             icon="trash",

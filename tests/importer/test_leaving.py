@@ -117,6 +117,8 @@ def promptfoo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_promptfoo_accepts_the_configs_and_takes_rows_as_they_are(written: Path) -> None:
     for file in ("promptfooconfig.yaml", "saved-answers.yaml"):
         checked = promptfoo(written, "validate", "-c", file)
+        if "requires a supported Node.js" in checked.stdout + checked.stderr:
+            pytest.skip(f"promptfoo {VERSION} needs a newer Node.js")
         assert checked.returncode == 0, checked.stdout + checked.stderr
         assert "Configuration is valid" in checked.stdout
     words = ("eval", "-c", "saved-answers.yaml", "-o", "results.json", "--no-cache", "--no-write")
