@@ -28,6 +28,7 @@ __all__ = [
     "digest_of",
     "page_number",
     "safe_name",
+    "saved_dump",
     "verify",
 ]
 
@@ -184,15 +185,25 @@ def safe_name(identifier: str) -> str:
     return name
 
 
+def saved_dump(folder: str | Path) -> Dump:
+    """Open a dump that an import has written.
+
+    Raises:
+        InputError: there is none.
+    """
+    dump = Dump(folder)
+    if dump.ledger.is_new:
+        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+    return dump
+
+
 def verify(folder: str | Path) -> list[str]:
     """Check a dump against its manifest; one line for each thing that is wrong.
 
     Raises:
         InputError: there is no dump.
     """
-    dump = Dump(folder)
-    if dump.ledger.is_new:
-        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+    dump = saved_dump(folder)
     wrong = []
     if dump.ledger.is_unfinished:
         wrong.append(INTERRUPTED)

@@ -18,10 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import InputError, NotFoundError
+from rftkit.errors import NotFoundError
 from rftkit.hyperparameters import HYPERPARAMETERS
-from rftkit.importer.dump import Dump, safe_name
-from rftkit.importer.ledger import MANIFEST
+from rftkit.importer.dump import safe_name, saved_dump
 from rftkit.outputitems import answer_text, error_text, grader_name
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ class OpenDump:
 
     def __init__(self, folder: str | Path) -> None:
         """`folder` is what `rftkit import --dump` wrote."""
-        self._dump = Dump(folder)
-        if self._dump.ledger.is_new:
-            raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+        self._dump = saved_dump(folder)
 
     def jobs(self) -> pd.DataFrame:
         """One row per job, oldest first: what it was, how it ended, its hyperparameters."""

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import InputError
-from rftkit.importer.dump import Dump
-from rftkit.importer.ledger import MANIFEST
+from rftkit.importer.dump import Dump, saved_dump
 from rftkit.importer.overview import day_of
 from rftkit.importer.pages import items_of
 
@@ -54,9 +52,7 @@ def model_ends(folder: str | Path) -> list[ModelEnd]:
     Raises:
         InputError: there is no dump.
     """
-    dump = Dump(folder)
-    if dump.ledger.is_new:
-        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+    dump = saved_dump(folder)
     listed = {str(each.get("id")): each for each in listed_models(dump)}
     named = list(_of_jobs(dump))
     bases = dict.fromkeys(base for _, _, _, base in named if base and not base.startswith("ft:"))

@@ -11,9 +11,8 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import InputError
 from rftkit.importer.account import Summary
-from rftkit.importer.dump import Dump
+from rftkit.importer.dump import Dump, saved_dump
 from rftkit.importer.ledger import MANIFEST, account_name
 from rftkit.importer.origins import OPENAI_URL
 from rftkit.importer.others import OTHERS
@@ -118,10 +117,8 @@ def describe_dump(folder: str | Path) -> str:
     Raises:
         InputError: there is no dump.
     """
-    dump = Dump(folder)
+    dump = saved_dump(folder)
     ledger = dump.ledger
-    if ledger.is_new:
-        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
     lines = [f"Dump of {account_name(ledger.account)}"]
     lines += [f"imported {each['finished']} ({', '.join(each['only'])})" for each in ledger.imports]
     if ledger.is_unfinished:

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from rftkit.errors import InputError
-from rftkit.importer.dump import Dump, safe_name
-from rftkit.importer.ledger import MANIFEST, account_name
+from rftkit.importer.dump import safe_name, saved_dump
+from rftkit.importer.ledger import account_name
 from rftkit.importer.saving import HARMLESS, JOB_ENDS, RUN_ENDS
 from rftkit.importer.shutdowns import listed_models
 
@@ -76,9 +75,7 @@ class DumpSource:
             InputError: there is none, or it was made by a newer rftkit.
         """
         self.folder = Path(folder)
-        self._dump = Dump(folder)
-        if self._dump.ledger.is_new:
-            raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+        self._dump = saved_dump(folder)
         self.origin = account_name(self._dump.ledger.account)
         """Service and account."""
 
