@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rftkit.graders.calls import Abandoned, Calls
+from rftkit.graders.hosts import is_private
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.posting import (
     MAX_BYTES,
@@ -21,7 +22,6 @@ from rftkit.graders.posting import (
     HttpCall,
     Pace,
     Target,
-    is_private,
     secrets_in,
 )
 from rftkit.safetext import redacted

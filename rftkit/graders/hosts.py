@@ -7,12 +7,12 @@ machine and its network are allowed, because graders run there; what they answer
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-__all__ = ["OF_MACHINE", "is_of_machine", "is_public"]
+__all__ = ["OF_MACHINE", "addresses", "is_of_machine", "is_private", "is_public"]
 
 OF_MACHINE = (
     "the address is link-local or that of a cloud's metadata service, which describes this machine "
@@ -32,8 +32,17 @@ def is_of_machine(url: str, *, ask_names: bool = False) -> bool:
     """
     if (_host(url) or "").rstrip(".").lower() in NAMES:
         return True
-    found = _addresses(url, 0 if ask_names else socket.AI_NUMERICHOST)
-    return any(map(_describes_machine, found))
+    with contextlib.suppress(OSError):
+        found = addresses(_host(url) or "", 0 if ask_names else socket.AI_NUMERICHOST)
+        return any(_describes_machine(_unwrapped(each)) for each in found)
+    return False
+
+
+def is_private(url: str) -> bool:
+    """Whether the address is of this machine or network; False if it cannot be found."""
+    with contextlib.suppress(OSError):
+        return not all(map(is_public, addresses(_host(url) or "")))
+    return False
 
 
 def is_public(address: str) -> bool:
@@ -53,14 +62,17 @@ def _host(url: str) -> str | None:
         return None
 
 
-def _addresses(url: str, flags: int) -> Iterator[Address]:
-    """The addresses of a host, those that are wrapped in one of IPv6 unwrapped."""
+def addresses(host: str, flags: int = 0) -> list[str]:
+    """The IP addresses of a host; `flags` are those of `socket.getaddrinfo`.
+
+    Raises:
+        OSError: there are none.
+    """
     try:
-        found = socket.getaddrinfo(_host(url) or "", None, type=socket.SOCK_STREAM, flags=flags)
-    except (OSError, UnicodeError):
-        return
-    for entry in found:
-        yield _unwrapped(str(entry[4][0]).partition("%")[0])
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError:
+        raise OSError(f"{host!r} is not a host name") from None
+    return list(dict.fromkeys(str(each[4][0]).partition("%")[0] for each in found))
 
 
 def _unwrapped(text: str) -> Address:

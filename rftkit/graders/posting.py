@@ -11,7 +11,6 @@ import asyncio
 import functools
 import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from rftkit.backoff import backoff_seconds
 from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
-from rftkit.graders.hosts import OF_MACHINE, is_of_machine, is_public
+from rftkit.graders.hosts import OF_MACHINE, addresses, is_of_machine, is_public
 
 __all__ = [
     "ATTEMPTS",
@@ -29,10 +28,8 @@ __all__ = [
     "HttpCall",
     "Pace",
     "Target",
-    "addresses",
     "checked",
     "header_problem",
-    "is_private",
     "post",
     "secrets_in",
 ]
@@ -229,25 +226,3 @@ def header_problem(headers: Mapping[str, str]) -> tuple[str | None, str] | None:
                 "has a line break or another character that a header cannot hold; use ASCII",
             )
     return None
-
-
-def is_private(url: str) -> bool:
-    """Whether the address is of this machine or network; False if it cannot be found."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return not all(map(is_public, addresses(host)))
-    except OSError:
-        return False
-
-
-def addresses(host: str) -> list[str]:
-    """The IP addresses of a host.
-
-    Raises:
-        OSError: there are none.
-    """
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except UnicodeError:
-        raise OSError(f"{host!r} is not a host name") from None
-    return list(dict.fromkeys(str(each[4][0]).partition("%")[0] for each in found))

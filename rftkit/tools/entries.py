@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from rftkit import settings
 from rftkit.errors import InputError, RequestError
-from rftkit.graders.hosts import is_of_machine
-from rftkit.graders.posting import header_problem, is_private, secrets_in
+from rftkit.graders.hosts import is_of_machine, is_private
+from rftkit.graders.posting import header_problem, secrets_in
 from rftkit.hyperparameters import refuse_misspelt
 from rftkit.rows import kind_of
 from rftkit.safetext import HIDDEN, redacted

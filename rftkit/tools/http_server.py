@@ -21,7 +21,7 @@ from rftkit.rows import kind_of
 from rftkit.safetext import redacted
 from rftkit.tools.values import Json, ToolCall, ToolFailed
 
-__all__ = ["CALLS_A_SECOND", "HttpServer", "request_body"]
+__all__ = ["CALLS_A_SECOND", "HttpServer", "json_object", "request_body"]
 
 CALLS_A_SECOND = 50.0
 CALLS_AT_ONCE = 100
@@ -79,7 +79,7 @@ class HttpServer:
             raise self._failed(str(error)) from None
         if len(answer) > MAX_BYTES and status < 500 and not 300 <= status < 400:
             return 413, f"Error 413: the answer is larger than {MAX_BYTES} bytes."
-        found = _object(answer)
+        found = json_object(answer)
         if 400 <= status < 500:
             return status, self._refusal(status, found, answer)
         if 200 <= status < 300 and found is not None and isinstance(found.get("output"), str):
@@ -148,7 +148,7 @@ def request_body(call: ToolCall, trace_id: str, item: Mapping[str, Any]) -> Json
 def _is_broken(status: int, answer: bytes) -> bool:
     """Whether another attempt may help."""
     if status < 300 and len(answer) <= MAX_BYTES:
-        found = _object(answer)
+        found = json_object(answer)
         return found is None or not isinstance(found.get("output"), str)
     return status >= 500
 
@@ -163,9 +163,10 @@ def _without(secrets: list[str], found: Json) -> Json:
     return {**shown, "output": output}
 
 
-def _object(answer: bytes) -> Json | None:
+def json_object(text: str | bytes) -> Json | None:
+    """The JSON object that a text is; None for every other text."""
     try:
-        value = json.loads(answer)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

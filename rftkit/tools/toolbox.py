@@ -7,7 +7,6 @@ an error that the model reads. Everything else is up to the server of the functi
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +16,12 @@ from urllib.request import getproxies
 
 from rftkit import settings
 from rftkit.errors import InputError, RowError, nearest_name
-from rftkit.graders.hosts import is_of_machine
-from rftkit.graders.posting import Pace, is_private
+from rftkit.graders.hosts import is_of_machine, is_private
+from rftkit.graders.posting import Pace
 from rftkit.rows import Row
 from rftkit.tools.bundled import SCHEME, bundled_functions
 from rftkit.tools.entries import server_label
-from rftkit.tools.http_server import CALLS_A_SECOND, HttpServer, request_body
+from rftkit.tools.http_server import CALLS_A_SECOND, HttpServer, json_object, request_body
 from rftkit.tools.serving import Served, serve
 from rftkit.tools.values import Json, ToolCall, ToolFailed, ToolReply, ToolServer
 
@@ -120,7 +119,7 @@ class Tools:
         if call.name not in shown or call.name not in self._servers:
             known = ", ".join(name for name in shown if name in self._servers) or "none"
             return f"Error: there is no function {call.name!r}. Functions: {known}.", True
-        arguments = _object(call.arguments)
+        arguments = json_object(call.arguments)
         if arguments is None:
             return "Error: the arguments are not a JSON object.", True
         return self._servers[call.name].call(call, arguments, trace_id, item)
@@ -190,7 +189,7 @@ def try_tool(
         if isinstance(server, HttpServer):
             status, found = server.ask(body)
         else:
-            if (arguments := _object(call.arguments)) is None:
+            if (arguments := json_object(call.arguments)) is None:
                 raise InputError("`arguments` is not a JSON object", param="arguments")
             text, is_error = server.call(call, arguments, trace_id, item)
             status, found = (400, text) if is_error else (200, {"output": text})
@@ -263,10 +262,3 @@ def _origin(entry: Mapping[str, Any]) -> str:
 def _name(definition: Mapping[str, Any]) -> Any:
     function = definition.get("function") or definition
     return function.get("name") if isinstance(function, Mapping) else None
-
-
-def _object(text: str) -> Json | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(text)
-        return value if isinstance(value, dict) else None
-    return None

@@ -16,7 +16,15 @@ import pytest
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError
-from rftkit.graders import Completion, JudgeCache, Sample, compile_grader, completion_call, posting
+from rftkit.graders import (
+    Completion,
+    JudgeCache,
+    Sample,
+    compile_grader,
+    completion_call,
+    hosts,
+    posting,
+)
 from rftkit.graders import endpoint as endpoint_module
 from rftkit.graders import judge as judge_module
 
@@ -402,8 +410,8 @@ class TestSecrets:
     def test_private_addresses_are_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         for host in ("127.0.0.1", "10.1.2.3", "[::1]", "169.254.169.254", "localhost", "0.0.0.0"):
-            assert posting.is_private(f"http://{host}:80/x")
-        assert not posting.is_private("http://8.8.8.8/")
+            assert hosts.is_private(f"http://{host}:80/x")
+        assert not hosts.is_private("http://8.8.8.8/")
 
     def test_the_time_limit_holds_for_the_whole_answer(
         self, monkeypatch: pytest.MonkeyPatch
