@@ -17,7 +17,7 @@ from typing import Any
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
 from rftkit.server.engine.values import Completion, Thinking, TrainGroup
-from rftkit.server.training.transcripts import episode_sample, said
+from rftkit.server.training.transcripts import said, with_transcript
 
 __all__ = [
     "ATTEMPTS",
@@ -288,10 +288,8 @@ def sample_of(
 ) -> Sample:
     """What a grader sees: the answer, its tool calls and, in `choices`, the reasoning.
 
-    Of an episode see `transcripts.episode_sample`.
+    Of an episode see `transcripts.with_transcript`.
     """
-    if completion.turns:
-        return episode_sample(completion, row, response_format, model)
     text, calls = said(completion, row)
     sample = Sample.from_text(
         text,
@@ -300,8 +298,8 @@ def sample_of(
         tool_calls=calls,
         model=model,
     )
-    if not completion.reasoning:
-        return sample
-    [choice] = sample.to_dict()["choices"]
-    choice["message"]["reasoning_content"] = completion.reasoning
-    return dataclasses.replace(sample, choices=[choice])
+    if completion.reasoning:
+        [choice] = sample.to_dict()["choices"]
+        choice["message"]["reasoning_content"] = completion.reasoning
+        sample = dataclasses.replace(sample, choices=[choice])
+    return with_transcript(sample, completion, row) if completion.turns else sample

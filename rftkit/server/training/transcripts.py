@@ -7,7 +7,7 @@ the kind is answer, error or failed. Not here: making calls.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rftkit.graders import Sample
@@ -15,7 +15,7 @@ from rftkit.rows import Row
 from rftkit.server.engine.call_forms import tool_calls_in
 from rftkit.server.engine.values import Completion, Turn
 
-__all__ = ["answered", "episode_sample", "messages", "said"]
+__all__ = ["answered", "messages", "said", "with_transcript"]
 
 Json = dict[str, Any]
 
@@ -64,30 +64,15 @@ def messages(completion: Completion, row: Row) -> list[Json]:
     return [*found, last]
 
 
-def episode_sample(
-    completion: Completion,
-    row: Row,
-    response_format: Mapping[str, Any] | None,
-    model: str | None,
-) -> Sample:
-    """What a grader sees of an episode.
+def with_transcript(sample: Sample, completion: Completion, row: Row) -> Sample:
+    """What a grader sees of an episode, from what it sees of its last answer.
 
     `output_text` is the last answer. `output_tools`, and `choices[0].message.tool_calls`, are all
     calls of the episode; `choices[0].messages` is all that was said after the prompt.
     """
-    text, last = said(completion, row)
-    sample = Sample.from_text(
-        text,
-        response_format=response_format,
-        truncated=completion.stop_reason == "length",
-        tool_calls=last,
-        model=model,
-    )
     before = [_call(each) for turn in completion.turns for each in turn.calls if each["name"]]
     [choice] = sample.to_dict()["choices"]
-    if completion.reasoning:
-        choice["message"]["reasoning_content"] = completion.reasoning
-    if calls := [*before, *last]:
+    if calls := [*before, *sample.output_tools]:
         choice["message"]["tool_calls"] = calls
     choice["messages"] = messages(completion, row)
     return dataclasses.replace(sample, output_tools=calls, choices=[choice])
