@@ -21,6 +21,7 @@ from rftkit.graders.judge import Judge, answer_format, closed_object
 from rftkit.graders.outcome import Fault, Sample, Scored
 from rftkit.graders.template import compile_template, lone_path, look_up
 from rftkit.graders.types import Criterion
+from rftkit.rows import kind_of
 
 __all__ = [
     "MAX_CRITERIA",
@@ -87,7 +88,7 @@ def read_criteria(value: Any) -> list[Criterion]:
     if not isinstance(value, list) or not value:
         raise InputError(
             'a rubric is a list of criteria, such as [{"text": "Names the clause", "weight": 2}]; '
-            f"found {_kind(value)}"
+            f"found {kind_of(value)}"
         )
     if len(value) > MAX_CRITERIA:
         raise InputError(f"a rubric has at most {MAX_CRITERIA} criteria, found {len(value)}")
@@ -168,7 +169,7 @@ def _criterion(value: Any, place: int) -> Criterion:
     given = {"text": value} if isinstance(value, str) else value
     if not isinstance(given, Mapping):
         raise InputError(
-            f"criterion {place + 1} must be an object or a text, found {_kind(value)}",
+            f"criterion {place + 1} must be an object or a text, found {kind_of(value)}",
             param=f"[{place}]",
         )
     try:
@@ -236,10 +237,3 @@ def _verdict(given: Any) -> tuple[bool | None, str]:
         return None, ""
     said = given.get("verdict")
     return VERDICTS.get(said) if isinstance(said, str) else None, str(given.get("reason") or "")
-
-
-def _kind(value: Any) -> str:
-    if value == []:
-        return "an empty list"
-    names: dict[type, str] = {type(None): "null", dict: "an object", list: "a list", str: "text"}
-    return names.get(type(value), f"a {type(value).__name__}")

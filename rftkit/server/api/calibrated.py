@@ -14,7 +14,7 @@ from typing import Any
 
 from rftkit.errors import InputError, PlatformError, RequestError
 from rftkit.graders import Calibration, Standing, read_calibration, stands
-from rftkit.graders.calibrations import PREFIX
+from rftkit.graders.calibrations import PREFIX, judges
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
 from rftkit.server.training.knobs import Knobs
@@ -67,6 +67,8 @@ def standings(
     platform: Platform, spec: dict[str, Any], metadata: dict[str, str] | None
 ) -> list[Standing]:
     """Whether each judge of a grader is calibrated; none for a grader without judges."""
+    if not judges(spec):
+        return []
     floor = Knobs(metadata or {}).number(FLOOR)
     return stands(spec, _known(platform), floor)
 
