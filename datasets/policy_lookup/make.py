@@ -67,6 +67,7 @@ def main(folder: Path) -> None:
                     "messages": [{"role": "user", "content": PROMPT.format(
                         company=company, question=question)}],
                     "tools": [TOOL],
+                    "parallel_tool_calls": False,
                     "compliant": source["LABELS"][mark],
                     "explanation": source["explanation"](topic, mark, sentence),
                     "topic": topic.name,
@@ -84,18 +85,18 @@ def main(folder: Path) -> None:
 
 
 def transcript(row: Json, question: str, found: str) -> Json:
-    """The row with a search for its question, what the search finds, and the right answer.
-
-    The call is written as a model writes it whose answers follow a response format: as JSON.
-    """
-    call = {"name": "search_policy", "arguments": {"query": question.removesuffix("?")}}
+    """The row with a search for its question, what the search finds, and the right answer."""
+    query = json.dumps({"query": question.removesuffix("?")})
+    call = {"id": "call_1", "type": "function", "function": {
+        "name": "search_policy", "arguments": query}}  # fmt: skip
     answer = {"compliant": row["compliant"], "explanation": row["explanation"]}
     told = [
-        {"role": "assistant", "content": json.dumps(call)},
+        {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": found},
         {"role": "assistant", "content": json.dumps(answer)},
     ]
-    return {"messages": [*row["messages"], *told], "tools": row["tools"]}
+    shown = {key: row[key] for key in ("tools", "parallel_tool_calls")}
+    return {"messages": [*row["messages"], *told], **shown}
 
 
 def write(path: Path, rows: list[Json]) -> None:

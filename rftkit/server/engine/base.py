@@ -27,6 +27,7 @@ from rftkit.server.engine.values import (
     TrainGroup,
     TrainSettings,
 )
+from rftkit.server.engine.written_calls import CallForm
 
 __all__ = ["Engine", "Environment", "Listener", "Sampling", "ServingEngine"]
 
@@ -111,6 +112,11 @@ class Engine(Protocol):
     """Budget for the keys of completions that decode together, and for what a backward pass
     keeps; measured when the engine starts. A job sets it to that of its plan. None: the server
     decides."""
+
+    @property
+    def call_form(self) -> CallForm:
+        """How the model's chat template writes a call."""
+        ...
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -80,6 +80,7 @@ _NAMED = re.compile(
     r"\s*(?:```json)?\s*(?P<arguments>\{.*\})\s*(?:```)?",
     re.DOTALL,
 )
+_NAME = re.compile(r"[\w./-]+")
 _FUNCTION = re.compile(r'<function=(?P<name>[^>\n]+)>|<invoke name="(?P<invoked>[^"\n]+)">')
 _KEY = re.compile(r'<parameter=(?P<key>[^>\n]+)>|<parameter name="(?P<named>[^"\n]+)"[^>\n]*>')
 _PYTHON = re.compile(r"\[?\s*([\w.]+)\(")
@@ -281,7 +282,8 @@ def _parameters(inside: str, function: Json) -> Json | None:
 
 def _glm_call(body: str, known: Json) -> list[Found]:
     name, *parts = body.split("<arg_key>")
-    if (name := name.strip()) not in known:
+    name = name.strip()
+    if name not in known or not _NAME.fullmatch(name):  # any text is known to an attempt
         return []
     given = {}
     for part in parts:

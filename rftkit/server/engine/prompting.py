@@ -7,6 +7,7 @@ from typing import Any
 
 from rftkit.server.engine import observed, prompts
 from rftkit.server.engine.values import Text
+from rftkit.server.engine.written_calls import CallForm, call_form
 
 __all__ = ["Prompting"]
 
@@ -38,6 +39,11 @@ class Prompting:
         return prompts.conversation(
             self.tokenizer, messages, trained, tools, thinking, end_ids=self.eos_ids
         )
+
+    @property
+    def call_form(self) -> CallForm:
+        """See Engine.call_form."""
+        return call_form(self.tokenizer, self.eos_ids)
 
     def observed(
         self,

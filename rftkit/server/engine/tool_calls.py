@@ -4,27 +4,37 @@ A forced answer is one call as `{"name": …, "arguments": {…}}`, or a list of
 several, and nothing else, whatever form the model's chat template has for calls (`calls_schema`).
 Arguments follow the `parameters` of their function, without the keywords that constrained decoding
 cannot follow. Where the model decides (`optional_calls`), a `<tool_call>` that it opens is such a
-call, and the only allowed one ends the answer. Not here: reading calls that a model made at will
-(`call_forms`).
+call, and the only allowed one ends the answer. Where answers follow a response format
+(`answer_or_calls`), calls are written as the chat template writes them. Not here: reading calls
+that a model made at will (`call_forms`), and how a template writes them (`written_calls`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rftkit.formats import closed_schema
 from rftkit.server.engine.call_forms import CALL_END, CALL_START, call_id
 from rftkit.server.engine.values import SEPARATORS
+from rftkit.server.engine.written_calls import CallForm
 
-__all__ = ["calls_schema", "forced_calls_in", "marks_calls", "optional_calls"]
+__all__ = [
+    "answer_or_calls",
+    "calls_schema",
+    "forced_calls_in",
+    "marks_calls",
+    "optional_calls",
+]
 
 Json = dict[str, Any]
 
 MOST_CALLS = 8
 """Of one forced answer: a list has to end."""
+SHAPE: Json = {"name": "name", "arguments": {}}
+"""A call as one JSON object, of the function "name" with the arguments {}."""
 HEAD = re.compile(r'[\[,\s]*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
 
 
@@ -66,20 +76,92 @@ def optional_calls(tools: list[Json], *, most: int | None = None) -> str | None:
         for each in functions
     ]
     call = {**_call_defs(given), "$ref": "#/$defs/call"}
-    call["x-guidance"] = {**SEPARATORS, **call["x-guidance"]}
     return "\n".join(
         [
             "answer: FREE | call" if most == 1 else "answer: call* FREE",
             f"call: opening LINE? body LINE? {json.dumps(CALL_END)}",
             f"opening[lazy]: /(?s:.*){CALL_START}/",
-            f"body: %json {json.dumps(call)}",
+            f"body: {_json(call)}",
             f"FREE: /(?s:.*)/ & ~/(?s:.*){CALL_START}(?s:.*)/",
             "LINE: /\\n/",
         ]
     )
 
 
-def _call_defs(functions: list[Json]) -> Json:
+def answer_or_calls(
+    schema: Json, tools: Sequence[Json], form: CallForm, *, most: int | None = None
+) -> str:
+    """The rules of an answer that follows a schema, or calls functions and says nothing else.
+
+    They are in llguidance's Lark and define an `answer`.
+
+    Args:
+        schema: of an answer that calls none.
+        tools: as chat completions spell them.
+        form: how the model's chat template writes a call.
+        most: how many calls an answer may have; None for as many as the template can write.
+    """
+    functions = [tool.get("function", tool) for tool in tools]
+    if (shape := _shape(form)) is not None:
+        call = {**_call_defs(functions, shape), "$ref": "#/$defs/call"}
+        rules = ["answer: reply | call", f"call: {_json(call)}"]
+    elif form.between is None:
+        names = " | ".join(_literal(form.before + each["name"], form) for each in functions)
+        control = ",".join(str(number) for _, number in form.control)
+        more = f" (<[{control}]> TEXT)*" if control else ""
+        rules = ["answer: reply | call", f"call: ({names}) TEXT{more}", "TEXT: /(?s:.*)/"]
+    else:
+        rules = _written_rules(functions, form, 1 if form.again is None else most or MOST_CALLS)
+    return "\n".join([*rules, f"reply: {_json(schema)}"])
+
+
+def _written_rules(functions: Sequence[Json], form: CallForm, most: int) -> list[str]:
+    """The rules of calls whose arguments are JSON, with a text of the template around them."""
+
+    def choice(start: str) -> str:
+        heads = [_literal(f"{start}{each['name']}{form.between}", form) for each in functions]
+        return " | ".join(f"{head} given_{n}" for n, head in enumerate(heads))
+
+    more = [f"further: {choice(form.again or '')}"] if most > 1 else []
+    repeated = f" further{{0,{most - 1}}}" if most > 1 else ""
+    lenient = {"x-guidance": {"lenient": True}}
+    given = [_json({**_arguments(each, "#"), **lenient}) for each in functions]
+    return [
+        f"answer: reply | first{repeated} {_literal(form.after, form)}",
+        f"first: {choice(form.before)}",
+        *more,
+        *(f"given_{n}: {rule}" for n, rule in enumerate(given)),
+    ]
+
+
+def _shape(form: CallForm) -> Json | None:
+    """A call that is one JSON object and no more, of the function "name" with the arguments {}."""
+    try:
+        value = json.loads(f"{form.before}name{form.between}{{}}{form.after}")
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _json(schema: Json) -> str:
+    """A rule for JSON, written as wherever decoding is constrained."""
+    words = {**SEPARATORS, **schema.get("x-guidance", {})}
+    return f"%json {json.dumps({**schema, 'x-guidance': words})}"
+
+
+def _literal(text: str, form: CallForm) -> str:
+    """A text as rules spell it; its control tokens are named by their ids."""
+    ids = dict(form.control)
+    pattern = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
+    parts = re.split(f"({pattern})", text) if pattern else [text]
+    return " ".join(
+        f"<[{ids[part]}]>" if part in ids else json.dumps(part, ensure_ascii=False)
+        for part in parts
+        if part
+    )
+
+
+def _call_defs(functions: Sequence[Json], shape: Json = SHAPE) -> Json:
     """The `$defs` of a schema, `call` among them: a call of one of these functions."""
     places = [f"arguments_{number}" for number in range(len(functions))]
     call = {
@@ -87,10 +169,12 @@ def _call_defs(functions: list[Json]) -> Json:
             {
                 "type": "object",
                 "properties": {
-                    "name": {"const": function["name"]},
-                    "arguments": {"$ref": f"#/$defs/{place}"},
+                    key: {"$ref": f"#/$defs/{place}"}
+                    if value == {}
+                    else {"const": function["name"] if value == "name" else value}
+                    for key, value in shape.items()
                 },
-                "required": ["name", "arguments"],
+                "required": list(shape),
                 "additionalProperties": False,
             }
             for place, function in zip(places, functions, strict=True)

@@ -15,6 +15,7 @@ from rftkit.graders import AnswerField, CompiledGrader, answer_fields, reference
 from rftkit.lineage import origin_of
 from rftkit.rows import Row
 from rftkit.server.engine.base import Engine
+from rftkit.server.engine.written_calls import CallForm
 from rftkit.server.store.records import Job
 from rftkit.server.store.store import Store
 from rftkit.server.training.accounts import JudgeAccount
@@ -26,6 +27,7 @@ from rftkit.server.training.history import History
 from rftkit.server.training.journal import Journal
 from rftkit.server.training.offline_plan import OfflinePlan
 from rftkit.server.training.plan import CommonPlan, Plan
+from rftkit.server.training.rollout import schema_of
 from rftkit.tools import Tools
 
 __all__ = ["AnyRun", "Check", "OfflineRun", "RftRun", "Run", "Stopped", "Watch", "unwatched"]
@@ -144,6 +146,18 @@ class Run(Generic[P]):
         """The token ids of a row's prompt."""
         with self.watch(f"the chat template of {self.model_base}, given line {row.line},"):
             return self.engine.encode(row.messages, row.tools, self.plan.thinking)
+
+    def schema(self, row: Row) -> str | None:
+        """What decoding must follow where it answers a row; see `rollout.schema_of`."""
+        if self.response_format is None or not row.tools:
+            return schema_of(self.response_format)
+        most = 1 if row.item.get("parallel_tool_calls") is False else None
+        return schema_of(self.response_format, row.tools, self._call_form, most_calls=most)
+
+    @cached_property
+    def _call_form(self) -> CallForm:
+        with self.watch(f"the chat template of {self.model_base}, given tool calls,"):
+            return self.engine.call_form
 
     @cached_property
     def answer_fields(self) -> list[AnswerField]:

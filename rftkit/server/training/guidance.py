@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from rftkit.graders.references import reference_answer
 from rftkit.server.engine.values import Completion
-from rftkit.server.training import rollout, sampling
+from rftkit.server.training import sampling
 from rftkit.server.training.advantages import Leaf
 from rftkit.server.training.context import RftRun
 from rftkit.server.training.rollout import Group, Rollout
@@ -90,8 +90,7 @@ def _given(run: RftRun, group: Group) -> Completion | None:
     text = reference_answer(row.item, run.response_format, grader=run.grader.spec)
     if text is None:
         return None
-    schema = rollout.schema_of(run.response_format, row.tools)
-    tokens = run.engine.given(text, schema)
+    tokens = run.engine.given(text, run.schema(row))
     if tokens is None or len(tokens) > run.plan.most_tokens(len(group.prompt_ids)):
         return None
     return Completion(tokens, text, [0.0] * len(tokens), "stop")

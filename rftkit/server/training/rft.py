@@ -195,7 +195,7 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
         floor=plan.advantage_floor,
     )
     spread = credited(run) if plan.credit == "fields" else None
-    kept = rollout.train_groups(groups, run.response_format, plan.reasoning_after, rank, spread)
+    kept = rollout.train_groups(groups, run.schema, plan.reasoning_after, rank, spread)
     if not kept:
         return None
     settings = plan.train_settings(guarded_rate(plan, step, groups))

@@ -16,7 +16,9 @@ from typing import Any
 
 from rftkit.graders import CompiledGrader, Grade, Sample
 from rftkit.rows import Row
+from rftkit.server.engine.tool_calls import answer_or_calls
 from rftkit.server.engine.values import Completion, Thinking, TrainGroup
+from rftkit.server.engine.written_calls import JSON_CALL, CallForm
 from rftkit.server.training.transcripts import said, with_transcript
 
 __all__ = [
@@ -163,7 +165,7 @@ def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
 
 def train_groups(
     groups: Sequence[Group],
-    response_format: Mapping[str, Any] | None,
+    schema: Callable[[Row], str | None],
     thinking: Callable[[int], Thinking | None],
     rank: Callable[[Sequence[Grade]], list[float | None]],
     spread: Callable[[Sequence[Rollout]], list[list[float]]] | None = None,
@@ -172,7 +174,7 @@ def train_groups(
 
     Args:
         groups: of a step.
-        response_format: of the job.
+        schema: what decoding followed where it answered a row.
         thinking: how completions begin, by the tokens of their prompt; as they were sampled.
         rank: the advantages of a group's grades, guided completions last.
         spread: the advantage of each token of a group's members; None: its completion's.
@@ -194,7 +196,7 @@ def train_groups(
             tokens_G_T=[completion.tokens for completion, *_ in kept],
             sampling_logprobs_G_T=[completion.sampling_logprobs for completion, *_ in kept],
             advantages_G=[advantage for _, advantage, _, _ in kept],
-            schema=schema_of(response_format, group.row.tools),
+            schema=schema(group.row),
             thinking=thinking(len(group.prompt_ids)),
             guided_G=[is_guided for _, _, is_guided, _ in kept] if group.guided else [],
             advantages_G_T=[row for *_, row in kept] if rows else [],
@@ -209,11 +211,16 @@ def train_groups(
 
 
 def schema_of(
-    response_format: Mapping[str, Any] | None, tools: Sequence[Mapping[str, Any]] | None = None
+    response_format: Mapping[str, Any] | None,
+    tools: Sequence[dict[str, Any]] | None = None,
+    form: CallForm = JSON_CALL,
+    *,
+    most_calls: int | None = None,
 ) -> str | None:
-    """The JSON schema (as text) that decoding must follow, or None for free text.
+    """What decoding must follow: a JSON schema as text, or rules; None for free text.
 
-    Where there are tools, an answer may also be a call of one of them, as a JSON object.
+    Where there are tools, an answer may also call them instead, in the `form` of the model's chat
+    template: the form that supervised training teaches.
     """
     if response_format is None or response_format.get("type") == "text":
         return None
@@ -221,24 +228,8 @@ def schema_of(
     if response_format["type"] == "json_schema":
         schema = response_format["json_schema"].get("schema", {})
     if tools:
-        shared: dict[str, Any] = {
-            key: schema[key] for key in ("$defs", "definitions") if key in schema
-        }
-        schema = {**shared, "anyOf": [schema, *map(_call_schema, tools)]}
+        return answer_or_calls(schema, tools, form, most=most_calls)
     return json.dumps(schema)
-
-
-def _call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = tool.get("function", tool)
-    arguments = function.get("parameters") or {"type": "object"}
-    if "$ref" in json.dumps(arguments):  # it would point into another schema here
-        arguments = {"type": "object"}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
 
 
 def group_to_dict(group: Group) -> dict[str, Any]:

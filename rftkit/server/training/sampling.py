@@ -254,7 +254,7 @@ def sampled(
             seeds=[(run.plan.seed, plan.draw, row.line, index) for index in range(plan.num)],
             max_tokens=run.plan.most_tokens(len(prompt)),
             temperature=plan.temperature,
-            schema=rollout.schema_of(run.response_format, row.tools),
+            schema=run.schema(row),
             thinking=run.plan.reasoning_after(len(prompt)),
             room=run.plan.room_after(len(prompt)),
         )

@@ -96,7 +96,9 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
         form = closed_format(request.response_format)
         if request.must_call:
             schema: str | None = calls_schema(tools, request.must_call, most=most)
-        elif (schema := schema_of(form, tools)) is None and tools:
+        elif not tools:
+            schema = schema_of(form)
+        elif (schema := schema_of(form, tools, engine.call_form, most_calls=most)) is None:
             param = "tools"
             schema = optional_calls(tools, most=most) if marks_calls(engine.tokenizer) else None
         if schema is not None:
