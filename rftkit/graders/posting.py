@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from rftkit.backoff import backoff_seconds
-from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
+from rftkit.backoff import backoff_seconds, retry_after
+from rftkit.graders.calls import Abandoned, Calls, if_abandoned
 from rftkit.graders.hosts import OF_MACHINE, addresses, is_of_machine, is_public
 
 __all__ = [
@@ -120,7 +120,7 @@ class Target:
                 raise
             except Exception as error:
                 return NO_ANSWER, f"{type(error).__name__}: {error}".encode(), 0.0
-            return status, answer, retry_after(rest[0] if rest else None)
+            return status, answer, retry_after(rest[0] if rest else None) or 0.0
 
         return self._calls.run(call, deadline - time.monotonic())
 
