@@ -115,10 +115,11 @@ def text_tokens(engine: ServingEngine, text: str | list[int], number: int) -> li
     Raises:
         InputError: when it is too long, or has tokens that the model does not know.
     """
-    tokens = text
     if isinstance(text, str):
         _check_length(engine, text, "input")
-        tokens = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens: list[int] = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        tokens = text
     if not 0 < len(tokens) <= engine.context_tokens:
         raise InputError(
             f"input {number} has {len(tokens)} tokens; the model takes 1 to "
@@ -127,4 +128,4 @@ def text_tokens(engine: ServingEngine, text: str | list[int], number: int) -> li
         )
     if not all(0 <= token < engine.num_tokens for token in tokens):
         raise InputError(f"input {number} has unknown token ids", param="input")
-    return list(tokens)
+    return tokens
