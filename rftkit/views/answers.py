@@ -179,7 +179,7 @@ def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> Html:
     """A grade's sub-rewards, errors, the reason for a missing reward, and a cut answer."""
     lines = []
     if truncated and grade.get("outcome") != "unscorable":
-        lines.append("! cut off at the token limit: what there is of it was graded")
+        lines.append("! cut off at the token limit: the part before the cut was graded")
     if grade.get("outcome") == "failed":
         lines.append("! the grader failed, so this answer has no reward")
     elif grade.get("outcome") == "unscorable":
