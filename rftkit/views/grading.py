@@ -36,9 +36,7 @@ Line = Mapping[str, Any]
 SAME = 0.0005
 MARKS = {"graded": "✓ graded", "failed": "! the grader failed", "unscorable": "? unscorable"}
 STALE = dict.fromkeys(MARKS, "– from the previous grader")
-STALE_NOTE = (
-    "This grader cannot be used. The grades below are from the previous grader."
-)
+STALE_NOTE = "This grader cannot be used. The grades below are from the previous grader."
 _STALE = html('<p class="rk-warn" role="status">! {}</p>', STALE_NOTE)
 _FRAME = re.compile(r'File "grader\.py", line (\d+)')
 

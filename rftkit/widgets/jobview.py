@@ -170,9 +170,7 @@ class JobView:
         try:
             samples = evals.fetch(self._client, self.follow.job["id"])
         except (APIError, RftkitError):
-            return views.note(
-                "No validation answers to show. A job has them only with a grader."
-            )
+            return views.note("No validation answers to show. A job has them only with a grader.")
         steps = {run.step: run.label for run in samples.runs}
         if step is not None and step not in steps:
             return views.note(f"The validation at step {step} has no answers yet.")
