@@ -54,7 +54,7 @@ def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
     shared = _shared_instructions(rows)
     names = titles([row["item"] for row in rows])
     cards = [
-        _card(index, name, row, shared)
+        _card(row.get("line") or index, name, row, shared)
         for index, (name, row) in enumerate(zip(names, rows, strict=True), start=1)
     ]
     sorts = [("-change", "largest gain first"), ("change", "largest loss first")]

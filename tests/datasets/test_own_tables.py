@@ -19,6 +19,7 @@ from rftkit.datasets import Columns
 from rftkit.datasets.columns import answer_names, plain_name
 from rftkit.errors import InputError
 from rftkit.widgets import GraderLab, RowBrowser, RowMaker
+from rftkit.widgets.rowsource import FileSource
 
 CASES = (
     ("The May invoice lists the licence twice, please correct it.", "billing", "charged twice"),
@@ -184,7 +185,7 @@ def test_any_columns_can_be_typed_as_the_answer(record: dict[str, str]) -> None:
 
 SPREADSHEETS = {
     "sep=;\r\n": ("Text; Due\r\n", "hello;2026-01-02\r\n"),
-    "": ('"Letter, as\nscanned",Due , "Amount\n(EUR)",,\n', "hello,2026-01-02,12,,\n"),
+    "": ('"Letter, as\nscanned",Due ,"Amount\n(EUR)",,\n', "hello,2026-01-02,12,,\n"),
 }
 
 
@@ -226,6 +227,34 @@ def test_the_panel_makes_the_same_rows(tickets: Path, monkeypatch: pytest.Monkey
     assert Path("again.jsonl").read_bytes() == Path("tickets-rows.jsonl").read_bytes()
     maker._go.click()
     assert "exists already" in maker.error
+
+
+def test_rows_that_are_still_counted_are_shown_once_they_are(
+    tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FileSource):
+        """A file whose index is not there at first."""
+
+        is_complete = False
+
+        def __len__(self) -> int:
+            return len(self.rows) if self.is_complete else 0
+
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    browser = RowBrowser(tickets)
+    browser.widget()
+    assert browser._maker is not None
+    sources: list[Slow] = []
+    monkeypatch.setattr(
+        "rftkit.widgets.rowbrowser.source_of",
+        lambda path: sources.append(Slow(datasets.open(path))) or sources[0],
+    )
+    browser._maker._go.click()
+    assert "0 rows so far" in browser._count.value
+    sources[0].is_complete = True
+    assert browser.wait(10)
+    assert "1 to 15 of 20 rows" in browser._count.value
+    browser.close()
 
 
 def test_the_panel_splits_the_rows_into_a_folder_as_well(
