@@ -235,8 +235,8 @@ class RunCompare(Panel):
         last = first + len(keys)
         self._count.value = note(f"{first + 1 if keys else 0} to {last} of {len(found):,} rows")
         one = len(self._jumps.links.get(self.only, ())) == 1
-        shown = note(f"{'Row' if one else 'Rows'} {self.only}") + self._scrolling
-        self._selection.value = shown if self.only else Html()
+        chosen = note(f"{'Row' if one else 'Rows'} {self.only}") + self._scrolling
+        self._selection.value = chosen if self.only else Html()
         self._all.layout.display = "" if self.only else "none"
         self._back.disabled, self._next.disabled = first == 0, last >= len(found)
 
