@@ -75,8 +75,7 @@ CLIPPED = """where => {
       let inner = false;
       for (let up = e.parentElement; up && up !== root; up = up.parentElement)
         inner ||= scrolls(up);
-      const named = e.matches('button, .widget-label');
-      const cut = style.overflowX !== 'visible' && (named || style.textOverflow !== 'ellipsis')
+      const cut = style.overflowX !== 'visible' && style.textOverflow !== 'ellipsis'
         && !scrolls(e) && !e.matches('input') && e.scrollWidth > e.clientWidth + 1;
       if (!inner && (box.right > limit || cut))
         found.push(`${e.tagName}.${e.className}: ${(e.innerText ?? '').slice(0, 60)}`);
@@ -89,8 +88,7 @@ CLIPPED = """where => {
 def clipped(page: Any, within: str) -> list[str]:
     """Elements of which a part is cut off at the side, inside those that the selector finds.
 
-    What scrolls in a box of its own is not cut off, and an ellipsis says that there is more, but
-    not in the names of controls.
+    What scrolls in a box of its own is not cut off, and an ellipsis says that there is more.
     """
     found: list[str] = page.evaluate(CLIPPED, within)
     return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rftkit.cli.console import Format, Grader, Json, print_json, rewrite_line, table
+from rftkit.cli.console import Format, Grader, Json, ToolsFile, print_json, rewrite_line, table
 from rftkit.errors import InputError
 from rftkit.wholefile import check_output
 
@@ -45,6 +45,7 @@ def check(
     ] = None,
     grader: Grader = None,
     response_format: Format = None,
+    tools: ToolsFile = None,
     model: Annotated[
         str | None,
         typer.Option(help="Count tokens for this model; with a grader, also sample answers."),
@@ -74,6 +75,7 @@ def check(
 
     spec = datasets.read_json(grader) if grader else None
     answer_format = datasets.read_json(response_format) if response_format else None
+    entries = datasets.read_tools(tools) if tools else None
     if dataset:
         if data or valid or test:
             raise InputError("use either --dataset or the paths of files, not both")
@@ -85,12 +87,13 @@ def check(
             lacking = f"{given.name} has no {' and no '.join(given.missing)}"
         data, valid, test = given.train, valid or given.valid, test or given.test
         spec, answer_format = spec or given.grader, answer_format or given.response_format
+        entries = entries or given.tools
     if data is None:
         raise InputError(
             "there is nothing to check; type: rftkit check DATA, or rftkit check --dataset NAME"
         )
     for out in filter(None, (html, useful)):
-        check_output(out, [data, valid, test, grader, response_format])
+        check_output(out, [data, valid, test, grader, response_format, tools])
     if html and useful:
         check_output(useful, [html])
     if useful and not (spec and model and rows):
@@ -104,6 +107,7 @@ def check(
         method=method,
         grader=spec,
         response_format=answer_format,
+        tools=entries,
         model=model,
         near_duplicates=not quick,
         progress=_progress,

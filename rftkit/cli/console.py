@@ -47,6 +47,14 @@ Format = Annotated[
         "--response-format", "-f", help="JSON file of a response format that constrains answers."
     ),
 ]
+ToolsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tools",
+        metavar="FILE",
+        help="Where the calls of the rows' tools go: JSON [{name, server_url, headers}].",
+    ),
+]
 PromptFile = Annotated[
     Path | None,
     typer.Option(

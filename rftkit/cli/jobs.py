@@ -15,6 +15,7 @@ from rftkit.cli.console import (
     Json,
     Pairs,
     PromptFile,
+    ToolsFile,
     parse_pairs,
     parse_values,
     print_json,
@@ -112,13 +113,7 @@ def create_job(
             help="Stored with the job; some are settings, such as tuning=full. Repeatable.",
         ),
     ] = None,
-    tools: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Where the calls of the rows' tools go: JSON [{name, server_url, headers}].",
-        ),
-    ] = None,
+    tools: ToolsFile = None,
     max_episode_steps: Annotated[
         int | None, typer.Option(help="Most turns of a rollout that calls tools.", min=1)
     ] = None,

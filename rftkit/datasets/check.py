@@ -9,7 +9,7 @@ model runs: `learnability` tests whether a model can learn from the rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from rftkit.datasets.references import format_is_open, format_needed, reference_
 from rftkit.datasets.repeats import NO_NEAR, Part, conflicts, folded_leaks, near_repeats, repeats
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.scan import ScanTask, Tally, tally
+from rftkit.datasets.toolrows import tool_findings
 from rftkit.graders import validate
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def check(
     method: str | None = None,
     grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     model: str | None = None,
     near_duplicates: bool = True,
     processes: int | None = None,
@@ -61,13 +63,15 @@ def check(
             that the form of most rows in `train` fits.
         grader: Grader spec, as on the wire; a malformed one raises GraderSpecError.
         response_format: The response format of the job.
+        tools: The tools of the job, whose names must match the functions of the rows.
         model: Count tokens with this model's tokenizer and compare them with its context.
         near_duplicates: Also find rows that are nearly the same; this doubles the time.
         processes: Worker processes; by default one per core for large files, none for small ones.
         progress: Called regularly with the rows scanned and the rows found so far.
 
     Raises:
-        InputError: A source is missing or cannot be read to its end, or there is no such method.
+        InputError: A source is missing or cannot be read to its end, there is no such method, or
+            an entry of `tools` is malformed.
     """
     form = None if method is None else form_for(method)
     spec = validate(grader) if grader is not None else None
@@ -92,6 +96,7 @@ def check(
         findings += near_repeats(parts) if near else folded_leaks(parts)
         if near_duplicates and not near:
             findings.append(NO_NEAR)
+        findings += tool_findings(parts, tools)
         findings += format_is_open(response_format)
         if spec is not None:
             findings += format_needed(spec, response_format)

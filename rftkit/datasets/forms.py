@@ -54,7 +54,7 @@ WORDS: Mapping[Form, str] = {
 }
 """Form -> what messages call one row."""
 KEYS: Mapping[Form, frozenset[str]] = {
-    "reinforcement": frozenset({"messages", "tools"}),
+    "reinforcement": frozenset({"messages", "tools", "parallel_tool_calls"}),
     "supervised": EXAMPLE_KEYS,
     "preference": PREFERENCE_KEYS | set(SPELLINGS),
 }

@@ -27,6 +27,7 @@ from rftkit.graders import check_item_paths, reference_answer, types
 from rftkit.rows import Row
 
 __all__ = [
+    "MALFORMED",
     "MAX_LISTED",
     "Found",
     "KeyTally",
@@ -43,6 +44,8 @@ MAX_LISTED = 100
 MAX_VALUES = 50
 """A key with more distinct values than this is free text or an id, not a label."""
 MAX_VALUE_CHARS = 60
+MALFORMED = ""
+"""Stands for the name of a function that has none."""
 COLUMNS = ("numbers", "prompts", "folds", "labels", "chars")
 """The lists of a tally with one number for each usable row."""
 
@@ -131,6 +134,8 @@ class Tally:
     blank: dict[str, Found] = field(default_factory=dict)
     """Kind of missing text (see `blanks`) -> its rows."""
     personal: dict[str, Found] = field(default_factory=dict)
+    functions: dict[str, Found] = field(default_factory=dict)
+    """Name of a function that rows show their model -> these rows."""
     keys: dict[str, KeyTally] = field(default_factory=dict)
     numbers: list[Any] = field(default_factory=list)
     """Numbers of the usable rows; the arrays below have one entry per usable row."""
@@ -149,7 +154,7 @@ class Tally:
         """Add the counts of later rows."""
         self.num_rows += other.num_rows
         self.refused.add(other.refused)
-        for name in ("lacking", "blank", "personal"):
+        for name in ("lacking", "blank", "personal", "functions"):
             mine = getattr(self, name)
             for kind, found in getattr(other, name).items():
                 mine.setdefault(kind, Found()).add(found)
@@ -196,6 +201,8 @@ def _column(
 ) -> tuple[int, int, int, int, int]:
     if task.grader is not None and form_of_row(row) == "reinforcement":
         _note_lacking(each.number, row.item, task.grader, counts)
+    for name in _functions(row):
+        counts.functions.setdefault(name, Found()).note(each.number)
     for kind in blanks(row, task.grader):
         counts.blank.setdefault(kind, Found()).note(each.number)
     for key, value in row.item.items():
@@ -212,6 +219,17 @@ def _column(
         _hash(answer.encode("utf-8", "replace")) if answer else 0,
         chars,
     )
+
+
+def _functions(row: Row) -> set[str]:
+    """The names of the functions that the model is shown."""
+    tools = row.tools or []
+    functions = [
+        tool.get("function", tool) if isinstance(tool, dict) else None
+        for tool in (tools if isinstance(tools, list) else [None])
+    ]
+    names = [each.get("name") if isinstance(each, dict) else None for each in functions]
+    return {name if isinstance(name, str) and name else MALFORMED for name in names}
 
 
 def answer_of(

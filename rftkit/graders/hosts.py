@@ -12,7 +12,14 @@ import ipaddress
 import socket
 from urllib.parse import urlsplit
 
-__all__ = ["OF_MACHINE", "addresses", "is_of_machine", "is_private", "is_public"]
+__all__ = [
+    "OF_MACHINE",
+    "addresses",
+    "describes_machine",
+    "is_of_machine",
+    "is_private",
+    "is_public",
+]
 
 OF_MACHINE = (
     "the address is link-local or that of a cloud's metadata service, which describes this machine "
@@ -34,7 +41,7 @@ def is_of_machine(url: str, *, ask_names: bool = False) -> bool:
         return True
     with contextlib.suppress(OSError):
         found = addresses(_host(url) or "", 0 if ask_names else socket.AI_NUMERICHOST)
-        return any(_describes_machine(_unwrapped(each)) for each in found)
+        return any(map(describes_machine, found))
     return False
 
 
@@ -49,6 +56,11 @@ def is_public(address: str) -> bool:
     """Whether an IP address is of the internet: not of this machine, its network or its cloud."""
     found = _unwrapped(address)
     return found.is_global and not found.is_multicast and not _describes_machine(found)
+
+
+def describes_machine(address: str) -> bool:
+    """Whether an IP address is link-local or of a metadata service."""
+    return _describes_machine(_unwrapped(address))
 
 
 def _describes_machine(address: Address) -> bool:

@@ -8,18 +8,27 @@ sent and what an answer means is up to the caller (`endpoint`, and `tools` outsi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from rftkit.backoff import backoff_seconds, retry_after
-from rftkit.graders.calls import Abandoned, Calls, if_abandoned
-from rftkit.graders.hosts import OF_MACHINE, addresses, is_of_machine, is_public
+from rftkit.backoff import backoff_seconds
+from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
+from rftkit.graders.hosts import (
+    OF_MACHINE,
+    addresses,
+    describes_machine,
+    is_of_machine,
+    is_public,
+)
 
 __all__ = [
     "ATTEMPTS",
@@ -44,6 +53,8 @@ MAX_BYTES = 1_000_000
 TIMEOUT_SECONDS = 600.0
 """Of all tries together."""
 FIRST_PAUSE_SECONDS = 0.5
+CONNECT_SECONDS = 5.0
+"""To find out whether something listens at one of several addresses of a name."""
 NO_ANSWER = 599
 """In place of a status, when there was no answer; the body then says why."""
 
@@ -120,7 +131,7 @@ class Target:
                 raise
             except Exception as error:
                 return NO_ANSWER, f"{type(error).__name__}: {error}".encode(), 0.0
-            return status, answer, retry_after(rest[0] if rest else None) or 0.0
+            return status, answer, retry_after(rest[0] if rest else None)
 
         return self._calls.run(call, deadline - time.monotonic())
 
@@ -174,32 +185,51 @@ def checked(
 ) -> tuple[str, dict[str, Any]]:
     """The URL to call, and options of the call; its name is looked up for every call anew.
 
-    With `public_only`, the address that was found to be public is the one that is called.
+    The address that was found to be allowed is the one that is called, unless a proxy looks it up.
 
     Raises:
         PermissionError: with `public_only`, the address is of this machine or network.
         ValueError: the address is of a metadata service.
-        OSError: with `public_only`, there is no address.
+        OSError: there is no address.
     """
-    if public_only:
-        return _pinned(url, headers)
-    if is_of_machine(url, ask_names=True):
+    if is_of_machine(url):
         raise ValueError(OF_MACHINE)
-    return url, {"headers": dict(headers)}
+    if not public_only and _has_proxy(url):
+        if is_of_machine(url, ask_names=True):
+            raise ValueError(OF_MACHINE)
+        return url, {"headers": dict(headers)}
+    return _pinned(url, headers, public_only)
 
 
-def _pinned(url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, Any]]:
+def _pinned(url: str, headers: Mapping[str, str], public_only: bool) -> tuple[str, dict[str, Any]]:
     """The URL with an address in place of the name, so that the name is not looked up again."""
     parts = urlsplit(url)
     name = parts.hostname or ""
     found = addresses(name)
-    if not all(map(is_public, found)):
+    if public_only and not all(map(is_public, found)):
         raise PermissionError(f"{name} is an address of this machine or network")
+    if any(map(describes_machine, found)):
+        raise ValueError(OF_MACHINE)
+    address = _answering(found, parts.port or (443 if parts.scheme == "https" else 80))
     port = f":{parts.port}" if parts.port else ""
-    host = f"[{found[0]}]" if ":" in found[0] else found[0]
+    host = f"[{address}]" if ":" in address else address
     pinned = parts._replace(netloc=f"{host}{port}").geturl()
     given = {**headers, "Host": parts.netloc.rpartition("@")[2]}
     return pinned, {"headers": given, "extensions": {"sni_hostname": name}}
+
+
+def _answering(found: list[str], port: int) -> str:
+    """The first address at which something listens: `localhost` has two, servers often one."""
+    for address in found if len(found) > 1 else ():
+        with contextlib.suppress(OSError):
+            socket.create_connection((address, port), CONNECT_SECONDS).close()
+            return address
+    return found[0]
+
+
+def _has_proxy(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
 
 
 @functools.cache

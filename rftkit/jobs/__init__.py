@@ -45,6 +45,7 @@ from rftkit.jobs.preflight import (
     check_data,
     check_grader,
     check_learnability,
+    check_tools,
     require,
 )
 from rftkit.jobs.progress import Progress
@@ -71,6 +72,7 @@ __all__ = [
     "check_data",
     "check_grader",
     "check_learnability",
+    "check_tools",
     "checkpoints",
     "compact",
     "create",

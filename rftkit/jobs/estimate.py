@@ -1,4 +1,4 @@
-"""What a job would take, from the events of its probe: time, memory, judge tokens, cost.
+"""What a job would take, from the events of its probe: time, memory, judge tokens, calls, cost.
 
 A probe takes two steps (`rftkit.jobs.probe`). The sum assumes that the other steps are like these;
 answers that get longer while the model learns make it too low, shorter ones too high. Not here:
@@ -7,6 +7,7 @@ running the probe, and prices, which are given.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,33 @@ from rftkit.errors import InputError
 from rftkit.jobs.jobs import Event
 from rftkit.jobs.metrics import step_metrics
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Calls", "Episodes", "Estimate", "estimate"]
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Calls of one tool."""
+
+    num: float
+    """In the whole job, validations included."""
+    median_seconds: float | None
+    """Of a call, retries included; None: the probe made none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """What rollouts with tools take; all of it is part of the seconds of steps."""
+
+    calls: dict[str, Calls]
+    """By the name of the function."""
+    turns_mean: float
+    """Of a rollout."""
+    tokens_mean: float
+    """Sampled by a rollout in all of its turns."""
+    waiting_seconds: tuple[float, float]
+    """Of a step, from low to high: so long everything waited for tools, and nothing was sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +66,8 @@ class Estimate:
     """Model of a model grader -> prompt and completion tokens of the whole job."""
     hyperparameters: Json
     """Every setting as the platform resolved it."""
+    episodes: Episodes | None = None
+    """Of a job with tools."""
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -107,7 +134,42 @@ def estimate(events: Iterable[Event]) -> Estimate:
         device_memory_bytes=found["device_memory_bytes"],
         judge_tokens=_judge_tokens(metrics, total, validations * share),
         hyperparameters=settings,
+        episodes=_episodes(metrics, settings, total, validations * rows),
     )
+
+
+def _episodes(
+    metrics: dict[int, Json], settings: Json, total_steps: int, validated_rows: float
+) -> Episodes | None:
+    """From the steps that were taken; `validated_rows` counts a row once for each validation."""
+    steps = [data for step, data in sorted(metrics.items()) if step and "tools" in data]
+    if not steps:
+        return None
+    baseline = metrics.get(0, {})
+    trained = total_steps * settings["batch_size"] * settings["completions_per_prompt"]
+    validated = validated_rows * settings["eval_samples"]
+    waiting = [data["timing"]["step"].get("waiting", 0.0) for data in steps]
+    names = dict.fromkeys(line["name"] for data in steps for line in data["tools"])
+    return Episodes(
+        calls={
+            name: Calls(
+                trained * (_of_tool(steps, name, "train_calls_per_rollout_mean") or 0.0)
+                + validated * (_of_tool([baseline], name, "valid_calls_per_rollout_mean") or 0.0),
+                _of_tool(steps, name, "train_latency_median"),
+            )
+            for name in names
+        },
+        turns_mean=statistics.fmean(data["learning"]["turns_mean"] or 0.0 for data in steps),
+        tokens_mean=statistics.fmean(data["completion_tokens_mean"] for data in steps),
+        waiting_seconds=(min(waiting), max(waiting)),
+    )
+
+
+def _of_tool(steps: Iterable[Json], name: str, key: str) -> float | None:
+    """The mean of a figure of a tool; None where no step has it."""
+    lines = [line for data in steps for line in data.get("tools", ()) if line["name"] == name]
+    known = [line[key] for line in lines if line.get(key) is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _ready_seconds(events: list[Event]) -> float:

@@ -3,6 +3,7 @@
     data            the dataset check: rows, template paths, reference answers
     grader          what cheap cheats earn compared with honest answers
     calibration     has anybody compared the grader's judges with people?
+    tools           do the servers of the job's tools answer?
     learnability    do the answers of the base model differ in reward? from the steps of a probe
 
 A check that is not ok stops the start until you override it by name. The checks themselves are in
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHECKS", "Check", "check_calibration", "check_data", "check_grader", "check_learnability",
-    "require",
+    "check_tools", "require",
 ]  # fmt: skip
 
-CHECKS = ("data", "grader", "calibration", "learnability")
+CHECKS = ("data", "tools", "grader", "calibration", "learnability")
 AUDITED_ROWS = 50
 
 State = Literal["ok", "warning", "error", "not checked"]
@@ -87,12 +88,15 @@ def check_data(
     *,
     grader: Mapping[str, Any] | None = None,
     response_format: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     method: Method = "reinforcement",
 ) -> Check:
     """Run the dataset check on the files of a job of this method."""
     from rftkit.datasets import check
 
-    found = check(train, valid, method=method, grader=grader, response_format=response_format)
+    found = check(
+        train, valid, method=method, grader=grader, response_format=response_format, tools=tools
+    )
     by_severity = {
         severity: [each for each in found.findings if each.severity == severity]
         for severity in ("error", "warning")
@@ -141,6 +145,29 @@ def check_grader(
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         return Check("grader", "warning", findings[0] + more, findings)
     return Check("grader", "ok", f"no cheat pays on {found.num_rows} rows")
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]]) -> Check:
+    """Whether the servers of a job's tools answer, as seen from this machine; no tool is called.
+
+    Servers that the platform starts itself are left out.
+    """
+    from rftkit.tools import ToolFailed, reach
+
+    reached, failed = [], []
+    for each in tools:
+        name, url = str(each.get("server_label") or each.get("name")), each.get("server_url")
+        if not isinstance(url, str) or not url.startswith("http"):
+            continue
+        try:
+            reach(name, url)
+            reached.append(name)
+        except ToolFailed as error:
+            failed.append(str(error))
+    if failed:
+        return Check("tools", "error", failed[0], tuple(failed))
+    answer = f"{', '.join(reached)} {'answers' if len(reached) == 1 else 'answer'}"
+    return Check("tools", "ok", answer if reached else "the platform starts their servers itself")
 
 
 def check_calibration(client: OpenAI, grader: Mapping[str, Any], floor: float = 0.0) -> Check:

@@ -5,6 +5,7 @@
     ToolFailed                  the tool's server failed: so has the rollout, which is never a zero
     open_tools                  the Tools of a job's `tools` entries
     try_tool                    one call outside of a job
+    reach                       whether a server is there
     check_tools, mask_tools     those entries: checked, and without their secrets
     serve, ToolError            Python functions as a tool server, for notebooks
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rftkit.tools.entries import check_tools, mask_tools
     from rftkit.tools.functions import ToolError
     from rftkit.tools.serving import Served, serve
-    from rftkit.tools.toolbox import Tools, open_tools, try_tool
+    from rftkit.tools.toolbox import Tools, open_tools, reach, try_tool
     from rftkit.tools.values import ToolCall, ToolFailed, ToolReply, ToolServer
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "check_tools",
     "mask_tools",
     "open_tools",
+    "reach",
     "serve",
     "try_tool",
 ]
@@ -45,7 +47,7 @@ _HOMES = {
     "entries": ("check_tools", "mask_tools"),
     "functions": ("ToolError",),
     "serving": ("Served", "serve"),
-    "toolbox": ("Tools", "open_tools", "try_tool"),
+    "toolbox": ("Tools", "open_tools", "reach", "try_tool"),
     "values": ("ToolCall", "ToolFailed", "ToolReply", "ToolServer"),
 }
 __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
+import shutil
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -33,6 +36,7 @@ from rftkit.graders.posting import (
     secrets_in,
 )
 from rftkit.safetext import redacted
+from rftkit.tools import relay
 from rftkit.tools.entries import server_label
 from rftkit.tools.http_server import CALLS_A_SECOND
 from rftkit.tools.values import Json, ToolCall, ToolFailed
@@ -48,13 +52,15 @@ MOST_LISTED = 2000
 MOST_FUNCTIONS = 128
 """As many as a chat may have."""
 MOST_ANSWER_BYTES = 8 * MAX_BYTES
-"""Of one HTTP answer, or of one event of a stream."""
+"""Of one HTTP answer, one event of a stream, or one line of a command."""
 LOSS = re.compile(
     r"connection closed|session (id )?(is |was |has been |has )?"
     r"(not found|unknown|terminated|expired|closed)"
     r"|(no|not a) valid session",
     re.IGNORECASE,
 )
+STRUCTURE = ("type", "name", "required", "$ref", "format")
+"""Keys of a definition whose texts are no prose."""
 GIVEN_URL = "rftkit_url"
 SHOWN = 300
 
@@ -83,10 +89,11 @@ class McpServer:
         self._lock = threading.Lock()
         self._session: _Session | None = None
         self._is_closed = False
-        threading.Thread(target=self._loop.run_forever, name="mcp", daemon=True).start()
+        threading.Thread(target=_run, args=[self._loop], name="mcp", daemon=True).start()
         try:
             listed = self._surely(_list, OPENING_SECONDS)
-            self._mcp_names, self._definitions = _functions(self._allowed(listed))
+            self._mcp_names, definitions = _functions(self._allowed(listed))
+            self._definitions: list[Json] = [_hidden(each, self._secrets) for each in definitions]
         except BaseException:
             self.close()
             raise
@@ -125,7 +132,8 @@ class McpServer:
             session, self._session = self._session, None
         if session is not None:
             session.end()
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with contextlib.suppress(RuntimeError):  # it was closed before
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _surely(self, ask: Any, seconds: float, tool: str | None = None) -> Any:
         """What `ask(client)` returns, with another connection if one is lost.
@@ -198,7 +206,7 @@ class McpServer:
             command = settings.mcp_servers().get(self._label)
             if command is None:
                 raise ConnectionError(f"RFTKIT_MCP_SERVERS names no server {self._label!r}")
-            parameters = StdioServerParameters(**command)
+            parameters = StdioServerParameters(**_limited(command))
             with open(os.devnull, "w") as silent:
                 async with Client(stdio_client(parameters, errlog=silent)) as client:
                     yield client
@@ -250,6 +258,21 @@ class McpServer:
         return found
 
 
+def _limited(command: Json) -> Json:
+    """The command of an operator, run so that no line of its output is without a limit.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    path = (command.get("env") or {}).get("PATH")
+    given = command["command"]
+    program = given if os.path.dirname(given) else shutil.which(given, path=path)
+    if program is None:
+        raise FileNotFoundError(f"there is no program {given!r}")
+    argv = [relay.__file__, str(MOST_ANSWER_BYTES), program, *command.get("args", [])]
+    return {**command, "command": sys.executable, "args": argv}
+
+
 class _Session:
     """One connection: a task opens it, keeps it and closes it, as the SDK's task groups demand."""
 
@@ -271,7 +294,8 @@ class _Session:
 
     def end(self) -> None:
         """Close the connection and what was started for it, and wait for that."""
-        self._loop.call_soon_threadsafe(self._ended.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the connection
+            self._loop.call_soon_threadsafe(self._ended.set)
         if not self._client.done():
             self._task.cancel()
         if not self._gone.wait(ENDING_SECONDS):
@@ -293,6 +317,26 @@ class _Session:
                 raise
         finally:
             self._gone.set()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped, and leave nothing of it behind.
+
+    A task that is left for the garbage collector is reported there, with a traceback: Python 3.11
+    parses source to write one, which breaks whatever parses source at that moment.
+    """
+    try:
+        loop.run_forever()
+        loop.run_until_complete(_cancel_all(asyncio.all_tasks(loop)))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+async def _cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _unchecked(name: str, result: Any) -> None:
@@ -353,6 +397,20 @@ def _functions(tools: list[Any]) -> tuple[dict[str, str], list[Json]]:
             function["description"] = tool.description
         definitions.append({"type": "function", "function": function})
     return names, definitions
+
+
+def _hidden(value: Any, secrets: list[str]) -> Any:
+    """A definition whose texts do not repeat what was sent in headers."""
+    if isinstance(value, str):
+        return redacted(value, secrets)
+    if isinstance(value, list):
+        return [_hidden(each, secrets) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: each if key in STRUCTURE and not isinstance(each, dict) else _hidden(each, secrets)
+        for key, each in value.items()
+    }
 
 
 def _text(result: Any) -> str:

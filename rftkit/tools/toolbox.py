@@ -25,7 +25,7 @@ from rftkit.tools.http_server import CALLS_A_SECOND, HttpServer, json_object, re
 from rftkit.tools.serving import Served, serve
 from rftkit.tools.values import Json, ToolCall, ToolFailed, ToolReply, ToolServer
 
-__all__ = ["Tools", "open_tools", "try_tool"]
+__all__ = ["Tools", "open_tools", "reach", "try_tool"]
 
 REACH_SECONDS = 5.0
 
@@ -219,7 +219,7 @@ def _opened(
             known = ", ".join(each["name"] for each in own[url].entries)
             raise InputError(f"{url} has no function {entry['name']!r}; it has {known}")
         return [(entry["name"], HttpServer(given, pace=pace))]
-    _reach(str(entry["name"]), url)
+    reach(str(entry["name"]), url)
     return [(entry["name"], HttpServer(entry, pace=pace, private=private))]
 
 
@@ -238,8 +238,12 @@ def _check_address(entry: Mapping[str, Any], private: bool) -> None:
         )
 
 
-def _reach(name: str, url: str) -> None:
-    """Connect once, so that a server that is not there fails the job and not every rollout."""
+def reach(name: str, url: str) -> None:
+    """Connect once, so that a server that is not there fails the job and not every rollout.
+
+    Raises:
+        ToolFailed: nothing answers.
+    """
     parts = urlsplit(url)
     if parts.scheme in getproxies():
         return

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -45,8 +46,7 @@ def checklist(checks: Sequence[Check], overridden: Collection[str] = ()) -> Html
     head = html_each('<th scope="col">{}</th>', ("check", "status", "result"))
     return wrap(
         html(
-            '<div class="rk-scroll"><table class="rk-checklist"><thead><tr>{}</tr></thead>'
-            "<tbody>{}</tbody></table></div>",
+            '<table class="rk-checklist"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
             head,
             rows,
         ),
@@ -91,6 +91,7 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
         facts.append(("GPU memory", f"{estimate.device_memory_bytes / 2**30:.1f} GiB"))
     for model, (prompt, said) in estimate.judge_tokens.items():
         facts.append((f"Tokens of {model}", f"{prompt:,.0f} in, {said:,.0f} out"))
+    facts += _episode_facts(estimate)
     if cost[1] > 0:
         facts.append(("Cost", _span(f"${cost[0]:,.2f}", f"${cost[1]:,.2f}")))
     tiles = join(
@@ -108,6 +109,21 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
     return wrap(
         html('<div class="rk-tiles">{}</div><p class="rk-note">{}</p>', tiles, basis), plain=plain
     )
+
+
+def _episode_facts(estimate: Estimate) -> list[tuple[str, str]]:
+    """What a job with tools has more."""
+    found = estimate.episodes
+    if found is None:
+        return []
+    facts = []
+    for name, calls in found.calls.items():
+        each = calls.median_seconds
+        seconds = "" if each is None else f", {number(each, 2)} s each"
+        facts.append((f"Calls of {name}", f"{calls.num:,.0f}{seconds}"))
+    length = f"{number(found.turns_mean, 1)} turns, {found.tokens_mean:,.0f} tokens"
+    low, high = (number(each, 2) for each in found.waiting_seconds)
+    return [*facts, ("A rollout", length), ("A step waits for tools", f"{_span(low, high)} s")]
 
 
 def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
@@ -133,7 +149,7 @@ def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
 
 def _check_row(check: Check, is_overridden: bool) -> Html:
     mark, tone = MARKS[check.state]
-    if is_overridden and not check.is_green:
+    if is_overridden:
         mark += ", overridden"
     details = html_each("<li>{}</li>", check.details)
     folded = (
@@ -179,7 +195,7 @@ def _python(value: Any, indent: int) -> str:
         return flat
     pad, close = " " * (indent + 4), " " * indent
     if isinstance(value, dict):
-        inner = [f"{pad}{k!r}: {_python(v, indent + 4)}," for k, v in value.items()]
+        inner = [f"{pad}{json.dumps(k)}: {_python(v, indent + 4)}," for k, v in value.items()]
         return "\n".join(["{", *inner, f"{close}}}"])
     inner = [f"{pad}{_python(each, indent + 4)}," for each in value]
     return "\n".join(["[", *inner, f"{close}]"])

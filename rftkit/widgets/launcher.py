@@ -22,6 +22,7 @@ from rftkit.errors import InputError
 from rftkit.graders import judges
 from rftkit.hyperparameters import EVERY, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
+from rftkit.tools import mask_tools
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, copyable, html, join, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["JobLauncher"]
 
 PROBE_POLL_SECONDS = 0.25
-SPECS = ("grader", "response_format")
+SPECS = ("grader", "response_format", "tools")
 OWN_FILES = "(your own files)"
 SECTIONS = {"checklist": "Checklist", "settings": "Settings", "request": "Request", "code": "Code"}
 
@@ -50,10 +51,10 @@ class JobLauncher(Panel):
         dataset: a bundled dataset's name, or a folder with train.jsonl, valid.jsonl, grader.json.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
         state: `method`, `train`, `valid`, `model`, `grader`, `response_format`,
-            `hyperparameters`, `metadata`, `suffix`, `seed`, `overridden`, and the prices of `cost`.
-            `grader` and `response_format` may be paths, as `GraderLab.save` returns them. A
-            supervised or dpo job needs neither, nor `valid`; with them a platform of rftkit
-            measures its checkpoints.
+            `tools`, `max_episode_steps`, `hyperparameters`, `metadata`, `suffix`, `seed`,
+            `overridden`, and the prices of `cost`. `grader`, `response_format` and `tools` may be
+            paths, as `GraderLab.save` returns them. A supervised or dpo job needs none of them,
+            nor `valid`; with grader and format a platform of rftkit measures its checkpoints.
     """
 
     dataset = Unicode("", help="Name or folder of the dataset that fills the form.")
@@ -63,6 +64,8 @@ class JobLauncher(Panel):
     model = Unicode("smollm2-135m-instruct", help="Base or fine-tuned model.")
     grader = Dict(help="Grader, as on the wire.")
     response_format = Dict(allow_none=True, default_value=None, help="Constrains every answer.")
+    tools = List(Dict(), help="Where calls go: [{name, server_url, headers}]; see rftkit.tools.")
+    max_episode_steps = Int(None, allow_none=True, help="Most turns of a rollout with tools.")
     hyperparameters = Dict(help="The hyperparameters that are not auto.")
     metadata = Dict(help="Pairs of text, for settings that have no field in the protocol.")
     suffix = Unicode("", help="Part of the new model's name.")
@@ -116,11 +119,15 @@ class JobLauncher(Panel):
         """The names of the checks.
 
         A service without probes cannot check learnability, and only a reinforcement job learns from
-        its grader.
+        its grader and calls tools.
         """
         names = CHECKS if self._has_probes else CHECKS[:-1]
-        of_grader = {"grader": self._learns_from_grader, "calibration": self._asks_judge}
-        return [each for each in names if of_grader.get(each, True)]
+        only_if = {
+            "grader": self._learns_from_grader,
+            "calibration": self._asks_judge,
+            "tools": self._learns_from_grader and bool(self.tools),
+        }
+        return [each for each in names if only_if.get(each, True)]
 
     @property
     def _asks_judge(self) -> bool:
@@ -135,12 +142,14 @@ class JobLauncher(Panel):
         return bool(self.method == "reinforcement")
 
     def request(self) -> dict[str, Any]:
-        """The request body; files without an id appear as their paths."""
+        """The request body; files without an id appear as paths, headers of tools as asterisks."""
         graded = {"grader": self.grader, "response_format": self.response_format}
         graded = {name: value for name, value in graded.items() if value}
         inner, metadata = {"hyperparameters": self.hyperparameters}, self.metadata
         if self._learns_from_grader:
-            inner = {**graded, **inner}
+            inner = {**graded, **self._episodes(), **inner}
+            if self.tools:
+                inner["tools"] = mask_tools(self.tools)
         else:  # they measure its checkpoints
             metadata = {**metadata, **{name: jobs.compact(each) for name, each in graded.items()}}
         body = {
@@ -258,21 +267,25 @@ class JobLauncher(Panel):
 
         train, valid = self._path("train"), self._path("valid") if self.valid else None
         answers = self.response_format
+        tools = self.tools if self._learns_from_grader else []
         data = jobs.check_data(
-            train, valid, method=self._method, grader=self.grader or None, response_format=answers
-        )
+            train, valid, method=self._method, grader=self.grader or None, response_format=answers,
+            tools=tools or None,
+        )  # fmt: skip
         if not self._learns_from_grader:
             return [data]
+        found = [data, jobs.check_tools(tools)] if tools else [data]
         if data.state == "error":
-            return [data, Check("grader", "not checked", "fix the data first")]
+            return [*found, Check("grader", "not checked", "fix the data first")]
         task.report("Grading cheats …")
         items = [row.item for row in self._rows("train")]
         audited = jobs.check_grader(
             self.grader, items, response_format=self.response_format, complete=judge_call()
         )
-        if not self._asks_judge:
-            return [data, audited]
-        return [data, audited, jobs.check_calibration(self._client, self.grader)]
+        found.append(audited)
+        if self._asks_judge:
+            found.append(jobs.check_calibration(self._client, self.grader))
+        return found
 
     def _take_checks(self, checks: Sequence[Check]) -> None:
         self._checks |= {check.name: check for check in checks}
@@ -313,7 +326,13 @@ class JobLauncher(Panel):
             "metadata": self.metadata or None,
             "suffix": self.suffix or None,
             "seed": self.seed,
+            **(self._episodes() if self._learns_from_grader else {}),
         }
+
+    def _episodes(self) -> dict[str, Any]:
+        """What a job with tools has more than others."""
+        given = {"tools": self.tools, "max_episode_steps": self.max_episode_steps}
+        return {name: value for name, value in given.items() if value} if self.tools else {}
 
     def _path(self, name: str) -> Path:
         """The local path of a file; an uploaded file is downloaded."""
@@ -344,7 +363,7 @@ class JobLauncher(Panel):
         from rftkit import datasets
 
         read = {
-            name: datasets.read_json(value)
+            name: (datasets.read_tools if name == "tools" else datasets.read_json)(value)
             for name, value in values.items()
             if name in SPECS and isinstance(value, str | Path)
         }
@@ -361,9 +380,9 @@ class JobLauncher(Panel):
             taken = METHODS[self.method]
             kept = {name: value for name, value in self.hyperparameters.items() if name in taken}
             self.hyperparameters = kept
-        if names & {"method", "train", "valid", "grader", "response_format"}:
+        if names & _CHECKED:
             self._checks.clear()
-        if names & {"method", "train", "valid", "grader", "response_format", *_ESTIMATED_FROM}:
+        if names & {*_CHECKED, *_ESTIMATED_FROM}:
             self._checks.pop("learnability", None)
             self._estimate = None
 
@@ -388,7 +407,7 @@ class JobLauncher(Panel):
         )
         self._json = {
             name: ipywidgets.Textarea(description=label, continuous_update=False, rows=6, **_wide())
-            for name, label in (("grader", "Grader"), ("response_format", "Format"))
+            for name, label in zip(SPECS, ("Grader", "Format", "Tools"), strict=True)
         }
         for name, area in self._json.items():
             area.observe(lambda _, name=name: self._guard(lambda: self._read_json(name)), "value")
@@ -421,7 +440,7 @@ class JobLauncher(Panel):
         self._monitored = ipywidgets.VBox()
         self._more = more = ipywidgets.Accordion(
             [
-                ipywidgets.VBox([each for n in SPECS for each in (self._picker(n), self._json[n])]),
+                ipywidgets.VBox(self._specs()),
                 ipywidgets.VBox([*self._hyperparameter_fields.values(), self._fields["metadata"]]),
             ],
             titles=("", "Hyperparameters"),
@@ -448,9 +467,16 @@ class JobLauncher(Panel):
         field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
         return field
 
+    def _specs(self) -> list[ipywidgets.Widget]:
+        """The fields of what is given as JSON; those of tools disappear where no job calls them."""
+        fields = [each for name in SPECS[:2] for each in (self._picker(name), self._json[name])]
+        turns = self._fields["max_episode_steps"]
+        self._of_tools = ipywidgets.VBox([self._picker("tools"), self._json["tools"], turns])
+        return [*fields, self._of_tools]
+
     def _picker(self, name: str) -> ipywidgets.Combobox:
         """A field for the path of a JSON file, such as one that GraderLab saved."""
-        label = "Grader file" if name == "grader" else "Format file"
+        label = {"grader": "Grader file", "tools": "Tools file"}.get(name, "Format file")
         files = [str(each) for each in sorted(Path().glob("*.json"))]
         pick = ipywidgets.Combobox(
             options=files,
@@ -492,8 +518,8 @@ class JobLauncher(Panel):
 
     def _read_field(self, name: str) -> None:
         typed = self._fields[name].value.strip()
-        if name == "seed":
-            self._take(name, _number(typed, "seed") if typed else None)
+        if name in ("seed", "max_episode_steps"):
+            self._take(name, _number(typed, name) if typed else None)
         else:
             self._take(name, _pairs(typed) if name == "metadata" else typed)
 
@@ -510,9 +536,19 @@ class JobLauncher(Panel):
             value = json.loads(typed) if typed else None
         except ValueError as error:
             raise InputError(f"{name} is not JSON: {error}") from None
+        if name == "tools":
+            if value is not None and not isinstance(value, list):
+                raise InputError("tools must be a JSON list of {name, server_url, headers}")
+            self._take(name, self._unmasked(value or []))
+            return
         if value is not None and not isinstance(value, dict):
             raise InputError(f"{name} must be one JSON object")
         self._take(name, value or ({} if name == "grader" else None))
+
+    def _unmasked(self, entries: list[Any]) -> list[Any]:
+        """Entries with the headers that they had before the form showed them as asterisks."""
+        shown = mask_tools(self.tools)
+        return [self.tools[shown.index(entry)] if entry in shown else entry for entry in entries]
 
     def _press_start(self) -> None:
         """Start the job once: a second click on the same settings starts no second one."""
@@ -565,13 +601,16 @@ class JobLauncher(Panel):
             field.value = str(self.hyperparameters.get(name, ""))
             field.layout.display = "" if name in METHODS[self.method] else "none"
         use = "" if self._learns_from_grader else ", to measure its checkpoints (optional)"
-        self._more.set_title(0, f"Grader and response format{use}")
+        and_tools = ", response format and tools" if self._learns_from_grader else ""
+        self._more.set_title(0, f"Grader{and_tools or ' and response format'}{use}")
+        self._of_tools.layout.display = "" if self._learns_from_grader else "none"
         for name, area in self._json.items():
-            value = getattr(self, name)
+            value = mask_tools(self.tools) if name == "tools" else getattr(self, name)
             area.value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
         held = {check.name for check in self.checks if not check.is_green}
         for name, box in self._overrides.items():
             box.value = name in self.overridden
+            box.layout.display = "" if name in self._names else "none"
             box.layout.display = "" if name in held else "none"
         is_blocked = not held <= set(self.overridden)
         self._go.disabled = is_blocked or self._is_started()
@@ -583,7 +622,8 @@ _NO_PROBE = (
     "This service does not support probes, so it cannot estimate time and cost, or report what "
     "auto means. It would run and bill the whole job."
 )
-_ESTIMATED_FROM = ("model", "hyperparameters", "metadata")
+_CHECKED = {"method", "train", "valid", *SPECS}
+_ESTIMATED_FROM = ("model", "hyperparameters", "metadata", "max_episode_steps")
 _METHOD_OF = {"reinforcement": "reinforcement", "supervised": "supervised", "preference": "dpo"}
 """Form of a dataset's rows -> the method of its jobs."""
 _METHODS = (
@@ -597,6 +637,7 @@ _TEXTS = {
     "suffix": "Suffix",
     "seed": "Seed",
     "metadata": "metadata",
+    "max_episode_steps": "Turns",
 }
 
 
@@ -629,6 +670,7 @@ def _dataset_state(name: str) -> dict[str, Any]:
         "valid": str(found.valid or ""),
         "grader": found.grader or {},
         "response_format": found.response_format,
+        "tools": found.tools or [],
     }
 
 

@@ -305,3 +305,39 @@ def test_rows_in_are_rows_kept_and_rows_named(
         kept = [each for each in opened if each.row]
     assert facts.num_rows == len(kept) + named
     json.dumps(check.to_dict())
+
+
+SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
+SERVER = {"name": "search", "server_url": "http://127.0.0.1:9/"}
+
+
+@pytest.mark.parametrize(
+    ("tools", "code", "words"),
+    [
+        (None, "tools_without_server", "have the functions search, and nothing says where"),
+        ([SERVER], None, ""),
+        ([{**SERVER, "name": "find"}], "unserved_tool", "1 row with the function 'search', and"),
+        ([SERVER, {**SERVER, "name": "find"}], "unshown_tool", "no row has the function find"),
+        ([{"type": "mcp", "server_label": "shop"}], None, ""),
+    ],
+)
+def test_functions_of_rows_and_tools_of_the_job_match(
+    tmp_path: Path, tools: Any, code: str | None, words: str
+) -> None:
+    rows = [{**row(f"say {n}"), "tools": [SEARCH]} for n in range(1)]
+    check = datasets.check(write(tmp_path / "t.jsonl", *rows), tools=tools)
+    found = {each.code: each for each in check.findings if "tool" in each.code}
+    assert bool(found) == (code is not None)
+    if code:
+        assert words in found[code].message
+    assert check.ok == (code != "unserved_tool")
+
+
+def test_tools_that_are_no_functions_are_an_error_with_the_line(tmp_path: Path) -> None:
+    rows = [row("a"), {**row("b"), "tools": [{"name": ""}]}, {**row("c"), "tools": [SERVER]}]
+    check = datasets.check(write(tmp_path / "t.jsonl", *rows), tools=[SERVER])
+    [finding] = [each for each in check.findings if each.severity == "error"]
+    assert finding.code == "malformed_tool"
+    assert finding.places[0].line == 2
+    with pytest.raises(InputError, match="belongs into `tools` of the rows"):
+        datasets.check(write(tmp_path / "u.jsonl", *rows[:1]), tools=[SEARCH])

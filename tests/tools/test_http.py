@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 from fake_tools import definition
 
 from rftkit.graders import posting
-from rftkit.graders.calls import Abandoned
+from rftkit.graders.calls import Abandoned, Calls
 from rftkit.tools import ToolCall, ToolFailed, Tools, open_tools, try_tool
 
 CALL = ToolCall("call_7", "search", '{"query": "x"}')
@@ -147,7 +148,7 @@ def test_a_private_address_that_a_name_hides_is_not_called(
     stub = Stub(lambda number: (200, OUTPUT))
     url = stub.url.replace("127.0.0.1", "localhost")
     entry = {"name": "search", "server_url": url}
-    monkeypatch.setattr("rftkit.tools.toolbox._reach", lambda *_: pytest.fail("connected"))
+    monkeypatch.setattr("rftkit.tools.toolbox.reach", lambda *_: pytest.fail("connected"))
     with pytest.raises(ToolFailed, match="address of this machine"):
         open_tools([entry], private=False)
     monkeypatch.undo()
@@ -240,3 +241,109 @@ def test_a_name_of_a_metadata_service_is_not_called(
     for public_only in (True, False):
         with pytest.raises((PermissionError, ValueError)):
             posting.post(url, {}, b"", public_only=public_only)
+
+
+class Clock:
+    """In place of the module `time`: it moves when somebody pauses."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pause(self, _: Calls, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(posting, "time", clock)
+    monkeypatch.setattr(Calls, "pause", lambda calls, seconds: clock.pause(calls, seconds))
+    return clock
+
+
+def test_a_server_gets_at_most_fifty_calls_a_second(clock: Clock) -> None:
+    """The functions of a server share the limit; another server has its own."""
+    sent: list[float] = []
+    first, second = (Stub(lambda _: (sent.append(clock.now), (200, OUTPUT))[1]) for _ in range(2))
+    names = ("search", "find")
+    entries = [{"name": name, "server_url": first.url} for name in names]
+    with contextlib.closing(
+        open_tools([*entries, {"name": "other", "server_url": second.url}])
+    ) as t:
+        item = {"tools": [definition(name, "query") for name in (*names, "other")]}
+        for number in range(101):
+            call = ToolCall("call_1", names[number % 2], "{}")
+            assert t.call(call, trace_id="trace_1", item=item).text == "found"
+        assert sent == pytest.approx([1000 + number / 50 for number in range(101)])
+        t.call(ToolCall("call_1", "other", "{}"), trace_id="trace_1", item=item)
+        assert sent[-1] == sent[-2], "no pause"
+    for stub in (first, second):
+        stub.server.shutdown()
+        stub.server.server_close()
+
+
+def test_attempts_end_after_ten_minutes(served: Any, clock: Clock) -> None:
+    def say(number: int) -> tuple[int, Any]:
+        clock.now += 400.0
+        return 500, b""
+
+    stub, tools = served(say)
+    with pytest.raises(ToolFailed, match="status 500"):
+        asked(tools)
+    assert len(stub.got) == 2, "a third attempt would begin after ten minutes"
+
+
+def test_a_call_without_an_answer_ends(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert posting.TIMEOUT_SECONDS == 600.0
+    go = threading.Event()
+    _, tools = served(lambda number: (go.wait(20), (200, OUTPUT))[1])
+    monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 0.2)
+    with pytest.raises(ToolFailed, match=r"no answer (within|after)|took longer"):
+        asked(tools)
+    go.set()
+
+
+def test_the_address_that_was_looked_up_is_the_one_that_is_called(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name whose second answer is a metadata service reaches what the first one said."""
+    stub, _ = served((200, OUTPUT))
+    port = stub.server.server_address[1]
+    real = socket.getaddrinfo
+    looked_up: list[Any] = []
+
+    def rebinding(host: Any, *given: Any, **more: Any) -> Any:
+        if host != "innocent.test":
+            return real(host, *given, **more)
+        if more.get("flags"):
+            raise OSError("not a number")
+        looked_up.append(host)
+        address = "127.0.0.1" if len(looked_up) == 1 else "169.254.169.254"
+        return [(2, 1, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr("rftkit.tools.toolbox._check_address", lambda *_: None)
+    status, *_ = posting.post(f"http://innocent.test:{port}/tool", {}, b'{"name": "search"}')
+    assert status == 200
+    assert looked_up == ["innocent.test"]
+    assert stub.headers[-1]["Host"] == f"innocent.test:{port}"
+
+
+def test_a_name_with_several_addresses_reaches_the_one_that_listens(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub, _ = served((200, OUTPUT))
+    port = stub.server.server_address[1]
+    found = [(10, 1, 6, "", ("::1", port)), (2, 1, 6, "", ("127.0.0.1", port))]
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo",
+        lambda host, *a, **k: found if host == "localhost" else real(host, *a, **k),
+    )  # fmt: skip
+    status, *_ = posting.post(f"http://localhost:{port}/tool", {}, b"{}")
+    assert status == 200

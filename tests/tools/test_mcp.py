@@ -265,3 +265,60 @@ def test_a_session_that_the_server_forgot_is_opened_again(
     assert asked(tools, "count", names=["a"]) == ("answer", "1")
     assert server._session is not first
     tools.close()
+
+
+def test_a_line_without_an_end_ends_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("rftkit.tools.mcp_server.MOST_ANSWER_BYTES", 100_000)
+    tools = opened_by_command(
+        tmp_path,
+        monkeypatch,
+        "\n@server.tool()\ndef shout() -> str:\n    return 'x' * 200_000\n",
+    )
+    with pytest.raises(ToolFailed, match="failed 4 times"):
+        asked(tools, "shout")
+    assert asked(tools, "shop_find", query="tea") == ("answer", "found tea")
+    tools.close()
+
+
+def test_a_command_that_does_not_exist_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rftkit.tools.mcp_server.FIRST_PAUSE_SECONDS", 0.0)
+    path = tmp_path / "mcp.json"
+    path.write_text(json.dumps({"mcpServers": {"shop": {"command": "no-such-program"}}}))
+    monkeypatch.setenv("RFTKIT_MCP_SERVERS", str(path))
+    with pytest.raises(ToolFailed, match="there is no program 'no-such-program'"):
+        open_tools(check_tools([{"type": "mcp", "server_label": "shop"}], "tools"))
+
+
+def test_a_call_that_takes_too_long_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rftkit.tools import mcp_server
+
+    assert mcp_server.TIMEOUT_SECONDS == 600.0
+    tools = opened_by_command(
+        tmp_path,
+        monkeypatch,
+        "\n@server.tool()\nasync def sleep() -> str:\n"
+        "    import asyncio\n    await asyncio.sleep(600)\n",
+    )
+    monkeypatch.setattr(mcp_server, "TIMEOUT_SECONDS", 0.3)
+    with pytest.raises(ToolFailed, match="no answer in time"):
+        asked(tools, "sleep")
+    tools.close()
+
+
+def test_a_description_does_not_repeat_a_secret() -> None:
+    from rftkit.tools import mcp_server
+
+    given = {"type": "function", "function": {
+        "name": "secret-key", "description": "made for secret-key",
+        "parameters": {"type": "object", "properties": {"type": {"type": "string",
+            "description": "not secret-key"}}}}}  # fmt: skip
+    shown = mcp_server._hidden(given, ["secret-key"])
+    function = shown["function"]
+    assert function["name"] == "secret-key"
+    assert function["description"] == "made for ********"
+    assert function["parameters"]["properties"]["type"]["description"] == "not ********"

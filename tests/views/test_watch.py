@@ -11,6 +11,7 @@ from sample_job import PROBE, events
 from rftkit import views
 from rftkit.jobs import step_frame
 from rftkit.jobs.estimate import Estimate
+from rftkit.jobs.estimate import estimate as estimate_of
 from rftkit.views import launch
 
 STEPS = step_frame(events()).to_dict("records")
@@ -120,6 +121,35 @@ def test_a_long_estimate_is_read_at_a_glance() -> None:
     for words in ("55:00 to 1:05:00", "3.0 GiB", "20.0 GiB", "1,000,000 in, 50,000 out"):
         assert words in html
     assert "$5.15 to $5.65" in html
+
+
+def test_an_estimate_counts_calls_turns_and_waiting() -> None:
+    base = {"scores": {}, "timing": {"step": {"full_iteration": 4.0, "eval": 2.0}}}
+    line = {"name": "search", "valid_calls_per_rollout_mean": 2.0}
+    baseline = {**base, "step": 0, "tools": [line]}
+    steps = [
+        {
+            **base, "step": step, "completion_tokens_mean": 40.0, "learning": {"turns_mean": 2.5},
+            "timing": {"step": {"full_iteration": 10.0, "waiting": float(step)}},
+            "tools": [{"name": "search", "train_calls_per_rollout_mean": 1.5,
+                       "train_latency_median": 0.2}],
+        }
+        for step in (1, 2)
+    ]  # fmt: skip
+    settings = {
+        "total_steps": 10, "eval_interval": 5, "batch_size": 4, "completions_per_prompt": 8,
+        "eval_samples": 1,
+    }  # fmt: skip
+    probe = {"validated_rows": 4, "host_memory_bytes": 1, "device_memory_bytes": None}
+    data = [{"hyperparameters": settings, "rows": {"valid": 20}}, baseline, *steps]
+    data.append({"probe": probe})
+    found = estimate_of([{"data": each, "created_at": 0, "message": ""} for each in data])
+    assert found.episodes is not None
+    assert found.episodes.calls["search"].num == 10 * 4 * 8 * 1.5 + 3 * 20 * 2
+    assert found.episodes.waiting_seconds == (1.0, 2.0)
+    text = launch.estimated(found)
+    for words in ("600, 0.20 s each", "2.5 turns, 40 tokens", "1.00 to 2.00 s"):
+        assert words in text
 
 
 def test_settings_say_what_auto_means() -> None:

@@ -292,12 +292,45 @@ def test_a_second_click_starts_no_second_job(
     panel.close()
 
 
-def test_a_check_that_is_ok_is_not_called_overridden() -> None:
-    checks = [Check("data", "ok", "8 rows"), Check("grader", "error", "pays")]
-    shown = launch.checklist(checks, ["data", "grader"])
-    assert "✓ ok<" in shown
-    assert "✗ error, overridden" in shown
+def test_a_dataset_with_tools(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    panel = JobLauncher("policy_lookup", client=served.client, model="rftkit-tiny")
+    assert panel.tools == [{"name": "search_policy", "server_url": "rftkit://policy_lookup"}]
+    assert [check.name for check in panel.checks][:3] == ["data", "tools", "grader"]
+    panel.widget()
+    assert panel._of_tools.layout.display == ""
+    panel._fields["max_episode_steps"].value = "4"
+    entry = {"name": "search_policy", "server_url": "http://127.0.0.1:9/", "headers": {
+        "Authorization": "Bearer of-the-tool"}}  # fmt: skip
+    panel._json["tools"].value = json.dumps([entry])
+    assert panel.tools == [entry]
+    assert "of-the-tool" not in panel._json["tools"].value
+    typed = json.loads(panel._json["tools"].value)
+    panel._json["tools"].value = json.dumps(typed)  # what the form shows keeps the header
+    assert panel.tools == [entry]
+    panel._json["tools"].value = "{}"
+    assert "must be a JSON list" in panel.error
+    panel.check()
+    panel.wait()
+    found = {check.name: check for check in panel.checks}
+    assert found["data"].state != "error", found["data"]
+    assert found["tools"].state == "error"
+    assert "nothing answers at 127.0.0.1 port 9" in found["tools"].result
+    assert "of-the-tool" not in panel.to_html(max_bytes=2**30)
+    panel.set(overridden=[check.name for check in panel.checks if not check.is_green])
+    job = served.platform.store.job(panel.start())
+    assert job.method["reinforcement"]["tools"][0]["headers"] == entry["headers"]
+    assert job.method["reinforcement"]["max_episode_steps"] == 4
+    panel._methods.value = "supervised"
+    assert panel._of_tools.layout.display == "none"
+    assert "tools" not in panel.request()["method"]["supervised"]
+    panel.close()
 
 
-def test_the_code_has_names_as_they_are_written() -> None:
-    assert "'fällig': " in launch.client_code({"method": {"fällig": "x" * 90}}, {})
+def test_tools_whose_names_do_not_match_the_rows_are_an_error(served: Served) -> None:
+    panel = JobLauncher("policy_lookup", client=served.client)
+    panel.set(tools=[{"name": "search", "server_url": "http://127.0.0.1:9/"}])
+    panel.check()
+    [data, *_] = panel.checks
+    assert data.state == "error"
+    assert "function 'search_policy', and `tools` of the job has search" in data.result

@@ -13,8 +13,9 @@ from rftkit.graders.template import paths
 from rftkit.server.api import Here, Limit, Reply, Router, repeated
 from rftkit.server.api.files import live_file
 from rftkit.server.api.run_page import HEADERS, run_page
+from rftkit.server.api.run_tools import checked_tools
+from rftkit.server.evals.asking import chat_options
 from rftkit.server.evals.item_schema import check_items
-from rftkit.server.evals.runner import chat_options
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of, kind_of, refusal
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.judge import check_judges
@@ -30,10 +31,10 @@ router = Router(prefix="/evals/{eval_id}/runs")
 Json = dict[str, Any]
 Order = Literal["asc", "desc"]
 SAMPLING = {
-    "completions": {"max_completion_tokens", "reasoning_effort", "response_format", "seed",
-                    "temperature", "tools", "top_p"},
-    "responses": {"max_completion_tokens", "reasoning_effort", "seed", "temperature", "text",
-                  "tools", "top_p"},
+    "completions": {"max_completion_tokens", "max_episode_steps", "reasoning_effort",
+                    "response_format", "seed", "temperature", "tools", "top_p"},
+    "responses": {"max_completion_tokens", "max_episode_steps", "reasoning_effort", "seed",
+                  "temperature", "text", "tools", "top_p"},
 }  # fmt: skip
 
 
@@ -104,7 +105,10 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
     source = body.data_source
     _check_source(here, record, source)
     if source.type != "jsonl" and not _grades_what_is_kept(source):
-        source = source.model_copy(update={"sampling_params": _spelled(source.sampling_params)})
+        sampling = _spelled(source.sampling_params)
+        content = source.source.get("content") or []
+        sampling = checked_tools(here, source.model, sampling, content)
+        source = source.model_copy(update={"sampling_params": sampling})
         _check_sampling(here, source, body.metadata)
     for index, spec in enumerate(record.testing_criteria):
         check_judges(here, spec, f"the eval's testing_criteria[{index}]", param="eval_id")

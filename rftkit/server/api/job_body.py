@@ -30,7 +30,10 @@ from rftkit.tools import check_tools
 
 MethodType = Literal["supervised", "dpo", "reinforcement"]
 
-__all__ = ["JobBody", "checked_hyperparameters", "job_from", "unknown_keys", "useless_metadata"]
+__all__ = [
+    "JobBody", "check_steps", "checked_hyperparameters", "job_from", "unknown_keys",
+    "useless_metadata",
+]  # fmt: skip
 
 KNOWN_IN_METHOD = {
     "reinforcement": (
@@ -272,7 +275,7 @@ def _reinforcement(given: dict[str, Any], private_tools: bool) -> dict[str, Any]
     if "tools" in rest:
         rest["tools"] = check_tools(rest["tools"], f"{where}.tools", private=private_tools)
     if "max_episode_steps" in rest:
-        _check_steps(rest["max_episode_steps"], f"{where}.max_episode_steps")
+        check_steps(rest["max_episode_steps"], f"{where}.max_episode_steps")
     if "grader" not in given:
         raise RequestError(
             f"Missing required parameter: `{where}.grader`.", param=f"{where}.grader"
@@ -287,7 +290,12 @@ def _reinforcement(given: dict[str, Any], private_tools: bool) -> dict[str, Any]
     }
 
 
-def _check_steps(steps: Any, where: str) -> None:
+def check_steps(steps: Any, where: str) -> None:
+    """Refuse a number of turns that no episode can have.
+
+    Raises:
+        RequestError: naming the field `where` it is.
+    """
     is_whole_number = isinstance(steps, int) and not isinstance(steps, bool)
     if not is_whole_number or not 1 <= steps <= MOST_STEPS:
         raise RequestError(

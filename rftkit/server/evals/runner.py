@@ -1,15 +1,14 @@
 """The eval runner: sample the model if the data source requires it, grade, and store the items.
 
 Each run is one task on the server's event loop. Each finished item is stored at once, so after a
-kill the run resumes with the rest. `api.eval_runs` checks requests; `training.eval_records` writes
-the runs of jobs.
+kill the run resumes with the rest. `asking` has the model's answers; `api.eval_runs` checks
+requests; `training.eval_records` writes the runs of jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
@@ -18,18 +17,15 @@ from functools import partial
 from typing import Any
 
 from rftkit import graders
-from rftkit.errors import InputError, RequestError, RftkitError
+from rftkit.errors import InputError, RftkitError
 from rftkit.graders import Sample
-from rftkit.graders.outcome import Fault
-from rftkit.graders.template import compile_template, look_up, paths
 from rftkit.rows import BOM, parse_object
+from rftkit.server.evals.asking import Asking
+from rftkit.server.evals.episodes import Diary
 from rftkit.server.evals.stored_answers import stored_entries
 from rftkit.server.inference.backlog import Backlog
-from rftkit.server.inference.body import check_messages, kind_of
-from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.judge import embedding_call
 from rftkit.server.inference.platform import Platform
-from rftkit.server.inference.response_items import chat_tools, response_format_from
 from rftkit.server.store.records import Eval, EvalRun, OutputItem
 from rftkit.server.store.store import Store
 from rftkit.server.training.eval_records import (
@@ -39,9 +35,10 @@ from rftkit.server.training.eval_records import (
     results_from,
     tally,
 )
+from rftkit.tools import ToolFailed
 from rftkit.wholefile import temporary_problem
 
-__all__ = ["EvalRunner", "chat_options", "entries_of", "messages_for"]
+__all__ = ["EvalRunner", "entries_of"]
 
 log = logging.getLogger("rftkit.server")
 
@@ -69,19 +66,24 @@ class EvalRunner(Backlog[EvalRun]):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, run: EvalRun) -> None:
-        store = self._platform.store
+        store, home = self._platform.store, self._platform.home
+        diary = await self._call(Diary, home / "runs" / f"{run.id}.jsonl" if home else None)
         try:
             await self._call(partial(store.update_run, run.id, status="in_progress"))
-            result = await _Pass(self._platform, run, self._complete, self._call).run()
+            result = await _Pass(self._platform, run, self._complete, self._call, diary).run()
             await self._call(partial(store.update_run, run.id, status="completed", **result))
+        except ToolFailed as error:
+            await self._call(self._fail, run, "tool_failed", str(error))
         except Exception as error:
             if temporary_problem(error):
                 raise  # it is tried again
             if isinstance(error, RftkitError):
                 await self._call(self._fail, run, "invalid_run", str(error))
-                return
-            log.exception("eval run %s failed", run.id)
-            await self._call(self._fail, run, "server_error", f"{type(error).__name__}: {error}")
+            else:
+                log.exception("eval run %s failed", run.id)
+                why = f"{type(error).__name__}: {error}"
+                await self._call(self._fail, run, "server_error", why)
+        await self._call(diary.close)
 
     def _fail(self, run: EvalRun, code: str, message: str) -> None:
         with contextlib.suppress(RftkitError):  # the run may have been deleted
@@ -96,13 +98,20 @@ class _Pass:
     """One run, from its data source to its counts."""
 
     def __init__(
-        self, platform: Platform, run: EvalRun, complete: graders.CompletionCall, call: Any
+        self,
+        platform: Platform,
+        run: EvalRun,
+        complete: graders.CompletionCall,
+        call: Any,
+        diary: Diary,
     ) -> None:
         self._platform, self._run, self._call = platform, run, call
         self._eval: Eval = platform.store.eval(run.eval_id)
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._counts: Counter[str] = Counter()
         self._shown: Json = {}
+        samples = run.model is not None and run.data_source["type"] != "jsonl"
+        self._asking = Asking(platform, run, call, diary, self._is_going) if samples else None
         self._reads_sample = any(map(graders.reads_sample, self._eval.testing_criteria))
         self._compiled = [
             graders.compile_grader(
@@ -118,6 +127,8 @@ class _Pass:
         """Process every item that is not stored yet; return the run's totals."""
         store = self._platform.store
         try:
+            if self._asking is not None:
+                await self._call(self._asking.open)
             entries = await self._call(list, entries_of(store, self._run))
             there = await self._call(_all_items, store, self._run.id)
             done = {item.datasource_item_id for item in there}
@@ -144,6 +155,8 @@ class _Pass:
             work.cancel()
 
     def _close(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
         for grader in self._compiled:
             grader.close(now=True)
 
@@ -154,10 +167,10 @@ class _Pass:
                 return
             sample: Sample | None
             facts: Json
-            if self._run.model is None or self._run.data_source["type"] == "jsonl":
+            if self._asking is None:
                 sample, facts = _given(entry, is_read=self._reads_sample)
             else:
-                sample, facts = await self._ask(entry["item"])
+                sample, facts = await self._asking.answer(row, entry["item"])
                 if sample is None and not await self._call(self._is_going):
                     return
             results = []
@@ -186,101 +199,6 @@ class _Pass:
             for spec, grader in zip(self._eval.testing_criteria, self._compiled, strict=True)
             for result in results_from([spec], grader.grade(sample, item))
         ]
-
-    async def _ask(self, item: Json) -> tuple[Sample | None, Json]:
-        """Return the model's answer, or None and the reason."""
-        source = self._run.data_source
-        sampling = {k: v for k, v in (source.get("sampling_params") or {}).items() if v is not None}
-        facts: Json = {"model": self._run.model, "sampling": sampling}
-        try:
-            facts["input"] = messages_for(source, item)
-            check_messages(facts["input"])
-            body = ChatBody.model_validate(
-                {
-                    **chat_options(sampling),
-                    "model": self._run.model,
-                    "messages": facts["input"],
-                    "metadata": self._run.metadata,
-                }
-            )
-            asked = await self._call(chat_request, self._platform, body)
-            done = await self._platform.complete_surely(asked, lambda _: self._is_going())
-        except (RftkitError, Fault, ValueError) as error:
-            facts["error"] = {"code": "sampling_failed", "message": str(error)}
-            return None, facts
-        [answer] = done["completions"]
-        calls = answer.get("tool_calls")
-        facts |= {
-            "text": answer["text"],
-            "tool_calls": calls,
-            "finish_reason": "tool_calls" if calls else answer["stop_reason"],
-            "prompt_tokens": done["prompt_tokens"],
-            "completion_tokens": answer["tokens"],
-            "reasoning": answer.get("reasoning") or "",
-            "reasoning_tokens": answer.get("reasoning_tokens", 0),
-        }
-        sample = Sample.from_text(
-            answer["text"],
-            response_format=asked.response_format,
-            truncated=answer["stop_reason"] == "length",
-            tool_calls=calls,
-            model=self._run.model,
-        )
-        return sample, facts
-
-
-def chat_options(sampling: Json) -> Json:
-    """Sampling parameters of either kind of run, as chat completions spell them.
-
-    Raises:
-        RequestError: for what has no meaning in a chat, naming the parameter.
-    """
-    options = {key: value for key, value in sampling.items() if key != "text"}
-    tools = options.get("tools")
-    if tools is not None:
-        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-            raise RequestError(
-                f"`tools` must be a list of objects, found {kind_of(tools)}", param="tools"
-            )
-        if not any("function" in tool for tool in tools):
-            options["tools"] = chat_tools(tools)
-    text = sampling.get("text")
-    if text is not None and not isinstance(text, dict):
-        raise RequestError(f"`text` must be an object, found {kind_of(text)}", param="text")
-    format_ = (text or {}).get("format")
-    if format_ is not None:
-        options["response_format"] = response_format_from(format_)
-    return options
-
-
-def messages_for(source: Json, item: Json) -> list[Json]:
-    """Return the prompt of one item: a filled template, or the item's own messages.
-
-    Raises:
-        InputError: when the template or the reference does not fit the item.
-    """
-    given = source["input_messages"]
-    if given["type"] == "item_reference":
-        path = given["item_reference"].strip()
-        rendered = compile_template("{{" + path + "}}")(Sample(output_text=""), item)
-        messages: list[Json] = json.loads(rendered)
-        if not isinstance(messages, list):
-            raise ValueError(f"{path} must be a list of messages")
-        return messages
-    return [
-        {"role": message["role"], "content": _filled(message["content"], item)}
-        for message in given["template"]
-    ]
-
-
-def _filled(content: Any, item: Json) -> str:
-    if isinstance(content, list):
-        return "".join(_filled(part, item) for part in content)
-    text = content.get("text", "") if isinstance(content, dict) else content
-    for path in paths(text):
-        if path.namespace == "item" and look_up(path, Sample(output_text=""), item) is None:
-            raise Fault("invalid_variable_error", f"`{path}` is null, so the prompt is empty")
-    return compile_template(text)(Sample(output_text=""), item)
 
 
 def entries_of(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:

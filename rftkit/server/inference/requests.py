@@ -40,6 +40,11 @@ class ChatRequest:
     """The tag that opens the model's reasoning, `none`, or None for the model's own."""
     task: Literal["chat", "count"] = "chat"
     """`count` answers with the number of prompt tokens and samples nothing."""
+    is_turn: bool = False
+    """Whether it is a turn of an episode: its answer has its token ids, and calls stay text."""
+    turns: tuple[dict[str, Any], ...] = ()
+    """The turns before it: `tokens` as they were sampled, the messages `before` them, and
+    `replies`, their calls with the texts of the results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +68,5 @@ def request_from(given: dict[str, Any]) -> WorkerRequest:
     """Return the request of a JSON object; the inverse of `to_json`."""
     if given["task"] == "embed":
         return EmbedRequest(**given)
-    lists = {name: tuple(given[name]) for name in ("stop", "must_call")}
+    lists = {name: tuple(given[name]) for name in ("stop", "must_call", "turns")}
     return ChatRequest(**{**given, **lists})

@@ -283,11 +283,19 @@ def run_object(run: EvalRun) -> Json:
         "result_counts": run.result_counts,
         "per_model_usage": run.per_model_usage,
         "per_testing_criteria_results": run.per_testing_criteria_results,
-        "data_source": run.data_source,
+        "data_source": _data_source(run.data_source),
         "metadata": run.metadata,
         "error": run.error,
         "shared_with_openai": False,
     }
+
+
+def _data_source(source: Json) -> Json:
+    """The data source without the secrets of tool servers."""
+    sampling = source.get("sampling_params") or {}
+    if not sampling.get("tools"):
+        return source
+    return {**source, "sampling_params": {**sampling, "tools": mask_tools(sampling["tools"])}}
 
 
 @_or_imported

@@ -31,7 +31,7 @@ from rftkit.server.training.plan import (
 )
 from rftkit.server.training.references import have_references, resolve_key
 
-__all__ = ["make_plan", "reasons"]
+__all__ = ["EPISODE_STEPS", "make_plan", "reasons"]
 
 AUTO_STEPS = 24
 AUTO_BATCH = {"none": 8, "references": 32}

@@ -22,7 +22,6 @@ from rftkit.server.training.offline import (
     conclude,
     last_metrics,
     report,
-    step_message,
 )
 from rftkit.server.training.schedule import learning_rate
 
@@ -34,7 +33,6 @@ __all__ = [
     "last_metrics",
     "report",
     "result_csv",
-    "step_message",
     "update",
     "validate",
 ]

@@ -31,16 +31,19 @@ def done_message(
                 "reasoning": each.reasoning,
                 "reasoning_tokens": each.reasoning_tokens,
                 "logprobs": _logprobs(engine, each),
-                **_read(each.text, request),
+                **_read(each, request),
             }
             for index, each in enumerate(completions)
         ],
     }
 
 
-def _read(text: str, request: ChatRequest) -> dict[str, Any]:
-    """Return the answer without its tool calls, and the calls."""
+def _read(completion: Completion, request: ChatRequest) -> dict[str, Any]:
+    """Return the answer without its tool calls, and the calls; of a turn its tokens and text."""
     calls: list[dict[str, Any]] = []
+    text = completion.text
+    if request.is_turn:
+        return {"text": text, "token_ids": completion.tokens}
     if request.must_call and (calls := forced_calls_in(text)):
         text = ""
     else:

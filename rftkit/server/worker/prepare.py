@@ -1,4 +1,4 @@
-"""From a chat to the engine's request: prompt, limits, schema and seeds; and texts to be embedded.
+"""From a chat to the engine's request: prompt, limits, schema and seeds; and embeddings.
 
 What the model cannot take is refused here, before it is sampled. Not here: the order in which chats
 are served (`chats.py`).
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import secrets
+from pathlib import Path
+from typing import Any
 
 from rftkit.errors import InputError, RequestError
 from rftkit.formats import closed_format
@@ -15,12 +17,13 @@ from rftkit.server.engine.base import ServingEngine
 from rftkit.server.engine.prompts import most_characters
 from rftkit.server.engine.tool_calls import calls_schema, marks_calls, optional_calls
 from rftkit.server.engine.values import SampleRequest, Thinking
-from rftkit.server.inference.requests import ChatRequest
+from rftkit.server.engine.written_calls import JSON_CALL
+from rftkit.server.inference.requests import ChatRequest, EmbedRequest
 from rftkit.server.store.records import Model
 from rftkit.server.training.plan import reasoning, reasoning_tokens
 from rftkit.server.training.rollout import schema_of
 
-__all__ = ["sample_request", "text_tokens"]
+__all__ = ["embedded", "sample_request"]
 
 DEFAULT_MAX_TOKENS = 1_024
 
@@ -38,6 +41,10 @@ def sample_request(
     _check_length(engine, json.dumps(request.messages, ensure_ascii=False), "messages")
     try:
         prompt = engine.encode(request.messages, request.tools, tag)
+        for turn in request.turns:
+            messages = [*request.messages, *turn["before"]]
+            prompt += turn["tokens"]
+            prompt += engine.observed(messages, turn["replies"], request.tools, tag)
     except Exception as error:  # a chat template is code, which may fail in any way
         raise InputError(
             f"the model's chat template cannot take these messages: {error}", param="messages"
@@ -94,9 +101,10 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
         form = closed_format(request.response_format)
         if request.must_call:
             schema: str | None = calls_schema(tools, request.must_call, most=most)
-        elif not tools:
-            schema = schema_of(form)
-        elif (schema := schema_of(form, tools, engine.call_form, most_calls=most)) is None:
+        else:
+            calls = engine.call_form if tools else JSON_CALL
+            schema = schema_of(form, tools, calls, most_calls=most)
+        if schema is None and tools and not request.is_turn:
             param = "tools"
             schema = optional_calls(tools, most=most) if marks_calls(engine.tokenizer) else None
         if schema is not None:
@@ -109,23 +117,31 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
     return schema
 
 
-def text_tokens(engine: ServingEngine, text: str | list[int], number: int) -> list[int]:
-    """Return the tokens of a text to embed, which may be given as tokens; `number` is its place.
+def embedded(engine: ServingEngine, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
+    """Return the vectors of texts.
 
     Raises:
-        InputError: when it is too long, or has tokens that the model does not know.
+        InputError: when a text is too long, or has tokens that the model does not know.
     """
-    if isinstance(text, str):
-        _check_length(engine, text, "input")
-        tokens: list[int] = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        tokens = text
-    if not 0 < len(tokens) <= engine.context_tokens:
-        raise InputError(
-            f"input {number} has {len(tokens)} tokens; the model takes 1 to "
-            f"{engine.context_tokens}",
-            param="input",
-        )
-    if not all(0 <= token < engine.num_tokens for token in tokens):
-        raise InputError(f"input {number} has unknown token ids", param="input")
-    return tokens
+    for text in request.input:
+        if isinstance(text, str):
+            _check_length(engine, text, "input")
+    inputs = [
+        engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if isinstance(text, str)
+        else text
+        for text in request.input
+    ]
+    for number, tokens in enumerate(inputs):
+        if not 0 < len(tokens) <= engine.context_tokens:
+            raise InputError(
+                f"input {number} has {len(tokens)} tokens; the model takes 1 to "
+                f"{engine.context_tokens}",
+                param="input",
+            )
+        if not all(0 <= token < engine.num_tokens for token in tokens):
+            raise InputError(f"input {number} has unknown token ids", param="input")
+    return {
+        "prompt_tokens": sum(map(len, inputs)),
+        "embeddings": engine.embed(inputs, adapter),
+    }

@@ -107,13 +107,9 @@ class Batch:
         """Largest number of token positions that its chats can fill."""
         return sum(each.num_keys for each in self._chats.values())
 
-    def takes(self, chat: object) -> bool:
+    def takes(self, chat: RunningChat) -> bool:
         """Whether this is the batch of the chat's model and adapter."""
-        return (
-            isinstance(chat, RunningChat)
-            and chat.engine is self.engine
-            and chat.adapter == self._adapter
-        )
+        return chat.engine is self.engine and chat.adapter == self._adapter
 
     def join(self, chat: RunningChat) -> None:
         """Add a chat, from the next token on."""
