@@ -7,6 +7,7 @@ catches, thrown at every place where something is written, one place after the o
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from rftkit.diagnosis import story_of
 from rftkit.errors import RequestError
 from rftkit.graders import Grade, compile_grader
 from rftkit.rows import Row
@@ -95,11 +97,30 @@ class Toy:
         self.policy = json.loads((folder / "policy.json").read_text())
 
 
+class Padding(Toy):
+    """From step 9 on its answers grow, whatever they earn."""
+
+    def sample(self, requests: Sequence[Any], *rest: Any, **options: Any) -> Any:
+        def padded(said: Completion, step: int) -> Completion:
+            more = max(0, step - 8) if step < 100 else 0  # validations have numbers of their own
+            tokens = [*said.tokens, *[9] * more]
+            logprobs = [*said.sampling_logprobs, *[0.0] * more]
+            return dataclasses.replace(said, tokens=tokens, sampling_logprobs=logprobs)
+
+        found = super().sample(requests, *rest, **options)
+        return [
+            [padded(said, key[1]) for said, key in zip(group, request.seeds, strict=True)]
+            for group, request in zip(found, requests, strict=True)
+        ]
+
+
 class World:
     """What outlives a kill, and the counts."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.store, self.engine = home, Store.open(home), Toy()
+        self.home, self.store = home, Store.open(home)
+        self.engine: Toy = Toy()
+        self.given = {"batch_size": 4, "n_epochs": 3, "eval_interval": 2, "compute_multiplier": 0.5}
         self.grades = self.jobs = 0
         self.is_broken: Callable[[], bool] = lambda: False
         """Whether the next grade fails."""
@@ -107,13 +128,12 @@ class World:
     def add_job(self, **metadata: str) -> Job:
         """A job of six steps, a validation every second one; unguided if nothing else is asked."""
         metadata = {"guidance": "none"} | metadata
-        given = {"batch_size": 4, "n_epochs": 3, "eval_interval": 2, "compute_multiplier": 0.5}
         self.jobs += 1
         job = self.store.add_job(
             Job(
                 id=f"ftjob-{self.jobs:04d}", created_at=0, status="running",
                 model="toy", seed=7, training_file="f", validation_file="f", metadata=metadata,
-                method={"reinforcement": {"grader": GRADER, "hyperparameters": given}},
+                method={"reinforcement": {"grader": GRADER, "hyperparameters": self.given}},
             )
         )  # fmt: skip
         return self.store.update_job(job.id, eval_id=make_job_eval(self.store, job).id)
@@ -450,6 +470,64 @@ def test_a_pause_repeats_nothing(world: World) -> None:
     assert done.status == "succeeded"
     assert world.counts() == wanted
     assert world.final(done) == world.final(calm)
+
+
+def of_alarms(world: World, job: Job) -> Any:
+    """What a job's events have of alarms: figures by step, evidence, and events by their step."""
+    events = world.store.events(job.id, limit=1000)[0][::-1]
+    told = [{"type": event.type, "data": event.data} for event in events]
+    standings = story_of(told).alarms.standings
+    raised = [
+        (event.message.replace(job.id, "JOB"), event.data)
+        for event in events
+        if (event.data or {}).get("alarm")
+    ]
+    watch = {d["step"]: d["watch"] for e in told if (d := e["data"] or {}).get("watch")}
+    return {"watch": watch, "standings": standings, "raised": raised}
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_alarms_are_the_same_after_a_kill_at_any_write(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the job pauses for its alarm: it does so once, and goes on when it is resumed."""
+    world.engine = Padding()
+    world.given |= {"n_epochs": 12, "eval_interval": 8}
+
+    def finish(job: Job) -> Job:
+        job = world.train(job)
+        if job.status == "paused":
+            world.store.resume_job(job.id)
+            job = world.train(world.store.update_job(job.id, status="running"))
+        assert job.status == "succeeded", job.error
+        return job
+
+    metadata = {"alarm_rate": "0.5", "on_alarm": "pause"}
+    calm = of_alarms(world, finish(world.add_job(**metadata)))
+    assert sorted(calm["watch"]) == list(range(1, 25))
+    [(_, raised), (said, paused)] = calm["raised"]
+    assert raised["alarm"] == paused["alarm"]
+    assert raised["alarm"]["name"] == "length"
+    assert 9 < raised["alarm"]["step"] < 24
+    assert said.startswith("The job pauses, as metadata `on_alarm` asks: Answers grow longer")
+    place = 1
+    while True:
+        job = world.add_job(**metadata)
+        with monkeypatch.context() as patch:
+            arm(patch, Bomb(place), grades=False)
+            try:
+                world.train(job)
+            except Killed:
+                pass
+            else:
+                break
+        now = world.store.job(job.id)
+        if now.status == "pausing":  # a worker that starts again finds it so
+            now = world.train(now)
+        done = now if now.status == "succeeded" else finish(now)
+        assert of_alarms(world, done) == calm, place
+        place += 9
+    assert place > 100
 
 
 def test_the_best_three_and_the_last_stay_on_disk(world: World) -> None:
