@@ -46,7 +46,9 @@ def stated(noise: float, gap: float = GAP) -> float:
     return 0.5 * (1 + math.erf(gap / noise / math.sqrt(2)))
 
 
-def simulate(groups: int, size: int, noise: float, bias: float, seed: int = 0) -> Found:
+def simulate(
+    groups: int, size: int, noise: float, bias: float, seed: int = 0, gap: float = GAP
+) -> Found:
     """Judge groups of this size with a judge of this noise and position bias."""
     dice = random.Random(seed)
 
@@ -65,7 +67,7 @@ def simulate(groups: int, size: int, noise: float, bias: float, seed: int = 0) -
     first, both, judged = [], [], []
     with compile_grader(SPEC, complete=judge, groups=True, concurrency=1) as grader:
         for number in range(groups):
-            middle = [0.5 + GAP * (place - (size - 1) / 2) for place in range(size)]
+            middle = [0.5 + gap * (place - (size - 1) / 2) for place in range(size)]
             texts = [f"{quality:.4f}" for quality in middle]
             grades = grader.grade_group([Sample(text) for text in texts], {"question": number})
             told = [grade.judged[""] for grade in grades]
@@ -77,7 +79,7 @@ def simulate(groups: int, size: int, noise: float, bias: float, seed: int = 0) -
     return Found(
         sum(first) / len(first),
         sum(both) / len(both),
-        stated(noise),
+        stated(noise, gap),
         position_bias([each for told in judged for each in told]) or 0.0,
         disagreement(judged) or 0.0,
     )
