@@ -11,6 +11,7 @@ judge (`judge`), and the same rubric in the words of hosted services (`hosted`).
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ __all__ = [
     "RubricJudge",
     "criteria_of",
     "criterion_columns",
+    "criterion_names",
     "read_criteria",
     "scored",
 ]
@@ -93,6 +95,7 @@ def read_criteria(value: Any) -> list[Criterion]:
     if len(value) > MAX_CRITERIA:
         raise InputError(f"a rubric has at most {MAX_CRITERIA} criteria, found {len(value)}")
     criteria = [_criterion(each, place) for place, each in enumerate(value)]
+    _refuse_repeated(criteria)
     if not any(each.weight > 0 for each in criteria):
         raise InputError("no criterion has a weight above 0, so every answer would earn 0")
     return criteria
@@ -150,9 +153,10 @@ def criterion_columns(judged: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
     """
     told = [
         {
-            f"criterion/{key}/{each['text']}" if key else f"criterion/{each['text']}": each["met"]
+            f"criterion/{key}/{name}" if key else f"criterion/{name}": each["met"]
             for key, said in of_grade.items()
-            for each in said.get("criteria", ())
+            for lines in [said.get("criteria", ())]
+            for name, each in zip(criterion_names(lines), lines, strict=True)
         }
         for of_grade in judged
     ]
@@ -163,6 +167,28 @@ def criterion_columns(judged: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
         name: [None if (met := each.get(name)) is None else float(met) for each in told]
         for name in names
     }
+
+
+def criterion_names(criteria: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The texts of criteria, with their checks where one text has both."""
+    texts = Counter(each["text"] for each in criteria)
+    return [
+        each["text"] if texts[each["text"]] == 1 else f"{each['text']} ({each['check']})"
+        for each in criteria
+    ]
+
+
+def _refuse_repeated(criteria: Sequence[Criterion]) -> None:
+    """A criterion that is there twice would have twice its weight, unseen."""
+    first: dict[tuple[str, str], int] = {}
+    for place, each in enumerate(criteria):
+        key = (" ".join(each.text.split()), each.check)
+        if (before := first.setdefault(key, place)) != place:
+            raise InputError(
+                f"criterion {place + 1} repeats criterion {before + 1}: {each.text[:80]!r}; leave "
+                "one out, and give the other a larger weight if it counts more",
+                param=f"[{place}].text",
+            )
 
 
 def _criterion(value: Any, place: int) -> Criterion:
@@ -180,6 +206,11 @@ def _criterion(value: Any, place: int) -> Criterion:
         raise InputError(
             f"criterion {place + 1}: {_reworded(first, field)}", param=f"[{place}].{field}"
         ) from None
+    if not criterion.text.strip():
+        raise InputError(
+            f"criterion {place + 1}: `text` is blank; write what the answer must do",
+            param=f"[{place}].text",
+        )
     if criterion.weight == 0 or (criterion.required and criterion.weight < 0):
         why = "not 0" if criterion.weight == 0 else "above 0, because it is required"
         raise InputError(
@@ -236,4 +267,7 @@ def _verdict(given: Any) -> tuple[bool | None, str]:
     if not isinstance(given, Mapping):
         return None, ""
     said = given.get("verdict")
-    return VERDICTS.get(said) if isinstance(said, str) else None, str(given.get("reason") or "")
+    if isinstance(said, bool):
+        return said, str(given.get("reason") or "")
+    word = said.strip().lower().replace(" ", "_") if isinstance(said, str) else ""
+    return VERDICTS.get(word), str(given.get("reason") or "")

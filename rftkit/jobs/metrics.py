@@ -104,7 +104,7 @@ _KEYS = {
     column: tuple(tuple(path.split(".")) for path in paths) for column, paths in COLUMNS.items()
 }
 _TEXT_COLUMNS = frozenset(
-    {"grader", "type", "split", "error", "answer", "value", "figure", "criterion"}
+    {"grader", "type", "split", "error", "answer", "value", "figure", "criterion", "check"}
 )
 _ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
 
@@ -161,26 +161,31 @@ def judge_frame(events: Iterable[Event]) -> pd.DataFrame:
     """One row per step, rubric or relative grader, split and figure, with its `number`.
 
     Of a rubric: the shares of required, correctness and presence criteria that were met, the share
-    that the judge did not decide, and `met` for each `criterion`. Of a relative grader:
+    that the judge did not decide, and `met` for each `criterion`, with its `check` and whether it
+    is `required` (1 or 0). Of a relative grader:
     `position_bias`, what an answer gains at the top of the list over the bottom, and
     `order_disagreement`, the share of pairs that its two orders rank differently.
     """
+    from rftkit.graders.rubric import criterion_names
+
     rows = []
     for step, data in _steps(events):
         for line in _graders(data, "scores"):
-            told = {"step": step, "grader": line["name"]}
+            told: dict[str, Any] = {"step": step, "grader": line["name"]}
             for name, value in line.items():
                 split, _, figure = name.partition("_")
                 if figure in JUDGE_FIGURES and value is not None:
                     rows.append({**told, "split": split, "figure": figure, "number": value})
-            for each in line.get("criteria") or ():
+            criteria = line.get("criteria") or ()
+            for name, each in zip(criterion_names(criteria), criteria, strict=True):
+                told |= {"criterion": name, "check": each["check"], "required": each["required"]}
                 rows += [
-                    {**told, "split": split, "figure": "met", "criterion": each["text"],
-                     "number": each[f"{split}_met_mean"]}
+                    {**told, "split": split, "figure": "met", "number": each[f"{split}_met_mean"]}
                     for split in ("train", "valid")
                     if each.get(f"{split}_met_mean") is not None
-                ]  # fmt: skip
-    return _frame(rows, ["step", "grader", "split", "figure", "criterion", "number"])
+                ]
+    columns = ["step", "grader", "split", "figure", "criterion", "check", "required", "number"]
+    return _frame(rows, columns)
 
 
 def answer_frame(events: Iterable[Event]) -> pd.DataFrame:

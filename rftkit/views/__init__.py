@@ -5,7 +5,7 @@
     before and after  headline · answers
     comparisons       compare_headline · compare_runs · reward_curve · difference_chart · …
     ladders           ladder_headline · ladder_chart
-    graders           agreement · judge_noise · drift_chart · regrade
+    graders           criteria · agreement · judge_noise · drift_chart · regrade
     datasets          check_page · findings · check_rows · preview_table · profile_chart · …
     lists             table · keyvalues · events · migration
     source            spec
@@ -28,6 +28,7 @@ from rftkit.views.compare_tables import (
     pair_facts,
     slice_lines,
 )
+from rftkit.views.criteria import criteria
 from rftkit.views.doctor import (
     audit_table,
     check_page,
@@ -68,6 +69,7 @@ __all__ = [
     "compare_headline",
     "compare_rows",
     "compare_runs",
+    "criteria",
     "diagnosis",
     "difference_chart",
     "drift_chart",

@@ -31,6 +31,7 @@ SECTIONS = {
     "curves": "Curves",
     "health": "Health",
     "signal": "Signal",
+    "criteria": "Criteria",
     "time": "Time",
     "rollouts": "Rollouts",
     "validations": "Validation rows",
@@ -115,6 +116,8 @@ class JobView:
         if name == "signal":
             chart = views.signal_chart(events, training=trained)
             return join([views.diagnosis(events), chart, views.alarms(events)])
+        if name == "criteria":
+            return views.criteria(events, training=trained)
         if name == "time":
             return views.time_chart(events)
         if name == "rollouts":

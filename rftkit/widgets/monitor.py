@@ -49,7 +49,7 @@ _What = tuple[str, int | None]
 
 
 class JobMonitor(Panel):
-    """Watch one job: curves, health, signal, time, rollouts, validations, checkpoints, events.
+    """Watch one job: rewards, health, signal, criteria, time, rows, checkpoints and events.
 
     `JobMonitor("ftjob-…")` attaches to a running or finished job, `JobMonitor()` to the newest
     one; the list of jobs on top switches to another, as `set(job_id=…)` does. `pause()`,
@@ -58,8 +58,8 @@ class JobMonitor(Panel):
     Args:
         job_id: None or empty for the newest job.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
-        state: `section`, one of curves, health, signal, time, rollouts, validations, checkpoints,
-            events; `step`, whose rows are shown; `poll_seconds`.
+        state: `section`, one of curves, health, signal, criteria, time, rollouts, validations,
+            checkpoints, events; `step`, whose rows are shown; `poll_seconds`.
     """
 
     section = Enum(list(SECTIONS), default_value="curves", help="What is shown below the header.")

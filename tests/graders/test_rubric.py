@@ -156,12 +156,53 @@ def test_rows_have_their_own_criteria() -> None:
         (["a", 3], "criteria[1]", "must be an object or a text"),
         ([{"text": "a", "check": "truth"}], "criteria[0].check", "'correctness' or 'presence'"),
         (["a"] * 65, "criteria", "at most 64 criteria"),
+        (["a", "b", " a "], "criteria[2].text", "criterion 3 repeats criterion 1"),
+        (["a", " \n"], "criteria[1].text", "`text` is blank"),
     ],
 )
 def test_malformed_criteria_are_refused_by_name(criteria: Any, param: str, message: str) -> None:
     with pytest.raises(GraderSpecError) as error:
         graders.validate(RUBRIC | {"criteria": criteria})
     assert (error.value.param, message in str(error.value)) == (param, True), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "met"),
+    [("Met", True), ("NOT MET", False), (True, True), (" cannot tell ", None), (1, None)],
+)
+def test_a_judge_without_strict_schemas_may_spell_its_verdicts(said: Any, met: Any) -> None:
+    def judge(**_: Any) -> graders.Completion:
+        verdicts = {"c2": {"verdict": "met"}, "c1": {"verdict": said, "reason": None}}
+        return graders.Completion(json.dumps({"result": verdicts}))
+
+    spec = RUBRIC | {"criteria": ["a", {"text": "b", "weight": 3}]}
+    found = graders.grade(spec, "A", {"q": "Q"}, complete=judge)
+    assert [each["met"] for each in found.judged[""]["criteria"]] == [met, True]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I think it is fine.", '{"result": "good"}', '{"result": []}', '{"result": [true, true]}',
+        '{"verdicts": {"c1": "met"}}', "[]", "null", "", '{"result": {"c1": "met"}}',
+        '{"result": {"answer_1": {"verdict": "met"}}}',
+    ],
+)  # fmt: skip
+def test_what_is_no_verdict_is_not_graded_and_never_zero(answer: str) -> None:
+    spec = RUBRIC | {"criteria": ["a", "b", "c"]}
+    judge = lambda **_: graders.Completion(answer)  # noqa: E731
+    found = graders.grade(spec, "A", {"q": "Q"}, complete=judge)
+    assert (found.outcome, found.reward) == ("failed", None)
+    assert "model_grader_parse_error" in found.errors
+
+
+def test_one_text_may_be_checked_in_both_ways() -> None:
+    both = [{"text": "names the law", "check": check} for check in ("presence", "correctness")]
+    judge = RubricScript(lambda _, number: "met" if number == 0 else "not_met")
+    spec = RUBRIC | {"criteria": both}
+    frame = graders.grade_many(spec, [(graders.Sample("A"), {"q": "Q"})], complete=judge)
+    assert frame["criterion/names the law (presence)"].tolist() == [1.0]
+    assert frame["criterion/names the law (correctness)"].tolist() == [0.0]
 
 
 def test_criteria_may_contain_braces() -> None:
@@ -218,7 +259,7 @@ def test_the_hosted_forms_validate_and_keep_the_judge() -> None:
     written = graders.validate(hosted(multi))
     assert list(written["graders"]) == ["rubric_c1", "rubric_c2", "rubric_c3", "rubric_c4", "c1"]
     with pytest.raises(GraderSpecError, match="at most 32"):
-        hosted(RUBRIC | {"criteria": ["a"] * 33})
+        hosted(RUBRIC | {"criteria": [f"a{n}" for n in range(33)]})
     with pytest.raises(GraderSpecError, match="hosted services grade one answer"):
         hosted({"type": "relative", "name": "r", "model": "judge-1"})
 

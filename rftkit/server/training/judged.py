@@ -45,19 +45,21 @@ def of_leaf(leaf: Leaf, sides: Sides) -> Json:
 
 def _rubric(leaf: Leaf, sides: Sides) -> Json:
     found: Json = {}
-    by_text: dict[str, Json] = {}
+    lines: dict[tuple[str, str], Json] = {}
     for side, groups in sides.items():
         verdicts = [each for told in _told(leaf, groups) for each in told.get("criteria", ())]
         for name, is_one in _KINDS.items():
             found[f"{side}_{name}"] = _share(each for each in verdicts if is_one(each))
         undecided = [each["met"] is None for each in verdicts]
         found[f"{side}_undecided_share"] = statistics.fmean(undecided) if undecided else None
-        for text in dict.fromkeys(each["text"] for each in verdicts):
-            own = [each for each in verdicts if each["text"] == text]
-            line = by_text.setdefault(text, {n: own[0][n] for n in ("text", "check", "required")})
+        apart: dict[tuple[str, str], list[Json]] = {}
+        for each in verdicts:
+            apart.setdefault((each["text"], each["check"]), []).append(each)
+        for key, own in apart.items():
+            line = lines.setdefault(key, {n: own[0][n] for n in ("text", "check", "required")})
             line[f"{side}_met_mean"] = _share(own)
-    if 0 < len(by_text) <= MAX_CRITERIA:
-        found["criteria"] = list(by_text.values())
+    if 0 < len(lines) <= MAX_CRITERIA:
+        found["criteria"] = list(lines.values())
     return found
 
 
