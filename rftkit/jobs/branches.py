@@ -86,13 +86,14 @@ def branch(
         max_episode_steps: Replaces the job's.
 
     Raises:
-        InputError: `source` is not JOB@STEP; nothing was sent.
+        InputError: `source` is not JOB@STEP, or the service keeps no states; nothing was sent.
     """
     name, at, step = source.rpartition("@")
     if not name or not at or not (step.isascii() and step.isdigit()):
         raise InputError(
             f"a branch starts from JOB@STEP, such as ftjob-abc123@12, found {source!r}"
         )
+    _refuse_hosted(client)
     parent: Json = client.fine_tuning.jobs.retrieve(find(client, name)).to_dict(warnings=False)
     inner = (parent.get("method") or {}).get("reinforcement") or {}
     given = {n: v for n, v in (inner.get("hyperparameters") or {}).items() if v != "auto"}
@@ -114,6 +115,17 @@ def branch(
         tools=tools,
         max_episode_steps=max_episode_steps,
     )
+
+
+def _refuse_hosted(client: OpenAI) -> None:
+    """A hosted service would take the metadata for a note, and train (and bill) from the start."""
+    host = getattr(getattr(client, "base_url", None), "host", "")
+    if host.endswith((".openai.com", ".azure.com")):
+        raise InputError(
+            f"only rftkit platforms keep the states that branches continue from, and this client "
+            f"is of {client.base_url}; save its jobs and train them again here: rftkit import "
+            "--help, rftkit job rerun --help"
+        )
 
 
 def family(client: OpenAI, job_id: str = "") -> list[Branch]:

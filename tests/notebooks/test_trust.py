@@ -15,6 +15,8 @@ SHOWN = (
     "people reject",
     "With it:",
     "✓ succeeded",
+    "└─ @",  # the branch in the tree
+    "no-presence",
     "position_bias",
     "order_disagreement",
 )

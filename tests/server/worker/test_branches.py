@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
+from conftest import Served
 from in_process import COPY, ROWS
 from typer.testing import CliRunner
 
@@ -130,6 +133,45 @@ def test_what_cannot_be_branched_is_refused_with_what_can(
         try_it()
 
 
+def test_a_cancelled_job_is_branched_from_what_it_kept(platform: openai.OpenAI) -> None:
+    content = "\n".join(map(json.dumps, ROWS)).encode()
+    file = platform.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+    long = jobs.create(
+        platform, model="rftkit-tiny", training_file=file, validation_file=file, grader=COPY,
+        hyperparameters={"batch_size": 4, "n_epochs": 50, "eval_interval": 2},
+        metadata={"max_completion_tokens": "6"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not jobs.checkpoints(platform, long.id) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    platform.fine_tuning.jobs.cancel(long.id)
+    step = jobs.checkpoints(platform, long.id)[0].step
+    changed = {"hyperparameters": {"n_epochs": step // 2 + 1}}
+    made = jobs.branch(platform, f"{long.id}@{step}", **changed)  # type: ignore[arg-type]
+    assert jobs.wait(platform, made.id, poll_seconds=0.2).status == "succeeded"
+    waiting = jobs.branch(platform, f"{long.id}@{step}")
+    platform.fine_tuning.jobs.cancel(waiting.id)
+    with pytest.raises(openai.BadRequestError, match=r"kept no state yet|branched from step"):
+        jobs.branch(platform, f"{waiting.id}@999")
+
+
+def test_supervised_and_imported_jobs_are_not_branched_and_the_way_out_is_named(
+    served: Served,
+) -> None:
+    job = served.create_job()
+    supervised = served.platform.store.job(job.id).method["reinforcement"]["hyperparameters"]
+    method = {"type": "supervised", "supervised": {"hyperparameters": supervised}}
+    served.platform.store.update_job(job.id, method=method)
+    with pytest.raises(openai.BadRequestError, match="is a supervised job; only reinforcement"):
+        jobs.branch(served.client, f"{job.id}@2")
+    imported = dataclasses.replace(
+        served.platform.store.job(served.create_job().id), id="ftjob-imported", origin="import-1"
+    )
+    served.platform.store.add_job(imported)
+    with pytest.raises(openai.BadRequestError, match="rftkit job rerun ftjob-imported"):
+        jobs.branch(served.client, "ftjob-imported@2")
+
+
 def test_a_damaged_state_is_refused_and_its_sums_are_not_made_anew(tmp_path: Path) -> None:
     def save(folder: Path) -> None:
         (folder / "adapter.bin").write_bytes(b"as it was written")
@@ -157,6 +199,14 @@ def test_a_damaged_state_is_refused_and_its_sums_are_not_made_anew(tmp_path: Pat
 def test_a_source_without_job_and_step_is_refused_before_anything_is_sent(source: str) -> None:
     with pytest.raises(InputError, match="JOB@STEP"):
         jobs.branch(None, source)  # type: ignore[arg-type]
+
+
+def test_a_hosted_service_keeps_no_states_and_is_not_asked() -> None:
+    """It would start a new job, which costs money."""
+    for url in ("https://api.openai.com/v1", "https://mine.openai.azure.com/openai/v1"):
+        hosted = openai.OpenAI(base_url=url, api_key="x")
+        with pytest.raises(InputError, match="only rftkit platforms keep the states"):
+            jobs.branch(hosted, "ftjob-x@2")
 
 
 def test_the_command_sends_tools_and_turns_of_a_branch(
