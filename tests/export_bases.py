@@ -79,7 +79,8 @@ BASES: dict[str, Callable[[Path], None]] = {
     "tokenizer.json, own head": lambda folder: char_base(folder, tie_word_embeddings=False),
     "vocab and merges, tied head": lambda folder: two_files_base(folder, tie_word_embeddings=True),
     "vocab and merges, own head": lambda folder: two_files_base(folder, tie_word_embeddings=False),
-    "sentencepiece, own head": lambda folder: sentencepiece_base(folder),
+    "sentencepiece, tied head": lambda folder: sentencepiece_base(folder, tie_word_embeddings=True),
+    "sentencepiece, own head": lambda folder: sentencepiece_base(folder, tie_word_embeddings=False),
 }
 
 

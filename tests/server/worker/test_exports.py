@@ -151,8 +151,8 @@ def test_an_end_token_that_is_missing_is_found(home_here: Path) -> None:
         def encode(self, messages: Any) -> list[int]:
             return [1, 2]
 
-        def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-            return [5, 6, 0, 7, 7]
+        def answers(self, prompts: Any, max_tokens: int) -> list[list[int]]:
+            return [[5, 6, 0, 7, 7]]
 
         def scores(self, prompt: list[int], answer: list[int]) -> Any:
             return [-1.0] * len(answer), [-1.0] * len(answer)

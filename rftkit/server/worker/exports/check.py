@@ -94,7 +94,7 @@ def compare(
         for row, answer in chats
     ]
     rendered = [(found, wanted) for found, wanted in encoded if found is not None]
-    tokens = [tool.answer(each.prompt, rows.max_tokens) for each in reference.answers]
+    tokens = tool.answers([each.prompt for each in reference.answers], rows.max_tokens)
     scores = [tool.scores(each.prompt, each.tokens) for each in reference.answers]
     given = [each[0] for each in scores]
     tuned = [each.logprobs for each in reference.answers]

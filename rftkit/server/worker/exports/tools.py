@@ -17,6 +17,8 @@ from rftkit.server.worker.exports.folders import tokenizer_of
 
 __all__ = ["LlamaCpp", "Scores", "Tool", "Transformers", "is_installed", "version_of"]
 
+TOGETHER = 8
+"""Rows that transformers answers at once."""
 Scores = tuple[list[float], list[float]]
 """Log-probs of the given tokens, and of the most likely token at the same places, in nats."""
 
@@ -31,8 +33,8 @@ class Tool(Protocol):
         """Token ids of a chat under the export's own template; None: not this tool's work."""
         ...
 
-    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """Greedy tokens until the tool stops on its own, its end token included."""
+    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
+        """Greedy tokens for each, until the tool stops on its own, its end token included."""
         ...
 
     def scores(self, prompt: list[int], answer: list[int]) -> Scores:
@@ -88,18 +90,43 @@ class Transformers:
         )
         return [int(token) for token in found["input_ids"]]
 
-    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """See Tool."""
+    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
+        """See Tool; some at once, since a step of one answer takes as long as one of several."""
+        parts = [prompts[at : at + TOGETHER] for at in range(0, len(prompts), TOGETHER)]
+        return [answer for part in parts for answer in self._together(part, max_tokens)]
+
+    def _together(self, prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
         import torch
 
-        ids = torch.tensor([prompt])
+        longest = max(map(len, prompts))
+        pads = [longest - len(prompt) for prompt in prompts]
+        pad = self._pad
+        ids = [[pad] * num + prompt for num, prompt in zip(pads, prompts, strict=True)]
+        mask = [[0] * num + [1] * (longest - num) for num in pads]
         with torch.no_grad():
             found = self._model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
+                input_ids=torch.tensor(ids),
+                attention_mask=torch.tensor(mask),
                 generation_config=self._greedy(max_tokens),
             )
-        return [int(token) for token in found[0][len(prompt) :]]
+        return [self._until_end(row) for row in found[:, longest:].tolist()]
+
+    def _until_end(self, tokens: list[int]) -> list[int]:
+        """Without what fills the row up after its end."""
+        ends = set(self._ends)
+        at = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
+        return tokens[: at + 1]
+
+    @property
+    def _ends(self) -> list[int]:
+        given = self._config.eos_token_id
+        return list(given) if isinstance(given, list) else [] if given is None else [given]
+
+    @property
+    def _pad(self) -> int:
+        """Any token will do where the mask is 0."""
+        given = self._config.pad_token_id
+        return int(given) if given is not None else next(iter(self._ends), 0)
 
     def _greedy(self, max_tokens: int) -> Any:
         from transformers import GenerationConfig
@@ -108,7 +135,7 @@ class Transformers:
             do_sample=False,
             max_new_tokens=max_tokens,
             eos_token_id=self._config.eos_token_id,
-            pad_token_id=self._config.pad_token_id,
+            pad_token_id=self._pad,
         )
 
     def scores(self, prompt: list[int], answer: list[int]) -> Scores:
@@ -152,8 +179,12 @@ class LlamaCpp:
         text = formatter(messages=list(messages)).prompt
         return list(self._model.tokenize(text.encode(), add_bos=False, special=True))
 
-    def answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """See Tool; llama.cpp itself says which tokens end a text."""
+    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
+        """See Tool."""
+        return [self._answer(prompt, max_tokens) for prompt in prompts]
+
+    def _answer(self, prompt: list[int], max_tokens: int) -> list[int]:
+        """llama.cpp itself says which tokens end a text."""
         import llama_cpp
 
         vocabulary = llama_cpp.llama_model_get_vocab(self._model._model.model)
