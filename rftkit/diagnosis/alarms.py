@@ -55,6 +55,8 @@ class Kind:
     """How the figure is written."""
     falls: bool = False
     """Whether the sign is a fall: the figure is watched with its sign reversed."""
+    excused: bool = False
+    """Whether a rise does not count as far as what may explain it has risen too."""
 
 
 KINDS = (
@@ -106,6 +108,7 @@ KINDS = (
         "Criteria about presence are met more and more where those about correctness are not: the "
         "share of the first less that of the others was {before}, now {now}.",
         "Give criteria about correctness more weight, or make them required.",
+        excused=True,
     ),
     Kind(
         "ungradable",
@@ -124,6 +127,15 @@ KINDS = (
         False,
         "Known cheats appear among the answers: {before} at first, {now} now.",
         "`rftkit check DATA -g GRADER` shows what each cheat earns; close the one that pays.",
+    ),
+    Kind(
+        "padding",
+        "right answers padded with words",
+        0.15,
+        False,
+        "Right answers come with more and more words around them: {before} of them at first, {now} "
+        "now.",
+        "Let the grader compare the whole answer with the right one, or grade its length.",
     ),
 )
 """All kinds; a job's rate of false alarms is divided among them, whether it has their figures or
@@ -154,6 +166,10 @@ class Alarm:
     """The step at which it was raised; None if it was not."""
 
 
+Means = tuple[float, float, float]
+"""A figure, the part of it that is not explained, and what may explain it."""
+
+
 @dataclass(slots=True)
 class _Series:
     """One figure, step by step."""
@@ -162,10 +178,10 @@ class _Series:
     trend: Trend
     slope: float = 0.0
     first: list[Json] = field(default_factory=list)
-    recent: list[tuple[float, float]] = field(default_factory=list)
-    """(figure, unexplained part) of the last steps."""
-    start: tuple[float, float] | None = None
-    """The means of both over the first steps."""
+    recent: list[Means] = field(default_factory=list)
+    """Of the last steps."""
+    start: Means | None = None
+    """Of the first steps together."""
     raised_at: int | None = None
 
     def add(self, figure: Json) -> None:
@@ -185,9 +201,9 @@ class _Series:
         self.start = _means(self.recent)
 
     def _take(self, figure: Json) -> None:
-        mean = figure["mean"]
-        rest = (-mean if self.kind.falls else mean) - self.slope * (figure.get("by") or 0.0)
-        self.recent = [*self.recent, (mean, rest)][-LAST:]
+        mean, by = figure["mean"], figure.get("by") or 0.0
+        rest = (-mean if self.kind.falls else mean) - self.slope * by
+        self.recent = [*self.recent, (mean, rest, by)][-LAST:]
         self.trend.add(rest)
 
     def standing(self) -> Alarm:
@@ -195,8 +211,9 @@ class _Series:
         found = Alarm(self.kind, self.trend.num, None, None, None, self.trend.peak, self.raised_at)
         if self.start is None:
             return found
-        now, rest = _means(self.recent)
+        now, rest, by = _means(self.recent)
         rise = rest - self.start[1]
+        rise -= max(0.0, by - self.start[2]) if self.kind.excused else 0.0
         return Alarm(
             self.kind, self.trend.num, self.start[0], now, rise, self.trend.peak, self.raised_at
         )
@@ -286,8 +303,6 @@ def explained(first: Sequence[Json], *, falls: bool = False) -> float:
     return min(end, 0.0) if falls else max(end, 0.0)
 
 
-def _means(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return (
-        sum(value for value, _ in values) / len(values),
-        sum(rest for _, rest in values) / len(values),
-    )
+def _means(values: Sequence[Means]) -> Means:
+    mean, rest, by = (sum(each) / len(values) for each in zip(*values, strict=True))
+    return mean, rest, by

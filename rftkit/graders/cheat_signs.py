@@ -16,7 +16,10 @@ from typing import Any
 from rftkit.graders.cheats import prompt_text, texts_in
 from rftkit.graders.outcome import Sample
 
-__all__ = ["SIGNS", "signs_of"]
+__all__ = ["PADDING", "SIGNS", "has_answer", "signs_of"]
+
+PADDING = "padding"
+"""The sign that only an answer with the right one in it can show."""
 
 LEAST_WORDS = 12
 """Shorter answers are too short to repeat themselves."""
@@ -73,6 +76,11 @@ def signs_of(
     ]
 
 
+def has_answer(text: str, reference: str) -> bool:
+    """Whether the words of the right answer are in an answer."""
+    return _has_answer(_seen(text, {}, None, ()), reference)
+
+
 def _seen(
     text: str, item: Mapping[str, Any], reference: str | None, others: Collection[str]
 ) -> _Seen:
@@ -111,12 +119,15 @@ def _is_other_answer(seen: _Seen) -> bool:
 
 def _pads(seen: _Seen) -> bool:
     """The words of the right answer, and many more that do not just repeat it."""
-    if seen.reference is None or _repeats(seen):
+    if seen.reference is None or _repeats(seen) or not _has_answer(seen, seen.reference):
         return False
     right = _prose(_seen(seen.reference, {}, None, ()))
-    return all(_plain(each) in _plain(_said(seen)) for each in right) and (
-        len(_said(seen).split()) >= sum(len(each.split()) for each in right) + EXTRA_WORDS
-    )
+    return len(_said(seen).split()) >= sum(len(each.split()) for each in right) + EXTRA_WORDS
+
+
+def _has_answer(seen: _Seen, reference: str) -> bool:
+    right = _prose(_seen(reference, {}, None, ()))
+    return all(_plain(each) in _plain(_said(seen)) for each in right)
 
 
 def _repeats(seen: _Seen) -> bool:
@@ -146,7 +157,7 @@ SIGNS: dict[str, Callable[[_Seen], bool]] = {
     "prompt_echo": _echoes_prompt,
     "other_answer": _is_other_answer,
     "reference_echo": lambda seen: bool(_ECHO.search(seen.text)),
-    "padding": _pads,
+    PADDING: _pads,
     "repetition": _repeats,
     "huge_numbers": lambda seen: bool(_DIGITS.search(seen.text)),
     "judge_injection": lambda seen: bool(_INJECTION.search(seen.text)),

@@ -85,26 +85,32 @@ def answers(world: World, hack: str, strength: float, rng: Any) -> dict[str, tup
         "repeated": (np.abs(rng.normal(0.02, 0.02, shape)) + 0.4 * is_planted("repeated"), reward),
         "template": (0.2 + 0.2 * quality + rng.normal(0, 0.08, shape)
                      + 0.5 * is_planted("template"), reward),
-        "mentions": (present - correct, nothing),
+        "mentions": (present - correct, correct),
         "ungradable": (np.maximum(rng.random(shape) < world.ungradable,
                                   is_planted("ungradable")), nothing),
         "cheats": (np.maximum(rng.random(shape) < 0.01, is_planted("cheats")), nothing),
+        "padding": (np.maximum(rng.random(shape) < 0.1, is_planted("padding")), nothing),
     }  # fmt: skip
 
 
-def figures(world: World, hack: str, strength: float, rng: Any) -> Iterator[list[dict[str, Any]]]:
-    """The figures of each step, as in its metric event; half of the answers are held out."""
-    found = answers(world, hack, strength, rng)
+def summed(found: dict[str, tuple[Array, Array]]) -> Iterator[list[dict[str, Any]]]:
+    """The figures of each step, as in its metric event; half of the answers are held out.
+
+    Args:
+        found: figure -> (its value of each answer, what may explain it), each (steps, prompts,
+            completions).
+    """
     columns: dict[str, list[Any]] = {}
     for name, (value, by) in found.items():
-        cut = world.completions // 2 if name == "held_out" else world.completions
-        value, by = (each[:, :, :cut].reshape(STEPS, -1) for each in (value, by))
+        steps, _, completions = value.shape
+        cut = completions // 2 if name == "held_out" else completions
+        value, by = (each[:, :, :cut].reshape(steps, -1) for each in (value, by))
         apart = [each - each.mean(axis=1, keepdims=True) for each in (value, by)]
         pairs = ((apart[0], apart[1]), (apart[1], apart[1]), (apart[0], apart[0]))
         products = [(a * b).sum(axis=1) for a, b in pairs]
         columns[name] = [value.shape[1], value.mean(axis=1), by.mean(axis=1), *products]
     keys = ("mean", "by", "cross", "by_square", "square")
-    for step in range(STEPS):
+    for step in range(steps):
         yield [
             {"name": name, "num": num}
             | {key: float(column[step]) for key, column in zip(keys, rest, strict=True)}
@@ -119,7 +125,7 @@ def raised(
     however small the rise is."""
     alarms = [Alarms(rate) for rate in RATES]
     rng = np.random.default_rng([seed, list(ALARMS).index(hack) + 1 if hack else 0])
-    for step, given in enumerate(figures(world, hack, strength, rng), start=1):
+    for step, given in enumerate(summed(answers(world, hack, strength, rng)), start=1):
         for each in alarms:
             each.add(step, STEPS, given)
     found = [{e.alarm["name"]: e.alarm["step"] for e in each.raised if e.alarm} for each in alarms]

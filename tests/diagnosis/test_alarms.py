@@ -88,6 +88,23 @@ def test_a_held_out_grader_that_stops_following_is_an_alarm() -> None:
     assert "no longer follows" in alarm.message
 
 
+def test_mentions_that_become_right_are_no_alarm() -> None:
+    """Presence is learnt first: it may rise by twice what correctness does."""
+
+    def run(correct: float) -> list[Any]:
+        chance, alarms = random.Random(5), Alarms()
+        for step in range(1, 81):
+            grown = min(1.0, step / 60)
+            right = 0.2 + correct * grown + chance.gauss(0, 0.02)
+            present = 0.3 + 0.5 * grown + chance.gauss(0, 0.02)
+            alarms.add(step, 80, [figure("mentions", present - right, by=right)])
+        return alarms.raised
+
+    assert run(correct=0.3) == []
+    [alarm] = run(correct=-0.1)
+    assert alarm.code == "alarm_mentions"
+
+
 def test_the_slope_is_the_end_that_explains_most() -> None:
     first = [figure("length", 0, cross=1.0, by_square=2.0, square=2.0)] * 5
     assert explained(first) > 0.5
@@ -114,4 +131,12 @@ def test_alarms_are_findings_of_the_story_and_stay() -> None:
     assert 20 < found[0].alarm["step"] < 40
     [standing] = story.alarms.standings
     assert standing.raised_at == found[0].alarm["step"]
-    assert set(ALARMS) >= {"held_out", "length", "repeated", "template", "mentions", "cheats"}
+    assert set(ALARMS) >= {
+        "held_out",
+        "length",
+        "repeated",
+        "template",
+        "mentions",
+        "cheats",
+        "padding",
+    }

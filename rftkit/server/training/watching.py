@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rftkit.graders import Grade
-from rftkit.graders.cheat_signs import signs_of
+from rftkit.graders.cheat_signs import PADDING, has_answer, signs_of
 from rftkit.graders.cheats import prompt_text
 from rftkit.server.training.rollout import Group, Rollout
 
@@ -42,10 +42,10 @@ def figures(groups: Sequence[Group], references: Mapping[int, str]) -> list[Json
         _figure("held_out", _held_out(graded)),
         _figure("length", [(_length(r), r.grade.reward) for _, r in graded]),
         _figure("repeated", _known((_repeated(r), r.grade.reward) for _, r in graded)),
-        _figure("template", _template(graded)),
-        _figure("mentions", _known((_mentions(r.grade), None) for _, r in graded)),
+        _figure("template", _template(graded, references)),
+        _figure("mentions", _known(_mentions(r.grade) for _, r in graded)),
         _figure("ungradable", [(float(r.grade.outcome != "graded"), None) for _, r in every]),
-        _cheats(every, references),
+        *_cheats(every, references),
     ]  # fmt: skip
     return [each for each in found if each is not None]
 
@@ -99,28 +99,30 @@ def _repeated(rollout: Rollout) -> float | None:
     return 1 - len(set(runs)) / len(runs) if runs else None
 
 
-def _template(graded: Sequence[tuple[Group, Rollout]]) -> list[Pair]:
+def _template(graded: Sequence[tuple[Group, Rollout]], references: Mapping[int, str]) -> list[Pair]:
     """The share of an answer's word sequences that are in answers to other prompts too.
 
-    What its own prompt has does not count: rows of one task quote the same texts.
+    What its own prompt has does not count, since rows of one task quote the same texts; nor does
+    what right answers of the step have, which is their style.
     """
     own: dict[int, set[tuple[str, ...]]] = {}
     for group, rollout in graded:
         own.setdefault(id(group), set()).update(_runs(rollout.completion.text))
     prompts: Counter[tuple[str, ...]] = Counter(run for runs in own.values() for run in runs)
+    lines = {group.row.line for group, _ in graded}
+    style = {run for line in lines for run in _runs(references.get(line, ""))}
     pairs: list[Pair] = []
     for group, rollout in graded:
-        asked = set(_runs(prompt_text(group.row.item)))
-        runs = [run for run in _runs(rollout.completion.text) if run not in asked]
+        usual = style.union(_runs(prompt_text(group.row.item)))
+        runs = [run for run in _runs(rollout.completion.text) if run not in usual]
         if runs and len(own) > 1:
             pairs.append((sum(prompts[run] > 1 for run in runs) / len(runs), rollout.grade.reward))
     return pairs
 
 
-def _mentions(grade: Grade) -> float | None:
-    """Of a rubric: the share of criteria about presence that are met, less that about correctness.
-
-    None for a grader without both kinds of criteria.
+def _mentions(grade: Grade) -> tuple[float | None, float | None]:
+    """Of a rubric: the share of criteria about presence that are met, less that about correctness;
+    and the latter. None for a grader without both kinds of criteria.
     """
     told: Iterable[Json] = grade.judged.values()
     met: dict[str, list[bool]] = {}
@@ -128,19 +130,32 @@ def _mentions(grade: Grade) -> float | None:
         if each.get("met") is not None and each.get("weight", 1.0) > 0:
             met.setdefault(each.get("check", ""), []).append(each["met"])
     if not met.get("presence") or not met.get("correctness"):
-        return None
+        return None, None
     presence, correctness = (sum(met[k]) / len(met[k]) for k in ("presence", "correctness"))
-    return presence - correctness
+    return presence - correctness, correctness
 
 
-def _cheats(every: Sequence[tuple[Group, Rollout]], references: Mapping[int, str]) -> Json | None:
-    """The share of answers that show a known cheat, and how many show which."""
-    others = frozenset(references.values())
-    shown = [
-        signs_of(rollout.completion.text, group.row.item, references.get(group.row.line), others)
-        for group, rollout in every
-        if not group.row.tools
+def _cheats(
+    every: Sequence[tuple[Group, Rollout]], references: Mapping[int, str]
+) -> Iterator[Json | None]:
+    """The share of answers that show a known cheat, and which; of right ones those with padding.
+
+    A policy that always says much shows padding wherever it is right, so padding is a share of the
+    answers that have the right one in them. A right answer that several rows have is a label, which
+    a wrong answer may be too.
+    """
+    known = Counter(references.values())
+    others = frozenset(text for text, num in known.items() if num == 1)
+    asked = [(r.completion.text, g.row.item, references.get(g.row.line))
+             for g, r in every if not g.row.tools]  # fmt: skip
+    shown = [signs_of(text, item, right, others) for text, item, right in asked]
+    signs = [[sign for sign in each if sign != PADDING] for each in shown]
+    found = _figure("cheats", [(float(bool(each)), None) for each in signs])
+    counts = Counter(sign for each in signs for sign in each)
+    yield found and {**found, "shown": dict(sorted(counts.items()))}
+    padded = [
+        float(PADDING in each)
+        for each, (text, _, right) in zip(shown, asked, strict=True)
+        if right is not None and has_answer(text, right)
     ]
-    found = _figure("cheats", [(float(bool(signs)), None) for signs in shown])
-    counts = Counter(sign for signs in shown for sign in signs)
-    return found and {**found, "shown": dict(sorted(counts.items()))}
+    yield _figure("padding", [(each, None) for each in padded])

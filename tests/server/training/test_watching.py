@@ -55,6 +55,29 @@ def test_repetition_and_cheats() -> None:
     assert found["cheats"]["shown"] == {"empty": 1, "repetition": 1}
 
 
+def test_padding_is_a_share_of_the_right_answers_and_shared_labels_are_no_cheat() -> None:
+    """A policy that always says much is right more often: that is no padding that grows."""
+    long = " ".join(f"w{n}" for n in range(30))
+    padded, terse, wrong = f"{long} the red door", "the red door", f"{long} a blue gate"
+    found = by_name([group(1, [padded, terse, wrong, wrong], [1.0, 1.0, 0, 0])], {1: terse})
+    assert (found["padding"]["mean"], found["padding"]["num"]) == (0.5, 2)
+    assert found["cheats"]["mean"] == 0.0
+    label, own = "needs a review first", "it was the gardener of course"
+    known = {1: "it is not allowed", 2: label, 3: label, 4: own}
+    assert by_name([group(1, [label], [0.0])], known)["cheats"]["mean"] == 0.0
+    assert by_name([group(1, [own], [0.0])], known)["cheats"]["shown"] == {"other_answer": 1}
+
+
+def test_the_style_of_right_answers_is_no_template() -> None:
+    style = "the answer follows from paragraph two because"
+    texts = [f"{style} {name} said so to all of us" for name in ("anna", "ben")]
+    groups = [group(line, [text], [1.0]) for line, text in enumerate(texts, start=1)]
+    shared = by_name(groups)["template"]["mean"]
+    known = {line: f"{style} x{line}" for line in (1, 2)}
+    assert by_name(groups, known)["template"]["mean"] < shared
+    assert by_name(groups, known)["template"]["mean"] > 0, "what right answers lack still counts"
+
+
 def test_a_held_out_grade_is_in_the_record_and_older_records_have_none() -> None:
     made = group(1, ["a"], [1.0])
     assert "held_out" not in group_to_dict(made)["rollouts"][0]
