@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit.evals.samples import Run
+from rftkit.lineage import BRANCH_FROM
 
 __all__ = ["first_runs", "job_names", "settings_and_seeds", "unique_labels"]
 
@@ -98,6 +99,9 @@ def _tails(runs: Sequence[Run]) -> list[str]:
 
 
 def _said(key: str, facts: Mapping[str, Any]) -> str:
+    if key == BRANCH_FROM:
+        job, _, step = str(facts.get(key, "")).rpartition("@")
+        return f"branch of {job[-8:]}@{step}" if job else "no branch"
     value = facts.get(key, "auto")
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     return f"{key}{shown}" if key.endswith("×") else f"{key} {shown}"

@@ -101,3 +101,12 @@ def test_a_job_has_one_name_whatever_steps_the_others_have() -> None:
 @pytest.mark.parametrize("show", [views.reward_curve, views.difference_chart, views.compare_runs])
 def test_no_view_of_several_jobs_shows_an_id(show: Any) -> None:
     assert "ftjob-" not in show(evals.compare(jobs(SWEEP)))
+
+
+def test_a_branch_is_called_one() -> None:
+    runs = [
+        Run("Step 8", "a", step=8, job_id="ftjob-1", job_facts={"seed": 1}),
+        Run("Step 8", "b", step=8, job_id="ftjob-2",
+            job_facts={"seed": 1, "branch_from": "ftjob-0d66cb2f40d66cb2@8"}),
+    ]  # fmt: skip
+    assert unique_labels(runs) == ["Step 8 · no branch", "Step 8 · branch of 40d66cb2@8"]

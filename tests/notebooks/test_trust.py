@@ -15,8 +15,8 @@ SHOWN = (
     "people reject",
     "With it:",
     "✓ succeeded",
-    "└─ @",  # the branch in the tree
-    "no-presence",
+    "└ no-presence",  # the branch in the tree
+    "· no-presence",  # its answers beside the other job's
     "position_bias",
     "order_disagreement",
 )
