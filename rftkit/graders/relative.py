@@ -277,7 +277,7 @@ def _levelled(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Score
     offsets = np.linalg.lstsq(shared, apart, rcond=None)[0].reshape(2, num)
     level = [
         [
-            {text: (score - float(offset), *rest) for text, (score, *rest) in part.items()}
+            {text: (told[0] - float(offset), told[1], told[2]) for text, told in part.items()}
             for part, offset in zip(parts, of_round, strict=True)
         ]
         for parts, of_round in zip(asked, offsets, strict=True)
