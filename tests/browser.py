@@ -75,7 +75,8 @@ CLIPPED = """where => {
       let inner = false;
       for (let up = e.parentElement; up && up !== root; up = up.parentElement)
         inner ||= scrolls(up);
-      const cut = style.overflowX !== 'visible' && style.textOverflow !== 'ellipsis'
+      const named = e.matches('button, .widget-label');
+      const cut = style.overflowX !== 'visible' && (named || style.textOverflow !== 'ellipsis')
         && !scrolls(e) && !e.matches('input') && e.scrollWidth > e.clientWidth + 1;
       if (!inner && (box.right > limit || cut))
         found.push(`${e.tagName}.${e.className}: ${(e.innerText ?? '').slice(0, 60)}`);
@@ -88,7 +89,8 @@ CLIPPED = """where => {
 def clipped(page: Any, within: str) -> list[str]:
     """Elements of which a part is cut off at the side, inside those that the selector finds.
 
-    What scrolls in a box of its own is not cut off, and an ellipsis says that there is more.
+    What scrolls in a box of its own is not cut off, and an ellipsis says that there is more, but
+    not in the names of controls.
     """
     found: list[str] = page.evaluate(CLIPPED, within)
     return found

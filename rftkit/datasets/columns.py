@@ -4,7 +4,8 @@ A prompt names columns in braces, as in `Ticket: {ticket}`; `{{ticket}}` and `{{
 the same, and braces around what cannot be a name, as in `{"category": …}`, are plain text. The
 columns of the answer keep their names, because graders read them as `item.<name>`; together they
 are also the row's `reference_answer`: one as its text, several as JSON. All other columns stay in
-the row, except those that the prompt holds already. Not here: files (`convert`, `proposals`).
+the row, except those that the prompt holds already. Line breaks and spaces at the ends of a name,
+as spreadsheets have them, do not count. Not here: files (`convert`, `proposals`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 
 from rftkit.errors import InputError, nearest_name
 
-__all__ = ["PROMPTS", "Columns", "answer_names", "is_blank", "named_in"]
+__all__ = ["PROMPTS", "Columns", "answer_names", "is_blank", "named_in", "plain_name"]
 
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
 """Columns and keys that are a prompt by themselves."""
 OWN_KEYS = ("messages", "reference_answer")
-_SLOT = re.compile(r"\{\{?\s*([^{}\n]+?)\s*\}?\}")
+_SLOT = re.compile(r"\{\{?[^\S\n]*([^{}]+?)[^\S\n]*\}?\}")
 _NAME = re.compile(r"[\w .\-/#%&()]+")
 """What could be the name of a column; JSON in a prompt has quotes and colons."""
 
@@ -53,7 +54,7 @@ class Columns:
                 f"{source} has `messages`, so its lines have a prompt already; leave out --prompt"
             )
         for name in [*named_in(self.prompt, known), *self.answer]:
-            if name not in known:
+            if _known(name, known) not in known:
                 hint = nearest_name(name, known)
                 columns = "" if hint.startswith("there") else f" Its columns: {', '.join(known)}"
                 raise InputError(f"{source} has no column {name!r}; {hint}{columns}")
@@ -70,7 +71,8 @@ class Columns:
             InputError: The record has nothing in the columns of the prompt, or lacks a column.
         """
         used = named_in(self.prompt, list(record))
-        for name in (*used, *self.answer):
+        wanted = [_known(name, list(record)) for name in self.answer]
+        for name in (*used, *wanted):
             if name not in record:
                 raise InputError(f"there is no {name!r} (its keys: {', '.join(record) or 'none'})")
         if all(is_blank(record[name]) for name in used):
@@ -78,9 +80,9 @@ class Columns:
         said = [{"role": "user", "content": _filled(self.prompt, record)}]
         if self.system.strip():
             said.insert(0, {"role": "system", "content": self.system})
-        answers = {name: record[name] for name in self.answer}
-        taken = {*used, *self.answer, *OWN_KEYS}
-        rest = {name: value for name, value in record.items() if name not in taken}
+        answers = {_key(name, record): record[name] for name in wanted}
+        taken = {*used, *wanted, *OWN_KEYS}
+        rest = {_key(name, record): v for name, v in record.items() if name not in taken}
         return {"messages": said} | answers | _reference(answers) | rest
 
 
@@ -91,10 +93,19 @@ def named_in(prompt: str, known: Sequence[str]) -> list[str]:
 
 
 def answer_names(words: str, known: Sequence[str]) -> tuple[str, ...]:
-    """`category,reason` as names; a name may hold a comma if a column is called so."""
-    if words in known:
-        return (words,)
-    return tuple(dict.fromkeys(filter(None, map(str.strip, words.split(",")))))
+    """`category,reason` as names; a name may hold commas if a column is called so."""
+    names, parts = dict[str, None](), words.split(",")
+    while parts:
+        joined = (",".join(parts[:size]).strip() for size in range(len(parts), 1, -1))
+        name = next((each for each in joined if _known(each, known) in known), parts[0].strip())
+        parts = parts[name.count(",") + 1 :]
+        names |= {name: None} if name else {}
+    return tuple(names)
+
+
+def plain_name(name: str) -> str:
+    """The name of a column on one line, without spaces at its ends."""
+    return " ".join(name.split())
 
 
 def is_blank(value: Any) -> bool:
@@ -102,9 +113,22 @@ def is_blank(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
+def _known(name: str, known: Sequence[str]) -> str:
+    """The column that a name means, or the name if there is none."""
+    if name in known:
+        return name
+    return next((each for each in known if plain_name(each) == plain_name(name)), name)
+
+
+def _key(name: str, record: Record) -> str:
+    """The key of a column in a row."""
+    plain = plain_name(name)
+    return name if plain in record else plain
+
+
 def _column(name: str, known: Sequence[str]) -> str:
-    inner = name.removeprefix("item.")
-    return name if name in known or inner not in known else inner
+    found = (_known(each, known) for each in (name, name.removeprefix("item.")))
+    return next((each for each in found if each in known), name)
 
 
 def _filled(prompt: str, record: Record) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rftkit.datasets.columns import PROMPTS, Columns, is_blank
+from rftkit.datasets.columns import PROMPTS, Columns, is_blank, plain_name
 from rftkit.datasets.rowfile import FRAME, Rows
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.unpack import REFUSED
@@ -94,8 +94,8 @@ def guess_columns(records: Sequence[Record]) -> Columns | None:
     taken = {prompt, "messages", "tools"}
     rest = [name for name in names if name not in taken and not is_identifier(name)]
     answer = tuple(rest) if len(rest) <= LONGEST else ()
-    label = prompt if prompt.isupper() else prompt.replace("_", " ").capitalize()
-    return Columns(f"{label}: {{{prompt}}}", answer)
+    label = plain_name(prompt.replace("_", " "))
+    return Columns(f"{label[:1].upper()}{label[1:]}: {{{plain_name(prompt)}}}", answer)
 
 
 def is_identifier(name: str) -> bool:
@@ -116,7 +116,8 @@ def convert_command(name: str, columns: Columns | None = None, target: str = "")
     source = "FILE" if name.endswith(FRAME) else shlex.quote(name)
     words = ["rftkit dataset convert", source, shlex.quote(target or target_for(name))]
     if columns is not None:
-        typed = {"--prompt": columns.prompt, "--answer": ",".join(columns.answer)}
+        answer = ",".join(map(plain_name, columns.answer))
+        typed = {"--prompt": columns.prompt, "--answer": answer}
         for option, value in (typed | {"--system": columns.system}).items():
             words += [option, shlex.quote(value.replace("\n", "\\n"))] if value else []
     return " ".join(words)
@@ -132,6 +133,8 @@ def _size(name: str, records: Sequence[Record]) -> float:
     values = [each[name] for each in records if not is_blank(each.get(name))]
     words = _words(name)
     if not values or is_identifier(name) or not all(isinstance(v, str) for v in values):
+        return 0.0
+    if set(name) & set("{}"):  # a prompt cannot name it
         return 0.0
     likely = 8.0 if _PROMPT_NAMES.search(words) else 0.2 if _ANSWER_NAMES.search(words) else 1.0
     return likely * sum(map(len, values)) / len(values)

@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import shlex
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -240,11 +241,18 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
         )
         first = text.readline()
         _refuse_other_files(first.encode("utf-8", "surrogateescape"), path, "a table")
+        if given := _SEPARATOR.fullmatch(first):
+            delimiter, first = given[1], text.readline()
         records = csv.reader(chain([first], text), delimiter=delimiter or _delimiter(first))
         names = next(records, [])
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: two columns have the same name; found {', '.join(names)}")
-        yield from _joined(_csv_lines(names, records), position)
+        named = [name for name in names if name.strip()]
+        if len(set(named)) < len(named):
+            raise InputError(f"{path}: two columns have the same name; found {', '.join(named)}")
+        yield from _joined(_csv_lines(names, records, skipped=bool(given)), position)
+
+
+_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+"""The first line of a table that Excel wrote for itself."""
 
 
 def _delimiter(first: str) -> str:
@@ -253,10 +261,13 @@ def _delimiter(first: str) -> str:
     return max(",;\t", key=outside.count)
 
 
-def _csv_lines(names: list[str], records: Any) -> Iterator[bytes]:
-    """Records as lines with the same numbers; names and broken cells become blank lines."""
+def _csv_lines(names: list[str], records: Any, *, skipped: int = 0) -> Iterator[bytes]:
+    """Records as lines with the same numbers; names and broken cells become blank lines.
+
+    `skipped` lines are before those that `records` counts.
+    """
     line = records.line_num
-    yield b"\n" * line
+    yield b"\n" * (line + skipped)
     for cells in records:
         yield _csv_line(names, cells) + b"\n" * (records.line_num - line - 1)
         line = records.line_num
@@ -268,7 +279,14 @@ def _csv_line(names: list[str], cells: list[str]) -> bytes:
     if len(cells) != len(names):
         found, wanted = counted(len(cells), "cell"), counted(len(names), "name")
         return _refusal(f"the record has {found}, the first line {wanted}")
-    return _line(dict(zip(names, cells, strict=True)))
+    pairs = enumerate(zip(names, cells, strict=True), 1)
+    return _line(
+        {
+            name if name.strip() else f"unnamed {at}": cell
+            for at, (name, cell) in pairs
+            if name.strip() or cell.strip()  # spreadsheets write empty columns without a name
+        }
+    )
 
 
 def _parquet(path: Path) -> Blocks:

@@ -135,6 +135,7 @@ def side_by_side(
     return [
         {
             "item": row.item,
+            "line": row.line,
             "answers": {
                 label: {
                     "model": given[index].model,

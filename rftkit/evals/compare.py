@@ -181,8 +181,9 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
         left_out=left_out,
         sentence=choice_sentence(
             runs=[table.samples.runs[place] for place in places], best=best, deploy=deploy,
-            tied=tied, mean=mean, num_rows=len(rewards), pair=better.get(deploy),
-            baseline=baseline, expected_gain=gain, optimism=optimism, left_out=left_out,
+            tied=tied, mean=mean, is_level=bool(np.ptp(means) == 0), num_rows=len(rewards),
+            pair=better.get(deploy), baseline=baseline, expected_gain=gain, optimism=optimism,
+            left_out=left_out,
         ),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from rftkit.evals.cells import Cells
 from rftkit.evals.comparison import PairSummary
 from rftkit.evals.samples import Samples
+from rftkit.evals.sentences import names
 from rftkit.wording import counted, listed
 
 __all__ = ["notes_on"]
@@ -77,23 +78,25 @@ def _missing_rows(samples: Samples, cells: Cells) -> list[str]:
 
 
 def _ungraded(samples: Samples, cells: Cells) -> list[str]:
+    """Samples without a grade, and those that could not be scored; like runs in one sentence."""
     outcome = samples.frame["outcome"].to_numpy()
     totals = cells.count().sum(axis=0)
-    notes = []
-    for at, label in enumerate(cells.labels):
-        failed = int(cells.count(outcome == "failed")[:, at].sum())
-        unscorable = int(cells.count(outcome == "unscorable")[:, at].sum())
-        if failed:
-            notes.append(
-                f"{failed:,} of {counted(int(totals[at]), 'sample')} of {label} have no grade "
-                f"({failed / totals[at]:.1%}): they are left out, not counted as zero."
-            )
-        if totals[at] and unscorable / totals[at] >= MUCH:
-            notes.append(
-                f"{unscorable:,} of {counted(int(totals[at]), 'sample')} of {label} could not be "
-                f"scored ({unscorable / totals[at]:.1%}): they count with the floor reward."
-            )
-    return notes
+    notes: dict[str, list[str]] = {}
+    for kind, least, said in (
+        ("failed", 0.0, "have no grade ({}): they are left out, not counted as zero."),
+        ("unscorable", MUCH, "could not be scored ({}): they count with the floor reward."),
+    ):
+        for at, count in enumerate(cells.count(outcome == kind).sum(axis=0)):
+            total = int(totals[at])
+            if count and count / total >= least:
+                words = f"{int(count):,} of {counted(total, 'sample')} of {{}} {said}"
+                notes.setdefault(words.format("{}", f"{count / total:.1%}"), []).append(
+                    cells.labels[at]
+                )
+    return [
+        words.format(f"{'each of ' * (len(labels) > 1)}{names(samples.runs, labels)}")
+        for words, labels in notes.items()
+    ]
 
 
 def _flat(samples: Samples) -> list[str]:

@@ -58,6 +58,7 @@ def choice_sentence(
     deploy: str,
     tied: Sequence[str],
     mean: float,
+    is_level: bool,
     num_rows: int,
     pair: PairSummary | None,
     baseline: str,
@@ -68,8 +69,11 @@ def choice_sentence(
     """The recommendation: which is best, which are as good, what to expect, what to deploy.
 
     `pair` compares the run to deploy with the baseline; it is None if that is the baseline.
+    `is_level` states that all runs have the same mean.
     """
-    said = [f"{best} is best ({mean:.3f} on {counted(num_rows, 'row')})"]
+    found = f"({mean:.3f} on {counted(num_rows, 'row')})"
+    all_runs = "Both runs" if len(runs) == 2 else f"All {len(runs)} runs"
+    said = [f"{all_runs} have the same mean {found}" if is_level else f"{best} is best {found}"]
     why_not = "".join(f" {label} is left out: {why}." for label, why in left_out.items())
     if len(tied) == len(runs):
         said.append("either could be the best on new rows" if len(tied) == 2 else

@@ -8,15 +8,13 @@ when its connection does, and keeps no process alive. Not here: when a call is r
 
 from __future__ import annotations
 
-import email.utils
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["Abandoned", "Calls", "Work", "if_abandoned", "retry_after"]
+__all__ = ["Abandoned", "Calls", "Work", "if_abandoned"]
 
 T = TypeVar("T")
 
@@ -153,21 +151,3 @@ class Calls:
         while not self._turns.acquire(timeout=_LOOK_SECONDS):
             if not results.empty():
                 raise Abandoned("given up")
-
-
-def retry_after(headers: Mapping[str, str] | None) -> float:
-    """Return the seconds that a service asks its callers to wait; 0 if it does not.
-
-    Reads `retry-after-ms` and `retry-after`, which is a number of seconds or a date (RFC 9110).
-    """
-    given = {name.lower(): value for name, value in (headers or {}).items()}
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(given[name]) * unit)
-        except (KeyError, ValueError):
-            continue
-    try:
-        moment = email.utils.parsedate_to_datetime(given.get("retry-after", ""))
-    except (TypeError, ValueError):
-        return 0.0
-    return max(0.0, moment.timestamp() - time.time())

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from rftkit import settings
-from rftkit.backoff import backoff_seconds
-from rftkit.graders.calls import Abandoned, Calls, retry_after
+from rftkit.backoff import backoff_seconds, retry_after
+from rftkit.graders.calls import Abandoned, Calls
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.template import Render, compile_template
 from rftkit.safetext import redacted
@@ -170,7 +170,8 @@ class Judge:
                 return self._calls.run(call, deadline - time.monotonic())
             except Exception as error:
                 asked = retry_after(getattr(getattr(error, "response", None), "headers", None))
-                pause = max(asked, backoff_seconds(attempt, _FIRST_PAUSE_SECONDS, jitter=0.25))
+                own = backoff_seconds(attempt, _FIRST_PAUSE_SECONDS, jitter=0.25)
+                pause = max(asked or 0.0, own)
                 is_late = time.monotonic() + pause >= deadline
                 if attempt == ATTEMPTS - 1 or is_late or not _may_pass(error):
                     raise

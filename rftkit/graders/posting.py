@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from rftkit.backoff import backoff_seconds
-from rftkit.graders.calls import Abandoned, Calls, if_abandoned, retry_after
+from rftkit.backoff import backoff_seconds, retry_after
+from rftkit.graders.calls import Abandoned, Calls, if_abandoned
 from rftkit.graders.hosts import (
     OF_MACHINE,
     addresses,
@@ -131,7 +131,7 @@ class Target:
                 raise
             except Exception as error:
                 return NO_ANSWER, f"{type(error).__name__}: {error}".encode(), 0.0
-            return status, answer, retry_after(rest[0] if rest else None)
+            return status, answer, retry_after(rest[0] if rest else None) or 0.0
 
         return self._calls.run(call, deadline - time.monotonic())
 

@@ -7,7 +7,6 @@ threads and is shown to the user. Not here: which routes exist, pages, anything 
 
 from __future__ import annotations
 
-import email.utils
 import json
 import random
 import threading
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from rftkit.backoff import backoff_seconds
+from rftkit.backoff import backoff_seconds, retry_after
 from rftkit.errors import InputError, RftkitError
 from rftkit.importer.origins import Origin, connect
 from rftkit.importer.others import BETAS
@@ -267,7 +266,7 @@ def _status_trouble(error: Any) -> _Trouble:
         reason,
         status=status,
         code=error.code,
-        retry_after=_retry_after(error.response.headers),
+        retry_after=retry_after(error.response.headers),
         is_final=is_final or should_retry == "false",
     )
 
@@ -276,18 +275,6 @@ def _beta(route: str) -> dict[str, str]:
     """The header that a route in beta needs."""
     found = [name for start, name in BETAS.items() if route.startswith(start)]
     return {"OpenAI-Beta": found[0]} if found else {}
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the service asks to wait; None without a usable value."""
-    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) / divisor
-        except (KeyError, ValueError):
-            continue
-        return seconds if 0 < seconds < float("inf") else None
-    moment = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return max(email.utils.mktime_tz(moment) - time.time(), 0.0) if moment else None
 
 
 def _cause(error: BaseException) -> str:

@@ -33,8 +33,8 @@ def alarms(events: Iterable[dict[str, Any]]) -> Html:
         return note("This job reports no figures that alarms could watch.")
     most, rate = threshold(story.alarms.rate), story.alarms.rate
     said = (
-        f"At most {rate:.2g} of healthy jobs raise any alarm. Evidence is the largest capital of a "
-        f"bet that the figure rises more than the reward explains; an alarm needs {most:,.0f}, and "
+        f"At most {100 * rate:.2g} % of healthy jobs raise any alarm. Evidence grows while a "
+        f"figure rises more than the reward explains. An alarm needs evidence of {most:,.0f}, and "
         "a rise that is large enough to matter."
     )
     rows = [_record(each) for each in standings]

@@ -54,7 +54,7 @@ def answers(data: dict[str, Any], *, max_bytes: int = MAX_BYTES) -> Html:
     shared = _shared_instructions(rows)
     names = titles([row["item"] for row in rows])
     cards = [
-        _card(index, name, row, shared)
+        _card(row.get("line") or index, name, row, shared)
         for index, (name, row) in enumerate(zip(names, rows, strict=True), start=1)
     ]
     sorts = [("-change", "largest gain first"), ("change", "largest loss first")]
@@ -179,7 +179,7 @@ def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> Html:
     """A grade's sub-rewards, errors, the reason for a missing reward, and a cut answer."""
     lines = []
     if truncated and grade.get("outcome") != "unscorable":
-        lines.append("! cut off at the token limit: what there is of it was graded")
+        lines.append("! cut off at the token limit: the part before the cut was graded")
     if grade.get("outcome") == "failed":
         lines.append("! the grader failed, so this answer has no reward")
     elif grade.get("outcome") == "unscorable":

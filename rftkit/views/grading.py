@@ -35,8 +35,8 @@ Line = Mapping[str, Any]
 
 SAME = 0.0005
 MARKS = {"graded": "✓ graded", "failed": "! the grader failed", "unscorable": "? unscorable"}
-STALE = dict.fromkeys(MARKS, "– of the grader before")
-STALE_NOTE = "The grader does not work, so nothing is graded. These grades are of the one before."
+STALE = dict.fromkeys(MARKS, "– from the previous grader")
+STALE_NOTE = "This grader cannot be used. The grades below are from the previous grader."
 _STALE = html('<p class="rk-warn" role="status">! {}</p>', STALE_NOTE)
 _FRAME = re.compile(r'File "grader\.py", line (\d+)')
 
@@ -104,7 +104,7 @@ def grade_in_full(
     """
     failed = grade["outcome"] == "failed"
     reward = "no reward" if failed else f"reward {number(grade['reward'])}"
-    title = f"Row {line['row']}: {reward} in {_time(grade['seconds'])}"
+    title = f"Row {line['row'] + 1}: {reward} in {_time(grade['seconds'])}"
     parts = [
         html('<h4 class="rk-place">{}</h4>', title),
         _errors(grade["errors"], spec, grade.get("sub_errors") or {}) if with_errors else Html(),
@@ -123,9 +123,8 @@ def grade_in_full(
 def failure(line: Line, *, spec: Mapping[str, Any], grade: Mapping[str, Any]) -> Html:
     """Why one grade failed, with the line of the user's source, to show beside the editor."""
     shown = _errors(grade["errors"], spec, grade.get("sub_errors") or {})
-    return wrap(
-        html("<h4>Row {} is not graded</h4>{}", line["row"], shown), plain=str(line["details"])
-    )
+    title = html("<h4>Row {} is not graded</h4>", line["row"] + 1)
+    return wrap(title + shown, plain=str(line["details"]))
 
 
 def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,8 @@ def checklist(checks: Sequence[Check], overridden: Collection[str] = ()) -> Html
     head = html_each('<th scope="col">{}</th>', ("check", "status", "result"))
     return wrap(
         html(
-            '<table class="rk-checklist"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
+            '<div class="rk-scroll"><table class="rk-checklist"><thead><tr>{}</tr></thead>'
+            "<tbody>{}</tbody></table></div>",
             head,
             rows,
         ),
@@ -149,7 +149,7 @@ def client_code(request: Mapping[str, Any], files: Mapping[str, str]) -> str:
 
 def _check_row(check: Check, is_overridden: bool) -> Html:
     mark, tone = MARKS[check.state]
-    if is_overridden:
+    if is_overridden and not check.is_green:
         mark += ", overridden"
     details = html_each("<li>{}</li>", check.details)
     folded = (
@@ -195,7 +195,7 @@ def _python(value: Any, indent: int) -> str:
         return flat
     pad, close = " " * (indent + 4), " " * indent
     if isinstance(value, dict):
-        inner = [f"{pad}{json.dumps(k)}: {_python(v, indent + 4)}," for k, v in value.items()]
+        inner = [f"{pad}{k!r}: {_python(v, indent + 4)}," for k, v in value.items()]
         return "\n".join(["{", *inner, f"{close}}}"])
     inner = [f"{pad}{_python(each, indent + 4)}," for each in value]
     return "\n".join(["[", *inner, f"{close}]"])

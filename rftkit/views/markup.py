@@ -190,13 +190,14 @@ def missing(value: Any) -> bool:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: `1,234`, `0.417`, `12.5`; a dash when it is missing."""
+    """A number for people: `1,234`, `0.417`, `12.5`, `0.00074`; a dash when it is missing."""
     if value is None or missing(value):
         return DASH
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
         return f"{int(value):,}"
     if value != 0 and abs(value) < 10**-digits:
-        return f"{value:.1e}"
+        places = 1 - math.floor(math.log10(abs(value)))  # of two digits that are not zero
+        return f"{value:.{places}f}".rstrip("0") if places < 8 else f"{value:.1e}"
     return f"{value:,.{digits if abs(value) < 10 else 1}f}"
 
 

@@ -223,7 +223,8 @@ def _summary(sentence: str, facts: Sequence[tuple[str, str]]) -> Html:
 
 
 def _ranged(estimate: Any) -> str:
-    return "–" if estimate.value is None else f"{number(estimate.value)} ({interval(estimate)})"
+    shown = number(estimate.value).replace("-", "−")
+    return "–" if estimate.value is None else f"{shown} ({interval(estimate)})"
 
 
 def _plus(value: float | None) -> str:
@@ -236,7 +237,8 @@ def _line(frame: Any, steps: list[int], column: str, label: str, *, strong: bool
     if f"{column}_high" in frame:
         pairs = zip(frame[f"{column}_low"], frame[f"{column}_high"], strict=True)
         ends = [None if missing(low) else (float(low), float(high)) for low, high in pairs]
-    return Line(label, steps, values, strong, ends)
+    first = next((at for at, value in enumerate(values) if value is not None), 0)
+    return Line(label, steps[first:], values[first:], strong, ends[first:])
 
 
 def _threshold_chart(curve: Sequence[tuple[float, float | None]], suggested: float | None) -> Html:

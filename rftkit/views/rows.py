@@ -17,7 +17,15 @@ from rftkit.views.conversation import outputs, prompt, readable, reference, said
 from rftkit.views.listing import disclosure, is_numeric, table
 from rftkit.views.markup import Html, fact_table, html, join, missing, note, number, text, wrap
 
-__all__ = ["REFUSED", "cells", "row_button", "row_in_full", "row_page", "sort_heading"]
+__all__ = [
+    "REFUSED",
+    "cells",
+    "has_hit",
+    "row_button",
+    "row_in_full",
+    "row_page",
+    "sort_heading",
+]
 
 REFUSED = "\x00refused"
 """Key of an item that stands for a row which cannot be used; no row has such a key of its own."""
@@ -65,14 +73,29 @@ def row_page(
     )
 
 
-def cells(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of each row in a list: its prompt as one text, and every other key."""
+def cells(items: Sequence[Mapping[str, Any]], hit: str = "") -> list[dict[str, Any]]:
+    """The cells of each row in a list: its prompt as one text, and every other key.
+
+    Of a prompt it is the part that tells rows apart, or the message with the `hit` of a search.
+    """
     prompts = [taught(item)[0] for item in items]
     named = iter(titles([{"messages": messages} for messages in prompts if messages]))
     return [
-        _cells(item, next(named) if messages else "")
+        _cells(item, _title(next(named), messages, hit) if messages else "")
         for item, messages in zip(items, prompts, strict=True)
     ]
+
+
+def has_hit(value: Any, hit: str) -> bool:
+    """Whether the text of a cell contains what was searched for."""
+    return bool(hit) and not missing(value) and hit.lower() in _text(value).lower()
+
+
+def _title(title: str, messages: Sequence[dict[str, Any]], hit: str) -> str:
+    if not hit or has_hit(title, hit):
+        return title
+    texts = (" ".join(said(message).split()) for message in reversed(messages))
+    return next((each for each in texts if has_hit(each, hit)), title)
 
 
 def row_in_full(

@@ -37,7 +37,7 @@ def diagnosis(events: Iterable[dict[str, Any]]) -> Html:
     """The problems at the newest step with advice, or a sentence that there are none."""
     story = story_of(events)
     if story.is_offline:
-        return note("The rules are about graded answers; this job learns from those of its rows.")
+        return note("These rules need graded answers; this job learns from answers in its rows.")
     found = findings(story)
     if found:
         return finding_list(found)

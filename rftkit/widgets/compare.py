@@ -182,9 +182,14 @@ class RunCompare(Panel):
         labels = [
             each for each in self.comparison.samples.labels if each != self.comparison.baseline
         ]
-        self._tabs = ipywidgets.ToggleButtons(options=[(v, k) for k, v in SECTIONS.items()])
+        self._tabs = ipywidgets.ToggleButtons(
+            options=[(v, k) for k, v in SECTIONS.items()], style={"button_width": "auto"}
+        )
         self._afters = ipywidgets.Dropdown(
-            options=labels or [""], description="Compare with", layout=wide
+            options=labels or [""],
+            description="Compare with",
+            style={"description_width": "6rem"},
+            layout=ipywidgets.Layout(width="20rem", max_width="100%"),
         )
         self._search = ipywidgets.Text(
             placeholder="Search the prompts", continuous_update=False, layout=wide
@@ -229,7 +234,9 @@ class RunCompare(Panel):
         self._rows.value = wrap(cards) if cards else note("No rows match. Clear the filter.")
         last = first + len(keys)
         self._count.value = note(f"{first + 1 if keys else 0} to {last} of {len(found):,} rows")
-        self._selection.value = note(f"Rows {self.only}") + self._scrolling if self.only else Html()
+        one = len(self._jumps.links.get(self.only, ())) == 1
+        chosen = note(f"{'Row' if one else 'Rows'} {self.only}") + self._scrolling
+        self._selection.value = chosen if self.only else Html()
         self._all.layout.display = "" if self.only else "none"
         self._back.disabled, self._next.disabled = first == 0, last >= len(found)
 

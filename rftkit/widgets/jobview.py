@@ -173,10 +173,10 @@ class JobView:
         try:
             samples = evals.fetch(self._client, self.follow.job["id"])
         except (APIError, RftkitError):
-            return views.note("The answers of a validation are not there. They need a grader.")
+            return views.note("No validation answers to show. A job has them only with a grader.")
         steps = {run.step: run.label for run in samples.runs}
         if step is not None and step not in steps:
-            return views.note(f"The answers of the validation at step {step} are not there yet.")
+            return views.note(f"The validation at step {step} has no answers yet.")
         compared = evals.compare(samples, after=steps[step] if step else None)
         keys = list(views.jumps_for(compared, MAX_GROUPS).numbers)
         label = compared.focus or compared.baseline

@@ -610,7 +610,6 @@ class JobLauncher(Panel):
         held = {check.name for check in self.checks if not check.is_green}
         for name, box in self._overrides.items():
             box.value = name in self.overridden
-            box.layout.display = "" if name in self._names else "none"
             box.layout.display = "" if name in held else "none"
         is_blocked = not held <= set(self.overridden)
         self._go.disabled = is_blocked or self._is_started()

@@ -326,6 +326,7 @@ class Panel(HasTraits):
                 if not live():
                     raise
         finally:
+            task.end()
             with self._lock:
                 if all(each is task or each.done.is_set() for each in self._tasks.values()):
                     self._show_progress("")

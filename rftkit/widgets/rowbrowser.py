@@ -22,7 +22,7 @@ from rftkit.errors import InputError
 from rftkit.graders import CompiledGrader, Sample, compile_grader, validate
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, join, note
-from rftkit.views.rows import REFUSED, cells, row_in_full, row_page
+from rftkit.views.rows import REFUSED, cells, has_hit, row_in_full, row_page
 from rftkit.widgets.conditions import column_texts, parse_conditions
 from rftkit.widgets.neighbours import nearest, prompt_text
 from rftkit.widgets.panel import Panel
@@ -125,6 +125,7 @@ class RowBrowser(Panel):
             self._fold.set_title(0, f"The rows of {path.name}{words}")
             self._sorts.options = [("file order", ""), *((k, k) for k in self._all_keys())]
             self._findings.options = self._finding_options()
+            self._start_indexing()
             self._draw()
 
     # what it shows, for Python
@@ -204,8 +205,7 @@ class RowBrowser(Panel):
         self._bind("sort", self._sorts)
         self._findings.options = self._finding_options()
         self._bind("finding", self._findings)
-        if not self._source.is_complete:
-            self._work(self._index, self._show_indexed, "Opening", slot="index")
+        self._start_indexing()
         self._work(self._source.warm, lambda _: None, slot="warm")
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         return [
@@ -220,11 +220,11 @@ class RowBrowser(Panel):
         ]
 
     def _making(self) -> list[ipywidgets.Widget]:
-        """The form that makes rows of a table, folded; nothing for what has rows."""
+        """The form that makes rows of a table, open; nothing for what has rows."""
         if self._maker is None:
             return []
         title = "These records are not rows yet: choose the columns of the prompt and the answer"
-        self._fold = ipywidgets.Accordion([self._maker.widget()], titles=(title,))
+        self._fold = ipywidgets.Accordion([self._maker.widget()], titles=(title,), selected_index=0)
         return [self._fold]
 
     def _changed(self, names: Any) -> None:
@@ -250,7 +250,7 @@ class RowBrowser(Panel):
 
     def _draw_page(self) -> None:
         numbers = [int(number) for number in self._on_page()]
-        lines = cells(self._source.items(numbers))
+        lines = cells(self._source.items(numbers), self.query.strip())
         self._view.value = row_page(
             lines,
             self._shown_columns(lines),
@@ -329,6 +329,11 @@ class RowBrowser(Panel):
     def _on_page(self) -> Numbers:
         first = self.page * self.page_size
         return self.numbers()[first : first + self.page_size]
+
+    def _start_indexing(self) -> None:
+        """Count the rows in the background, and show them when all are known."""
+        if not self._source.is_complete:
+            self._work(self._index, self._show_indexed, "Opening", slot="index")
 
     def _index(self, task: Task) -> None:
         """Wait until every row of a file is indexed, and report the progress."""
@@ -485,8 +490,10 @@ class RowBrowser(Panel):
             return self._columns
         known = dict.fromkeys(key for line in lines for key in line)
         own = [key for key in LEARNT if key in known and self._maker is None]
-        keys = [*own, *self._all_keys()]
-        return list(dict.fromkeys(keys))[:MAX_COLUMNS]
+        keys = list(dict.fromkeys([*own, *self._all_keys()]))
+        hit = self.query.strip()
+        with_hit = [key for key in keys if any(has_hit(line.get(key), hit) for line in lines)]
+        return list(dict.fromkeys([*keys[:MAX_COLUMNS], *with_hit]))
 
     def _row_count(self) -> str:
         """How many rows there are, how many match, and how they are sorted."""

@@ -21,13 +21,20 @@ class Task:
     def __init__(self, show_progress: Callable[[str], None]) -> None:
         self._show_progress = show_progress
         self._cancelled = threading.Event()
+        self._reporting, self._has_ended = threading.Lock(), False
         self.done = threading.Event()
         """Set when it has ended, with or without a result."""
 
     def report(self, line: str) -> None:
-        """Show the progress."""
-        if not self.cancelled:
-            self._show_progress(line)
+        """Show the progress, unless it has ended: threads of the work may still call this then."""
+        with self._reporting:
+            if not (self.cancelled or self._has_ended):
+                self._show_progress(line)
+
+    def end(self) -> None:
+        """Show no more progress from now on."""
+        with self._reporting:
+            self._has_ended = True
 
     def pause(self, seconds: float) -> bool:
         """Wait this long. Returns False as soon as it is cancelled."""

@@ -16,8 +16,10 @@ from typer.testing import CliRunner, Result
 from rftkit import datasets, graders
 from rftkit.cli import app as cli
 from rftkit.datasets import Columns
+from rftkit.datasets.columns import answer_names, plain_name
 from rftkit.errors import InputError
 from rftkit.widgets import GraderLab, RowBrowser, RowMaker
+from rftkit.widgets.rowsource import FileSource
 
 CASES = (
     ("The May invoice lists the licence twice, please correct it.", "billing", "charged twice"),
@@ -154,18 +156,56 @@ def test_a_file_of_rows_is_told_to_leave_the_prompt_out(tickets: Path) -> None:
         datasets.convert("rows.jsonl", "again.jsonl", columns=Columns("{ticket}"))
 
 
-names = st.text(st.characters(codec="utf-8", exclude_characters="{}\n\r,"), min_size=1).filter(
-    lambda name: name == name.strip() and name not in ("messages", "item")
+names = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1).filter(
+    lambda name: name.strip() and plain_name(name) not in ("messages", "item", "reference_answer")
+)
+records = st.dictionaries(names, st.text(min_size=1), min_size=1, max_size=5).filter(
+    lambda record: len({plain_name(name) for name in record}) == len(record)
 )
 
 
-@given(st.dictionaries(names, st.text(min_size=1), min_size=1, max_size=5))
+@given(records)
 def test_a_prompt_around_any_column_holds_its_text(record: dict[str, str]) -> None:
     name = next(iter(record))
     if not record[name].strip():
         return
     row = Columns(f"Read this: {{{name}}}").row(record)
     assert row["messages"][0]["content"] == f"Read this: {record[name]}"
+
+
+@given(records)
+def test_any_columns_can_be_typed_as_the_answer(record: dict[str, str]) -> None:
+    first = next(iter(record))
+    if not record[first].strip():
+        return
+    answer = answer_names(",".join(map(plain_name, record)), list(record))
+    row = Columns(f"{{{first}}}", answer).row(record)
+    assert {plain_name(name): value for name, value in record.items()}.items() <= row.items()
+
+
+SPREADSHEETS = {
+    "sep=;\r\n": ("Text; Due\r\n", "hello;2026-01-02\r\n"),
+    "": ('"Letter, as\nscanned",Due ,"Amount\n(EUR)",,\n', "hello,2026-01-02,12,,\n"),
+}
+
+
+@pytest.mark.parametrize("first", SPREADSHEETS)
+def test_tables_as_spreadsheets_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Names with commas, line breaks and spaces, empty columns, a line that names the separator."""
+    monkeypatch.chdir(tmp_path)
+    names, line = SPREADSHEETS[first]
+    Path("t.csv").write_text("\ufeff" + first + names + line * 12, newline="")
+    rows = list(datasets.open("t.csv"))
+    lines = Path("t.csv").read_text(encoding="utf-8-sig").split("\n")
+    assert all("hello" in lines[each.line - 1] for each in rows)
+    command = proposed(typed("check", "t.csv").stdout)
+    assert typed(*command).exit_code == 0
+    item = datasets.read("t-rows.jsonl")[0].item
+    assert item["Due"] == "2026-01-02"
+    assert item["messages"][0]["content"].endswith(": hello")
+    assert item.keys() <= {"messages", "Due", "Amount (EUR)", "reference_answer"}
 
 
 def test_the_panel_makes_the_same_rows(tickets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +227,34 @@ def test_the_panel_makes_the_same_rows(tickets: Path, monkeypatch: pytest.Monkey
     assert Path("again.jsonl").read_bytes() == Path("tickets-rows.jsonl").read_bytes()
     maker._go.click()
     assert "exists already" in maker.error
+
+
+def test_rows_that_are_still_counted_are_shown_once_they_are(
+    tickets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(FileSource):
+        """A file whose index is not there at first."""
+
+        is_complete = False
+
+        def __len__(self) -> int:
+            return len(self.rows) if self.is_complete else 0
+
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    browser = RowBrowser(tickets)
+    browser.widget()
+    assert browser._maker is not None
+    sources: list[Slow] = []
+    monkeypatch.setattr(
+        "rftkit.widgets.rowbrowser.source_of",
+        lambda path: sources.append(Slow(datasets.open(path))) or sources[0],
+    )
+    browser._maker._go.click()
+    assert "0 rows so far" in browser._count.value
+    sources[0].is_complete = True
+    assert browser.wait(10)
+    assert "1 to 15 of 20 rows" in browser._count.value
+    browser.close()
 
 
 def test_the_panel_splits_the_rows_into_a_folder_as_well(

@@ -74,7 +74,15 @@ def test_a_failed_grade_is_missing_never_a_zero() -> None:
     assert whole.pairs[0].num_left_out == 2
     assert whole.runs[0].failed_share == pytest.approx(1 / 3)
     assert whole.runs[0].failed_rows == ("row2",)
-    assert any("1 of 3 samples of a have no grade (33.3%)" in note for note in whole.notes)
+    said = "1 of 3 samples of each of a and b have no grade (33.3%)"  # one note for like runs
+    assert [said in note for note in whole.notes].count(True) == 1
+
+
+def test_runs_with_one_mean_have_no_best() -> None:
+    found = evals.compare(table({name: [[0.0], [0.0], [0.0]] for name in "abc"}))
+    assert found.choice is not None
+    assert found.choice.sentence.startswith("All 3 runs have the same mean (0.000 on 3 rows); each")
+    assert found.choice.sentence.endswith("keep a.")
 
 
 def test_a_job_with_a_clear_best_step() -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from rftkit import graders
+from rftkit.backoff import retry_after
 from rftkit.graders import judge, posting
-from rftkit.graders.calls import Abandoned, Calls, Work, if_abandoned, retry_after
+from rftkit.graders.calls import Abandoned, Calls, Work, if_abandoned
 
 JUDGE = {
     "type": "score_model",
@@ -37,24 +38,34 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
+ABSURD = (
+    "nan", "inf", "1e400", "-inf", "", " ", "7 seconds", "0", "Wed, 21 Oct 1999 07:28:00 GMT",
+    "Mon, 01 Jan 0001 00:00:00 -0000", "Wed, 21 Oct 99999 07:28:00 GMT", "99 Foo 2030 25:61:61 GMT",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
         ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "1e3"}, 1000.0),
+        *(({"Retry-After": each}, None) for each in ABSURD),
         ({"retry-after": "7.5"}, 7.5),
         ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
-        ({"retry-after": "-3"}, 0.0),
-        ({"retry-after": "soon"}, 0.0),
-        ({}, 0.0),
-        (None, 0.0),
+        ({"retry-after": "-3"}, None),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+        (None, None),
     ],
 )
-def test_retry_after(headers: dict[str, str] | None, seconds: float) -> None:
+def test_retry_after(headers: dict[str, str] | None, seconds: float | None) -> None:
     assert retry_after(headers) == seconds
 
 
 def test_retry_after_may_be_a_date() -> None:
-    assert 50 < retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    asked = retry_after({"retry-after": formatdate(time.time() + 60, usegmt=True)})
+    assert asked is not None
+    assert 50 < asked <= 60
 
 
 def test_a_judge_is_asked_again_when_it_says(pauses: list[float]) -> None:

@@ -61,9 +61,7 @@ def test_the_views_of_a_job_show_losses(method: str, valid: bool) -> None:
     status = views.job_status(JOB, steps(given))
     assert "Loss, step 6" in status
     assert ("Validation loss, step 6" in status) == valid
-    assert "answers of its rows" in views.diagnosis(
-        given
-    ) or "those of its rows" in views.diagnosis(given)
+    assert "learns from answers in its rows" in views.diagnosis(given)
     assert diagnosis.findings(diagnosis.story_of(given)) == []
     assert views.signal_chart(given)
 

@@ -218,7 +218,7 @@ def test_the_traceback_stands_beside_the_editor_until_it_is_mended(live: None) -
     lab = shown(GraderLab(ROWS, grader=python(BROKEN), rows=[0]))
     lab.row = 0
     assert "▶   3" in lab._failure.value
-    assert "Row 0: no reward" in lab._full.value
+    assert "Row 1: no reward" in lab._full.value
     assert "▶" not in lab._full.value  # said once
     source = lab._form.field("source")
     source.value = source.value.replace("- 1", "+ 1")
@@ -366,7 +366,7 @@ def test_clicks_choose_rows_and_open_grades(live: None) -> None:
     assert lab.wait(60)
     assert lab.rows == [2, 5, 6, 7]
     lab._act_open("6")
-    assert "Row 6: reward" in lab._full.value
+    assert "Row 7: reward" in lab._full.value
     lab._which.value = "2, x"
     assert "write 1, 5, 10-14" in lab.error
     lab._which.value = "99"

@@ -90,8 +90,7 @@ def test_from_a_csv_to_a_colleagues_screen(
         # the table becomes rows, in three parts
         walk.begin(INSPECT)
         rows = notebook.cell(6)
-        fold = rows.get_by_text("These records are not rows yet")
-        walk.act("unfold the columns", fold.click)
+        rows.get_by_text("These records are not rows yet").wait_for()
         into = rows.get_by_label("Split into")
         walk.act("name a folder", lambda: into.fill("invoices"))
         walk.act("write the rows", rows.get_by_role("button", name="Write the rows").click)

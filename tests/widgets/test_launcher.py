@@ -292,6 +292,17 @@ def test_a_second_click_starts_no_second_job(
     panel.close()
 
 
+def test_a_check_that_is_ok_is_not_called_overridden() -> None:
+    checks = [Check("data", "ok", "8 rows"), Check("grader", "error", "pays")]
+    shown = launch.checklist(checks, ["data", "grader"])
+    assert "✓ ok<" in shown
+    assert "✗ error, overridden" in shown
+
+
+def test_the_code_has_names_as_they_are_written() -> None:
+    assert "'fällig': " in launch.client_code({"method": {"fällig": "x" * 90}}, {})
+
+
 def test_a_dataset_with_tools(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFTKIT_MODE", "live")
     panel = JobLauncher("policy_lookup", client=served.client, model="rftkit-tiny")

@@ -145,6 +145,16 @@ def test_only_the_newest_result_is_shown(live: None) -> None:
     assert counter.share == 2.0
 
 
+def test_work_that_has_ended_shows_no_progress(live: None) -> None:
+    """Threads that the work started may report after it."""
+    counter, tasks = Counter(), list[Any]()
+    counter.widget()
+    counter._work(lambda task: tasks.append(task) or 1.0, counter._set_share, "Counting")
+    assert counter.wait(10)
+    tasks[0].report("8 of 8 sheep …")
+    assert counter._status.value == ""
+
+
 def test_a_headless_run_gets_html_and_text_only() -> None:
     bundle = Counter(count=5)._repr_mimebundle_()
     assert set(bundle) == {"text/html", "text/plain"}

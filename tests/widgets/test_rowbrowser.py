@@ -238,3 +238,24 @@ def test_a_page_shows_where_the_hit_is() -> None:
     assert "<mark>Needle</mark> first" in html
     assert html.count("…") == 2
     assert "<mark>" not in row_page(cells(rows), ["text"], numbers=[0, 1])
+
+
+def test_a_hit_in_another_line_of_the_prompt_or_another_column_is_shown(live: None) -> None:
+    """A prompt is listed by the line that tells rows apart, and eight keys are listed."""
+    keys = {f"key{n}": "" for n in range(12)}
+    rows = [
+        {"messages": [{"role": "system", "content": "Be brief."},
+                      {"role": "user", "content": f"{firm}\nPlease pay {n} euro."}],
+         **keys, "key11": f"place {n}"}
+        for n, firm in enumerate(("Blue Fern", "Müller Bau", "Elm & Son"))
+    ]  # fmt: skip
+    browser = RowBrowser(rows)
+    browser.widget()
+    for query, marked in (("bau", "Müller <mark>Bau</mark>"), ("place 2", "<mark>place 2</mark>"),
+                          ("be BRIEF", "<mark>Be brief</mark>")):  # fmt: skip
+        browser.query = query
+        assert browser.wait(10)
+        assert marked in browser._view.value
+    browser.query = ""
+    assert "key11" not in browser._view.value
+    browser.close()

@@ -3,13 +3,15 @@
 Each request goes through the very routes that a client calls, in this process and without a socket,
 so that an answer, a refusal and its status are the same. Each result is stored at once; after a
 kill the batch resumes with the rest. The worker samples chats of clients first come, first served,
-and a batch has at most `AT_ONCE` of them. Requests that a dying worker or a full queue turned away
-are sent again. `api.batches` checks what a client asks.
+and a batch has at most `AT_ONCE` of them. Requests that a dying worker, a full queue, a locked
+database or a full disk turned away are sent again, until the batch expires. `api.batches` checks
+what a client asks.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import tempfile
@@ -20,6 +22,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from rftkit.backoff import backoff_seconds
 from rftkit.errors import RftkitError
 from rftkit.server.api.batch_lines import Line, mistakes, read_lines
 from rftkit.server.inference.backlog import Backlog
@@ -36,7 +39,10 @@ log = logging.getLogger("rftkit.server")
 
 AT_ONCE = 16
 """Requests of a batch that are answered at the same time; the worker batches their sampling."""
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = (0.5, 10.0)
+"""First and longest pause before a request that was turned away is sent again."""
+TURNED_AWAY = frozenset({429, 503})
+"""Statuses that say nothing about the request itself."""
 POLL_SECONDS = 0.5
 """How often a batch is looked up: was it cancelled, has its window passed?"""
 
@@ -142,14 +148,14 @@ class _Pass:
     async def _asked(self, line: Line) -> tuple[int, Json, str]:
         """Send a request until it is answered or refused for itself: status, body, its id."""
         request_id, deaths = new_id("req_"), 0
-        while True:
+        for attempt in itertools.count():
             status, body = await ask(self._routes, self._batch.endpoint, line.body)
             code = (body.get("error") or {}).get("code") if status >= 400 else None
             deaths += DEATHS.get(code or "", 0)
-            is_turned_away = status == 429 or code in DEATHS
-            if not is_turned_away or deaths >= CRASHES:
+            if (status not in TURNED_AWAY and code not in DEATHS) or deaths >= CRASHES:
                 return status, body, request_id
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(backoff_seconds(attempt, *RETRY_SECONDS, jitter=0.25))
+        raise AssertionError("unreachable")
 
     def _end(self, ending: str) -> None:
         """Make the files and end the batch, in one transaction."""

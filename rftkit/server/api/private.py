@@ -209,8 +209,10 @@ def _rollout(kept: Json, row: Row) -> Json:
         "text": completion.text,
         "stop_reason": completion.stop_reason,
         "tokens": completion.num_sampled,
-        "grade": kept["grade"],
+        "grade": kept.get("regraded") or kept["grade"],
     }
+    if kept.get("regraded"):  # it had failed when the step was learnt from
+        shown["regraded"] = True
     if completion.turns:
         calls = [call for turn in completion.turns for call in turn.calls]
         shown |= {"messages": messages(completion, row), "calls": calls}

@@ -27,6 +27,8 @@ log = logging.getLogger("rftkit.server")
 LOOK_SECONDS = 1.0
 ATTEMPTS = 3
 """How often a process is started for a job while it dies."""
+END_SECONDS = 2.0
+"""How long a process may take to end."""
 RECENT = 100
 """Jobs with integrations among which to look for those that are to be followed."""
 NOTE = "rftkit tracker: "
@@ -87,9 +89,7 @@ async def _follow(platform: Platform, home: Path, job_id: str, started: Counter[
                 await asyncio.to_thread(_tell, platform, job_id, last.removeprefix(NOTE))
         await process.wait()
     except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+        await _ended(process)
         raise
     job = await asyncio.to_thread(platform.store.job, job_id)
     is_over = process.returncode == 0 or "JobFailed" in last or job.status in TERMINAL
@@ -101,6 +101,15 @@ async def _follow(platform: Platform, home: Path, job_id: str, started: Counter[
         started[job_id] = 0  # a job that is resumed is followed again
         if job.status in TERMINAL:
             await asyncio.to_thread(_finish, home, job_id)
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """End a process: asked first, then by force, because a tracker's package may not listen."""
+    for end in (process.terminate, process.kill):
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            end()
+            await asyncio.wait_for(process.wait(), END_SECONDS)
+            return
 
 
 def _finish(home: Path, job_id: str) -> None:

@@ -20,7 +20,8 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from rftkit import settings
-from rftkit.backoff import backoff_seconds
+from rftkit.backoff import backoff_seconds, retry_after
+from rftkit.graders.calls import Abandoned, Calls
 from rftkit.safetext import redacted
 from rftkit.server.inference.backlog import keep_going
 from rftkit.server.store.records import Delivery
@@ -32,6 +33,7 @@ log = logging.getLogger("rftkit.server")
 
 LOOK_SECONDS = 1.0
 TIMEOUT_SECONDS = 15.0
+"""Of one attempt, however slowly the endpoint answers."""
 ATTEMPTS = 48
 LONGEST_PAUSE_SECONDS = 3_600
 OLD_SECONDS = 2 * 24 * 3_600
@@ -42,15 +44,20 @@ async def deliver_events(store: Store) -> None:
     if settings.webhook()[0] is None:
         return
 
+    calls = Calls()
+
     async def deliver() -> None:
         await asyncio.to_thread(store.drop_deliveries, now() - OLD_SECONDS)
         for delivery in await asyncio.to_thread(store.due_deliveries):
-            await asyncio.to_thread(_deliver, store, delivery)
+            await asyncio.to_thread(_deliver, store, delivery, calls)
 
-    await keep_going("webhooks", deliver, LOOK_SECONDS)
+    try:
+        await keep_going("webhooks", deliver, LOOK_SECONDS)
+    finally:
+        calls.close(now=True)  # an endpoint that hangs does not keep the server from ending
 
 
-def _deliver(store: Store, delivery: Delivery) -> None:
+def _deliver(store: Store, delivery: Delivery, calls: Calls) -> None:
     url, secret = settings.webhook()
     body = json.dumps(
         {
@@ -64,16 +71,24 @@ def _deliver(store: Store, delivery: Delivery) -> None:
     attempts, due_at = delivery.attempts + 1, None
     try:
         headers = signed_headers(delivery.id, body, secret)
-        with urlopen(Request(url or "", body.encode(), headers), timeout=TIMEOUT_SECONDS):
-            pass
+        request = Request(url or "", body.encode(), headers)
+        calls.run(lambda: _send(request), TIMEOUT_SECONDS)
+    except Abandoned:
+        return  # the server stops; the next one sends it
     except (OSError, ValueError, HTTPException) as error:
         if attempts < ATTEMPTS:
-            due_at = now() + int(backoff_seconds(attempts, 1, LONGEST_PAUSE_SECONDS))
+            asked = min(retry_after(getattr(error, "headers", None)) or 0, LONGEST_PAUSE_SECONDS)
+            due_at = now() + int(max(asked, backoff_seconds(attempts, 1, LONGEST_PAUSE_SECONDS)))
         outcome = "giving up" if due_at is None else f"next attempt in {due_at - now()} s"
         reason = redacted(str(error), [url])  # the path may be a secret, as Slack's is
         host = urlsplit(url or "").hostname
         log.warning("webhook %s (%s) failed: %s; %s", delivery.id, host, reason, outcome)
     store.update_delivery(delivery.id, attempts=attempts, due_at=due_at)
+
+
+def _send(request: Request) -> None:
+    with urlopen(request, timeout=TIMEOUT_SECONDS):
+        pass
 
 
 def signed_headers(event_id: str, body: str, secret: str | None) -> dict[str, Any]:

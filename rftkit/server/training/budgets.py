@@ -21,6 +21,7 @@ __all__ = [
     "check_core_seconds",
     "check_unscorable",
     "check_validation",
+    "failures_before",
     "is_over_budget",
     "pauses_for_training",
 ]
@@ -42,6 +43,20 @@ def pauses_for_training(run: AnyRun, step: int, groups: Sequence[Group]) -> bool
     if is_over:
         _pause(run, step, "steps", groups, window)
     return is_over
+
+
+def failures_before(run: AnyRun, done: int) -> list[tuple[int, int]]:
+    """The counts of the last steps up to `done`, from their events: a restart forgets none, so that
+    a step that is replayed pauses only where it paused.
+    """
+    found = []
+    for step in range(done + 2 - BUDGET_STEPS, done + 1):
+        event = run.store.event(run.job.id, f"step-{step}")
+        learning = ((event.data if event else None) or {}).get("learning", {})
+        if "failed_grades" in learning:
+            failed = learning["failed_grades"]
+            found.append((failed, failed + learning["num_graded"]))
+    return found
 
 
 def check_validation(run: AnyRun, step: int, valid: Sequence[Group]) -> None:

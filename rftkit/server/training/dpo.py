@@ -17,7 +17,14 @@ from rftkit.server.training.batches import epoch_rows
 from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded, pair_of
 from rftkit.server.training.loop import naming_lines
-from rftkit.server.training.offline import Measured, Valid, conclude, last_metrics, report
+from rftkit.server.training.offline import (
+    Measured,
+    Valid,
+    conclude,
+    last_metrics,
+    report,
+    step_message,
+)
 from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "last_metrics",
     "report",
     "result_csv",
+    "step_message",
     "update",
     "validate",
 ]

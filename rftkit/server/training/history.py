@@ -12,7 +12,7 @@ from typing import Any
 from rftkit.diagnosis import Finding, Story, findings
 from rftkit.server.store.store import Store
 
-__all__ = ["History"]
+__all__ = ["History", "metric_events"]
 
 
 class History:
@@ -22,7 +22,7 @@ class History:
         """`story` is empty; the events are added to it."""
         self._store, self._job_id = store, job_id
         self._story = story
-        self._known = _metric_events(store, job_id)
+        self._known = metric_events(store, job_id)
 
     def before(self, step: int) -> Story:
         """The story up to a step, without it."""
@@ -58,7 +58,8 @@ class History:
             )
 
 
-def _metric_events(store: Store, job_id: str) -> dict[int, dict[str, Any]]:
+def metric_events(store: Store, job_id: str) -> dict[int, dict[str, Any]]:
+    """The data of a job's metric events, by step."""
     found: dict[int, dict[str, Any]] = {}
     after, more = None, True
     while more:

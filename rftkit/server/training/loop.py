@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +23,9 @@ from rftkit.server.training.budgets import check_core_seconds
 from rftkit.server.training.checkpoints import keep_adapter, list_checkpoint, name_model, sweep
 from rftkit.server.training.context import AnyRun, Stopped
 from rftkit.server.training.final_checks import run_checks
+from rftkit.server.training.history import metric_events
 from rftkit.server.training.journal import damage
+from rftkit.server.training.regrading import regrade
 
 __all__ = [
     "Json",
@@ -77,6 +79,10 @@ class Method(Protocol):
         """The metrics of the last checkpoint."""
         ...
 
+    def step_message(self, step: int, total_steps: int, data: Mapping[str, Any]) -> str:
+        """The line of a metric event."""
+        ...
+
     def result_csv(self, steps: Sequence[Json]) -> bytes:
         """The result file, from the data of all metric events."""
         ...
@@ -91,6 +97,7 @@ def train(run: AnyRun, method: Method) -> None:
     """
     done = load_policy(run)
     method.begin(run, done)
+    regrade(run, done, method.step_message)  # a grader may have been repaired since
     for step in range(done + 1, run.plan.total_steps + 1):
         run.clock.start()
         batch = method.gather(run, step)
@@ -241,13 +248,13 @@ def stop_if_requested(run: AnyRun, step: int) -> None:
 
 def finish(run: AnyRun, method: Method) -> None:
     """The final checks, then all that the job leaves at once: a cancel before it leaves nothing."""
+    last = run.plan.total_steps
+    regrade(run, last, method.step_message)
     run_checks(run)
     account_for_judges(run)
-    last = run.plan.total_steps
     measured = method.last_metrics(run)
     folder, name = keep_adapter(run, last), run.model_name(None)
-    data = [event.data for event in _all_events(run) if event.type == "metrics" and event.data]
-    data.sort(key=lambda each: each["step"])
+    data = [found for _, found in sorted(metric_events(run.store, run.job.id).items())]
     with run.store.transaction():
         if run.store.job(run.job.id).is_terminal:
             raise Stopped  # cancelled a moment ago
@@ -264,12 +271,3 @@ def finish(run: AnyRun, method: Method) -> None:
         )
         run.store.add_event(run.job.id, "The job has successfully completed", key="completed")
     sweep(run.store, run.journal.folder / "checkpoints")
-
-
-def _all_events(run: AnyRun) -> list[Any]:
-    events, after, more = [], None, True
-    while more:
-        page, more = run.store.events(run.job.id, after=after, limit=1000)
-        events += page
-        after = page[-1].id if page else None
-    return events

@@ -28,9 +28,10 @@ from rftkit.server.training.loop import (
     save_state,
     stop_if_requested,
 )
+from rftkit.server.training.regrading import revise
 from rftkit.server.training.rollout import Group
 from rftkit.server.training.schedule import learning_rate
-from rftkit.server.training.validation import graded_answers, revise, reward_metrics, show
+from rftkit.server.training.validation import graded_answers, reward_metrics, show
 
 __all__ = [
     "Measured",
@@ -41,6 +42,7 @@ __all__ = [
     "csv_of",
     "last_metrics",
     "report",
+    "step_message",
     "validated",
 ]
 
@@ -201,7 +203,7 @@ def conclude(run: OfflineRun, step: int, valid: Valid | None) -> None:
         stop_if_requested(run, step)
         return
     if valid.groups is not None:
-        revise(run, step, valid.groups, step_message)
+        revise(run, "valid", step, valid.groups, step_message)
         account_for_judges(run)
         show(run, step, valid.groups)
     if step:

@@ -38,6 +38,7 @@ from rftkit.server.training.budgets import (
     check_core_seconds,
     check_unscorable,
     check_validation,
+    failures_before,
     pauses_for_training,
 )
 from rftkit.server.training.checkpoints import keep_checkpoint
@@ -54,9 +55,10 @@ from rftkit.server.training.loop import (
     stop_if_requested,
 )
 from rftkit.server.training.plan import Plan
+from rftkit.server.training.regrading import revise
 from rftkit.server.training.rollout import Group, Rollout
 from rftkit.server.training.schedule import guarded_rate
-from rftkit.server.training.validation import graded_answers, revise, reward_metrics, show
+from rftkit.server.training.validation import graded_answers, reward_metrics, show
 
 __all__ = [
     "baseline",
@@ -66,18 +68,20 @@ __all__ = [
     "last_metrics",
     "report",
     "result_csv",
+    "step_message",
     "update",
     "validate",
 ]
 
 T = TypeVar("T")
 
-result_csv = metrics.result_csv
+result_csv, step_message = metrics.result_csv, metrics.step_message
 
 
 def begin(run: RftRun, done: int) -> None:
     """The baseline, or what a killed worker left of the step that was saved last."""
     sampling.reopen(run, "valid", done)  # a grader may have been repaired since
+    run.failures = failures_before(run, done)
     tell_weights(run)
     tell_relative(run)
     base = run.plan.branch_step
@@ -135,7 +139,7 @@ def conclude(run: RftRun, step: int, valid: Sequence[Group] | None) -> None:
     if valid is None:
         stop_if_requested(run, step)
         return
-    revise(run, step, valid, metrics.step_message)
+    revise(run, "valid", step, valid, metrics.step_message)
     account_for_judges(run)
     show(run, step, valid)
     if step > run.plan.branch_step:

@@ -36,10 +36,14 @@ __all__ = [
     "sample_of",
     "schema_of",
     "train_groups",
+    "with_latest_grades",
 ]
 
 ATTEMPTS = 2
 """How often a completion is graded while its grader fails."""
+
+LATER_GRADES = ("held_out", "regraded")
+"""Grades that only some rollouts have; journals of older programs have none."""
 
 Place = tuple[int, int]
 """Of a completion in its step: the number of its row, and its own in the row's group."""
@@ -66,6 +70,14 @@ class Rollout:
     grade: Grade
     held_out: Grade | None = None
     """Of the held-out grader, for some rollouts of a job that has one."""
+    regraded: Grade | None = None
+    """Given after the update, where `grade` had failed: people see it, and nothing learns from
+    it."""
+
+    @property
+    def latest(self) -> Grade:
+        """The grade that counts in what people see."""
+        return self.regraded or self.grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +149,14 @@ def failed_episode(completion: Completion, grader: CompiledGrader) -> Grade:
     errors["other_error_details"] = completion.failure or ""
     parts = [leaf.key for leaf in grader.leaves] if "graders" in grader.spec else []
     return Grade(None, "failed", dict.fromkeys(parts), errors)
+
+
+def with_latest_grades(group: Group) -> Group:
+    """A group as people see it: a grade that was given later replaces the one that had failed."""
+    latest = [
+        dataclasses.replace(each, grade=each.latest, regraded=None) for each in group.rollouts
+    ]
+    return dataclasses.replace(group, rollouts=latest)
 
 
 def _report(
@@ -249,8 +269,9 @@ def _rollout_to_dict(rollout: Rollout) -> dict[str, Any]:
         "completion": rollout.completion.to_dict(),
         "grade": dataclasses.asdict(rollout.grade),
     }
-    if rollout.held_out is not None:
-        data["held_out"] = dataclasses.asdict(rollout.held_out)
+    for name in LATER_GRADES:
+        if (grade := getattr(rollout, name)) is not None:
+            data[name] = dataclasses.asdict(grade)
     return data
 
 
@@ -261,7 +282,7 @@ def group_from_dict(data: Mapping[str, Any], rows_by_line: Mapping[int, Row]) ->
             Rollout(
                 Completion.from_dict(each["completion"]),
                 Grade(**each["grade"]),
-                Grade(**each["held_out"]) if each.get("held_out") else None,
+                **{k: Grade(**each[k]) for k in LATER_GRADES if each.get(k)},
             )
             for each in data.get(name, ())
         ]

@@ -22,6 +22,7 @@ from rftkit.server.training.offline import (
     conclude,
     last_metrics,
     report,
+    step_message,
 )
 from rftkit.server.training.schedule import learning_rate
 
@@ -33,6 +34,7 @@ __all__ = [
     "last_metrics",
     "report",
     "result_csv",
+    "step_message",
     "update",
     "validate",
 ]

@@ -6,7 +6,7 @@ which need no answers (`offline`), and when to validate (the plan).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rftkit.server.training import budgets, metrics, sampling, transcripts
@@ -14,7 +14,7 @@ from rftkit.server.training.context import AnyRun
 from rftkit.server.training.eval_records import GradedSample, record_validation
 from rftkit.server.training.rollout import Group
 
-__all__ = ["graded_answers", "revise", "reward_metrics", "show"]
+__all__ = ["graded_answers", "reward_metrics", "show"]
 
 Json = dict[str, Any]
 
@@ -72,39 +72,3 @@ def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
         for said in [transcripts.said(each.completion, group.row)]
     ]
     record_validation(run.store, run.job, step, model, samples)
-
-
-def revise(
-    run: AnyRun,
-    step: int,
-    valid: Sequence[Group],
-    message_of: Callable[[int, int, Mapping[str, Any]], str],
-) -> None:
-    """Correct the metric event of a step whose failed validation grades were given again.
-
-    Args:
-        run: the job.
-        step: of the validation.
-        valid: graded anew.
-        message_of: makes the line of the event from step, total steps and data.
-    """
-    known = run.store.event(run.job.id, f"step-{step}")
-    failed, graded, _ = metrics.failure(valid)
-    if known is None or known.data is None:
-        return
-    before = known.data["learning"].get("valid_failed_grades", 0)
-    if failed == before:
-        return
-    timing, total = known.data["timing"]["step"], run.plan.total_steps
-    fresh = metrics.step_data(
-        step, total, run.grader.leaves, None, valid, timing, has_tools=run.tools is not None
-    )
-    data = metrics.merged(known.data, fresh)
-    with run.store.transaction():
-        run.store.revise_event(known.id, message_of(step, total, data), data)
-        run.store.add_event(
-            run.job.id,
-            f"Validation after step {step}: {before} of {graded} grades had failed and were "
-            f"made again; {failed} still fail. The metrics of step {step} are corrected.",
-            data={"step": step, "failed": failed, "grades": graded},
-        )

@@ -26,8 +26,9 @@ from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store.records import Model
 from rftkit.server.store.store import Store
 from rftkit.server.training.journal import damage
+from rftkit.server.worker.embedding import EmbeddingBatch, RunningEmbedding
 from rftkit.server.worker.engines import Engines, kind_of_model
-from rftkit.server.worker.prepare import embedded, sample_request
+from rftkit.server.worker.prepare import sample_request
 from rftkit.server.worker.running import Batch, Chat, RunningChat, Send
 
 __all__ = ["ChatQueue"]
@@ -46,7 +47,8 @@ class ChatQueue:
     `TURN_SECONDS`, so a new chat waits for one turn of each, however long their answers are. While
     a job trains, chats get as much time as the job had since they were last served (`share`). If
     both have work, each gets at least half of the time. Each waits only for what the other cannot
-    interrupt: one token of all rows, the reading of a prompt, or one micro-batch of an update.
+    interrupt: one token of all rows, the reading of a prompt, or one micro-batch of an update. An
+    embedding of many texts reads one text at a time (`embedding.py`).
     """
 
     def __init__(self, store: Store, engines: Engines, send: Send) -> None:
@@ -58,7 +60,7 @@ class ChatQueue:
         self._own_numbers = itertools.count(-1, -1)
         self._serving = threading.Lock()
         self._whole: set[str] = set()
-        self._batches: deque[Batch] = deque()
+        self._batches: deque[Batch | EmbeddingBatch] = deque()
         self._held: deque[RunningChat] = deque()
         self._balance = 0.0
         self._served_at = time.monotonic()
@@ -128,7 +130,7 @@ class ChatQueue:
             if time.monotonic() >= deadline:
                 return True
 
-    def _turn(self, batch: Batch, seconds: float) -> None:
+    def _turn(self, batch: Batch | EmbeddingBatch, seconds: float) -> None:
         try:
             if batch.go_on(seconds, self._has_news):
                 self._batches.append(batch)
@@ -146,7 +148,11 @@ class ChatQueue:
         self._held = deque(each for each in self._held if each.chat.number not in gone)
         for batch in self._batches:
             batch.drop(gone)
+        deadline = time.monotonic() + TURN_SECONDS
         while not self._waiting.empty():
+            if (self._batches or self._held) and time.monotonic() >= deadline:
+                self._aborted |= gone  # some of them may be waiting still
+                break
             chat = self._waiting.get()
             if chat.number not in gone:
                 self._prepare(chat)
@@ -154,16 +160,15 @@ class ChatQueue:
             self._join(self._held.popleft())
 
     def _has_room(self, chat: RunningChat) -> bool:
-        running = [each.num_keys for each in self._batches if each.engine is chat.engine]
-        return not running or sum(running) + chat.num_keys <= chat.engine.max_keys
+        running = sum(each.num_keys for each in self._batches if each.engine is chat.engine)
+        return not running or running + chat.num_keys <= chat.engine.max_keys
 
-    def _join(self, chat: RunningChat) -> None:
+    def _join(self, chat: RunningChat | RunningEmbedding) -> None:
         """Put a chat into the batch of its model and adapter; a new batch is next in line."""
-        for batch in self._batches:
-            if batch.takes(chat):
-                break
-        else:
-            batch = Batch(chat.engine, chat.adapter)
+        batch: Any = next((each for each in self._batches if each.takes(chat)), None)
+        if batch is None:
+            kind = EmbeddingBatch if isinstance(chat, RunningEmbedding) else Batch
+            batch = kind(chat.engine, chat.adapter)
             self._batches.appendleft(batch)
         batch.join(chat)
 
@@ -180,7 +185,7 @@ class ChatQueue:
             engine = self._engines.get(base, kind=kind)
             self._balance += time.monotonic() - since  # loading time counts for neither side
             if isinstance(asked, EmbedRequest):
-                chat.reply(done=embedded(engine, adapter, asked))
+                self._join(RunningEmbedding(chat, asked, engine, adapter))
                 return
             with self._watched(engine):
                 sample = sample_request(engine, known, asked)

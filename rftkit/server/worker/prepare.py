@@ -1,4 +1,4 @@
-"""From a chat to the engine's request: prompt, limits, schema and seeds; and embeddings.
+"""From a chat to the engine's request: prompt, limits, schema and seeds; and texts to be embedded.
 
 What the model cannot take is refused here, before it is sampled. Not here: the order in which chats
 are served (`chats.py`).
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from pathlib import Path
-from typing import Any
 
 from rftkit.errors import InputError, RequestError
 from rftkit.formats import closed_format
@@ -18,12 +16,12 @@ from rftkit.server.engine.prompts import most_characters
 from rftkit.server.engine.tool_calls import calls_schema, marks_calls, optional_calls
 from rftkit.server.engine.values import SampleRequest, Thinking
 from rftkit.server.engine.written_calls import JSON_CALL
-from rftkit.server.inference.requests import ChatRequest, EmbedRequest
+from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.store.records import Model
 from rftkit.server.training.plan import reasoning, reasoning_tokens
 from rftkit.server.training.rollout import schema_of
 
-__all__ = ["embedded", "sample_request"]
+__all__ = ["sample_request", "text_tokens"]
 
 DEFAULT_MAX_TOKENS = 1_024
 
@@ -117,31 +115,23 @@ def _schema(engine: ServingEngine, request: ChatRequest, thinking: Thinking | No
     return schema
 
 
-def embedded(engine: ServingEngine, adapter: Path | None, request: EmbedRequest) -> dict[str, Any]:
-    """Return the vectors of texts.
+def text_tokens(engine: ServingEngine, text: str | list[int], number: int) -> list[int]:
+    """Return the tokens of a text to embed, which may be given as tokens; `number` is its place.
 
     Raises:
-        InputError: when a text is too long, or has tokens that the model does not know.
+        InputError: when it is too long, or has tokens that the model does not know.
     """
-    for text in request.input:
-        if isinstance(text, str):
-            _check_length(engine, text, "input")
-    inputs = [
-        engine.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if isinstance(text, str)
-        else text
-        for text in request.input
-    ]
-    for number, tokens in enumerate(inputs):
-        if not 0 < len(tokens) <= engine.context_tokens:
-            raise InputError(
-                f"input {number} has {len(tokens)} tokens; the model takes 1 to "
-                f"{engine.context_tokens}",
-                param="input",
-            )
-        if not all(0 <= token < engine.num_tokens for token in tokens):
-            raise InputError(f"input {number} has unknown token ids", param="input")
-    return {
-        "prompt_tokens": sum(map(len, inputs)),
-        "embeddings": engine.embed(inputs, adapter),
-    }
+    if isinstance(text, str):
+        _check_length(engine, text, "input")
+        tokens: list[int] = engine.tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        tokens = text
+    if not 0 < len(tokens) <= engine.context_tokens:
+        raise InputError(
+            f"input {number} has {len(tokens)} tokens; the model takes 1 to "
+            f"{engine.context_tokens}",
+            param="input",
+        )
+    if not all(0 <= token < engine.num_tokens for token in tokens):
+        raise InputError(f"input {number} has unknown token ids", param="input")
+    return tokens

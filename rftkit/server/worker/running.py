@@ -107,9 +107,13 @@ class Batch:
         """Largest number of token positions that its chats can fill."""
         return sum(each.num_keys for each in self._chats.values())
 
-    def takes(self, chat: RunningChat) -> bool:
+    def takes(self, chat: object) -> bool:
         """Whether this is the batch of the chat's model and adapter."""
-        return chat.engine is self.engine and chat.adapter == self._adapter
+        return (
+            isinstance(chat, RunningChat)
+            and chat.engine is self.engine
+            and chat.adapter == self._adapter
+        )
 
     def join(self, chat: RunningChat) -> None:
         """Add a chat, from the next token on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sqlite3
 import tempfile
 import threading
 import time
@@ -14,7 +15,8 @@ import openai
 import pytest
 from conftest import FakeLink, Served
 
-from rftkit.server.api import batch_lines
+from rftkit.errors import PlatformError
+from rftkit.server.api import batch_lines, batch_runner, chat
 from rftkit.server.api.batch_lines import mistakes
 from rftkit.server.inference import backlog
 from rftkit.server.inference.worker_process import ChatError
@@ -108,6 +110,36 @@ def test_a_refused_request_is_in_the_error_file_as_its_endpoint_says(served: Ser
     assert found[0]["error"] is None
     assert found[0]["response"]["status_code"] == 400
     assert found[0]["response"]["body"]["error"]["param"] == "temperature"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sqlite3.OperationalError("database is locked"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EMFILE, "Too many open files"),
+        PlatformError("the platform is not ready"),
+        ChatError("the queue is full", status=429),
+        ChatError("the model worker ended the chat without an answer"),
+    ],
+    ids=str,
+)
+def test_a_request_that_was_turned_away_is_sent_again(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(batch_runner, "RETRY_SECONDS", (0.01, 0.02))
+    served.link.say = echo
+    asked, troubles = chat.chat_request, iter(range(7))
+
+    def failing(*given: Any) -> Any:
+        if next(troubles, None) is not None:
+            raise error
+        return asked(*given)
+
+    monkeypatch.setattr(chat, "chat_request", failing)
+    done = ended(served.client, create(served.client, [line(n) for n in range(3)]).id)
+    assert done.status == "completed"
+    assert done.request_counts.to_dict() == {"total": 3, "completed": 3, "failed": 0}
 
 
 def test_a_batch_of_failures_has_no_output_file(served: Served) -> None:

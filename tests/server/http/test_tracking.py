@@ -109,6 +109,18 @@ def test_a_process_that_dies_is_started_again_and_given_up_in_words(
     assert said(platform_here, job) == ["what follows the job ended 3 times: no memory"]
 
 
+def test_a_tracker_that_does_not_listen_is_ended_with_the_server(
+    platform_here: Platform, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf = "import signal, time, pathlib; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    there = home / "there"
+    monkeypatch.setattr(tracking, "COMMAND", f"{deaf}pathlib.Path({str(there)!r}).touch(); "
+                        "time.sleep(600)")  # fmt: skip
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.1)
+    add_job(platform_here, "running", **WANDB)
+    kept(platform_here, until=there)
+
+
 def test_integrations_are_kept_and_shown(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     given: Any = [{"type": "wandb", "wandb": {"project": "p"}}]

@@ -14,8 +14,10 @@ from typing import Any
 import openai
 import pytest
 from conftest import FakeLink, Served
+from hanging import hanging
 from starlette.testclient import TestClient
 
+from rftkit.graders.calls import Calls
 from rftkit.server.http import webhooks
 from rftkit.server.http.app import create_app
 from rftkit.server.http.webhooks import signed_headers
@@ -93,6 +95,37 @@ def test_ends_are_told_until_they_arrive_and_then_no_more(endpoint: Endpoint) ->
     store.close()
 
 
+def test_an_endpoint_that_hangs_does_not_keep_the_server_from_ending(
+    served_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hanging() as (url, called):
+        monkeypatch.setenv("RFTKIT_WEBHOOK_URL", f"{url}/hook")
+        job = served_store.add_job(
+            Job(
+                id=new_id("ftjob-"), created_at=now(), model="m", seed=1, training_file="f",
+                validation_file="f", method={},
+            )
+        )  # fmt: skip
+        served_store.cancel_job(job.id)
+
+        async def until_called() -> None:
+            task = asyncio.create_task(webhooks.deliver_events(served_store))
+            assert await asyncio.to_thread(called.acquire, timeout=30)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        asyncio.run(until_called())  # waits for the threads of its loop
+        assert called.acquire(blocking=False) is False
+    assert len(served_store.due_deliveries()) == 1  # the next server sends it
+
+
+@pytest.fixture
+def served_store() -> Iterator[Store]:
+    store = Store.open(None)
+    yield store
+    store.close()
+
+
 @pytest.mark.parametrize("trouble", ["locked", "babble", "secret"])
 def test_no_error_ends_the_delivery_of_events(
     endpoint: Endpoint, served: Served, monkeypatch: pytest.MonkeyPatch, trouble: str
@@ -149,13 +182,13 @@ def test_an_undeliverable_event_waits_longer_and_longer(
     store.cancel_job(served.create_job().id)
     [delivery] = store.due_deliveries()
     for attempt, pause in ((1, 2), (2, 4), (3, 8)):
-        webhooks._deliver(store, delivery)
+        webhooks._deliver(store, delivery, Calls())
         delivery = store.update_delivery(delivery.id)
         assert delivery.attempts == attempt
         assert delivery.due_at is not None
         assert 0 <= now() + pause - delivery.due_at <= 1
     store.update_delivery(delivery.id, attempts=webhooks.ATTEMPTS - 1)
-    webhooks._deliver(store, store.update_delivery(delivery.id))
+    webhooks._deliver(store, store.update_delivery(delivery.id), Calls())
     assert store.update_delivery(delivery.id).due_at is None
 
 

@@ -124,6 +124,8 @@ class World:
         self.grades = self.jobs = 0
         self.is_broken: Callable[[], bool] = lambda: False
         """Whether the next grade fails."""
+        self.fails: Callable[[str], bool] = lambda prompt: False
+        """Whether the grader fails for this prompt, by the policy that answered."""
 
     def add_job(self, **metadata: str) -> Job:
         """A job of six steps, a validation every second one; unguided if nothing else is asked."""
@@ -145,7 +147,7 @@ class World:
 
             def counted(sample: Any, item: Any) -> Any:
                 self.grades += 1
-                if self.is_broken():
+                if self.is_broken() or self.fails(item["messages"][-1]["content"]):
                     return Grade(None, "failed", errors={"other_error": True})
                 return real(sample, item)
 
@@ -458,6 +460,155 @@ def test_what_failed_is_graded_again_after_a_repair_and_nothing_else_is(
         assert set(left.pop(name)) >= set(calm.pop(name))
     assert {step: left["weights"][step] for step in calm["weights"]} == calm["weights"]
     assert {**left, "weights": None} == {**calm, "weights": None}
+
+
+def policies(world: World, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The policies of a calm job, before its first step and after each."""
+    found = [7]
+    update = rft.update
+
+    def noted(run: Any, step: int, groups: Any) -> Any:
+        stats = update(run, step, groups)
+        found.append(world.engine.policy)
+        return stats
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rft, "update", noted)
+        world.train(world.add_job())
+    return found
+
+
+def failed(world: World, job: Job) -> dict[str, int]:
+    """Where failed grades are counted, as far as there are any."""
+    events = world.store.events(job.id, limit=1000)[0]
+    counts = {
+        f"{name} of {event.data['step']}": event.data["learning"][name]
+        for event in events
+        if event.type == "metrics" and event.data
+        for name in ("failed_grades", "valid_failed_grades")
+        if event.data["learning"].get(name)
+    }
+    assert job.eval_id is not None
+    runs = world.store.runs(job.eval_id, limit=100)[0]
+    return counts | {
+        f"items of {run.name}": n for run in runs if (n := run.result_counts["errored"])
+    }
+
+
+def torn_and_paused(
+    world: World, monkeypatch: pytest.MonkeyPatch, **options: str
+) -> Callable[[], Job]:
+    """Makes jobs with a few failed grades at the baseline and in step 1, paused at step 4."""
+    first = policies(world, monkeypatch)[0]
+    lines = {group["line"] for group in world.groups(world.store.job("ftjob-0001"), 1)}
+    torn = str(min(lines) - 1)
+    assert torn in "0123"  # it is a validation row too
+    world.fails = lambda prompt: prompt == torn and world.engine.policy == first
+
+    def paused() -> Job:
+        job = world.add_job(**{"error_budget": "0.3"} | options)
+        third = world.home / "jobs" / job.id / "steps" / "000003.json.gz"
+        world.is_broken = third.exists  # the whole of step 4 fails
+        job = world.train(job)
+        assert job.status == "paused"
+        world.is_broken = lambda: False
+        return job
+
+    return paused
+
+
+def resumed(world: World, job: Job) -> Job:
+    world.store.resume_job(job.id)
+    return world.train(world.store.update_job(job.id, status="running"))
+
+
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("refill", ["0", "2"])
+def test_failures_within_the_budget_are_graded_again_after_a_repair_of_a_later_step(
+    world: World, monkeypatch: pytest.MonkeyPatch, refill: str
+) -> None:
+    """Of a validation in its place; of a training step beside the grade that was learnt from."""
+    options = {"error_budget": "0.3", "refill": refill}
+    paused = torn_and_paused(world, monkeypatch, **options)
+    whole = world.train(world.add_job(**options))
+    assert whole.status == "succeeded"
+    assert failed(world, whole) == {}  # it was graded again before the job ended
+    assert any("regraded" in each for group in world.groups(whole, 1) for each in group["rollouts"])
+    job = paused()
+    lost = failed(world, job)
+    assert {"valid_failed_grades of 0", "items of Step 0", "failed_grades of 1"} <= lost.keys()
+    world.counts()
+    job = resumed(world, job)
+    assert job.status == "succeeded", job.error
+    assert failed(world, job) == {}
+    assert world.final(job) == world.final(whole)
+    assert world.left(job)["runs"] == world.left(whole)["runs"]
+    assert world.left(job)["rewards"] == world.left(whole)["rewards"]
+    if refill == "0":  # what was still to do, one answer of the baseline, a group of step 1
+        assert world.counts()[1] == 16 * 3 + 4 * 2 + 1 + 4
+    found = [each for group in world.groups(job, 1) for each in group["rollouts"]]
+    later = ["regraded" in each for each in found]
+    assert any(later)
+    assert [each["grade"]["outcome"] == "failed" for each in found] == later
+    said = [event.message for event in world.store.events(job.id, limit=1000)[0]]
+    assert any("Training answers of step 1" in each and "its update stays" in each for each in said)
+    assert any(each.startswith("Validation after step 0") for each in said)
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_kill_while_earlier_steps_are_graded_again_leaves_the_same_job(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused = torn_and_paused(world, monkeypatch)
+    calm = resumed(world, paused())
+    assert calm.status == "succeeded"
+    wanted = world.left(calm)
+    place = 1
+    while True:
+        job = paused()
+        world.store.resume_job(job.id)
+        job = world.store.update_job(job.id, status="running")
+        with monkeypatch.context() as patch:
+            arm(patch, Bomb(place), grades=False)
+            try:
+                world.train(job)
+            except Killed:
+                pass
+            else:
+                break
+        if (now := world.store.job(job.id)).status == "running":
+            world.train(now)
+        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")
+        assert world.left(job) == wanted, place
+        assert failed(world, job) == {}, place
+        place += 3
+    assert place > 30
+
+
+@pytest.mark.usefixtures("no_sync")
+def test_a_replayed_step_is_judged_with_the_steps_before_it_as_it_was_at_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone it has more failed grades than the budget allows, with the steps before it fewer."""
+    policy = policies(world, monkeypatch)[2]
+    kept = {group["line"] for group in world.groups(world.store.job("ftjob-0001"), 3)}
+    torn = str(max(kept) - 1)
+    assert torn in "4567"  # it is no validation row
+    world.fails = lambda prompt: world.engine.policy == policy and prompt == torn
+    calm = world.train(world.add_job(error_budget="0.2"))
+    assert calm.status == "succeeded"
+    assert any("regraded" in each for group in world.groups(calm, 3) for each in group["rollouts"])
+    wanted = world.left(calm)
+    for place in range(60, 140, 4):
+        job = world.add_job(error_budget="0.2")
+        with monkeypatch.context() as patch:
+            arm(patch, Bomb(place), grades=False)
+            with contextlib.suppress(Killed):
+                world.train(job)
+        if (now := world.store.job(job.id)).status == "running":
+            world.train(now)
+        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")
+        assert world.left(job) == wanted, place
 
 
 def test_a_pause_repeats_nothing(world: World) -> None:

@@ -12,7 +12,7 @@ from in_process import ROWS, adapters, add_job, run
 from rftkit.server.engine.decoding_state import DecodingState
 from rftkit.server.engine.torch.together import Together
 from rftkit.server.engine.values import Completion, SampleRequest
-from rftkit.server.inference.requests import ChatRequest
+from rftkit.server.inference.requests import ChatRequest, EmbedRequest
 from rftkit.server.worker import chats
 from rftkit.server.worker.worker import Worker
 
@@ -323,6 +323,61 @@ def test_chats_beside_a_job_change_none_of_its_numbers(
     assert list(adapters(worker.home, crowded).values()) == list(
         adapters(worker.home, calm).values()
     )
+
+
+def put_embedding(worker: Worker, number: int, texts: list[str]) -> None:
+    worker.chats.put(number, EmbedRequest("rftkit-tiny", texts))
+
+
+def test_a_chat_does_not_wait_for_a_request_of_many_texts(worker: Worker, answers: Answers) -> None:
+    texts = [f"copy: {number}" for number in range(40)]
+    put_embedding(worker, 1, texts)
+    worker.chats.serve(0.0)
+    put_embedding(worker, 2, texts[:2])
+    ask(worker, 3, tokens=3)
+    worker.chats.serve()
+    assert ended(answers)[-1] == 1
+    found = {message["id"]: message["done"] for message in answers if "done" in message}
+    assert [len(found[number]["embeddings"]) for number in (1, 2)] == [40, 2]
+    assert found[1]["embeddings"][:2] == found[2]["embeddings"]
+    assert found[1]["prompt_tokens"] > found[2]["prompt_tokens"] > 0
+
+
+def test_a_text_that_cannot_be_embedded_and_a_client_that_left_end_their_requests(
+    worker: Worker, answers: Answers
+) -> None:
+    put_embedding(worker, 1, ["a", "x" * 5_000_000, "b"])
+    worker.chats.serve()
+    assert answers[-1]["error"]["code"] == "context_length_exceeded"
+    put_embedding(worker, 2, ["a"] * 40)
+    worker.chats.serve(0.0)
+    worker.chats.abort(2)
+    worker.chats.serve(0.0)
+    assert not worker.chats.serve(0.0)
+    assert ended(answers) == []
+
+
+def test_chats_that_are_many_are_prepared_between_the_tokens_of_others(
+    worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(chats, "time", clock)
+    prepare = chats.sample_request
+
+    def slow(*given: Any) -> Any:
+        clock.now += 1.0
+        return prepare(*given)
+
+    monkeypatch.setattr(chats, "sample_request", slow)
+    ask(worker, 1, tokens=3)
+    worker.chats.serve(0.0)
+    for number in range(2, 12):
+        ask(worker, number, tokens=60)
+    worker.chats.abort(11)  # while it waits
+    worker.chats.serve()
+    assert ended(answers)[0] == 1
+    assert clock.now < 1000.0 + 11.0  # the one that was abandoned was not prepared
+    assert sorted(ended(answers)) == list(range(1, 11))
 
 
 def test_a_text_that_no_context_holds_is_refused_before_it_is_read(

@@ -260,7 +260,8 @@ class TorchEngine(LoadedModel):
             if self._plain_because is None:
                 own = job_check.apart(groups, found, self.own_logprobs(groups))
         lengths = sorted(len(request.prompt_ids) for request in asked)
-        where = f"prompts of {lengths[0]:,} to {lengths[-1]:,} tokens of this job"
+        span = dict.fromkeys((f"{lengths[0]:,}", f"{lengths[-1]:,}"))
+        where = f"prompts of {' to '.join(span)} tokens of this job"
         if job_check.within(max(sampled, own), self.dtype):
             path = "plain" if self._plain_because else "fast"
             return (

@@ -1,0 +1,180 @@
+"""Failed grades are given again after a repair, at every step, and once more before a job ends.
+
+Here: steps that the policy has passed. An update that was made stays as it was, so that a replay
+gives the same weights: of a training step the journal keeps the later grade beside the one that
+was learnt from. What people see is corrected: the metric event, the eval run of a validation, the
+metrics of its checkpoint. Not here: the validation of the policy at hand and the step before its
+update, whose records become drafts again (`sampling.reopen`). An episode that a tool broke off can
+be sampled again only there, because the policy that began it is gone here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from rftkit.server.training import metrics, refill, rollout, sampling, watching
+from rftkit.server.training.context import AnyRun
+from rftkit.server.training.history import metric_events
+from rftkit.server.training.rollout import Group, Rollout
+from rftkit.server.training.validation import reward_metrics, show
+
+__all__ = ["regrade", "revise"]
+
+MessageOf = Callable[[int, int, Mapping[str, Any]], str]
+"""Makes the line of a metric event from step, total steps and data."""
+COUNTS = {"steps": "failed_grades", "valid": "valid_failed_grades"}
+"""Where a metric event has the number of failed grades, by the kind of the journal's record."""
+
+
+def regrade(run: AnyRun, last: int, message_of: MessageOf) -> None:
+    """Grade again what failed at the training steps up to `last` and at the validations before it.
+
+    A kill repeats it: the record is written first, and the metric event, which says that there is
+    something to do, is corrected last.
+    """
+    if run.compiled_grader is None:
+        return
+    for step, data in sorted(metric_events(run.store, run.job.id).items()):
+        for kind, count in COUNTS.items():
+            is_passed = step < last or (step == last and kind == "steps")
+            if not is_passed or not data.get("learning", {}).get(count):
+                continue
+            groups = _graded_again(run, kind, step)
+            if groups is not None and kind == "valid":
+                show(run, step, groups)
+                _correct_checkpoint(run, step, groups)
+            if groups is not None:
+                revise(run, kind, step, groups, message_of)
+
+
+def _graded_again(run: AnyRun, kind: str, step: int) -> list[Group] | None:
+    """The groups of a record with all grades that could be given by now; None: it is not there."""
+    record = run.journal.record(kind, step)
+    if record is None:
+        return None
+    rows = {row.line: row for row in (run.rows if kind == "steps" else run.valid_rows)}
+    before = [rollout.group_from_dict(each, rows) for each in record["groups"]]
+    after = [
+        group
+        for name, part in _parts(run, kind, before)
+        for group in (_part_again(run, name, step, part) if _lacks_grades(part) else part)
+    ]
+    if after != before:
+        kept = after if kind == "steps" else [rollout.with_latest_grades(each) for each in after]
+        data = [rollout.group_to_dict(each) for each in kept]
+        run.journal.write_record(kind, step, {**record, "groups": data})
+    return [rollout.with_latest_grades(each) for each in after]
+
+
+def _parts(run: AnyRun, kind: str, groups: list[Group]) -> Iterator[tuple[str, list[Group]]]:
+    """A step's own rows, and those that were added to it, with the kinds of their drafts."""
+    size = run.plan.batch_size if kind == "steps" else len(groups)
+    yield kind, groups[:size]
+    yield refill.KIND, groups[size:]
+
+
+def _lacks_grades(groups: Sequence[Group]) -> bool:
+    """Whether a grader failed; an episode that its tools broke off has no grade for good."""
+    return any(
+        each.latest.outcome == "failed" and each.completion.failure is None
+        for group in groups
+        for each in group.rollouts
+    )
+
+
+def _part_again(run: AnyRun, kind: str, step: int, groups: Sequence[Group]) -> list[Group]:
+    """The groups, with a later grade where one had failed and is given now."""
+    given = {
+        (i, index): (each.completion.tokens, asdict(each.latest))
+        for i, group in enumerate(groups)
+        for index, each in enumerate(group.rollouts)
+        if each.latest.outcome != "failed"
+    }
+    draft = sampling.UngradedBatch(
+        [group.prompt_ids for group in groups],
+        [[each.completion for each in group.rollouts] for group in groups],
+        0.0,
+    )
+    found, _ = sampling.graded_while_sampling(
+        run,
+        run.grader,
+        [group.row for group in groups],
+        lambda _: draft,
+        known=run.journal.grades(kind, step) | given,
+        keep=functools.partial(run.journal.add_grade, kind, step),
+        trace=functools.partial(run.trace_id, kind, step),
+        group_size=len(groups[0].rollouts),
+        anchor=(
+            sampling.anchors(run, step) if kind == "valid" and run.grader.compares_group else None
+        ),
+    )
+    return [
+        replace(group, rollouts=list(map(_with_later, group.rollouts, fresh.rollouts)))
+        for group, fresh in zip(groups, found, strict=True)
+    ]
+
+
+def _with_later(known: Rollout, fresh: Rollout) -> Rollout:
+    is_new = known.latest.outcome == "failed" and fresh.grade.outcome != "failed"
+    return replace(known, regraded=fresh.grade) if is_new else known
+
+
+def _correct_checkpoint(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
+    """Give the checkpoint of a validation the reward that it has now, if it still exists."""
+    for each in run.store.checkpoints(run.job.id):
+        if each.step == step:
+            kept = {k: v for k, v in each.metrics.items() if k != "over_error_budget"}
+            found = kept | reward_metrics(run, step, valid)
+            run.store.replace_checkpoint_metrics(run.job.id, step, found)
+
+
+def revise(
+    run: AnyRun, kind: str, step: int, groups: Sequence[Group], message_of: MessageOf
+) -> None:
+    """Correct the metric event of a step whose failed grades were given again.
+
+    Args:
+        run: the job.
+        kind: "steps" or "valid".
+        step: of the event.
+        groups: graded anew.
+        message_of: makes the line of the event.
+    """
+    known = run.store.event(run.job.id, f"step-{step}")
+    failed, graded, _ = metrics.failure(groups)
+    if known is None or known.data is None:
+        return
+    before = known.data["learning"].get(COUNTS[kind], 0)
+    if failed == before:
+        return
+    data = metrics.merged(known.data, _figures(run, kind, step, groups, known.data))
+    what, note = f"Validation after step {step}", ""
+    if kind == "steps":
+        what, note = f"Training answers of step {step}", "; its update stays as it was"
+    with run.store.transaction():
+        run.store.revise_event(known.id, message_of(step, run.plan.total_steps, data), data)
+        run.store.add_event(
+            run.job.id,
+            f"{what}: {before} of {graded} grades had failed and were made again; {failed} still "
+            f"fail. The metrics of step {step} are corrected{note}.",
+            data={"step": step, "failed": failed, "grades": graded},
+        )
+
+
+def _figures(
+    run: AnyRun, kind: str, step: int, groups: Sequence[Group], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The figures of one side anew; those of an update are left as they are."""
+    train, valid = (groups, None) if kind == "steps" else (None, groups)
+    data = metrics.step_data(
+        step, run.plan.total_steps, run.grader.leaves, train, valid, known["timing"]["step"],
+        has_tools=run.tools is not None,
+    )  # fmt: skip
+    if train is not None:
+        for name in ("learning_rate", "flat_groups"):
+            del data["learning"][name]
+        data["watch"] = watching.figures(train, run.right_answers)
+    return data
