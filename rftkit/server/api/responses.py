@@ -20,7 +20,7 @@ from rftkit.server.api import Here, Limit, Reply, Router, cut, turn_of
 from rftkit.server.api.chat import until_gone
 from rftkit.server.api.response_stream import Event, ItemEvents, lines, numbered, opening, replay
 from rftkit.server.inference.answering import Turn
-from rftkit.server.inference.body import Body, Metadata, refusal
+from rftkit.server.inference.body import Body, Metadata, check_neutral, refusal
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import ChatRequest
@@ -96,15 +96,37 @@ class ResponseBody(Body):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
+    max_tool_calls: Any = None
+    """Of built-in tools, which are not here."""
+    access_programs: Any = None
+    background_options: Any = None
+    context_management: Any = None
+    conversation: Any = None
+    image: Any = None
+    moderation: Any = None
+    prompt: Any = None
+    top_logprobs: Any = None
+
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "access_programs": ([],),
+    "background": (False,),
+    "background_options": (),
+    "context_management": ([],),
+    "conversation": (),
+    "image": (),
+    "moderation": (),
+    "prompt": (),
+    "top_logprobs": (0,),
+}
+"""Parameters that are accepted only with a value that has no effect."""
 
 
 def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]:
     """The conversation to keep, and the request to the worker."""
-    if body.background:
-        raise RequestError(
-            "`background` is not supported by the local platform", param="background"
-        )
+    check_neutral(body, NEUTRAL)
     conversation = messages_from(body.input)
     if body.previous_response_id is not None:
         try:

@@ -59,7 +59,7 @@ from rftkit.server.inference.body import refusal
 from rftkit.server.inference.grader_cache import GraderCache
 from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
-from rftkit.server.inference.worker_process import ChatError
+from rftkit.server.inference.worker_process import STOPPING, UNAVAILABLE, ChatError
 from rftkit.server.store import wire
 from rftkit.wholefile import is_full
 
@@ -269,6 +269,10 @@ class Gate:
                 await self._app(scope, with_model(limited, model) if model else limited, named)
             else:
                 await refused(scope, receive, named)
+        except asyncio.CancelledError:  # the server stops, and waits for nobody any longer
+            if not started:
+                body = wire.error_body(STOPPING, type="server_error", code=UNAVAILABLE)
+                await Reply(body, status_code=503)(scope, receive, named)
         except Exception:
             log.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
             if started:

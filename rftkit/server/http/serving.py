@@ -29,7 +29,7 @@ from rftkit.errors import PlatformError
 from rftkit.graders import cgroups, processes
 from rftkit.server.http.app import VERSION, create_app
 from rftkit.server.inference.platform import Platform
-from rftkit.server.inference.worker_process import WorkerProcess
+from rftkit.server.inference.worker_process import STOPPING, WorkerProcess
 from rftkit.server.store.store import Store
 from rftkit.server.training.final_checks import read_checks
 from rftkit.wholefile import write_whole
@@ -130,7 +130,8 @@ async def _run(
         while not server.should_exit:
             await asyncio.sleep(LOOK_SECONDS)
             keep_announced()
-        platform.worker.end_chats("the server is stopping; send the request again when it runs")
+        platform.worker.end_chats(STOPPING)
+        platform.grading.close()
 
     tasks = [asyncio.create_task(watch_idle()), asyncio.create_task(watch())]
     await server.serve(sockets=[listener])

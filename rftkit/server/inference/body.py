@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -26,10 +26,12 @@ from rftkit.errors import RequestError
 from rftkit.rows import ROLES
 
 __all__ = [
+    "TEXT_PARTS",
     "Body",
     "Metadata",
     "Open",
     "check_messages",
+    "check_neutral",
     "check_response_format",
     "digest_of",
     "kind_of",
@@ -38,6 +40,8 @@ __all__ = [
 ]
 
 
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Type of a part of a message's content → the field that has its text."""
 MAX_KEYS = 1_000
 """Limit of one object in a body: each unknown key or wrong value would be another error."""
 
@@ -115,7 +119,7 @@ Metadata = Annotated[dict[str, str], AfterValidator(_metadata), BeforeValidator(
 
 def refusal(errors: Sequence[Any]) -> RequestError:
     """Return the first error of a request, as one sentence and its parameter."""
-    error = errors[0]
+    error = _first(errors)
     place = [part for part in error["loc"] if part not in ("body", "query", "path")]
     param = _spelled(place)
     name = f"`{param}`" if param else "body"
@@ -136,10 +140,27 @@ def refusal(errors: Sequence[Any]) -> RequestError:
     return RequestError(message, param=param)
 
 
+def _first(errors: Sequence[Any]) -> Any:
+    """The first error; where a value may have several types, the one that got furthest."""
+    first = errors[0]
+    *place, kind = first["loc"] or (None,)
+    if not _is_type(kind):
+        return first
+    same = [each for each in errors if list(each["loc"][: len(place)]) == place]
+    return max(same, key=lambda each: len(each["loc"]))
+
+
+def _is_type(part: Any) -> bool:
+    """Whether a part of a place is a type that a value may have, not a field."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
+
+
 def _spelled(place: Sequence[int | str]) -> str | None:
     """Return `("messages", 0, "role")` as `messages[0].role`."""
     text = ""
     for part in place:
+        if _is_type(part):
+            continue
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text or None
 
@@ -164,6 +185,18 @@ def digest_of(body: BaseModel) -> str:
     """Return a digest that is the same for equal bodies, in any order of keys."""
     text = json.dumps(body.model_dump(exclude_unset=True), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_neutral(body: BaseModel, neutral: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse parameters that have no effect here, unless they are null or have a neutral value.
+
+    Raises:
+        RequestError: naming the parameter.
+    """
+    for name, allowed in neutral.items():
+        value = getattr(body, name)
+        if value is not None and value not in allowed:
+            raise RequestError(f"`{name}` is not supported by the local platform", param=name)
 
 
 def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> None:
@@ -194,19 +227,18 @@ def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> N
 
 
 def text_of(content: Any) -> str | None:
-    """Return a text, or text parts joined; None for anything else."""
+    """Return a text, or parts of text and refusals joined; None for anything else."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         return None
     texts = [
-        part["text"]
+        part.get(TEXT_PARTS.get(str(part.get("type")), ""))
         for part in content
         if isinstance(part, dict)
-        and part.get("type") in ("text", "input_text", "output_text")
-        and isinstance(part.get("text"), str)
     ]
-    return "".join(texts) if len(texts) == len(content) else None
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if len(known) == len(content) else None
 
 
 def check_response_format(value: Any, where: str = "response_format") -> dict[str, Any]:

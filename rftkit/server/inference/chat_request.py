@@ -13,7 +13,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from rftkit.errors import RequestError
-from rftkit.server.inference.body import Body, Metadata, check_messages, check_response_format
+from rftkit.server.inference.body import (
+    Body,
+    Metadata,
+    check_messages,
+    check_neutral,
+    check_response_format,
+)
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import ChatRequest
@@ -31,6 +37,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "modalities": (["text"],),
     "verbosity": ("medium",),
+    "audio": (),
+    "functions": ([],),
+    "function_call": ("none",),
+    "moderation": (),
+    "web_search_options": (),
 }
 """Parameters that are accepted only with a value that has no effect."""
 
@@ -69,11 +80,18 @@ class ChatBody(Body):
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     verbosity: str | None = None
+    audio: Any = None
+    functions: Any = None
+    function_call: Any = None
+    moderation: Any = None
+    web_search_options: Any = None
+    prediction: Any = None
     metadata: Metadata | None = None
     user: Any = None
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
 
 
@@ -86,10 +104,7 @@ def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
     """
     check_model(platform, body.model)
     check_messages(body.messages)
-    for name, allowed in NEUTRAL.items():
-        value = getattr(body, name)
-        if value is not None and value not in allowed:
-            raise RequestError(f"`{name}` is not supported by the local platform", param=name)
+    check_neutral(body, NEUTRAL)
     if body.response_format is not None:
         check_response_format(body.response_format)
     if body.top_logprobs is not None and not body.logprobs:

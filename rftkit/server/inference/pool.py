@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from rftkit.graders.calls import Work
-from rftkit.server.inference.worker_process import ChatError
+from rftkit.server.inference.worker_process import STOPPING, UNAVAILABLE, ChatError
 
 __all__ = ["BoundedPool"]
 
@@ -30,12 +30,13 @@ class BoundedPool:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._under_way: dict[Future[Any], Work] = {}
+        self._is_closed = False
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function and return its result. Cancelling the call abandons its work.
 
         Raises:
-            ChatError: status 429 when the queue is full.
+            ChatError: status 429 when the queue is full, 503 when the pool is closed.
         """
         work = Work()
 
@@ -44,6 +45,8 @@ class BoundedPool:
                 return function()
 
         with self._lock:
+            if self._is_closed:
+                raise ChatError(STOPPING, code=UNAVAILABLE)
             if len(self._under_way) >= self._room:
                 raise ChatError(
                     f"{len(self._under_way)} {self._name} requests are under way or waiting, which "
@@ -56,16 +59,21 @@ class BoundedPool:
             self._under_way[future] = work
         future.add_done_callback(self._done)
         try:
-            return await asyncio.wrap_future(future)
+            found = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             work.abandon()
-            raise
+            if not self._is_closed:
+                raise
+        if self._is_closed:  # what it found is that it was abandoned
+            raise ChatError(STOPPING, code=UNAVAILABLE)
+        return found
 
     def close(self) -> None:
-        """Abandon running work, and start no more."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Abandon running work, and start no more; those who wait for it are told so."""
         with self._lock:
+            self._is_closed = True
             under_way = list(self._under_way.values())
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for work in under_way:
             work.abandon()
 

@@ -156,12 +156,16 @@ def input_item(given: Json) -> Json:
         return {"status": "completed", **item}
     content = item.get("content")
     parts = [content] if isinstance(content, str) else content or []
-    texts = [part if isinstance(part, str) else part["text"] for part in parts]
     is_answer = item.get("role") == "assistant"
-    shown = [
-        text_part(text) if is_answer else {"type": "input_text", "text": text} for text in texts
-    ]
+    shown = [_listed_part(part, is_answer=is_answer) for part in parts]
     return {"status": "completed", **item, "content": shown}
+
+
+def _listed_part(part: str | Json, *, is_answer: bool) -> Json:
+    if not isinstance(part, str) and part["type"] == "refusal":
+        return part
+    text = part if isinstance(part, str) else part["text"]
+    return text_part(text) if is_answer else {"type": "input_text", "text": text}
 
 
 def reasoning_item(text: str) -> Json:

@@ -23,7 +23,16 @@ from typing import IO, Any, Protocol
 
 from rftkit.errors import RftkitError
 
-__all__ = ["DIED", "HUNG", "UNAVAILABLE", "ChatError", "Hung", "WorkerClient", "WorkerProcess"]
+__all__ = [
+    "DIED",
+    "HUNG",
+    "STOPPING",
+    "UNAVAILABLE",
+    "ChatError",
+    "Hung",
+    "WorkerClient",
+    "WorkerProcess",
+]
 
 log = logging.getLogger("rftkit.server")
 
@@ -33,6 +42,7 @@ PAUSES = (0.2, 1.0, 2.0, 5.0, 15.0, 30.0)
 """Seconds before the first, second, … restart in a row."""
 EOF_SECONDS = 2.0
 STOP_SECONDS = 5.0
+STOPPING = "the server is stopping; send the request again when it runs"
 UNAVAILABLE, DIED, HUNG = "worker_unavailable", "worker_died", "worker_hung"
 """Error codes: there was no worker; the worker of the chat died; it was killed because it hung."""
 STABLE_SECONDS = 60.0

@@ -39,9 +39,11 @@ def test_hanging_graders_leave_the_other_routes_alone_and_the_queue_has_an_end(
         assert served.client.models.list().data
         served.platform.grading.close()  # as when the server stops
         served.platform.grader_cache.close(now=True)
-        for each in answers:
-            if each not in refused:
-                each.exception(timeout=60) or each.result()
+        found = [each.result(timeout=60) for each in answers]
+        left = [each for each in found if each not in refused]
+        assert {each.status_code for each in left} == {503}
+        assert "the server is stopping" in left[0].json()["error"]["message"]
+        assert served.http.post(RUN, json=body).status_code == 503
 
 
 @pytest.mark.parametrize(

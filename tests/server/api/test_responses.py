@@ -9,6 +9,8 @@ import pytest
 from conftest import FakeLink, Served
 from openai.types.responses import Response, ResponseItemList
 
+from rftkit.server.api import responses
+from rftkit.server.inference import chat_request
 from rftkit.server.inference.worker_process import ChatError
 
 MODEL: Any = "rftkit-tiny"
@@ -165,6 +167,54 @@ def test_a_kept_response_is_streamed_again(served: Served, cut: bool) -> None:
     assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == "one two"
     rest = list(served.client.responses.retrieve(made.id, stream=True, starting_after=3))
     assert [event.sequence_number for event in rest] == list(range(4, len(events)))
+
+
+def test_a_refusal_in_the_conversation_is_read_and_listed(served: Served) -> None:
+    refusal = {"type": "refusal", "refusal": "I will not."}
+    answer: Any = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
+    given: Any = [{"role": "user", "content": "do it"}, {**answer, "content": [refusal]}]
+    made = served.client.responses.create(model=MODEL, input=[*given, *given[:1]])
+    assert [m["content"] for m in served.link.requests[0]["messages"]] == [
+        "do it", "I will not.", "do it",
+    ]  # fmt: skip
+    listed = served.http.get(f"/v1/responses/{made.id}/input_items?order=asc").json()
+    ResponseItemList.model_validate(listed)
+    assert listed["data"][1]["content"] == [refusal]
+    served.client.chat.completions.create(
+        model=MODEL, messages=[given[0], {"role": "assistant", "content": [refusal]}, given[0]]
+    )
+
+
+def test_parameters_that_have_no_effect_here_may_be_null(served: Served) -> None:
+    names = (*responses.NEUTRAL, "max_tool_calls")
+    for name in names:
+        body: Any = {"model": MODEL, "input": "x"}
+        assert served.http.post("/v1/responses", json=body | {name: None}).status_code == 200
+    refused = served.http.post("/v1/responses", json=body | {"conversation": "conv_1"})
+    assert refused.json()["error"]["param"] == "conversation"
+    for name in chat_request.NEUTRAL:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}]}
+        assert served.http.post("/v1/chat/completions", json=body | {name: None}).status_code == 200
+    refused = served.http.post("/v1/chat/completions", json=body | {"functions": [{"name": "f"}]})
+    assert "`functions` is not supported" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "words"),
+    [
+        (3, "input", "found 3"),
+        (["x"], "input[0]", "found 'x'"),
+        ([{"role": "user", "content": "x"}, None], "input[1]", "found null"),
+    ],
+)
+def test_a_value_of_none_of_several_types_is_named_by_its_place(
+    served: Served, given: Any, param: str, words: str
+) -> None:
+    answer = served.http.post("/v1/responses", json={"model": MODEL, "input": given})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(f"Invalid `{param}`: ")
+    assert words in error["message"]
 
 
 def test_a_failure_in_a_stream_is_an_event(served: Served) -> None:
