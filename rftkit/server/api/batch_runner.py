@@ -39,7 +39,7 @@ log = logging.getLogger("rftkit.server")
 
 AT_ONCE = 16
 """Requests of a batch that are answered at the same time; the worker batches their sampling."""
-RETRY_SECONDS = (0.5, 10.0)
+RETRY_SECONDS = (0.5, 2.0)
 """First and longest pause before a request that was turned away is sent again."""
 TURNED_AWAY = frozenset({429, 503})
 """Statuses that say nothing about the request itself."""

@@ -412,6 +412,41 @@ def test_a_database_put_back_to_an_older_copy_is_filled_from_the_journal(
     assert world.counts() == (0, 0)
 
 
+@pytest.mark.usefixtures("no_sync")
+@pytest.mark.parametrize("gap", [1, 4, 9])
+def test_a_kill_at_any_write_of_a_pause_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, gap: int
+) -> None:
+    class PauseThenKill(Bomb):
+        def tick(self) -> None:
+            self.left -= 1
+            if self.left <= 0 and not world.store._db.in_transaction:
+                with contextlib.suppress(RequestError):  # it was asked to pause, or has ended
+                    world.store.pause_job(job.id)
+            if self.left == -gap:
+                raise Killed
+
+    calm = world.left(world.train(world.add_job()))
+    for place in range(5, 200, 11):
+        job = world.add_job()
+        with monkeypatch.context() as patch:
+            arm(patch, PauseThenKill(place), grades=False)
+            with contextlib.suppress(Killed):
+                world.train(job)
+        for _ in range(3):
+            if (now := world.store.job(job.id)).status in ("running", "pausing"):
+                world.train(now)
+            if world.store.job(job.id).status == "paused":
+                resumed(world, job)
+        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")
+        left = world.left(job)
+        for name in ("models", "on disk"):  # the model of a pause stays
+            assert set(left[name]) >= set(calm[name]), place
+        assert {step: left["weights"][step] for step in calm["weights"]} == calm["weights"]
+        ignored = {"models": None, "on disk": None, "weights": None}
+        assert {**left, **ignored} == {**calm, **ignored}, place
+
+
 BREAKS = {
     "baseline": 0,
     "first step": 4,
