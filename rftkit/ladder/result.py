@@ -53,6 +53,11 @@ class Ladder:
         if best is None or worth is None:
             return "There is one rung, so that nothing can be compared."
         rows = f"{self.comparison.summary(worth).num_rows:,} test rows"
+        if worth == best == self.comparison.baseline:
+            mean = self._mean(best)
+            return (
+                f"{best} earns the most ({mean} on {rows}): no rung is shown to be worth its cost."
+            )
         if worth == best:
             return (
                 f"{best} earns the most ({self._mean(best)} on {rows}, {self._cost(best)}), and "
@@ -142,12 +147,17 @@ class Ladder:
             "verdict": pair.verdict if pair else "",
             "fixed": len(pair.fixed_rows) if pair else None,
             "broken": len(pair.broken_rows) if pair else None,
-            "seconds": each.seconds,
+            "seconds": _whole(each.seconds),
             "tokens": each.tokens,
-            "seconds in all": self.seconds(label),
+            "seconds in all": _whole(self.seconds(label)),
             "tokens in all": self.tokens(label),
             "note": each.error or " ".join(each.notes),
         }
+
+
+def _whole(seconds: float | None) -> float | None:
+    """Seconds as they are worth reading: jobs report whole ones."""
+    return round(seconds) if seconds and seconds >= 1 else seconds
 
 
 def _name(path: str | None) -> str:

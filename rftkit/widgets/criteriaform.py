@@ -57,7 +57,7 @@ class CriteriaForm:
             str(given["text"]),
             description=f"Criterion {place + 1}",
             continuous_update=False,
-            layout=ipywidgets.Layout(flex="1 1 18rem", min_width="0", width="auto"),
+            layout=ipywidgets.Layout(flex="1 1 100%", min_width="0", width="auto"),
         )
         weight = ipywidgets.FloatText(
             float(given["weight"]),

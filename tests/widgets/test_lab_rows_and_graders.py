@@ -6,11 +6,16 @@ Screenshots of each go to the folder named by SCREENSHOTS.
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import sample_comparison
 from browser import chromium  # noqa: F401  a fixture
 from lab_browser import Lab, lab  # noqa: F401  a fixture
+
+from rftkit.evals import saved_runs
 
 pytestmark = pytest.mark.slow
 
@@ -121,3 +126,38 @@ def test_a_saved_notebook_is_never_an_empty_box(lab: Lab, chromium: Any) -> None
         assert "model not found" not in notebook.cell(0).inner_text()
         notebook.shot("shared_frozen")
     assert "widget-view" not in (lab.folder / "shared.ipynb").read_text()
+
+
+POINTS = "from rftkit import evals, widgets\nwidgets.RunCompare(evals.kept(), section='curves')"
+
+
+def test_a_point_of_a_chart_leads_to_its_rows(
+    lab: Lab,  # noqa: F811
+    chromium: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RFTKIT_HOME", str(lab.home))
+    found = sample_comparison.samples()
+    runs = tuple(
+        replace(run, id=f"{saved_runs.LOCAL_PREFIX}{run.step}", job_id=None) for run in found.runs
+    )
+    found = replace(found, runs=runs)
+    for label in found.labels:
+        saved_runs.save(saved_runs.record_of(found, label))
+    lab.write("points.ipynb", [POINTS])
+    with lab.open(chromium, "points.ipynb", width=1280) as notebook:
+        notebook.run_all()
+        panel = notebook.cell(0)
+        charts = panel.locator(".rk-svg:has(.rk-pt[data-act])")
+        assert charts.count() >= 3
+        for at in range(charts.count()):
+            point = charts.nth(at).locator(".rk-pt[data-act]").last
+            words = str(point.get_attribute("data-act")).removeprefix("jump ")
+            point.click()
+            panel.get_by_text(re.compile(f"^Rows? {re.escape(words)}$")).wait_for()
+            panel.get_by_role("button", name="Show all rows").click()
+        point.focus()
+        notebook.page.keyboard.press("ArrowLeft")
+        notebook.page.keyboard.press("Enter")
+        panel.get_by_role("button", name="Show all rows").wait_for()
+        notebook.shot("points", panel)
