@@ -56,7 +56,7 @@ class Ladder:
         if worth == best == self.comparison.baseline:
             mean = self._mean(best)
             return (
-                f"{best} earns the most ({mean} on {rows}): no rung is shown to be worth its cost."
+                f"{best} earns the most ({mean} on {rows}): no rung is shown worth its cost."
             )
         if worth == best:
             return (
