@@ -464,6 +464,8 @@ class JobLauncher(Panel):
 
     def _field(self, name: str, label: str) -> ipywidgets.Text:
         field = ipywidgets.Text(description=label, continuous_update=False, **_wide())
+        if name == "metadata":  # below the hyperparameters
+            field.style.description_width = "11rem"
         field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
         return field
 
