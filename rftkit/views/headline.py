@@ -90,6 +90,8 @@ def _validation_change(valid: Figures) -> str:
         return f"The validation reward {word} from {ends} to {last} ({size})."
     if valid["interval"]:
         return f"No clear change of the validation reward: {ends}, {last} ({size})."
+    if valid["difference"] == 0:
+        return f"The validation reward did not change: {ends}, {last}."
     return (
         f"The validation reward was {ends} and {last} ({size}). Its uncertainty is not known, so "
         "this is no verdict."
@@ -115,8 +117,8 @@ def _validation_tiles(valid: Figures) -> list[Html]:
     if not valid:
         return []
     start, best, last = valid["start"], valid["best_step"], valid["final_step"]
-    tiles = [tile("Validation, step 0", start, "before training")]
-    if best != last:
+    tiles = [tile("Validation, step 0", start, f"before training{', best' * (best == 0)}")]
+    if best not in (0, last):
         tiles.append(tile(f"Validation, step {best}", valid["best"], "best", start))
     words = "best and last" if best == last else "last"
     final = tile(f"Validation, step {last}", valid["final"], words, start, valid["verdict"])
