@@ -34,6 +34,10 @@ Verdict = Literal["better", "worse", "same", "unclear"]
 that there is a difference."""
 
 
+FEW = 5
+"""With more rows, only equal values have no interval."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean over rows with its interval."""
@@ -41,11 +45,16 @@ class Estimate:
     value: float | None
     """The mean; None when nothing was graded."""
     low: float | None = None
-    """Lower end of the interval; None when there are too few rows."""
+    """Lower end of the interval; None with too few rows, or when all have the same value."""
     high: float | None = None
     """Upper end."""
     num_rows: int = 0
     """The number of rows: the independent units, however many samples each has."""
+
+    @property
+    def why_no_interval(self) -> str:
+        """Why the ends are None, in words."""
+        return "too few rows" if self.num_rows <= FEW else "the same in every row"
 
     @property
     def half_width(self) -> float | None:

@@ -55,9 +55,7 @@ class Ladder:
         rows = f"{self.comparison.summary(worth).num_rows:,} test rows"
         if worth == best == self.comparison.baseline:
             mean = self._mean(best)
-            return (
-                f"{best} earns the most ({mean} on {rows}): no rung is shown worth its cost."
-            )
+            return f"{best} earns the most ({mean} on {rows}): no rung is shown worth its cost."
         if worth == best:
             return (
                 f"{best} earns the most ({self._mean(best)} on {rows}, {self._cost(best)}), and "

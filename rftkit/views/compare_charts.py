@@ -63,6 +63,8 @@ def difference_chart(comparison: Comparison, *, jumps: Jumps | None = None) -> H
     pairs = [pair for pair in comparison.pairs if pair.difference.value is not None]
     if not pairs:
         return note("No two runs have graded the same rows.")
+    if not any(pair.up_rows or pair.down_rows for pair in pairs):
+        return note(f"No run earns more or less than {comparison.baseline} in any row.")
     entries = [
         Entry(
             pair.after,
@@ -87,6 +89,8 @@ def slice_chart(slices: SliceTable, *, jumps: Jumps | None = None) -> Html:
     known = [each for each in slices.slices if each.difference.value is not None][:30]
     if not known:
         return note(f"No slice by {slices.by} has rows that both runs have graded.")
+    if all(each.difference.value == 0 and each.difference.low is None for each in known):
+        return note(f"No slice by {slices.by} shows a difference.")
     entries = [
         Entry(
             f"{each.value[:60]} ({counted(each.num_rows, 'row')})",

@@ -250,7 +250,7 @@ def interval(estimate: Estimate, digits: int = 3, *, signs: bool = False) -> str
     if estimate.value is None:
         return "–"
     if estimate.low is None or estimate.high is None:
-        return "too few rows"
+        return estimate.why_no_interval
     shown = signed if signs else _negative
     digits = decimals(estimate.low, estimate.high, least=digits)
     return f"{shown(estimate.low, digits)} to {shown(estimate.high, digits)}"

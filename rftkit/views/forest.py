@@ -85,6 +85,6 @@ def forest(entries: Sequence[Entry], title: str, margin: float | None) -> Chart:
 
 def _ends(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
-        return "too few rows for an interval"
+        return f"no interval: {estimate.why_no_interval}"
     digits = decimals(estimate.low, estimate.high)
     return f"{signed(estimate.low, digits)} to {signed(estimate.high, digits)}"

@@ -53,7 +53,8 @@ def value_axis(
     known = list(values) + list(bounds or ()) + ([0.0] if is_share else [])
     low, high = min(known), max(known)
     if high - low < 1e-12:
-        low, high = (0.0, high * 2) if high > 0 else (low * 2, 0.0) if low < 0 else (0.0, 1.0)
+        top = 1.0 if 0.0 <= high <= 1.0 else 2 * high  # rewards and shares are at most 1
+        low, high = (0.0, top) if high >= 0 else (low * 2, 0.0)
     step = _round_step((high - low) / num)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = [round(at * step, 12) for at in range(first, last + 1)]

@@ -8,7 +8,7 @@ from sample_job import answers, events
 
 from rftkit import evals
 from rftkit.reports import summary
-from rftkit.views.headline import verdict
+from rftkit.views.headline import headline, verdict
 
 
 def row(before: float | None, after: float | None) -> dict:
@@ -112,3 +112,14 @@ def test_what_could_not_be_graded_is_counted():
     test = summary(events(), answers())["test"]
 
     assert (test["failed"], test["unscorable"], test["unanswered"]) == (1, 2, 0)
+
+
+def test_a_validation_reward_that_did_not_change_is_said_once():
+    valid = {"start": 1.0, "best": 1.0, "best_step": 0, "final": 1.0, "final_step": 24,
+             "difference": 0.0, "interval": None, "verdict": "unclear", "rows": 64,
+             "is_relative": False}  # fmt: skip
+    shown = headline(summary([]) | {"valid": valid})
+
+    assert "did not change: 1.00 before training, 1.00 at step 24." in shown
+    assert shown.count("Validation, step 0") == 1
+    assert "before training, best" in shown

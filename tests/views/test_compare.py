@@ -174,3 +174,14 @@ def test_in_the_browser_a_number_shows_its_rows(found, chromium, tmp_path):  # n
         tab.get_by_role("button", name="Show all rows").click()
         rows.get_by_label("Order").select_option(label="most broken first")
         assert "−" in tab.locator(".rk-card:visible .rk-mark").first.inner_text()
+
+
+def test_runs_that_earn_the_same_in_every_row_have_no_flat_chart():
+    given = sample_comparison.samples()
+    level = replace(given, frame=given.frame.assign(reward=1.0, outcome="graded"))
+    found = evals.compare(level, slices=["topic"])
+    shown = views.compare_runs(found)
+
+    assert "the same in every row" in shown
+    assert "too few rows" not in shown
+    assert "No run earns more or less than Step 0 in any row" in views.difference_chart(found)
