@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from rftkit import graders, privacy, settings
 from rftkit.errors import MissingExtraError, PlatformError
 from rftkit.graders import Completion, CompletionCall, EmbeddingCall, completion_call
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL
+from rftkit.jsontext import parse_json
 from rftkit.privacy import kept_api_key, make_home
 from rftkit.wholefile import has_no_room, unwritable
 
@@ -182,8 +182,8 @@ def serve_status(home: Path | None = None) -> ServerStatus | None:
 def _record(home: Path) -> dict[str, Any]:
     """The record that a server wrote about itself; empty when it cannot be read."""
     try:
-        record = json.loads((home / "server.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        record = parse_json((home / "server.json").read_bytes())
+    except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -254,8 +254,8 @@ def _health(address: str) -> dict[str, Any] | None:
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(f"{address}/health", timeout=PROBE_SECONDS) as response:
-            health: dict[str, Any] = json.load(response)
-    except (OSError, ValueError, HTTPException, RecursionError):
+            health: dict[str, Any] = parse_json(response.read())
+    except (OSError, ValueError, HTTPException):
         return None
     if not isinstance(health, dict):
         return None

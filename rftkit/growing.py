@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rftkit.jsontext import parse_json
+
 __all__ = ["append_json", "json_line", "json_values"]
 
 
@@ -33,6 +35,6 @@ def json_values(path: Path) -> Iterator[Any]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                yield json.loads(line.decode(errors="replace"))
+                yield parse_json(line.decode(errors="replace"))
             except ValueError:
                 continue

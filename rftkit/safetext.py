@@ -7,9 +7,12 @@ error message may repeat the key that was sent. Not here: HTML, which views esca
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import re
 from collections.abc import Iterable
+from html import escape
 from typing import Any, TextIO
 from urllib.parse import quote
 
@@ -24,6 +27,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", 
 _BLANK = " \u00a0\u3000\u200b\ufeff"
 _SHORT = 4
 """A secret of fewer characters would be found in ordinary words."""
+_LONG = 8
+"""The same for a part of a secret, between these marks."""
+_BETWEEN = re.compile(r"[\s;,=&:\"']+")
 HIDDEN = "********"
 
 
@@ -75,12 +81,22 @@ def redacted(text: str, secrets: Iterable[str | None]) -> str:
 
 
 def _forms(secret: str) -> Iterable[str]:
-    parts = {secret, secret.strip(), *secret.split()}
+    parts = {secret, secret.strip(), *secret.split(), *_inside(secret)}
     for part in parts:
         if len(part) >= _SHORT and part.lower() not in ("basic", "bearer", "token", "apikey"):
-            yield from (part, repr(part)[1:-1], quote(part), quote(part, safe=""))
+            yield from (part, repr(part)[1:-1], quote(part), quote(part, safe=""), escape(part))
             yield part.encode("unicode_escape").decode()
             yield json.dumps(part)[1:-1]
+
+
+def _inside(secret: str) -> Iterable[str]:
+    """The values of a cookie or of parameters; user and password of `Basic …`, and the password."""
+    yield from (part for part in _BETWEEN.split(secret) if len(part) >= _LONG)
+    scheme, _, code = secret.strip().partition(" ")
+    if scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            pair = base64.b64decode(code.strip(), validate=True).decode()
+            yield from (pair, pair.partition(":")[2])
 
 
 def cell(value: Any) -> Any:

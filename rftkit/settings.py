@@ -6,7 +6,6 @@ test or a notebook can change a variable without re-importing anything.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import platformdirs
 
 from rftkit.errors import InputError
+from rftkit.jsontext import parse_json
 
 __all__ = [
     "DEFAULT_PORT",
@@ -97,11 +97,17 @@ def tinker_api_key() -> str | None:
     return os.environ.get("TINKER_API_KEY") or None
 
 
+_SECRET_ENDINGS = ("_API_KEY", "_ADMIN_KEY", "_ACCESS_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+"""How names of variables end whose values are secret: those that rftkit reads, `HF_TOKEN`, …"""
+
+
 def keys() -> list[str]:
     """Every key and secret of the environment, so that no message repeats one."""
-    names = ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "AZURE_OPENAI_API_KEY", "RFTKIT_JUDGE_API_KEY",
-             "RFTKIT_API_KEY", "TINKER_API_KEY", "OPENAI_WEBHOOK_SECRET")  # fmt: skip
-    return [value for name in names if len(value := os.environ.get(name, "")) >= 8]
+    return [
+        value
+        for name, value in os.environ.items()
+        if name.endswith(_SECRET_ENDINGS) and len(value) >= 8
+    ]
 
 
 def webhook() -> tuple[str | None, str | None]:
@@ -155,7 +161,7 @@ def mcp_servers() -> dict[str, dict[str, Any]]:
     if not path:
         return {}
     try:
-        given = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))["mcpServers"]
+        given = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))["mcpServers"]
         servers = {name: dict(each) for name, each in given.items()}
     except OSError as error:
         raise InputError(

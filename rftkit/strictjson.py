@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from rftkit.errors import InputError
+from rftkit.jsontext import NestedTooDeeply, is_too_deep, parse_json
 
 __all__ = [
     "lines_of",
@@ -47,7 +48,7 @@ _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _TOKEN = re.compile(
-    r'(?P<text>"(?:[^"\\]|\\.)*")(?P<colon>\s*:)?|[{}]|-?(?:\d[\d.eE+-]*|NaN|Infinity)'
+    r'(?P<text>"[^"\\]*+(?:\\.[^"\\]*+)*+")(?P<colon>\s*+:)?|[{}]|-?(?:\d[\d.eE+-]*+|NaN|Infinity)'
 )
 
 
@@ -68,6 +69,8 @@ def read_lines(lines: Sequence[bytes]) -> list[Any] | None:
     try:
         values = [_decode(line) for line in lines]
         written = _encode_lines(values)
+        if any(map(is_too_deep, lines, values)):
+            return None
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return None
     return values if _same_colons(b"\n".join(lines), written) else None
@@ -116,21 +119,32 @@ def read_documents(text: str, path: Path | str) -> list[Any]:
 
     if flaw := flaw_in(text):
         raise fail(flaw[0], f"not usable JSON: {flaw[1]}")
-    values, position, decoder = [], 0, json.JSONDecoder()
+    values, position = [], 0
     while position < len(text):
         if text[position].isspace():
             position += 1
             continue
         try:
-            value, position = decoder.raw_decode(text, position)
+            value, position = _next_value(text, position)
+        except NestedTooDeeply as error:
+            raise fail(position, str(error)) from None
         except json.JSONDecodeError as error:
             raise fail(error.pos, f"not valid JSON: {error.msg}") from None
-        except RecursionError:
-            raise fail(position, "the JSON is nested too deeply") from None
         except ValueError as error:
             raise fail(position, f"not valid JSON: {error}") from None
         values.append(value)
     return values
+
+
+def _next_value(text: str, position: int) -> tuple[Any, int]:
+    """The value that begins there, and where it ends."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, position)
+    except RecursionError:
+        raise NestedTooDeeply from None
+    if is_too_deep(text[position:end], value):
+        raise NestedTooDeeply
+    return value, end
 
 
 def read_value(raw: bytes, fail: Fail) -> Any:
@@ -141,7 +155,7 @@ def read_value(raw: bytes, fail: Fail) -> Any:
     """
     try:
         item = _decode(raw)
-        same = _encode(item).count(b":") == raw.count(b":")
+        same = _encode(item).count(b":") == raw.count(b":") and not is_too_deep(raw, item)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return _read_carefully(raw, fail)
     if same and not _ESCAPED_COLON.search(raw):
@@ -176,9 +190,9 @@ def _read_carefully(raw: bytes, fail: Fail) -> Any:
     if flaw := flaw_in(text):
         raise fail(f"not usable JSON at column {flaw[0] + 1}: {flaw[1]}")
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise fail("the JSON is nested too deeply") from None
+        return parse_json(text)
+    except NestedTooDeeply as error:
+        raise fail(str(error)) from None
     except json.JSONDecodeError as error:
         raise fail(f"not valid JSON at column {error.colno}: {_said(error)}") from None
     except ValueError as error:

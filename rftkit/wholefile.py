@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from rftkit.errors import InputError, PlatformError
+from rftkit.jsontext import parse_json
 
 __all__ = [
     "check_output", "damage", "has_no_room", "is_full", "replacing", "sha256", "sync",
@@ -162,7 +163,7 @@ def damage(folder: Path) -> str | None:
     if folder.is_dir() and not (folder / SUMS).is_file():
         return None  # written before there were sums
     try:
-        sums = json.loads((folder / SUMS).read_bytes())
+        sums = parse_json((folder / SUMS).read_bytes())
         for name, digest in sums.items():
             if sha256(folder / name) != digest:
                 return f"{folder / name} does not have the bytes that were written"

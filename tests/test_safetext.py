@@ -77,6 +77,32 @@ def test_secrets_are_hidden_in_every_form() -> None:
 
 
 @pytest.mark.parametrize(
+    ("secret", "echoed"),
+    [
+        ("Basic dXNlcjpodW50ZXIyYQ==", "user:hunter2a"), ("Basic dXNlcjpodW50ZXIyYQ==", "hunter2a"),
+        ("session=aB3dE6fG9; theme=dark", "no session aB3dE6fG9"),
+        ("a<b>c&d12", "a&lt;b&gt;c&amp;d12"), ("key:aB3dE6fG9", "aB3dE6fG9"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_secret_are_hidden(secret: str, echoed: str) -> None:
+    assert echoed.split()[-1] not in redacted(f"refused: {echoed}", [secret])
+    assert redacted("a dark theme of the user", [secret]) == "a dark theme of the user"
+
+
+def test_no_command_repeats_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A service that answers with its request, and a key of a service that is not named here."""
+    program = "import sys; from rftkit.cli.app import _fail; _fail(sys.argv[1], 1)"
+    for name in ("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY", "MY_SERVICE_SECRET"):
+        monkeypatch.setenv(name, "aB3dE6fG9hJ")
+        done = subprocess.run(
+            [sys.executable, "-c", program, "wrong key aB3dE6fG9hJ"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.stderr == "rftkit: wrong key ********\n"
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "=1+1", "+A1", "@SUM(A1)", "-cmd|' /C calc'!A0", "  =1", "\t=1", "\n=1", "\u00a0=1",

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 import rftkit
 from rftkit import settings
@@ -27,12 +28,12 @@ from rftkit.cli.jobs import job_app
 from rftkit.cli.ladder import ladder as ladder_command
 from rftkit.cli.models import models_app
 from rftkit.cli.prompt import prompt_app
-from rftkit.cli.reports import ParameterCommand, report
+from rftkit.cli.reports import PARAMETER, ParameterCommand, report
 from rftkit.errors import InputError, MissingExtraError, RftkitError
+from rftkit.jsontext import NestedTooDeeply
+from rftkit.safetext import redacted
 
 __all__ = ["app", "main"]
-
-app = typer.Typer(**PLAIN)
 
 LAB_FOLDER = Path("rftkit-notebooks")
 
@@ -46,6 +47,27 @@ class LabCommand(TyperCommand):
         if before is not None and all(word.startswith("-") for word in before):
             args = [*before, str(LAB_FOLDER), *args[len(before) :]]
         return super().parse_args(ctx, args)
+
+
+class FullArguments(TyperGroup):
+    """Refuses an empty argument: it is what a variable leaves that a shell script never set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; only the value of a report's parameter may be empty."""
+        before = args[: args.index("--")] if "--" in args else args
+        for place, word in enumerate(before):
+            is_value = args[0] == "report" and before[place - 2] in PARAMETER
+            if not is_value and (not word or _EMPTY_OPTION.fullmatch(word)):
+                after = " ".join(before[:place])
+                raise InputError(
+                    f"an argument is empty: rftkit {after} {word or repr(word)}; is a variable of "
+                    "your shell not set?"
+                )
+        return super().parse_args(ctx, args)
+
+
+_EMPTY_OPTION = re.compile(r"--[a-z][a-z-]*=")
+app = typer.Typer(cls=FullArguments, **PLAIN)
 
 
 def _print_version(wanted: bool) -> None:
@@ -334,7 +356,7 @@ def _message_of(error: Exception) -> str | None:
         return f"{where}{error.strerror or error}"
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return f"a link leads to itself ({error})"
-    if isinstance(error, RecursionError):
+    if isinstance(error, RecursionError | NestedTooDeeply):
         return "the input is nested too deeply"
     if isinstance(error, MemoryError):
         return "there is not enough memory for this command"
@@ -348,5 +370,5 @@ def _say(text: str, to_stderr: bool) -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"rftkit: {message}", file=sys.stderr)
+    print(f"rftkit: {redacted(message, settings.keys())}", file=sys.stderr)
     sys.exit(status)

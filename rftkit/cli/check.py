@@ -83,8 +83,10 @@ def check(
     lacking = ""
     if data is not None:
         given = datasets.load(data)
-        if given.missing and given.train != data:
-            lacking = f"{given.name} has no {' and no '.join(given.missing)}"
+        beside = {"valid": valid, "test": test, "grader": grader}
+        absent = [part for part in given.missing if beside[part] is None]
+        if absent and given.train != data:
+            lacking = f"{given.name} has no {' and no '.join(absent)}"
         data, valid, test = given.train, valid or given.valid, test or given.test
         spec, answer_format = spec or given.grader, answer_format or given.response_format
         entries = entries or given.tools

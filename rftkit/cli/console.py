@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from rftkit.errors import InputError
+from rftkit.jsontext import parse_json
 from rftkit.safetext import Printable, json_printable, printable
 
 __all__ = [
@@ -114,7 +115,7 @@ def parse_values(pairs: Pairs | None) -> dict[str, Any]:
 
     def value(text: str) -> Any:
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError:
             return text
 

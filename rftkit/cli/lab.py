@@ -24,6 +24,7 @@ from typing import Any
 from rftkit import settings
 from rftkit.bundled import bundled_folder
 from rftkit.errors import InputError, PlatformError
+from rftkit.jsontext import parse_json
 from rftkit.privacy import (
     has_other_users,
     kept_api_key,
@@ -112,7 +113,7 @@ def run_lab(folder: Path, options: Sequence[str] = ()) -> int:
 def _copy(folder: Path, source: Path) -> Copies:
     record_path = folder / RECORD
     try:
-        record: dict[str, str] = json.loads(record_path.read_text())
+        record: dict[str, str] = parse_json(record_path.read_text())
     except (OSError, ValueError):
         record = {}
     done: dict[str, list[str]] = {"new": [], "refreshed": [], "kept": []}
@@ -140,7 +141,7 @@ def _content(path: Path) -> str:
     JupyterLab writes metadata of its own when it saves a notebook that was only opened.
     """
     try:
-        cells = json.loads(path.read_bytes())["cells"]
+        cells = parse_json(path.read_bytes())["cells"]
         read = [[c["cell_type"], "".join(c["source"]), c.get("outputs") or []] for c in cells]
     except (ValueError, KeyError, TypeError):
         return _hash(path)
@@ -216,7 +217,7 @@ def _record_of(pid: int) -> dict[str, Any] | None:
 
     try:
         text = (Path(jupyter_runtime_dir()) / f"jpserver-{pid}.json").read_text()
-        record: dict[str, Any] = json.loads(text)
+        record: dict[str, Any] = parse_json(text)
     except (OSError, ValueError):
         return None
     return record

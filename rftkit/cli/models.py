@@ -22,6 +22,7 @@ from rftkit import settings
 from rftkit.cli.console import PLAIN, Json, show, table
 from rftkit.errors import InputError, MissingExtraError, PlatformError
 from rftkit.fingerprints import fingerprint
+from rftkit.jsontext import parse_json
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
@@ -254,7 +255,7 @@ def _hub_folder(name: str) -> Path | None:
 def _read(name: str) -> dict[str, Any]:
     path = settings.home() / name
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        found: dict[str, Any] = parse_json(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise PlatformError(
             f"{path} cannot be read ({error}); it must hold {{name: folder}}"

@@ -12,9 +12,10 @@ from typer.core import TyperCommand
 from rftkit.cli.console import Json, Pairs, show
 from rftkit.errors import InputError
 
-__all__ = ["ParameterCommand", "report"]
+__all__ = ["PARAMETER", "ParameterCommand", "report"]
 
-_OPTIONS = ("-p", "--parameter")
+PARAMETER = ("-p", "--parameter")
+"""The option that is followed by a name and a value."""
 
 
 class ParameterCommand(TyperCommand):
@@ -36,7 +37,7 @@ def report(
     parameters: Annotated[
         Pairs | None,
         typer.Option(
-            *_OPTIONS, metavar="NAME VALUE", help="A parameter of the notebook; repeatable."
+            *PARAMETER, metavar="NAME VALUE", help="A parameter of the notebook; repeatable."
         ),
     ] = None,
     sweep: Annotated[
@@ -106,7 +107,7 @@ def _joined(args: list[str]) -> list[str]:
         joined.append(word)
         if word == "--":
             break
-        if word in _OPTIONS and (name := next(rest, None)) is not None:
+        if word in PARAMETER and (name := next(rest, None)) is not None:
             value = None if "=" in name else next(rest, None)
             joined.append(name if value is None else f"{name}={value}")
     return [*joined, *rest]

@@ -6,7 +6,6 @@ here: reading files (`convert`), and pairs of answers (`preferences`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from rftkit.errors import InputError
 from rftkit.examples import text_of
 from rftkit.graders import reference_answer, types
 from rftkit.graders.template import lone_path
+from rftkit.jsontext import parse_json
 
 __all__ = ["ASSISTANT_KEY", "as_prompt", "as_supervised", "with_reference"]
 
@@ -152,6 +152,6 @@ def _inner(value: Any, steps: tuple[Any, ...]) -> Any:
 
 def _json_of(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None

@@ -8,7 +8,6 @@ rows: a value that none of these rows has is not in the enum. Not here: whether 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from rftkit.graders import types
 from rftkit.graders.needs import template_paths
 from rftkit.graders.references import REFERENCE_KEYS
 from rftkit.graders.template import Path, lone_path
+from rftkit.jsontext import parse_json
 
 __all__ = ["draft_format", "draft_grader", "right_keys"]
 
@@ -95,7 +95,7 @@ def _inner_keys(items: Sequence[Item]) -> list[str]:
     found: dict[str, None] = {}
     for item in items:
         try:
-            value = json.loads(item.get("reference_answer") or "")
+            value = parse_json(item.get("reference_answer") or "")
         except (TypeError, ValueError):
             return []
         if not isinstance(value, dict):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rftkit.bundled import bundled_folder
-from rftkit.datasets.places import bundled_names, find, parts_of
+from rftkit.datasets.places import STREAM, bundled_names, find, parts_of
 from rftkit.datasets.proposals import command_for, target_for
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
@@ -212,5 +212,7 @@ def existing(path: str | Path) -> Path:
     """Return the path of an existing file; raise InputError if there is none."""
     path = Path(path).expanduser()
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            raise InputError(STREAM.format(path))
         raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
     return path

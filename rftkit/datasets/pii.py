@@ -1,7 +1,8 @@
 """Strings that look personal or secret: reported with their rows, never deleted.
 
-Patterns find strings of a fixed form: addresses, numbers with check digits, keys of known services.
-They do not find names, streets or stories about people, and some of what they find is made up.
+Patterns find strings of a fixed form: addresses, numbers with check digits, keys of known services
+(`keyshapes`). They do not find names, streets or stories about people, and some of what they find
+is made up.
 """
 
 from __future__ import annotations
@@ -11,37 +12,38 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rftkit.datasets.keyshapes import has_secret
+
 __all__ = ["KINDS", "kinds_in"]
 
-_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
-_EMAIL = re.compile(rb"[\w.+-]{1,64}@(?:[\w-]{1,63}\.)+[A-Za-z]{2,}")
-_SECRET_STARTS = (
-    b"sk-", b"sk_", b"rk_", b"AKIA", b"ASIA", b"gh", b"github_pat_", b"glpat-", b"xox", b"xapp-",
-    b"AIza", b"ya29.", b"hf_", b"npm_", b"pypi-", b"SG.", b"eyJ", b"dop_v1_", b"AccountKey=",
-    b"-----BEGIN", b"gsk_", b"xai-", b"r8_", b"nvapi-", b"lin_api_", b"whsec_", b":AA", b"dapi",
-    b"shp", b"hvs.", b"dckr_pat_", b"glsa_", b"figd_", b"sbp_", b"pplx-", b"ntn_", b"ATATT3",
-)  # fmt: skip
-_SECRET = re.compile(
-    rb"\bsk-[\w-]{20,}|\b[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|\bwhsec_[A-Za-z0-9+/]{24,}"
-    rb"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}|\bgithub_pat_\w{40,}"
-    rb"|\bglpat-[\w-]{20,}|\bxox[abeoprs]-[\w-]{10,}|\bxapp-\d-[\w-]{10,}|\bAIza[\w-]{35}"
-    rb"|\bya29\.[\w-]{20,}|\bhf_[A-Za-z0-9]{30,}|\bnpm_[A-Za-z0-9]{36}|\bpypi-AgE[\w-]{50,}"
-    rb"|\bSG\.[\w-]{16,}\.[\w-]{16,}|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
-    rb"|\bdop_v1_[a-f0-9]{64}|AccountKey=[A-Za-z0-9+/=]{60,}|\bgsk_[A-Za-z0-9]{40,}"
-    rb"|\bxai-[A-Za-z0-9]{40,}|\br8_[A-Za-z0-9]{30,}|\bnvapi-[\w-]{40,}|\blin_api_[A-Za-z0-9]{30,}"
-    rb"|\b\d{8,10}:AA[\w-]{32,}|\bdapi[a-f0-9]{32}|\bshp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}"
-    rb"|\bhvs\.[\w-]{24,}|\bdckr_pat_[\w-]{20,}|\bglsa_\w{32,}|\bfigd_[\w-]{30,}"
-    rb"|\bsbp_[a-f0-9]{40}|\bpplx-[A-Za-z0-9]{40,}|\bntn_[A-Za-z0-9]{40,}|\bATATT3[\w=-]{40,}"
-    rb"|-----BEGIN [A-Z ]*PRIVATE KEY"
-)
-_NAMES = (b"assw", b"ASSW", b"pwd", b"PWD", b"ecret", b"ECRET", b"oken", b"OKEN", b"ey", b"EY")
-_ASSIGNED = re.compile(
-    rb"(?i:password|passwd|pwd|secret|api[_-]?key|access[_-]?key|token)[\"']?\s{0,3}[:=]\s{0,3}"
-    rb"[\"'](?=[^\s\"']*\d)[^\s\"'{}<>$]{8,}[\"']"
-)
-"""A quoted word with a digit that is given to such a name in code or settings."""
-_IBAN = re.compile(rb"\b[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
-_DIGITS = re.compile(rb"(?<![\w.,-])\+?\(?\d(?:[ ().-]{0,2}\d){7,18}(?![\w-])")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+_DEEPEST = 3
+"""So many times a text may be escaped: JSON in a text of JSON in a row."""
+_PLAIN = {
+    **dict.fromkeys((0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), " "),
+    **dict.fromkeys((*range(0x2010, 0x2016), 0x2212, 0xFF0D), "-"),
+    **dict.fromkeys((0xAD, *range(0x200B, 0x2010), 0x2060, 0xFEFF)),
+    **{0xFF10 + digit: str(digit) for digit in range(10)},
+    0xFF20: "@",
+    0xFF0B: "+",
+}
+"""Blanks, dashes and digits as numbers are typeset -> as they are typed; invisible ones go."""
+_EMAIL = re.compile(rb"[\w.+\x80-\xff-]{1,64}@(?:[\w\x80-\xff-]{1,63}\.)+[A-Za-z\x80-\xff]{2,}")
+_IBAN = re.compile(rb"\b(?=([A-Za-z]{2}\d\d(?:[ -]?[A-Za-z0-9]){11,30}))")
+_IBAN_LENGTHS = {
+    code: length
+    for length, codes in {
+        15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK",
+        21: "CH CR HR LI LV", 22: "BG BH DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL",
+        24: "AD CZ DZ ES MD PK RO SA SE SK TN TR VG", 25: "AO CV GW LY MZ PT ST",
+        26: "IR IS", 27: "BF BI CF CG CM DJ FR GA GF GP GR IT MC MG MQ NC PF PM RE SM TF WF YT",
+        28: "AL AZ BJ BY CI CY DO GT HN HU LB MA ML NE NI PL SN SV TG", 29: "BR EG PS QA UA",
+        30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
+    }.items()
+    for code in codes.split()
+}  # fmt: skip
+"""Country -> the letters and digits that its account numbers have."""
+_DIGITS = re.compile(rb"(?<![\w-])(?<!\d[.,])\+?\(?\d(?:[ ().-]{0,2}\d){7,18}(?![\w-])")
 _SSN = re.compile(rb"^(?!000|666|9)\d{3}-(?!00)\d\d-(?!0000)\d{4}$")
 _PHONE = re.compile(
     rb"^(?:\+\d[\d ().-]{6,16}\d|\(\d{3}\) ?\d{3}[ .-]\d{4}|\d{3}[.-]\d{3}[.-]\d{4})$"
@@ -71,18 +73,18 @@ def kinds_in(line: bytes, value: Any = None) -> set[str]:
     """
     if b"\\" in line:
         line = (
-            _ESCAPE.sub(b" ", line)
+            _unescaped(line.decode("utf-8", "replace"))
             if value is None
-            else "\n".join(_texts(value)).encode("utf-8", "replace")
-        )
+            else "\n".join(map(_unescaped, _texts(value)))
+        ).encode("utf-8", "replace")
+    if not line.isascii():
+        line = line.decode("utf-8", "replace").translate(_PLAIN).encode()
     found = set()
     if b"@" in line and _EMAIL.search(line):
         found.add("email")
-    if (any(start in line for start in _SECRET_STARTS) and _SECRET.search(line)) or (
-        any(name in line for name in _NAMES) and _ASSIGNED.search(line)
-    ):
+    if has_secret(line):
         found.add("secret")
-    if any(_is_iban(match[0]) for match in _IBAN.finditer(line)):
+    if any(_is_iban(match[1]) for match in _IBAN.finditer(line)):
         found.add("iban")
     if any(_is_ip(match[0]) for form in (_IPV4, _IPV6) for match in form.finditer(line)):
         found.add("ip")
@@ -93,16 +95,33 @@ def kinds_in(line: bytes, value: Any = None) -> set[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield every text, key and number inside a value."""
+    """Yield every text and number inside a value, each of an object with its key."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield str(key)
-            yield from _texts(inner)
+            yield f'"{key}": "{inner}"' if isinstance(inner, str) else str(key)
+            if not isinstance(inner, str):
+                yield from _texts(inner)
     elif isinstance(value, list):
         for inner in value:
             yield from _texts(inner)
     else:
         yield str(value)
+
+
+def _unescaped(text: str) -> str:
+    """The text, and the same with its escapes read: the arguments of a call are JSON in a text."""
+    read = text
+    for _ in range(_DEEPEST):
+        if "\\" not in read:
+            break
+        read = _ESCAPE.sub(_read_escape, read)
+    return text if read is text else f"{text}\n{read}"
+
+
+def _read_escape(found: re.Match[str]) -> str:
+    if found[1]:
+        return chr(int(found[1], 16))
+    return found[2] if found[2] in "\"'/\\" else " "
 
 
 def _kind_of_digits(text: bytes) -> str | None:
@@ -113,9 +132,13 @@ def _kind_of_digits(text: bytes) -> str | None:
     if _PHONE.match(text):
         return "phone"
     digits = [byte - 48 for byte in text if 48 <= byte <= 57]
-    return (
-        "card" if 13 <= len(digits) <= 19 and digits[0] in (3, 4, 5, 6) and _luhn(digits) else None
-    )
+    return "card" if _is_card(digits) and _luhn(digits) else None
+
+
+def _is_card(digits: list[int]) -> bool:
+    """Whether the length and the first digits are those of a card."""
+    start = int("".join(map(str, digits[:4])))
+    return 13 <= len(digits) <= 19 and (3000 <= start < 7000 or 2221 <= start <= 2720)
 
 
 def _luhn(digits: list[int]) -> bool:
@@ -124,9 +147,12 @@ def _luhn(digits: list[int]) -> bool:
 
 
 def _is_iban(text: bytes) -> bool:
-    plain = text.replace(b" ", b"").decode("ascii")
-    number = "".join(str(int(letter, 36)) for letter in plain[4:] + plain[:4])
-    return 15 <= len(plain) <= 34 and int(number) % 97 == 1
+    plain = "".join(filter(str.isalnum, text.decode("ascii"))).upper()
+    length = _IBAN_LENGTHS.get(plain[:2], 0)
+    if not 0 < length <= len(plain):
+        return False
+    number = "".join(str(int(letter, 36)) for letter in plain[4:length] + plain[:4])
+    return int(number) % 97 == 1
 
 
 def _is_ip(text: bytes) -> bool:

@@ -14,7 +14,7 @@ from rftkit.datasets.hub import fetched, is_hub_name
 from rftkit.datasets.unpack import PACKINGS, TABLES
 from rftkit.errors import InputError, NotFoundError, nearest_name
 
-__all__ = ["bundled_names", "find", "is_saved_by_huggingface", "parts_of", "rows_file"]
+__all__ = ["STREAM", "bundled_names", "find", "is_saved_by_huggingface", "parts_of", "rows_file"]
 
 NAMES = {
     "train": ("train", "training"),
@@ -23,6 +23,7 @@ NAMES = {
 }
 """Part -> what its file may be called, before the first dot."""
 LINES = (".jsonl", ".ndjson")
+STREAM = "{}: is a pipe or a device, and files are read more than once; write its lines to a file"
 
 
 def find(source: str | Path) -> Path:
@@ -31,13 +32,15 @@ def find(source: str | Path) -> Path:
     `hf://owner/name:split` is fetched from the Hugging Face hub (`hub`).
 
     Raises:
-        InputError: There is neither.
+        InputError: There is neither, or it is a pipe.
     """
     if is_hub_name(source):
         return fetched(source)
     path, name = Path(source).expanduser(), str(source)
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return path
+    if path.exists():
+        raise InputError(STREAM.format(path))
     try:
         known = bundled_names()
     except NotFoundError:  # installed without its datasets: paths still work

@@ -23,6 +23,7 @@ from rftkit.datasets.findings import Finding, Place
 from rftkit.datasets.forms import answers_in
 from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.rowlines import batched
+from rftkit.jsontext import parse_json
 from rftkit.rows import Row
 from rftkit.wording import counted
 
@@ -259,7 +260,7 @@ def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
                     **call,
                     "function": {
                         **call["function"],
-                        "arguments": json.loads(call["function"]["arguments"]),
+                        "arguments": parse_json(call["function"]["arguments"]),
                     },
                 }
                 for call in calls
@@ -288,7 +289,7 @@ def _folder(model: str) -> Path | None:
 def _added() -> dict[str, Any]:
     """Return name -> folder of the models added to the platform."""
     try:
-        found = json.loads((settings.home() / "bases.json").read_bytes())
+        found = parse_json((settings.home() / "bases.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return {name: str(where) for name, where in found.items()} if isinstance(found, dict) else {}
@@ -296,7 +297,7 @@ def _added() -> dict[str, Any]:
 
 def _context(folder: Path) -> int | None:
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = parse_json((folder / "config.json").read_bytes())
     except (OSError, ValueError):
         return None
     value = config.get("text_config", config).get("max_position_embeddings")

@@ -28,6 +28,7 @@ import msgspec
 from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError, MissingExtraError, RowError
 from rftkit.graders.template import plain_value
+from rftkit.jsontext import parse_json
 from rftkit.rows import BOM
 from rftkit.strictjson import other_form
 from rftkit.wording import counted
@@ -190,8 +191,8 @@ def _spans_lines(start: bytes) -> bool:
     first, _, rest = start.partition(b"\n")
     text = start.decode("utf-8", "replace")
     try:
-        json.loads(first)
-    except (ValueError, RecursionError):
+        parse_json(first)
+    except ValueError:
         pass
     else:
         return False
@@ -314,7 +315,7 @@ def _folder(path: Path) -> Blocks:
             else f"{path}: a folder must be a dataset saved by Hugging Face `save_to_disk`"
         )
     done = 0
-    for entry in json.loads(state_path.read_bytes())["_data_files"]:
+    for entry in parse_json(state_path.read_bytes())["_data_files"]:
         data = path / entry["filename"]
         with _arrow_errors(data, pyarrow), pyarrow.OSFile(str(data)) as file:
             for batch in pyarrow.ipc.open_stream(file):
@@ -366,7 +367,7 @@ def _line(record: Mapping[Any, Any]) -> bytes:
 def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
     if key in in_json and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError:
             return value
     return value

@@ -159,7 +159,9 @@ class Alarm:
     now: float | None
     """The mean of the last steps."""
     rise: float | None
-    """How much more it rose than the reward explains, in units of the figure (of length: log)."""
+    """How much more it rose than the reward explains, in units of the figure (of length: log). A
+    falling reward explains no rise: one of a figure that is watched for a rise is never more than
+    what it rose."""
     evidence: float
     """The largest capital of the test so far; an alarm is raised at `threshold`."""
     raised_at: int | None
@@ -214,6 +216,8 @@ class _Series:
         now, rest, by = _means(self.recent)
         rise = rest - self.start[1]
         rise -= max(0.0, by - self.start[2]) if self.kind.excused else 0.0
+        if not self.kind.falls:
+            rise = min(rise, now - self.start[0])
         return Alarm(
             self.kind, self.trend.num, self.start[0], now, rise, self.trend.peak, self.raised_at
         )

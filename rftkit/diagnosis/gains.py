@@ -19,8 +19,6 @@ Json = Mapping[str, Any]
 
 CERTAINTY = 1.96
 """Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
-SAME = 0.005
-"""Smaller changes are printed as 0.00 and never count as a gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Change:
     @property
     def direction(self) -> int:
         """1 if it rose, -1 if it fell, 0 if the change is unclear or its interval is unknown."""
-        if self.low is None or self.high is None or abs(self.value) < SAME:
+        if self.low is None or self.high is None:
             return 0
         return (self.low > 0) - (self.high < 0)
 
@@ -93,7 +91,9 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
     if len(parts) < 2:
         return ""
     if not all(change.is_known for change in parts.values()):
-        each = ", ".join(f"{_named(name)} {change.value:+.2f}" for name, change in parts.items())
+        each = ", ".join(
+            f"{_named(name)} {_signed(change.value)}" for name, change in parts.items()
+        )
         return f"By grader: {each}; the uncertainty is not reported."
     rose, fell, still = (
         [name for name, change in parts.items() if change.direction == way] for way in (1, -1, 0)
@@ -113,14 +113,21 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
 
 def _total(total: Change, what: str) -> str:
     if total.direction == 0:
-        return f"The {what} ({total.value:+.2f}) shows no clear change."
-    return f"The {what} {'rose' if total.direction > 0 else 'fell'} by {abs(total.value):.2f}."
+        return f"The {what} ({_signed(total.value)}) shows no clear change."
+    verb = "rose" if total.direction > 0 else "fell"
+    return f"The {what} {verb} by {_signed(abs(total.value))[1:]}."
 
 
 def _list(names: Sequence[str], parts: Mapping[str, Change], *, signs: bool = True) -> str:
-    each = [_named(name) + (f" ({parts[name].value:+.2f})" if signs else "") for name in names]
+    each = [_named(name) + (f" ({_signed(parts[name].value)})" if signs else "") for name in names]
     return listed(each)
 
 
 def _named(name: str) -> str:
     return f"`{name}`"
+
+
+def _signed(value: float) -> str:
+    """`+0.20`; a change is not rounded to nothing."""
+    digits = next((n for n in range(2, 7) if round(value, n)), 2)
+    return f"{value:+.{digits}f}"

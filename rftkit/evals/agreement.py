@@ -20,7 +20,7 @@ from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.correlation import correlation_over_rows
 from rftkit.evals.samples import Samples
-from rftkit.evals.sentences import interval
+from rftkit.evals.sentences import decimals, interval
 from rftkit.wording import counted
 
 __all__ = ["Agreement", "ClassAgreement", "Label", "Threshold", "agree"]
@@ -331,8 +331,10 @@ def _sentence(found: Agreement) -> str:
     lenient, harsh = len(found.lenient), len(found.harsh)
     if found.kind == "number":
         said = f"Rank correlation with people {interval(found.correlation)} on {labels}"
-        return f"{said}; the grader gives {interval(found.bias, with_sign=True)} more than people."
-    said = f"Agrees with people on {found.agreement.value:.0%} of {labels}"
+        return (
+            f"{said}; the grader minus people is {interval(found.bias, with_sign=True)} on average."
+        )
+    said = f"Agrees with people on {_share(found.agreement.value)} of {labels}"
     if found.kappa.value is not None:
         said += f" (kappa {interval(found.kappa)})"
     said += f"; lenient in {lenient}, harsh in {harsh}."
@@ -340,8 +342,16 @@ def _sentence(found: Agreement) -> str:
     if better is not None and better.kappa is not None and found.gain is not None:
         said += (
             f" A threshold of {better.value:.3g} agrees better (kappa {better.kappa:.2f} on these "
-            f"labels, at least {found.gain:.2f} more)."
+            f"labels, at least {found.gain:.{decimals(found.gain, least=2)}f} more)."
         )
     if found.num_labels < 30:
         said += " With fewer than 30 labels this is a first impression."
     return said
+
+
+def _share(value: float | None) -> str:
+    """`97%`; a share is never rounded to all or to none."""
+    if value is None:
+        return "–"
+    digits = next((n for n in range(4) if value in (0, 1) or 0 < round(value, n + 2) < 1), 4)
+    return f"{value:.{digits}%}"

@@ -151,15 +151,14 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
     means = multiple_comparisons.run_means(rewards)[0].round(
         9
     )  # the last bits of sums are no difference
-    # equal means: the baseline before others, then the earliest
-    best = max(
-        labels, key=lambda each: (means[labels.index(each)], each == baseline, -labels.index(each))
-    )
+    best, deploy = _best(dict(zip(labels, means, strict=True)), baseline, pairs)
     better = {pair.after: pair for pair in pairs if pair.verdict == "better"}
-    shown = [label for label in labels if label in better]
-    deploy = max(shown, key=lambda each: means[labels.index(each)], default=baseline)
     kept = multiple_comparisons.could_be_best(rewards, level=table.level, seed=table.seed)
-    tied = [label for label, could in zip(labels, kept, strict=True) if could or label == best]
+    tied = [
+        label
+        for label, could_be in zip(labels, kept, strict=True)
+        if could_be or label in (best, deploy)
+    ]
     mean = float(means[labels.index(best)])
     expected = multiple_comparisons.expected_of_best(rewards, seed=table.seed)
     optimism = None if expected is None else max(0.0, mean - expected)
@@ -186,6 +185,23 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
             left_out=left_out,
         ),
     )  # fmt: skip
+
+
+def _best(
+    means: Mapping[str, float], baseline: str, pairs: Sequence[PairSummary]
+) -> tuple[str, str]:
+    """The labels of the best run, and of the run to use: the best that is shown to beat the
+    baseline. Where grades are missing, means may contradict what a pair shows on its own rows; a
+    run that is shown to earn less than another is not the best then.
+    """
+    verdicts = {pair.after: pair.verdict for pair in pairs}
+    shown = [label for label in means if verdicts.get(label) == "better"]
+    behind = {label for label in means if verdicts.get(label) == "worse"}
+    behind |= {baseline} if shown else set()
+    # equal means: the baseline before others, then the earliest
+    first = sorted(means, key=lambda label: (-means[label], label != baseline))
+    best = next(label for label in first if label not in behind)
+    return best, next((label for label in first if label in shown), baseline)
 
 
 def _left_out(table: Table, baseline: str) -> dict[str, str]:

@@ -304,7 +304,7 @@ def _sentences(
         num_signs += 1
         yield f"Answers grew to {ratio:.1f} times their first length ({unit})."
     if not num_signs:
-        what = [f"{watch} follows the reward"] if watch else []
+        what = [f"{watch} is not shown to leave the reward"] if watch else []
         what += ["training is not shown to be ahead of validation"] if gap is not None else []
         what += ["answers are not shown to grow by half"] if ratio is not None else []
         yield f"No sign of drift: {', '.join(what)}." if what else "Nothing to watch for drift yet."

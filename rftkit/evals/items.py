@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rftkit.evals.samples import Run, row_key
+from rftkit.jsontext import parse_json
 from rftkit.outputitems import answer_text, error_text, grader_name
 
 __all__ = ["Combine", "Record", "combine", "read_items", "settle"]
@@ -243,7 +244,7 @@ def _reasons(results: list[Json]) -> str | None:
 def _steps(text: str) -> str:
     """The steps of a judge's answer as lines; the answer itself when it has none."""
     try:
-        steps = json.loads(text)["steps"]
+        steps = parse_json(text)["steps"]
         return "\n".join(f"{step['description']} → {step['conclusion']}" for step in steps) or text
     except (ValueError, TypeError, KeyError):
         return text

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rftkit.evals import multiple_comparisons
 from rftkit.evals.cells import make_cells
 from rftkit.evals.comparison import Estimate, JobVerdict, PairSummary
 from rftkit.evals.job_names import first_runs, settings_and_seeds
@@ -100,9 +101,18 @@ def _pooled(samples: Samples, settings: Mapping[str, str]) -> Samples:
 
 
 def _means(pooled: Samples, settings: Sequence[str]) -> dict[str, float]:
-    known = {setting: _mean(pooled, setting) for setting in settings}
-    ordered = sorted(known.items(), key=lambda pair: -(pair[1] or 0.0))
-    return {name: mean for name, mean in ordered if mean is not None}
+    """The mean of each setting, the highest first; a setting does not gain by missing hard rows."""
+    import numpy as np
+
+    cells = make_cells(pooled.select(settings))
+    rewards = cells.mean(pooled.select(settings).frame["reward"])
+    known = np.isfinite(rewards)
+    rewards = rewards[known.any(axis=1)][:, known.any(axis=0)]
+    if not rewards.size:
+        return {}
+    names = [name for name, has in zip(settings, known.any(axis=0), strict=True) if has]
+    means = dict(zip(names, multiple_comparisons.run_means(rewards)[0].tolist(), strict=True))
+    return dict(sorted(means.items(), key=lambda pair: -pair[1]))
 
 
 def _mean(samples: Samples, label: str) -> float | None:

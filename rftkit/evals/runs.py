@@ -9,7 +9,6 @@ Not here: the shape of items (`items`), files (`saved_runs`), dumps (`dump_runs`
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,11 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import InputError, NotFoundError
+from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.evals import saved_runs
 from rftkit.evals.items import Combine, Record, combine, read_items, settle
 from rftkit.evals.samples import Run, Samples
 from rftkit.hyperparameters import KNOBS
+from rftkit.jsontext import parse_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -141,7 +141,7 @@ def _kept(run_id: str) -> Record:
 
 
 def _runs_of_job(client: OpenAI, job_id: str) -> list[Wanted]:
-    job = json.loads(client.fine_tuning.jobs.with_raw_response.retrieve(job_id).content)
+    job = _answer(client.fine_tuning.jobs.with_raw_response.retrieve(job_id))
     eval_id = job.get("eval_id") or _eval_of_job(client, job_id)
     if eval_id is None:
         raise NotFoundError(f"{job_id} has no eval yet: it appears with the first validation")
@@ -193,7 +193,7 @@ def _runs_of_eval(client: OpenAI, eval_id: str) -> list[Wanted]:
     while page.get("has_more"):
         after = {"after": found[-1]["id"]} if found else {}
         raw = client.evals.runs.with_raw_response.list(eval_id, limit=100, order="asc", **after)
-        page = json.loads(raw.content)
+        page = _answer(raw)
         if not page["data"]:
             break
         found += page["data"]
@@ -211,7 +211,7 @@ def _find_run(client: OpenAI, eval_id: str | None, run_id: str) -> Wanted:
                     return found
         raise NotFoundError(f"no eval of {_source(client)} has a run {run_id}")
     raw = client.evals.runs.with_raw_response.retrieve(run_id, eval_id=eval_id)
-    return wanted_run(json.loads(raw.content), _source(client))
+    return wanted_run(_answer(raw), _source(client))
 
 
 def wanted_run(wire: Json, source: str) -> Wanted:
@@ -291,7 +291,7 @@ def _pages(
                 raise
             sizes.pop(0)
             continue
-        page = json.loads(raw.content)
+        page = _answer(raw)
         items: list[Json] = page["data"]
         if not items or (last and items[-1]["id"] == last["id"]):
             return
@@ -300,6 +300,26 @@ def _pages(
         yield items
         if not page.get("has_more"):
             return
+
+
+def _answer(raw: Any) -> Any:
+    """The JSON object that a service answered.
+
+    Raises:
+        PlatformError: It answered something else.
+    """
+    try:
+        found = parse_json(raw.content)
+    except ValueError as error:
+        found, why = None, str(error)
+    else:
+        why = f"a JSON {type(found).__name__}"
+    if not isinstance(found, dict):
+        raise PlatformError(
+            f"{raw.http_request.url} answered something that is not a JSON object ({why}); is it a "
+            "service with OpenAI's routes?"
+        )
+    return found
 
 
 def _source(client: OpenAI) -> str:

@@ -18,6 +18,7 @@ from rftkit import settings
 from rftkit.evals.items import Record
 from rftkit.evals.job_names import unique_labels
 from rftkit.evals.samples import SCORE, Run, Samples
+from rftkit.jsontext import parse_json
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
@@ -189,7 +190,7 @@ class _Items(Mapping[str, Mapping[str, Any]]):
 
     def __getitem__(self, key: str) -> Mapping[str, Any]:
         if key not in self._parsed:
-            self._parsed[key] = json.loads(self._texts[key])
+            self._parsed[key] = parse_json(self._texts[key])
         return self._parsed[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -201,7 +202,7 @@ class _Items(Mapping[str, Mapping[str, Any]]):
 
 def _read(path: Path) -> Record | None:
     try:
-        kept = json.loads(path.read_bytes())
+        kept = parse_json(path.read_bytes())
         if kept.pop("format") != FORMAT:
             return None
         return Record(**{**kept, "run": Run(**kept["run"])})

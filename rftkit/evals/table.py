@@ -263,7 +263,10 @@ def _widened(alone: Estimate, difference: Array, multiple: float) -> Estimate:
 
     if alone.value is None or alone.low is None or alone.high is None or not np.isfinite(multiple):
         return replace(alone, low=None, high=None)
-    half = multiple * stats.standard_error(difference[np.isfinite(difference)])
+    known = difference[np.isfinite(difference)]
+    if len(known) < 2:
+        return alone
+    half = multiple * stats.standard_error(known)
     return replace(
         alone, low=min(alone.low, alone.value - half), high=max(alone.high, alone.value + half)
     )

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rftkit.errors import InputError
 from rftkit.graders.relative import needs_group
 from rftkit.graders.types import parts, spec_type
+from rftkit.jsontext import parse_json
 from rftkit.wording import first_problem
 
 __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
@@ -130,8 +131,8 @@ def read_calibration(content: str | bytes, where: str) -> Calibration:
         )
 
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(content)
+    except ValueError as error:
         raise fail(error) from None
     if not isinstance(found, dict) or found.pop("object", None) != "rftkit.calibration":
         raise fail("it has no `object` rftkit.calibration")
@@ -192,19 +193,22 @@ def _missing(name: str, old: Calibration | None) -> str:
 
 def _poor(name: str, found: Calibration, floor: float) -> str:
     return (
-        f"The judge `{name}` is not shown to agree with people well enough: {_of(found)}, and the "
-        f"lower end of the interval must be above {floor:g}. Change its prompt or model, or add "
-        "labels, and calibrate it again."
+        f"The judge `{name}` is not shown to agree with people well enough: "
+        f"{_of(found, floor)}, and the lower end of the interval must be above {floor:g}. "
+        "Change its prompt or model, or add labels, and calibrate it again."
     )
 
 
-def _of(found: Calibration) -> str:
+def _of(found: Calibration, floor: float | None = None) -> str:
+    """The agreement; a lower end below `floor` is not rounded to it."""
     if found.value is None:
         return f"its {found.statistic} is not defined on {found.num_labels} labels"
-    ends = (
-        "" if found.low is None or found.high is None else f" ({found.low:.2f} to {found.high:.2f})"
-    )
-    return f"{found.statistic} {found.value:.2f}{ends} on {found.num_labels} labels"
+    if found.low is None or found.high is None:
+        return f"{found.statistic} {found.value:.2f} on {found.num_labels} labels"
+    is_apart = (n for n in range(2, 7) if found.low == floor or round(found.low, n) != floor)
+    digits = next(is_apart, 7)
+    value, low, high = (f"{each:.{digits}f}" for each in (found.value, found.low, found.high))
+    return f"{found.statistic} {value} ({low} to {high}) on {found.num_labels} labels"
 
 
 def _plain(value: Any) -> Any:

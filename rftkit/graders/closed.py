@@ -19,6 +19,7 @@ from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.references import reference_answer
 from rftkit.graders.template import Path, compile_template, lone_path, look_up, paths
 from rftkit.graders.types import parts
+from rftkit.jsontext import parse_json
 
 __all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "shares"]
 
@@ -249,7 +250,7 @@ def _reference_at(
     if text is None:
         text = reference_answer(item, response_format, grader=spec)
     try:
-        value: Any = json.loads(text) if text is not None else None
+        value: Any = parse_json(text) if text is not None else None
         for key in keys:
             value = value[key]
     except (ValueError, KeyError, TypeError, IndexError):

@@ -24,6 +24,7 @@ from rftkit.graders.posting import (
     Target,
     secrets_in,
 )
+from rftkit.jsontext import parse_json
 from rftkit.safetext import redacted
 
 __all__ = ["Endpoint", "mask_secrets"]
@@ -106,8 +107,8 @@ def _body(payload: dict[str, Any]) -> bytes:
 def _score(status: int, answer: bytes) -> float | None:
     """The score in an answer; None when it has none."""
     try:
-        score = json.loads(answer)["score"] if status == 200 and len(answer) <= MAX_BYTES else None
-    except (ValueError, TypeError, LookupError, RecursionError):
+        score = parse_json(answer)["score"] if status == 200 and len(answer) <= MAX_BYTES else None
+    except (ValueError, TypeError, LookupError):
         return None
     if isinstance(score, bool) or not isinstance(score, int | float):
         return None

@@ -24,6 +24,7 @@ from rftkit.backoff import backoff_seconds, retry_after
 from rftkit.graders.calls import Abandoned, Calls
 from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.template import Render, compile_template
+from rftkit.jsontext import parse_json
 from rftkit.safetext import redacted
 
 __all__ = [
@@ -44,6 +45,8 @@ ATTEMPTS = 4
 TIMEOUT_SECONDS = 600.0
 """Of one grade, all its tries together."""
 _FIRST_PAUSE_SECONDS = 0.5
+LEAST_KEY = 8
+"""A key with fewer characters, such as `none`, is a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,10 +198,16 @@ def completion_call(client: Any) -> CompletionCall:
         choice, usage = answer.choices[0], answer.usage
         counts = ("prompt_tokens", "completion_tokens", "total_tokens")
         details = getattr(usage, "prompt_tokens_details", None)
+        key = str(getattr(client, "api_key", ""))
+        known = [*settings.keys(), *([key] if len(key) >= LEAST_KEY else [])]
+        text, refusal = (
+            said and redacted(said, known)  # a server that answers with its request
+            for said in (choice.message.content, getattr(choice.message, "refusal", None))
+        )
         return Completion(
-            text=choice.message.content,
+            text=text,
             finish_reason=choice.finish_reason,
-            refusal=getattr(choice.message, "refusal", None),
+            refusal=refusal,
             usage={count: getattr(usage, count, 0) or 0 for count in counts}
             | {"cached_tokens": getattr(details, "cached_tokens", 0) or 0},
         )
@@ -263,8 +272,8 @@ def read_label(result: Any, labels: list[str], passing: list[str]) -> float:
 
 def _parse(text: str) -> Any:
     try:
-        answer = json.loads(text)
-    except (ValueError, RecursionError):
+        answer = parse_json(text)
+    except ValueError:
         answer = None
     if not isinstance(answer, dict) or "result" not in answer:
         raise Fault("model_grader_parse_error", f"not the JSON that was asked for: {text[:300]!r}")

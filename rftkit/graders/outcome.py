@@ -7,10 +7,11 @@ limit, not the JSON that was asked for); `reward` is the floor reward and it is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from rftkit.jsontext import parse_json
 
 __all__ = [
     "DETAILS", "FLAGS", "MAX_REWARD", "Fault", "Grade", "Outcome", "Sample", "Scored",
@@ -210,8 +211,8 @@ class Fault(Exception):
 
 def _parse_json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        return parse_json(text, parse_constant=_refuse)
+    except ValueError:
         return None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from rftkit.graders import types
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import Path, lone_path, look_up, paths
+from rftkit.jsontext import parse_json
 
 __all__ = ["REFERENCE_KEYS", "reference_answer", "right_answer"]
 
@@ -69,8 +70,8 @@ def right_answer(
 
 def _is_object(text: str | None) -> bool:
     try:
-        return text is not None and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        return text is not None and isinstance(parse_json(text), dict)
+    except ValueError:
         return False
 
 

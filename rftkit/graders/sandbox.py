@@ -37,6 +37,7 @@ from rftkit.graders.confine import missing
 from rftkit.graders.outcome import Fault
 from rftkit.graders.source import library_paths, nltk_dirs, package_dirs
 from rftkit.graders.template import plain_value
+from rftkit.jsontext import parse_json
 
 __all__ = ["Limits", "Sandbox"]
 
@@ -286,8 +287,8 @@ class _Worker:
         if length > _MAX_REPLY_BYTES:
             raise _Gone(_TAMPERED)
         try:
-            reply = json.loads(self._read(length, deadline))
-        except (ValueError, RecursionError):
+            reply = parse_json(self._read(length, deadline))
+        except ValueError:
             reply = None
         if not isinstance(reply, dict):
             raise _Gone(_TAMPERED)

@@ -12,7 +12,6 @@ import base64
 import binascii
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit.errors import NotFoundError
 from rftkit.hyperparameters import HYPERPARAMETERS
 from rftkit.importer.dump import safe_name, saved_dump
+from rftkit.jsontext import parse_json
 from rftkit.outputitems import answer_text, error_text, grader_name
 
 if TYPE_CHECKING:
@@ -212,14 +212,14 @@ class OpenDump:
         return key
 
     def _read(self, path: str) -> Any:
-        return json.loads(self._dump.read(path))
+        return parse_json(self._dump.read(path))
 
     def _lines(self, key: str, kind: str) -> Iterator[dict[str, Any]]:
         if self._dump.find(f"{key}/{kind}.jsonl") is None:
             return
         with self._dump.open(f"{key}/{kind}.jsonl") as file:
             for line in file:
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def _job_row(job: dict[str, Any]) -> dict[str, Any]:

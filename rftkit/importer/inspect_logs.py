@@ -29,6 +29,7 @@ from rftkit.importer.foreign import (
     seconds_of,
 )
 from rftkit.importer.promptfoo_graders import MORE
+from rftkit.jsontext import parse_json
 
 __all__ = ["eval_of_log", "is_log", "parse", "read_log"]
 
@@ -58,10 +59,7 @@ def parse(content: bytes | str) -> Any:
     Raises:
         ValueError: it is none.
     """
-    try:
-        return json.loads(content, parse_constant=lambda word: None, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    return parse_json(content, parse_constant=lambda word: None, parse_float=_finite)
 
 
 def _finite(digits: str) -> float | None:

@@ -20,6 +20,7 @@ from rftkit.errors import InputError
 from rftkit.importer.dump import digest_of, safe_name
 from rftkit.importer.promptfoo_graders import assertion_of
 from rftkit.importer.units import DumpSource, LeftOut, Unit
+from rftkit.jsontext import parse_json
 from rftkit.outputitems import answer_text, grader_name
 from rftkit.wording import counted
 
@@ -102,7 +103,7 @@ def _write(wire: Json, runs: list[Unit], out: Path) -> Written:
 def _read_run(run: Unit, tests: dict[str, Json], answers: list[Json]) -> None:
     """Add the prompts and the answers of a run; prompts that several runs have count once."""
     for part in run.parts():
-        item = json.loads(part)
+        item = parse_json(part)
         row = item.get("datasource_item")
         sample = item.get("sample")
         sample = sample if isinstance(sample, dict) else {}

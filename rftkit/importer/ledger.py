@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from rftkit.errors import InputError, RftkitError
 from rftkit.growing import json_values
+from rftkit.jsontext import parse_json
 from rftkit.wholefile import replacing
 
 __all__ = ["FORMAT", "JOURNAL", "MANIFEST", "Ledger", "account_name", "disk_errors"]
@@ -131,7 +132,7 @@ class Ledger:
                 )
             return
         try:
-            said = json.loads(path.read_bytes())
+            said = parse_json(path.read_bytes())
             found = said["format"]
         except (ValueError, TypeError, KeyError):
             found = said = None

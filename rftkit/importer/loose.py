@@ -138,7 +138,7 @@ class LooseSource:
         """Keep the objects of a file; give back its parts, whose owners may come later."""
         try:
             found = list(_objects_in(path))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self._leave(str(path), f"it cannot be read as JSON: {error}")
             return
         unknown = 0

@@ -16,6 +16,7 @@ from typing import Any
 
 from rftkit.importer.dump import Dump, digest_of, page_number
 from rftkit.importer.remote import Answer, Refused, Remote
+from rftkit.jsontext import parse_json
 
 __all__ = ["KINDS_OF_LIST", "Lists", "items_of", "save_list"]
 
@@ -167,7 +168,7 @@ def _where_it_stopped(dump: Dump, folder: str) -> tuple[int, int, str | None, bo
     for path in dump.pages(folder):
         if page_number(path) not in ((reading, page + 1), (reading + 1, 1)):
             return 1, 0, None, True, set()  # a page was lost: read all of it again
-        data = json.loads(dump.read(path))
+        data = parse_json(dump.read(path))
         ids = [identity(item) for item in items_of(data)]
         reading, page = page_number(path)
         reaches_known = reading > 1 and not known.isdisjoint(ids)
@@ -186,7 +187,7 @@ def _distill(dump: Dump, folder: str, newest_first: bool) -> int:
     written: set[str] = set()
     with dump.writing(f"{folder}.jsonl.gz" if is_large else f"{folder}.jsonl") as file:
         for path in paths:
-            items = items_of(json.loads(dump.read(path)))
+            items = items_of(parse_json(dump.read(path)))
             for item in reversed(items) if newest_first else items:
                 if (name := identity(item)) not in written:
                     written.add(name)

@@ -26,6 +26,7 @@ from rftkit.importer.foreign import (
     seconds_of,
 )
 from rftkit.importer.promptfoo_graders import MORE, grader_of
+from rftkit.jsontext import parse_json
 
 __all__ = ["eval_of_config", "eval_of_results", "is_config", "is_results", "read_config"]
 
@@ -78,7 +79,7 @@ def read_config(path: Path) -> Any:
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None
     _check_size(found)
-    return json.loads(json.dumps(found, default=str, skipkeys=True))
+    return parse_json(json.dumps(found, default=str, skipkeys=True))
 
 
 def _check_size(value: Any) -> None:
@@ -237,8 +238,8 @@ def _messages(result: Json) -> list[Json]:
     raw = _map(result.get("prompt")).get("raw")
     text = raw if isinstance(raw, str) else json.dumps(raw)
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         found = None
     if isinstance(found, list) and found and all(map(_is_message, found)):
         return [{"role": each["role"], "content": each["content"]} for each in found]

@@ -7,7 +7,6 @@ threads and is shown to the user. Not here: which routes exist, pages, anything 
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -20,6 +19,7 @@ from rftkit.backoff import backoff_seconds, retry_after
 from rftkit.errors import InputError, RftkitError
 from rftkit.importer.origins import Origin, connect
 from rftkit.importer.others import BETAS
+from rftkit.jsontext import parse_json
 
 __all__ = ["Answer", "Refused", "Remote", "Stopped"]
 
@@ -292,7 +292,7 @@ def _at_least(num_bytes: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _parsed(body: bytes, response: Any) -> dict[str, Any]:
     try:
-        data = json.loads(body)
+        data = parse_json(body)
     except ValueError:
         data = None
     if not isinstance(data, dict):

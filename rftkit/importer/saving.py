@@ -22,6 +22,7 @@ from rftkit.importer.others import OTHERS
 from rftkit.importer.pages import Lists, save_list
 from rftkit.importer.remote import Refused, Remote
 from rftkit.importer.survey import Grader, Listed
+from rftkit.jsontext import parse_json
 
 __all__ = ["HARMLESS", "JOB_ENDS", "RUN_ENDS", "SAVERS", "SaveContext", "save_grader"]
 
@@ -164,7 +165,7 @@ def save_grader(context: SaveContext, digest: str, grader: Grader) -> None:
     name = grader.spec.get("name") or grader.spec.get("type") or "grader"
     key = f"graders/{safe_name(str(name))[:60]}-{digest[:12]}"
     used_by = f"{key}/used_by.json"
-    uses = json.loads(context.dump.read(used_by)) if context.dump.find(used_by) else []
+    uses = parse_json(context.dump.read(used_by)) if context.dump.find(used_by) else []
     uses += [use for use in grader.uses if use not in uses]
     uses.sort(key=lambda use: (use["object"], use["path"]))
     context.dump.write(f"{key}/grader.json", _readable(grader.spec))

@@ -8,7 +8,6 @@ is beside it. Not here: the dates of the service's other parts (`overview`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from rftkit.importer.dump import Dump, saved_dump
 from rftkit.importer.overview import day_of
 from rftkit.importer.pages import items_of
+from rftkit.jsontext import parse_json
 
 __all__ = ["ModelEnd", "listed_models", "model_ends"]
 
@@ -99,7 +99,7 @@ def _objects(dump: Dump, path: str) -> list[Json]:
         return []
     content = dump.read(path)
     texts = content.splitlines() if path.endswith(".jsonl") else [content]
-    found = [json.loads(text) for text in texts if text.strip()]
+    found = [parse_json(text) for text in texts if text.strip()]
     return [each for each in found if isinstance(each, dict)]
 
 

@@ -5,7 +5,6 @@ Pure text: nothing here reads from a network. The overview before an import is i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -27,6 +26,7 @@ from rftkit.importer.saving import HARMLESS
 from rftkit.importer.shutdowns import listed_models
 from rftkit.importer.survey import KINDS
 from rftkit.importer.uploads import UploadSummary
+from rftkit.jsontext import parse_json
 from rftkit.wording import counted
 
 __all__ = ["describe_dump", "save_summary", "upload_summary"]
@@ -200,7 +200,7 @@ def _kind(key: str) -> str:
 
 def _read(dump: Dump, path: str) -> Any:
     """An object of the dump; empty if its file is lost or damaged (`--verify` reports that)."""
-    return json.loads(dump.read(path)) if dump.wrong(path) is None else {}
+    return parse_json(dump.read(path)) if dump.wrong(path) is None else {}
 
 
 def _missing(missing: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

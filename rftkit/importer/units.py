@@ -7,7 +7,6 @@ service sent or it is left out. `loose` reads loose files, and `uploads` sends t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from rftkit.importer.dump import safe_name, saved_dump
 from rftkit.importer.ledger import account_name
 from rftkit.importer.saving import HARMLESS, JOB_ENDS, RUN_ENDS
 from rftkit.importer.shutdowns import listed_models
+from rftkit.jsontext import parse_json
 
 __all__ = ["KINDS", "DumpSource", "Kind", "LeftOut", "Unit", "has_ended"]
 
@@ -103,7 +103,7 @@ class DumpSource:
     def _unit(self, kind: Kind, key: str) -> Unit | LeftOut:
         """One object, or the reason why it is left out."""
         try:
-            wire = json.loads(self._checked(f"{key}/{NAME[kind]}"))
+            wire = parse_json(self._checked(f"{key}/{NAME[kind]}"))
             if not isinstance(wire, dict) or not isinstance(wire.get("id"), str):
                 return LeftOut(key, f"its {NAME[kind]} holds no object with an id")
             if kind == "file":
@@ -135,7 +135,7 @@ class DumpSource:
     def _checkpoints(self, key: str) -> list[Json]:
         path = f"{key}/checkpoints.jsonl"
         if path in self._dump.ledger.files or f"{path}.gz" in self._dump.ledger.files:
-            return [json.loads(line) for line in self._checked(path).splitlines() if line.strip()]
+            return [parse_json(line) for line in self._checked(path).splitlines() if line.strip()]
         missing = self._missing(f"{key}/checkpoints")
         if not missing.is_harmless:
             raise missing
@@ -175,7 +175,7 @@ class DumpSource:
             found = []
             for page in self._dump.pages(f"lists/{place}"):
                 try:
-                    data = json.loads(self._dump.read(page))["data"]
+                    data = parse_json(self._dump.read(page))["data"]
                     found += [f"{place}/{safe_name(each['id'])}" for each in data]
                 except (ValueError, KeyError, TypeError, OSError):
                     continue  # only the order suffers

@@ -25,6 +25,7 @@ from rftkit.backoff import backoff_seconds
 from rftkit.jobs.jobs import TERMINAL, Event, Update
 from rftkit.jobs.metrics import step_metrics
 from rftkit.jobs.tracker_kinds import OPENERS, Sink, TrackedJob
+from rftkit.jsontext import parse_json
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
@@ -308,6 +309,6 @@ def _config(wire: Mapping[str, Any]) -> dict[str, Any]:
 
 def _last_step(path: Path) -> int:
     try:
-        return int(json.loads(path.read_bytes())["step"])
+        return int(parse_json(path.read_bytes())["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1

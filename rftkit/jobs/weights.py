@@ -6,7 +6,6 @@ which files the folder contains, and checks that they are the model before it se
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -17,6 +16,7 @@ from urllib.parse import quote, urlencode, urljoin
 from urllib.request import ProxyHandler, Request, build_opener
 
 from rftkit.errors import InputError, MissingExtraError, NotFoundError, PlatformError
+from rftkit.jsontext import parse_json
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -90,7 +90,7 @@ def report_of(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / REPORT
     try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
+        report: dict[str, Any] = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); is {folder} an export?") from None
     return report
@@ -150,14 +150,14 @@ def check_push(name: str) -> None:
 
 def _local_base(folder: Path) -> str | None:
     """The folder that an adapter names as its base; None: it names a model of the hub."""
-    config: Mapping[str, Any] = json.loads((folder / "adapter_config.json").read_bytes())
+    config: Mapping[str, Any] = parse_json((folder / "adapter_config.json").read_bytes())
     base = str(config["base_model_name_or_path"])
     return base if Path(base).is_absolute() else None
 
 
 def _refusal(client: OpenAI, model: str, error: HTTPError) -> Exception:
     try:
-        body = json.load(error)["error"]
+        body = parse_json(error.read())["error"]
         message, code = str(body["message"]), body.get("code")
     except (ValueError, KeyError, TypeError):
         return _not_ours(client, model)

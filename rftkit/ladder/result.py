@@ -70,10 +70,8 @@ class Ladder:
         )
 
     def _behind(self, worth: str, best: str) -> Estimate:
-        """How much more the best earned; against the base as the table of rungs has it."""
-        if worth == self.comparison.baseline:
-            return self.comparison.pair(best).difference
-        return evals.pair(self.comparison.samples, worth, best).difference
+        """How much more the best earned, corrected for the number of rungs."""
+        return evals.compare(self.comparison.samples, baseline=worth).pair(best).difference
 
     def records(self) -> list[dict[str, Any]]:
         """A line for each rung, for a table."""

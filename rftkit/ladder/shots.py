@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rftkit.graders import reference_answer
+from rftkit.jsontext import parse_json
 from rftkit.prompts import own_system
 from rftkit.rows import Row
 
@@ -110,7 +111,7 @@ def _labels(answers: Sequence[str]) -> list[str]:
 def _object_of(answer: str) -> dict[str, Any]:
     """The answer as an object; plain text is the value of one key."""
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
+        value = parse_json(answer)
+    except ValueError:
         value = answer
     return value if isinstance(value, dict) else {"": value}

@@ -7,7 +7,6 @@ also loads scripts from a CDN. Typeset mathematics and Mermaid diagrams are left
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -18,6 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rftkit.errors import ReportError
+from rftkit.jsontext import parse_json
 from rftkit.reports.provenance import MIME as SOURCE_MIME
 from rftkit.reports.provenance import Making, provenance
 from rftkit.reports.summary import MIME
@@ -89,7 +89,7 @@ def read_summary(report: str | Path) -> dict[str, Any] | None:
     """The figures that the notebook published in a page; None if there are none."""
     marker = html('<script type="{}" id="{}">', MIME, SUMMARY_ID)
     _, found, rest = Path(report).read_text(encoding="utf-8").partition(marker)
-    summary: dict[str, Any] | None = json.loads(rest.partition("</script>")[0]) if found else None
+    summary: dict[str, Any] | None = parse_json(rest.partition("</script>")[0]) if found else None
     return summary
 
 

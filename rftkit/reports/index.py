@@ -129,6 +129,8 @@ def best_setting(runs: Sequence[Json]) -> str:
         spread = f"{min(values):.3f} to {max(values):.3f}"
         return f"{MEASURES[measure].capitalize()}: {means[first]:.3f}, {spread} over the seeds."
     second = others[0]
+    if round(means[first], 3) == round(means[second], 3):
+        return f"{first} and {second} are level: {MEASURES[measure]} {means[first]:.3f}."
     said = f"{first} is best: {MEASURES[measure]} {means[first]:.3f}"
     said += f", {means[first] - means[second]:.3f} above {second}"
     shared = [seed for seed in groups[first] if seed in groups[second]]

@@ -7,7 +7,6 @@ hash. Facts that a service does not report are None.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from rftkit.jobs.checkpoints import Checkpoint, checkpoints
 from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
 from rftkit.jobs.local import step_rollouts
+from rftkit.jsontext import parse_json
 from rftkit.reports.summary import summary
 from rftkit.views.facts import moment
 from rftkit.views.jumps import StepJumps
@@ -238,7 +238,7 @@ def _short(value: Any) -> Any:
 
 def _read_answers(path: Path) -> Json:
     try:
-        answers: Json = json.loads(path.read_text(encoding="utf-8"))
+        answers: Json = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ReportError(f"the file of answers cannot be read: {path}: {error}") from error
     if not isinstance(answers, dict) or not isinstance(answers.get("rows"), list):

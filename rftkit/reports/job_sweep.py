@@ -20,7 +20,7 @@ from rftkit.reports.document import read_summary
 from rftkit.reports.execute import read_notebook
 from rftkit.reports.grid import read_grid
 from rftkit.reports.ledger import Ledger, Run, content_of, ledger, planned
-from rftkit.reports.parameters import checked, declared
+from rftkit.reports.parameters import checked, declared, default_files
 from rftkit.reports.render import notebook_path, run
 from rftkit.reports.sweep import Sweep, make_all
 
@@ -77,7 +77,7 @@ def sweep_jobs(
     # checked before minutes are spent on training
     values = checked(known, {**(parameters or {}), **more, "job_id": "ftjob-"}, source.name)
     given = [_complete(found.job | each) for each in found.settings]
-    report = [source.read_bytes(), content_of(values), csv]
+    report = [source.read_bytes(), content_of(default_files(known) | values), csv]
     runs = planned([(each, report) for each in found.settings], map(content_of, given))
     options = {"csv": csv, "timeout_seconds": timeout_seconds}
     with ledger(out, source.stem, runs) as book:

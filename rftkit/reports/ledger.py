@@ -11,12 +11,13 @@ import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rftkit.errors import InputError, ReportError
+from rftkit.jsontext import parse_json
 from rftkit.reports.index import index_page
 from rftkit.wholefile import write_whole
 
@@ -117,8 +118,10 @@ def content_of(values: Any) -> Any:
         return {str(key): content_of(each) for key, each in values.items()}
     if isinstance(values, list | tuple):
         return [content_of(each) for each in values]
-    if isinstance(values, str | Path) and (held := _held(Path(values))):
-        return [str(values), held]
+    if isinstance(values, str | Path):
+        with suppress(RuntimeError):  # `~name` of nobody
+            if held := _held(Path(values).expanduser()):
+                return [str(values), held]
     return values
 
 
@@ -175,7 +178,7 @@ def _read(path: Path) -> dict[str, Run]:
         return {}
     names = {each.name for each in fields(Run)}
     try:
-        lines = json.loads(path.read_text(encoding="utf-8"))
+        lines = parse_json(path.read_text(encoding="utf-8"))
         runs = [Run(**{key: line[key] for key in names & line.keys()}) for line in lines]
     except (ValueError, TypeError, AttributeError) as error:
         raise ReportError(

@@ -7,6 +7,7 @@ against the annotations, or else against the types of plain defaults. Not here: 
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from rftkit.errors import ReportError
+from rftkit.jsontext import parse_json
 
-__all__ = ["Parameter", "checked", "declared", "from_text"]
+__all__ = ["Parameter", "checked", "declared", "default_files", "from_text"]
 
 TAG = "parameters"
 _TYPES: dict[str, Any] = {
@@ -61,6 +63,17 @@ def declared(notebook: Any, name: str) -> dict[str, Parameter]:
         ) from error
     found = (_parameter(line) for line in body)
     return {each.name: each for each in found if each}
+
+
+def default_files(known: Mapping[str, Parameter]) -> dict[str, str]:
+    """The defaults that are paths of files or folders, by the name of their parameter."""
+    found = {}
+    for each in known.values():
+        with contextlib.suppress(ValueError, TypeError, SyntaxError, OSError, RuntimeError):
+            value = ast.literal_eval(each.default)
+            if isinstance(value, str) and value and Path(value).expanduser().exists():
+                found[each.name] = value
+    return found
 
 
 def checked(known: Mapping[str, Parameter], values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -189,6 +202,6 @@ def _read(parameter: Parameter, words: str) -> Any:
     if parameter.kind is not Any and _fits(parameter.kind, words):
         return words
     try:
-        return json.loads(words.lower() if words in ("True", "False") else words)
+        return parse_json(words.lower() if words in ("True", "False") else words)
     except ValueError:
         return words

@@ -9,6 +9,7 @@ all. A cell that fails still gives a page, which shows the error.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,9 @@ from rftkit.views.markup import text
 from rftkit.wholefile import check_output, write_whole
 
 __all__ = ["notebook_path", "read_values", "run"]
+
+TABLE_BYTES = 80
+"""Of the name of a page, so many begin the names of its tables."""
 
 
 def run(
@@ -70,7 +74,7 @@ def run(
     _check_outputs(pages, inputs, target if csv else None)
     check_templates()
     started, clock = now(), time.perf_counter()
-    csv_prefix = str(target.with_name(target.stem[:80]).resolve()) if csv else ""
+    csv_prefix = str(_tables_of(target).resolve()) if csv else ""
     executed, failure = execute(source, values, timeout_seconds, csv_prefix)
     making = Making(source, known, values, started, time.perf_counter() - clock)
     drop_widgets(executed)
@@ -139,7 +143,7 @@ def _check_outputs(pages: Iterable[Path], inputs: list[Path], tables_of: Path | 
     """
     if tables_of is not None:
         for given in inputs:
-            if _may_be_table(given, tables_of.with_name(tables_of.stem[:80])):
+            if _may_be_table(given, _tables_of(tables_of)):
                 raise ReportError(f"--csv may write over {given}; give the page another name")
     try:
         for page in pages:
@@ -148,6 +152,11 @@ def _check_outputs(pages: Iterable[Path], inputs: list[Path], tables_of: Path | 
         raise ReportError(error.message) from None
     except OSError as error:
         raise ReportError(f"the folder of the page cannot be made: {error.strerror}") from error
+
+
+def _tables_of(page: Path) -> Path:
+    """How the paths of a page's tables begin; the name of a page may be as long as disks allow."""
+    return page.with_name(os.fsencode(page.stem)[:TABLE_BYTES].decode("utf-8", "ignore"))
 
 
 def _may_be_table(given: Path, prefix: Path) -> bool:

@@ -110,12 +110,16 @@ def _validations(
 def _change_of_validation(
     events: list[dict[str, Any]], compared: Comparison | None, last: int
 ) -> dict[str, Any]:
-    """`difference`, `interval` and `verdict` from step 0 to the last one; None if unknown."""
-    if pair := _validation_pair(compared, last):
-        return _change(pair) | {"rows": pair.num_rows}
+    """`difference`, `interval` and `verdict` from step 0 to the last one; None if unknown. `means`
+    are those of the rows that both have graded: other rows can have another difference.
+    """
+    if compared is not None and (pair := _validation_pair(compared, last)):
+        names = [f"reward/{label}" for label in (pair.before, pair.after)]
+        means = compared.rows[names].dropna().mean().tolist()
+        return _change(pair) | {"rows": pair.num_rows, "means": means}
     story = story_of(events)
     first, final = story.first_valid, story.last_valid
-    unknown = {"difference": None, "interval": None, "verdict": None, "rows": None}
+    unknown = dict.fromkeys(("difference", "interval", "verdict", "rows", "means"))
     if first is None or final is None or first is final or first["step"] != 0:
         return unknown
     total, _ = validation_gains(first, final)

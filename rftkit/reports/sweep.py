@@ -22,7 +22,7 @@ from rftkit.errors import InputError
 from rftkit.reports.execute import read_notebook
 from rftkit.reports.grid import read_grid
 from rftkit.reports.ledger import Ledger, Run, content_of, ledger, planned
-from rftkit.reports.parameters import checked, declared
+from rftkit.reports.parameters import checked, declared, default_files
 from rftkit.reports.render import notebook_path
 
 __all__ = ["Sweep", "make_all", "sweep"]
@@ -88,8 +88,9 @@ def sweep(
     known = declared(read_notebook(source), source.name)
     common = checked(known, {**(parameters or {}), **more}, source.name)
     settings = [checked(known, each, source.name) for each in found.settings]
+    known_values = default_files(known) | common
     runs = planned(
-        (each, [source.read_bytes(), content_of(common | each), csv]) for each in settings
+        (each, [source.read_bytes(), content_of(known_values | each), csv]) for each in settings
     )
     options = {"csv": csv, "timeout_seconds": timeout_seconds}
     with ledger(out, source.stem, runs) as book:

@@ -23,6 +23,7 @@ import filelock
 from rftkit import privacy, settings
 from rftkit.errors import PlatformError
 from rftkit.hyperparameters import ENGINES
+from rftkit.jsontext import parse_json
 from rftkit.safetext import printable, redacted
 from rftkit.server.engine.tinker.remote import Remote, forget_remote, keep_remote, remote_of
 from rftkit.wholefile import unwritable, write_whole
@@ -159,9 +160,9 @@ def _choose_engine(home: Path, options: argparse.Namespace) -> None:
 def _who(home: Path) -> str:
     """Which server uses a home, from the record that it wrote when it had locked it."""
     try:
-        record = json.loads((home / "server.json").read_bytes())
+        record = parse_json((home / "server.json").read_bytes())
         process = f"process {int(record['pid'])}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "its process is not known yet"
     address = record.get("address")
     return f"{process}, at {address}" if address else f"{process}, which is starting"

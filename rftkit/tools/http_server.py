@@ -17,6 +17,7 @@ from typing import Any
 
 from rftkit.graders.calls import Calls
 from rftkit.graders.posting import ATTEMPTS, MAX_BYTES, NO_ANSWER, HttpCall, Pace, Target, post
+from rftkit.jsontext import parse_json
 from rftkit.rows import kind_of
 from rftkit.safetext import redacted
 from rftkit.tools.values import Json, ToolCall, ToolFailed
@@ -157,7 +158,7 @@ def _without(secrets: list[str], found: Json) -> Json:
     """The answer without what was sent in headers; NaN and its like, which JSON lacks, as texts."""
     output = redacted(found["output"], secrets)
     try:
-        shown = json.loads(redacted(json.dumps(found), secrets), parse_constant=str)
+        shown = parse_json(redacted(json.dumps(found), secrets), parse_constant=str)
     except (ValueError, RecursionError):
         shown = {}
     return {**shown, "output": output}
@@ -166,7 +167,7 @@ def _without(secrets: list[str], found: Json) -> Json:
 def json_object(text: str | bytes) -> Json | None:
     """The JSON object that a text is; None for every other text."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None

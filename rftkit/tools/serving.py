@@ -26,6 +26,7 @@ from typing import Any
 
 from rftkit.errors import InputError, nearest_name
 from rftkit.graders.posting import MAX_BYTES
+from rftkit.jsontext import parse_json
 from rftkit.tools.functions import Function, ToolError
 from rftkit.tools.values import Json
 
@@ -146,8 +147,8 @@ class _Server(ThreadingHTTPServer):
         function = self.functions[call["name"]]
         arguments = call.get("arguments")
         if isinstance(arguments, str):
-            with contextlib.suppress(ValueError, RecursionError):
-                arguments = json.loads(arguments)
+            with contextlib.suppress(ValueError):
+                arguments = parse_json(arguments)
         if not isinstance(arguments, dict):
             raise ToolError("Error: the arguments are not a JSON object.")
         if not function.takes_state:
@@ -203,8 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _result(self, body: bytes) -> tuple[int, Json]:
         try:
-            call = json.loads(body)
-        except (ValueError, RecursionError):
+            call = parse_json(body)
+        except ValueError:
             call = None
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):
             return 400, {"error": 'expected {"name": "…", "arguments": "{…}", …}'}

@@ -12,6 +12,7 @@ from typing import Any
 
 from rftkit.datasets.forms import KEYS
 from rftkit.examples import form_of, trained_messages
+from rftkit.jsontext import parse_json
 from rftkit.views.listing import disclosure
 from rftkit.views.markup import Html, html, join
 
@@ -97,8 +98,8 @@ def readable(answer: str | None) -> str:
     if not answer:
         return "(no answer)" if answer is None else "(empty)"
     try:
-        value = json.loads(answer)
-    except (ValueError, RecursionError):
+        value = parse_json(answer)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         return answer

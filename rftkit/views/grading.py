@@ -5,12 +5,12 @@ Not here: grading, and the answers of several models side by side (`answers`).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit import graders
+from rftkit.jsontext import parse_json
 from rftkit.views.answers import judged_lines
 from rftkit.views.conversation import readable, reference
 from rftkit.views.listing import disclosure, table
@@ -175,7 +175,7 @@ def _source_in(words: str, problem: str) -> str | None:
     """The python source that a problem such as `graders.a.source: …` is about."""
     if "source" not in problem:
         return None
-    spec = json.loads(words)
+    spec = parse_json(words)
     parts = graders.parts(spec)
     named = [part for key, part in parts.items() if f"graders.{key}.source" in problem]
     return next((part["source"] for part in [*named, *parts.values()] if "source" in part), None)

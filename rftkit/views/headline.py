@@ -78,10 +78,11 @@ def _validation_verdict(valid: Figures) -> str:
 
 
 def _validation_change(valid: Figures) -> str:
-    change = valid["final"] - valid["start"] if valid["difference"] is None else valid["difference"]
+    start, final = valid.get("means") or (valid["start"], valid["final"])
+    change = final - start if valid["difference"] is None else valid["difference"]
     digits = decimals(change, *(valid["interval"] or ()), least=2)
-    ends = f"{number(valid['start'], digits)} before training"
-    last = f"{number(valid['final'], digits)} at step {valid['final_step']}"
+    ends = f"{number(start, digits)} before training"
+    last = f"{number(final, digits)} at step {valid['final_step']}"
     size = signed(change, digits)
     if valid["interval"]:
         size += f", 95 % interval {_ends(valid['interval'], digits)}"

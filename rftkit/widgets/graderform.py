@@ -18,6 +18,7 @@ import ipywidgets
 from rftkit.errors import InputError
 from rftkit.graders.template import Path
 from rftkit.graders.types import Relative, Rubric, StringCheck, TextSimilarity
+from rftkit.jsontext import parse_json
 from rftkit.views.markup import html, join
 from rftkit.views.rows import REFUSED
 from rftkit.widgets.criteriaform import CriteriaForm
@@ -194,7 +195,7 @@ class GraderForm:
         before = self._chosen().get(name)
         if not isinstance(before, str | type(None)) and isinstance(value, str):
             try:
-                value = json.loads(value)
+                value = parse_json(value)
             except ValueError as error:
                 raise InputError(f"{name} is not valid JSON: {error}") from None
         if value == "" and name in OPTIONAL:
@@ -380,7 +381,7 @@ def _paths(namespace: str, steps: tuple[str | int, ...], value: Any) -> Iterator
 
 def _object(answer: str | None) -> dict[str, Any]:
     try:
-        value = json.loads(answer or "")
+        value = parse_json(answer or "")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -22,6 +22,7 @@ from traitlets import Dict, Enum, Int, List, Unicode
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders import Audit, Sample, validate, variables
 from rftkit.graders.tracing import render_all
+from rftkit.jsontext import parse_json
 from rftkit.views.grading import audited, failure, grade_in_full, grades, spec_problem
 from rftkit.views.markup import Html, copyable, join, note, wrap
 from rftkit.views.source import spec as spec_view
@@ -561,7 +562,7 @@ def _dumps(spec: Mapping[str, Any]) -> str:
 
 def _parse(words: str) -> dict[str, Any]:
     try:
-        value = json.loads(words)
+        value = parse_json(words)
     except json.JSONDecodeError as error:
         raise GraderSpecError(
             f"line {error.lineno} of the JSON, column {error.colno}: {error.msg}"

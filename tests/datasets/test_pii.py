@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,19 @@ FOUND = {
         'password = "hunter2hunter2"',
         "api_key: 'Zx9-4711-Qw'",
         '"client_secret": "8f14e45fceea167a"',
+        "sk_" + "0a1b2c3d" * 6,
+        "pcsk_" + "aB3dE6" * 10,
+        "GOCSPX-" + "aB3dE6f" * 4,
+        "AQ.Ab8RN6" + "aB3dE6" * 8,
+        "lsv2_pt_" + "0a1b2c3d" * 4 + "_0a1b2c3d4e",
+        "tgp_v1_" + "aB3dE6" * 8,
+        "tvly-dev-" + "aB3dE6" * 4,
+        "csk-" + "0a1b2c3d" * 6,
+        "https://hooks.slack.com/services/T00000000/B00000000/" + "aB3dE6" * 4,
+        "postgres://admin:s3cretpw@db.internal:5432/orders",
+        "Authorization: Bearer " + "0a1b2c3d" * 5,
+        "DB_PASSWORD=S3cr3tPassw0rd",
+        "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY1",
     ],
 }
 BEFORE = ["", "\n", "\t", "\r\n", "é", "\u2028", '"', "\\", "\f", "\b", "日本"]
@@ -69,6 +83,9 @@ def test_after_every_escape(kind: str, before: str, ascii_only: bool, tmp_path: 
         "password = os.environ['PASSWORD_1']", 'token = "<your token 1>"', "password: required",
         'the key "word1234" is here', 'pwd = "${DB_PASSWORD_2}"', 'secret = "short1"',
         "(version 3.12.4-1)", "call (12) 345", "section 4.2.1.3", "on 127.0.0.1 or 0.0.0.0",
+        "api_key=get_key_v2(name)", "the token: AbstractTokenFactory2Implementation",
+        "https://example.com:8080/a@b", "1,234,567,890", "ISBN 978-3-16-148410-0",
+        "123e4567-e89b-12d3-a456-426614174000", "task-oriented dialogue", "GB12 AND MORE WORDS 1",
         "mask 255.255.255.0", "at 12:30:45", "v1.20.30.40", "10.20.30.40.50", "std::vector, a::b",
     ],
 )  # fmt: skip
@@ -87,3 +104,40 @@ def test_numbers_in_brackets(text: str, kind: str) -> None:
 def test_a_line_that_is_no_row_is_looked_at_too() -> None:
     assert kinds_in(b'{"x": "a\\njane@example.com", broken') == {"email"}
     assert kinds_in(b'{"x": "nothing\\nhere 12"}', {"x": "nothing\nhere 12"}) == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("iban", "to BE68 5390 0754 7034 THE amount of"), ("iban", "gb29 nwbk 6016 1331 9268 19"),
+        ("iban", "DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000"),
+        ("card", "5500\u00a00000\u00a00000\u00a00004"),
+        ("card", "5500\u20110000\u20110000\u20110004"),
+        ("card", "name,4111111111111111,12/27"), ("card", "2223003122003222"),
+        ("phone", "Tel.+49 30 1234 5678"), ("phone", "+49\u202f30\u202f1234\u202f5678"),
+        ("email", "josé@example.com"), ("email", "jane@bücher.example"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_as_people_write_them(kind: str, text: str, ascii_only: bool) -> None:
+    row = {"messages": [{"role": "user", "content": text}]}
+    assert kind in kinds_in(json.dumps(row, ensure_ascii=ascii_only).encode(), row)
+
+
+SECRET = "sk-proj-" + "a1B2" * 10
+DEEP: list[dict[str, Any]] = [
+    {"password": "hunter2abc"},
+    {"meta": {"database": {"api_key": "zX81kkQp77"}}},
+    {"meta": [[{"notes": ["nothing", f"line\n{SECRET}"]}]]},
+    {"calls": [{"function": {"arguments": json.dumps({"text": f"line\n{SECRET}"})}}]},
+    {"calls": json.dumps({"arguments": json.dumps({"text": f"line\t{SECRET}"})})},
+    {"calls": json.dumps({"password": "hunter2abc"})},
+    {f"line\n{SECRET}": 1},
+]
+
+
+@pytest.mark.parametrize("inner", DEEP)
+@pytest.mark.parametrize("prompt", ["one line", "two\nlines"])
+def test_in_a_nested_value(inner: dict[str, Any], prompt: str) -> None:
+    row = {"messages": [{"role": "user", "content": prompt}], **inner}
+    assert kinds_in(json.dumps(row).encode(), row) == {"secret"}

@@ -482,3 +482,18 @@ def test_keys_in_an_address_are_hidden_too() -> None:
         assert "grader.test" in text or "status 403" in text
         assert "passw0rd" not in text
         assert "def" not in text.replace("undefined", "")
+
+
+@pytest.mark.parametrize("field", ["content", "refusal"])
+def test_what_a_judge_says_does_not_repeat_its_key(field: str) -> None:
+    """A service that answers with the request that it got."""
+    key = "sk-judge-key-123"
+    message = SimpleNamespace(**{"content": "", "refusal": None, field: f"I got Bearer {key}"})
+    answer = SimpleNamespace(
+        choices=[SimpleNamespace(message=message, finish_reason="stop")], usage=None
+    )
+    create = SimpleNamespace(create=lambda **_: answer)
+    client = SimpleNamespace(api_key=key, base_url="x", chat=SimpleNamespace(completions=create))
+    result = graders.grade(JUDGE, "x", {"q": "Q"}, complete=completion_call(client))
+    assert "I got Bearer ********" in str(result.errors)
+    assert key not in str(result)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -93,6 +95,33 @@ def test_an_edited_file_that_a_parameter_names_is_read_again(tmp_path):
     assert runs[0].key != runs[1].key
     assert runs[0].page == runs[1].page
     assert ledger.content_of(["no such file", "x" * 5000, "a\0b", 3, None])[1] == "x" * 5000
+
+
+def test_an_edited_file_in_the_home_folder_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data.txt").write_text("a")
+    before = ledger.content_of({"where": "~/data.txt"})
+    (tmp_path / "data.txt").write_text("b")
+    assert before != ledger.content_of({"where": "~/data.txt"})
+    assert ledger.content_of("~nobody-at-all/x") == "~nobody-at-all/x"
+
+
+def test_an_edited_file_that_a_default_names_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = notebook(tmp_path, "from rftkit import reports\nreports.publish({})")
+    written = nbformat.read(path, 4)
+    written.cells[0].source += '\nwhere: str = "data.txt"\nother = f()'
+    nbformat.write(written, path)
+    told: list[list[str]] = []
+    for content in ("a", "a", "b"):
+        (tmp_path / "data.txt").write_text(content)
+        told.append([])
+        monkeypatch.setattr(sys.modules["rftkit.reports.sweep"], "make_all", lambda book, *_, say, **__: [
+            book.put(replace(run, status="done")) or (book.folder / run.page).touch()
+            for run in (say(f"{len(book.todo)} to do") or book.todo)
+        ])  # fmt: skip
+        reports.sweep(path, {"seed": [1, 2]}, tmp_path / "out", say=told[-1].append)
+    assert told == [["2 to do"], ["0 to do"], ["2 to do"]]
 
 
 def test_settings_with_the_same_start_have_pages_of_their_own():

@@ -16,6 +16,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from rftkit.errors import RequestError
+from rftkit.jsontext import parse_json
 from rftkit.server.inference.answering import Turn
 from rftkit.server.inference.platform import Platform
 
@@ -45,9 +46,9 @@ class _LargeBody(Request):
         if not hasattr(self, "_json"):
             body = await self.body()
             if len(body) < LARGE_BYTES:
-                self._json = json.loads(body)
+                self._json = parse_json(body)
             else:
-                self._json = await asyncio.to_thread(json.loads, body, object_hook=_pause)
+                self._json = await asyncio.to_thread(parse_json, body, object_hook=_pause)
         return self._json
 
 

@@ -6,11 +6,12 @@ request, which its own answer says.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from rftkit.jsontext import parse_json
 
 __all__ = ["MAX_BYTES", "MAX_REQUESTS", "Line", "mistakes", "read_lines"]
 
@@ -35,7 +36,7 @@ class Line:
 def read_lines(path: Path) -> Iterator[Line]:
     """Yield the requests of a file that has no mistakes."""
     for number, text in _filled(path):
-        given = json.loads(text)
+        given = parse_json(text)
         yield Line(number, given["custom_id"], given["body"])
 
 
@@ -78,8 +79,8 @@ def _filled(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parsed(text: bytes, number: int) -> tuple[Json | None, Json]:
     try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
+        given = parse_json(text)
+    except ValueError:
         given = None
     if isinstance(given, dict):
         return None, given

@@ -5,7 +5,6 @@ The rows are checked later, by the worker, which fails the job. Not here: HTTP a
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, Field
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
 from rftkit.integrations import check_integrations
+from rftkit.jsontext import parse_json
 from rftkit.server.api.branches import check_branch, parent_of
 from rftkit.server.api.calibrated import check_calibration
 from rftkit.server.api.files import live_file
@@ -362,7 +362,7 @@ def _named(platform: Platform, key: str, text: str) -> Any:
         text = platform.store.whole_file(text).read_text(encoding="utf-8", errors="replace")
 
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise RequestError(
             f"metadata `{key}` is not valid JSON: {error}; give JSON, or the id of a file with it",

@@ -21,6 +21,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from rftkit.jsontext import parse_json
+
 __all__ = [
     "CALL_END",
     "CALL_START",
@@ -239,8 +241,8 @@ def _object(text: str) -> Json | None:
             parts = text.split(quote)
             text = "".join(json.dumps(part) if i % 2 else part for i, part in enumerate(parts))
     for read in (text, _BARE_KEY.sub(lambda m: f'"{m[1]}":' if m[1] else m[0], text)):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(read)
+        with contextlib.suppress(ValueError):
+            value = parse_json(read)
             return value if isinstance(value, dict) else None
     return None
 
@@ -304,8 +306,8 @@ def _typed(text: str, key: str, function: Json) -> Any:
     if "boolean" in kinds and plain in ("True", "False"):
         return plain == "True"
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text
 
 

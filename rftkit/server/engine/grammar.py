@@ -19,6 +19,7 @@ from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from rftkit.errors import RequestError
+from rftkit.jsontext import parse_json
 from rftkit.server.engine.decoding_state import DecodingState, thinking_grammar
 from rftkit.server.engine.values import SEPARATORS, Thinking
 
@@ -91,7 +92,7 @@ class Grammars:
         if schema.startswith("answer"):
             rules = schema
         else:
-            given = json.loads(schema)
+            given = parse_json(schema)
             given = {**given, "x-guidance": {**SEPARATORS, **given.get("x-guidance", {})}}
             if end is None:
                 return str(LLMatcher.grammar_from_json_schema(given))

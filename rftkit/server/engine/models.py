@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import filelock
 
 from rftkit.errors import NotFoundError, PlatformError
 from rftkit.fingerprints import difference
+from rftkit.jsontext import parse_json
 from rftkit.server.engine import weights
 from rftkit.server.engine.tinker.remote import remote_of
 from rftkit.wholefile import damage, write_folder
@@ -108,7 +108,7 @@ def _added(home: Path | None) -> list[BaseModel]:
     if path is None or not path.is_file():
         return []
     try:
-        given = json.loads(path.read_bytes())
+        given = parse_json(path.read_bytes())
         return [_base(name, path.parent / folder) for name, folder in given.items()]
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise PlatformError(
@@ -189,7 +189,7 @@ def _check_added(name: str, folder: Path, home: Path) -> None:
         ChangedModelError: they differ, or the folder cannot be read.
     """
     try:
-        known = json.loads((home / SUMS).read_bytes())[name]
+        known = parse_json((home / SUMS).read_bytes())[name]
         if (home / known["folder"]).resolve() != folder.resolve():
             return  # of another folder of this name
         changed = difference(folder, known["files"])

@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.jsontext import parse_json
 from rftkit.server.engine.values import Text
 
 __all__ = [
@@ -274,7 +275,7 @@ def _with_object(call: Json) -> Json:
     """Return a call with its arguments as an object, as templates expect."""
     function = call["function"]
     try:
-        arguments = json.loads(function["arguments"])
+        arguments = parse_json(function["arguments"])
     except (ValueError, TypeError):
         arguments = function["arguments"]
     return {**call, "function": {**function, "arguments": arguments}}

@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from rftkit.formats import closed_schema
+from rftkit.jsontext import parse_json
 from rftkit.server.engine.call_forms import CALL_END, CALL_START, call_id
 from rftkit.server.engine.values import SEPARATORS
 from rftkit.server.engine.written_calls import CallForm
@@ -137,7 +138,7 @@ def _written_rules(functions: Sequence[Json], form: CallForm, most: int) -> list
 def _shape(form: CallForm) -> Json | None:
     """A call that is one JSON object and no more, of the function "name" with the arguments {}."""
     try:
-        value = json.loads(f"{form.before}name{form.between}{{}}{form.after}")
+        value = parse_json(f"{form.before}name{form.between}{{}}{form.after}")
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -218,7 +219,7 @@ def forced_calls_in(text: str) -> list[Json]:
             _, end = decoder.raw_decode(text, head.end())
         except (ValueError, RecursionError):  # the answer was cut here
             end = len(text)
-        function = {"name": json.loads(head[1]), "arguments": text[head.end() : end]}
+        function = {"name": parse_json(head[1]), "arguments": text[head.end() : end]}
         calls.append({"id": call_id(text, len(calls)), "type": "function", "function": function})
         end += len("}")
     return calls

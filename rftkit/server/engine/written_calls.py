@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.jsontext import parse_json
 from rftkit.server.engine.call_forms import answer_text, attempted_calls_in
 from rftkit.server.engine.prompts import closing, conversation, thinking_mark
 
@@ -105,7 +106,7 @@ def _written(tokenizer: Any, end_ids: Collection[int], num: int) -> str | None:
 
 def _plain(call: Json) -> Json:
     function = call["function"]
-    return {**function, "arguments": json.loads(function["arguments"])}
+    return {**function, "arguments": parse_json(function["arguments"])}
 
 
 def _again(form: CallForm, two: str | None) -> str | None:

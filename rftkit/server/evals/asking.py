@@ -6,7 +6,6 @@ With tools an item is an episode (`episodes`). Not here: grading and storing ite
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from rftkit.graders import Sample
 from rftkit.graders.calls import Abandoned
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import compile_template, look_up, paths
+from rftkit.jsontext import parse_json
 from rftkit.rows import Row
 from rftkit.server.evals.episodes import Diary, is_server, play, run_tools, trace_of
 from rftkit.server.inference.body import check_messages, kind_of
@@ -201,7 +201,7 @@ def messages_for(source: Json, item: Json) -> list[Json]:
     if given["type"] == "item_reference":
         path = given["item_reference"].strip()
         rendered = compile_template("{{" + path + "}}")(Sample(output_text=""), item)
-        messages: list[Json] = json.loads(rendered)
+        messages: list[Json] = parse_json(rendered)
         if not isinstance(messages, list):
             raise ValueError(f"{path} must be a list of messages")
         return messages

@@ -7,11 +7,11 @@ sent again. Secrets in graders are masked, as for objects created here. `imports
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rftkit.errors import RequestError
 from rftkit.graders import mask_secrets
+from rftkit.jsontext import parse_json
 from rftkit.server.store.records import (
     Checkpoint,
     Eval,
@@ -55,8 +55,8 @@ def parse(line: bytes) -> Json:
         raise ValueError(f"{word} is not JSON")
 
     try:
-        value = json.loads(line, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line, parse_constant=refuse)
+    except ValueError as error:
         raise RequestError(f"a line is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise RequestError(f"a line must be a JSON object, not {type(value).__name__}")

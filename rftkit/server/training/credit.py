@@ -17,6 +17,7 @@ from typing import Any
 
 from rftkit.graders import Grade, types
 from rftkit.graders.leaves import leaf_paths
+from rftkit.jsontext import parse_json
 from rftkit.server.engine.base import Engine
 from rftkit.server.engine.values import Completion
 from rftkit.server.training.advantages import Leaf
@@ -60,9 +61,9 @@ def field_ends(text: str) -> dict[str, int]:
     A repeated key ends where its last value does.
     """
     try:
-        if not isinstance(json.loads(text), dict):
+        if not isinstance(parse_json(text), dict):
             return {}
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
     decoder, ends = json.JSONDecoder(), {}
     at = _behind(text, text.index("{") + 1, BLANK)

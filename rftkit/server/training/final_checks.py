@@ -13,7 +13,6 @@ naming the categories; a grader that breaks pauses the job.
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from rftkit import graders
 from rftkit.errors import PlatformError, RftkitError
 from rftkit.graders.engine import param_of
 from rftkit.graders.relative import refuse_single
+from rftkit.jsontext import parse_json
 from rftkit.rows import read_rows
 from rftkit.server.training import metrics, sampling
 from rftkit.server.training.context import AnyRun, Check, Stopped
@@ -42,7 +42,7 @@ def read_checks(home: Path) -> list[Check]:
     if not path.is_file():
         return []
     try:
-        given = json.loads(path.read_bytes())
+        given = parse_json(path.read_bytes())
         return [_check(home, category, spec) for category, spec in given.items()]
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RftkitError) as error:
         raise PlatformError(

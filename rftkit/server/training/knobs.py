@@ -5,11 +5,11 @@ Names, bounds and defaults are in `rftkit.hyperparameters`.
 
 from __future__ import annotations
 
-import json
 import math
 
 from rftkit.errors import RequestError
 from rftkit.hyperparameters import KNOBS, Number, Words
+from rftkit.jsontext import parse_json
 
 __all__ = ["Knobs"]
 
@@ -44,7 +44,7 @@ class Knobs:
         if name not in self._metadata:
             return None
         try:
-            value = float(json.loads(self._metadata[name]))
+            value = float(parse_json(self._metadata[name]))
         except (ValueError, TypeError):
             raise _refusal(name, "a number", self._metadata[name]) from None
         if not math.isfinite(value):

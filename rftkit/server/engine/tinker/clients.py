@@ -11,13 +11,14 @@ calls answer with futures that have to be resolved. Not here: what is common to 
 from __future__ import annotations
 
 import contextlib
-import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
+
+from rftkit.jsontext import parse_json
 
 __all__ = [
     "advice",
@@ -120,7 +121,7 @@ def open_archive(url: str, api_key: str, run: str, checkpoint: str) -> Iterator[
     opener = urllib.request.build_opener(_NoRedirect)
     try:
         with opener.open(asked, timeout=ARCHIVE_SECONDS) as answer:
-            address = json.load(answer)["url"]
+            address = parse_json(answer.read())["url"]
     except urllib.error.HTTPError as error:
         if error.code not in (301, 302, 303, 307, 308):
             raise

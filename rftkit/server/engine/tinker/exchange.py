@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from rftkit.errors import EngineLostError
+from rftkit.jsontext import parse_json
 from rftkit.server.engine import prompts
 from rftkit.server.engine.call_forms import answer_text
 from rftkit.server.engine.values import (
@@ -225,10 +226,10 @@ def _name_modules(folder: Path) -> None:
     SkyRL's JAX backend leaves `target_modules` out.
     """
     path, weights = (folder / name for name in ADAPTER_FILES)
-    description = json.loads(path.read_bytes())
+    description = parse_json(path.read_bytes())
     with weights.open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))
-        names = json.loads(file.read(size))
+        names = parse_json(file.read(size))
     modules = {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
     if not modules:
         raise ValueError("the archive's weights have no adapters")
