@@ -333,6 +333,6 @@ def _said(estimate: Estimate, is_share: bool = True) -> str:
         return "unknown"
     if estimate.low is None or estimate.high is None:
         return form.format(estimate.value)
-    low = max(0.0, estimate.low) if is_share else estimate.low
-    low, high = form.format(low), form.format(estimate.high)
+    least = max(0.0, estimate.low) if is_share else estimate.low
+    low, high = form.format(least), form.format(estimate.high)
     return f"{form.format(estimate.value)} (95 % interval {low} to {high})"

@@ -110,7 +110,7 @@ def _means(pooled: Samples, settings: Sequence[str]) -> dict[str, float]:
     rewards = rewards[known.any(axis=1)][:, known.any(axis=0)]
     if not rewards.size:
         return {}
-    names = [name for name, has in zip(settings, known.any(axis=0), strict=True) if has]
+    names = [settings[at] for at in known.any(axis=0).nonzero()[0]]
     means = dict(zip(names, multiple_comparisons.run_means(rewards)[0].tolist(), strict=True))
     return dict(sorted(means.items(), key=lambda pair: -pair[1]))
 
