@@ -157,7 +157,7 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
     tied = [
         label
         for label, could_be in zip(labels, kept, strict=True)
-        if could_be or label in (best, deploy)
+        if could_be or label in (best, deploy) or _may_be_luck(table, label, best, len(labels))
     ]
     mean = float(means[labels.index(best)])
     expected = multiple_comparisons.expected_of_best(rewards, seed=table.seed)
@@ -185,6 +185,12 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
             left_out=left_out,
         ),
     )  # fmt: skip
+
+
+def _may_be_luck(table: Table, label: str, best: str, num_runs: int) -> bool:
+    """Whether runs with different numbers of answers to a row differ by luck (`exchange`)."""
+    p = table.exchange_p(label, best)
+    return p is not None and 1 - (1 - p) ** (num_runs - 1) > 1 - table.level
 
 
 def _best(

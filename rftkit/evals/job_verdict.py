@@ -106,11 +106,11 @@ def _means(pooled: Samples, settings: Sequence[str]) -> dict[str, float]:
 
     cells = make_cells(pooled.select(settings))
     rewards = cells.mean(pooled.select(settings).frame["reward"])
-    known = np.isfinite(rewards)
+    known: Any = np.isfinite(rewards)
     rewards = rewards[known.any(axis=1)][:, known.any(axis=0)]
     if not rewards.size:
         return {}
-    names = [settings[at] for at in known.any(axis=0).nonzero()[0]]
+    names = [settings[int(at)] for at in np.flatnonzero(known.any(axis=0))]
     means = dict(zip(names, multiple_comparisons.run_means(rewards)[0].tolist(), strict=True))
     return dict(sorted(means.items(), key=lambda pair: -pair[1]))
 

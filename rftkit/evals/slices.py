@@ -47,7 +47,7 @@ def slice_rows(table: Table, name: str, by: By, before: str, after: str) -> Slic
     places = {value: [at for at in found if graded[at]] for value, found in groups.items()}
     kept = sorted((v for v in places if places[v]), key=lambda value: -len(places[value]))[:MOST]
     difference = table.difference(before, after)
-    tests = [stats.permutation_p(difference[places[value]], seed=table.seed) for value in kept]
+    tests = [_test(table, before, after, difference, places[value]) for value in kept]
     num_tests = sum(p is not None for p in tests)
     slices = [
         _slice(table, value, places[value], difference, p, num_tests)
@@ -56,6 +56,14 @@ def slice_rows(table: Table, name: str, by: By, before: str, after: str) -> Slic
     slices.sort(key=_trouble)
     notes = _notes(name, {value: len(found) for value, found in places.items()}, slices)
     return SliceTable(name, before, after, tuple(slices), notes)
+
+
+def _test(
+    table: Table, before: str, after: str, difference: Array, places: list[int]
+) -> float | None:
+    p = stats.permutation_p(difference[places], seed=table.seed)
+    other = table.exchange_p(before, after, places)
+    return p if p is None or other is None else max(p, other)
 
 
 def _slice(

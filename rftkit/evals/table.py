@@ -12,6 +12,7 @@ from typing import Any
 from rftkit.evals import multiple_comparisons, stats
 from rftkit.evals.cells import Array, Cells, scores
 from rftkit.evals.comparison import Estimate, PairSummary, RunSummary, Verdict
+from rftkit.evals.exchange import exchange_p
 from rftkit.evals.samples import Samples
 from rftkit.evals.sentences import pair_sentence
 
@@ -118,9 +119,31 @@ class Table:
             one = float(alone[at])
             if changed <= stats.EXACT:
                 one = stats.permutation_p(differences[:, at]) or float("nan")
-            look = _Look(one, max(one, float(together[at])), float(multiple[at]), len(afters))
+            one, all_of = self._with_exchange(before, after, one, float(together[at]), len(afters))
+            look = _Look(one, max(one, all_of), float(multiple[at]), len(afters))
             found.append(self._pair(before, after, differences[:, at], look))
         return tuple(found)
+
+    def exchange_p(self, before: str, after: str, places: Sequence[int] = ()) -> float | None:
+        """See `exchange.exchange_p`; on these rows alone, if any are given."""
+        import numpy as np
+
+        first, last = (self.cells.labels.index(label) for label in (before, after))
+        row, run = self.cells.row, self.cells.run
+        mine = self.is_graded & ((run == first) | (run == last))
+        if len(places):
+            mine &= np.isin(row, places)
+        rewards = self.samples.frame["reward"].to_numpy(float)
+        return exchange_p(row[mine], run[mine] == last, rewards[mine], seed=self.seed)
+
+    def _with_exchange(
+        self, before: str, after: str, alone: float, together: float, num: int
+    ) -> tuple[float, float]:
+        """Both p, not smaller than those of runs whose answers to a row could be exchanged."""
+        p = self.exchange_p(before, after)
+        return (
+            (alone, together) if p is None else (max(alone, p), max(together, 1 - (1 - p) ** num))
+        )
 
     def if_ungraded_counted(self, before: str, after: str) -> tuple[Array, Array] | None:
         """The differences if missing grades spoke against `after`, and if they spoke for it.

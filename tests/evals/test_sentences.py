@@ -11,6 +11,7 @@ from eval_study import samples_from
 from rftkit import evals
 from rftkit.diagnosis import Alarms, Change, gain_sentence
 from rftkit.evals import Label
+from rftkit.evals.exchange import exchange_p
 from rftkit.evals.samples import Samples
 from rftkit.graders import calibrations
 from rftkit.reports.index import best_setting
@@ -128,3 +129,38 @@ def test_a_lower_end_is_not_rounded_to_the_floor_that_it_misses() -> None:
 def test_settings_that_are_level_have_no_best() -> None:
     runs = [{"settings": {"lr": lr}, "figures": {"valid": {"final": 0.5}}} for lr in (1, 3)]
     assert best_setting(runs) == "lr 1 and lr 3 are level: final validation reward 0.500."
+
+
+@pytest.mark.parametrize("more", ["before", "after"])
+def test_ten_answers_against_one_are_no_reason_for_a_verdict(more: str) -> None:
+    """Of 20 rows nine in ten answers pass in all runs; one of the two runs has ten of each row."""
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(40):
+        chance = rng.beta(4.5, 0.5, 20)
+        times = np.ones((20, 4), int)
+        times[:, 0 if more == "before" else slice(1, None)] = 10
+        row, run = (np.repeat(at.ravel(), times.ravel()) for at in np.indices(times.shape))
+        rewards = (rng.random(len(row)) < chance[row]) * 1.0
+        found = evals.compare(samples_from(row, run, rewards))
+        wrong += any(pair.verdict != "unclear" for pair in found.pairs)
+    assert wrong <= 5  # 5 % are 2
+
+
+def test_the_p_of_answers_that_could_be_exchanged() -> None:
+    rewards = np.array([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])  # one answer after, two before, in two rows
+    rows, is_after = np.repeat([0, 1], 3), np.tile([True, False, False], 2)
+    p = exchange_p(rows, is_after, rewards)
+    assert p == pytest.approx(1 / 9, abs=0.03)
+    assert exchange_p(rows, is_after, np.ones(6)) == 1.0
+    assert exchange_p(np.repeat([0, 1], 2), np.tile([True, False], 2), rewards[:4]) is None
+    assert exchange_p(rows[:0], is_after[:0], rewards[:0]) is None
+    some = evals.compare(samples_from(rows, is_after * 1, rewards), slices={"all": lambda _: "x"})
+    assert some.slices[0].slices[0].p == pytest.approx(some.pairs[0].p, abs=0.4)
+
+
+def test_a_gain_is_seen_with_different_numbers_of_answers() -> None:
+    rng = np.random.default_rng(6)
+    row, run = np.repeat(np.arange(60), 4), np.tile([0, 0, 0, 1], 60)
+    rewards = (rng.random(240) < 0.4 + 0.4 * run) * 1.0
+    assert evals.compare(samples_from(row, run, rewards)).pairs[0].verdict == "better"
