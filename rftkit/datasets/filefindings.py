@@ -12,7 +12,7 @@ from rftkit.datasets.blanks import BLANKS
 from rftkit.datasets.findings import Finding
 from rftkit.datasets.forms import METHODS, WORDS
 from rftkit.datasets.io import MAX_UPLOAD_BYTES
-from rftkit.datasets.proposals import command_for
+from rftkit.datasets.proposals import command_for, encoding_command
 from rftkit.datasets.repeats import Part
 from rftkit.datasets.scan import KeyTally
 from rftkit.wording import counted
@@ -68,10 +68,11 @@ def file_findings(part: Part) -> Iterator[Finding]:
 
 
 def _advice(part: Part) -> str:
-    command = command_for(part.rows)
-    if command is None:
-        return "fix or remove these lines; a job refuses the whole file"
-    return f"to make rows of this file, type: {command}"
+    if command := command_for(part.rows):
+        return f"to make rows of this file, type: {command}"
+    if command := encoding_command(part.rows):
+        return f"save the file as UTF-8, for example with: {command}"
+    return "fix or remove these lines; a job refuses the whole file"
 
 
 def _fit(part: Part) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "columns_command",
     "command_for",
     "convert_command",
+    "encoding_command",
     "guess_columns",
     "is_identifier",
     "records_of",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 LOOKED_AT = 50
+REFERENCE = "reference_answer"
 LONGEST = 8
 """More columns than that are no answer; the person has to choose."""
 _PROMPT_NAMES = re.compile(
@@ -54,9 +56,22 @@ def command_for(rows: Rows) -> str | None:
     first = refused[0]
     if "messages" in first:
         return convert_command(rows.name) if _ends_with_answer(first["messages"]) else None
-    if any(key in first for key in (*PROMPTS, "item")):
+    if any(key in first for key in PROMPTS) or isinstance(first.get("item"), Mapping):
         return convert_command(rows.name)
     return columns_command(rows) if all(each.row is None for each in found) else None
+
+
+def encoding_command(rows: Rows) -> str | None:
+    """The command that writes a file as UTF-8; None when its first lines are UTF-8.
+
+    It assumes the encoding of western Windows, which spreadsheets use.
+    """
+    refusals = [str(each.refusal) for each in rows.page(0, LOOKED_AT) if each.refusal]
+    if not any("not valid UTF-8" in each for each in refusals):
+        return None
+    path = Path(rows.name)
+    target = str(path.with_name(f"{path.stem}-utf8{path.suffix}"))
+    return f"iconv -f windows-1252 -t utf-8 {shlex.quote(str(path))} > {shlex.quote(target)}"
 
 
 def _ends_with_answer(messages: Any) -> bool:
@@ -94,6 +109,8 @@ def guess_columns(records: Sequence[Record]) -> Columns | None:
     taken = {prompt, "messages", "tools"}
     rest = [name for name in names if name not in taken and not is_identifier(name)]
     answer = tuple(rest) if len(rest) <= LONGEST else ()
+    if REFERENCE in rest:  # it says itself what it is
+        answer = (REFERENCE,)
     label = plain_name(prompt.replace("_", " "))
     return Columns(f"{label[:1].upper()}{label[1:]}: {{{plain_name(prompt)}}}", answer)
 

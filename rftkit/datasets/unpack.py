@@ -359,9 +359,17 @@ def _line(record: Mapping[Any, Any]) -> bytes:
         return bytes(_encode(values)) + b"\n"
     except UnicodeEncodeError:  # not UTF-8: written unchanged, and refused when read
         raw = json.dumps(values, ensure_ascii=False, default=plain_value)
-        return raw.encode("utf-8", "surrogatepass") + b"\n"
+        return _unchanged(raw) + b"\n"
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         return _refusal(f"the record cannot be written as JSON: {error}")
+
+
+def _unchanged(text: str) -> bytes:
+    """The bytes of a file that were decoded with `surrogateescape`, or whatever a frame has."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:

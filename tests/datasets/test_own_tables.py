@@ -208,6 +208,28 @@ def test_tables_as_spreadsheets_write_them(
     assert item.keys() <= {"messages", "Due", "Amount (EUR)", "reference_answer"}
 
 
+def test_a_table_in_another_encoding_is_told_the_command_that_changes_it(
+    tickets: Path, tmp_path: Path
+) -> None:
+    words = tickets.read_text().replace("ticket", "Café", 1).replace("May", "März")
+    Path("old.csv").write_bytes(words.encode("windows-1252"))
+    said = typed("check", "old.csv").stdout
+    assert "iconv -f windows-1252 -t utf-8 old.csv > old-utf8.csv" in said
+    assert "(0xe4" in said or "(0xe9" in said  # the byte of the file
+    Path("old-utf8.csv").write_bytes(Path("old.csv").read_bytes().decode("cp1252").encode())
+    assert "--prompt 'Café: {Café}'" in typed("check", "old-utf8.csv").stdout
+
+
+def test_columns_that_are_called_like_keys_of_rows(tmp_path: Path) -> None:
+    lines = [f"Is case {n} allowed by the rules?,k{n},yes" for n in range(12)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["text,item,reference_answer", *lines]))
+    command = proposed(typed("check", path).stdout)
+    assert command[-2:] == ["--answer", "reference_answer"]
+    assert typed(*command).exit_code == 0
+    assert datasets.read(tmp_path / "t-rows.jsonl")[0].item["reference_answer"] == "yes"
+
+
 def test_the_panel_makes_the_same_rows(tickets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RFTKIT_MODE", "live")
     browser = RowBrowser(tickets)
