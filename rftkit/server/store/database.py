@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,8 @@ R = TypeVar("R", bound=Record)
 
 BUSY_SECONDS = 30.0
 """How long a transaction waits for one of the other process."""
+TRY_SECONDS = 0.05
+"""How long it waits at a time, before this process may do something else."""
 
 
 def now() -> int:
@@ -63,6 +65,8 @@ class Database:
         self._db = db
         self._home = home or Path()
         self._lock = threading.RLock()
+        self.on_wait: Callable[[], None] = lambda: time.sleep(0.01)
+        """Called again and again while another process has locked the database for writing."""
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -71,7 +75,7 @@ class Database:
             if self._db.in_transaction:
                 yield self._db
                 return
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -79,6 +83,34 @@ class Database:
                 if self._db.in_transaction:  # a full disk may have rolled it back already
                     self._db.execute("ROLLBACK")
                 raise
+
+    def _begin(self) -> None:
+        """Begin a transaction; other threads can read while another process locks the database."""
+        deadline = time.monotonic() + BUSY_SECONDS
+        while not self._has_begun(deadline):
+            self._lock.release()
+            try:
+                self.on_wait()
+            finally:
+                self._lock.acquire()
+
+    def _has_begun(self, deadline: float) -> bool:
+        try:
+            with self._busy_timeout(TRY_SECONDS):
+                self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _busy_timeout(self, seconds: float) -> Iterator[None]:
+        self._db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+        try:
+            yield
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
 
     def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         with self._lock:

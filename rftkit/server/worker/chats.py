@@ -44,11 +44,13 @@ class ChatQueue:
 
     Chats of one model and adapter are one batch: a new chat joins it, and one whose client has
     disconnected leaves it, at the next token. Batches of other models or adapters take turns of
-    `TURN_SECONDS`, so a new chat waits for one turn of each, however long their answers are. While
-    a job trains, chats get as much time as the job had since they were last served (`share`). If
-    both have work, each gets at least half of the time. Each waits only for what the other cannot
-    interrupt: one token of all rows, the reading of a prompt, or one micro-batch of an update. An
-    embedding of many texts reads one text at a time (`embedding.py`).
+    `TURN_SECONDS`, so a new chat waits for one turn of each, however long their answers are, and
+    for the prompts of chats that came before it. While a job trains, chats get as much time as the
+    job had since they were last served (`share`). If both have work, each gets at least half of the
+    time. Each waits only for what the other cannot interrupt: one token of all rows, the reading of
+    a prompt, or one micro-batch of an update. An embedding of many texts reads one text at a time
+    (`embedding.py`). Chats are also served while a job waits for a database that another program
+    has locked.
     """
 
     def __init__(self, store: Store, engines: Engines, send: Send) -> None:

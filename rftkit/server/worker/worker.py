@@ -88,6 +88,8 @@ class Worker:
         self._send = send
         self.engines = Engines(home, self._watched)
         self.chats = ChatQueue(self.store, self.engines, send)
+        self._thread = threading.get_ident()
+        self.store.on_wait = self._while_locked
         self.news = threading.Event()
         self.losses = 0
         self.lost_at: tuple[str, int] | None = None
@@ -101,6 +103,11 @@ class Worker:
             yield
         finally:
             self._send({"at": None})
+
+    def _while_locked(self) -> None:
+        """Answer chats while another program has locked the database."""
+        if threading.get_ident() != self._thread or not self.chats.serve(IDLE_SECONDS):
+            time.sleep(IDLE_SECONDS)
 
     def receive(self, line: str) -> None:
         """Handle one message from the server."""

@@ -36,6 +36,21 @@ def add_job(store: Store, **fields: Any) -> Job:
     )  # fmt: skip
 
 
+def test_others_read_while_another_program_locks_the_database(home: Path) -> None:
+    store, waits = Store.open(home), threading.Event()
+    store.on_wait = waits.set
+    with contextlib.closing(sqlite3.connect(home / "platform.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writer = threading.Thread(target=add_job, args=(store,))
+        writer.start()
+        assert waits.wait(30)
+        assert store.jobs() == ([], False)
+        other.rollback()
+    writer.join(60)
+    assert len(store.jobs()[0]) == 1
+    store.close()
+
+
 @pytest.fixture
 def store() -> Any:
     store = Store.open(None)

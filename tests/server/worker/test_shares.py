@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -378,6 +380,24 @@ def test_chats_that_are_many_are_prepared_between_the_tokens_of_others(
     assert ended(answers)[0] == 1
     assert clock.now < 1000.0 + 11.0  # the one that was abandoned was not prepared
     assert sorted(ended(answers)) == list(range(1, 11))
+
+
+def test_a_chat_is_answered_while_another_program_locks_the_database(
+    worker: Worker, answers: Answers
+) -> None:
+    job = add_job(worker)
+    with contextlib.closing(sqlite3.connect(worker.home / "platform.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def answered(message: dict[str, Any]) -> None:
+            answers.append(message)
+            if "done" in message:
+                other.rollback()
+
+        worker.chats._send = answered
+        ask(worker, 1)
+        worker.store.add_event(job.id, "the step has ended")
+    assert ended(answers) == [1]
 
 
 def test_a_text_that_no_context_holds_is_refused_before_it_is_read(
