@@ -338,6 +338,10 @@ def rerun_job(
         Path | None,
         typer.Option("--grader", "-g", help="JSON file of a grader that replaces the job's own."),
     ] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON file of tools that replace the job's own."),
+    ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without a confirmation.")] = False,
     dry_run: Annotated[
@@ -353,6 +357,7 @@ def rerun_job(
         job_id,
         model,
         grader=grader,
+        tools=tools,
         suffix=suffix,
         is_confirmed=yes,
         dry_run=dry_run,
@@ -391,6 +396,7 @@ def _rerun(
     model: str,
     *,
     grader: Path | None,
+    tools: Path | None,
     suffix: str | None,
     is_confirmed: bool,
     dry_run: bool,
@@ -407,9 +413,11 @@ def _rerun(
         )
     platform = client.connect()
     spec = datasets.read_json(grader) if grader else None
+    entries = datasets.read_tools(tools) if tools else None
     planned = plan_rerun(
-        platform, jobs.find(platform, job_id), model=model, grader=spec, suffix=suffix
-    )
+        platform, jobs.find(platform, job_id), model=model, grader=spec, tools=entries,
+        suffix=suffix,
+    )  # fmt: skip
     if not as_json:
         print(_rerun_text(planned))
     is_possible = planned.check.verdict != "stops"
@@ -439,6 +447,9 @@ def _rerun_text(planned: Rerun) -> str:
         lines += [f"  grader           {grader.get('name')} ({grader.get('type')})"]
         answer = (request["response_format"] or {}).get("type") or "text"
         lines += [f"  response format  {answer}"]
+    if request["tools"]:
+        names = (str(each.get("server_label") or each.get("name")) for each in request["tools"])
+        lines += [f"  tools            {', '.join(names)}"]
     lines += [f"  seed             {request['seed']}"]
     for name, value in (request["hyperparameters"] or {}).items():
         lines.append(f"  {name:<16} {value}")

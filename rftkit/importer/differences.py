@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rftkit.errors import NotFoundError
+from rftkit.errors import InputError, NotFoundError
 from rftkit.graders.types import parts
 from rftkit.hyperparameters import BASE_LEARNING_RATES, COMPLETIONS, DPO_SHARE
 from rftkit.importer.place import Place, message_of
+from rftkit.tools import check_tools
 
 __all__ = [
     "Difference", "check_grader", "hyperparameters_of", "of_model", "of_rows", "of_settings",
@@ -122,8 +123,7 @@ def of_settings(kind: str, given: Mapping[str, Any]) -> Iterator[Difference]:
             "has no effect unless the model is a reasoning model",
         )
     if given.get("tools"):
-        change = "create the job anew: rftkit job create --tools FILE"
-        yield Difference("tools", "the headers were saved as asterisks", change, stops=True)
+        yield from _of_tools(given["tools"])
     elif given.get("max_episode_steps"):
         yield Difference("max_episode_steps", "left out: it belongs to tool servers")
 
@@ -169,6 +169,29 @@ def _of_part(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Diffe
                          "of packages are used")  # fmt: skip
     if kind == "endpoint":
         yield from _of_endpoint(spec, about)
+
+
+def _of_tools(tools: Any) -> Iterator[Difference]:
+    """Where the calls of rollouts go, and what of it the service did not show."""
+    for index, each in enumerate(tools if isinstance(tools, list) else [tools]):
+        entry = each if isinstance(each, Mapping) else {}
+        about = f"tools.{entry.get('server_label') or entry.get('name') or index}"
+        headers = entry.get("headers")
+        secrets = [*(headers.values() if isinstance(headers, Mapping) else ())]
+        secrets.append(entry.get("authorization"))
+        if any(MASK in str(value) for value in [*secrets, entry.get("server_url")]):
+            change = "give the tools with their headers: --tools FILE"
+            yield Difference(about, "the service masked its secrets", change, stops=True)
+            continue
+        try:
+            check_tools([each], "tools")
+        except InputError as error:
+            change = "give the tools with their servers: --tools FILE"
+            yield Difference(about, error.message, change, stops=True)
+            continue
+        url = str(entry.get("server_url") or "")
+        if url.startswith("http"):
+            yield Difference(about, f"calls {url}, which must be reachable from here")
 
 
 def _of_judge(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Difference]:

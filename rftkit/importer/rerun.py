@@ -6,7 +6,7 @@ work for imported jobs and for jobs that ran here. `rftkit.evals.step_pairs` com
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,7 @@ def plan_rerun(
     *,
     model: str,
     grader: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     suffix: str | None = None,
 ) -> Rerun:
     """Plan the same job on a local model, with every difference.
@@ -66,6 +67,7 @@ def plan_rerun(
         model: A local model: bundled, added or fine-tuned.
         grader: Replaces the job's grader, if that one does not run here. A supervised or dpo job
             is measured with it.
+        tools: Replaces the job's tools, whose headers no service shows.
         suffix: Replaces the job's suffix.
 
     Raises:
@@ -74,12 +76,17 @@ def plan_rerun(
     """
     job: Json = client.fine_tuning.jobs.retrieve(job_id).to_dict(warnings=False)
     method = (job.get("method") or {}).get("type") or "supervised"
-    if grader is not None and method == "reinforcement":
-        job = _with_grader(job, grader)
+    if method == "reinforcement":
+        job = _with(job, grader=grader and dict(grader), tools=tools and [*map(dict, tools)])
+    elif tools is not None:
+        raise InputError(f"only rollouts call tools, and {job_id} is a {method} job")
     check = check_job(job, place(client), model)
     if grader is not None:
         how = "replaces the job's own" if method == "reinforcement" else "measures every checkpoint"
         given = Difference("grader", f"the one you gave {how}")
+        check = replace(check, differences=(given, *check.differences))
+    if tools is not None:
+        given = Difference("tools", "those you gave replace the job's own")
         check = replace(check, differences=(given, *check.differences))
     inner = (job.get("method") or {}).get(method) or {}
     kept = MOST_METADATA - 1 - (grader is not None)
@@ -90,6 +97,8 @@ def plan_rerun(
         "method": method,
         "grader": inner.get("grader") or (None if grader is None else dict(grader)),
         "response_format": inner.get("response_format"),
+        "tools": inner.get("tools") or None,
+        "max_episode_steps": inner.get("max_episode_steps") if inner.get("tools") else None,
         "hyperparameters": hyperparameters_of(job) or None,
         "suffix": suffix or job.get("user_provided_suffix"),
         "seed": job.get("seed"),
@@ -122,10 +131,11 @@ def _pairs(job: Json) -> list[tuple[str, str]]:
     return [(name, value) for name, value in given.items() if name not in OF_ONE_JOB]
 
 
-def _with_grader(job: Json, grader: Mapping[str, Any]) -> Json:
+def _with(job: Json, **own: Any) -> Json:
+    """The job with other parts of its method, where they are given."""
     given = (job.get("method") or {}).get("reinforcement") or {}
-    method = {"type": "reinforcement", "reinforcement": {**given, "grader": dict(grader)}}
-    return {**job, "method": method}
+    parts = {name: value for name, value in own.items() if value is not None}
+    return {**job, "method": {"type": "reinforcement", "reinforcement": {**given, **parts}}}
 
 
 def _resolved(client: OpenAI, request: Json) -> Json:

@@ -137,7 +137,7 @@ def test_jobs_that_do_not_run_here_name_the_reason(imported: Callable[..., opena
         reinforcement("ftjob-good", GRADER),
     )
     assert "only reinforcement, supervised, dpo" in told(client, "ftjob-new")["method"][0]
-    assert told(client, "ftjob-tools")["tools"][1]
+    assert told(client, "ftjob-tools")["tools.t"][1]
     gone = told(client, "ftjob-nodata")
     assert "file-gone is not on this platform" in gone["training_file"][0]
     assert gone["validation_file"][1]
@@ -150,6 +150,34 @@ def test_jobs_that_do_not_run_here_name_the_reason(imported: Callable[..., opena
         "hyperparameters.reasoning_effort",
     }
     assert not any(stops for _, stops in good.values())
+
+
+def test_a_job_with_tools_runs_again_with_those_whose_secrets_are_there(
+    imported: Callable[..., openai.OpenAI],
+) -> None:
+    plain = {"name": "find", "server_url": "http://127.0.0.1:9/"}
+    masked = {**plain, "headers": {"Authorization": "********"}}
+    client = imported(
+        reinforcement("ftjob-open", GRADER, settings={"tools": [plain], "max_episode_steps": 4}),
+        reinforcement("ftjob-key", GRADER, settings={"tools": [masked], "max_episode_steps": 4}),
+        job("ftjob-sft", "supervised", "succeeded"),
+    )
+    planned = plan_rerun(client, "ftjob-open", model="rftkit-tiny")
+    assert "must be reachable from here" in told(client, "ftjob-open")["tools.find"][0]
+    rerun = start_rerun(client, planned)
+    found = rerun.method.reinforcement.model_extra  # type: ignore[union-attr]
+    assert found is not None
+    assert found["tools"][0]["server_url"] == plain["server_url"]
+    assert found["max_episode_steps"] == 4
+    planned = plan_rerun(client, "ftjob-key", model="rftkit-tiny")
+    with pytest.raises(InputError, match=r"tools.find: the service masked its secrets.*--tools"):
+        start_rerun(client, planned)
+    given = {**plain, "headers": {"Authorization": "Bearer of-mine"}}
+    planned = plan_rerun(client, "ftjob-key", model="rftkit-tiny", tools=[given])
+    assert planned.request["tools"] == [given]
+    assert start_rerun(client, planned).id
+    with pytest.raises(InputError, match="only rollouts call tools"):
+        plan_rerun(client, "ftjob-sft", model="rftkit-tiny", tools=[given])
 
 
 def test_every_grader_is_told_once_with_its_users(served: Served, tmp_path: Path) -> None:
