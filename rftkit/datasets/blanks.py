@@ -17,7 +17,15 @@ from rftkit.graders.references import REFERENCE_KEYS
 from rftkit.graders.template import lone_path
 from rftkit.rows import Row
 
-__all__ = ["BLANKS", "blanks"]
+__all__ = ["BLANKS", "INVISIBLE", "blanks"]
+
+INVISIBLE = "".join(
+    map(chr, (0xAD, 0x115F, 0x1160, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F),
+              *range(0x2060, 0x2070), 0x2800, 0x3164, 0xFEFF, 0xFFA0))
+)  # fmt: skip
+"""Characters besides blanks that show nothing."""
+_NOTHING = INVISIBLE + "".join(filter(str.isspace, map(chr, range(0x3001))))
+Steps = tuple[str | int, ...]
 
 BLANKS = {
     "empty_prompts": (
@@ -54,10 +62,11 @@ BLANKS = {
 
 def blanks(row: Row, grader: Mapping[str, Any] | None) -> Iterator[str]:
     """Return the kinds of missing text in a row, each once; `grader` has its normal form."""
-    if not any(_text(message.get("content")).strip() for message in row.messages[-1:]):
+    if not any(_shown(_text(message.get("content"))) for message in row.messages[-1:]):
         yield "empty_prompts"
     yield from _answer_kinds(row)
-    kinds = {_kind(row.item[key]) for key in _reference_keys(grader) if key in row.item}
+    found = (_values_at(row.item, steps) for steps in _references(grader))
+    kinds = {_kind(value) for values in found for value in values}
     yield from sorted(kind for kind in kinds if kind)
 
 
@@ -73,7 +82,7 @@ def _answer_kinds(row: Row) -> Iterator[str]:
 
 def _is_silent(answer: Mapping[str, Any]) -> bool:
     others = (answer.get(key) for key in ("tool_calls", "function_call", "refusal"))
-    return not any(others) and not _text(answer.get("content")).strip()
+    return not any(others) and not _shown(_text(answer.get("content")))
 
 
 def _said(answer: Mapping[str, Any]) -> Any:
@@ -83,32 +92,58 @@ def _said(answer: Mapping[str, Any]) -> Any:
 def _kind(value: Any) -> str | None:
     if value is None:
         return "null_references"
-    if not isinstance(value, str):
-        return None
-    if not value.strip():
+    if _is_empty(value):
         return "empty_references"
-    return "padded_references" if value != value.strip() else None
+    is_padded = isinstance(value, str) and value != _shown(value)
+    return "padded_references" if is_padded else None
 
 
-def _reference_keys(grader: Mapping[str, Any] | None) -> frozenset[str]:
-    return _keys_of(json.dumps(grader, sort_keys=True, default=str))
+def _is_empty(value: Any) -> bool:
+    """Whether there is nothing to compare with, as in a list of empty texts. A list or an object
+    without anything may be what is right.
+    """
+    if isinstance(value, str):
+        return not _shown(value)
+    inner = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(inner, list) or not inner:
+        return False
+    return all(each is None or _is_empty(each) for each in inner)
+
+
+def _shown(text: str) -> str:
+    """The text without what shows nothing around it."""
+    return text.strip(_NOTHING)
+
+
+def _values_at(item: Any, steps: Steps) -> list[Any]:
+    """The value there, as a list of one; empty where the row lacks it."""
+    for step in steps:
+        try:
+            item = item[step]
+        except (LookupError, TypeError):
+            return []
+    return [item]
+
+
+def _references(grader: Mapping[str, Any] | None) -> frozenset[Steps]:
+    return _places_of(json.dumps(grader, sort_keys=True, default=str))
 
 
 @functools.lru_cache(maxsize=16)
-def _keys_of(grader: str) -> frozenset[str]:
-    """The keys of rows that hold references: the usual ones, and those compared with the answer."""
-    keys = set(REFERENCE_KEYS)
+def _places_of(grader: str) -> frozenset[Steps]:
+    """Where references are: the usual keys, and what is compared with a part of the answer."""
+    places: set[Steps] = {(key,) for key in REFERENCE_KEYS}
     spec = json.loads(grader)
     for leaf in types.parts(spec).values() if spec else ():
         sides = [leaf.get(side) for side in ("input", "reference")]
         paths = [lone_path(side) for side in sides if isinstance(side, str)]
-        keys |= {
-            str(path.steps[0])
+        places |= {
+            path.steps
             for path, other in zip(paths, reversed(paths), strict=True)
-            if path and path.namespace == "item" and len(path.steps) == 1
-            if other and other.namespace == "sample" and other.steps == ("output_text",)
+            if path and path.namespace == "item" and path.steps
+            if other and other.namespace == "sample"
         }
-    return frozenset(keys)
+    return frozenset(places)
 
 
 def _text(content: Any) -> str:

@@ -126,7 +126,13 @@ def _beside(prompt: str, item: Item) -> list[str]:
     if prompt not in ABOUT_SOMETHING:
         return []
     keys = [key for key in SUBJECTS if key in item and key != prompt]
-    return [key for key in keys if item[key] is None or isinstance(item[key], str | dict | list)]
+    return [key for key in keys if _is_subject(key, item[key])]
+
+
+def _is_subject(key: str, value: Any) -> bool:
+    """Whether it is what a question is about; the number of a context is an id."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or isinstance(value, str | dict | list) or (is_number and key == "input")
 
 
 def _written(value: Any) -> str:

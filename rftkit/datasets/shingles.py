@@ -9,12 +9,14 @@ Texts under `MIN_WORDS` words are not compared, because one different word makes
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from rftkit.datasets.blanks import INVISIBLE
 from rftkit.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ MIN_WORDS = 8
 _AT_THE_END = " ?!.:…。？！"
 """Differences, besides case and spaces, between short texts that ask the same question."""
 STRETCH_CHARS = 100_000
+_HIDDEN = dict.fromkeys(map(ord, INVISIBLE))
 _WORD, _BLANK = re.compile(r"\S+"), re.compile(r"\s")
 NUM_PERM, BANDS = 120, 20
 SEED = 1
@@ -57,7 +60,14 @@ def is_available() -> bool:
 
 def folded(text: str) -> str:
     """The text without the differences that make no other question: case, blanks, the end mark."""
-    return " ".join(text.casefold().split()).strip(_AT_THE_END)
+    return " ".join(_plain(text).split()).strip(_AT_THE_END)
+
+
+def _plain(text: str) -> str:
+    """The text in one case, its letters written in one way and without invisible ones."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", text).translate(_HIDDEN).casefold()
 
 
 def signatures(texts: Sequence[str]) -> npt.NDArray[np.uint32]:
@@ -94,7 +104,7 @@ def _stretches(text: str) -> Iterator[list[str]]:
     while start < len(text):
         blank = _BLANK.search(text, start + STRETCH_CHARS)
         end = blank.start() if blank else len(text)
-        words = words[-2:] + text[start:end].lower().split()
+        words = words[-2:] + _plain(text[start:end]).split()
         yield words
         start = end
 

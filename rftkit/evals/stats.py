@@ -47,6 +47,7 @@ __all__ = [
     "difference_interval",
     "direction",
     "equivalence_p",
+    "hull",
     "kappa",
     "mcnemar_p",
     "mean_interval",
@@ -99,6 +100,16 @@ def within(estimate: Estimate, bounds: Support) -> Estimate:
         return estimate
     low, high = bounds
     return replace(estimate, low=max(low, estimate.low), high=min(high, estimate.high))
+
+
+def hull(first: Estimate, *others: Estimate) -> Estimate:
+    """The first estimate, its interval wide enough for those of the others too."""
+    known = [each for each in (first, *others) if each.low is not None]
+    return replace(
+        first,
+        low=min((each.low for each in known if each.low is not None), default=None),
+        high=max((each.high for each in known if each.high is not None), default=None),
+    )
 
 
 def mean_interval(

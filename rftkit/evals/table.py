@@ -203,7 +203,7 @@ class Table:
         found = self._for_all(difference, look)
         ungraded = self.if_ungraded_counted(before, after)
         if ungraded is not None:
-            found = _hull(found, *(self._for_all(each, look) for each in ungraded))
+            found = stats.hull(found, *(self._for_all(each, look) for each in ungraded))
         p = look.together if many else look.alone
         found = stats.as_tested(found, p, alpha)
         if self.bounds is not None:
@@ -269,16 +269,6 @@ class Table:
             if is_inside and pair.equivalence_p is not None and pair.equivalence_p <= alpha:
                 return "same"
         return stats.direction(shown, pair.p, 1 - self.level)
-
-
-def _hull(first: Estimate, *others: Estimate) -> Estimate:
-    """The first estimate, its interval wide enough for those of the others too."""
-    known = [each for each in (first, *others) if each.low is not None]
-    return replace(
-        first,
-        low=min((each.low for each in known if each.low is not None), default=None),
-        high=max((each.high for each in known if each.high is not None), default=None),
-    )
 
 
 def _widened(alone: Estimate, difference: Array, multiple: float) -> Estimate:

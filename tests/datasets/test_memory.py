@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rftkit import datasets
+from rftkit import datasets, strictjson
 from rftkit.datasets import rowfile, rowlines, shingles, unpack
 
 MIB = 1024**2
@@ -95,3 +95,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, what: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 30 * MIB
+
+
+@pytest.mark.parametrize("end", ["", ",", "x"])
+def test_a_long_line_that_is_broken_takes_little_more_than_itself(end: str) -> None:
+    line = '{"a": "' + "word \\u00e9 " * 100_000 + '", "b": [' + "1," * 100_000 + "1]" + end + "}"
+    tracemalloc.start()
+    strictjson.flaw_in(line)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * len(line)

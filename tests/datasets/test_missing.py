@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from rftkit import datasets, graders
+from rftkit.datasets.blanks import BLANKS
 from rftkit.errors import InputError
 
 EQ = {
@@ -148,3 +149,54 @@ def test_every_form_of_an_answer_is_read(said: Any, text: str) -> None:
 def test_what_is_no_answer_is_refused_in_words(said: Any) -> None:
     with pytest.raises(InputError, match=r"answer|Response|message"):
         graders.given_sample(said)
+
+
+INVISIBLE = ["\u200b", " \ufeff", "\u2060\n", "\u3000", "\u2800"]
+
+
+@pytest.mark.parametrize("blank", INVISIBLE)
+def test_what_shows_nothing_is_empty(blank: str, tmp_path: Path) -> None:
+    def codes(row: dict[str, Any]) -> set[str]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        return {each.code for each in datasets.check(path, grader=PART).findings}
+
+    row = {"messages": [{"role": "user", "content": "q"}], "facts": {"city": ["Bonn"]}}
+    assert not codes(row) & set(BLANKS)
+    prompt = [{"role": "user", "content": [{"type": "text", "text": blank}]}]
+    assert codes({**row, "messages": prompt}) & set(BLANKS) == {"empty_prompts"}
+    for city, kind in {
+        blank: "empty_references", f"Bonn{blank}": "padded_references",
+        f"{blank}Bonn": "padded_references", None: "null_references",
+    }.items():  # fmt: skip
+        assert codes({**row, "facts": {"city": [city]}}) & set(BLANKS) == {kind}
+        assert codes({**row, "reference_answer": city}) & set(BLANKS) == {kind}
+    assert codes({**row, "reference_answer": [blank, None]}) & set(BLANKS) == {"empty_references"}
+    assert not codes({**row, "reference_answer": []}) & set(BLANKS)
+
+
+PART = {
+    "type": "string_check", "name": "c", "operation": "eq",
+    "input": "{{sample.output_json.city}}", "reference": "{{item.facts.city[0]}}",
+}  # fmt: skip
+
+
+def test_the_number_that_an_instruction_is_about_is_in_the_prompt(tmp_path: Path) -> None:
+    _, [row] = converted(tmp_path, {"instruction": "Double it.", "input": 21, "output": 42})
+    assert row["messages"][0]["content"] == "Double it.\n\n21"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Straße", "STRASSE?"), ("naïve café", "nai\u0308ve cafe\u0301"), ("ＦＵＬＬ", "full"),
+     ("so\u00adft hy\u200bphen", "soft hyphen")],
+)  # fmt: skip
+def test_one_question_in_two_spellings_is_a_leak(one: str, other: str, tmp_path: Path) -> None:
+    for name, text in (("train", one), ("test", other)):
+        row = {"messages": [{"role": "user", "content": text}], "reference_answer": "a"}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    for near in (True, False):
+        found = datasets.check(
+            tmp_path / "train.jsonl", None, tmp_path / "test.jsonl", near_duplicates=near
+        )
+        assert "near_shared_rows" in {each.code for each in found.findings}
