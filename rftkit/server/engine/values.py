@@ -229,6 +229,8 @@ class TrainSettings:
     clip_high: float = 0.2
     kl_coef: float = 0.0
     max_grad_norm: float = 1.0
+    measures_kl: bool = True
+    """Whether to measure the distance from the base where no penalty needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,8 @@ class StepStats:
     estimate of its entropy."""
     kl: float | None
     """From the frozen base, in nats a token: over the whole batch when `kl_coef` is above 0, else
-    over the first group (rows are shuffled); None when the engine cannot measure it."""
+    over the first group (rows are shuffled); None when the engine cannot measure it, or was not
+    asked to."""
     logprob_gap_mean: float
     """Mean |policy − sampling log-prob| before the update. More than rounding is a bug."""
     logprob_gap_max: float

@@ -210,6 +210,7 @@ def update(run: RftRun, step: int, groups: Sequence[Group]) -> StepStats | None:
             batch = [learnt for _, learnt in part]
             with naming_lines(step, [group.row.line for group, _ in part]):
                 all_stats.append(run.engine.train_step(batch, settings, on_tick=run.on_tick))
+            settings = dataclasses.replace(settings, measures_kl=False)  # see `merged`
     run.trained_tokens += sum(stats.num_tokens for stats in all_stats)
     return merged(all_stats, len(parts))
 

@@ -23,6 +23,7 @@ from rftkit.server.engine.grammar import Grammars, choices, only_choice
 from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode
+from rftkit.server.engine.torch.ragged import Ragged
 from rftkit.server.engine.values import Completion, Observation, SampleRequest, Turn
 
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
     "start",
 ]
 
-Layout = Decode | PlainDecode
+Layout = Decode | PlainDecode | Ragged
 DROPPED = Completion([], "", [], "length")
 
 
@@ -55,11 +56,18 @@ class Policy(Protocol):
         """Compiled schemas."""
         ...
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a pass of the model computes whole texts."""
+        ...
+
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout."""
         ...
 
-    def decode(self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]) -> Layout:
+    def decode(
+        self, prefill: Packed, texts: Sequence[list[int]], groups: list[int]
+    ) -> Decode | PlainDecode:
         """The layout of rows that continue prefilled texts; row r continues that of `groups[r]`."""
         ...
 

@@ -31,6 +31,7 @@ from rftkit.server.engine.torch.completions import (
     observe,
     report,
 )
+from rftkit.server.engine.torch.ragged import Ragged
 from rftkit.server.engine.torch.waves import (
     Prompts,
     Wave,
@@ -98,6 +99,7 @@ class Episodes:
     def _end_turns(self, waves: Sequence[Wave]) -> None:
         """Take rows whose turn has just ended out of their waves."""
         for wave in waves:
+            assert not isinstance(wave.layout, Ragged), "rows share their prompts"
             for place, row in enumerate(wave.rows):
                 if row.failure is None and row.completion in (None, DROPPED):
                     continue

@@ -150,6 +150,11 @@ class LoadedModel(Prompting):
                 return None
         return tokens
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a pass of the model computes whole texts."""
+        return self._plain_because is not None
+
     def hidden(self, tokens: torch.Tensor, layout: Any) -> torch.Tensor:
         """Last hidden states (N, width) of tokens (N,) under a layout, in the model's dtype.
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Packed"]
+__all__ = ["Packed", "check_layer"]
 
 BLOCK = 128  # prompt tokens whose scores exist together
 CELLS = 2**20  # most scores of one head that exist together, where several groups are
@@ -98,11 +98,7 @@ class Packed:
         """See Layout."""
         out = q.new_empty(q.shape)
         if self.keys is not None:
-            if layer != len(self.keys):
-                raise NotImplementedError(
-                    "attention of which a layer has none, or more than one, is not supported by "
-                    "this engine"
-                )
+            check_layer(layer, len(self.keys))
             self.keys.append(k)
             self.values.append(v)
             for groups in self._groups:
@@ -128,6 +124,18 @@ class Packed:
         if self.opening:
             for into, more in zip((grad_k, grad_v), of_opening, strict=True):
                 into[: self.opening] += more.transpose(0, 1).to(into.dtype)
+
+
+def check_layer(layer: int, num_done: int) -> None:
+    """Check that each layer has attention once.
+
+    Raises:
+        NotImplementedError: when one has none, or more than one.
+    """
+    if layer != num_done:
+        raise NotImplementedError(
+            "attention of which a layer has none, or more than one, is not supported by this engine"
+        )
 
 
 class _Groups:

@@ -8,13 +8,14 @@ episodes (`episodes`), which adapter is on the model, and what the completions a
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 
 from rftkit.server.engine.base import Environment, Listener
-from rftkit.server.engine.torch.completions import DROPPED, Policy, report, start
+from rftkit.server.engine.torch.completions import DROPPED, Policy, Row, report, start
 from rftkit.server.engine.torch.episodes import Episodes
 from rftkit.server.engine.torch.waves import (
     Read,
@@ -29,6 +30,10 @@ from rftkit.server.engine.torch.waves import (
 from rftkit.server.engine.values import Completion, SampleRequest
 
 __all__ = ["Decoding", "sample"]
+
+MOST_PROMPT_TOKENS = 1_024
+"""Of prompts that are read in one pass; a longer one is read alone. The rows that decode already
+wait for them."""
 
 
 def sample(
@@ -98,6 +103,10 @@ class _Kept:
         raise error
 
 
+_Waiting = tuple[int, SampleRequest, list[int], Listener]
+"""Number, request, which of its completions, and who listens."""
+
+
 class Decoding:
     """Requests that decode together, and may join and leave between two tokens.
 
@@ -106,7 +115,7 @@ class Decoding:
 
     def __init__(self, policy: Policy, max_rows: int) -> None:
         self._policy, self._max_rows = policy, max_rows
-        self._waiting: deque[tuple[int, SampleRequest, list[int], Listener]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._waves: list[Wave] = []
 
     def join(self, number: int, request: SampleRequest, listener: Listener, max_keys: int) -> None:
@@ -126,25 +135,53 @@ class Decoding:
                     row.completion = DROPPED
 
     def step(self) -> bool:
-        """Read at most one new prompt, then take one token of every row; False at the end."""
+        """Read some new prompts, then take one token of every row; False at the end."""
         self._begin_next()
         self._waves = _step(self._policy, self._waves, read_together)
         return bool(self._waves or self._waiting)
 
     def _begin_next(self) -> None:
-        running = {row.request for wave in self._waves for row in wave.rows}
-        for place, (number, request, indexes, listener) in enumerate(self._waiting):
-            if number in running:  # the rest of its completions
-                continue
-            del self._waiting[place]
+        """Begin the next request, or several short ones of one completion each."""
+        rows: list[Row] = []
+        listeners: dict[int, Listener] = {}
+        taken = self._next()
+        for number, request, indexes, listener in taken:
             try:
-                policy = self._policy
-                rows = [start(policy, number, request, index, listener) for index in indexes]
-                self._waves += begin(policy, rows)
-            except Exception as error:  # of this request, for instance too little memory
+                rows += [start(self._policy, number, request, g, listener) for g in indexes]
+                listeners[number] = listener
+            except Exception as error:  # of this request, for instance its schema
+                self.drop(number)
+                listener.on_failure(error)
+        if not rows:
+            return
+        try:
+            begun = begin(self._policy, rows, apart=self._is_apart(taken[0]))
+        except Exception as error:  # for instance too little memory
+            for number, listener in listeners.items():
                 self.drop(number)
                 listener.on_failure(error)
             return
+        for wave in begun:
+            if not any(other.join(wave) for other in self._waves):
+                self._waves.append(wave)
+
+    def _next(self) -> list[_Waiting]:
+        """Take the requests whose prompts are read now, out of those that wait."""
+        running = {row.request for wave in self._waves for row in wave.rows}
+        ready = [each for each in self._waiting if each[0] not in running]
+        taken = ready[:1]  # others are the rest of a request's completions
+        if taken and self._is_apart(taken[0]):
+            ends = itertools.accumulate(len(each[1].prompt_ids) for each in ready)
+            within = sum(end <= MOST_PROMPT_TOKENS for end in ends)
+            fitting = ready[: max(1, min(within, self._max_rows))]
+            taken = list(itertools.takewhile(self._is_apart, fitting))
+        for each in taken:
+            self._waiting.remove(each)
+        return taken
+
+    def _is_apart(self, waiting: _Waiting) -> bool:
+        """Whether a request has one completion, and so no row that shares its prompt."""
+        return len(waiting[1].seeds) == 1 and not self._policy.is_plain
 
 
 def _step(policy: Policy, waves: list[Wave], read: Read) -> list[Wave]:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from rftkit.server.engine.torch.decode import Decode
+from rftkit.server.engine.torch.ragged import Ragged
 
 __all__ = ["LEAST_TOKENS", "Together"]
 
@@ -24,7 +25,7 @@ LEAST_TOKENS = 2
 class Together:
     """See layout.Layout: the tokens of each part, one part after the other, then the padding."""
 
-    def __init__(self, parts: Sequence[Decode]) -> None:
+    def __init__(self, parts: Sequence[Decode | Ragged]) -> None:
         self._parts = parts
         positions = [part.positions for part in parts]
         self.sizes = [len(each) for each in positions]

@@ -115,7 +115,7 @@ def _loss(
     sums: _Sums,
 ) -> torch.Tensor:
     reference = None
-    if settings.kl_coef > 0 or not sums.kl_tokens:
+    if settings.kl_coef > 0 or (settings.measures_kl and not sums.kl_tokens):
         # The reference comes first: weights that the policy's forward pass used must not change
         # before its backward pass.
         some = groups if settings.kl_coef > 0 else groups[:1]
@@ -192,7 +192,7 @@ class _Sums:
         self.sampled_tokens += int(is_sampled.sum())
 
     def stats(self, grad_norm: float, num_tokens: int, entropy: float) -> StepStats:
-        kl = self.kl / max(self.kl_tokens, 1)
+        kl = self.kl / self.kl_tokens if self.kl_tokens else math.nan
         sampled = max(self.sampled_tokens, 1)
         return StepStats(
             loss=self.loss,

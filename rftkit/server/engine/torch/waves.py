@@ -19,6 +19,8 @@ from rftkit.server.engine.torch.completions import Layout, Policy, Row, append_f
 from rftkit.server.engine.torch.decode import BLOCK_ROWS, Decode
 from rftkit.server.engine.torch.draw import draw
 from rftkit.server.engine.torch.packed import Packed
+from rftkit.server.engine.torch.plain import PlainDecode
+from rftkit.server.engine.torch.ragged import Prefill, Ragged, shareable
 from rftkit.server.engine.torch.together import Together
 from rftkit.server.engine.values import SampleRequest
 
@@ -86,7 +88,7 @@ class Prompts:
         """Which prompt each row has."""
         return [self.order.index(row.request) for row in rows]
 
-    def layout(self, policy: Policy, rows: Sequence[Row]) -> Layout:
+    def layout(self, policy: Policy, rows: Sequence[Row]) -> Decode | PlainDecode:
         """The layout of rows that have no tokens after their prompts; neighbours share one."""
         return policy.decode(self.packed, self.texts, self.groups(rows))
 
@@ -117,6 +119,19 @@ class Wave:
         assert self.hidden is not None, "nothing has been read"
         return self.hidden[torch.tensor(places, device=self.hidden.device)]
 
+    def join(self, other: Wave) -> bool:
+        """Add the rows of a wave that has just begun; False where they cannot be together."""
+        if not isinstance(self.layout, Ragged) or not isinstance(other.layout, Ragged):
+            return False
+        if not self.layout.is_near(other.layout):
+            return False
+        assert self.hidden is not None, "it has read its prompts"
+        assert other.hidden is not None, "likewise"
+        self.layout.join(other.layout)
+        self.rows += other.rows
+        self.hidden = torch.cat([self.hidden, other.hidden])
+        return True
+
     def shrink(self) -> bool:
         """Forget rows that have ended, when they are many; False when all have."""
         running = [r for r, row in enumerate(self.rows) if row.completion is None]
@@ -133,8 +148,12 @@ class Wave:
         running = [row for row in self.rows if row.completion is None]
         num = min(len(row.tokens) - row.read for row in running)
         self._nums = [num] * len(self.rows)
-        if self.differs:
+        if self.differs or isinstance(self.layout, Ragged):
             self._nums = [min(MOST_READ, max(1, len(r.tokens) - r.read)) for r in self.rows]
+        if isinstance(self.layout, Ragged):
+            ended = {r for r, row in enumerate(self.rows) if row.completion is not None}
+            self.layout.take_each(self._nums, ended)
+        elif self.differs:
             self.layout.take_each(self._nums)
         else:
             self.layout.take(num)
@@ -157,16 +176,33 @@ class Wave:
             self.hidden = hidden[ends]
 
 
-def begin(policy: Policy, rows: list[Row]) -> list[Wave]:
-    """Read the prompts of these rows; a wave, or none when all rows ended without a choice."""
+def begin(policy: Policy, rows: list[Row], *, apart: bool = False) -> list[Wave]:
+    """Read the prompts of these rows; a wave, or none when all rows ended without a choice.
+
+    With `apart` each row has a prompt of its own, and neither its prompt nor its tokens are rounded
+    differently because of the others.
+    """
     append_forced(policy, rows)
     for row in rows:
         report(policy, row)
     rows = [row for row in rows if row.completion is None]
     if not rows:
         return []
+    if apart:
+        return [_begin_apart(policy, rows)]
     prompts, hidden = read_prompts(policy, rows)
     return [Wave(rows, prompts.layout(policy, rows), hidden)]
+
+
+def _begin_apart(policy: Policy, rows: list[Row]) -> Wave:
+    texts = [[*row.asked.prompt_ids, *row.tokens] for row in rows]
+    for row in rows:
+        row.read = len(row.tokens)
+    prefill = Prefill(
+        [len(text) for text in texts], shareable(shared_opening(texts)), policy.device
+    )
+    hidden = _read(policy, texts, prefill.opening, prefill)
+    return Wave(rows, Ragged(prefill), hidden)
 
 
 def read_prompts(policy: Policy, rows: Sequence[Row]) -> tuple[Prompts, torch.Tensor]:
@@ -182,12 +218,19 @@ def read_prompts(policy: Policy, rows: Sequence[Row]) -> tuple[Prompts, torch.Te
     lengths = [len(text) for text in texts]
     opening = shared_opening(texts)
     packed = Packed(lengths, [[] for _ in texts], policy.device, opening=opening, keep_keys=True)
-    line = [*texts[0][:opening], *(token for text in texts for token in text[opening:])]
-    hidden = policy.hidden(torch.tensor(line, device=policy.device), packed)
-    ends = opening + np.cumsum([length - opening for length in lengths]) - 1
+    hidden = _read(policy, texts, opening, packed)
     prompts = Prompts(packed, order, texts)
-    last = torch.from_numpy(ends[prompts.groups(rows)]).to(policy.device)
-    return prompts, hidden[last]
+    return prompts, hidden[torch.tensor(prompts.groups(rows), device=policy.device)]
+
+
+def _read(
+    policy: Policy, texts: Sequence[list[int]], opening: int, layout: Packed | Prefill
+) -> torch.Tensor:
+    """Read texts in one pass; the last state of each, (B, width)."""
+    line = [*texts[0][:opening], *(token for text in texts for token in text[opening:])]
+    hidden = policy.hidden(torch.tensor(line, device=policy.device), layout)
+    ends = opening + np.cumsum([len(text) - opening for text in texts]) - 1
+    return hidden[torch.from_numpy(ends).to(policy.device)]
 
 
 def draw_all(policy: Policy, waves: Sequence[Wave]) -> list[Row]:
@@ -225,7 +268,7 @@ def read_together(
 
     On the plain path a pass computes whole texts, and nothing is saved by another's.
     """
-    decodes = [layout for layout in layouts if isinstance(layout, Decode)]
+    decodes = [layout for layout in layouts if isinstance(layout, Decode | Ragged)]
     if not layouts or len(decodes) < len(layouts):
         return read_each(policy, tokens, layouts)
     layout = Together(decodes)
