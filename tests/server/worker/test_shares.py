@@ -12,6 +12,7 @@ import pytest
 from in_process import ROWS, adapters, add_job, run
 
 from rftkit.server.engine.decoding_state import DecodingState
+from rftkit.server.engine.torch.ragged import Prefill
 from rftkit.server.engine.torch.together import Together
 from rftkit.server.engine.values import Completion, SampleRequest
 from rftkit.server.inference.requests import ChatRequest, EmbedRequest
@@ -19,6 +20,13 @@ from rftkit.server.worker import chats
 from rftkit.server.worker.worker import Worker
 
 Answers = list[dict[str, Any]]
+FORCED = {
+    "type": "object",
+    "properties": {"letter": {"enum": ["a", "b"]}, "why": {"const": "because it was asked for"}},
+    "required": ["letter", "why"],
+    "additionalProperties": False,
+}
+"""Most of such an answer leaves no choice."""
 
 
 def ask(worker: Worker, number: int, *, model: str = "rftkit-tiny", tokens: int = 3) -> None:
@@ -79,23 +87,31 @@ def test_chats_say_the_same_alone_and_between_others(
         return found
 
     def put(number: int) -> None:
-        content = f"{ROWS[number]['messages'][0]['content']}{'x' * number}"
-        messages = [{"role": "user", "content": content}]
+        content = f"{ROWS[number % len(ROWS)]['messages'][0]['content']}{'x' * number}"
+        opening = "What all of these chats begin with, in many words. " * (number != 2)
+        messages = [{"role": "user", "content": opening + content}]
+        forced = {"type": "json_schema", "json_schema": {"name": "forced", "schema": FORCED}}
         request = ChatRequest(
-            "rftkit-tiny", messages, max_tokens=20, seed=number, temperature=temperature
+            "rftkit-tiny",
+            messages,
+            max_tokens=20,
+            seed=number,
+            temperature=temperature,
+            response_format=forced if number % 3 == 1 else None,
         )
         worker.chats.put(number, request)
 
-    for number in range(6):
+    for number in range(12):
         put(number)
         worker.chats.serve()
     alone = said()
-    for number in range(6):
+    for number in range(12):  # two of three come with the next one
         put(number)
-        worker.chats.serve(0.0)
+        if number % 3 == 0:
+            worker.chats.serve(0.0)
     worker.chats.serve()
     joined = said()
-    assert len(joined) == 6
+    assert len(joined) == 12
     for number, (text, logprobs) in joined.items():
         assert text == alone[number][0]
         # the last bits of float32 depend on how many rows a product has
@@ -104,18 +120,43 @@ def test_chats_say_the_same_alone_and_between_others(
 
 @pytest.fixture
 def passes(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many chats each pass of the model had a token of."""
+    """How many tokens of chats each pass of the model had."""
     found: list[int] = []
     engine: Any = worker.engines.get("rftkit-tiny")
     hidden = engine.hidden
 
     def counted(tokens: Any, layout: Any) -> Any:
         if isinstance(layout, Together):
-            found.append(len(layout.sizes))
+            found.append(sum(layout.sizes))
         return hidden(tokens, layout)
 
     monkeypatch.setattr(engine, "hidden", counted)
     return found
+
+
+def test_chats_that_wait_are_read_together_and_what_they_all_begin_with_once(
+    worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = worker.engines.get("rftkit-tiny")
+    read: list[tuple[int, int]] = []  # prompts, tokens
+    hidden = engine.hidden
+
+    def counted(tokens: Any, layout: Any) -> Any:
+        if isinstance(layout, Prefill):
+            read.append((len(layout.lengths), len(tokens)))
+        return hidden(tokens, layout)
+
+    monkeypatch.setattr(engine, "hidden", counted)
+    system = {"role": "system", "content": "Answer with the letters that were asked for. " * 4}
+    for number in range(1, 5):
+        user = {"role": "user", "content": f"Which letter is number {number}?"}
+        request = ChatRequest("rftkit-tiny", [system, user], max_tokens=3, seed=number)
+        worker.chats.put(number, request)
+    worker.chats.serve()
+    assert len(ended(answers)) == 4
+    assert [num for num, _ in read] == [4]
+    lengths = [message["done"]["prompt_tokens"] for message in answers if "done" in message]
+    assert sum(lengths) - 3 * 200 < read[0][1] < sum(lengths) - 3 * 96
 
 
 def test_a_chat_joins_and_leaves_at_the_next_token(
