@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rftkit.cli.console import PLAIN, Format, Json, PromptFile, show, table
+from rftkit.cli.console import PLAIN, Format, Json, PromptFile, ToolsFile, show, table
 from rftkit.errors import NotFoundError, nearest_name
 from rftkit.safetext import cells
 from rftkit.wholefile import check_output, write_whole
@@ -43,6 +43,7 @@ def run_eval(
         typer.Option("--grader", "-g", help="JSON file of the grader; default the folder's."),
     ] = None,
     response_format: Format = None,
+    tools: ToolsFile = None,
     prompt: PromptFile = None,
     samples: Annotated[int, typer.Option(help="Answers to sample per row.", min=1)] = 1,
     temperature: Annotated[float | None, typer.Option(help="0 gives the likeliest answer.")] = None,
@@ -61,6 +62,7 @@ def run_eval(
     answer_format = (
         datasets.read_json(response_format) if response_format else given.response_format
     )
+    entries = datasets.read_tools(tools) if tools else given.tools
     client = connect()
     for each in model:
         _check_model(client, each)
@@ -76,6 +78,7 @@ def run_eval(
             prompt=before,
             name=f"{each} with {prompt.stem}" if prompt else None,
             grading={"complete": judge_call()},
+            tools=entries,
             **options,
         )
         for each in model

@@ -1,27 +1,34 @@
 """Run models on the prompts of a dataset, many at once, and grade their answers.
 
-A failed request stays visible as a missing answer. It is a failed grade and never a zero. Not here:
-eval runs on a server, comparisons with intervals.
+A failed request, or a tool that failed, stays visible as a missing answer. It is a failed grade and
+never a zero. Not here: eval runs on a server, comparisons with intervals.
 """
 
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.graders import Grade, Sample
 from rftkit.prompts import Prompt
 from rftkit.rows import Row
+from rftkit.tools import ToolCall, ToolFailed
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
     from rftkit.graders import CompiledGrader
+    from rftkit.tools import Tools
 
-__all__ = ["Answer", "ask", "grade", "side_by_side"]
+__all__ = ["TURNS", "Answer", "ask", "grade", "of_episode", "side_by_side"]
+
+Json = dict[str, Any]
+TURNS = 10
+"""Most turns of an answer with tools, as in a job that has no other number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,8 @@ def ask(
     concurrency: int = 32,
     on_answer: Callable[[int, Answer], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    tools: Tools | None = None,
+    max_turns: int = TURNS,
     **options: Any,
 ) -> list[Answer]:
     """Send every row's prompt once; the answers are in the order of the rows.
@@ -77,6 +86,9 @@ def ask(
         concurrency: Requests under way at the same time.
         on_answer: Called with (index of the row, answer) as each answer comes, one at a time.
         stop: Once it returns True, no further request is sent.
+        tools: Answer the calls of the model, which goes on until it makes none; without them a
+            call is the answer.
+        max_turns: Most requests for one row; calls of the last one are not made.
         options: Other arguments of `chat.completions.create`; `temperature=0` gives the likeliest
             answer.
     """
@@ -88,9 +100,20 @@ def ask(
     def one(index: int, row: Row) -> Answer:
         if stop():
             return Answer(model, None, "stopped before it was asked")
-        tools = {"tools": row.tools} if row.tools else {}
+        functions = tools.definitions(row.item) if tools else row.tools
+        own: Json = {"tools": functions} if functions else {}
+        if functions and (parallel := row.item.get("parallel_tool_calls")) is not None:
+            own["parallel_tool_calls"] = parallel
         messages = row.messages if prompt is None else prompt.before(row.messages)
-        answer = _ask(client, model, messages, {**options, **tools})
+
+        def send(said: Sequence[Json]) -> Answer:
+            return _ask(client, model, [*messages, *said], {**options, **own})
+
+        if tools and functions:
+            item = {**row.item, "tools": functions}
+            answer = _episode(send, tools, item, max_turns)
+        else:
+            answer = send(())
         if on_answer is not None:
             with turn:
                 on_answer(index, answer)
@@ -98,6 +121,54 @@ def ask(
 
     with ThreadPoolExecutor(concurrency) as pool:
         return list(pool.map(one, range(len(rows)), rows))
+
+
+def of_episode(sample: Sample, before: Sequence[Json]) -> Sample:
+    """What a grader sees of several turns, from the last one and the messages `before` it."""
+    calls = [call for message in before for call in message.get("tool_calls", ())]
+    if not calls:
+        return sample
+    calls += sample.output_tools
+    [choice] = sample.to_dict()["choices"]
+    last = choice["message"]
+    choice = {**choice, "message": {**last, "tool_calls": calls}, "messages": [*before, last]}
+    return replace(sample, output_tools=calls, choices=[choice])
+
+
+def _episode(
+    send: Callable[[Sequence[Json]], Answer], tools: Tools, item: Json, max_turns: int
+) -> Answer:
+    """The last answer of a model whose calls are made."""
+    trace, said, tokens = f"trace_{uuid.uuid4().hex}", list[Json](), 0
+    first = answer = send(said)
+    for left in reversed(range(max_turns)):
+        tokens += answer.tokens or 0
+        calls = answer.tool_calls
+        if not calls or not left or answer.truncated:
+            break
+        try:
+            results = _results(tools, calls, trace, item)
+        except ToolFailed as error:
+            return Answer(answer.model, None, str(error))
+        said += [{"role": "assistant", "content": answer.text, "tool_calls": calls}, *results]
+        answer = send(said)
+    if answer.sample is None:
+        return answer
+    known = None if answer.tokens is None else tokens
+    sample = of_episode(answer.sample, said)
+    return replace(answer, sample=sample, tokens=known, prompt_tokens=first.prompt_tokens)
+
+
+def _results(tools: Tools, calls: Sequence[Json], trace: str, item: Json) -> list[Json]:
+    """The messages with the results of one turn's calls, which are made at once."""
+
+    def make(call: Json) -> Json:
+        made = ToolCall(call["id"], call["function"]["name"], call["function"]["arguments"])
+        reply = tools.call(made, trace_id=trace, item=item)
+        return {"role": "tool", "tool_call_id": call["id"], "content": reply.text}
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(make, calls))
 
 
 def grade(grader: CompiledGrader, answers: Sequence[Answer], rows: Sequence[Row]) -> list[Grade]:

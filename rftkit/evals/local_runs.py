@@ -7,10 +7,11 @@ has eval runs, as a run over given answers. Not here: comparing runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,13 @@ from rftkit.evals.grading import fill_grades
 from rftkit.evals.samples import Run, Samples, row_key
 from rftkit.prompts import Prompt
 from rftkit.rows import Row
+from rftkit.tools import ToolFailed, check_tools, open_tools
 
 if TYPE_CHECKING:
     import pandas as pd
     from openai import OpenAI
+
+    from rftkit.tools import Tools
 
 __all__ = ["graded_run", "publish", "run", "ungraded_run"]
 
@@ -46,6 +50,7 @@ def run(
     keep_run: bool = True,
     concurrency: int = 32,
     grading: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Samples:
     """Run a model on every row, grade the answers, and save them in the home folder.
@@ -63,17 +68,23 @@ def run(
         keep_run: Save it in the home folder (`rftkit eval list`).
         concurrency: Requests under way at the same time.
         grading: Options of `rftkit.graders.compile_grader`; `complete` calls the judge.
+        tools: Where the calls of the rows' functions go, as the `tools` of a job; they are made
+            from here. Without them a call is the answer.
         options: Other arguments of `chat.completions.create`, such as `temperature`.
 
     Raises:
         GraderSpecError: The spec is malformed.
-        InputError: There is no row, or `samples` is below one.
+        InputError: There is no row, `samples` is below one, a function has no server, or a server
+            cannot be reached.
     """
     if not rows or samples < 1:
         raise InputError("a run needs at least one row and one sample per row (samples=1)")
     asked = [row for row in rows for _ in range(samples)]
-    answers = ask(client, model, asked, response_format=response_format, prompt=prompt,
-                  concurrency=concurrency, **options)  # fmt: skip
+    with opened(tools) as found_tools:
+        if found_tools is not None:
+            found_tools.check_rows(rows)
+        answers = ask(client, model, asked, response_format=response_format, prompt=prompt,
+                      concurrency=concurrency, tools=found_tools, **options)  # fmt: skip
     found = graded_run(
         asked, answers, grader, name=name or model, model=model, response_format=response_format,
         prompt=prompt, grading=grading,
@@ -81,6 +92,24 @@ def run(
     if keep_run:
         saved_runs.save(saved_runs.record_of(found, name or model))
     return found
+
+
+@contextlib.contextmanager
+def opened(tools: Sequence[Mapping[str, Any]] | None) -> Iterator[Tools | None]:
+    """The tools of a run while it lasts; None without tools.
+
+    Raises:
+        InputError: an entry is malformed, or its server cannot be reached.
+    """
+    if not tools:
+        yield None
+        return
+    try:
+        found = open_tools(check_tools(list(tools), "tools"))
+    except ToolFailed as error:
+        raise InputError(str(error)) from None
+    with contextlib.closing(found):
+        yield found
 
 
 def graded_run(

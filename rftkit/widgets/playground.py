@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from traitlets import Bool, Dict, Float, Int, List, Unicode
 
 from rftkit import jobs, views
 from rftkit.errors import InputError
+from rftkit.evals.answers import of_episode
 from rftkit.graders import Sample, compile_grader
 from rftkit.prompts import Prompt, read_prompt
 from rftkit.views.markup import Html
@@ -333,8 +334,6 @@ class Playground(Panel):
 
     def _sample(self, answer: Answer) -> Sample:
         """What the grader sees: of several turns all calls, as in a rollout."""
-        before = answer.get("messages", ())
-        calls = [call for message in before for call in message.get("tool_calls", ())]
         sample = Sample.from_text(
             answer["text"],
             response_format=self.response_format if self.constrained else None,
@@ -342,13 +341,7 @@ class Playground(Panel):
             tool_calls=answer.get("tool_calls"),
             model=answer["model"],
         )
-        if not calls:
-            return sample
-        calls += answer.get("tool_calls") or []
-        [choice] = sample.to_dict()["choices"]
-        last = choice["message"]
-        choice = {**choice, "message": {**last, "tool_calls": calls}, "messages": [*before, last]}
-        return replace(sample, output_tools=calls, choices=[choice])
+        return of_episode(sample, answer.get("messages", ()))
 
     def _grades(self, item: dict[str, Any]) -> bool:
         """Whether there is a grader, and a row with fields for it."""

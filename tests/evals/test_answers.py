@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
 import pytest
 from conftest import GRADER, Served
 
-from rftkit import Sample, compile_grader, evals
+from rftkit import Sample, compile_grader, evals, tools
+from rftkit.errors import InputError
 from rftkit.graders import Grade
 from rftkit.rows import Row
 from rftkit.server.inference.worker_process import ChatError
@@ -93,3 +95,52 @@ def test_the_best_constant_answer() -> None:
         assert evals.best_constant(grader, rows, []) is None
         sample = Sample.from_text("b")
         assert grader.grade(sample, rows[0].item).reward == 0.0
+
+
+SEARCH = {"type": "function", "function": {"name": "search", "parameters": {"type": "object"}}}
+
+
+def test_calls_are_made_where_a_run_has_tools(served: Served) -> None:
+    """The model reads the results and goes on; the grader sees the last answer and every call."""
+    asked: list[str] = []
+
+    def search(query: str) -> str:
+        """Search."""
+        asked.append(query)
+        if query == "broken":
+            raise RuntimeError("no index")
+        return f"found {query}"
+
+    def say(request: dict[str, Any]) -> Any:
+        last = request["messages"][-1]
+        if last["role"] == "tool":
+            return last["content"]
+        queries = ["broken"] if last["content"] == "break" else ["a", "b"]
+        calls = [
+            {"id": f"call_{query}", "type": "function", "function": {
+                "name": "search", "arguments": json.dumps({"query": query})}}
+            for query in queries
+        ]  # fmt: skip
+        return {"text": "", "tool_calls": calls}
+
+    served.link.say = say
+    rows = [
+        Row({"messages": [{"role": "user", "content": text}], "tools": [SEARCH]}, n)
+        for n, text in enumerate(("look", "break"), start=1)
+    ]
+    grader = {
+        "type": "python", "name": "calls",
+        "source": "def grade(sample, item):\n    return float(len(sample['output_tools']))\n",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, tools.serve([search]) as server:
+        patch.setattr("rftkit.graders.posting.FIRST_PAUSE_SECONDS", 0.0)
+        made = evals.run(
+            served.client, "rftkit-tiny", rows, grader, tools=server.entries, keep_run=False
+        )
+    assert sorted(set(asked)) == ["a", "b", "broken"]
+    frame = made.frame.sort_values("row")
+    assert list(frame["outcome"]) == ["graded", "failed"]
+    assert frame["reward"].iloc[0] == 2
+    with pytest.raises(InputError, match="cannot be reached"):
+        evals.run(served.client, "rftkit-tiny", rows, grader,
+                  tools=[{"name": "search", "server_url": "http://127.0.0.1:9/"}])  # fmt: skip
