@@ -80,7 +80,7 @@ def calibrate(
         complete=judge_call(),
     )
     if not found.overall.num_labels:
-        raise InputError(f"the judge graded none of the labelled answers: {_why(found)}")
+        raise InputError(f"no labelled answer can be compared with the judge: {_why(found)}")
     if out is not None:
         text = json.dumps(found.to_dict(), ensure_ascii=False, indent=1)
         write_whole(out, f"{text}\n".encode())
@@ -112,7 +112,11 @@ def _labelled(
 
 def _why(found: Calibrated) -> str:
     errors = found.samples.frame["error"].dropna()
-    return str(errors.iloc[0]) if len(errors) else "no reason was given"
+    if len(errors):
+        return str(errors.iloc[0])
+    if found.num_failed:
+        return "no reason was given"
+    return "people are divided over each of them, and ties are left out"
 
 
 def _text(found: Calibrated) -> str:

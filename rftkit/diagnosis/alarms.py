@@ -75,7 +75,7 @@ KINDS = (
     Kind(
         "length",
         "length of answers",
-        math.log(1.2),
+        math.log(1.3),
         True,
         "Answers grow longer than the reward explains: from {before} to {now} tokens.",
         "Check whether the grader pays for padding (`rftkit check DATA -g GRADER`), and let it "

@@ -335,9 +335,8 @@ def _sentence(found: Agreement) -> str:
     lenient, harsh = len(found.lenient), len(found.harsh)
     if found.kind == "number":
         said = f"Rank correlation with people {interval(found.correlation)} on {labels}"
-        return (
-            f"{said}; the grader minus people is {interval(found.bias, with_sign=True)} on average."
-        )
+        said += f"; the grader minus people is {interval(found.bias, with_sign=True)} on average."
+        return said + _one_label(found)
     said = f"Agrees with people on {_share(found.agreement.value)} of {labels}"
     if found.kappa.value is not None:
         said += f" (kappa {interval(found.kappa)})"
@@ -350,7 +349,21 @@ def _sentence(found: Agreement) -> str:
         )
     if found.num_labels < 30:
         said += " With fewer than 30 labels this is a first impression."
-    return said
+    return said + _one_label(found)
+
+
+def _one_label(found: Agreement) -> str:
+    """What labels that are all alike cannot show."""
+    if len(found.classes) != 1:
+        return ""
+    label = found.classes[0].label
+    if found.kind == "number":
+        return f" All labels are {label}, so there is no order to compare: label other answers too."
+    other = "reject" if label == "accept" else "accept"
+    return (
+        f" People {label} all of them, so a judge that {label}s everything would look right: label "
+        f"answers that people {other} too."
+    )
 
 
 def _share(value: float | None) -> str:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import InputError
+from rftkit.errors import InputError, nearest_name
 from rftkit.evals.agreement import Agreement, Label, agree
 from rftkit.evals.comparison import Estimate
 from rftkit.evals.grading import grade_again
 from rftkit.evals.samples import Samples
 from rftkit.evals.sentences import interval
-from rftkit.evals.slices import rows_by
+from rftkit.evals.slices import MISSING, rows_by
 from rftkit.graders import calibrations, judges, validate
 from rftkit.graders.calibrations import NOT_CALIBRATED
 from rftkit.graders.relative import needs_group
@@ -146,8 +147,11 @@ def calibrate(
         InputError: The grader has no such judge, or it compares the answers of a group with each
             other (a relative grader without an anchor), or there are no labels of these samples.
     """
+    if threshold is not None and not math.isfinite(threshold):
+        raise InputError(f"the threshold must be a finite number, found {threshold}")
     given = list(labels)
     key, judge = _judge(grader, part)
+    cut = {by: _cut(samples, given, by) for by in slices}
     places = {(each.row, each.run, each.sample) for each in given}
     graded = grade_again(_labelled(samples, places), judge, **options)
     overall = agree(graded, given, threshold=threshold, seed=seed)
@@ -161,7 +165,7 @@ def calibrate(
         judge=judge,
         digest=calibrations.digest(judge),
         overall=overall,
-        slices=tuple(_slices(graded, given, slices, threshold, seed)),
+        slices=tuple(_slices(graded, given, cut, threshold, seed)),
         num_failed=int((graded.frame["outcome"] == "failed").sum()),
         samples=graded,
         created_at=int(time.time()),
@@ -207,22 +211,30 @@ def _labelled(samples: Samples, places: set[tuple[str, str, int]]) -> Samples:
     return dataclasses.replace(samples, frame=frame[mine].reset_index(drop=True))
 
 
+def _cut(samples: Samples, labels: Sequence[Label], by: str) -> dict[str, list[str]]:
+    """Value -> the labelled rows with it; checked before a judge is paid."""
+    rows = list(dict.fromkeys(each.row for each in labels if each.row in samples.items))
+    groups = rows_by(samples, rows, by)
+    if rows and set(groups) == {MISSING}:
+        keys = dict.fromkeys(key for row in rows for key in samples.items[row])
+        raise InputError(f"no labelled row has the key {by!r}; {nearest_name(by, keys)}")
+    if len(groups) > MOST_SLICES:
+        raise InputError(
+            f"`{by}` has {len(groups)} different values among the labelled rows; slices need a key "
+            f"with at most {MOST_SLICES}"
+        )
+    return groups
+
+
 def _slices(
     samples: Samples,
     labels: Sequence[Label],
-    keys: Sequence[str],
+    cut: Mapping[str, Mapping[str, Sequence[str]]],
     threshold: float | None,
     seed: int,
 ) -> list[SliceAgreement]:
-    rows = list(dict.fromkeys(each.row for each in labels if each.row in samples.items))
     found = []
-    for by in keys:
-        groups = rows_by(samples, rows, by)
-        if len(groups) > MOST_SLICES:
-            raise InputError(
-                f"`{by}` has {len(groups)} different values among the labelled rows; slices need "
-                f"a key with at most {MOST_SLICES}"
-            )
+    for by, groups in cut.items():
         level = 1 - (1 - LEVEL) / len(groups)
         for value, mine in groups.items():
             inside, outside = (

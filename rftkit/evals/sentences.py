@@ -128,8 +128,12 @@ def interval(estimate: Estimate, *, with_sign: bool = False) -> str:
     return f"{value} ({estimate.low + 0.0:{show}} to {estimate.high + 0.0:{show}})"
 
 
+ROUNDING = 1e-12
+"""What arithmetic may leave of a zero."""
+
+
 def decimals(*ends: float | None, least: int = 3) -> int:
     """Decimals that show an interval: an end beside zero is not rounded to zero."""
-    known = [end for end in ends if end]
+    known = [end for end in ends if end and abs(end) > ROUNDING]
     enough = (n for n in range(least, 7) if all(round(end, n) for end in known))
     return next(enough, 7)

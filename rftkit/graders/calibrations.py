@@ -20,7 +20,7 @@ from rftkit.errors import InputError
 from rftkit.graders.relative import needs_group
 from rftkit.graders.types import parts, spec_type
 from rftkit.jsontext import parse_json
-from rftkit.wording import first_problem
+from rftkit.wording import counted, first_problem
 
 __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
 
@@ -192,6 +192,12 @@ def _missing(name: str, old: Calibration | None) -> str:
 
 
 def _poor(name: str, found: Calibration, floor: float) -> str:
+    if found.value is None:
+        return (
+            f"The judge `{name}` is not shown to agree with people: {_of(found)}, because all "
+            "labels or all of its verdicts are alike. Label answers that people accept and answers "
+            "that they reject, and calibrate it again."
+        )
     return (
         f"The judge `{name}` is not shown to agree with people well enough: "
         f"{_of(found, floor)}, and the lower end of the interval must be above {floor:g}. "
@@ -201,14 +207,15 @@ def _poor(name: str, found: Calibration, floor: float) -> str:
 
 def _of(found: Calibration, floor: float | None = None) -> str:
     """The agreement; a lower end below `floor` is not rounded to it."""
+    labels = counted(found.num_labels, "label")
     if found.value is None:
-        return f"its {found.statistic} is not defined on {found.num_labels} labels"
+        return f"its {found.statistic} is not defined on {labels}"
     if found.low is None or found.high is None:
-        return f"{found.statistic} {found.value:.2f} on {found.num_labels} labels"
+        return f"{found.statistic} {found.value:.2f} on {labels}"
     is_apart = (n for n in range(2, 7) if found.low == floor or round(found.low, n) != floor)
     digits = next(is_apart, 7)
     value, low, high = (f"{each:.{digits}f}" for each in (found.value, found.low, found.high))
-    return f"{found.statistic} {value} ({low} to {high}) on {found.num_labels} labels"
+    return f"{found.statistic} {value} ({low} to {high}) on {labels}"
 
 
 def _plain(value: Any) -> Any:

@@ -128,6 +128,51 @@ def test_a_seed_of_any_length_has_a_digest() -> None:
     assert digest(validate(one)) == digest(validate(other))
 
 
+@pytest.mark.parametrize(
+    ("labels", "said", "why"),
+    [
+        (["accept", "reject", "accept"], "first impression", "lower end of the interval"),
+        (["accept"] * 3, "label answers that people reject too", "labels or all of its verdicts"),
+        (["accept"], "label answers that people reject too", "not defined on 1 label,"),
+        (["reject"] * 40, "label answers that people accept too", "is not shown to agree"),
+        ([0.9, 0.1], "on 2 labels", "is not shown to agree"),
+        ([0.5] * 9, "there is no order to compare", "not defined on 9 labels,"),
+    ],
+)
+def test_few_labels_and_labels_of_one_kind_are_never_a_calibration(
+    tmp_path: Path, labels: list[Any], said: str, why: str
+) -> None:
+    path = tmp_path / "labels.jsonl"
+    told = [
+        {"item": {"q": at}, "label": label,
+         "sample": "a long answer that goes on and on" if label in ("accept", 0.9) else "short"}
+        for at, label in enumerate(labels)
+    ]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, told)))
+    samples, given = evals.labelled_answers(path)
+    found = evals.calibrate(samples, given, JUDGE, complete=judge)
+    assert said in " ".join(found.sentences)
+    assert "0000" not in " ".join(found.sentences)
+    [standing] = stands(validate(JUDGE), [found.record()])
+    assert standing.state == "poor"
+    assert why in standing.message
+
+
+def test_a_slice_or_threshold_that_cannot_be_is_refused_before_a_judge_is_paid(
+    tmp_path: Path,
+) -> None:
+    def unpaid(**_: Any) -> Completion:
+        raise AssertionError
+
+    samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl"))
+    for options, said in (
+        ({"slices": ["topik"]}, "no labelled row has the key 'topik'; did you mean topic"),
+        ({"threshold": float("nan")}, "must be a finite number"),
+    ):
+        with pytest.raises(InputError, match=said):
+            evals.calibrate(samples, labels, JUDGE, complete=unpaid, **options)  # type: ignore[arg-type]
+
+
 def test_a_relative_judge_cannot_be_calibrated_but_the_parts_beside_it_can(tmp_path: Path) -> None:
     samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl"))
     task = [{"role": "user", "content": "{{item.topic}}"}]
