@@ -55,8 +55,8 @@ class Kind:
     """How the figure is written."""
     falls: bool = False
     """Whether the sign is a fall: the figure is watched with its sign reversed."""
-    excused: bool = False
-    """Whether a rise does not count as far as what may explain it has risen too."""
+    excused: float = 0.0
+    """How much of a rise is excused where what may explain it has risen by 1."""
 
 
 KINDS = (
@@ -108,7 +108,7 @@ KINDS = (
         "Criteria about presence are met more and more where those about correctness are not: the "
         "share of the first less that of the others was {before}, now {now}.",
         "Give criteria about correctness more weight, or make them required.",
-        excused=True,
+        excused=0.5,
     ),
     Kind(
         "ungradable",
@@ -215,7 +215,7 @@ class _Series:
             return found
         now, rest, by = _means(self.recent)
         rise = rest - self.start[1]
-        rise -= max(0.0, by - self.start[2]) if self.kind.excused else 0.0
+        rise -= self.kind.excused * max(0.0, by - self.start[2])
         if not self.kind.falls:
             rise = min(rise, now - self.start[0])
         return Alarm(
