@@ -77,8 +77,12 @@ class Router(APIRouter):
 
 def turn_of(here: Platform, request: Request, body: BaseModel) -> AbstractAsyncContextManager[Turn]:
     """The turn of a request to a model, whose `Idempotency-Key` may say that it is a former one."""
-    key = request.headers.get("idempotency-key")
-    return here.answering.turn(here.store, request.url.path, key, body)
+    return here.answering.turn(here.store, request.url.path, _key(request), body)
+
+
+def _key(request: Request) -> str | None:
+    """The `Idempotency-Key`; one that is blank names no request."""
+    return request.headers.get("idempotency-key", "").strip() or None
 
 
 class Reply(JSONResponse):
@@ -96,7 +100,7 @@ def repeated(request: Request) -> dict[str, Any]:
     """
     return {
         "is_resent": request.headers.get("x-stainless-retry-count", "0") not in ("", "0"),
-        "key": request.headers.get("idempotency-key"),
+        "key": _key(request),
     }
 
 

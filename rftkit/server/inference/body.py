@@ -216,6 +216,8 @@ def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> N
                 param=f"{here}.role",
             )
         content = message.get("content")
+        if role == "assistant":
+            _check_calls(message.get("tool_calls"), f"{here}.tool_calls")
         if content is None and role == "assistant":
             continue
         if text_of(content) is None:
@@ -223,6 +225,21 @@ def check_messages(messages: list[dict[str, Any]], where: str = "messages") -> N
                 f"`{here}.content` must be text or a list of text parts, found "
                 f"{kind_of(content)}; the models here read text only",
                 param=f"{here}.content",
+            )
+
+
+def _check_calls(calls: Any, where: str) -> None:
+    """Refuse what a chat template could not show as the calls of an answer."""
+    if not isinstance(calls, list | None):
+        raise RequestError(f"`{where}` must be a list, found {kind_of(calls)}", param=where)
+    for number, call in enumerate(calls or ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            here = f"{where}[{number}]"
+            raise RequestError(
+                f"`{here}` must be {{id, type: 'function', function: {{name, arguments}}}}; the "
+                "models here call functions only",
+                param=here,
             )
 
 

@@ -45,6 +45,18 @@ def test_the_same_request_gets_the_same_answer(served: Served, ask: Ask) -> None
     assert caught.value.code == "idempotency_key_in_use"
 
 
+def test_a_blank_key_names_no_request(served: Served) -> None:
+    for blank in ("", " "):
+        key = {"Idempotency-Key": blank}
+        assert chat(served.client, "hi", key).id != chat(served.client, "ho", key).id
+        create: Any = served.client.files.create
+        files = [
+            create(file=("f.jsonl", content), purpose="evals", extra_headers=key)
+            for content in (b'{"a": 1}\n', b'{"a": 2}\n')
+        ]
+        assert files[0].id != files[1].id
+
+
 def test_each_route_has_keys_of_its_own(served: Served) -> None:
     assert chat(served.client).object == "chat.completion"
     assert respond(served.client).object == "response"
