@@ -242,7 +242,7 @@ BODIES = [
     (b'{"model": NaN}', "not valid JSON"),
     (b'{"model": 1e999}', "not valid JSON"),
     (b'{"model": "\\ud800"}', "surrogate"),
-    (b'{"a":' * 100_000, "parsing the body"),
+    (b'{"a":' * 100_000, "nested more than 100 levels deep"),
     (b"\xff\xfe", "not valid JSON"),
     (b"", "Missing required parameter"),
 ]

@@ -29,7 +29,7 @@ def test_every_parameter_reaches_the_worker(served: Served) -> None:
             "top_p": 0.5, "max_tokens": 9, "seed": 4, "stop": ("END",), "response_format": SCHEMA,
             "must_call": (), "most_calls": None,
             "task": "chat", "top_logprobs": 2, "stream": False, "reasoning_effort": None,
-            "thinking": None,
+            "thinking": None, "is_turn": False, "turns": (),
         }
     ]  # fmt: skip
 
