@@ -100,7 +100,7 @@ def gain_sentence(total: Change, parts: Mapping[str, Change], what: str = "rewar
     )
     said = f"{_total(total, what)} " if what else ""
     if rose and total.direction > 0:
-        rest = [f"it came from {_list(rose, parts)}"]
+        rest = [f"{'it' if what else 'the gain'} came from {_list(rose, parts)}"]
     else:
         rest = [f"{_list(rose, parts)} rose"] if rose else []
     rest += [f"{_list(fell, parts)} fell"] if fell else []

@@ -199,19 +199,19 @@ def _gain(
 ) -> str:
     """Which graders the change came from: on test rows if there are any, else on validations."""
     if tested is not None:
-        return _parts_of(tested.pair(NAMES["final"]), "test reward")
+        return _parts_of(tested.pair(NAMES["final"]))
     story = story_of(events)
     first, last = story.first_valid, story.last_valid
     if first is None or last is None or first is last:
         return ""
     if pair := _validation_pair(validations, int(last["step"])):
-        return _parts_of(pair, "validation reward")
+        return _parts_of(pair)
     total, parts = validation_gains(first, last)
     return gain_sentence(total, parts, "validation reward") if total else ""
 
 
-def _parts_of(pair: PairSummary, what: str) -> str:
-    """Which graders a gain came from; the headline has said what the reward did, if unclear."""
+def _parts_of(pair: PairSummary) -> str:
+    """Which graders a gain came from; the headline states before it what the reward did."""
     from rftkit.evals.signal_notes import gain_of
 
-    return gain_of(pair, what if pair.verdict in ("better", "worse") else "")
+    return gain_of(pair, "")

@@ -118,6 +118,11 @@ def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
     half = MOST_PATHS // 2
     rose = rows[rows["change"] >= STAYED].nlargest(half, "change")
     fell = rows[rows["change"] <= -STAYED].nsmallest(half, "change")
+    if not len(rose) and not len(fell):
+        return note(
+            f"No row rose or fell by {STAYED:g} or more from {comparison.baseline} to "
+            f"{comparison.focus}."
+        )
     canvas = Canvas(
         _run_axis(labels), value_axis(_known(rows[columns]), label=""), is_wide=True, height=270
     )
@@ -132,7 +137,7 @@ def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
             canvas.point(at, each, f"mean of all rows, {label}: {number(each)}", "rk-mean")
     up, down = int((rows["change"] >= STAYED).sum()), int((rows["change"] <= -STAYED).sum())
     said = (
-        f"From {comparison.baseline} to {comparison.focus} {up:,} of {len(rows):,} rows rose and "
+        f"From {comparison.baseline} to {comparison.focus}, {up:,} of {len(rows):,} rows rose and "
         f"{down:,} fell by {STAYED:g} or more; the {len(rose)} that rose most and the {len(fell)} "
         "that fell most are drawn."
     )

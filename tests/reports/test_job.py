@@ -52,7 +52,7 @@ def test_the_page_says_the_outcome_and_where_it_comes_from(page):
     assert "<code>smollm2-135m-instruct</code>, reinforcement fine-tuning on security_review" in fold
     assert "the answer's <code>compliant</code> is exactly the row's" in fold
     assert "Started on 2026-09-21" in fold
-    assert "It came from" in fold
+    assert "The gain came from" in fold
     assert fold.index("Test, final model") < fold.index("Validation, step 0")
     assert reports.read_summary(page)["test"]["better"] == 19
 

@@ -185,3 +185,4 @@ def test_runs_that_earn_the_same_in_every_row_have_no_flat_chart():
     assert "the same in every row" in shown
     assert "too few rows" not in shown
     assert "No run earns more or less than Step 0 in any row" in views.difference_chart(found)
+    assert "No row rose or fell by 0.05 or more from Step 0 to Step 24" in views.row_paths(found)
