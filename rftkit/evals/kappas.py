@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from rftkit.evals.cells import Array
 from rftkit.evals.comparison import Estimate
 
-__all__ = ["PRIORS", "draw_agreement", "gains", "interval_of"]
+__all__ = ["PRIORS", "draw_agreement", "gains", "interval_of", "luck_p"]
 
 PRIORS = (0.25, 0.5)
 """Rows that each cell holds before any label."""
-NUM_DRAWS = 2000
+NUM_DRAWS, NUM_EXCHANGES = 2000, 500
 CAUTION = 0.4
 """Of the false alarms allowed, the share that `gains` is given: with few labels luck is larger
 than draws say."""
@@ -92,3 +92,34 @@ def gains(now: Array, others: Array, level: float) -> Array:
     critical = np.quantile(lucky, 1 - CAUTION * (1 - level))
     bound[known] = middle[known] - critical * spread[known]
     return bound
+
+
+def luck_p(rows: Array, choices: Array, person: Array, *, seed: int = 0) -> float:
+    """How often a grader that knows nothing gains as much kappa by its best choice.
+
+    The labels of a row could then as well be those of another row with as many samples.
+
+    Args:
+        rows: The row of each sample, (samples,).
+        choices: Verdicts now and with each choice, 0 or 1, (samples, 1 + choices).
+        person: Verdicts of people, (samples,).
+        seed: Of the exchanges.
+    """
+    import numpy as np
+
+    _, place = np.unique(np.asarray(rows).astype(str), return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    choices, person, sizes = choices[order], person[order], np.bincount(place)
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    exchanged = np.tile(person, (1 + NUM_EXCHANGES, 1))  # the first as they are
+    for size in np.unique(sizes):
+        blocks = starts[sizes == size][:, None] + np.arange(size)
+        for labels in exchanged[1:]:
+            labels[blocks] = person[rng.permutation(blocks)]
+    passed, accepted = choices.mean(axis=0), person.mean()
+    chance, both = passed * accepted, exchanged @ choices / len(person)
+    spread = passed + accepted - 2 * chance
+    kappa = np.divide(2 * (both - chance), spread, out=np.zeros_like(both), where=spread > 1e-12)
+    best = (kappa[:, 1:] - kappa[:, [0]]).max(axis=1)
+    return float((best >= best[0] - 1e-9).mean())

@@ -171,3 +171,14 @@ def test_ten_of_ten_right_leave_the_doubt_of_ten_rows() -> None:
     found = labelled([1.0, 0.0] * 5, [1.0, 0.0] * 5).agreement
     assert found.low == pytest.approx(0.722, abs=0.001)
     assert (found.value, found.high) == (1.0, 1.0)
+
+
+def test_no_threshold_is_better_for_a_grader_that_knows_nothing() -> None:
+    """Labels that are nearly all alike, and a threshold that hardly any answer passes."""
+    claims = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        samples = samples_from(np.arange(10), np.zeros(10, int), rng.random(10))
+        labels = [Label(str(row), "0", 0, float(rng.random() < 0.95)) for row in range(10)]
+        claims += evals.agree(samples, labels, threshold=0.95).suggested is not None
+    assert claims <= 5  # without the exchange of labels, in half of the worlds
