@@ -253,14 +253,10 @@ def _measured(
     drawn = [kappas.draw_agreement(rows, choices, person, prior, seed=seed)
              for prior in kappas.PRIORS]  # fmt: skip
     share = float((passes == person).mean())
-    agreed = kappas.interval_of(share, [shares[:, 0] for shares, _ in drawn], num, level)
-    # with few labels that nearly all agree, draws leave too little doubt about the share
-    means = _row_means(rows, (passes == person) * 1.0)
-    by_rows = stats.mean_interval(means, level=level, support=(0.0, 1.0), bounds=(0.0, 1.0))
     is_luck = bool(tried) and kappas.luck_p(rows, choices, person, seed=seed) > 1 - level
     gains = [kappas.gains(kappa[:, 0], kappa[:, 1:], level) for _, kappa in drawn]
     return (
-        stats.hull(agreed, by_rows),
+        kappas.interval_of(share, [shares[:, 0] for shares, _ in drawn], num, level),
         kappas.interval_of(
             stats.kappa(passes, person), [kappa[:, 0] for _, kappa in drawn], num, level
         ),

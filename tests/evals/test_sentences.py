@@ -166,13 +166,6 @@ def test_a_gain_is_seen_with_different_numbers_of_answers() -> None:
     assert evals.compare(samples_from(row, run, rewards)).pairs[0].verdict == "better"
 
 
-def test_ten_of_ten_right_leave_the_doubt_of_ten_rows() -> None:
-    """Wilson's interval; without it the share's holds 99 % in 89 of 100 worlds with ten labels."""
-    found = labelled([1.0, 0.0] * 5, [1.0, 0.0] * 5).agreement
-    assert found.low == pytest.approx(0.722, abs=0.001)
-    assert (found.value, found.high) == (1.0, 1.0)
-
-
 def test_no_threshold_is_better_for_a_grader_that_knows_nothing() -> None:
     """Labels that are nearly all alike, and a threshold that hardly any answer passes."""
     claims = 0
