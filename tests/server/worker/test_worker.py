@@ -486,7 +486,7 @@ def test_tools_of_a_row_are_called_and_graded(worker: Worker) -> None:
     worker.engines.get("rftkit-tiny").context_tokens = 2_048
     job = add_job(
         worker, rows=rows, grader=CALLED, response_format=format_, eval_samples=4,
-        metadata={"max_completion_tokens": "60"},
+        metadata={"max_completion_tokens": "80"},
     )  # fmt: skip
     job = run(worker, job)
     assert job.status in ("succeeded", "paused"), job.error
