@@ -97,7 +97,8 @@ def gains(now: Array, others: Array, level: float) -> Array:
 def luck_p(rows: Array, choices: Array, person: Array, *, seed: int = 0) -> float:
     """How often a grader that knows nothing gains as much kappa by its best choice.
 
-    The labels of a row could then as well be those of another row with as many samples.
+    The labels of a row could then as well be those of another row with as many samples, and in any
+    other order.
 
     Args:
         rows: The row of each sample, (samples,).
@@ -116,7 +117,7 @@ def luck_p(rows: Array, choices: Array, person: Array, *, seed: int = 0) -> floa
     for size in np.unique(sizes):
         blocks = starts[sizes == size][:, None] + np.arange(size)
         for labels in exchanged[1:]:
-            labels[blocks] = person[rng.permutation(blocks)]
+            labels[blocks] = rng.permuted(person[rng.permutation(blocks)], axis=1)
     passed, accepted = choices.mean(axis=0), person.mean()
     chance, both = passed * accepted, exchanged @ choices / len(person)
     spread = passed + accepted - 2 * chance

@@ -175,3 +175,14 @@ def test_no_threshold_is_better_for_a_grader_that_knows_nothing() -> None:
         labels = [Label(str(row), "0", 0, float(rng.random() < 0.95)) for row in range(10)]
         claims += evals.agree(samples, labels, threshold=0.95).suggested is not None
     assert claims <= 5  # without the exchange of labels, in half of the worlds
+
+
+def test_a_threshold_that_is_better_in_every_row_is_suggested() -> None:
+    """Each row has its right answer first: exchanging whole rows would say nothing."""
+    rows, is_right = np.repeat(np.arange(30), 3), np.tile([True, False, False], 30)
+    samples = samples_from(rows, np.zeros(90, int), np.where(is_right, 0.9, 0.7))
+    labels = [
+        Label(str(row), "0", number % 3, float(right))
+        for number, (row, right) in enumerate(zip(rows, is_right, strict=True))
+    ]
+    assert evals.agree(samples, labels, threshold=0.5).suggested is not None
