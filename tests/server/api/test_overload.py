@@ -14,6 +14,7 @@ import pytest
 from conftest import GRADER, Served, serving
 from hanging import hanging
 
+from rftkit.jsontext import parse_json
 from rftkit.server import api
 from rftkit.server.evals import item_schema
 from rftkit.server.http.app import MAX_JSON_BYTES
@@ -189,7 +190,7 @@ def test_a_body_of_one_text_is_parsed_beside_the_other_requests_and_has_a_limit(
     path = "/v1/chat/completions"
     text = json.dumps("x" * api.LARGE_BYTES)
     assert served.http.post(path, content=text).status_code == 400
-    assert json.loads in in_threads
+    assert parse_json in in_threads
     for each in (path, "/v1/responses", "/v1/evals", "/v1/fine_tuning/jobs", "/v1/embeddings"):
         answer = served.http.post(each, content=b'"' + b"x" * MAX_JSON_BYTES + b'"')
         assert answer.status_code == 413
