@@ -2,7 +2,7 @@
 
 Whom a chat shares a pass with must not change its answer, to the last bit. A product of matrices
 rounds a row in the same way whatever other rows are there; the attention kernel rounds by its
-shapes. So `Prefill` has a call for each prompt, of the shape that it has alone. In `Ragged` each
+shapes. So `Prefill` has a call for each prompt, of whole blocks. In `Ragged` each
 row has a line of keys: its prompt's, then its own, filled up to whole vectors, and a mask hides
 what is not there yet. All rows that take one token are in one call, which sums a row's keys in the
 same order whether others are longer or not; rows that take several, because a grammar leaves no
@@ -22,8 +22,10 @@ __all__ = ["Prefill", "Ragged", "shareable"]
 
 VECTORS = 64
 """Keys by which a line grows: whole vectors."""
-KEY_BLOCK, QUERY_BLOCK = 512, 32
-"""What the fused kernel computes at once; it rounds blocks that are not whole by their sizes."""
+KEY_BLOCK, QUERY_BLOCK, LONG_BLOCK = 512, 64, 256
+"""What the fused kernel computes at once, of queries for a prompt of less and of at least `LONG`
+tokens; it rounds blocks that are not whole by their sizes."""
+LONG = 768
 MASKED = 1_024
 """Tokens of a prompt up to which its keys are filled up to whole blocks."""
 SHORT = 512
@@ -70,8 +72,9 @@ class Prefill:
         self.keys.append(k)
         self.values.append(v)
         out = q.new_empty(len(q), q.shape[1] * q.shape[2] * q.shape[3])
-        for where in reversed(self._where):  # what is written last is shared: the first prompt's
-            out[where] = _whole_prompt(q[where], k[where], v[where])
+        for number, where in enumerate(self._where):
+            own = where[self.opening if number else 0 :]  # the first one's opening is everybody's
+            out[own] = _prompt_rows(q[own], k[where], v[where])
         return out, None
 
 
@@ -185,21 +188,31 @@ class Ragged:
             self._values = [pad(v, (0, 0, 0, more)) for v in self._values]
 
 
-def _whole_prompt(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention (P, H·D) of a prompt's q (P, K, H/K, D), k and v (P, K, D)."""
-    num, rep = len(q), q.shape[2]
-    fill = _filled(num, KEY_BLOCK) - num if num <= MASKED else 0
-    mask = None
-    if num <= MASKED:
-        mask = torch.ones(num, num + fill, dtype=torch.bool, device=q.device).tril()
+def _prompt_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention (n, H·D) of a prompt's last n queries (n, K, H/K, D) to its k and v (P, K, D).
+
+    Only whole blocks are computed, of queries and of keys: those the kernel rounds alike.
+    """
+    num, seen = len(q), len(k)
+    mask, more_queries, more_keys = None, 0, 0
+    if num < seen or seen <= MASKED:
+        more_queries = _filled(num, QUERY_BLOCK if num < LONG else LONG_BLOCK) - num
+        more_keys = _filled(seen, KEY_BLOCK) - seen
+        mask = torch.ones(num + more_queries, seen + more_keys, dtype=torch.bool, device=q.device)
+        mask = mask.tril(seen - num)
     keys, values = (
-        pad(each.transpose(0, 1), (0, 0, 0, fill))[:, None].expand(-1, rep, -1, -1)
+        pad(each.transpose(0, 1), (0, 0, 0, more_keys))[:, None].expand(-1, q.shape[2], -1, -1)
         for each in (k, v)
     )
     rows = scaled_dot_product_attention(
-        q.permute(1, 2, 0, 3), keys, values, attn_mask=mask, is_causal=mask is None, scale=1.0
-    )  # (K, H/K, P, D)
-    tokens: torch.Tensor = rows.permute(2, 0, 1, 3).flatten(1)
+        pad(q.permute(1, 2, 0, 3), (0, 0, 0, more_queries)),
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=1.0,
+    )  # (K, H/K, n, D)
+    tokens: torch.Tensor = rows[:, :, :num].permute(2, 0, 1, 3).flatten(1)
     return tokens
 
 

@@ -8,15 +8,16 @@ episodes (`episodes`), which adapter is on the model, and what the completions a
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 
 import torch
 
 from rftkit.server.engine.base import Environment, Listener
+from rftkit.server.engine.torch.batches import shared_opening
 from rftkit.server.engine.torch.completions import DROPPED, Policy, Row, report, start
 from rftkit.server.engine.torch.episodes import Episodes
+from rftkit.server.engine.torch.ragged import shareable
 from rftkit.server.engine.torch.waves import (
     Read,
     Wave,
@@ -171,10 +172,10 @@ class Decoding:
         ready = [each for each in self._waiting if each[0] not in running]
         taken = ready[:1]  # others are the rest of a request's completions
         if taken and self._is_apart(taken[0]):
-            ends = itertools.accumulate(len(each[1].prompt_ids) for each in ready)
-            within = sum(end <= MOST_PROMPT_TOKENS for end in ends)
-            fitting = ready[: max(1, min(within, self._max_rows))]
-            taken = list(itertools.takewhile(self._is_apart, fitting))
+            for each in ready[1 : self._max_rows]:
+                if not self._is_apart(each) or not _fit([*taken, each]):
+                    break
+                taken.append(each)
         for each in taken:
             self._waiting.remove(each)
         return taken
@@ -182,6 +183,14 @@ class Decoding:
     def _is_apart(self, waiting: _Waiting) -> bool:
         """Whether a request has one completion, and so no row that shares its prompt."""
         return len(waiting[1].seeds) == 1 and not self._policy.is_plain
+
+
+def _fit(requests: Sequence[_Waiting]) -> bool:
+    """Whether their prompts are read in one pass, what all of them begin with once."""
+    prompts = [request.prompt_ids for _, request, _, _ in requests]
+    opening = shareable(shared_opening(prompts))
+    num_read = sum(map(len, prompts)) - (len(prompts) - 1) * opening
+    return max(map(len, prompts)) <= MOST_PROMPT_TOKENS >= num_read
 
 
 def _step(policy: Policy, waves: list[Wave], read: Read) -> list[Wave]:
