@@ -72,6 +72,8 @@ DPO_SHARE = 0.1
 """Of that learning rate, what a dpo job has."""
 COMPLETIONS = 8
 """Completions per prompt that a `compute_multiplier` of 1 stands for."""
+EPISODE_STEPS = 10
+"""Most turns of an answer with tools, where nobody asks for another number."""
 
 ENGINES = ("torch", "tinker")
 """Where a job trains: on this machine, or on the operator's Tinker server."""

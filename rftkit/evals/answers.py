@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.graders import Grade, Sample
+from rftkit.hyperparameters import EPISODE_STEPS
 from rftkit.prompts import Prompt
 from rftkit.rows import Row
 from rftkit.tools import ToolCall, ToolFailed
@@ -24,11 +25,9 @@ if TYPE_CHECKING:
     from rftkit.graders import CompiledGrader
     from rftkit.tools import Tools
 
-__all__ = ["TURNS", "Answer", "ask", "grade", "of_episode", "side_by_side"]
+__all__ = ["Answer", "ask", "grade", "of_episode", "side_by_side"]
 
 Json = dict[str, Any]
-TURNS = 10
-"""Most turns of an answer with tools, as in a job that has no other number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def ask(
     on_answer: Callable[[int, Answer], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     tools: Tools | None = None,
-    max_turns: int = TURNS,
+    max_turns: int = EPISODE_STEPS,
     **options: Any,
 ) -> list[Answer]:
     """Send every row's prompt once; the answers are in the order of the rows.

@@ -80,7 +80,7 @@ def run(
     if not rows or samples < 1:
         raise InputError("a run needs at least one row and one sample per row (samples=1)")
     asked = [row for row in rows for _ in range(samples)]
-    with opened(tools) as found_tools:
+    with _opened(tools) as found_tools:
         if found_tools is not None:
             found_tools.check_rows(rows)
         answers = ask(client, model, asked, response_format=response_format, prompt=prompt,
@@ -95,7 +95,7 @@ def run(
 
 
 @contextlib.contextmanager
-def opened(tools: Sequence[Mapping[str, Any]] | None) -> Iterator[Tools | None]:
+def _opened(tools: Sequence[Mapping[str, Any]] | None) -> Iterator[Tools | None]:
     """The tools of a run while it lasts; None without tools.
 
     Raises:

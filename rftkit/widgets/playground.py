@@ -24,6 +24,7 @@ from rftkit import jobs, views
 from rftkit.errors import InputError
 from rftkit.evals.answers import of_episode
 from rftkit.graders import Sample, compile_grader
+from rftkit.hyperparameters import EPISODE_STEPS
 from rftkit.prompts import Prompt, read_prompt
 from rftkit.views.markup import Html
 from rftkit.widgets.panel import Panel, live
@@ -38,8 +39,6 @@ __all__ = ["Playground", "models_of"]
 DRAW_SECONDS = 0.1
 """Seconds between two drawings of an answer that streams in."""
 MAX_AT_ONCE = 8
-TURNS = 10
-"""Most turns of an answer with tools, unless the job has another number."""
 
 Answer = dict[str, Any]
 """`model`, `text`, `tool_calls`, `grade`, `seconds`, and `state` while it is not done. With tools
@@ -114,7 +113,10 @@ class Playground(Panel):
         given = (job.get("method") or {}).get("reinforcement") or job.get("measured_by") or {}
         tokens = (job.get("metadata") or {}).get("max_completion_tokens")
         if given.get("tools"):
-            self._tools_of, self._most_turns = found, given.get("max_episode_steps") or TURNS
+            self._tools_of, self._most_turns = (
+                found,
+                given.get("max_episode_steps") or EPISODE_STEPS,
+            )
         state = {
             "options": models_of(self._client, job),
             "grader": given.get("grader"),

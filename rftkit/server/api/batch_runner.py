@@ -11,7 +11,6 @@ what a client asks.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import tempfile
@@ -147,15 +146,15 @@ class _Pass:
 
     async def _asked(self, line: Line) -> tuple[int, Json, str]:
         """Send a request until it is answered or refused for itself: status, body, its id."""
-        request_id, deaths = new_id("req_"), 0
-        for attempt in itertools.count():
+        request_id, deaths, attempt = new_id("req_"), 0, 0
+        while True:
             status, body = await ask(self._routes, self._batch.endpoint, line.body)
             code = (body.get("error") or {}).get("code") if status >= 400 else None
             deaths += DEATHS.get(code or "", 0)
             if (status not in TURNED_AWAY and code not in DEATHS) or deaths >= CRASHES:
                 return status, body, request_id
             await asyncio.sleep(backoff_seconds(attempt, *RETRY_SECONDS, jitter=0.25))
-        raise AssertionError("unreachable")
+            attempt += 1
 
     def _end(self, ending: str) -> None:
         """Make the files and end the batch, in one transaction."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from rftkit.errors import NotFoundError
 from rftkit.growing import append_json, json_values
+from rftkit.hyperparameters import EPISODE_STEPS
 from rftkit.rows import Row
 from rftkit.server.engine.values import Completion, Turn
 from rftkit.server.inference.requests import ChatRequest
@@ -27,7 +28,6 @@ from rftkit.server.store.records import EvalRun
 from rftkit.server.store.store import Store
 from rftkit.server.training.environment import ToolEnvironment, trace_id
 from rftkit.server.training.journal import CallPlace
-from rftkit.server.training.rft_plan import EPISODE_STEPS
 from rftkit.tools import Tools
 
 __all__ = [

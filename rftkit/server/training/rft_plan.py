@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from rftkit.errors import RequestError
 from rftkit.graders.types import compares_group
-from rftkit.hyperparameters import COMPLETIONS
+from rftkit.hyperparameters import COMPLETIONS, EPISODE_STEPS
 from rftkit.lineage import BRANCH_FROM, origin_of
 from rftkit.rows import Row
 from rftkit.server.store.records import Job
@@ -31,7 +31,7 @@ from rftkit.server.training.plan import (
 )
 from rftkit.server.training.references import have_references, resolve_key
 
-__all__ = ["EPISODE_STEPS", "make_plan", "reasons"]
+__all__ = ["make_plan", "reasons"]
 
 AUTO_STEPS = 24
 AUTO_BATCH = {"none": 8, "references": 32}
@@ -43,8 +43,6 @@ GUIDED_RATE = 2.0
 """Multiplier of the learning rate for updates of 8 prompts where references guide."""
 MOST_RATE = 3.0
 AUTO_VALIDATIONS = 4
-EPISODE_STEPS = 10
-"""Most turns of an episode with tools."""
 MOST_COMPLETIONS = 64
 
 

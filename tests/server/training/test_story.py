@@ -254,6 +254,26 @@ def arm(patch: pytest.MonkeyPatch, bomb: Bomb, *, grades: bool = True) -> None:
         patch.setattr(owner, name, around(getattr(owner, name)))
 
 
+def was_killed(
+    world: World, job: Any, monkeypatch: pytest.MonkeyPatch, place: int, *, grades: bool = False
+) -> bool:
+    """Train a job and kill it at the write of this number; False: it has fewer."""
+    with monkeypatch.context() as patch:
+        arm(patch, Bomb(place), grades=grades)
+        try:
+            world.train(job)
+        except Killed:
+            return True
+    return False
+
+
+def continued(world: World, job: Any) -> None:
+    """Let another worker take the job up, if it runs, and sweep as a worker does first."""
+    if (now := world.store.job(job.id)).status == "running":
+        world.train(now)
+    sweep(world.store, world.home / "jobs" / job.id / "checkpoints")
+
+
 ALL_MEANS = {
     "advantage": "per_grader", "guidance": "references", "refill": "2", "schedule": "cosine",
     "warmup_steps": "2", "updates_per_batch": "2", "minibatch_size": "2", "entropy_floor": "0.6",
@@ -275,14 +295,8 @@ def test_a_kill_at_any_write_repeats_at_most_what_was_under_way(
     place = 1
     while True:
         job = world.add_job(**metadata)
-        with monkeypatch.context() as patch:
-            arm(patch, Bomb(place))
-            try:
-                world.train(job)
-            except Killed:
-                pass
-            else:
-                break  # that many things are not written
+        if not was_killed(world, job, monkeypatch, place, grades=True):
+            break  # that many things are not written
         done = world.train(world.store.job(job.id))
         assert done.status == "succeeded", (place, done.error)
         assert world.final(done) == world.final(calm)
@@ -318,17 +332,9 @@ def test_a_kill_at_any_write_loses_no_checkpoint_run_or_number(
     place = 1
     while True:
         job = world.add_job()
-        with monkeypatch.context() as patch:
-            arm(patch, Bomb(place), grades=False)
-            try:
-                world.train(job)
-            except Killed:
-                pass
-            else:
-                break
-        if (now := world.store.job(job.id)).status == "running":
-            world.train(now)
-        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")  # as a worker does first
+        if not was_killed(world, job, monkeypatch, place):
+            break
+        continued(world, job)
         assert world.left(job) == calm, place
         place += stride
     assert place > 100
@@ -343,10 +349,7 @@ def test_a_kill_that_damages_the_newest_files_leaves_the_same_job(
     """A power cut may leave a file empty, of each kind; also where a step is sampled ahead."""
     calm = world.left(world.train(world.add_job(max_staleness=staleness)))
     job = world.add_job(max_staleness=staleness)
-    with monkeypatch.context() as patch:
-        arm(patch, Bomb(place), grades=False)
-        with contextlib.suppress(Killed):
-            world.train(job)
+    was_killed(world, job, monkeypatch, place)
     folder = world.home / "jobs" / job.id
     for kind in ("steps", "valid", "drafts"):
         for newest in sorted((folder / kind).glob("*.json.gz"))[-1:]:
@@ -398,10 +401,7 @@ def test_a_database_put_back_to_an_older_copy_is_filled_from_the_journal(
 ) -> None:
     calm = world.left(world.train(world.add_job()))
     job = world.add_job()
-    with monkeypatch.context() as patch:
-        arm(patch, Bomb(place), grades=False)
-        with contextlib.suppress(Killed):
-            world.train(job)
+    was_killed(world, job, monkeypatch, place)
     with contextlib.closing(sqlite3.connect(":memory:")) as copy:
         world.store._db.backup(copy)
         world.train(world.store.job(job.id))
@@ -603,17 +603,9 @@ def test_a_kill_while_earlier_steps_are_graded_again_leaves_the_same_job(
         job = paused()
         world.store.resume_job(job.id)
         job = world.store.update_job(job.id, status="running")
-        with monkeypatch.context() as patch:
-            arm(patch, Bomb(place), grades=False)
-            try:
-                world.train(job)
-            except Killed:
-                pass
-            else:
-                break
-        if (now := world.store.job(job.id)).status == "running":
-            world.train(now)
-        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")
+        if not was_killed(world, job, monkeypatch, place):
+            break
+        continued(world, job)
         assert world.left(job) == wanted, place
         assert failed(world, job) == {}, place
         place += 3
@@ -636,13 +628,8 @@ def test_a_replayed_step_is_judged_with_the_steps_before_it_as_it_was_at_first(
     wanted = world.left(calm)
     for place in range(60, 140, 4):
         job = world.add_job(error_budget="0.2")
-        with monkeypatch.context() as patch:
-            arm(patch, Bomb(place), grades=False)
-            with contextlib.suppress(Killed):
-                world.train(job)
-        if (now := world.store.job(job.id)).status == "running":
-            world.train(now)
-        sweep(world.store, world.home / "jobs" / job.id / "checkpoints")
+        was_killed(world, job, monkeypatch, place)
+        continued(world, job)
         assert world.left(job) == wanted, place
 
 
@@ -699,14 +686,8 @@ def test_alarms_are_the_same_after_a_kill_at_any_write(
     place = 1
     while True:
         job = world.add_job(**metadata)
-        with monkeypatch.context() as patch:
-            arm(patch, Bomb(place), grades=False)
-            try:
-                world.train(job)
-            except Killed:
-                pass
-            else:
-                break
+        if not was_killed(world, job, monkeypatch, place):
+            break
         now = world.store.job(job.id)
         if now.status == "pausing":  # a worker that starts again finds it so
             now = world.train(now)

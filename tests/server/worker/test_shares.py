@@ -12,6 +12,7 @@ import pytest
 from in_process import ROWS, adapters, add_job, run
 
 from rftkit.server.engine.decoding_state import DecodingState
+from rftkit.server.engine.torch import sampler
 from rftkit.server.engine.torch.ragged import Prefill
 from rftkit.server.engine.torch.together import Together
 from rftkit.server.engine.values import Completion, SampleRequest
@@ -157,6 +158,24 @@ def test_chats_that_wait_are_read_together_and_what_they_all_begin_with_once(
     assert [num for num, _ in read] == [4]
     lengths = [message["done"]["prompt_tokens"] for message in answers if "done" in message]
     assert sum(lengths) - 3 * 200 < read[0][1] < sum(lengths) - 3 * 96
+
+
+def test_of_chats_that_are_read_together_only_the_broken_one_fails(
+    worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sampler.begin
+
+    def begin(policy: Any, rows: Any, **options: Any) -> Any:
+        if any(row.request == 2 for row in rows):
+            raise RuntimeError("this one cannot be read")
+        return real(policy, rows, **options)
+
+    monkeypatch.setattr(sampler, "begin", begin)
+    for number in (1, 2, 3):
+        ask(worker, number)
+    worker.chats.serve()
+    assert sorted(ended(answers)) == [1, 3]
+    assert [message["id"] for message in answers if "error" in message] == [2]
 
 
 def test_a_chat_joins_and_leaves_at_the_next_token(

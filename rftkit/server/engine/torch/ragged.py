@@ -18,7 +18,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rftkit.server.engine.torch.packed import check_layer
 
-__all__ = ["Prefill", "Ragged", "shareable"]
+__all__ = ["MOST_TOKENS", "Prefill", "Ragged", "shareable"]
 
 VECTORS = 64
 """Keys by which a line grows: whole vectors."""
@@ -26,8 +26,8 @@ KEY_BLOCK, QUERY_BLOCK, LONG_BLOCK = 512, 64, 256
 """What the fused kernel computes at once, of queries for a prompt of less and of at least `LONG`
 tokens; it rounds blocks that are not whole by their sizes."""
 LONG = 768
-MASKED = 1_024
-"""Tokens of a prompt up to which its keys are filled up to whole blocks."""
+MOST_TOKENS = 1_024
+"""Of prompts that are read in one pass. A longer one is read alone, without blocks to fill."""
 SHORT = 512
 """Places up to which a line may be longer than its row needs."""
 
@@ -195,7 +195,7 @@ def _prompt_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
     """
     num, seen = len(q), len(k)
     mask, more_queries, more_keys = None, 0, 0
-    if num < seen or seen <= MASKED:
+    if num < seen or seen <= MOST_TOKENS:
         more_queries = _filled(num, QUERY_BLOCK if num < LONG else LONG_BLOCK) - num
         more_keys = _filled(seen, KEY_BLOCK) - seen
         mask = torch.ones(num + more_queries, seen + more_keys, dtype=torch.bool, device=q.device)

@@ -17,7 +17,7 @@ from rftkit.server.engine.base import Environment, Listener
 from rftkit.server.engine.torch.batches import shared_opening
 from rftkit.server.engine.torch.completions import DROPPED, Policy, Row, report, start
 from rftkit.server.engine.torch.episodes import Episodes
-from rftkit.server.engine.torch.ragged import shareable
+from rftkit.server.engine.torch.ragged import MOST_TOKENS, shareable
 from rftkit.server.engine.torch.waves import (
     Read,
     Wave,
@@ -31,10 +31,6 @@ from rftkit.server.engine.torch.waves import (
 from rftkit.server.engine.values import Completion, SampleRequest
 
 __all__ = ["Decoding", "sample"]
-
-MOST_PROMPT_TOKENS = 1_024
-"""Of prompts that are read in one pass; a longer one is read alone. The rows that decode already
-wait for them."""
 
 
 def sample(
@@ -143,22 +139,22 @@ class Decoding:
 
     def _begin_next(self) -> None:
         """Begin the next request, or several short ones of one completion each."""
+        if taken := self._next():
+            self._begin(taken)
+
+    def _begin(self, taken: Sequence[_Waiting]) -> None:
+        """Read the prompts of these requests in one pass; alone when one of them fails."""
         rows: list[Row] = []
-        listeners: dict[int, Listener] = {}
-        taken = self._next()
-        for number, request, indexes, listener in taken:
-            try:
-                rows += [start(self._policy, number, request, g, listener) for g in indexes]
-                listeners[number] = listener
-            except Exception as error:  # of this request, for instance its schema
-                self.drop(number)
-                listener.on_failure(error)
-        if not rows:
-            return
         try:
+            for number, request, indexes, listener in taken:
+                rows += [start(self._policy, number, request, g, listener) for g in indexes]
             begun = begin(self._policy, rows, apart=self._is_apart(taken[0]))
-        except Exception as error:  # for instance too little memory
-            for number, listener in listeners.items():
+        except Exception as error:  # of one of them, for instance its schema; or too little memory
+            if len(taken) > 1 and not any(row.sent for row in rows):
+                for each in taken:
+                    self._begin([each])
+                return
+            for number, _, _, listener in taken:
                 self.drop(number)
                 listener.on_failure(error)
             return
@@ -190,7 +186,7 @@ def _fit(requests: Sequence[_Waiting]) -> bool:
     prompts = [request.prompt_ids for _, request, _, _ in requests]
     opening = shareable(shared_opening(prompts))
     num_read = sum(map(len, prompts)) - (len(prompts) - 1) * opening
-    return max(map(len, prompts)) <= MOST_PROMPT_TOKENS >= num_read
+    return max(map(len, prompts)) <= MOST_TOKENS >= num_read
 
 
 def _step(policy: Policy, waves: list[Wave], read: Read) -> list[Wave]:

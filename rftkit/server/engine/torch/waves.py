@@ -148,7 +148,7 @@ class Wave:
         running = [row for row in self.rows if row.completion is None]
         num = min(len(row.tokens) - row.read for row in running)
         self._nums = [num] * len(self.rows)
-        if self.differs or isinstance(self.layout, Ragged):
+        if self.differs:
             self._nums = [min(MOST_READ, max(1, len(r.tokens) - r.read)) for r in self.rows]
         if isinstance(self.layout, Ragged):
             ended = {r for r, row in enumerate(self.rows) if row.completion is not None}
@@ -202,7 +202,7 @@ def _begin_apart(policy: Policy, rows: list[Row]) -> Wave:
         [len(text) for text in texts], shareable(shared_opening(texts)), policy.device
     )
     hidden = _read(policy, texts, prefill.opening, prefill)
-    return Wave(rows, Ragged(prefill), hidden)
+    return Wave(rows, Ragged(prefill), hidden, differs=True)
 
 
 def read_prompts(policy: Policy, rows: Sequence[Row]) -> tuple[Prompts, torch.Tensor]:
