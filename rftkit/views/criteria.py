@@ -38,10 +38,10 @@ COLUMNS = {
     "grader": "grader",
     "check": "check",
     "required": "required",
-    "train_first": "met in training, first step",
-    "train_last": "last step",
-    "valid_first": "met in validation, first",
-    "valid_last": "last",
+    "train_first": "training, first step",
+    "train_last": "training, last step",
+    "valid_first": "validation, first",
+    "valid_last": "validation, last",
 }
 
 
@@ -64,7 +64,8 @@ def criteria(events: Iterable[dict[str, Any]], *, training: StepJumps | None = N
     more = f"{left} more criteria are in the table only." if left > 0 else ""
     said = " ".join(filter(None, ("Shares of the verdicts that the judge gave.", zero, more)))
     lines = _lines(met)
-    shown = table(lines, COLUMNS, noun="criterion") if lines else Html()
+    caption = "How often each criterion was met"
+    shown = table(lines, COLUMNS, caption=caption, noun="line") if lines else Html()
     plain = "\n".join(f"{each['criterion']}: {each['train_last']} met" for each in lines)
     return join([shown, picture(charts, said)], plain=plain or said)
 
