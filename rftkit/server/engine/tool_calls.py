@@ -34,6 +34,8 @@ Json = dict[str, Any]
 
 MOST_CALLS = 8
 """Of one forced answer: a list has to end."""
+PLAIN = frozenset({"type", "properties", "required", "title", "description", "$schema", "$id"})
+"""Keywords of parameters that name no argument, unless `properties` does."""
 SHAPE: Json = {"name": "name", "arguments": {}}
 """A call as one JSON object, of the function "name" with the arguments {}."""
 HEAD = re.compile(r'[\[,\s]*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
@@ -54,12 +56,26 @@ def calls_schema(tools: list[Json], names: Collection[str], *, most: int | None 
         names: the functions that may be called.
         most: how many calls an answer may have; None for as many as a list may hold.
     """
-    functions = [tool["function"] for tool in tools if tool["function"]["name"] in names]
+    functions = [
+        _without_arguments(tool["function"]) for tool in tools if tool["function"]["name"] in names
+    ]
     answer: Json = {"$ref": "#/$defs/call"}
     if most != 1:
         calls = {"type": "array", "items": answer, "minItems": 2, "maxItems": most or MOST_CALLS}
         answer = {"anyOf": [answer, calls]}
     return json.dumps({**_call_defs(functions), **answer})
+
+
+def _without_arguments(function: Json) -> Json:
+    """A function whose parameters name no argument takes none.
+
+    JSON Schema would allow any, and a small model would write them until it is cut off.
+    """
+    given = function.get("parameters") or {}
+    is_open = given.get("properties") or not PLAIN.issuperset(given)
+    if is_open or given.get("type", "object") != "object":
+        return function
+    return {**function, "parameters": None}
 
 
 def optional_calls(tools: list[Json], *, most: int | None = None) -> str | None:

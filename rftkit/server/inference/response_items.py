@@ -130,12 +130,12 @@ def output_from(
                 "content": [text_part(completion["text"])],
             }
         )
-    for call in calls:
+    for number, call in enumerate(calls, start=1):
         items.append(
             {
                 "id": new_id("fc_"),
                 "type": "function_call",
-                "status": "completed",
+                "status": status if number == len(calls) else "completed",
                 "call_id": call["id"],
                 "name": call["function"]["name"],
                 "arguments": call["function"]["arguments"],

@@ -44,8 +44,8 @@ def _read(completion: Completion, request: ChatRequest) -> dict[str, Any]:
     text = completion.text
     if request.is_turn:
         return {"text": text, "token_ids": completion.tokens}
-    if request.must_call and (calls := forced_calls_in(text)):
-        text = ""
+    if request.must_call:  # all of it is calls, even if it was cut before the first had a name
+        text, calls = "", forced_calls_in(text)
     else:
         text, calls = tool_calls_in(text, request.tools)
     return {"text": text, "tool_calls": calls[: request.most_calls] or None}

@@ -315,3 +315,18 @@ def test_a_refusal_names_the_parameter_of_this_route(
     assert error["param"] == param
     assert "completion" not in error["message"]
     assert "response_format" not in error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_was_cut_is_incomplete(served: Served, stream: bool) -> None:
+    second = {**CALL, "id": "call_2"}
+    served.link.say = lambda request: {
+        "text": "", "tool_calls": [CALL, second], "stop_reason": "length", "tokens": 4,
+    }  # fmt: skip
+    made: Any = served.client.responses.create(
+        model=MODEL, input="x", tools=[TOOL], tool_choice="required", stream=stream
+    )
+    found = list(made)[-1].response if stream else made
+    assert found.status == "incomplete"
+    assert [item.status for item in found.output] == ["completed", "incomplete"]
+    assert served.link.requests[0]["must_call"] == ("look",)

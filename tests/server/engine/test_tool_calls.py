@@ -11,6 +11,7 @@ import pytest
 from rftkit.errors import RequestError
 from rftkit.server.engine.tool_calls import calls_schema, forced_calls_in, optional_calls
 from rftkit.server.engine.torch.engine import TorchEngine
+from rftkit.server.engine.values import Completion
 from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.worker.answers import done_message
 from rftkit.server.worker.prepare import sample_request
@@ -177,3 +178,44 @@ def test_the_open_objects_of_a_format_are_closed(engine: TorchEngine) -> None:
     assert str(request.schema).count('"additionalProperties": false') == 2
     [completions] = engine.sample([request])
     assert {each.text for each in completions} <= {'{"a": {"b": true}}', '{"a": {"b": false}}'}
+
+
+@pytest.mark.parametrize(
+    "parameters", [{}, {"type": "object", "properties": {}}, {"type": "object", "title": "Now"}]
+)
+def test_parameters_that_name_no_argument_allow_none(
+    engine: TorchEngine, parameters: dict[str, Any]
+) -> None:
+    """As clients write a function without arguments: JSON Schema would allow any."""
+    asked = ChatRequest("llama", USER, [tool("now", parameters)], n=4, seed=1, max_tokens=60,
+                        must_call=("now",), most_calls=1)  # fmt: skip
+    [completions] = engine.sample([sample_request(engine, None, asked)])
+    done = done_message(engine, asked, 0, completions)["completions"]
+    assert [call["function"]["arguments"] for each in done for call in each["tool_calls"]] == [
+        "{}"
+    ] * 4
+
+
+def test_free_arguments_stay_free() -> None:
+    given = {"type": "object", "additionalProperties": {"type": "string"}}
+    schema = json.loads(calls_schema([tool("tag", given)], ("tag",)))
+    assert schema["$defs"]["arguments_0"] == given
+
+
+def test_a_stop_text_does_not_end_a_forced_call(engine: TorchEngine) -> None:
+    """Its arguments would be cut, and the answer would still say that it is complete."""
+    asked = ChatRequest("llama", USER, TOOLS, must_call=("pack",), stop=("}", '"'))
+    assert sample_request(engine, None, asked).stop == ()
+    free = ChatRequest("llama", USER, TOOLS, stop=("}",))
+    assert sample_request(engine, None, free).stop == ("}",)
+
+
+@pytest.mark.parametrize("text", ["", '{"na', '{"name": "pack", "argu', '[{"name": "pa'])
+def test_a_forced_call_that_was_cut_before_its_arguments_is_no_text(
+    engine: TorchEngine, text: str
+) -> None:
+    asked = ChatRequest("llama", USER, TOOLS, must_call=("pack",), max_tokens=3)
+    cut = Completion([5, 6, 7], text, [-1.0] * 3, "length")
+    [answer] = done_message(engine, asked, 0, [cut])["completions"]
+    assert (answer["text"], answer["tool_calls"]) == ("", None)
+    assert answer["stop_reason"] == "length"
