@@ -23,7 +23,7 @@ from rftkit.datasets.rowfile import open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.sampled import KINDS, Kind, SampledRow, suggest_threshold
 from rftkit.datasets.writing import write_lines
-from rftkit.diagnosis import never_sampled, share_words
+from rftkit.diagnosis import CUT_SHARE, never_sampled, share_words
 from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
 from rftkit.graders.closed import Shares, answer_fields, shares
@@ -53,6 +53,8 @@ class Preview:
     """Reward from which an answer counts as right: the given one, else the suggested one."""
     answers: Mapping[str, Shares] = field(default_factory=dict)
     """Place of a closed answer -> how often each value was sampled, and is a reference."""
+    num_cut: int = 0
+    """Answers that ended at their token limit; they earn the floor reward."""
 
     def numbers(self, kind: Kind) -> list[int]:
         """Return the numbers of the rows of one kind."""
@@ -118,6 +120,7 @@ class Preview:
             *self._flat(size),
             *self._answers(),
             *self._threshold(),
+            *self._cut(),
             *self._trouble(),
         ]
 
@@ -174,6 +177,18 @@ class Preview:
                 "pass_threshold",
                 f"a pass_threshold of {suggested:g} separates the answers to one row most often",
                 figures={"pass_threshold": suggested},
+            )
+
+    def _cut(self) -> Iterator[Finding]:
+        asked = len(self.rows) * self.completions
+        if self.num_cut:
+            yield Finding(
+                "warning" if self.num_cut > CUT_SHARE * asked else "info",
+                "cut_off",
+                f"{self.num_cut} of {asked} completions were cut off at their token limit, and "
+                "earn the floor reward whatever they say",
+                "raise max_completion_tokens, or ask for shorter answers in the prompt",
+                figures={"num_cut": self.num_cut, "num_completions": asked},
             )
 
     def _trouble(self) -> Iterator[Finding]:
@@ -263,7 +278,12 @@ def preview(
         if each.values
     }
     return Preview(
-        model, completions, tuple(sampled), 0.5 if threshold is None else threshold, answers
+        model,
+        completions,
+        tuple(sampled),
+        0.5 if threshold is None else threshold,
+        answers,
+        sum(each.truncated for each in said),
     )
 
 

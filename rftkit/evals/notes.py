@@ -18,7 +18,7 @@ FEW = 20
 LEAST = 6
 """With fewer rows the sign-flip test finds no difference at 95 %, whatever the rewards are."""
 MUCH = 0.05
-"""A larger share of failed or unscorable samples gets a note."""
+"""A larger share of unscorable samples, or of answers that were cut off, gets a note."""
 
 
 def notes_on(samples: Samples, cells: Cells, pair: PairSummary | None) -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def notes_on(samples: Samples, cells: Cells, pair: PairSummary | None) -> tuple[
     notes += _unfinished(samples)
     notes += _graders(samples)
     notes += _missing_rows(samples, cells)
-    notes += _ungraded(samples, cells)
+    notes += _set_apart(samples, cells)
     notes += _flat(samples)
     if pair is not None:
         notes += _few(pair)
@@ -77,16 +77,26 @@ def _missing_rows(samples: Samples, cells: Cells) -> list[str]:
     return notes
 
 
-def _ungraded(samples: Samples, cells: Cells) -> list[str]:
-    """Samples without a grade, and those that could not be scored; like runs in one sentence."""
+def _set_apart(samples: Samples, cells: Cells) -> list[str]:
+    """Samples without a grade, not scorable or cut off, each counted apart; like runs together."""
     outcome = samples.frame["outcome"].to_numpy()
+    is_cut = samples.frame["truncated"].to_numpy(bool)
     totals = cells.count().sum(axis=0)
     notes: dict[str, list[str]] = {}
-    for kind, least, said in (
-        ("failed", 0.0, "have no grade ({}): they are left out, not counted as zero."),
-        ("unscorable", MUCH, "could not be scored ({}): they count with the floor reward."),
+    for those, least, said in (
+        (outcome == "failed", 0.0, "have no grade ({}): they are left out, not counted as zero."),
+        (
+            outcome == "unscorable",
+            MUCH,
+            "could not be scored ({}): they count with the floor reward.",
+        ),
+        (
+            is_cut & (outcome == "graded"),
+            MUCH,
+            "were cut off at the token limit ({}): what they had said by then was graded.",
+        ),
     ):
-        for at, count in enumerate(cells.count(outcome == kind).sum(axis=0)):
+        for at, count in enumerate(cells.count(those).sum(axis=0)):
             total = int(totals[at])
             if count and count / total >= least:
                 words = f"{int(count):,} of {counted(total, 'sample')} of {{}} {said}"

@@ -31,6 +31,7 @@ def given_sample(said: Any, *, response_format: Mapping[str, Any] | None = None)
         text,
         response_format=response_format,
         tool_calls=calls or None,
+        truncated=_is_cut(said),
         model=model if isinstance(model, str) else None,
     )
     choice = _at(_at(said, "choices"), 0)
@@ -38,6 +39,20 @@ def given_sample(said: Any, *, response_format: Mapping[str, Any] | None = None)
         [own] = sample.to_dict()["choices"]
         return replace(sample, choices=[{**own, "messages": messages}])
     return sample
+
+
+def _is_cut(said: Any) -> bool:
+    """Whether an answer says of itself that it ended at its token limit."""
+    items = said if isinstance(said, list) else ()
+    reasons = (
+        _at(said, "finish_reason"),
+        _at(_at(_at(said, "choices"), 0), "finish_reason"),
+        _at(_at(said, "incomplete_details"), "reason"),
+        *("length" for each in items if _at(each, "status") == "incomplete"),
+    )
+    return _at(said, "truncated") is True or any(
+        each in ("length", "max_output_tokens") for each in reasons
+    )
 
 
 def _text_and_calls(said: Any) -> tuple[str, list[Any]]:

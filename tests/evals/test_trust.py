@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,20 @@ def test_the_text_of_an_answer_that_was_cut_is_graded(served: Served) -> None:
         assert sorted(samples.frame["reward"]) == [0.0, 1.0]
         assert list(samples.frame["truncated"]) == [True] * 2
         assert evals.compare(samples).runs[0].num_truncated == 2
+        [note] = [each for each in evals.compare(samples).notes if "cut off" in each]
+        assert note.startswith("2 of 2 samples of rftkit-tiny were cut off at the token limit")
+    name = evals.publish(served.client, made, made.labels[0], GRADER, name="again")
+    assert published(served, name).frame["truncated"].all()
     floored = evals.grade_again(made, GRADER, purpose="rft")  # as training grades it
     assert list(floored.frame["outcome"]) == ["unscorable"] * 2
+
+
+def published(served: Served, name: str) -> evals.Samples:
+    deadline = time.monotonic() + 60
+    while evals.runs.find_runs(served.client, name)[0].run.status != "completed":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return evals.fetch(served.client, name)
 
 
 @pytest.mark.parametrize("inline_bytes", [8 * 2**20, 0])
@@ -223,17 +236,11 @@ def test_the_text_of_an_answer_that_was_cut_is_graded(served: Served) -> None:
 def test_a_run_is_published(
     served: Served, said: str, inline_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import time
-
     monkeypatch.setattr("rftkit.evals.local_runs.INLINE_BYTES", inline_bytes)
     served.link.say = lambda request: said
     made = evals.run(served.client, "rftkit-tiny", ROWS[:2], GRADER, keep_run=False)
     name = evals.publish(served.client, made, made.labels[0], GRADER, name="again")
-    deadline = time.monotonic() + 60
-    while evals.runs.find_runs(served.client, name)[0].run.status != "completed":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    back = evals.fetch(served.client, name)
+    back = published(served, name)
     assert sorted(back.frame["reward"]) == [0.0, 1.0 if said else 0.0]
     assert set(back.frame["row"]) == set(made.frame["row"])
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from rftkit.graders import given_sample
 
 
@@ -20,3 +24,27 @@ def test_a_rollout_with_tools_keeps_all_that_was_said() -> None:
     assert sample.output_tools == [call]
     assert sample.to_dict()["choices"][0]["messages"] == said
     assert "messages" not in given_sample({"choices": [{"message": last}]}).to_dict()["choices"][0]
+
+
+ITEM = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("said", "is_cut"),
+    [
+        ("hi", False),
+        ({"output_text": "hi"}, False),
+        ({"output_text": "hi", "finish_reason": "length"}, True),
+        ({"output_text": "hi", "truncated": True}, True),
+        ({"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}, False),
+        ({"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}, True),
+        ({"output": [ITEM], "incomplete_details": None}, False),
+        ({"output": [ITEM], "incomplete_details": {"reason": "content_filter"}}, False),
+        ({"output": [ITEM], "incomplete_details": {"reason": "max_output_tokens"}}, True),
+        ([ITEM], False),
+        ([{**ITEM, "status": "incomplete"}], True),
+    ],
+)
+def test_an_answer_says_whether_it_was_cut(said: Any, is_cut: bool) -> None:
+    sample = given_sample(said)
+    assert (sample.output_text, sample.truncated) == ("hi", is_cut)

@@ -305,6 +305,7 @@ def report(here: Here, eval_id: str, run_id: str, after: str | None = None) -> H
         wire.eval_object(here.store.eval(eval_id)),
         here.store.criteria_counts(run_id),
         map(wire.item_object, found),
+        num_cut=here.store.num_cut(run_id),
         more=found[-1].id if more else None,
         is_first=after is None,
     )

@@ -85,7 +85,8 @@ PAGE = """\
 
 
 def run_page(run: Json, evaluation: Json, rates: Mapping[str, Sequence[int]],
-             items: Iterable[Json], *, more: str | None, is_first: bool) -> str:  # fmt: skip
+             items: Iterable[Json], *, num_cut: int, more: str | None,
+             is_first: bool) -> str:  # fmt: skip
     """The page of one run.
 
     Args:
@@ -93,6 +94,7 @@ def run_page(run: Json, evaluation: Json, rates: Mapping[str, Sequence[int]],
         evaluation: the wire's `eval`, for the names of its criteria.
         rates: id of a criterion → how many of its results passed, failed and have no score.
         items: the output items to show, on the wire's terms.
+        num_cut: how many answers of the run ended at their token limit.
         more: id of the last item shown, when others follow.
         is_first: whether the items begin at the first row.
     """
@@ -101,7 +103,7 @@ def run_page(run: Json, evaluation: Json, rates: Mapping[str, Sequence[int]],
     return environment.from_string(PAGE).render(
         title=f"{run.get('name') or run['id']}: {run.get('status')}",
         style=Markup(STYLE),
-        facts=_facts(run),
+        facts=_facts(run) | {"Cut off at the token limit": num_cut and f"{num_cut} of the answers"},
         criteria=[(names.get(key) or key, _numbers(*counts)) for key, counts in rates.items()],
         items=[_item(item, names) for item in items],
         more=None if more is None else urlencode({"after": more}),
@@ -135,10 +137,17 @@ def _item(item: Json, names: Mapping[Any, Any]) -> tuple[Any, ...]:
     return (
         item.get("datasource_item_id"),
         _messages(sample.get("input")) or item.get("datasource_item"),
-        _messages(sample.get("output")),
+        _answer(sample),
         "\n".join(scores),
         "yes" if item.get("status") in ("pass", "passed") else "no",
         "\n".join(_error(each) for each in errors if each),
+    )
+
+
+def _answer(sample: Json) -> str:
+    said = _messages(sample.get("output"))
+    return (
+        f"{said}\n(cut off at the token limit)" if sample.get("finish_reason") == "length" else said
     )
 
 

@@ -25,6 +25,7 @@ from rftkit.server.inference.requests import ChatRequest
 from rftkit.server.inference.response_items import chat_tools, response_format_from
 from rftkit.server.store.records import EvalRun
 from rftkit.server.training import transcripts
+from rftkit.server.training.eval_records import finish_reason
 from rftkit.server.training.rollout import sample_of
 from rftkit.tools import Tools, open_tools
 
@@ -91,7 +92,7 @@ class Asking:
         facts |= {
             "text": answer["text"],
             "tool_calls": calls,
-            "finish_reason": "tool_calls" if calls else answer["stop_reason"],
+            "finish_reason": finish_reason(answer["stop_reason"], calls),
             "prompt_tokens": done["prompt_tokens"],
             "completion_tokens": answer["tokens"],
             "reasoning": answer.get("reasoning") or "",
@@ -148,7 +149,7 @@ class Asking:
         facts |= {
             "text": text,
             "tool_calls": calls,
-            "finish_reason": "tool_calls" if calls else ended.stop_reason,
+            "finish_reason": finish_reason(ended.stop_reason, calls),
             "reasoning": ended.reasoning,
             "output": transcripts.messages(ended, row) if ended.turns else (),
         }

@@ -30,6 +30,7 @@ from rftkit.server.store.records import Eval, EvalRun, OutputItem
 from rftkit.server.store.store import Store
 from rftkit.server.training.eval_records import (
     GradedSample,
+    finish_reason,
     item_from,
     outcome_of,
     results_from,
@@ -245,8 +246,7 @@ def _given(entry: Json, *, is_read: bool) -> tuple[Sample | None, Json]:
         return None, {"error": {"code": "invalid_sample", "message": found}}
     calls = list(sample.output_tools)
     facts: Json = {"text": sample.output_text, "tool_calls": calls}
-    if calls:
-        facts["finish_reason"] = "tool_calls"
+    facts["finish_reason"] = finish_reason("length" if sample.truncated else "stop", calls)
     return sample, facts | entry.get("facts", {})
 
 

@@ -98,7 +98,12 @@ def _entry(
             "model": record.model,
             "metadata": record.body.get("metadata") or {},
         },
-        "sample": {"output_text": text, "output_tools": calls, "model": record.model},
+        "sample": {
+            "output_text": text,
+            "output_tools": calls,
+            "model": record.model,
+            "finish_reason": finish_reason,
+        },
         "facts": {
             "input": asked,
             "model": record.model,

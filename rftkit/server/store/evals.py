@@ -245,6 +245,15 @@ class Evals(Database):
             for row in rows
         }
 
+    def num_cut(self, run_id: str) -> int:
+        """Return how many answers of a run ended at their token limit."""
+        [row] = self._rows(
+            "SELECT count(*) AS cut FROM output_items "
+            "WHERE run_id = ? AND json_extract(sample, '$.finish_reason') = 'length'",
+            run_id,
+        )
+        return int(row["cut"])
+
     def item(self, item_id: str, run_id: str) -> OutputItem:
         """Return one output item of a run.
 

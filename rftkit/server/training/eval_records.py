@@ -22,6 +22,7 @@ from rftkit.server.store.store import Store, new_id, now
 __all__ = [
     "GradedSample",
     "criterion",
+    "finish_reason",
     "item_from",
     "make_job_eval",
     "outcome_of",
@@ -63,6 +64,11 @@ class GradedSample:
     """Of an episode, all messages after the prompt; empty: the answer is the only one."""
     error: Json | None = None
     """`{code, message}` when there is no answer."""
+
+
+def finish_reason(stop_reason: str, calls: Sequence[Json] | None) -> str:
+    """Why an answer ended, on the wire: one that was cut within its calls was still cut."""
+    return "tool_calls" if calls and stop_reason != "length" else stop_reason
 
 
 def criterion(spec: Json) -> Json:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rftkit.server.training import budgets, metrics, sampling, transcripts
 from rftkit.server.training.context import AnyRun
-from rftkit.server.training.eval_records import GradedSample, record_validation
+from rftkit.server.training.eval_records import GradedSample, finish_reason, record_validation
 from rftkit.server.training.rollout import Group
 
 __all__ = ["graded_answers", "reward_metrics", "show"]
@@ -50,7 +50,7 @@ def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
                 text=said[0],
                 tool_calls=said[1],
                 reasoning=each.completion.reasoning,
-                finish_reason="tool_calls" if said[1] else each.completion.stop_reason,
+                finish_reason=finish_reason(each.completion.stop_reason, said[1]),
                 prompt_tokens=len(group.prompt_ids),
                 completion_tokens=each.completion.num_sampled,
                 reasoning_tokens=each.completion.reasoning_tokens,

@@ -14,8 +14,9 @@ import pytest
 from conftest import GRADER, ROW, Served
 from eval_calls import BROKEN, ITEM_SCHEMA, MODEL, SIMILAR, asking, content, finished, make_eval
 
+from rftkit import evals as rftkit_evals
 from rftkit.graders import Sample, compile_grader
-from rftkit.server.training.eval_records import GradedSample, record_validation
+from rftkit.server.training.eval_records import GradedSample, finish_reason, record_validation
 
 
 def test_an_eval_is_kept_listed_changed_and_deleted(served: Served) -> None:
@@ -742,3 +743,77 @@ def test_what_a_broken_criterion_did_not_grade_has_not_failed_it(served: Served)
     counts = [(c.passed, c.failed) for c in run.per_testing_criteria_results]
     assert counts == [(1, 1), (0, 0)]
     assert run.result_counts.errored == 2
+
+
+FINDS = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{"}}
+ENDS = {
+    "type": "python", "name": "ends",
+    "source": "def grade(sample, item):\n"
+    "    return float(sample['choices'][0]['finish_reason'] == 'length')\n",
+}  # fmt: skip
+CUT: dict[str, Any] = {
+    "a chat completion": {"choices": [{"finish_reason": "length", "message": {"content": "hi"}}]},
+    "a chat completion with a call": {
+        "choices": [{"finish_reason": "length", "message": {"tool_calls": [FINDS]}}]
+    },
+    "a response": {
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}],
+        "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"},
+    },
+    "output items": [{"type": "message", "status": "incomplete", "content": "hi"}],
+    "flat": {"output_text": "hi", "finish_reason": "length"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sample", CUT.values(), ids=CUT)
+def test_an_answer_that_was_cut_elsewhere_is_graded_and_counted_apart(
+    served: Served, sample: Any
+) -> None:
+    record = make_eval(served, ENDS)
+    rows = [{"item": {"answer": "hi"}, "sample": each} for each in (sample, "hi")]
+    source: Any = {"type": "jsonl", "source": {"type": "file_content", "content": rows}}
+    run = finished(served, served.client.evals.runs.create(record.id, data_source=source))
+    items = served.client.evals.runs.output_items.list(run.id, eval_id=record.id).data
+    assert [item.results[0].score for item in items] == [1.0, 0.0]
+    assert [item.sample.finish_reason for item in items] == ["length", "stop"]
+    page = served.http.get(run.report_url).text
+    assert page.count("(cut off at the token limit)") == 1
+    assert "1 of the answers" in page
+
+
+def test_an_answer_that_was_cut_within_its_calls_counts_as_cut(served: Served) -> None:
+    served.link.say = lambda request: {
+        "text": "", "tool_calls": [FINDS], "stop_reason": "length", "tokens": 4,
+    }  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    run = finished(served, asking(served, sampling_params={"tools": tools}))
+    [item] = served.client.evals.runs.output_items.list(run.id, eval_id=run.eval_id).data
+    assert item.sample.finish_reason == "length"
+    back = rftkit_evals.fetch(served.client, f"{run.eval_id}/{run.id}")
+    assert back.frame["truncated"].tolist() == [True]
+
+
+def test_a_stored_answer_that_was_cut_says_so_to_its_grader(served: Served) -> None:
+    served.link.say = lambda request: {"text": "hi", "stop_reason": "length"}
+    served.client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "x"}], store=True
+    )
+    made = served.client.evals.create(
+        data_source_config={"type": "stored_completions"}, testing_criteria=[ENDS]  # type: ignore[list-item]
+    )  # fmt: skip
+    source: Any = {"type": "completions", "source": {"type": "stored_completions"}}
+    run = finished(served, served.client.evals.runs.create(made.id, data_source=source))
+    assert (run.result_counts.passed, run.result_counts.total) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "calls", "reason"),
+    [
+        ("stop", None, "stop"),
+        ("stop", [FINDS], "tool_calls"),
+        ("length", None, "length"),
+        ("length", [FINDS], "length"),
+    ],
+)
+def test_why_an_answer_ended(stop_reason: str, calls: Any, reason: str) -> None:
+    assert finish_reason(stop_reason, calls) == reason
