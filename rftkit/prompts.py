@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
-from rftkit.strictjson import read_document
+from rftkit.jsondocuments import read_document
 from rftkit.wholefile import write_whole
 from rftkit.wording import counted
 

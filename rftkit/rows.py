@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from rftkit.errors import RowError
-from rftkit.strictjson import read_lines, read_value
+from rftkit.jsondocuments import document_form, read_entries
+from rftkit.strictjson import lines_of, read_lines, read_value
 
 __all__ = [
     "ROLES",
@@ -25,6 +26,7 @@ __all__ = [
     "decode_lines",
     "decoded_lines",
     "kind_of",
+    "objects_in",
     "parse_object",
     "parse_row",
     "read_rows",
@@ -33,6 +35,7 @@ __all__ = [
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 BOM = b"\xef\xbb\xbf"
+FIRST_CHARS = 100_000  # of a file, which show its form
 
 T = TypeVar("T")
 
@@ -120,12 +123,30 @@ def parse_object(
     item = read_value(raw, fail)
     if isinstance(item, list) and item and all(isinstance(each, dict) for each in item):
         raise fail(
-            "expected a JSON object, found a list of them; if the file is one JSON array, type: "
-            "rftkit dataset convert FILE rows.jsonl"
+            "expected a JSON object, found a list of them; if the file is one JSON array of rows, "
+            "type: rftkit dataset convert FILE rows.jsonl"
         )
     if not isinstance(item, dict):
         raise fail(f"expected a JSON object, found {kind_of(item)}")
     return item
+
+
+def objects_in(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a file's text with the lines that they begin in.
+
+    There is one a line, or they are over several lines each, or in one array.
+
+    Raises:
+        InputError: with file and line, at the first thing that is not an object.
+    """
+    if not document_form(text[:FIRST_CHARS].encode()):
+        for line, words in lines_of(text):
+            yield line, parse_object(words, line=line, path=path)
+        return
+    for line, value in read_entries(text, path):
+        if not isinstance(value, dict):
+            raise RowError(f"expected a JSON object, found {kind_of(value)}", path=path, line=line)
+        yield line, value
 
 
 def read_rows(

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import platformdirs
 
 from rftkit.errors import InputError
-from rftkit.jsontext import parse_json
 
 __all__ = [
     "DEFAULT_PORT",
@@ -157,15 +156,17 @@ def mcp_servers() -> dict[str, dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or is not that.
     """
+    from rftkit.jsondocuments import read_document
+
     path = os.environ.get("RFTKIT_MCP_SERVERS")
     if not path:
         return {}
     try:
-        given = parse_json(Path(path).expanduser().read_text(encoding="utf-8"))["mcpServers"]
+        given = read_document(Path(path).expanduser())["mcpServers"]
         servers = {name: dict(each) for name, each in given.items()}
-    except OSError as error:
+    except InputError as error:
         raise InputError(
-            f"the file of RFTKIT_MCP_SERVERS cannot be read: {error.strerror}"
+            f"the file of RFTKIT_MCP_SERVERS cannot be read: {error.message}"
         ) from None
     except (ValueError, TypeError, LookupError, AttributeError):
         servers = {"": {}}

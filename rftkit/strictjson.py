@@ -3,14 +3,17 @@ key that appears twice in an object, a number beyond the range of a double, NaN 
 surrogate pair, and nesting without end. The fast decoder is right on almost every line; a line that
 it refuses or that looks doubtful is read again by a careful one, which says what is wrong and in
 which column. Lines end with a line feed and with nothing else: U+2028, U+0085 and their like are
-characters of a text. Not here: what the values mean (`rows`).
+characters of a text. Not here: values over several lines (`jsondocuments`), and what values mean
+(`rows`).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +24,11 @@ from rftkit.errors import InputError
 from rftkit.jsontext import NestedTooDeeply, is_too_deep, parse_json
 
 __all__ = [
+    "decoded",
+    "flaw_in",
     "lines_of",
     "other_form",
-    "read_document",
-    "read_documents",
+    "parse_strictly",
     "read_lines",
     "read_text",
     "read_value",
@@ -77,74 +81,48 @@ def read_lines(lines: Sequence[bytes]) -> list[Any] | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file.
+    """The text of a file, unpacked where its name ends in `.gz`.
 
     Raises:
         InputError: it cannot be read, or is not UTF-8.
     """
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+        if path.suffix.lower() == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}") from None
+    if path.suffix.lower() == ".zst":
+        raise InputError(f"{path} is packed with zstd; unpack it first: zstd -d {path}")
+    return decoded(raw, path)
+
+
+def decoded(raw: bytes, path: Path | str) -> str:
+    """The text of a file that has these bytes.
+
+    Raises:
+        InputError: it is not UTF-8; the error says what it is instead, where that is known.
+    """
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
+        if what := other_form(raw):
+            raise InputError(f"{path}: not text: this is {what}") from None
         kind = " (it is UTF-16)" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise InputError(f"{path}: not valid UTF-8{kind}; save the file as UTF-8") from None
 
 
-def read_document(path: Path) -> Any:
-    """The one JSON value of a file, which may have many lines.
+def parse_strictly(text: str) -> Any:
+    """The value of a text that somebody typed, or of a small file of settings.
 
     Raises:
-        InputError: with file, line and column.
+        ValueError: it is not JSON, or JSON readers would not agree on it.
     """
-    values = read_documents(read_text(path), path)
-    if len(values) != 1:
-        raise InputError(f"{path}: expected one JSON value, found {len(values)}")
-    return values[0]
-
-
-def read_documents(text: str, path: Path | str) -> list[Any]:
-    """The JSON values of a text, one after the other, each over however many lines.
-
-    Raises:
-        InputError: with file, line and column.
-    """
-
-    def fail(position: int, words: str) -> InputError:
-        line = text.count("\n", 0, position) + 1
-        column = position - text.rfind("\n", 0, position)
-        return InputError(f"{path}:{line}:{column}: {words}")
-
+    value = parse_json(text)
     if flaw := flaw_in(text):
-        raise fail(flaw[0], f"not usable JSON: {flaw[1]}")
-    values, position = [], 0
-    while position < len(text):
-        if text[position].isspace():
-            position += 1
-            continue
-        try:
-            value, position = _next_value(text, position)
-        except NestedTooDeeply as error:
-            raise fail(position, str(error)) from None
-        except json.JSONDecodeError as error:
-            raise fail(error.pos, f"not valid JSON: {error.msg}") from None
-        except ValueError as error:
-            raise fail(position, f"not valid JSON: {error}") from None
-        values.append(value)
-    return values
-
-
-def _next_value(text: str, position: int) -> tuple[Any, int]:
-    """The value that begins there, and where it ends."""
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, position)
-    except RecursionError:
-        raise NestedTooDeeply from None
-    if is_too_deep(text[position:end], value):
-        raise NestedTooDeeply
-    return value, end
+        raise ValueError(flaw[1])
+    return value
 
 
 def read_value(raw: bytes, fail: Fail) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import Served
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rftkit
 from rftkit import datasets, evals
@@ -18,8 +20,8 @@ from rftkit.datasets import unpack
 from rftkit.errors import InputError, PlatformError
 from rftkit.graders import Sample
 from rftkit.growing import json_values
+from rftkit.jsondocuments import read_document, read_entries
 from rftkit.jsontext import MOST_LEVELS, NestedTooDeeply, parse_json
-from rftkit.strictjson import read_document
 
 DEPTHS = (MOST_LEVELS + 1, 400, 950, 100_000)
 PACKAGE = Path(rftkit.__file__).parent
@@ -71,7 +73,8 @@ def test_files(levels: int, tmp_path: Path) -> None:
         read_document(path)
     path.write_text(f'1\n{deep(levels)}\n{{"a":2}}\n')
     assert list(json_values(path)) == [1, {"a": 2}]
-    assert unpack._cell("messages", deep(levels), ["messages"]) == deep(levels)
+    with pytest.raises(unpack._FlawedCell, match="`messages`: the JSON is nested more than 100"):
+        unpack._cell("messages", deep(levels), ["messages"])
     rows = tmp_path / "rows.jsonl"
     row = {"messages": [{"role": "user", "content": "Say a."}]}
     rows.write_text(f"{json.dumps({**row, 'a': 1})[:-2]}{deep(levels)}}}\n{json.dumps(row)}\n")
@@ -125,3 +128,30 @@ def test_commands(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert (done.stdout + done.stderr).count("nested") == len(commands)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(alphabet="ab"), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(VALUES), st.sampled_from([None, 0, 2]))
+def test_the_entries_of_an_array_come_one_by_one(values: list[Any], indent: int | None) -> None:
+    text = json.dumps(values, indent=indent, ensure_ascii=False)
+    found = list(read_entries(text, "a.json"))
+    assert [value for _, value in found] == values
+    lines = text.split("\n")
+    for line, value in found:
+        start = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")[0][:8]
+        assert start in lines[line - 1]
+    assert [value for _, value in read_entries(f"{text}\n5 {text}", "a.json")] == [
+        *values, 5, *values,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["[1,]", "[1 2]", "[1", "[1,", "[,1]", "[", "[1]]", "[1]x", "{]"])
+def test_arrays_that_are_broken_are_refused_with_their_place(text: str) -> None:
+    with pytest.raises(InputError, match=r"^a\.json:2:\d+: not valid JSON"):
+        list(read_entries(f"\n{text}", "a.json"))

@@ -14,6 +14,7 @@ import typer
 from rftkit.errors import InputError
 from rftkit.jsontext import parse_json
 from rftkit.safetext import Printable, json_printable, printable
+from rftkit.strictjson import parse_strictly
 
 __all__ = [
     "PLAIN",
@@ -115,9 +116,15 @@ def parse_values(pairs: Pairs | None) -> dict[str, Any]:
 
     def value(text: str) -> Any:
         try:
-            return parse_json(text)
+            parse_json(text)
         except ValueError:
             return text
+        try:
+            return parse_strictly(text)
+        except ValueError as error:
+            if text.lstrip()[:1] not in ("{", "["):
+                return text  # such as NaN, which is no number of JSON
+            raise InputError(f"{text[:80]!r} cannot be used as JSON: {error}") from None
 
     return {name: value(text) for name, text in parse_pairs(pairs).items()}
 

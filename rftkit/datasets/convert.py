@@ -13,27 +13,25 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.datasets.answered import ASSISTANT_KEY, as_supervised, with_reference
 from rftkit.datasets.columns import Columns
+from rftkit.datasets.documents import opened
 from rftkit.datasets.forms import KEYS, row_in
 from rftkit.datasets.linekinds import ANSWERS, KINDS, Item
 from rftkit.datasets.proposals import columns_command, records_of
-from rftkit.datasets.rowfile import Rows, open
+from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.rowlines import NumberedRow
-from rftkit.datasets.unpack import REFUSED, is_document, text_of
+from rftkit.datasets.unpack import REFUSED
 from rftkit.datasets.writing import refuse_existing, write_lines
 from rftkit.errors import InputError, RowError
 from rftkit.examples import form_of
 from rftkit.graders import validate
 from rftkit.rows import parse_object, parse_row
-from rftkit.strictjson import read_documents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +117,7 @@ def convert(
         refuse_existing(target)
     spec = validate(grader) if grader is not None else None
     state = _State(_Turn(to, response_format, spec, keep_keys, columns))
-    with _opened(source) as rows:
+    with opened(source) as rows:
         if columns is not None:
             columns.check(list(dict.fromkeys(k for r in records_of(rows) for k in r)), rows.name)
         lines = state.lines(rows)
@@ -145,29 +143,6 @@ def convert(
 def _advice(rows: Rows) -> str:
     command = columns_command(rows)
     return f"say which columns are the prompt and the answer: {command}" if command else ""
-
-
-@contextmanager
-def _opened(source: str | Path | pd.DataFrame) -> Iterator[Rows]:
-    """Open a source. The objects of a JSON array or of indented JSON count as its lines."""
-    if not isinstance(source, str | Path) or not is_document(path := Path(source).expanduser()):
-        with open(source) as rows:
-            yield rows
-        return
-    values = read_documents(text_of(path), path)
-    with TemporaryDirectory() as folder:
-        lines_path = Path(folder) / "rows.jsonl"
-        entries = (entry for value in values for entry in _entries(value))
-        write_lines(lines_path, (json.dumps(e, ensure_ascii=False).encode() for e in entries))
-        with open(lines_path) as rows:
-            rows.name = str(source)
-            yield rows
-
-
-def _entries(value: Any) -> list[Any]:
-    """The objects of a document: of an array, of a list under the one key of an object, or it."""
-    inner = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else value
-    return inner if isinstance(inner, list) and all(isinstance(e, dict) for e in inner) else [value]
 
 
 class _State:

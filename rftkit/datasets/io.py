@@ -18,8 +18,8 @@ from rftkit.datasets.proposals import command_for, target_for
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.errors import InputError, NotFoundError, RowError, nearest_name
+from rftkit.jsondocuments import read_document
 from rftkit.rows import Row
-from rftkit.strictjson import read_document
 
 if TYPE_CHECKING:
     import pandas as pd

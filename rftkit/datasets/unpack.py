@@ -28,9 +28,9 @@ import msgspec
 from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError, MissingExtraError, RowError
 from rftkit.graders.template import plain_value
-from rftkit.jsontext import parse_json
-from rftkit.rows import BOM
-from rftkit.strictjson import other_form
+from rftkit.jsondocuments import document_form
+from rftkit.jsontext import NestedTooDeeply, parse_json
+from rftkit.strictjson import decoded, other_form, read_value
 from rftkit.wording import counted
 
 __all__ = ["REFUSED", "blocks_of_file", "blocks_of_frame", "is_document", "is_plain", "text_of"]
@@ -88,7 +88,7 @@ def is_document(path: Path) -> bool:
     if table or not path.is_file():
         return False
     with _opened(path, packed) as (content, _):
-        return _document(content.read(FIRST_BLOCK_BYTES)) is not None
+        return document_form(content.read(FIRST_BLOCK_BYTES)) is not None
 
 
 def text_of(path: Path) -> str:
@@ -99,10 +99,7 @@ def text_of(path: Path) -> str:
     """
     with _opened(path, _endings(path)[0]) as (content, _):
         raw = b"".join(iter(lambda: content.read(BLOCK_BYTES), b""))
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not valid UTF-8; save the file as UTF-8") from None
+    return decoded(raw, path)
 
 
 def _reader(path: Path) -> Blocks:
@@ -158,7 +155,7 @@ def _lines(path: Path, packed: str) -> Blocks:
 def _refuse_other_forms(block: bytes, path: Path) -> None:
     """Raise one error for a file that is not JSONL at all, instead of one per line."""
     _refuse_other_files(block, path, "JSONL")
-    found = _document(block)
+    found = document_form(block)
     if found is None:
         return
     target = f"{path.name.split('.')[0] or 'rows'}-rows.jsonl"
@@ -174,34 +171,6 @@ def _refuse_other_files(start: bytes, path: Path, wanted: str) -> None:
         raise RowError("not valid UTF-8 (UTF-16); save the file as UTF-8", path=path, line=1)
     if what := other_form(start):
         raise InputError(f"{path}: not {wanted}: this is {what}")
-
-
-def _document(block: bytes) -> str | None:
-    """Describe a file that begins like this; None when it may be one object per line."""
-    start = block.removeprefix(BOM).lstrip()
-    if start[:1] == b"[" and start[1:].lstrip()[:1] == b"{":
-        return "this is one JSON array"
-    if start.startswith(b"{") and _spans_lines(start):
-        return "this is JSON over several lines"
-    return None
-
-
-def _spans_lines(start: bytes) -> bool:
-    """Whether the first object continues after its first line."""
-    first, _, rest = start.partition(b"\n")
-    text = start.decode("utf-8", "replace")
-    try:
-        parse_json(first)
-    except ValueError:
-        pass
-    else:
-        return False
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        # truncated by the end of the block, or broken: an indented key decides
-        return first.strip() == b"{" and rest.lstrip(b" \t")[:1] == b'"' and rest[:1] in b" \t"
-    return isinstance(value, dict) and "\n" in text[:end]
 
 
 def _whole_lines(file: Any, position: Callable[[], int]) -> Blocks:
@@ -244,14 +213,20 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
         _refuse_other_files(first.encode("utf-8", "surrogateescape"), path, "a table")
         if given := _SEPARATOR.fullmatch(first):
             delimiter, first = given[1], text.readline()
-        records = csv.reader(chain([first], text), delimiter=delimiter or _delimiter(first))
+        lines = chain([first], text, [_END])
+        records = csv.reader(lines, delimiter=delimiter or _delimiter(first))
         names = next(records, [])
+        if names and names[-1].endswith(_END):
+            raise InputError(f"{path}:1: {_UNCLOSED}; it is in the line of names")
         named = [name for name in names if name.strip()]
         if len(set(named)) < len(named):
             raise InputError(f"{path}: two columns have the same name; found {', '.join(named)}")
         yield from _joined(_csv_lines(names, records, skipped=bool(given)), position)
 
 
+_END = "\x1e\x1e"
+"""Comes after the last line of a table: where it is in a cell, a quotation mark was not closed."""
+_UNCLOSED = "a quotation mark opens a cell and is never closed"
 _SEPARATOR = re.compile(r"sep=(.)\r?\n")
 """The first line of a table that Excel wrote for itself."""
 
@@ -270,6 +245,12 @@ def _csv_lines(names: list[str], records: Any, *, skipped: int = 0) -> Iterator[
     line = records.line_num
     yield b"\n" * (line + skipped)
     for cells in records:
+        if cells == [_END]:
+            return
+        if cells and cells[-1].endswith(_END):
+            later = counted(records.line_num - line - 2, "line")
+            yield _refusal(f"{_UNCLOSED}, so that the {later} after this one cannot be read")
+            return
         yield _csv_line(names, cells) + b"\n" * (records.line_num - line - 1)
         line = records.line_num
 
@@ -354,7 +335,10 @@ def _pyarrow() -> Any:
 def _line(record: Mapping[Any, Any]) -> bytes:
     is_preference = "preferred_output" in record or "preferred_completion" in record
     in_json = PREFERENCE_COLUMNS if is_preference else JSON_COLUMNS
-    values = {str(key): _cell(key, value, in_json) for key, value in record.items()}
+    try:
+        values = {str(key): _cell(key, value, in_json) for key, value in record.items()}
+    except _FlawedCell as error:
+        return _refusal(str(error))
     try:
         return bytes(_encode(values)) + b"\n"
     except UnicodeEncodeError:  # not UTF-8: written unchanged, and refused when read
@@ -373,12 +357,22 @@ def _unchanged(text: str) -> bytes:
 
 
 def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
-    if key in in_json and isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return parse_json(value)
-        except ValueError:
-            return value
-    return value
+    if key not in in_json or not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        found = parse_json(value)
+    except NestedTooDeeply as error:
+        raise _FlawedCell(f"the cell `{key}`: {error}") from None
+    except ValueError:
+        return value
+    try:
+        return read_value(value.encode(), lambda why: _FlawedCell(f"the cell `{key}` is {why}"))
+    except UnicodeEncodeError:  # of a file that is not UTF-8, which its line will say
+        return found
+
+
+class _FlawedCell(Exception):
+    """A cell has JSON on which readers do not agree."""
 
 
 _encode = msgspec.json.Encoder(enc_hook=plain_value).encode

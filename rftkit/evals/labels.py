@@ -22,8 +22,8 @@ from rftkit.evals.answers import Answer
 from rftkit.evals.local_runs import ungraded_run
 from rftkit.evals.samples import Samples, row_key
 from rftkit.graders import given_sample
-from rftkit.rows import Row, parse_object
-from rftkit.strictjson import lines_of, read_text
+from rftkit.rows import Row, objects_in
+from rftkit.strictjson import read_text
 from rftkit.wording import first_problem
 
 __all__ = ["as_grades", "has_answers", "labelled_answers", "read_labels"]
@@ -43,8 +43,7 @@ def read_labels(path: str | Path) -> list[Label]:
         InputError: a line is not a label.
     """
     file, found = Path(path), []
-    for number_, line in lines_of(read_text(file)) if file.is_file() else ():
-        value = parse_object(line, line=number_, path=path)
+    for number_, value in objects_in(read_text(file), path) if file.is_file() else ():
         try:
             found.append(_LABEL.validate_json(json.dumps(value)))
         except ValidationError as error:
@@ -122,8 +121,7 @@ def _objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"there is no file {file}")
-    for number, line in lines_of(read_text(file)):
-        yield number, parse_object(line, line=number, path=path)
+    yield from objects_in(read_text(file), path)
 
 
 def _item(value: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rftkit.errors import InputError
 from rftkit.graders.relative import needs_group
 from rftkit.graders.types import parts, spec_type
-from rftkit.jsontext import parse_json
+from rftkit.strictjson import parse_strictly
 from rftkit.wording import counted, first_problem
 
 __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
@@ -131,7 +131,7 @@ def read_calibration(content: str | bytes, where: str) -> Calibration:
         )
 
     try:
-        found = parse_json(content)
+        found = parse_strictly(content if isinstance(content, str) else content.decode())
     except ValueError as error:
         raise fail(error) from None
     if not isinstance(found, dict) or found.pop("object", None) != "rftkit.calibration":

@@ -26,7 +26,9 @@ from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
 from rftkit.graders.rubric import criterion_columns
 from rftkit.growing import append_json, json_values
-from rftkit.rows import BOM, parse_object
+from rftkit.jsondocuments import document_form
+from rftkit.rows import BOM, objects_in, parse_object
+from rftkit.strictjson import decoded
 from rftkit.wholefile import check_output
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["grade_many", "read_pairs", "to_frame"]
 
 Pair = tuple[Sample, Any]
+
+TABLES = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet"}
+"""Ending of a table -> the function of pandas that reads it, packed or not."""
+FIRST_BYTES = 1 << 17  # of a file, which show its form
 
 
 def grade_many(
@@ -215,11 +221,20 @@ def _check_texts(rows: Sequence[Mapping[str, Any]], answer: str) -> None:
 def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
     if not path.exists():
         raise InputError(f"there is no file {path}")
-    if (ending := path.suffix.lower()) in (".csv", ".tsv", ".parquet"):
-        reader = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet"}[ending]
+    ending, name = path.suffix.lower(), path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    if (reader := TABLES.get(Path(name).suffix)) is not None:
         raise InputError(f"{path} is a table: pass pandas.{reader}({str(path)!r}), or rftkit grade")
-    with gzip.open(path, "rb") if ending == ".gz" else path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    if ending == ".zst":
+        raise InputError(
+            f"{path} is packed with zstd: pass rftkit.datasets.read_samples({str(path)!r})"
+        )
+    with gzip.open(path, "rb") if ending == ".gz" else path.open("rb") as file:
+        form = document_form(file.read(FIRST_BYTES))
+        file.seek(0)
+        if form is not None:
+            yield from objects_in(decoded(file.read(), path), path)
+            return
+        for number, line in enumerate(file, start=1):
             raw = line.removeprefix(BOM) if number == 1 else line
             if raw.strip():
                 yield number, parse_object(raw, line=number, path=path)

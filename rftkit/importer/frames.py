@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rftkit.errors import NotFoundError
+from rftkit.errors import InputError, NotFoundError
 from rftkit.hyperparameters import HYPERPARAMETERS
 from rftkit.importer.dump import safe_name, saved_dump
 from rftkit.jsontext import parse_json
@@ -101,13 +101,17 @@ class OpenDump:
 
         Raises:
             NotFoundError: it is not in the dump.
+            InputError: it is no table.
         """
         import pandas as pd
 
         text = self.read_result_file(job_id)
         if text is None:
             raise NotFoundError(f"the dump holds no result file of {job_id}")
-        return pd.read_csv(io.StringIO(text))
+        try:
+            return pd.read_csv(io.StringIO(text))
+        except ValueError as error:  # pandas's own are among them
+            raise InputError(f"the result file of {job_id} cannot be read: {error}") from None
 
     def models(self) -> pd.DataFrame:
         """One row per model, the first to go off first: its date, its job, its base's date."""
@@ -255,7 +259,7 @@ def _item_rows(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def csv_text(content: bytes) -> str:
     """The text of a result file, decoded if it came as base64."""
-    if b"," not in content:  # no comma is in base64's alphabet, and every result file has one
+    if not set(b",\t") & set(content):  # neither is in base64's alphabet, and tables have one
         with contextlib.suppress(binascii.Error):
             content = base64.b64decode(b"".join(content.split()), validate=True)
     return content.decode("utf-8-sig", "replace")

@@ -10,11 +10,13 @@ objects of the API.
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rftkit.errors import InputError
 from rftkit.importer import inspect_logs, promptfoo
@@ -22,11 +24,14 @@ from rftkit.importer.foreign import ForeignEval, units_of
 from rftkit.importer.frames import csv_text
 from rftkit.importer.ledger import JOURNAL, MANIFEST
 from rftkit.importer.units import KINDS, DumpSource, Kind, LeftOut, Unit
-from rftkit.strictjson import lines_of, read_documents, read_lines, read_text
+from rftkit.jsondocuments import read_documents
+from rftkit.strictjson import decoded, lines_of, read_lines
 
 __all__ = ["LooseSource", "source_of"]
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".eval", ".yaml", ".yml")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".eval", ".yaml", ".yml")
+"""In any case; the API's objects and tables may be packed with gzip: `.jsonl.gz`."""
+TABLES = (".csv", ".tsv")
 CONFIGS = (".yaml", ".yml")
 OBJECTS = {
     "file": "file",
@@ -105,12 +110,12 @@ class LooseSource:
         """Everything, files first, then evals, their runs, and jobs; last, what is not whole."""
         loose: list[tuple[str, Json, Path]] = []
         for path in self._paths:
-            if path.suffix.lower() != ".csv" and not self._take_foreign(path):
+            if _form(path) not in TABLES and not self._take_foreign(path):
                 loose += self._sorted_in(path)
         for kind, part, path in loose:
             self._give(kind, part, path)
         for path in self._paths:
-            if path.suffix.lower() == ".csv":
+            if _form(path) in TABLES:
                 self._take_table(path)
         for kind in KINDS:
             for wire, path in self._objects[kind].values():
@@ -189,8 +194,8 @@ class LooseSource:
 
     def _take_table(self, path: Path) -> None:
         """A result file: for the job it belongs to, or for one that is made of it."""
-        content = path.read_bytes()
         try:
+            content = _content(path)
             events = _metric_events(csv_text(content))
         except (ValueError, KeyError, csv.Error) as error:
             self._leave(str(path), f"it is no result file with a column `step`: {error}")
@@ -220,7 +225,7 @@ class LooseSource:
             if content is None:
                 return LeftOut(f"file {object_id}", f"there is no {wire.get('filename')} beside it")
             self._contents.add(str(content))
-            return Unit(kind, object_id, wire, content=lambda: content.open("rb"))
+            return Unit(kind, object_id, wire, content=lambda: _opened(content))
         part = "event" if kind == "job" else "output_item"
         parts = list(self._parts.get((part, object_id), {}).values())
         parts.sort(key=lambda part: part.get("created_at") or 0)
@@ -232,7 +237,7 @@ class LooseSource:
         return Unit(kind, object_id, wire, lambda: map(_line, parts), kept)
 
     def _content(self, wire: Json, path: Path) -> Path | None:
-        if path.suffix.lower() == ".csv":
+        if _form(path) in TABLES:
             return path
         names = {Path(str(wire.get("filename"))).name, wire["id"]}
         beside = sorted(each for each in path.parent.iterdir() if each.is_file() and each != path)
@@ -244,9 +249,35 @@ class LooseSource:
         self._left_out.append(LeftOut(what, reason))
 
 
+def _form(path: Path) -> str:
+    """The ending that says what a file holds; that of a packed one is before the `.gz`."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A file as it is; a packed table unpacked, as the service had it."""
+    is_packed = path.suffix.lower() == ".gz" and _form(path) in TABLES
+    return gzip.open(path) if is_packed else path.open("rb")  # type: ignore[return-value]
+
+
+def _content(path: Path) -> bytes:
+    """The unpacked content of a file.
+
+    Raises:
+        ValueError: it is damaged, or cannot be read.
+    """
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            return file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"it cannot be unpacked: {error}") from None
+    except OSError as error:
+        raise ValueError(f"{error.strerror or error}") from None
+
+
 def _is_wanted(path: Path, *, given: bool) -> bool:
     """Whether to read a file; of a folder's YAML files only those called promptfoo something."""
-    suffix = path.suffix.lower()
+    suffix = _form(path)
     is_config = given or "promptfoo" in path.name.lower()
     return suffix in SUFFIXES and (suffix not in CONFIGS or is_config)
 
@@ -282,7 +313,7 @@ def _foreign_eval(path: Path) -> ForeignEval | None:
 
 def _objects_in(path: Path) -> Iterator[Json]:
     """Every object in a file: alone, in an array, in a page of a list, or one a line."""
-    text = read_text(path)
+    text = decoded(_content(path), path)
     values = read_lines([line.encode() for _, line in lines_of(text)])
     if values is None:  # not one value a line, or a doubtful one
         values = read_documents(text, path)
@@ -351,7 +382,7 @@ def _file_of(file_id: str, path: Path, content: bytes) -> Json:
         "bytes": len(content),
         "created_at": 0,
         "expires_at": None,
-        "filename": path.name,
+        "filename": path.stem if path.suffix.lower() == ".gz" else path.name,
         "purpose": "fine-tune-results",
         "status": "processed",
         "status_details": None,

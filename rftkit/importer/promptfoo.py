@@ -27,6 +27,7 @@ from rftkit.importer.foreign import (
 )
 from rftkit.importer.promptfoo_graders import MORE, grader_of
 from rftkit.jsontext import parse_json
+from rftkit.yamltext import parse_yaml
 
 __all__ = ["eval_of_config", "eval_of_results", "is_config", "is_results", "read_config"]
 
@@ -35,8 +36,6 @@ Json = dict[str, Any]
 ERROR = 2
 """`failureReason` of a result whose answer could not be had; 1 is a failed assertion."""
 MAX_CONFIG_BYTES = 10 << 20
-MAX_VALUES = 200_000
-"""Values of a config, aliases written out: a few lines of YAML can stand for more than memory."""
 FINISH = {"stop", "length", "content_filter", "tool_calls"}
 
 
@@ -70,28 +69,10 @@ def read_config(path: Path) -> Any:
     Raises:
         ValueError: it is no YAML of plain values, or too large.
     """
-    import yaml
-
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"it is larger than {MAX_CONFIG_BYTES >> 20} MB")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-    _check_size(found)
+    found = parse_yaml(path.read_text(encoding="utf-8"))
     return parse_json(json.dumps(found, default=str, skipkeys=True))
-
-
-def _check_size(value: Any) -> None:
-    count, stack = 0, [(value, 0)]
-    while stack:
-        each, depth = stack.pop()
-        count += 1
-        if count > MAX_VALUES or depth > 50:
-            raise ValueError("it holds more values, or deeper ones, than a config can need")
-        inner = [*each, *each.values()] if isinstance(each, dict) else each
-        if isinstance(inner, list):
-            stack += [(part, depth + 1) for part in inner]
 
 
 def eval_of_results(value: Json, name: str) -> ForeignEval:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -257,34 +258,53 @@ def events_from_csv(text: str) -> list[Event]:
     """Metric events made of a job's result file (`job.result_files[0]`), for the frames above.
 
     Raises:
-        InputError: a record has more cells than the header has names.
+        InputError: a record has more cells than the header has names, or a cell is no number.
     """
     events: list[Event] = []
-    for number, row in enumerate(csv.DictReader(io.StringIO(text)), start=1):
-        if None in row:
-            raise InputError(f"record {number} has more cells than the header has names")
-        events.append({"type": "metrics", "data": _data_from_csv_row(row)})
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    records = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = records.fieldnames or []
+        if len(set(names)) < len(names):
+            raise InputError(f"two columns have the same name; found {', '.join(names)}")
+        for number, row in enumerate(records, start=1):
+            if None in row:
+                raise InputError(f"record {number} has more cells than the header has names")
+            events.append({"type": "metrics", "data": _data_from_csv_row(row, number)})
+    except csv.Error as error:
+        raise InputError(f"record {len(events) + 1}: {error}") from None
     return events
 
 
-def _data_from_csv_row(row: dict[str, str]) -> dict[str, Any]:
+def _data_from_csv_row(row: dict[str, str], number: int) -> dict[str, Any]:
     data: dict[str, Any] = {}
     graders: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for column, cell in row.items():
-        if not cell:
+    for column, text in row.items():
+        if (cell := _cell(text, column, number)) is None:
             continue
         family, *path = column.split("/")
         if path[:1] == ["graders"] and len(path) >= 4:
             kind, name = path[1], "/".join(path[2:-1]).removesuffix("/errors")
             grader = graders.setdefault((family, kind, name), {"name": name, "type": kind})
-            grader[path[-1]] = float(cell)
+            grader[path[-1]] = cell
         elif path:
-            data.setdefault(family, {})["/".join(path)] = float(cell)
+            data.setdefault(family, {})["/".join(path)] = cell
         else:
-            data[column] = int(float(cell)) if column in ("step", "total_steps") else float(cell)
+            data[column] = int(cell) if column in ("step", "total_steps") else cell
     for (family, _, _), grader in graders.items():
         data.setdefault(family, {}).setdefault("graders", []).append(grader)
     return data
+
+
+def _cell(text: str | None, column: str, number: int) -> float | None:
+    """The number in a cell; None if it is empty. NaN and infinity report nothing either."""
+    try:
+        value = float(text) if text and text.strip() else math.nan
+    except ValueError:
+        raise InputError(
+            f"record {number}: `{column}` must be a number, found {text!r:.80}"
+        ) from None
+    return value if math.isfinite(value) else None
 
 
 def _steps(events: Iterable[Event]) -> Iterator[tuple[int, dict[str, Any]]]:

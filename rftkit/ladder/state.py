@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
-from rftkit.strictjson import read_document
+from rftkit.jsondocuments import read_document
 from rftkit.wholefile import write_whole
 
 __all__ = ["RungState", "State", "read_state"]

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.yamltext import parse_yaml
 
 __all__ = ["MAX_RUNS", "Grid", "read_grid"]
 
@@ -56,16 +57,14 @@ def read_grid(grid: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def _loaded(path: Path) -> Any:
-    import yaml
-
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _grid(content: Any, name: str) -> Grid:

@@ -16,6 +16,7 @@ from typing import Any, Literal, Optional, Union
 
 from rftkit.errors import ReportError
 from rftkit.jsontext import parse_json
+from rftkit.strictjson import flaw_in
 
 __all__ = ["Parameter", "checked", "declared", "default_files", "from_text"]
 
@@ -202,6 +203,9 @@ def _read(parameter: Parameter, words: str) -> Any:
     if parameter.kind is not Any and _fits(parameter.kind, words):
         return words
     try:
-        return parse_json(words.lower() if words in ("True", "False") else words)
+        value = parse_json(words.lower() if words in ("True", "False") else words)
     except ValueError:
         return words
+    if isinstance(value, dict | list) and (flaw := flaw_in(words)):
+        raise ReportError(f"parameter {parameter.name!r} cannot be used as JSON: {flaw[1]}")
+    return value

@@ -19,6 +19,7 @@ from rftkit.errors import InputError
 from rftkit.graders.template import Path
 from rftkit.graders.types import Relative, Rubric, StringCheck, TextSimilarity
 from rftkit.jsontext import parse_json
+from rftkit.strictjson import parse_strictly
 from rftkit.views.markup import html, join
 from rftkit.views.rows import REFUSED
 from rftkit.widgets.criteriaform import CriteriaForm
@@ -195,7 +196,7 @@ class GraderForm:
         before = self._chosen().get(name)
         if not isinstance(before, str | type(None)) and isinstance(value, str):
             try:
-                value = parse_json(value)
+                value = parse_strictly(value)
             except ValueError as error:
                 raise InputError(f"{name} is not valid JSON: {error}") from None
         if value == "" and name in OPTIONAL:

@@ -22,7 +22,7 @@ from traitlets import Dict, Enum, Int, List, Unicode
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders import Audit, Sample, validate, variables
 from rftkit.graders.tracing import render_all
-from rftkit.jsontext import parse_json
+from rftkit.strictjson import parse_strictly
 from rftkit.views.grading import audited, failure, grade_in_full, grades, spec_problem
 from rftkit.views.markup import Html, copyable, join, note, wrap
 from rftkit.views.source import spec as spec_view
@@ -562,11 +562,13 @@ def _dumps(spec: Mapping[str, Any]) -> str:
 
 def _parse(words: str) -> dict[str, Any]:
     try:
-        value = parse_json(words)
+        value = parse_strictly(words)
     except json.JSONDecodeError as error:
         raise GraderSpecError(
             f"line {error.lineno} of the JSON, column {error.colno}: {error.msg}"
         ) from None
+    except ValueError as error:
+        raise GraderSpecError(f"the JSON cannot be used: {error}") from None
     if not isinstance(value, dict):
         raise GraderSpecError('a grader is one JSON object, such as {"type": "string_check", …}')
     return value

@@ -22,7 +22,7 @@ from rftkit.errors import InputError
 from rftkit.graders import judges
 from rftkit.hyperparameters import EVERY, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
-from rftkit.jsontext import parse_json
+from rftkit.strictjson import parse_strictly
 from rftkit.tools import mask_tools
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, copyable, html, join, wrap
@@ -536,7 +536,7 @@ class JobLauncher(Panel):
     def _read_json(self, name: str) -> None:
         typed = self._json[name].value.strip()
         try:
-            value = parse_json(typed) if typed else None
+            value = parse_strictly(typed) if typed else None
         except ValueError as error:
             raise InputError(f"{name} is not JSON: {error}") from None
         if name == "tools":

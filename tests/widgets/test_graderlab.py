@@ -182,6 +182,7 @@ def test_a_row_without_a_reference_is_not_graded() -> None:
     [
         ('{\n "type": oops\n}', "line 2 of the JSON", "▶   2"),
         ("[]", "one JSON object", None),
+        ('{"type": "python", "type": "multi"}', "the key 'type' appears twice", None),
         ('{"type": "string_chek"}', "must be one of string_check", None),
         (
             json.dumps(python("def grade(sample, item):\n    retrun 1")),

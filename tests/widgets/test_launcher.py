@@ -132,6 +132,8 @@ def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
     assert (panel.seed, panel.metadata) == (7, {"lora_rank": "8", "kl_coef": "0.01"})
     panel._json["grader"].value = json.dumps(GRADER)
     assert panel.grader == GRADER
+    panel._json["grader"].value = '{"type": "python", "type": "multi"}'
+    assert "the key 'type' appears twice" in panel.error
     panel._json["grader"].value = "{"
     assert "grader is not JSON" in panel.error
     panel.set(dataset="tiny_copy")

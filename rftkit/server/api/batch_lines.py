@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.jsontext import parse_json
+from rftkit.strictjson import read_value
 
 __all__ = ["MAX_BYTES", "MAX_REQUESTS", "Line", "mistakes", "read_lines"]
 
@@ -78,13 +79,13 @@ def _filled(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _parsed(text: bytes, number: int) -> tuple[Json | None, Json]:
+    message = "This line is not parseable as valid JSON."
     try:
-        given = parse_json(text)
-    except ValueError:
-        given = None
+        given = read_value(text, ValueError)
+    except ValueError as error:
+        given, message = None, f"{message[:-1]}: {error}."
     if isinstance(given, dict):
         return None, given
-    message = "This line is not parseable as valid JSON."
     return _mistake("invalid_json_line", number, message, None), {}
 
 

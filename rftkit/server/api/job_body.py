@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
 from rftkit.integrations import check_integrations
-from rftkit.jsontext import parse_json
 from rftkit.server.api.branches import check_branch, parent_of
 from rftkit.server.api.calibrated import check_calibration
 from rftkit.server.api.files import live_file
@@ -26,6 +25,7 @@ from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
 from rftkit.server.store.store import new_id, now
+from rftkit.strictjson import parse_strictly
 from rftkit.tools import check_tools
 
 MethodType = Literal["supervised", "dpo", "reinforcement"]
@@ -359,10 +359,9 @@ def _named(platform: Platform, key: str, text: str) -> Any:
     param = f"metadata.{key}"
     if not text.lstrip().startswith("{"):
         _check_file(platform, text, param)
-        text = platform.store.whole_file(text).read_text(encoding="utf-8", errors="replace")
-
+        text = platform.store.whole_file(text).read_text(encoding="utf-8-sig", errors="replace")
     try:
-        return parse_json(text)
+        return parse_strictly(text)
     except ValueError as error:
         raise RequestError(
             f"metadata `{key}` is not valid JSON: {error}; give JSON, or the id of a file with it",

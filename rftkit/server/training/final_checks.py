@@ -20,10 +20,10 @@ from rftkit import graders
 from rftkit.errors import PlatformError, RftkitError
 from rftkit.graders.engine import param_of
 from rftkit.graders.relative import refuse_single
-from rftkit.jsontext import parse_json
 from rftkit.rows import read_rows
 from rftkit.server.training import metrics, sampling
 from rftkit.server.training.context import AnyRun, Check, Stopped
+from rftkit.strictjson import parse_strictly
 
 __all__ = ["read_checks", "run_checks"]
 
@@ -42,7 +42,7 @@ def read_checks(home: Path) -> list[Check]:
     if not path.is_file():
         return []
     try:
-        given = parse_json(path.read_bytes())
+        given = parse_strictly(path.read_text(encoding="utf-8-sig"))
         return [_check(home, category, spec) for category, spec in given.items()]
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RftkitError) as error:
         raise PlatformError(

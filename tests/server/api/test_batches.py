@@ -154,6 +154,8 @@ def test_a_batch_of_failures_has_no_output_file(served: Served) -> None:
 MISTAKES: list[tuple[Any, str, str | None]] = [
     ("{", "invalid_json_line", None),
     ("[1]", "invalid_json_line", None),
+    ('{"custom_id": "a", "custom_id": "b"}', "invalid_json_line", None),
+    ('{"custom_id": "a", "body": {"temperature": NaN}}', "invalid_json_line", None),
     ({"method": "POST", "url": CHATS, "body": {}}, "missing_required_parameter", "custom_id"),
     (line(9, custom_id=3), "invalid_type", "custom_id"),
     (line(9, method="GET"), "invalid_method", "method"),
