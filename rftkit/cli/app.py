@@ -29,8 +29,8 @@ from rftkit.cli.ladder import ladder as ladder_command
 from rftkit.cli.models import models_app
 from rftkit.cli.prompt import prompt_app
 from rftkit.cli.reports import PARAMETER, ParameterCommand, report
+from rftkit.cli.troubles import message_of
 from rftkit.errors import InputError, MissingExtraError, RftkitError
-from rftkit.jsontext import NestedTooDeeply
 from rftkit.safetext import redacted
 
 __all__ = ["app", "main"]
@@ -233,9 +233,13 @@ def grade(
 
     spec = datasets.read_json(grader)
     answer_format = datasets.read_json(response_format) if response_format else None
-    pairs = datasets.read_samples(data, response_format=answer_format)
-    with compile_grader(spec, complete=judge_call(), embed=embedding_call()) as compiled:
-        grades = compiled.grade_many(pairs)
+    # Every line is checked before the first is graded, and none stays in memory.
+    checked = datasets.each_sample(data, response_format=answer_format)
+    num_cut = sum(sample.truncated for sample, _ in checked)
+    with compile_grader(
+        spec, purpose="eval", complete=judge_call(), embed=embedding_call()
+    ) as compiled:
+        grades = compiled.grade_many(datasets.each_sample(data, response_format=answer_format))
     if as_json:
         print_json([asdict(each) for each in grades])
     else:
@@ -249,7 +253,8 @@ def grade(
             }
             for number, each in enumerate(grades, 1)
         ]
-        print(f"{table(lines)}\n\nmeans\n{table([evals.score(grades)])}")
+        means = evals.score(grades) | {"cut off": num_cut}
+        print(f"{table(lines)}\n\nmeans\n{table([means])}")
     raise typer.Exit(any(each.outcome == "failed" for each in grades))
 
 
@@ -341,28 +346,9 @@ def main() -> None:
     except Exception as error:
         from rftkit.client import api_message
 
-        if (message := api_message(error) or _message_of(error)) is None:
+        if (message := api_message(error) or message_of(error)) is None:
             raise
         _fail(message, 1)
-
-
-def _message_of(error: Exception) -> str | None:
-    """The message for an error of the machine or of a file; None for a bug in rftkit."""
-    if isinstance(error, BrokenPipeError):  # the reader of our output is gone, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
-        return f"a link leads to itself ({error})"
-    if isinstance(error, RecursionError | NestedTooDeeply):
-        return "the input is nested too deeply"
-    if isinstance(error, MemoryError):
-        return "there is not enough memory for this command"
-    if isinstance(error, UnicodeDecodeError):
-        return "an input file is not UTF-8; save it as UTF-8"
-    return None
 
 
 def _say(text: str, to_stderr: bool) -> None:

@@ -41,6 +41,8 @@ class ExportFormat(StrEnum):
 
 BASES = "bases.json"
 """In RFTKIT_HOME: name → folder; the platform reads it whenever it looks a base model up."""
+BUNDLED = ("smollm2-135m-instruct", "rftkit-tiny")
+"""Names that the platform looks up before it reads that list."""
 SUMS = "bases.sums.json"
 """Beside it: name → {folder, files}, what the platform compares when it loads the model."""
 
@@ -189,6 +191,11 @@ def add_model(
     if ":" in base_name or not base_name.strip():
         raise InputError(
             f"a base model cannot be named {base_name!r}; choose another name with --name"
+        )
+    if base_name in BUNDLED:
+        raise InputError(
+            f"{base_name} is a model that comes with rftkit, and the folder would never be used; "
+            "choose another name with --name"
         )
     place = str(folder.resolve())
     bases = {**_read(BASES), base_name: place}

@@ -7,10 +7,10 @@ make        convert, to RFT rows or supervised rows (Columns: of a table) · pre
             split · sample · write_prompted
 send        upload
 find        load: rows, grader and response format of a folder, file or name · bundled
-files       read_json · read_tools · read_samples
+files       read_json · read_tools · read_samples · each_sample
 """
 
-from rftkit.datasets.answers import read_samples
+from rftkit.datasets.answers import each_sample, read_samples
 from rftkit.datasets.check import check
 from rftkit.datasets.columns import Columns
 from rftkit.datasets.convert import Conversion, convert
@@ -59,6 +59,7 @@ __all__ = [
     "convert",
     "draft_format",
     "draft_grader",
+    "each_sample",
     "groups_of_rollouts",
     "groups_of_samples",
     "load",

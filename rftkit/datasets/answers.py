@@ -5,25 +5,36 @@ Not here: getting answers from a model (`rftkit.evals`), and grading them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rftkit.datasets.documents import opened
 from rftkit.datasets.io import existing
-from rftkit.datasets.rowfile import open
 from rftkit.datasets.rowlines import NumberedRow
 from rftkit.datasets.unpack import REFUSED
 from rftkit.errors import InputError, RowError
 from rftkit.graders import Sample, given_sample, reference_answer
 from rftkit.rows import parse_object
 
-__all__ = ["read_samples"]
+__all__ = ["each_sample", "read_samples"]
 
 
 def read_samples(
     path: str | Path, *, response_format: Mapping[str, Any] | None = None
 ) -> list[tuple[Sample, dict[str, Any]]]:
-    """Read answers with their rows, ready for `grade_many`, from any form that `open` takes.
+    """Read answers with their rows into memory, ready for `grade_many`; see `each_sample`.
+
+    Raises:
+        RowError: At the first line that has no answer, with file and line.
+    """
+    return list(each_sample(path, response_format=response_format))
+
+
+def each_sample(
+    path: str | Path, *, response_format: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Sample, dict[str, Any]]]:
+    """Yield answers with their rows, one at a time, from any form that `open` takes.
 
     A line is `{"item": {…}, "sample": "the answer"}`, as in eval files, where `sample` may also be
     an object with `output_text`; or it is flat, with the answer as `output_text`; or it is a
@@ -32,8 +43,9 @@ def read_samples(
     Raises:
         RowError: At the first line that is none of these, with file and line.
     """
-    with open(existing(path)) as rows:
-        return [_pair(each, rows.name, response_format) for each in rows]
+    with opened(existing(path)) as rows:
+        for each in rows:
+            yield _pair(each, rows.name, response_format)
 
 
 def _pair(

@@ -9,6 +9,7 @@ Lines are copied unchanged.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ __all__ = ["SHARES", "Split", "sample", "split"]
 SHARES: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
 _LEFT = ""  # the rows in no part
 AT_ONCE = 5000  # texts whose signatures are made at once
+MAX_VALUE = 200  # letters of a value that is kept for each row; of a longer one its digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ def _value(rows: Rows, each: NumberedRow, key: str) -> str:
     if key not in each.row.item:
         keys = ", ".join(sorted(each.row.item))
         raise InputError(f"{rows.name}:{each.line}: the row has no key {key!r}; its keys: {keys}")
-    return json.dumps(each.row.item[key], sort_keys=True)
+    value = json.dumps(each.row.item[key], sort_keys=True)
+    return value if len(value) <= MAX_VALUE else hashlib.sha256(value.encode()).hexdigest()
 
 
 def _units(kept: list[_Row], rows: Rows, near_duplicates: bool) -> list[list[int]]:

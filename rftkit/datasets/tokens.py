@@ -11,6 +11,7 @@ counted, and its figures have an interval.
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -277,22 +278,37 @@ def _text(content: Any) -> str:
 
 
 def _folder(model: str) -> Path | None:
-    """Find a model's files: added with `models add`, a folder, or converted by the platform."""
+    """Find a model's files by the names that the platform knows, or a folder of that name.
+
+    The platform's names are those of the models that it converted, of those added with `models
+    add`, and of the model of its Tinker server. Its folders are relative to the home.
+    """
     base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
-    places = [Path(added)] if (added := _added().get(base)) else []
+    home = settings.home()
+    places: list[Path] = []
+    if Path(base).name == base:
+        places += sorted((home / "models").glob(f"{glob.escape(base)}-v*"), reverse=True)
+    if isinstance(added := _kept("bases.json").get(base), str):
+        places.append(home / added)
+    if (remote := _kept("tinker.json")).get("model") and _tinker_name(remote) == base:
+        places.append(home / str(remote.get("tokenizer")))
     places.append(Path(base).expanduser())
-    if not places[-1].is_absolute():
-        places += sorted((settings.home() / "models").glob(f"{base}-v*"), reverse=True)
     return next((each for each in places if (each / "config.json").is_file()), None)
 
 
-def _added() -> dict[str, Any]:
-    """Return name -> folder of the models added to the platform."""
+def _kept(name: str) -> dict[str, Any]:
+    """Return the object in a file of the home; empty if there is none."""
     try:
-        found = parse_json((settings.home() / "bases.json").read_bytes())
+        found = parse_json((settings.home() / name).read_bytes())
     except (OSError, ValueError):
         return {}
-    return {name: str(where) for name, where in found.items()} if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _tinker_name(remote: Mapping[str, Any]) -> str:
+    """Return what the platform calls the model: of a folder the last part."""
+    model = str(remote["model"])
+    return Path(model).name if model.startswith(("/", ".")) else model
 
 
 def _context(folder: Path) -> int | None:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from conftest import GRADER, ROW, Served
 
 from rftkit import client
 from rftkit.cli import app as cli
+from rftkit.cli import troubles
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cli_help.txt"
 COMMANDS = (
@@ -318,6 +320,9 @@ def test_output_in_any_encoding(encoding: str, files: Path) -> None:
         (RecursionError(), "nested too deeply"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "is not UTF-8"),
         (MemoryError(), "not enough memory"),
+        (OSError(28, "No space left on device", "/x/y"), "the disk that holds /x/y is full"),
+        (OSError(28, "No space left on device"), "the disk that holds the output is full"),
+        (OSError(24, "Too many open files"), "raise the limit with `ulimit -n 4096`"),
     ],
 )
 def test_errors_of_the_machine_are_one_line(
@@ -331,3 +336,59 @@ def test_errors_of_the_machine_are_one_line(
     assert done.status == 1
     assert words in done.err
     assert done.err.count("\n") == 1
+
+
+def test_the_disk_that_is_full_is_named(
+    run: Run, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A JSON array is converted by way of TMPDIR, and an error of writing does not name a disk."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rftkit.datasets.documents.write_lines", full)
+    monkeypatch.setattr(troubles, "has_no_room", lambda place: place == Path(tempfile.gettempdir()))
+    (files / "rows.json").write_text('[{"prompt": "hi", "answer": "x"}]')
+    done = run("dataset", "convert", files / "rows.json", files / "out.jsonl")
+    assert done.status == 1
+    assert f"the disk of temporary files (TMPDIR) ({tempfile.gettempdir()}) is full" in done.err
+    assert not (files / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["rftkit-tiny", "smollm2-135m-instruct"])
+def test_a_name_that_comes_with_rftkit_cannot_be_taken(run: Run, tmp_path: Path, name: str) -> None:
+    """The platform would go on to use its own model, whatever the folder holds."""
+    from rftkit.server.engine.models import BUNDLED
+
+    assert name in BUNDLED
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    done = run("models", "add", folder)
+    assert done.status == 2
+    assert f"{name} is a model that comes with rftkit" in done.err
+
+
+def test_cut_off_answers_are_counted_apart(run: Run, files: Path) -> None:
+    cut = {"choices": [{"message": {"content": "hi"}, "finish_reason": "length"}]}
+    rows = [{"item": {"answer": "hi"}, "sample": each} for each in (cut, "hi", "no")]
+    (files / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("grade", files / "grader.json", files / "a.jsonl")
+    assert done.status == 0
+    head, values = done.out.rstrip().split("\n")[-2:]
+    assert head.split() == ["reward", "unscorable", "failed", "cut", "off"]
+    assert values.split() == ["0.667", "0", "0", "1"]
+
+
+def test_a_line_that_cannot_be_read_is_named_before_anything_is_graded(
+    run: Run, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RFTKIT_UNCONFINED_GRADERS", "1")
+    seen = tmp_path / "seen"
+    source = f"def grade(sample, item):\n    open({str(seen)!r}, 'a').write('x')\n    return 1.0\n"
+    (files / "g.json").write_text(json.dumps({"type": "python", "name": "g", "source": source}))
+    (files / "a.jsonl").write_text('{"output_text": "a"}\n' * 3 + '{"output_text": "b", }\n')
+    done = run("grade", files / "g.json", files / "a.jsonl")
+    assert done.status == 2
+    assert "a.jsonl:4" in done.err
+    assert not seen.exists()

@@ -153,6 +153,37 @@ def test_tokens_are_counted_with_the_model_s_own_template(tiny: str, tmp_path: P
     assert "256 of 300 tokens" in too_long.message
 
 
+def test_a_model_is_found_by_every_name_that_the_platform_knows_it_by(
+    tiny: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home / "models" / f"{tiny}-v1"
+    (home / "bases.json").write_text(json.dumps({"added": str(folder), "near": "models/words-v1"}))
+    remote = {"url": "http://x", "model": "/srv/far/away", "tokenizer": str(folder)}
+    (home / "tinker.json").write_text(json.dumps(remote))
+    monkeypatch.chdir(tmp_path)
+    names = [tiny, "added", "near", "away", str(folder)]
+    names += [f"ft:{name}:local::1a2b3c4d" for name in names[:4]] + [
+        "ft:near:local:x:1:ckpt-step-2"
+    ]
+    for name in names:
+        assert tokens.find_counter(name).is_exact, name
+    for name in ("", "w*", "[words]", "a**b", "../words", "ft:", "ft::local::1", "far", "other"):
+        assert not tokens.find_counter(name).is_exact, name
+
+
+def test_answers_that_were_cut_off_are_counted_apart(served: Served, tmp_path: Path) -> None:
+    said = itertools.cycle(["length", "stop", "stop", "stop"])
+    served.link.say = lambda request: {"text": "hi", "stop_reason": next(said)}
+    rows = datasets.spread_rows(write(tmp_path / "t.jsonl", [row("a"), row("b")]), 2)
+    found = datasets.preview(
+        served.client, "rftkit-tiny", rows, grader=GRADER, completions=4, concurrency=1
+    )
+    assert found.num_cut == 2
+    [finding] = [each for each in found.findings() if each.code == "cut_off"]
+    assert finding.severity == "warning"
+    assert finding.message.startswith("2 of 8 completions were cut off at their token limit")
+
+
 def test_more_rows_than_can_be_counted_give_a_sample_with_intervals(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

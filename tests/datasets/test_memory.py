@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rftkit import datasets, strictjson
+from rftkit import datasets, graders, strictjson
 from rftkit.datasets import rowfile, rowlines, shingles, unpack
 
 MIB = 1024**2
@@ -20,7 +20,8 @@ MIB = 1024**2
 
 def record(number: int, chars: int) -> dict[str, Any]:
     text = f"{number} " + "word " * (chars // 5)
-    return {"messages": [{"role": "user", "content": text}], "answer": "yes", "id": number}
+    messages = [{"role": "user", "content": text}]
+    return {"messages": messages, "text": text, "reference_answer": "yes", "id": number}
 
 
 def write(path: Path, num_rows: int, chars: int) -> Path:
@@ -75,10 +76,30 @@ def test_a_long_text_has_one_signature_however_it_is_cut(monkeypatch: pytest.Mon
         assert np.array_equal(shingles.signatures(texts), whole)
 
 
-@pytest.mark.parametrize("what", ["profile", "split", "sample"])
+EQ = {
+    "type": "string_check", "name": "eq", "operation": "eq",
+    "input": "{{sample.output_text}}", "reference": "{{item.reference_answer}}",
+}  # fmt: skip
+
+
+def found(path: Path) -> list[int]:
+    with datasets.open(path) as rows:
+        return rows.search("no such word") + rows.search("no such word", keys=["answer"])
+
+
+def graded(path: Path) -> int:
+    with graders.compile_grader(EQ) as grader:
+        return len(grader.grade_many(datasets.each_sample(path)))
+
+
+@pytest.mark.parametrize("what", ["profile", "split", "sample", "find", "grade", "split by text"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, what: str) -> None:
     def run(path: Path) -> None:
+        folder = tmp_path / f"{path.stem}-by-text"
         verbs: dict[str, Callable[[], Any]] = {
+            "find": lambda: found(path),
+            "grade": lambda: graded(path),
+            "split by text": lambda: datasets.split(path, folder, group="text", stratify="text"),
             "profile": lambda: datasets.profile(path),
             "split": lambda: datasets.split(path, tmp_path / f"{path.stem}-parts"),
             "sample": lambda: datasets.sample(path, tmp_path / f"{path.stem}-drawn.jsonl", 10),
@@ -86,7 +107,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, what: str) -> None:
         verbs[what]()
 
     run(write(tmp_path / "first.jsonl", 20, 100))  # imports
-    path = write(tmp_path / "rows.jsonl", 400, 100_000)
+    path = write(tmp_path / "rows.jsonl", 400, 50_000)
     assert path.stat().st_size > 38 * MIB
     tracemalloc.start()
     try:
