@@ -44,6 +44,10 @@ class Summary:
     num_requests: int
     missing: dict[str, dict[str, Any]]
     """What this import could not fetch -> `kind`, `reason`, `time`, `status`, `code`."""
+    since: str | None = None
+    """What was created before this moment was left out."""
+    unlisted: tuple[str, ...] = ()
+    """Kinds that were requested, and of which the service has no list."""
 
     @property
     def is_complete(self) -> bool:
@@ -78,6 +82,7 @@ def import_account(
     """
     started = _now()
     dump = Dump(folder)
+    dump.ledger.refuse_others()
     account = account_of(remote)
     _check_same_account(dump, account)
     if not dry_run:
@@ -105,13 +110,15 @@ def import_account(
             "rftkit": version("rftkit"),
             "only": sorted(set(only)),
             "since": since.isoformat() if since else None,
+            "unlisted": found.unlisted,
             "requests": remote.num_requests,
         }
     finally:
         dump.ledger.close(finished)
     return Summary(
-        dump.ledger.counts(), found.counts(), len(due), remote.num_requests, context.missing
-    )
+        dump.ledger.counts(), found.counts(), len(due), remote.num_requests, context.missing,
+        since.isoformat() if since else None, tuple(found.unlisted),
+    )  # fmt: skip
 
 
 def _check_same_account(dump: Dump, account: dict[str, str]) -> None:

@@ -193,7 +193,10 @@ def saved_dump(folder: str | Path) -> Dump:
     """
     dump = Dump(folder)
     if dump.ledger.is_new:
-        raise InputError(f"{folder} holds no dump (there is no {MANIFEST})")
+        what = f"there is no {MANIFEST} in it" if dump.folder.is_dir() else "it is no folder"
+        raise InputError(
+            f"{folder} holds no dump ({what}); name the folder that rftkit import --dump wrote"
+        )
     return dump
 
 

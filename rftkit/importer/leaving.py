@@ -10,6 +10,7 @@ reading promptfoo.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -102,8 +103,7 @@ def _write(wire: Json, runs: list[Unit], out: Path) -> Written:
 
 def _read_run(run: Unit, tests: dict[str, Json], answers: list[Json]) -> None:
     """Add the prompts and the answers of a run; prompts that several runs have count once."""
-    for part in run.parts():
-        item = parse_json(part)
+    for item in sorted(map(parse_json, run.parts()), key=_row_number):
         row = item.get("datasource_item")
         sample = item.get("sample")
         sample = sample if isinstance(sample, dict) else {}
@@ -114,6 +114,12 @@ def _read_run(run: Unit, tests: dict[str, Json], answers: list[Json]) -> None:
         if (answer := answer_text(sample.get("output"))) is not None:
             about = {"run": run.id, "model": str(run.wire.get("model"))}
             answers.append({"vars": {"item": row, "sample": {"answer": answer, **about}}})
+
+
+def _row_number(item: Json) -> float:
+    """Services list items as they ended, in another order each time."""
+    number = item.get("datasource_item_id")
+    return number if isinstance(number, int) else math.inf
 
 
 def _messages(given: Any, row: Any) -> list[Json]:

@@ -33,7 +33,7 @@ class Ledger:
         """Read what is there; nothing is written before `open`.
 
         Raises:
-            InputError: the folder holds something else, or a newer kind of dump.
+            InputError: the folder holds a newer kind of dump, or one that cannot be read.
         """
         self.folder = folder
         self.account: dict[str, str] = {}
@@ -46,6 +46,8 @@ class Ledger:
         """What is missing -> `kind`, `reason`, `time`, and `status`, `code` if there are any."""
         self.imports: list[dict[str, Any]] = []
         """One entry for each finished import, oldest first."""
+        self.is_of_others = False
+        """The folder holds something that is no dump, or is no folder."""
         self.is_unfinished = False
         """An import was interrupted; `journal.jsonl` holds what it saved."""
         self._lock = threading.Lock()
@@ -57,6 +59,18 @@ class Ledger:
     def is_new(self) -> bool:
         """Nothing was ever saved here."""
         return not self.account
+
+    def refuse_others(self) -> None:
+        """Refuse to write into what is no dump.
+
+        Raises:
+            InputError: it is none.
+        """
+        if self.is_of_others:
+            raise InputError(
+                f"{self.folder} is not a dump (it has no {MANIFEST}) and not empty; "
+                "name a new or an empty folder"
+            )
 
     def open(self, account: dict[str, str]) -> None:
         """Take the folder for one import.
@@ -125,11 +139,7 @@ class Ledger:
         if not path.exists():
             if not self.folder.exists() or (self.folder / JOURNAL).exists():
                 return
-            if not self.folder.is_dir() or any(self.folder.iterdir()):
-                raise InputError(
-                    f"{self.folder} is not a dump (it has no {MANIFEST}) and not empty; "
-                    "name a new or an empty folder"
-                )
+            self.is_of_others = not self.folder.is_dir() or any(self.folder.iterdir())
             return
         try:
             said = parse_json(path.read_bytes())

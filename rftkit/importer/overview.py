@@ -89,11 +89,32 @@ def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:
     return "\n".join(lines)
 
 
-def not_requested(only: Sequence[str]) -> str:
-    """What an import of these kinds does not request."""
-    left_out = [NAMES[kind][1] if kind in NAMES else kind for kind in KINDS if kind not in only]
-    chosen = f"{', '.join(left_out)} (left out by --only); " if left_out else ""
-    return f"Not requested: {chosen}{NOT_REQUESTED}."
+def not_requested(
+    only: Sequence[str], since: Mapping[str, str] | None = None, unlisted: Iterable[str] = ()
+) -> str:
+    """What an import of these kinds does not request.
+
+    Args:
+        only: the kinds.
+        since: kind -> the moment before which its objects were left out.
+        unlisted: kinds of which the service has no list.
+    """
+    parts = []
+    if left_out := [kind for kind in KINDS if kind not in only]:
+        parts.append(f"{_named(left_out)} (left out by --only)")
+    for moment in sorted(set((since or {}).values())):
+        kinds = [kind for kind in KINDS if (since or {}).get(kind) == moment]
+        what = "everything" if kinds == [kind for kind in KINDS if kind in only] else _named(kinds)
+        parts.append(f"{what} created before {moment[:10]} (left out by --since)")
+    text = f"Not requested: {'; '.join([*parts, NOT_REQUESTED])}."
+    without = set(unlisted)
+    if names := _named(kind for kind in KINDS if kind in without):
+        text += f" The service has no list of {names}, so nothing of them is saved."
+    return text
+
+
+def _named(kinds: Iterable[str]) -> str:
+    return ", ".join(NAMES[kind][1] if kind in NAMES else kind for kind in kinds)
 
 
 def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str]:

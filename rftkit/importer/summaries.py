@@ -12,7 +12,7 @@ from typing import Any
 
 from rftkit.importer.account import Summary
 from rftkit.importer.dump import Dump, saved_dump
-from rftkit.importer.ledger import MANIFEST, account_name
+from rftkit.importer.ledger import MANIFEST, Ledger, account_name
 from rftkit.importer.origins import OPENAI_URL
 from rftkit.importer.others import OTHERS
 from rftkit.importer.overview import (
@@ -63,7 +63,8 @@ def save_summary(
             "Not everything could be fetched. Once the cause is gone (a permission, a broken "
             "service), run the same command again to fetch the rest."
         )
-    lines.append(not_requested(only))
+    since = dict.fromkeys(only, summary.since) if summary.since else {}
+    lines.append(not_requested(only, since, summary.unlisted))
     if summary.is_complete and not dry_run:
         lines.append(f"Check it with: rftkit import --verify {folder}")
     return "\n".join(lines)
@@ -132,10 +133,21 @@ def describe_dump(folder: str | Path) -> str:
         if len(keys) > MOST_LINES:
             lines.append(f"  … and {len(keys) - MOST_LINES:,} more in {dump.folder / title}")
     lines += ["", *_missing(ledger.not_fetched)] if ledger.not_fetched else []
-    asked = {kind for each in ledger.imports for kind in each["only"]}
     models = listed_models(dump)
-    lines += ["", not_requested(sorted(asked)), *shutdown_lines(models, ledger.account["origin"])]
+    lines += ["", _left_out(ledger), *shutdown_lines(models, ledger.account["origin"])]
     return "\n".join(lines)
+
+
+def _left_out(ledger: Ledger) -> str:
+    """What none of the imports into a dump requested."""
+    moments: dict[str, list[str | None]] = {}
+    unlisted: dict[str, bool] = {}
+    for each in ledger.imports:  # those of an older rftkit have fewer facts
+        for kind in each["only"]:
+            moments.setdefault(kind, []).append(each.get("since"))
+            unlisted[kind] = kind in each.get("unlisted", ())
+    since = {kind: min(filter(None, found)) for kind, found in moments.items() if all(found)}
+    return not_requested(sorted(moments), since, [kind for kind in unlisted if unlisted[kind]])
 
 
 def _chat_line(dump: Dump, key: str) -> str:

@@ -86,6 +86,8 @@ class Survey:
     """By the kinds of `OTHERS`."""
     models: list[dict[str, Any]] = field(default_factory=list)
     """As the service lists them."""
+    unlisted: list[str] = field(default_factory=list)
+    """Kinds of which the service has no list."""
 
     @property
     def objects(self) -> list[Listed]:
@@ -175,6 +177,7 @@ def survey(
             except Refused as refused:
                 if refused.status not in NO_LIST and refused.code != "unsupported":
                     raise
+                found.unlisted.append(kind)
         return entries
 
     def read_runs(eval_: Listed) -> list[Listed]:

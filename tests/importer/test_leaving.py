@@ -131,3 +131,20 @@ def test_promptfoo_accepts_the_configs_and_takes_rows_as_they_are(written: Path)
     results = json.loads((written / "results.json").read_bytes())["results"]["results"]
     asked = [json.loads(each["response"]["output"])[0]["content"] for each in results]
     assert sorted(asked) == sorted([HOSTILE, "file:///etc/passwd"])
+
+
+def test_tests_are_in_the_order_of_the_rows(tmp_path: Path) -> None:
+    """Services list items as they ended, another time in another order."""
+    account = hostile_account()
+    items = account.objects["/evals/eval_1/runs/evalrun_1/output_items"]
+    for number, item in enumerate(items):
+        item["datasource_item_id"] = number
+    items.reverse()
+    with Stub(account) as stub:
+        save(stub, tmp_path / "dump")
+    write_promptfoo(tmp_path / "dump", tmp_path / "out")
+    (folder,) = (tmp_path / "out").iterdir()
+    for name in ("saved-answers", "promptfooconfig"):
+        tests = json.loads((folder / f"{name}-tests.json").read_text())
+        answers = [each["vars"]["item"]["answer"] for each in tests]
+        assert answers == ["file:///etc/passwd", HOSTILE]

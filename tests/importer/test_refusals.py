@@ -379,6 +379,18 @@ def test_verify_names_what_is_wrong(tmp_path: Path) -> None:
     assert len(json.loads(run("--verify", tmp_path, "--json").output)["wrong"]) == 3
 
 
+@pytest.mark.parametrize("option", ["--verify", "--show"])
+def test_what_is_no_dump_is_not_to_be_written_to(option: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for place in ("/dev/null", str(tmp_path), str(tmp_path / "notes.txt"), str(tmp_path / "none")):
+        result = run(option, place)
+        assert result.exit_code != 0
+        said = str(result.exception)
+        assert f"{place} holds no dump" in said
+        assert "name the folder that rftkit import --dump wrote" in said
+        assert "empty folder" not in said
+
+
 def test_show_tells_what_a_dump_holds(tmp_path: Path) -> None:
     with Stub(small_account()) as stub:
         save(stub, tmp_path)

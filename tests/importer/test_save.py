@@ -258,6 +258,21 @@ def test_what_was_not_asked_for_is_named_in_the_end(tmp_path: Path) -> None:
     assert "rftkit import --verify" in told
 
 
+def test_what_is_too_old_or_has_no_list_is_named_in_the_end_and_in_show(tmp_path: Path) -> None:
+    moment = datetime.fromtimestamp(1999, tz=UTC)
+    wanted = ["jobs", "files", "videos", "models"]
+    with Stub(small_account()) as stub:
+        done = save(stub, tmp_path, only=wanted, since=moment)
+        told = summaries.save_summary(done, tmp_path, origin=stub.url, only=wanted)
+        for text in (told, summaries.describe_dump(tmp_path)):
+            assert "everything created before 1970-01-01 (left out by --since)" in text
+            assert "The service has no list of videos, models, so nothing of them is saved." in text
+        save(stub, tmp_path, only=["jobs"])
+    shown = summaries.describe_dump(tmp_path)
+    assert "files, videos, models created before 1970-01-01 (left out by --since)" in shown
+    assert done.is_complete
+
+
 def test_after_the_end_of_evals_nobody_is_told_to_try_again(tmp_path: Path) -> None:
     gone = {"lists/evals": {"kind": "refused", "reason": "HTTP 404: no such route", "status": 404}}
     failed = {"jobs/ftjob-1": {"kind": "failed", "reason": "HTTP 500: x", "status": 500}}
