@@ -27,6 +27,7 @@ from urllib.request import ProxyHandler, build_opener
 from rftkit import graders, privacy, settings
 from rftkit.errors import MissingExtraError, PlatformError
 from rftkit.graders import Completion, CompletionCall, EmbeddingCall, completion_call
+from rftkit.graders.calls import Calls
 from rftkit.graders.embeddings import LOCAL_EMBEDDING_MODEL
 from rftkit.jsontext import parse_json
 from rftkit.privacy import kept_api_key, make_home
@@ -53,6 +54,7 @@ STOP_SECONDS = 20.0
 ANNOUNCE_SECONDS = 5.0
 """Maximum time until a server that locked the home writes its address."""
 PROBE_SECONDS = 2.0
+MAX_HEALTH_BYTES = 1 << 20
 HEALTH = {"home": str, "pid": int, "version": str, "idle_seconds": int | float, "problems": list}
 """What our own server says of itself to clients on its machine; another program may answer, too."""
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -250,12 +252,20 @@ def stop_server(home: Path | None = None) -> ServerStatus | None:
 
 
 def _health(address: str) -> dict[str, Any] | None:
-    """The answer of `/health`, or None; never through a proxy."""
+    """The answer of `/health`, or None; never through a proxy.
+
+    Another program may have the port of a server that was killed, and may trickle without end.
+    """
     opener = build_opener(ProxyHandler({}))
-    try:
+
+    def ask() -> bytes:
         with opener.open(f"{address}/health", timeout=PROBE_SECONDS) as response:
-            health: dict[str, Any] = parse_json(response.read())
-    except (OSError, ValueError, HTTPException):
+            answer: bytes = response.read(MAX_HEALTH_BYTES)
+            return answer
+
+    try:
+        health: dict[str, Any] = parse_json(Calls().run(ask, 2 * PROBE_SECONDS))
+    except (OSError, ValueError, HTTPException):  # a TimeoutError is an OSError
         return None
     if not isinstance(health, dict):
         return None

@@ -55,7 +55,7 @@ class Endpoint:
         trace = sample.trace_id or f"trace_{uuid.uuid4().hex}"
         body = _body({"sample": sample.to_dict(), "item": item, "trace_id": trace})
         try:
-            status, answer = self._target.post(body, lambda got, _: got >= 500 or got == 429)
+            status, answer, _ = self._target.post(body, lambda got, _: got >= 500 or got == 429)
         except (Abandoned, TimeoutError) as error:
             raise self._blame(NO_ANSWER, str(error).encode()) from None
         if (score := _score(status, answer)) is None:

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -29,6 +29,7 @@ from rftkit.graders.hosts import (
     is_of_machine,
     is_public,
 )
+from rftkit.wording import counted
 
 __all__ = [
     "ATTEMPTS",
@@ -36,6 +37,7 @@ __all__ = [
     "NO_ANSWER",
     "HttpCall",
     "Pace",
+    "Posted",
     "Target",
     "checked",
     "header_problem",
@@ -57,6 +59,20 @@ CONNECT_SECONDS = 5.0
 """To find out whether something listens at one of several addresses of a name."""
 NO_ANSWER = 599
 """In place of a status, when there was no answer; the body then says why."""
+
+
+class Posted(NamedTuple):
+    """The answer to a call, which may have taken several attempts."""
+
+    status: int
+    body: bytes
+    attempts: int
+
+    @property
+    def tried(self) -> str:
+        """`after 4 attempts`, or fewer if there was no time for more."""
+        tried = f"after {counted(self.attempts, 'attempt')}"
+        return tried if self.attempts == ATTEMPTS else f"{tried} within {TIMEOUT_SECONDS:g} s"
 
 
 class Pace:
@@ -101,24 +117,26 @@ class Target:
         """What no message may repeat."""
         self._http, self._calls, self._pace = http or post, calls or Calls(), pace or Pace(None)
 
-    def post(self, body: bytes, repeats: Callable[[int, bytes], bool]) -> tuple[int, bytes]:
-        """Status and body of the last answer; try again while `repeats` of them is true.
+    def post(self, body: bytes, repeats: Callable[[int, bytes], bool]) -> Posted:
+        """The last answer; try again while `repeats` of its status and body is true.
 
         Raises:
             Abandoned: the calls were closed.
             TimeoutError: there is no answer in time.
         """
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        status, answer, wait = self._try(body, deadline)
-        for attempt in range(ATTEMPTS - 1):
-            if not repeats(status, answer):
-                break
-            pause = max(wait, backoff_seconds(attempt, FIRST_PAUSE_SECONDS, jitter=0.25))
-            if time.monotonic() + pause >= deadline:
-                break
+        deadline, attempt = time.monotonic() + TIMEOUT_SECONDS, 0
+        while True:
+            attempt += 1
+            try:
+                status, answer, wait = self._try(body, deadline)
+            except TimeoutError:
+                tried = counted(attempt, "attempt")
+                raise TimeoutError(f"no answer within {TIMEOUT_SECONDS:g} s ({tried})") from None
+            pause = max(wait, backoff_seconds(attempt - 1, FIRST_PAUSE_SECONDS, jitter=0.25))
+            is_late = time.monotonic() + pause >= deadline
+            if attempt == ATTEMPTS or is_late or not repeats(status, answer):
+                return Posted(status, answer, attempt)
             self._calls.pause(pause)
-            status, answer, wait = self._try(body, deadline)
-        return status, answer
 
     def _try(self, body: bytes, deadline: float) -> tuple[int, bytes, float]:
         """Status, body, and the seconds that the server asks to wait before another try."""

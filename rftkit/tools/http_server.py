@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rftkit.graders.calls import Calls
-from rftkit.graders.posting import ATTEMPTS, MAX_BYTES, NO_ANSWER, HttpCall, Pace, Target, post
+from rftkit.graders.posting import MAX_BYTES, NO_ANSWER, HttpCall, Pace, Posted, Target, post
 from rftkit.jsontext import parse_json
 from rftkit.rows import kind_of
 from rftkit.safetext import redacted
@@ -75,9 +75,10 @@ class HttpServer:
         if content is None:
             return 413, f"Error 413: the call is larger than {MAX_BYTES} bytes."
         try:
-            status, answer = self._target.post(content, _is_broken)
+            posted = self._target.post(content, _is_broken)
         except TimeoutError as error:
             raise self._failed(str(error)) from None
+        status, answer = posted.status, posted.body
         if len(answer) > MAX_BYTES and status < 500 and not 300 <= status < 400:
             return 413, f"Error 413: the answer is larger than {MAX_BYTES} bytes."
         found = json_object(answer)
@@ -85,7 +86,7 @@ class HttpServer:
             return status, self._refusal(status, found, answer)
         if 200 <= status < 300 and found is not None and isinstance(found.get("output"), str):
             return 200, _without(self._target.secrets, found)
-        raise self._failed(self._why(status, answer, found))
+        raise self._failed(self._why(posted, found))
 
     def close(self) -> None:
         """See values.ToolServer."""
@@ -109,14 +110,15 @@ class HttpServer:
         text = answer.decode("utf-8", "replace").strip()
         return redacted(text, self._target.secrets) or f"Error {status}."
 
-    def _why(self, status: int, answer: bytes, found: Json | None) -> str:
-        text = redacted(answer.decode("utf-8", "replace"), self._target.secrets)[:SHOWN]
+    def _why(self, posted: Posted, found: Json | None) -> str:
+        status = posted.status
+        text = redacted(posted.body.decode("utf-8", "replace"), self._target.secrets)[:SHOWN]
         if status == NO_ANSWER:
-            return f"no answer after {ATTEMPTS} attempts: {text}"
+            return f"no answer {posted.tried}: {text}"
         if 300 <= status < 400:
             return f"status {status}: redirects are not followed; give the final `server_url`"
         if status >= 500:
-            return f"status {status} after {ATTEMPTS} attempts; it answered: {text or 'nothing'}"
+            return f"status {status} {posted.tried}; it answered: {text or 'nothing'}"
         expected = 'expected a JSON object such as {"output": "text"}'
         if found is None:
             return f"its answer is no JSON object; {expected}; found: {text or 'nothing'}"

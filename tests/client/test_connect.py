@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -247,6 +248,27 @@ def test_another_program_at_the_address_is_no_server(home: Path) -> None:
         address = f"http://127.0.0.1:{other.getsockname()[1]}"
         (home / "server.json").write_text(json.dumps({"address": address}))
         assert client.serve_status() is None
+
+
+@pytest.mark.parametrize("start", [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_program_that_trickles_at_the_address_is_no_server(
+    start: bytes, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, and the last one never."""
+    monkeypatch.setattr(client, "PROBE_SECONDS", 0.2)
+    has_ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(start)
+                while not has_ended.wait(0.02):
+                    connection.sendall(b"x")
+
+        threading.Thread(target=trickle, daemon=True).start()
+        assert client._health(f"http://127.0.0.1:{listener.getsockname()[1]}") is None
+        has_ended.set()
 
 
 def test_the_light_process_imports_no_torch() -> None:

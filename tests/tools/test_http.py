@@ -293,7 +293,7 @@ def test_attempts_end_after_ten_minutes(served: Any, clock: Clock) -> None:
         return 500, b""
 
     stub, tools = served(say)
-    with pytest.raises(ToolFailed, match="status 500"):
+    with pytest.raises(ToolFailed, match=r"status 500 after 2 attempts within 600 s; it answered"):
         asked(tools)
     assert len(stub.got) == 2, "a third attempt would begin after ten minutes"
 
@@ -303,7 +303,18 @@ def test_a_call_without_an_answer_ends(served: Any, monkeypatch: pytest.MonkeyPa
     go = threading.Event()
     _, tools = served(lambda number: (go.wait(20), (200, OUTPUT))[1])
     monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 0.2)
-    with pytest.raises(ToolFailed, match=r"no answer (within|after)|took longer"):
+    with pytest.raises(ToolFailed, match=r"no answer (within 0.2 s \(1 attempt|after 1 attempt)"):
+        asked(tools)
+    go.set()
+
+
+def test_a_last_attempt_without_an_answer_names_the_limit_of_all(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+    _, tools = served(lambda number: (number > 1 and go.wait(20), (500, b"broken"))[1])
+    monkeypatch.setattr(posting, "TIMEOUT_SECONDS", 0.5)
+    with pytest.raises(ToolFailed, match=r"no answer within 0.5 s \(2 attempts\)|after 2 attempts"):
         asked(tools)
     go.set()
 

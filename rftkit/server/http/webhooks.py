@@ -14,14 +14,13 @@ import hashlib
 import hmac
 import json
 import logging
-from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from rftkit import settings
 from rftkit.backoff import backoff_seconds, retry_after
 from rftkit.graders.calls import Abandoned, Calls
+from rftkit.graders.posting import post
 from rftkit.safetext import redacted
 from rftkit.server.inference.backlog import keep_going
 from rftkit.server.store.records import Delivery
@@ -71,24 +70,33 @@ def _deliver(store: Store, delivery: Delivery, calls: Calls) -> None:
     attempts, due_at = delivery.attempts + 1, None
     try:
         headers = signed_headers(delivery.id, body, secret)
-        request = Request(url or "", body.encode(), headers)
-        calls.run(lambda: _send(request), TIMEOUT_SECONDS)
+        trouble, wait = calls.run(lambda: _sent(url or "", headers, body), TIMEOUT_SECONDS)
     except Abandoned:
         return  # the server stops; the next one sends it
-    except (OSError, ValueError, HTTPException) as error:
+    except Exception as error:  # of the network, or of an address that is none
+        trouble, wait = str(error) or type(error).__name__, 0.0
+    if trouble is not None:
         if attempts < ATTEMPTS:
-            asked = min(retry_after(getattr(error, "headers", None)) or 0, LONGEST_PAUSE_SECONDS)
+            asked = min(wait, LONGEST_PAUSE_SECONDS)
             due_at = now() + int(max(asked, backoff_seconds(attempts, 1, LONGEST_PAUSE_SECONDS)))
         outcome = "giving up" if due_at is None else f"next attempt in {due_at - now()} s"
-        reason = redacted(str(error), [url])  # the path may be a secret, as Slack's is
-        host = urlsplit(url or "").hostname
-        log.warning("webhook %s (%s) failed: %s; %s", delivery.id, host, reason, outcome)
+        parts = urlsplit(url or "")  # the path may be a secret, as Slack's is
+        reason = redacted(trouble, [url, parts.path, parts.query])
+        log.warning("webhook %s (%s) failed: %s; %s", delivery.id, parts.hostname, reason, outcome)
     store.update_delivery(delivery.id, attempts=attempts, due_at=due_at)
 
 
-def _send(request: Request) -> None:
-    with urlopen(request, timeout=TIMEOUT_SECONDS):
-        pass
+def _sent(url: str, headers: dict[str, Any], body: str) -> tuple[str | None, float]:
+    """Why an event has not arrived, or None; and the seconds that the endpoint asks to wait.
+
+    A redirect is not followed: what follows one asks again without the event.
+    """
+    status, _, *rest = post(url, headers, body.encode())
+    if 200 <= status < 300:
+        return None, 0.0
+    is_redirect = 300 <= status < 400
+    more = ": redirects are not followed; set the final RFTKIT_WEBHOOK_URL" if is_redirect else ""
+    return f"HTTP {status}{more}", retry_after(rest[0] if rest else None) or 0.0
 
 
 def signed_headers(event_id: str, body: str, secret: str | None) -> dict[str, Any]:

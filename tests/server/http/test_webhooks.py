@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from http.client import BadStatusLine
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -147,7 +149,8 @@ def test_no_error_ends_the_delivery_of_events(
         error: Exception = sqlite3.OperationalError("database is locked")
         monkeypatch.setattr(store, "update_delivery", failing(store.update_delivery, error))
     elif trouble == "babble":
-        monkeypatch.setattr(webhooks, "urlopen", failing(webhooks.urlopen, BadStatusLine("220")))
+        error = RuntimeError("220 is no status line")
+        monkeypatch.setattr(webhooks, "post", failing(webhooks.post, error))
     else:
         monkeypatch.setattr(webhooks, "signed_headers", failing(signed_headers, ValueError("pad")))
 
@@ -202,3 +205,87 @@ UNSUPPORTED: Any = [
 def test_what_is_not_supported_says_so(app_client: openai.OpenAI, call: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="is not supported by the local platform"):
         call(app_client)
+
+
+@contextmanager
+def answering(say: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that does this with each connection, once it has the request."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65_536)
+                say(connection)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+    listener.close()
+
+
+def delivered(store: Store) -> Delivery:
+    """The one event after an attempt to deliver it."""
+    [delivery] = store.due_deliveries()
+    webhooks._deliver(store, delivery, Calls())
+    return store.update_delivery(delivery.id)
+
+
+@pytest.mark.parametrize("start", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b""])
+def test_an_endpoint_that_trickles_is_hung_up_on(
+    start: bytes, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte every moment keeps a read alive for hours, and each attempt would keep a thread."""
+    hung_up = threading.Event()
+
+    def trickle(connection: socket.socket) -> None:
+        try:
+            connection.sendall(start)
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        except OSError:
+            hung_up.set()
+
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.3)
+    store = served.platform.store
+    store.cancel_job(served.create_job().id)
+    with answering(trickle) as url:
+        monkeypatch.setenv("RFTKIT_WEBHOOK_URL", url)
+        delivery = delivered(store)
+        assert hung_up.wait(30)
+    assert (delivery.attempts, delivery.due_at is not None) == (1, True)
+
+
+def test_a_redirect_is_no_delivery(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever follows one asks for the new place without the event."""
+    asked = []
+
+    def redirect(connection: socket.socket) -> None:
+        asked.append(1)
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n")
+
+    store = served.platform.store
+    store.cancel_job(served.create_job().id)
+    with answering(redirect) as url:
+        monkeypatch.setenv("RFTKIT_WEBHOOK_URL", url)
+        delivery = delivered(store)
+    assert delivery.due_at is not None
+    assert len(asked) == 1
+    assert "HTTP 302: redirects are not followed; set the final RFTKIT_WEBHOOK_URL" in caplog.text
+
+
+def test_an_endpoint_may_ask_to_wait(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = b"HTTP/1.1 503 Busy\r\nRetry-After: 300\r\nContent-Length: 0\r\n\r\n"
+    store = served.platform.store
+    store.cancel_job(served.create_job().id)
+    with answering(lambda connection: connection.sendall(answer)) as url:
+        monkeypatch.setenv("RFTKIT_WEBHOOK_URL", url)
+        delivery = delivered(store)
+    assert delivery.due_at is not None
+    assert 295 <= delivery.due_at - now() <= 300
