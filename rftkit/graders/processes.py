@@ -61,7 +61,12 @@ def start(command: list[str], scratch: str, **options: Any) -> subprocess.Popen[
     future: Future[subprocess.Popen[bytes]] = Future()
     _starts(os.getpid()).put((future, command, options | {"start_new_session": True}))
     process = future.result()
-    _watchdog(os.getpid()).tell(process.pid, started_at(process.pid), scratch)
+    try:
+        _watchdog(os.getpid()).tell(process.pid, started_at(process.pid), scratch)
+    except BaseException:  # such as too many open files: nobody would end it
+        process.kill()
+        process.communicate()
+        raise
     return process
 
 

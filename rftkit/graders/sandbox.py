@@ -172,16 +172,23 @@ class _Worker:
         self._threads: int | None = None  # after loading; None before
         self._has_quota = confined and processes.can_mount()
         self._scratch = processes.make_scratch()
-        self._process = processes.start(
-            [sys.executable, "-P", "-s", "-S", "-B", str(Path(__file__).with_name("worker.py"))],
-            self._scratch,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(self._scratch),
-            cwd=self._scratch,
-            bufsize=0,
-        )
+        try:
+            self._process = processes.start(
+                [
+                    *(sys.executable, "-P", "-s", "-S", "-B"),
+                    str(Path(__file__).with_name("worker.py")),
+                ],
+                self._scratch,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_environment(self._scratch),
+                cwd=self._scratch,
+                bufsize=0,
+            )
+        except BaseException:
+            processes.remove(self._scratch)
+            raise
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rftkit.graders import cgroups, processes
+from rftkit.graders.outcome import Fault
 from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.watchdog import started_at
 
@@ -201,3 +205,36 @@ def test_memory_that_ran_out_is_said(tree: Path) -> None:
     assert not group.ran_out_of_memory()
     (tree / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
     assert group.ran_out_of_memory()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sandboxes need POSIX")
+@pytest.mark.parametrize("step", ["start", "watch"])
+def test_a_process_that_cannot_be_started_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a machine has too many open files: the grade fails, and the next one is given."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real_start, real_watch = processes.subprocess.Popen, processes._watchdog
+    started: list[Any] = []
+    troubles = iter([OSError(errno.EMFILE, "Too many open files")])
+
+    def popen(*given: Any, **options: Any) -> Any:
+        if step == "start" and (error := next(troubles, None)):
+            raise error
+        started.append(real_start(*given, **options))
+        return started[-1]
+
+    def watchdog(pid: int) -> Any:
+        if step == "watch" and (error := next(troubles, None)):
+            raise error
+        return real_watch(pid)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes, "_watchdog", watchdog)
+    sandbox = Sandbox("def grade(sample, item):\n    return 1.0\n", workers=1, unconfined=True)
+    with pytest.raises(Fault, match=r"python_grader_server_error.*Too many open files"):
+        sandbox.grade({}, {})
+    assert list(tmp_path.glob(f"{processes.PREFIX}*")) == []
+    assert all(process.returncode is not None for process in started)
+    assert sandbox.grade({}, {}) == 1.0
+    sandbox.close()

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
 from rftkit.server.api import Here, Reply, Router, turn_of
-from rftkit.server.inference.answering import Turn
+from rftkit.server.inference.answering import Turn, storing
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.requests import ChatRequest
@@ -21,6 +21,7 @@ from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store import wire
 from rftkit.server.store.records import StoredResponse
 from rftkit.server.store.store import new_id, now
+from rftkit.server.training.eval_records import finish_reason
 
 __all__ = ["router", "until_gone"]
 
@@ -39,20 +40,21 @@ async def create(here: Here, request: Request, body: ChatBody) -> Response:
         made = turn.made
         if made is None:
             made = _completion(body, await until_gone(request, here.complete(asked)))
-            await turn.keep(made)
-            await _keep(here, body, made)
+            await _keep(here, body, turn, made)
     return Reply(made)
 
 
-async def _keep(here: Platform, body: ChatBody, made: dict[str, Any]) -> None:
-    """Store the completion if the request has `store: true`."""
-    if body.store:
-        kept = {**made, "metadata": body.metadata or {}}
-        record = StoredResponse(
-            id=made["id"], created_at=made["created"], model=body.model, body=kept,
-            input=body.messages,
-        )  # fmt: skip
-        await asyncio.to_thread(here.store.add_response, record)
+async def _keep(here: Platform, body: ChatBody, turn: Turn, made: dict[str, Any]) -> None:
+    """Keep the completion for the same request; store it if the request has `store: true`."""
+    with storing():
+        await turn.keep(made)
+        if body.store:
+            kept = {**made, "metadata": body.metadata or {}}
+            record = StoredResponse(
+                id=made["id"], created_at=made["created"], model=body.model, body=kept,
+                input=body.messages,
+            )  # fmt: skip
+            await asyncio.to_thread(here.store.add_response, record)
 
 
 async def until_gone(request: Request, work: Awaitable[T]) -> T:
@@ -101,14 +103,9 @@ def _choice(completion: dict[str, Any], with_logprobs: bool) -> dict[str, Any]:
     return {
         "index": completion["index"],
         "message": message,
-        "finish_reason": _finish_reason(completion),
+        "finish_reason": finish_reason(completion["stop_reason"], calls),
         "logprobs": _logprobs(completion) if with_logprobs else None,
     }
-
-
-def _finish_reason(completion: dict[str, Any]) -> str:
-    is_call = completion.get("tool_calls") and completion["stop_reason"] != "length"
-    return "tool_calls" if is_call else str(completion["stop_reason"])
 
 
 def _logprobs(completion: dict[str, Any]) -> dict[str, Any]:
@@ -208,8 +205,7 @@ async def _events(
             made = {**_completion(body, message["done"]), **_named(head)}
             for choice in made["choices"]:
                 yield chunks.ending(choice)
-            await turn.keep(made)
-            await _keep(here, body, made)
+            await _keep(here, body, turn, made)
             for line in chunks.usage(body, made):
                 yield line
     except ChatError as error:

@@ -71,7 +71,11 @@ def create(
     expires_at = None if life is None else now() + life
     kept = here.store.add_file(file.file, name, purpose, expires_at=expires_at)
     same = f"{kept.digest} {purpose} {life} {name}"
-    first = here.store.once("files", same, lambda: kept.id, **repeated(request))
+    try:
+        first = here.store.once("files", same, lambda: kept.id, **repeated(request))
+    except RequestError:  # the key belongs to another request, so nothing is stored
+        here.store.delete_file(kept.id)
+        raise
     if first != kept.id:
         here.store.delete_file(kept.id)
     return Reply(wire.file_object(here.store.file(first)))

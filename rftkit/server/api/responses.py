@@ -19,7 +19,7 @@ from rftkit.errors import NotFoundError, RequestError
 from rftkit.server.api import Here, Limit, Reply, Router, cut, turn_of
 from rftkit.server.api.chat import until_gone
 from rftkit.server.api.response_stream import Event, ItemEvents, lines, numbered, opening, replay
-from rftkit.server.inference.answering import Turn
+from rftkit.server.inference.answering import Turn, storing
 from rftkit.server.inference.body import Body, Metadata, check_neutral, refusal
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
@@ -249,9 +249,10 @@ class _Keep:
     turn: Turn
 
     async def __call__(self, made: Json) -> None:
-        await self.turn.keep(made)
-        if self.body.store is not False:
-            await asyncio.to_thread(self._store, made)
+        with storing():
+            await self.turn.keep(made)
+            if self.body.store is not False:
+                await asyncio.to_thread(self._store, made)
 
     def _store(self, made: Json) -> None:
         kept = {**made, "input_items": _input_items(self.body)}

@@ -8,17 +8,20 @@ disconnected, is not kept. Without a key nothing here has an effect.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 
 from rftkit.server.inference.body import digest_of
+from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store.answers import Answers, key_in_use, key_of
+from rftkit.wholefile import temporary_problem
 
-__all__ = ["Answering", "Turn"]
+__all__ = ["Answering", "Turn", "storing"]
 
 Json = dict[str, Any]
 
@@ -83,6 +86,23 @@ class Answering:
             entry.num_requests -= 1
             if not entry.num_requests:
                 self._under_way.pop(name, None)
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """Say in words that an answer could not be stored; its stream has begun, and must end so.
+
+    Raises:
+        ChatError: the disk is full, or another program has locked the database.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        reason = temporary_problem(error) or "The database cannot be used"
+        raise ChatError(
+            f"the answer was made and could not be stored. {reason} ({error})",
+            code="platform_unavailable",
+        ) from error
 
 
 async def _forget(made: Json) -> None:

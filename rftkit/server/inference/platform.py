@@ -32,8 +32,10 @@ from rftkit.server.training.journal import progress
 __all__ = ["CRASHES", "DEATHS", "Platform"]
 
 CRASHES = 5
-"""A job fails if the worker died this many times in a row while training it, without progress. A
-request of a grader or an eval run fails likewise."""
+"""How often in a row the worker may die on a job without progress. Then a job with durable records
+is paused, so that a machine that was short of memory for a while costs none of them; a job without
+any fails, because there is nothing to resume. A request of a grader or an eval run fails likewise.
+"""
 DEATHS = {UNAVAILABLE: 0, DIED: 1, HUNG: 3}
 """Error code -> how many deaths it counts for the request that it ended."""
 RETRY_SECONDS = 0.5
@@ -152,7 +154,7 @@ class Platform:
         return await self.complete_surely(request, lambda seconds: seconds < PATIENCE_SECONDS)
 
     def worker_died(self, status: int) -> None:
-        """Count a death of the worker; fail a job that keeps killing it."""
+        """Count a death of the worker; stop a job that keeps killing it."""
         hung: Hung | None = getattr(self.worker, "hung", None)
         for job in self.store.unfinished_jobs():
             if job.status not in ("running", "pausing"):
@@ -162,12 +164,13 @@ class Platform:
                     self._fail(job.id, f"{hung}. The worker was replaced.", "worker_hung")
                 continue
             events, _ = self.store.events(job.id, limit=1)
-            folder = (self.home or Path()) / "jobs" / job.id
-            newest = (events[0].id if events else "", progress(folder))
+            done = progress((self.home or Path()) / "jobs" / job.id)
+            newest = (events[0].id if events else "", done)
             seen, count = self._crashes.get(job.id, ("", 0))
             count = count + 1 if seen == newest else 1
             self._crashes[job.id] = (newest, count)
             if count >= CRASHES:
+                del self._crashes[job.id]
                 work: Hung | None = getattr(self.worker, "died_at", None)
                 at = f", last in {work.what.rstrip(',')}" if work and work.job == job.id else ""
                 message = (
@@ -175,7 +178,20 @@ class Platform:
                     f"(last exit status {status}; -9 usually means that memory ran out). See "
                     "logs/worker.log in the platform's home."
                 )
-                self._fail(job.id, message, "worker_crashed")
+                if any(done):
+                    self._pause(job.id, message)
+                else:
+                    self._fail(job.id, message, "worker_crashed")
+
+    def _pause(self, job_id: str, message: str) -> None:
+        message += (
+            " The job is paused, and its records are kept: when the cause is gone, such as another "
+            "program that needs the memory, resume it."
+        )
+        with self.store.transaction():
+            if self.store.try_status(job_id, "paused"):
+                key = f"worker-crashed-{time.time_ns()}"
+                self.store.add_event(job_id, message, level="error", key=key)
 
     def _fail(self, job_id: str, message: str, code: str) -> None:
         error = {"code": code, "message": message, "param": None}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import openai
@@ -195,3 +198,35 @@ def test_a_body_of_one_text_is_parsed_beside_the_other_requests_and_has_a_limit(
         answer = served.http.post(each, content=b'"' + b"x" * MAX_JSON_BYTES + b'"')
         assert answer.status_code == 413
         assert "larger than 16 MB; put rows into a file" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("where", ["keep_answer", "add_response"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ["chat", "responses"])
+def test_an_answer_that_cannot_be_stored_says_so(
+    served: Served, route: str, stream: bool, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may fill while an answer is made: a stream that has begun must not just break."""
+
+    def full(*_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(served.platform.store, where, full)
+    options: Any = {"stream": stream, "extra_headers": {"Idempotency-Key": "mine"}}
+    words = r"could not be stored\. The disk is full"
+    if route == "responses":
+        ask = partial(served.client.responses.create, model="rftkit-tiny", input="hi", **options)
+    else:
+        messages: Any = [{"role": "user", "content": "hi"}]
+        ask = partial(
+            served.client.chat.completions.create, model="rftkit-tiny", messages=messages,
+            store=True, **options,
+        )  # fmt: skip
+    if stream and route == "responses":
+        [*_, last] = ask()
+        assert last.type == "response.failed"
+        assert last.response.error is not None
+        assert re.search(words, last.response.error.message)
+        return
+    with pytest.raises(openai.APIError, match=words):
+        list(ask())

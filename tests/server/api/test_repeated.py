@@ -11,7 +11,8 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Served
+from conftest import ROW, Served
+from eval_calls import content, make_eval
 
 from rftkit.server.inference.worker_process import ChatError
 from rftkit.server.store.answers import KEY_SECONDS
@@ -139,3 +140,48 @@ def test_a_key_is_forgotten_in_time(served: Served, monkeypatch: pytest.MonkeyPa
     later = answers.now() + KEY_SECONDS + 1
     monkeypatch.setattr(answers, "now", lambda: later)
     assert chat(served.client).id != first.id
+
+
+CREATES: dict[str, Callable[[Served, Any], Any]] = {
+    "files": lambda s, key: s.client.files.create(
+        file=("f.jsonl", b'{"a": 1}\n'), purpose="evals", extra_headers=key
+    ),
+    "jobs": lambda s, key: s.create_job(extra_headers=key, **s.files),  # type: ignore[attr-defined]
+    "evals": lambda s, key: make_eval(s, extra_headers=key),
+    "runs": lambda s, key: s.client.evals.runs.create(
+        s.eval.id, data_source={"type": "jsonl", "source": content("a", sample="a")},  # type: ignore[attr-defined, arg-type]
+        extra_headers=key,
+    ),
+    "batches": lambda s, key: s.client.batches.create(
+        input_file_id=s.file, endpoint="/v1/chat/completions", completion_window="24h",  # type: ignore[attr-defined]
+        extra_headers=key,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CREATES)
+def test_creates_with_one_key_at_the_same_time_make_one(served: Served, what: str) -> None:
+    made: Any = served
+    made.eval = make_eval(served)
+    purpose = "batch" if what == "batches" else "fine-tune"
+    made.file = served.client.files.create(file=("b.jsonl", ROW), purpose=purpose).id  # type: ignore[arg-type]
+    made.files = {"training_file": made.file, "validation_file": made.file}
+    start = threading.Barrier(8)
+
+    def create(_: int) -> str:
+        start.wait(30)
+        return str(CREATES[what](made, KEY).id)
+
+    before = {each.id for each in served.client.files.list()}
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(create, range(8)))) == 1
+    if what == "files":
+        assert len({each.id for each in served.client.files.list()} - before) == 1
+
+
+def test_a_file_that_is_refused_for_its_key_is_not_kept(served: Served) -> None:
+    create: Any = served.client.files.create
+    first = create(file=("f.jsonl", b'{"a": 1}\n'), purpose="evals", extra_headers=KEY)
+    with pytest.raises(openai.BadRequestError, match="used for another"):
+        create(file=("f.jsonl", b'{"a": 2}\n'), purpose="evals", extra_headers=KEY)
+    assert [each.id for each in served.client.files.list()] == [first.id]

@@ -231,7 +231,26 @@ def test_grades_within_one_step_are_progress(home: Path) -> None:
         platform.worker_died(-9)
     assert store.job(job.id).status == "running"
     platform.worker_died(-9)
-    assert store.job(job.id).status == "failed"
+    assert store.job(job.id).status == "paused"
+    store.close()
+
+
+def test_a_job_with_records_that_keeps_killing_the_worker_is_paused(home: Path) -> None:
+    """Its records would be lost for good if it failed, and the cause may be another program."""
+    store = Store.open(home)
+    job = add_job(store)
+    platform = Platform(store=store, worker=None, home=home)  # type: ignore[arg-type]
+    Journal(home / "jobs" / job.id).add_grade("steps", 1, (0, 0), ([1], {"reward": 1.0}))
+    for _ in range(2):
+        for _ in range(CRASHES):
+            assert store.job(job.id).status == "running"
+            platform.worker_died(-9)
+        assert store.job(job.id).status == "paused"
+        [event, *_], _ = store.events(job.id, limit=1)
+        assert "died 5 times in a row" in event.message
+        assert "The job is paused, and its records are kept" in event.message
+        store.resume_job(job.id)
+        store.update_job(job.id, status="running")
     store.close()
 
 
