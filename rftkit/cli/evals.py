@@ -47,16 +47,24 @@ def run_eval(
     prompt: PromptFile = None,
     samples: Annotated[int, typer.Option(help="Answers to sample per row.", min=1)] = 1,
     temperature: Annotated[float | None, typer.Option(help="0 gives the likeliest answer.")] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest answer, or turn, in tokens; default what the service allows.", min=1
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run models on a dataset, grade the answers and save the runs."""
+    from tqdm import tqdm
+
     from rftkit import connect, datasets, evals
     from rftkit.client import judge_call
     from rftkit.prompts import read_prompt
 
     before = read_prompt(prompt) if prompt else None
     given = datasets.load(data)
-    rows = datasets.read(given.test or given.valid or given.train)
+    rows = list(datasets.read(given.test or given.valid or given.train))
     spec = datasets.read_json(grader) if grader else given.need("grader").grader
     assert spec is not None  # `need` raises
     answer_format = (
@@ -66,23 +74,29 @@ def run_eval(
     client = connect()
     for each in model:
         _check_model(client, each)
-    options: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
-    made = [
-        evals.run(
-            client,
-            each,
-            list(rows),
-            spec,
-            samples=samples,
-            response_format=answer_format,
-            prompt=before,
-            name=f"{each} with {prompt.stem}" if prompt else None,
-            grading={"complete": judge_call()},
-            tools=entries,
-            **options,
-        )
-        for each in model
-    ]
+    given_options = {"temperature": temperature, "max_completion_tokens": max_tokens}
+    options: dict[str, Any] = {
+        name: value for name, value in given_options.items() if value is not None
+    }
+    made = []
+    for each in model:
+        with tqdm(total=len(rows) * samples, desc=each, unit="answer", disable=None) as bar:
+            made.append(
+                evals.run(
+                    client,
+                    each,
+                    rows,
+                    spec,
+                    samples=samples,
+                    response_format=answer_format,
+                    prompt=before,
+                    name=f"{each} with {prompt.stem}" if prompt else None,
+                    grading={"complete": judge_call()},
+                    tools=entries,
+                    on_answer=lambda *_, bar=bar: bar.update(),
+                    **options,
+                )
+            )
     _show_runs(evals.together(*made), as_json)
     if any(bool((each.frame["outcome"] == "failed").any()) for each in made):
         raise typer.Exit(1)

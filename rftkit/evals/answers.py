@@ -94,10 +94,10 @@ def ask(
     if response_format is not None:
         options["response_format"] = response_format
 
-    turn = threading.Lock()
+    turn, interrupted = threading.Lock(), threading.Event()
 
     def one(index: int, row: Row) -> Answer:
-        if stop():
+        if stop() or interrupted.is_set():
             return Answer(model, None, "stopped before it was asked")
         functions = tools.definitions(row.item) if tools else row.tools
         own: Json = {"tools": functions} if functions else {}
@@ -106,6 +106,8 @@ def ask(
         messages = row.messages if prompt is None else prompt.before(row.messages)
 
         def send(said: Sequence[Json]) -> Answer:
+            if interrupted.is_set():
+                return Answer(model, None, "stopped between its turns")
             return _ask(client, model, [*messages, *said], {**options, **own})
 
         if tools and functions:
@@ -118,8 +120,12 @@ def ask(
                 on_answer(index, answer)
         return answer
 
-    with ThreadPoolExecutor(concurrency) as pool:
+    pool = ThreadPoolExecutor(concurrency)  # not a context, which waits when it is interrupted
+    try:
         return list(pool.map(one, range(len(rows)), rows))
+    finally:  # of what was not asked, if anything
+        interrupted.set()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def of_episode(sample: Sample, before: Sequence[Json]) -> Sample:

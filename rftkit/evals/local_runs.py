@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ def run(
     concurrency: int = 32,
     grading: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    on_answer: Callable[[int, Answer], None] | None = None,
     **options: Any,
 ) -> Samples:
     """Run a model on every row, grade the answers, and save them in the home folder.
@@ -70,6 +71,7 @@ def run(
         grading: Options of `rftkit.graders.compile_grader`; `complete` calls the judge.
         tools: Where the calls of the rows' functions go, as the `tools` of a job; they are made
             from here. Without them a call is the answer.
+        on_answer: Called with (number of the answer, answer) as each comes, one at a time.
         options: Other arguments of `chat.completions.create`, such as `temperature`.
 
     Raises:
@@ -84,7 +86,8 @@ def run(
         if found_tools is not None:
             found_tools.check_rows(rows)
         answers = ask(client, model, asked, response_format=response_format, prompt=prompt,
-                      concurrency=concurrency, tools=found_tools, **options)  # fmt: skip
+                      concurrency=concurrency, tools=found_tools, on_answer=on_answer,
+                      **options)  # fmt: skip
     found = graded_run(
         asked, answers, grader, name=name or model, model=model, response_format=response_format,
         prompt=prompt, grading=grading,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from conftest import GRADER, Served
+from typer.testing import CliRunner
 
 from rftkit import Sample, compile_grader, evals, tools
+from rftkit.cli import app as cli
 from rftkit.errors import InputError
 from rftkit.graders import Grade
 from rftkit.rows import Row
@@ -74,6 +78,46 @@ def test_a_lost_connection_is_an_answer_that_never_came() -> None:
     [answer] = evals.ask(client, "m", ROWS[:1])
     assert answer.sample is None
     assert answer.error
+
+
+def test_an_interrupt_does_not_wait_for_answers_under_way() -> None:
+    over, waited = threading.Event(), list[bool]()
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        if b"say hi" not in request.content:
+            waited.append(over.wait(20))
+        return httpx.Response(500, json={"error": {"message": "no"}})
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    transport = httpx.Client(transport=httpx.MockTransport(handle))
+    client = openai.OpenAI(
+        base_url="http://x/v1", api_key="x", max_retries=0, http_client=transport
+    )
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evals.ask(client, "m", ROWS, on_answer=interrupt)
+        assert not waited  # the others have not come
+    finally:
+        over.set()
+
+
+def test_the_command_limits_answers_and_says_how_many_came(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = list[Any]()
+
+    def say(request: dict[str, Any]) -> str:
+        limits.append(request["max_tokens"])
+        return "a"
+
+    served.link.say = say
+    monkeypatch.setattr("rftkit.client.connect", lambda *_: served.client)
+    arguments = ["eval", "run", "tiny_copy", "-m", "rftkit-tiny", "--max-tokens", "3"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exception is None, done.output
+    assert set(limits) == {3}
 
 
 def test_scores_count_unscorable_and_leave_out_failed() -> None:
