@@ -130,8 +130,9 @@ def check_names(
     known = METHODS.get(method, HYPERPARAMETERS)
     for name in hyperparameters or {}:
         if name not in known:
+            of = f" of {method} jobs" if name in EVERY else ""
             raise InputError(
-                f"there is no hyperparameter {name!r}; {_hint(name, known)}",
+                f"there is no hyperparameter {name!r}{of}; {_hint(name, known)}",
                 param=f"hyperparameters.{name}",
             )
     for name in metadata or {}:
@@ -153,18 +154,28 @@ def misplaced(name: str, hyperparameters: Iterable[str] = HYPERPARAMETERS) -> st
 
 
 def refuse_misspelt(
-    given: Iterable[str], known: Iterable[str], where: str, *, cutoff: float = 0.6
+    given: Iterable[str], known: Iterable[str], where: str, *, cutoff: float = 0.6, home: str = ""
 ) -> None:
     """Refuse the keys of a body that are almost a known one; services may know others.
 
-    `cutoff` is how alike they must be, from 0 to 1: high where services have keys of their own.
+    Args:
+        given: The keys.
+        known: Those that mean something there.
+        where: The path of the object that has them.
+        cutoff: How alike they must be, from 0 to 1: high where services have keys of their own.
+        home: The path of the job's hyperparameters, where `given` are keys around it.
 
     Raises:
         RequestError: names the parameter, and the one that was probably meant.
     """
     names = list(known)
     for name in given:
-        if name not in names and (hint := _hint(name, names, cutoff)).startswith(("did", "it is")):
+        if name in names:
+            continue
+        is_outside = bool(home) and name in EVERY
+        hint = f"it is a hyperparameter: `{home}.{name}`" if is_outside else ""
+        hint = hint or _hint(name, names, cutoff)
+        if hint.startswith(("did", "it is")):
             param = f"{where}.{name}".lstrip(".")
             raise RequestError(f"`{param}` is not a parameter; {hint}", param=param)
 
@@ -172,4 +183,7 @@ def refuse_misspelt(
 def _hint(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     if name in KNOBS:
         return f"it is metadata: --metadata {name}=…, or metadata.{name} in a sweep"
+    if name in EVERY:
+        owners = [method for method, names in METHODS.items() if name in names]
+        return f"{' and '.join(owners)} jobs have it"
     return nearest_name(name, known, cutoff=cutoff)

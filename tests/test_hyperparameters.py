@@ -56,6 +56,11 @@ def test_names_of_settings(
         check_names(hyperparameters, metadata)
 
 
+def test_a_hyperparameter_of_another_method_is_named_with_its_methods() -> None:
+    with pytest.raises(InputError, match="'beta' of supervised jobs; dpo jobs have it"):
+        check_names({"beta": 0.1}, method="supervised")
+
+
 def test_metadata_is_anybodys() -> None:
     check_names({"batch_size": 4}, {"ticket": "1", "batch": "7", "lora_rank": "4", "probe": "true"})
 
@@ -111,6 +116,37 @@ def test_a_sweep_says_how_nested_settings_are_written(served: Served) -> None:
         by_sweep(served, hyperparameters={"batch_size": 4, "seed": 1})
     with pytest.raises(InputError, match=r"write metadata\.max_completion_tokens: 8"):
         by_sweep(served, metadata={"max_completion_tokens": 8})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"extra_body": {"batch_size": 4}},
+        {"method": {**method(), "batch_size": 4}},
+        {"method": method(batch_size=4)},
+    ],
+)
+def test_a_hyperparameter_in_another_place_starts_nothing(
+    served: Served, body: dict[str, Any]
+) -> None:
+    place = "it is a hyperparameter: `method.reinforcement.hyperparameters.batch_size`"
+    with pytest.raises(openai.BadRequestError, match=re.escape(place)):
+        served.create_job(**body)
+    assert served.client.fine_tuning.jobs.list().data == []
+
+
+def test_settings_of_a_method_that_the_job_has_not_start_nothing(served: Served) -> None:
+    both = {**method(), "supervised": {"hyperparameters": {"n_epochs": 3}}}
+    with pytest.raises(openai.BadRequestError, match=r"`method\.supervised` would have no effect"):
+        served.create_job(method=both)
+    served.create_job(method={**method(), "supervised": None, "dpo": {}})
+
+
+def test_a_panel_says_where_a_hyperparameter_goes(served: Served) -> None:
+    with pytest.raises(InputError, match=r"set hyperparameters=\{'batch_size': 4\}"):
+        JobLauncher(client=served.client, batch_size=4)
+    with pytest.raises(InputError, match=r"set metadata=\{'lora_rank': '8'\}"):
+        JobLauncher(client=served.client, lora_rank=8)
 
 
 @pytest.mark.parametrize("where", ["method", "body"])

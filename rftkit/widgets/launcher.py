@@ -20,7 +20,7 @@ from traitlets import Dict, Enum, Float, Int, List, Unicode
 from rftkit import jobs
 from rftkit.errors import InputError
 from rftkit.graders import judges
-from rftkit.hyperparameters import EVERY, METHODS, check_names
+from rftkit.hyperparameters import EVERY, KNOBS, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
 from rftkit.strictjson import parse_strictly
 from rftkit.tools import mask_tools
@@ -370,6 +370,13 @@ class JobLauncher(Panel):
         }
         method = values.get("method", self.method)
         check_names(values.get("hyperparameters"), values.get("metadata"), method)
+        for name, value in values.items():
+            if name in EVERY or name in KNOBS:
+                where, shown = ("hyperparameters", value) if name in EVERY else (
+                    "metadata", str(value))  # fmt: skip
+                raise InputError(
+                    f"{name} is one of the {where}: set {where}={{{name!r}: {shown!r}}}"
+                )
         super()._assign({**values, **read})
 
     def _changed(self, names: Set[str]) -> None:

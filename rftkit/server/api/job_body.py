@@ -28,6 +28,7 @@ from rftkit.server.store.store import new_id, now
 from rftkit.strictjson import parse_strictly
 from rftkit.tools import check_tools
 
+Json = dict[str, Any]
 MethodType = Literal["supervised", "dpo", "reinforcement"]
 
 __all__ = [
@@ -102,7 +103,9 @@ def job_from(body: JobBody, platform: Platform) -> Job:
         GraderSpecError: naming the field of the grader.
     """
     integrations = check_integrations(body.integrations or [])
-    refuse_misspelt(body.model_extra or {}, JobBody.model_fields, "", cutoff=0.85)
+    kind = body.method.type if body.method else "supervised"
+    home = f"method.{kind}.hyperparameters"
+    refuse_misspelt(body.model_extra or {}, JobBody.model_fields, "", cutoff=0.85, home=home)
     parent = parent_of(platform, body.metadata)
     if parent is not None:
         body = _inherited(body, parent)
@@ -225,6 +228,7 @@ def _method(body: JobBody, private_tools: bool) -> dict[str, Any]:
         extra.pop(ours, None)
     inner = getattr(body.method, kind) if body.method else None
     where = f"method.{kind}"
+    _refuse_outside(body, extra, inner or {}, kind)
     if kind == "reinforcement":
         if inner is None:
             raise RequestError(f"Missing required parameter: `{where}`.", param=where)
@@ -240,6 +244,25 @@ def _method(body: JobBody, private_tools: bool) -> dict[str, Any]:
         given = _merged(body.hyperparameters, given)
     checked = checked_hyperparameters(given, kind)
     return {"type": kind, **extra, kind: {**(inner or {}), "hyperparameters": checked}}
+
+
+def _refuse_outside(body: JobBody, extra: Json, inner: Json, kind: MethodType) -> None:
+    """Refuse settings that are not where the job reads them: it would train with others.
+
+    Raises:
+        RequestError: names the setting and its place.
+    """
+    where = f"method.{kind}"
+    home = f"{where}.hyperparameters"
+    refuse_misspelt(extra, Method.model_fields, "method", cutoff=0.85, home=home)
+    refuse_misspelt(inner, KNOWN_IN_METHOD[kind], where, cutoff=0.85, home=home)
+    for other in METHODS:
+        if body.method and other != kind and getattr(body.method, other):
+            raise RequestError(
+                f"`method.type` is {kind!r}, so `method.{other}` would have no effect; put its "
+                f"settings into `{where}`, or change the type",
+                param=f"method.{other}",
+            )
 
 
 def _merged(old: dict[str, Any] | None, given: Any) -> Any:
@@ -267,7 +290,6 @@ def _merged(old: dict[str, Any] | None, given: Any) -> Any:
 
 def _reinforcement(given: dict[str, Any], private_tools: bool) -> dict[str, Any]:
     where = "method.reinforcement"
-    refuse_misspelt(given, KNOWN_IN_METHOD["reinforcement"], where, cutoff=0.85)
     rest = dict(given)
     for name in ("tools", "max_episode_steps"):
         if rest.get(name) is None:
