@@ -17,6 +17,7 @@ from rftkit.jobs.jobs import (
     error_of,
     events,
     wait,
+    waits_for,
     watch,
 )
 from rftkit.jobs.local import (
@@ -95,5 +96,6 @@ __all__ = [
     "step_rollouts",
     "timing_frame",
     "wait",
+    "waits_for",
     "watch",
 ]

@@ -31,6 +31,7 @@ __all__ = [
     "error_of",
     "events",
     "wait",
+    "waits_for",
     "watch",
 ]
 
@@ -212,6 +213,19 @@ def error_of(job: FineTuningJob) -> str | None:
         return None
     where = f" ({error.param})" if error.param else ""
     return f"{error.message or error.code}{where}"
+
+
+def waits_for(told: Sequence[Event]) -> str:
+    """What a job in the queue waits for, as its newest event says; empty when for no other job.
+
+    `told` are its events, oldest first.
+    """
+    info = (each for each in reversed(told) if each.get("level", "info") == "info")
+    newest = next(info, None)
+    if newest is None or not (newest.get("data") or {}).get("waits_for"):
+        return ""
+    message: str = newest["message"]
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _events_since(client: OpenAI, job_id: str, seen: set[str]) -> list[Event]:

@@ -12,7 +12,7 @@ import time
 from typing import Any, TextIO
 
 from rftkit.diagnosis import share_words
-from rftkit.jobs.jobs import TERMINAL, Event, Update
+from rftkit.jobs.jobs import TERMINAL, Event, Update, waits_for
 from rftkit.jobs.metrics import step_metrics
 
 __all__ = ["Progress", "duration"]
@@ -50,7 +50,7 @@ class Progress:
                 self._keep(_ending(update))
                 return
             if not self._live and not self._steps:
-                self._keep(_waiting(self._status))
+                self._keep(waits_for(update.events) or _waiting(self._status))
         if self._live:
             self._rewrite(self._line(time.time() - update.job.created_at))
 

@@ -51,6 +51,7 @@ def job_status(
     expires_after: float | None = None,
     unread: bool = False,
     findings: Sequence[Finding] = (),
+    waits: str = "",
 ) -> Html:
     """Status, step, time and main rewards of a job, and the age of this information.
 
@@ -63,9 +64,11 @@ def job_status(
         expires_after: seconds after which markup that was not replaced shows a warning.
         unread: whether older events are still loading.
         findings: what is wrong at the newest step (`rftkit.diagnosis`).
+        waits: what a job in the queue waits for (`rftkit.jobs.waits_for`).
     """
     status = str(job["status"])
-    sign = SIGNS.get(status, status)
+    is_waiting = bool(waits) and status in ("validating_files", "queued")
+    sign = f"… {waits}" if is_waiting else SIGNS.get(status, status)
     step, total = (steps[-1]["step"], steps[-1].get("total_steps")) if steps else (0, None)
     words = [html('<strong class="{}">{}</strong>', TONES.get(status, ""), sign)]
     if total:
@@ -181,9 +184,9 @@ def _validation_tiles(valid: Sequence[Mapping[str, Any]]) -> list[Html]:
     against = ", against an anchor" if last.get("is_relative") else ""
     best = max(valid, key=lambda each: each["valid_reward_mean"])
     start = first["valid_reward_mean"]
-    below = (
-        "before training" if last is first else f"from {number(start, 2)} at step {first['step']}"
-    ) + against
+    is_baseline = last is first and not first["step"]
+    below = "before training" if is_baseline else f"from {number(start, 2)} at step {first['step']}"
+    below = ("the first one" if last is first and not is_baseline else below) + against
     begun = None if last is first else start
     tiles = [tile(f"Validation, step {last['step']}", last["valid_reward_mean"], below, begun)]
     if best["valid_reward_mean"] > last["valid_reward_mean"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit import views
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import RftkitError
-from rftkit.jobs import Follow, checkpoints, error_of, rollouts, step_metrics
+from rftkit.jobs import Follow, checkpoints, error_of, rollouts, step_metrics, waits_for
 from rftkit.jobs.runs import file_name
 from rftkit.views.compare_rows import row_cards
 from rftkit.views.jumps import StepJumps
@@ -90,6 +90,7 @@ class JobView:
             expires_after=max(10.0, 5 * (poll_seconds or 0)) if is_polling else None,
             unread=not follow.has_all_events,
             findings=self.findings() if follow.has_all_events else (),
+            waits=waits_for(follow.events),
         )
         return join([views.note(self._facts()), status], status.plain)
 

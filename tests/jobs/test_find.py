@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from conftest import Served
 from typer.testing import CliRunner
@@ -9,6 +11,7 @@ from typer.testing import CliRunner
 from rftkit import client, jobs
 from rftkit.cli import app as cli
 from rftkit.errors import InputError, NotFoundError
+from rftkit.widgets import JobMonitor
 
 
 def test_a_job_is_found_by_what_people_type(served: Served) -> None:
@@ -33,6 +36,35 @@ def test_a_job_that_waits_says_for_which(served: Served) -> None:
     served.create_job()
     said = [event.message for event in served.client.fine_tuning.jobs.list_events(second)]
     assert f"Waiting for {first}: only one job trains at a time" in said
+
+
+def test_a_job_that_waits_says_so_wherever_it_is_watched(served: Served) -> None:
+    first, second, third = (served.create_job().id for _ in range(3))
+    store = served.platform.store
+
+    def shown(job_id: str) -> str:
+        told, job = (
+            jobs.events(served.client, job_id),
+            served.client.fine_tuning.jobs.retrieve(job_id),
+        )
+        out = io.StringIO()
+        jobs.Progress(out)(jobs.Update(job, told))
+        header = JobMonitor(job_id, client=served.client).to_html(max_bytes=0).plain
+        assert out.getvalue().strip() in header
+        return out.getvalue().strip()
+
+    assert shown(third) == f"waiting for {first} and 1 more: only one job trains at a time"
+    store.cancel_job(first)
+    store.claim_job()
+    assert shown(third) == f"waiting for {second}: only one job trains at a time"
+    assert shown(second) == "checking the files"
+    store.update_job(second, status="running")
+    store.update_job(third, status="paused")
+    store.resume_job(third)
+    assert shown(third) == f"waiting for {second}: only one job trains at a time"
+    store.cancel_job(second)
+    store.add_event(third, "Loading rftkit-tiny")
+    assert jobs.waits_for(jobs.events(served.client, third)) == ""
 
 
 def test_commands_take_the_newest_job(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,10 +57,7 @@ def _add(here: Platform, job: Job) -> str:
     if origin := origin_of(job.metadata):
         here.store.add_event(job.id, f"Continues from {origin}, with its optimizer", key="branch")
     add_calibration_event(here, job)
-    if waits := here.store.jobs_before(job.id):
-        more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
-        message = f"Waiting for {waits[0]}{more}: only one job trains at a time"
-        here.store.add_event(job.id, message, key="waits")
+    here.store.say_what_it_waits_for(job.id)
     if useless := useless_fields(job):
         here.store.add_event(job.id, "; ".join(useless), level="warn", key="useless_fields")
     if useless := useless_metadata(job):

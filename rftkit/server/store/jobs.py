@@ -13,6 +13,9 @@ from rftkit.server.store.records import ACTIVE, TERMINAL, Checkpoint, Event, Job
 
 __all__ = ["Jobs"]
 
+NEAR = 20
+"""Jobs at the head of the queue; those behind them are not told again what they wait for."""
+
 
 class Jobs(Database):
     """The part of the store that holds jobs."""
@@ -75,13 +78,31 @@ class Jobs(Database):
 
     def jobs_before(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that are worked on before this one, the first one first."""
-        found = self._find(
+        ids = [job.id for job in self._queue()]
+        return ids[: ids.index(job_id)] if job_id in ids else []
+
+    def say_what_it_waits_for(self, job_id: str) -> None:
+        """Add the event of a job that is in the queue behind others."""
+        if before := self.jobs_before(job_id):
+            self._add_waits(self.job(job_id), before)
+
+    def _queue(self, limit: int = -1) -> list[Job]:
+        return self._find(
             Job,
             f"origin IS NULL AND status IN {sql_list(ACTIVE)} "
-            "ORDER BY status IN ('running', 'pausing') DESC, queue_position",
+            "ORDER BY status IN ('running', 'pausing') DESC, queue_position LIMIT ?",
+            limit,
         )
-        ids = [job.id for job in found]
-        return ids[: ids.index(job_id)] if job_id in ids else []
+
+    def _add_waits(self, job: Job, before: list[str]) -> None:
+        """An event for each job at the head of the queue that this one waits for."""
+        more = f" and {len(before) - 1} more" if len(before) > 1 else ""
+        self.add_event(
+            job.id,
+            f"Waiting for {before[0]}{more}: only one job trains at a time",
+            data={"waits_for": before[0], "jobs_before": len(before)},
+            key=f"waits-{before[0]}-{job.queue_position}",
+        )
 
     def claim_job(self) -> Job | None:
         """Return the next job to work on, or None.
@@ -91,14 +112,13 @@ class Jobs(Database):
         stays `validating_files`. Imported jobs are never returned, whatever their status.
         """
         with self.transaction():
-            found = self._find(
-                Job,
-                f"origin IS NULL AND status IN {sql_list(ACTIVE)} "
-                "ORDER BY status IN ('running', 'pausing') DESC, queue_position LIMIT 1",
-            )
+            found = self._queue(NEAR)
             if not found:
                 return None
             job = found[0]
+            ids = [each.id for each in found]
+            for place, waiting in enumerate(found[1:], 1):
+                self._add_waits(waiting, ids[:place])
             return self.update_job(job.id, status="running") if job.status == "queued" else job
 
     def update_job(self, job_id: str, **fields: Any) -> Job:
@@ -169,7 +189,9 @@ class Jobs(Database):
         with self.transaction():
             job = self._job_in(job_id, frozenset({"paused"}), "resumed")
             self.add_event(job.id, "Resumed: moving the job to the queue.")
-            return self.update_job(job.id, status="queued", queue_position=self._queue_end())
+            job = self.update_job(job.id, status="queued", queue_position=self._queue_end())
+            self.say_what_it_waits_for(job.id)
+            return job
 
     def _job_in(self, job_id: str, states: frozenset[str], verb: str) -> Job:
         job = self.job(job_id)
