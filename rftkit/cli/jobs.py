@@ -251,7 +251,7 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
     client = connect()
     job_id = jobs.find(client, job_id)
     job, events = client.fine_tuning.jobs.retrieve(job_id), jobs.events(client, job_id)
-    kept = [asdict(each) for each in jobs.checkpoints(client, job_id)]
+    kept = [asdict(each) for each in jobs.checkpoints(client, job_id, events)]
     wire = job.to_dict(warnings=False)
     facts = (
         "id",
@@ -380,7 +380,8 @@ def _uploaded(client: OpenAI, given: str, prompt: Prompt | None, option: str) ->
     with TemporaryDirectory() as folder:
         path = Path(folder) / f"{Path(given).name.split('.')[0]}.jsonl"
         datasets.write_prompted(given, path, prompt)
-        return datasets.upload(client, path).id
+        name = datasets.upload_name(Path(given).with_name(path.name))
+        return datasets.upload(client, path, name=name).id
 
 
 def _steer(verb: Literal["pause", "resume", "cancel"], job_id: str, as_json: bool) -> None:

@@ -16,7 +16,16 @@ from rftkit.datasets.columns import Columns
 from rftkit.datasets.convert import Conversion, convert
 from rftkit.datasets.drafts import draft_format, draft_grader
 from rftkit.datasets.findings import Check, FileFacts, Finding, Place
-from rftkit.datasets.io import Dataset, bundled, load, read, read_json, read_tools, upload
+from rftkit.datasets.io import (
+    Dataset,
+    bundled,
+    load,
+    read,
+    read_json,
+    read_tools,
+    upload,
+    upload_name,
+)
 from rftkit.datasets.learnability import Preview, preview, spread_rows
 from rftkit.datasets.places import bundled_names
 from rftkit.datasets.preferences import (
@@ -77,6 +86,7 @@ __all__ = [
     "split",
     "spread_rows",
     "upload",
+    "upload_name",
     "verdict_finding",
     "write_prompted",
 ]

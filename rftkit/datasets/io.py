@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rftkit.bundled import bundled_folder
-from rftkit.datasets.places import STREAM, bundled_names, find, parts_of
+from rftkit.datasets.places import NAMES, STREAM, bundled_names, find, parts_of
 from rftkit.datasets.proposals import command_for, target_for
 from rftkit.datasets.rowfile import Rows, open
 from rftkit.datasets.rowlines import NumberedRow
@@ -37,6 +37,7 @@ __all__ = [
     "read_json",
     "read_tools",
     "upload",
+    "upload_name",
 ]
 
 MAX_UPLOAD_BYTES = 512 * 1024**2
@@ -146,11 +147,16 @@ def read_tools(path: str | Path) -> list[dict[str, Any]]:
     return value
 
 
-def upload(client: OpenAI, path: str | Path) -> FileObject:
+def upload(client: OpenAI, path: str | Path, *, name: str | None = None) -> FileObject:
     """Check every row of a JSONL file, then upload it for fine-tuning.
 
     The rows may have any of the three forms: RFT rows, supervised rows, or preference rows. All
     rows of a file must have the form of its first rows.
+
+    Args:
+        client: From `rftkit.connect()`, or any `openai.OpenAI`.
+        path: The file.
+        name: Its name on the service; default `upload_name(path)`.
 
     Raises:
         InputError: The file is missing, empty, over 512 MiB or not named `.jsonl`.
@@ -170,7 +176,21 @@ def upload(client: OpenAI, path: str | Path) -> FileObject:
     with open(path, form=None) as rows:
         if not sum(1 for _ in _usable(rows)):
             raise _no_rows(rows)
-    return client.files.create(file=path, purpose="fine-tune")
+    with path.open("rb") as content:
+        named = (name or upload_name(path), content)
+        return client.files.create(file=named, purpose="fine-tune")
+
+
+def upload_name(path: str | Path) -> str:
+    """`tickets-train.jsonl` for `tickets/train.jsonl`: a list of jobs names data by its files.
+
+    A file with a name of its own keeps it.
+    """
+    path = Path(path)
+    folder = path.absolute().parent
+    stem = path.name.partition(".")[0].lower()
+    is_part = any(stem in names for names in NAMES.values())
+    return f"{folder.name}-{path.name}" if is_part and folder != Path.home() else path.name
 
 
 def _conversion(path: Path) -> str:

@@ -14,7 +14,9 @@ from rftkit.datasets.hub import fetched, is_hub_name
 from rftkit.datasets.unpack import PACKINGS, TABLES
 from rftkit.errors import InputError, NotFoundError, nearest_name
 
-__all__ = ["STREAM", "bundled_names", "find", "is_saved_by_huggingface", "parts_of", "rows_file"]
+__all__ = [
+    "NAMES", "STREAM", "bundled_names", "find", "is_saved_by_huggingface", "parts_of", "rows_file",
+]  # fmt: skip
 
 NAMES = {
     "train": ("train", "training"),

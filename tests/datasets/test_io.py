@@ -75,6 +75,20 @@ def test_upload_sends_the_bytes_as_they_are(served: Served, tmp_path: Path) -> N
     assert served.client.files.content(file.id).read() == path.read_bytes()
 
 
+def test_a_part_of_a_folder_is_uploaded_under_the_name_of_its_folder(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in ("train", "validation"):
+        (tmp_path / "tickets").mkdir(exist_ok=True)
+        path = write(tmp_path / "tickets" / f"{part}.jsonl", ROW)
+        assert datasets.upload(served.client, path).filename == f"tickets-{part}.jsonl"
+    monkeypatch.chdir(tmp_path / "tickets")
+    assert datasets.upload(served.client, "train.jsonl").filename == "tickets-train.jsonl"
+    assert datasets.upload(served.client, "train.jsonl", name="a.jsonl").filename == "a.jsonl"
+    monkeypatch.setenv("HOME", str(tmp_path / "tickets"))  # a name of a person
+    assert datasets.upload_name("train.jsonl") == "train.jsonl"
+
+
 @pytest.mark.parametrize("name", ["security_review", "contract_facts", "tiny_copy"])
 def test_bundled_datasets_open(name: str) -> None:
     data = datasets.bundled(name)
