@@ -88,7 +88,8 @@ def run_lab(folder: Path, options: Sequence[str] = ()) -> int:
     """Run JupyterLab until it ends or is interrupted; return its exit status.
 
     It starts the platform and stops it at the end, unless it ran before or a job is still
-    training. `options` are passed to JupyterLab.
+    training. A paused job waits in the home, and needs no platform. `options` are passed to
+    JupyterLab.
     """
     from rftkit.client import connect, serve_status
 
@@ -239,10 +240,15 @@ def _stop_platform(client: Any) -> None:
     from rftkit.client import stop_server
     from rftkit.jobs import TERMINAL
 
-    running = [
-        job.id for job in client.fine_tuning.jobs.list(limit=20) if job.status not in TERMINAL
-    ]
+    jobs = {
+        job.id: str(job.status)
+        for job in client.fine_tuning.jobs.list(limit=100)
+        if not getattr(job, "imported_from", None)
+    }
+    running = [name for name, status in jobs.items() if status not in (*TERMINAL, "paused")]
     if running:
         print(f"the platform continues with {running[0]}; stop it with: rftkit serve --stop")
-    else:
-        stop_server()
+        return
+    stop_server()
+    for name in (each for each, status in jobs.items() if status == "paused"):
+        print(f"{name} is paused and saved; continue it with: rftkit job resume {name}")

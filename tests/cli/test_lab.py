@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Served
 
-from rftkit import privacy, settings
+from rftkit import client, privacy, settings
 from rftkit.cli import lab
 from rftkit.cli.app import app
 from rftkit.cli.lab import Copies, copy_notebooks
@@ -113,6 +114,23 @@ def test_words_after_two_dashes_are_options_and_never_the_folder(
     with pytest.raises(SystemExit):
         app(["lab", *words])
     assert found == [(Path(folder), options)]
+
+
+def test_a_paused_job_does_not_keep_the_platform_and_a_running_one_does(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped: list[bool] = []
+    monkeypatch.setattr(client, "stop_server", lambda: stopped.append(True))
+    job = served.create_job().id
+    lab._stop_platform(served.client)
+    assert f"the platform continues with {job}" in capsys.readouterr().out
+    assert stopped == []
+    served.platform.store.update_job(job, status="paused")
+    lab._stop_platform(served.client)
+    assert f"{job} is paused and saved; continue it with: rftkit job resume {job}" in (
+        capsys.readouterr().out
+    )
+    assert stopped == [True]
 
 
 def test_widgets_are_saved_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
