@@ -32,7 +32,7 @@ def summary(
     Args:
         events: of the job, as on the wire.
         answers: the file of before and after answers, in the shape of `rftkit.views.answers`.
-        validations: all validations of the job compared with Step 0, by `evals.compare`; without
+        validations: all validations of the job compared with the first, by `evals.compare`; without
             them the change of the validation reward has a rougher interval, or none.
 
     Returns:
@@ -96,8 +96,10 @@ def _validations(
         return None
     by_step = {int(step): float(value) for step, value in measured.itertuples(index=False)}
     best, last = max(by_step, key=lambda step: (by_step[step], -step)), max(by_step)
+    start = story_of(events).start
     return {
-        "start": by_step.get(story_of(events).start),
+        "start": by_step.get(start),
+        "start_step": start,
         "best": by_step[best],
         "best_step": best,
         "final": by_step[last],
@@ -110,17 +112,19 @@ def _validations(
 def _change_of_validation(
     events: list[dict[str, Any]], compared: Comparison | None, last: int
 ) -> dict[str, Any]:
-    """`difference`, `interval` and `verdict` from step 0 to the last one; None if unknown. `means`
-    are those of the rows that both have graded: other rows can have another difference.
+    """`difference`, `interval` and `verdict` from the first step to the last one; None if unknown.
+
+    `means` are those of the rows that both have graded: other rows can have another difference. The
+    first step is 0, or the one that a branch continues from.
     """
-    if compared is not None and (pair := _validation_pair(compared, last)):
+    story = story_of(events)
+    if compared is not None and (pair := _validation_pair(compared, last, story.start)):
         names = [f"reward/{label}" for label in (pair.before, pair.after)]
         means = compared.rows[names].dropna().mean().tolist()
         return _change(pair) | {"rows": pair.num_rows, "means": means}
-    story = story_of(events)
     first, final = story.first_valid, story.last_valid
     unknown = dict.fromkeys(("difference", "interval", "verdict", "rows", "means"))
-    if first is None or final is None or first is final or first["step"] != 0:
+    if first is None or final is None or first is final or first["step"] != story.start:
         return unknown
     total, _ = validation_gains(first, final)
     if total is None:
@@ -130,9 +134,11 @@ def _change_of_validation(
     return unknown | {"difference": total.value, "interval": interval, "verdict": verdict}
 
 
-def _validation_pair(compared: Comparison | None, step: int) -> PairSummary | None:
-    """The validation of a step against Step 0, if both could be read."""
-    if compared is None or not compared.pairs or compared.summary(compared.baseline or "").step:
+def _validation_pair(compared: Comparison | None, step: int, start: int) -> PairSummary | None:
+    """The validation of a step against that of the first one, if both could be read."""
+    if compared is None or not compared.pairs:
+        return None
+    if compared.summary(compared.baseline or "").step != start:
         return None
     labels = {run.label for run in compared.runs if run.step == step}
     found = (pair for pair in compared.pairs if pair.after in labels)
@@ -204,7 +210,7 @@ def _gain(
     first, last = story.first_valid, story.last_valid
     if first is None or last is None or first is last:
         return ""
-    if pair := _validation_pair(validations, int(last["step"])):
+    if pair := _validation_pair(validations, int(last["step"]), story.start):
         return _parts_of(pair)
     total, parts = validation_gains(first, last)
     return gain_sentence(total, parts, "validation reward") if total else ""

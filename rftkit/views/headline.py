@@ -43,7 +43,7 @@ def verdict(summary: Figures) -> str:
     test, valid = summary.get("test"), summary.get("valid")
     if test and test["difference"] is not None:
         return _test_verdict(test)
-    if valid and valid["start"] is not None and valid["final_step"] != 0:
+    if valid and valid["start"] is not None and valid["final_step"] != _start(valid):
         return _validation_verdict(valid)
     if loss := summary.get("loss"):
         return _loss_verdict(loss)
@@ -81,7 +81,7 @@ def _validation_change(valid: Figures) -> str:
     start, final = valid.get("means") or (valid["start"], valid["final"])
     change = final - start if valid["difference"] is None else valid["difference"]
     digits = decimals(change, *(valid["interval"] or ()), least=2)
-    ends = f"{number(start, digits)} before training"
+    ends = f"{number(start, digits)} {_beginning(valid)}"
     last = f"{number(final, digits)} at step {valid['final_step']}"
     size = signed(change, digits)
     if valid["interval"]:
@@ -97,6 +97,16 @@ def _validation_change(valid: Figures) -> str:
         f"The validation reward was {ends} and {last} ({size}). Its uncertainty is not known, so "
         "this is no verdict."
     )
+
+
+def _start(valid: Figures) -> int:
+    """The step that was validated first: 0, or the one that a branch continues from."""
+    return int(valid.get("start_step") or 0)
+
+
+def _beginning(valid: Figures) -> str:
+    step = _start(valid)
+    return f"at step {step}, where the branch starts" if step else "before training"
 
 
 def _loss_verdict(loss: Figures) -> str:
@@ -117,9 +127,12 @@ def _ends(interval: list[float], digits: int) -> str:
 def _validation_tiles(valid: Figures) -> list[Html]:
     if not valid:
         return []
-    start, best, last = valid["start"], valid["best_step"], valid["final_step"]
-    tiles = [tile("Validation, step 0", start, f"before training{', best' * (best == 0)}")]
-    if best not in (0, last):
+    start, best, last, first = (
+        valid["start"], valid["best_step"], valid["final_step"], _start(valid),
+    )  # fmt: skip
+    words = "before training" if not first else "where the branch starts"
+    tiles = [tile(f"Validation, step {first}", start, f"{words}{', best' * (best == first)}")]
+    if best not in (first, last):
         tiles.append(tile(f"Validation, step {best}", valid["best"], "best", start))
     words = "best and last" if best == last else "last"
     final = tile(f"Validation, step {last}", valid["final"], words, start, valid["verdict"])

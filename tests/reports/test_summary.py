@@ -114,6 +114,37 @@ def test_what_could_not_be_graded_is_counted():
     assert (test["failed"], test["unscorable"], test["unanswered"]) == (1, 2, 0)
 
 
+def test_a_branch_begins_where_it_was_branched():
+    def metric(step, reward):
+        data = {"step": step, "scores": {"valid_reward_mean": reward}}
+        return {"type": "metrics", "data": data}
+
+    started = {"data": {"hyperparameters": {"branch_step": 12}}}
+    valid = summary([started, metric(12, 0.4), metric(18, 0.6)])["valid"]
+    shown = headline(summary([]) | {"valid": valid})
+
+    assert (valid["start"], valid["start_step"]) == (0.4, 12)
+    assert "0.40 at step 12, where the branch starts" in shown
+    assert "Validation, step 12" in shown
+    assert "step 0" not in shown
+    assert "before training" not in shown
+    alone = summary([started, metric(12, 0.4)])
+    assert verdict(alone).startswith("No verdict yet")
+
+
+def test_the_interval_of_a_branch_is_that_of_its_own_validations():
+    own = sample_comparison.samples(steps=(6, 12, 18))
+    compared = evals.compare(own)
+    started = {"data": {"hyperparameters": {"branch_step": 6}}}
+    said = [e for e in events() if (e.get("data") or {}).get("step") in (None, 6, 12, 18)]
+    valid = summary([started, *said], validations=compared)["valid"]
+
+    assert compared.baseline == "Step 6"
+    assert valid["interval"] == [
+        compared.pairs[-1].difference.low, compared.pairs[-1].difference.high
+    ]  # fmt: skip
+
+
 def test_a_validation_reward_that_did_not_change_is_said_once():
     valid = {"start": 1.0, "best": 1.0, "best_step": 0, "final": 1.0, "final_step": 24,
              "difference": 0.0, "interval": None, "verdict": "unclear", "rows": 64,

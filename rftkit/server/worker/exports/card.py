@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit.errors import NotFoundError
+from rftkit.lineage import origin_of
 from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
 from rftkit.server.worker.exports.rewards import difference
@@ -216,7 +217,7 @@ def _curves(source: Source, job: Job) -> list[str]:
         mean, low, high = change
         lines += [
             "",
-            f"Validation reward, step 0 to this model, row by row: {mean:+.3f} "
+            f"Validation reward, step {_start(job)} to this model, row by row: {mean:+.3f} "
             f"(95 % interval {low:+.3f} to {high:+.3f}, Student's t on paired differences).",
         ]
     metrics = [
@@ -248,9 +249,15 @@ def _improvement(source: Source, job: Job) -> tuple[float, float, float] | None:
     if not folder.is_dir() or not step:
         return None
     journal = Journal(folder)
-    sides = [_rewards(journal.record("valid", each)) for each in (0, step)]
+    sides = [_rewards(journal.record("valid", each)) for each in (_start(job), step)]
     lines = sides[0].keys() & sides[1].keys()
     return difference([sides[1][line] - sides[0][line] for line in sorted(lines)])
+
+
+def _start(job: Job) -> int:
+    """The step whose model the job started from: 0, or the one that a branch continues."""
+    origin = origin_of(job.metadata)
+    return origin.step if origin else 0
 
 
 def _rewards(record: Mapping[str, Any] | None) -> dict[int, float]:
