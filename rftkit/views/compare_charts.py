@@ -9,6 +9,7 @@ rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rftkit.views.forest import SLOT, Entry, forest
@@ -112,6 +113,7 @@ def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
     """The rows whose reward changed most, each a line over the runs."""
     labels = comparison.samples.labels
     columns = [f"reward/{label}" for label in labels]
+    ends = _ends_of_jobs(comparison)
     rows = comparison.rows.dropna(subset=columns, how="all")
     if len(labels) < 2 or not len(rows):
         return note("At least two runs with rewards are needed to follow rows.")
@@ -129,9 +131,9 @@ def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
     for kind, part in (("rk-up rk-thin", rose), ("rk-down rk-thin rk-dash1", fell)):
         lines: list[Any] = part.to_dict("records")
         for line in lines:
-            _path(canvas, line, columns, kind, jumps)
+            _path(canvas, line, columns, kind, jumps, ends)
     mean = [float(each) for each in rows[columns].mean()]
-    canvas.line([(at, _value(each)) for at, each in enumerate(mean)], "rk-mean")
+    canvas.line(_parted([(at, _value(each)) for at, each in enumerate(mean)], ends), "rk-mean")
     for at, (label, each) in enumerate(zip(labels, mean, strict=True)):
         if not missing(each):
             canvas.point(at, each, f"mean of all rows, {label}: {number(each)}", "rk-mean")
@@ -152,12 +154,38 @@ def row_paths(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
                    f"{said} {names}")  # fmt: skip
 
 
+def _ends_of_jobs(comparison: Comparison) -> list[int]:
+    """The places of the runs after which another job begins: no line leads from one to the other.
+
+    A base that jobs share belongs to the first of them.
+    """
+    jobs = [run.job_id for run in comparison.samples.runs]
+    return [at for at, (own, following) in enumerate(pairwise(jobs)) if own and own != following]
+
+
+def _parted(
+    values: Sequence[tuple[float, float | None]], ends: Sequence[int]
+) -> list[tuple[float, float | None]]:
+    """The points of a line, with a gap after each of these places."""
+    found: list[tuple[float, float | None]] = []
+    for at, value in enumerate(values):
+        found.append(value)
+        if at in ends:
+            found.append((value[0], None))
+    return found
+
+
 def _path(
-    canvas: Canvas, line: dict[str, Any], columns: Sequence[str], kind: str, jumps: Jumps | None
+    canvas: Canvas,
+    line: dict[str, Any],
+    columns: Sequence[str],
+    kind: str,
+    jumps: Jumps | None,
+    jobs: Sequence[int],
 ) -> None:
     """One row over the runs; its end leads to the row."""
     values = [(at, _value(line[column])) for at, column in enumerate(columns)]
-    canvas.line(values, kind)
+    canvas.line(_parted(values, jobs), kind)
     ends = [(at, value) for at, value in values if value is not None]
     words = f"row {int(line['number'])}: {signed(line['change'], 2)}. {line['prompt'][:80]}"
     link = jumps.attributes([line["row"]], f"number {int(line['number'])}") if jumps else ""

@@ -2,8 +2,8 @@
 
 Links from numbers to rows are in `jumps`, statistics in `rftkit.evals`. A card shows one answer
 for each run: of several samples, the one whose reward is nearest to their mean. Its words are
-compared with the previous answer. Where many rows and runs would make a page too large, all answers
-are cut to the same length.
+compared with the previous answer of its job, and runs that answer alike share one. Where many rows
+and runs would make a page too large, all answers are cut to the same length.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def row_cards(
     num_answers = sum(len(runs) for runs in answers.values())
     room = int((max_bytes / max(1, num_answers) - SIDE_BYTES) / MARKED)
     style = _Style(
-        labels=samples.labels,
+        jobs={run.label: run.job_id or "" for run in samples.runs},
         graders=samples.graders,
         most=max(MIN_ANSWER, min(MAX_ANSWER, room)),
         is_open=is_open,
@@ -158,7 +158,9 @@ def row_cards(
 class _Style:
     """What all cards have in common."""
 
-    labels: Sequence[str]
+    jobs: Mapping[str, str]
+    """Label of each run, in order -> its job; "" for a run without one, as a base that jobs share.
+    """
     graders: Sequence[str]
     most: int
     """Characters of an answer that are shown."""
@@ -213,7 +215,7 @@ def _card(
     answers: Mapping[str, Sequence[Json]],
     style: _Style,
 ) -> Html:
-    rewards = [facts.get(f"reward/{label}") for label in style.labels]
+    rewards = {label: facts.get(f"reward/{label}") for label in style.jobs}
     first = facts.get(f"reward/{comparison.baseline}")
     last = facts.get(f"reward/{comparison.focus}", first)
     item = comparison.samples.items.get(key) or {}
@@ -236,7 +238,7 @@ def _card(
         " open" if style.is_open else "",
         facts["number"],
         title,
-        _spark(rewards),
+        _spark(rewards, style.jobs),
         move,
         _TONE.get(verdict, ""),
         words,
@@ -246,43 +248,80 @@ def _card(
     )
 
 
+@dataclass(slots=True)
+class _Shown:
+    """One answer, and the runs that gave it with the same grades."""
+
+    labels: list[str]
+    words: str
+    head: Html
+    """Rewards and notes."""
+    judge: str
+    """What a judge gave as its reasons; empty without one."""
+    body: Html
+
+
 def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[Html]:
-    """One block per run; its answer is compared with the last different one."""
-    sides, before, whose = [], None, ""
-    for label in style.labels:
-        given = answers.get(label)
-        if not given:
+    """The answers of the runs, each compared with the one before it in its job."""
+    shown: list[_Shown] = []
+    newest: dict[str, _Shown] = {}
+    for label, job in style.jobs.items():
+        if not (given := answers.get(label)):
             continue
         chosen = _nearest(given)
         words = readable(chosen["answer"] if isinstance(chosen["answer"], str) else None)
-        if before is None:
-            shown = text(_cut(words, style.most))
-        elif words == before:
-            shown = html("<em>the same text as {}</em>", whose)
-        else:
-            shown = difference(_cut(before, style.most), _cut(words, style.most), least=STAYED)
-        if words != before:
-            before, whose = words, label
-        sides.append(_side(label, given, chosen, shown, style))
-    return sides
+        judge = chosen["judge"] if isinstance(chosen.get("judge"), str) else ""
+        head, before = _head(given, chosen, style), newest.get(job) or newest.get("")
+        is_alike = before and (before.words, before.head, before.judge) == (words, head, judge)
+        if before and is_alike and before is newest.get(job):
+            before.labels.append(label)
+            continue
+        each = _Shown([label], words, head, judge, _body(words, before, style))
+        newest[job] = each
+        shown.append(each)
+    return [_side(each, style) for each in shown]
 
 
-def _side(label: str, given: Sequence[Json], chosen: Json, shown: Html, style: _Style) -> Html:
+def _body(words: str, before: _Shown | None, style: _Style) -> Html:
+    """The answer, or how it differs from the one before it."""
+    if before is None:
+        return text(_cut(words, style.most))
+    if words == before.words:
+        return html("<em>the same text as {}</em>", before.labels[-1])
+    return difference(_cut(before.words, style.most), _cut(words, style.most), least=STAYED)
+
+
+def _head(given: Sequence[Json], chosen: Json, style: _Style) -> Html:
     known = [each["reward"] for each in given if not missing(each["reward"])]
     mean = number(sum(known) / len(known), 2) if known else "not graded"
     lines = [_samples(given, chosen), _notes(chosen, style.graders)]
     small = Html("<br>").join(line for line in lines if line)
-    judge = chosen.get("judge")
-    steps = disclosure(f"judge: {judge}"[: style.most]) if isinstance(judge, str) else Html()
     return html(
-        '<div class="rk-side"><div class="rk-who"><span>{}</span>'
-        '<span>{}</span></div>{}<div class="rk-text">{}</div>{}</div>',
-        label,
-        mean,
-        html("<small>{}</small>", small) if small else Html(),
-        shown,
+        "<span>{}</span></div>{}", mean, html("<small>{}</small>", small) if small else Html()
+    )
+
+
+def _side(shown: _Shown, style: _Style) -> Html:
+    steps = disclosure(f"judge: {shown.judge}"[: style.most]) if shown.judge else Html()
+    return html(
+        '<div class="rk-side"><div class="rk-who"><span{}>{}</span>{}'
+        '<div class="rk-text">{}</div>{}</div>',
+        Html(' class="rk-many"') if len(shown.labels) > 1 else Html(),
+        _names(shown.labels),
+        shown.head,
+        shown.body,
         html("<small>{}</small>", steps) if steps else Html(),
     )
+
+
+def _names(labels: Sequence[str]) -> str:
+    """`Step 4, Step 8, Step 12`; of several jobs `Step 4, Step 8 · lr ×5`."""
+    steps, jobs = zip(
+        *((s, j) for s, _, j in (each.partition(" · ") for each in labels)), strict=True
+    )
+    if len(set(jobs)) == 1 and jobs[0]:
+        return f"{', '.join(steps)} · {jobs[0]}"
+    return ", ".join(labels)
 
 
 def _samples(given: Sequence[Json], chosen: Json) -> str:
@@ -326,17 +365,20 @@ def _cut(words: str, most: int) -> str:
     return words if left <= 0 else f"{words[:most]} … ({left:,} more characters)"
 
 
-def _spark(rewards: Sequence[float | None]) -> Html:
-    """The rewards of all runs as a row of small bars; the numbers are in the title."""
+def _spark(rewards: Mapping[str, float | None], jobs: Mapping[str, str]) -> Html:
+    """The rewards of all runs as a row of small bars, with a gap between jobs."""
     if len(rewards) < 3:
         return Html()
-    known = [reward for reward in rewards if reward is not None and not missing(reward)]
+    known = [each for each in rewards.values() if each is not None and not missing(each)]
     low, high = (min(*known, 0.0), max(*known, 1.0)) if known else (0.0, 1.0)
-    bars = "".join(
-        "·" if reward is None or missing(reward)
-        else "▁▂▃▄▅▆▇█"[min(7, int(8 * (reward - low) / (high - low)))]
-        for reward in rewards
-    )  # fmt: skip
+    bars, before = "", ""
+    for label, reward in rewards.items():
+        bars += " " if before and jobs[label] != before else ""
+        before = jobs[label]
+        bars += (
+            "·" if reward is None or missing(reward)
+            else "▁▂▃▄▅▆▇█"[min(7, int(8 * (reward - low) / (high - low)))]
+        )  # fmt: skip
     return html('<span class="rk-spark" aria-hidden="true">{}</span>', bars)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from rftkit import evals, views
 from rftkit.evals.job_names import unique_labels
 from rftkit.evals.samples import COLUMNS, Run, Samples
+from rftkit.views.compare_rows import row_cards
 
 STEPS = (0, 8, 16)
 
@@ -101,6 +104,30 @@ def test_a_job_has_one_name_whatever_steps_the_others_have() -> None:
 @pytest.mark.parametrize("show", [views.reward_curve, views.difference_chart, views.compare_runs])
 def test_no_view_of_several_jobs_shows_an_id(show: Any) -> None:
     assert "ftjob-" not in show(evals.compare(jobs(SWEEP)))
+
+
+def test_no_line_of_a_row_leads_from_one_job_to_the_next() -> None:
+    two = {(1.0, 1): 0.5, (5.0, 1): 0.7}
+    chart = views.row_paths(evals.compare(jobs(two)))
+    assert chart.count("rk-mean") >= 1
+    lines = re.findall(r'<path class="rk-line rk-(?:up|down|mean)[^"]*" d="([^"]*)"', chart)
+    assert lines
+    assert {line.count("M") for line in lines} == {2}  # the base and the first job; the second job
+
+
+def test_a_card_compares_an_answer_with_the_one_before_it_in_its_job() -> None:
+    samples = jobs({(1.0, 1): 0.5, (5.0, 1): 0.7}, rows=4)
+    words = {"Step 0": "one", "Step 8 · lr ×1": "one two", "Step 16 · lr ×1": "one two",
+             "Step 8 · lr ×5": "one", "Step 16 · lr ×5": "one five"}  # fmt: skip
+    own = samples.frame["run"].str.replace(r"^Step 0.*", "Step 0", regex=True)
+    frame = samples.frame.assign(answer=own.map(words), reward=0.5)
+    card = row_cards(evals.compare(replace(samples, frame=frame)), ["row0"])[0]
+    whos = re.findall(r'rk-who"><span[^>]*>([^<]*)</span>', card)
+    assert whos == ["Step 0", "Step 8, Step 16 · lr ×1", "Step 8 · lr ×5", "Step 16 · lr ×5"]
+    assert card.count("the same text as Step 0") == 1
+    assert "<ins>two</ins>" in card
+    assert "<ins>five</ins>" in card
+    assert "<del>two</del>" not in card  # the other job's
 
 
 def test_a_branch_is_called_one() -> None:
