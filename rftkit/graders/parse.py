@@ -8,7 +8,6 @@ which compiling finds (`leaves`, `formula`).
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -65,7 +64,7 @@ def parse(spec: Any, *, purpose: Purpose = "rft", param: str = "") -> dict[str, 
     parsed = model.model_dump(exclude_none=True)
     if kind == "rubric":
         parsed["criteria"] = _criteria(parsed["criteria"], _at(param, "criteria"))
-    parsed.setdefault("name", _name(parsed))
+    parsed.setdefault("name", f"{kind.replace('_', ' ')} grader")
     if kind == "python":
         parsed.setdefault("image_tag", IMAGE_TAG)
     return {"type": kind, "name": parsed.pop("name")} | parsed
@@ -229,12 +228,6 @@ def _check_headers(headers: Mapping[str, str], param: str) -> None:
         where = _at(param, f"headers.{name}" if name else "headers")
         whose = f"the value of `{where}`" if name else "`headers`"
         raise GraderSpecError(f"{whose} {why}", param=where)
-
-
-def _name(parsed: dict[str, Any]) -> str:
-    """The same grader gets the same name, so that two runs can be compared."""
-    text = json.dumps(parsed, sort_keys=True, default=str)
-    return "grader-" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _reword(error: Any, where: str, model: type[Named]) -> str:
