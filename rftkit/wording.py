@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rftkit.errors import InputError
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["counted", "first_problem", "listed"]
+__all__ = ["counted", "first_problem", "listed", "the_only"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -29,3 +31,14 @@ def first_problem(error: ValidationError) -> str:
 def listed(parts: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([*([", ".join(parts[:-1])] if parts[:-1] else []), *parts[-1:]])
+
+
+def the_only(ids: Sequence[str], begin: str) -> str | None:
+    """The one id that begins so; None if none does.
+
+    Raises:
+        InputError: several do.
+    """
+    if len(ids) > 1:
+        raise InputError(f"{len(ids)} ids begin with {begin}: {', '.join(ids[:5])}; type more")
+    return ids[0] if ids else None

@@ -9,11 +9,13 @@ Not here: the shape of items (`items`), files (`saved_runs`), dumps (`dump_runs`
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, NotFoundError, PlatformError
@@ -22,6 +24,7 @@ from rftkit.evals.items import Combine, Record, combine, read_items, settle
 from rftkit.evals.samples import Run, Samples
 from rftkit.hyperparameters import KNOBS
 from rftkit.jsontext import parse_json
+from rftkit.wording import the_only
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -36,6 +39,8 @@ AT_ONCE = 4
 """Runs that are read at the same time."""
 INDEX_SECONDS = 30.0
 """Services list a finished run's items a little late: so long is waited for the last of them."""
+MOST_EVALS = 1000
+"""Evals among which a shortened id is looked for."""
 SHORT = {
     "learning_rate_multiplier": "lr ×",
     "compute_multiplier": "compute ×",
@@ -71,13 +76,14 @@ def fetch(
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         names: `ftjob-…`: all its validations; `eval_…`: all its runs; `evalrun_…`: that run, with
             its eval in front where the service does not show it in a list (`eval_…/evalrun_…`);
-            `localrun_…`: one that was made here.
+            `localrun_…`: one that was made here. The first characters of an id are enough, and the
+            suffix of a job.
         grader: How scores of several graders make the reward; default that of the job.
         progress: Show a bar on stderr.
         fresh: Read again what is kept.
 
     Raises:
-        InputError: a name is none of these.
+        InputError: a name is none of these, or begins several ids.
         NotFoundError: there is no such job, eval or run.
     """
     rule = combine(grader) if grader else None
@@ -103,17 +109,37 @@ def find_runs(client: OpenAI, name: str) -> list[Wanted]:
     """
     if name.startswith(saved_runs.LOCAL_PREFIX):
         return [Wanted(_kept(name).run, None)]
-    if name.startswith("ftjob-"):
-        return _runs_of_job(client, name)
     eval_id, _, run_id = name.rpartition("/")
     if run_id.startswith("evalrun_"):
         return [_find_run(client, eval_id or None, run_id)]
     if name.startswith("eval_"):
-        return _runs_of_eval(client, name)
+        return _runs_of_eval(client, _whole_eval_id(client, name))
+    return _runs_of_job(client, _job_of_name(client, name))
+
+
+def _job_of_name(client: OpenAI, name: str) -> str:
+    """The id of a job, by its first characters or its suffix."""
+    from rftkit.jobs.follow import PREFIX, find
+
+    try:
+        return find(client, name)
+    except NotFoundError:
+        if name.startswith(PREFIX):
+            raise
     raise InputError(
-        f"{name!r} names no runs; expected a job (ftjob-…), an eval (eval_…), a run (evalrun_…) "
-        f"or one made here ({saved_runs.LOCAL_PREFIX}…)"
+        f"{name!r} names no runs; expected a job (ftjob-… or its suffix), an eval (eval_…), a run "
+        f"(evalrun_…) or one made here ({saved_runs.LOCAL_PREFIX}…)"
     )
+
+
+def _whole_eval_id(client: OpenAI, begin: str) -> str:
+    """The id of the eval that begins so; what no listed eval begins with may still be an id."""
+    import openai
+
+    with contextlib.suppress(openai.NotFoundError):
+        return client.evals.retrieve(begin).id
+    listed = islice(client.evals.list(limit=100, order="desc"), MOST_EVALS)
+    return the_only([each.id for each in listed if each.id.startswith(begin)], begin) or begin
 
 
 def kept(*run_ids: str) -> Samples:
@@ -135,6 +161,10 @@ def together(*several: Samples) -> Samples:
 
 def _kept(run_id: str) -> Record:
     record = saved_runs.find(run_id)
+    if record is None:
+        ids = [each.run.id for each in saved_runs.kept_runs()]
+        only = the_only([each for each in ids if each.startswith(run_id)], run_id)
+        record = saved_runs.find(only) if only else None
     if record is None:
         raise NotFoundError(f"the home holds no run {run_id}; list them: rftkit eval list")
     return record
@@ -205,10 +235,15 @@ def _find_run(client: OpenAI, eval_id: str | None, run_id: str) -> Wanted:
         known = saved_runs.load(run_id, _source(client))
         if known is not None:
             return Wanted(known.run, len(known.columns["row"]))
+        like: dict[str, Wanted] = {}
         for each in client.evals.list(limit=100, order="desc"):
             for found in _runs_of_eval(client, each.id):
                 if found.run.id == run_id:
                     return found
+                if found.run.id.startswith(run_id):
+                    like[found.run.id] = found
+        if only := the_only(list(like), run_id):
+            return like[only]
         raise NotFoundError(f"no eval of {_source(client)} has a run {run_id}")
     raw = client.evals.runs.with_raw_response.retrieve(run_id, eval_id=eval_id)
     return wanted_run(_answer(raw), _source(client))

@@ -104,11 +104,11 @@ class Playground(Panel):
             self.set(chosen=_ends(list(self.options)))
 
     def _job_state(self, job_id: str | None) -> tuple[dict[str, Any], str]:
-        found = job_id or jobs.latest(self._client)
-        if not found:
+        if not job_id and not jobs.latest(self._client):
             raise InputError(
                 "there is no job yet; start one, or name models: Playground(options={'base': …})"
             )
+        found = jobs.find(self._client, job_id or "")
         job: dict[str, Any] = self._client.fine_tuning.jobs.retrieve(found).to_dict(warnings=False)
         given = (job.get("method") or {}).get("reinforcement") or job.get("measured_by") or {}
         tokens = (job.get("metadata") or {}).get("max_completion_tokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,30 @@ def test_one_run_by_its_id_and_several_evals(served: Served) -> None:
         evals.fetch(served.client, "evalrun_nowhere")
     with pytest.raises(openai.NotFoundError):
         evals.fetch(served.client, "ftjob-none")
+
+
+def test_runs_are_found_by_the_first_characters_of_an_id(served: Served) -> None:
+    job = served.create_job(suffix="tickets")
+    run = validate(served, job, 0, ["hi", "no"])
+    validate(served, served.create_job(), 0, ["hi", "hi"])
+    assert run.eval_id
+    for name in ("tickets", job.id[:14], run.eval_id[:14], run.id[:14]):
+        assert [each.id for each in evals.fetch(served.client, name).runs] == [run.id], name
+    for name in ("ftjob-", "eval_", "evalrun_"):
+        with pytest.raises(InputError, match=f"2 (jobs|ids) begin with {name}"):
+            evals.fetch(served.client, name)
+
+
+def test_local_runs_are_found_by_the_first_characters_of_an_id(home: Path) -> None:
+    sides = made_up(num_rows=6)
+    for label, run_id in (("Step 0", "localrun_ab1"), ("Step 12", "localrun_cd2")):
+        record = saved_runs.record_of(sides, label)
+        saved_runs.save(replace(record, run=replace(record.run, id=run_id, source="home")))
+    assert [run.id for run in evals.kept("localrun_c").runs] == ["localrun_cd2"]
+    with pytest.raises(InputError, match="2 ids begin with localrun_"):
+        evals.kept("localrun_")
+    with pytest.raises(NotFoundError, match="holds no run localrun_x"):
+        evals.kept("localrun_x")
 
 
 def test_samples_come_by_row_from_a_service_that_lists_what_ended_first() -> None:
