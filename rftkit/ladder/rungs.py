@@ -13,7 +13,8 @@ from typing import Any
 
 from rftkit.datasets.io import Complete
 from rftkit.datasets.writing import sha256
-from rftkit.errors import InputError
+from rftkit.errors import InputError, nearest_name
+from rftkit.hyperparameters import check_names
 from rftkit.jobs import Method
 from rftkit.ladder.search import Budget
 
@@ -65,6 +66,22 @@ class Plan:
     """Answers to each of them, at temperature 1."""
     reflection_model: str | None = None
     """Rewrites the system text in the prompt search; None for examples alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that a rung's job would refuse, before any rung has taken its time.
+
+        Raises:
+            InputError: names the rung and the setting.
+        """
+        for rung, given in {**{each: {} for each in METHODS}, **self.hyperparameters}.items():
+            if rung not in METHODS:
+                raise InputError(
+                    f"there are no hyperparameters of {rung!r}; {nearest_name(rung, METHODS)}"
+                )
+            try:
+                check_names(given, self.metadata, METHODS[rung])
+            except InputError as error:
+                raise InputError(f"{rung}: {error}", param=error.param) from None
 
     def settings_of(self, rung: str) -> Mapping[str, Any] | None:
         """The hyperparameters of a rung's job; RFT from supervised has those of RFT by default."""

@@ -23,6 +23,18 @@ def test_a_token_limit_may_have_each_documented_name(name: str) -> None:
     assert spec["sampling_params"] == {"max_completions_tokens": 5}
 
 
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ({"type": "python", "source": "def grade(sample, item):\n    return 1"}, "python grader"),
+        (JUDGE, "score model grader"),
+        (JUDGE | {"name": "mine"}, "mine"),
+    ],
+)
+def test_a_grader_without_a_name_is_called_by_its_type(spec: dict[str, Any], name: str) -> None:
+    assert graders.validate(spec)["name"] == name
+
+
 def test_a_wrong_sampling_parameter_names_the_right_ones() -> None:
     with pytest.raises(GraderSpecError, match="max_completions_tokens") as caught:
         graders.validate(JUDGE | {"sampling_params": {"zzzz": 5}})

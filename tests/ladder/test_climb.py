@@ -225,6 +225,21 @@ def test_keys_change_with_what_decides_a_rung(tmp_path: Path) -> None:
     assert key("base") != key_of("base", RUNGS, PLAN, replace(data, train=data.valid))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hyperparameters": {"dpo": {"batchsize": 4}}}, "dpo: there is no .*did you mean batch_s"),
+        ({"hyperparameters": {"supervized": {}}}, "did you mean supervised"),
+        ({"metadata": {"batch_size": "4"}}, "it is a hyperparameter"),
+    ],
+)
+def test_misspelt_settings_are_refused_before_the_first_rung(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(PLAN, **settings)
+
+
 @pytest.mark.parametrize(("chosen", "rungs"), [
     (["prompt"], ("base", "prompt")),
     (["reinforcement", "supervised"],

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rftkit.evals.samples import Run
 from rftkit.evals.job_names import job_names
+from rftkit.evals.samples import Run
 from rftkit.reports.index import best_setting, index_page
 
 

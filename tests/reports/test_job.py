@@ -49,7 +49,9 @@ def test_the_page_says_the_outcome_and_where_it_comes_from(page):
     assert "<img" not in html
     assert len(html) < 700_000
     fold = html[: html.index("Curves</h2>") if "Curves</h2>" in html else html.index('id="Curves"')]
-    assert "<code>smollm2-135m-instruct</code>, reinforcement fine-tuning on security_review" in fold
+    assert (
+        "<code>smollm2-135m-instruct</code>, reinforcement fine-tuning on security_review" in fold
+    )
     assert "the answer's <code>compliant</code> is exactly the row's" in fold
     assert "Started on 2026-09-21" in fold
     assert "The gain came from" in fold

@@ -164,7 +164,7 @@ def test_names_as_long_as_the_disk_allows_and_longer(tmp_path):
     path = notebook(tmp_path, "print(count)")
     out = tmp_path / ("ü" * 120 + ".html")
     assert reports.run(path, out, csv=True) == out
-    with pytest.raises(ReportError, match="too long for a file .405 bytes"):
+    with pytest.raises(ReportError, match=r"too long for a file .405 bytes"):
         reports.run(path, tmp_path / ("ü" * 200 + ".html"))
 
 
@@ -175,7 +175,7 @@ def test_nbconvert_without_its_templates_is_said_before_the_notebook_runs(
     path = notebook(tmp_path, f"open({str(ran)!r}, 'w').close()")
     roots = "nbconvert.exporters.templateexporter.TemplateExporter.get_prefix_root_dirs"
     monkeypatch.setattr(roots, lambda self: [str(tmp_path / "nowhere")])
-    with pytest.raises(ReportError, match="cannot load its page templates.*--force-reinstall"):
+    with pytest.raises(ReportError, match=r"cannot load its page templates.*--force-reinstall"):
         reports.run(path, tmp_path / "page.html")
     assert not ran.exists()
     assert not (tmp_path / "page.html").exists()

@@ -116,10 +116,14 @@ def test_an_edited_file_that_a_default_names_is_read_again(tmp_path, monkeypatch
     for content in ("a", "a", "b"):
         (tmp_path / "data.txt").write_text(content)
         told.append([])
-        monkeypatch.setattr(sys.modules["rftkit.reports.sweep"], "make_all", lambda book, *_, say, **__: [
-            book.put(replace(run, status="done")) or (book.folder / run.page).touch()
-            for run in (say(f"{len(book.todo)} to do") or book.todo)
-        ])  # fmt: skip
+
+        def make_all(book, *_, say, **__):
+            say(f"{len(book.todo)} to do")
+            for run in book.todo:
+                book.put(replace(run, status="done"))
+                (book.folder / run.page).touch()
+
+        monkeypatch.setattr(sys.modules["rftkit.reports.sweep"], "make_all", make_all)
         reports.sweep(path, {"seed": [1, 2]}, tmp_path / "out", say=told[-1].append)
     assert told == [["2 to do"], ["0 to do"], ["2 to do"]]
 
