@@ -246,7 +246,7 @@ def _by_step(
     kinds: dict[str, str] = {}
     for at, (job, labels) in enumerate(jobs.items()):
         own = sorted((run for run in runs if run.label in labels), key=lambda run: run.step or 0)
-        kind = "rk-main" if at == 0 else f"rk-job{(at - 1) % 4 + 1}"
+        kind = _kind_of_job(at)
         ends = [(float(run.step or 0), run.reward.low, run.reward.high) for run in own]
         known = [(x, low, high) for x, low, high in ends if low is not None and high is not None]
         if len(jobs) <= MOST_BANDS and len(known) > 1:
@@ -266,6 +266,14 @@ def _by_step(
     if points.deploy:
         legend.append(("", f"★ {points.deploy}: deploy"))
     return lambda alt: Chart("Mean reward", canvas, alt, legend)
+
+
+def _kind_of_job(at: int) -> str:
+    """How the line of a job is drawn: five that differ in colour and dash, then thinner ones."""
+    if at == 0:
+        return "rk-main"
+    again = min(2, (at - 1) // 4)
+    return f"rk-job{(at - 1) % 4 + 1}" + (f" rk-again{again}" if again else "")
 
 
 def _by_run(runs: Sequence[RunSummary], points: _Points, band: tuple[float, float] | None) -> Any:

@@ -130,6 +130,13 @@ def test_a_card_compares_an_answer_with_the_one_before_it_in_its_job() -> None:
     assert "<del>two</del>" not in card  # the other job's
 
 
+def test_each_job_of_a_sweep_has_a_line_of_its_own_kind() -> None:
+    nine = {(float(rate), 1): 0.5 for rate in range(1, 10)}
+    chart = views.reward_curve(evals.compare(jobs(nine, rows=10)))
+    kinds = re.findall(r'<path class="rk-line ([^"]*)"', chart.partition("rk-svg")[2])
+    assert len(set(kinds)) == 9
+
+
 def test_a_branch_is_called_one() -> None:
     runs = [
         Run("Step 8", "a", step=8, job_id="ftjob-1", job_facts={"seed": 1}),
