@@ -237,8 +237,15 @@ def list_jobs(
 
     page = connect().fine_tuning.jobs.list(limit=min(limit, 100))
     found = [job.to_dict(warnings=False) for job in islice(page, limit)]
-    columns = ("id", "status", "model", "fine_tuned_model")
-    show(found, table([{name: job.get(name) for name in columns} for job in found]), as_json)
+    columns = {
+        "id": "id",
+        "suffix": "user_provided_suffix",
+        "status": "status",
+        "model": "model",
+        "fine_tuned_model": "fine_tuned_model",
+    }
+    lines = [{name: job.get(key) for name, key in columns.items()} for job in found]
+    show(found, table(lines), as_json)
 
 
 @job_app.command("show")

@@ -370,13 +370,7 @@ class JobLauncher(Panel):
         }
         method = values.get("method", self.method)
         check_names(values.get("hyperparameters"), values.get("metadata"), method)
-        for name, value in values.items():
-            if name in EVERY or name in KNOBS:
-                where, shown = ("hyperparameters", value) if name in EVERY else (
-                    "metadata", str(value))  # fmt: skip
-                raise InputError(
-                    f"{name} is one of the {where}: set {where}={{{name!r}: {shown!r}}}"
-                )
+        _refuse_settings(values)
         super()._assign({**values, **read})
 
     def _changed(self, names: Set[str]) -> None:
@@ -691,6 +685,17 @@ def _last_message(update: jobs.Update) -> str:
 def _next_cell(job_id: str) -> Html:
     code = f'JobMonitor("{job_id}")'
     return html('<div class="rk"><p class="rk-note">Watch it with <code>{}</code></p></div>', code)
+
+
+def _refuse_settings(values: Mapping[str, Any]) -> None:
+    """Refuse settings of the job that are given as the panel's own, and say where they go."""
+    for name, value in values.items():
+        if name in EVERY:
+            raise InputError(
+                f"{name} is a hyperparameter: set hyperparameters={{{name!r}: {value!r}}}"
+            )
+        if name in KNOBS:
+            raise InputError(f"{name} is metadata: set metadata={{{name!r}: {str(value)!r}}}")
 
 
 def _number(typed: str, name: str) -> int | float:
