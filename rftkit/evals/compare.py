@@ -223,7 +223,9 @@ def _left_out(table: Table, baseline: str) -> dict[str, str]:
     for at, run in enumerate(table.samples.runs):
         if run.label == baseline:
             continue
-        if common[at] == 0:
+        if not table.samples.have_one_grader(baseline, run.label):
+            unrelated[run.label] = "it has another grader"
+        elif common[at] == 0:
             unrelated[run.label] = f"it shares no graded row with {baseline}"
         elif not finished[at]:
             weak[run.label] = f"it is {run.status}"

@@ -5,18 +5,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit import graders
+from rftkit.errors import GraderSpecError
 from rftkit.evals.samples import SCORE, Samples
 from rftkit.graders import Sample
+from rftkit.graders.endpoint import mask_secrets
+from rftkit.graders.parse import parse
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["fill_grades", "grade_again"]
+__all__ = ["digest_of", "fill_grades", "grade_again"]
+
+_NAMES = ("name", "pass_threshold")
+"""What a grader may have that changes no reward."""
 
 
 def grade_again(
@@ -43,7 +51,20 @@ def grade_again(
     kept = [name for name in frame.columns if not name.startswith(SCORE)]
     new = frame[kept].copy()
     fill_grades(new, came, table, grader)
-    return replace(samples, frame=new)
+    name, digest = str(grader.get("name") or grader.get("type")), digest_of(grader)
+    runs = tuple(replace(run, grader=name, grader_digest=digest) for run in samples.runs)
+    return replace(samples, frame=new, runs=runs)
+
+
+def digest_of(grader: Mapping[str, Any]) -> str | None:
+    """Sixteen letters that are the same for two specs of one grader; None for an unusable one."""
+    try:
+        parsed = parse(mask_secrets(grader), purpose="eval")
+    except GraderSpecError:
+        return None
+    kept = {key: value for key, value in parsed.items() if key not in _NAMES}
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _came(frame: pd.DataFrame) -> Any:

@@ -33,18 +33,30 @@ def with_one_base(samples: Samples) -> Samples:
     models: dict[Any, list[Run]] = {}
     for run in samples.runs:
         if run.step == 0 and run.job_id:
-            models.setdefault(((run.job_facts or {}).get("model"), run.grader), []).append(run)
-    shared = [runs for (model, _), runs in models.items() if model and len(runs) > 1]
+            key = ((run.job_facts or {}).get("model"), run.grader, run.grader_digest)
+            models.setdefault(key, []).append(run)
+    shared = [runs for (model, *_), runs in models.items() if model and len(runs) > 1]
     if not shared or all(run.step == 0 for run in samples.runs):
         return samples
     names: dict[str, str] = {}
     for runs in shared:
-        label = BASE if len(shared) == 1 else f"{BASE} · {(runs[0].job_facts or {})['model']}"
+        label = BASE if len(shared) == 1 else f"{BASE} · {_name_of_base(runs[0], shared)}"
         names |= {run.label: label for run in runs}
     firsts = [runs[0] for runs in shared]
     bases = [replace(run, label=names[run.label], job_id=None) for run in firsts]
     others = [run for run in samples.runs if run.label not in names]
     return _renamed(samples, names, [*bases, *others])
+
+
+def _name_of_base(run: Run, shared: Sequence[Sequence[Run]]) -> str:
+    """What tells this base from the others: its model, else its grader, else the first job."""
+    models = [(runs[0].job_facts or {})["model"] for runs in shared]
+    if len(set(models)) == len(models):
+        return str((run.job_facts or {})["model"])
+    graders = [runs[0].grader for runs in shared]
+    if len(set(graders)) == len(graders):
+        return f"grader {run.grader}"
+    return run.label.partition(" · ")[2] or str(run.job_id)
 
 
 def _renamed(samples: Samples, labels: Mapping[str, str], runs: Sequence[Run]) -> Samples:
@@ -67,6 +79,8 @@ def job_verdict(samples: Samples, level: float, seed: int) -> JobVerdict | None:
     last = {job: _last(samples.runs, job) for job in first}
     if len(first) < 2 or any(run.step == 0 for run in last.values()):
         return None
+    if len({run.grader_digest for run in last.values() if run.grader_digest}) > 1:
+        return None  # which setting won is not known where each is measured in its own way
     found = dict(zip(first, settings_and_seeds(list(first.values())), strict=True))
     pooled = _pooled(samples, {last[job].label: setting for job, (setting, _) in found.items()})
     means = _means(pooled, list(dict.fromkeys(setting for setting, _ in found.values())))

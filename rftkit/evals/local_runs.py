@@ -19,7 +19,7 @@ from rftkit import graders
 from rftkit.errors import InputError
 from rftkit.evals import saved_runs
 from rftkit.evals.answers import Answer, ask
-from rftkit.evals.grading import fill_grades
+from rftkit.evals.grading import digest_of, fill_grades
 from rftkit.evals.samples import Run, Samples, row_key
 from rftkit.prompts import Prompt
 from rftkit.rows import Row
@@ -144,6 +144,7 @@ def graded_run(
         rows, answers, name=name, model=model, response_format=response_format,
         grader=str(grader.get("name") or grader.get("type")),
     )  # fmt: skip
+    runs = tuple(replace(run, grader_digest=digest_of(grader)) for run in made.runs)
     frame = made.frame
     came = frame["error"].isna().to_numpy(bool)
     pairs = [
@@ -154,7 +155,7 @@ def graded_run(
     options = {"purpose": "eval", **(grading or {})}  # what was cut is graded as it is
     fill_grades(frame, came, grade_many(grader, pairs, **options), grader)
     notes = (f"{name} was asked with a prompt file: {prompt}.",) if prompt else ()
-    return replace(made, notes=notes)
+    return replace(made, notes=notes, runs=runs)
 
 
 def ungraded_run(

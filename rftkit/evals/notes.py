@@ -50,12 +50,15 @@ def _unfinished(samples: Samples) -> list[str]:
 
 def _graders(samples: Samples) -> list[str]:
     """Rewards of different graders cannot be compared."""
-    graders = dict.fromkeys(run.grader or "their own grader" for run in samples.runs)
-    if len(graders) < 2:
+    names = list(dict.fromkeys(run.grader or "their own grader" for run in samples.runs))
+    digests = {run.grader_digest for run in samples.runs}
+    versions = len(digests - {None})
+    if versions < 2 and (len(names) < 2 or None not in digests):
         return []
+    which = listed(names) if len(names) > 1 else f"{versions} versions of {names[0]}"
     return [
-        f"The runs were graded by {listed(list(graders))}: rewards of different graders cannot be "
-        "compared. Grade them with the same grader first (evals.regrade)."
+        f"The runs were graded by {which}: rewards of different graders cannot be compared. Grade "
+        "them with the same grader first (evals.grade_again)."
     ]
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.evals import saved_runs
+from rftkit.evals.grading import digest_of
 from rftkit.evals.items import Combine, Record, combine, read_items, settle
 from rftkit.evals.samples import Run, Samples
 from rftkit.hyperparameters import KNOBS
@@ -176,16 +177,19 @@ def _runs_of_job(client: OpenAI, job_id: str) -> list[Wanted]:
     if eval_id is None:
         raise NotFoundError(f"{job_id} has no eval yet: it appears with the first validation")
     grading = (job.get("method") or {}).get("reinforcement") or job.get("measured_by") or {}
+    grader = grading.get("grader") or {}
     return [
         replace(
             each,
             run=replace(
                 each.run,
                 job_id=job_id,
-                job_facts=_facts(job),
+                job_facts=_facts(job, grader),
                 model=each.run.model or job.get("model"),
+                grader=grader.get("name"),
+                grader_digest=digest_of(grader) if grader else None,
             ),
-            combine=combine(grading.get("grader") or {}),
+            combine=combine(grader),
             response_format=grading.get("response_format"),
         )
         for each in _runs_of_eval(client, eval_id)
@@ -193,14 +197,15 @@ def _runs_of_job(client: OpenAI, job_id: str) -> list[Wanted]:
     ]
 
 
-def _facts(job: Json) -> Json:
+def _facts(job: Json, grader: Json) -> Json:
     """What distinguishes a job from others, by the names that labels use."""
     method = job.get("method") or {}
     given = (method.get(method.get("type")) or {}).get("hyperparameters") or {}
     settings = {SHORT.get(name, name): value for name, value in given.items() if value != "auto"}
     suffix = {"suffix": job["user_provided_suffix"]} if job.get("user_provided_suffix") else {}
     metadata = {name: text for name, text in (job.get("metadata") or {}).items() if name in KNOBS}
-    facts = suffix | settings | metadata
+    named = {"grader": grader["name"]} if grader.get("name") else {}
+    facts = suffix | named | settings | metadata
     return facts | {"seed": job.get("seed"), "model": job.get("model")}
 
 

@@ -64,7 +64,10 @@ class Run:
     source: str | None = None
     """Where it was read: a base URL, the folder of a dump, or `home`."""
     grader: str | None = None
-    """Name of the grader that gave the rewards; equal graders have equal names; None if unknown."""
+    """Name of the grader that gave the rewards; None if unknown."""
+    grader_digest: str | None = None
+    """The same for graders that give equal answers equal rewards (`grading.digest_of`); None if
+    unknown."""
     status: str = "completed"
     """completed, failed, canceled, queued or in_progress, as the service reported."""
 
@@ -85,6 +88,11 @@ class Samples:
     """What a reader must know before believing any number made of this; each a sentence."""
     response_format: Mapping[str, Any] | None = field(default=None)
     """What answers were constrained to, when known: needed to grade them again in the same way."""
+
+    def have_one_grader(self, first: str, second: str) -> bool:
+        """Whether the rewards of two runs mean the same, as far as their graders are known."""
+        one, other = (self.run(label).grader_digest for label in (first, second))
+        return one is None or other is None or one == other
 
     @property
     def labels(self) -> list[str]:

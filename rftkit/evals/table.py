@@ -18,6 +18,8 @@ from rftkit.evals.sentences import pair_sentence
 
 __all__ = ["Table"]
 
+OTHER_GRADER = "{after} and {before} have different graders, so their rewards cannot be compared."
+
 
 @dataclass(frozen=True, slots=True)
 class _Look:
@@ -95,10 +97,12 @@ class Table:
         )
 
     def difference(self, before: str, after: str) -> Array:
-        """Reward of one run minus that of another, (rows,)."""
+        """Reward of one run minus that of another, (rows,); of another grader it is nan."""
         import numpy as np
 
         labels = self.cells.labels
+        if not self.samples.have_one_grader(before, after):
+            return np.full(len(self.cells.keys), np.nan)
         found = self.rewards[:, labels.index(after)] - self.rewards[:, labels.index(before)]
         found[np.abs(found) < 1e-12] = 0.0  # the last bits of sums are no difference
         return found
@@ -237,7 +241,9 @@ class Table:
             ungraded=None if ungraded is None else self._num_ungraded(before, after),
         )  # fmt: skip
         summary = replace(summary, verdict=self._verdict(summary))
-        return replace(summary, sentence=pair_sentence(summary))
+        is_one = self.samples.have_one_grader(before, after)
+        return replace(summary, sentence=pair_sentence(summary) if is_one else OTHER_GRADER.format(
+            before=before, after=after))  # fmt: skip
 
     def _for_all(self, difference: Array, look: _Look) -> Estimate:
         """The mean difference, its interval corrected for all comparisons."""

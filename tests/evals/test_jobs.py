@@ -130,6 +130,29 @@ def test_a_card_compares_an_answer_with_the_one_before_it_in_its_job() -> None:
     assert "<del>two</del>" not in card  # the other job's
 
 
+def test_jobs_with_different_graders_are_not_ranked() -> None:
+    """Each earns what its own grader gives: neither the jobs nor their steps can be compared."""
+    samples = jobs({(1.0, 1): 0.5, (5.0, 1): 0.9})
+    graders = {run.job_id: f"digest{at}" for at, run in enumerate(samples.runs)}
+    other = tuple(replace(r, grader="g", grader_digest=graders[r.job_id]) for r in samples.runs)
+    found = evals.compare(replace(samples, runs=other))
+    assert found.jobs is None
+    assert found.choice
+    assert {run.label for run in found.runs if run.step == 0} == {
+        "Step 0 · lr ×1", "Step 0 · lr ×5"
+    }  # fmt: skip
+    assert found.choice.deploy == "Step 16 · lr ×1"
+    assert "Step 16 · lr ×5 is left out: it has another grader" in found.choice.sentence
+    pair = found.pair("Step 16 · lr ×5")
+    assert (pair.difference.value, pair.verdict, pair.num_fixed) == (None, "unclear", 0)
+    assert "have different graders" in pair.sentence
+    assert any("2 versions of g: rewards of different graders" in note for note in found.notes)
+    one = tuple(replace(run, grader="g", grader_digest="same") for run in samples.runs)
+    again = evals.compare(replace(samples, runs=one))
+    assert again.jobs
+    assert not any("different graders" in note for note in again.notes)
+
+
 def test_each_job_of_a_sweep_has_a_line_of_its_own_kind() -> None:
     nine = {(float(rate), 1): 0.5 for rate in range(1, 10)}
     chart = views.reward_curve(evals.compare(jobs(nine, rows=10)))

@@ -124,6 +124,20 @@ def test_runs_are_found_by_the_first_characters_of_an_id(served: Served) -> None
             evals.fetch(served.client, name)
 
 
+def test_the_grader_of_a_run_is_known_by_what_it_does(served: Served) -> None:
+    """A job, a run that was made here, and rewards that were given again."""
+    job = served.create_job()
+    validate(served, job, 0, ["hi", "no"])
+    fetched = evals.fetch(served.client, job.id)
+    renamed = GRADER | {"name": "other", "pass_threshold": 0.2}
+    again = evals.grade_again(fetched, renamed)
+    edited = evals.grade_again(fetched, GRADER | {"operation": "like"})
+    digests = [each.runs[0].grader_digest for each in (fetched, again, edited)]
+    assert digests[0] == digests[1] != digests[2]
+    assert all(digests)
+    assert [each.runs[0].grader for each in (fetched, again)] == ["exact", "other"]
+
+
 def test_local_runs_are_found_by_the_first_characters_of_an_id(home: Path) -> None:
     sides = made_up(num_rows=6)
     for label, run_id in (("Step 0", "localrun_ab1"), ("Step 12", "localrun_cd2")):
