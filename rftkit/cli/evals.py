@@ -215,7 +215,11 @@ def _run_line(run: Any, num_items: int | None) -> dict[str, Any]:
 
 
 def _comparison_text(found: Comparison) -> str:
+    from rftkit.evals.job_names import named_jobs
+
     parts = [_run_table(found)]
+    if jobs := named_jobs(found.samples.runs):
+        parts.append("\n".join(f"{name}: {job_id}" for name, job_id in jobs.items()))
     if found.jobs:
         parts.append(found.jobs.sentence)
     if found.pairs:

@@ -12,7 +12,7 @@ from typing import Any
 from rftkit.evals.samples import Run
 from rftkit.lineage import BRANCH_FROM
 
-__all__ = ["first_runs", "job_names", "settings_and_seeds", "unique_labels"]
+__all__ = ["first_runs", "job_names", "named_jobs", "settings_and_seeds", "unique_labels"]
 
 MOST_FACTS = 3
 """Settings in the name of a job."""
@@ -61,6 +61,14 @@ def job_names(runs: Sequence[Run]) -> list[str]:
     if all(run.job_facts for run in runs) and len(set(names)) == len(runs):
         return names
     return [_letters(at) for at in range(len(runs))]
+
+
+def named_jobs(runs: Sequence[Run]) -> dict[str, str]:
+    """Name of each job of these runs -> its id; empty for fewer than two jobs."""
+    first = first_runs(runs)
+    if len(first) < 2:
+        return {}
+    return dict(zip(job_names(list(first.values())), first, strict=True))
 
 
 def settings_and_seeds(runs: Sequence[Run]) -> list[tuple[str, Any]]:

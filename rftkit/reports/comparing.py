@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
+from rftkit.evals.job_names import named_jobs
+
 if TYPE_CHECKING:
     from openai import OpenAI
 
@@ -30,9 +32,13 @@ def comparison_sources(samples: Samples, client: OpenAI | None = None) -> Json:
         "rows": {"name": "keys of all rows", "rows": len(samples.items), "sha256": rows},
         "runs": ", ".join(run.id for run in samples.runs),
     }
+    jobs = named_jobs(samples.runs)
+    if jobs:
+        found["jobs"] = ", ".join(f"{name}: {job_id}" for name, job_id in jobs.items())
+    names = {job_id: name for name, job_id in jobs.items()}
     for job_id in dict.fromkeys(run.job_id for run in samples.runs if run.job_id):
         if client is not None and (grader := grader_of(client, job_id)):
-            found[f"grader of {job_id}"] = grader
+            found[f"grader of {names.get(job_id, job_id)}"] = grader
     return found
 
 

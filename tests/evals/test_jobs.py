@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from rftkit import evals, views
-from rftkit.evals.job_names import unique_labels
+from rftkit.cli.evals import _comparison_text
+from rftkit.evals.job_names import named_jobs, unique_labels
 from rftkit.evals.samples import COLUMNS, Run, Samples
+from rftkit.reports.comparing import comparison_sources
 from rftkit.views.compare_rows import row_cards
 
 STEPS = (0, 8, 16)
@@ -128,6 +130,15 @@ def test_a_card_compares_an_answer_with_the_one_before_it_in_its_job() -> None:
     assert "<ins>two</ins>" in card
     assert "<ins>five</ins>" in card
     assert "<del>two</del>" not in card  # the other job's
+
+
+def test_a_name_leads_to_its_job() -> None:
+    samples = jobs({(1.0, 1): 0.5, (5.0, 1): 0.7}, rows=4)
+    ids = list(dict.fromkeys(run.job_id for run in samples.runs))
+    assert named_jobs(samples.runs) == {"lr ×1": ids[0], "lr ×5": ids[1]}
+    assert comparison_sources(samples)["jobs"] == f"lr ×1: {ids[0]}, lr ×5: {ids[1]}"
+    assert f"lr ×5: {ids[1]}" in _comparison_text(evals.compare(samples))
+    assert named_jobs(samples.select(samples.labels[:3]).runs) == {}
 
 
 def test_jobs_with_different_graders_are_not_ranked() -> None:
