@@ -241,7 +241,9 @@ def _comparison_text(found: Comparison) -> str:
         ]
         title = f"{cut.after} minus {cut.before}, by {cut.by}"
         parts.append("\n".join([title, table(lines), *cut.notes]))
-    return "\n\n".join([*parts, *_notes(found)])
+    if found.notes:
+        parts.append("\n".join(found.notes))
+    return "\n\n".join(parts)
 
 
 def _run_table(found: Comparison) -> str:

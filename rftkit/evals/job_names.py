@@ -111,6 +111,9 @@ def _said(key: str, facts: Mapping[str, Any]) -> str:
         job, _, step = str(facts.get(key, "")).rpartition("@")
         return f"branch of {job[-8:]}@{step}" if job else "no branch"
     value = facts.get(key, "auto")
+    if value == "auto":
+        key = key.removesuffix(" ×")
+        return f"{key} auto"
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     return f"{key}{shown}" if key.endswith("×") else f"{key} {shown}"
 

@@ -22,6 +22,8 @@ from rftkit.wording import counted, listed
 __all__ = ["job_verdict", "with_one_base"]
 
 BASE = "Step 0"
+LEVEL = 3
+"""Decimals in which two settings must differ for one to be called ahead."""
 
 
 def with_one_base(samples: Samples) -> Samples:
@@ -89,6 +91,8 @@ def job_verdict(samples: Samples, level: float, seed: int) -> JobVerdict | None:
     rewards = {job: _mean(samples, run.label) for job, run in last.items()}
     seeds = [(setting, seed, rewards[job]) for job, (setting, seed) in found.items()]
     lead, is_sure = _lead(pooled, list(means), level, seed)
+    if lead is None and len(means) > 1:
+        return None  # the settings share no graded row
     gain, gains = _gain(pooled, next(iter(means)), level, seed)
     return JobVerdict(
         means=means,
@@ -183,6 +187,10 @@ def _sentence(
             f"{counted(len(seeds), 'seed')} of one setting end at a reward of {means[best]:.3f} "
             f"({min(values):.3f} to {max(values):.3f})"
         )
+    elif round(means[best], LEVEL) == round(means[others[0]], LEVEL):
+        level = [name for name in means if round(means[name], LEVEL) == round(means[best], LEVEL)]
+        each = "both" if len(level) == 2 else "all"
+        said = f"No setting is ahead: {listed(level)} {each} end at a reward of {means[best]:.3f}"
     else:
         second = others[0]
         rewards = f"{means[best]:.3f} against {means[second]:.3f} at the last step"
@@ -192,9 +200,9 @@ def _sentence(
     if gain is not None:
         shown = {"better": "gains", "worse": "loses"}.get(gains or "")
         who = best if others else "The setting"
-        words = (
-            f"{shown} {_with_ends(gain)}" if shown else f"shows no clear change: {_with_ends(gain)}"
-        )
+        words = f"{shown or 'shows no clear change:'} {_with_ends(gain)}"
+        if gain.value == 0 and gain.low is None:
+            words = "shows no change"
         said += f". {who} {words} against the base model"
     return f"{said}."
 

@@ -9,7 +9,6 @@ Not here: the shape of items (`items`), files (`saved_runs`), dumps (`dump_runs`
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -114,7 +113,7 @@ def find_runs(client: OpenAI, name: str) -> list[Wanted]:
     if run_id.startswith("evalrun_"):
         return [_find_run(client, eval_id or None, run_id)]
     if name.startswith("eval_"):
-        return _runs_of_eval(client, _whole_eval_id(client, name))
+        return _runs_of_eval_named(client, name)
     return _runs_of_job(client, _job_of_name(client, name))
 
 
@@ -133,14 +132,18 @@ def _job_of_name(client: OpenAI, name: str) -> str:
     )
 
 
-def _whole_eval_id(client: OpenAI, begin: str) -> str:
-    """The id of the eval that begins so; what no listed eval begins with may still be an id."""
+def _runs_of_eval_named(client: OpenAI, begin: str) -> list[Wanted]:
+    """The runs of an eval, by its id or the first characters of it."""
     import openai
 
-    with contextlib.suppress(openai.NotFoundError):
-        return client.evals.retrieve(begin).id
-    listed = islice(client.evals.list(limit=100, order="desc"), MOST_EVALS)
-    return the_only([each.id for each in listed if each.id.startswith(begin)], begin) or begin
+    try:
+        return _runs_of_eval(client, begin)
+    except openai.NotFoundError:
+        listed = islice(client.evals.list(limit=100, order="desc"), MOST_EVALS)
+        only = the_only([each.id for each in listed if each.id.startswith(begin)], begin)
+        if only is None:
+            raise
+    return _runs_of_eval(client, only)
 
 
 def kept(*run_ids: str) -> Samples:

@@ -79,7 +79,7 @@ def _flat(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, An
     for name, value in figures.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
-        elif isinstance(value, int | float | str) and len(str(value)) <= 60:
+        elif isinstance(value, int | float | str) and 0 < len(str(value)) <= 60:
             yield f"{above}{name}", value
 
 

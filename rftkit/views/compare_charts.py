@@ -47,6 +47,8 @@ def reward_curve(
     runs = [run for run in comparison.runs if run.reward.value is not None]
     if not runs:
         return note("No run has a reward.")
+    if not any(run.reward.value for run in runs):
+        return note(f"The mean reward of {_each_of(runs)} is 0.")
     base = next((run for run in runs if run.label == comparison.baseline), None)
     grey, band = _within_noise(runs, base, noise)
     said = [f"{run.label} {_with_ends(run.reward)}" for run in runs]
@@ -57,6 +59,10 @@ def reward_curve(
     by_step = all(run.step is not None for run in runs) and len({run.step for run in runs}) > 1
     chart = _by_step(comparison, runs, points, band) if by_step else _by_run(runs, points, band)
     return picture([chart(f"Mean reward by run: {'; '.join(said)}.")], caption)
+
+
+def _each_of(runs: Sequence[RunSummary]) -> str:
+    return runs[0].label if len(runs) == 1 else f"each of the {len(runs)} runs"
 
 
 def difference_chart(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:

@@ -72,6 +72,8 @@ class Html(Markup):
 
 
 DASH = "–"
+ROUNDING = 1e-12
+"""What arithmetic may leave of a zero."""
 REST = Html("<!--rest-->")
 """Where the other items of a list belong."""
 REST_SCRIPT = Html('<script type="text/html" class="rk-rest">')
@@ -193,6 +195,8 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number for people: `1,234`, `0.417`, `12.5`, `0.00074`; a dash when it is missing."""
     if value is None or missing(value):
         return DASH
+    if abs(value) < ROUNDING:
+        value = 0.0 if isinstance(value, float) else value
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
         return f"{int(value):,}"
     if value != 0 and abs(value) < 10**-digits:

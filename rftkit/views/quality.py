@@ -20,6 +20,8 @@ from rftkit.views.svg import Canvas, value_axis
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rftkit.evals.agreement import Agreement
     from rftkit.evals.drift import Drift
     from rftkit.evals.noise import JudgeNoise
@@ -132,7 +134,7 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
 
     charts, zero = drawn(leading(panels, link))
     parts = [
-        picture(charts, zero, table(frame.drop(columns="run"), noun="validation")),
+        picture(charts, zero, _numbers(frame)),
         wrap(html("<ul>{}</ul>", points)),
     ]
     if found.samples is not None:
@@ -145,6 +147,12 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
         parts.append(wrap(Html("<h4>What each step learned from</h4>")))
         parts.append(training_steps(trained, list_id=rows.list_id))
     return join(parts, plain="\n".join(found.sentences))
+
+
+def _numbers(frame: pd.DataFrame) -> Html:
+    """The validations as a table; what nobody measured has no column."""
+    shown = frame.drop(columns="run").dropna(axis="columns", how="all")
+    return table(shown, {name: name.replace("_", " ") for name in shown}, noun="validation")
 
 
 def _job_of(found: Drift, job: str) -> str:

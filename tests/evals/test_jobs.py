@@ -75,6 +75,33 @@ def test_no_setting_wins_where_the_rows_do_not_show_it() -> None:
     assert "1 of 2 seeds agree (not seed" in found.jobs.sentence
 
 
+def test_settings_that_end_alike_are_level() -> None:
+    """None is ahead by 0.000, and none is -0.000 above another."""
+    samples = jobs({(1.0, 1): 0.6, (5.0, 1): 0.6}, rows=12)
+    found = evals.compare(replace(samples, frame=samples.frame.assign(reward=0.0)))
+    assert found.jobs
+    assert found.jobs.sentence == (
+        "No setting is ahead: lr ×1 and lr ×5 both end at a reward of 0.000. "
+        "lr ×1 shows no change against the base model."
+    )
+
+
+def test_settings_without_a_shared_row_are_no_seeds_of_one_setting() -> None:
+    samples = jobs({(1.0, 1): 0.6, (5.0, 1): 0.6}, rows=12)
+    other = samples.frame["run"].str.endswith("lr ×5")
+    rows = samples.frame["row"].where(~other, samples.frame["row"] + "b")
+    keys = rows.unique()
+    moved = replace(samples, frame=samples.frame.assign(row=rows), items={k: {} for k in keys},
+                    numbers={k: at for at, k in enumerate(keys)})  # fmt: skip
+    assert evals.compare(moved).jobs is None
+
+
+def test_a_setting_that_is_not_given_is_auto() -> None:
+    runs = [Run("Step 8", str(at), step=8, job_id=f"ftjob-{at}", job_facts=facts)
+            for at, facts in enumerate(({"lr ×": 5.0, "seed": 1}, {"seed": 1}))]  # fmt: skip
+    assert unique_labels(runs) == ["Step 8 · lr ×5", "Step 8 · lr auto"]
+
+
 def test_seeds_alone_are_one_setting() -> None:
     found = evals.compare(jobs({(1.0, 1): 0.5, (1.0, 2): 0.7}))
     assert found.jobs
@@ -112,7 +139,8 @@ def test_no_line_of_a_row_leads_from_one_job_to_the_next() -> None:
     two = {(1.0, 1): 0.5, (5.0, 1): 0.7}
     chart = views.row_paths(evals.compare(jobs(two)))
     assert chart.count("rk-mean") >= 1
-    lines = re.findall(r'<path class="rk-line rk-(?:up|down|mean)[^"]*" d="([^"]*)"', chart)
+    svg = chart.partition('<svg class="rk-svg"')[2]
+    lines = re.findall(r'<path class="rk-line rk-(?:up|down|mean)[^"]*" d="([^"]*)"', svg)
     assert lines
     assert {line.count("M") for line in lines} == {2}  # the base and the first job; the second job
 
@@ -127,8 +155,8 @@ def test_a_card_compares_an_answer_with_the_one_before_it_in_its_job() -> None:
     whos = re.findall(r'rk-who"><span[^>]*>([^<]*)</span>', card)
     assert whos == ["Step 0", "Step 8, Step 16 · lr ×1", "Step 8 · lr ×5", "Step 16 · lr ×5"]
     assert card.count("the same text as Step 0") == 1
-    assert "<ins>two</ins>" in card
-    assert "<ins>five</ins>" in card
+    assert "<ins> two</ins>" in card
+    assert "<ins> five</ins>" in card
     assert "<del>two</del>" not in card  # the other job's
 
 

@@ -287,7 +287,7 @@ def test_normalised() -> None:
     assert spec["graders"]["b"] | {"source": ""} == {
         "type": "python", "name": "mine", "source": "", "image_tag": "2025-05-08",
     }  # fmt: skip
-    assert spec["name"].startswith("grader-")
+    assert spec["name"] == "multi grader"
     assert graders.validate(spec) == spec
     echoed = check() | {"id": "x-1", "grdr_id": "y", "pass_threshold": 0.5, "name": "n"}
     assert graders.validate(echoed) == check() | {"name": "n", "pass_threshold": 0.5}

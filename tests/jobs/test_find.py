@@ -56,6 +56,7 @@ def test_a_job_that_waits_says_so_wherever_it_is_watched(served: Served) -> None
     assert shown(third) == f"waiting for {first} and 1 more: only one job trains at a time"
     store.cancel_job(first)
     store.claim_job()
+    store.add_event(second, "Validating training file")  # as the worker does
     assert shown(third) == f"waiting for {second}: only one job trains at a time"
     assert shown(second) == "checking the files"
     store.update_job(second, status="running")

@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from rftkit.errors import NotFoundError, PlatformError
+from rftkit.errors import NotFoundError, PlatformError, nearest_name
 from rftkit.fingerprints import difference
 from rftkit.jsontext import parse_json
 from rftkit.server.engine import weights
@@ -87,7 +87,7 @@ def find_base(name: str, home: Path | None = None) -> BaseModel:
     known = {base.name: base for base in known_bases(home)}
     if name not in known:
         raise NotFoundError(
-            f"the model {name[:100]!r} does not exist; there are {', '.join(known)}. A folder with "
+            f"the model {name[:100]!r} does not exist; {nearest_name(name, known)}. A folder with "
             "a config.json, or a Hugging Face name in the local hub cache, becomes a model with: "
             "rftkit models add FOLDER",
             param="model",
