@@ -29,6 +29,7 @@ __all__ = [
     "events_from_csv",
     "grader_frame",
     "judge_frame",
+    "start_step",
     "step_frame",
     "step_metrics",
     "timing_frame",
@@ -113,6 +114,13 @@ _ERROR = re.compile(r"(train|valid)_(.+)_(mean|count)")
 def step_metrics(data: dict[str, Any]) -> dict[str, float | None]:
     """The columns of one metric event; None where the event has no value."""
     return {column: _first(data, keys) for column, keys in _KEYS.items()}
+
+
+def start_step(events: Iterable[Event]) -> int:
+    """The step that a job starts from: 0, or that of another job which a branch continues."""
+    settings = ((each.get("data") or {}).get("hyperparameters") for each in events)
+    found = (each.get("branch_step") for each in settings if isinstance(each, dict))
+    return next((int(step) for step in found if step), 0)
 
 
 def step_frame(events: Iterable[Event]) -> pd.DataFrame:

@@ -49,18 +49,22 @@ def reward_chart(
         training: Where the rows of training steps are.
         validated: Where the rows of validations are, if not in `jumps`.
     """
-    from rftkit.jobs.metrics import grader_frame, step_frame
+    from rftkit.jobs.metrics import grader_frame, start_step, step_frame
 
     events = list(events)
+    start = start_step(events)
     steps, graders = step_frame(events), _with_unique_names(grader_frame(events))
     if steps["train_loss"].notna().any():
         return _losses(steps, training, validated)
     names = list(dict.fromkeys(graders["grader"]))
-    panels = [_with_validations(_reward_panel("Reward", steps), validations, jumps)]
+    panels = [_with_validations(_reward_panel("Reward", steps, start), validations, jumps)]
     if len(names) > 1:
         panels += [
             _with_validations(
-                _reward_panel(name, graders[graders["grader"] == name]), validations, jumps, name
+                _reward_panel(name, graders[graders["grader"] == name], start),
+                validations,
+                jumps,
+                name,
             )
             for name in names
         ]
@@ -74,7 +78,7 @@ def reward_chart(
     headings = {"step": "step", "train_reward_mean": "train", "valid_reward_mean": "validation"}
     headings |= {column: column for column in shown.columns if column not in headings}
     charts, zero = drawn(leading(panels, _to_rows(training, validated)))
-    said = " ".join(filter(None, (_coverage(steps), zero)))
+    said = " ".join(filter(None, (_coverage(steps, start), zero)))
     return picture(charts, said, table(shown, headings))
 
 
@@ -134,10 +138,11 @@ def health_chart(events: Iterable[dict[str, Any]], *, training: StepJumps | None
         events: Of the job, as on the wire.
         training: Where the rows of training steps are, so that a point leads to them.
     """
-    from rftkit.jobs.metrics import error_frame, step_frame
+    from rftkit.jobs.metrics import error_frame, start_step, step_frame
 
     events = list(events)
     steps, errors = step_frame(events), error_frame(events)
+    steps = steps[steps["step"] > start_step(events)].copy()
     rate = errors[errors["split"] == "train"].groupby("step")["rate"].max()
     if not steps["guided"].sum():  # only guided jobs need this panel
         steps["guided"] = float("nan")
@@ -149,7 +154,7 @@ def health_chart(events: Iterable[dict[str, Any]], *, training: StepJumps | None
     charts, zero = drawn(leading(panels, _to_rows(training, None)))
     names = list(dict.fromkeys(name for columns in _HEALTH.values() for name in columns))
     measured = [name for name in names if steps[name].notna().any()]
-    trained = steps[steps["step"] > 0][["step", *measured]]
+    trained = steps[["step", *measured]]
     headings = {"step": "step", **{name: name.replace("_", " ") for name in measured}}
     return picture(charts, zero, table(trained, headings))
 
@@ -172,17 +177,16 @@ _HEALTH = {
 
 
 def _health_panel(title: str, columns: dict[str, str], steps: pd.DataFrame) -> Panel:
-    trained = steps[steps["step"] > 0]
-    found = [line_of(label, trained, column) for column, label in columns.items()]
+    found = [line_of(label, steps, column) for column, label in columns.items()]
     lines = [line for line in found if line]
     if lines:
         lines[0] = replace(lines[0], strong=True)
     return Panel(title, tuple(lines), is_share=title.endswith("%"))
 
 
-def _reward_panel(title: str, frame: pd.DataFrame) -> Panel:
+def _reward_panel(title: str, frame: pd.DataFrame, start: int) -> Panel:
     """Training is measured at each step, validation at some; only a failed validation is a gap."""
-    train = line_of("train", frame[frame["step"] > 0], "train_reward_mean")
+    train = line_of("train", frame[frame["step"] > start], "train_reward_mean")
     valid = frame[frame["valid_reward_mean"].notna() | _validated(frame)]
     line = line_of("validation", valid, "valid_reward_mean", strong=True, every=False)
     if line and "valid_reward_stderr" in frame and valid["valid_reward_stderr"].notna().any():
@@ -281,9 +285,9 @@ def _with_shared_bounds(panels: list[Panel]) -> list[Panel]:
     return [replace(panel, bounds=(0, 1)) for panel in panels]
 
 
-def _coverage(steps: pd.DataFrame) -> str:
+def _coverage(steps: pd.DataFrame, start: int) -> str:
     """The number of steps and validations behind the curves, and what is missing."""
-    trained = steps[steps["step"] > 0]
+    trained = steps[steps["step"] > start]
     validations = steps[steps["valid_reward_mean"].notna()]
     lost = int((_validated(steps) & steps["valid_reward_mean"].isna()).sum())
     parts = [f"{counted(len(trained), 'step')}, {counted(len(validations), 'validation')}"]

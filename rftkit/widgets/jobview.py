@@ -11,6 +11,7 @@ from rftkit import views
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import RftkitError
 from rftkit.jobs import Follow, checkpoints, error_of, rollouts, step_metrics, waits_for
+from rftkit.jobs.metrics import start_step
 from rftkit.jobs.runs import file_name
 from rftkit.views.compare_rows import row_cards
 from rftkit.views.jumps import StepJumps
@@ -159,7 +160,8 @@ class JobView:
                 if any((value := each.get(name)) is not None and value == value
                        for name in measured)
             ]  # fmt: skip
-        return [each["step"] for each in self.steps() if each["step"] > 0]
+        start = start_step(self.follow.events)
+        return [each["step"] for each in self.steps() if each["step"] > start]
 
     def _rollouts(self, step: int | None) -> dict[str, Any] | None:
         """Of one step; those of a job that an older version ran may be gone."""

@@ -269,6 +269,20 @@ def test_without_scripts_and_on_paper_every_row_is_there(page: Path, chromium: A
         assert tab.locator(".rk-card .rk-body").nth(40).is_visible()
 
 
+def test_a_branch_has_no_training_before_its_first_step() -> None:
+    started = {"id": "s", "data": {"hyperparameters": {"branch_step": 6}}}
+    own = [each for each in events() if ((each.get("data") or {}).get("step") or 0) >= 6]
+    base = next(each for each in own if each["data"]["step"] == 6)
+    del base["data"]["scores"]["train_reward_mean"]
+    for key in ("completion_tokens_mean", "learning"):
+        del base["data"][key]
+    shown = views.reward_chart([started, *own])
+    assert shown.plain.rstrip().splitlines()[-1].startswith("18 steps, ")
+    assert "2 steps without a training reward" not in shown
+    health = views.health_chart([started, *own])
+    assert ">6</td>" not in health.partition("Show the numbers")[2]
+
+
 def test_a_table_can_be_copied_and_saved(page: Path, chromium: Any) -> None:
     with opened(chromium, page) as tab:
         with tab.expect_download() as saved:
