@@ -61,7 +61,7 @@ def facts(**given: Any) -> Run:
             [facts(**{"lr ×": 5.0, "seed": 1}), facts(**{"lr ×": 1.0, "seed": 1})],
             ["lr ×5", "lr ×1"],
         ),
-        ([facts(seed=1), facts(**{"seed": 1, "lr ×": 3})], ["lr ×auto", "lr ×3"]),
+        ([facts(seed=1), facts(**{"seed": 1, "lr ×": 3})], ["lr auto", "lr ×3"]),
         ([facts(seed=1), facts(seed=1)], ["A", "B"]),
         ([facts(), facts()], ["A", "B"]),
     ],

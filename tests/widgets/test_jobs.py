@@ -152,7 +152,7 @@ def test_a_job_is_chosen_from_a_list_that_filters_and_sorts(
             "rftkit-tiny",
             "reinforcement",
         )
-        assert line.dataset == "train.jsonl"
+        assert line.dataset == "tiny_copy-train.jsonl"
         assert line.reward is not None
         assert f"{line.reward:.3f}" in runs._body.value
         assert 'aria-current="true"' in runs._body.value
