@@ -152,7 +152,9 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
 def _numbers(frame: pd.DataFrame) -> Html:
     """The validations as a table; what nobody measured has no column."""
     shown = frame.drop(columns="run").dropna(axis="columns", how="all")
-    return table(shown, {name: name.replace("_", " ") for name in shown}, noun="validation")
+    return table(
+        shown, {str(name): str(name).replace("_", " ") for name in shown}, noun="validation"
+    )
 
 
 def _job_of(found: Drift, job: str) -> str:
