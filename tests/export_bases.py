@@ -39,8 +39,10 @@ def two_files_base(folder: Path, **sizes: Any) -> None:
     (folder / "chat_template.jinja").write_text(PLAIN)
 
 
-def sentencepiece_base(folder: Path, **sizes: Any) -> None:
-    """A Llama whose tokenizer is a sentencepiece model."""
+def sentencepiece_base(folder: Path, rule: str = "identity", **sizes: Any) -> None:
+    """A Llama whose tokenizer is a sentencepiece model, which keeps texts as they are, as Llama's
+    and Mistral's do.
+    """
     sentencepiece = pytest.importorskip("sentencepiece", reason="pip install sentencepiece")
     pytest.importorskip("google.protobuf", reason="pip install protobuf")
     folder.mkdir()
@@ -52,6 +54,8 @@ def sentencepiece_base(folder: Path, **sizes: Any) -> None:
             model_type="bpe",
             byte_fallback=True,
             hard_vocab_limit=False,
+            normalization_rule_name=rule,
+            remove_extra_whitespaces=rule != "identity",
             minloglevel=2,
         )
     size = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model")).vocab_size()
@@ -84,8 +88,8 @@ BASES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def home_with(tmp_path: Path, make: Callable[[Path], None]) -> Path:
-    """A home with a base model `mine` and a random adapter on it."""
+def home_with(tmp_path: Path, make: Callable[[Path], None], scale: float = 0.2) -> Path:
+    """A home with a base model `mine` and a random adapter on it, of this deviation."""
     home, base, saved = tmp_path / "rk", tmp_path / "base", tmp_path / "saved"
     home.mkdir()
     make(base)
@@ -94,7 +98,7 @@ def home_with(tmp_path: Path, make: Callable[[Path], None]) -> Path:
     engine.start_policy(LoraConfig(4, 8.0), seed=1)
     chance = torch.Generator().manual_seed(1)
     for tensor in engine.policies.trained()[0].values():
-        tensor.data = 0.2 * torch.randn(tensor.shape, generator=chance)
+        tensor.data = scale * torch.randn(tensor.shape, generator=chance)
     saved.mkdir()
     engine.save_adapter(saved)
     store = Store.open(home)

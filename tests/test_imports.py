@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,21 @@ HEAVY = {
 }
 """None of them is loaded by `import rftkit` or `rftkit --help`."""
 
+NAMED_OTHERWISE = {"yaml": "pyyaml", "mlflow": "mlflow-skinny"}
+"""Module -> its name in pyproject.toml."""
+COMES_WITH = {
+    "IPython": "ipywidgets",
+    "httpx2": "openai",
+    "huggingface_hub": "transformers",
+    "jupyter_core": "jupyterlab",
+    "pydantic_core": "pydantic",
+    "referencing": "jsonschema",
+    "starlette": "fastapi",
+    "tokenizers": "transformers",
+    "traitlets": "ipywidgets",
+}
+"""Module -> the package that requires it and whose own interface it is."""
+
 
 def test_every_room_has_a_place() -> None:
     rooms = {path.stem for path in PACKAGE.iterdir() if is_module(path)} - {"__init__"}
@@ -191,6 +209,35 @@ def test_an_import_loads_nothing_heavy(statement: str) -> None:
     seconds, modules = json.loads(done.stdout)
     print(f"{statement}: {seconds:.3f} s")
     assert not HEAVY & set(modules)
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {distribution(line) for lines in lists for line in lines}
+    for module in third_party():
+        if (parent := COMES_WITH.get(module)) is not None:
+            assert parent in declared
+            assert distribution(module) in map(distribution, metadata.requires(parent) or ())
+        else:
+            assert distribution(NAMED_OTHERWISE.get(module, module)) in declared, module
+
+
+def distribution(requirement: str) -> str:
+    """The name in a requirement, or a module's, as indexes write it."""
+    return re.split(r"[\s;<>=~!\[]", requirement)[0].lower().replace("_", "-")
+
+
+def third_party() -> set[str]:
+    """The packages of others that any file imports, those inside functions too."""
+    found: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - {"rftkit"}
 
 
 def is_module(path: Path) -> bool:

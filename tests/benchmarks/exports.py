@@ -1,10 +1,13 @@
 """Which export answers like the platform, in which tool? The table of the engine's README.
 
-    python tests/benchmarks/exports.py [--home HOME --model NAME] [--write]
+    python tests/benchmarks/exports.py [--write] [--home HOME --model NAME]
+    python tests/benchmarks/exports.py --time
 
-Small random models with random adapters, whose tokenizers and heads are of every kind, and with
-`--home` a real fine-tuned model. `--write` puts the table into rftkit/server/engine/README.md.
-llama.cpp is compared where `llama-cpp-python` is installed.
+Random adapters on small random models, whose tokenizers and heads are of every kind, and on the
+bundled model, which is fetched if it is not in RFTKIT_HOME; `--home` adds a fine-tuned model of
+yours. `--write` puts the table into rftkit/server/engine/README.md. PEFT and llama.cpp have to be
+installed (`pip install -e '.[local,dev]'`). `--time` compares the time that transformers takes to
+answer the rows of an export one at a time, and as many at once as the check does.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from export_bases import BASES, NAME, home_with
 
+from rftkit import settings
+from rftkit.server.engine import models
+from rftkit.server.store.store import Store
 from rftkit.server.worker.exports.export import Wanted, export
+from rftkit.server.worker.exports.held_out import held_out
+from rftkit.server.worker.exports.reference import platform_answers
+from rftkit.server.worker.exports.source import find_source
+from rftkit.server.worker.exports.tools import TOGETHER, Transformers
 
 README = Path(__file__).parents[2] / "rftkit" / "server" / "engine" / "README.md"
 BEGIN, END = "<!-- exports -->", "<!-- /exports -->"
@@ -29,18 +40,31 @@ HEAD = (
     "| model | format | tool | prompts the same | answers the same | log-prob gap, mean (limit) | "
     "training changed | result |"
 )
+BUNDLED = "smollm2-135m-instruct"
+BUNDLED_SCALE = 0.03
+"""Deviation of the bundled model's random adapter: about what a short training changes."""
+SMALL_FORMATS = (("peft", None), ("merged", None), ("gguf", "f32"), ("gguf", "q4_k_m"))
+FORMATS = (
+    ("peft", None), ("merged", None), ("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"),
+    ("gguf", "q4_k_m"),
+)  # fmt: skip
 
 
 def main() -> None:
-    """Print the table, and write it if asked."""
+    """Print the table, and write it if asked; or print the times."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--time", action="store_true")
     given = parser.parse_args()
+    if given.time:
+        print_times()
+        return
     lines = [HEAD, "|---" * HEAD.count(" |") + "|"]
-    for line in itertools.chain(tiny(given.rows), real(given) if given.home else ()):
+    yours = real(given.home, given.model, given.rows) if given.home else ()
+    for line in itertools.chain(tiny(given.rows), bundled(given.rows), yours):
         print(line, flush=True)
         lines.append(line)
     if given.write:
@@ -54,18 +78,58 @@ def tiny(rows: int) -> Iterator[str]:
     for name, make in BASES.items():
         with tempfile.TemporaryDirectory() as folder:
             home = home_with(Path(folder), make)
-            for form, quantize in (("peft", None), ("merged", None), ("gguf", "f32")):
+            for form, quantize in SMALL_FORMATS:
                 yield from lines_of(home, NAME, f"random; {name}", Wanted(form, quantize, rows))
 
 
-def real(given: argparse.Namespace) -> Iterator[str]:
+def bundled(rows: int) -> Iterator[str]:
+    """Lines of the bundled model, in the dtype that this machine computes with."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = home_with(Path(folder), link_bundled, BUNDLED_SCALE)
+        for form, quantize in FORMATS:
+            yield from lines_of(home, NAME, BUNDLED, Wanted(form, quantize, rows))
+
+
+def link_bundled(folder: Path) -> None:
+    """The bundled base model of this user's home, in the place of a base."""
+    base = models.prepare(models.find_base(BUNDLED), settings.home(), print)
+    folder.symlink_to(base, target_is_directory=True)
+
+
+def real(home: Path, model: str, rows: int) -> Iterator[str]:
     """Lines of a fine-tuned model."""
-    for form, quantize in (
-        ("peft", None), ("merged", None), ("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"),
-        ("gguf", "q4_k_m"),
-    ):  # fmt: skip
-        wanted = Wanted(form, quantize, given.rows)
-        yield from lines_of(given.home, given.model, base_name(given.model), wanted)
+    for form, quantize in FORMATS:
+        yield from lines_of(home, model, base_name(model), Wanted(form, quantize, rows))
+
+
+def print_times() -> None:
+    """Seconds in which transformers answers as many rows as it takes at once, and scores them."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = home_with(Path(folder), link_bundled, BUNDLED_SCALE)
+        out = Path(folder) / "out"
+        out.mkdir()
+        export(home, NAME, out, Wanted("merged", rows=0))
+        source = find_source(Store.open(home), home, NAME)
+        rows = held_out(source, TOGETHER)
+        answers = platform_answers(source, rows).answers
+        prompts = [each.prompt for each in answers]
+        tool = Transformers(out, "merged")
+        tool.answers(prompts[:1], 2)
+        together = seconds(lambda: tool.answers(prompts, rows.max_tokens))
+        alone = seconds(lambda: [tool.answers([each], rows.max_tokens) for each in prompts])
+        scores = seconds(lambda: [tool.scores(each.prompt, each.tokens) for each in answers])
+    print(
+        f"{len(prompts)} rows of at most {rows.max_tokens} tokens: {together:.1f} s at once, "
+        f"{alone:.1f} s one at a time ({alone / together:.1f} times as long); the log-probs of "
+        f"their answers {scores:.1f} s"
+    )
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def base_name(model: str) -> str:

@@ -26,11 +26,12 @@ from rftkit.server.worker.exports.folders import (
     write_merged,
 )
 from rftkit.server.worker.exports.held_out import HeldOut, held_out
+from rftkit.server.worker.exports.llama_cpp import PACKAGE, LlamaCpp, has_llama_cpp
 from rftkit.server.worker.exports.ollama import modelfile
 from rftkit.server.worker.exports.reference import Reference, answer_text, platform_answers
 from rftkit.server.worker.exports.rewards import Rewards, grade_both
 from rftkit.server.worker.exports.source import Source, find_source
-from rftkit.server.worker.exports.tools import LlamaCpp, Tool, Transformers, is_installed
+from rftkit.server.worker.exports.tools import Tool, Transformers, is_installed
 
 __all__ = ["FORMATS", "REPORT", "Wanted", "export"]
 
@@ -144,21 +145,21 @@ def _checked(source: Source, wanted: Wanted, quantization: str | None, out: Path
 def _tools(
     form: str, out: Path, rows: HeldOut, reference: Reference, not_checked: list[str]
 ) -> Iterator[Tool]:
-    """Load the export with each tool; what is not installed is reported instead."""
+    """Load the export with the tool that people use; what is not installed is reported."""
     if form == "peft" and not is_installed("peft"):
         not_checked.append("PEFT is not installed; type: pip install peft")
     elif form != "gguf":
         yield Transformers(out, form)
     else:
         [path] = out.glob("*.gguf")
-        yield Transformers(out, form, path.name)
-        if is_installed("llama_cpp"):
+        if has_llama_cpp():
             longest = max(len(each.prompt) for each in reference.answers)
-            yield LlamaCpp(path, longest + rows.max_tokens + 16)
+            yield LlamaCpp(path, longest + rows.max_tokens)
         else:
+            yield Transformers(out, form, path.name)
             not_checked.append(
-                "llama.cpp (tokenizer, chat template and end tokens of the file); type: pip "
-                "install llama-cpp-python (it needs a C++ compiler), and export again"
+                "llama.cpp is not installed, so tokenizer, chat template and end tokens of the "
+                f"file were not compared; type: pip install {PACKAGE}, and export again"
             )
 
 

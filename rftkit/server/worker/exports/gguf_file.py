@@ -2,8 +2,8 @@
 
 For the architectures that llama.cpp calls llama, qwen2 and qwen3 (Llama, SmolLM, Mistral, Qwen2,
 Qwen3). Weights are merged in float32 and quantized once. `gguf` quantizes to q8_0, q5_0, q5_1, q4_0
-and q4_1; the k-quants are llama.cpp's own, through `llama-cpp-python`. Another architecture is
-refused, with the way that works. Not here: tokenizers (`gguf_tokens`).
+and q4_1; the k-quants are llama.cpp's own (`llama_cpp`). Another architecture is refused, with the
+way that works. Not here: tokenizers (`gguf_tokens`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from rftkit.errors import InputError, RftkitError
 from rftkit.server.worker.exports.folders import end_tokens_of, merged_model, tokenizer_of
 from rftkit.server.worker.exports.gguf_tokens import add_tokenizer
+from rftkit.server.worker.exports.llama_cpp import PACKAGE, has_llama_cpp, quantize
 from rftkit.server.worker.exports.source import Source
-from rftkit.server.worker.exports.tools import is_installed
 
 __all__ = ["DEFAULT", "QUANTIZATIONS", "check_quantization", "write_gguf"]
 
@@ -40,10 +40,10 @@ def check_quantization(name: str) -> None:
             f"there is no quantization {name!r}; there are {', '.join(QUANTIZATIONS)}",
             param="quantize",
         )
-    if name in K_QUANTS and not is_installed("llama_cpp"):
+    if name in K_QUANTS and not has_llama_cpp():
         raise InputError(
-            f"{name} is made by llama.cpp itself; type: pip install llama-cpp-python (it needs a "
-            f"C++ compiler), or take one of {', '.join(PLAIN)}",
+            f"{name} is made by llama.cpp itself; type: pip install {PACKAGE}, or take one of "
+            f"{', '.join(PLAIN)}",
             param="quantize",
         )
 
@@ -63,7 +63,7 @@ def write_gguf(source: Source, out: Path, quantization: str) -> Path:
     try:
         _write(source, model, whole, "f32")
         del model
-        _quantize(whole, path, K_QUANTS[quantization])
+        quantize(whole, path, K_QUANTS[quantization])
     finally:
         whole.unlink(missing_ok=True)
     return path
@@ -216,18 +216,3 @@ def _begins_with_bos(tokenizer: Any) -> bool:
     except Exception:  # whatever a model's own template raises
         return False
     return bool(text.startswith(tokenizer.bos_token))
-
-
-def _quantize(source: Path, target: Path, file_type: int) -> None:
-    """Let llama.cpp quantize a whole file."""
-    import ctypes
-
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = file_type
-    code = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(params)
-    )
-    if code:
-        raise RftkitError(f"llama.cpp could not quantize {source.name}: code {code}")

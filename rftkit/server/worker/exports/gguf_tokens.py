@@ -46,6 +46,12 @@ WORDS = (
 )
 """How Qwen2 and Llama 3 split a text; they differ in how many digits stay together."""
 BY_PATTERN = {WORDS % r"\p{N}": "qwen2", WORDS % r"\p{N}{1,3}": "llama-bpe"}
+NO_MERGES = "no merges"
+"""llama.cpp loads no byte-level BPE without merges. This one joins "no" to "merges", and where
+nothing else is joined there is no "no" of two letters."""
+NORMALIZERS = {True: {"Prepend"}, False: {"NFC"}}
+"""Of tokenizers that fall back to bytes, and of byte-level ones: what llama.cpp does too, or passes
+over because it hardly ever changes a text (NFC of Qwen)."""
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -67,6 +73,8 @@ def add_tokenizer(writer: Any, tokenizer: Any, num_tokens: int, *, adds_bos: boo
     model = form["model"]
     if model.get("type") != "BPE":
         raise _refused(f"it is {model.get('type')}, and only BPE is written")
+    if changes := _normalizers(form) - NORMALIZERS[bool(model.get("byte_fallback"))]:
+        raise _refused(f"it changes texts before it splits them ({', '.join(sorted(changes))})")
     tokens, types = _tokens(tokenizer, num_tokens)
     merges = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
     if model.get("byte_fallback"):
@@ -79,7 +87,7 @@ def add_tokenizer(writer: Any, tokenizer: Any, num_tokens: int, *, adds_bos: boo
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pre_tokenizer(tokenizer, form))
         writer.add_token_list(tokens)
-        writer.add_token_merges(merges)
+        writer.add_token_merges(merges or [NO_MERGES])
     writer.add_token_types(types)
     for name, add in (
         ("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id),
@@ -122,6 +130,16 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
     for number, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", "", 1), number)
     return [float(-rank.get(token, len(merges))) for token in tokens]
+
+
+def _normalizers(form: dict[str, Any]) -> set[str]:
+    """What is done to a text first, besides the space that becomes ▁ and the one in front."""
+    given = form.get("normalizer") or {"normalizers": []}
+    return {
+        each["type"]
+        for each in given.get("normalizers", [given])
+        if each.get("content") not in ("▁", "▁▁")
+    }
 
 
 def _adds_space(form: dict[str, Any]) -> bool:

@@ -1,8 +1,8 @@
 """The libraries that people load an export with, each behind the same four verbs.
 
-transformers loads a merged folder, an adapter (through PEFT) and the weights of a GGUF file;
-llama.cpp loads a GGUF file (through `llama-cpp-python`, when it is installed). Nothing of the
-platform's own engine is used here: that is the point.
+transformers loads a merged folder, an adapter (through PEFT) and, where llama.cpp is not installed,
+the weights of a GGUF file. Nothing of the platform's own engine is used here: that is the point.
+Not here: llama.cpp (`llama_cpp`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from rftkit.server.worker.exports.folders import tokenizer_of
 
-__all__ = ["LlamaCpp", "Scores", "Tool", "Transformers", "is_installed", "version_of"]
+__all__ = ["Scores", "Tool", "Transformers", "is_installed", "version_of"]
 
 TOGETHER = 8
 """Rows that transformers answers at once."""
@@ -148,63 +148,3 @@ class Transformers:
         table = torch.log_softmax(logits[first : first + len(answer)].float(), dim=-1)
         given = table.gather(1, torch.tensor(answer)[:, None])[:, 0]
         return given.tolist(), table.max(dim=-1).values.tolist()
-
-
-class LlamaCpp:
-    """A GGUF file in llama.cpp, with its own tokenizer and chat template."""
-
-    def __init__(self, path: Path, context_tokens: int) -> None:
-        """Load a file with room for so many tokens."""
-        from llama_cpp import Llama
-
-        self.name = version_of("llama-cpp-python")
-        self._model: Any = Llama(
-            str(path), n_ctx=context_tokens, n_batch=512, logits_all=True, verbose=False
-        )
-
-    def encode(self, messages: Sequence[dict[str, Any]]) -> list[int] | None:
-        """See Tool: the template of the file, as llama.cpp's Python package renders it."""
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        template = self._model.metadata.get("tokenizer.chat_template")
-        if template is None:
-            return []
-        vocabulary = self._model._model
-        bos, eos = self._model.token_bos(), self._model.token_eos()
-        formatter = Jinja2ChatFormatter(
-            template,
-            eos_token=vocabulary.token_get_text(eos) if eos >= 0 else "",
-            bos_token=vocabulary.token_get_text(bos) if bos >= 0 else "",
-        )
-        text = formatter(messages=list(messages)).prompt
-        return list(self._model.tokenize(text.encode(), add_bos=False, special=True))
-
-    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]:
-        """See Tool."""
-        return [self._answer(prompt, max_tokens) for prompt in prompts]
-
-    def _answer(self, prompt: list[int], max_tokens: int) -> list[int]:
-        """llama.cpp itself says which tokens end a text."""
-        import llama_cpp
-
-        vocabulary = llama_cpp.llama_model_get_vocab(self._model._model.model)
-        tokens: list[int] = []
-        self._model.reset()
-        for token in self._model.generate(prompt, temp=0.0, reset=True):
-            tokens.append(int(token))
-            if len(tokens) == max_tokens or llama_cpp.llama_vocab_is_eog(vocabulary, token):
-                break
-        return tokens
-
-    def scores(self, prompt: list[int], answer: list[int]) -> Scores:
-        """See Tool."""
-        import numpy as np
-
-        self._model.reset()
-        self._model.eval(prompt + answer)
-        first = len(prompt) - 1
-        logits = np.array(self._model.scores[first : first + len(answer)], dtype=np.float64)
-        high = logits.max(axis=1, keepdims=True)
-        table = logits - high - np.log(np.exp(logits - high).sum(axis=1, keepdims=True))
-        given = table[np.arange(len(answer)), answer]
-        return [float(x) for x in given], [float(x) for x in table.max(axis=1)]
