@@ -142,7 +142,7 @@ def serve(
     engine: Annotated[
         Literal["torch", "tinker"] | None,
         typer.Option(
-            help="Train on this machine or on a Tinker server. Remembered for later starts."
+            help="Train on this machine (torch) or on a Tinker server. Remembered for later starts."
         ),
     ] = None,
     tinker_url: Annotated[
@@ -279,7 +279,9 @@ def import_account(
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="DATE", help="Leave out older objects, such as 2026-05-01."),
+        typer.Option(
+            metavar="DATE", help="Leave out objects made before this day, such as 2026-05-01."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")

@@ -36,7 +36,8 @@ def calibrate(
         typer.Argument(help="The runs that Labeller showed: ftjob-…, eval_…, localrun_…"),
     ] = None,
     part: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The judge, if a multi grader has several.")
+        str | None,
+        typer.Option(metavar="KEY", help="The key of the judge, if a multi grader has several."),
     ] = None,
     cut: Annotated[
         list[str] | None,
@@ -44,7 +45,7 @@ def calibrate(
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Rewards of at least this pass; default the judge's own threshold."),
+        typer.Option(help="A reward of at least this passes; default the judge's own threshold."),
     ] = None,
     response_format: Format = None,
     out: Annotated[
@@ -56,10 +57,11 @@ def calibrate(
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare a judge with people's labels, and keep the result for jobs with this judge.
+    """Compare a judge's grades with people's labels.
 
-    The judge grades the labelled answers. A calibration holds for exactly this model, prompt and
-    settings; after a change, run the command again with the same labels.
+    The judge grades the labelled answers. The result is kept, and jobs may require it. It holds for
+    exactly this model, prompt and settings; after a change, run the command again with the same
+    labels.
     """
     from rftkit import connect, datasets, evals
     from rftkit.client import judge_call

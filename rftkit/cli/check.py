@@ -32,7 +32,7 @@ def check(
     dataset: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="A folder, or a dataset that comes with rftkit: security_review."
+            metavar="NAME", help="A folder, or a bundled dataset, such as security_review."
         ),
     ] = None,
     method: Annotated[

@@ -41,7 +41,7 @@ PLAIN: dict[str, Any] = {
 }
 """Settings of every `typer.Typer`: plain help and plain errors."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Grader = Annotated[Path | None, typer.Option("--grader", "-g", help="JSON file of the grader.")]
 Format = Annotated[
     Path | None,

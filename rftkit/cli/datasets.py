@@ -36,7 +36,7 @@ Data = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Change it to draw different rows.")]
 Stratify = Annotated[
-    str | None, typer.Option(metavar="KEY", help="Keep the shares of this key's values.")
+    str | None, typer.Option(metavar="KEY", help="Keep the share of each value of this key.")
 ]
 
 
@@ -66,7 +66,8 @@ def convert(
     prompt: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="For a table: the prompt, as in 'Ticket: {ticket}'; \\n is a line."
+            metavar="TEXT",
+            help="For a table: the prompt, as in 'Ticket: {ticket}'; \\n begins a line.",
         ),
     ] = None,
     answer: Annotated[
@@ -129,7 +130,11 @@ def split(
     folder: Annotated[Path, typer.Argument(help="The folder for train, valid and test.")],
     shares: Annotated[
         Pairs | None,
-        typer.Option("--share", metavar="PART=SHARE", help="Default train=0.8 valid=0.1 test=0.1."),
+        typer.Option(
+            "--share",
+            metavar="PART=SHARE",
+            help="The share of a part; repeatable. Default train=0.8 valid=0.1 test=0.1.",
+        ),
     ] = None,
     seed: Seed = 1,
     stratify: Stratify = None,

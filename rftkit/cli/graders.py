@@ -10,13 +10,6 @@ from rftkit.cli.hosted import hosted
 
 __all__ = ["grader_app"]
 
-grader_app = typer.Typer(help="Work with graders.", **PLAIN)
-
-
-@grader_app.callback()
-def graders() -> None:
-    """Work with graders."""
-
-
+grader_app = typer.Typer(help="Compare a judge with labels; write hosted graders.", **PLAIN)
 grader_app.command()(calibrate)
 grader_app.command()(hosted)

@@ -24,7 +24,10 @@ def hosted(
         typer.Option("--out", "-o", help="Write it to this file; default the terminal."),
     ] = None,
 ) -> None:
-    """Write a grader in the JSON that hosted services know: a rubric as model graders."""
+    """Write a grader in the JSON that hosted services know.
+
+    They have no rubric; each of its criteria becomes a grader with a model.
+    """
     from rftkit import datasets
     from rftkit.graders.hosted import hosted as for_job
     from rftkit.graders.hosted import hosted_criteria

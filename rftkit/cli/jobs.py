@@ -76,8 +76,8 @@ def create_job(
         typer.Option(
             "--grader",
             "-g",
-            help="JSON file of the grader: what a reinforcement job learns from; with it other "
-            "jobs measure their checkpoints.",
+            help="JSON file of the grader. A reinforcement job learns from its rewards; other jobs "
+            "only measure their checkpoints with it.",
         ),
     ] = None,
     method: Annotated[
@@ -102,8 +102,8 @@ def create_job(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="JSON file of a second grader, which watches a reinforcement job: an alarm tells "
-            "when it no longer follows the reward.",
+            help="JSON file of a second grader that a reinforcement job does not learn from. An "
+            "alarm is raised when its rewards no longer rise with the others.",
         ),
     ] = None,
     metadata: Annotated[
@@ -115,7 +115,7 @@ def create_job(
     ] = None,
     tools: ToolsFile = None,
     max_episode_steps: Annotated[
-        int | None, typer.Option(help="Most turns of a rollout that calls tools.", min=1)
+        int | None, typer.Option(help="The most turns of a rollout with tools.", min=1)
     ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the new model's name.")] = None,
     seed: Annotated[int | None, typer.Option(help="A fixed seed makes the run repeatable.")] = None,
@@ -214,7 +214,10 @@ def _refuse_for_branch(**given: Any) -> None:
 
 @job_app.command("tree")
 def show_tree(job_id: JobId = "", as_json: Json = False) -> None:
-    """Show a job and its branches: what each changed, and what came of it."""
+    """Show a job and its branches.
+
+    Each line has what the branch changed, and the validation reward that it reached.
+    """
     from dataclasses import asdict
 
     from rftkit import connect, jobs

@@ -31,7 +31,7 @@ def ladder(
     ] = None,
     response_format: Format = None,
     rungs: Annotated[
-        str, typer.Option(metavar="NAMES", help="The rungs to climb, besides the base model.")
+        str, typer.Option(metavar="NAMES", help="The ways to compare with the base model.")
     ] = "prompt,supervised,dpo,reinforcement",
     out: Annotated[
         Path,
@@ -63,15 +63,16 @@ def ladder(
         Pairs | None, typer.Option(metavar="NAME=VALUE", help="Stored with every job; repeatable.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Answers to each test row.", min=1)] = 1,
-    temperature: Annotated[float, typer.Option(help="For the answers to test rows.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 gives the likeliest answer.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
-    seed: Annotated[int, typer.Option(help="For the jobs and the prompt search.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the jobs and of the prompt search.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Compare a better prompt, supervised, dpo and RFT on the same test rows.
+    """Compare a better prompt, supervised, dpo and RFT.
 
-    If both supervised and reinforcement are chosen, RFT is also run from the supervised model.
-    Finished rungs are kept: run the same command to resume. The page shows which rung was worth it.
+    All answer the same test rows. If both supervised and reinforcement are chosen, RFT is also run
+    from the supervised model. Finished rungs are kept: run the same command to resume. The page
+    shows which rung was worth it.
     """
     from rftkit import connect, jobs
     from rftkit import ladder as room

@@ -60,7 +60,9 @@ def list_models(as_json: Json = False) -> None:
 
 
 @models_app.command("delete")
-def delete_model(model: Annotated[str, typer.Argument(help="ft:…")], as_json: Json = False) -> None:
+def delete_model(
+    model: Annotated[str, typer.Argument(help="Its name, ft:…")], as_json: Json = False
+) -> None:
     """Delete a fine-tuned model."""
     from rftkit import connect
 
@@ -87,7 +89,9 @@ def export_model(
     merged: Annotated[bool, typer.Option("--merged", help="The same as --format merged.")] = False,
     quantize: Annotated[
         str | None,
-        typer.Option(help="Of a GGUF file: f16 (the default), q8_0, q4_k_m and others."),
+        typer.Option(
+            help="The numbers of a GGUF file: f16 (the default), q8_0, q4_k_m and others."
+        ),
     ] = None,
     rows: Annotated[
         int, typer.Option(min=0, help="Rows of the job to check the export on; 0 for no check.")
@@ -101,11 +105,11 @@ def export_model(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a model's weights for another tool, and check what was written.
+    """Write a model's weights for another tool, and check them.
 
-    The platform loads the files again with PEFT, transformers or llama.cpp, lets them answer rows
-    of the job, and compares answers, log-probs and rewards with its own. A folder that is not the
-    model is an error, and is marked with EXPORT_FAILED.md.
+    The platform loads the files again with PEFT, transformers or llama.cpp, answers rows of the job
+    with them, and compares answers, log-probs and rewards with its own. If the files are not the
+    model, the command fails, and EXPORT_FAILED.md marks the folder.
     """
     from rftkit import connect
     from rftkit.jobs.weights import check_push, fetch_weights, push_folder, report_of
@@ -171,7 +175,8 @@ def add_model(
         str, typer.Argument(help="Folder with a config.json, or a name in the local hub cache.")
     ],
     name: Annotated[
-        str | None, typer.Option(help="Its name here; default the folder's or the hub's.")
+        str | None,
+        typer.Option(help="What to call it; default the name of the folder or of the hub."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -235,7 +240,9 @@ def prepare_models(
 
 
 @models_app.command("remove")
-def remove_model(name: str, as_json: Json = False) -> None:
+def remove_model(
+    name: Annotated[str, typer.Argument(help="Its name in `models list`.")], as_json: Json = False
+) -> None:
     """Undo `add`; the folder and the models trained from it stay."""
     bases = _read(BASES)
     if name not in bases:

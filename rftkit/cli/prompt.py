@@ -61,12 +61,12 @@ def optimize(
     seed: Annotated[int, typer.Option(help="Change it to draw different examples.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Find a better system text and examples; write them to a prompt file.
+    """Find a better system text and better examples for a model.
 
     Candidates are tried on training rows. The best few answer the validation rows, which decide.
-    The file keeps every candidate with its interval. `job create`, `eval run` and the playground
-    take it with --prompt. Every answer is kept in a .search.jsonl file next to it: after an
-    interruption, run the same command to resume.
+    The prompt file has the best one, and every candidate with its interval. `job create`, `eval
+    run` and the playground take it with --prompt. Every answer is kept in a .search.jsonl file next
+    to it: after an interruption, run the same command to resume.
     """
     from rftkit import connect, ladder, settings
     from rftkit.client import judge_client

@@ -73,6 +73,8 @@ def test_help_reads_as_reviewed(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     if not GOLDEN.exists():
         GOLDEN.write_text(text)
     assert text == GOLDEN.read_text()
+    cut = [line for line in text.splitlines() if line.startswith("  ") and line.endswith("...")]
+    assert not cut, "the first sentence of a command is too long for the list"
 
 
 def test_the_version(run: Run) -> None:
