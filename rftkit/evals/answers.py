@@ -133,11 +133,8 @@ def of_episode(sample: Sample, before: Sequence[Json]) -> Sample:
     calls = [call for message in before for call in message.get("tool_calls", ())]
     if not calls:
         return sample
-    calls += sample.output_tools
     [choice] = sample.to_dict()["choices"]
-    last = choice["message"]
-    choice = {**choice, "message": {**last, "tool_calls": calls}, "messages": [*before, last]}
-    return replace(sample, output_tools=calls, choices=[choice])
+    return sample.of_episode(calls, [*before, choice["message"]])
 
 
 def _episode(

@@ -7,8 +7,8 @@ limit, not the JSON that was asked for); `reward` is the floor reward and it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rftkit.jsontext import parse_json
@@ -102,6 +102,24 @@ class Sample:
             model=model,
             expects_json=kind in ("json_schema", "json_object") and not tool_calls,
         )
+
+    def of_episode(
+        self, calls: Sequence[dict[str, Any]], messages: Sequence[dict[str, Any]]
+    ) -> Sample:
+        """The sample of an episode, of which this one is the last answer.
+
+        Its `output_text` is the last answer. `output_tools`, and `choices[0].message.tool_calls`,
+        are all calls of the episode; `choices[0].messages` is all that was said after the prompt.
+
+        Args:
+            calls: those of the answers before.
+            messages: all that was said after the prompt, with this answer.
+        """
+        calls = [*calls, *self.output_tools]
+        [choice] = self.to_dict()["choices"]
+        message = {**choice["message"], **({"tool_calls": calls} if calls else {})}
+        choice = {**choice, "message": message, "messages": list(messages)}
+        return replace(self, output_tools=calls, choices=[choice])
 
     def to_dict(self) -> dict[str, Any]:
         """The namespace as a python grader sees it; `model` only when it is known."""

@@ -6,7 +6,6 @@ the kind is answer, error or failed. Not here: making calls.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,14 +64,6 @@ def messages(completion: Completion, row: Row) -> list[Json]:
 
 
 def with_transcript(sample: Sample, completion: Completion, row: Row) -> Sample:
-    """What a grader sees of an episode, from what it sees of its last answer.
-
-    `output_text` is the last answer. `output_tools`, and `choices[0].message.tool_calls`, are all
-    calls of the episode; `choices[0].messages` is all that was said after the prompt.
-    """
+    """What a grader sees of an episode, from what it sees of its last answer."""
     before = [_call(each) for turn in completion.turns for each in turn.calls if each["name"]]
-    [choice] = sample.to_dict()["choices"]
-    if calls := [*before, *sample.output_tools]:
-        choice["message"]["tool_calls"] = calls
-    choice["messages"] = messages(completion, row)
-    return dataclasses.replace(sample, output_tools=calls, choices=[choice])
+    return sample.of_episode(before, messages(completion, row))

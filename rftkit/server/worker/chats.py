@@ -167,12 +167,14 @@ class ChatQueue:
 
     def _join(self, chat: RunningChat | RunningEmbedding) -> None:
         """Put a chat into the batch of its model and adapter; a new batch is next in line."""
-        batch: Any = next((each for each in self._batches if each.takes(chat)), None)
-        if batch is None:
-            kind = EmbeddingBatch if isinstance(chat, RunningEmbedding) else Batch
+        kind = EmbeddingBatch if isinstance(chat, RunningEmbedding) else Batch
+        for batch in self._batches:
+            if type(batch) is kind and (batch.engine, batch.adapter) == (chat.engine, chat.adapter):
+                break
+        else:
             batch = kind(chat.engine, chat.adapter)
             self._batches.appendleft(batch)
-        batch.join(chat)
+        batch.join(chat)  # type: ignore[arg-type]
 
     def _prepare(self, chat: Chat) -> None:
         """Prepare a chat for sampling; answer it at once if it needs none, or is refused."""

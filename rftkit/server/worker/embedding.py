@@ -28,22 +28,25 @@ class RunningEmbedding:
     asked: EmbedRequest
     engine: ServingEngine
     adapter: Path | None
-    _tokens: int = 0
+    _tokens: list[list[int]] = field(default_factory=list)
+    """Of every text, before the first vector: a request with one bad text costs nothing."""
     _vectors: list[list[float]] = field(default_factory=list)
 
     def read_next(self) -> bool:
-        """Read the next text; return whether there are more. A request that fails has ended."""
-        number = len(self._vectors)
+        """Read the next text; return whether there is more. A request that fails has ended."""
+        texts, number = self.asked.input, len(self._tokens)
         try:
-            tokens = text_tokens(self.engine, self.asked.input[number], number)
-            self._vectors += self.engine.embed([tokens], self.adapter)
+            if number < len(texts):
+                self._tokens.append(text_tokens(self.engine, texts[number], number))
+                return True
+            self._vectors += self.engine.embed([self._tokens[len(self._vectors)]], self.adapter)
         except Exception as error:
             self.chat.fail(error)
             return False
-        self._tokens += len(tokens)
-        if len(self._vectors) < len(self.asked.input):
+        if len(self._vectors) < len(texts):
             return True
-        self.chat.reply(done={"prompt_tokens": self._tokens, "embeddings": self._vectors})
+        num_tokens = sum(map(len, self._tokens))
+        self.chat.reply(done={"prompt_tokens": num_tokens, "embeddings": self._vectors})
         return False
 
 
@@ -54,16 +57,8 @@ class EmbeddingBatch:
     """It keeps no keys between two texts."""
 
     def __init__(self, engine: ServingEngine, adapter: Path | None) -> None:
-        self.engine, self._adapter = engine, adapter
+        self.engine, self.adapter = engine, adapter
         self._requests: deque[RunningEmbedding] = deque()
-
-    def takes(self, request: object) -> bool:
-        """Whether this is the batch of the request's model and adapter."""
-        return (
-            isinstance(request, RunningEmbedding)
-            and request.engine is self.engine
-            and request.adapter == self._adapter
-        )
 
     def join(self, request: RunningEmbedding) -> None:
         """Add a request, behind one text of each of the others."""

@@ -98,7 +98,7 @@ class Batch:
     """Chats of one model and adapter: each token is sampled for all of them together."""
 
     def __init__(self, engine: ServingEngine, adapter: Path | None) -> None:
-        self.engine, self._adapter = engine, adapter
+        self.engine, self.adapter = engine, adapter
         self._chats: dict[int, RunningChat] = {}
         self._sampling = engine.begin(adapter)
 
@@ -106,14 +106,6 @@ class Batch:
     def num_keys(self) -> int:
         """Largest number of token positions that its chats can fill."""
         return sum(each.num_keys for each in self._chats.values())
-
-    def takes(self, chat: object) -> bool:
-        """Whether this is the batch of the chat's model and adapter."""
-        return (
-            isinstance(chat, RunningChat)
-            and chat.engine is self.engine
-            and chat.adapter == self._adapter
-        )
 
     def join(self, chat: RunningChat) -> None:
         """Add a chat, from the next token on."""

@@ -13,6 +13,7 @@ from in_process import ROWS, adapters, add_job, run
 
 from rftkit.server.engine.decoding_state import DecodingState
 from rftkit.server.engine.torch import sampler
+from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.ragged import Prefill
 from rftkit.server.engine.torch.together import Together
 from rftkit.server.engine.values import Completion, SampleRequest
@@ -403,6 +404,17 @@ def test_a_chat_does_not_wait_for_a_request_of_many_texts(worker: Worker, answer
     assert [len(found[number]["embeddings"]) for number in (1, 2)] == [40, 2]
     assert found[1]["embeddings"][:2] == found[2]["embeddings"]
     assert found[1]["prompt_tokens"] > found[2]["prompt_tokens"] > 0
+
+
+def test_a_bad_text_at_the_end_is_refused_before_any_is_computed(
+    worker: Worker, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[Any] = []
+    monkeypatch.setattr(TorchEngine, "embed", lambda self, *given: computed.append(given))
+    put_embedding(worker, 1, ["a", "b", "x" * 5_000_000])
+    worker.chats.serve()
+    assert answers[-1]["error"]["code"] == "context_length_exceeded"
+    assert not computed
 
 
 def test_a_text_that_cannot_be_embedded_and_a_client_that_left_end_their_requests(
