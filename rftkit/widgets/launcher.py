@@ -22,10 +22,10 @@ from rftkit.errors import InputError
 from rftkit.graders import judges
 from rftkit.hyperparameters import EVERY, KNOBS, METHODS, check_names
 from rftkit.jobs.preflight import CHECKS, Check
-from rftkit.strictjson import parse_strictly
 from rftkit.tools import mask_tools
 from rftkit.views import launch, note
 from rftkit.views.markup import Html, copyable, html, join, wrap
+from rftkit.widgets.launchform import SPECS, LaunchForm, wide, wrapping
 from rftkit.widgets.panel import STORED_BYTES, Panel, live
 from rftkit.widgets.task import Task
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["JobLauncher"]
 
 PROBE_POLL_SECONDS = 0.25
-SPECS = ("grader", "response_format", "tools")
 OWN_FILES = "(your own files)"
 SECTIONS = {"checklist": "Checklist", "settings": "Settings", "request": "Request", "code": "Code"}
 
@@ -392,28 +391,19 @@ class JobLauncher(Panel):
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
         self._top, self._found, self._body = self._html(), self._html(), self._html()
-        self._fields: dict[str, ipywidgets.Text] = {
-            name: self._field(name, label) for name, label in _TEXTS.items()
-        }
+        self._form = form = LaunchForm(self._take, self._guard)
         models = [model.id for model in self._client.models.list()]
-        self._model = ipywidgets.Combobox(options=models, description="Model", **_wide())
+        self._model = ipywidgets.Combobox(options=models, description="Model", **wide())
         self._bind("model", self._model)
         chooser = ipywidgets.Dropdown(
             options=[(OWN_FILES, ""), *((name, name) for name in _bundled())],
             value=self.dataset if self.dataset in _bundled() else "",
             description="Dataset",
-            **_wide(),
+            **wide(),
         )
         chooser.observe(
             lambda change: self._guard(lambda: self.set(dataset=change["new"])), names="value"
         )
-        self._json = {
-            name: ipywidgets.Textarea(description=label, continuous_update=False, rows=6, **_wide())
-            for name, label in zip(SPECS, ("Grader", "Format", "Tools"), strict=True)
-        }
-        for name, area in self._json.items():
-            area.observe(lambda _, name=name: self._guard(lambda: self._read_json(name)), "value")
-        self._hyperparameter_fields = {name: self._hyperparameter_field(name) for name in EVERY}
         self._overrides = {name: self._override(name) for name in CHECKS}
         self._methods = ipywidgets.ToggleButtons(
             options=list(METHODS),
@@ -440,73 +430,22 @@ class JobLauncher(Panel):
         self._said = self._html()
         buttons += [self._go, self._said, self._watch, self._status]
         self._monitored = ipywidgets.VBox()
-        self._more = more = ipywidgets.Accordion(
-            [
-                ipywidgets.VBox(self._specs()),
-                ipywidgets.VBox([*self._hyperparameter_fields.values(), self._fields["metadata"]]),
-            ],
-            titles=("", "Hyperparameters"),
-        )
         return [
             self._top,
             self._methods,
             chooser,
-            self._fields["train"],
-            self._fields["valid"],
+            form.texts["train"],
+            form.texts["valid"],
             self._model,
-            ipywidgets.HBox([self._fields["suffix"], self._fields["seed"]], layout=_wrap()),
-            more,
-            ipywidgets.HBox(buttons, layout=_wrap()),
+            ipywidgets.HBox([form.texts["suffix"], form.texts["seed"]], layout=wrapping()),
+            form.more,
+            ipywidgets.HBox(buttons, layout=wrapping()),
             self._monitored,
             self._found,
             self._choice,
             self._body,
-            ipywidgets.HBox([*self._overrides.values()], layout=_wrap()),
+            ipywidgets.HBox([*self._overrides.values()], layout=wrapping()),
         ]
-
-    def _field(self, name: str, label: str) -> ipywidgets.Text:
-        field = ipywidgets.Text(description=label, continuous_update=False, **_wide())
-        if name == "metadata":  # below the hyperparameters
-            field.style.description_width = "11rem"
-        field.observe(lambda _: self._guard(lambda: self._read_field(name)), names="value")
-        return field
-
-    def _specs(self) -> list[ipywidgets.Widget]:
-        """The fields of what is given as JSON; those of tools disappear where no job calls them."""
-        fields = [each for name in SPECS[:2] for each in (self._picker(name), self._json[name])]
-        turns = self._fields["max_episode_steps"]
-        self._of_tools = ipywidgets.VBox([self._picker("tools"), self._json["tools"], turns])
-        return [*fields, self._of_tools]
-
-    def _picker(self, name: str) -> ipywidgets.Combobox:
-        """A field for the path of a JSON file, such as one that GraderLab saved."""
-        label = {"grader": "Grader file", "tools": "Tools file"}.get(name, "Format file")
-        files = [str(each) for each in sorted(Path().glob("*.json"))]
-        pick = ipywidgets.Combobox(
-            options=files,
-            description=label,
-            placeholder="path of a .json file, or paste JSON below",
-            continuous_update=False,
-            **_wide(),
-        )
-
-        def read() -> None:
-            if pick.value.strip():
-                self.set(**{name: pick.value.strip()})
-
-        pick.observe(lambda _: self._guard(read), names="value")
-        return pick
-
-    def _hyperparameter_field(self, name: str) -> ipywidgets.Text:
-        field = ipywidgets.Text(
-            description=name.replace("_", " "),
-            placeholder="auto",
-            continuous_update=False,
-            style={"description_width": "11rem"},
-            layout=ipywidgets.Layout(width="20rem", max_width="100%"),
-        )
-        field.observe(lambda _: self._guard(lambda: self._read_hyperparameter(name)), names="value")
-        return field
 
     def _override(self, name: str) -> ipywidgets.Checkbox:
         box = ipywidgets.Checkbox(
@@ -519,40 +458,6 @@ class JobLauncher(Panel):
 
         box.observe(lambda _: self._guard(override), names="value")
         return box
-
-    def _read_field(self, name: str) -> None:
-        typed = self._fields[name].value.strip()
-        if name in ("seed", "max_episode_steps"):
-            self._take(name, _number(typed, name) if typed else None)
-        else:
-            self._take(name, _pairs(typed) if name == "metadata" else typed)
-
-    def _read_hyperparameter(self, name: str) -> None:
-        typed = self._hyperparameter_fields[name].value.strip()
-        others = {key: value for key, value in self.hyperparameters.items() if key != name}
-        if typed not in ("", "auto"):
-            others[name] = typed if name == "reasoning_effort" else _number(typed, name)
-        self._take("hyperparameters", others)
-
-    def _read_json(self, name: str) -> None:
-        typed = self._json[name].value.strip()
-        try:
-            value = parse_strictly(typed) if typed else None
-        except ValueError as error:
-            raise InputError(f"{name} is not JSON: {error}") from None
-        if name == "tools":
-            if value is not None and not isinstance(value, list):
-                raise InputError("tools must be a JSON list of {name, server_url, headers}")
-            self._take(name, self._unmasked(value or []))
-            return
-        if value is not None and not isinstance(value, dict):
-            raise InputError(f"{name} must be one JSON object")
-        self._take(name, value or ({} if name == "grader" else None))
-
-    def _unmasked(self, entries: list[Any]) -> list[Any]:
-        """Entries with the headers that they had before the form showed them as asterisks."""
-        shown = mask_tools(self.tools)
-        return [self.tools[shown.index(entry)] if entry in shown else entry for entry in entries]
 
     def _press_start(self) -> None:
         """Start the job once: a second click on the same settings starts no second one."""
@@ -598,19 +503,7 @@ class JobLauncher(Panel):
         self._top.value = self._summary() + (_next_cell(self.job_id) if self.job_id else Html())
         self._found.value = self._result()
         self._body.value = self._section(self.section)
-        shown = {**self.state, "metadata": " ".join(f"{k}={v}" for k, v in self.metadata.items())}
-        for name, field in self._fields.items():
-            field.value = "" if shown[name] is None else str(shown[name])
-        for name, field in self._hyperparameter_fields.items():
-            field.value = str(self.hyperparameters.get(name, ""))
-            field.layout.display = "" if name in METHODS[self.method] else "none"
-        use = "" if self._learns_from_grader else ", to measure its checkpoints (optional)"
-        and_tools = ", response format and tools" if self._learns_from_grader else ""
-        self._more.set_title(0, f"Grader{and_tools or ' and response format'}{use}")
-        self._of_tools.layout.display = "" if self._learns_from_grader else "none"
-        for name, area in self._json.items():
-            value = mask_tools(self.tools) if name == "tools" else getattr(self, name)
-            area.value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
+        self._form.show(self.state, learns_from_grader=self._learns_from_grader)
         held = {check.name for check in self.checks if not check.is_green}
         for name, box in self._overrides.items():
             box.value = name in self.overridden
@@ -634,24 +527,6 @@ _METHODS = (
     "Learn from the answers of the rows",
     "Learn from pairs of answers, one better than the other",
 )
-_TEXTS = {
-    "train": "Train",
-    "valid": "Valid",
-    "suffix": "Suffix",
-    "seed": "Seed",
-    "metadata": "metadata",
-    "max_episode_steps": "Turns",
-}
-
-
-def _wide() -> dict[str, Any]:
-    """A new layout for each control, because a closed panel closes its layouts."""
-    layout = ipywidgets.Layout(width="100%", max_width="46rem")
-    return {"style": {"description_width": "5rem"}, "layout": layout}
-
-
-def _wrap() -> ipywidgets.Layout:
-    return ipywidgets.Layout(flex_flow="row wrap")
 
 
 def _bundled() -> list[str]:
@@ -696,19 +571,3 @@ def _refuse_settings(values: Mapping[str, Any]) -> None:
             )
         if name in KNOBS:
             raise InputError(f"{name} is metadata: set metadata={{{name!r}: {str(value)!r}}}")
-
-
-def _number(typed: str, name: str) -> int | float:
-    try:
-        value = float(typed)
-    except ValueError:
-        raise InputError(f"{name} must be a number or auto, found {typed!r}") from None
-    return int(value) if value.is_integer() else value
-
-
-def _pairs(typed: str) -> Mapping[str, str]:
-    words = [word.partition("=") for word in typed.split()]
-    for name, found, _ in words:
-        if not (name and found):
-            raise InputError(f"metadata is written name=value, found {name!r}")
-    return {name: value for name, _, value in words}

@@ -43,7 +43,6 @@ STATIC_ROWS = 500
 MAX_COLUMNS = 8
 LEARNT = ("prompt", "answer to learn", "preferred", "not preferred")
 """Columns that `views.rows.cells` makes of the messages."""
-GRADER_SECONDS = 60.0
 
 
 class RowBrowser(Panel):

@@ -120,25 +120,25 @@ def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("RFTKIT_MODE", "live")
     panel = JobLauncher(client=served.client)
     panel.widget()
-    panel._hyperparameter_fields["n_epochs"].value = "2"
-    panel._hyperparameter_fields["learning_rate_multiplier"].value = "0.5"
+    panel._form.hyperparameters["n_epochs"].value = "2"
+    panel._form.hyperparameters["learning_rate_multiplier"].value = "0.5"
     assert panel.hyperparameters == {"n_epochs": 2, "learning_rate_multiplier": 0.5}
-    panel._hyperparameter_fields["n_epochs"].value = "auto"
+    panel._form.hyperparameters["n_epochs"].value = "auto"
     assert panel.hyperparameters == {"learning_rate_multiplier": 0.5}
-    panel._hyperparameter_fields["batch_size"].value = "many"
+    panel._form.hyperparameters["batch_size"].value = "many"
     assert "must be a number or auto" in panel.error
-    panel._fields["seed"].value = "7"
-    panel._fields["metadata"].value = "lora_rank=8 kl_coef=0.01"
+    panel._form.texts["seed"].value = "7"
+    panel._form.texts["metadata"].value = "lora_rank=8 kl_coef=0.01"
     assert (panel.seed, panel.metadata) == (7, {"lora_rank": "8", "kl_coef": "0.01"})
-    panel._json["grader"].value = json.dumps(GRADER)
+    panel._form.specs["grader"].value = json.dumps(GRADER)
     assert panel.grader == GRADER
-    panel._json["grader"].value = '{"type": "python", "type": "multi"}'
+    panel._form.specs["grader"].value = '{"type": "python", "type": "multi"}'
     assert "the key 'type' appears twice" in panel.error
-    panel._json["grader"].value = "{"
+    panel._form.specs["grader"].value = "{"
     assert "grader is not JSON" in panel.error
     panel.set(dataset="tiny_copy")
     assert panel.train.endswith("tiny_copy/train.jsonl")
-    assert panel._fields["train"].value == panel.train
+    assert panel._form.texts["train"].value == panel.train
     assert panel._go.disabled
     for box in panel._overrides.values():
         box.value = True
@@ -191,7 +191,7 @@ def test_a_form_shows_what_the_method_takes(
     panel = JobLauncher("tiny_copy", client=served.client, hyperparameters={"eval_interval": 4})
 
     def shown() -> list[str]:
-        fields = panel._hyperparameter_fields.items()
+        fields = panel._form.hyperparameters.items()
         return [name for name, field in fields if field.layout.display != "none"]
 
     panel.widget()
@@ -200,7 +200,7 @@ def test_a_form_shows_what_the_method_takes(
     panel._methods.value = "dpo"
     assert shown() == ["batch_size", "n_epochs", "learning_rate_multiplier", "beta"]
     assert panel.hyperparameters == {}, "what this method does not take is not sent"
-    panel._hyperparameter_fields["beta"].value = "0.2"
+    panel._form.hyperparameters["beta"].value = "0.2"
     body = panel.request()
     assert body["method"] == {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}
     assert json.loads(body["metadata"]["grader"]) == panel.grader, "it measures the checkpoints"
@@ -311,17 +311,17 @@ def test_a_dataset_with_tools(served: Served, monkeypatch: pytest.MonkeyPatch) -
     assert panel.tools == [{"name": "search_policy", "server_url": "rftkit://policy_lookup"}]
     assert [check.name for check in panel.checks][:3] == ["data", "tools", "grader"]
     panel.widget()
-    assert panel._of_tools.layout.display == ""
-    panel._fields["max_episode_steps"].value = "4"
+    assert panel._form.of_tools.layout.display == ""
+    panel._form.texts["max_episode_steps"].value = "4"
     entry = {"name": "search_policy", "server_url": "http://127.0.0.1:9/", "headers": {
         "Authorization": "Bearer of-the-tool"}}  # fmt: skip
-    panel._json["tools"].value = json.dumps([entry])
+    panel._form.specs["tools"].value = json.dumps([entry])
     assert panel.tools == [entry]
-    assert "of-the-tool" not in panel._json["tools"].value
-    typed = json.loads(panel._json["tools"].value)
-    panel._json["tools"].value = json.dumps(typed)  # what the form shows keeps the header
+    assert "of-the-tool" not in panel._form.specs["tools"].value
+    typed = json.loads(panel._form.specs["tools"].value)
+    panel._form.specs["tools"].value = json.dumps(typed)  # what the form shows keeps the header
     assert panel.tools == [entry]
-    panel._json["tools"].value = "{}"
+    panel._form.specs["tools"].value = "{}"
     assert "must be a JSON list" in panel.error
     panel.check()
     panel.wait()
@@ -335,7 +335,7 @@ def test_a_dataset_with_tools(served: Served, monkeypatch: pytest.MonkeyPatch) -
     assert job.method["reinforcement"]["tools"][0]["headers"] == entry["headers"]
     assert job.method["reinforcement"]["max_episode_steps"] == 4
     panel._methods.value = "supervised"
-    assert panel._of_tools.layout.display == "none"
+    assert panel._form.of_tools.layout.display == "none"
     assert "tools" not in panel.request()["method"]["supervised"]
     panel.close()
 
