@@ -43,7 +43,7 @@ HEAD = (
 BUNDLED = "smollm2-135m-instruct"
 BUNDLED_SCALE = 0.03
 """Deviation of the bundled model's random adapter: about what a short training changes."""
-SMALL_FORMATS = (("peft", None), ("merged", None), ("gguf", "f32"), ("gguf", "q4_k_m"))
+SMALL_FORMATS = (("peft", None), ("merged", None), ("gguf", "f32"))
 FORMATS = (
     ("peft", None), ("merged", None), ("gguf", "f16"), ("gguf", "q8_0"), ("gguf", "q4_0"),
     ("gguf", "q4_k_m"),

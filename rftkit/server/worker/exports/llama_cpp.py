@@ -61,13 +61,14 @@ class LlamaCpp:
             return []
         vocabulary = self._vocabulary
         bos, eos = self._text(vocabulary.token_bos()), self._text(vocabulary.token_eos())
-        [text], _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [list(messages)],
             chat_template=template,
             add_generation_prompt=True,
             bos_token=bos,
             eos_token=eos,
         )
+        text = str(rendered[0][0])
         if vocabulary.get_add_bos():
             text = text.removeprefix(bos)
         return list(vocabulary.tokenize(text, True, True))
