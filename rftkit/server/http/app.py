@@ -226,6 +226,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Reply:
+        if isinstance(cause := error.__cause__, OSError):  # while the parts of a form were stored
+            return await _machine(request, cause)
         message = {
             404: f"Unknown request URL: {request.method} {request.url.path}.",
             405: f"Not allowed to {request.method} on {request.url.path}.",

@@ -10,6 +10,9 @@ from rftkit import graders
 
 __all__ = ["GraderCache"]
 
+MOST_PROCESSES = 8
+"""Of all graders together, except that the newest one may have more; each takes memory."""
+
 
 class GraderCache:
     """The last graders compiled, so that a Python grader keeps its running process."""
@@ -36,10 +39,18 @@ class GraderCache:
         with self._lock:
             grader = self._graders.pop(key, None) or self._compile(spec)
             self._graders[key] = grader
-            evicted = self._graders.popitem(last=False)[1] if len(self) > self._size else None
-        if evicted is not None:
-            evicted.close()  # one that is still grading starts a new process
+            evicted = []
+            while len(self) > 1 and (len(self) > self._size or self.num_processes > MOST_PROCESSES):
+                evicted.append(self._graders.popitem(last=False)[1])
+        for each in evicted:
+            each.close()  # one that is still grading starts a new process
         return grader
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes the graders may keep: one for each python grader."""
+        leaves = (leaf for grader in self._graders.values() for leaf in grader.leaves)
+        return sum(leaf.type == "python" for leaf in leaves)
 
     def _compile(self, spec: dict[str, Any]) -> graders.CompiledGrader:
         # No judge cache: a user who runs a grader twice wants to see how much its judge varies.

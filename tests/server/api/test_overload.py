@@ -21,6 +21,7 @@ from rftkit.jsontext import parse_json
 from rftkit.server import api
 from rftkit.server.evals import item_schema
 from rftkit.server.http.app import MAX_JSON_BYTES
+from rftkit.server.inference.grader_cache import GraderCache
 
 RUN = "/v1/fine_tuning/alpha/graders/run"
 
@@ -230,3 +231,44 @@ def test_an_answer_that_cannot_be_stored_says_so(
         return
     with pytest.raises(openai.APIError, match=words):
         list(ask())
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), r"\(TMPDIR\) is full"),
+        (OSError(24, "Too many open files"), "too many open files; raise the limit"),
+    ],
+)
+def test_an_upload_that_cannot_be_stored_says_so(
+    served: Served, error: OSError, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of a form are stored before any route is called: it is no fault of the body."""
+
+    async def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("starlette.datastructures.UploadFile.write", full)
+    with pytest.raises(openai.InternalServerError, match=words) as caught:
+        served.upload()
+    assert caught.value.status_code == 503
+    assert caught.value.code == "platform_unavailable"
+
+
+def test_graders_that_are_kept_have_few_processes() -> None:
+    """Four multi graders of 32 python graders each would keep 128 processes, and 2 GB."""
+
+    def multi(name: str, size: int) -> dict[str, Any]:
+        python = {"type": "python", "source": "def grade(sample, item):\n    return 1.0\n"}
+        parts = {f"{name}{number}": python for number in range(size)}
+        return {"type": "multi", "graders": parts, "calculate_output": "+".join(parts)}
+
+    cache = GraderCache()
+    for name, size, kept in (("a", 3, 3), ("b", 3, 6), ("c", 32, 32), ("d", 5, 5), ("e", 3, 8)):
+        first = cache.get(multi(name, size))
+        assert cache.get(multi(name, size)) is first
+        assert cache.num_processes == kept
+    for name in "fghij":
+        cache.get({**GRADER, "name": name})
+    assert len(cache) == 4
+    cache.close()
