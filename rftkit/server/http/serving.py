@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -36,11 +39,21 @@ from rftkit.wholefile import write_whole
 
 __all__ = ["WORKER", "serve"]
 
+log = logging.getLogger("rftkit.server")
+
 PORTS_TRIED = 50
 WORKER = (sys.executable, "-m", "rftkit.server.worker")
 IDLE_CHECK_SECONDS = 5.0
 LOOK_SECONDS = 0.2
 """How often the server checks whether it must stop, and whether `server.json` is intact."""
+WAITING_CONNECTIONS = 512
+"""Connections that the system keeps until they are accepted."""
+ACCEPTED_AT_ONCE = 16
+"""Without file descriptors asyncio tries so often to accept a connection, logs each time, and
+schedules as many further rounds: with uvicorn's 2,048 a server stood still for seconds and wrote
+20 MB into its log."""
+QUIET_SECONDS = 60.0
+"""Between two lines of the log about that."""
 KEEP_ALIVE_SECONDS = 75  # longer than clients wait between two polls of a job
 
 
@@ -81,7 +94,7 @@ def serve(home: Path, options: argparse.Namespace) -> None:
     worker.on_death, platform.worker_trouble = platform.worker_died, worker.trouble
     app = create_app(platform)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False,
+        app, log_level="warning", access_log=False, backlog=ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )  # fmt: skip
     server = uvicorn.Server(config)
@@ -127,16 +140,40 @@ async def _run(
                     server.should_exit = True
 
     async def watch() -> None:
+        while not server.started and not server.should_exit:
+            await asyncio.sleep(LOOK_SECONDS)
+        listener.listen(WAITING_CONNECTIONS)  # uvicorn has set it to its backlog
         while not server.should_exit:
             await asyncio.sleep(LOOK_SECONDS)
             keep_announced()
         platform.worker.end_chats(STOPPING)
         platform.grading.close()
 
+    asyncio.get_running_loop().set_exception_handler(_loop_errors())
     tasks = [asyncio.create_task(watch_idle()), asyncio.create_task(watch())]
     await server.serve(sockets=[listener])
     for task in tasks:
         task.cancel()
+
+
+def _loop_errors() -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return the event loop's handler of errors that nobody awaits."""
+    quiet_until = 0.0
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal quiet_until
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif time.monotonic() > quiet_until:
+            quiet_until = time.monotonic() + QUIET_SECONDS
+            log.error(
+                "Too many files are open (%s), so new connections wait; raise the limit with "
+                "`ulimit -n 4096`",
+                error.strerror,
+            )
+
+    return handle
 
 
 def _keep_announced(record: Path, announcement: str) -> None:
@@ -205,7 +242,7 @@ def _listener(host: str, port: int) -> socket.socket:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(512)
+        listener.listen(WAITING_CONNECTIONS)
     except BaseException:
         listener.close()
         raise

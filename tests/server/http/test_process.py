@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import openai
@@ -127,6 +132,38 @@ def test_a_killed_worker_comes_back(platform: openai.OpenAI) -> None:
         model=MODEL, messages=USER, max_completion_tokens=4
     )
     assert answer.choices
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit of open files")
+def test_a_server_without_file_descriptors_waits_and_says_so_once(home: Path) -> None:
+    log = home.parent / "log"
+    command = f"ulimit -n 32; exec {sys.executable} -m rftkit.server --home {home} --port 0"
+    with log.open("wb") as errors:
+        server = subprocess.Popen(["sh", "-c", command], stderr=errors, stdout=errors)
+    try:
+        status = until(lambda: client.serve_status(home))
+        address = urlsplit(status.address)
+        held = []
+        for _ in range(60):
+            held.append(socket.create_connection((address.hostname, address.port), 30))
+            held[-1].sendall(b"GET /health HTTP/1.1\r\n")
+        until(lambda: "Too many files are open" in log.read_text())
+        for connection in held:
+            connection.close()
+        assert until(lambda: client.serve_status(home)).pid == server.pid
+        assert log.read_text().count("oo many") <= 2  # the words, and the system's own
+        assert "out of system resource" not in log.read_text()
+    finally:
+        client.stop_server(home)
+        server.wait(60)
+
+
+def until(look: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := look()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
 
 
 def _pid_behind(local: openai.OpenAI) -> int:
