@@ -22,15 +22,14 @@ from rftkit.privacy import make_home
 
 __all__ = ["fetched", "is_hub_name"]
 
-# A Path makes one slash of two.
 NAME = re.compile(
-    r"hf:/{1,2}(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]:%+-]+))?"
+    r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>[\w.\[\]:%+-]+))?"
 )
 
 
 def is_hub_name(source: str | Path) -> bool:
     """Whether a dataset of the hub is meant."""
-    return str(source).startswith("hf:/")
+    return str(source).startswith("hf:")
 
 
 def fetched(source: str | Path) -> Path:
@@ -40,7 +39,8 @@ def fetched(source: str | Path) -> Path:
         InputError: it is no such name, there is no such dataset or split, or it cannot be fetched.
         MissingExtraError: the package `datasets` is not installed.
     """
-    given = NAME.fullmatch(str(source))
+    source = re.sub("^hf:/*", "hf://", str(source))  # a Path makes one slash of two
+    given = NAME.fullmatch(source)
     if given is None:
         raise InputError(
             f"{source}: expected hf://OWNER/NAME, hf://OWNER/NAME:SPLIT or "
@@ -55,7 +55,7 @@ def fetched(source: str | Path) -> Path:
     except Exception as error:  # whatever the package raises: no such name, no login, no network
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise InputError(f"{source}: cannot be fetched: {reason}") from error
-    data = found if given["split"] else _training_rows(found, str(source))
+    data = found if given["split"] else _training_rows(found, source)
     return _saved(data, given["name"])
 
 

@@ -41,7 +41,7 @@ HEAD = (
     "training changed | result |"
 )
 BUNDLED = "smollm2-135m-instruct"
-BUNDLED_SCALE = 0.03
+BUNDLED_SCALE = 0.06
 """Deviation of the bundled model's random adapter: about what a short training changes."""
 SMALL_FORMATS = (("peft", None), ("merged", None), ("gguf", "f32"))
 FORMATS = (

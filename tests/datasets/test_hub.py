@@ -72,12 +72,15 @@ def test_a_check_takes_it(asked: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("hf://acme", "expected hf://OWNER/NAME"),
+        ("hf://acme", "hf://acme: expected hf://OWNER/NAME"),
+        (Path("hf://acme"), "hf://acme: expected hf://OWNER/NAME"),
+        ("hf:acme", "hf://acme: expected hf://OWNER/NAME"),
+        (Path("hf://"), "hf://: expected hf://OWNER/NAME"),
         ("hf://acme/none", "cannot be fetched: Dataset 'acme/none' doesn't exist"),
         ("hf://acme/rows:valid", "cannot be fetched"),
     ],
 )
-def test_what_is_not_there_is_named(asked: list[Any], source: str, said: str) -> None:
+def test_what_is_not_there_is_named(asked: list[Any], source: str | Path, said: str) -> None:
     with pytest.raises(InputError, match=said):
         find(source)
 

@@ -50,7 +50,7 @@ async def weights(
     model: str,
     merged: bool = False,
     format: FormatName | None = None,
-    quantize: Annotated[str | None, Query(pattern=r"^[a-z0-9_]{1,20}$")] = None,
+    quantize: Annotated[str | None, Query(max_length=40)] = None,
     rows: Annotated[int, Query(ge=0, le=MAX_ROWS)] = ROWS,
 ) -> Response:
     """The adapter of a fine-tuned model, a whole model, or a GGUF file. One at a time.
@@ -65,7 +65,7 @@ async def weights(
         form,
         "--rows",
         str(rows),
-        *(["--quantize", quantize] if quantize else []),
+        *([f"--quantize={quantize.lower()}"] if quantize else []),
     ]
     await asyncio.to_thread(check_model, here, model)
     if here.home is None:

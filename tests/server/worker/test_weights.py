@@ -174,6 +174,14 @@ def test_the_command_line_fetches_weights_and_adds_models(
         fetch_weights(platform, "rftkit-tiny", tmp_path / "other")
     with pytest.raises(NotFoundError, match="'ft:none' does not exist"):
         fetch_weights(platform, "ft:none", tmp_path / "other")
+    for quantize in ("q9", "--rows"):
+        with pytest.raises(PlatformError, match=f"no quantization '{quantize}'; there are f32"):
+            fetch_weights(
+                platform, "rftkit-tiny", tmp_path / "other", format="gguf", quantize=quantize
+            )
+    gguf = tmp_path / "gguf"  # llama.cpp writes such names in capitals
+    fetch_weights(platform, "rftkit-tiny", gguf, format="gguf", quantize="Q8_0", rows=0)
+    assert (gguf / "model-q8_0.gguf").is_file()
 
     user: Any = [{"role": "user", "content": "copy: abc"}]
     with pytest.raises(openai.NotFoundError):  # a folder, but not a name
