@@ -13,6 +13,7 @@ import typer
 from rftkit.cli.console import Format, Grader, Json, ToolsFile, print_json, rewrite_line, table
 from rftkit.errors import InputError
 from rftkit.wholefile import check_output
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     from rftkit.datasets import Check, Finding, Preview
@@ -209,6 +210,6 @@ def _print(found: Check, audit: Audit | None, preview: Preview | None, as_json: 
         return
     print(found)
     if audit is not None:
-        print(f"\nrewards of the grader on {audit.num_rows} rows\n{audit}")
+        print(f"\nrewards of the grader on {counted(audit.num_rows, 'row')}\n{audit}")
     if preview is not None:
         print(f"\nrewards of {preview.model} by row\n{table(preview.records())}")

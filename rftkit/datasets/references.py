@@ -174,7 +174,7 @@ def _reward_findings(rewards: Mapping[Place, float]) -> Iterator[Finding]:
         return
     top = max(rewards.values())
     below = tuple(where for where, reward in rewards.items() if reward < top - 1e-9)
-    graded = f"{len(rewards)} reference answers graded"
+    graded = f"{counted(len(rewards), 'reference answer')} graded"
     if below:
         lowest = min(rewards.values())
         yield Finding(
@@ -186,4 +186,5 @@ def _reward_findings(rewards: Mapping[Place, float]) -> Iterator[Finding]:
             below,
         )
     else:
-        yield Finding("info", "references", f"{graded}: each earns {top:.3f}")
+        each = "it earns" if len(rewards) == 1 else "each earns"
+        yield Finding("info", "references", f"{graded}: {each} {top:.3f}")

@@ -18,6 +18,7 @@ from rftkit.graders.engine import CompiledGrader, compile_grader
 from rftkit.graders.outcome import Grade, Sample
 from rftkit.graders.recognition import Tried, Verdict, dead_leaves, explained, ungraded, verdict
 from rftkit.graders.references import right_answer
+from rftkit.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +120,7 @@ class Audit:
         lines = [f"{'answer':<18}{'earns':>8}{'at least the reference':>26}{'failed':>8}"]
         lines.append(f"{'reference':<18}{_number(self.honest):>8}")
         for cheat in self.cheats:
-            beats = f"{cheat.num_beats} of {cheat.num_graded} rows"
+            beats = f"{cheat.num_beats} of {counted(cheat.num_graded, 'row')}"
             lines.append(
                 f"{cheat.name:<18}{_number(cheat.mean):>8}{beats:>26}{cheat.num_failed:>8}"
             )
@@ -132,7 +133,7 @@ class Audit:
         return cheat.mean >= 0.8 * self.honest or cheat.num_beats >= max(1, 0.1 * cheat.num_graded)
 
     def _pays(self, cheat: Cheat) -> str:
-        beats = f", and no less in {cheat.num_beats} of {cheat.num_graded} rows"
+        beats = f", and no less in {cheat.num_beats} of {counted(cheat.num_graded, 'row')}"
         return (
             f"{cheat.name} earns {_number(cheat.mean)} against {_number(self.honest)} for the "
             f"reference{beats if cheat.num_beats else ''}: {DANGERS[cheat.name]}"

@@ -96,7 +96,7 @@ def test_every_command_is_in_that_list() -> None:
 def test_check(run: Run, files: Path) -> None:
     done = run("check", files / "rows.jsonl", "--grader", files / "grader.json")
     assert done.status == 0
-    assert "1 reference answers graded: each earns 1.000" in done.out
+    assert "1 reference answer graded: it earns 1.000" in done.out
     (files / "rows.jsonl").write_bytes(b"{\n" + ROW)
     done = run("check", files / "rows.jsonl", "--json")
     assert done.status == 1

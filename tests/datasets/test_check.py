@@ -155,7 +155,7 @@ def test_a_malformed_grader_raises(tmp_path: Path) -> None:
 def test_the_grader_says_the_reference_where_the_row_does_not(tmp_path: Path) -> None:
     grader = {**EXACT, "reference": "{{item.label}}"}
     check = datasets.check(write(tmp_path / "t.jsonl", row("a", label="x")), grader=grader)
-    assert only(check, "references").message == "1 reference answers graded: each earns 1.000"
+    assert only(check, "references").message == "1 reference answer graded: it earns 1.000"
 
 
 def test_repeated_and_conflicting_prompts(tmp_path: Path) -> None:
