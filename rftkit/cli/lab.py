@@ -41,7 +41,9 @@ RECORD = ".rftkit-copies.json"
 """In the user's folder: name of a notebook -> hash of the content that was copied; earlier versions
 wrote the hash of the file."""
 CONFIG_DIR = Path(__file__).parents[1] / "widgets"
-"""Holds `labconfig/`, where JupyterLab looks for default settings."""
+"""Holds `labconfig/`, where JupyterLab looks for default settings, and the server's configuration:
+a notebook is printed and exported with the static copy of a panel, because a live one is drawn by
+scripts that come from the network."""
 START_SECONDS = 180.0
 STOP_SECONDS = 20.0
 AWAKE_SECONDS = 600.0

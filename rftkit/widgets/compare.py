@@ -177,8 +177,11 @@ class RunCompare(Panel):
     # widgets
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
-        wide = ipywidgets.Layout(width="15rem")
-        short = {"layout": ipywidgets.Layout(width="17rem"), "style": {"description_width": "3rem"}}
+        wide = ipywidgets.Layout(width="15rem", max_width="100%")
+        short = {
+            "layout": ipywidgets.Layout(width="17rem", max_width="100%"),
+            "style": {"description_width": "3rem"},
+        }
         labels = [
             each for each in self.comparison.samples.labels if each != self.comparison.baseline
         ]

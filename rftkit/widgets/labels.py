@@ -180,7 +180,7 @@ class Labeller(Panel):
         self._field = ipywidgets.Text(
             placeholder="a: accept · r: reject · b: back · Enter: skip · or a number and Enter",
             continuous_update=False,
-            layout=ipywidgets.Layout(width="30rem"),
+            layout=ipywidgets.Layout(width="30rem", max_width="100%"),
         )
         self._field.observe(lambda change: self._guard(lambda: self._enter(change["new"])), "value")
         self._field.add_class("rk-entry")

@@ -61,7 +61,8 @@ class SaveBox:
     ) -> None:
         """`write` gets the name and whether to replace; its errors are shown by the panel."""
         self.button, self._label = button, button.description
-        self.path = ipywidgets.Text(name, description="File", continuous_update=False)
+        wide = ipywidgets.Layout(max_width="100%")
+        self.path = ipywidgets.Text(name, description="File", continuous_update=False, layout=wide)
         self.said = ipywidgets.HTML()
         self.box = ipywidgets.HBox(
             [self.path, button, self.said], layout=ipywidgets.Layout(flex_flow="row wrap")

@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 from conftest import Served
 
@@ -140,6 +141,29 @@ def test_widgets_are_saved_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert theirs == "/etc/theirs"
     defaults = json.loads((Path(own) / "labconfig/default_setting_overrides.json").read_text())
     assert defaults["@jupyter-widgets/jupyterlab-manager:plugin"] == {"saveState": True}
+
+
+def test_a_printed_notebook_has_the_static_copies_of_its_panels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """JupyterLab prints what the server exports; panels were missing from it without a network."""
+    from jupyter_server.serverapp import ServerApp
+    from nbconvert import HTMLExporter
+
+    path = settings.lab_environment(lab.CONFIG_DIR, "t")["JUPYTER_CONFIG_PATH"]
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", path)
+    server = ServerApp()
+    server.load_config_file()
+    shown = {
+        "application/vnd.jupyter.widget-view+json": {"model_id": "1", "version_major": 2},
+        "text/html": "<p>static copy</p>",
+    }
+    cell = nbformat.v4.new_code_cell(
+        "panel", outputs=[nbformat.v4.new_output("display_data", shown)]
+    )
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    page, _ = HTMLExporter(config=server.config).from_notebook_node(notebook)
+    assert "static copy" in page
 
 
 def test_a_lab_that_does_not_start_says_why(
