@@ -17,7 +17,7 @@ setup(
     packages=[*code, *MAPPED, *datasets],
     package_dir=MAPPED,
     package_data={
-        "rftkit": ["py.typed", "views/*.css", "views/*.js", "server/*.md"],
+        "rftkit": ["py.typed", "views/*.css", "views/*.js", "server/*.md", "widgets/*.json"],
         "rftkit.widgets.labconfig": ["*.json"],
         "rftkit._notebooks": ["*.ipynb"],
         **{name: ["*"] for name in datasets},
