@@ -25,6 +25,7 @@ from rftkit.fingerprints import fingerprint
 from rftkit.jsontext import parse_json
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
+from rftkit.wording import counted
 
 __all__ = ["models_app"]
 
@@ -151,7 +152,7 @@ def _export_text(
 ) -> str:
     lines = [f"{folder}: {', '.join(files)}"]
     for each in report["tools"]:
-        ties = f" and {each['near_ties']} near ties" if each["near_ties"] else ""
+        ties = f" and {counted(each['near_ties'], 'near tie')}" if each["near_ties"] else ""
         lines.append(
             f"{each['tool']}: {each['same_answers']} of {each['answers']} answers the same{ties}, "
             f"log-probs differ by {each['logprob_gap_mean']:.2g} nats a token on average "

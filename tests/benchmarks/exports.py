@@ -33,6 +33,7 @@ from rftkit.server.worker.exports.held_out import held_out
 from rftkit.server.worker.exports.reference import platform_answers
 from rftkit.server.worker.exports.source import find_source
 from rftkit.server.worker.exports.tools import TOGETHER, Transformers
+from rftkit.wording import counted
 
 README = Path(__file__).parents[2] / "rftkit" / "server" / "engine" / "README.md"
 BEGIN, END = "<!-- exports -->", "<!-- /exports -->"
@@ -41,7 +42,7 @@ HEAD = (
     "training changed | result |"
 )
 BUNDLED = "smollm2-135m-instruct"
-BUNDLED_SCALE = 0.06
+BUNDLED_SCALE = 0.03
 """Deviation of the bundled model's random adapter: about what a short training changes."""
 SMALL_FORMATS = (("peft", None), ("merged", None), ("gguf", "f32"))
 FORMATS = (
@@ -153,7 +154,7 @@ def lines_of(home: Path, model: str, shown: str, wanted: Wanted) -> Iterator[str
 def line_of(shown: str, form: str, each: dict[str, Any]) -> str:
     """One tool's line."""
     prompts = f"{each['same_prompts']} of {each['prompts']}" if each["prompts"] else "not compared"
-    ties = f", {each['near_ties']} near ties" if each["near_ties"] else ""
+    ties = f", {counted(each['near_ties'], 'near tie')}" if each["near_ties"] else ""
     cells = [
         shown,
         form,

@@ -16,6 +16,7 @@ from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
 from rftkit.server.worker.exports.rewards import difference
 from rftkit.server.worker.exports.source import Source
+from rftkit.wording import counted
 
 __all__ = ["FAILED", "card", "failure_note"]
 
@@ -173,7 +174,7 @@ def _checked(report: Mapping[str, Any]) -> list[str]:
 
 def _line(each: Mapping[str, Any]) -> str:
     prompts = f"{each['same_prompts']} of {each['prompts']}" if each["prompts"] else "not compared"
-    ties = f" ({each['near_ties']} near ties)" if each["near_ties"] else ""
+    ties = f" ({counted(each['near_ties'], 'near tie')})" if each["near_ties"] else ""
     result = "; ".join(each["problems"]) or "the same model"
     return (
         f"| {each['tool']} | {prompts} | {each['same_answers']} of {each['answers']}{ties} | "

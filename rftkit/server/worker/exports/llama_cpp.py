@@ -48,7 +48,8 @@ class LlamaCpp:
             self._model.n_vocab = self._vocabulary.n_vocab
             sizes = llama.LlamaContextParams()
             sizes.n_ctx = sizes.n_batch = sizes.n_ubatch = context_tokens
-            sizes.n_threads = sizes.n_threads_batch = os.cpu_count() or 1
+            # its threads spin while they wait, which takes the time of a job beside it
+            sizes.n_threads = sizes.n_threads_batch = max(1, (os.cpu_count() or 1) // 2)
             self._context: Any = llama.LlamaContext(self._model, sizes)
             self._batch: Any = llama.LlamaBatch(n_tokens=context_tokens, embd=0, n_seq_max=1)
 
