@@ -56,7 +56,9 @@ class Endpoint:
         body = _body({"sample": sample.to_dict(), "item": item, "trace_id": trace})
         try:
             status, answer, _ = self._target.post(body, lambda got, _: got >= 500 or got == 429)
-        except (Abandoned, TimeoutError) as error:
+        except TimeoutError as error:
+            raise Fault("endpoint_grader_server_error", str(error)) from None
+        except Abandoned as error:
             raise self._blame(NO_ANSWER, str(error).encode()) from None
         if (score := _score(status, answer)) is None:
             raise self._blame(status, answer)
