@@ -107,7 +107,7 @@ def test_how_a_judge_stands(tmp_path: Path) -> None:
         ({"version": "2"}, "`version` must be a whole number"),
         ({"version": 2}, "a newer rftkit"),
         ({"low": "x"}, "`low`"),
-        ({"low": float("nan")}, "`low`"),
+        ({"low": float("nan")}, "NaN is not a JSON number"),
         ({"num_labels": None}, "`num_labels`"),
         ({"extra": 1}, "`extra`"),
     ],
