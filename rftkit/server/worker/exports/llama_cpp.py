@@ -43,7 +43,7 @@ class LlamaCpp:
             params = llama.LlamaModelParams()
             params.n_gpu_layers = 0
             # cyllama 0.2 reads the size of the vocabulary from an attribute that it never sets
-            self._model: Any = type("Model", (llama.LlamaModel,), {})(str(path), params)
+            self._model: Any = type("Model", (llama.LlamaModel,), {"n_vocab": 0})(str(path), params)
             self._vocabulary: Any = self._model.get_vocab()
             self._model.n_vocab = self._vocabulary.n_vocab
             sizes = llama.LlamaContextParams()
