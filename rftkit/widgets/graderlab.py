@@ -265,7 +265,11 @@ class GraderLab(Panel):
         self._paste = ipywidgets.Textarea(
             description="Answer", continuous_update=False, rows=4, layout=_wide()
         )
-        self._models = ipywidgets.Combobox(description="Model", placeholder="name of a model")
+        self._models = ipywidgets.Combobox(
+            description="Model",
+            placeholder="name of a model",
+            layout=ipywidgets.Layout(max_width="100%"),
+        )
         self._tokens = ipywidgets.BoundedIntText(
             description="Most tokens",
             min=1,

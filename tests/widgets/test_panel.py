@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ipywidgets
 import pandas as pd
 import pytest
+import sample_comparison
 from traitlets import Int, Unicode
 
 from rftkit.errors import InputError
 from rftkit.views import Html
 from rftkit.views.markup import html, wrap
-from rftkit.widgets import freeze, panel
+from rftkit.widgets import GraderLab, Labeller, RowBrowser, RunCompare, freeze, panel
 from rftkit.widgets.panel import WIDGET, Panel
 
 
@@ -207,3 +208,31 @@ def test_the_kernel_says_whether_somebody_can_click(monkeypatch: pytest.MonkeyPa
     assert panel.live()
     monkeypatch.delattr(Kernel, "_allow_stdin")
     assert panel.live()
+
+
+def controls(root: Any) -> Iterator[Any]:
+    yield root
+    for child in getattr(root, "children", ()):
+        yield from controls(child)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GraderLab("tiny_copy"),
+        lambda: RowBrowser("tiny_copy"),
+        lambda: RunCompare(sample_comparison.samples()),
+        lambda: Labeller(sample_comparison.samples()),
+    ],
+)
+def test_no_field_is_wider_than_a_narrow_screen(make: Callable[[], Panel], live: None) -> None:
+    """17 rem is what a phone leaves an output; a text field without a width has 300 pixels."""
+    shown = make()
+    try:
+        for each in controls(shown.widget()):
+            is_field = isinstance(each, ipywidgets.Text) and "rk-acts" not in each._dom_classes
+            width = each.layout.width or ("19rem" if is_field and not each.layout.flex else "")
+            if width.endswith("rem") and float(width.removesuffix("rem")) > 17:
+                assert each.layout.max_width, (each, each.description)
+    finally:
+        shown.close()
