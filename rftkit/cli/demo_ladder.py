@@ -31,7 +31,7 @@ SMALL = Plan(
         "supervised_reinforcement": {
             "batch_size": 32,
             "n_epochs": 1,
-            "learning_rate_multiplier": 1,
+            "learning_rate_multiplier": 0.3,  # most answers are right already
             "eval_interval": 10,
             "eval_samples": 1,
         },
