@@ -15,6 +15,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "read_lines",
     "read_text",
     "read_value",
+    "readable",
 ]
 
 MAX_DIGITS = 4300  # of an integer; Python itself reads no longer one
@@ -80,19 +82,30 @@ def read_lines(lines: Sequence[bytes]) -> list[Any] | None:
     return values if _same_colons(b"\n".join(lines), written) else None
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say in words that a file cannot be read: no permission, or a packed file that is broken off.
+
+    Raises:
+        InputError: with the path and why.
+    """
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}") from None
+
+
 def read_text(path: Path) -> str:
     """The text of a file, unpacked where its name ends in `.gz`.
 
     Raises:
         InputError: it cannot be read, or is not UTF-8.
     """
-    try:
+    with readable(path):
         raw = path.read_bytes()
         if path.suffix.lower() == ".gz":
             raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read: {reason}") from None
     if path.suffix.lower() == ".zst":
         raise InputError(f"{path} is packed with zstd; unpack it first: zstd -d {path}")
     return decoded(raw, path)

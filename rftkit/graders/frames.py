@@ -28,7 +28,7 @@ from rftkit.graders.rubric import criterion_columns
 from rftkit.growing import append_json, json_values
 from rftkit.jsondocuments import document_form
 from rftkit.rows import BOM, objects_in, parse_object
-from rftkit.strictjson import decoded
+from rftkit.strictjson import decoded, readable
 from rftkit.wholefile import check_output
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
         raise InputError(
             f"{path} is packed with zstd: pass rftkit.datasets.read_samples({str(path)!r})"
         )
-    with gzip.open(path, "rb") if ending == ".gz" else path.open("rb") as file:
+    with readable(path), gzip.open(path, "rb") if ending == ".gz" else path.open("rb") as file:
         form = document_form(file.read(FIRST_BYTES))
         file.seek(0)
         if form is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def answers() -> list[str]:
 
 
 class TestGradeMany:
+    def test_a_packed_file_that_is_broken_off_is_named(self, tmp_path: Path) -> None:
+        lines = "".join(json.dumps({"item": row, "sample": "{}"}) + "\n" for row in ROWS)
+        path = tmp_path / "answers.jsonl.gz"
+        path.write_bytes(gzip.compress(lines.encode())[:-12])
+        with pytest.raises(InputError, match=r"answers\.jsonl\.gz: cannot be read: "):
+            graders.grade_many(SPEC, path)
+
     def test_columns(self) -> None:
         pairs = [(Sample.from_text(a), row) for a, row in zip(answers(), ROWS, strict=True)]
         pairs[0] = (pairs[0][0], {})
