@@ -44,15 +44,16 @@ def run_tasks(
     from joblib import Parallel, delayed
 
     pool = Parallel(processes, backend="loky", batch_size=1, return_as="generator")
-    results = pool(delayed(function)(task) for task in tasks)
-    try:
-        for result in results:  # noqa: UP028 (`yield from` would close `results` with a warning)
-            yield result
+    try:  # a worker may be killed while tasks are still being sent
+        results = pool(delayed(function)(task) for task in tasks)
+        try:
+            for result in results:  # noqa: UP028 (`yield from` would close it with a warning)
+                yield result
+        finally:
+            with warnings.catch_warnings(action="ignore"):  # about tasks that nobody waits for
+                results.close()
     except BrokenProcessPool as error:
         raise RftkitError(
             "a worker process was killed, most likely because the machine ran out of memory; "
             "close other programs, or use fewer processes"
         ) from error
-    finally:
-        with warnings.catch_warnings(action="ignore"):  # about tasks that nobody waits for
-            results.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,17 @@ def test_a_killed_worker_is_reported_and_the_next_check_works() -> None:
     unread.close()  # quietly: warnings are errors here
     with pytest.raises(TypeError):
         list(run_tasks(abs, ["x"], processes=2))
+
+
+def test_a_worker_may_be_killed_while_tasks_are_still_being_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def send(*_: Any) -> None:
+        raise BrokenProcessPool("a worker is gone")  # as joblib does, at times
+
+    monkeypatch.setattr("joblib.Parallel.__call__", send)
+    with pytest.raises(RftkitError, match="a worker process was killed"):
+        list(run_tasks(abs, [1, 2], processes=2))
 
 
 def test_a_source_that_cannot_be_read_to_its_end_stops_the_workers() -> None:

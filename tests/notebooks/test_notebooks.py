@@ -1,4 +1,8 @@
-"""Every notebook as it lies in git: stripped, numbered, with parameters that a form can show."""
+"""Every notebook as it lies in git: stripped, numbered, with parameters that a form can show.
+
+The one about trusting a reward also runs, from top to bottom, with its own platform and a scripted
+judge; it is here because the files with the most tests are begun first.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,21 @@ from typing import Any
 import nbformat
 import pytest
 
+from rftkit import reports
+
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 STRIPPED = {"kernelspec", "language_info"}
+SHOWN = (
+    "padding is free",
+    "people reject",
+    "With it:",
+    "✓ succeeded",
+    "└ no-presence",  # the branch in the tree
+    "· no-presence",  # its answers beside the other job's
+    "position_bias",
+    "order_disagreement",
+)
+"""By 08_trust_a_reward."""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -61,3 +78,15 @@ def test_a_workbench_is_short_and_ends_with_a_freeze(path: Path) -> None:
     assert len(cells) <= 16
     assert cells[0].source.startswith("# ")
     assert "freeze(" in cells[-1].source
+
+
+def test_trusting_a_reward_runs_offline_with_its_scripted_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    [notebook] = [path for path in NOTEBOOKS if path.stem == "08_trust_a_reward"]
+    page = reports.run(notebook, tmp_path / "trust.html", keep_notebook=True)
+    executed = nbformat.read(page.with_suffix(".ipynb"), as_version=4)
+    outputs = [str(output) for cell in executed.cells for output in cell.get("outputs", [])]
+    for words in SHOWN:
+        assert any(words in each for each in outputs), words
