@@ -12,8 +12,8 @@ left out and counted; they are never zero.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from rftkit.datasets.writing import write_lines
 from rftkit.diagnosis import CUT_SHARE, never_sampled, share_words
 from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
+from rftkit.graders.calls import Calls, calling
 from rftkit.graders.closed import Shares, answer_fields, shares
 from rftkit.rows import Row
 
@@ -252,9 +253,11 @@ def preview(
     said: list[Sample] = []
     with (
         compile_grader(grader, groups=True, **(grader_options or {})) as compiled,
-        ThreadPoolExecutor(concurrency) as pool,
+        calling(concurrency) as (pool, calls),
     ):
-        asked = pool.map(lambda pair: _ask(client, model, pair[1], completions, options), usable)
+        asked = pool.map(
+            lambda pair: _ask(client, calls, model, pair[1], completions, options), usable
+        )
         for done, ((each, row), (samples, error)) in enumerate(zip(usable, asked, strict=True), 1):
             said += samples
             grades = compiled.grade_together(samples, row.item)
@@ -296,7 +299,12 @@ def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedR
 
 
 def _ask(
-    client: OpenAI, model: str, row: Row, completions: int, options: Mapping[str, Any]
+    client: OpenAI,
+    calls: Calls,
+    model: str,
+    row: Row,
+    completions: int,
+    options: Mapping[str, Any],
 ) -> tuple[list[Sample], str | None]:
     """Request the completions of a row; fewer, and the reason, when requests fail."""
     from openai import OpenAIError
@@ -306,13 +314,15 @@ def _ask(
     if row.tools:
         chosen["tools"] = row.tools
     while len(samples) < completions:  # some services return fewer than requested
+        request = functools.partial(
+            client.chat.completions.create,
+            model=model,
+            messages=row.messages,
+            n=completions - len(samples),
+            **chosen,
+        )
         try:
-            reply = client.chat.completions.create(
-                model=model,
-                messages=row.messages,  # type: ignore[arg-type]
-                n=completions - len(samples),
-                **chosen,
-            )
+            reply = calls.run(request, None)
         except OpenAIError as error:
             return samples, str(error)
         if not reply.choices:

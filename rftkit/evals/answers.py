@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rftkit.graders import Grade, Sample
+from rftkit.graders.calls import calling
 from rftkit.hyperparameters import EPISODE_STEPS
 from rftkit.prompts import Prompt
 from rftkit.rows import Row
@@ -94,10 +95,10 @@ def ask(
     if response_format is not None:
         options["response_format"] = response_format
 
-    turn, interrupted = threading.Lock(), threading.Event()
+    turn = threading.Lock()
 
     def one(index: int, row: Row) -> Answer:
-        if stop() or interrupted.is_set():
+        if stop():
             return Answer(model, None, "stopped before it was asked")
         functions = tools.definitions(row.item) if tools else row.tools
         own: Json = {"tools": functions} if functions else {}
@@ -106,9 +107,8 @@ def ask(
         messages = row.messages if prompt is None else prompt.before(row.messages)
 
         def send(said: Sequence[Json]) -> Answer:
-            if interrupted.is_set():
-                return Answer(model, None, "stopped between its turns")
-            return _ask(client, model, [*messages, *said], {**options, **own})
+            asked = [*messages, *said]
+            return calls.run(lambda: _ask(client, model, asked, {**options, **own}), None)
 
         if tools and functions:
             item = {**row.item, "tools": functions}
@@ -120,12 +120,8 @@ def ask(
                 on_answer(index, answer)
         return answer
 
-    pool = ThreadPoolExecutor(concurrency)  # not a context, which waits when it is interrupted
-    try:
+    with calling(concurrency) as (pool, calls):
         return list(pool.map(one, range(len(rows)), rows))
-    finally:  # of what was not asked, if anything
-        interrupted.set()
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def of_episode(sample: Sample, before: Sequence[Json]) -> Sample:

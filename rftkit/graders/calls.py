@@ -11,10 +11,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-__all__ = ["Abandoned", "Calls", "Work", "if_abandoned"]
+__all__ = ["Abandoned", "Calls", "Work", "calling", "if_abandoned"]
 
 T = TypeVar("T")
 
@@ -89,8 +90,9 @@ class Calls:
         self._turns = threading.Semaphore(at_once)
         self._all = Work()
 
-    def run(self, call: Callable[[], T], seconds: float) -> T:
-        """Return or raise what the call does. The time limit does not include waiting for a slot.
+    def run(self, call: Callable[[], T], seconds: float | None) -> T:
+        """Return or raise what the call does. The time limit does not include waiting for a slot;
+        None is for a call that has a limit of its own.
 
         Raises:
             Abandoned: the grader was closed, or the work of this thread was abandoned.
@@ -111,7 +113,7 @@ class Calls:
             try:
                 if results.empty():
                     threading.Thread(target=run, name="grader-call", daemon=True).start()
-                value, error = results.get(timeout=max(0.0, seconds))
+                value, error = results.get(timeout=None if seconds is None else max(0.0, seconds))
             except BaseException as interrupted:
                 work.abandon()
                 if isinstance(interrupted, queue.Empty):
@@ -151,3 +153,16 @@ class Calls:
         while not self._turns.acquire(timeout=_LOOK_SECONDS):
             if not results.empty():
                 raise Abandoned("given up")
+
+
+@contextmanager
+def calling(at_once: int) -> Iterator[tuple[ThreadPoolExecutor, Calls]]:
+    """A pool, and the calls that its threads make. Whoever interrupts waits for none of them."""
+    calls = Calls(at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield pool, calls
+        except BaseException:
+            calls.close(now=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -12,7 +12,7 @@ import pytest
 from conftest import GRADER, Served
 from typer.testing import CliRunner
 
-from rftkit import Sample, compile_grader, evals, tools
+from rftkit import Sample, compile_grader, datasets, evals, tools
 from rftkit.cli import app as cli
 from rftkit.errors import InputError
 from rftkit.graders import Grade
@@ -24,6 +24,9 @@ ROWS = [
     Row({"messages": [{"role": "user", "content": f"say {word}"}], "answer": word}, line)
     for line, word in enumerate(("hi", "ho", "broken"), start=1)
 ]
+
+
+ASKED = [datasets.NumberedRow(place, each.line, b"", each, None) for place, each in enumerate(ROWS)]
 
 
 @pytest.fixture
@@ -80,8 +83,18 @@ def test_a_lost_connection_is_an_answer_that_never_came() -> None:
     assert answer.error
 
 
-def test_an_interrupt_does_not_wait_for_answers_under_way() -> None:
+INTERRUPTED = {
+    "ask": lambda client, stop: evals.ask(client, "m", ROWS, on_answer=stop),
+    "preview": lambda client, stop: datasets.preview(
+        client, "m", ASKED, grader=GRADER, completions=2, progress=stop
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupt_waits_for_no_answer_under_way(name: str) -> None:
     over, waited = threading.Event(), list[bool]()
+    before = set(threading.enumerate())
 
     def handle(request: httpx.Request) -> httpx.Response:
         if b"say hi" not in request.content:
@@ -91,14 +104,14 @@ def test_an_interrupt_does_not_wait_for_answers_under_way() -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    transport = httpx.Client(transport=httpx.MockTransport(handle))
-    client = openai.OpenAI(
-        base_url="http://x/v1", api_key="x", max_retries=0, http_client=transport
-    )
+    http = httpx.Client(transport=httpx.MockTransport(handle))
+    client = openai.OpenAI(base_url="http://x/v1", api_key="x", max_retries=0, http_client=http)
     try:
         with pytest.raises(KeyboardInterrupt):
-            evals.ask(client, "m", ROWS, on_answer=interrupt)
+            INTERRUPTED[name](client, interrupt)
         assert not waited  # the others have not come
+        left = set(threading.enumerate()) - before
+        assert all(each.daemon for each in left), "a command would wait for them when it ends"
     finally:
         over.set()
 
