@@ -16,8 +16,10 @@ from rftkit.errors import InputError
 from rftkit.jsontext import NestedTooDeeply, is_too_deep, parse_json
 from rftkit.strictjson import flaw_in, read_text
 
-__all__ = ["document_form", "read_document", "read_documents", "read_entries"]
+__all__ = ["FORM_BYTES", "document_form", "read_document", "read_documents", "read_entries"]
 
+FORM_BYTES = 128 * 1024
+"""How much of the beginning of a file `document_form` needs to see."""
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 

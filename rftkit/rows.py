@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from rftkit.errors import RowError
-from rftkit.jsondocuments import document_form, read_entries
+from rftkit.jsondocuments import FORM_BYTES, document_form, read_entries
 from rftkit.strictjson import lines_of, read_lines, read_value
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 BOM = b"\xef\xbb\xbf"
-FIRST_CHARS = 100_000  # of a file, which show its form
 
 T = TypeVar("T")
 
@@ -139,7 +138,7 @@ def objects_in(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, Any
     Raises:
         InputError: with file and line, at the first thing that is not an object.
     """
-    if not document_form(text[:FIRST_CHARS].encode()):
+    if not document_form(text[:FORM_BYTES].encode()):
         for line, words in lines_of(text):
             yield line, parse_object(words, line=line, path=path)
         return

@@ -28,7 +28,7 @@ import msgspec
 from rftkit.datasets.forms import KEYS
 from rftkit.errors import InputError, MissingExtraError, RowError
 from rftkit.graders.template import plain_value
-from rftkit.jsondocuments import document_form
+from rftkit.jsondocuments import FORM_BYTES, document_form
 from rftkit.jsontext import NestedTooDeeply, parse_json
 from rftkit.strictjson import decoded, other_form, read_value
 from rftkit.wording import counted
@@ -88,7 +88,7 @@ def is_document(path: Path) -> bool:
     if table or not path.is_file():
         return False
     with _opened(path, packed) as (content, _):
-        return document_form(content.read(FIRST_BLOCK_BYTES)) is not None
+        return document_form(content.read(FORM_BYTES)) is not None
 
 
 def text_of(path: Path) -> str:

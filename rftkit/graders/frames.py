@@ -26,7 +26,7 @@ from rftkit.graders.given import given_sample
 from rftkit.graders.outcome import Grade, Sample
 from rftkit.graders.rubric import criterion_columns
 from rftkit.growing import append_json, json_values
-from rftkit.jsondocuments import document_form
+from rftkit.jsondocuments import FORM_BYTES, document_form
 from rftkit.rows import BOM, objects_in, parse_object
 from rftkit.strictjson import decoded, readable
 from rftkit.wholefile import check_output
@@ -40,7 +40,6 @@ Pair = tuple[Sample, Any]
 
 TABLES = {".csv": "read_csv", ".tsv": "read_table", ".parquet": "read_parquet"}
 """Ending of a table -> the function of pandas that reads it, packed or not."""
-FIRST_BYTES = 1 << 17  # of a file, which show its form
 
 
 def grade_many(
@@ -229,7 +228,7 @@ def _read_lines(path: Path) -> Iterable[tuple[int, Any]]:
             f"{path} is packed with zstd: pass rftkit.datasets.read_samples({str(path)!r})"
         )
     with readable(path), gzip.open(path, "rb") if ending == ".gz" else path.open("rb") as file:
-        form = document_form(file.read(FIRST_BYTES))
+        form = document_form(file.read(FORM_BYTES))
         file.seek(0)
         if form is not None:
             yield from objects_in(decoded(file.read(), path), path)
