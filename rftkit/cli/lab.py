@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rftkit import settings
 from rftkit.bundled import bundled_folder
@@ -198,10 +200,13 @@ def _log_path() -> Path:
 
 
 def _address(lab: subprocess.Popen[bytes], folder: Path) -> str:
-    """The URL of this JupyterLab with its token, from the record that it writes once it listens."""
+    """The URL of this JupyterLab with its token.
+
+    JupyterLab writes a record of both a moment before it listens.
+    """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if (server := _record_of(lab.pid)) is not None:
+        if (server := _record_of(lab.pid)) is not None and _listens(server["url"]):
             place = f"lab/tree/{FIRST}" if (folder / FIRST).exists() else "lab"
             token = f"?token={server['token']}" if server.get("token") else ""
             return f"{server['url']}{place}{token}"
@@ -224,6 +229,16 @@ def _record_of(pid: int) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return record
+
+
+def _listens(url: str) -> bool:
+    """Whether something takes connections there."""
+    place = urlsplit(url)
+    try:
+        socket.create_connection((place.hostname, place.port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _wait(lab: subprocess.Popen[bytes]) -> int:

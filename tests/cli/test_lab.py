@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -188,6 +191,33 @@ def test_the_token_is_in_no_log_and_the_log_is_private(source: Path, mine: Path)
     assert len(token) >= 32
     assert token not in lab._log_path().read_text()
     assert lab._log_path().stat().st_mode & 0o777 == 0o600
+
+
+def test_the_address_is_said_once_somebody_listens_there(
+    mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JupyterLab writes its record before it listens: a browser sent there was refused."""
+    mine.mkdir(exist_ok=True)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    with (
+        socket.socket() as bound,
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process,
+    ):
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/"
+        (tmp_path / f"jpserver-{process.pid}.json").write_text(json.dumps({"url": url}))
+        looked: list[bool] = []
+        listens = lab._listens
+
+        def look(url: str) -> bool:
+            looked.append(listens(url))
+            bound.listen()
+            return looked[-1]
+
+        monkeypatch.setattr(lab, "_listens", look)
+        assert lab._address(process, mine).startswith(url)
+        assert looked == [False, True]
+        process.communicate()
 
 
 def test_a_machine_with_several_users_gets_a_key(

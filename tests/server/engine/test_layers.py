@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from server.engine.test_torch import groups_from, moved_policy, requests
 
+from rftkit.server.engine.torch import lora
 from rftkit.server.engine.torch.batches import lay_out, micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.packed import Packed
@@ -39,6 +40,23 @@ def gradients(engine: TorchEngine, groups: list[TrainGroup]) -> torch.Tensor:
         tensor.grad = None
     (engine.logprobs(groups) ** 2).sum().backward()  # type: ignore[no-untyped-call]
     return torch.cat([t.grad.flatten() for t in policy.values() if t.grad is not None])
+
+
+def test_a_processor_without_bfloat16_products_takes_bfloat16_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN packs such weights only where it has instructions for them, and raised elsewhere."""
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("bf16 path needs the cpu support avx512bw")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
+    lora._packs.cache_clear()
+    try:
+        TorchEngine(write(tmp_path, "Llama"), name="test", device="cpu", dtype=torch.bfloat16)
+    finally:
+        lora._packs.cache_clear()
 
 
 def test_written_out_layers_give_what_transformers_layers_give(engine: TorchEngine) -> None:

@@ -10,6 +10,7 @@ gradient of W.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -196,15 +197,21 @@ class Block(nn.Module):
         matrix = {"W": self.weight, "A": self._low_a, "W | B": self._wide}[part]
         assert matrix is not None
         bias = None if part == "A" else self.bias
-        if len(rows) > PACKED_ROWS or matrix.dtype != torch.bfloat16 or not rows.is_cpu:
-            return linear(rows, matrix, bias)
-        if not torch.backends.mkldnn.is_available():
+        if len(rows) > PACKED_ROWS or not rows.is_cpu or not _packs(matrix.dtype):
             return linear(rows, matrix, bias)
         if part not in self._packed:
             self._packed[part] = torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), 64)
         packed = self._packed[part]
         y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
         return cast(torch.Tensor, y)
+
+
+@functools.cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies packed weights: bfloat16, with the instructions for it."""
+    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _Member(nn.Module):
