@@ -5,6 +5,7 @@
     python tests/benchmarks/engine.py --growth --out engine.png   rftkit alone, over sizes
     python tests/benchmarks/engine.py --learning --out learn.png  curves of both, three seeds
     python tests/benchmarks/engine.py --greedy                    first difference from `generate`
+    python tests/benchmarks/engine.py --budget                    where the time of rftkit goes
 
 TRL need not live in rftkit's environment: `--trl PYTHON` names an interpreter that has it (and
 torch, transformers, peft of the same versions). Both sides run as processes of their own, so that
@@ -17,6 +18,7 @@ checkpointing, and counts by its fastest. Not shown: anything on more than one d
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import resource
@@ -24,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,7 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     from rftkit.server.engine.torch.engine import TorchEngine
     from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 
+    set_threads(case)
     engine = TorchEngine(Path(case["model"]), name="benchmark")
     engine.start_policy(LoraConfig(RANK, ALPHA), case["seed"])
     if case["fixed_length"]:
@@ -67,16 +71,20 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     prompts = [engine.tokenizer(text)["input_ids"] for text in case["prompts"]]
     settings = TrainSettings(case["rate"])
     sampling, update, rewards = [], [], []
+    shares: list[dict[str, Any]] = []
     for step in range(case["steps"]):
+        # With a budget the last step is counted operator by operator, which slows it down.
+        counted = case.get("budget", False) and step == case["steps"] - 1
         chosen = case["rows"][step] if "rows" in case else range(len(prompts))
         start = time.perf_counter()
         seeds = [[(case["seed"], step, b, g) for g in range(case["G"])] for b in chosen]
-        answers = engine.sample(
-            [
-                SampleRequest(prompts[b], keys, case["T"])
-                for b, keys in zip(chosen, seeds, strict=True)
-            ]
-        )
+        with counting(shares, counted):
+            answers = engine.sample(
+                [
+                    SampleRequest(prompts[b], keys, case["T"])
+                    for b, keys in zip(chosen, seeds, strict=True)
+                ]
+            )
         middle = time.perf_counter()
         groups = []
         for b, group in zip(chosen, answers, strict=True):
@@ -91,7 +99,10 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
                     [reward - mean for reward in given],
                 )
             )
-        engine.train_step(groups, settings)
+        with counting(shares, counted):
+            engine.train_step(groups, settings)
+        if counted:
+            break
         sampling.append(middle - start)
         update.append(time.perf_counter() - middle)
     model = engine._decoder
@@ -99,12 +110,46 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     return {
         "sampling": sampling,
         "update": update,
-        "rewards": per_step(rewards, case["steps"]),
+        "rewards": [] if shares else per_step(rewards, case["steps"]),
+        "shares": shares,
+        "weight_bytes": sum(block.weight.nbytes for block in engine.blocks) + engine.head.nbytes,
         "peak_gb": peak_gb(),
         "settings": {**engine.facts, "layers": layers, "head": engine.head.numel()},
         "prompt_tokens": sum(map(len, prompts)),
         "kind": type(model).__name__,
     }
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "_mkl_linear")
+ATTENTION = ("flash_attention", "efficient_attention", "attention_math")
+
+
+@contextlib.contextmanager
+def counting(into: list[dict[str, Any]], on: bool) -> Iterator[None]:
+    """Append how many operators ran inside, and the seconds of each kind of them."""
+    if not on:
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        yield
+    found = {"calls": 0, "products": 0.0, "attention": 0.0, "other operators": 0.0}
+    for event in profiler.key_averages():
+        name = event.key.rpartition("::")[2].rstrip("_")
+        is_attention = any(part in name for part in ATTENTION)
+        kind = "attention" if is_attention else "other operators"
+        found["products" if name in PRODUCTS else kind] += event.self_cpu_time_total / 1e6
+        found["calls"] += event.count
+    into.append(found)
+
+
+def set_threads(case: dict[str, Any]) -> None:
+    """Both sides get the same number of threads; None: as many as torch takes by itself."""
+    import torch
+
+    if case["threads"] is not None:
+        torch.set_num_threads(case["threads"])
 
 
 # ── TRL ──────────────────────────────────────────────────────────────────────────────────────
@@ -119,6 +164,7 @@ def run_trl(case: dict[str, Any]) -> dict[str, Any]:
 
     from datasets import Dataset
 
+    set_threads(case)
     prompts, per_step_rows = case["prompts"], case.get("rows")
     order = per_step_rows or [list(range(len(prompts)))] * case["steps"]
     rows = Dataset.from_list(
@@ -241,13 +287,14 @@ def seconds(result: dict[str, Any]) -> tuple[float, float, float]:
     return median(whole), median(result["sampling"]), median(result["update"])
 
 
-def ceiling() -> tuple[float, float]:
-    """Best large bfloat16 matrix product (FLOP/s) and triad (bytes/s) of this machine, now."""
+def ceiling(case: dict[str, Any]) -> tuple[float, float]:
+    """Best large matrix product (FLOP/s) in the dtype of the model, and triad (bytes/s), now."""
     import torch
 
+    set_threads(case)
     best = 0.0
     for size in (1024, 2048, 4096):
-        a, b = (torch.randn(size, size).bfloat16() for _ in range(2))
+        a, b = (torch.randn(size, size).to(getattr(torch, case["dtype"])) for _ in range(2))
         best = max(best, 2 * size**3 / fastest(lambda a=a, b=b: a @ b))  # type: ignore[misc]
     x, y, z = (torch.ones(2**25) for _ in range(3))
     return best, 12 * 2**25 / fastest(lambda: torch.add(x, y, alpha=2.0, out=z))
@@ -274,12 +321,10 @@ def compare(name: str, options: argparse.Namespace, tokens: int, must: float) ->
     ours = child(__file__, sys.executable, "rftkit", case)
     assert ours is not None, "rftkit itself failed"
     show("rftkit", ours)
-    flops, bandwidth = ceiling()
-    print(f"  ceiling: {flops / 1e9:,.0f} GFLOP/s bfloat16, {bandwidth / 1e9:.1f} GB/s triad")
+    flops, bandwidth = ceiling(case)
+    print_ceiling(case, flops, bandwidth)
     _, sampling, update = seconds(ours)
-    new = options.batch * options.completions * case["T"]
-    layers, head = ours["settings"]["layers"], ours["settings"]["head"]
-    forward = 2 * (layers * (ours["prompt_tokens"] + new) + head * new)
+    forward = forward_flops(case, ours)
     print(f"  share of it: sampling {forward / sampling / flops:.0%}, "
           f"update {2 * forward / update / flops:.0%} (aim 60 %)", flush=True)  # fmt: skip
     runs = [
@@ -303,6 +348,62 @@ def compare(name: str, options: argparse.Namespace, tokens: int, must: float) ->
     print(f"  peak memory  TRL / rftkit {best['peak_gb'] / ours['peak_gb']:>7.1f}×", flush=True)
 
 
+def print_ceiling(case: dict[str, Any], flops: float, bandwidth: float) -> None:
+    """What this machine can do at best."""
+    threads = "" if case["threads"] is None else f", threads: {case['threads']}"
+    print(f"  ceiling: {flops / 1e9:,.0f} GFLOP/s {case['dtype']}, {bandwidth / 1e9:.1f} GB/s triad"
+          f"{threads}", flush=True)  # fmt: skip
+
+
+def forward_flops(case: dict[str, Any], ours: dict[str, Any]) -> float:
+    """Of one forward pass over prompts and completions, attention left out."""
+    new = len(case["prompts"]) * case["G"] * case["T"]
+    layers, head = ours["settings"]["layers"], ours["settings"]["head"]
+    return float(2 * (layers * (ours["prompt_tokens"] + new) + head * new))
+
+
+def budget(name: str, options: argparse.Namespace, tokens: int) -> None:
+    """Where rftkit's time goes: the least that the machine would need, and what it did.
+
+    *arithmetic* and *memory* are the least seconds for the products of weights at the speed of one
+    large product, and for reading every weight once a pass; they overlap. *Launching* is the number
+    of operators times the cost of the smallest one. *Python* is what was spent outside operators.
+    """
+    case = speed_case(options, tokens, options.batch, options.completions) | {"budget": True}
+    ours = child(__file__, sys.executable, "rftkit", case)
+    assert ours is not None, "rftkit itself failed"
+    flops, bandwidth = ceiling(case)
+    print(f"\n{name}, budget of rftkit", flush=True)
+    print_ceiling(case, flops, bandwidth)
+    launch = smallest_operator()
+    forward, weights = forward_flops(case, ours), ours["weight_bytes"]
+    _, *halves = seconds(ours)
+    for half, whole, work, passes, found in zip(
+        ("sampling", "update"), halves, (forward, 2 * forward), (case["T"] + 1, 2),
+        ours["shares"], strict=True,
+    ):  # fmt: skip
+        inside = {label: value for label, value in found.items() if label != "calls"}
+        outside = max(0.0, whole - sum(inside.values()))
+        print(f"  {half} {whole:.2f} s; at least: arithmetic {work / flops:.2f} s "
+              f"({work / 1e12:.2f} TFLOP), memory {weights * passes / bandwidth:.2f} s; launching "
+              f"{found['calls'] * launch:.2f} s ({found['calls']:,} operators)")  # fmt: skip
+        words = ", ".join(f"{label} {value:.2f}" for label, value in inside.items())
+        print(f"    spent in: {words}, outside operators {outside:.2f}", flush=True)
+
+
+def smallest_operator() -> float:
+    """Seconds of one addition of one number."""
+    import torch
+
+    x, num = torch.ones(1), 20_000
+
+    def add() -> None:
+        for _ in range(num):
+            torch.add(x, x, out=x)
+
+    return fastest(add) / num
+
+
 def show(name: str, result: dict[str, Any]) -> None:
     """One line of one side."""
     whole, sampling, update = seconds(result)
@@ -315,6 +416,7 @@ def speed_case(options: argparse.Namespace, tokens: int, batch: int, num: int) -
     return {
         "model": options.model,
         "dtype": options.dtype,
+        "threads": options.threads,
         "prompts": texts(batch, tokens),
         "G": num,
         "T": options.tokens,
@@ -373,6 +475,7 @@ def learning(options: argparse.Namespace) -> None:
     case = {
         "model": options.model,
         "dtype": options.dtype,
+        "threads": options.threads,
         "prompts": [
             tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False)
             for each in messages
@@ -477,7 +580,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("short", "long", "growth", "learning", "greedy"):
+    for name in ("short", "long", "growth", "learning", "greedy", "budget"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--model", help="a Hugging Face folder; default: smollm2-135m-instruct")
     parser.add_argument(
@@ -485,6 +588,7 @@ def main() -> None:
     )
     parser.add_argument("--micro", type=int, nargs="+", default=[4, 8, 16, 64])
     parser.add_argument("--steps", type=int, help="steps, the first left out (6; 4 for --long)")
+    parser.add_argument("--threads", type=int, help="of both sides; default: as torch takes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32, help="completion tokens")
@@ -512,6 +616,9 @@ def main() -> None:
             options.steps = wanted or steps
             compare(name, options, tokens, must)
     options.steps = wanted or 3
+    if options.budget:
+        for name, tokens in (("short", 60), ("long", 600)):
+            budget(name, options, tokens)
     if options.growth:
         growth(options)
     if options.learning:
