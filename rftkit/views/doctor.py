@@ -203,7 +203,7 @@ def _values(figures: Mapping[str, Any]) -> Html:
         )
         for value, count in values.items()
     )
-    return html('<div class="rk-scroll"><table><tbody>{}</tbody></table></div>', lines)
+    return html('<div class="rk-scroll" tabindex="0"><table><tbody>{}</tbody></table></div>', lines)
 
 
 def _row(item: Any, place: str, said: Sequence[str]) -> Html:

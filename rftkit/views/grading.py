@@ -72,7 +72,7 @@ def grades(
     summary = Html() if stale else _summary(lines, moved)
     shown = _STALE * stale + (
         html(
-            '<div class="rk-scroll"><table class="rk-rows"><thead><tr>{}</tr></thead>'
+            '<div class="rk-scroll" tabindex="0"><table class="rk-rows"><thead><tr>{}</tr></thead>'
             "<tbody>{}</tbody></table></div>{}",
             head,
             body,
@@ -275,7 +275,7 @@ def _steps(
             )
         )
     return html(
-        '<div class="rk-scroll"><table><thead><tr><th scope="col">grader</th>'
+        '<div class="rk-scroll" tabindex="0"><table><thead><tr><th scope="col">grader</th>'
         '<th scope="col">what it compared</th><th scope="col"{}>reward</th>'
         '<th scope="col"{}>time</th></tr></thead><tbody>{}</tbody></table></div>',
         _NUMBER,

@@ -45,8 +45,8 @@ def checklist(checks: Sequence[Check], overridden: Collection[str] = ()) -> Html
     head = html_each('<th scope="col">{}</th>', ("check", "status", "result"))
     return wrap(
         html(
-            '<div class="rk-scroll"><table class="rk-checklist"><thead><tr>{}</tr></thead>'
-            "<tbody>{}</tbody></table></div>",
+            '<div class="rk-scroll" tabindex="0"><table class="rk-checklist"><thead>'
+            "<tr>{}</tr></thead><tbody>{}</tbody></table></div>",
             head,
             rows,
         ),

@@ -63,7 +63,7 @@ def row_page(
     )
     return wrap(
         html(
-            '<div class="rk-scroll"><table class="rk-rows"><thead><tr>'
+            '<div class="rk-scroll" tabindex="0"><table class="rk-rows"><thead><tr>'
             '<th scope="col" class="rk-number">row</th>{}</tr></thead>'
             "<tbody>{}</tbody></table></div>",
             head,

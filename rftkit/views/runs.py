@@ -49,7 +49,7 @@ def run_table(
     )
     body = join(_line(run, run.id == watched, live) for run in runs)
     table = html(
-        '<div class="rk-scroll rk-runs"><table class="rk-rows rk-tight"><thead>'
+        '<div class="rk-scroll rk-runs" tabindex="0"><table class="rk-rows rk-tight"><thead>'
         "<tr>{}</tr></thead><tbody>{}</tbody></table></div>",
         head,
         body,

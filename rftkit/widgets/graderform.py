@@ -170,8 +170,10 @@ class GraderForm:
         self._fields[name] = control
         control.observe(lambda change: self._on(lambda: self._edit(name, change["new"])), "value")
         if name in ("input", "reference") and isinstance(value, str):
-            control.layout = _wide(width="auto", flex="1 1 0", min_width="0")  # beside the menu
-            return ipywidgets.HBox([control, self._inserter()], layout=_wide())
+            # beside the menu, or above it where the screen is narrow
+            control.layout = _wide(width="auto", flex="1 1 14rem", min_width="0")
+            row = _wide(flex_flow="row wrap")
+            return ipywidgets.HBox([control, self._inserter()], layout=row)
         return control
 
     def _inserter(self) -> ipywidgets.HTML:

@@ -187,7 +187,8 @@ class Labeller(Panel):
         self._skip = self._button(
             "Skip", lambda: self.submit(""), "Leave this sample without a label"
         )
-        return [self._view, ipywidgets.HBox([self._field, self._skip])]
+        row = ipywidgets.Layout(flex_flow="row wrap")
+        return [self._view, ipywidgets.HBox([self._field, self._skip], layout=row)]
 
     def _draw(self) -> None:
         self._view.value = join([self.to_html(), Html('<span data-rk-keys="a r b Enter"></span>')])

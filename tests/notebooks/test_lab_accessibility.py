@@ -1,5 +1,6 @@
 """Every notebook in JupyterLab, live and frozen, in light and dark: axe-core finds nothing serious
-in what rftkit draws, and at 1,280 pixels nothing is cut off. Screenshots go to SCREENSHOTS.
+in what rftkit draws, and at 1,280 and at 390 pixels nothing is cut off. Screenshots go to
+SCREENSHOTS.
 
 JupyterLab's own menus, toolbars and cells are not looked at.
 """
@@ -43,8 +44,10 @@ def test_a_notebook_is_open_to_all_and_nothing_is_cut_off(
 
 
 def look(notebook: Notebook, name: str) -> None:
-    for theme in ("light", "dark"):
-        notebook.dark(theme == "dark")
-        notebook.shots_of_outputs(f"{name}-{theme}")
-        assert barriers(notebook.page, OURS) == []
-        assert clipped(notebook.page, OURS) == []
+    for width in (1280, 390):
+        notebook.page.set_viewport_size({"width": width, "height": 1000})
+        for theme in ("light", "dark"):
+            notebook.dark(theme == "dark")
+            notebook.shots_of_outputs(f"{name}-{width}-{theme}")
+            assert barriers(notebook.page, OURS) == []
+            assert clipped(notebook.page, OURS) == []

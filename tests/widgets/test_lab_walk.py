@@ -114,7 +114,7 @@ def test_from_a_csv_to_a_colleagues_screen(
 
         # check, estimate, start
         walk.work_in("03_launch_job", LAUNCH)
-        notebook.cell(3).get_by_text("Started ftjob-").first.wait_for()
+        notebook.cell(2).get_by_text("Started ftjob-").first.wait_for()
 
         # watch it to its end
         walk.work_in("04_watch_job")
