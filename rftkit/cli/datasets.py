@@ -137,7 +137,13 @@ def split(
         ),
     ] = None,
     seed: Seed = 1,
-    stratify: Stratify = None,
+    stratify: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY|auto|none",
+            help="Keep the share of each value of this key; auto: the first key with few values.",
+        ),
+    ] = "auto",
     group: Annotated[
         str | None,
         typer.Option(metavar="KEY", help="Keep rows with equal values of this key in one part."),
@@ -158,7 +164,7 @@ def split(
         folder,
         shares=_shares(shares),
         seed=seed,
-        stratify=stratify,
+        stratify=None if stratify == "none" else stratify,
         group=group,
         deduplicate=not keep_repeats,
         near_duplicates=near,

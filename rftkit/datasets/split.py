@@ -2,7 +2,8 @@
 
 Rows that belong together form units: rows with the same prompt, rows that nearly repeat each other,
 and rows with the same value under `group` (a topic, a document). Within each stratum (a value under
-`stratify`) the units are shuffled with the seed and distributed so that every part gets its share.
+`stratify`) the units are shuffled with the seed and distributed so that every part gets its share:
+by default of the first key that has few values, or a part of ten rows might lack most of them.
 The result records the source (SHA-256) and the seed: the same call writes the same bytes again.
 Lines are copied unchanged.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from rftkit.datasets.rowlines import NumberedRow, batched
 from rftkit.datasets.scan import prompt_hash, prompt_text
 from rftkit.datasets.writing import refuse_existing, sha256, write_lines
 from rftkit.errors import InputError
+from rftkit.graders.closed import MAX_VALUES, is_label
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +50,7 @@ class Split:
     seed: int
     shares: dict[str, float]
     stratify: str | None
+    """The key whose values have the same shares in every part."""
     group: str | None
     files: dict[str, str]
     """Part -> path."""
@@ -65,6 +69,8 @@ class Split:
             f"left out: {self.num_repeats:,} repeats, {self.num_refused:,} unusable, "
             f"{self.num_left:,} not drawn; seed {self.seed}; source {self.source}"
         )
+        if self.stratify:
+            lines.append(f"each part has its share of every value of {self.stratify}")
         return "\n".join(lines)
 
 
@@ -82,7 +88,7 @@ def split(
     *,
     shares: Mapping[str, float] | None = None,
     seed: int = 1,
-    stratify: str | None = None,
+    stratify: str | None = "auto",
     group: str | None = None,
     deduplicate: bool = True,
     near_duplicates: bool = False,
@@ -94,7 +100,8 @@ def split(
         folder: The folder of the new files; created if necessary. None of them may exist.
         shares: Part -> share of the rows; at most 1 in total.
         seed: Another seed makes another split.
-        stratify: A key whose values have the same shares in every part.
+        stratify: A key whose values have the same shares in every part. "auto" takes the first key
+            with few values (a label), if there is one.
         group: A key; rows with the same value stay in one part.
         deduplicate: Write only the first of the rows with the same prompt.
         near_duplicates: Also keep near-duplicates together (see `shingles`).
@@ -110,6 +117,8 @@ def split(
     for path in (*paths.values(), record):
         refuse_existing(path)
     with open(source, form=None) as rows:
+        if stratify == "auto":
+            stratify = _label(rows, group)
         kept, num_repeats, num_refused = _look(rows, stratify, group, deduplicate)
         units = _units(kept, rows, near_duplicates)
         parts = _hand_out(units, kept, shares, seed)
@@ -164,6 +173,25 @@ def sample(
         units = [[at] for at in range(len(kept))]
         drawn = _hand_out(units, kept, {"drawn": num_rows / len(kept)}, seed)["drawn"]
         return write_lines(target, rows.lines_at(sorted(drawn)))
+
+
+def _label(rows: Rows, group: str | None) -> str | None:
+    """The first key that every row has with one of a few values; None if there is none."""
+    counts: dict[str, Counter[str]] | None = None
+    for each in rows:
+        if each.row is None:
+            continue
+        item = each.row.item
+        if counts is None:
+            counts = {key: Counter() for key in item if key != group}
+        for key, found in list(counts.items()):
+            if key not in item or isinstance(item[key], dict | list) or len(found) > MAX_VALUES:
+                del counts[key]
+            else:
+                found[_value(rows, each, key)] += 1
+        if not counts:
+            return None
+    return next((key for key, found in (counts or {}).items() if is_label(found)), None)
 
 
 def _look(

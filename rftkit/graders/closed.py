@@ -21,12 +21,14 @@ from rftkit.graders.template import Path, compile_template, lone_path, look_up, 
 from rftkit.graders.types import parts
 from rftkit.jsontext import parse_json
 
-__all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "shares"]
+__all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "is_label", "shares"]
 
 Json = Mapping[str, Any]
 
 MAX_VALUES = 12
 """A field with more values than this is open."""
+ROWS_PER_VALUE = 2
+"""Of a label each value is in at least as many rows, on average."""
 MAX_FIELDS = 8
 READ_ITEMS = 2000
 """Rows that are read to find the values of the references."""
@@ -99,6 +101,11 @@ def shares(field: AnswerField, samples: Iterable[Sample], items: Iterable[Json])
     said = Counter(value for each in samples if (value := field.value(each)) is not None)
     wanted = Counter(value for each in items if (value := field.wanted(each)) is not None)
     return Shares(_share(field, said), _share(field, wanted), said.total(), wanted.total())
+
+
+def is_label(counts: Counter[str]) -> bool:
+    """Whether the values of one key, counted over rows, are few enough for a label."""
+    return 1 < len(counts) <= min(MAX_VALUES, counts.total() // ROWS_PER_VALUE)
 
 
 def answer_fields(

@@ -45,6 +45,23 @@ def test_a_split_is_stratified_and_ties_groups(tmp_path: Path) -> None:
     assert sum(made.num_rows.values()) == 200
 
 
+def test_a_small_part_has_its_share_of_each_label_unless_told_otherwise(tmp_path: Path) -> None:
+    """Ten rows for validation were drawn at random: eight of them had one category of four."""
+    kinds = ("billing", "access", "bug", "other")
+    rows = [row(f"q{n}", reason=f"because {n}", category=kinds[n % 4]) for n in range(100)]
+    source = write(tmp_path / "all.jsonl", rows)
+    made = datasets.split(source, tmp_path / "auto")
+    counts = Counter(each["category"] for each in items(made.files["valid"]))
+    assert made.stratify == "category"
+    assert "share of every value of category" in str(made)
+    assert set(counts) == set(kinds)
+    assert max(counts.values()) <= 3
+    assert datasets.split(source, tmp_path / "random", stratify=None).stratify is None
+    halves = {"a": 0.5, "b": 0.5}
+    made = datasets.split(source, tmp_path / "groups", shares=halves, group="category")
+    assert made.stratify is None  # a part has all rows of a category, or none
+
+
 def test_a_split_says_what_it_was_made_of_and_comes_out_the_same_again(tmp_path: Path) -> None:
     source = write(tmp_path / "all.jsonl", [row(f"q{n}") for n in range(30)])
     first = datasets.split(source, tmp_path / "a", seed=7)

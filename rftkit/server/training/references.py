@@ -11,16 +11,13 @@ from typing import Any
 
 from rftkit.errors import RequestError
 from rftkit.graders import types
+from rftkit.graders.closed import is_label
 from rftkit.graders.outcome import Fault
 from rftkit.graders.references import reference_answer
 from rftkit.graders.template import Path, lone_path, look_up
 from rftkit.rows import Row
 
 __all__ = ["have_references", "resolve_key", "value_of"]
-
-MOST_VALUES = 12
-"""A reference with more values is not a label."""
-ROWS_PER_VALUE = 2
 
 
 def have_references(
@@ -57,7 +54,7 @@ def resolve_key(asked: str | None, spec: Mapping[str, Any], rows: Sequence[Row])
         return asked
     for part in types.parts(spec).values():
         key = _compared_with(part)
-        if key is not None and _is_label(rows, key):
+        if key is not None and is_label(Counter(str(value_of(r.item, key)) for r in rows)):
             return key
     return None
 
@@ -71,15 +68,6 @@ def _compared_with(part: Mapping[str, Any]) -> str | None:
         if path and path.namespace == "item" and all(isinstance(s, str) for s in path.steps):
             return ".".join(map(str, path.steps))
     return None
-
-
-def _is_label(rows: Sequence[Row], key: str) -> bool:
-    counts: Counter[str | None] = Counter()
-    for row in rows:
-        counts[value_of(row.item, key)] += 1
-        if len(counts) > MOST_VALUES:
-            return False
-    return 1 < len(counts) <= len(rows) // ROWS_PER_VALUE
 
 
 def value_of(item: Any, key: str) -> str | None:
