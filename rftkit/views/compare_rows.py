@@ -142,7 +142,7 @@ def row_cards(
     room = int((max_bytes / max(1, num_answers) - SIDE_BYTES) / MARKED)
     style = _Style(
         jobs={run.label: run.job_id or "" for run in samples.runs},
-        graders=samples.graders,
+        graders=samples.graders if len(samples.graders) > 1 else (),  # of one, it is the reward
         most=max(MIN_ANSWER, min(MAX_ANSWER, room)),
         is_open=is_open,
     )

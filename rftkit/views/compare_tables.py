@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rftkit.evals.sentences import decimals
-from rftkit.views.compare_rows import jumps_for
 from rftkit.views.jumps import Jumps
 from rftkit.views.listing import listing, table
 from rftkit.views.markup import (
@@ -87,10 +86,15 @@ def _run_tile(run: RunSummary) -> Html:
 
 
 def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
-    """One line per run: reward, pass rate, difference from the baseline, problems."""
+    """One line per run: reward, pass rate, difference from the baseline, problems.
+
+    Args:
+        comparison: from `evals.compare`.
+        jumps: where its rows are; by default they are not on the page, and nothing leads to them.
+    """
     if not comparison.runs:
         return note("There are no runs to show.")
-    jumps = jumps or jumps_for(comparison)
+    jumps = jumps or Jumps()
     pairs = {pair.after: pair for pair in comparison.pairs}
     headings = [
         *("run", ">reward", ">pass rate", f">difference from {comparison.baseline}", "verdict"),
@@ -115,7 +119,7 @@ def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
     said = (
         f"Small print: {100 * comparison.level:g} % intervals; those of differences "
         f"are adjusted for {counted(len(pairs), 'comparison')}. "
-        f"Click a row count to see the rows. {jumps.note}"
+        f"{'Click a row count to see the rows. ' * jumps.lead}{jumps.note}"
     )
     return join([listed, note(said.strip())], plain=_plain(comparison))
 

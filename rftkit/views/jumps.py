@@ -24,10 +24,10 @@ STEPS_ID = "rk-steps"
 class Jumps:
     """The rows that a page holds."""
 
-    numbers: Mapping[str, int]
+    numbers: Mapping[str, int] = field(default_factory=dict)
     """Key of each row on the page -> its number in the dataset."""
-    total: int
-    """Rows of the comparison."""
+    total: int = 0
+    """Rows of the comparison; 0 on a page that shows no rows."""
     elsewhere: str = ""
     """Where to find all rows, as the end of a sentence."""
     in_panel: bool = False
@@ -46,7 +46,7 @@ class Jumps:
         keys = list(rows)
         label = shown if shown is not None else f"{len(keys):,}"
         self.links[description] = tuple(keys)
-        if not keys:
+        if not keys or not self.lead:
             return text(label)
         if self.in_panel:
             return html(
@@ -78,6 +78,11 @@ class Jumps:
             len(keys),
             title,
         )
+
+    @property
+    def lead(self) -> bool:
+        """Whether there are rows that a click can show."""
+        return self.in_panel or bool(self.numbers)
 
     @property
     def note(self) -> str:

@@ -96,7 +96,7 @@ class RunCompare(Panel):
         """Every section; for a small `max_bytes`, only the recommendation and the runs."""
         head = [views.compare_headline(self.comparison)]
         if max_bytes <= STORED_BYTES:
-            return join([*head, self._part("runs", self._jumps)], plain=head[0].plain)
+            return join([*head, self._part("runs", Jumps())], plain=head[0].plain)
         jumps = views.jumps_for(self.comparison, max(10, min(200, max_bytes // 10_000)))
         for name, title in SECTIONS.items():
             head += [wrap(html("<h3>{}</h3>", title)), self._part(name, jumps)]

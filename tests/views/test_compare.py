@@ -28,7 +28,7 @@ def test_the_headline_is_the_recommendation_and_its_doubts(found):
 
 
 def test_each_run_has_a_line_and_its_counts_lead_to_rows(found):
-    html = views.compare_runs(found)
+    html = views.compare_runs(found, jumps=views.jumps_for(found))
     pair = found.pair("Step 12")
 
     assert html.count("<tr>") == 1 + len(found.runs)
@@ -36,6 +36,25 @@ def test_each_run_has_a_line_and_its_counts_lead_to_rows(found):
     assert "▲ better" in html
     assert "? unclear" in html
     assert " here</small>" not in html  # all 60 rows are in the page
+
+
+def test_without_rows_on_the_page_no_count_offers_to_show_them(found):
+    html = views.compare_runs(found)
+
+    assert f">{found.pair('Step 12').num_fixed}<" in html
+    assert "Click a row count" in views.compare_runs(found, jumps=views.jumps_for(found))
+    assert "Click" not in html
+    assert "rk-jump" not in html
+
+
+def test_the_score_of_the_only_grader_is_not_repeated_beside_the_reward():
+    given = sample_comparison.samples()
+    scores = [name for name in given.frame if name.startswith("score/")]
+    one = replace(given, frame=given.frame.drop(columns=scores[1:]))
+
+    assert len(scores) > 1
+    assert f"{scores[0].removeprefix('score/')} " in views.compare_rows(evals.compare(given))
+    assert f"{scores[0].removeprefix('score/')} " not in views.compare_rows(evals.compare(one))
 
 
 def test_a_page_that_holds_some_rows_says_so_at_every_number(found):
