@@ -24,10 +24,9 @@ import rftkit
 from rftkit import datasets
 from rftkit.cli.lab import copy_notebooks
 from rftkit.reports import notebook_path
-from rftkit.widgets.launcher import _bundled
 print(json.dumps({
     "package": rftkit.__file__,
-    "datasets": {name: str(datasets.bundled(name).train) for name in _bundled()},
+    "datasets": {name: str(datasets.bundled(name).train) for name in datasets.bundled_names()},
     "report": str(notebook_path("report_job")),
     "copied": copy_notebooks(Path("mine")).new,
 }))

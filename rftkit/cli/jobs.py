@@ -27,6 +27,7 @@ from rftkit.hyperparameters import check_names
 
 if TYPE_CHECKING:
     from openai import OpenAI
+    from openai.types.fine_tuning import FineTuningJob
 
     from rftkit.importer import Rerun
     from rftkit.prompts import Prompt
@@ -179,7 +180,7 @@ def create_job(
             tools=entries,
             max_episode_steps=max_episode_steps,
         )
-        show(job.to_dict(warnings=False), job.id, as_json)
+        _show_created(client, job, as_json)
         return
     assert training_file is not None
     assert model is not None
@@ -199,7 +200,17 @@ def create_job(
         tools=entries,
         max_episode_steps=max_episode_steps,
     )
+    _show_created(client, job, as_json)
+
+
+def _show_created(client: OpenAI, job: FineTuningJob, as_json: bool) -> None:
+    """Print its id, and what the service warns of, such as answers that nothing can score."""
+    from rftkit import jobs
+
     show(job.to_dict(warnings=False), job.id, as_json)
+    for event in jobs.events(client, job.id):
+        if event["level"] != "info":
+            print(_event_line(event), file=sys.stderr)
 
 
 def _refuse_for_branch(**given: Any) -> None:

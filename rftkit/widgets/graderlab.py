@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 from traitlets import Dict, Enum, Int, List, Unicode
 
+from rftkit import datasets
 from rftkit.errors import GraderSpecError, InputError
 from rftkit.graders import Audit, Sample, validate, variables
 from rftkit.graders.tracing import render_all
@@ -91,9 +92,12 @@ class GraderLab(Panel):
         client: OpenAI | None = None,
         **state: Any,
     ) -> None:
+        self._folder = Path()
         if (found := dataset_of(source)) is not None:
             source, grader = found, grader or found.grader
             response_format = response_format or found.response_format
+            if found.name not in datasets.bundled_names():
+                self._folder = found.train.parent  # where a job looks for its grader
         self._bench = Bench(source, response_format, client)
         self._saver, self._halt = Saver(), threading.Event()
         self._lines: list[Line] = []
@@ -328,7 +332,12 @@ class GraderLab(Panel):
             return self._saver.replaces(Path(path), _dumps(value()) + "\n")
 
         button = self._button(label, lambda: box.press(), "Write it to the file")
-        box = SaveBox(button, name, replaces, lambda path, replace: save(path, replace=replace))
+        box = SaveBox(
+            button,
+            str(self._folder / name),
+            replaces,
+            lambda path, replace: save(path, replace=replace),
+        )
         return box
 
     def _press_propose(self) -> None:

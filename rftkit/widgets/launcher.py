@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["JobLauncher"]
 
 PROBE_POLL_SECONDS = 0.25
-OWN_FILES = "(your own files)"
 SECTIONS = {"checklist": "Checklist", "settings": "Settings", "request": "Request", "code": "Code"}
 
 
@@ -189,7 +188,8 @@ class JobLauncher(Panel):
         return join(parts, plain="\n".join(part.plain for part in parts[:3] if part))
 
     def _summary(self) -> Html:
-        chosen = f"{self.method}, {self.model} on {self.train or '(no file yet)'}"
+        file = "/".join(Path(self.train).parts[-2:]) or "(no file yet)"  # its folder names the data
+        chosen = f"{self.method}, {self.model} on {file}"
         said = f"Started {self.job_id}: {chosen}" if self.job_id else f"Not started: {chosen}"
         return wrap(html("<p><strong>{}</strong></p>", said), plain=said)
 
@@ -395,15 +395,14 @@ class JobLauncher(Panel):
         models = [model.id for model in self._client.models.list()]
         self._model = ipywidgets.Combobox(options=models, description="Model", **wide())
         self._bind("model", self._model)
-        chooser = ipywidgets.Dropdown(
-            options=[(OWN_FILES, ""), *((name, name) for name in _bundled())],
-            value=self.dataset if self.dataset in _bundled() else "",
+        chooser = ipywidgets.Combobox(
+            options=_datasets(),
             description="Dataset",
+            placeholder="a folder or a bundled dataset; or choose files below",
+            continuous_update=False,
             **wide(),
         )
-        chooser.observe(
-            lambda change: self._guard(lambda: self.set(dataset=change["new"])), names="value"
-        )
+        self._bind("dataset", chooser)
         self._overrides = {name: self._override(name) for name in CHECKS}
         self._methods = ipywidgets.ToggleButtons(
             options=list(METHODS),
@@ -529,10 +528,12 @@ _METHODS = (
 )
 
 
-def _bundled() -> list[str]:
+def _datasets() -> list[str]:
+    """The folders with training rows here, and the names of the bundled datasets."""
     from rftkit import datasets
 
-    return datasets.bundled_names()
+    own = sorted(str(path.parent) for path in Path().glob("*/train.jsonl"))
+    return [*own, *datasets.bundled_names()]
 
 
 def _dataset_state(name: str) -> dict[str, Any]:

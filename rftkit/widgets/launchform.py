@@ -161,7 +161,9 @@ def _hyperparameter(name: str) -> ipywidgets.Text:
 def _picker(label: str) -> ipywidgets.Combobox:
     """A field for the path of a JSON file, such as one that GraderLab saved."""
     return ipywidgets.Combobox(
-        options=[str(each) for each in sorted(Path().glob("*.json"))],
+        options=[
+            str(each) for glob in ("*.json", "*/*.json") for each in sorted(Path().glob(glob))
+        ],
         description=label,
         placeholder="path of a .json file, or paste JSON below",
         continuous_update=False,

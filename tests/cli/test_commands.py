@@ -18,7 +18,7 @@ import openai
 import pytest
 from conftest import GRADER, ROW, Served
 
-from rftkit import client
+from rftkit import client, datasets
 from rftkit.cli import app as cli
 from rftkit.cli import troubles
 
@@ -152,6 +152,21 @@ def test_a_job_from_files_to_its_end(run: Run, files: Path, served: Served) -> N
     watched = run("job", "watch", job["id"])
     assert watched.status == 1
     assert "was cancelled" in watched.err
+
+
+def test_job_create_prints_what_the_service_warns_of(run: Run, files: Path) -> None:
+    """A job of answers that nothing can score was created in silence; only `watch` said it."""
+    grader = datasets.read_json(files / "grader.json")
+    (files / "json.json").write_text(
+        json.dumps(grader | {"input": "{{sample.output_json.answer}}"})
+    )
+    done = run(
+        "job", "create", "-m", "rftkit-tiny", "--train", files / "rows.jsonl",
+        "--valid", files / "rows.jsonl", "-g", files / "json.json",
+    )  # fmt: skip
+    assert done.out.startswith("ftjob-")
+    assert "It may be that no answer can be scored" in done.err
+    assert "response format" in done.err
 
 
 def test_job_create_takes_file_ids(run: Run, files: Path, served: Served) -> None:

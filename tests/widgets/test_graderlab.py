@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -382,6 +383,20 @@ def test_the_audit_is_shown_until_the_grader_changes(live: None) -> None:
     assert "What the grader rewards, 20 rows" in lab._cheats.value
     lab._form.field("operation").value = "ne"
     assert lab._cheats.value == ""
+
+
+def test_a_grader_of_a_folder_is_saved_where_a_job_finds_it(
+    tmp_path: Path, live: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    shutil.copy(datasets.bundled("tiny_copy").train, "recipes")
+    lab = GraderLab("recipes")
+    lab.widget()
+    assert lab._keep.path.value == str(Path("recipes/grader.json"))
+    lab._keep.button.click()
+    assert datasets.load("recipes").grader == lab.spec
+    lab.close()
 
 
 def test_a_grader_is_saved_and_read_back(tmp_path: Path, live: None) -> None:

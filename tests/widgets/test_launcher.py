@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import sample_job
 from conftest import GRADER, Served
 
-from rftkit import jobs
+from rftkit import datasets, jobs
 from rftkit.errors import InputError
 from rftkit.jobs.preflight import Check, check_learnability, require
 from rftkit.views import launch
@@ -147,6 +149,35 @@ def test_controls_by_hand(served: Served, monkeypatch: pytest.MonkeyPatch) -> No
     assert panel.job_id.startswith("ftjob-")
     assert panel.job_id in panel._top.value
     panel.close()
+
+
+def test_a_folder_of_ones_own_is_offered_and_fills_the_form(
+    served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The field took bundled datasets only, and the one for a grader no file in a folder."""
+    monkeypatch.setenv("RFTKIT_MODE", "live")
+    monkeypatch.chdir(tmp_path)
+    bundled = datasets.bundled("tiny_copy")
+    shutil.copytree(bundled.train.parent, "recipes")
+    panel = JobLauncher(client=served.client)
+    fields = {
+        each.description: each
+        for each in widgets_in(panel.widget())
+        if hasattr(each, "description")
+    }
+    assert "recipes" in fields["Dataset"].options
+    assert "recipes/grader.json" in fields["Grader file"].options
+    fields["Dataset"].value = "recipes"
+    assert (panel.train, panel.valid) == ("recipes/train.jsonl", "recipes/valid.jsonl")
+    assert panel.grader == bundled.grader
+    fields["Dataset"].value = "recipe"
+    assert "recipe" in panel.error
+    panel.close()
+
+
+def widgets_in(box: Any) -> Iterator[Any]:
+    for child in box.children:
+        yield from widgets_in(child) if hasattr(child, "children") else [child]
 
 
 @pytest.fixture(scope="module")
