@@ -43,8 +43,11 @@ class _FreezeButton(Panel):
         return note(
             "The panels above are static copies. Run their cells again to make them live."
             if self._closed
-            else "The panels above are live. Freeze them before you share this notebook."
+            else "The panels above are live. Freeze them before you print or share this notebook."
         )
+
+    def _stored(self) -> Html:
+        return self.to_html()
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
         tip = "Replace every live panel with its HTML, so that the saved notebook needs no kernel"

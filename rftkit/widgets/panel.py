@@ -31,7 +31,7 @@ from traitlets import Bool, HasTraits, TraitError, Unicode, link
 from rftkit import settings
 from rftkit.client import api_message
 from rftkit.errors import InputError, RftkitError
-from rftkit.views.markup import Html, charts_script, html, style
+from rftkit.views.markup import Html, charts_script, html, join, note, style
 from rftkit.views.stills import stilled
 from rftkit.widgets.task import Task
 
@@ -73,6 +73,9 @@ if (panel && !panel.rkKeys) {
 }"""
 STORED_BYTES = 30_000
 """Maximum size of the HTML that is stored in the .ipynb beside a live widget."""
+STORED_NOTE = (
+    "This is the panel as it was when its cell ran. To print or share what it shows now, freeze it."
+)
 
 
 KEYS = html('<style onload="{}">.rk-keys {{}}</style>', _ON_LOAD + charts_script())
@@ -236,10 +239,15 @@ class Panel(HasTraits):
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         if live() and not self._closed:
             view = self.widget()._repr_mimebundle_()[WIDGET]
-            html = self.to_html(max_bytes=STORED_BYTES)
+            html = self._stored()
             return {WIDGET: view, "text/html": stilled(html), "text/plain": html.plain}
         html = self.to_html()
         return html._repr_mimebundle_()
+
+    def _stored(self) -> Html:
+        """What the notebook keeps beside the live panel, to print or to show without a kernel."""
+        shown = self.to_html(max_bytes=STORED_BYTES)
+        return join([shown, note(STORED_NOTE)], plain=shown.plain)
 
     def _ipython_display_(self) -> None:
         """Show the bundle with a display id, so that it can be replaced later."""

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 from rftkit import reports
+from rftkit.client import serve_status
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 STRIPPED = {"kernelspec", "language_info"}
@@ -84,9 +85,12 @@ def test_trusting_a_reward_runs_offline_with_its_scripted_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     [notebook] = [path for path in NOTEBOOKS if path.stem == "08_trust_a_reward"]
     page = reports.run(notebook, tmp_path / "trust.html", keep_notebook=True)
     executed = nbformat.read(page.with_suffix(".ipynb"), as_version=4)
     outputs = [str(output) for cell in executed.cells for output in cell.get("outputs", [])]
     for words in SHOWN:
         assert any(words in each for each in outputs), words
+    [home] = tmp_path.glob("rftkit-trust-*")
+    assert serve_status(home) is None  # its platform ended with its kernel
