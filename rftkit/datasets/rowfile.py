@@ -41,7 +41,7 @@ KEEP_FROM_BYTES = 16 * 1024**2  # below this, indexing again is as fast as loadi
 FORM_ROWS = 50  # the first rows, which show the form of a file
 STRETCH_BYTES = 4 * 1024**2  # for another process
 READ_BYTES = 256 * 1024  # read and decoded here: fits in the processor's cache
-KEPT_LINES, KEPT_INDEX = ".2.jsonl", ".2.npy"  # 2: with the lines of the source
+KEPT_LINES, KEPT_INDEX = ".3.jsonl", ".3.npy"  # 3: strict about quotation marks
 FRAME = "DataFrame"
 _TAKEN = re.compile(r"(item\.)*(line|refusal)")  # `item.line` too, so that names stay unique
 

@@ -42,6 +42,10 @@ FIRST_BLOCK_BYTES = 128 * 1024  # small, so that the first page appears at once
 BLOCK_BYTES = 4 * 1024**2
 BLOCK_ROWS = 2000
 
+ROWS_IN_A_CELL = 4
+"""From so many lines on, a record whose lines all have as many cells as there are names is refused.
+Two or three lines of text have so many commas by chance."""
+
 TABLES = (".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".zst")
 """Endings of names, in any case, that are not plain lines; a table may be packed: `.csv.gz`."""
@@ -213,20 +217,22 @@ def _table(path: Path, packed: str, delimiter: str) -> Blocks:
         _refuse_other_files(first.encode("utf-8", "surrogateescape"), path, "a table")
         if given := _SEPARATOR.fullmatch(first):
             delimiter, first = given[1], text.readline()
-        lines = chain([first], text, [_END])
-        records = csv.reader(lines, delimiter=delimiter or _delimiter(first))
-        names = next(records, [])
-        if names and names[-1].endswith(_END):
-            raise InputError(f"{path}:1: {_UNCLOSED}; it is in the line of names")
+        delimiter = delimiter or _delimiter(first)
+        lines = _RecordLines(chain([first], text), delimiter)
+        records = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            names = next(records, [])
+        except csv.Error as error:
+            raise InputError(
+                f"{path}:1: {lines.problem(error)}; it is in the line of names"
+            ) from None
+        lines.num_names = len(names)
         named = [name for name in names if name.strip()]
         if len(set(named)) < len(named):
             raise InputError(f"{path}: two columns have the same name; found {', '.join(named)}")
-        yield from _joined(_csv_lines(names, records, skipped=bool(given)), position)
+        yield from _joined(_csv_lines(names, records, lines, skipped=bool(given)), position)
 
 
-_END = "\x1e\x1e"
-"""Comes after the last line of a table: where it is in a cell, a quotation mark was not closed."""
-_UNCLOSED = "a quotation mark opens a cell and is never closed"
 _SEPARATOR = re.compile(r"sep=(.)\r?\n")
 """The first line of a table that Excel wrote for itself."""
 
@@ -237,21 +243,81 @@ def _delimiter(first: str) -> str:
     return max(",;\t", key=outside.count)
 
 
-def _csv_lines(names: list[str], records: Any, *, skipped: int = 0) -> Iterator[bytes]:
+class _RecordLines:
+    """The lines of a table, and whether those of the record under way look like rows themselves.
+
+    Where an opening quotation mark is too many, the next one closes its cell, many rows later. The
+    rows in between are then text in one cell, and nothing else shows it.
+    """
+
+    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
+        self._lines, self._delimiter = iter(lines), delimiter
+        self.num_names = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start on the next record."""
+        self._num_lines, self._are_rows, self._are_over = 0, True, False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self._are_over = True
+        line = next(self._lines)
+        self._are_over = False
+        self._num_lines += 1
+        self._are_rows &= line.count(self._delimiter) == self.num_names - 1
+        return line
+
+    @property
+    def hold_rows(self) -> bool:
+        return self.num_names > 1 and self._are_rows and self._num_lines >= ROWS_IN_A_CELL
+
+    def problem(self, error: csv.Error | None = None) -> str:
+        """Why the record is not one: what the parser found, or else that its lines are rows."""
+        others = self._num_lines - 1
+        after = f"the {counted(others, 'line')} after this one" if others else ""
+        if error is None:
+            return (
+                f"a quotation mark opens a cell, and the next one is {others} lines below, but "
+                "each of these lines has as many cells as there are names: they look like rows. "
+                "Remove the marks or write them twice; if the cell is right, save the table as "
+                "JSON lines or Parquet"
+            )
+        if self._are_over:
+            unread = f", so that {after} cannot be read" if after else ""
+            return f"a quotation mark opens a cell and is never closed{unread}"
+        if "expected after" not in str(error):
+            return str(error)
+        where = f" {counted(others, 'line')} below" if after else ""
+        unread = f". With it, {after} cannot be read" if after else ""
+        return (
+            "a quotation mark opens a cell, and text follows the one that closes it"
+            f"{where}; in a quoted cell, write each quotation mark twice{unread}"
+        )
+
+
+def _csv_lines(
+    names: list[str], records: Any, lines: _RecordLines, *, skipped: int = 0
+) -> Iterator[bytes]:
     """Records as lines with the same numbers; names and broken cells become blank lines.
 
     `skipped` lines are before those that `records` counts.
     """
     line = records.line_num
     yield b"\n" * (line + skipped)
-    for cells in records:
-        if cells == [_END]:
+    while True:
+        lines.begin()
+        try:
+            cells = next(records)
+        except StopIteration:
             return
-        if cells and cells[-1].endswith(_END):
-            later = counted(records.line_num - line - 2, "line")
-            yield _refusal(f"{_UNCLOSED}, so that the {later} after this one cannot be read")
-            return
-        yield _csv_line(names, cells) + b"\n" * (records.line_num - line - 1)
+        except csv.Error as error:
+            yield _refusal(lines.problem(error))
+        else:
+            yield _refusal(lines.problem()) if lines.hold_rows else _csv_line(names, cells)
+        yield b"\n" * (records.line_num - line - 1)
         line = records.line_num
 
 

@@ -24,22 +24,26 @@ _BUILTINS = frozenset({
 })  # fmt: skip
 """Names that execute code wherever they stand, also as texts (`getattr(x, "eval")`)."""
 _MEMBERS = frozenset({
-    "FunctionType", "ProcessPoolExecutor", "UnsafeLoader", "allow_pickle", "create_subprocess_exec",
-    "create_subprocess_shell", "eval", "exec", "exec_module", "fork", "forkpty", "get_type_hints",
+    "CFullLoader", "CLoader", "CUnsafeLoader", "CodeType", "FunctionType", "ProcessPoolExecutor",
+    "UnsafeLoader", "allow_pickle", "create_subprocess_exec", "create_subprocess_shell", "eval",
+    "exec", "exec_module", "fork", "forkpty", "get_type_hints",
     "lambdify", "load_extension", "parse_expr", "popen", "posix_spawn", "posix_spawnp", "query",
-    "sympify", "system", "unsafe_load", "unsafe_load_all",
+    "read_pickle", "sympify", "system", "unsafe_load", "unsafe_load_all",
     *(f"{verb}{form}" for verb in ("exec", "spawn") for form in
       ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
 })  # fmt: skip
 """What executes code as an attribute, an import or an argument: `os.system`, `frame.query`."""
 _EXECUTING_MODULES = frozenset({
-    "IPython", "asteval", "bdb", "builtins", "cProfile", "cffi", "cloudpickle", "code", "codeop",
-    "ctypes", "dill", "doctest", "execnet", "importlib", "jinja2", "joblib", "jsonpickle", "mako",
-    "marshal", "multiprocessing", "numexpr", "pdb", "pexpect", "pickle", "pkgutil", "profile",
-    "pty", "pytest", "runpy", "sh", "shelve", "subprocess", "sympy", "timeit", "trace", "unittest",
-    "zipimport",
+    "IPython", "RestrictedPython", "asteval", "bdb", "builtins", "cProfile", "cffi", "cloudpickle",
+    "code", "codeop", "ctypes", "dill", "docker", "doctest", "duckdb", "dukpy", "execnet",
+    "importlib", "jinja2", "joblib", "js2py", "jsonpickle", "jupyter_client", "lupa", "mako",
+    "marshal", "multiprocessing", "nbclient", "numexpr", "pandasql", "papermill", "pdb", "pexpect",
+    "pickle", "pkgutil", "profile", "pty", "py_mini_racer", "pytest", "quickjs", "rpy2",
+    "runpy", "sh", "shelve", "sqlalchemy", "sqlite3", "subprocess", "sympy", "timeit", "trace",
+    "unittest", "zipimport",
 })  # fmt: skip
-"""Packages that execute what they are given: templates, formulas (`sympy.simplify`), pickles."""
+"""Packages that execute what they are given: templates, formulas (`sympy.simplify`), pickles, SQL,
+which may change a database that later answers are graded with."""
 
 
 def check_source(source: str, *, param: str | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
 import sys
@@ -76,5 +77,30 @@ def test_the_key_of_the_home_is_asked_and_found(home: Path) -> None:
             assert list(local.models.list())
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(f"{local.base_url}models")
+        finally:
+            client.stop_server(home)
+
+
+def test_guessing_keys_is_slowed_down_whatever_address_is_claimed(home: Path) -> None:
+    privacy.make_api_key(home)
+    with client.connect() as local:
+        try:
+            assert list(local.models.list())
+            at = local.base_url
+            codes = []
+            for number in range(14):
+                source = f"127.0.0.{2 + number}"  # each of these addresses is this machine
+                connection = http.client.HTTPConnection(
+                    at.host, at.port, source_address=(source if number % 2 else "127.0.0.1", 0)
+                )
+                claimed = {
+                    "X-Forwarded-For": f"10.0.0.{number}",
+                    "Authorization": f"Bearer {number}",
+                }
+                connection.request("GET", "/v1/models", headers=claimed)
+                codes.append(connection.getresponse().status)
+                connection.close()
+            assert codes == [401] * 10 + [429] * 4
+            assert list(local.models.list())
         finally:
             client.stop_server(home)

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rftkit import datasets, graders, strictjson
+from rftkit import datasets, strictjson
+from rftkit.cli.app import app
 from rftkit.datasets import rowfile, rowlines, shingles, unpack
 
 MIB = 1024**2
@@ -87,9 +88,10 @@ def found(path: Path) -> list[int]:
         return rows.search("no such word") + rows.search("no such word", keys=["answer"])
 
 
-def graded(path: Path) -> int:
-    with graders.compile_grader(EQ) as grader:
-        return len(grader.grade_many(datasets.each_sample(path)))
+def graded(path: Path) -> Any:
+    spec = path.with_suffix(".grader.json")
+    spec.write_text(json.dumps(EQ))
+    return app(["grade", str(spec), str(path)], standalone_mode=False)
 
 
 @pytest.mark.parametrize("what", ["profile", "split", "sample", "find", "grade", "split by text"])

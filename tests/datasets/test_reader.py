@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,28 @@ def test_a_quotation_mark_that_is_not_closed_takes_no_rows_silently(tmp_path: Pa
     path.write_text('prompt,"answer\nfirst,x\n')
     with pytest.raises(InputError, match="it is in the line of names"):
         datasets.convert(path, tmp_path / "other.jsonl")
+
+
+SWALLOWED = {
+    "closed-by-another": ('1,"a,x\n2,b,y\n3,c,z\n4,d",y\n', "3 lines below.*look like rows", 1),
+    "closed-by-a-cell": ('1,"a,x\n2,b,y\n3,"c",z\n', "2 lines below; .*With it, the 2 lines", 1),
+    "not-doubled": ('1,"He said "hi", twice",x\n', "write each quotation mark twice$", 1),
+    "a-letter": ('1,"Dear A, hi\nb, c, d\ne, f",x\n', "", 0),
+    "a-table": ('1,"a,b,c\n1,2,3\n4,5,6\n7,8,9",x\n', "", 0),
+}
+
+
+@pytest.mark.parametrize("case", SWALLOWED)
+def test_a_cell_takes_no_rows_silently(case: str, tmp_path: Path) -> None:
+    broken, why, num_refused = SWALLOWED[case]
+    path = tmp_path / "rows.csv"
+    path.write_text(f"id,prompt,answer\n0,first,x\n{broken}9,last,y\n")
+    conversion = datasets.convert(path, tmp_path / "out.jsonl")
+    assert conversion.num_refused == num_refused
+    assert conversion.num_rows == 3 - num_refused
+    if num_refused:
+        [refused] = conversion.refused
+        assert re.match(f"{re.escape(str(path))}:3: a quotation mark opens a cell.*{why}", refused)
 
 
 def test_a_quoted_cell_at_the_end_is_closed(tmp_path: Path) -> None:

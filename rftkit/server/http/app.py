@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import importlib.metadata
+import ipaddress
 import logging
 import math
 import os
@@ -167,7 +168,8 @@ async def _health(here: Here, request: Request) -> Reply:
     except sqlite3.Error as error:
         problems.append(f"the database cannot be read ({error})")
     health: dict[str, Any] = {"status": "degraded" if problems else "ok", "version": VERSION}
-    if request.client is None or request.client.host in NEAR:
+    is_near = request.client is None or request.client.host in NEAR
+    if is_near and "x-forwarded-for" not in request.headers:  # not a proxy on this machine
         health |= {
             "home": str(here.home) if here.home else None,
             "pid": os.getpid(),
@@ -321,7 +323,7 @@ class Gate:
 
 
 class WrongKeys:
-    """Counts the wrong keys that each address sent recently, to slow down guessing."""
+    """Counts the wrong keys that each client sent recently, to slow down guessing."""
 
     def __init__(self) -> None:
         self._times: dict[str, list[float]] = {}
@@ -354,8 +356,17 @@ def _too_many_keys(wait: float) -> Reply:
 
 
 def _client(scope: Scope) -> str:
+    """Return whom the address belongs to: a machine has many, such as all of 127.0.0.0/8."""
     client = scope.get("client")
-    return str(client[0]) if client else ""
+    host = str(client[0]).partition("%")[0] if client else ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_loopback:
+        return "loopback"
+    return str(address if address.version == 4 else ipaddress.ip_network((address, 64), False))
 
 
 def _place(origin: str) -> str | None:

@@ -96,6 +96,7 @@ def serve(home: Path, options: argparse.Namespace) -> None:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, backlog=ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=3, timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        proxy_headers=False,  # anyone on this machine could send them
     )  # fmt: skip
     server = uvicorn.Server(config)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn shuts down, then raises it again
