@@ -298,7 +298,7 @@ class GraderLab(Panel):
         tip = "Stop sampling, and grade the answers that have arrived"
         self._stop = self._button("Stop", self.stop, tip)
         self._stop.layout.display = "none"
-        self._keep = self._save_box("Save as JSON", SAVED_AS, lambda: self.spec, self.save)
+        self._keep = self._save_box("Save as JSON", SAVED_AS, lambda: self.spec, self._press_save)
         self._make_format_controls()
 
     def _make_format_controls(self) -> None:
@@ -339,6 +339,11 @@ class GraderLab(Panel):
             lambda path, replace: save(path, replace=replace),
         )
         return box
+
+    def _press_save(self, path: str, *, replace: bool) -> Path:
+        if _reads_json(self.spec):
+            self._format_fold.selected_index = 0  # a job needs the response format too
+        return self.save(path, replace=replace)
 
     def _press_propose(self) -> None:
         self.propose_format()
@@ -385,11 +390,10 @@ class GraderLab(Panel):
         if self._format_json.value.strip() != shown:
             self._format_json.value = shown
         needed = self._is_spec and _reads_json(_parse(self.text))
-        words = (
-            "The grader reads JSON, so the job needs this response format."
-            if needed
-            else "The grader takes any text, so the job needs no response format."
-        )
+        words = "The grader takes any text, so the job needs no response format."
+        if needed:
+            what = "this response format: save it too" if shown else "a response format"
+            words = f"The grader reads JSON, so the job needs {what}."
         self._format_note.value = note(words)
         missing = " – needed: this grader reads JSON" if needed and not shown else ""
         self._format_fold.set_title(0, f"Response format{missing}")

@@ -161,14 +161,18 @@ def _hyperparameter(name: str) -> ipywidgets.Text:
 def _picker(label: str) -> ipywidgets.Combobox:
     """A field for the path of a JSON file, such as one that GraderLab saved."""
     return ipywidgets.Combobox(
-        options=[
-            str(each) for glob in ("*.json", "*/*.json") for each in sorted(Path().glob(glob))
-        ],
+        options=_json_files(),
         description=label,
         placeholder="path of a .json file, or paste JSON below",
         continuous_update=False,
         **wide(),
     )
+
+
+def _json_files() -> list[str]:
+    """Those of this folder and of the folders in it, where a dataset has its grader."""
+    globs = ("[!.]*.json", "[!.]*/*.json")
+    return [str(each) for glob in globs for each in sorted(Path().glob(glob))]
 
 
 def _number(typed: str, name: str) -> int | float:

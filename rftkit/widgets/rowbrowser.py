@@ -125,6 +125,7 @@ class RowBrowser(Panel):
             self._sorts.options = [("file order", ""), *((k, k) for k in self._all_keys())]
             self._findings.options = self._finding_options()
             self._start_indexing()
+            self._numbers = None  # those drawn above were counted before all rows were known
             self._draw()
 
     # what it shows, for Python

@@ -396,6 +396,10 @@ def test_a_grader_of_a_folder_is_saved_where_a_job_finds_it(
     assert lab._keep.path.value == str(Path("recipes/grader.json"))
     lab._keep.button.click()
     assert datasets.load("recipes").grader == lab.spec
+    assert lab._format_fold.selected_index is None  # this grader takes any text
+    lab.spec = EXACT | {"input": "{{sample.output_json.answer}}"}
+    lab._keep.button.click()
+    assert lab._format_fold.selected_index == 0  # and this one needs the other file too
     lab.close()
 
 

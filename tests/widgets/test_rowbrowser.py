@@ -17,7 +17,7 @@ from rftkit.errors import InputError
 from rftkit.views.rows import cells, row_page
 from rftkit.widgets import RowBrowser
 from rftkit.widgets.conditions import Condition, parse_conditions
-from rftkit.widgets.rowsource import FrameSource
+from rftkit.widgets.rowsource import FileSource, FrameSource
 from rftkit.widgets.task import Task
 
 
@@ -258,4 +258,28 @@ def test_a_hit_in_another_line_of_the_prompt_or_another_column_is_shown(live: No
         assert marked in browser._view.value
     browser.query = ""
     assert "key11" not in browser._view.value
+    browser.close()
+
+
+def test_rows_just_written_are_shown_though_they_were_counted_late(
+    live: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first drawing came before the rows were counted, and the counting had ended after it."""
+    monkeypatch.chdir(tmp_path)
+    Path("tickets.csv").write_text("ticket,category\nIt hurts,a\nIt burns,b\nIt itches,c\n")
+    browser = RowBrowser("tickets.csv", row=0)
+    browser.widget()
+    begin, count = RowBrowser._start_indexing, FileSource.__len__
+    counted: list[bool] = []
+    monkeypatch.setattr(FileSource, "__len__", lambda each: count(each) if counted else 0)
+    monkeypatch.setattr(
+        RowBrowser,
+        "_start_indexing",
+        lambda each: (each._source.wait(), counted.append(True), begin(each)),
+    )
+    assert browser._maker is not None
+    browser._maker.write()
+    assert browser.wait(30)
+    assert "1 to 3 of 3 rows" in browser._count.value
+    assert "It itches" in browser._view.value
     browser.close()
