@@ -27,7 +27,7 @@ def spec(value: dict[str, Any] | None, *, caption: str = "") -> Html:
         )
     parts = [title, html("<pre><code>{}</code></pre>", _json(_fold_sources(value)))]
     for where, source in _python_sources(value):
-        parts.append(html("<h4>Python source of {}</h4>", where))
+        parts.append(html("<h4>Python source{}</h4>", f" of {where}" if where else ""))
         parts.append(html("<pre><code>{}</code></pre>", _python(source).rstrip()))
     return wrap(join(parts), plain=json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -69,7 +69,7 @@ def _python_sources(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     if not isinstance(value, dict):
         return
     if _is_python(value):
-        yield name or str(value.get("name")), value["source"]
+        yield name or str(value.get("name") or ""), value["source"]
     for key, inner in value.items():
         yield from _python_sources(inner, "" if key == "grader" else key)
 

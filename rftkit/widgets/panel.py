@@ -47,6 +47,7 @@ if (panel && !panel.rkKeys) {
   panel.rkKeys = true;
   const keep = e => e.target.setAttribute('data-lm-suppress-shortcuts', 'true');
   panel.addEventListener('focusin', keep);
+  const mine = e => e.target.closest('.rk-panel') === panel;
   const send = act => {
     const acts = panel.querySelector('.rk-acts input');
     acts.value = act + ' ' + Date.now();
@@ -54,9 +55,10 @@ if (panel && !panel.rkKeys) {
   };
   panel.addEventListener('click', e => {
     const act = e.target.closest('[data-act]')?.dataset.act;
-    if (act) send(act);
+    if (act && mine(e)) send(act);
   });
   panel.addEventListener('keydown', e => {
+    if (!mine(e)) return;
     if (e.key === 'Enter' && e.target.matches('.rk-pt[data-act]')) send(e.target.dataset.act);
     const keys = panel.querySelector('[data-rk-keys]')?.dataset.rkKeys.split(' ');
     const field = panel.querySelector('.rk-entry input');
@@ -84,7 +86,8 @@ widget does not run.
 
 An element of its markup with `data-act="verb argument"` tells the panel when it is clicked: the
 words go into a hidden text field, which is a core widget, so that no code but Jupyter's own runs
-between the browser and the kernel. Points of charts do the same on Enter.
+between the browser and the kernel. Points of charts do the same on Enter. Of a panel in another
+one, such as the list of jobs in a monitor, only the inner one hears of it.
 
 The keys of a panel are kept from JupyterLab, which reads letters as commands: `r` makes a raw cell.
 
@@ -247,7 +250,7 @@ class Panel(HasTraits):
     def _stored(self) -> Html:
         """What the notebook keeps beside the live panel, to print or to show without a kernel."""
         shown = self.to_html(max_bytes=STORED_BYTES)
-        return join([shown, note(STORED_NOTE)], plain=shown.plain)
+        return join([style(), shown, note(STORED_NOTE)], plain=shown.plain)
 
     def _ipython_display_(self) -> None:
         """Show the bundle with a display id, so that it can be replaced later."""

@@ -86,3 +86,9 @@ def test_a_page_carries_its_assets_once_and_forbids_requests():
     assert page.count("<script>") == 1
     assert "<title>A &amp; B</title>" in page
     assert "default-src 'none'" in page
+
+
+def test_a_python_source_without_a_name_is_called_no_name() -> None:
+    shown = views.spec({"type": "python", "source": "def grade(sample, item):\n    return 1\n"})
+    assert "<h4>Python source</h4>" in shown
+    assert "Python source of mine" in views.spec({"type": "python", "name": "mine", "source": "x"})

@@ -45,6 +45,26 @@ def test_labels_in_a_browser(tmp_path: Path, chromium: Any) -> None:
     panel.close()
 
 
+def test_a_click_in_a_panel_within_a_panel_is_for_the_inner_one(
+    tmp_path: Path, chromium: Any
+) -> None:
+    """A click on a job in the monitor's list was an AttributeError of the monitor too."""
+    inner = f"""<div class="rk-panel"><div class="rk-acts"><input id="inner"></div><div>{KEYS}</div>
+        <button data-act="choose ftjob-1">ftjob-1</button></div>"""
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"""<!doctype html><title>t</title><link rel="icon" href="data:,"><div class="rk-panel">
+        <div class="rk-acts"><input id="outer"></div><div>{KEYS}</div>
+        <button data-act="step 4">4</button>{inner}</div>"""
+    )
+    with opened(chromium, page) as tab:
+        tab.get_by_role("button", name="ftjob-1").click()
+        assert tab.locator("#inner").input_value().startswith("choose ftjob-1 ")
+        assert tab.locator("#outer").input_value() == ""
+        tab.get_by_role("button", name="4", exact=True).click()
+        assert tab.locator("#outer").input_value().startswith("step 4 ")
+
+
 def test_what_a_menu_inserts_replaces_the_selection_and_can_be_undone(
     tmp_path: Path, chromium: Any
 ) -> None:

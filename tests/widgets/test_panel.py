@@ -166,7 +166,9 @@ def test_a_headless_run_gets_html_and_text_only() -> None:
 def test_a_live_notebook_gets_the_widget_and_small_html(live: None) -> None:
     bundle = Counter()._repr_mimebundle_()
     assert set(bundle) == {WIDGET, "text/html", "text/plain"}
-    assert "as it was when its cell ran" in bundle["text/html"]  # what is printed before a freeze
+    # what is printed before a freeze
+    assert "as it was when its cell ran" in bundle["text/html"]
+    assert "<style>" in bundle["text/html"]
     assert "<script" not in bundle["text/html"]
 
 
