@@ -16,11 +16,11 @@ from typing import Any, Literal
 import msgspec
 
 from rftkit.errors import RowError
-from rftkit.rows import Row, check_messages, decoded_lines, kind_of, parse_object
+from rftkit.rows import Row, check_messages, decoded_lines, kind_of, parse_object, read_rows
 
 __all__ = [
-    "Example", "Form", "Preference", "example_of", "form_of", "preference_of", "read_examples",
-    "read_preferences",
+    "FUNCTION_NAME", "READERS", "Example", "Form", "Preference", "example_of", "form_of",
+    "preference_of", "read_examples", "read_preferences",
 ]  # fmt: skip
 
 Json = dict[str, Any]
@@ -34,7 +34,7 @@ SPELLINGS = {
     "non_preferred_completion": "non_preferred_output",
 }
 """Names that an older reference page gives the two outputs."""
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 class Example(msgspec.Struct, frozen=True, gc=False):
@@ -291,7 +291,7 @@ def _check_tools(item: Mapping[str, Any], where: str, fail: Fail) -> None:
             place = f"{at}[{number}]" + (".function" if key == "tools" else "")
             function = tool.get("function") if key == "tools" and isinstance(tool, dict) else tool
             name = function.get("name") if isinstance(function, dict) else None
-            if not isinstance(name, str) or not NAME.fullmatch(name):
+            if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
                 raise fail(
                     f"`{place}.name` must be 1 to 64 letters, digits, _ or -, found {name!r}",
                     f"{place}.name",
@@ -371,3 +371,11 @@ def _failing(line: int, path: str | Path | None) -> Fail:
         return RowError(message, path=path, line=line, param=param)
 
     return fail
+
+
+READERS: dict[str, Callable[..., Iterator[Any]]] = {
+    "reinforcement": read_rows,
+    "supervised": read_examples,
+    "dpo": read_preferences,
+}
+"""Method of a job -> what reads the rows of its files."""

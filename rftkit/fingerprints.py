@@ -14,7 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-__all__ = ["difference", "fingerprint"]
+__all__ = ["BASES", "SUMS", "difference", "fingerprint"]
+
+BASES = "bases.json"
+"""In RFTKIT_HOME: name → folder of the base models that were added, read whenever one is looked up.
+"""
+SUMS = "bases.sums.json"
+"""Beside it: name → {folder, files}, the fingerprints that are compared when a model is loaded."""
 
 BLOCK_BYTES, NUM_BLOCKS = 1 << 20, 64
 UNREAD = (".md", ".png", ".jpg", ".gitattributes")

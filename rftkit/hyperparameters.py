@@ -15,8 +15,9 @@ from typing import Any
 from rftkit.errors import InputError, RequestError, nearest_name
 
 __all__ = [
-    "BASE_LEARNING_RATES", "COMPLETIONS", "DPO_SHARE", "ENGINES", "EVERY", "HYPERPARAMETERS",
-    "KNOBS", "METHODS", "Number", "Text", "Words", "check_names", "misplaced", "refuse_misspelt",
+    "BASE_LEARNING_RATES", "COMPLETIONS", "DPO_SHARE", "ENGINES", "EVERY", "HELD_OUT",
+    "HYPERPARAMETERS", "KNOBS", "METHODS", "Number", "Text", "Words", "check_names", "misplaced",
+    "refuse_misspelt",
 ]  # fmt: skip
 
 
@@ -77,6 +78,10 @@ EPISODE_STEPS = 10
 
 ENGINES = ("torch", "tinker")
 """Where a job trains: on this machine, or on the operator's Tinker server."""
+
+HELD_OUT = "held_out_grader"
+"""Metadata of a reinforcement job: a second grader, which it never learns from. JSON, or the id of
+a file that holds it."""
 
 KNOBS: Mapping[str, Number | Words | Text] = {
     "advantage": Words(("mean", "std", "per_grader", "maxrl"), "per_grader"),

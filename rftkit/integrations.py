@@ -13,9 +13,12 @@ from typing import Any
 
 from rftkit.errors import InputError
 
-__all__ = ["TYPES", "Kind", "check_integrations", "integration"]
+__all__ = ["NOTE", "TYPES", "Kind", "check_integrations", "integration"]
 
 Json = dict[str, Any]
+
+NOTE = "rftkit tracker: "
+"""Begins each line of a follower's standard error that the platform makes an event of the job."""
 
 
 @dataclass(frozen=True)

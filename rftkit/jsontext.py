@@ -8,10 +8,11 @@ like other text that is not JSON. Not here: the strict reading of rows (`strictj
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
-__all__ = ["MOST_LEVELS", "NestedTooDeeply", "is_too_deep", "parse_json"]
+__all__ = ["MOST_LEVELS", "NestedTooDeeply", "as_text", "digest_of", "is_too_deep", "parse_json"]
 
 MOST_LEVELS = 100
 """Objects and lists inside each other; code that walks a value needs several frames for each."""
@@ -42,6 +43,17 @@ def parse_json(text: str | bytes | bytearray, **options: Any) -> Any:
     if is_too_deep(text, value):
         raise NestedTooDeeply
     return value
+
+
+def as_text(value: Any) -> str:
+    """A text as it is, any other value as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def digest_of(value: Any) -> str:
+    """The same 64 letters for the same JSON value, however it was spelled."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_too_deep(text: str | bytes | bytearray, value: Any) -> bool:

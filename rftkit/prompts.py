@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.examples import text_of
 from rftkit.jsondocuments import read_document
 from rftkit.wholefile import write_whole
 from rftkit.wording import counted
@@ -61,14 +62,6 @@ def own_system(messages: Sequence[Mapping[str, Any]]) -> str | None:
     """The text of a row's own system message; None when it has none."""
     first = messages[0] if messages else {}
     return text_of(first) if first.get("role") in SYSTEM_ROLES else None
-
-
-def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message, whose content is text or a list of text parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content or ""
 
 
 def read_prompt(path: str | Path) -> Prompt:

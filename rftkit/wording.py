@@ -13,12 +13,17 @@ from rftkit.errors import InputError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["counted", "first_problem", "listed", "the_only"]
+__all__ = ["counted", "cut", "first_problem", "listed", "the_only"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
     """`1 row`, `2,000 rows`; `plural` is for nouns that take no plain s."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and `…`, in at most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def first_problem(error: ValidationError) -> str:

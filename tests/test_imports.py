@@ -240,6 +240,16 @@ def third_party() -> set[str]:
     return found - sys.stdlib_module_names - {"rftkit"}
 
 
+def test_every_room_has_a_folder_of_tests() -> None:
+    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("*/__init__.py")}
+    rooms |= {path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("server/*/__init__.py")}
+    tests = {
+        path.parent.relative_to(Path(__file__).parent)
+        for path in Path(__file__).parent.rglob("test_*.py")
+    }
+    assert rooms - {Path("server")} <= tests
+
+
 def is_module(path: Path) -> bool:
     return path.suffix == ".py" or (path / "__init__.py").exists()
 

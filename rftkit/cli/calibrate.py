@@ -11,6 +11,7 @@ import typer
 from rftkit.cli.console import Format, Json, show, table
 from rftkit.errors import InputError
 from rftkit.wholefile import check_output, write_whole
+from rftkit.wording import cut
 
 if TYPE_CHECKING:
     from rftkit.evals import Agreement, Calibrated, Label, Samples
@@ -172,8 +173,7 @@ def _answers(samples: Samples, places: tuple[tuple[str, str, int], ...]) -> list
     lines = []
     for place in places:
         line = frame.iloc[at[place]]
-        said = " ".join(str(line["answer"]).split())
-        shown = said if len(said) <= 70 else f"{said[:69]}…"
+        shown = cut(" ".join(str(line["answer"]).split()), 70)
         number = samples.numbers[place[0]] + 1
         lines.append({"row": number, "reward": line["reward"], "answer": shown})
     return lines

@@ -21,7 +21,7 @@ import typer
 from rftkit import settings
 from rftkit.cli.console import PLAIN, Json, show, table
 from rftkit.errors import InputError, MissingExtraError, PlatformError
-from rftkit.fingerprints import fingerprint
+from rftkit.fingerprints import BASES, SUMS, fingerprint
 from rftkit.jsontext import parse_json
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
@@ -40,12 +40,8 @@ class ExportFormat(StrEnum):
     gguf = "gguf"
 
 
-BASES = "bases.json"
-"""In RFTKIT_HOME: name → folder; the platform reads it whenever it looks a base model up."""
 BUNDLED = ("smollm2-135m-instruct", "rftkit-tiny")
-"""Names that the platform looks up before it reads that list."""
-SUMS = "bases.sums.json"
-"""Beside it: name → {folder, files}, what the platform compares when it loads the model."""
+"""Names that the platform looks up before those that were added."""
 
 
 @models_app.command("list")

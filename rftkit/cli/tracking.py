@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from rftkit.cli.console import parse_pairs
 from rftkit.errors import InputError
-from rftkit.integrations import TYPES, check_integrations, integration
+from rftkit.integrations import NOTE, TYPES, check_integrations, integration
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
     from rftkit.jobs import Update
 
-__all__ = ["NOTE", "entries", "follow_tracked"]
-
-NOTE = "rftkit tracker: "
-"""Begins each line that the platform makes an event of the job."""
+__all__ = ["entries", "follow_tracked"]
 
 Entry = dict[str, Any]
 

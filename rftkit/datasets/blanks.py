@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rftkit.datasets.forms import answers_in
+from rftkit.examples import text_of
 from rftkit.graders import types
 from rftkit.graders.references import REFERENCE_KEYS
 from rftkit.graders.template import lone_path
@@ -62,7 +63,7 @@ BLANKS = {
 
 def blanks(row: Row, grader: Mapping[str, Any] | None) -> Iterator[str]:
     """Return the kinds of missing text in a row, each once; `grader` has its normal form."""
-    if not any(_shown(_text(message.get("content"))) for message in row.messages[-1:]):
+    if not any(_shown(text_of(message)) for message in row.messages[-1:]):
         yield "empty_prompts"
     yield from _answer_kinds(row)
     found = (_values_at(row.item, steps) for steps in _references(grader))
@@ -82,11 +83,11 @@ def _answer_kinds(row: Row) -> Iterator[str]:
 
 def _is_silent(answer: Mapping[str, Any]) -> bool:
     others = (answer.get(key) for key in ("tool_calls", "function_call", "refusal"))
-    return not any(others) and not _shown(_text(answer.get("content")))
+    return not any(others) and not _shown(text_of(answer))
 
 
 def _said(answer: Mapping[str, Any]) -> Any:
-    return _text(answer.get("content")), answer.get("tool_calls"), answer.get("function_call")
+    return text_of(answer), answer.get("tool_calls"), answer.get("function_call")
 
 
 def _kind(value: Any) -> str | None:
@@ -144,9 +145,3 @@ def _places_of(grader: str) -> frozenset[Steps]:
             if other and other.namespace == "sample"
         }
     return frozenset(places)
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or part.get("refusal") or "") for part in content)
-    return content or ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rftkit.errors import InputError, nearest_name
+from rftkit.jsontext import as_text
 
 __all__ = ["PROMPTS", "Columns", "answer_names", "is_blank", "named_in", "plain_name"]
 
@@ -150,6 +151,4 @@ def _reference(answers: Record) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    if is_blank(value):
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "" if is_blank(value) else as_text(value)

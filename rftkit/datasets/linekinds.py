@@ -11,7 +11,6 @@ becomes a word.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from rftkit.datasets.columns import PROMPTS
 from rftkit.datasets.forms import KEYS, answers_in, row_in
 from rftkit.errors import InputError
 from rftkit.examples import form_of
+from rftkit.jsontext import as_text
 
 __all__ = ["ANSWERS", "KINDS", "Item"]
 
@@ -137,9 +137,7 @@ def _is_subject(key: str, value: Any) -> bool:
 
 def _written(value: Any) -> str:
     """A value as the text of a prompt: what is no text as JSON, and what is missing as nothing."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "" if value is None else as_text(value)
 
 
 def _from_eval(item: Item) -> Found:

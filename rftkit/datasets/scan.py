@@ -23,6 +23,7 @@ from rftkit.datasets.pii import kinds_in
 from rftkit.datasets.rowlines import NumberedRow, Stretch
 from rftkit.datasets.shingles import folded, signatures
 from rftkit.errors import RowError
+from rftkit.examples import text_of
 from rftkit.graders import check_item_paths, reference_answer, types
 from rftkit.rows import Row
 
@@ -211,7 +212,7 @@ def _column(
     answer = answer_of(row, task.response_format, task.grader)
     if answer is None and form_of_row(row) == "reinforcement":
         answer = _read_by_source(row.item, task.grader)
-    chars = sum(len(_content(message)) for message in row.messages)
+    chars = sum(len(text_of(message)) for message in row.messages)
     return (
         each.number,
         prompt_hash(row),
@@ -240,7 +241,7 @@ def answer_of(
         return reference_answer(row.item, response_format, grader=grader)
     message = answers_in(row)[0]
     calls = message.get("tool_calls")
-    return _content(message) or (_canonical(calls).decode("utf-8", "replace") if calls else None)
+    return text_of(message) or (_canonical(calls).decode("utf-8", "replace") if calls else None)
 
 
 def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -> str | None:
@@ -269,17 +270,10 @@ def prompt_hash(row: Row) -> int:
 def prompt_text(row: Row) -> str:
     """Return the text of a prompt without the instructions, which all rows share."""
     return "\n".join(
-        _content(message)
+        text_of(message)
         for message in row.messages
         if message["role"] not in ("system", "developer")
     )
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(part.get("text") or part.get("refusal") or "" for part in content)
-    return content or ""
 
 
 def _scalar(value: Any) -> str | None:

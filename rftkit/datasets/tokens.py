@@ -24,6 +24,7 @@ from rftkit.datasets.findings import Finding, Place
 from rftkit.datasets.forms import answers_in
 from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.rowlines import batched
+from rftkit.examples import text_of
 from rftkit.jsontext import parse_json
 from rftkit.rows import Row
 from rftkit.wording import counted
@@ -225,7 +226,7 @@ def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
         {
             **message,
             "role": "system" if message["role"] == "developer" else message["role"],
-            "content": _text(message.get("content")),
+            "content": text_of(message),
             **_calls(message),
         }
         for message in _conversation(row)
@@ -245,7 +246,7 @@ def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
 
 def _conversation(row: Row) -> list[dict[str, Any]]:
     """What has to fit into the context: the prompt, and the longest answer to learn from."""
-    answer = max(answers_in(row), key=lambda each: len(_text(each.get("content"))), default=None)
+    answer = max(answers_in(row), key=lambda each: len(text_of(each)), default=None)
     return row.messages if answer is None else [*row.messages, answer]
 
 
@@ -269,12 +270,6 @@ def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError):
         return {}
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, list):
-        return "".join(part.get("text") or part.get("refusal") or "" for part in content)
-    return content or ""
 
 
 def _folder(model: str) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rftkit.diagnosis.finding import Finding
 from rftkit.diagnosis.story import WINDOW, Story, learning
+from rftkit.wording import cut
 
 __all__ = [
     "LEAST_ANSWERS",
@@ -149,5 +150,4 @@ def share_words(found: Json) -> str:
 
 
 def _short(value: str) -> str:
-    one_line = " ".join(value.split())
-    return one_line if len(one_line) <= 40 else f"{one_line[:39]}…"
+    return cut(" ".join(value.split()), 40)

@@ -15,6 +15,7 @@ from rftkit import graders
 from rftkit.errors import GraderSpecError
 from rftkit.evals.samples import SCORE, Samples
 from rftkit.graders import Sample
+from rftkit.graders.calibrations import OF_NO_REWARD
 from rftkit.graders.endpoint import mask_secrets
 from rftkit.graders.parse import parse
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["digest_of", "fill_grades", "grade_again"]
-
-_NAMES = ("name", "pass_threshold")
-"""What a grader may have that changes no reward."""
 
 
 def grade_again(
@@ -62,7 +60,7 @@ def digest_of(grader: Mapping[str, Any]) -> str | None:
         parsed = parse(mask_secrets(grader), purpose="eval")
     except GraderSpecError:
         return None
-    kept = {key: value for key, value in parsed.items() if key not in _NAMES}
+    kept = {key: value for key, value in parsed.items() if key not in OF_NO_REWARD}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

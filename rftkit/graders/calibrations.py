@@ -24,7 +24,8 @@ from rftkit.wording import counted, first_problem
 
 __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
 
-_OF_NO_REWARD = ("name", "pass_threshold")
+OF_NO_REWARD = ("name", "pass_threshold")
+"""What a grader may have that changes no reward."""
 VERSION = 1
 MOST_EXACT = 2**53
 """Whole numbers up to this one are exact as floats."""
@@ -40,7 +41,7 @@ State = Literal["calibrated", "poor", "expired", "none"]
 
 def digest(part: Mapping[str, Any]) -> str:
     """Sixteen letters that are the same for the same model, prompt and settings."""
-    kept = {k: v for k, v in part.items() if k not in _OF_NO_REWARD and v is not None}
+    kept = {k: v for k, v in part.items() if k not in OF_NO_REWARD and v is not None}
     text = json.dumps(_plain(kept), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

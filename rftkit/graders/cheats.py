@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rftkit.graders.outcome import Sample
+from rftkit.jsontext import as_text
 
 __all__ = ["CHEATS", "DANGERS", "POISONS", "make_answers", "prompt_text", "texts_in"]
 
@@ -76,7 +77,7 @@ def prompt_text(item: Mapping[str, Any]) -> str:
     """The text of a row's last message."""
     messages = item.get("messages")
     content = messages[-1].get("content") if messages else None
-    return content if isinstance(content, str) else json.dumps(content or "", ensure_ascii=False)
+    return as_text(content or "")
 
 
 def _rewrite(honest: _Honest, change: Callable[[str], str], number: Any = None) -> str:

@@ -9,7 +9,6 @@ useful. Not here: counting over the answers of a job (`server.training.metrics`)
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from rftkit.graders.outcome import Fault, Sample
 from rftkit.graders.references import reference_answer
 from rftkit.graders.template import Path, compile_template, lone_path, look_up, paths
 from rftkit.graders.types import parts
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import as_text, parse_json
 
 __all__ = ["OTHER", "AnswerField", "Shares", "answer_fields", "is_label", "shares"]
 
@@ -189,7 +188,7 @@ def _scalars(
         inner = _resolved(given, root)
         kind = inner.get("type")
         if isinstance(inner.get("enum"), list):
-            values = tuple(map(_text, inner["enum"]))
+            values = tuple(map(as_text, inner["enum"]))
             yield (*keys, name), values if 1 < len(values) <= MAX_VALUES else ()
         elif kind == "boolean":
             yield (*keys, name), ("true", "false")
@@ -247,7 +246,7 @@ def _rendered_row(render: Callable[[Sample, Any], str], item: Json) -> str | Non
 
 
 def _at(path: Path, sample: Sample) -> str:
-    return _text(look_up(path, sample, {}))
+    return as_text(look_up(path, sample, {}))
 
 
 def _reference_at(
@@ -262,7 +261,7 @@ def _reference_at(
             value = value[key]
     except (ValueError, KeyError, TypeError, IndexError):
         return None
-    return None if value is None else _text(value)
+    return None if value is None else as_text(value)
 
 
 def _reads_only(namespace: str, template: str) -> bool:
@@ -273,7 +272,3 @@ def _reads_only(namespace: str, template: str) -> bool:
 def _name(path: Path) -> str:
     keys = path.steps[1:] if path.steps[:1] == ("output_json",) else ()
     return ".".join(map(str, keys)) or "answer"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

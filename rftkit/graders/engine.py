@@ -21,12 +21,11 @@ from rftkit.graders import types
 from rftkit.graders.calls import Calls
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.formula import Formula, compile_formula
-from rftkit.graders.judge import CompletionCall
+from rftkit.graders.judge import CompletionCall, Usage
 from rftkit.graders.leaves import (
     COMPILERS,
     Context,
     Score,
-    Usage,
     num_threads,
 )
 from rftkit.graders.outcome import MAX_REWARD, Fault, Grade, Sample, Scored
@@ -374,7 +373,7 @@ def compile_grader(
     scores = {
         key: COMPILERS[part["type"]](part, param_of(key), context) for key, part in parts.items()
     }
-    relative = [key for key, part in parts.items() if part["type"] == "relative"]
+    relative = [key for key, part in parts.items() if types.compares_group(part)]
     return CompiledGrader(
         parsed,
         scores,

@@ -42,6 +42,8 @@ __all__ = [
 T = TypeVar("T")
 
 ATTEMPTS = 4
+Usage = dict[str, dict[str, int]]
+"""Tokens per model."""
 TIMEOUT_SECONDS = 600.0
 """Of one grade, all its tries together."""
 _FIRST_PAUSE_SECONDS = 0.5
@@ -114,7 +116,7 @@ class Judge:
         messages: list[dict[str, Any]],
         response_format: dict[str, Any],
         read: Callable[[Any], T],
-        usage: dict[str, dict[str, int]],
+        usage: Usage,
     ) -> T:
         """What `read` makes of the judge's `result`; tokens go to `usage`, none for a cached one.
 

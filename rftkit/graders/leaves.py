@@ -20,6 +20,7 @@ from rftkit.graders.calls import Calls
 from rftkit.graders.comparison import comparison
 from rftkit.graders.embeddings import EmbeddingCall
 from rftkit.graders.endpoint import Endpoint
+from rftkit.graders.judge import Usage
 from rftkit.graders.outcome import Fault, Sample, Scored
 from rftkit.graders.posting import HttpCall
 from rftkit.graders.relative import RelativeJudge
@@ -30,10 +31,7 @@ from rftkit.graders.template import Path, compile_template, paths
 from rftkit.graders.types import SPECS, Purpose, spec_type
 from rftkit.safetext import redacted
 
-__all__ = ["COMPILERS", "Context", "Score", "Usage", "leaf_paths", "num_threads"]
-
-Usage = dict[str, dict[str, int]]
-"""Tokens per model."""
+__all__ = ["COMPILERS", "Context", "Score", "leaf_paths", "num_threads"]
 
 Score = Callable[[Sample, Any, Usage], float | Scored]
 """What a spec compiles to: (sample, item, usage) -> reward, or a Fault. Judges add to `usage`."""

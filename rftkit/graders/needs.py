@@ -19,9 +19,6 @@ from rftkit.graders.types import Purpose
 
 __all__ = ["check_item_paths", "reads_sample", "template_paths", "validate", "variables"]
 
-READ_ALL = ("python", "endpoint", "relative")
-"""Types that read the sample without naming it."""
-
 
 def validate(
     spec: Mapping[str, Any], *, purpose: Purpose = "rft", groups: bool | None = None
@@ -58,7 +55,7 @@ def reads_sample(spec: Mapping[str, Any]) -> bool:
     Raises:
         GraderSpecError: when the spec or a template is malformed.
     """
-    if any(part["type"] in READ_ALL for part in types.parts(spec).values()):
+    if any(types.spec_type(part).gets for part in types.parts(spec).values()):
         return True
     return any(path.namespace == "sample" for path in template_paths(spec))
 

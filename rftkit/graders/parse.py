@@ -34,6 +34,7 @@ from rftkit.graders.types import (
     SamplingParams,
     ScoreModel,
 )
+from rftkit.wording import cut
 
 __all__ = ["parse"]
 
@@ -104,11 +105,9 @@ def _check_purpose(spec: Mapping[str, Any], kind: str, purpose: Purpose, param: 
             "map and its formula into the outer `calculate_output`",
             param=param,
         )
-    if purpose == "eval":
-        return
-    if kind == "label_model":
+    if purpose == "rft" and not SPECS[kind].works_in_jobs:
         raise GraderSpecError(
-            "label_model works in evals only; use score_model here", param=_at(param, "type")
+            f"{kind} works in evals only; use score_model here", param=_at(param, "type")
         )
 
 
@@ -263,4 +262,4 @@ def _brief(value: Any) -> str:
         text = json.dumps(value, default=str)
     except (TypeError, ValueError, RecursionError):
         text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else text[:79] + "…"
+    return cut(text, 80)

@@ -43,7 +43,6 @@ __all__ = [
 
 CONFINE = Path(__file__).with_name("confine.py")
 WATCHDOG = Path(__file__).with_name("watchdog.py")
-PREFIX = "rftkit-grader-"
 OLD_SECONDS = 24 * 3600.0
 MAX_FILES = 20_000
 """Files and folders in one scratch folder."""
@@ -145,7 +144,7 @@ def _starts(pid: int) -> queue.SimpleQueue[Call]:
 def make_scratch() -> str:
     """An empty folder for one process, named after this one."""
     sweep_once(os.getpid())
-    return tempfile.mkdtemp(prefix=f"{PREFIX}{_namespace()}-{os.getpid()}-")
+    return tempfile.mkdtemp(prefix=f"{cgroups.PREFIX}{_namespace()}-{os.getpid()}-")
 
 
 @functools.cache
@@ -159,14 +158,14 @@ def sweep() -> None:
     cgroups.sweep()
     folder = Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):
-        for path in folder.glob(f"{PREFIX}*"):
+        for path in folder.glob(f"{cgroups.PREFIX}*"):
             with contextlib.suppress(OSError):
                 if path.lstat().st_uid == os.getuid() and _is_left_over(path):
                     remove(str(path))
 
 
 def _is_left_over(path: Path) -> bool:
-    found = re.fullmatch(rf"{PREFIX}(\d+)-(\d+)-.*", path.name)
+    found = re.fullmatch(rf"{cgroups.PREFIX}(\d+)-(\d+)-.*", path.name)
     if found is not None and int(found[1]) == _namespace():
         return not _is_alive(int(found[2]))
     return time.time() - path.lstat().st_mtime > OLD_SECONDS  # of another container, or version

@@ -8,14 +8,13 @@ used, or its values for the properties of the response format.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rftkit.graders import types
 from rftkit.graders.outcome import Fault
 from rftkit.graders.template import Path, lone_path, look_up, paths
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import as_text, parse_json
 
 __all__ = ["REFERENCE_KEYS", "reference_answer", "right_answer"]
 
@@ -40,16 +39,16 @@ def reference_answer(
     for path, value in _wanted(grader, item) if grader is not None else ():
         match path.steps:
             case ("output_text",) if value is not None:
-                return _text(value)
+                return as_text(value)
             case ("output_json", *keys) if keys and all(isinstance(key, str) for key in keys):
                 _set(fields, [str(key) for key in keys], value)
     if fields:
-        return _text({key: item[key] for key in properties if key in item} | fields)
+        return as_text({key: item[key] for key in properties if key in item} | fields)
     for key in REFERENCE_KEYS:
         if item.get(key) is not None:  # a missing value is not the word "null"
-            return _text(item[key])
+            return as_text(item[key])
     if properties and all(key in item for key in properties):
-        return _text({key: item[key] for key in properties})
+        return as_text({key: item[key] for key in properties})
     return None
 
 
@@ -110,7 +109,3 @@ def _set(fields: dict[str, Any], keys: list[str], value: Any) -> None:
             return
         fields = inner
     fields.setdefault(last, value)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit.errors import GraderSpecError
-from rftkit.graders.judge import Judge, answer_format, closed_object, read_score
+from rftkit.graders.judge import Judge, Usage, answer_format, closed_object, read_score
 from rftkit.graders.outcome import Fault, Sample, Scored
 from rftkit.graders.template import compile_template
+from rftkit.graders.types import compares_group
 
 __all__ = [
     "EQUAL",
@@ -60,7 +61,6 @@ TAG = re.compile(r"<(/?)(?=answer_\d)")
 another one."""
 
 Json = dict[str, Any]
-Usage = dict[str, dict[str, int]]
 
 
 class RelativeJudge:
@@ -190,7 +190,7 @@ def _opposed(one: Sequence[float], other: Sequence[float]) -> float:
 
 def needs_group(spec: Mapping[str, Any]) -> bool:
     """Whether a leaf cannot grade a single answer: a relative grader without an anchor."""
-    return spec.get("type") == "relative" and spec.get("anchor") is None
+    return compares_group(spec) and spec.get("anchor") is None
 
 
 def refuse_single(spec: Mapping[str, Any], param: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rftkit.errors import InputError, nearest_name
-from rftkit.graders.judge import Judge, answer_format, closed_object
+from rftkit.graders.judge import Judge, Usage, answer_format, closed_object
 from rftkit.graders.outcome import Fault, Sample, Scored
 from rftkit.graders.template import compile_template, lone_path, look_up
 from rftkit.graders.types import Criterion
@@ -65,7 +65,7 @@ class RubricJudge:
             compile_template(criteria, param=param)
         self._source = criteria
 
-    def grade(self, sample: Sample, item: Any, usage: dict[str, dict[str, int]]) -> Scored:
+    def grade(self, sample: Sample, item: Any, usage: Usage) -> Scored:
         """Ask the judge once.
 
         Raises:

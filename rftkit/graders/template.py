@@ -18,7 +18,7 @@ from typing import Any
 
 from rftkit.errors import GraderSpecError
 from rftkit.graders.outcome import Fault, Sample
-from rftkit.wording import counted
+from rftkit.wording import counted, cut
 
 __all__ = [
     "SAMPLE_VARIABLES",
@@ -144,7 +144,7 @@ def _parse(slot: str, param: str | None) -> Path:
         position = match.end()
     if namespace not in ("item", "sample") or position != len(text):
         raise GraderSpecError(
-            f"`{param or 'template'}`: {{{{{_short(slot)}}}}} is not a path; write "
+            f"`{param or 'template'}`: {{{{{cut(slot, 60)}}}}} is not a path; write "
             f"{{{{item.key}}}} or {{{{sample.output_text}}}}, with .key and [0] to go deeper, "
             'or {{ "{{" }} for literal braces',
             param=param,
@@ -196,21 +196,21 @@ def _descend(value: Any, step: str | int, done: str, path: Path) -> Any:
         if isinstance(value, list | tuple):
             if step < len(value):
                 return value[step]
-            found = f"`{_short(done, 200)}` has {counted(len(value), 'element')}"
+            found = f"`{cut(done, 200)}` has {counted(len(value), 'element')}"
         else:
-            found = f"`{_short(done, 200)}` is {_kind(value)}, not a list"
+            found = f"`{cut(done, 200)}` is {_kind(value)}, not a list"
     elif isinstance(value, dict):
         if step in value:
             return value[step]
         if done == "sample":
             raise Fault("invalid_variable_error", f"the sample does not say its `{step}`")
         keys = ", ".join(repr(key)[1:-1] for key in list(value)[:20]) or "none"
-        found = f"`{_short(done, 200)}` has the keys: {_short(keys, 400)}"
+        found = f"`{cut(done, 200)}` has the keys: {cut(keys, 400)}"
     else:
-        found = f"`{_short(done, 200)}` is {_kind(value)}, not an object"
+        found = f"`{cut(done, 200)}` is {_kind(value)}, not an object"
     raise Fault(
         "invalid_variable_error",
-        f"`{_short(str(path), 200)}` is missing: {found}",
+        f"`{cut(str(path), 200)}` is missing: {found}",
         unscorable=done.startswith("sample."),
     )
 
@@ -245,7 +245,3 @@ def _spell(step: str | int) -> str:
 def _kind(value: Any) -> str:
     names = {str: "text", bool: "a boolean", type(None): "null", dict: "an object"}
     return names.get(type(value), "a list" if isinstance(value, list | tuple) else "a number")
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -65,6 +65,14 @@ class Named(_Spec):
     """The fields that hold templates, or messages of templates."""
     compares: ClassVar[bool] = False
     """Whether it compares a template `input` with a template `reference`."""
+    compares_group: ClassVar[bool] = False
+    """Whether it compares the answers of a group, so that its rewards are relative to them."""
+    works_in_jobs: ClassVar[bool] = True
+    """Whether a job may be graded with it; evals take every type."""
+    gets: ClassVar[str] = ""
+    """What it gets besides its templates, in words; empty: nothing."""
+    pays: ClassVar[str] = "is that of a grader of type `{type}`"
+    """What its reward is, in words that follow "The reward"; names of fields are in braces."""
     error_flags: ClassVar[tuple[str, ...]] = ()
     """Error flags that only this type reports, in addition to those of every grader."""
 
@@ -80,6 +88,7 @@ class StringCheck(Named):
     is_yes_or_no = True
     compares = True
     templates = ("input", "reference")
+    pays = "is 1 if {input} {operation} {reference}, else 0"
 
     type: Literal["string_check"]
     operation: Literal["eq", "ne", "like", "ilike"]
@@ -95,6 +104,7 @@ class TextSimilarity(Named):
 
     compares = True
     templates = ("input", "reference")
+    pays = "is the similarity ({evaluation_metric}) of {input} and {reference}"
 
     type: Literal["text_similarity"]
     evaluation_metric: Literal[
@@ -121,6 +131,8 @@ class Python(Named):
     """A function `grade(sample, item)` run in the sandbox."""
 
     error_flags = ("python_grader_server_error", "python_grader_runtime_error")
+    gets = "the whole sample and the whole row, as Python objects"
+    pays = "is what a Python function returns"
 
     type: Literal["python"]
     source: str
@@ -185,6 +197,7 @@ class _Judge(Named):
     calls_out = True
     asks_judge = True
     templates: ClassVar[tuple[str, ...]] = ("input",)
+    pays: ClassVar[str] = "is the grade of the model `{model}`"
 
     model: Annotated[str, Field(min_length=1)]
     """The judge."""
@@ -207,6 +220,7 @@ class LabelModel(_Judge):
     """A model picks a label; 1 when it is among the passing ones. Evals only."""
 
     is_yes_or_no = True
+    works_in_jobs = False
 
     type: Literal["label_model"]
     labels: Annotated[list[str], Field(min_length=1)]
@@ -240,6 +254,7 @@ class Rubric(_Judge):
     error_flags = ("model_grader_server_error",)
     is_hosted = False
     templates = ("criteria", "input")
+    pays = "is the share of a rubric that the model `{model}` finds met"
 
     type: Literal["rubric"]
     criteria: JsonValue
@@ -263,7 +278,10 @@ class Relative(_Judge):
 
     error_flags = ("model_grader_server_error",)
     is_hosted = False
+    compares_group = True
     templates = ("input", "anchor")
+    gets = "all answers of the group"
+    pays = "is a score within its group, by the model `{model}`"
 
     type: Literal["relative"]
     input: Annotated[list[Message], Field(min_length=1)] = [
@@ -281,6 +299,8 @@ class Endpoint(Named):
     """An HTTP grader of the user's: `{sample, item, trace_id}` in, `{"score": float}` out."""
 
     calls_out = True
+    gets = "the whole sample and the whole row, sent to the address"
+    pays = "is what a web service returns"
 
     type: Literal["endpoint"]
     url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")]
@@ -349,4 +369,4 @@ def asks_judge(spec: Mapping[str, Any]) -> bool:
 
 def compares_group(spec: Mapping[str, Any]) -> bool:
     """Whether a part compares the answers of a group, so that its rewards are relative to them."""
-    return any(part.get("type") == "relative" for part in parts(spec).values())
+    return any(spec_type(part).compares_group for part in parts(spec).values())

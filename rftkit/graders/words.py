@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rftkit.graders.types import spec_type
+
 __all__ = ["in_a_sentence"]
 
 Spec = Mapping[str, Any]
@@ -32,25 +34,17 @@ def in_a_sentence(spec: Spec) -> str:
 
 
 def _pays(spec: Spec) -> str:
-    kind = spec.get("type")
-    if kind == "string_check":
-        does = _OPERATIONS.get(str(spec.get("operation")), str(spec.get("operation")))
-        return f"is 1 if {_named(spec.get('input'))} {does} {_named(spec.get('reference'))}, else 0"
-    if kind == "text_similarity":
-        metric = str(spec.get("evaluation_metric")).replace("_", " ")
-        both = f"{_named(spec.get('input'))} and {_named(spec.get('reference'))}"
-        return f"is the similarity ({metric}) of {both}"
-    if kind == "python":
-        return "is what a Python function returns"
-    if kind == "rubric":
-        return f"is the share of a rubric that the model `{spec.get('model')}` finds met"
-    if kind == "relative":
-        return f"is a score within its group, by the model `{spec.get('model')}`"
-    if kind in ("score_model", "label_model"):
-        return f"is the grade of the model `{spec.get('model')}`"
-    if kind == "endpoint":
-        return "is what a web service returns"
-    return f"is that of a grader of type `{kind}`"
+    kind = spec_type(spec)
+    fields = {name: _in_words(name, spec.get(name)) for name in kind.model_fields}
+    return kind.pays.format(**fields | {"type": str(spec.get("type"))})
+
+
+def _in_words(name: str, value: Any) -> str:
+    if name in ("input", "reference"):
+        return _named(value)
+    if name == "operation":
+        return _OPERATIONS.get(str(value), str(value))
+    return str(value).replace("_", " ") if name == "evaluation_metric" else str(value)
 
 
 def _named(template: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rftkit.errors import InputError, NotFoundError
-from rftkit.graders.types import parts
+from rftkit.graders.types import asks_judge, parts
 from rftkit.hyperparameters import BASE_LEARNING_RATES, COMPLETIONS, DPO_SHARE
 from rftkit.importer.place import Place, message_of
 from rftkit.tools import check_tools
@@ -21,7 +21,6 @@ __all__ = [
     "Difference", "check_grader", "hyperparameters_of", "of_model", "of_rows", "of_settings",
 ]  # fmt: skip
 
-JUDGES = ("score_model", "label_model")
 NOT_TEXT = ("input_image", "input_audio", "image_url", "image", "audio")
 MASK = "****"
 
@@ -156,7 +155,7 @@ def _parts(spec: Mapping[str, Any], about: str) -> Iterator[tuple[str, Mapping[s
 
 def _of_part(spec: Mapping[str, Any], here: Place, about: str) -> Iterator[Difference]:
     kind = spec.get("type")
-    if kind in JUDGES:
+    if asks_judge(spec):
         yield from _of_judge(spec, here, about)
     if kind == "text_similarity" and spec.get("evaluation_metric") == "cosine":
         if here.judge_base_url is None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 from urllib.parse import quote
 
 from rftkit.errors import InputError
@@ -25,7 +24,6 @@ __all__ = [
     "LAYOUT",
     "Dump",
     "Sink",
-    "digest_of",
     "page_number",
     "safe_name",
     "saved_dump",
@@ -211,12 +209,6 @@ def verify(folder: str | Path) -> list[str]:
     if dump.ledger.is_unfinished:
         wrong.append(INTERRUPTED)
     return wrong + [found for name in sorted(dump.ledger.files) if (found := dump.wrong(name))]
-
-
-def digest_of(value: Any) -> str:
-    """The same 64 letters for the same JSON value, however it was spelled."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class _Tally:

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
-from rftkit.importer.dump import digest_of
 from rftkit.importer.units import LeftOut, Unit
+from rftkit.jsontext import digest_of
 
 __all__ = ["Answer", "ForeignEval", "ForeignRun", "Result", "number_of", "seconds_of", "units_of"]
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
-from rftkit.importer.dump import digest_of, safe_name
+from rftkit.importer.dump import safe_name
 from rftkit.importer.promptfoo_graders import assertion_of
 from rftkit.importer.units import DumpSource, LeftOut, Unit
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import digest_of, parse_json
 from rftkit.outputitems import answer_text, grader_name
 from rftkit.wording import counted
 

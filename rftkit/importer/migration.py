@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rftkit.examples import READERS
 from rftkit.importer.differences import (
     Difference,
     check_grader,
@@ -19,9 +20,9 @@ from rftkit.importer.differences import (
     of_rows,
     of_settings,
 )
-from rftkit.importer.dump import digest_of
-from rftkit.importer.place import READERS, Place, place
+from rftkit.importer.place import Place, place
 from rftkit.importer.survey import graders_of_eval, graders_of_job
+from rftkit.jsontext import digest_of
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rftkit.importer.dump import Dump, digest_of, page_number
+from rftkit.importer.dump import Dump, page_number
 from rftkit.importer.remote import Answer, Refused, Remote
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import digest_of, parse_json
 
 __all__ = ["KINDS_OF_LIST", "Lists", "items_of", "save_list"]
 

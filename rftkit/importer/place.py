@@ -5,27 +5,20 @@ Everything is read, nothing is run or created. What was read once is kept for th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin
 
 from rftkit.errors import GraderSpecError, InputError
-from rftkit.examples import read_examples, read_preferences
-from rftkit.importer.dump import digest_of
-from rftkit.rows import read_rows
+from rftkit.examples import READERS
+from rftkit.jsontext import digest_of
 
 if TYPE_CHECKING:
     from openai import APIStatusError, OpenAI
 
-__all__ = ["READERS", "Place", "message_of", "place"]
+__all__ = ["Place", "message_of", "place"]
 
-READERS: dict[str, Callable[..., Iterator[Any]]] = {
-    "reinforcement": read_rows,
-    "supervised": read_examples,
-    "dpo": read_preferences,
-}
-"""Of the rows of each method."""
 
 Json = dict[str, Any]
 

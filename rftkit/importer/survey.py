@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 from rftkit.errors import InputError
-from rftkit.importer.dump import Dump, digest_of, safe_name
+from rftkit.importer.dump import Dump, safe_name
 from rftkit.importer.others import OTHERS
 from rftkit.importer.pages import Lists, items_of
 from rftkit.importer.remote import Refused, Remote
+from rftkit.jsontext import digest_of
 
 __all__ = [
     "KINDS",

@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
 
 from rftkit.errors import InputError
-from rftkit.importer.dump import digest_of
 from rftkit.importer.units import KINDS, Kind, LeftOut, Unit
+from rftkit.jsontext import digest_of
 
 if TYPE_CHECKING:
     from openai import OpenAI

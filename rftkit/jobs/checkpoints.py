@@ -16,7 +16,15 @@ from rftkit.jobs.metrics import step_metrics
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Checkpoint", "best", "checkpoints"]
+__all__ = ["COLUMNS", "Checkpoint", "best", "checkpoints"]
+
+COLUMNS = {
+    "step": "step",
+    "valid_reward_mean": "validation reward",
+    "train_reward_mean": "train reward",
+    "model": "model",
+}
+"""Of a table of checkpoints, with their headings."""
 
 
 @dataclass(frozen=True, slots=True)

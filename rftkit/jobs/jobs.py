@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rftkit.errors import InputError, JobFailedError
-from rftkit.hyperparameters import check_names
+from rftkit.hyperparameters import HELD_OUT, check_names
 from rftkit.lineage import BRANCH_FROM
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ Event = dict[str, Any]
 
 Method = Literal["reinforcement", "supervised", "dpo"]
 """How a job learns, as `method.type` has it."""
-HELD_OUT = "held_out_grader"
-"""Metadata that names a job's second grader."""
 LONGEST_VALUE = 512
 """Characters of a value of metadata."""
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})

@@ -25,7 +25,7 @@ from rftkit.backoff import backoff_seconds
 from rftkit.jobs.jobs import TERMINAL, Event, Update
 from rftkit.jobs.metrics import step_metrics
 from rftkit.jobs.tracker_kinds import OPENERS, Sink, TrackedJob
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import as_text, parse_json
 from rftkit.privacy import make_home
 from rftkit.wholefile import write_whole
 
@@ -290,7 +290,7 @@ def _answer_row(item: Mapping[str, Any]) -> list[Any]:
 def _last_text(messages: Any) -> str:
     last = messages[-1] if isinstance(messages, list) and messages else {}
     content = last.get("content") if isinstance(last, Mapping) else None
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return as_text(content)
 
 
 def _config(wire: Mapping[str, Any]) -> dict[str, Any]:

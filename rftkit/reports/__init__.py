@@ -9,7 +9,7 @@ table            a table with its full rows as a CSV       made_from      source
 
 from rftkit.reports.comparing import comparison_figures, comparison_sources, grader_of
 from rftkit.reports.document import read_summary
-from rftkit.reports.job import CHECKPOINTS, JobRecord, read_job
+from rftkit.reports.job import JobRecord, read_job
 from rftkit.reports.job_sweep import sweep_jobs
 from rftkit.reports.provenance import made_from, versions
 from rftkit.reports.render import notebook_path, read_values, run
@@ -18,7 +18,6 @@ from rftkit.reports.sweep import Sweep, sweep
 from rftkit.reports.tables import csv_beside, elsewhere, table
 
 __all__ = [
-    "CHECKPOINTS",
     "MIME",
     "JobRecord",
     "Sweep",

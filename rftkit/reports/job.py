@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit.errors import NotFoundError, ReportError
 from rftkit.graders.words import in_a_sentence
 from rftkit.jobs.branches import Branch, family
-from rftkit.jobs.checkpoints import Checkpoint, checkpoints
+from rftkit.jobs.checkpoints import COLUMNS, Checkpoint, checkpoints
 from rftkit.jobs.follow import find
 from rftkit.jobs.jobs import Event, error_of, events
 from rftkit.jobs.local import step_rollouts
@@ -30,15 +30,7 @@ if TYPE_CHECKING:
 
     from rftkit.evals import Comparison
 
-__all__ = ["CHECKPOINTS", "JobRecord", "read_job"]
-
-CHECKPOINTS = {
-    "step": "step",
-    "valid_reward_mean": "validation reward",
-    "train_reward_mean": "train reward",
-    "model": "model",
-}
-"""Columns of a table of checkpoints, with their headings."""
+__all__ = ["JobRecord", "read_job"]
 
 Json = dict[str, Any]
 
@@ -87,7 +79,7 @@ class JobRecord:
     @property
     def checkpoint_columns(self) -> dict[str, str]:
         """Columns of the table of checkpoints, with headings: what was measured."""
-        columns = {**CHECKPOINTS, "valid_loss": "validation loss"}
+        columns = {**COLUMNS, "valid_loss": "validation loss"}
         optional = ("valid_reward_mean", "train_reward_mean", "valid_loss")
         is_rft = bool(self.reinforcement)
         return {

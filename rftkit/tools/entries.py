@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from rftkit import settings
 from rftkit.errors import InputError, RequestError
+from rftkit.examples import FUNCTION_NAME
 from rftkit.graders.hosts import is_of_machine, is_private
 from rftkit.graders.posting import header_problem, secrets_in
 from rftkit.hyperparameters import refuse_misspelt
@@ -27,7 +28,6 @@ __all__ = ["check_tools", "mask_tools", "server_label"]
 
 MOST = 128
 """Entries of a job, as many as functions of a chat."""
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 KEYS = {
     "http": ("name", "server_url", "headers", "type"),
     "mcp": (
@@ -120,7 +120,7 @@ def _entry(given: Any, where: str, private: bool) -> Json:
 def _check_name(name: Any, where: str) -> None:
     if name is None:
         raise RequestError(f"Missing required parameter: `{where}`.", param=where)
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+    if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
         raise RequestError(
             f"`{where}` must be 1 to 64 letters, digits, _ and -, found {kind_of(name)}"
             + (f" {name[:80]!r}" if isinstance(name, str) else ""),

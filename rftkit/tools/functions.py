@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import re
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.examples import FUNCTION_NAME
+from rftkit.jsontext import as_text
 from rftkit.tools.values import Json
 
 __all__ = ["Function", "ToolError"]
 
 STATE = "state"
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 SECTION = re.compile(r"^\s*(Args|Arguments|Parameters|Returns|Raises|Yields|Example[s]?):\s*$")
 PARAMETER = re.compile(r"^\s+(\w+)(?:\s*\([^)]*\))?:\s*(.*)$")
 
@@ -42,7 +42,7 @@ class Function:
             InputError: the function has no name, a parameter without a type, or `*args`.
         """
         self.name = getattr(function, "__name__", "")
-        if not NAME.fullmatch(self.name):
+        if not FUNCTION_NAME.fullmatch(self.name):
             raise InputError(
                 f"{function!r} has no name of letters, digits and _; define it with `def`"
             )
@@ -70,7 +70,7 @@ class Function:
         result = self._function(**given)
         if inspect.isawaitable(result):
             result = asyncio.run(_awaited(result))
-        return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+        return as_text(result)
 
     @property
     def _names(self) -> list[str]:

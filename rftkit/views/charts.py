@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+from rftkit.diagnosis.gains import CERTAINTY
 from rftkit.views.jumps import Jumps, StepJumps
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, missing, note
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from rftkit.evals.comparison import Comparison
 
 __all__ = ["health_chart", "line_of", "reward_chart"]
-
-
-CERTAINTY = 1.96
-"""Standard errors on either side of a mean: 95 % of such intervals hold the true one."""
 
 
 def reward_chart(

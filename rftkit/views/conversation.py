@@ -5,16 +5,16 @@ Not here: grades, and lists of conversations.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit.datasets.forms import KEYS
 from rftkit.examples import form_of, trained_messages
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import as_text, parse_json
 from rftkit.views.listing import disclosure
 from rftkit.views.markup import Html, html, join
+from rftkit.wording import cut
 
 __all__ = ["outputs", "prompt", "readable", "reference", "said", "taught", "titles"]
 
@@ -75,7 +75,7 @@ def reference(item: dict[str, Any]) -> Html:
     if not pairs:
         return Html()
     lines = join(
-        html('<tr><th scope="row">{}</th><td>{}</td></tr>', key, disclosure(_plain(value)))
+        html('<tr><th scope="row">{}</th><td>{}</td></tr>', key, disclosure(as_text(value)))
         for key, value in pairs.items()
     )
     return html("<h4>What the grader knows</h4><table><tbody>{}</tbody></table>", lines)
@@ -89,7 +89,7 @@ def titles(items: Sequence[dict[str, Any]]) -> list[str]:
     for own in paragraphs:
         special = [each for each in own if seen[each] <= len(items) // 2]
         words = (special or own or ["(empty)"])[-1]
-        found.append(words if len(words) <= 200 else f"{words[:199]}…")
+        found.append(cut(words, 200))
     return found
 
 
@@ -103,7 +103,7 @@ def readable(answer: str | None) -> str:
         value = None
     if not isinstance(value, dict):
         return answer
-    return "\n".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
+    return "\n".join(f"{key}: {as_text(inner)}" for key, inner in value.items())
 
 
 def _paragraphs(message: dict[str, Any]) -> list[str]:
@@ -112,7 +112,3 @@ def _paragraphs(message: dict[str, Any]) -> list[str]:
 
 def _role(message: dict[str, Any]) -> str:
     return f"{message['role']}, not trained" if message.get("weight") == 0 else message["role"]
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -13,6 +13,7 @@ from rftkit.views.jumps import StepJumps
 from rftkit.views.listing import table
 from rftkit.views.markup import Html, join, note
 from rftkit.views.plot import Line, Panel, drawn, leading, picture
+from rftkit.wording import cut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +106,7 @@ def _of_criteria(met: pd.DataFrame) -> list[Panel]:
             for split, label in SIDES.items()
         ]
         name = str(criterion)
-        short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        short = cut(name, LONGEST)
         panels.append(Panel(short, tuple(line for line in lines if line.steps), is_share=True))
     return panels[:MOST_PANELS]
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit import graders
+from rftkit.graders.types import spec_type
 from rftkit.jsontext import parse_json
 from rftkit.views.answers import judged_lines
 from rftkit.views.conversation import readable, reference
-from rftkit.views.listing import disclosure, table
+from rftkit.views.listing import NUMERIC, disclosure, table
 from rftkit.views.markup import (
     Html,
     html,
@@ -27,6 +28,7 @@ from rftkit.views.markup import (
     wrap,
 )
 from rftkit.views.rows import row_button
+from rftkit.wording import cut
 
 __all__ = ["audited", "failure", "grade_in_full", "grades", "spec_problem"]
 
@@ -64,7 +66,7 @@ def grades(
     heads = ["row", "answer", *keys, "reward", *(["before", "change"] if moved else []), "outcome"]
     numeric = {"row", "reward", "before", "change", *keys}
     head = join(
-        html('<th scope="col"{}>{}</th>', _NUMBER if name in numeric else "", name)
+        html('<th scope="col"{}>{}</th>', NUMERIC if name in numeric else "", name)
         for name in heads
     )
     marks = STALE if stale else MARKS
@@ -194,9 +196,6 @@ def _numbered(source: str, line: int | None, *, around: int = 4) -> Html:
     return html("<pre>{}</pre>", Html("\n").join(shown))
 
 
-_NUMBER = Html(' class="rk-number" style="text-align:right"')
-
-
 def _line(
     line: Line,
     keys: Sequence[str],
@@ -211,14 +210,14 @@ def _line(
     tone = "" if change is None else "rk-good" if change > 0 else "rk-bad" if change < 0 else ""
     sign = "" if not change else " ▲" if change > 0 else " ▼"
     cells = [
-        html("<td{}>{}</td>", _NUMBER, row_button(at) if live else at + 1),
+        html("<td{}>{}</td>", NUMERIC, row_button(at) if live else at + 1),
         html("<td>{}</td>", _short(line["answer"])),
-        *(html("<td{}>{}</td>", _NUMBER, number(line.get(f"reward/{key}"))) for key in keys),
-        html("<td{}><b>{}</b></td>", _NUMBER, number(line["reward"])),
+        *(html("<td{}>{}</td>", NUMERIC, number(line.get(f"reward/{key}"))) for key in keys),
+        html("<td{}><b>{}</b></td>", NUMERIC, number(line["reward"])),
     ]
     if moved:
         shown = "" if change is None else f"{signed(change)}{sign}"
-        cells.append(html("<td{}>{}</td>", _NUMBER, number(line.get("before"))))
+        cells.append(html("<td{}>{}</td>", NUMERIC, number(line.get("before"))))
         cells.append(html('<td class="rk-number {}" style="text-align:right">{}</td>', tone, shown))
     details = f": {_short(line['details'], 160)}" if line.get("details") else ""
     bad = "rk-bad" if line["outcome"] == "failed" else ""
@@ -260,7 +259,7 @@ def _steps(
         reward = grade["sub_rewards"].get(key) if key else grade["reward"]
         seconds = grade["sub_seconds"].get(key) if key else grade["seconds"]
         filled = [each for each in rendered if each["key"] == key]
-        compared = join(_filled(each) for each in filled) or text(_UNSEEN.get(part["type"], ""))
+        compared = join(_filled(each) for each in filled) or text(spec_type(part).gets)
         rows.append(
             html(
                 '<tr><th scope="row">{}<br><small>{}</small></th><td>{}</td><td{}>{}</td>'
@@ -268,9 +267,9 @@ def _steps(
                 key or part["name"],
                 _kind(part),
                 compared,
-                _NUMBER,
+                NUMERIC,
                 number(reward),
-                _NUMBER,
+                NUMERIC,
                 _time(seconds),
             )
         )
@@ -278,16 +277,10 @@ def _steps(
         '<div class="rk-scroll" tabindex="0"><table><thead><tr><th scope="col">grader</th>'
         '<th scope="col">what it compared</th><th scope="col"{}>reward</th>'
         '<th scope="col"{}>time</th></tr></thead><tbody>{}</tbody></table></div>',
-        _NUMBER,
-        _NUMBER,
+        NUMERIC,
+        NUMERIC,
         join(rows),
     )
-
-
-_UNSEEN = {
-    "python": "the whole sample and the whole row, as Python objects",
-    "endpoint": "the whole sample and the whole row, sent to the address",
-}
 
 
 def _kind(part: Mapping[str, Any]) -> str:
@@ -377,8 +370,7 @@ def _plain(lines: Sequence[Line], keys: Sequence[str]) -> str:
 
 
 def _short(words: str | None, limit: int = 90) -> str:
-    words = "(no answer)" if words is None else " ".join(words.split())
-    return words if len(words) <= limit else words[: limit - 1] + "…"
+    return cut("(no answer)" if words is None else " ".join(words.split()), limit)
 
 
 def _time(seconds: float | None) -> str:

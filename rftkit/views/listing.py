@@ -110,7 +110,7 @@ def table(
     headings = columns if isinstance(columns, dict) else {key: key for key in columns}
     numeric = {key for key in headings if is_numeric(record.get(key) for record in records)}
     head = join(
-        html('<th scope="col"{}>{}</th>', _NUMERIC if key in numeric else "", label)
+        html('<th scope="col"{}>{}</th>', NUMERIC if key in numeric else "", label)
         for key, label in headings.items()
     )
     title = html("<caption>{}</caption>", caption) if caption else Html()
@@ -149,8 +149,8 @@ def disclosure(value: str, limit: int = 160) -> Html:
     )
 
 
-# The inline style is for untrusted notebooks, which strip style sheets.
-_NUMERIC = Html(' class="rk-number" style="text-align:right"')
+NUMERIC = Html(' class="rk-number" style="text-align:right"')
+"""Of cells with numbers; the inline style is for untrusted notebooks, which strip style sheets."""
 
 
 def _record(row: Any) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _cell(value: Any, numeric: bool) -> Html:
     if missing(value):
         return html('<td class="rk-missing{}" data-v="">–</td>', " rk-number" if numeric else "")
     if numeric:
-        return html('<td{} data-v="{!r}">{}</td>', _NUMERIC, value, number(value))
+        return html('<td{} data-v="{!r}">{}</td>', NUMERIC, value, number(value))
     if isinstance(value, Html):
         return html("<td>{}</td>", value)
     if isinstance(value, bool):

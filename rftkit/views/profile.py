@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rftkit.views.markup import Html, note, number
 from rftkit.views.plot import Chart, picture
 from rftkit.views.svg import Axis, Canvas, value_axis
-from rftkit.wording import counted
+from rftkit.wording import counted, cut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +71,7 @@ def _bars(frame: pd.DataFrame, name: str) -> Chart:
     slot = 1 / len(pairs)
     for at, (value, count) in enumerate(pairs):
         top = canvas.at_y(at * slot)
-        canvas.word(canvas.at_x(0), top + 12, f"{_short(value)}  {count:,}")
+        canvas.word(canvas.at_x(0), top + 12, f"{cut(str(value), 32)}  {count:,}")
         words = f"{value}: {counted(count, 'row')}"
         ends = ((at + 0.5) * slot, (at + 0.85) * slot)
         canvas.bar((0.0, float(count)), ends, words, "rk-box rk-fill0")
@@ -92,8 +92,3 @@ def _labels(frame: pd.DataFrame) -> list[str]:
 def _repeats(values: pd.Series[Any]) -> bool:
     known = values.dropna()
     return 1 < int(known.nunique()) <= min(50, len(known) // 2)
-
-
-def _short(value: Any) -> str:
-    words = str(value)
-    return words if len(words) <= 32 else f"{words[:31]}…"

@@ -16,6 +16,7 @@ from rftkit.views.answers import grade_notes
 from rftkit.views.conversation import outputs, prompt, readable, reference, said, taught, titles
 from rftkit.views.listing import disclosure, is_numeric, table
 from rftkit.views.markup import Html, fact_table, html, join, missing, note, number, text, wrap
+from rftkit.wording import cut
 
 __all__ = [
     "REFUSED",
@@ -320,5 +321,4 @@ def _text(value: Any) -> str:
 
 
 def _short(words: str) -> str:
-    words = " ".join(words.split())
-    return words if len(words) <= EXCERPT else words[: EXCERPT - 1] + "…"
+    return cut(" ".join(words.split()), EXCERPT)

@@ -11,6 +11,7 @@ from rftkit import views
 from rftkit.diagnosis import Finding, findings, story_of
 from rftkit.errors import RftkitError
 from rftkit.jobs import Follow, checkpoints, error_of, rollouts, step_metrics, waits_for
+from rftkit.jobs.checkpoints import COLUMNS
 from rftkit.jobs.metrics import start_step
 from rftkit.jobs.runs import file_name
 from rftkit.views.compare_rows import row_cards
@@ -38,12 +39,6 @@ SECTIONS = {
     "validations": "Validation rows",
     "checkpoints": "Checkpoints",
     "events": "Events",
-}
-MODEL_COLUMNS = {
-    "step": "step",
-    "valid_reward_mean": "validation reward",
-    "train_reward_mean": "train reward",
-    "model": "model",
 }
 LOSS_COLUMNS = {"step": "step", "valid_loss": "validation loss", "model": "model"}
 """Of a job without a grader."""
@@ -212,7 +207,7 @@ class JobView:
             return views.note("No checkpoint yet. Each validation after a step saves one.")
         is_graded = any(each.valid_reward_mean is not None for each in kept)
         has_loss = any(each.valid_loss is not None for each in kept)
-        columns = MODEL_COLUMNS if is_graded or not has_loss else LOSS_COLUMNS
+        columns = COLUMNS if is_graded or not has_loss else LOSS_COLUMNS
         return views.table(kept, columns, noun="checkpoint")
 
 

@@ -486,11 +486,6 @@ class JobLauncher(Panel):
         for monitor in self._monitors:
             monitor.close()
 
-    def _take(self, name: str, value: Any) -> None:
-        """Set the state from what was typed, if the value has changed."""
-        if getattr(self, name) != value:
-            self.set(**{name: value})
-
     def _draw_if_shown(self) -> None:
         """Redraw; in a headless run, replace the output that was shown before."""
         if self._root is not None:
@@ -519,8 +514,6 @@ _NO_PROBE = (
 )
 _CHECKED = {"method", "train", "valid", *SPECS}
 _ESTIMATED_FROM = ("model", "hyperparameters", "metadata", "max_episode_steps")
-_METHOD_OF = {"reinforcement": "reinforcement", "supervised": "supervised", "preference": "dpo"}
-"""Form of a dataset's rows -> the method of its jobs."""
 _METHODS = (
     "Learn from graded answers",
     "Learn from the answers of the rows",
@@ -539,10 +532,11 @@ def _datasets() -> list[str]:
 def _dataset_state(name: str) -> dict[str, Any]:
     """The state that a dataset provides."""
     from rftkit import datasets
+    from rftkit.datasets import forms
 
     found = datasets.load(name)
     with datasets.open(found.train, form=None) as rows:
-        method = _METHOD_OF[rows.form]
+        method = forms.METHODS[rows.form]
     return {
         "method": method,
         "train": str(found.train),

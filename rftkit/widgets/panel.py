@@ -183,6 +183,11 @@ class Panel(HasTraits):
         if changed:
             self._redraw(changed)
 
+    def _take(self, name: str, value: Any) -> None:
+        """Set a part of the state to what was typed, if that has changed."""
+        if getattr(self, name) != value:
+            self.set(**{name: value})
+
     def _assign(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             if name not in self.state:

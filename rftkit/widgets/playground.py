@@ -435,10 +435,6 @@ class Playground(Panel):
             self._body,
         ]
 
-    def _take(self, name: str, value: Any) -> None:
-        if getattr(self, name) != value:
-            self.set(**{name: value})
-
     def _read_row(self) -> None:
         typed = self._number.value.strip()
         if typed and not (typed.isdigit() and int(typed)):

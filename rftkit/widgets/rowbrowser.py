@@ -29,7 +29,7 @@ from rftkit.widgets.panel import Panel
 from rftkit.widgets.rowmaker import RowMaker
 from rftkit.widgets.rowsource import FileSource, Numbers, RowSource, dataset_of, source_of
 from rftkit.widgets.task import Task
-from rftkit.wording import counted
+from rftkit.wording import counted, cut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -512,9 +512,9 @@ class RowBrowser(Panel):
 
 
 def _brief(finding: Finding) -> str:
-    words = finding.message if len(finding.message) <= 70 else finding.message[:69] + "…"
     more = f", the first {len(finding.places)}" if finding.count > len(finding.places) else ""
-    return f"{words} ({counted(max(finding.count, len(finding.places)), 'row')}{more})"
+    rows = counted(max(finding.count, len(finding.places)), "row")
+    return f"{cut(finding.message, 70)} ({rows}{more})"
 
 
 def _as_text(column: Any) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.jsontext import parse_json
+from rftkit.rows import BOM
 from rftkit.strictjson import read_value
 
 __all__ = ["MAX_BYTES", "MAX_REQUESTS", "Line", "mistakes", "read_lines"]
@@ -19,7 +20,6 @@ __all__ = ["MAX_BYTES", "MAX_REQUESTS", "Line", "mistakes", "read_lines"]
 MAX_REQUESTS, MAX_BYTES = 50_000, 200 * 1024 * 1024
 MAX_MISTAKES = 100
 """Of one file that are listed."""
-BOM = b"\xef\xbb\xbf"
 
 Json = dict[str, Any]
 

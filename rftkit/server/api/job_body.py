@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
-from rftkit.hyperparameters import ENGINES, METHODS, Number, Words, misplaced, refuse_misspelt
+from rftkit.hyperparameters import (
+    ENGINES,
+    HELD_OUT,
+    METHODS,
+    Number,
+    Words,
+    misplaced,
+    refuse_misspelt,
+)
 from rftkit.integrations import check_integrations
 from rftkit.server.api.branches import check_branch, parent_of
 from rftkit.server.api.calibrated import check_calibration
@@ -53,9 +61,6 @@ MOST_STEPS = 1000
 """Most turns of a rollout that a job can ask for."""
 OURS = ("measure", "held_out")
 """Keys of a job's method that are not on the wire."""
-HELD_OUT = "held_out_grader"
-"""Metadata of a reinforcement job: a second grader, which it never learns from. JSON, or the id of
-a file that holds it."""
 MEASURES = ("grader", "response_format")
 """Metadata of a job that does not learn from them: what its checkpoints are measured with. Each is
 JSON, or the id of a file that holds it."""

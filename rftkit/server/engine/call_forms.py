@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from rftkit.jsontext import parse_json
+from rftkit.jsontext import as_text, parse_json
 
 __all__ = [
     "CALL_END",
@@ -159,7 +159,7 @@ def _without_marks(tokenizer: Any) -> frozenset[int] | None:
 
 def _call(text: str, number: int, found: Found) -> Json:
     name, given = found
-    arguments = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    arguments = as_text(given)
     function = {"name": name, "arguments": arguments}
     return {"type": "function", "function": function, "id": call_id(text, number)}
 

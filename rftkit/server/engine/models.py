@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 
 from rftkit.errors import NotFoundError, PlatformError, nearest_name
-from rftkit.fingerprints import difference
+from rftkit.fingerprints import BASES, SUMS, difference
 from rftkit.jsontext import parse_json
 from rftkit.server.engine import weights
 from rftkit.server.engine.tinker.remote import remote_of
@@ -36,9 +36,6 @@ __all__ = [
     "prepare",
 ]
 
-BASES = "bases.json"
-SUMS = "bases.sums.json"
-"""In the home: name → {folder, files}, the fingerprints that `rftkit models add` took."""
 CARD_BYTES = 1 << 16  # of a model card are read; its front matter is much shorter
 FORMAT = 1  # increase it when a conversion changes, so that old caches are replaced
 

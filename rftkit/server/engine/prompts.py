@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.examples import text_of
 from rftkit.jsontext import parse_json
 from rftkit.server.engine.values import Text
 
@@ -260,11 +261,8 @@ def closing(mark: str) -> str:
 
 def plain_message(message: Json) -> Json:
     """A message as chat templates take it: its content is one text, a developer is the system."""
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(part.get("text") or part.get("refusal") or "" for part in content)
     role = "system" if message["role"] == "developer" else message["role"]
-    plain = {**message, "role": role, "content": content or message.get("refusal") or ""}
+    plain = {**message, "role": role, "content": text_of(message)}
     plain.pop("weight", None)
     if message.get("tool_calls"):
         plain["tool_calls"] = [_with_object(call) for call in message["tool_calls"]]

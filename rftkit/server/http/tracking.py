@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from rftkit import settings
+from rftkit.integrations import NOTE
 from rftkit.server.inference.backlog import keep_going
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import TERMINAL, Job
@@ -31,7 +32,6 @@ END_SECONDS = 2.0
 """How long a process may take to end."""
 RECENT = 100
 """Jobs with integrations among which to look for those that are to be followed."""
-NOTE = "rftkit tracker: "
 """Begins a line of the process that is meant for the job's events."""
 COMMAND = "from rftkit.cli.app import main; main()"
 

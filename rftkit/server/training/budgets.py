@@ -8,6 +8,7 @@ no reward until then. Not here: pauses that a client asks for, and how a paused 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rftkit.diagnosis import CUT_SHARE
 from rftkit.graders.misspelt import format_problems
@@ -86,18 +87,14 @@ def check_unscorable(run: RftRun, step: int, groups: Sequence[Group], *, has_sig
     if lost / graded <= run.plan.unscorable_budget:
         return
     key = "unscorable_budget"
-    with run.store.transaction():
-        if run.store.has_event(run.job.id, key) or not run.store.try_status(run.job.id, "pausing"):
-            return
-        run.store.add_event(
-            run.job.id,
-            f"The job pauses: {lost} of {graded} training answers could not be scored, and "
-            f"metadata `{key}` allows {run.plan.unscorable_budget:.0%}. "
-            f"{_why_unscorable(run, groups)} Resume the job to continue without this limit.",
-            level="error",
-            data={"unscorable": lost, "grades": graded, "step": step},
-            key=key,
-        )
+    _pause_once(
+        run,
+        key,
+        f"The job pauses: {lost} of {graded} training answers could not be scored, and "
+        f"metadata `{key}` allows {run.plan.unscorable_budget:.0%}. "
+        f"{_why_unscorable(run, groups)} Resume the job to continue without this limit.",
+        {"unscorable": lost, "grades": graded, "step": step},
+    )
 
 
 def check_alarms(run: RftRun, step: int) -> None:
@@ -105,21 +102,30 @@ def check_alarms(run: RftRun, step: int) -> None:
     if run.plan.on_alarm != "pause" or step == run.plan.total_steps:
         return
     for alarm in run.history.alarms:
-        key = f"pause-{alarm.key}"
-        with run.store.transaction():
-            if run.store.has_event(run.job.id, key):
-                continue
-            if not run.store.try_status(run.job.id, "pausing"):
-                return
-            run.store.add_event(
-                run.job.id,
-                f"The job pauses, as metadata `on_alarm` asks: {alarm} Resume the job to go on in "
-                f"spite of this alarm, or branch from a step before it: rftkit job create --from "
-                f"{run.job.id}@STEP",
-                level="error",
-                data={"alarm": dict(alarm.alarm or {}), "step": step},
-                key=key,
-            )
+        _pause_once(
+            run,
+            f"pause-{alarm.key}",
+            f"The job pauses, as metadata `on_alarm` asks: {alarm} Resume the job to continue in "
+            f"spite of this alarm, or branch from a step before it: rftkit job create --from "
+            f"{run.job.id}@STEP",
+            {"alarm": dict(alarm.alarm or {}), "step": step},
+        )
+
+
+def _pause_once(
+    run: AnyRun,
+    key: str,
+    message: str,
+    data: dict[str, Any],
+    level: str = "error",
+) -> None:
+    """Pause the job with an event that says why, unless it has this event already: the job was
+    resumed in spite of it.
+    """
+    with run.store.transaction():
+        if run.store.has_event(run.job.id, key) or not run.store.try_status(run.job.id, "pausing"):
+            return
+        run.store.add_event(run.job.id, message, level=level, data=data, key=key)
 
 
 def _why_unscorable(run: RftRun, groups: Sequence[Group]) -> str:
@@ -183,14 +189,11 @@ def check_core_seconds(run: AnyRun, step: int) -> None:
     used = (run.store.job(run.job.id).usage_metrics or {}).get("core_seconds", 0.0)
     if cap is None or used < cap or step == run.plan.total_steps:
         return
-    with run.store.transaction():
-        if run.store.has_event(run.job.id, key) or not run.store.try_status(run.job.id, "pausing"):
-            return
-        run.store.add_event(
-            run.job.id,
-            f"The job pauses: it has used {used:.1f} core-loop seconds, and metadata "
-            f"`max_core_seconds` allows {cap:g}. Resume it to continue without a cap.",
-            level="warn",
-            data={"core_seconds": used, "max_core_seconds": cap, "step": step},
-            key=key,
-        )
+    _pause_once(
+        run,
+        key,
+        f"The job pauses: it has used {used:.1f} core-loop seconds, and metadata "
+        f"`max_core_seconds` allows {cap:g}. Resume it to continue without a cap.",
+        {"core_seconds": used, "max_core_seconds": cap, "step": step},
+        level="warn",
+    )

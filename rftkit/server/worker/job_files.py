@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rftkit.errors import InputError, NotFoundError, RowError
-from rftkit.examples import Example, Preference, read_examples, read_preferences
+from rftkit.examples import READERS, Example, Preference
 from rftkit.graders import check_item_paths
 from rftkit.rows import Row, read_rows
 from rftkit.server.store.records import Job
@@ -32,11 +32,6 @@ GRADED_ROWS = "grader_rows"
 file's."""
 
 Answered = Example | Preference
-READERS: dict[str, Callable[..., Iterator[Any]]] = {
-    "reinforcement": read_rows,
-    "supervised": read_examples,
-    "dpo": read_preferences,
-}
 
 
 def prompts_of(store: Store, job: Job, param: str) -> list[Row]:

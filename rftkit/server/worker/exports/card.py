@@ -5,12 +5,12 @@ Also the note that marks a folder whose check failed. Not here: the check itself
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rftkit.errors import NotFoundError
+from rftkit.jsontext import digest_of
 from rftkit.lineage import origin_of
 from rftkit.server.store.records import Job
 from rftkit.server.training.journal import Journal
@@ -100,10 +100,10 @@ def _origin(source: Source, job: Job) -> list[str]:
     if given:
         lines += [
             f"* Grader: `{given['grader'].get('name', given['grader']['type'])}` "
-            f"({given['grader']['type']}). SHA-256 of its JSON `{_hash(given['grader'])}`"
+            f"({given['grader']['type']}). SHA-256 of its JSON `{digest_of(given['grader'])}`"
         ]
     if given.get("response_format"):
-        lines += [f"* Response format: SHA-256 of its JSON `{_hash(given['response_format'])}`"]
+        lines += [f"* Response format: SHA-256 of its JSON `{digest_of(given['response_format'])}`"]
     if source.plan:
         lines += ["", "## Settings", "", "```json", json.dumps(source.plan, indent=1), "```"]
     return lines
@@ -291,9 +291,3 @@ def _limits(source: Source, form: str) -> list[str]:
 
 def _number(value: Any) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _hash(value: Any) -> str:
-    """SHA-256 of the canonical JSON: keys sorted, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

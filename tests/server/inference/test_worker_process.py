@@ -1,4 +1,4 @@
-"""The line to the worker: a small script stands in for the model worker."""
+"""The connection to the worker process: a small script takes the place of the worker."""
 
 from __future__ import annotations
 
