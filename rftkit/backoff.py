@@ -36,6 +36,6 @@ def retry_after(headers: Mapping[str, str] | None) -> float | None:
         return seconds if 0 < seconds < math.inf else None
     try:
         moment = email.utils.parsedate_to_datetime(given.get("retry-after", "")).timestamp()
-    except (TypeError, ValueError, OverflowError):  # such as a year that no clock has
+    except (TypeError, ValueError, OverflowError):  # such as the year 99999
         return None
     return moment - time.time() if moment > time.time() else None

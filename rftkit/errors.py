@@ -134,7 +134,7 @@ def nearest_name(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str
     """
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
-    if not near:  # letters and order may be right although case, hyphens or spaces are not
+    if not near:  # try again without case, hyphens and spaces
         plain = {_plain(each): each for each in reversed(names)}
         near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=cutoff)
         near = [plain[each] for each in near]

@@ -48,7 +48,7 @@ def _spans_lines(start: bytes) -> bool:
     try:
         value, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        # truncated by the end of the block, or broken: an indented key decides
+        # cut off or broken: look for an indented key
         return first.strip() == b"{" and rest.lstrip(b" \t")[:1] == b'"' and rest[:1] in b" \t"
     return isinstance(value, dict) and "\n" in text[:end]
 

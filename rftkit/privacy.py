@@ -45,7 +45,7 @@ def make_home(home: Path) -> Path:
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_shared(home):
-        with contextlib.suppress(OSError):  # of another owner, or a file system without modes
+        with contextlib.suppress(OSError):  # another user's file, or a file system without modes
             _close(home)
     return home
 
@@ -74,7 +74,7 @@ def tighten(home: Path) -> str | None:
 def private_file(path: Path) -> int:
     """A descriptor of an empty file that only its owner can read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # an old one may be open for reading elsewhere
+    path.unlink(missing_ok=True)  # replace it: another process may have the old file open
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
 

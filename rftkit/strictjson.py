@@ -36,7 +36,7 @@ __all__ = [
     "readable",
 ]
 
-MAX_DIGITS = 4300  # of an integer; Python itself reads no longer one
+MAX_DIGITS = 4300  # of an integer; Python refuses longer ones
 OTHER_FORMS = {
     b"PK\x03\x04": "a zip archive, as an Excel workbook (.xlsx) is; save the sheet as CSV (UTF-8)",
     b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls); save the sheet as CSV (UTF-8)",

@@ -115,7 +115,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     _check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # a name may be as long as the disk allows: the draft's is not longer
+    # the draft's name is not longer: a name may be as long as the disk allows
     draft = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
     try:
         with draft.open("xb") as file:
@@ -161,7 +161,7 @@ def write_folder(
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that `write_folder` made, or None."""
     if folder.is_dir() and not (folder / SUMS).is_file():
-        return None  # written before there were sums
+        return None  # written by a version without digests
     try:
         sums = parse_json((folder / SUMS).read_bytes())
         for name, digest in sums.items():

@@ -125,7 +125,7 @@ def check(
         found = _with(found, [datasets.Finding("info", "grader_not_audited", NO_GROUP)])
     elif spec and is_graded:
         audit = _audit(data, spec, answer_format)
-    if audit is not None and audit.verdict is not None:  # of a judge, which only the audit calls
+    if audit is not None and audit.verdict is not None:  # judges are called by the audit only
         found, audit = _with(found, [datasets.verdict_finding(audit.verdict)]), None
     preview = None
     if spec and model and rows and is_graded:

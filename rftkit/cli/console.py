@@ -73,7 +73,7 @@ def make_printable() -> None:
         if getattr(sys, name) is None:  # closed, as with `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for the whole process
         if not isinstance(stream := getattr(sys, name), Printable):
-            if hasattr(stream, "reconfigure"):  # a letter that the terminal lacks stops nothing
+            if hasattr(stream, "reconfigure"):  # a letter that the terminal cannot show is replaced
                 stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, Printable(stream))
 
@@ -123,7 +123,7 @@ def parse_values(pairs: Pairs | None) -> dict[str, Any]:
             return parse_strictly(text)
         except ValueError as error:
             if text.lstrip()[:1] not in ("{", "["):
-                return text  # such as NaN, which is no number of JSON
+                return text  # such as NaN, which JSON does not have
             raise InputError(f"{text[:80]!r} cannot be used as JSON: {error}") from None
 
     return {name: value(text) for name, text in parse_pairs(pairs).items()}

@@ -92,7 +92,7 @@ def run(
 
     say("1. Check the data and the grader")
     data = datasets.bundled(name)
-    assert data.valid is not None  # those that come with rftkit are complete
+    assert data.valid is not None  # bundled datasets have validation rows
     assert data.test is not None
     assert data.grader is not None
     with seconds("checking the data"):

@@ -185,7 +185,7 @@ def _check_model(client: OpenAI, name: str) -> None:
             raise NotFoundError(
                 f"there is no model {name!r}; {nearest_name(name, known)}"
             ) from None
-    except openai.APIStatusError:  # a service without this route; its answers will tell
+    except openai.APIStatusError:  # no such route: requests will report what is wrong
         return
 
 

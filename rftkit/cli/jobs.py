@@ -285,7 +285,8 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
     )
     lines = [f"{name:<17}{wire.get(name)}" for name in facts]
     lines += [f"{'error':<17}{jobs.error_of(job)}"] if jobs.error_of(job) else []
-    early = [event for event in events[:-10] if event["level"] != "info"]  # none is lost
+    # warnings and errors are always shown
+    early = [event for event in events[:-10] if event["level"] != "info"]
     for some in filter(None, (early, events[-10:])):
         lines += ["", *(_event_line(event) for event in some)]
     lines += ["", table(kept)] if kept else []

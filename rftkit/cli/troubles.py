@@ -45,7 +45,7 @@ def message_of(error: Exception) -> str | None:
 def _full_disk(error: Exception) -> str:
     """Which disk is full: an error that comes while a file is written does not name it."""
     places = {"the home folder": settings.home(), "this folder": Path.cwd()}
-    with contextlib.suppress(OSError):  # there is none that can be written
+    with contextlib.suppress(OSError):  # there is no stream to write to
         places["temporary files (TMPDIR)"] = Path(tempfile.gettempdir())
     full = [f"of {name} ({path})" for name, path in places.items() if has_no_room(path)]
     which = " and ".join(full) or f"that holds {getattr(error, 'filename', None) or 'the output'}"

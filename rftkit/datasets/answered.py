@@ -95,7 +95,8 @@ def with_reference(
         _put(found, steps, value)
     found = found or {"reference_answer": text}
     made = {**item, **{key: value for key, value in found.items() if item.get(key) is None}}
-    if any(made[key] != value for key, value in found.items()):  # neither of two is dropped
+    # they contradict each other: keep both
+    if any(made[key] != value for key, value in found.items()):
         made[ASSISTANT_KEY] = text
     return made
 

@@ -85,7 +85,7 @@ def check(
         }
         for role, rows in opened.items():
             if not isinstance(sources[role], str | Path):
-                rows.name = f"{role} {rows.name}"  # two frames need two names
+                rows.name = f"{role} {rows.name}"  # the two tables need different names
             rows.wait()
         if form is None and valid is not None:
             opened["valid"].require(opened["train"].form)

@@ -121,7 +121,7 @@ def convert(
         if columns is not None:
             columns.check(list(dict.fromkeys(k for r in records_of(rows) for k in r)), rows.name)
         lines = state.lines(rows)
-        first = list(islice(lines, 1))  # without one there is nothing to write
+        first = list(islice(lines, 1))  # no lines: nothing to write
         written = target if first else None
         lines = chain(first, lines)
         num_rows = sum(1 for _ in lines) if written is None else write_lines(written, lines)

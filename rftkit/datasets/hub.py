@@ -52,7 +52,7 @@ def fetched(source: str | Path) -> Path:
         raise MissingExtraError("datasets", "hub") from None
     try:
         found = library.load_dataset(given["name"], given["config"], split=given["split"])
-    except Exception as error:  # whatever the package raises: no such name, no login, no network
+    except Exception as error:  # the package raises many types: no such name, no login, no network
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise InputError(f"{source}: cannot be fetched: {reason}") from error
     data = found if given["split"] else _training_rows(found, source)
@@ -79,7 +79,7 @@ def _saved(data: Any, name: str) -> Path:
             data.save_to_disk(str(draft))
             os.replace(draft, folder)
         except OSError:
-            if not (folder / "state.json").is_file():  # else another process was faster
+            if not (folder / "state.json").is_file():  # otherwise another process was faster
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -109,7 +109,7 @@ def guess_columns(records: Sequence[Record]) -> Columns | None:
     taken = {prompt, "messages", "tools"}
     rest = [name for name in names if name not in taken and not is_identifier(name)]
     answer = tuple(rest) if len(rest) <= LONGEST else ()
-    if REFERENCE in rest:  # it says itself what it is
+    if REFERENCE in rest:  # its name already says what it is
         answer = (REFERENCE,)
     label = plain_name(prompt.replace("_", " "))
     return Columns(f"{label[:1].upper()}{label[1:]}: {{{plain_name(prompt)}}}", answer)
@@ -151,7 +151,7 @@ def _size(name: str, records: Sequence[Record]) -> float:
     words = _words(name)
     if not values or is_identifier(name) or not all(isinstance(v, str) for v in values):
         return 0.0
-    if set(name) & set("{}"):  # a prompt cannot name it
+    if set(name) & set("{}"):  # a prompt template cannot name such a column
         return 0.0
     likely = 8.0 if _PROMPT_NAMES.search(words) else 0.2 if _ANSWER_NAMES.search(words) else 1.0
     return likely * sum(map(len, values)) / len(values)

@@ -106,7 +106,8 @@ class Rows:
         folder.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=folder, prefix=".rows-", suffix=".jsonl")
         self._attach(Path(draft))
-        weakref.finalize(self, Path(draft).unlink, missing_ok=True)  # a saved one has moved
+        # a saved draft was renamed, and is no longer there
+        weakref.finalize(self, Path(draft).unlink, missing_ok=True)
         self._start(blocks, handle)
 
     def _attach(self, lines_path: Path) -> None:

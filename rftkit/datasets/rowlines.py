@@ -71,7 +71,7 @@ def numbered_rows(
 ) -> Iterator[NumberedRow]:
     """Yield the rows in a run of bytes; the first has number `first`."""
     raws = lines_in(block)
-    del block  # its lines are copies, and one of them may be most of it
+    del block  # free it: the lines are copies
     if raws and first == 0:
         raws[0] = raws[0].removeprefix(BOM)
     for start in range(0, len(raws), AT_ONCE):

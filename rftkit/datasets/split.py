@@ -37,7 +37,7 @@ __all__ = ["SHARES", "Split", "sample", "split"]
 SHARES: Mapping[str, float] = {"train": 0.8, "valid": 0.1, "test": 0.1}
 _LEFT = ""  # the rows in no part
 AT_ONCE = 5000  # texts whose signatures are made at once
-MAX_VALUE = 200  # letters of a value that is kept for each row; of a longer one its digest
+MAX_VALUE = 200  # characters; of a longer value only the digest is kept
 
 
 @dataclass(frozen=True, slots=True)

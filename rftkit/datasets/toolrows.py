@@ -59,7 +59,7 @@ def _malformed(part: Part) -> Iterator[Finding]:
 
 def _unserved(part: Part, entries: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     if any(each.get("type") == "mcp" for each in entries):
-        return  # what it has is known when the job begins
+        return  # its functions are known when the job begins
     known = [each["name"] for each in entries]
     for name in _names([part]):
         if name not in known:

@@ -433,7 +433,7 @@ def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
         return value
     try:
         return read_value(value.encode(), lambda why: _FlawedCell(f"the cell `{key}` is {why}"))
-    except UnicodeEncodeError:  # of a file that is not UTF-8, which its line will say
+    except UnicodeEncodeError:  # the file is not UTF-8; the error for the line says so
         return found
 
 

@@ -237,7 +237,7 @@ class Alarms:
         """Test the figures of one training step; steps must be in order."""
         for figure in figures:
             kind = ALARMS.get(figure["name"])
-            if kind is None:  # of a newer rftkit
+            if kind is None:  # an alarm of a newer rftkit
                 continue
             series = self._series.setdefault(kind.name, _Series(kind, Trend(total_steps)))
             series.add(figure)

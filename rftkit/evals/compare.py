@@ -150,7 +150,7 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
         return None
     means = multiple_comparisons.run_means(rewards)[0].round(
         9
-    )  # the last bits of sums are no difference
+    )  # a difference in the last bits is only rounding
     best, deploy = _best(dict(zip(labels, means, strict=True)), baseline, pairs)
     better = {pair.after: pair for pair in pairs if pair.verdict == "better"}
     kept = multiple_comparisons.could_be_best(rewards, level=table.level, seed=table.seed)

@@ -210,7 +210,8 @@ def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]], level: float) 
     if len(rewards) < 3 or not num_since or np.isnan(last["reward_high"]):
         return None
     spread = float(np.sqrt((np.diff(rewards.to_numpy(float)) ** 2).mean() / 2))
-    freedom = max(1, 2 * (len(rewards) - 1) // 3)  # differences share their ends
+    # neighbouring differences share a step, so they count for less
+    freedom = max(1, 2 * (len(rewards) - 1) // 3)
     half = t_quantile(0.5 + level / 2, freedom) * spread / np.sqrt(num_since)
     return float(np.hypot(half, last["reward_high"] - last["reward"]))
 

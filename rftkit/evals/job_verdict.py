@@ -82,7 +82,7 @@ def job_verdict(samples: Samples, level: float, seed: int) -> JobVerdict | None:
     if len(first) < 2 or any(run.step == 0 for run in last.values()):
         return None
     if len({run.grader_digest for run in last.values() if run.grader_digest}) > 1:
-        return None  # which setting won is not known where each is measured in its own way
+        return None  # settings that are measured differently cannot be ranked
     found = dict(zip(first, settings_and_seeds(list(first.values())), strict=True))
     pooled = _pooled(samples, {last[job].label: setting for job, (setting, _) in found.items()})
     means = _means(pooled, list(dict.fromkeys(setting for setting, _ in found.values())))

@@ -85,7 +85,7 @@ def gains(now: Array, others: Array, level: float) -> Array:
 
     more = others - now[:, None]
     middle, spread = more.mean(axis=0), more.std(axis=0)
-    spread[spread < 1e-9] = np.inf  # the same verdicts as now
+    spread[spread < 1e-9] = np.inf  # exchanging verdicts changes nothing here
     lucky = ((middle - more) / spread).max(axis=1, initial=0.0)
     known = np.isfinite(spread)
     bound: Array = np.full(len(spread), -np.inf)
@@ -113,7 +113,7 @@ def luck_p(rows: Array, choices: Array, person: Array, *, seed: int = 0) -> floa
     choices, person, sizes = choices[order], person[order], np.bincount(place)
     starts = np.cumsum(sizes) - sizes
     rng = np.random.default_rng(seed)
-    exchanged = np.tile(person, (1 + NUM_EXCHANGES, 1))  # the first as they are
+    exchanged = np.tile(person, (1 + NUM_EXCHANGES, 1))  # the first row is left as it is
     for size in np.unique(sizes):
         blocks = starts[sizes == size][:, None] + np.arange(size)
         for labels in exchanged[1:]:

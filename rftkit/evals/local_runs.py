@@ -152,7 +152,7 @@ def graded_run(
         for answer, row in zip(answers, rows, strict=True)
         if answer.sample is not None
     ]
-    options = {"purpose": "eval", **(grading or {})}  # what was cut is graded as it is
+    options = {"purpose": "eval", **(grading or {})}  # answers that were cut off are graded too
     fill_grades(frame, came, grade_many(grader, pairs, **options), grader)
     notes = (f"{name} was asked with a prompt file: {prompt}.",) if prompt else ()
     return replace(made, notes=notes, runs=runs)

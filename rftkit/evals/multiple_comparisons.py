@@ -94,7 +94,7 @@ def could_be_best(
         scale[scale < 1e-9] = np.inf  # the same rewards in every row: no deficit either
         unit = (deficits / scale).astype(np.float32)
         seen = unit.sum(axis=0).max(initial=0.0)
-        lucky = (unit.T @ signs.T).max(axis=0, initial=0.0)  # numpy is quick along this axis
+        lucky = (unit.T @ signs.T).max(axis=0, initial=0.0)  # numpy is faster along this axis
         kept.append(bool((np.sum(lucky >= seen * (1 - 1e-5)) + 1) / (num_flips + 1) > 1 - level))
     return kept
 

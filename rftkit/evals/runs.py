@@ -287,7 +287,7 @@ def _read_all(client: OpenAI, wanted: list[Wanted], fresh: bool, bar: Any) -> It
                 bar.update(len(known.columns["row"]))
         else:
             known = _read(client, each, bar.update if bar is not None else lambda count: None)
-        # labels and jobs are as they are called now, not as when it was read
+        # labels and jobs have their present names, not those of the saved table
         return settle(replace(known, run=each.run), each.combine)
 
     if len(wanted) <= 1:

@@ -104,7 +104,7 @@ class Table:
         if not self.samples.have_one_grader(before, after):
             return np.full(len(self.cells.keys), np.nan)
         found = self.rewards[:, labels.index(after)] - self.rewards[:, labels.index(before)]
-        found[np.abs(found) < 1e-12] = 0.0  # the last bits of sums are no difference
+        found[np.abs(found) < 1e-12] = 0.0  # a difference in the last bits is only rounding
         return found
 
     def pairs(self, before: str, afters: Sequence[str]) -> tuple[PairSummary, ...]:

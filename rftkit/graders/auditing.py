@@ -79,7 +79,7 @@ class Audit:
             return ["no row holds a reference answer that could be graded; nothing was tried"]
         for row, why in list(self.ungradable.items())[:5]:
             out.append(f"row {row + 1} cannot be graded: {why}")
-        if self.verdict is not None:  # compared with nothing, every cheat would seem to pay
+        if self.verdict is not None:  # without reference answers every cheat would seem to pay
             return [str(self.verdict), *out]
         out += [PAYS_NOTHING.format(key=key) for key in self.dead]
         if self.short:

@@ -50,7 +50,7 @@ class Group:
         if (kill := self._folder / "cgroup.kill").exists():  # from Linux 5.14 on
             with contextlib.suppress(OSError):
                 _write(kill, "1")
-        for _ in range(20):  # a process that was killed takes a moment to be gone
+        for _ in range(20):  # a killed process takes a moment to disappear
             try:
                 self._folder.rmdir()
             except FileNotFoundError:
@@ -84,7 +84,7 @@ def take_over() -> None:
     if not _words(own / "cgroup.controllers") >= CONTROLLERS:
         return
     if _words(own / "cgroup.procs") != {str(os.getpid())}:
-        return  # a group of a session, with others in it
+        return  # the group of a login session, which holds other processes too
     with contextlib.suppress(OSError):
         (own / PLATFORM).mkdir(exist_ok=True)
         _write(own / PLATFORM / "cgroup.procs", str(os.getpid()))

@@ -123,7 +123,7 @@ def answer_fields(
         known = found.get(field.name)
         if known is None:
             found[field.name] = field
-        elif not known.values:  # the grader's own view of the place, with the format's values
+        elif not known.values:  # read it as the grader does, with the values of the format
             found[field.name] = replace(known, values=field.values)
     if not found:
         found["answer"] = _whole_text(spec, response_format)

@@ -64,7 +64,8 @@ faccessat2 439 439, epoll_pwait2 441 441
 _CLONE3 = 435
 _CLONE_THREAD, _O_TRUNC, _O_ACCMODE = 0x10000, 0o1000, 0o3
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # terminal? size? FIO*
-_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)  # no F_SETOWN, F_SETSIG: they aim signals
+# without F_SETOWN and F_SETSIG, which send signals to other processes
+_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)
 _PRCTLS = (15, 16)  # the name of a thread
 
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -135,7 +136,8 @@ def mount_scratch(scratch: str, most_bytes: int, most_files: int) -> None:
         ):  # fmt: skip
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    _call("mount", b"none", b"/", None, 0x40000 | 0x4000, None)  # private, all the way down
+    # make all mounts private, recursively
+    _call("mount", b"none", b"/", None, 0x40000 | 0x4000, None)
     options = f"size={most_bytes},nr_inodes={most_files},mode=0700"
     _call("mount", b"tmpfs", os.fsencode(scratch), b"tmpfs", 2 | 4, options.encode())
 
@@ -192,7 +194,7 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
 def _drop_capabilities() -> None:
     for capability in range(64):
         if _libc().prctl(24, capability, 0, 0, 0):
-            break  # past the last one, or not privileged: nothing to drop
+            break  # past the last capability, or there is none to drop
     header = struct.pack("=Ii", 0x20080522, 0)
     if _libc().capset(header, bytes(24)):
         raise OSError(ctypes.get_errno(), "capset")
@@ -210,16 +212,16 @@ def _program(machine: str, pid: int) -> bytes:
         "ioctl": [(1, 0, _IOCTLS)],
         "fcntl": [(1, 0, _FCNTLS)],
         "prctl": [(0, 0, _PRCTLS)],
-        # a mode would take blocks that the size of the file does not show
+        # fallocate modes can allocate blocks beyond the file's size
         "fallocate": [(1, 0, [0])],
-        # one end of an unnamed pair, which asyncio needs, reaches nobody
+        # asyncio needs an unnamed socket pair; it cannot reach anything else
         "socketpair": [(0, 0, [1]), (1, 0xF, [1])],
         # a truncating open for reading would slip past early versions of Landlock
         "open": [(1, _O_TRUNC | _O_ACCMODE, [0, 1, 2, _O_TRUNC | 1, _O_TRUNC | 2])],
         "openat": [(2, _O_TRUNC | _O_ACCMODE, [0, 1, 2, _O_TRUNC | 1, _O_TRUNC | 2])],
     }
     code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, arch), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
-    code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]  # the x32 numbers
+    code += [(_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]  # refuse the x32 system calls
     # glibc falls back to clone, whose flags a filter can see
     code += [(_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
     for name, number in numbers.items():

@@ -135,7 +135,7 @@ class _Journal:
     def key(self, pair: Pair) -> str:
         sample, item = pair
         said = dataclasses.asdict(sample)
-        if sample.model is None:  # grades kept before samples named their model keep their keys
+        if sample.model is None:  # so that grades kept by an older rftkit are still found
             del said["model"]
         question = [self._spec, said, item]
         text = json.dumps(question, sort_keys=True, default=str)

@@ -35,7 +35,7 @@ def given_sample(said: Any, *, response_format: Mapping[str, Any] | None = None)
         model=model if isinstance(model, str) else None,
     )
     choice = _at(_at(said, "choices"), 0)
-    if isinstance(messages := _at(choice, "messages"), list):  # of a rollout with tools
+    if isinstance(messages := _at(choice, "messages"), list):  # a rollout with tools
         [own] = sample.to_dict()["choices"]
         return replace(sample, choices=[{**own, "messages": messages}])
     return sample

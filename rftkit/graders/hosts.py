@@ -92,6 +92,6 @@ def _unwrapped(text: str) -> Address:
     inner = None
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour
-        if address in ipaddress.ip_network("64:ff9b::/96"):  # behind a NAT64
+        if address in ipaddress.ip_network("64:ff9b::/96"):  # an IPv4 address behind NAT64
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return inner or address

@@ -139,7 +139,7 @@ class Judge:
             )
         text = completion.text or ""
         found = read(_parse(text))
-        if self._cache is not None:  # only what could be read: a fault is asked about again
+        if self._cache is not None:  # only readable answers; a fault is tried again
             self._cache[key] = text
         return found
 
@@ -203,7 +203,8 @@ def completion_call(client: Any) -> CompletionCall:
         key = str(getattr(client, "api_key", ""))
         known = [*settings.keys(), *([key] if len(key) >= LEAST_KEY else [])]
         text, refusal = (
-            said and redacted(said, known)  # a server that answers with its request
+            # some servers repeat the request, key included, in their answer
+            said and redacted(said, known)
             for said in (choice.message.content, getattr(choice.message, "refusal", None))
         )
         return Completion(

@@ -232,7 +232,7 @@ def _check_headers(headers: Mapping[str, str], param: str) -> None:
 def _reword(error: Any, where: str, model: type[Named]) -> str:
     kind, found = error["type"], _brief(error["input"])
     if error["loc"][:1] == ("headers",):
-        found = "something else"  # its value may be a key
+        found = "something else"  # do not repeat a value that may be an API key
     if kind == "missing":
         return f"`{where}` is missing"
     if kind == "extra_forbidden":
@@ -242,7 +242,7 @@ def _reword(error: Any, where: str, model: type[Named]) -> str:
         return f"`{where}` is not a field of this grader" + (
             f"; did you mean `{near[0]}`?" if near else f" ({', '.join(fields)})"
         )
-    if kind == "string_pattern_mismatch":  # of an address: the only field with a pattern
+    if kind == "string_pattern_mismatch":  # only addresses have a pattern
         return f"`{where}` must begin with http:// or https:// and a host, found {found}"
     return f"`{where}`: {error['msg'][:1].lower()}{error['msg'][1:]}, found {found}"
 

@@ -253,7 +253,7 @@ def _has_proxy(url: str) -> bool:
 @functools.cache
 def _client(pid: int) -> tuple[asyncio.AbstractEventLoop, Any]:
     """One client of this process and the loop of its calls: only a loop can end a call in time."""
-    import httpx2  # what the openai client speaks HTTP with
+    import httpx2  # the HTTP library of the openai client
 
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="endpoints", daemon=True).start()

@@ -62,7 +62,7 @@ def start(command: list[str], scratch: str, **options: Any) -> subprocess.Popen[
     process = future.result()
     try:
         _watchdog(os.getpid()).tell(process.pid, started_at(process.pid), scratch)
-    except BaseException:  # such as too many open files: nobody would end it
+    except BaseException:  # such as too many open files: end the process here
         process.kill()
         process.communicate()
         raise
@@ -91,7 +91,7 @@ class _Watchdog:
                 self._alive.pop(pid, None)
             try:
                 self._write([pid, *rest])
-            except BrokenPipeError:  # somebody ended it: the next one gets everything
+            except BrokenPipeError:  # it was killed; the next watchdog gets the whole list
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(self.pid, os.WNOHANG)
                 os.close(self._pipe)
@@ -168,7 +168,8 @@ def _is_left_over(path: Path) -> bool:
     found = re.fullmatch(rf"{cgroups.PREFIX}(\d+)-(\d+)-.*", path.name)
     if found is not None and int(found[1]) == _namespace():
         return not _is_alive(int(found[2]))
-    return time.time() - path.lstat().st_mtime > OLD_SECONDS  # of another container, or version
+    # from another container or an older version
+    return time.time() - path.lstat().st_mtime > OLD_SECONDS
 
 
 def _is_alive(pid: int) -> bool:
@@ -199,7 +200,7 @@ def remove(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     except (OSError, RecursionError):
         pass
-    if os.path.lexists(folder):  # folders in folders, to keep us from removing them
+    if os.path.lexists(folder):  # nested too deeply for rmtree, perhaps on purpose
         subprocess.run(["rm", "-rf", "--", folder], check=False, stderr=subprocess.DEVNULL)
 
 
@@ -240,7 +241,7 @@ def _files(scratch: str) -> Iterator[os.stat_result]:
                         yield entry.stat(follow_symlinks=False)
                         if entry.is_dir(follow_symlinks=False):
                             folders.append((entry.path, depth + 1))
-        except FileNotFoundError:  # removed while we looked
+        except FileNotFoundError:  # removed in the meantime
             continue
 
 
@@ -275,7 +276,7 @@ def can_mount() -> bool:
     )
     with contextlib.suppress(OSError):
         if done.returncode == 0:
-            os.rmdir(done.stdout.strip())  # its mount is gone with the process
+            os.rmdir(done.stdout.strip())  # its mount disappeared with the process
     return done.returncode == 0
 
 

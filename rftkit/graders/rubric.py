@@ -161,7 +161,8 @@ def criterion_columns(judged: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
         for of_grade in judged
     ]
     names = dict.fromkeys(name for each in told for name in each)
-    if len(names) > MAX_CRITERIA:  # each row has its own: a table of empty cells
+    # rows with criteria of their own would make a table of empty cells
+    if len(names) > MAX_CRITERIA:
         return {}
     return {
         name: [None if (met := each.get(name)) is None else float(met) for each in told]

@@ -130,7 +130,7 @@ class Sandbox:
         finally:
             if worker:
                 self._busy.discard(worker)
-                if not is_reusable:  # an interrupt too leaves a call under way
+                if not is_reusable:  # after an interrupt, too, a call is still running
                     worker.kill()
             self._idle.put(worker if is_reusable else None)
 
@@ -219,7 +219,7 @@ class _Worker:
             self._check_end(reply, deadline)
         else:
             self._check_leftovers()
-            self._signal(signal.SIGSTOP)  # nothing of the source runs until the next call
+            self._signal(signal.SIGSTOP)  # the grader's threads stand still between calls
         error, reward = reply.get("error"), reply.get("reward")
         if reply.get("id") == self._calls:
             if isinstance(error, str) and reply.get("retire"):
@@ -319,7 +319,7 @@ class _Worker:
         poll = select.poll()
         poll.register(fd, event)
         while True:
-            # asked first: a reply that comes byte by byte would never be late otherwise
+            # checked first: a reply that comes byte by byte would never time out
             if time.monotonic() > deadline:
                 raise _Gone(f"killed: no result within {self._limits.seconds:g} s")
             if poll.poll(_TICK_SECONDS * 1000):
@@ -337,7 +337,7 @@ class _Worker:
             raise Fault("python_grader_runtime_error", _ending(end["status"]))
 
     def _check_leftovers(self) -> None:
-        patience = 20  # a joined thread may take a moment to be gone for the kernel too
+        patience = 20  # the kernel may still list a thread that was just joined
         while self._count_threads() > (self._threads or 1):
             patience -= 1
             if not patience:
@@ -375,7 +375,8 @@ class _Worker:
         """Report a full scratch folder, even when the source hides the kernel's refusal."""
         with contextlib.suppress(OSError):
             space = os.statvfs(f"/proc/{self._running()}/root{self._scratch}")
-            if space.f_blocks * space.f_frsize <= self._limits.scratch_bytes:  # it is the mount
+            # the scratch folder is a mount of that size
+            if space.f_blocks * space.f_frsize <= self._limits.scratch_bytes:
                 if not space.f_bavail:
                     return f"more than {self._limits.scratch_bytes} bytes of scratch files"
                 if not space.f_ffree:

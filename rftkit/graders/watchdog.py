@@ -41,7 +41,7 @@ def main() -> None:
     os.chdir("/")
     watched: dict[int, tuple[str | None, str]] = {}
     for line in sys.stdin.buffer:
-        with contextlib.suppress(ValueError):  # the platform was killed within a line
+        with contextlib.suppress(ValueError):  # the platform was killed while it wrote a line
             _take(json.loads(line), watched)
     for pid, (start, scratch) in watched.items():
         if started_at(pid) == start:

@@ -80,7 +80,7 @@ def _serve_forks(
                 _confine(config, rules, nursery)
                 signal.alarm(config["alarm_seconds"])
                 answer = _answer(_load(config["source"]), request)
-                if quota and not os.statvfs(".").f_bavail:  # also where the source hides it
+                if quota and not os.statvfs(".").f_bavail:  # also if the source catches the error
                     answer = {"error": "the scratch folder is full"}
                 _write(replies, answer | {"id": request["id"]})
             finally:
@@ -140,7 +140,7 @@ def _answer(grade: Callable[[Any, Any], Any], request: dict[str, Any]) -> dict[s
         result = grade(request["sample"], request["item"])
         reward = _number(result)
     except BaseException as error:
-        # what filled the memory may still be held, by a global for instance
+        # the memory may still be held, for instance by a global
         return {"error": _describe(error), "retire": isinstance(error, MemoryError)}
     if reward is not None and math.isfinite(reward):
         return {"reward": reward}

@@ -110,7 +110,7 @@ class OpenDump:
             raise NotFoundError(f"the dump holds no result file of {job_id}")
         try:
             return pd.read_csv(io.StringIO(text))
-        except ValueError as error:  # pandas's own are among them
+        except ValueError as error:  # pandas raises subclasses of it
             raise InputError(f"the result file of {job_id} cannot be read: {error}") from None
 
     def models(self) -> pd.DataFrame:

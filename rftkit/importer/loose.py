@@ -315,7 +315,7 @@ def _objects_in(path: Path) -> Iterator[Json]:
     """Every object in a file: alone, in an array, in a page of a list, or one a line."""
     text = decoded(_content(path), path)
     values = read_lines([line.encode() for _, line in lines_of(text)])
-    if values is None:  # not one value a line, or a doubtful one
+    if values is None:  # not exactly one value a line
         values = read_documents(text, path)
     for value in values:
         inner = value.get("data") if isinstance(value, dict) and "data" in value else value

@@ -57,7 +57,7 @@ KINDS_OF_LIST = {
     "skill_versions": KindOfList((100, 20), "asc"),
     "videos": KindOfList((100, 20), "asc"),
     "voice_consents": KindOfList((100, 20)),
-    "models": KindOfList((100, 20)),  # given at once, whatever is asked for
+    "models": KindOfList((100, 20)),  # the service ignores `limit` and returns all
 }
 
 
@@ -85,7 +85,7 @@ class Lists:
                     raise
                 if limit == KINDS_OF_LIST[kind].limits[-1]:
                     raise
-                with contextlib.suppress(ValueError):  # another thread found out first
+                with contextlib.suppress(ValueError):  # another thread has removed it already
                     limits.remove(limit)
         raise AssertionError("the smallest limit either answers or raises")
 
@@ -118,7 +118,7 @@ class Lists:
             if not ids or has_more is False or (until_known and len(new) < len(ids)):
                 return
             if not new:
-                if has_more is None:  # a service that gives everything at once, again and again
+                if has_more is None:  # a service without pages, which returns everything each time
                     return
                 raise Refused("the service gives the same page of the list again and again")
             after = ids[-1]
@@ -198,5 +198,5 @@ def _distill(dump: Dump, folder: str, newest_first: bool) -> int:
 def _line(item: dict[str, Any]) -> bytes:
     try:
         return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair: only JSON's own escapes can say that
+    except UnicodeEncodeError:  # a lone surrogate: only JSON escapes can express it
         return json.dumps(item, separators=(",", ":")).encode() + b"\n"

@@ -109,7 +109,7 @@ def _row_fault(lines: Iterable[str], filename: str, method: str, grader: Json) -
             try:
                 check_item_paths(grader, row.item)
             except GraderSpecError:
-                continue  # a fault of the grader itself, reported there
+                continue  # the grader itself is at fault, which is reported with the grader
             except InputError as error:
                 return f"{filename}:{row.line}: {error.message}"
     except InputError as error:

@@ -86,7 +86,7 @@ class Remote:
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
         self._lock = threading.Lock()
-        self._open_at = 0.0  # no request starts before this moment of the clock
+        self._open_at = 0.0  # no request starts before this time
         self._lost = 0
         self._has_answered = False
 

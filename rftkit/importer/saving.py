@@ -192,7 +192,8 @@ def _save_whole(context: SaveContext, listed: Listed, suffix: str) -> bool:
 
 def _save_content(context: SaveContext, file: Listed, wire: dict[str, Any]) -> int | None:
     suffix = PurePosixPath(str(wire.get("filename") or "")).suffix
-    is_plain = re.fullmatch(r"[.](?!gz$)[A-Za-z0-9]{1,8}", suffix)  # .gz says that we packed it
+    # .gz is reserved for files that we compressed
+    is_plain = re.fullmatch(r"[.](?!gz$)[A-Za-z0-9]{1,8}", suffix)
     path = f"{file.key}/content{suffix if is_plain else ''}"
     declared: int | None = wire["bytes"] if isinstance(wire.get("bytes"), int) else None
     saved = context.dump.ledger.objects.get(file.key, {}).get("counts", {}).get("file_bytes")
@@ -225,7 +226,8 @@ def _entry(listed: Listed, is_final: bool, **counts: int | None) -> Entry:
 
 
 def _kind_of(what: str, refused: Refused) -> str:
-    is_route = what.startswith("lists/") and what.count("/") == 1  # such as evals, switched off
+    # such as evals, which the service has switched off
+    is_route = what.startswith("lists/") and what.count("/") == 1
     if refused.status in (404, 410):
         return "refused" if is_route else "gone"
     return "refused" if refused.status in (401, 403) else "failed"

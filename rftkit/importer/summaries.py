@@ -142,7 +142,7 @@ def _left_out(ledger: Ledger) -> str:
     """What none of the imports into a dump requested."""
     moments: dict[str, list[str | None]] = {}
     unlisted: dict[str, bool] = {}
-    for each in ledger.imports:  # those of an older rftkit have fewer facts
+    for each in ledger.imports:  # entries of an older rftkit have fewer keys
         for kind in each["only"]:
             moments.setdefault(kind, []).append(each.get("since"))
             unlisted[kind] = kind in each.get("unlisted", ())

@@ -135,7 +135,7 @@ def account_of(remote: Remote) -> dict[str, str]:
             found["organization_id"] = entries[0]["organization_id"]
         return found
     if any(refused.status in (401, 403) for refused in refusals):
-        return found  # the service knows the key; it may not read these lists
+        return found  # the key is valid but may not read these lists
     raise InputError(
         f"{remote.origin.base_url} does not answer like this API ({refusals[0].reason}); check "
         "the URL, it usually ends in /v1"

@@ -194,7 +194,7 @@ def _made(
 def _origin(job: Json) -> Origin | None:
     try:
         return origin_of(job.get("metadata"))
-    except RequestError:  # somebody else's key on another service
+    except RequestError:  # another user's API key, or another service
         return None
 
 

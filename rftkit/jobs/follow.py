@@ -61,7 +61,7 @@ def find(client: OpenAI, name: str = "") -> str:
         return found[0]  # the newest of that name
     found = [job_id for job_id in suffixes if job_id.removeprefix(PREFIX).startswith(begin)]
     if not found and name.startswith(PREFIX):
-        return name  # the service says in its own words that it has none
+        return name  # the service will report that there is no such job
     if not found:
         raise NotFoundError(f"there is no job {name}; list them: rftkit job list")
     if len(found) > 1:

@@ -77,7 +77,7 @@ def file_name(client: OpenAI, file_id: str) -> str:
 
     try:
         return str(client.files.retrieve(file_id).filename) if file_id else ""
-    except OpenAIError:  # deleted, or the service does not answer: the id will do
+    except OpenAIError:  # deleted, or no answer from the service: show the id
         return file_id
 
 

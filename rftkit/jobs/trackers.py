@@ -122,7 +122,7 @@ class Sender:
             try:
                 sink = sink or self._open()
                 action(sink)
-            except Exception as error:  # whatever a tracker's package raises
+            except Exception as error:  # tracker packages raise many types
                 failures += 1
                 if failures == 1:
                     reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -250,7 +250,7 @@ class Tracked:
             return None
         try:
             return self._report(job_id, settings.home() / "trackers")
-        except Exception as error:  # a report runs a notebook
+        except Exception as error:  # a report runs a notebook, which can fail in any way
             self._say(f"the report was not made and not sent: {error}")
             return None
 

@@ -41,7 +41,7 @@ def check_templates() -> None:
         ReportError: nbconvert was installed without its templates, or they are damaged.
     """
     try:
-        _ = _exporter().template  # loaded when it is first asked for
+        _ = _exporter().template  # nbconvert loads it on first use
     except Exception as error:  # nbconvert's for a missing folder, jinja's for a missing file
         found = " ".join(str(error).split())
         raise ReportError(

@@ -119,7 +119,7 @@ def content_of(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return [content_of(each) for each in values]
     if isinstance(values, str | Path):
-        with suppress(RuntimeError):  # `~name` of nobody
+        with suppress(RuntimeError):  # `~name`, and there is no such user
             if held := _held(Path(values).expanduser()):
                 return [str(values), held]
     return values
@@ -133,7 +133,7 @@ def _held(path: Path) -> Any:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         if path.is_dir() and path.name:
             return {each.name: _held(each) for each in sorted(path.iterdir()) if each.is_file()}
-    except (OSError, ValueError):  # too long for a name, or not readable: it is a text
+    except (OSError, ValueError):  # too long for a path, or unreadable: treat it as text
         return None
     return None
 

@@ -100,7 +100,8 @@ def without_folders(html: str, given: Iterable[Any]) -> str:
         given: values of parameters; those that are whole paths become the name of their file.
     """
     own = [bundled_folder(name) for name in ("notebooks", "datasets")]
-    imported = (Path(each) for each in sys.path if "site-packages" in each)  # as in tracebacks
+    # shorten paths as tracebacks do
+    imported = (Path(each) for each in sys.path if "site-packages" in each)
     folders = {Path.cwd(), *own, *(each.parent for each in own), *imported}
     short = {f"{path}/": "" for each in folders for path in (each, each.resolve()) if path.name}
     short |= {str(path): path.name for path in _files_in(given) if path.is_absolute()}
@@ -171,6 +172,6 @@ def _files_in(values: Iterable[Any]) -> Iterator[Path]:
         if isinstance(value, list | tuple):
             yield from _files_in(value)
         elif isinstance(value, str | Path) and value:
-            with contextlib.suppress(OSError, ValueError):  # no text is a path only
+            with contextlib.suppress(OSError, ValueError):  # a text is not a path
                 if (path := Path(value).expanduser()).exists():
                     yield path

@@ -151,7 +151,7 @@ def make_all(
             worker.stop()
         pool.shutdown()
         for run in book.runs:
-            if run.status == "running":  # interrupted: the next start of the sweep makes it
+            if run.status == "running":  # interrupted: the next sweep makes this report
                 book.put(replace(run, status="waiting"))
 
 

@@ -43,6 +43,6 @@ def bundled_functions(name: str) -> tuple[Sequence[Callable[..., Any]], Callable
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its annotations are looked up
+    sys.modules[spec.name] = module  # annotations are looked up there
     spec.loader.exec_module(module)
     return module.TOOLS, getattr(module, "STATE", None)

@@ -26,7 +26,7 @@ def main(limit: int, command: list[str]) -> int:
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
         return process.wait()
-    except BrokenPipeError:  # nobody reads it any more
+    except BrokenPipeError:  # the reader has ended
         return 1
     finally:
         end(process)

@@ -171,7 +171,7 @@ class _Server(ThreadingHTTPServer):
         assert self._make_state is not None
         try:
             takes_row = bool(inspect.signature(self._make_state).parameters)
-        except (TypeError, ValueError):  # of a type written in C, such as dict
+        except (TypeError, ValueError):  # a type written in C, such as dict, has no signature
             takes_row = False
         return self._make_state(item) if takes_row else self._make_state()
 

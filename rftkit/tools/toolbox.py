@@ -80,7 +80,7 @@ class Tools:
         """
         start = time.monotonic()
         text, is_error = self._answer(call, trace_id, item)
-        text = text.encode("utf-8", "replace").decode()  # no half of a character
+        text = text.encode("utf-8", "replace").decode()  # never cut inside a character
         return ToolReply(text, "error" if is_error else "answer", time.monotonic() - start)
 
     def close(self) -> None:

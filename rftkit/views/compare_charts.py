@@ -258,7 +258,8 @@ def _by_step(
         if len(jobs) <= MOST_BANDS and len(known) > 1:
             canvas.band(known, kind)
         canvas.line([(float(run.step or 0), run.reward.value) for run in own], kind)
-        kinds = dict.fromkeys(labels, kind) | kinds  # a shared base is the first job's
+        # a base model that jobs share counts to the first one
+        kinds = dict.fromkeys(labels, kind) | kinds
         legend += [(kind, job)] if len(jobs) > 1 else []
     for run in runs:
         canvas.point(

@@ -200,7 +200,8 @@ def number(value: float | None, digits: int = 3) -> str:
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
         return f"{int(value):,}"
     if value != 0 and abs(value) < 10**-digits:
-        places = 1 - math.floor(math.log10(abs(value)))  # of two digits that are not zero
+        # digits after the point for two significant digits
+        places = 1 - math.floor(math.log10(abs(value)))
         return f"{value:.{places}f}".rstrip("0") if places < 8 else f"{value:.1e}"
     return f"{value:,.{digits if abs(value) < 10 else 1}f}"
 

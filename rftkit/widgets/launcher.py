@@ -149,7 +149,7 @@ class JobLauncher(Panel):
             inner = {**graded, **self._episodes(), **inner}
             if self.tools:
                 inner["tools"] = mask_tools(self.tools)
-        else:  # they measure its checkpoints
+        else:  # the grader only measures checkpoints
             metadata = {**metadata, **{name: jobs.compact(each) for name, each in graded.items()}}
         body = {
             "model": self.model,

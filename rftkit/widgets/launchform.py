@@ -45,7 +45,8 @@ class LaunchForm:
         self._take, self._guard = take, guard
         self._state: State = {}
         self.texts = {name: _text(label) for name, label in TEXTS.items()}
-        self.texts["metadata"].style.description_width = "11rem"  # as of the hyperparameters
+        # the same width as the hyperparameters
+        self.texts["metadata"].style.description_width = "11rem"
         self.hyperparameters = {name: _hyperparameter(name) for name in EVERY}
         self.specs = {
             name: ipywidgets.Textarea(description=label, continuous_update=False, rows=6, **wide())

@@ -238,7 +238,7 @@ async def ask(routes: Callable[..., Any], path: str, body: Json) -> tuple[int, J
     async def receive() -> Json:
         nonlocal sent
         if sent:
-            await asyncio.Event().wait()  # this client does not hang up
+            await asyncio.Event().wait()  # an internal client, which never disconnects
         sent = True
         return {"type": "http.request", "body": content, "more_body": False}
 
@@ -262,6 +262,6 @@ async def ask(routes: Callable[..., Any], path: str, body: Json) -> tuple[int, J
     except Exception as error:
         if temporary_problem(error):
             raise
-        log.exception("a request of a batch failed")  # it costs this line, not the others
+        log.exception("a request of a batch failed")  # this line fails, the others continue
         return 500, wire.error_body("the platform failed on this request", type="server_error")
     return status, found

@@ -106,13 +106,13 @@ def link_state(platform: Platform, job: Job) -> None:
         for each in state.iterdir():
             _link(each, folder / each.name)
         if (wrong := damage(folder)) is not None:
-            _state(platform, origin)  # it may have been dropped at this moment
+            _state(platform, origin)  # check again: it may have just been deleted
             raise RequestError(
                 f"the state of {origin} is damaged ({wrong.replace(str(folder), str(state))}); "
                 f"branch from another step of {origin.job_id}",
                 param=PARAM,
             )
-        (folder / SUMS).unlink(missing_ok=True)  # made anew, and never through a link
+        (folder / SUMS).unlink(missing_ok=True)  # write new ones, and never through a link
 
     try:
         Journal(_folder(platform, job.id)).write_branch(link)

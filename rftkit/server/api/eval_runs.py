@@ -126,7 +126,7 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
 
     route = f"evals/{eval_id}/runs"
     run_id = here.store.once(route, digest_of(body), make, **repeated(request))
-    run = here.store.run(run_id)  # before it is taken up: what was made is queued
+    run = here.store.run(run_id)  # read it before a worker takes it: the reply shows it as queued
     if here.runner is not None:
         here.runner.wake()
     return Reply(_shown(run, request), status_code=201)
@@ -316,7 +316,7 @@ def report(here: Here, eval_id: str, run_id: str, after: str | None = None) -> H
 def _shown(run: EvalRun, request: Request) -> Json:
     """The run with the address at which this client can open its page."""
     shown = wire.run_object(run)
-    if run.wire is not None:  # imported: its page is its service's
+    if run.wire is not None:  # imported: the page is on the hosted service
         return shown
     url = request.url_for(REPORT, eval_id=run.eval_id, run_id=run.id)
     return {**shown, "report_url": str(url)}

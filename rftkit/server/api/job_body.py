@@ -67,7 +67,7 @@ JSON, or the id of a file that holds it."""
 
 
 def _suffix(value: str) -> str:
-    if ":" in value:  # they part the names of fine-tuned models
+    if ":" in value:  # colons separate the parts of fine-tuned model names
         raise ValueError("a suffix cannot contain a colon")
     if any(character < " " or character == "\x7f" for character in value):
         raise ValueError("a suffix cannot contain control characters")

@@ -32,7 +32,8 @@ def create(here: Here, request: Request, body: JobBody) -> Reply:
     """Queue a job; a request that the SDK sends again gets the job of the first one."""
     job = job_from(body, here)
     job_id = here.store.once("jobs", digest_of(body), lambda: _add(here, job), **repeated(request))
-    made = here.store.job(job_id)  # before it is taken up: its files are not validated yet
+    # read it before a worker takes it: the reply shows it as not yet validated
+    made = here.store.job(job_id)
     here.worker.wake()
     return Reply(wire.job_object(made))
 

@@ -186,7 +186,8 @@ def _items(here: Platform, file_id: str, lines: Collection[int]) -> dict[int, Js
 
 def _group(group: Json, items: dict[int, Json]) -> Json:
     row = Row(items.get(group["line"]) or {"messages": []}, group["line"])
-    if "tools" not in row.item:  # listed by the server of a job's tools, or deleted since
+    # tools of an MCP server are not in the row; the file may be deleted
+    if "tools" not in row.item:
         row = Row({**row.item, "tools": _called(group)}, row.line)
     return {
         "line": group["line"],
@@ -211,7 +212,7 @@ def _rollout(kept: Json, row: Row) -> Json:
         "tokens": completion.num_sampled,
         "grade": kept.get("regraded") or kept["grade"],
     }
-    if kept.get("regraded"):  # it had failed when the step was learnt from
+    if kept.get("regraded"):  # it had failed before the update of that step
         shown["regraded"] = True
     if completion.turns:
         calls = [call for turn in completion.turns for call in turn.calls]

@@ -40,7 +40,7 @@ def checked_tools(
     """
     given = sampling or {}
     tools = given.get("tools")
-    if isinstance(tools, list):  # others are refused with the rest of a chat's parameters
+    if isinstance(tools, list):  # anything else is refused with the other parameters of a chat
         servers = [each for each in tools if isinstance(each, dict) and is_server(each)]
         checked = check_tools(servers, f"{WHERE}.tools", private=here.private_tools)
         rest = [each for each in tools if not (isinstance(each, dict) and is_server(each))]

@@ -80,7 +80,7 @@ async def weights(
         folder = Path(tempfile.mkdtemp(dir=here.home / "exports"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         if not await _make_for(request, here.home, model, folder, wanted):
-            return Response(status_code=499)  # nobody is there to read it
+            return Response(status_code=499)  # the client has disconnected
         return _Export(_packed(folder), stack.pop_all())
     raise AssertionError("unreachable")
 

@@ -285,7 +285,7 @@ def _parameters(inside: str, function: Json) -> Json | None:
 def _glm_call(body: str, known: Json) -> list[Found]:
     name, *parts = body.split("<arg_key>")
     name = name.strip()
-    if name not in known or not _NAME.fullmatch(name):  # any text is known to an attempt
+    if name not in known or not _NAME.fullmatch(name):  # an attempt may use any name
         return []
     given = {}
     for part in parts:
@@ -330,7 +330,7 @@ def _python_calls(body: str, known: Json) -> list[Found]:
         return []
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python does not know
+            warnings.simplefilter("ignore")  # about unknown escapes
             lines = ast.parse(text).body
         values = [line.value for line in lines if isinstance(line, ast.Expr)]
         nodes = [node for each in values for node in getattr(each, "elts", [each])]
@@ -345,5 +345,5 @@ def _python_call(node: ast.expr) -> Found:
         raise ValueError("not a call with named arguments")
     name = ast.unparse(node.func).removesuffix(".call")
     given = {each.arg: ast.literal_eval(each.value) for each in node.keywords if each.arg}
-    json.dumps(given, allow_nan=False)  # a set or bytes is no argument
+    json.dumps(given, allow_nan=False)  # sets and bytes cannot be arguments
     return name, given

@@ -36,7 +36,7 @@ __all__ = [
     "prepare",
 ]
 
-CARD_BYTES = 1 << 16  # of a model card are read; its front matter is much shorter
+CARD_BYTES = 1 << 16  # read at most this much of a model card; the front matter is much shorter
 FORMAT = 1  # increase it when a conversion changes, so that old caches are replaced
 
 
@@ -124,7 +124,8 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    with card.open("rb") as file:  # each list of models reads it, so neither size nor form may hold
+    # read for each list of models, so a huge or broken file must not stop it
+    with card.open("rb") as file:
         text = file.read(CARD_BYTES).decode(errors="replace").replace("\r\n", "\n")
     front, closed, _ = text.partition("\n---\n")
     if not (closed and text.startswith("---\n")):
@@ -166,7 +167,7 @@ def prepare(
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / ".making.lock"):  # one process at a time converts
-        for left in folder.parent.glob(".making-*"):  # by one that was killed
+        for left in folder.parent.glob(".making-*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         if folder.is_dir() and (wrong := damage(folder)):
             say(f"The converted weights of {base.name} are damaged ({wrong}); they are made again")
@@ -188,7 +189,7 @@ def _check_added(name: str, folder: Path, home: Path) -> None:
     try:
         known = parse_json((home / SUMS).read_bytes())[name]
         if (home / known["folder"]).resolve() != folder.resolve():
-            return  # of another folder of this name
+            return  # the fingerprint is of another folder with this name
         changed = difference(folder, known["files"])
     except (KeyError, FileNotFoundError):
         return

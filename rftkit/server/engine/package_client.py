@@ -124,7 +124,7 @@ def _address(client: tuple[str, list[str]], environment: dict[str, str]) -> str 
 
 def _read_on(address: str, part: Path, progress: Progress) -> bool:
     """Read what `part` lacks; False where the wheel cannot be had from there."""
-    import httpx2  # what the openai client speaks HTTP with
+    import httpx2  # the HTTP library of the openai client
 
     for attempt in range(ATTEMPTS):
         try:
@@ -135,7 +135,7 @@ def _read_on(address: str, part: Path, progress: Progress) -> bool:
             time.sleep(backoff_seconds(attempt, 0.5, 8))
         else:
             break
-    if _num_bytes(part) > WHEEL_BYTES:  # something else was served
+    if _num_bytes(part) > WHEEL_BYTES:  # the server sent something else
         part.unlink()
     return _num_bytes(part) == WHEEL_BYTES
 

@@ -211,7 +211,7 @@ def rendered(tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, 
             text: str = tokenizer.apply_chat_template(
                 form, tools=tools or None, add_generation_prompt=opens, tokenize=False
             )
-        except Exception as error:  # whatever a model's own template raises
+        except Exception as error:  # a model's own template can raise anything
             why = str(error) or type(error).__name__
         else:
             return text

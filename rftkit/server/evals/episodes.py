@@ -79,7 +79,8 @@ def run_tools(store: Store, model: str | None, sampling: Mapping[str, Any]) -> R
         known = {each.get("name") for each in entries if each.get("type") != "mcp"}
         if functions and len(known) == len(entries):
             names = {each.get("function", each).get("name") for each in functions}
-            if not names & known:  # functions that nobody serves: calls are graded as they are
+            # no tool is given for these functions: grade the calls themselves
+            if not names & known:
                 entries = []
     if not entries:
         return None
@@ -94,7 +95,7 @@ def tools_of_model(store: Store, model: str | None) -> tuple[str | None, list[Js
         return None, [], None
     try:
         method = store.job(known.job_id).method.get("reinforcement") or {}
-    except NotFoundError:  # deleted since
+    except NotFoundError:  # it was deleted in the meantime
         return None, [], None
     return known.job_id, method.get("tools") or [], method.get("max_episode_steps")
 

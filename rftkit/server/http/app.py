@@ -273,7 +273,7 @@ class Gate:
                 await self._app(scope, with_model(limited, model) if model else limited, named)
             else:
                 await refused(scope, receive, named)
-        except asyncio.CancelledError:  # the server stops, and waits for nobody any longer
+        except asyncio.CancelledError:  # the server stops
             if not started:
                 body = wire.error_body(STOPPING, type="server_error", code=UNAVAILABLE)
                 await Reply(body, status_code=503)(scope, receive, named)

@@ -59,6 +59,6 @@ def _named(body: bytes, model: str) -> bytes:
     """Append the model to a JSON object: the last of two equal keys counts. Nothing is parsed."""
     inner = body.strip().removesuffix(b"}").rstrip()
     if not inner.startswith(b"{") or not body.rstrip().endswith(b"}"):
-        return body  # the route's own error is better
+        return body  # let the route report the error
     comma = b"" if inner == b"{" else b", "
     return inner + comma + b'"model": ' + json.dumps(model).encode() + b"}"

@@ -53,7 +53,7 @@ async def deliver_events(store: Store) -> None:
     try:
         await keep_going("webhooks", deliver, LOOK_SECONDS)
     finally:
-        calls.close(now=True)  # an endpoint that hangs does not keep the server from ending
+        calls.close(now=True)  # so that a hanging endpoint does not keep the server alive
 
 
 def _deliver(store: Store, delivery: Delivery, calls: Calls) -> None:
@@ -72,8 +72,8 @@ def _deliver(store: Store, delivery: Delivery, calls: Calls) -> None:
         headers = signed_headers(delivery.id, body, secret)
         trouble, wait = calls.run(lambda: _sent(url or "", headers, body), TIMEOUT_SECONDS)
     except Abandoned:
-        return  # the server stops; the next one sends it
-    except Exception as error:  # of the network, or of an address that is none
+        return  # the server stops; it is sent after the next start
+    except Exception as error:  # a network error, or an invalid address
         trouble, wait = str(error) or type(error).__name__, 0.0
     if trouble is not None:
         if attempts < ATTEMPTS:

@@ -82,7 +82,7 @@ class Backlog(Generic[T]):
             try:
                 while some := await asyncio.to_thread(self._unfinished):
                     await self._finish(some[0])
-            except Exception:  # nothing ends this task, or all work after this would wait forever
+            except Exception:  # this task must never end, or all later work would wait forever
                 log.exception("%s wait", self._what)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._news.set()

@@ -64,7 +64,7 @@ class BoundedPool:
             work.abandon()
             if not self._is_closed:
                 raise
-        if self._is_closed:  # what it found is that it was abandoned
+        if self._is_closed:  # closed: whatever the thread returns is no longer wanted
             raise ChatError(STOPPING, code=UNAVAILABLE)
         return found
 

@@ -32,7 +32,7 @@ __all__ = [
 Advantages = list[float | None]
 """One a completion; None where the grader failed."""
 
-LINEAR = 1e-6  # of the reward: more is not rounding
+LINEAR = 1e-6  # share of the reward; a larger difference is not rounding
 PROBES = 8
 
 

@@ -49,7 +49,7 @@ def spare_rows(rows: Sequence[Row], plan: Plan, step: int, num: int) -> list[Row
     taken = {row.line for row in batch_rows(rows, plan, step)}
     rest = [row for row in rows if row.line not in taken]
     random.Random(f"{plan.seed}/spare/{step}").shuffle(rest)
-    return rest[:num]  # the first of more are the same
+    return rest[:num]  # a longer sequence begins with the same rows
 
 
 def _order(rows: Sequence[Row], seed: str, key: str | None) -> list[int]:

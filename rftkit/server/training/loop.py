@@ -237,7 +237,8 @@ def stop_if_requested(run: AnyRun, step: int) -> None:
         save_state(run, step)
         folder = keep_adapter(run, step) if step else None
         with run.store.transaction():
-            if run.store.try_status(run.job.id, "paused"):  # it may be cancelled by now
+            # it may have been cancelled in the meantime
+            if run.store.try_status(run.job.id, "paused"):
                 message = "Paused before the first step."
                 if folder is not None:
                     name = name_model(run, step, folder)

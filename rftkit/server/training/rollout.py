@@ -177,7 +177,7 @@ def advantages(rewards_G: Sequence[float | None]) -> list[float | None]:
     known = [reward for reward in rewards_G if reward is not None]
     if not known:
         return list(rewards_G)
-    if max(known) == min(known):  # what rounding makes of the mean is no signal
+    if max(known) == min(known):  # the mean may differ from them by rounding
         return [None if reward is None else 0.0 for reward in rewards_G]
     mean = sum(known) / len(known)
     return [None if reward is None else reward - mean for reward in rewards_G]

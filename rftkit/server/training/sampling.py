@@ -339,7 +339,7 @@ def graded_while_sampling(
             grading.stop()
             grader.close(now=True)  # a judge or an endpoint may hang
             while not work.done():
-                with contextlib.suppress(Exception):  # what came first counts
+                with contextlib.suppress(Exception):  # the first error is the one to report
                     run.idle()
                 time.sleep(WAIT_SECONDS)
             raise

@@ -32,7 +32,7 @@ def reward_metrics(run: AnyRun, step: int, valid: Sequence[Group]) -> Json:
     """The metrics of a validation, as its checkpoint has them."""
     measured = {"step": step, "full_valid_mean_reward": metrics.mean_reward(valid)}
     if budgets.is_over_budget(run, [metrics.failure(valid)[:2]]):
-        measured["over_error_budget"] = True  # cannot be called best
+        measured["over_error_budget"] = True  # so that it cannot make the best checkpoint
     return measured
 
 

@@ -85,7 +85,8 @@ class Engines:
         # loading may hang: the folder's config decides what runs, and its chat template is code
         with self.watch(f"loading {base}", _load_seconds(folder), job):
             engine = TorchEngine(folder, name=base)
-            with contextlib.suppress(Exception):  # a refusal is reported when a chat needs it
+            # ignore it here: a chat that needs this model reports it
+            with contextlib.suppress(Exception):
                 engine.encode([{"role": "user", "content": "Hello"}], None, None)
         return engine
 

@@ -67,7 +67,7 @@ def sample_request(
         top_p=request.top_p,
         schema=schema,
         thinking=thinking,
-        stop=() if request.must_call else request.stop,  # it would end a call in its middle
+        stop=() if request.must_call else request.stop,  # a stop text could cut a call
         num_top_logprobs=request.top_logprobs or 0,
     )
 

@@ -77,7 +77,7 @@ class RunningChat:
         found = [self._completions[number] for number in sorted(self._completions)]
         try:
             done = done_message(self.engine, self.asked, len(self.sample.prompt_ids), found)
-        except Exception as error:  # of a tokenizer's own code
+        except Exception as error:  # a tokenizer's own code can raise anything
             self.on_failure(error)
             return
         self.has_ended = True

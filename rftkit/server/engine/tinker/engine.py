@@ -490,7 +490,7 @@ class TinkerEngine(Prompting):
             yield
         except RftkitError:
             raise
-        except AssertionError as error:  # the client's own, about an answer that it cannot use
+        except AssertionError as error:  # raised by the client for an answer that it cannot use
             self._check_versions(error)
             raise
         except (self._tinker.TinkerError, RetryableException, ValueError, OSError) as error:

@@ -215,7 +215,7 @@ def unpack_adapter(archive: IO[bytes], folder: Path) -> None:
                     break
         _name_modules(folder)
     except BaseException:
-        for name in ADAPTER_FILES:  # half an adapter is worse than none
+        for name in ADAPTER_FILES:  # a partial adapter is worse than none
             (folder / name).unlink(missing_ok=True)
         raise
 

@@ -36,7 +36,7 @@ __all__ = [
 PROMPTS, COMPLETIONS = (11, 4, 6), ((5, 8), (3, 4), (3,))
 DECODED = 3
 """Tokens that each completion is decoded for."""
-OF_CONTEXT = 0.02  # of what the context adds to a state: another formula is more
+OF_CONTEXT = 0.02  # share of what context adds to a state; a different formula differs by more
 ROUNDING = 5e-5  # of a state, in float32
 ROUNDING_BFLOAT16 = 0.25  # it grows from layer to layer
 LEAKED, LEAKED_BFLOAT16 = 1e-5, 0.02  # of a state: experts sum in another order
@@ -213,7 +213,7 @@ def logits_of(model: Any, decoder: Any) -> Logits | None:
     with torch.no_grad():
         product = torch.nn.functional.linear(x, head.weight).float()
         if (head(x).float() - product).norm() > 0.01 * product.norm():
-            return None  # the head itself does more
+            return None  # the head does more than one matrix product
     if (given - ratio * before).norm() > 0.01 * given.norm():
         return None
     found = Logits(*_form(known, capped[0, 0]))

@@ -20,7 +20,7 @@ from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["LEAST_OPENING", "Line", "lay_out", "micro_batches", "shared_opening", "with_advantage"]
 
-TRAIN_TOKENS = 4_096  # of groups in one forward-backward: more make nothing faster
+TRAIN_TOKENS = 4_096  # in one forward-backward pass; more tokens are not faster
 LEAST_OPENING = 8  # tokens; computing fewer for each prompt costs less than masks do
 FORWARD_BACKWARD, AND_AGAIN = 2, 3  # the work for a token, and when layers are computed again
 
@@ -91,7 +91,7 @@ def _beginning(group: TrainGroup, is_free: np.ndarray) -> list[int]:
 def _forced(group: TrainGroup, is_free: np.ndarray) -> int:
     """Up to here all completions are equal, because there was no choice."""
     if group.learnt_G_T:
-        return 0  # untrained tokens may differ, and what is shared is already the prompt
+        return 0  # they already share their prompt, and untrained tokens may differ
     return min((int(each[0]) for each in _chosen(group, is_free) if len(each)), default=0)
 
 

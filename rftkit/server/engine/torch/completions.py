@@ -250,7 +250,8 @@ def _report_text(policy: Policy, row: Row) -> None:
         text = _texts(policy, row)[1]
         if text.endswith("\ufffd"):  # the rest of a character is still to come
             return
-        held = max(map(len, row.asked.stop), default=1) - 1  # may become a stop text
+        # these characters may become a stop text
+        held = max(map(len, row.asked.stop), default=1) - 1
         text = text[: len(text) - held]
     if len(text) > row.sent:
         row.listener.on_text(row.index, text[row.sent :])

@@ -45,6 +45,6 @@ def _widest(config: Any, name: str) -> Any:
     """A number of a configuration; the largest where each layer has its own (Gemma 4)."""
     try:
         return getattr(config, name, None)
-    except Exception:  # of transformers: one number for all would be ambiguous
+    except Exception:  # transformers refuses: one number for all layers would be ambiguous
         layers = (config.per_layer_config[i] for i in range(config.num_hidden_layers))
         return max(getattr(layer, name, None) or 0 for layer in layers)

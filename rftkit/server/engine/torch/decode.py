@@ -28,7 +28,7 @@ Keys = list[tuple[torch.Tensor, torch.Tensor]]
 """The keys and values of a row's own tokens, (K, T, D) in each layer."""
 
 BLOCK_ROWS = 8  # rows that share one line of keys
-ROOM = 32  # own tokens by which a line grows
+ROOM = 32  # space for own tokens that is added at a time
 
 
 class Decode:
@@ -45,7 +45,7 @@ class Decode:
         lengths = torch.tensor(prompt_lengths, device=self.device)
         opening = prefill.opening
         own = lengths - opening
-        before = torch.cumsum(own, 0) - own  # where a prompt would begin, had it all of its own
+        before = torch.cumsum(own, 0) - own  # where each prompt would begin without sharing
         wanted = torch.tensor(of_group, device=self.device)
         self.lengths = lengths[wanted]  # of each block's prompt
         self.longest = max(prompt_lengths[group] for group in of_group)

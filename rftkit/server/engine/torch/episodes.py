@@ -156,7 +156,7 @@ class Episodes:
             else:
                 report(self._policy, each.row)
         append_forced(self._policy, [each.row for each in going_on])
-        for each in going_on:  # a grammar may leave no choice in a whole turn
+        for each in going_on:  # a grammar may force a whole turn
             if each.row.completion is not None:
                 self._end_turn(each.row, functools.partial(getattr, each, "history"))
         going_on = [each for each in going_on if each.row.completion is None]

@@ -79,7 +79,8 @@ def _is_plain_norm(module: nn.Module) -> bool:
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if weight is None or epsilon is None or weight.dim() != 1:
         return False
-    if len(inspect.signature(module.forward).parameters) != 1:  # a gate, too
+    # the forward pass takes more than its input, such as a gate
+    if len(inspect.signature(module.forward).parameters) != 1:
         return False
     with torch.no_grad():
         x = torch.linspace(-2.0, 3.0, weight.shape[0], device=weight.device)[None]

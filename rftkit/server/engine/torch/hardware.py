@@ -7,7 +7,7 @@ import torch
 
 __all__ = ["MEMORY_BYTES", "available_bytes", "best_device", "best_dtype", "free_bytes"]
 
-MEMORY_SHARE = 0.5  # of what is free, for keys or for what a backward pass keeps
+MEMORY_SHARE = 0.5  # share of free memory for keys, or for what a backward pass keeps
 MEMORY_BYTES = 9 * 2**28  # more makes nothing faster on a CPU
 
 

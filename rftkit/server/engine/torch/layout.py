@@ -64,7 +64,7 @@ def _attention(
             "attention that brings its own mask is not supported by this engine"
         )
     scale = module.head_dim**-0.5 if scaling is None else scaling
-    dtype = value.dtype  # rotation may have widened the others
+    dtype = value.dtype  # rotation may have turned the others into float32
     q, k, v = ((each[0].to(dtype)).transpose(0, 1) for each in (query * scale, key, value))
     q = q.unflatten(1, (k.shape[1], -1))  # (N, K, H/K, D)
     if torch.is_grad_enabled():

@@ -20,8 +20,8 @@ from rftkit.server.engine.grammar import Masks, unpack
 __all__ = ["most_likely", "scores", "token_logprobs"]
 
 CHUNK_ROWS = 256
-HEAD_ROWS = 256  # of the gradient of the head, which is as large as the head for each chunk
-MASKED = -1e30  # finite, so that a row of nothing but this is still a number
+HEAD_ROWS = 256  # rows of the head's gradient at a time; each chunk makes one as large as the head
+MASKED = -1e30  # finite, so that a row with only masked entries does not give NaN
 
 
 def scores(

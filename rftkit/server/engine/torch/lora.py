@@ -110,7 +110,7 @@ class Block(nn.Module):
         """(N, out) of inputs in their `room`, and (N, ranks) for backward; without autograd."""
         if self._adapter is None:
             return self._times(rows, "W"), None
-        rows[:, self._inputs :] = 0  # times the zeros of [A | 0]
+        rows[:, self._inputs :] = 0  # multiplied by the zeros of [A | 0]
         hidden = self._times(rows, "A")
         rows[:, self._inputs :] = hidden
         return self._times(rows, "W | B"), hidden

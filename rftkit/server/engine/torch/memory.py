@@ -17,7 +17,7 @@ __all__ = ["give_back", "keep"]
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 MADV_HUGEPAGE = 14  # sys/mman.h
-HEAP_BYTES = 2**32  # addresses only, until they are used
+HEAP_BYTES = 2**32  # only address space, until it is used
 HUGE_BYTES = 2**21
 
 
@@ -41,7 +41,7 @@ def keep() -> None:
     if (libc := _libc()) is None:
         return
     libc.mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap
-    libc.mallopt(M_TRIM_THRESHOLD, -1)  # and no end of it is given back
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # and never shrink the heap
     # The heap grows at once as far as it is likely to: each growth is a region of its own.
     start = libc.sbrk(0)
     libc.free(libc.malloc(HEAP_BYTES))
@@ -49,7 +49,7 @@ def keep() -> None:
     if end > start:
         libc.madvise(
             start, end - start, MADV_HUGEPAGE
-        )  # fails, harmlessly, where the kernel has none
+        )  # harmless if the kernel does not support it
 
 
 def give_back() -> None:

@@ -55,7 +55,7 @@ from rftkit.server.engine.values import TrainGroup
 
 __all__ = ["LoadedModel"]
 
-LEAST_TRAIN_TOKENS = 1_024  # of a micro-batch; fewer cost more time than computing layers again
+LEAST_TRAIN_TOKENS = 1_024  # in a micro-batch; smaller ones cost more time than recomputing layers
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
 SURELY_FIRST = math.log(0.51)  # no other token can be as likely; with room for rounding
 _THREADS = torch.get_num_threads()
@@ -88,7 +88,7 @@ class LoadedModel(Prompting):
         self._threads = 1 if is_small else _THREADS
         model.requires_grad_(False).eval().to(self.device)
         self._model, self._decoder = model, _decoder_of(model)
-        config = model.config.get_text_config()  # of the part that reads, if it sees as well
+        config = model.config.get_text_config()  # the text part of a model that also takes images
         self._stable_tokens = min(stable_lengths(config), default=None)
         with _one_thread():
             own = self._own_states(model)
@@ -207,7 +207,7 @@ class LoadedModel(Prompting):
             num = model.get_input_embeddings().weight.shape[0]
             own = own_states(self._decoder, num, self.device)
             beside = depends_on_neighbours(own, self._decoder, self.device)
-        except Exception as error:  # of code that is not ours: whatever it does not expect
+        except Exception as error:  # a model's own code can raise anything
             raise self.not_for_us(f"cannot be computed here: {error}") from error
         if looks_ahead(own):
             raise self.not_for_us("gives a token another state when others follow it")
@@ -238,7 +238,7 @@ class LoadedModel(Prompting):
         try:
             found = states_of_line(own, self._hidden, self.device)
             apart = agreement(own, self._hidden, self.device, found, decodes=False)
-        except Exception as error:  # of code that is not ours: whatever it does not expect
+        except Exception as error:  # a model's own code can raise anything
             return f"cannot be computed here: {error}"
         if apart <= 1:
             return None
@@ -285,7 +285,7 @@ class LoadedModel(Prompting):
                 return "with a shared prompt it gives other numbers than alone"
         except NotImplementedError as error:
             return str(error)
-        except Exception as error:  # of code that is not ours: whatever it does not expect
+        except Exception as error:  # a model's own code can raise anything
             return f"its attention does not take a layout ({type(error).__name__}: {error})"
         return None
 
@@ -325,7 +325,7 @@ class LoadedModel(Prompting):
     def batch_tokens(self, groups: Sequence[TrainGroup]) -> tuple[int, int]:
         """Tokens of a micro-batch that keeps what backward needs; and of one that recomputes it."""
         if self._plain_because:
-            return LEAST_TRAIN_TOKENS, 0  # prompts are repeated anyway
+            return LEAST_TRAIN_TOKENS, 0  # prompts are not shared here anyway
         longest = max(len(g.prompt_ids) + max(map(len, g.tokens_G_T)) for g in groups)
         kept, again = self._kept_bytes(longest)
         budget = self.memory_bytes or MEMORY_BYTES
@@ -357,7 +357,7 @@ class LoadedModel(Prompting):
         states, logprobs = self._wanted_logprobs(line, 1.0)
         wanted = torch.tensor(line.wanted, device=self.device)
         with torch.no_grad():
-            hits = logprobs > SURELY_FIRST  # the others need their logits once more
+            hits = logprobs > SURELY_FIRST  # the other rows need their logits again
             unsure = (~hits).nonzero()[:, 0]
             likely = most_likely(states.detach()[unsure], self.head, self.cap)
             hits[unsure] = likely == wanted[unsure]

@@ -23,7 +23,7 @@ BLOCK = 128  # prompt tokens whose scores exist together
 CELLS = 2**20  # most scores of one head that exist together, where several groups are
 PADDED = 1.25  # most tokens of such groups with padding, over tokens without
 VECTOR = 32  # bfloat16 numbers in a vector of a CPU, which takes the remainder one by one
-LONG = 256  # scores of a row from which on that remainder does not matter
+LONG = 256  # in rows with at least this many scores the remainder does not matter
 
 Span = tuple[int, int, list[int]]
 """Where a group begins on the line, the tokens of its prompt there and of its completions."""
@@ -361,7 +361,7 @@ class _Cells:
             row * longest + i for row, (_, length) in enumerate(stretches) for i in range(length)
         ]
         self._held = _index(held, device)  # (num,) on the line
-        self._tokens = _index(tokens, device)  # on the line, each once
+        self._tokens = _index(tokens, device)  # positions of the real tokens, each once
         self._full: torch.Tensor | None = None  # their cells; None: all of them
         if len(full) < self.num:
             self._full = torch.tensor(full, device=device, dtype=torch.long)

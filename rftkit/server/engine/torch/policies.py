@@ -37,7 +37,7 @@ class Policies:
         self._model = model
         self._full_on: dict[str, torch.Tensor] | None = None
         self._policy: dict[str, torch.Tensor] | None = None
-        self._config: LoraConfig | None = None  # of the policy; None: every weight learns
+        self._config: LoraConfig | None = None  # the policy's adapter; None: every weight learns
         self._optimizer: torch.optim.Optimizer | None = None
         self._cache: OrderedDict[Path, _Saved] = OrderedDict()
         self._use("policy")
@@ -48,7 +48,8 @@ class Policies:
         if config is None:
             self._set_policy(self._masters(saved), None)
         elif saved is not None:
-            assert saved[1] is not None, "adapters do not learn on whole weights"  # refused before
+            # a job like this was refused earlier
+            assert saved[1] is not None, "adapters do not learn on whole weights"
             self._set_policy(*saved)
         else:
             generator = torch.Generator().manual_seed(seed)
@@ -162,7 +163,8 @@ class Policies:
 
     def _saved(self, folder: Path) -> _Saved:
         if is_whole(folder):
-            return load_file(folder / FULL_FILE), None  # a file that is mapped takes no memory
+            # load_file maps the file, which takes no memory
+            return load_file(folder / FULL_FILE), None
         return lora.load_adapter(folder, self._model.device)
 
     def _cached(self, folder: Path) -> _Saved:

@@ -73,7 +73,8 @@ class Prefill:
         self.values.append(v)
         out = q.new_empty(len(q), q.shape[1] * q.shape[2] * q.shape[3])
         for number, where in enumerate(self._where):
-            own = where[self.opening if number else 0 :]  # the first one's opening is everybody's
+            # all prompts share the opening of the first
+            own = where[self.opening if number else 0 :]
             out[own] = _prompt_rows(q[own], k[where], v[where])
         return out, None
 

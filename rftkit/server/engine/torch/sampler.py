@@ -149,7 +149,7 @@ class Decoding:
             for number, request, indexes, listener in taken:
                 rows += [start(self._policy, number, request, g, listener) for g in indexes]
             begun = begin(self._policy, rows, apart=self._is_apart(taken[0]))
-        except Exception as error:  # of one of them, for instance its schema; or too little memory
+        except Exception as error:  # such as a schema of one request, or too little memory
             if len(taken) > 1 and not any(row.sent for row in rows):
                 for each in taken:
                     self._begin([each])
@@ -166,7 +166,7 @@ class Decoding:
         """Take the requests whose prompts are read now, out of those that wait."""
         running = {row.request for wave in self._waves for row in wave.rows}
         ready = [each for each in self._waiting if each[0] not in running]
-        taken = ready[:1]  # others are the rest of a request's completions
+        taken = ready[:1]  # the others are further completions of a request
         if taken and self._is_apart(taken[0]):
             for each in ready[1 : self._max_rows]:
                 if not self._is_apart(each) or not _fit([*taken, each]):

@@ -379,7 +379,8 @@ def _agrees(stack: Stack, decoder: Any) -> bool:
     finally:
         for hook in hooks:
             hook.remove()
-    around = ((seen[0][0], x), (decoder.norm(seen[-1][1]), plain))  # nothing before, nothing after
+    # check that nothing runs before the first layer or after the last
+    around = ((seen[0][0], x), (decoder.norm(seen[-1][1]), plain))
     if not all(torch.equal(a, b) for a, b in around):
         return False
     if decoder.rotary_emb(x[None], layout.positions[None])[0].shape[-1] != stack.layers[0].size:

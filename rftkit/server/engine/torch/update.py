@@ -36,7 +36,7 @@ def train_step(
     sums = _Sums()
     entropy = _entropy(groups)
     learnt = list(groups)
-    if not settings.kl_coef:  # that penalty is on all tokens
+    if not settings.kl_coef:  # the KL penalty is on all tokens
         cut = [with_advantage(group) for group in groups]
         learnt = [group for group in cut if group.tokens_G_T] or learnt
     for batch in micro_batches(learnt, *model.batch_tokens(learnt)):

@@ -148,7 +148,7 @@ def _problems(found: Comparison, gap_to_base: float) -> list[str]:
             f"{found.prompts - found.same_prompts} of {found.prompts} prompts have other tokens "
             "than on the platform: the chat template or the tokenizer is not the model's"
         )
-    if not found.logprob_gap_mean <= found.logprob_gap_limit:  # NaN is no agreement
+    if not found.logprob_gap_mean <= found.logprob_gap_limit:  # written so that NaN does not pass
         problems.append(
             f"log-probs differ by {found.logprob_gap_mean:.2g} nats a token on average, where "
             f"rounding explains {found.logprob_gap_limit:.2g}"

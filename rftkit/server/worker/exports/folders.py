@@ -81,7 +81,7 @@ def tokenizer_of(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever the files of a model make the library raise
+    except Exception as error:  # a model's own files can make the library raise anything
         raise RftkitError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
 
 
@@ -91,7 +91,7 @@ def end_tokens_of(folder: Path) -> list[int]:
 
     try:
         config = GenerationConfig.from_pretrained(folder)
-    except OSError:  # the folder has none
+    except OSError:  # there is no such file
         found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = GenerationConfig.from_model_config(found)
     return sorted(models.end_tokens(tokenizer_of(folder), config))
@@ -103,7 +103,7 @@ def _generation_config(base: Path) -> Any:
 
     try:
         config = GenerationConfig.from_pretrained(base)
-    except OSError:  # the folder has none
+    except OSError:  # there is no such file
         config = GenerationConfig()
     ends = end_tokens_of(base)
     config.eos_token_id = ends[0] if len(ends) == 1 else ends

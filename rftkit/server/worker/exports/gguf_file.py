@@ -213,6 +213,6 @@ def _begins_with_bos(tokenizer: Any) -> bool:
     chat = [{"role": "user", "content": "Hello"}]
     try:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    except Exception:  # whatever a model's own template raises
+    except Exception:  # a model's own template can raise anything
         return False
     return bool(text.startswith(tokenizer.bos_token))

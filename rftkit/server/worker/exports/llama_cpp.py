@@ -144,7 +144,7 @@ def _listening(doing: str) -> Iterator[Any]:
     llama_cpp.set_log_callback(on_log)
     try:
         yield llama_cpp
-    except Exception as error:  # whatever the binding raises
+    except Exception as error:  # the binding can raise anything
         why = "; ".join(errors) or error
         raise RftkitError(f"llama.cpp could not {doing}: {why}") from error
     finally:

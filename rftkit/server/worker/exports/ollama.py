@@ -58,7 +58,7 @@ def modelfile(file: str, tokenizer: Any, end_tokens: Sequence[int], context_toke
         for role, (before, after) in form.around.items()
     ]
     loop = "{{ range .Messages }}{{ " + "else ".join(branches) + "end }}{{ end }}"
-    begin = form.begin.removeprefix(tokenizer.bos_token or "")  # which Ollama adds automatically
+    begin = form.begin.removeprefix(tokenizer.bos_token or "")  # Ollama adds it automatically
     lines.append(f'TEMPLATE """{begin}{loop}{form.opening}"""')
     if form.system is not None:
         lines.append(f'SYSTEM """{form.system}"""')
@@ -72,7 +72,7 @@ def _form_of(tokenizer: Any) -> _Form | None:
         chats = list(_chats("system" in form.around))
         if all(form.render(chat) == _rendered(tokenizer, chat) for chat in chats):
             return form
-    except Exception:  # what a model's own template raises, and texts without their marks
+    except Exception:  # a template can raise anything, or drop the marks
         return None
     return None
 
@@ -110,7 +110,7 @@ def _system(
     chat = [{"role": "system", "content": text}, {"role": "user", "content": other}]
     try:
         before, _, rest = _rendered(tokenizer, chat, opens=False).partition(text)
-    except Exception:  # a template without a place for them
+    except Exception:  # the template has no place for them
         return None, begin
     bos = tokenizer.bos_token or ""
     first = bos if begin.startswith(bos) and before.startswith(bos) else ""
