@@ -56,7 +56,8 @@ ANNOUNCE_SECONDS = 5.0
 PROBE_SECONDS = 2.0
 MAX_HEALTH_BYTES = 1 << 20
 HEALTH = {"home": str, "pid": int, "version": str, "idle_seconds": int | float, "problems": list}
-"""What our own server says of itself to clients on its machine; another program may answer, too."""
+"""What the local server reports about itself to clients on the same machine. Another program may
+answer at that port, too."""
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "torch", "transformers")
 """Packages that the local platform needs; the extra `local` installs them."""
@@ -79,7 +80,7 @@ class ServerStatus:
 
     @property
     def base_url(self) -> str:
-        """What the `openai` client wants."""
+        """The address to give the `openai` client."""
         return f"{self.address}/v1"
 
 
@@ -294,7 +295,7 @@ def _silent(home: Path) -> ServerStatus:
 
 @contextlib.contextmanager
 def _starting(home: Path) -> Iterator[None]:
-    """One start at a time per home, also across processes."""
+    """Hold a lock, so that one process at a time starts the server of a home."""
     import filelock
 
     try:

@@ -226,7 +226,7 @@ def _check_conversation(messages: Any, where: str, fail: Fail) -> None:
 
 
 def _check_answer(message: Json, where: str, fail: Fail) -> None:
-    """What only messages of conversations with answers have: weights, calls and their results."""
+    """Check what only conversations with answers have: weights, calls and their results."""
     weight, is_answer = message.get("weight"), message["role"] == "assistant"
     if weight is not None and not is_answer:
         raise fail(

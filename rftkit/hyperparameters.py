@@ -28,7 +28,7 @@ class Number:
     low: float
     high: float
     default: float = 0.0
-    """Of metadata; hyperparameters have `auto`."""
+    """The default of metadata; the default of a hyperparameter is `auto`."""
     is_whole: bool = False
 
 
@@ -57,7 +57,7 @@ HYPERPARAMETERS: Mapping[str, Number | Words] = {
     "eval_samples": Number(1, 1_000, is_whole=True),
     "reasoning_effort": Words(("default", "low", "medium", "high"), "default"),
 }
-"""Of a reinforcement job."""
+"""The hyperparameters of a reinforcement job."""
 METHODS: Mapping[str, Mapping[str, Number | Words]] = {
     "reinforcement": HYPERPARAMETERS,
     "supervised": _COMMON,
@@ -70,11 +70,11 @@ EVERY = tuple(dict.fromkeys(name for names in METHODS.values() for name in names
 BASE_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4}
 """The learning rate that a `learning_rate_multiplier` of 1 stands for, by `tuning`."""
 DPO_SHARE = 0.1
-"""Of that learning rate, what a dpo job has."""
+"""A dpo job learns at this share of that learning rate."""
 COMPLETIONS = 8
 """Completions per prompt that a `compute_multiplier` of 1 stands for."""
 EPISODE_STEPS = 10
-"""Most turns of an answer with tools, where nobody asks for another number."""
+"""Default limit on the turns of an answer with tools."""
 
 ENGINES = ("torch", "tinker")
 """Where a job trains: on this machine, or on the operator's Tinker server."""

@@ -26,11 +26,11 @@ class Kind:
     """One kind of tracker."""
 
     module: str
-    """What must be importable; the package has the same name."""
+    """The module that must be importable; the package has the same name."""
     options: tuple[str, ...]
-    """What its object may hold."""
+    """The options that its object may hold."""
     local: tuple[str, ...] = ()
-    """What it may hold besides where the follower itself is typed: places and addresses, which no
+    """Further options where the user of this machine types them: places and addresses, which no
     request to a server may choose."""
 
 
@@ -43,7 +43,7 @@ TYPES = {
 
 
 def integration(kind: str, options: Mapping[str, Any] | None = None) -> Json:
-    """One entry of `integrations`, made from what the owner of this machine typed.
+    """One entry of `integrations`, made from what the user of this machine typed.
 
     Raises:
         InputError: there is no such kind or option, or its package is not installed.

@@ -32,7 +32,7 @@ def answer_text(output: Any) -> str | None:
 
 
 def error_text(error: Any) -> str | None:
-    """The message of an error; None for null and for the `{}` that means there is none."""
+    """The message of an error; None for null and for `{}`, which means no error."""
     if isinstance(error, str):
         return error or None
     if not isinstance(error, dict):

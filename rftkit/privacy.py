@@ -26,15 +26,15 @@ __all__ = [
 ]
 
 UMASK = 0o077
-"""Of every process of the platform: what it writes is for its owner alone."""
+"""The umask of every process of the platform: only the owner can read what it writes."""
 KEY_FILE = "api-key"
-"""In the home: the key that `rftkit lab` made on a machine with several users."""
+"""The file in the home with the key that `rftkit lab` made on a machine with several users."""
 OWN_NAMES = (
     "platform.sqlite*", "server.*", "start.lock", "worker.*", "bases.*", "engine.json",
     "judge-cache.jsonl", KEY_FILE, "cache", "dumps", "evals", "exports", "files", "jobs", "logs",
     "models", "trash",
 )  # fmt: skip
-"""What rftkit puts into a home."""
+"""Names of the files and folders that rftkit puts into a home."""
 
 
 def make_home(home: Path) -> Path:

@@ -30,7 +30,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is put before each row's messages."""
+    """What is put before the messages of each row."""
 
     system: str = ""
     """The system text; empty for none."""

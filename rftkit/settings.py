@@ -97,7 +97,8 @@ def tinker_api_key() -> str | None:
 
 
 _SECRET_ENDINGS = ("_API_KEY", "_ADMIN_KEY", "_ACCESS_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
-"""How names of variables end whose values are secret: those that rftkit reads, `HF_TOKEN`, …"""
+"""Endings of the names of variables whose values are secret: those that rftkit reads, `HF_TOKEN`, …
+"""
 
 
 def keys() -> list[str]:
@@ -189,7 +190,7 @@ def uv() -> str | None:
 
 
 def package_client_environment(temporary: Path, resumes: int) -> dict[str, str]:
-    """The environment for pip or uv: the user's, with temporary files in a folder of ours.
+    """The environment for pip or uv: the user's, but with temporary files in a folder of rftkit's.
 
     `resumes` is how often pip resumes a download that breaks off, unless the user has set it.
     """

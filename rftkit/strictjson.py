@@ -45,7 +45,7 @@ OTHER_FORMS = {
     b"\x28\xb5\x2f\xfd": "packed with zstd; its name must end in .zst, such as rows.jsonl.zst",
     b"%PDF-": "a PDF; write its texts as one JSON object per line",
 }
-"""How files begin that are not text, and what they are."""
+"""How files that are not text begin, and what they are."""
 Fail = Callable[[str], Exception]
 """Makes the error for some words."""
 

@@ -28,11 +28,11 @@ __all__ = [
 ]  # fmt: skip
 
 SUMS = "sha256.json"
-"""In each folder that appears whole: file name → digest."""
+"""The file in each folder written as a whole: file name → digest."""
 SYSTEM = ("/dev/", "/proc/", "/sys/")
 """Folders whose entries are no files, whatever they look like."""
 LEAST_BYTES = 1 << 20
-"""With less room than this, a disk counts as full whatever a library calls its error."""
+"""If a disk has less space than this, it counts as full whatever error a library reports."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

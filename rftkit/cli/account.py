@@ -160,7 +160,7 @@ def _show(folder: Path, as_json: bool) -> int:
 
 
 def _models_text(models: Sequence[ModelEnd]) -> list[str]:
-    """A table of which model goes off when, the first one first."""
+    """A table of the models that will be shut down, the earliest first."""
     if not models:
         return []
     lines = [

@@ -40,8 +40,8 @@ __all__ = ["Copies", "copy_notebooks", "run_lab"]
 
 FIRST = "00_tour.ipynb"
 RECORD = ".rftkit-copies.json"
-"""In the user's folder: name of a notebook -> hash of the content that was copied; earlier versions
-wrote the hash of the file."""
+"""A file in the user's folder that maps the name of each notebook to the hash of the content that
+was copied. Earlier versions wrote the hash of the file."""
 CONFIG_DIR = Path(__file__).parents[1] / "widgets"
 """Holds `labconfig/`, where JupyterLab looks for default settings, and the server's configuration:
 a notebook is printed and exported with the static copy of a panel, because a live one is drawn by

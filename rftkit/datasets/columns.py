@@ -26,7 +26,7 @@ PROMPTS = ("prompt", "instruction", "question", "query", "input")
 OWN_KEYS = ("messages", "reference_answer")
 _SLOT = re.compile(r"\{\{?[^\S\n]*([^{}]+?)[^\S\n]*\}?\}")
 _NAME = re.compile(r"[\w .\-/#%&()]+")
-"""What could be the name of a column; JSON in a prompt has quotes and colons."""
+"""A word that could be the name of a column; JSON in a prompt has quotes and colons."""
 
 Record = Mapping[str, Any]
 
@@ -115,7 +115,7 @@ def is_blank(value: Any) -> bool:
 
 
 def _known(name: str, known: Sequence[str]) -> str:
-    """The column that a name means, or the name if there is none."""
+    """The column with this name, or the name itself if there is no such column."""
     if name in known:
         return name
     return next((each for each in known if plain_name(each) == plain_name(name)), name)

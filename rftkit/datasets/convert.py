@@ -49,7 +49,7 @@ class Conversion:
 
     source: str
     target: str | None
-    """None when nothing was written: for a dry run, or because no line became a row."""
+    """The file that was written; None for a dry run, or if no line became a row."""
     kinds: dict[str, int]
     """Kind of line -> how many there were."""
     num_rows: int
@@ -62,7 +62,7 @@ class Conversion:
     num_clashes: int = 0
     """Lines with two different answers; both are kept."""
     clashes: tuple[str, ...] = ()
-    """What was done with each, for the first hundred."""
+    """How each conflict was resolved, for the first hundred."""
     to: Target = "rft"
     """The form of the rows written."""
     advice: str = ""

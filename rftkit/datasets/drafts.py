@@ -23,7 +23,7 @@ from rftkit.jsontext import parse_json
 __all__ = ["draft_format", "draft_grader", "right_keys"]
 
 MAX_VALUES = 12
-"""More values than this are free text."""
+"""A column with more different values than this counts as free text."""
 MAX_CHARS = 40
 MAX_KEYS = 6
 """Sub-graders of a first grader."""

@@ -76,7 +76,7 @@ def _advice(part: Part) -> str:
 
 
 def _fit(part: Part) -> str:
-    """What the rows are, and which jobs take them."""
+    """Which rows the file has, and which jobs take them."""
     count, form = part.tally.num_usable, part.rows.form
     rows = counted(count, f"usable {WORDS[form]}")
     return f"{rows}, which {'fits' if count == 1 else 'fit'} method {METHODS[form]}"

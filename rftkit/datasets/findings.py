@@ -41,13 +41,13 @@ class Finding:
     """Stable name of the kind of finding."""
     message: str
     advice: str = ""
-    """What to do about it."""
+    """What the user can do about it."""
     count: int = 0
     """How many rows it concerns; 0 when it concerns the whole dataset."""
     places: tuple[Place, ...] = ()
     """The first hundred of them."""
     details: tuple[str, ...] = ()
-    """What is wrong with each of `places`, where that differs."""
+    """What is wrong with each of `places`, if the message does not say it for all of them."""
     figures: dict[str, Any] = field(default_factory=dict)
     """The numbers in the message, for programs."""
 
@@ -82,7 +82,7 @@ class FileFacts:
     size: int
     """Bytes of the source; rows, for a frame."""
     form: Form = "reinforcement"
-    """What its rows are: for rewards, for imitation, or for preferences."""
+    """The form of its rows: reinforcement, supervised or preference."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,9 @@ MAX_UPLOAD_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset, opened: a folder with its parts, or one file of rows. None is what it lacks."""
+    """A dataset that was opened: a folder with its parts, or one file of rows. A part that is
+    missing is None.
+    """
 
     name: str
     train: Path

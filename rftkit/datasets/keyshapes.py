@@ -89,13 +89,14 @@ _SHAPES = {
     "AGE-SECRET-KEY-": rb"AGE-SECRET-KEY-1[0-9A-Z]{58}",
     "earer": rb"\b[Bb]earer (?=[\w.~+/-]{0,99}\d)(?=[\w.~+/-]{0,99}[A-Za-z])[\w.~+/-]{24,}",
 }  # fmt: skip
-"""One of the words that such a string contains -> the whole of it, with a run of `_RUN`."""
+"""A short text that every such key contains -> a pattern for the whole key, with a run of `_RUN`.
+"""
 _RUN = re.compile(rb"(?<![\w-])[\w-]{16}")
 _SHORT_SHAPES = {
     "-----BEGIN": rb"-----BEGIN [A-Z ]*PRIVATE KEY",
     "://": rb"(?<=[A-Za-z])://[^\s:/@\"'{}<>$]{1,64}:[^\s:/@\"'{}<>$*]{3,}@[\w.\[-]",
 }
-"""The same without such a run."""
+"""The same for keys without such a run."""
 _NAMES = (b"assw", b"ASSW", b"pwd", b"PWD", b"Pwd", b"ecret", b"ECRET", b"oken", b"OKEN", b"ey",
           b"EY")  # fmt: skip
 _NAMED = re.compile(

@@ -34,7 +34,7 @@ SPEAKERS = {
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bot": "assistant",
     "bing": "assistant", "bard": "assistant", "model": "assistant",
 }  # fmt: skip
-"""Who speaks in such a turn -> the role of a message."""
+"""The speaker of a turn in other formats -> the role of a message."""
 Item = dict[str, Any]
 Found = tuple[Item, Item | None] | None
 """A row without the answer, and the assistant message with it, if the line has one."""

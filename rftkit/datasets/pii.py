@@ -27,7 +27,8 @@ _PLAIN = {
     0xFF20: "@",
     0xFF0B: "+",
 }
-"""Blanks, dashes and digits as numbers are typeset -> as they are typed; invisible ones go."""
+"""Typographic blanks, dashes and digits -> those on a keyboard; invisible characters are removed.
+"""
 _EMAIL = re.compile(rb"[\w.+\x80-\xff-]{1,64}@(?:[\w\x80-\xff-]{1,63}\.)+[A-Za-z\x80-\xff]{2,}")
 _IBAN = re.compile(rb"\b(?=([A-Za-z]{2}\d\d(?:[ -]?[A-Za-z0-9]){11,30}))")
 _IBAN_LENGTHS = {
@@ -156,7 +157,9 @@ def _is_iban(text: bytes) -> bool:
 
 
 def _is_ip(text: bytes) -> bool:
-    """Whether it is somebody's address: no loopback, mask, section (4.2.1.3) or name (a::b)."""
+    """Whether it is a person's or machine's address, and not loopback, a mask, a section number
+    (4.2.1.3) or a name (a::b).
+    """
     try:
         address = ipaddress.ip_address(text.decode("ascii"))
     except ValueError:

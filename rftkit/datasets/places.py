@@ -66,7 +66,7 @@ def bundled_names() -> list[str]:
 
 
 def rows_file(path: Path) -> Path:
-    """What to read rows from: the file itself, or the training rows of a folder.
+    """The file to read rows from: the file itself, or the training rows of a folder.
 
     Raises:
         InputError: A folder holds no training rows.

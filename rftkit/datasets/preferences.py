@@ -52,7 +52,7 @@ class GradedAnswer:
 
     text: str
     reward: float | None
-    """None when it could not be graded."""
+    """Its reward; None if it could not be graded."""
     is_cut: bool = False
     """Whether it hit its token limit."""
 
@@ -72,7 +72,7 @@ class Preferences:
 
     source: str
     target: str | None
-    """None for a dry run."""
+    """The file that was written; None for a dry run."""
     num_groups: int
     num_rows: int
     """Rows made, one for each group that is not left out."""

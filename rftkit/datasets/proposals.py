@@ -33,7 +33,7 @@ __all__ = [
 LOOKED_AT = 50
 REFERENCE = "reference_answer"
 LONGEST = 8
-"""More columns than that are no answer; the person has to choose."""
+"""With more columns than this nothing is proposed; the user has to choose."""
 _PROMPT_NAMES = re.compile(
     r"\b(ticket|text|message|mail|email|body|document|question|prompt|request|comment|review|post|"
     r"content|description|input|invoice|letter|note|sentence|title|subject)s?\b"

@@ -25,7 +25,7 @@ AT_ONCE = 100  # rows decoded together; when one fails, these are decoded again 
 
 
 class NumberedRow(msgspec.Struct, frozen=True, gc=False):
-    """One row and its place: usable, or refused with the reason."""
+    """One row with its place in the file: usable, or refused with the reason."""
 
     number: int
     """Number in the dataset, from 0; blank lines do not count."""

@@ -52,7 +52,9 @@ class SampledRow:
         return sum(reward >= threshold for reward in self.graded)
 
     def kind(self, threshold: float) -> Kind:
-        """What the row is for this model; `unknown` with fewer than two graded completions."""
+        """How useful the row is for training this model; `unknown` with fewer than two graded
+        completions.
+        """
         if len(self.graded) < 2:
             return "unknown"
         if self.spread:

@@ -46,7 +46,7 @@ MAX_VALUES = 50
 """A key with more distinct values than this is free text or an id, not a label."""
 MAX_VALUE_CHARS = 60
 MALFORMED = ""
-"""Stands for the name of a function that has none."""
+"""The name that is shown for a function without a name."""
 COLUMNS = ("numbers", "prompts", "folds", "labels", "chars")
 """The lists of a tally with one number for each usable row."""
 

@@ -46,7 +46,7 @@ class Counter:
     """Counts the tokens of prompts."""
 
     words: str
-    """How it counts, for messages."""
+    """How tokens are counted, for messages."""
     count: Callable[[Sequence[Row]], list[int | None]]
     """Tokens of each prompt; None where the chat template refuses it."""
     context: int | None
@@ -245,7 +245,9 @@ def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
 
 
 def _conversation(row: Row) -> list[dict[str, Any]]:
-    """What has to fit into the context: the prompt, and the longest answer to learn from."""
+    """Everything that must fit into the context: the prompt, and the longest answer to
+    learn from.
+    """
     answer = max(answers_in(row), key=lambda each: len(text_of(each)), default=None)
     return row.messages if answer is None else [*row.messages, answer]
 

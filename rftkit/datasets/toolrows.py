@@ -20,7 +20,7 @@ Entries = Sequence[Mapping[str, Any]] | None
 
 
 def tool_findings(parts: Sequence[Part], tools: Entries) -> Iterator[Finding]:
-    """What a job with these rows and `tools` would refuse, or not call.
+    """What a job with these rows and `tools` would refuse, or would never call.
 
     Raises:
         RequestError: an entry of `tools` is malformed.

@@ -238,7 +238,7 @@ _SEPARATOR = re.compile(r"sep=(.)\r?\n")
 
 
 def _delimiter(first: str) -> str:
-    """What separates the names in the first line: a comma, unless they hold more of another."""
+    """The separator in the first line: a comma, unless another character is more frequent."""
     outside = "".join(first.split('"')[::2])
     return max(",;\t", key=outside.count)
 
@@ -415,7 +415,9 @@ def _line(record: Mapping[Any, Any]) -> bytes:
 
 
 def _unchanged(text: str) -> bytes:
-    """The bytes of a file that were decoded with `surrogateescape`, or whatever a frame has."""
+    """The original bytes of a text that was decoded with `surrogateescape`; other
+    values unchanged.
+    """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -41,7 +41,7 @@ class Kind:
     """One kind of alarm."""
 
     name: str
-    """Of its figure in the event."""
+    """The name of its figure in the metric event."""
     title: str
     """What is watched, as a heading."""
     least: float
@@ -52,11 +52,11 @@ class Kind:
     """A sentence with {before}, {now} and {since}."""
     advice: str
     form: Literal["share", "tokens", "score"] = "share"
-    """How the figure is written."""
+    """How the figure is formatted."""
     falls: bool = False
     """Whether the sign is a fall: the figure is watched with its sign reversed."""
     excused: float = 0.0
-    """How much of a rise is excused where what may explain it has risen by 1."""
+    """How much of a rise is excused when the figure that may explain it has risen by 1."""
 
 
 KINDS = (
@@ -149,7 +149,7 @@ def threshold(rate: float = RATE) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """How one kind of alarm stands after the last step."""
+    """The state of one kind of alarm after the last step."""
 
     kind: Kind
     num_steps: int
@@ -159,9 +159,9 @@ class Alarm:
     now: float | None
     """The mean of the last steps."""
     rise: float | None
-    """How much more it rose than the reward explains, in units of the figure (of length: log). A
-    falling reward explains no rise: one of a figure that is watched for a rise is never more than
-    what it rose."""
+    """How much more the figure rose than the reward explains, in its own unit (for length: its
+    logarithm). A falling reward explains nothing, and the excess is never larger than the rise
+    itself."""
     evidence: float
     """The largest capital of the test so far; an alarm is raised at `threshold`."""
     raised_at: int | None
@@ -174,20 +174,20 @@ Means = tuple[float, float, float]
 
 @dataclass(slots=True)
 class _Series:
-    """One figure, step by step."""
+    """The values of one figure, step by step."""
 
     kind: Kind
     trend: Trend
     slope: float = 0.0
     first: list[Json] = field(default_factory=list)
     recent: list[Means] = field(default_factory=list)
-    """Of the last steps."""
+    """The values of the last steps."""
     start: Means | None = None
-    """Of the first steps together."""
+    """The sums over the first steps."""
     raised_at: int | None = None
 
     def add(self, figure: Json) -> None:
-        """One more step."""
+        """Add the value of one more step."""
         if self.start is None:
             self.first.append(figure)
             if len(self.first) == FIRST:
@@ -209,7 +209,7 @@ class _Series:
         self.trend.add(rest)
 
     def standing(self) -> Alarm:
-        """How it stands."""
+        """The state of this alarm now."""
         found = Alarm(self.kind, self.trend.num, None, None, None, self.trend.peak, self.raised_at)
         if self.start is None:
             return found
@@ -245,7 +245,7 @@ class Alarms:
 
     @property
     def standings(self) -> list[Alarm]:
-        """How each kind stands whose figure the job reports."""
+        """The state of each kind of alarm whose figure the job reports."""
         return [s.standing() for k in KINDS if (s := self._series.get(k.name)) is not None]
 
     def _judge(self, series: _Series, step: int, figure: Json) -> None:

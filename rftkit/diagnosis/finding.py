@@ -22,11 +22,11 @@ class Finding:
     advice: str
     """What to do, and the setting to try: a sentence."""
     alarm: Mapping[str, Any] | None = None
-    """Of an alarm: its name, step, figures, evidence and the rate of false alarms."""
+    """For an alarm: its name, step, figures, evidence and the rate of false alarms."""
 
     @property
     def key(self) -> str:
-        """Identifies the finding within a job, whatever its figures are."""
+        """Identifies the finding within a job, even when its figures change."""
         return f"{self.code}:{self.subject}" if self.subject else self.code
 
     def __str__(self) -> str:

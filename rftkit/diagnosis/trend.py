@@ -37,7 +37,7 @@ class Trend:
         self._waiting = 1.0
         self._bets = [0.0] * len(POWERS)
         self.peak = 1.0
-        """The largest capital so far; by luck it reaches c in at most 1 of c jobs."""
+        """The largest capital so far. By chance it reaches c in at most 1 of c jobs."""
 
     @property
     def num(self) -> int:
@@ -46,7 +46,7 @@ class Trend:
 
     @property
     def capital(self) -> float:
-        """What a capital of 1 has become."""
+        """The present capital of a bet that started with 1."""
         return self._waiting + sum(self._bets)
 
     def add(self, value: float) -> None:
@@ -65,5 +65,5 @@ class Trend:
 
 
 def _uniform(number: int) -> float:
-    """Above 0, at most 1; the same for the same number."""
+    """A number above 0 and at most 1, always the same for the same input."""
     return 1.0 - random.Random(number).random()

@@ -26,7 +26,7 @@ from rftkit.wording import counted
 __all__ = ["Agreement", "ClassAgreement", "Label", "Threshold", "agree"]
 
 MOST_CLASSES = 12
-"""With more different numbers, labels are a scale and no classes."""
+"""If labels have more different numbers than this, they are treated as a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Threshold:
     kappa: float | None
     """Agreement with people at this threshold, beyond chance; None when all verdicts are alike."""
     num_lenient: int
-    """Samples that would pass and people reject."""
+    """Samples that the grader passes and people reject."""
     num_harsh: int
-    """Samples that would fail and people accept."""
+    """Samples that the grader fails and people accept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class ClassAgreement:
     num_labels: int
     """Samples with this label that the grader has graded."""
     measured: Estimate
-    """For verdicts the share of which the grader says the same; for numbers the mean of reward
+    """For verdicts, the share on which grader and people agree; for numbers, the mean of reward
     minus label. Rows are the units."""
 
 
@@ -87,7 +87,8 @@ class Agreement:
     kind: Literal["verdict", "number"]
     """What the labels are."""
     threshold: float | None
-    """From which on rewards pass here, when one was given; else the grader's own verdicts count."""
+    """The reward from which a sample passes, if one was given; otherwise the grader's own verdicts
+    count."""
     agreement: Estimate
     """Share of verdicts that agree, rows as units; value None for numbers."""
     kappa: Estimate
@@ -106,11 +107,11 @@ class Agreement:
     """The threshold that is shown to agree better with people than the present one; None when none
     is: a random grader gets one in at most 5 of 100 cases."""
     sentence: str
-    """In words: how well, in which direction it errs, what to change."""
+    """How well grader and people agree, in which direction it errs, and what to change."""
     gain: float | None = None
-    """How much more kappa the suggested threshold has at least; None without one."""
+    """The least by which kappa grows with the suggested threshold; None without one."""
     classes: tuple[ClassAgreement, ...] = ()
-    """By what people said; empty for numbers with many different values."""
+    """Counts by people's label; empty for numbers with many different values."""
 
 
 def agree(
@@ -171,7 +172,7 @@ def agree(
 
 
 def _people(labels: Sequence[Label], kind: str) -> dict[Any, float]:
-    """One value per sample, of everybody who labelled it."""
+    """One label for each sample, combined from everyone who labelled it."""
     values: dict[Any, list[float]] = {}
     for each in labels:
         values.setdefault((each.row, each.run, each.sample), []).append(each.value)
@@ -265,7 +266,9 @@ def _measured(
 
 
 def _suggested(tried: Sequence[Threshold], gains: Array) -> int | None:
-    """Of the thresholds that gain for sure the one that agrees best; of equals the middle one."""
+    """The threshold with the best agreement among those whose gain is certain; the middle one of a
+    tie.
+    """
     sure = [at for at, gain in enumerate(gains) if gain > 0 and tried[at].kappa is not None]
     return max(
         sure, key=lambda at: (tried[at].kappa or 0.0, -abs(tried[at].value - 0.5)), default=None
@@ -304,7 +307,7 @@ def _row_means(rows: Array, values: Array) -> Array:
 
 
 def _thresholds(grader: Array, person: Array) -> tuple[Threshold, ...]:
-    """Every threshold that makes a difference: one between each two neighbouring rewards."""
+    """Every threshold that changes a verdict: one between each two neighbouring rewards."""
     import numpy as np
 
     seen = np.unique(grader)
@@ -350,7 +353,7 @@ def _sentence(found: Agreement) -> str:
 
 
 def _one_label(found: Agreement) -> str:
-    """What labels that are all alike cannot show."""
+    """A sentence for labels that are all the same, which cannot show agreement."""
     if len(found.classes) != 1:
         return ""
     label = found.classes[0].label

@@ -37,7 +37,7 @@ class Answer:
 
     model: str
     sample: Sample | None
-    """None when the request failed."""
+    """The answer; None if the request failed."""
     error: str | None = None
     """Why it failed."""
     tokens: int | None = None
@@ -125,7 +125,7 @@ def ask(
 
 
 def of_episode(sample: Sample, before: Sequence[Json]) -> Sample:
-    """What a grader sees of several turns, from the last one and the messages `before` it."""
+    """The sample of an answer with several turns: the last turn, and the messages `before` it."""
     calls = [call for message in before for call in message.get("tool_calls", ())]
     if not calls:
         return sample
@@ -136,7 +136,7 @@ def of_episode(sample: Sample, before: Sequence[Json]) -> Sample:
 def _episode(
     send: Callable[[Sequence[Json]], Answer], tools: Tools, item: Json, max_turns: int
 ) -> Answer:
-    """The last answer of a model whose calls are made."""
+    """The model's last answer, after its tool calls were made."""
     trace, said, tokens = f"trace_{uuid.uuid4().hex}", list[Json](), 0
     first = answer = send(said)
     for left in reversed(range(max_turns)):

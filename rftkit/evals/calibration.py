@@ -45,7 +45,8 @@ class SliceAgreement:
     """The key."""
     value: str
     found: Agreement
-    """Its intervals hold together with those of the key's other values (Bonferroni)."""
+    """The agreement; its intervals hold together with those of the key's other values (Bonferroni).
+    """
     fails: bool
     """Whether it is shown to agree less than the rest of the labels."""
 
@@ -57,9 +58,9 @@ class Calibrated:
     part: str
     """Key of the judge in its multi grader; empty without one."""
     judge: Mapping[str, Any]
-    """Its spec."""
+    """The spec of the judge."""
     digest: str
-    """Of its model, prompt and settings."""
+    """The digest of its model, prompt and settings."""
     overall: Agreement
     slices: tuple[SliceAgreement, ...]
     """The one that agrees least comes first."""
@@ -87,7 +88,7 @@ class Calibrated:
         return said
 
     def record(self) -> calibrations.Calibration:
-        """What a job needs to know."""
+        """The record that a job needs."""
         is_verdict = self.overall.kind == "verdict"
         measured = self.overall.kappa if is_verdict else self.overall.correlation
         return calibrations.Calibration(
@@ -202,7 +203,7 @@ def _judge(grader: Mapping[str, Any], part: str | None) -> tuple[str, dict[str, 
 
 
 def _labelled(samples: Samples, places: set[tuple[str, str, int]]) -> Samples:
-    """Only the answers that have labels: the judge is not asked about others."""
+    """Only the answers that have labels, because the judge need not grade others."""
     frame = samples.frame
     mine = [
         (row, run, sample) in places

@@ -35,7 +35,7 @@ that there is a difference."""
 
 
 FEW = 5
-"""With more rows, only equal values have no interval."""
+"""With more rows than this, only rows with equal values have no interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class RunSummary:
     """The totals of one run."""
 
     label: str
-    """As in `Samples.labels`."""
+    """The label of the run, as in `Samples.labels`."""
     step: int | None
     """Optimizer step, when the run is a job's validation."""
     model: str | None
@@ -131,7 +131,7 @@ class PairSummary:
     """Mean paired difference of the reward. Its interval holds simultaneously for all `num_looks`
     pairs: it is the only interval of this difference, and says what the verdict says."""
     graders: Mapping[str, Estimate]
-    """The same difference in each grader by its name, when there are several; each alone."""
+    """The same difference in each grader, by name, if there are several."""
     pass_difference: Estimate
     """Mean paired difference of the pass rate; value None without verdicts."""
     fixed_rows: tuple[str, ...]
@@ -162,7 +162,7 @@ class PairSummary:
     """The conclusion from `p` and the interval of `difference`, which always agree; at most 5 % of
     all families of pairs have a false alarm."""
     sentence: str
-    """The same as a sentence, with the difference that was found or could have been found."""
+    """The result as a sentence, with the difference that was found or could have been detected."""
     ungraded: tuple[int, int] | None = None
     """Ungraded samples of `before` and of `after`, if they differ by more than chance explains.
     Then `difference` also covers the results with the lowest or the highest reward in place of each
@@ -219,7 +219,7 @@ class Slice:
     num_rows: int
     """Rows with this value, graded in at least one run."""
     rows: tuple[str, ...]
-    """Their keys."""
+    """The keys of these rows."""
     means: Mapping[str, Estimate]
     """Mean reward per run label."""
     difference: Estimate
@@ -256,14 +256,14 @@ class JobVerdict:
     means: Mapping[str, float]
     """Setting -> mean reward of its jobs' last validations, the highest first."""
     lead: Estimate | None
-    """By how much the first is above the second, paired by row and corrected for the number of
-    settings; None with one setting."""
+    """How much the first setting is ahead of the second, paired by row and corrected for the number
+    of settings; None with one setting."""
     is_sure: bool
     """Whether the comparison shows that lead."""
     gain: Estimate | None
-    """What the first gains on the base model; None without a Step 0."""
+    """How much the first setting gained over the base model; None without a Step 0."""
     sentence: str
-    """In one or two lines."""
+    """The result in one or two sentences."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -273,7 +273,7 @@ class Comparison:
     samples: Samples
     """The samples compared; `samples.answers(key)` follows a row through all checkpoints."""
     runs: tuple[RunSummary, ...]
-    """In the order of `samples.runs`."""
+    """The runs, in the order of `samples.runs`."""
     baseline: str | None
     """Label of the run that the others are compared with; None when there are no runs."""
     focus: str | None
@@ -282,13 +282,14 @@ class Comparison:
     pairs: tuple[PairSummary, ...]
     """Every other run against the baseline, in order; `evals.pair` makes any other."""
     choice: StepChoice | None
-    """None with fewer than two runs, or when no run shares a graded row with the baseline."""
+    """The recommended run; None with fewer than two runs, or if no run shares a graded row with the
+    baseline."""
     rows: pd.DataFrame
     """One line per row, by number: `row` (key), `number`, `prompt`, `reward/<label>` and
     `passed/<label>` per run (means over samples, missing when none is graded), `change` (focus
     minus baseline), `swing` (standard deviation of the reward between runs)."""
     slices: tuple[SliceTable, ...] = ()
-    """One per key asked for."""
+    """One entry for each key that was asked for."""
     notes: tuple[str, ...] = ()
     """What a reader must know before the numbers, one sentence each."""
     jobs: JobVerdict | None = None

@@ -41,7 +41,7 @@ class Drift:
     of the training batches since the last validation), `gap` (train minus validation), `tokens`,
     `characters`."""
     watch: str | None
-    """Name of the second grader; None when there is none."""
+    """The name of the second grader; None without one."""
     parted_at: int | None
     """First step at which the reward has risen since the first validation and the second grader has
     not followed: it fell, or it did not rise and is below what it gave for such a reward at first.
@@ -58,7 +58,7 @@ class Drift:
     samples: Samples | None = None
     """The validations."""
     second: Samples | None = None
-    """The same under the second grader."""
+    """The same values under the second grader."""
 
 
 def drift(

@@ -81,7 +81,7 @@ def _of_eval(dump: OpenDump, eval_id: str) -> list[Wanted]:
 
 
 def _wire(line: Mapping[Any, Any]) -> Json:
-    """A line of the dump's frame as the service had it; empty cells are None."""
+    """A line of the dump's frame in the form of the service; empty cells are None."""
     known = {str(key): None if value != value else value for key, value in line.items()}
     created = known["created_at"]
     return {**known, "created_at": None if created is None else int(created.timestamp())}

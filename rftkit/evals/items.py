@@ -33,7 +33,7 @@ class Record:
 
     run: Run
     columns: dict[str, list[Any]]
-    """Those of `samples.COLUMNS` that differ between samples, without run and step."""
+    """The columns of `samples.COLUMNS` that differ between samples, without run and step."""
     scores: dict[str, list[float | None]]
     """Per grader name."""
     keys: list[str]
@@ -41,13 +41,13 @@ class Record:
     numbers: list[int]
     """Number of each row in its data source."""
     items: list[str]
-    """Each row as JSON text: parsed when it is looked at."""
+    """Each row as JSON text, which is parsed on first use."""
     uncombined: list[int] = field(default_factory=list)
     """Samples with several scores, where the service did not report how they are combined."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know, each a sentence about this run."""
     response_format: dict[str, Any] | None = None
-    """What answers were constrained to, when known."""
+    """The response format of the answers, if known."""
 
 
 def read_items(

@@ -51,7 +51,7 @@ def with_one_base(samples: Samples) -> Samples:
 
 
 def _name_of_base(run: Run, shared: Sequence[Sequence[Run]]) -> str:
-    """What tells this base from the others: its model, else its grader, else the first job."""
+    """What distinguishes this base model from others: its name, or its grader, or the first job."""
     models = [(runs[0].job_facts or {})["model"] for runs in shared]
     if len(set(models)) == len(models):
         return str((run.job_facts or {})["model"])

@@ -95,7 +95,7 @@ def gains(now: Array, others: Array, level: float) -> Array:
 
 
 def luck_p(rows: Array, choices: Array, person: Array, *, seed: int = 0) -> float:
-    """How often a grader that knows nothing gains as much kappa by its best choice.
+    """How often a grader without any information gains as much kappa by its best choice.
 
     The labels of a row could then as well be those of another row with as many samples, and in any
     other order.

@@ -101,7 +101,7 @@ def labelled_answers(
 
 
 def as_grades(samples: Samples, labels: Iterable[Label]) -> Samples:
-    """The same samples with people's labels as their rewards; those without a label have none.
+    """The same samples with people's labels as rewards; samples without a label have none.
 
     `evals.drift(samples, events, watch=as_grades(samples, labels), watch_name="people")` then tells
     at which validation the reward left what people say.

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["graded_run", "publish", "run", "ungraded_run"]
 
 INLINE_BYTES = 8 * 1024 * 1024
-"""Of the rows of one request; services have limits, and take more as a file."""
+"""Rows up to this size are sent in the request; services limit it, so larger ones are uploaded as a
+file."""
 
 
 def run(

@@ -40,7 +40,7 @@ class JudgeNoise:
     flips: float | None
     """Share of samples whose verdict differs between repeats; None without a threshold."""
     sentence: str
-    """In words."""
+    """The result as a sentence."""
 
 
 def judge_noise(

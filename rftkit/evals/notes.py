@@ -14,9 +14,9 @@ from rftkit.wording import counted, listed
 __all__ = ["notes_on"]
 
 FEW = 20
-"""With fewer rows a note says what they can show."""
+"""With fewer rows than this, a note explains what they can show."""
 LEAST = 6
-"""With fewer rows the sign-flip test finds no difference at 95 %, whatever the rewards are."""
+"""With fewer rows than this the sign-flip test cannot find a difference at 95 %."""
 MUCH = 0.05
 """A larger share of unscorable samples, or of answers that were cut off, gets a note."""
 

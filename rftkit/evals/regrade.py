@@ -32,7 +32,7 @@ class RegradedRun:
     """One run under both graders."""
 
     label: str
-    """Of the old run."""
+    """The label of the old run."""
     new_label: str
     """Label of the new run."""
     step: int | None
@@ -54,7 +54,7 @@ class Regrade:
     grader: str
     """Name of the new grader."""
     runs: tuple[RegradedRun, ...]
-    """One per run that was graded again, in order."""
+    """One entry for each run that was graded again, in order."""
     samples: Samples
     """Old and new runs side by side: `compare` takes it."""
     rank_correlation: Estimate
@@ -74,9 +74,9 @@ class Regrade:
     reordered: bool | None
     """Whether another run is best under the new grader; None with one run."""
     notes: tuple[str, ...] = ()
-    """Each a sentence."""
+    """Notes, one sentence each."""
     sentence: str = ""
-    """In words."""
+    """The result as a sentence."""
 
 
 def regrade(
@@ -170,7 +170,7 @@ def _report(old: Samples, new: Samples, title: str, level: float, seed: int) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """What the new rewards do to groups: a row's samples in one run."""
+    """How the new rewards change groups: a group is a row's samples in one run."""
 
     member: Any
     """Whether a sample is in a group of two or more graded by both, (samples,) bool."""

@@ -60,7 +60,7 @@ class Wanted:
     combine: Combine | None = None
     """How scores of several graders make its reward."""
     response_format: Mapping[str, Any] | None = None
-    """What its answers were constrained to."""
+    """The response format of its answers."""
 
 
 def fetch(

@@ -62,7 +62,7 @@ class Run:
     created_at: int | None = None
     """Unix seconds."""
     source: str | None = None
-    """Where it was read: a base URL, the folder of a dump, or `home`."""
+    """The place it was read from: a base URL, the folder of a dump, or `home`."""
     grader: str | None = None
     """Name of the grader that gave the rewards; None if unknown."""
     grader_digest: str | None = None
@@ -77,7 +77,7 @@ class Samples:
     """Every sample of some runs, and the rows they answer."""
 
     runs: tuple[Run, ...]
-    """In the order in which they are shown; labels are unique."""
+    """The runs in the order in which they are shown; labels are unique."""
     frame: pd.DataFrame
     """One line per sample; the columns are `COLUMNS` and one `score/<name>` per grader."""
     items: Mapping[str, Mapping[str, Any]]
@@ -87,10 +87,10 @@ class Samples:
     notes: tuple[str, ...] = ()
     """What a reader must know before believing any number made of this; each a sentence."""
     response_format: Mapping[str, Any] | None = field(default=None)
-    """What answers were constrained to, when known: needed to grade them again in the same way."""
+    """The response format of the answers, if known; needed to grade them again in the same way."""
 
     def have_one_grader(self, first: str, second: str) -> bool:
-        """Whether the rewards of two runs mean the same, as far as their graders are known."""
+        """Whether the rewards of two runs can be compared, as far as their graders are known."""
         one, other = (self.run(label).grader_digest for label in (first, second))
         return one is None or other is None or one == other
 
@@ -118,7 +118,7 @@ class Samples:
         raise NotFoundError(f"there is no run {label!r}; there are {', '.join(self.labels)}")
 
     def answers(self, row: str) -> pd.DataFrame:
-        """Every sample of one row, run by run: the row followed through the checkpoints."""
+        """Every sample of one row, run by run, to follow it through the checkpoints."""
         found = self.frame[self.frame["row"] == row]
         order = {label: place for place, label in enumerate(self.labels)}
         return found.sort_values(

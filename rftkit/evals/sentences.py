@@ -129,7 +129,7 @@ def interval(estimate: Estimate, *, with_sign: bool = False) -> str:
 
 
 ROUNDING = 1e-12
-"""What arithmetic may leave of a zero."""
+"""Rounding errors may be this large instead of 0."""
 
 
 def decimals(*ends: float | None, least: int = 3) -> int:

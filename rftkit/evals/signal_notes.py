@@ -48,7 +48,9 @@ def _change(found: Estimate) -> Change | None:
 
 
 def _answers(samples: Samples, field: AnswerField, label: str) -> Iterator[str]:
-    """Of one run: its answers are nearly all the same, or never have a value that rows want."""
+    """Notes on one run: whether its answers are nearly all the same, or never have a value that
+    rows expect.
+    """
     frame = samples.frame[samples.frame["run"] == label]
     texts = frame["answer"].fillna("")
     rows = list(dict.fromkeys(frame["row"]))

@@ -24,7 +24,7 @@ By = str | Callable[[Mapping[str, Any]], Any]
 """A key of the item (dots lead into objects), or a function from an item to a value."""
 
 SMALL = 20
-"""With fewer rows an interval is not reliable."""
+"""With fewer rows than this an interval is not reliable."""
 MOST = 50
 """Slices shown; of keys with more values the largest are kept."""
 MISSING = "(missing)"

@@ -58,16 +58,16 @@ __all__ = [
 ]
 
 POWER = 0.8
-"""How often `detectable` would have been seen."""
+"""The power of `detectable`: how often a difference of that size would be found."""
 
 FEW = 50
-"""With fewer rows the mean of a run has an interval that is made for few rows."""
+"""With fewer rows than this, a run's mean gets an interval for small samples."""
 
 MANY = 20
 """So many samples with only two values have no others."""
 
 EXACT = 12
-"""With so few rows that differ, every way to flip their signs is counted."""
+"""With at most so many differing rows, every way to flip their signs is enumerated."""
 
 _NORMAL = NormalDist()
 Support = tuple[float, float] | None
@@ -95,7 +95,7 @@ def bounds_of(values: Array) -> Support:
 
 
 def within(estimate: Estimate, bounds: Support) -> Estimate:
-    """The same interval, without what the number cannot be."""
+    """The same interval, cut to the values that are possible."""
     if bounds is None or estimate.low is None or estimate.high is None:
         return estimate
     low, high = bounds
@@ -289,7 +289,7 @@ def _wilson(
 
 
 def _as_many_rows(values: Array, bounds: tuple[float, float], level: float) -> float:
-    """How many rows of pass and fail would have the standard error of these (Korn and Graubard).
+    """The number of pass-or-fail rows that would have the same standard error (Korn and Graubard).
 
     Rewards between the ends vary less than passes and fails, so they count as more rows. The
     quantile of t makes up for a spread that few rows show only roughly.

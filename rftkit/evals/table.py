@@ -23,7 +23,7 @@ OTHER_GRADER = "{after} and {before} have different graders, so their rewards ca
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One pair among those that are looked at together."""
+    """One pair of runs among those that are compared together."""
 
     alone: float
     """p of this pair alone."""
@@ -129,7 +129,7 @@ class Table:
         return tuple(found)
 
     def exchange_p(self, before: str, after: str, places: Sequence[int] = ()) -> float | None:
-        """See `exchange.exchange_p`; on these rows alone, if any are given."""
+        """The p-value of `exchange.exchange_p`, on these rows only if any are given."""
         import numpy as np
 
         first, last = (self.cells.labels.index(label) for label in (before, after))
@@ -143,7 +143,9 @@ class Table:
     def _with_exchange(
         self, before: str, after: str, alone: float, together: float, num: int
     ) -> tuple[float, float]:
-        """Both p, not smaller than those of runs whose answers to a row could be exchanged."""
+        """The larger of both p-values: this one, and that of exchanging the answers of two runs to
+        a row.
+        """
         p = self.exchange_p(before, after)
         return (
             (alone, together) if p is None else (max(alone, p), max(together, 1 - (1 - p) ** num))

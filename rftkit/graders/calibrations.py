@@ -25,7 +25,7 @@ from rftkit.wording import counted, first_problem
 __all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
 
 OF_NO_REWARD = ("name", "pass_threshold")
-"""What a grader may have that changes no reward."""
+"""Keys of a grader that do not change its rewards."""
 VERSION = 1
 MOST_EXACT = 2**53
 """Whole numbers up to this one are exact as floats."""
@@ -35,7 +35,7 @@ NOT_CALIBRATED = (
     "answer can be compared with people's labels: relative judges cannot be calibrated. Give it "
     "an `anchor`, the template of an answer to compare with"
 )
-"""Of a relative grader without an anchor."""
+"""Why a relative grader without an anchor cannot be calibrated."""
 State = Literal["calibrated", "poor", "expired", "none"]
 
 
@@ -62,7 +62,7 @@ class Calibration:
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     digest: str
-    """Of the judge."""
+    """The digest of the judge."""
     name: str
     """The judge's name."""
     model: str
@@ -97,7 +97,7 @@ class Standing:
     """Whether a judge of a job is calibrated."""
 
     key: str
-    """Of the judge in its multi grader; empty without one."""
+    """The judge's key in its multi grader; empty without one."""
     name: str
     digest: str
     state: State

@@ -36,7 +36,7 @@ class Work:
         self._is_abandoned = False
 
     def abandon(self) -> None:
-        """Abandon it: call what it registered with `if_abandoned`."""
+        """Stop waiting for the call, and run what it registered with `if_abandoned`."""
         with self._lock:
             self._is_abandoned = True
             callbacks = list(self._callbacks)

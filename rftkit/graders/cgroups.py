@@ -23,7 +23,7 @@ CONTROLLERS = frozenset({"memory", "pids"})
 PLATFORM = "rftkit-platform"
 """Where a server moves itself: a group with limited children may hold no process itself."""
 PREFIX = "rftkit-grader-"
-"""Of control groups and of scratch folders."""
+"""Names of our control groups and scratch folders begin with this."""
 _NUMBERS = itertools.count()
 
 

@@ -46,11 +46,11 @@ _DIGITS = re.compile(rf"\d{{{HUGE_DIGITS},}}|\d[eE]\+?\d{{2,}}")
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """An answer and what it is compared with."""
+    """An answer and the values that it is compared with."""
 
     text: str
     form: Any
-    """The same, parsed, when it is a JSON object or list; else None."""
+    """The parsed answer if it is a JSON object or list; otherwise None."""
     prompt: str
     reference: str | None
     """The right answer of the row; None when it is unknown."""

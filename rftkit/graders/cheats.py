@@ -46,7 +46,7 @@ class _Honest:
     text: str
     """The reference answer."""
     form: Any
-    """The same, parsed, when it is a JSON object or list; else None."""
+    """The parsed answer if it is a JSON object or list; otherwise None."""
     prompt: str
     """Text of the row's last message."""
     other: str
@@ -131,7 +131,7 @@ def _change_fact(honest: _Honest) -> str:
 
 
 def _one_higher(digits: re.Match[str]) -> str:
-    """The same number of digits, so that JSON stays JSON."""
+    """The number plus one, with as many digits, so that JSON stays valid."""
     return digits[0][:-1] + str((int(digits[0][-1]) + 1) % 10)
 
 

@@ -34,7 +34,7 @@ READ_ITEMS = 2000
 SHOWN = 60
 """Longer values are cut off at this many characters."""
 OTHER = "(other)"
-"""In the place of every value that is not a closed one."""
+"""Stands for every value outside the fixed set."""
 SCALARS = {"string", "integer", "number", "boolean", "null"}
 
 
@@ -45,7 +45,7 @@ class AnswerField:
     name: str
     """Keys joined by dots; `answer` for the whole text."""
     grader: str | None
-    """Name of the string_check that reads it; None if there is none."""
+    """The name of the string_check that reads it; None if there is none."""
     values: tuple[str, ...]
     """The possible values; empty when the field is open."""
     read: Callable[[Sample], str]
@@ -143,7 +143,7 @@ def _share(field: AnswerField, counts: Counter[str]) -> dict[str, float]:
 
 
 def _checked(spec: Json | None) -> Iterator[AnswerField]:
-    """Of each string_check that compares a place of the answer with a place of the row."""
+    """The fields that a string_check compares with the row."""
     leaves = [] if spec is None else list(parts(spec).values())
     for leaf in leaves:
         if leaf["type"] != "string_check" or leaf["operation"] == "ne":

@@ -27,7 +27,8 @@ PATIENCE = 5
 """A comparison may take this many times its estimate before it is stopped."""
 SECONDS_PER_CHARACTER = 2e-6
 SECONDS_PER_PAIR = {"fuzzy_match": 1e-10, "rouge_l": 2.5e-10}
-"""Of metrics that align two texts, for each pair of characters: measured on one core of 2024."""
+"""For metrics that align two texts: seconds for each pair of characters, measured on one core of
+2024."""
 
 
 def comparison(name: str, calls: Calls) -> Metric:

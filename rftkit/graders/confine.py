@@ -80,7 +80,7 @@ _WRITE = _READ | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 12 
 _FILE_ONLY = 1 << 1 | 1 << 2 | 1 << 14
 
 Condition = tuple[int, int, Iterable[int]]
-"""(argument, mask or 0 for all of it, values of which one must match)."""
+"""(argument, mask or 0 for the whole argument, values of which one must match)."""
 
 
 def missing() -> str | None:
@@ -233,7 +233,7 @@ def _program(machine: str, pid: int) -> bytes:
 
 
 def _check(argument: int, mask: int, values: Iterable[int]) -> list[tuple[int, int, int, int]]:
-    """Go on when the argument matches one of the values, else deny."""
+    """Continue if the argument matches one of the values; otherwise deny."""
     values, low = list(values), 16 + 8 * argument
     code = [] if mask else [(_LOAD, 0, 0, low + 4), (_EQUAL, 1, 0, 0), _DENY]
     code.append((_LOAD, 0, 0, low))

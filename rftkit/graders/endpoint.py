@@ -65,7 +65,9 @@ class Endpoint:
         return score
 
     def _blame(self, status: int, answer: bytes) -> Fault:
-        """What the endpoint did wrong, without its keys; nothing that a private one answered."""
+        """Describe the endpoint's mistake, without its keys, and without the answer of a private
+        one.
+        """
         text = redacted(answer.decode("utf-8", "replace"), self._target.secrets)[:300]
         if status == NO_ANSWER:
             return Fault("endpoint_grader_server_error", f"no answer: {text}")

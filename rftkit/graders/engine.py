@@ -141,7 +141,7 @@ class CompiledGrader:
         return self._grade_multi(sample, item, scores, start)
 
     def _fault_of(self, sample: Sample) -> Fault | None:
-        """Why a sample cannot be scored; hosted evals grade a text that was cut off as it is."""
+        """Why a sample cannot be scored. Hosted evals grade a text that was cut off as it is."""
         if sample.truncated and self._grades_cut:
             return None
         if sample.truncated or (sample.expects_json and sample.output_json is None):
@@ -155,8 +155,8 @@ class CompiledGrader:
         item: Any,
         anchors: Sequence[Sample] | None,
     ) -> list[Score]:
-        """What the leaf says of each sample, as functions; those that cannot be scored take no
-        part. The tokens of the group are counted once.
+        """What the leaf makes of each sample, as functions. Samples that cannot be scored are left
+        out, and the tokens of the group are counted once.
         """
         usage: Usage = {}
         told: dict[int, float | Scored | Fault] = {}

@@ -129,7 +129,7 @@ def _calls(value: Any, name: str) -> list[Any]:
 
 
 def _at(value: Any, key: Any) -> Any:
-    """One step into what may not be there."""
+    """Look up one key or index that may be missing."""
     if isinstance(key, int):
         return value[key] if isinstance(value, list | tuple) and key < len(value) else None
     return value.get(key) if isinstance(value, Mapping) else None

@@ -45,7 +45,7 @@ ATTEMPTS = 4
 Usage = dict[str, dict[str, int]]
 """Tokens per model."""
 TIMEOUT_SECONDS = 600.0
-"""Of one grade, all its tries together."""
+"""For one grade, all its attempts together."""
 _FIRST_PAUSE_SECONDS = 0.5
 LEAST_KEY = 8
 """A key with fewer characters, such as `none`, is a word."""
@@ -118,7 +118,8 @@ class Judge:
         read: Callable[[Any], T],
         usage: Usage,
     ) -> T:
-        """What `read` makes of the judge's `result`; tokens go to `usage`, none for a cached one.
+        """The judge's `result` as `read` understands it. Tokens are added to `usage`, unless it was
+        cached.
 
         Raises:
             Fault: one of the `model_grader_*` flags.

@@ -34,14 +34,14 @@ from rftkit.safetext import redacted
 __all__ = ["COMPILERS", "Context", "Score", "leaf_paths", "num_threads"]
 
 Score = Callable[[Sample, Any, Usage], float | Scored]
-"""What a spec compiles to: (sample, item, usage) -> reward, or a Fault. Judges add to `usage`."""
+"""A compiled spec: (sample, item, usage) -> reward, or a Fault. Judges add to `usage`."""
 
 EMBEDDING_MODEL = "text-embedding-3-large"
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What compile functions may use besides the spec."""
+    """What compile functions get in addition to the spec."""
 
     purpose: Purpose = "rft"
     workers: int = 2
@@ -204,7 +204,9 @@ COMPILERS: dict[str, _Compiler] = {
 
 
 def _are_criteria(value: Any) -> bool:
-    """Criteria of a rubric are read as they are; a template names those of a row."""
+    """Whether a value is a rubric's list of criteria. These hold no templates; a template names a
+    row's own criteria.
+    """
     return isinstance(value, list) and not any("content" in each for each in value)
 
 

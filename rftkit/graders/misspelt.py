@@ -29,7 +29,7 @@ class Misspelt(NamedTuple):
     field: str
     """Its field that holds the template, such as `input`."""
     param: str
-    """Both as in GraderSpecError, such as `graders.a.input`."""
+    """The place of the field, as in GraderSpecError, such as `graders.a.input`."""
     message: str
     """`` `graders.a.input`: no key `categry` …; did you mean category? ``"""
 

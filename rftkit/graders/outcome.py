@@ -64,7 +64,7 @@ class Sample:
     output_text: str
     """The text of the answer."""
     output_json: Any = None
-    """The same, parsed, when the text is JSON; else None."""
+    """The parsed text if it is JSON; otherwise None."""
     output_tools: list[dict[str, Any]] | tuple[()] = ()
     """Tool calls in the shape of chat completions."""
     choices: list[dict[str, Any]] | tuple[()] = ()
@@ -76,7 +76,8 @@ class Sample:
     expects_json: bool = False
     """A JSON `response_format` was set: text that does not parse is unscorable."""
     trace_id: str | None = None
-    """What the tools of its rollout were given, so that an endpoint knows it again."""
+    """The id that the tools of its rollout were given, by which an endpoint recognises the rollout.
+    """
 
     @classmethod
     def from_text(
@@ -141,7 +142,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """One grade of one sample. `dataclasses.asdict` is JSON and `Grade(**that)` brings it back."""
+    """One grade of one sample. `dataclasses.asdict` makes JSON of it, and
+    `Grade(**that)` reads it.
+    """
 
     reward: float | None
     """The number; None when the grader failed; the floor reward when unscorable."""

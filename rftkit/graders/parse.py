@@ -150,7 +150,7 @@ def _validate(model: type[Named], given: dict[str, Any], param: str) -> Named:
 
 
 def _check_values(model: Named, param: str) -> None:
-    """What a type cannot say."""
+    """Check what the field types cannot express."""
     if isinstance(model, Python):
         size = len(model.source.encode("utf-8", "surrogatepass"))
         if size >= _MAX_SOURCE_BYTES:
@@ -200,7 +200,7 @@ def _criteria(given: Any, param: str) -> Any:
 
 
 def _check_relative(model: Relative, param: str) -> None:
-    """Its prompt and its anchor are the same for all answers of a row."""
+    """Check that its prompt and anchor are the same for all answers of a row."""
     for field in ("input", "anchor"):
         where = _at(param, field)
         for text in _texts(getattr(model, field)):

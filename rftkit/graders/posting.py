@@ -53,12 +53,12 @@ there is no answer."""
 ATTEMPTS = 4
 MAX_BYTES = 1_000_000
 TIMEOUT_SECONDS = 600.0
-"""Of all tries together."""
+"""For all attempts together."""
 FIRST_PAUSE_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
-"""To find out whether something listens at one of several addresses of a name."""
+"""To find out whether a server listens at one of several addresses of a name."""
 NO_ANSWER = 599
-"""In place of a status, when there was no answer; the body then says why."""
+"""Used in place of a status when there was no answer; the body then says why."""
 
 
 class Posted(NamedTuple):
@@ -114,7 +114,7 @@ class Target:
         given = {name: value.strip() for name, value in headers.items()}
         self._headers = {"Content-Type": "application/json"} | given
         self.secrets = [*headers.values(), *secrets_in(url)]
-        """What no message may repeat."""
+        """Texts that no message may repeat."""
         self._http, self._calls, self._pace = http or post, calls or Calls(), pace or Pace(None)
 
     def post(self, body: bytes, repeats: Callable[[int, bytes], bool]) -> Posted:
@@ -201,7 +201,7 @@ async def _post(client: Any, url: str, body: bytes, options: dict[str, Any]) -> 
 def checked(
     url: str, headers: Mapping[str, str], *, public_only: bool
 ) -> tuple[str, dict[str, Any]]:
-    """The URL to call, and options of the call; its name is looked up for every call anew.
+    """The URL to call, and options of the call. The host name is looked up again for every call.
 
     The address that was found to be allowed is the one that is called, unless a proxy looks it up.
 
@@ -252,7 +252,9 @@ def _has_proxy(url: str) -> bool:
 
 @functools.cache
 def _client(pid: int) -> tuple[asyncio.AbstractEventLoop, Any]:
-    """One client of this process and the loop of its calls: only a loop can end a call in time."""
+    """One HTTP client for this process, with the event loop of its calls; only a loop can end a
+    call in time.
+    """
     import httpx2  # the HTTP library of the openai client
 
     loop = asyncio.new_event_loop()

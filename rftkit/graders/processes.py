@@ -183,7 +183,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _namespace() -> int:
-    """Which process numbers ours is one of; containers that share /tmp have others."""
+    """The namespace of our process numbers; containers that share /tmp have different ones."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -191,7 +191,7 @@ def _namespace() -> int:
 
 
 def remove(folder: str) -> None:
-    """Remove a folder that somebody may have made hard to remove."""
+    """Remove a folder, even if a grader made it hard to remove."""
     try:
         for place, folders, _ in os.walk(folder):
             for path in (os.path.join(place, name) for name in folders):

@@ -59,7 +59,7 @@ class Verdict:
         return "; ".join((self.sentence, *self.reasons))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for events and JSON."""
+        """The result as plain data, for events and JSON."""
         return asdict(self)
 
 
@@ -72,7 +72,7 @@ class Tried:
     others: Mapping[str, float]
     """Name of a cheat -> its reward."""
     again: float | None = None
-    """Reward of the reference answer when it was graded once more, if it was."""
+    """The reward of the reference answer when it was graded a second time, if it was."""
 
 
 def verdict(honest: Sequence[float], tried: Sequence[Tried], floor: float = 0.0) -> Verdict | None:
@@ -129,7 +129,7 @@ def ungraded(grades: Sequence[Grade]) -> Verdict | None:
 
 
 def _details(grade: Grade) -> str:
-    """What went wrong, and in which sub-grader."""
+    """The error, and the sub-grader that reported it."""
     told = [value for value in grade.errors.values() if isinstance(value, str) and value]
     where = f" (in {', '.join(map(repr, grade.sub_errors))})" if grade.sub_errors else ""
     return "; ".join(told or grade.errors)[:300] + where
@@ -330,7 +330,7 @@ def dead_leaves(spec: Mapping[str, Any], grades: Sequence[Grade]) -> list[str]:
 
 
 def local_part(spec: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The leaves of a multi that call nothing, as a multi of their own; None if there are none.
+    """The leaves of a multi grader that call nothing, as a multi grader; None if there are none.
 
     Args:
         spec: normalised.

@@ -45,7 +45,8 @@ SMALLEST = 3
 LONGEST = 200_000
 """Characters of the answers in one call, about 50,000 tokens."""
 EQUAL = 0.5
-"""The score where nothing can be told apart: a lone answer, equal answers, the anchor itself."""
+"""The score where there is nothing to compare: a lone answer, equal answers, or the anchor itself.
+"""
 NO_GROUP = (
     "a relative grader compares the answers of a group, and here is one answer at a time; give it "
     "an `anchor`, the template of an answer to compare with, such as {{item.reference_answer}}"
@@ -204,7 +205,9 @@ def refuse_single(spec: Mapping[str, Any], param: str) -> None:
 
 
 def _shuffled(texts: Sequence[str]) -> list[str]:
-    """The same texts always get the same order, so a resumed job sends the same requests."""
+    """Shuffle texts, always in the same order for the same texts, so that a resumed job sends the
+    same requests.
+    """
     digest = hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()
     return random.Random(digest).sample(sorted(texts), len(texts))
 
@@ -262,7 +265,7 @@ def _joined(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Scored]
 
 
 def _levelled(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Scored]:
-    """The same without what each call scores too high or too low (least squares)."""
+    """The scores without each call's tendency to score too high or too low (least squares)."""
     import numpy as np
 
     num = len(asked[0])

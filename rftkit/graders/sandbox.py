@@ -329,7 +329,9 @@ class _Worker:
             self._check_scratch()
 
     def _check_end(self, reply: dict[str, Any], deadline: float) -> None:
-        """With a process per grade: read the reply, then the end, which may come alone."""
+        """With a process for each grade: read the reply, then the end of the output, which may come
+        without one.
+        """
         end = reply if "ended" in reply else self._receive(deadline)
         if end.get("ended") != self._calls or not isinstance(end.get("status"), int):
             raise _Gone(_TAMPERED)

@@ -31,7 +31,7 @@ class ScriptedJudge:
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.base_url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        """For `RFTKIT_JUDGE_BASE_URL`."""
+        """The address for `RFTKIT_JUDGE_BASE_URL`."""
 
     def close(self) -> None:
         """Stop serving."""

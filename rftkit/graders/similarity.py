@@ -63,7 +63,7 @@ def _gleu() -> Metric:
 
 
 class _NoWordNet:
-    """In the place of METEOR's dictionary of synonyms; it has none."""
+    """Replaces METEOR's dictionary of synonyms; it has none."""
 
     def synsets(self, word: str) -> list[Any]:
         return []

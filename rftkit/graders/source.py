@@ -32,7 +32,7 @@ _MEMBERS = frozenset({
     *(f"{verb}{form}" for verb in ("exec", "spawn") for form in
       ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")),
 })  # fmt: skip
-"""What executes code as an attribute, an import or an argument: `os.system`, `frame.query`."""
+"""Names that execute code as an attribute, an import or an argument: `os.system`, `frame.query`."""
 _EXECUTING_MODULES = frozenset({
     "IPython", "RestrictedPython", "asteval", "bdb", "builtins", "cProfile", "cffi", "cloudpickle",
     "code", "codeop", "ctypes", "dill", "docker", "doctest", "duckdb", "dukpy", "execnet",
@@ -42,8 +42,8 @@ _EXECUTING_MODULES = frozenset({
     "runpy", "sh", "shelve", "sqlalchemy", "sqlite3", "subprocess", "sympy", "timeit", "trace",
     "unittest", "zipimport",
 })  # fmt: skip
-"""Packages that execute what they are given: templates, formulas (`sympy.simplify`), pickles, SQL,
-which may change a database that later answers are graded with."""
+"""Packages that execute their input: templates, formulas (`sympy.simplify`), pickles, SQL (which may
+change a database that later answers are graded with)."""
 
 
 def check_source(source: str, *, param: str | None = None) -> None:

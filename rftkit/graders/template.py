@@ -37,7 +37,7 @@ SAMPLE_VARIABLES = ("output_text", "output_json", "output_tools", "choices", "mo
 
 _NAME = re.compile(r"\.([^\s.\[\]{}]+)")
 _QUOTED = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*\}\}""")
-"""What follows an opening `{{` when the slot is quoted text."""
+"""Text that can follow the opening `{{` if the slot is quoted and not meant as a template."""
 _INDEX = re.compile(r"\[(?:(\d{1,9})|'([^']*)'|\"([^\"]*)\")\]")
 
 

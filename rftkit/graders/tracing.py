@@ -23,12 +23,12 @@ class Rendered:
     """One template, filled in."""
 
     key: str
-    """Of the sub-grader; empty for a grader that is not a multi."""
+    """The key of the sub-grader; empty for a grader that is not a multi."""
     field: str
     """`input`, `reference`, or `input[0]` for a message of a judge's prompt."""
     template: str
     text: str | None
-    """None when it could not be filled in."""
+    """The text; None if the template could not be filled in."""
     problem: str = ""
     """Why not."""
 

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MAX_GRADERS = 32
-"""In one multi grader."""
+"""Most graders in one multi grader."""
 
 Purpose = Literal["rft", "eval"]
 """`rft` covers jobs and graders/run; `eval` the criteria of an eval."""
@@ -70,9 +70,9 @@ class Named(_Spec):
     works_in_jobs: ClassVar[bool] = True
     """Whether a job may be graded with it; evals take every type."""
     gets: ClassVar[str] = ""
-    """What it gets besides its templates, in words; empty: nothing."""
+    """What it gets in addition to its templates, in words; empty for nothing."""
     pays: ClassVar[str] = "is that of a grader of type `{type}`"
-    """What its reward is, in words that follow "The reward"; names of fields are in braces."""
+    """What its reward is: words that follow "The reward", with names of fields in braces."""
     error_flags: ClassVar[tuple[str, ...]] = ()
     """Error flags that only this type reports, in addition to those of every grader."""
 
@@ -163,7 +163,7 @@ class InputImage(_Spec):
 
 
 class InputAudio(_Spec):
-    """Audio for judges that hear: `{data, format}`."""
+    """Audio for judges that take audio: `{data, format}`."""
 
     type: Literal["input_audio"]
     input_audio: dict[str, str]
@@ -228,7 +228,7 @@ class LabelModel(_Judge):
 
 
 MOST_WEIGHT = 1e6
-"""Of a criterion: sums of weights stay finite numbers."""
+"""The largest weight of a criterion, so that sums of weights stay finite."""
 
 
 class Criterion(_Spec):
@@ -237,8 +237,8 @@ class Criterion(_Spec):
     text: Annotated[str, Field(min_length=1)]
     """What the answer must do, as one statement that is met or not."""
     weight: Annotated[float, Field(ge=-MOST_WEIGHT, le=MOST_WEIGHT)] = 1.0
-    """Its part of the reward; below 0 for a mistake that costs something. Not 0, and no further
-    from 0 than 1,000,000."""
+    """Its part of the reward; negative for a mistake that lowers it. Not 0, and at most 1,000,000
+    in size."""
     required: bool = False
     """Required: without it the reward is 0. Else it is a bonus that adds its weight."""
     check: Literal["correctness", "presence"] = "correctness"

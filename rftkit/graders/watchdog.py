@@ -21,7 +21,7 @@ __all__ = ["main", "started_at"]
 
 
 def started_at(pid: int) -> str | None:
-    """When a process started, in ticks of the kernel; None where that cannot be asked.
+    """When a process started, in clock ticks of the kernel; None where this cannot be found out.
 
     The number of a process is given to another one some time after its end; the two differ here.
     """

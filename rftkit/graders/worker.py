@@ -92,7 +92,7 @@ def _serve_forks(
 
 
 def _empty(folder: str) -> None:
-    """Remove what is in a folder, whatever its modes."""
+    """Remove the contents of a folder, whatever their modes."""
     for entry in os.scandir(folder):
         with contextlib.suppress(OSError):
             if entry.is_dir(follow_symlinks=False):

@@ -36,18 +36,18 @@ class Summary:
     """What one import did."""
 
     counts: dict[str, int]
-    """What the dump holds now, by kind."""
+    """The number of objects in the dump, by kind."""
     seen: dict[str, int]
-    """What the account's lists show of the selected kinds."""
+    """The number of objects in the account's lists, for the selected kinds."""
     num_due: int
     """Objects that had to be fetched; all others were complete."""
     num_requests: int
     missing: dict[str, dict[str, Any]]
     """What this import could not fetch -> `kind`, `reason`, `time`, `status`, `code`."""
     since: str | None = None
-    """What was created before this moment was left out."""
+    """Objects created before this time were left out."""
     unlisted: tuple[str, ...] = ()
-    """Kinds that were requested, and of which the service has no list."""
+    """Kinds that were requested but that the service does not list."""
 
     @property
     def is_complete(self) -> bool:

@@ -34,7 +34,7 @@ class Difference:
     about: str
     """Which part of the object: `model`, `grader.quality`, `training_file`."""
     here: str
-    """What it means here, as text."""
+    """What will happen here, as text."""
     change: str = ""
     """What to change or to type; empty when there is nothing to do."""
     stops: bool = False

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 INTERRUPTED = "the last import was interrupted; run it again to complete the dump"
-"""What `verify` returns of a dump that lacks the rest; what is in it may be sound."""
+"""What `verify` returns for an unfinished dump; the part that was saved may be sound."""
 
 LAYOUT = """\
 A dump of a hosted fine-tuning account, written by `rftkit import`.
@@ -136,7 +136,7 @@ class Dump:
         self._drop(name.removesuffix(".gz") if name.endswith(".gz") else f"{name}.gz")
 
     def wrong(self, path: str) -> str | None:
-        """What is wrong with a saved file, packed or not, in words; None if it is as it was."""
+        """What is wrong with a saved file, compressed or not; None if it is unchanged."""
         saved = [name for name in (path, f"{path}.gz") if name in self.ledger.files]
         if not saved:
             return f"{path}: not in the dump"
@@ -151,7 +151,7 @@ class Dump:
         return None
 
     def damaged(self) -> set[str]:
-        """Objects of which a saved file is no longer there, by key."""
+        """Objects with a saved file that is missing now, by key."""
         lost = [name for name in self.ledger.files if not (self.folder / name).exists()]
         owners = {"/".join(name.split("/")[:depth]) for name in lost for depth in (2, 4)}
         return owners & self.ledger.objects.keys()
@@ -174,7 +174,7 @@ def page_number(path: str) -> tuple[int, int]:
 
 
 def safe_name(identifier: str) -> str:
-    """An id as the name of one folder: nothing in it leads elsewhere, whatever a service sends."""
+    """An id as the name of one folder. Whatever a service sends, the name cannot lead elsewhere."""
     name = quote(identifier, safe="")
     if name.startswith("."):
         name = "%2E" + name[1:]

@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one grader of the other tool gave an answer."""
+    """What one grader of the other tool gave to an answer."""
 
     name: str
     score: float
@@ -39,7 +39,7 @@ class Answer:
     item: Json
     """The row: `messages` and what graders read."""
     text: str | None
-    """None where nothing was answered."""
+    """The answer; None if there was none."""
     results: Sequence[Result]
     """One for each grader that gave a number."""
     model: str
@@ -70,7 +70,7 @@ class ForeignEval:
     rows: list[Json]
     runs: list[ForeignRun] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
-    """What has no counterpart here, as sentences."""
+    """Sentences about what has no counterpart here."""
 
 
 def units_of(found: ForeignEval, path: str) -> Iterator[Unit | LeftOut]:
@@ -89,7 +89,7 @@ def units_of(found: ForeignEval, path: str) -> Iterator[Unit | LeftOut]:
 
 
 def number_of(value: Any) -> float | None:
-    """A score as a number; None for what is none, such as NaN."""
+    """A score as a number; None if it is not one, such as NaN."""
     if isinstance(value, bool):
         return float(value)
     if isinstance(value, int | float) and abs(value) < 1e15 and math.isfinite(value):

@@ -44,7 +44,7 @@ def open_dump(folder: str | Path) -> OpenDump:
 
 
 class OpenDump:
-    """What a dump holds. Methods that end in nothing give frames; `read_*` give plain JSON."""
+    """The contents of a dump. `read_*` methods return plain JSON, the others frames."""
 
     def __init__(self, folder: str | Path) -> None:
         """`folder` is what `rftkit import --dump` wrote."""
@@ -97,7 +97,7 @@ class OpenDump:
         return _frame(rows, columns, times=("created_at",)).sort_values("step", ignore_index=True)
 
     def result_file(self, job_id: str) -> pd.DataFrame:
-        """The job's result file as it is, decoded if it came as base64.
+        """The job's result file, decoded if it came as base64.
 
         Raises:
             NotFoundError: it is not in the dump.
@@ -114,7 +114,7 @@ class OpenDump:
             raise InputError(f"the result file of {job_id} cannot be read: {error}") from None
 
     def models(self) -> pd.DataFrame:
-        """One row per model, the first to go off first: its date, its job, its base's date."""
+        """One row per model, the earliest shutdown first: its date, its job, its base's date."""
         from rftkit.importer.shutdowns import ModelEnd, model_ends
 
         rows = [asdict(each) for each in model_ends(self._dump.folder)]

@@ -31,13 +31,13 @@ Json = dict[str, Any]
 
 SCHEMA = "# yaml-language-server: $schema=https://promptfoo.dev/config-schema.json\n"
 PROMPTS = {"promptfooconfig": "{{ sample.prompt | dump }}", "saved-answers": "{{ sample.answer }}"}
-"""Config -> its prompt. Rows and samples are objects, whose texts promptfoo takes as they are; a
-variable that is a text it would render, or load if it names a file."""
+"""A prompt for each config. promptfoo takes rows and samples as objects, without changing their
+texts. It would render a variable that is a text, or load it if it names a file."""
 
 
 @dataclass(slots=True)
 class Written:
-    """What was written of one eval."""
+    """What was written for one eval."""
 
     eval_id: str
     folder: str
@@ -45,7 +45,7 @@ class Written:
     num_answers: int = 0
     assertions: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
-    """What has no counterpart in promptfoo, as sentences."""
+    """Sentences about what has no counterpart in promptfoo."""
 
 
 def write_promptfoo(dump: Path, out: Path) -> list[Written]:

@@ -113,7 +113,7 @@ class Ledger:
         self._journal = None
 
     def counts(self) -> dict[str, int]:
-        """Objects by kind, and what they count themselves: events, output_items, bytes."""
+        """The number of objects by kind, and of their events, output_items and bytes."""
         total: dict[str, int] = {}
         for key, entry in sorted(self.objects.items()):
             kind = "runs" if "/runs/" in key else key.split("/")[0]

@@ -30,7 +30,8 @@ from rftkit.strictjson import decoded, lines_of, read_lines
 __all__ = ["LooseSource", "source_of"]
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".eval", ".yaml", ".yml")
-"""In any case; the API's objects and tables may be packed with gzip: `.jsonl.gz`."""
+"""File suffixes, in upper or lower case. The API's objects and tables may be compressed:
+`.jsonl.gz`."""
 TABLES = (".csv", ".tsv")
 CONFIGS = (".yaml", ".yml")
 OBJECTS = {
@@ -52,9 +53,9 @@ FIELDS = {
     "event": {"level", "message"},
     "file": {"filename", "purpose"},
 }
-"""What an object without `object` must hold to be taken for one of a kind."""
+"""The keys that identify the kind of an object without `object`."""
 FOREIGN_MARKS = (b'"evalId"', b'"results"', b'"eval"', b'"prompts"')
-"""One of these is near the beginning of what promptfoo and Inspect write as JSON."""
+"""One of these texts is near the beginning of the JSON that promptfoo and Inspect write."""
 OWNERS = {"event": ("job", None), "checkpoint": ("job", "fine_tuning_job_id"),
           "output_item": ("run", "run_id")}  # fmt: skip
 """Kind of part -> the kind of its owner, and the field with the owner's id."""
@@ -125,7 +126,7 @@ class LooseSource:
         yield from (each for each in self._left_out if each.what not in self._contents)
 
     def models(self) -> list[Json]:
-        """What a list of models in the files says of each; known after `read`."""
+        """What lists of models in the files say about each model; known after `read`."""
         return list(self._models.values())
 
     def _take_foreign(self, path: Path) -> bool:
@@ -255,7 +256,7 @@ def _form(path: Path) -> str:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """A file as it is; a packed table unpacked, as the service had it."""
+    """A file as it is, or a compressed table decompressed."""
     is_packed = path.suffix.lower() == ".gz" and _form(path) in TABLES
     return gzip.open(path) if is_packed else path.open("rb")  # type: ignore[return-value]
 

@@ -51,7 +51,7 @@ class Check:
     type: str
     """Type of the grader, or method of the job."""
     origin: str = ""
-    """Where it was imported from; empty for a local object."""
+    """The account it was imported from; empty for a local object."""
     used_by: tuple[str, ...] = ()
     """Ids of the jobs and evals with this grader."""
     differences: tuple[Difference, ...] = ()

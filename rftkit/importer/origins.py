@@ -28,7 +28,7 @@ class Origin:
     base_url: str
     """Ends in the version segment, without a slash: `https://api.openai.com/v1`."""
     key: str | None = field(repr=False)
-    """None sends no credentials at all."""
+    """The API key; None sends no credentials at all."""
     is_azure: bool = False
     """Sign with the header `api-key` instead of a bearer token."""
     api_version: str | None = None

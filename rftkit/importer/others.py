@@ -17,7 +17,7 @@ VIDEO_ENDS = ("completed", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """One kind."""
+    """One other kind of object."""
 
     route: str
     file: str
@@ -44,7 +44,7 @@ OTHERS = {
     "videos": Other("/videos", "video", content="mp4", ends=VIDEO_ENDS),
     "voice_consents": Other("/audio/voice_consents", "voice_consent"),
 }
-"""By their names in a dump and in `--only`."""
+"""The kinds by their names in a dump and in `--only`."""
 BETAS = {
     "/agents": "agents=v1",
     "/assistants": "assistants=v2",

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 EVALS_END, JOBS_END = date(2026, 11, 30), date(2027, 1, 6)
-"""When OpenAI ends evals, and the creation of fine-tuning jobs."""
+"""When OpenAI ends the Evals product, and when it stops the creation of fine-tuning jobs."""
 MOST_NAMES = 8
 """Models that are named for one date."""
 NAMES = {
@@ -57,13 +57,13 @@ NAMES = {
     "videos": ("video", "videos"),
     "voice_consents": ("voice consent", "voice consents"),
 }
-"""One of a kind, and several."""
+"""The singular and the plural of each kind."""
 NOT_REQUESTED = (
     "responses, conversations, threads of assistants, voices and uploads (the service has no list "
     "of them), the content of files in containers, sessions of agents, fine-tuned weights (never "
     "given out), and the settings, keys and secrets of the organization"
 )
-"""What an account may hold and no import requests."""
+"""Things that an account may hold and that no import requests."""
 
 
 def overview(found: Survey, account: Mapping[str, str], num_due: int) -> str:

@@ -71,7 +71,7 @@ class Lists:
         self._limits = {name: list(kind.limits) for name, kind in KINDS_OF_LIST.items()}
 
     def page(self, kind: str, route: str, after: str | None) -> Answer:
-        """One page of a list, as large as the service gives it."""
+        """One page of a list, as large as the service allows."""
         order = KINDS_OF_LIST[kind].order
         query = {"after": after} if after is not None else {}
         if order:

@@ -41,7 +41,7 @@ FINISH = {"stop", "length", "content_filter", "tool_calls"}
 
 @dataclass(slots=True)
 class _Slot:
-    """One assertion over all tests: `values` by test."""
+    """One assertion in all tests: `values` by test."""
 
     name: str
     assertion: Json
@@ -139,7 +139,7 @@ def eval_of_config(value: Json, name: str) -> ForeignEval:
 
 
 def _slots(asserts: Mapping[int, Sequence[tuple[Json, Any]]]) -> list[_Slot]:
-    """Assertions by what they are: type, metric, and which of several of that kind."""
+    """Assertions, grouped by type, metric, and number among those of the same kind."""
     found: dict[str, _Slot] = {}
     for test, pairs in asserts.items():
         seen: dict[str, int] = {}
@@ -258,7 +258,7 @@ def _answer(result: Json, item: Json, model: str) -> Answer:
 
 
 def _results(result: Json) -> Iterator[Result]:
-    """What each assertion gave; the whole result where promptfoo kept no parts."""
+    """The result of each assertion; the whole result if promptfoo kept no parts."""
     grading = _map(result.get("gradingResult"))
     parts = [_map(each) for each in grading.get("componentResults") or []]
     seen: dict[str, int] = {}
@@ -300,7 +300,7 @@ def _prompt_text(value: Any, unfit: list[str]) -> str | None:
 
 
 def _filled(prompt: str, variables: Json) -> str:
-    """A prompt with its plain `{{name}}`; anything else of Nunjucks stays as it is."""
+    """A prompt with its plain `{{name}}` filled in; other Nunjucks syntax stays as it is."""
 
     def value(match: re.Match[str]) -> str:
         found = variables.get(match.group(1), match.group(0))

@@ -54,14 +54,14 @@ LOADED = ("file://", "package:", "http://", "https://")
 
 
 def item_template(text: str) -> str | None:
-    """The template as one of ours; None if it uses more of Nunjucks than names."""
+    """The template in our syntax; None if it uses more of Nunjucks than names."""
     if "{" in (rest := NAME.sub("", text)) and any(sign in rest for sign in ("{{", "{%", "{#")):
         return None
     return NAME.sub(r"{{item.\1}}", text)
 
 
 def grader_of(name: str, assertion: Json, value: Any, field: str | None) -> Json | str:
-    """The grader that decides what an assertion decides, or why there is none.
+    """The grader that is equivalent to an assertion, or why there is none.
 
     Args:
         name: Of the grader.
@@ -121,7 +121,7 @@ def _pattern_problem(pattern: str) -> str | None:
 
 
 def assertion_of(grader: Json) -> Json | str:
-    """The assertion that decides what a grader decides, or why there is none."""
+    """The assertion that is equivalent to a grader, or why there is none."""
     kind, name = str(grader.get("type")), str(grader.get("name") or "grader")
     checks = {ours: theirs for theirs, ours in CHECKS.items()}
     metrics = {ours: (theirs, own) for theirs, (ours, own) in SIMILARITIES.items()}

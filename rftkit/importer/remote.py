@@ -56,7 +56,8 @@ class Answer:
     """One response with status 200."""
 
     body: bytes
-    """As received, after content decoding; only the own key, if echoed, is masked."""
+    """The body as received, after content decoding; only our own key is masked if the service
+    repeats it."""
     data: dict[str, Any]
     """The parsed body."""
     headers: Mapping[str, str]
@@ -120,7 +121,8 @@ class Remote:
         kind: str = "files",
         num_bytes: int | None = None,
     ) -> T:
-        """Stream the content of a file, a skill or a video; `take` starts anew with each attempt.
+        """Stream the content of a file, a skill or a video; `take` is called again for each
+        attempt.
 
         Raises:
             Refused: as `get`; with code `short_body` if less than `num_bytes` keeps coming.

@@ -38,7 +38,7 @@ Entry = dict[str, Any]
 
 @dataclass(slots=True)
 class SaveContext:
-    """What saving an object needs; shared by all threads."""
+    """Everything that is needed to save an object; shared by all threads."""
 
     remote: Remote
     lists: Lists

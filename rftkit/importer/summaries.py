@@ -139,7 +139,7 @@ def describe_dump(folder: str | Path) -> str:
 
 
 def _left_out(ledger: Ledger) -> str:
-    """What none of the imports into a dump requested."""
+    """What no import into a dump has requested."""
     moments: dict[str, list[str | None]] = {}
     unlisted: dict[str, bool] = {}
     for each in ledger.imports:  # entries of an older rftkit have fewer keys
@@ -156,7 +156,7 @@ def _chat_line(dump: Dump, key: str) -> str:
 
 
 def _other_line(dump: Dump, key: str) -> str:
-    """An object of `OTHERS`: its id, what it is called, its state, its day and its parts."""
+    """One line for an object of `OTHERS`: its id, name, state, date and parts."""
     kind = OTHERS[_kind(key)]
     wire, counts = _read(dump, f"{key}/{kind.file}.json"), dump.ledger.objects[key]["counts"]
     names = ("name", "title", "endpoint", "prompt", "model", "status")

@@ -40,7 +40,8 @@ ROUTES = {
 }
 KINDS = ("files", "jobs", "evals", "graders", *OTHERS, "models")
 NO_LIST = (404, 405, 410, 501)
-"""What services without a route answer; a list of `OTHERS` that is not there is not missing."""
+"""Statuses of services without such a list. A list of `OTHERS` that does not exist does not count
+as missing."""
 
 _ECHOED = ("id", "grdr_id", "inactive_at")
 """Keys that an eval adds to the grader it was given."""
@@ -48,16 +49,16 @@ _ECHOED = ("id", "grdr_id", "inactive_at")
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One object as its list shows it: enough to know whether it has to be fetched."""
+    """One entry of a list: enough to decide whether the object must be fetched."""
 
     kind: str
     """`files`, `jobs`, `evals`, `runs` or one of `OTHERS`."""
     id: str
     key: str
-    """Its folder in the dump: `jobs/ftjob-1`."""
+    """The object's folder in the dump: `jobs/ftjob-1`."""
     route: str
     digest: str
-    """Of its entry in the list, to see that it changed."""
+    """The digest of its entry in the list, to notice changes."""
     created_at: int | None
     """Unix seconds."""
     facts: dict[str, Any]
@@ -82,23 +83,23 @@ class Survey:
     evals: list[Listed] = field(default_factory=list)
     runs: list[Listed] = field(default_factory=list)
     graders: dict[str, Grader] = field(default_factory=dict)
-    """By digest of the spec."""
+    """Graders by the digest of the spec."""
     others: dict[str, list[Listed]] = field(default_factory=dict)
-    """By the kinds of `OTHERS`."""
+    """Other objects, by the kinds of `OTHERS`."""
     models: list[dict[str, Any]] = field(default_factory=list)
-    """As the service lists them."""
+    """Models as the service lists them."""
     unlisted: list[str] = field(default_factory=list)
-    """Kinds of which the service has no list."""
+    """Kinds that the service does not list."""
 
     @property
     def objects(self) -> list[Listed]:
-        """All that is fetched one by one, the long ones first."""
+        """All objects that are fetched one at a time, the slow ones first."""
         runs = sorted(self.runs, key=lambda run: -run.facts["total"])
         others = [each for kind in self.others.values() for each in kind]
         return [*self.jobs, *runs, *self.evals, *self.files, *others]
 
     def counts(self) -> dict[str, int]:
-        """How much there is, as far as the lists tell."""
+        """The number of objects, as far as the lists show it."""
         return {
             "files": len(self.files),
             "file_bytes": sum(file.facts["bytes"] for file in self.files),

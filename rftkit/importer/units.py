@@ -22,8 +22,8 @@ __all__ = ["KINDS", "DumpSource", "Kind", "LeftOut", "Unit", "has_ended"]
 
 Kind = Literal["file", "eval", "run", "job", "model"]
 KINDS: tuple[Kind, ...] = ("file", "eval", "run", "job")
-"""In the order of the upload: an object comes before those that refer to it. Models come last, and
-only as what a list says of those that jobs made."""
+"""Kinds in the order of the upload: an object comes before those that refer to it. Models come
+last, and only as the lists describe the models that jobs made."""
 PART = {"job": "events", "run": "output_items"}
 """Name of the list of parts, for kinds that have one."""
 NAME = {"file": "file.json", "eval": "eval.json", "run": "run.json", "job": "job.json"}
@@ -42,13 +42,13 @@ class Unit:
     parts: Callable[[], Iterator[bytes]] = lambda: iter(())
     """Events or output items, oldest first, one JSON object each; every call reads them again."""
     checkpoints: list[Json] = field(default_factory=list)
-    """Of a job."""
+    """The checkpoints of a job."""
     content: Callable[[], IO[bytes]] | None = None
-    """Of a file."""
+    """The content of a file."""
 
     @property
     def is_final(self) -> bool:
-        """It cannot change any more."""
+        """Whether it can no longer change."""
         return has_ended(self.kind, self.wire)
 
 
@@ -62,7 +62,7 @@ class LeftOut:
     is_harmless: bool = False
     """No permission and no retry would fetch it: the service never gives it out."""
     is_unfit: bool = False
-    """It is a part of another tool's eval that has no counterpart here."""
+    """A part of another tool's eval that has no counterpart here."""
 
 
 class DumpSource:
@@ -97,7 +97,7 @@ class DumpSource:
                 yield LeftOut(what.removeprefix("lists/"), why["reason"], is_harmless)
 
     def models(self) -> list[Json]:
-        """What the service's list says of each model, such as its `shutdown_date`."""
+        """What the service's list says about each model, such as its `shutdown_date`."""
         return listed_models(self._dump)
 
     def _unit(self, kind: Kind, key: str) -> Unit | LeftOut:

@@ -49,7 +49,7 @@ Json = dict[str, Any]
 
 
 class Source(Protocol):
-    """Where units come from."""
+    """A source of units."""
 
     origin: str
     """Service and account, or the name of what was read."""
@@ -58,7 +58,7 @@ class Source(Protocol):
         """Yield everything; an object comes before those that refer to it."""
 
     def models(self) -> list[Json]:
-        """What the service's list says of each model; called after `read` has ended."""
+        """What the service's list says about each model; called after `read` has ended."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class UploadSummary:
     parts: Counter[str] = field(default_factory=Counter)
     """Events and output items that were uploaded with them."""
     updated: Counter[str] = field(default_factory=Counter)
-    """Of `new`: those that were unfinished at an earlier import."""
+    """Objects of `new` that were unfinished at an earlier import."""
     same: Counter[str] = field(default_factory=Counter)
     """Objects that were on the platform already, unchanged."""
     refused: dict[str, str] = field(default_factory=dict)

@@ -33,11 +33,11 @@ class Branch:
 
     id: str
     name: str
-    """Its suffix, else the end of its id."""
+    """The suffix of its model, or else the end of its id."""
     depth: int
     """0 for the job that the tree starts from."""
     origin: Origin | None
-    """Where it was branched from."""
+    """The job and step that it was branched from."""
     changes: tuple[str, ...]
     """What differs from the job it was branched from, such as `grader` or `kl_coef: 0 → 0.1`."""
     status: str
@@ -199,7 +199,7 @@ def _origin(job: Json) -> Origin | None:
 
 
 def _changes(parent: Json, job: Json) -> Iterator[str]:
-    """What the request of a branch changed."""
+    """The changes in the request of a branch."""
     before, after = (
         ((each.get("method") or {}).get("reinforcement") or {}) for each in (parent, job)
     )

@@ -24,7 +24,7 @@ COLUMNS = {
     "train_reward_mean": "train reward",
     "model": "model",
 }
-"""Of a table of checkpoints, with their headings."""
+"""The columns of a table of checkpoints, with their headings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ def _train_rewards(events: Iterable[Event]) -> Iterator[tuple[int, float | None]
 
 
 def best(kept: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The highest validation reward, the earliest of equals; None if nothing was measured.
+    """The checkpoint with the highest validation reward, the earliest of a tie; None if nothing was
+    measured.
 
     Where no checkpoint has a reward it is the lowest loss on the whole validation set.
     """

@@ -26,23 +26,24 @@ class Calls:
     """Calls of one tool."""
 
     num: float
-    """In the whole job, validations included."""
+    """The number of calls in the whole job, validations included."""
     median_seconds: float | None
-    """Of a call, retries included; None: the probe made none."""
+    """The median seconds of a call, retries included; None if the probe made none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Episodes:
-    """What rollouts with tools take; all of it is part of the seconds of steps."""
+    """What rollouts with tools take. Their seconds are part of the seconds of steps."""
 
     calls: dict[str, Calls]
-    """By the name of the function."""
+    """Calls by the name of the function."""
     turns_mean: float
-    """Of a rollout."""
+    """The mean number of turns of a rollout."""
     tokens_mean: float
     """Sampled by a rollout in all of its turns."""
     waiting_seconds: tuple[float, float]
-    """Of a step, from low to high: so long everything waited for tools, and nothing was sampled."""
+    """Seconds of a step, from low to high, in which everything waited for tools and nothing was
+    sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ class Estimate:
 
     total_steps: int
     num_validations: int
-    """With the one before the first step and the one after the last."""
+    """The number of validations, with those before the first step and after the last."""
     ready_seconds: float
     """Loading the model; not part of `seconds`, because the job finds it loaded."""
     step_seconds: tuple[float, float]
-    """Of the two steps that were taken, the shorter first."""
+    """Seconds of the two steps that were taken, the shorter first."""
     validation_seconds: float
-    """Of one validation, over all validation rows."""
+    """Seconds of one validation, over all validation rows."""
     host_memory_bytes: int
     """Peak memory of the training process."""
     device_memory_bytes: int | None
@@ -67,11 +68,13 @@ class Estimate:
     hyperparameters: Json
     """Every setting as the platform resolved it."""
     episodes: Episodes | None = None
-    """Of a job with tools."""
+    """Only for a job with tools."""
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Of all steps and validations, if each step were like the shorter or the longer one."""
+        """Seconds of all steps and validations, if each step took as long as the shorter or the
+        longer one.
+        """
         fixed = self.num_validations * self.validation_seconds
         low, high = self.step_seconds
         return fixed + self.total_steps * low, fixed + self.total_steps * high
@@ -141,7 +144,9 @@ def estimate(events: Iterable[Event]) -> Estimate:
 def _episodes(
     metrics: dict[int, Json], settings: Json, total_steps: int, validated_rows: float
 ) -> Episodes | None:
-    """From the steps that were taken; `validated_rows` counts a row once for each validation."""
+    """Estimate them from the steps that were taken; `validated_rows` counts a row once for each
+    validation.
+    """
     steps = [data for step, data in sorted(metrics.items()) if step and "tools" in data]
     if not steps:
         return None

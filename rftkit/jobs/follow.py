@@ -89,7 +89,7 @@ class Follow:
             openai.NotFoundError: There is no such job.
         """
         self.job: dict[str, Any] = {}
-        """As on the wire."""
+        """The job as on the wire."""
         self.events: list[Event] = []
         """The newest ones, oldest first, without a gap."""
         self.has_all_events = False

@@ -205,7 +205,7 @@ def wait(
 
 
 def error_of(job: FineTuningJob) -> str | None:
-    """What went wrong, or None. An `error` of `{}`, which the hosted API sends, is none."""
+    """The error message of a job, or None. The hosted API sends `{}` for no error."""
     error = job.error
     if error is None or not (error.code or error.message):
         return None

@@ -150,7 +150,9 @@ def _losses(now: dict[str, float | None]) -> list[str]:
 
 
 def _parts(data: dict[str, Any]) -> list[str]:
-    """Of a validation: the mean of each grader, flat groups of training, and closed answers."""
+    """For a validation: the mean of each grader, flat groups of training, and answers with a fixed
+    set of values.
+    """
     graders = (data.get("scores") or {}).get("graders") or []
     lines = [
         f"{each['name']} {each['valid_reward_mean']:.3f}"

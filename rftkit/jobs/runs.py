@@ -39,11 +39,11 @@ class Run:
     reward: float | None = None
     """Mean validation reward of the newest checkpoint; None while there is none."""
     loss: float | None = None
-    """The same of the validation loss, of a supervised or dpo job."""
+    """The same for the validation loss of a supervised or dpo job."""
 
     @property
     def name(self) -> str:
-        """What its owner calls it, else its id."""
+        """The name that its owner gave it, or else its id."""
         return self.suffix or self.id
 
 
@@ -94,7 +94,7 @@ def _run(job: dict[str, Any], dataset: str) -> Run:
 
 
 def _measured(client: OpenAI, run: Run) -> Run:
-    """With what its newest checkpoint measured; a job that has not begun has none."""
+    """Add the measurements of the newest checkpoint; a job that has not begun has none."""
     if run.status in ("validating_files", "queued"):
         return run
     kept = checkpoints(client, run.id)

@@ -19,7 +19,7 @@ from rftkit import settings
 __all__ = ["OPENERS", "Sink", "TrackedJob"]
 
 PROJECT = "rftkit"
-"""Where runs go when no project is named."""
+"""The project of runs for which none is named."""
 
 
 @dataclass(frozen=True)

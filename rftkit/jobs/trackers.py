@@ -39,7 +39,7 @@ QUEUE = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds between two tries of a tracker that is down."""
 END_SECONDS = 60.0
-"""How long the end waits for what is not sent yet."""
+"""How long the end of a job waits for what is not sent yet."""
 ROWS = 100
 """Answers in the table."""
 OTHERS = {

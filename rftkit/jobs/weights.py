@@ -83,7 +83,7 @@ def fetch_weights(
 
 
 def report_of(folder: str | Path) -> dict[str, Any]:
-    """What the check of an export found; `result` is same, differs or not checked.
+    """The result of the check of an export: `result` is same, differs or not checked.
 
     Raises:
         InputError: the folder is not an export with a report.

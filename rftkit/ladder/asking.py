@@ -47,10 +47,10 @@ class Task:
     """The spec, as on the wire."""
     response_format: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of `chat.completions.create`: temperature, max_completion_tokens."""
+    """Options of `chat.completions.create`: temperature, max_completion_tokens."""
     cost: Cost = field(default_factory=Cost)
     kept: Kept | None = None
-    """Where answers and grades are kept as they come; None: nowhere."""
+    """The file that keeps answers and grades as they arrive; None keeps none."""
 
     def run(
         self,

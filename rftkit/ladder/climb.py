@@ -44,7 +44,7 @@ Follow = Callable[[], Callable[[jobs.Update], None]]
 
 
 class _Climb:
-    """One climb: what every rung needs."""
+    """One run of a ladder: everything that each rung needs."""
 
     def __init__(
         self,
@@ -218,7 +218,9 @@ class _Climb:
 
 
 def answers_path(state_path: str | Path) -> Path:
-    """Where a ladder keeps its answers as they come, so that a killed one asks for none again."""
+    """The file in which a ladder keeps its answers as they arrive, so that a resumed ladder
+    requests none again.
+    """
     return Path(state_path).with_suffix(".answers.jsonl")
 
 

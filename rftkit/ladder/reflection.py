@@ -28,12 +28,12 @@ __all__ = ["Reflect", "reflect_with", "rewritten"]
 
 SYSTEM = "system"
 SEED_TEXT = "Answer the user's request."
-"""Where rewriting starts when the rows have no system text."""
+"""The text that rewriting starts from when the rows have no system text."""
 MINIBATCH = 4
 """Training rows whose answers the reflection model reads at a time."""
 
 Reflect = Callable[[str], str]
-"""From a request in words to the reflection model's answer."""
+"""A function from a request in words to the reflection model's answer."""
 
 
 def reflect_with(client: OpenAI, model: str) -> Reflect:
@@ -99,7 +99,7 @@ def rewritten(
 
 
 def _keeping(reflect: Reflect, kept: Kept) -> Reflect:
-    """The same, but a stored text is not requested again."""
+    """The same function, but a stored answer is not requested again."""
 
     def recall(request: Any) -> str:
         key = kept.key(["reflection", request])
@@ -111,7 +111,7 @@ def _keeping(reflect: Reflect, kept: Kept) -> Reflect:
 
 
 class _Quiet:
-    """A log for gepa that nobody reads."""
+    """A logger for gepa that drops everything."""
 
     def log(self, *_: Any, **__: Any) -> None: ...
 
@@ -158,7 +158,7 @@ def _scores(rewards: Sequence[float]) -> list[float]:
 
 
 def _lesson(task: Task, row: Row, line: Mapping[str, Any]) -> dict[str, str]:
-    """What the reflection model reads of one answer."""
+    """What the reflection model reads about one answer."""
     scores = [
         f"{name.removeprefix(SCORE)} {value:.2f}"
         for name, value in line.items()

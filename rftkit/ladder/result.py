@@ -29,9 +29,9 @@ class Ladder:
     about: Mapping[str, Any]
     """The data, the grader and the plan, as plain values."""
     rungs: tuple[RungState, ...]
-    """From the bottom up; those that have no result have an error."""
+    """The rungs from the bottom up; a rung without a result has an error."""
     comparison: Comparison
-    """Of the rungs with a result; labels are those of `LABELS`."""
+    """The comparison of the rungs that have a result; labels are those of `LABELS`."""
 
     @property
     def best(self) -> str | None:
@@ -70,7 +70,7 @@ class Ladder:
         )
 
     def _behind(self, worth: str, best: str) -> Estimate:
-        """How much more the best earned, corrected for the number of rungs."""
+        """How much more the best rung earned, corrected for the number of rungs."""
         return evals.compare(self.comparison.samples, baseline=worth).pair(best).difference
 
     def records(self) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ class Ladder:
 
 
 def _whole(seconds: float | None) -> float | None:
-    """Seconds as they are worth reading: jobs report whole ones."""
+    """Seconds, rounded as jobs report them."""
     return round(seconds) if seconds and seconds >= 1 else seconds
 
 

@@ -42,14 +42,14 @@ METHODS: dict[str, Method] = {
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What decides the results of a ladder, besides the data."""
+    """All settings that decide the results of a ladder, besides the data."""
 
     model: str
     """The base model."""
     seed: int = 1
-    """Of the jobs and of the prompt search."""
+    """The seed of the jobs and of the prompt search."""
     temperature: float = 0.0
-    """Of the answers to test rows."""
+    """The temperature of the answers to test rows."""
     max_completion_tokens: int = 256
     """Longest answer, in training and after it."""
     samples: int = 1
@@ -59,7 +59,7 @@ class Plan:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """Stored with every job."""
     budget: Budget = field(default_factory=Budget)
-    """Of the prompt search."""
+    """The budget of the prompt search."""
     pair_rows: int = 200
     """Training rows whose answers make the pairs of dpo, at most."""
     pair_samples: int = 4

@@ -70,7 +70,7 @@ class Candidate:
     """better, worse or unclear, from the validation rows; None without them."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for the prompt file."""
+        """The candidate as plain data, for the prompt file."""
         return asdict(self)
 
 
@@ -80,7 +80,7 @@ class PromptSearch:
 
     prompt: Prompt
     chosen: str
-    """Its label."""
+    """The label of the chosen candidate."""
     candidates: tuple[Candidate, ...]
     """The start first, then in the order they were tried."""
     valid: Comparison
@@ -195,7 +195,7 @@ def optimize_prompt(
 
 
 def _distinct(rows: Sequence[Row]) -> list[Row]:
-    """Each row once."""
+    """The rows without repetitions."""
     return list({row_key(row.item): row for row in rows}.values())
 
 

@@ -26,7 +26,7 @@ SIZES = (3, 6, 2, 4)
 MAX_VALUES = 12
 """A key of the answers with more values is free text."""
 MAX_CHARS = 8_000
-"""Of all examples of a set together: about 2,000 tokens."""
+"""Most characters of all examples of a set together: about 2,000 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Shots:
     messages: tuple[dict[str, Any], ...]
     """Prompt and answer of each example in turn, without system messages."""
     lines: tuple[int, ...]
-    """Their lines in the training file."""
+    """The lines of the examples in the training file."""
 
 
 def answered_rows(
@@ -100,7 +100,7 @@ def _example(row: Row, answer: str) -> list[dict[str, Any]]:
 
 
 def _labels(answers: Sequence[str]) -> list[str]:
-    """For each answer, its values of what takes few values over all answers."""
+    """For each answer, the values of those fields that take few values over all answers."""
     values = [_object_of(answer) for answer in answers]
     keys = dict.fromkeys(key for value in values for key in value)
     most = min(MAX_VALUES, len(values) // 2)

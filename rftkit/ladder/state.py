@@ -23,11 +23,11 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class RungState:
-    """One rung, as far as it got."""
+    """The state of one rung."""
 
     rung: str
     key: str
-    """Of everything that decides its result (`rungs.key_of`)."""
+    """The digest of everything that decides its result (`rungs.key_of`)."""
     parent: str = "base"
     """The rung whose model it starts from."""
     model: str | None = None
@@ -39,7 +39,8 @@ class RungState:
     run: str | None = None
     """`localrun_…` with its answers to the test rows; None while it is not finished."""
     seconds: float | None = None
-    """What the rung itself took, without its parent and without the test rows; None: not known."""
+    """Seconds that the rung itself took, without its parent and without the test rows; None if
+    unknown."""
     tokens: int | None = None
     """Tokens it read, wrote or trained on, as the service counted them."""
     notes: tuple[str, ...] = ()

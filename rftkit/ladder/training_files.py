@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Files", "TrainingFiles"]
 
 LEAST_PAIRS = 10
-"""Fewer are refused here, as services refuse them."""
+"""With fewer pairs the rung is refused, because services would refuse them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Files:
     valid: str | None
     """File id; None for a job without validation rows of its form."""
     notes: tuple[str, ...] = ()
-    """What was left out, in sentences."""
+    """Sentences about what was left out."""
     cost: Cost | None = None
-    """Of the answers that were sampled for it; None: nothing was sampled."""
+    """The cost of the answers that were sampled for it; None if none were."""
 
 
 class TrainingFiles:

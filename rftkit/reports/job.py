@@ -40,7 +40,7 @@ class JobRecord:
     """One job with its events, checkpoints, files and answers, as plain values."""
 
     job: Json
-    """As on the wire."""
+    """The job as on the wire."""
     error: str | None
     """Why the job failed."""
     events: list[Event]
@@ -67,7 +67,7 @@ class JobRecord:
 
     @property
     def training(self) -> StepJumps:
-        """Where points of training steps lead on the page."""
+        """Where the training points of charts link to on the page."""
         return StepJumps(frozenset(each["step"] for each in self.steps))
 
     @property
@@ -91,7 +91,7 @@ class JobRecord:
         }
 
     def about(self) -> list[str]:
-        """What was trained for what, a sentence each: method, data, date, and the grader."""
+        """What was trained, one sentence each: method, data, date, and the grader."""
         kind = (self.job.get("method") or {}).get("type") or "supervised"
         rows = [_file_words(each) for each in self.files]
         dataset = (self.answers or {}).get("dataset")
@@ -199,7 +199,7 @@ def _family(client: OpenAI, job_id: str) -> list[Branch]:
 
 
 def _validations(client: OpenAI, job_id: str) -> Comparison | None:
-    """All validations against Step 0; None where the service does not show their samples."""
+    """All validations compared with Step 0; None if the service does not show their samples."""
     from openai import APIError
 
     from rftkit import evals

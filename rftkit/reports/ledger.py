@@ -32,7 +32,7 @@ class Run:
     """One report of a sweep."""
 
     settings: Json
-    """Its settings in the grid."""
+    """The settings of this run in the grid."""
     key: str
     """Hash of the notebook and its inputs: a run with another key is another run."""
     page: str
@@ -43,7 +43,7 @@ class Run:
     seconds: float | None = None
     """How long the report took."""
     figures: Json | None = None
-    """What the notebook published."""
+    """The figures that the notebook published."""
     job_id: str | None = None
     """The job that was trained for it."""
     job_key: str | None = None
@@ -70,12 +70,12 @@ class Ledger:
 
     @property
     def runs(self) -> list[Run]:
-        """In the order of the grid."""
+        """The runs in the order of the grid."""
         return list(self._runs.values())
 
     @property
     def todo(self) -> list[Run]:
-        """Those without a report."""
+        """The runs without a report."""
         return [run for run in self.runs if run.status != "done"]
 
     def put(self, run: Run) -> None:

@@ -34,7 +34,7 @@ class Parameter:
     kind: Any
     """The type that a value must have; `typing.Any` if the cell does not state it."""
     annotation: str
-    """That type as the cell spells it."""
+    """The annotation of the type as written in the cell."""
     default: str
     """Source text of the default."""
 

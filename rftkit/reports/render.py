@@ -28,7 +28,7 @@ from rftkit.wholefile import check_output, write_whole
 __all__ = ["notebook_path", "read_values", "run"]
 
 TABLE_BYTES = 80
-"""Of the name of a page, so many begin the names of its tables."""
+"""The most bytes of a page's name with which the names of its tables begin."""
 
 
 def run(
@@ -156,7 +156,9 @@ def _check_outputs(pages: Iterable[Path], inputs: list[Path], tables_of: Path | 
 
 
 def _tables_of(page: Path) -> Path:
-    """How the paths of a page's tables begin; the name of a page may be as long as disks allow."""
+    """How the paths of a page's tables begin. It is cut, because the page's own name may be as long
+    as the disk allows.
+    """
     return page.with_name(os.fsencode(page.stem)[:TABLE_BYTES].decode("utf-8", "ignore"))
 
 

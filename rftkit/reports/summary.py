@@ -81,7 +81,7 @@ def _grader_verdict(events: Iterable[dict[str, Any]]) -> str | None:
 
 
 def _uncalibrated(events: Iterable[dict[str, Any]]) -> str | None:
-    """What the job's own event says of judges that nobody has compared with people."""
+    """The job's own warnings about judges that were never compared with people's labels."""
     found = ((event.get("data") or {}).get("calibration") for event in events)
     standings: list[dict[str, Any]] = next((each for each in found if each), [])
     bad = [each["message"] for each in standings if each["state"] != "calibrated"]

@@ -1,7 +1,7 @@
 """`python -m rftkit.server`: the command line of one server for one home folder.
 
 It locks the home before anything else, so that a second server ends at once and says who runs.
-What serves is loaded afterwards (`http/serving.py`), because that takes seconds.
+The server itself is loaded afterwards (`http/serving.py`), because that takes seconds.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Function:
     """A function that a model can call."""
 
     def __init__(self, function: Callable[..., Any], *, has_state: bool = False) -> None:
-        """With `has_state`, the parameter `state` is not the model's.
+        """Inspect the function; with `has_state`, its parameter `state` is not shown to the model.
 
         Raises:
             InputError: the function has no name, a parameter without a type, or `*args`.
@@ -53,7 +53,7 @@ class Function:
         self.definition = self._definition()
 
     def call(self, arguments: Mapping[str, Any], state: Any = None) -> str:
-        """The text of its result; whatever is no text becomes JSON.
+        """Call it and return the text of its result; anything but text becomes JSON.
 
         Raises:
             ToolError: the arguments do not fit; or from the function.
@@ -115,7 +115,7 @@ def _model(name: str, function: Any, parameters: Mapping[str, inspect.Parameter]
 
 
 def _described(text: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the function, and of its parameters."""
+    """The descriptions in a docstring: of the function, and of its parameters."""
     about: list[str] = []
     parameters: dict[str, str] = {}
     section, last = "", ""

@@ -55,7 +55,7 @@ class HttpServer:
         )
 
     def definitions(self) -> list[Json] | None:
-        """None: such a server lists no functions; rows define them."""
+        """The functions that the server lists: None, because rows define them."""
         return None
 
     def call(
@@ -136,7 +136,7 @@ class HttpServer:
 
 
 def request_body(call: ToolCall, trace_id: str, item: Mapping[str, Any]) -> Json:
-    """What is posted."""
+    """The body that is posted for a call."""
     return {
         "type": "function_call",
         "id": f"fc_{call.id.removeprefix('call_')}",

@@ -46,13 +46,14 @@ __all__ = ["McpServer"]
 T = TypeVar("T")
 OPENING_SECONDS = 60.0
 ENDING_SECONDS = 8.0
-"""A process is asked to end, then told to, then killed: each step may take two seconds."""
+"""Each step in ending a process may take two seconds: it is asked to end, then told to, then
+killed."""
 MOST_PAGES = 100
 MOST_LISTED = 2000
 MOST_FUNCTIONS = 128
-"""As many as a chat may have."""
+"""Most functions of one server: as many as a chat may have."""
 MOST_ANSWER_BYTES = 8 * MAX_BYTES
-"""Of one HTTP answer, one event of a stream, or one line of a command."""
+"""Most bytes of one HTTP answer, one event of a stream, or one line of a command's output."""
 LOSS = re.compile(
     r"connection closed|session (id )?(is |was |has been |has )?"
     r"(not found|unknown|terminated|expired|closed)"
@@ -136,7 +137,8 @@ class McpServer:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _surely(self, ask: Any, seconds: float, tool: str | None = None) -> Any:
-        """What `ask(client)` returns, with another connection if one is lost.
+        """The result of `ask(client)`; if the connection is lost, it is tried again with another
+        one.
 
         Raises:
             ToolFailed, Abandoned: see values.ToolServer.
@@ -274,7 +276,9 @@ def _limited(command: Json) -> Json:
 
 
 class _Session:
-    """One connection: a task opens it, keeps it and closes it, as the SDK's task groups demand."""
+    """One connection: a single task opens, keeps and closes it, as the SDK's task
+    groups require.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, open_client: Any) -> None:
         self._loop = loop
@@ -289,7 +293,7 @@ class _Session:
         return self._gone.is_set() or not client.done() or client.exception() is not None
 
     async def ask(self, work: Any) -> Any:
-        """What `work(client)` returns."""
+        """The result of `work(client)`, run by the task of the connection."""
         return await work(await asyncio.shield(self._client))
 
     def end(self) -> None:
@@ -340,7 +344,9 @@ async def _cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 async def _unchecked(name: str, result: Any) -> None:
-    """In place of the SDK's check: a schema of the server's could keep the loop busy for hours."""
+    """Replaces the SDK's check of results, because a server's schema could block the loop for
+    hours.
+    """
 
 
 async def _limit(response: Any) -> None:

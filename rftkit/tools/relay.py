@@ -33,7 +33,7 @@ def main(limit: int, command: list[str]) -> int:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process that still runs, politely at first; nobody else waits for it."""
+    """End a process that still runs, first with a request and then by force."""
     if process.poll() is not None:
         return
     process.terminate()

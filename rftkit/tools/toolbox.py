@@ -31,7 +31,7 @@ REACH_SECONDS = 5.0
 
 
 class Closeable(Protocol):
-    """What ends with the tools."""
+    """Something that must be closed together with the tools."""
 
     def close(self) -> None:
         """End it."""
@@ -51,7 +51,7 @@ class Tools:
         return list(self._servers)
 
     def server(self, name: str) -> ToolServer | None:
-        """What answers the calls of a function."""
+        """The server that answers the calls of a function."""
         return self._servers.get(name)
 
     def definitions(self, item: Mapping[str, Any]) -> list[Json] | None:

@@ -57,7 +57,7 @@ class ToolServer(Protocol):
     def call(
         self, call: ToolCall, arguments: Json, trace_id: str, item: Mapping[str, Any]
     ) -> tuple[str, bool]:
-        """What the model reads, and whether that is an error.
+        """Make a call; return what the model reads, and whether that is an error.
 
         Raises:
             ToolFailed: it has no answer.

@@ -189,7 +189,7 @@ def _path(
     jumps: Jumps | None,
     jobs: Sequence[int],
 ) -> None:
-    """One row over the runs; its end leads to the row."""
+    """One row followed through the runs; the end of its line links to the row."""
     values = [(at, _value(line[column])) for at, column in enumerate(columns)]
     canvas.line(_parted(values, jobs), kind)
     ends = [(at, value) for at, value in values if value is not None]
@@ -199,7 +199,7 @@ def _path(
 
 
 class _Points:
-    """How the point of a run is drawn, what it says and where it leads."""
+    """How the point of a run is drawn, its text, and its link."""
 
     def __init__(self, comparison: Comparison, jumps: Jumps | None, grey: Sequence[str]) -> None:
         self.comparison, self.grey = comparison, grey
@@ -216,7 +216,7 @@ class _Points:
         return f"{tone} {star} {'' if is_sure and run.label not in self.grey else 'rk-hollow'}"
 
     def words(self, run: RunSummary) -> str:
-        """Its numbers, and the verdict."""
+        """The run's numbers and its verdict."""
         said = f"{run.label}: {_with_ends(run.reward)}"
         pair = self.pairs.get(run.label)
         if pair and pair.difference.value is not None:
@@ -224,7 +224,7 @@ class _Points:
         return said + (", deploy" if run.label == self.deploy else "")
 
     def link(self, run: RunSummary) -> str:
-        """To the rows that changed."""
+        """The link to the rows that changed."""
         pair = self.pairs.get(run.label)
         return _changed(pair, self.jumps) if pair else ""
 
@@ -276,7 +276,9 @@ def _by_step(
 
 
 def _kind_of_job(at: int) -> str:
-    """How the line of a job is drawn: five that differ in colour and dash, then thinner ones."""
+    """How the line of a job is drawn: five styles that differ in colour and dash, then thinner
+    lines.
+    """
     if at == 0:
         return "rk-main"
     again = min(2, (at - 1) // 4)

@@ -28,9 +28,9 @@ __all__ = ["MOST_ROWS", "SORTS", "compare_rows", "jumps_for", "row_cards", "row_
 MOST_ROWS = 200
 """Rows on a page by default."""
 UNSTABLE_SHARE = 4
-"""One row in this many is on the page because it is unstable, not because it changed."""
+"""One row in this many is on the page because its rewards are unstable, not because it changed."""
 MAX_BYTES = 3_200_000
-"""Of the cards of a page, about."""
+"""Approximate limit on the cards of a page."""
 SIDE_BYTES, MARKED = 330, 1.4
 """Approximate bytes of markup around one answer, and the factor by which diff markup grows it."""
 MIN_ANSWER, MAX_ANSWER = 120, 20_000
@@ -48,7 +48,7 @@ SORTS = {
 }
 """Sort key of a card (`-` for descending) -> its label."""
 ALONE = ("final", "number")
-"""Those that mean something for one run alone."""
+"""Columns that also mean something when there is only one run."""
 
 
 def compare_rows(
@@ -156,7 +156,7 @@ def row_cards(
 
 @dataclass(frozen=True, slots=True)
 class _Style:
-    """What all cards have in common."""
+    """What all cards of a page have in common."""
 
     jobs: Mapping[str, str]
     """Label of each run, in order -> its job; "" for a run without one, as a base that jobs share.
@@ -257,7 +257,7 @@ class _Shown:
     head: Html
     """Rewards and notes."""
     judge: str
-    """What a judge gave as its reasons; empty without one."""
+    """The reasons that a judge gave; empty without a judge."""
     body: Html
 
 

@@ -79,7 +79,9 @@ def _link(training: StepJumps | None) -> Any:
 
 
 def _figures(told: pd.DataFrame) -> list[Panel]:
-    """Of each grader: its shares in training, and how steady its comparisons are."""
+    """For each grader: the shares of criteria met in training, and how consistent its comparisons
+    are.
+    """
     trained = told[told["split"] == "train"]
     panels = []
     for title, names, is_share in (

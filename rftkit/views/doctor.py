@@ -36,7 +36,7 @@ PREVIEW = {
 
 
 def check_verdict(check: Check) -> Html:
-    """One sentence, and how many rows there are."""
+    """One sentence with the verdict, and the number of rows."""
     said = _verdict(check)
     tiles = join(map(_tile, check.files))
     return wrap(
@@ -94,7 +94,7 @@ def check_page(
     preview: Preview | None = None,
     charts: Html | None = None,
 ) -> Html:
-    """All of it, with headings, for one HTML document (`markup.page`)."""
+    """The whole check with headings, for one HTML document (`markup.page`)."""
     parts = [heading("Dataset check"), check_verdict(check)]
     parts += [Html("<h2>Findings</h2>"), findings(check)]
     if preview is not None:

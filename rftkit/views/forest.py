@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """Its classes in the style sheet."""
+        """The CSS classes of the line."""
         is_up = (self.estimate.value or 0.0) >= 0
         side = ("rk-up" if is_up else "rk-down rk-square") if self.is_sure else "rk-unclear"
         return f"{side} {'' if self.is_sure else 'rk-hollow'} {'rk-dash1' if self.is_faint else ''}"
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def words(self) -> str:
-        """Its numbers."""
+        """The numbers of the line as text."""
         shown = f"{signed(self.estimate.value)} ({_ends(self.estimate)})"
         return f"{self.label} {shown}, {self.verdict}"
 

@@ -15,7 +15,7 @@ __all__ = ["headline", "tile", "verdict"]
 
 Figures = dict[str, Any]
 FEW = 20
-"""With fewer rows the sentence says what they can show."""
+"""With fewer rows than this, a sentence explains what they can show."""
 
 
 def headline(summary: Figures) -> Html:

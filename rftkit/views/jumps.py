@@ -103,7 +103,7 @@ class StepJumps:
     list_id: str = STEPS_ID
     """Element id of the list of steps on the page."""
     act: str = ""
-    """In a panel, the verb of its action."""
+    """The verb of the action in a panel."""
 
     def attributes(self, *steps: int) -> Html:
         """Attributes of an element whose click shows the rows of these steps; empty for none."""

@@ -82,7 +82,7 @@ def ladder_chart(ladder: Ladder) -> Html:
 
 
 def _ends(reward: Estimate) -> tuple[float, float]:
-    """The interval of a mean; the mean alone where there is none."""
+    """The interval of a mean; only the mean if there is no interval."""
     mean = reward.value or 0.0
     low, high = reward.low, reward.high
     return (mean, mean) if low is None or high is None else (low, high)

@@ -112,7 +112,7 @@ def estimated(estimate: Estimate, cost: tuple[float, float] = (0.0, 0.0)) -> Htm
 
 
 def _episode_facts(estimate: Estimate) -> list[tuple[str, str]]:
-    """What a job with tools has more."""
+    """Further facts about a job with tools."""
     found = estimate.episodes
     if found is None:
         return []

@@ -150,7 +150,8 @@ def disclosure(value: str, limit: int = 160) -> Html:
 
 
 NUMERIC = Html(' class="rk-number" style="text-align:right"')
-"""Of cells with numbers; the inline style is for untrusted notebooks, which strip style sheets."""
+"""Attributes of cells with numbers. The inline style is for untrusted notebooks, which strip style
+sheets."""
 
 
 def _record(row: Any) -> dict[str, Any]:

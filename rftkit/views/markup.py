@@ -73,11 +73,11 @@ class Html(Markup):
 
 DASH = "–"
 ROUNDING = 1e-12
-"""What arithmetic may leave of a zero."""
+"""Rounding errors may be this large instead of 0."""
 REST = Html("<!--rest-->")
-"""Where the other items of a list belong."""
+"""The place of the other items of a list."""
 REST_SCRIPT = Html('<script type="text/html" class="rk-rest">')
-"""What they are in until the script or a page puts them there."""
+"""The script element that holds them until the page shows them."""
 
 
 def html(template: str, *values: object, plain: str = "") -> Html:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["migration"]
 
 SIGNS = {"runs": "✓", "differs": "≈", "stops": "✗"}
-"""A sign beside the words, for the eye."""
+"""A sign beside the words, to scan the table."""
 
 
 def migration(checks: Sequence[Check], *, page: int = 20) -> Html:

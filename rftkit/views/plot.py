@@ -56,7 +56,7 @@ class Panel:
     """With the unit, when it has one."""
     lines: tuple[Line, ...]
     bounds: tuple[float, float] | None = None
-    """Ends of the vertical axis, where they have a meaning."""
+    """The ends of the vertical axis, if values have natural bounds."""
     is_share: bool = False
     """Shares of one are shown in per cent, from zero up."""
 
@@ -68,7 +68,7 @@ class Chart:
     title: str
     canvas: Canvas
     alt: str
-    """What it shows, with its numbers in its own unit."""
+    """A text alternative: what the chart shows, with its numbers in their own unit."""
     legend: Sequence[tuple[str, str]] = ()
     """(classes of the style sheet, label) of each kind of mark."""
 

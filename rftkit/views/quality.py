@@ -150,7 +150,7 @@ def _drift_of_job(found: Drift, trained: Sequence[dict[str, Any]], list_id: str)
 
 
 def _numbers(frame: pd.DataFrame) -> Html:
-    """The validations as a table; what nobody measured has no column."""
+    """The validations as a table; columns without a measurement are left out."""
     shown = frame.drop(columns="run").dropna(axis="columns", how="all")
     return table(
         shown, {str(name): str(name).replace("_", " ") for name in shown}, noun="validation"

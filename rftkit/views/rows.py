@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 REFUSED = "\x00refused"
-"""Key of an item that stands for a row which cannot be used; no row has such a key of its own."""
+"""The key of an item that stands for an unusable row; no row has such a key of its own."""
 
 EXCERPT = 110
 """Characters of a cell in a page of rows."""

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["learned_rows", "training_steps", "validation_steps"]
 
 MAX_BYTES = 1_500_000
-"""Of the cards, about."""
+"""Approximate limit on the bytes of all cards."""
 LINE_BYTES = 420
-"""Of the markup of a line, without its answer, about."""
+"""Approximate bytes of the markup of a line, without its answer."""
 MIN_ANSWER, MAX_ANSWER = 120, 6_000
 """Characters of an answer that are shown, at least and at most."""
 

@@ -65,7 +65,9 @@ def _style(drawn: str) -> str:
 
 
 def _names(selector: str) -> set[str]:
-    """The classes that a selector wants; of a beginning such as `rk-job` any class will do."""
+    """The classes that a selector needs; for a beginning such as `rk-job` any matching class will
+    do.
+    """
     return set(re.findall(r"\.(rk-\w+)", selector))
 
 

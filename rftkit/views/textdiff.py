@@ -14,7 +14,7 @@ from rftkit.views.markup import Html, html, join, text
 __all__ = ["difference"]
 
 MAX_WORDS = 20_000
-"""Of both sides together; a longer pair is shown without a comparison."""
+"""Most words of both sides together; longer pairs are shown without a comparison."""
 _TOKENS = re.compile(r"\w+|\s+|[^\w\s]")
 
 

@@ -37,7 +37,7 @@ SIGNS = {
     "cancelled": "✗ cancelled",
 }
 LOSS_LABELS = {"train_loss": "Loss", "full_valid_loss": "Validation loss"}
-"""Of supervised and dpo jobs."""
+"""Labels of the losses of supervised and dpo jobs."""
 TONES = {"succeeded": "rk-good", "failed": "rk-bad", "cancelled": "rk-bad", "paused": "rk-warn"}
 
 

@@ -71,7 +71,7 @@ class RunCompare(Panel):
         self._slices, self._margin, self._noise = slices, margin, noise
         self._jumped = 0
         self.comparison: Comparison
-        """Every number of the panel."""
+        """The comparison with all numbers of the panel."""
         if isinstance(samples, Comparison):
             self._take(samples)
         else:

@@ -39,7 +39,7 @@ __all__ = ["Bench", "Line", "calls_out", "evenly_spaced"]
 
 AUDITED_ROWS = 40
 POLL_SECONDS = 0.05
-"""Between two looks at whether answers have come, or somebody has pressed Stop."""
+"""Seconds between two checks for new answers and for Stop."""
 DRAFTED_ROWS = 500
 
 Spec = dict[str, Any]
@@ -53,7 +53,7 @@ class Line:
     """Number of the row, from 0."""
     item: dict[str, Any]
     sample: Sample | None
-    """None when there is no answer to grade."""
+    """The sample; None if there is no answer to grade."""
     grade: Grade
     before: float | None = None
     """The reward that the previous grader gave to the same answer."""
@@ -107,7 +107,7 @@ class Bench:
         return datasets.draft_format(spec, self.items(evenly_spaced(len(self.rows), DRAFTED_ROWS)))
 
     def misspelt(self, spec: Spec, fields: Sequence[str]) -> list[Misspelt]:
-        """What the templates name that no row and no answer has.
+        """Names in the templates that occur in no row and no answer.
 
         Args:
             spec: normalised.

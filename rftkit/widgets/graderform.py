@@ -32,7 +32,7 @@ CHOICES = {
     "operation": get_args(StringCheck.model_fields["operation"].annotation),
     "evaluation_metric": get_args(TextSimilarity.model_fields["evaluation_metric"].annotation)[1:],
 }
-"""Without `cosine`, which jobs do not accept."""
+"""Choices of a field. `cosine` is left out because jobs do not accept it."""
 FIELDS = {
     "string_check": ("operation", "input", "reference"),
     "text_similarity": ("evaluation_metric", "input", "reference"),
@@ -177,7 +177,7 @@ class GraderForm:
         return control
 
     def _inserter(self) -> ipywidgets.HTML:
-        """A menu that puts a field of the row or of the answer where the cursor stands.
+        """A menu that inserts a field of the row or of the answer at the cursor.
 
         It is markup, because only the browser knows the cursor and the selection: what it inserts
         replaces the selection, and the browser can undo it.

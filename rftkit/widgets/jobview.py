@@ -41,7 +41,7 @@ SECTIONS = {
     "events": "Events",
 }
 LOSS_COLUMNS = {"step": "step", "valid_loss": "validation loss", "model": "model"}
-"""Of a job without a grader."""
+"""The columns for a job without a grader."""
 
 
 class JobView:
@@ -56,7 +56,7 @@ class JobView:
 
     @property
     def has_settled(self) -> bool:
-        """Whether nothing changes any more unless somebody resumes the job."""
+        """Whether nothing will change any more, unless somebody resumes the job."""
         return self.follow.has_ended or self.follow.job["status"] == "paused"
 
     @property
@@ -93,7 +93,7 @@ class JobView:
     def section(
         self, name: str, step: int | None = None, max_bytes: int = 300_000, *, live: bool = False
     ) -> Html:
-        """One of `SECTIONS`.
+        """The content of one of `SECTIONS`.
 
         Args:
             name: the section.
@@ -159,11 +159,13 @@ class JobView:
         return [each["step"] for each in self.steps() if each["step"] > start]
 
     def _rollouts(self, step: int | None) -> dict[str, Any] | None:
-        """Of one step; those of a job that an older version ran may be gone."""
+        """The rollouts of one step; they may be missing for a job of an older version."""
         return rollouts(self._client, self.follow.job["id"], step)
 
     def _validations(self, step: int | None, max_bytes: int) -> Html:
-        """The rows of a validation beside the first one, those that changed most first."""
+        """The rows of a validation next to those of the first one, those that changed
+        most first.
+        """
         from openai import APIError
 
         from rftkit import evals

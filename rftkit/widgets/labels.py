@@ -194,7 +194,7 @@ class Labeller(Panel):
         self._view.value = join([self.to_html(), Html('<span data-rk-keys="a r b Enter"></span>')])
 
     def _act_key(self, key: str) -> None:
-        """One key, pressed anywhere in the panel but in a field that has text."""
+        """Handle a key that is pressed anywhere in the panel, except in a field with text."""
         self.submit("" if key == "Enter" else key)
         self._draw()
 

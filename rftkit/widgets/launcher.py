@@ -330,7 +330,7 @@ class JobLauncher(Panel):
         }
 
     def _episodes(self) -> dict[str, Any]:
-        """What a job with tools has more than others."""
+        """Further settings of a job with tools."""
         given = {"tools": self.tools, "max_episode_steps": self.max_episode_steps}
         return {name: value for name, value in given.items() if value} if self.tools else {}
 

@@ -24,7 +24,7 @@ __all__ = ["SPECS", "LaunchForm", "wide", "wrapping"]
 State = Mapping[str, Any]
 
 SPECS = {"grader": "Grader", "response_format": "Format", "tools": "Tools"}
-"""What is given as JSON, or as the path of a JSON file."""
+"""Settings that are given as JSON, or as the path of a JSON file."""
 TEXTS = {
     "train": "Train",
     "valid": "Valid",
@@ -41,7 +41,9 @@ class LaunchForm:
     def __init__(
         self, take: Callable[[str, Any], None], guard: Callable[[Callable[[], None]], None]
     ) -> None:
-        """`take` gets the name and the value of a setting, and `guard` shows what it raises."""
+        """`take` gets the name and the value of a setting, and `guard` shows the errors
+        it raises.
+        """
         self._take, self._guard = take, guard
         self._state: State = {}
         self.texts = {name: _text(label) for name, label in TEXTS.items()}
@@ -72,7 +74,7 @@ class LaunchForm:
             ],
             titles=("", "Hyperparameters"),
         )
-        """What most jobs leave as it is."""
+        """Settings that most jobs leave at their defaults."""
 
     def show(self, state: State, *, learns_from_grader: bool) -> None:
         """Fill every field; hide those that a job of this method does not have."""
@@ -142,7 +144,7 @@ def wide(description_width: str = "5rem", width: str = "100%", most: str = "46re
 
 
 def wrapping() -> ipywidgets.Layout:
-    """For a row of controls that may take several lines."""
+    """The layout of a row of controls that may take several lines."""
     return ipywidgets.Layout(flex_flow="row wrap")
 
 

@@ -389,7 +389,7 @@ class JobMonitor(Panel):
 
 @dataclass(frozen=True)
 class _Drawing:
-    """What was last drawn below the header."""
+    """What was drawn last, below the header."""
 
     what: _What | None = None
     news: tuple[int, bool, str] = (0, False, "")

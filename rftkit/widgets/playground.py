@@ -271,7 +271,7 @@ class Playground(Panel):
     def _results(
         self, calls: Sequence[dict[str, Any]], item: dict[str, Any], trace: str, answer: Answer
     ) -> list[dict[str, Any]] | None:
-        """What the tools of the job answer; None if one failed."""
+        """The results of the job's tools; None if one failed."""
         answer["state"] = "calling tools …"
         self._show()
         results = []
@@ -335,7 +335,7 @@ class Playground(Panel):
         return settings
 
     def _sample(self, answer: Answer) -> Sample:
-        """What the grader sees: of several turns all calls, as in a rollout."""
+        """The sample that the grader gets; with several turns it has all calls, as in a rollout."""
         sample = Sample.from_text(
             answer["text"],
             response_format=self.response_format if self.constrained else None,

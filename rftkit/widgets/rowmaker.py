@@ -73,7 +73,7 @@ class RowMaker(Panel):
 
     @property
     def columns(self) -> Columns:
-        """What was chosen.
+        """The choices of the user.
 
         Raises:
             InputError: the prompt is empty, or names a column that is not there.

@@ -64,7 +64,7 @@ class RowSource(Protocol):
         """File and line of a row, such as `train.jsonl:12`."""
 
     def column(self, key: str, task: Task) -> pd.Series[Any]:
-        """One value of every row."""
+        """One value from every row."""
 
     def search(self, words: str, task: Task, limit: int | None = None) -> Numbers:
         """Numbers of the rows that contain a text, in order; case is ignored."""
@@ -263,7 +263,7 @@ class FileSource:
 
 
 def _record(raw: bytes) -> dict[str, Any]:
-    """What can be shown of a line that is no row: the keys of its object, if it is one."""
+    """What can be shown of a line that is not a row: the keys of its object, if it is one."""
     try:
         return {} if raw.startswith(UNREADABLE) else parse_object(raw)
     except RowError:

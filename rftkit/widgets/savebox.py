@@ -24,7 +24,7 @@ class Saver:
         self._wrote: dict[Path, str] = {}
 
     def replaces(self, path: Path, text: str) -> bool:
-        """Whether writing the text would lose what somebody else wrote there."""
+        """Whether writing the text would overwrite what somebody else wrote there."""
         path = path.expanduser()
         if not path.exists():
             return False

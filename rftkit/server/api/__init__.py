@@ -94,7 +94,7 @@ class Reply(JSONResponse):
 
 
 def repeated(request: Request) -> dict[str, Any]:
-    """How a create may be a former one again: what `Store.once` needs to know.
+    """How to recognise a create request that was sent before: the arguments of `Store.once`.
 
     The SDK counts its retries; other clients send an `Idempotency-Key` of their own.
     """

@@ -19,7 +19,7 @@ __all__ = ["MAX_BYTES", "MAX_REQUESTS", "Line", "mistakes", "read_lines"]
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 200 * 1024 * 1024
 MAX_MISTAKES = 100
-"""Of one file that are listed."""
+"""Most mistakes of one file that are listed."""
 
 Json = dict[str, Any]
 
@@ -29,7 +29,7 @@ class Line:
     """One request."""
 
     number: int
-    """In the file, from 1."""
+    """The number of the line in the file, from 1."""
     custom_id: str
     body: Json
 
@@ -92,7 +92,7 @@ def _parsed(text: bytes, number: int) -> tuple[Json | None, Json]:
 def _wrong_line(
     given: Json, number: int, endpoint: str, seen: dict[str, int], model: str | None
 ) -> Json | None:
-    """What is wrong with a line; None: nothing."""
+    """What is wrong with a line; None if nothing is."""
     for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
         if name not in given:
             message = f"Missing required parameter: '{name}'."

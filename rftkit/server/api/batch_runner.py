@@ -43,7 +43,7 @@ RETRY_SECONDS = (0.5, 2.0)
 TURNED_AWAY = frozenset({429, 503})
 """Statuses that say nothing about the request itself."""
 POLL_SECONDS = 0.5
-"""How often a batch is looked up: was it cancelled, has its window passed?"""
+"""How often a running batch checks whether it was cancelled and whether its window has passed."""
 
 Json = dict[str, Any]
 
@@ -101,7 +101,9 @@ class _Pass:
         return False
 
     async def _answered(self) -> str | None:
-        """Answer requests until all are, or the batch must end; None: it has ended meanwhile."""
+        """Answer requests until all are answered, or the batch must end; None if it has ended in
+        the meantime.
+        """
         done = await asyncio.to_thread(self._store.answered_lines, self._batch.id)
         path = await asyncio.to_thread(self._store.file_path, self._batch.input_file_id)
         lines = (line for line in read_lines(path) if line.number not in done)

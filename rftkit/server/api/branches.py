@@ -31,7 +31,7 @@ SHAPE = ("tuning", "lora_rank", "lora_alpha", "engine")
 
 
 def parent_of(platform: Platform, metadata: dict[str, str] | None) -> Job | None:
-    """The job that a new job with this metadata continues; None for one that starts by itself.
+    """The job that a new job with this metadata continues; None for a job that is not a branch.
 
     Raises:
         RequestError: there is no such job, or it cannot be continued.

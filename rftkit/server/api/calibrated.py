@@ -105,7 +105,7 @@ def _known(platform: Platform) -> list[Calibration]:
 
 
 def _read(platform: Platform, file: File) -> Calibration | None:
-    """None for another file with such a name, and for one whose content is damaged."""
+    """The calibration in a file; None for another file with such a name, and for a damaged one."""
     with contextlib.suppress(InputError, PlatformError):
         return read_calibration(platform.store.whole_file(file.id).read_bytes(), file.filename)
     return None

@@ -198,7 +198,7 @@ def _group(group: Json, items: dict[int, Json]) -> Json:
 
 
 def _called(group: Json) -> list[Json]:
-    """The functions that were called, as far as they are known."""
+    """The functions that were called, as far as is known."""
     turns = [turn for each in group["rollouts"] for turn in each["completion"].get("turns", ())]
     names = dict.fromkeys(call["name"] for turn in turns for call in turn["calls"] if call["name"])
     return [{"type": "function", "function": {"name": name}} for name in names]

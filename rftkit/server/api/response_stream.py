@@ -33,7 +33,7 @@ def replay(made: Json) -> Iterator[Event]:
 
 
 def whole_item(index: int, item: Json) -> Iterator[Event]:
-    """All events of an output item that is known whole."""
+    """All events of an output item that is complete."""
     match item["type"]:
         case "message":
             yield from begun_message(index, item["id"])
@@ -102,7 +102,7 @@ class ItemEvents:
         """Whether some of the message's text is shown."""
 
     def delta(self, delta: Json) -> Iterator[Event]:
-        """What comes in: `text`, and perhaps `reasoning`, which is known whole."""
+        """The events for new `text`, and perhaps for `reasoning`, which arrives at once."""
         if delta.get("reasoning") and self.thought is None:
             self.thought = reasoning_item(delta["reasoning"])
             yield _added(0, self.thought)
@@ -113,7 +113,7 @@ class ItemEvents:
             yield text_delta(self._index, self._message_id, delta["text"])
 
     def ending(self, output: list[Json]) -> Iterator[Event]:
-        """What was not shown yet of the finished items."""
+        """The events for what was not shown yet of the finished items."""
         for index, item in enumerate(output):
             if item is self.thought:
                 yield item_done(index, item)
@@ -136,7 +136,7 @@ async def lines(events: AsyncIterator[Event]) -> AsyncIterator[str]:
 
 
 def numbered(events: Iterable[Event], after: int | None = None) -> Iterator[str]:
-    """As `lines`, of events that are all there; those up to the number `after` are left out."""
+    """Like `lines`, for events that are complete; those up to the number `after` are left out."""
     for number, event in enumerate(events):
         if after is None or number > after:
             yield _line(number, event)

@@ -88,8 +88,8 @@ class ResponseBody(Body):
     stream: bool | None = None
     stream_options: Any = None
     truncation: Literal["auto", "disabled"] | None = None
-    """`auto` allows to drop items of a prompt that is too long. Nothing is dropped here: such a
-    prompt is refused, whatever this says."""
+    """`auto` would allow to drop items of a prompt that is too long. Nothing is dropped here: such
+    a prompt is refused, whatever the value."""
     background: bool | None = None
     include: list[str] | None = None
     user: Any = None
@@ -99,7 +99,7 @@ class ResponseBody(Body):
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     max_tool_calls: Any = None
-    """Of built-in tools, which are not here."""
+    """A limit on built-in tools, which do not exist here."""
     access_programs: Any = None
     background_options: Any = None
     context_management: Any = None
@@ -374,7 +374,7 @@ def delete(here: Here, response_id: str) -> Reply:
 def input_items(
     here: Here, response_id: str, after: str | None = None, limit: Limit = 20, order: str = "desc"
 ) -> Reply:
-    """Its input."""
+    """List the input of a response."""
     items = [input_item(item) for item in here.store.response(response_id).body["input_items"]]
     found, more = cut(items if order == "asc" else items[::-1], after, limit)
     return Reply(wire.page(found, more))

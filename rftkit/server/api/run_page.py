@@ -158,7 +158,7 @@ def _score(result: Json) -> str:
 
 
 def _error(error: Any) -> str:
-    """Its message, or the flags that are set with their details."""
+    """The error message of an item, or its flags with their details."""
     if not isinstance(error, Mapping):
         return str(error)
     if error.get("message"):

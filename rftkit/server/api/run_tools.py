@@ -21,7 +21,7 @@ __all__ = ["checked_tools"]
 Json = dict[str, Any]
 WHERE = "data_source.sampling_params"
 Shown = tuple[str, Any]
-"""Where a function is defined, and its definition."""
+"""The place where a function is defined, and its definition."""
 
 
 def checked_tools(
@@ -77,7 +77,7 @@ def _check_names(tools: RunTools, content: list[Json]) -> None:
 
 
 def _shown(tools: RunTools, content: list[Json]) -> Iterator[Shown]:
-    """What the model will be shown."""
+    """The functions that the model will be shown."""
     if tools.functions is not None:
         for index, each in enumerate(tools.functions):
             yield f"{WHERE}.tools[{index}]", each

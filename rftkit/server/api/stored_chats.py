@@ -51,7 +51,7 @@ def index(
 
 @router.get("/{chat_id}")
 def retrieve(here: Here, chat_id: str) -> Reply:
-    """One."""
+    """Retrieve a stored chat completion."""
     return Reply(_chat(here, chat_id).body)
 
 

@@ -30,7 +30,7 @@ router = Router(prefix="/fine_tuning/alpha/tool")
 
 
 NO_RETRY = {"x-should-retry": "false"}
-"""What tells the SDK that the call was tried often enough."""
+"""The header that tells the SDK not to try the call again."""
 
 
 class RunBody(Open):
@@ -42,7 +42,7 @@ class RunBody(Open):
     item: dict[str, Any] | None = None
     trace_id: str | None = None
     id: str | None = None
-    """Of the call; without one it is made of `call_id`."""
+    """The id of the call; without one it is derived from `call_id`."""
     call_id: str | None = None
     server_url: str | None = None
     headers: dict[str, Any] | None = None

@@ -35,9 +35,9 @@ router = Router(prefix="/rftkit/models")
 
 CHUNK_BYTES = 1 << 20
 HANG_UP_SECONDS = 0.5
-"""How often a client that waits is looked for."""
+"""How often the server checks whether a waiting client has disconnected."""
 ROWS, MAX_ROWS = 16, 10_000
-"""Rows that an export is checked on, unless a request says otherwise; most of them."""
+"""The default and the largest number of rows that an export is checked on."""
 
 
 FormatName = Literal["peft", "merged", "gguf"]

@@ -33,7 +33,7 @@ __all__ = ["Engine", "Environment", "Listener", "Sampling", "ServingEngine"]
 
 
 class Listener(Protocol):
-    """What a caller hears of while one request is sampled."""
+    """Gets notified while one request is sampled."""
 
     @property
     def streams(self) -> bool:
@@ -64,7 +64,7 @@ class Environment(Protocol):
         ...
 
     def observe(self, request: int, index: int, completion: Completion, answer: Any) -> Observation:
-        """What follows the turn, given what the future of `respond` brought.
+        """What follows the turn, given the result of the future of `respond`.
 
         It is called by the thread that samples.
         """
@@ -103,7 +103,7 @@ class Engine(Protocol):
     eos_ids: frozenset[int]
     context_tokens: int
     num_tokens: int
-    """Of the vocabulary."""
+    """The size of the vocabulary."""
     width: int | None
     """Numbers in a hidden state; None: not known here."""
     thinking: str | None
@@ -271,7 +271,8 @@ class Engine(Protocol):
         *,
         on_tick: Callable[[], None] | None = None,
     ) -> PairStats:
-        """One optimizer update towards the preferred answers; without settings only measure.
+        """One optimizer update towards the preferred answers; without settings they are only
+        measured.
 
         Raises:
             FloatingPointError: as from `train_step`; its `groups` are pairs.
@@ -322,7 +323,7 @@ class ServingEngine(Engine, Protocol):
     """An engine that also answers chats."""
 
     name: str
-    """Of the base model."""
+    """The name of the base model."""
     tokenizer: Any
     """The model's own, of transformers."""
 

@@ -61,7 +61,7 @@ AROUND = (
     "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>",
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>",
 )  # fmt: skip
-"""What stands around calls, and is no text once they are read."""
+"""Marks around calls, which are removed together with the calls."""
 WITHIN = (
     "[ARGS]",
     "[CALL_ID]",
@@ -73,7 +73,7 @@ WITHIN = (
 QUOTES = ('<|"|>', "<escape>")
 """What Gemma writes around a text in place of quotation marks."""
 MOST_CHARACTERS = 20_000
-"""Of calls written as Python; a longer one is not parsed."""
+"""Most characters of calls written as Python; a longer text is not parsed."""
 
 _OPENING = re.compile("|".join(map(re.escape, sorted(MARKS, key=len, reverse=True))))
 _NAMED = re.compile(
@@ -124,7 +124,7 @@ def attempted_calls_in(text: str, tools: list[Json] | None) -> list[Json]:
 
 
 class _Anything(dict[str, Json]):
-    """Functions by name, of which every name is one."""
+    """Functions by name, for which every name is known."""
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str)

@@ -31,7 +31,7 @@ SLICES = [r"[ a-zA-Z]{1,12}", r'[^".\\\x00-\x1F\x7F]{1,10}', *LLTokenizer.genera
 """Sets of tokens that are allowed or not as one. llguidance's own are for any text in quotes; words
 and text without a full stop are in most patterns too, whose masks then take a third of the time."""
 KEPT_BYTES = 2**26
-"""Of masks that stay for the next who asks: the trainer needs those that the sampler made."""
+"""Most bytes of masks that are kept: the trainer needs those that the sampler computed."""
 
 
 class Grammars:
@@ -133,7 +133,7 @@ class Grammars:
         return found
 
     def _keep(self, used: Sequence[Hashable], made: Mapping[Hashable, NDArray[np.int32]]) -> None:
-        """Keep new masks; where they are too many, those that were used longest ago go."""
+        """Keep new masks; if there are too many, drop those that were used longest ago."""
         for key in used:
             if key in made:
                 self._kept.setdefault(key, made[key].copy())
@@ -172,7 +172,9 @@ class Grammars:
         sampled_G_T: Sequence[Sequence[bool]],
         thinking: Thinking | None = None,
     ) -> Masks:
-        """The same of episodes: each stretch of sampled tokens is a turn; others had no mask."""
+        """The same for episodes: each stretch of sampled tokens is a turn; other tokens have no
+        mask.
+        """
         texts = [token for tokens in tokens_G_T for token in tokens]
         is_sampled = np.concatenate([np.asarray(each, np.bool_) for each in sampled_G_T])
         starts = np.cumsum([0, *map(len, tokens_G_T)])

@@ -53,9 +53,9 @@ class BaseModel:
     """Unix seconds: when the model was published."""
     owned_by: str
     licence: str | None
-    """As its model card has it; None when it has none."""
+    """The licence in its model card; None if it names none."""
     folder: Path | None = None
-    """Its files, for models that rftkit does not make itself."""
+    """The folder of its files, for models that rftkit does not make itself."""
 
 
 BUNDLED = {
@@ -68,7 +68,7 @@ BUNDLED = {
 
 
 def known_bases(home: Path | None = None) -> list[BaseModel]:
-    """The models that are always there, and those that the operator of a home added."""
+    """The bundled models, and those that the operator of a home added."""
     known = dict(BUNDLED)
     for base in (*_added(home), *_of_tinker(home)):
         known.setdefault(base.name, base)

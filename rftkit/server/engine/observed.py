@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 PROBE = "rftkit-probe"
 ID_LENGTH = 9
-"""Of a call's id in the text: Mistral's templates take no other."""
+"""The length of a call's id in the text; Mistral's templates accept no other."""
 
 
 def observed(

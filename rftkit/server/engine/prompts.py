@@ -80,7 +80,7 @@ def conversation(
     *,
     end_ids: Collection[int],
 ) -> list[Text]:
-    """The tokens of a conversation, of which the answers to learn are trained.
+    """The tokens of a conversation; only the answers to learn are trained.
 
     An answer is the text that the template writes after the prompt that a chat would have at that
     place, up to and including the token that ends the turn. So the trained tokens are exactly those

@@ -58,7 +58,7 @@ def make(folder: Path) -> None:
 
 
 def _tokenizer() -> Any:
-    """One token a byte, and the marks of the chat template."""
+    """A tokenizer with one token for each byte, and the marks of the chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -79,7 +79,7 @@ def _tokenizer() -> Any:
 
 
 def _teach(model: Any, tokenizer: Any) -> None:
-    """A few seconds of imitation on lessons with many mistakes."""
+    """Train it for a few seconds on answers with many mistakes."""
     import torch
     from torch.nn.functional import cross_entropy
 

@@ -33,7 +33,7 @@ __all__ = [
 Json = dict[str, Any]
 
 MOST_CALLS = 8
-"""Of one forced answer: a list has to end."""
+"""Most calls of one forced answer: the list has to end."""
 PLAIN = frozenset({"type", "properties", "required", "title", "description", "$schema", "$id"})
 """Keywords of parameters that name no argument, unless `properties` does."""
 SHAPE: Json = {"name": "name", "arguments": {}}

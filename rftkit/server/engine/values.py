@@ -35,11 +35,11 @@ __all__ = [
 ]
 
 FULL_FILE = "weights.safetensors"
-"""In the folder of a saved policy: all weights of a model, where they were trained in full."""
+"""The file with all weights of a model in the folder of a policy that was trained in full."""
 
 
 SEPARATORS: Any = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-"""How JSON is written where decoding is constrained, in llguidance's words."""
+"""The JSON separators that constrained decoding uses, in llguidance's notation."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -85,15 +85,16 @@ class SampleRequest:
     """0 takes the most likely token."""
     top_p: float = 1.0
     schema: str | None = None
-    """What the answer must follow: a JSON schema as text, or rules (`tool_calls.optional_calls`);
-    None: anything."""
+    """The rules for the answer: a JSON schema as text, or a grammar (`tool_calls.optional_calls`);
+    None for free text."""
     thinking: Thinking | None = None
     """Set when reasoning comes before the answer."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
     num_top_logprobs: int = 0
     room: int | None = None
-    """Of an episode: most tokens after the prompt, those that its environment appends included."""
+    """For an episode: most tokens after the prompt, including those that its environment appends.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Turn:
     num_tokens: int
     """Sampled ones, the end token included."""
     num_observed: int
-    """Tokens appended after them, which nobody sampled and nobody learns."""
+    """Tokens appended after them, which were not sampled and are not learnt."""
     text: str
     reasoning: str = ""
     reasoning_tokens: int = 0
@@ -132,8 +133,8 @@ class Completion:
     text: str
     """The answer, without the reasoning; of an episode that of its last turn."""
     sampling_logprobs: list[float]
-    """One for each token, in nats: of the distribution that it was drawn from, at top_p = 1. 0 for
-    an observed token."""
+    """The log-prob of each token, in nats, under the distribution that it was drawn from, at top_p
+    = 1. 0 for an observed token."""
     stop_reason: Literal["stop", "length"]
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     reasoning: str = ""
@@ -159,7 +160,7 @@ class Completion:
         return len(self.tokens) - sum(turn.num_observed for turn in self.turns)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON, without what only episodes have where this is none."""
+        """The completion as JSON; keys that only episodes have are left out of others."""
         data = dataclasses.asdict(self)
         for name in ("turns", "failure"):
             if not data[name]:
@@ -168,7 +169,7 @@ class Completion:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Completion:
-        """What `to_dict` gave."""
+        """The completion that `to_dict` wrote."""
         turns = [Turn(**turn) for turn in data.get("turns", ())]
         return cls(**{**data, "turns": turns})
 
@@ -184,7 +185,7 @@ class TrainGroup:
     schema: str | None = None
     """The schema the completions were sampled under; the update uses the same distribution."""
     thinking: Thinking | None = None
-    """As the completions were sampled."""
+    """How reasoning began when the completions were sampled."""
     guided_G: list[bool] = field(default_factory=list)
     """Which completions are reference answers, not samples; empty: none. They have no sampling
     log-probs (zeros take their place), so the loss uses a ratio of 1 and clips nothing."""
@@ -219,7 +220,7 @@ class TrainGroup:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """What one update needs besides its data."""
+    """The settings of one update."""
 
     learning_rate: float
     temperature: float = 1.0
@@ -239,15 +240,15 @@ class StepStats:
 
     loss: float
     grad_norm: float | None
-    """Before clipping; None when the server does not report it."""
+    """The norm before clipping; None if the server does not report it."""
     clip_fraction: float
     entropy: float
     """Mean −log-prob of the sampled tokens, in nats, by the policy that sampled them: an unbiased
     estimate of its entropy."""
     kl: float | None
-    """From the frozen base, in nats a token: over the whole batch when `kl_coef` is above 0, else
-    over the first group (rows are shuffled); None when the engine cannot measure it, or was not
-    asked to."""
+    """The KL divergence from the frozen base, in nats per token: over the whole batch if `kl_coef`
+    is above 0, otherwise over the first group (rows are shuffled). None if the engine cannot
+    measure it, or was not asked to."""
     logprob_gap_mean: float
     """Mean |policy − sampling log-prob| before the update. More than rounding is a bug."""
     logprob_gap_max: float
@@ -284,7 +285,7 @@ class TextStats:
     num_tokens: int
     """Trained ones."""
     grad_norm: float | None = None
-    """Before clipping; None without an update."""
+    """The norm before clipping; None without an update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +327,8 @@ class FullNeeds:
 
     num_parameters: int
     memory: int
-    """In addition to the model itself, before anything is sampled or kept for a backward pass."""
+    """Memory in addition to the model itself, before anything is sampled or kept for a backward
+    pass."""
     free: int
     """Memory that is free now."""
     state: int

@@ -29,19 +29,21 @@ class CallForm:
     """The text around a function's name and its arguments."""
 
     before: str
-    """From the start of the answer to the name."""
+    """The text from the start of the answer to the name."""
     between: str | None
-    """From the name to the arguments, as JSON; None: the arguments are not written as JSON."""
+    """The text from the name to the arguments, which are JSON; None if the arguments are not
+    written as JSON."""
     after: str = ""
-    """From the arguments to the end of the answer."""
+    """The text from the arguments to the end of the answer."""
     again: str | None = None
-    """From the arguments to the name of another call; None: an answer has one call."""
+    """The text from the arguments to the name of another call; None if an answer has only one call.
+    """
     control: tuple[tuple[str, int], ...] = ()
     """Control tokens of the model that the text may have, with their ids."""
 
 
 JSON_CALL = CallForm('{"name": "', '", "arguments": ', "}")
-"""For a template that writes no calls, or none that can be read again."""
+"""The form for a template that writes no calls, or none that can be parsed again."""
 
 PROBES = (
     ("rftkit_first", {"rftkit_key": "rftkit_one"}),
@@ -53,7 +55,7 @@ TOOLS: list[Json] = [
     for name, given in PROBES
 ]  # fmt: skip
 IDS = ("rftkitid1", "rftkitid2")
-"""Of nine letters and digits: Mistral's templates take no other."""
+"""Ids of nine letters and digits; Mistral's templates accept no others."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -79,7 +81,8 @@ def call_form(tokenizer: Any, end_ids: Collection[int]) -> CallForm:
 
 
 def _written(tokenizer: Any, end_ids: Collection[int], num: int) -> str | None:
-    """What a model would sample for so many calls, without the end of the turn and reasoning.
+    """The text that a model would sample for so many calls, without the end of the turn and
+    reasoning.
 
     None when the template refuses them, or they cannot be read again.
     """
@@ -110,7 +113,7 @@ def _plain(call: Json) -> Json:
 
 
 def _again(form: CallForm, two: str | None) -> str | None:
-    """What is between two calls; None when the template does not write them alike."""
+    """The text between two calls; None if the template does not write it consistently."""
     assert form.between is not None
     (name, given), (other, also_given) = PROBES
     head = f"{form.before}{name}{form.between}{json.dumps(given)}"

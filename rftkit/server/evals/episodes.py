@@ -54,9 +54,10 @@ class RunTools:
     """The tools of a run."""
 
     entries: list[Json]
-    """Where calls go: `tools` of a job."""
+    """Where calls are sent: the `tools` of a job."""
     functions: list[Json] | None
-    """What the model is shown; None: the tools of each row, or what MCP servers list."""
+    """The functions that the model is shown; None for the tools of each row, or those that MCP
+    servers list."""
     max_steps: int
     """Most turns of an episode; calls of the last one are not made."""
     job_id: str | None = None
@@ -69,7 +70,9 @@ def is_server(tool: Json) -> bool:
 
 
 def run_tools(store: Store, model: str | None, sampling: Mapping[str, Any]) -> RunTools | None:
-    """What answers the calls of a run; None: nobody does, and an item is one answer."""
+    """The tools that answer the calls of a run; None if there are none, and each item is one
+    answer.
+    """
     given = [each for each in sampling.get("tools") or [] if isinstance(each, dict)]
     entries = [each for each in given if is_server(each)]
     functions = [each for each in given if not is_server(each)] or None
@@ -101,15 +104,15 @@ def tools_of_model(store: Store, model: str | None) -> tuple[str | None, list[Js
 
 
 def trace_of(run: EvalRun, number: int) -> str:
-    """What the tools and the grader of an item know its episode by."""
+    """The trace id by which the tools and the grader of an item recognise its episode."""
     return trace_id(run.id, "eval", 0, number, 0)
 
 
 class Diary:
-    """What was said and answered in the episodes of a run that has not ended."""
+    """A record of the turns and tool results in the episodes of an unfinished run."""
 
     def __init__(self, path: Path | None) -> None:
-        """`path` is None where there is no home to keep it in."""
+        """Open the record; `path` is None if there is no home to keep it in."""
         self._path = path
         self._said: dict[tuple[int, int], Json] = {}
         self._calls: dict[int, dict[CallPlace, Json]] = {}
@@ -122,7 +125,7 @@ class Diary:
                     self._calls.setdefault(number, {})[0, 0, turn, call] = kept
 
     def said(self, number: int, turn: int) -> Json | None:
-        """What the model of an item said in a turn, if it is known."""
+        """The model's message of an item in a turn, if it is recorded."""
         return self._said.get((number, turn))
 
     def keep_said(self, number: int, turn: int, said: Json) -> None:
@@ -152,7 +155,7 @@ class Episode:
     """An item's episode that has ended."""
 
     completion: Completion
-    """Of its last turn; a `failure` where a tool failed."""
+    """The completion of its last turn, with a `failure` if a tool failed."""
     prompt_tokens: int
     completion_tokens: int
     """Sampled ones, of all turns."""
@@ -229,7 +232,7 @@ async def play(
 
 
 async def _said(request: ChatRequest, number: int, turn: int, ask: Ask, diary: Diary) -> Json:
-    """What the model says in a turn, from the diary or sampled now."""
+    """The model's message in a turn, from the diary or sampled now."""
     known = diary.said(number, turn)
     if known is not None:
         return known

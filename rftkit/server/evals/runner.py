@@ -183,7 +183,7 @@ class _Pass:
             self._counts[outcome_of(item)] += 1
 
     def _show_counts(self) -> None:
-        """Let clients see how far the run is."""
+        """Let clients see the progress of the run."""
         counts = {name: self._counts[name] for name in ("errored", "failed", "passed")}
         shown = {"total": sum(counts.values()), **counts}
         if shown != self._shown:

@@ -28,7 +28,7 @@ ITEM_SCHEMA: Json = {
     },
     "required": ["id", "input", "model", "metadata"],
 }
-"""What templates can read under `item`."""
+"""The keys that templates can read under `item`."""
 
 
 def stored_entries(store: Store, run: EvalRun) -> Iterator[tuple[int, Json]]:

@@ -49,11 +49,11 @@ LOOK_SECONDS = 0.2
 WAITING_CONNECTIONS = 512
 """Connections that the system keeps until they are accepted."""
 ACCEPTED_AT_ONCE = 16
-"""Without file descriptors asyncio tries so often to accept a connection, logs each time, and
-schedules as many further rounds: with uvicorn's 2,048 a server stood still for seconds and wrote
-20 MB into its log."""
+"""The number of connections to accept at once. When there are no file descriptors, asyncio tries
+this often, logs each attempt, and schedules as many further rounds: with uvicorn's 2,048 the server
+hung for seconds and wrote 20 MB of log."""
 QUIET_SECONDS = 60.0
-"""Between two lines of the log about that."""
+"""Seconds between two log lines about that."""
 KEEP_ALIVE_SECONDS = 75  # longer than clients wait between two polls of a job
 
 

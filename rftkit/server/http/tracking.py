@@ -27,7 +27,7 @@ log = logging.getLogger("rftkit.server")
 
 LOOK_SECONDS = 1.0
 ATTEMPTS = 3
-"""How often a process is started for a job while it dies."""
+"""How often the process for a job is started again when it dies."""
 END_SECONDS = 2.0
 """How long a process may take to end."""
 RECENT = 100

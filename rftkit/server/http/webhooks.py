@@ -32,7 +32,7 @@ log = logging.getLogger("rftkit.server")
 
 LOOK_SECONDS = 1.0
 TIMEOUT_SECONDS = 15.0
-"""Of one attempt, however slowly the endpoint answers."""
+"""The timeout of one attempt, however slowly the endpoint answers."""
 ATTEMPTS = 48
 LONGEST_PAUSE_SECONDS = 3_600
 OLD_SECONDS = 2 * 24 * 3_600

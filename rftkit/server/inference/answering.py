@@ -38,7 +38,7 @@ class Turn:
 
 @dataclass
 class _UnderWay:
-    """A request that is being answered, and the number of those that wait for it."""
+    """A request that is being answered, and how many clients wait for it."""
 
     digest: str
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

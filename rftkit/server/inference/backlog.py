@@ -19,7 +19,8 @@ __all__ = ["Backlog", "keep_going"]
 log = logging.getLogger("rftkit.server")
 
 RETRY_SECONDS = 5.0
-"""After an error: another program may hold the database, or the disk may be full."""
+"""Seconds to wait after an error: another program may hold the database, or the disk may be full.
+"""
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class Backlog(Generic[T]):
         unfinished: Callable[[], Sequence[T]],
         finish: Callable[[T], Awaitable[Any]],
     ) -> None:
-        """Of `what`, for the log.
+        """Name what it works on, for the log.
 
         Args:
             platform: whose loop it is.

@@ -11,7 +11,8 @@ from rftkit import graders
 __all__ = ["GraderCache"]
 
 MOST_PROCESSES = 8
-"""Of all graders together, except that the newest one may have more; each takes memory."""
+"""Most processes of all graders together, except that the newest grader may have more; each takes
+memory."""
 
 
 class GraderCache:

@@ -69,7 +69,7 @@ class BoundedPool:
         return found
 
     def close(self) -> None:
-        """Abandon running work, and start no more; those who wait for it are told so."""
+        """Abandon running work and start no more; requests that wait for it get an error."""
         with self._lock:
             self._is_closed = True
             under_way = list(self._under_way.values())

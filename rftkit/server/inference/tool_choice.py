@@ -28,9 +28,9 @@ class ToolUse:
     tools: list[Json] | None = None
     """What the model is shown, as chat completions spell it."""
     must_call: tuple[str, ...] = ()
-    """The names of the functions one of which has to be called; empty: as the model likes."""
+    """The names of the functions of which one must be called; empty if the model may choose."""
     most_calls: int | None = None
-    """Of one answer; None for no limit."""
+    """Most calls of one answer; None for no limit."""
 
 
 def tool_use(tools: list[Json] | None, choice: Any, parallel: bool | None) -> ToolUse:

@@ -75,18 +75,18 @@ class Hung:
     """Work that a worker announced because it may hang."""
 
     what: str
-    """Such as `loading NAME`."""
+    """The work under way, such as `loading NAME`."""
     seconds: float
-    """Its time limit."""
+    """The time limit of the work."""
     job: str | None = None
-    """Id of the job that needs it, if any."""
+    """The id of the job that needs it, if any."""
 
     def __str__(self) -> str:
         return f"{self.what} took longer than {self.seconds:.0f} seconds"
 
 
 class WorkerClient(Protocol):
-    """What the routes need of the worker process."""
+    """What the routes need from the worker process."""
 
     def wake(self) -> None:
         """Make the worker check the store for new jobs. Any thread may call it."""
@@ -130,7 +130,8 @@ class WorkerProcess:
         self._deadline: asyncio.TimerHandle | None = None
         self._announced: Hung | None = None
         self.hung: Hung | None = None
-        """The work that hung when the last worker was killed; None if it ended otherwise."""
+        """The work that hung when the last worker was killed; None if the worker ended for another
+        reason."""
         self.died_at: Hung | None = None
         """The announced work that the last worker left unfinished when it died, if any."""
         self._process: asyncio.subprocess.Process | None = None

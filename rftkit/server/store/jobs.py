@@ -14,7 +14,7 @@ from rftkit.server.store.records import ACTIVE, TERMINAL, Checkpoint, Event, Job
 __all__ = ["Jobs"]
 
 NEAR = 20
-"""Jobs at the head of the queue; those behind them are not told again what they wait for."""
+"""The number of jobs at the head of the queue whose waiting reason is kept up to date."""
 
 
 class Jobs(Database):

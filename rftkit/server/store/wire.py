@@ -222,14 +222,18 @@ def tuned_model_object(model: Model) -> Json:
 
 
 def _old_hyperparameters(job: Job) -> Json:
-    """Where they were before methods had them: still there for supervised jobs."""
+    """Hyperparameters in the place where they were before methods existed: still used for
+    supervised jobs.
+    """
     if job.method_type == "reinforcement":
         return {}
     return {"hyperparameters": job.hyperparameters if job.method_type == "supervised" else None}
 
 
 def _measured_by(job: Job) -> Json:
-    """Ours: the grader and response format that measure a job which does not learn from them."""
+    """An addition of rftkit: the grader and response format that measure a job which does not learn
+    from them.
+    """
     given = job.method.get("measure")
     return {"measured_by": {**given, "grader": mask_secrets(given["grader"])}} if given else {}
 

@@ -41,7 +41,7 @@ class JudgeAccount:
             return {model: dict(counts) for model, counts in self._totals.items()}
 
     def counted(self, complete: CompletionCall) -> CompletionCall:
-        """The same call, with its tokens added here."""
+        """The same call, but its tokens are counted here."""
 
         @functools.wraps(complete)
         def call(**question: Any) -> Completion:

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Advantages = list[float | None]
-"""One a completion; None where the grader failed."""
+"""The advantage of each completion; None where the grader failed."""
 
 LINEAR = 1e-6  # share of the reward; a larger difference is not rounding
 PROBES = 8
@@ -41,9 +41,9 @@ class Leaf:
     """A sub-grader, as part of the total reward."""
 
     key: str
-    """In `sub_rewards`; empty for a grader that is not a multi."""
+    """Its key in `sub_rewards`; empty for a grader that is not a multi."""
     low: float
-    """Its lowest reward, which an unscorable answer is taken to have."""
+    """Its lowest reward, which also stands for an unscorable answer."""
     high: float
     """Its highest reward."""
     weight: float
@@ -177,13 +177,13 @@ ADVANTAGES: dict[str, Callable[[Sequence[Grade], Sequence[Leaf], float], Advanta
     "maxrl": maxrl,
 }
 PER_GRADER_NAMES = ("per_grader", "maxrl")
-"""Those that look at each sub-grader separately."""
+"""The names of those that use each sub-grader separately."""
 
 
 def by_leaf(
     name: str, grades_G: Sequence[Grade], leaves: Sequence[Leaf], floor: float
 ) -> list[Advantages]:
-    """What each leaf adds to the advantages of a group, in the order of the leaves.
+    """The contribution of each leaf to the advantages of a group, in the order of the leaves.
 
     Args:
         name: one of `PER_GRADER_NAMES`.

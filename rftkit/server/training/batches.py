@@ -36,7 +36,7 @@ def batch_rows(rows: Sequence[Row], plan: Plan, step: int) -> list[Row]:
 
 
 def epoch_rows(rows: Sequence[T], plan: OfflinePlan, step: int) -> list[T]:
-    """The rows of a step that takes its epoch in batches, the last of which may be short."""
+    """The rows of a step that goes through its epoch in batches; the last batch may be short."""
     epoch, place = divmod(step - 1, plan.eval_interval)
     order = list(range(len(rows)))
     random.Random(f"{plan.seed}/{epoch}").shuffle(order)

@@ -29,7 +29,7 @@ __all__ = [
 
 BUDGET_STEPS = 3
 LEAST_ANSWERS = 32
-"""Fewer unscorable answers, of fewer steps than these, may be bad luck."""
+"""With fewer unscorable answers than this, or fewer steps than `BUDGET_STEPS`, it may be chance."""
 SIDES = {"steps": "training", "valid": "validation"}
 """Kinds of the journal's records, in words."""
 
@@ -129,7 +129,9 @@ def _pause_once(
 
 
 def _why_unscorable(run: RftRun, groups: Sequence[Group]) -> str:
-    """What the check of the dataset says, or that answers were cut off, or one example."""
+    """The reason for it: the finding of the dataset check, or that answers were cut off, or one
+    example.
+    """
     if problems := format_problems(run.grader.spec, run.response_format):
         said = "; ".join(problems)
         return f"{said[:1].upper()}{said[1:]}: create another job in which the two agree."

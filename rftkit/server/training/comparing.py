@@ -27,7 +27,7 @@ from rftkit.server.training.rollout import (
 __all__ = ["Anchor", "Comparison", "compare_all"]
 
 Anchor = Callable[[FinishedCompletion], Completion]
-"""What a completion is compared with in place of its group."""
+"""The text that a completion is compared with instead of its group."""
 Members = list[FinishedCompletion]
 
 
@@ -38,7 +38,7 @@ class Comparison:
     size: int
     """Completions of a row."""
     anchor: Anchor | None
-    """None: the completions of a row are compared with each other."""
+    """The anchor; None if the completions of a row are compared with each other."""
     known: Callable[[FinishedCompletion], Grade | None]
     """A grade that was given before a kill."""
 

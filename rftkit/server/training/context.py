@@ -53,7 +53,7 @@ class Check:
     category: str
     grader: dict[str, Any]
     pass_threshold: float
-    """Least mean reward that passes."""
+    """The least mean reward that passes."""
     rows: list[Row] | None = None
     """The rows to answer; None: the validation rows."""
 
@@ -74,15 +74,15 @@ class Run(Generic[P]):
     model_base: str
     """The base model's name, for the names of checkpoints."""
     compiled_grader: CompiledGrader | None = None
-    """What grades answers; None when the job has no grader."""
+    """The grader of the answers; None if the job has none."""
     held_out: CompiledGrader | None = None
     """A second grader, whose grades are watched and never learnt from; None: there is none."""
     examples: list[Encoded] = field(default_factory=list)
     """The training rows of a method that learns from their answers."""
     valid_examples: list[Encoded] = field(default_factory=list)
-    """The same of the validation file."""
+    """The same for the validation file."""
     tools: Tools | None = None
-    """What answers the calls of the model; None: nobody does."""
+    """The tools that answer the model's calls; None without tools."""
     start_adapter: Path | None = None
     """Adapter the policy starts from, when the job continues a fine-tuned model."""
     on_tick: Callable[[], None] = lambda: None
@@ -92,11 +92,11 @@ class Run(Generic[P]):
     idle: Callable[[], None] = lambda: None
     """Called while only graders work: chats need not share with training then."""
     checks: list[Check] = field(default_factory=list)
-    """What the operator wants of a final model."""
+    """The operator's checks of a final model."""
     compile: Callable[[dict[str, Any]], CompiledGrader] | None = None
     """Makes the graders of `checks`."""
     judges: JudgeAccount | None = None
-    """What the judges of `grader` and `compile` have used."""
+    """The tokens that the judges of `grader` and `compile` have used."""
     clock: Clock = field(default_factory=Clock)
     """Seconds of the step under way."""
     failures: list[tuple[int, int]] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Run(Generic[P]):
     unscorable: list[tuple[int, int]] = field(default_factory=list)
     """(unscorable, all) answers of the last training steps, as long as no weight changes."""
     references: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Of dpo: line of a training row → log-probs of its two answers at the start of the job."""
+    """For dpo: line of a training row → log-probs of its two answers at the start of the job."""
     saved_at: float = field(default_factory=time.monotonic)
     """When the state was saved last."""
     trained_tokens: int = 0
@@ -112,7 +112,7 @@ class Run(Generic[P]):
 
     @property
     def grader(self) -> CompiledGrader:
-        """What grades answers; only for a job that has a grader."""
+        """The grader of the answers; only for a job that has one."""
         assert self.compiled_grader is not None, "the job has no grader"
         return self.compiled_grader
 
@@ -123,7 +123,7 @@ class Run(Generic[P]):
 
     @cached_property
     def weighing(self) -> Weighing:
-        """The sub-graders and what each is worth in the total."""
+        """The sub-graders and their weights in the total."""
         return weighing(self.grader.spec)
 
     @property
@@ -137,7 +137,9 @@ class Run(Generic[P]):
         return self.judges.totals if self.judges else {}
 
     def trace_id(self, kind: str, step: int, row: Row, index: int) -> str | None:
-        """What the tools and the grader of a rollout know it by; None without tools."""
+        """The trace id by which the tools and the grader of a rollout recognise it; None without
+        tools.
+        """
         if self.tools is None:
             return None
         return trace_id(self.job.id, kind, step, row.line, index)
@@ -148,7 +150,7 @@ class Run(Generic[P]):
             return self.engine.encode(row.messages, row.tools, self.plan.thinking)
 
     def schema(self, row: Row) -> str | None:
-        """What decoding must follow where it answers a row; see `rollout.schema_of`."""
+        """The rules of decoding for the answer to a row; see `rollout.schema_of`."""
         if self.response_format is None or not row.tools:
             return schema_of(self.response_format)
         most = 1 if row.item.get("parallel_tool_calls") is False else None
@@ -174,7 +176,7 @@ class Run(Generic[P]):
 
     @cached_property
     def history(self) -> History:
-        """What the job has reported so far."""
+        """The metrics that the job has reported so far."""
         story = Story(self.plan.max_completion_tokens)
         if isinstance(self.plan, Plan):
             story.start = self.plan.branch_step

@@ -56,7 +56,7 @@ def _fields(part: Mapping[str, Any]) -> Fields:
 
 
 def field_ends(text: str) -> dict[str, int]:
-    """Where in a JSON object's text the value of each of its keys ends; empty: it is no object.
+    """Where the value of each key ends in the text of a JSON object; empty if it is not an object.
 
     A repeated key ends where its last value does.
     """
@@ -114,7 +114,7 @@ def token_advantages(
 
 
 def _reach(engine: Engine, completion: Completion, fields: Fields, ends: Mapping[str, int]) -> int:
-    """How many tokens these fields take."""
+    """How many tokens the text up to the end of these fields takes."""
     if fields is None or not fields <= ends.keys():
         return len(completion.tokens)
     said = completion.text[: max(ends[key] for key in fields)]

@@ -84,7 +84,9 @@ def gather(run: OfflineRun, step: int) -> list[Encoded]:
 def _record_of(
     run: OfflineRun, examples: Sequence[Encoded], known: dict[int, Reference]
 ) -> dict[str, Any]:
-    """Lines and references of rows, those that are not known computed now."""
+    """The record of some rows: their lines and reference log-probs; those that are not known are
+    computed now.
+    """
     new = [each for each in examples if each.line not in known]
     found = dict(known)
     if new:
@@ -102,7 +104,7 @@ def _remember(run: OfflineRun, record: dict[str, Any]) -> None:
 
 
 def update(run: OfflineRun, step: int, batch: Sequence[Encoded]) -> Measured:
-    """One optimizer update; what was measured before it."""
+    """Make one optimizer update; return what was measured before it."""
     settings = run.plan.train_settings(learning_rate(run.plan, step))
     lines = [each.line for each in batch]
     with naming_lines(step, lines), run.clock.part("training"):

@@ -28,7 +28,7 @@ __all__ = ["ToolEnvironment", "trace_id", "with_functions"]
 
 Json = dict[str, Any]
 MOST_CALLS = 16
-"""Of one turn that are made."""
+"""Most calls of one turn that are made."""
 UNREADABLE = "Error: the call cannot be read. Write it exactly as you were told to."
 ONE_AT_A_TIME = "Error: this call was not made. Make one call at a time."
 TOO_MANY = f"Error: this call was not made. At most {MOST_CALLS} calls can be made at once."
@@ -39,7 +39,9 @@ follow the calls."""
 
 
 def trace_id(job: str, kind: str, step: int, line: int, index: int) -> str:
-    """The same for all calls of a rollout and for its grader, and after a kill."""
+    """The trace id of a rollout: the same for its tool calls and its grader, and also after a
+    restart.
+    """
     name = f"{job} {kind} {step} {line} {index}"
     return "trace_" + hashlib.sha256(name.encode()).hexdigest()[:32]
 
@@ -72,7 +74,7 @@ class ToolEnvironment:
     keep: Callable[[CallPlace, Json], None]
     """Gets each call that was answered, from any thread."""
     idle_seconds: float = 0.0
-    """How long nothing could be sampled."""
+    """How long sampling waited because nothing could be sampled."""
 
     def respond(
         self, request: int, index: int, completion: Completion
@@ -118,7 +120,7 @@ class ToolEnvironment:
         self.idle_seconds += seconds
 
     def _ask(self, place: CallPlace, made: Json, row: Row) -> Future[Json]:
-        """One call, from the journal or made now."""
+        """The result of one call, from the journal or made now."""
         before = self.known.get(place)
         if before is not None and all(before[key] == made[key] for key in ("name", "arguments")):
             return _done({**before, "id": made["id"]})

@@ -44,7 +44,7 @@ class GradedSample:
     """Row of the data source, from 0; several samples of a row share it."""
     item: Json
     results: list[Json]
-    """From `results_from`."""
+    """The results for each criterion, from `results_from`."""
     text: str = ""
     tool_calls: list[Json] | None = None
     finish_reason: str = "stop"
@@ -57,11 +57,11 @@ class GradedSample:
     reasoning: str = ""
     """The reasoning before the answer."""
     reasoning_tokens: int = 0
-    """How many of `completion_tokens` they are."""
+    """How many of the `completion_tokens` are reasoning."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     """temperature, top_p, seed and max_completion_tokens, as far as they were set."""
     output: Sequence[Json] = ()
-    """Of an episode, all messages after the prompt; empty: the answer is the only one."""
+    """For an episode, all messages after the prompt; empty if the answer is the only one."""
     error: Json | None = None
     """`{code, message}` when there is no answer."""
 
@@ -77,7 +77,7 @@ def criterion(spec: Json) -> Json:
 
 
 def results_from(criteria: Sequence[Json], grade: Grade, keys: Sequence[str] = ()) -> list[Json]:
-    """What one grade means for its criteria.
+    """The result for each criterion, from one grade.
 
     Args:
         criteria: one, or for a multi grader one per sub-grader.

@@ -25,7 +25,8 @@ from rftkit.server.training.rollout import Group, Rollout
 __all__ = ["guided"]
 
 KIND = "guided"
-"""In the journal, of grades until the step's record has them."""
+"""The kind of journal that holds grades of reference answers until the record of the step has them.
+"""
 SAME = 1e-9  # rewards that differ by less are one
 
 
@@ -83,7 +84,7 @@ def _top(group: Group, leaf: Leaf) -> float:
 
 
 def _given(run: RftRun, group: Group) -> Completion | None:
-    """The reference answer as a completion; None: there is none that could be sampled."""
+    """The reference answer as a completion; None if it could not have been sampled."""
     row = group.row
     if row.tools:
         return None

@@ -39,7 +39,7 @@ KEPT_STATES = 2
 PARTS = {"steps": ("refill", "guided")}
 """Drafts that end up in the record of another kind."""
 CallPlace = tuple[int, int, int, int]
-"""Of a call in its step: number of the row, of the completion, of the turn, and its own."""
+"""The place of a call in its step: numbers of the row, the completion, the turn, and the call."""
 Kept = tuple[list[int], dict[str, Any]]
 """The tokens that a grade was given for, and the grade: they may be drawn again, and be others."""
 
@@ -225,7 +225,7 @@ def _grades_in(path: Path) -> dict[tuple[int, int], Kept]:
 
 
 def _calls_in(path: Path) -> list[tuple[CallPlace, dict[str, Any]]]:
-    """The same of a file of calls."""
+    """The same for a file of calls."""
     found: list[tuple[CallPlace, dict[str, Any]]] = []
     for entry in json_values(path):
         with contextlib.suppress(ValueError, TypeError):

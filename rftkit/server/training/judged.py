@@ -26,9 +26,11 @@ FIGURES = (
     "position_bias",
     "order_disagreement",
 )
-"""What `of_leaf` adds to a grader's line, after `train_` or `valid_`; numbers or None."""
+"""The figures that `of_leaf` adds to a grader's line, after `train_` or `valid_`; numbers or None.
+"""
 MAX_CRITERIA = 32
-"""More different criteria, as of rows that have their own, are not listed one by one."""
+"""If there are more different criteria than this, as when rows have their own, they are not listed
+one by one."""
 
 Sides = Mapping[str, Sequence[Group]]
 Json = dict[str, Any]
@@ -80,7 +82,7 @@ def _relative(leaf: Leaf, sides: Sides) -> Json:
 
 
 def _told(leaf: Leaf, groups: Iterable[Group]) -> Iterator[Json]:
-    """What the judge said of each answer that it saw."""
+    """The judge's verdict on each answer that it graded."""
     for group in groups:
         for rollout in group.rollouts:
             judged = _of(rollout.grade, leaf)

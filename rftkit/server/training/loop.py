@@ -145,7 +145,7 @@ def load_policy(run: AnyRun) -> int:
 
 
 def branch_step(run: AnyRun) -> int:
-    """The step of another job that this one continues from; 0 when it starts by itself."""
+    """The step of another job that this one continues from; 0 if it is not a branch."""
     return int(getattr(run.plan, "branch_step", 0))
 
 
@@ -195,7 +195,7 @@ def publish(run: AnyRun, step: int, message: str, data: Json, usage: Json) -> No
 
 @contextlib.contextmanager
 def naming_lines(step: int, lines: Sequence[int]) -> Iterator[None]:
-    """An update of rows with these lines; an error names those that caused it.
+    """In an update of rows with these lines, let an error name the lines that caused it.
 
     Raises:
         FloatingPointError: in place of the engine's NotFiniteError.

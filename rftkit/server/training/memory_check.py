@@ -16,11 +16,11 @@ from rftkit.server.training.journal import KEPT_STATES
 __all__ = ["full_budget"]
 
 LEAST_BYTES = 2**30
-"""For sampling and training, in addition to the weights."""
+"""Memory for sampling and training, in addition to the weights."""
 
 
 def full_budget(engine: Engine, folder: Path) -> int:
-    """What a job that trains every weight may take to sample and to learn with, in bytes.
+    """Memory in bytes that a job which trains every weight may use to sample and learn.
 
     Args:
         engine: with the base model.

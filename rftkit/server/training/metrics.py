@@ -271,7 +271,7 @@ def _learning(
 
 
 def _episodes(prefix: str, groups: Sequence[Group]) -> dict[str, Any]:
-    """What only jobs with tools have."""
+    """The metrics that only jobs with tools have."""
     turns = [len(r.completion.turns) + 1 for group in groups for r in group.rollouts]
     return {
         f"{prefix}turns_mean": _mean(turns),

@@ -71,7 +71,7 @@ class Measured:
     figures: Json
     """loss and mean_token_accuracy; what could not be measured is left out."""
     preferences: Json
-    """Of dpo: the rewards that the policy gives its pairs."""
+    """For dpo: the rewards that the policy gives its pairs."""
     grad_norm: float | None
     num_tokens: int
     """Trained ones."""
@@ -82,9 +82,9 @@ class Valid:
     """What was measured on validation rows."""
 
     batch: Measured | None = None
-    """The same few rows each time."""
+    """The measurement on the same few rows each time."""
     full: Measured | None = None
-    """All rows, at the end of an epoch."""
+    """The measurement on all rows, at the end of an epoch."""
     groups: list[Group] | None = None
     """Graded answers, if the job has a grader."""
 
@@ -117,7 +117,7 @@ def baseline(run: OfflineRun, measure: Callable[[Sequence[Encoded]], Measured]) 
 def validated(
     run: OfflineRun, step: int, measure: Callable[[Sequence[Encoded]], Measured]
 ) -> Valid | None:
-    """What the plan wants to know after a step; None when that is nothing."""
+    """The measurements that the plan asks for after a step; None if it asks for none."""
     is_whole = run.plan.validates(step)
     if not is_whole and step % run.plan.valid_interval:
         return None
@@ -133,7 +133,9 @@ def validated(
 
 
 def _valid_batch(run: OfflineRun) -> list[Encoded]:
-    """As many validation rows as a step has, the same at every step: the curve is the model's."""
+    """As many validation rows as a step has, the same at every step, so that only the model changes
+    the curve.
+    """
     rows = list(run.valid_examples)
     random.Random(f"{run.plan.seed}/valid").shuffle(rows)
     return rows[: run.plan.batch_size]
@@ -171,7 +173,7 @@ def report(
 
 
 def _figures(sides: Mapping[str, Measured | None]) -> Json:
-    """Every figure under the name of its side."""
+    """All figures, with the name of their side in front."""
     data: Json = {}
     for side, measured in sides.items():
         if measured is not None:

@@ -33,9 +33,9 @@ ROW_RATE = 0.25
 """What `auto` multiplies the rate by for each row of a step: epochs move the weights as far in few
 large steps as in many small ones (Goyal et al. 2017, arXiv:1706.02677)."""
 MOST_RATE = {"supervised": 3.0, "dpo": 1.0}
-"""Where that ends; 3 for a step of 16 is what the study of `tests/benchmarks/learning.py` found."""
+"""The largest factor; the study of `tests/benchmarks/learning.py` found 3 for a step of 16 rows."""
 VALID_STEPS = 10
-"""Most steps from one validation batch to the next; there are ten in a job at least."""
+"""Most steps from one validation batch to the next; a job measures at least ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,8 @@ __all__ = [
 P = TypeVar("P", bound="CommonPlan")
 
 VERSION = 2
-"""Of what a plan means; raise it when an older rftkit would follow a newer plan wrongly."""
+"""The version of the meaning of a plan. Raise it if an older rftkit would follow a newer plan
+wrongly."""
 BASE_WIDTH, WIDTH_EXPONENT = 576, 0.781
 """See `base_rate`."""
 OF_ANSWERS = (
@@ -59,7 +60,7 @@ class NewerPlanError(RftkitError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommonPlan:
-    """What the plans of all methods have."""
+    """The settings that the plans of all methods have."""
 
     batch_size: int
     """Rows a step."""
@@ -90,7 +91,7 @@ class CommonPlan:
     thinking: str | None = None
     """The tag that opens the model's reasoning; None: it answers at once."""
     thinking_tokens: int = 0
-    """Most tokens of reasoning."""
+    """Most tokens of reasoning in an answer."""
     tuning: str = "lora"
     """What learns: lora is adapters on a frozen base, full is every weight."""
     schedule: str = "constant"
@@ -103,7 +104,7 @@ class CommonPlan:
     max_core_seconds: float | None = None
     """Seconds of sampling, grading, training and validation after which the job pauses, once."""
     max_episode_steps: int | None = None
-    """Most turns of an episode, where there are tools; None: an answer is one turn, and calls are
+    """Most turns of an episode, for a job with tools; None if an answer is one turn and calls are
     not made."""
     ignored: dict[str, str] = field(default_factory=dict)
     """Settings without effect here, and why."""
@@ -125,8 +126,8 @@ class CommonPlan:
         return min(self.max_completion_tokens, self.context_tokens - prompt_tokens)
 
     def room_after(self, prompt_tokens: int) -> int | None:
-        """Most tokens of an episode after its prompt, results of calls included; None: there are
-        no episodes.
+        """Most tokens of an episode after its prompt, including results of calls; None without
+        episodes.
         """
         if self.max_episode_steps is None or self.context_tokens is None:
             return None
@@ -146,7 +147,9 @@ class CommonPlan:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """Hyperparameters of the request that other settings were made from, as they are used."""
+        """Hyperparameters of the request on which other settings depend, with the values that are
+        used.
+        """
         return {}
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,7 +194,7 @@ class Plan(CommonPlan):
     """references: the row's reference answer joins a group that does not reach a sub-grader's
     top; none: completions are sampled only."""
     refill: int = 0
-    """Most further prompts a step, one for each group that is flat in a sub-grader."""
+    """Most further prompts in a step; one is added for each group that is flat in a sub-grader."""
     updates_per_batch: int = 1
     """Optimizer updates with the same rollouts; from the second on, ratios leave 1 and are
     clipped."""
@@ -205,7 +208,7 @@ class Plan(CommonPlan):
     alarm_rate: float = 0.01
     """Share of healthy jobs that may raise an alarm."""
     held_out_samples: int = 32
-    """Most completions a step that the held-out grader grades."""
+    """Most completions of a step that the held-out grader grades."""
     branch_step: int = 0
     """The step of another job that this one continues from; 0: it starts from its model."""
 
@@ -254,7 +257,7 @@ def reasoning(tag: str | None, tokens: int) -> Thinking | None:
 
 
 def reasoning_tokens(effort: str | None, max_tokens: int) -> int:
-    """How many of so many tokens an effort gives to reasoning."""
+    """How many of these tokens an effort gives to reasoning."""
     return int(EFFORTS[effort or "default"] * max_tokens)
 
 
@@ -311,7 +314,7 @@ def shared_settings(job: Job, engine: EngineFacts, effort: str = "default") -> d
 
 
 def _ignored_in_full(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Settings of adapters that were given where there are none."""
+    """Adapter settings that were given although a job that trains every weight has no adapters."""
     why = "every weight is trained, so there are no adapters"
     return {name: why for name in ("lora_rank", "lora_alpha") if name in metadata}
 

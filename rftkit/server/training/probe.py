@@ -22,11 +22,11 @@ from rftkit.server.training.loop import Method, load_policy
 __all__ = ["STEPS", "probe"]
 
 STEPS = 2
-"""The first pays for warming up; the second is what the others will cost."""
+"""Two: the first step includes warming up; the second takes as long as the others will."""
 
 
 def probe(run: AnyRun, method: Method) -> None:
-    """Take two steps of a job and report what they took.
+    """Take two steps of a job and report their time.
 
     Raises:
         Stopped: when it was cancelled.

@@ -18,7 +18,8 @@ from rftkit.server.training.rollout import Group
 __all__ = ["is_flat_in", "refilled"]
 
 KIND = "refill"
-"""In the journal, of completions and grades until the step's record has them."""
+"""The kind of journal that holds added completions and grades until the record of the step has
+them."""
 
 
 def refilled(run: RftRun, step: int, groups: list[Group]) -> list[Group]:

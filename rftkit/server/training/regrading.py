@@ -26,7 +26,8 @@ __all__ = ["regrade", "revise"]
 MessageOf = Callable[[int, int, Mapping[str, Any]], str]
 """Makes the line of a metric event from step, total steps and data."""
 COUNTS = {"steps": "failed_grades", "valid": "valid_failed_grades"}
-"""Where a metric event has the number of failed grades, by the kind of the journal's record."""
+"""The name of the number of failed grades in a metric event, by the kind of the journal's record.
+"""
 
 
 def regrade(run: AnyRun, last: int, message_of: MessageOf) -> None:
@@ -70,7 +71,7 @@ def _graded_again(run: AnyRun, kind: str, step: int) -> list[Group] | None:
 
 
 def _parts(run: AnyRun, kind: str, groups: list[Group]) -> Iterator[tuple[str, list[Group]]]:
-    """A step's own rows, and those that were added to it, with the kinds of their drafts."""
+    """A step's own rows and the rows that were added to it, with the kinds of their drafts."""
     size = run.plan.batch_size if kind == "steps" else len(groups)
     yield kind, groups[:size]
     yield refill.KIND, groups[size:]
@@ -167,7 +168,7 @@ def revise(
 def _figures(
     run: AnyRun, kind: str, step: int, groups: Sequence[Group], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The figures of one side anew; those of an update are left as they are."""
+    """The figures of one side, computed again; figures of an update stay as they are."""
     train, valid = (groups, None) if kind == "steps" else (None, groups)
     data = metrics.step_data(
         step, run.plan.total_steps, run.grader.leaves, train, valid, known["timing"]["step"],

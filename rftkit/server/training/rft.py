@@ -180,7 +180,9 @@ def gather(run: RftRun, step: int) -> list[Group]:
 
 
 def complete(run: RftRun, step: int, groups: list[Group]) -> tuple[list[Group], float]:
-    """What the plan adds to a step's groups: further prompts, reference answers; and seconds."""
+    """Add what the plan asks for to a step's groups: further prompts, reference answers. Return the
+    seconds it took, too.
+    """
     started = time.perf_counter()
     groups = refill.refilled(run, step, groups)
     if run.plan.guidance == "references":

@@ -40,13 +40,14 @@ __all__ = [
 ]
 
 ATTEMPTS = 2
-"""How often a completion is graded while its grader fails."""
+"""How often a completion is graded if its grader fails."""
 
 LATER_GRADES = ("held_out", "regraded")
 """Grades that only some rollouts have; journals of older programs have none."""
 
 Place = tuple[int, int]
-"""Of a completion in its step: the number of its row, and its own in the row's group."""
+"""The place of a completion in its step: the number of its row, and its number in the row's group.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class FinishedCompletion:
     model: str | None = None
     """The job's name for its model, which graders see as `sample.model`."""
     trace_id: str | None = None
-    """What its tools were given, which its endpoint grader gets too."""
+    """The id that its tools were given; an endpoint grader gets it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Rollout:
     completion: Completion
     grade: Grade
     held_out: Grade | None = None
-    """Of the held-out grader, for some rollouts of a job that has one."""
+    """The grade of the held-out grader, for some rollouts of a job that has one."""
     regraded: Grade | None = None
     """Given after the update, where `grade` had failed: people see it, and nothing learns from
     it."""
@@ -138,7 +139,7 @@ def _pairs(
 
 
 def finished_sample(each: FinishedCompletion, response_format: Mapping[str, Any] | None) -> Sample:
-    """What a grader sees of it."""
+    """The sample that a grader gets for it."""
     sample = sample_of(each.completion, each.row, response_format, model=each.model)
     return sample if each.trace_id is None else dataclasses.replace(sample, trace_id=each.trace_id)
 
@@ -190,7 +191,7 @@ def train_groups(
     rank: Callable[[Sequence[Grade]], list[float | None]],
     spread: Callable[[Sequence[Rollout]], list[list[float]]] | None = None,
 ) -> list[tuple[Group, TrainGroup]]:
-    """What the update needs: groups with a signal, their members with a reward.
+    """The data of an update: groups with a signal, and their members with a reward.
 
     Args:
         groups: of a step.
@@ -237,7 +238,7 @@ def schema_of(
     *,
     most_calls: int | None = None,
 ) -> str | None:
-    """What decoding must follow: a JSON schema as text, or rules; None for free text.
+    """The rules of decoding: a JSON schema as text, or a grammar; None for free text.
 
     Where there are tools, an answer may also call them instead, in the `form` of the model's chat
     template: the form that supervised training teaches.
@@ -276,7 +277,7 @@ def _rollout_to_dict(rollout: Rollout) -> dict[str, Any]:
 
 
 def group_from_dict(data: Mapping[str, Any], rows_by_line: Mapping[int, Row]) -> Group:
-    """What `group_to_dict` wrote."""
+    """The group that `group_to_dict` wrote."""
     rollouts, guided = (
         [
             Rollout(
@@ -298,7 +299,7 @@ def sample_of(
     *,
     model: str | None = None,
 ) -> Sample:
-    """What a grader sees: the answer, its tool calls and, in `choices`, the reasoning.
+    """The sample that a grader gets: the answer, its tool calls and, in `choices`, the reasoning.
 
     Of an episode see `transcripts.with_transcript`.
     """

@@ -54,9 +54,9 @@ VALIDATION = 2**31
 CHECKS = 2**31 + 1
 """The same for answers to final checks."""
 CHECKS_KIND = "checks"
-"""With this the kind of a final check begins; its answers are in no journal."""
+"""The kind of a final check begins with this; its answers are in no journal."""
 WAIT_SECONDS = 0.002
-"""Between polls for chats, while graders work and nothing is sampled."""
+"""Seconds between polls for chats, while graders work and nothing is sampled."""
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class UngradedBatch:
     prompts: list[list[int]]
     """Token ids, one list a row."""
     completions: list[list[Completion]]
-    """Of each row."""
+    """The completions of each row."""
     seconds: float
     """How long sampling took."""
 
@@ -188,7 +188,7 @@ def draft_and_grade(
     plan: SamplingPlan,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[list[Group], float]:
-    """The same without a record: only drafts and grades are looked for, and kept."""
+    """The same without a record: only drafts and grades are looked up and kept."""
     return graded_while_sampling(
         run,
         run.grader,
@@ -348,7 +348,8 @@ def graded_while_sampling(
 
 
 def while_idle(run: AnyRun, grader: CompiledGrader, work: Callable[[], T]) -> T:
-    """What `work` returns, which only grades: in another thread, while this one serves chats.
+    """The result of `work`, which only grades. It runs in another thread, while this one serves
+    chats.
 
     When the job is stopped, the grades under way are abandoned.
     """
@@ -419,7 +420,7 @@ class _Grading:
         return time.perf_counter()
 
     def groups(self, draft: UngradedBatch) -> list[Group]:
-        """All, when all are graded."""
+        """All groups, once everything is graded."""
         return [
             Group(
                 row, prompt, [Rollout(c, self._grades[i, index]) for index, c in enumerate(group)]

@@ -15,7 +15,7 @@ from rftkit.server.training.rollout import Group
 __all__ = ["SCHEDULES", "entropy_of", "guarded_rate", "learning_rate"]
 
 LAST_SHARE = 0.1
-"""Of the rate, that a decay ends with."""
+"""The share of the learning rate at which a decay ends."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,

@@ -26,7 +26,7 @@ FIGURES = (
     "num_graded",
     "reward_stderr",
 )
-"""What `of_leaf` adds to a grader's line, after `train_` or `valid_`."""
+"""The figures that `of_leaf` adds to a grader's line, after `train_` or `valid_`."""
 
 Sides = Mapping[str, Sequence[Group]]
 
@@ -44,7 +44,9 @@ def rewards_of(groups: Iterable[Group], key: str | None = None) -> list[list[flo
 
 
 def standard_error(rewards: Sequence[Sequence[float]]) -> float | None:
-    """Of the mean, over groups, since answers to one row are not independent; None below 2."""
+    """The standard error of the mean over groups, since answers to one row are not independent;
+    None with fewer than two.
+    """
     means = [statistics.fmean(group) for group in rewards if group]
     return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 

@@ -49,7 +49,7 @@ COLUMNS = {
     "full_valid_mean_token_accuracy": "full_valid_mean_token_accuracy",
     "full_valid_mean_reward": "full_valid_mean_reward",
 }
-"""Of the result file; the first five are the hosted service's."""
+"""Columns of the result file; the first five are the hosted service's."""
 
 
 def gather(run: OfflineRun, step: int) -> list[Encoded]:
@@ -61,7 +61,7 @@ def gather(run: OfflineRun, step: int) -> list[Encoded]:
 
 
 def update(run: OfflineRun, step: int, batch: Sequence[Encoded]) -> Measured:
-    """One optimizer update; what was measured before it."""
+    """Make one optimizer update; return what was measured before it."""
     settings = run.plan.train_settings(learning_rate(run.plan, step))
     lines = [each.line for each in batch for _ in each.texts]
     with naming_lines(step, lines), run.clock.part("training"):

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def said(completion: Completion, row: Row) -> tuple[str, list[Json]]:
-    """The last answer without its tool calls, and these calls, which nobody has answered."""
+    """The last answer without its tool calls, and these calls, which were not answered."""
     return tool_calls_in(completion.text, row.tools)
 
 
@@ -64,6 +64,6 @@ def messages(completion: Completion, row: Row) -> list[Json]:
 
 
 def with_transcript(sample: Sample, completion: Completion, row: Row) -> Sample:
-    """What a grader sees of an episode, from what it sees of its last answer."""
+    """The sample of an episode, given the sample of its last answer."""
     before = [_call(each) for turn in completion.turns for each in turn.calls if each["name"]]
     return sample.of_episode(before, messages(completion, row))

@@ -30,7 +30,7 @@ LEAST_WORDS = 8
 
 
 def figures(groups: Sequence[Group], references: Mapping[int, str]) -> list[Json]:
-    """The figures of one training step; those that nothing was measured of are left out.
+    """The figures of one training step; figures without a measurement are left out.
 
     Args:
         groups: of the step.
@@ -86,7 +86,7 @@ def _length(rollout: Rollout) -> float:
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:
-    """All sequences of words; none of a text that is too short."""
+    """All word sequences of a text; none if it is too short."""
     words = text.lower().split()
     if len(words) < LEAST_WORDS:
         return []
@@ -121,7 +121,7 @@ def _template(graded: Sequence[tuple[Group, Rollout]], references: Mapping[int, 
 
 
 def _mentions(grade: Grade) -> tuple[float | None, float | None]:
-    """Of a rubric: the share of criteria about presence that are met, less that about correctness;
+    """For a rubric: the share of presence criteria that are met minus that of correctness criteria;
     and the latter. None for a grader without both kinds of criteria.
     """
     told: Iterable[Json] = grade.judged.values()

@@ -22,14 +22,15 @@ __all__ = ["EmbeddingBatch", "RunningEmbedding"]
 
 @dataclass(slots=True)
 class RunningEmbedding:
-    """A request for vectors, and those that it has so far."""
+    """A request for vectors, and the vectors that it has so far."""
 
     chat: Chat
     asked: EmbedRequest
     engine: ServingEngine
     adapter: Path | None
     _tokens: list[list[int]] = field(default_factory=list)
-    """Of every text, before the first vector: a request with one bad text costs nothing."""
+    """The tokens of every text. They are checked before the first vector, so that a request with
+    one bad text costs nothing."""
     _vectors: list[list[float]] = field(default_factory=list)
 
     def read_next(self) -> bool:
@@ -54,7 +55,7 @@ class EmbeddingBatch:
     """Requests for vectors of one model and adapter: each reads a text in turn."""
 
     num_keys = 0
-    """It keeps no keys between two texts."""
+    """The number of keys it holds between two texts: none."""
 
     def __init__(self, engine: ServingEngine, adapter: Path | None) -> None:
         self.engine, self.adapter = engine, adapter

@@ -80,7 +80,7 @@ FULL_SECONDS = 5.0
 
 
 class Worker:
-    """Trains jobs one after the other, and answers chats meanwhile."""
+    """Trains jobs one after the other, and answers chats between their steps."""
 
     def __init__(self, home: Path, send: Any) -> None:
         self.home = home

@@ -29,7 +29,7 @@ class Policy:
         self._sampler: Any = None
 
     def sampler(self) -> Any:
-        """A client that samples from the policy as it is now."""
+        """A client that samples from the present policy."""
         if self._sampler is None:
             asked = self.training.save_weights_and_get_sampling_client()
             self._sampler = client_of(asked)

@@ -65,7 +65,9 @@ class _Sampling:
         self._waiting[number] = (request, listener)
 
     def drop(self, number: int) -> None:
-        """See base.Sampling: the server finishes what it has begun."""
+        """Stop passing on a request; the server finishes the tokens that it has begun (see
+        base.Sampling).
+        """
         self._waiting.pop(number, None)
 
     def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
@@ -135,7 +137,7 @@ class TinkerEngine(Prompting):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers, in addition to the seed."""
+        """The facts that decide the numbers, in addition to the seed."""
         return {
             "engine": "tinker",
             "server": self.remote.url,

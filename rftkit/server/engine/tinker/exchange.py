@@ -44,7 +44,7 @@ class Member(NamedTuple):
     tokens: list[int]
     sampling_logprobs: list[float]
     advantages: list[float]
-    """One a token."""
+    """The advantage of each token."""
 
 
 # ── completions ──────────────────────────────────────────────────────────────────────────────
@@ -105,7 +105,7 @@ def members_of(groups: Sequence[TrainGroup]) -> list[Member]:
 
 
 def inputs_of(member: Member, num_tokens: int) -> dict[str, Any]:
-    """What the loss of the protocol needs of a completion; positions before it weigh nothing.
+    """The inputs of the protocol's loss for a completion; positions before it have weight 0.
 
     The protocol's losses are sums over tokens; advantages are divided by the batch's tokens here,
     which makes them the means that `loss.py` has.

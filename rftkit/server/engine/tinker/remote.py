@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 FILE = "tinker.json"
-"""In a home: the server and model."""
+"""The file in a home that names the server and the model."""
 STATE = "tinker.json"
-"""In the folder of a saved policy: `state` is the path of weights and optimizer on the server,
-`sampler` that of weights to sample from."""
+"""The file in the folder of a saved policy: `state` is the path of weights and optimizer on the
+server, `sampler` that of weights to sample from."""
 ALPHA = 32.0
 """The scale of adapters on Tinker servers; the protocol has no field for it."""
 LOSS_NAMES = {"clipped": "ppo", "importance_sampling": "importance_sampling"}
@@ -55,7 +55,7 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """Its name here: the name on the server, or the last part of a folder."""
+        """The name of the model here: its name on the server, or the last part of a folder."""
         return Path(self.model).name if self.model.startswith(("/", ".")) else self.model
 
 

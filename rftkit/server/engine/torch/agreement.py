@@ -52,7 +52,7 @@ class Reference:
     prompts: list[list[int]]
     completions: list[list[list[int]]]
     states: list[torch.Tensor]
-    """Of each prompt with each of its completions, (tokens, width)."""
+    """The states of each prompt with each of its completions, (tokens, width)."""
 
     @property
     def texts(self) -> list[list[int]]:
@@ -69,7 +69,7 @@ class Reference:
         return [i for i, some in enumerate(self.completions) for _ in some]
 
     def line(self) -> list[int]:
-        """All tokens as a packed layout has them."""
+        """All tokens in the order of the packed layout."""
         pairs = zip(self.prompts, self.completions, strict=True)
         return [token for prompt, some in pairs for part in (prompt, *some) for token in part]
 
@@ -123,7 +123,7 @@ def looks_ahead(reference: Reference) -> bool:
 
 
 def states_of_line(reference: Reference, hidden: Hidden, device: torch.device) -> torch.Tensor:
-    """What the engine makes of the texts, laid out as it trains."""
+    """The engine's states of the texts, laid out as for training."""
     line = torch.tensor(reference.line(), device=device)
     with torch.no_grad():
         return hidden(line, reference.layout(device))
@@ -152,7 +152,7 @@ def agreement(
 
 
 def leak(reference: Reference, hidden: Hidden, device: torch.device, before: torch.Tensor) -> bool:
-    """Whether a completion depends on another one next to it; `before` are the line's states."""
+    """Whether a completion depends on its neighbour; `before` are the states of the whole line."""
     line = torch.tensor(reference.line(), device=device)
     start = len(reference.prompts[0])
     others = line.clone()
@@ -170,13 +170,15 @@ def leak(reference: Reference, hidden: Hidden, device: torch.device, before: tor
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """What a model makes of its last hidden states: head(states) · scale, then a soft cap."""
+    """How a model computes logits from its last hidden states: head(states) · scale, then a soft
+    cap.
+    """
 
     scale: float
     cap: float | None
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
-        """What becomes of what the head gives."""
+        """The logits, given the output of the head."""
         values = values * self.scale
         return values if self.cap is None else self.cap * torch.tanh(values / self.cap)
 
@@ -223,7 +225,7 @@ def logits_of(model: Any, decoder: Any) -> Logits | None:
 
 
 def _form(known: torch.Tensor, capped: torch.Tensor) -> tuple[float, float | None]:
-    """Scale and cap of a soft cap, from what it makes of numbers near zero and far from it."""
+    """The scale and cap of a soft cap, found from its results near zero and far from it."""
     half = len(known) // 2
     near = float((capped[half] - capped[half - 1]) / (known[half] - known[half - 1]))
     far = float(capped[-1])

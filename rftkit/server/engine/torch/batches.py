@@ -35,7 +35,7 @@ class Line:
     prompt_lengths: list[int] = field(default_factory=list)
     completion_lengths: list[list[int]] = field(default_factory=list)
     at: list[int] = field(default_factory=list)
-    """Where on the line each wanted token is predicted."""
+    """The position on the line that predicts each wanted token."""
     wanted: list[int] = field(default_factory=list)
     """The tokens that were chosen."""
     places: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Line:
     masks: Masks | None = None
     """Allowed tokens at each wanted one, or None when everything was allowed."""
     num_tokens: int = 0
-    """All completion tokens, those without a choice included."""
+    """The number of completion tokens, including those without a choice."""
 
 
 def lay_out(groups: Sequence[TrainGroup], masks: Callable[[TrainGroup], Masks | None]) -> Line:
@@ -96,7 +96,7 @@ def _forced(group: TrainGroup, is_free: np.ndarray) -> int:
 
 
 def _chosen(group: TrainGroup, is_free: np.ndarray) -> list[np.ndarray]:
-    """Of each completion, the places at which it had a choice."""
+    """For each completion, the positions at which it had a choice."""
     ends = np.cumsum([len(tokens) for tokens in group.tokens_G_T])
     return [np.flatnonzero(each) for each in np.split(is_free, ends[:-1])]
 

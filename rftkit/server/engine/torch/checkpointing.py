@@ -21,7 +21,7 @@ __all__ = ["Layers"]
 
 
 class Layers:
-    """The layers of a decoder, and what they may keep for a backward pass."""
+    """The layers of a decoder, and how much they may keep for a backward pass."""
 
     def __init__(self, decoder: nn.Module) -> None:
         """Wrap each layer of the decoder."""
@@ -52,7 +52,7 @@ class Layers:
 
 @contextlib.contextmanager
 def _counted() -> Iterator[dict[int, int]]:
-    """Count the bytes that are kept for a backward pass meanwhile, without the weights."""
+    """Count the bytes that are kept for a backward pass in this block, without the weights."""
     sizes: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ DROPPED = Completion([], "", [], "length")
 
 
 class Policy(Protocol):
-    """What the sampler needs of a model."""
+    """The model as the sampler needs it."""
 
     device: torch.device
     head: torch.Tensor
@@ -98,9 +98,9 @@ class Row:
     completion: Completion | None = None
     failure: RequestError | None = None
     begins: int = 0
-    """Where in `tokens` the turn under way begins; 0 unless it follows another."""
+    """The position in `tokens` at which the current turn begins; 0 unless it follows another."""
     turns: list[Turn] = field(default_factory=list)
-    """Those before it."""
+    """The turns before the current one."""
 
     @property
     def num_sampled(self) -> int:

@@ -32,7 +32,7 @@ def stable_lengths(config: Any) -> list[int]:
 
 
 def key_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Of one token's keys and values in all layers."""
+    """Bytes of one token's keys and values in all layers."""
     num = _widest(config, "num_attention_heads")
     if not num:  # no attention: a state of the model's width
         return int(2 * config.num_hidden_layers * config.hidden_size * dtype.itemsize)

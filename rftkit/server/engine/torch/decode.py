@@ -86,7 +86,9 @@ class Decode:
         return longer
 
     def _end(self, tokens: int) -> int:
-        """Where the keys end on a line when rows have this number of tokens of their own."""
+        """The position on a line at which the keys end when rows have this many tokens of their
+        own.
+        """
         return self.longest + tokens * self.slots
 
     def take(self, num: int) -> None:
@@ -242,7 +244,7 @@ class Decode:
     def _attend_one(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        """One token of one row, which sees every key that there is: no grid and no mask."""
+        """Attention of one token of one row, which sees all keys and needs no mask."""
         place = self._end(self.length)
         keys, values = self.keys[layer], self.values[layer]
         keys[0, :, place], values[0, :, place] = k[0], v[0]
@@ -251,7 +253,7 @@ class Decode:
         return out.flatten(1)
 
     def _seen(self, rep: int, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to the scores: 0 or -infinity, (B or 1, 1, S·n·rep, keys)."""
+        """The mask that is added to the scores: 0 or -infinity, (B or 1, 1, S·n·rep, keys)."""
         slots, steps = (torch.arange(num, device=self.device) for num in (self.slots, self.num))
         own = torch.arange(self._end(self.length + self.num) - self.longest, device=self.device)
         is_mine = own % self.slots == slots[:, None]  # (S, own keys)

@@ -91,7 +91,8 @@ def _inverse_cdf(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 def _first_above(
     weights: torch.Tensor, target: torch.Tensor, *, share: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the running sum of weights (R, N) first exceeds the target (R, 1), and what is left.
+    """The position at which the running sum of weights (R, N) first exceeds the target (R, 1), and
+    the rest of the target.
 
     With `share` the target is one of the whole sum.
     """

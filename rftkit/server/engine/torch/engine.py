@@ -69,7 +69,9 @@ class Sampling:
 
 
 class TorchEngine(LoadedModel):
-    """One base model in memory, one policy being trained, any saved adapter on demand."""
+    """One base model in memory, one policy that is being trained, and any saved adapter
+    on demand.
+    """
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ __all__ = ["Episodes"]
 LAG = 8
 """Passes of the model from when enough rows wait until they come back."""
 WAIT_SECONDS = 0.005
-"""Between two ticks, while nothing can be sampled."""
+"""Seconds between two ticks while nothing can be sampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class _Waiting:
 
     row: Row
     history: Any
-    """What its layout needs to continue: see `Decode.history`."""
+    """The state that its layout needs to continue: see `Decode.history`."""
     response: Future[Any]
 
 
@@ -132,7 +132,7 @@ class Episodes:
         return due
 
     def _fitting(self, some: Sequence[_Waiting], running: Sequence[Row]) -> list[_Waiting]:
-        """As many of them as there is memory for; one, if nothing else runs."""
+        """As many rows as there is memory for; one if nothing else runs."""
         used = sum(map(_most_keys, running))
         found: list[_Waiting] = []
         for each in some:
@@ -143,7 +143,9 @@ class Episodes:
         return found
 
     def _resumed(self, due: Sequence[_Waiting], prompts: Prompts) -> list[Wave]:
-        """A wave of these rows, with what they observed still to read; none if all have ended."""
+        """A wave that continues these rows after they read their observations; None if all have
+        ended.
+        """
         self._wait_for([each.response for each in due])
         going_on = []
         for each in due:

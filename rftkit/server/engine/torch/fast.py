@@ -30,7 +30,7 @@ def speed_up(decoder: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _in_dtype(angles: Any, dtype: torch.dtype) -> Any:
-    """Cosines and sines in a dtype; angles of another form (complex numbers) as they are."""
+    """Cosines and sines in a dtype; complex angles are left as they are."""
     if isinstance(angles, tuple) and all(torch.is_tensor(part) for part in angles):
         return tuple(part.to(dtype) for part in angles)
     return angles

@@ -44,7 +44,9 @@ class Weights:
     """All weights of one model, in the place where it computes with them."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block]) -> None:
-        """Of a model whose linear layers are blocks already; tied tensors count once."""
+        """Take the weights of a model whose linear layers are already blocks; tied tensors count
+        once.
+        """
         self._leaves = [_Leaf(tensor, [name], []) for name, tensor in model.named_parameters()]
         self._leaves += [
             _Leaf(tensor, [f"{name}.{kind}" for name in block.names], block.sizes)
@@ -57,7 +59,7 @@ class Weights:
 
     @property
     def _places(self) -> dict[str, torch.Tensor]:
-        """What the model computes with, by name; adapters may have moved it."""
+        """The tensors that the model computes with, by name; adapters may have moved them."""
         return {name: part for leaf in self._leaves for name, part in leaf.parts(leaf.tensor.data)}
 
     @property
@@ -67,7 +69,7 @@ class Weights:
 
     @property
     def num_bytes(self) -> int:
-        """Of the weights as the model computes with them."""
+        """Bytes of the weights as the model computes with them."""
         return sum(part.nbytes for part in self._places.values())
 
     def read(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ __all__ = ["NUM_PROMPTS", "NUM_TOKENS", "apart", "groups_of", "some_of", "within
 
 NUM_PROMPTS = 3
 NUM_TOKENS = 6
-"""That each of two completions has."""
+"""Tokens of each of the two completions."""
 MOST, MOST_BFLOAT16 = 0.002, 0.15
 """Mean difference of log-probs, in nats: more than rounding makes, less than another formula."""
 
@@ -36,7 +36,7 @@ def some_of(prompts: Sequence[list[int]], longest: int) -> list[SampleRequest]:
 def groups_of(
     requests: Sequence[SampleRequest], answers: Sequence[Sequence[Completion]]
 ) -> list[TrainGroup]:
-    """What was sampled, as the trainer takes it."""
+    """The sampled completions in the form that the trainer takes."""
     return [
         TrainGroup(
             request.prompt_ids,
@@ -49,7 +49,7 @@ def groups_of(
 
 
 def apart(groups: Sequence[TrainGroup], found: torch.Tensor, other: torch.Tensor | None) -> float:
-    """Mean difference of log-probs to others, or to those that were stored in sampling."""
+    """The mean difference of log-probs from others, or from those stored during sampling."""
     if other is None:
         stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]
         other = torch.tensor(stored, device=found.device)

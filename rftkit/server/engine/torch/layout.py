@@ -75,7 +75,7 @@ def _attention(
 
 
 class _Attend(torch.autograd.Function):
-    """Attention of a packed layout, for models whose layers are not ours."""
+    """Attention of a packed layout, for models with their own layer code."""
 
     @staticmethod
     def forward(

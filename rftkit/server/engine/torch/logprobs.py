@@ -202,7 +202,7 @@ def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _products_in(dtype: torch.dtype) -> Iterator[None]:
-    """Multiply float32 numbers as what they hold, which is numbers of `dtype`, where a CPU can.
+    """Multiply float32 numbers that hold values of `dtype` in that dtype, where a CPU can.
 
     A bfloat16 product with a float32 result exists there for float32 operands only.
     """

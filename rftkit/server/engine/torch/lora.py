@@ -45,7 +45,7 @@ Part = Literal["W", "A", "W | B"]
 
 
 class Block(nn.Module):
-    """One or more linear layers of the same input, each with at most one adapter."""
+    """One or more linear layers with the same input, each with at most one adapter."""
 
     def __init__(self, names: Sequence[str], layers: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Block(nn.Module):
         self._last, self._packed = None, {}
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """What each layer makes of x (..., in); computed once for the same tensor."""
+        """The outputs of each layer for x (..., in), computed once for the same tensor."""
         if self._last is None or self._last[0] is not x:
             y = self._product(x.reshape(-1, x.shape[-1]))
             parts = y.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
@@ -97,7 +97,7 @@ class Block(nn.Module):
         return self._last[1]
 
     def served(self) -> None:
-        """All layers have their outputs: free the tensors."""
+        """All layers have taken their outputs: free the tensors."""
         self._last = None
 
     def room(self, num: int) -> torch.Tensor:
@@ -371,7 +371,7 @@ def save_adapter(
 
 
 def _target(name: str) -> str:
-    """The name by which PEFT finds a layer: its last part, and what it is numbered within.
+    """The name by which PEFT finds a layer: its last part, and the numbered part before it.
 
     `layers.0` ends in `0` as well, so a number alone would be a whole layer of the decoder.
     """

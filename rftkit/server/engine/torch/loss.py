@@ -28,7 +28,7 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class LossOutputs:
-    """What a loss gives for each token."""
+    """The result of a loss for each token."""
 
     per_token: torch.Tensor  # (N,)
     clipped: torch.Tensor  # (N,) bool: the gradient of this token was cut off

@@ -37,7 +37,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def keep() -> None:
-    """From now on, keep freed blocks for the next tensors; nothing where there is no glibc."""
+    """From now on, keep freed blocks for the next tensors; without glibc, do nothing."""
     if (libc := _libc()) is None:
         return
     libc.mallopt(M_MMAP_MAX, 0)  # large blocks too come from the heap

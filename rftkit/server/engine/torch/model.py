@@ -126,7 +126,7 @@ class LoadedModel(Prompting):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers, in addition to the seed."""
+        """The facts that decide the numbers, in addition to the seed."""
         import transformers
 
         return {
@@ -234,7 +234,7 @@ class LoadedModel(Prompting):
         raise self.not_for_us(str(wrong))
 
     def _wrong_on_plain_path(self, own: Reference) -> str | None:
-        """How the plain path differs from the model's own code, in words; None: it does not."""
+        """How the plain path differs from the model's own code, in words; None if it does not."""
         try:
             found = states_of_line(own, self._hidden, self.device)
             apart = agreement(own, self._hidden, self.device, found, decodes=False)
@@ -264,7 +264,9 @@ class LoadedModel(Prompting):
             self._stack, self._plain_because = before, None
 
     def _without_layout(self, model: Any, own: Reference) -> str | None:
-        """Why this model's attention takes no layout of ours; or None, and it has been given it."""
+        """Install our layout in this model's attention; return None, or why the model cannot take
+        it.
+        """
         self._plain_because = None
         if (kinds := not_covered(self._decoder.config)) is not None:
             return kinds
@@ -290,7 +292,7 @@ class LoadedModel(Prompting):
         return None
 
     def _behind_head(self, model: Any) -> Logits:
-        """What the model does to its states before the output head, and to logits after it.
+        """What the model computes between its last states and the output head, and after the head.
 
         Raises:
             InputError: when that is more than this engine supports.
@@ -307,7 +309,9 @@ class LoadedModel(Prompting):
         return found
 
     def _longest(self, config: Any) -> int:
-        """Tokens of the longest text in which a position means the same whatever follows it."""
+        """The longest text, in tokens, in which later tokens do not change what a
+        position means.
+        """
         for name in ("max_position_embeddings", "seq_length", "max_seq_len"):
             if found := getattr(config, name, None):
                 return min(int(found), *stable_lengths(config), int(found))
@@ -418,7 +422,8 @@ def _decoder_of(model: Any) -> Any:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """For the short texts of the checks, where a second thread is waited for more than it helps.
+    """Use one thread for the short texts of the checks, where a second one costs more than it
+    helps.
 
     The number is put back: a job that trains on another model may be in the middle of a step.
     """
@@ -431,5 +436,5 @@ def _one_thread() -> Iterator[None]:
 
 
 def _num_bytes(folder: Path) -> int:
-    """Of a model's weights."""
+    """Bytes of a model's weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -26,7 +26,8 @@ VECTOR = 32  # bfloat16 numbers in a vector of a CPU, which takes the remainder 
 LONG = 256  # in rows with at least this many scores the remainder does not matter
 
 Span = tuple[int, int, list[int]]
-"""Where a group begins on the line, the tokens of its prompt there and of its completions."""
+"""The position of a group on the line, the number of tokens of its prompt, and of its completions.
+"""
 
 
 class Packed:
@@ -247,7 +248,7 @@ class _Groups:
         return cells.view(self.num, -1, *cells.shape[1:])
 
     def _heads(self, rows: torch.Tensor) -> torch.Tensor:
-        """Keys or values of the line (N, K, D) → those that prompts see (B·K, O + P, D)."""
+        """Keys or values of the line (N, K, D) → those that the prompts see (B·K, O + P, D)."""
         own = self._of_prompts(rows).transpose(1, 2)
         if self.opening:
             opening = rows[: self.opening].transpose(0, 1)

@@ -45,7 +45,7 @@ class PlainDecode:
         self._nums = [num] * len(self._texts)
 
     def take_each(self, nums: Sequence[int]) -> None:
-        """The same for each row."""
+        """Set how many tokens each row takes in the next pass."""
         self._nums = list(nums)
 
     def whole(self, tokens: list[int]) -> tuple[list[list[int]], list[tuple[int, int]]]:

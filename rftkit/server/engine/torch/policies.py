@@ -194,5 +194,5 @@ class Policies:
 
 
 def _copied(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """In float32, on addresses of their own: see `lora.load_adapter`."""
+    """A float32 copy at an address of its own: see `lora.load_adapter`."""
     return {name: each.to(device, torch.float32, copy=True) for name, each in weights.items()}

@@ -23,11 +23,12 @@ __all__ = ["MOST_TOKENS", "Prefill", "Ragged", "shareable"]
 VECTORS = 64
 """Keys by which a line grows: whole vectors."""
 KEY_BLOCK, QUERY_BLOCK, LONG_BLOCK = 512, 64, 256
-"""What the fused kernel computes at once, of queries for a prompt of less and of at least `LONG`
-tokens; it rounds blocks that are not whole by their sizes."""
+"""Block sizes of the fused kernel: of keys, and of queries for a prompt of less and of at least
+`LONG` tokens. How it rounds blocks that are not full depends on their size."""
 LONG = 768
 MOST_TOKENS = 1_024
-"""Of prompts that are read in one pass. A longer one is read alone, without blocks to fill."""
+"""Most tokens of prompts that are read in one pass. A longer prompt is read alone, without filling
+up blocks."""
 SHORT = 512
 """Places up to which a line may be longer than its row needs."""
 
@@ -48,7 +49,7 @@ class Prefill:
         """Lengths in tokens of whole prompts, each longer than the opening."""
         self.device, self.opening, self.lengths = device, opening, list(lengths)
         self.keys: list[torch.Tensor] = []
-        """One a layer, of the line (N, K, D); and `values`."""
+        """The keys of the line for each layer, (N, K, D); `values` likewise."""
         self.values: list[torch.Tensor] = []
         self._where: list[torch.Tensor] = []  # on the line, the tokens of each prompt
         before = 0
@@ -60,7 +61,7 @@ class Prefill:
         self.positions = torch.cat([torch.arange(opening, device=device), *own])  # (N,)
 
     def place(self, prompt: int, longest: int) -> torch.Tensor:
-        """Where on the line a prompt's tokens are, (longest,), filled up with its last one."""
+        """The positions of a prompt's tokens on the line, (longest,), padded with the last one."""
         where = self._where[prompt]
         return torch.cat([where, where[-1:].expand(longest - len(where))])
 
@@ -83,7 +84,7 @@ class Ragged:
     """The layout of rows with prompts of their own. See layout.Layout."""
 
     def __init__(self, prefill: Prefill) -> None:
-        """One row for each prompt that was read."""
+        """Make one row for each prompt that was read."""
         self._device = prefill.device
         self._lengths = list(prefill.lengths)  # of each row's line so far
         self._nums = [1] * len(self._lengths)  # tokens each row takes in this pass
@@ -97,7 +98,7 @@ class Ragged:
 
     @property
     def places(self) -> int:
-        """How many keys each line has place for."""
+        """The number of keys that each line has space for."""
         return self._keys[0].shape[2]
 
     def is_near(self, other: Ragged) -> bool:
@@ -125,7 +126,9 @@ class Ragged:
         self._values = [v[wanted, :, :places] for v in self._values]
 
     def take_each(self, nums: Sequence[int], ended: Collection[int] = ()) -> None:
-        """Set how many tokens each row takes in the next pass, of which ended rows keep none."""
+        """Set how many tokens each row takes in the next pass; rows that ended keep
+        none of them.
+        """
         self._nums = list(nums)
         self._ended = ended
         ends = [length + num for length, num in zip(self._lengths, nums, strict=True)]
@@ -236,7 +239,9 @@ def _filled(places: int, step: int = VECTORS) -> int:
 
 
 def _hidden(places: torch.Tensor, end: int, rep: int, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to the scores of tokens at places (R, n): 0 or -inf, (R, 1, n·rep, end)."""
+    """The mask that is added to the scores of tokens at places (R, n): 0 or -inf, (R, 1, n·rep,
+    end).
+    """
     later = torch.arange(end, device=places.device) > places[:, :, None]
     mask = torch.zeros(later.shape, dtype=dtype, device=places.device)
     mask.masked_fill_(later, -torch.inf)

@@ -69,7 +69,7 @@ class Norm:
 
 
 class Layer:
-    """One layer; its linear layers are blocks already."""
+    """One layer of the decoder; its linear layers are already blocks."""
 
     def __init__(self, module: Any) -> None:
         attention, mlp = module.self_attn, module.mlp
@@ -340,7 +340,7 @@ class _StackFunction(torch.autograd.Function):
 
 
 def _num_bytes(kept: Any) -> int:
-    """Of all tensors in nested tuples and lists."""
+    """Bytes of all tensors in nested tuples and lists."""
     if torch.is_tensor(kept):
         return kept.nbytes
     return sum(map(_num_bytes, kept)) if isinstance(kept, tuple | list) else 0

@@ -31,7 +31,7 @@ __all__ = ["answer_logprobs", "imitate", "packed", "prefer"]
 LEAST_SHARED = 16
 """Tokens that texts must begin with together to be computed together."""
 PADDED = 1.5
-"""Most tokens of a group with its rests padded to the longest, over those without."""
+"""The most tokens of a group with padding, as a multiple of those without."""
 LOOK = 256
 """Texts among which to find shared beginnings."""
 

@@ -19,7 +19,7 @@ from rftkit.server.engine.torch.ragged import Ragged
 __all__ = ["LEAST_TOKENS", "Together"]
 
 LEAST_TOKENS = 2
-"""Of a pass; fewer are filled up with tokens that nobody reads."""
+"""A pass with fewer tokens is filled up with tokens whose results are ignored."""
 
 
 class Together:

@@ -41,7 +41,8 @@ MOST_READ = 32  # tokens of a row in a pass, where rows differ in how many they 
 SHRINK_BELOW = 0.8  # rows are moved together when fewer than this share is alive
 
 Read = Callable[[Policy, list[list[int]], Sequence[Layout]], Sequence[torch.Tensor]]
-"""How some layouts read their next tokens: the last states of each, (R·n, width)."""
+"""A function by which some layouts read their next tokens: the last states of each, (R·n, width).
+"""
 
 
 def fitting(
@@ -69,7 +70,9 @@ def fitting(
 
 
 def _own_tokens(request: SampleRequest) -> int:
-    """Most tokens after the prompt; of an episode as many observed as sampled ones are planned."""
+    """Most tokens after the prompt. An episode is planned to observe as many tokens as
+    it samples.
+    """
     if request.room is None:
         return request.max_tokens
     return min(request.room, 2 * request.max_tokens)
@@ -102,9 +105,9 @@ class Wave:
     hidden: torch.Tensor | None
     """The state of the last token that each row has read, (R, width); None: they are to read."""
     differs: bool = False
-    """Its rows differ in how many tokens they have to read: each reads its own."""
+    """Whether its rows have different numbers of tokens to read."""
     _nums: list[int] = field(default_factory=list)
-    """How many tokens each row reads in the pass under way."""
+    """How many tokens each row reads in the current pass."""
 
     def ready(self) -> list[int]:
         """The rows that have read all of their tokens, and draw one."""
@@ -264,7 +267,7 @@ def read_each(
 def read_together(
     policy: Policy, tokens: list[list[int]], layouts: Sequence[Layout]
 ) -> Sequence[torch.Tensor]:
-    """The same in one pass.
+    """Let several waves read their tokens in one pass.
 
     On the plain path a pass computes whole texts, and nothing is saved by another's.
     """

@@ -23,7 +23,7 @@ __all__ = ["FAILED", "card", "failure_note"]
 FAILED = "EXPORT_FAILED.md"
 """The file that marks a folder which is not the model."""
 WAYS = {"reinforcement": "by reinforcement", "supervised": "on answers", "dpo": "on preferences"}
-"""Of training, by method."""
+"""How each method trains, in words."""
 LIBRARIES = {"peft": "peft", "merged": "transformers", "gguf": "gguf"}
 MAX_CURVE = 60
 """Lines of a curve; a longer one is thinned out."""

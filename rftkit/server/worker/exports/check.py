@@ -35,7 +35,7 @@ NEARER = 2.0
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one tool makes of an export."""
+    """The comparison of an export in one tool with the platform."""
 
     tool: str
     prompts: int
@@ -48,7 +48,7 @@ class Comparison:
     ended: int
     """Answers that ended on the platform."""
     same_ends: int
-    """Of these, answers that the tool ended too."""
+    """How many of these answers the tool ended, too."""
     logprob_gap_mean: float
     """Mean |tool − platform| over all tokens of the platform's answers, in nats."""
     logprob_gap_max: float
@@ -56,12 +56,12 @@ class Comparison:
     training_changed: float
     """Mean |trained − base| over the same tokens on the platform, in nats."""
     problems: list[str] = field(default_factory=list)
-    """What is more than rounding; none: it is the model."""
+    """Differences that are more than rounding; none if the export is the model."""
     tokens: list[list[int]] = field(default_factory=list, repr=False)
     """The tool's answers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report; without the tokens."""
+        """The comparison for the report, without the tokens."""
         return {name: value for name, value in asdict(self).items() if name != "tokens"}
 
 

@@ -37,9 +37,9 @@ __all__ = ["FORMATS", "REPORT", "Wanted", "export"]
 
 FORMATS = ("peft", "merged", "gguf")
 REPORT = "export_check.json"
-"""In the folder: what was compared, and what came of it."""
+"""The file in the folder with the comparisons and their results."""
 CONTEXT_TOKENS = 4096
-"""For Ollama: the most that a chat may take by default, if the model reads as much."""
+"""For Ollama: the default context of a chat, if the model can read as much."""
 LORA_NAME = re.compile(r"base_model\.model\.[\w.]+\.lora_[AB]\.weight")
 """How PEFT and vLLM name the weights of an adapter."""
 
@@ -48,14 +48,14 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for."""
+    """The request for an export."""
 
     form: str = "peft"
     """A name in `FORMATS`."""
     quantize: str | None = None
-    """Of a GGUF file: a name in `gguf_file.QUANTIZATIONS`; None: f16."""
+    """For a GGUF file: a name in `gguf_file.QUANTIZATIONS`; None for f16."""
     rows: int = 16
-    """How many rows the check answers; 0: no check."""
+    """How many rows the check answers; 0 for no check."""
 
 
 def export(home: Path, name: str, out: Path, wanted: Wanted) -> Report:
@@ -164,7 +164,7 @@ def _tools(
 
 
 def _layout_problems(out: Path) -> list[str]:
-    """What vLLM would refuse of an adapter folder."""
+    """What vLLM would refuse about an adapter folder."""
     from safetensors import safe_open
 
     with safe_open(out / "adapter_model.safetensors", "pt") as file:

@@ -21,9 +21,9 @@ __all__ = ["DEFAULT", "QUANTIZATIONS", "check_quantization", "write_gguf"]
 
 DEFAULT = "f16"
 PLAIN = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""What `gguf` writes itself."""
+"""The number formats that the package `gguf` writes itself."""
 K_QUANTS = {"q6_k": 18, "q5_k_m": 17, "q5_k_s": 16, "q4_k_m": 15, "q4_k_s": 14}
-"""What llama.cpp writes, and its numbers for them (`llama_ftype`)."""
+"""The number formats that llama.cpp writes, with its numbers for them (`llama_ftype`)."""
 QUANTIZATIONS = (*PLAIN, *K_QUANTS)
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """transformers' `model_type` → the name in `gguf.MODEL_ARCH`."""
@@ -192,7 +192,9 @@ def _interleaved(weight: Any, heads: int) -> Any:
 
 
 def _type_of(array: Any, quantization: str) -> Any:
-    """Of one tensor: vectors stay float32; rows that no block divides are float16."""
+    """The number format of one tensor: vectors stay float32; rows that no block divides are
+    float16.
+    """
     import gguf
 
     if array.ndim == 1:

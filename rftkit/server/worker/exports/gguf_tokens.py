@@ -50,8 +50,8 @@ NO_MERGES = "no merges"
 """llama.cpp loads no byte-level BPE without merges. This one joins "no" to "merges", and where
 nothing else is joined there is no "no" of two letters."""
 NORMALIZERS = {True: {"Prepend"}, False: {"NFC"}}
-"""Of tokenizers that fall back to bytes, and of byte-level ones: what llama.cpp does too, or passes
-over because it hardly ever changes a text (NFC of Qwen)."""
+"""Normalizers of tokenizers that fall back to bytes, and of byte-level ones, that need no
+translation: llama.cpp applies them too, or they hardly ever change a text (NFC of Qwen)."""
 BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -133,7 +133,7 @@ def _scores(tokens: list[str], merges: list[str]) -> list[float]:
 
 
 def _normalizers(form: dict[str, Any]) -> set[str]:
-    """What is done to a text first, besides the space that becomes ▁ and the one in front."""
+    """The normalizers of a text, besides the space that becomes ▁ and the one in front."""
     given = form.get("normalizer") or {"normalizers": []}
     return {
         each["type"]
@@ -164,7 +164,7 @@ def _pre_tokenizer(tokenizer: Any, form: dict[str, Any]) -> str:
 
 
 def _by_form(form: dict[str, Any]) -> str | None:
-    """The same for vocabularies that the table does not have, by what the pre-tokenizer does."""
+    """The same for vocabularies that are not in the table, by what their pre-tokenizer does."""
     steps = form.get("pre_tokenizer") or {}
     *first, last = steps.get("pretokenizers", [steps])
     if last.get("type") != "ByteLevel":

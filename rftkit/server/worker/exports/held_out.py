@@ -18,7 +18,7 @@ from rftkit.server.worker.job_files import answers_of, graded_rows, prompts_of
 __all__ = ["HeldOut", "held_out"]
 
 MAX_TOKENS = 64
-"""Of an answer, when no job says how long they are."""
+"""Most tokens of an answer, if no job says how long answers are."""
 QUESTIONS = (
     "What is the capital of France?",
     "Write one sentence about the sea.",
@@ -38,9 +38,9 @@ class HeldOut:
 
     rows: list[Row]
     origin: str
-    """Where they are from, in words."""
+    """Where the rows are from, in words."""
     max_tokens: int
-    """Of an answer, its end token included."""
+    """Most tokens of an answer, including its end token."""
     grading: dict[str, Any] | None
     """`grader` and `response_format`; None: nothing is graded."""
 

@@ -20,14 +20,14 @@ Chat = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class _Form:
-    """What a template writes."""
+    """The texts that a chat template writes around messages."""
 
     begin: str
-    """Once, in front of everything."""
+    """The text that is written once, before everything else."""
     around: dict[str, tuple[str, str]]
     """Role → text before and after the content."""
     opening: str
-    """What opens the answer."""
+    """The text that opens the answer."""
     system: str | None
     """The system message of a chat that has none."""
 
@@ -78,7 +78,9 @@ def _form_of(tokenizer: Any) -> _Form | None:
 
 
 def _derived(tokenizer: Any) -> _Form:
-    """What is written after a message is read off a chat that ends with it; the rest is before."""
+    """Derive the form: what follows a message is read off a chat that ends with it, and the rest
+    comes before it.
+    """
     marks = [MARK.format(number) for number in range(3)]
     chat: Chat = [
         {"role": role, "content": mark}

@@ -30,12 +30,12 @@ class Answer:
     text: str
     logprobs: list[float]
     base_logprobs: list[float]
-    """Of the same tokens under the base model."""
+    """The log-probs of the same tokens under the base model."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """All answers of the platform, and what it computed with."""
+    """All answers of the platform, and the dtype that it computed with."""
 
     answers: list[Answer]
     dtype: str
@@ -84,7 +84,7 @@ def platform_answers(source: Source, rows: HeldOut) -> Reference:
 
 
 def answer_text(tokenizer: object, tokens: list[int], thinking: str | None) -> str:
-    """What a grader reads: the text without control tokens, and without reasoning."""
+    """The text that a grader reads: without control tokens, and without reasoning."""
     text = str(tokenizer.decode(tokens, skip_special_tokens=True))  # type: ignore[attr-defined]
     if thinking is None:
         return text

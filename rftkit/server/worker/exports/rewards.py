@@ -34,15 +34,17 @@ class Rewards:
     failed: int
     """Rows whose grader broke on a side."""
     before: float | None
-    """Of the platform's answers; None: nothing was graded."""
+    """The mean reward of the platform's answers; None if nothing was graded."""
     after: float | None
-    """Of the export's answers."""
+    """The mean reward of the export's answers."""
     change: tuple[float, float, float] | None
     """Mean difference and its 95 % interval; None with fewer than two rows."""
 
     @property
     def drop(self) -> str | None:
-        """What to say if the whole interval is below zero: the export earns less."""
+        """A sentence if the whole interval is below zero, which means that the export
+        earns less.
+        """
         if self.change is None or self.change[2] >= 0:
             return None
         mean, low, high = self.change
@@ -52,7 +54,7 @@ class Rewards:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report."""
+        """The rewards, for the report."""
         return asdict(self)
 
 

@@ -32,7 +32,7 @@ class Source:
     base: models.BaseModel
     base_folder: Path
     model: Model | None
-    """None: the base model itself."""
+    """The fine-tuned model; None for the base model itself."""
 
     @property
     def saved(self) -> Path | None:
@@ -70,7 +70,7 @@ class Source:
 
     @property
     def hub_name(self) -> str | None:
-        """What the base model is called on the Hugging Face hub; None: it is only a folder here."""
+        """The name of the base model on the Hugging Face hub; None if it is only a folder here."""
         name = self.base.name
         is_cached = f"models--{name.replace('/', '--')}" in self.base_folder.parts
         return name if name.count("/") == 1 and is_cached else None

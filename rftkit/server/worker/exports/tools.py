@@ -27,7 +27,7 @@ class Tool(Protocol):
     """A loaded export."""
 
     name: str
-    """With its version."""
+    """The name of the tool, with its version."""
 
     def encode(self, messages: Sequence[dict[str, Any]]) -> list[int] | None:
         """Token ids of a chat under the export's own template; None: not this tool's work."""
@@ -112,7 +112,7 @@ class Transformers:
         return [self._until_end(row) for row in found[:, longest:].tolist()]
 
     def _until_end(self, tokens: list[int]) -> list[int]:
-        """Without what fills the row up after its end."""
+        """The tokens without the padding after the end of the answer."""
         ends = set(self._ends)
         at = next((at for at, token in enumerate(tokens) if token in ends), len(tokens))
         return tokens[: at + 1]
