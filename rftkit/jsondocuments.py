@@ -24,8 +24,8 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 
 def document_form(start: bytes) -> str | None:
-    """Describe a file that begins like this and is JSON, but not one object a line; None: it may
-    be one object a line.
+    """Describe the form of a JSON file from its beginning; None if it may have one object a
+    line.
     """
     start = start.removeprefix(codecs.BOM_UTF8).lstrip()
     if start[:1] == b"[" and start[1:].lstrip()[:1] == b"{":

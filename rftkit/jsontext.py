@@ -1,9 +1,9 @@
-"""JSON of others, read as the standard library reads it, and never nested without end.
+"""JSON from elsewhere, read as the standard library reads it, but with a limit on nesting.
 
 Python's reader fails with a RecursionError where a text is nested about as deeply as the
 interpreter's stack, and a value that is nested a little less fails later, in the code that walks
-it. So every reader of a file, a request or an answer has one bound, and text beyond it is refused
-like other text that is not JSON. Not here: the strict reading of rows (`strictjson`).
+it. So every reader of a file, a request or an answer has the same limit, and text beyond it is
+refused like other text that is not JSON. Not here: the strict reading of rows (`strictjson`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""JSON, read strictly, because two readers must not read a training row differently. Refused are a
-key that appears twice in an object, a number beyond the range of a double, NaN and infinity, half a
-surrogate pair, and nesting without end. The fast decoder is right on almost every line; a line that
-it refuses or that looks doubtful is read again by a careful one, which says what is wrong and in
-which column. Lines end with a line feed and with nothing else: U+2028, U+0085 and their like are
-characters of a text. Not here: values over several lines (`jsondocuments`), and what values mean
+"""JSON, read strictly, because two readers must not read a training row differently.
+
+It refuses a key that appears twice in an object, a number beyond the range of a double, NaN and
+infinity, half a surrogate pair, and nesting without end. The fast decoder is right on almost every
+line. A line that it refuses or that looks doubtful is read again by a careful one, which reports
+what is wrong and in which column. Only a line feed ends a line: U+2028, U+0085 and the like are
+ordinary characters. Not here: values over several lines (`jsondocuments`), and what values mean
 (`rows`).
 """
 

@@ -1,6 +1,6 @@
-"""Does a figure rise from step to step? A test that may be looked at after every step.
+"""Whether a figure rises from step to step: a test that may be repeated after every step.
 
-Nothing but luck orders the steps of a job whose figure does not change: they are exchangeable. Then
+If a job's figure does not change, only chance orders its values: they are exchangeable. Then
 the rank of each new value among all values so far is uniform, and independent of the ranks before
 (Rényi 1962). So is the share p of values that are larger, with equal ones, the new one included,
 counted by a uniform number. The test bets on small p. A bet of 1 becomes k·p^(k-1), which is 1 on

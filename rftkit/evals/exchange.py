@@ -1,4 +1,4 @@
-"""A test for runs with different numbers of answers to a row: do they differ, or is it luck?
+"""A test for runs with different numbers of answers to a row: do they differ, or is it chance?
 
 The mean of one answer is coarser than that of ten. Where most answers pass, the difference of the
 two is then small and positive in most rows and large and negative in few, although the runs are

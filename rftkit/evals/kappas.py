@@ -2,10 +2,10 @@
 
 A Bayesian bootstrap (Rubin 1981): rows get random weights instead of being drawn again, and each
 of the four cells of pass/fail by accept/reject holds a part of a row before any label is seen.
-Without that, twenty of twenty right would leave no doubt at all. An interval holds what two such
-priors say: the smaller one fits graders that nearly always agree, the larger one the others. How
-often intervals hold the truth is printed by `tests/benchmarks/evals.py`. Not here: which labels,
-and what is said of them (`agreement`).
+Without that, twenty of twenty right would leave no doubt at all. An interval covers the results of
+two such priors: the smaller one fits graders that nearly always agree, the larger one the others.
+`tests/benchmarks/evals.py` prints how often intervals hold the truth. Not here: reading labels, and
+the sentences about them (`agreement`).
 """
 
 from __future__ import annotations

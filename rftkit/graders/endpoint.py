@@ -1,8 +1,8 @@
 """The user's own graders, called over HTTP: POST `{sample, item, trace_id}`, get `{"score":
 number}`.
 
-Headers carry secrets, so `mask_secrets` hides them in whatever is shown. Limits, tries and the call
-itself are `posting`'s; the call can be handed in.
+Headers carry secrets, so `mask_secrets` hides them in whatever is shown. `posting` has the limits,
+the retries and the call itself; another call can be passed in.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Hosts that no grader and no tool has: what describes this machine, found before a call.
+"""Hosts that graders and tools must not call: they are recognised before each call.
 
-A job's client chooses an address and the platform calls it, so it must not reach what answers only
-to this machine: the metadata service of a cloud hands out the machine's own keys. Addresses of this
-machine and its network are allowed, because graders run there; what they answer is not repeated.
+A job's client chooses an address and the platform calls it, so the address must not be one that
+answers only to this machine: the metadata service of a cloud hands out the machine's own keys.
+Addresses of this machine and its network are allowed, because graders run there; their answers are
+not repeated in messages.
 """
 
 from __future__ import annotations

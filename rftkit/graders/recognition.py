@@ -1,10 +1,10 @@
 """Does a grader recognise a right answer at all? One verdict for checks, jobs and reports.
 
-The reference answers of a dataset are right by definition. A grader that pays none of them, that
-pays the same for every answer, or more for wrong ones, teaches nothing, however tidy its numbers
-look; nor does one that pays the same answer now this, now that. `verdict` is the rule, over rewards
-that somebody has; `recognise` grades a few rows and applies it. Not here:
-which cheats pay (`auditing`), and whether the references themselves are right.
+The reference answers of a dataset are right by definition. A grader teaches nothing if it rewards
+none of them, if it gives every answer the same reward, or if it gives more for wrong ones, however
+tidy its numbers look. The same holds if it gives one answer different rewards each time. `verdict`
+applies this rule to rewards; `recognise` grades a few rows first. Not here: which cheats pay
+(`auditing`), and whether the references themselves are right.
 """
 
 from __future__ import annotations

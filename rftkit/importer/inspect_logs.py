@@ -2,9 +2,9 @@
 
 A `.eval` file is a zip of JSON documents: `header.json` and one document for each sample and epoch,
 packed with deflate or, by default today, with zstd, which needs pyarrow. Inspect itself is not
-needed, since it brings 300 MB. Read are input, target, answer and scores; of the scorers only
-`includes` compares texts as a grader here does. A score that is no number (NaN is Inspect's
-*unscored*) is no result. Not here: events, tools, attachments of images.
+needed, which saves 300 MB. This module reads input, target, answer and scores; of the scorers only
+`includes` has a counterpart among the graders here. A score that is not a number (NaN is Inspect's
+*unscored*) does not become a result. Not here: events, tools, attachments of images.
 """
 
 from __future__ import annotations

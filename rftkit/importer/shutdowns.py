@@ -1,9 +1,9 @@
-"""When the models of a saved account go off, one row for each model, the earliest first.
+"""When the models of a saved account are shut down, one row for each model, the earliest first.
 
-A date is what the service's list of models said when the account was saved. The list names base
-models and final models; a checkpoint, or a model that was deleted, may be missing from it, and the
-row then says so. A model without a date of its own may still go off with its base model, whose date
-is beside it. Not here: the dates of the service's other parts (`overview`).
+Dates are from the service's list of models, as it was when the account was saved. The list names
+base models and final models; a checkpoint, or a model that was deleted, may be missing from it, and
+the row then says so. A model without a date of its own may still be shut down with its base model,
+whose date is in the same row. Not here: the dates of the service's other parts (`overview`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The four trackers behind one small door: W&B, trackio, MLflow and TensorBoard.
+"""The four trackers behind one interface: W&B, trackio, MLflow and TensorBoard.
 
-Each opens the run of a job, the same one whenever it is opened again, and takes values, a table, a
-file and an end. Here alone are their packages imported, when a run is opened. Not here: when
+Each opens the run of a job (always the same run), takes values, tables and files, and closes the
+run. Only this module imports their packages, and only when a run is opened. Not here: when
 something is sent, and what happens when a tracker is down (`trackers`).
 """
 

@@ -1,8 +1,8 @@
 """Send a job's metrics to experiment trackers while it runs, from any service.
 
 `Tracked` is called with updates (`rftkit.jobs.wait(client, job_id, tracked)`), as `Progress` is. A
-tracker has a thread and a bounded queue: one that is slow or down never holds the job or its
-follower up, which is said once. It is tried again; what does not fit into the queue is dropped,
+tracker has a thread and a bounded queue: a slow or broken tracker never delays the job or its
+follower, and is reported once. Sending is tried again; what does not fit into the queue is dropped,
 oldest first. The step that was sent last is kept in `RFTKIT_HOME/trackers`, so that a follower
 that is started again continues the same run. Not here: the trackers themselves (`tracker_kinds`).
 """

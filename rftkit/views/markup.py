@@ -1,4 +1,4 @@
-"""The ground of every view: HTML that Jupyter shows, escaping, numbers, style, script and page.
+"""What every view is built on: HTML that Jupyter shows, escaping, numbers, style, script and page.
 
 Not here: what is shown. A view is a pure function `data -> Html`; the same string is shown in a
 notebook cell, inside a widget and in a report, so there is one look and one place to fix it.

@@ -1,4 +1,4 @@
-"""Charts as images: what is left of them where nobody has trusted a notebook.
+"""Charts as images, for notebooks that nobody has trusted yet.
 
 JupyterLab, and sites that show notebooks, keep the `<img>` of an untrusted output. Of an `<svg>`
 they keep the words alone, one after the other, and they drop style sheets and scripts. So a chart

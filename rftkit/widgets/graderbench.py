@@ -1,7 +1,7 @@
 """The work behind GraderLab: answers to some rows, graded by a spec.
 
 Answers come from the rows themselves, from one text, or from a model. Sampled answers are cached,
-so that an edit of the grader does not run the model again. Nothing here is shown.
+so that an edit of the grader does not run the model again. This module shows nothing itself.
 """
 
 from __future__ import annotations

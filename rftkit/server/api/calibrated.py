@@ -1,10 +1,10 @@
-"""The gate of a job with judges: has anybody compared them with people?
+"""What a job requires of its judges: that somebody has compared them with people's labels.
 
-A calibration is an uploaded file whose name holds the judge's digest, so a job finds it without
-being told. Metadata `require_calibration` decides what a job without one does: none, it says so in
-its events; mark, its metadata shows it as `uncalibrated` too; refuse, it is not created. The judges
-of a held-out grader give no reward: their standing is told, and decides nothing. Not here: what a
-calibration is (`rftkit.graders.calibrations`), and measuring one (`rftkit.evals`).
+A calibration is an uploaded file whose name holds the judge's digest, so a job finds it
+automatically. Metadata `require_calibration` decides what happens to a job without one. With
+`none`, its events say so; with `mark`, its metadata also says `uncalibrated`; with `refuse`, it is
+not created. The judges of a held-out grader give no reward, so their calibration is only reported.
+Not here: what a calibration is (`rftkit.graders.calibrations`), and measuring one (`rftkit.evals`).
 """
 
 from __future__ import annotations

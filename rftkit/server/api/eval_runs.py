@@ -1,4 +1,4 @@
-"""`/evals/{id}/runs` and their output items. The work is done by `eval_runner`."""
+"""`/evals/{id}/runs` and their output items. `rftkit.server.evals.runner` does the work."""
 
 from __future__ import annotations
 

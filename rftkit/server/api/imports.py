@@ -1,8 +1,8 @@
-"""`/rftkit/imports`: take in objects of other services; a route of this platform alone.
+"""`/rftkit/imports`: store objects of other services; a route that only this platform has.
 
 A client asks what is `known`, sends the `content` of files, and then lines of JSON: the parts of an
-object first, the object last (`store_imports` says why). Handlers run in threads and bodies have a
-few megabytes, so other requests are served meanwhile. The client reads the dumps.
+object first, the object last (`rftkit.server.store.imports` says why). Handlers run in threads and
+bodies have a few megabytes, so other requests are served in between. The client reads the dumps.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Jobs with `integrations`: for each one a process that follows it and sends its metrics away.
+"""Jobs with `integrations`: a process for each, which follows the job and sends its metrics.
 
 The process is the command `rftkit job watch`, so that no tracker runs where models are trained or
-requests are answered: one that hangs or fails costs a job nothing. What the process says of a
-tracker becomes an event of the job, once. A process that dies is started again, and a job that
-ended while no server ran is followed to its end by the next one.
+requests are answered: one that hangs or fails costs a job nothing. A problem with a tracker that
+the process reports becomes an event of the job, once. A process that dies is started again, and a
+job that ended while no server ran is followed to its end by the next one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From graded samples to the records of an eval run: results, pass or fail, counts, usage.
 
-Used for both kinds of runs: those a client asks for (`eval_runner`) and those a job makes at each
-validation (`make_job_eval`, then `record_validation` once a step). An eval gives *scores* that pass
-or fail; a job's reward is the same number under another name. A grader that broke gives no score:
-the item is errored, not zero.
+Both kinds of runs use it: those a client asks for (`rftkit.server.evals`) and those a job makes at
+each validation (`make_job_eval`, then `record_validation` once a step). An eval gives *scores* that
+pass or fail; a job's reward is the same number under another name. A grader that broke gives no
+score: the item is errored, not zero.
 """
 
 from __future__ import annotations

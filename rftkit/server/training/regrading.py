@@ -1,11 +1,11 @@
 """Failed grades are given again after a repair, at every step, and once more before a job ends.
 
-Here: steps that the policy has passed. An update that was made stays as it was, so that a replay
-gives the same weights: of a training step the journal keeps the later grade beside the one that
-was learnt from. What people see is corrected: the metric event, the eval run of a validation, the
-metrics of its checkpoint. Not here: the validation of the policy at hand and the step before its
-update, whose records become drafts again (`sampling.reopen`). An episode that a tool broke off can
-be sampled again only there, because the policy that began it is gone here.
+This module is about earlier steps, whose updates were already made. These updates stay as they are,
+so that a replay gives the same weights: the journal keeps the later grade beside the one that was
+learnt from. What people see is corrected: the metric event, the eval run of a validation, the
+metrics of its checkpoint. Not here: the present validation and a step before its update, whose
+records become drafts again (`sampling.reopen`). Only there can an episode that a tool broke off be
+sampled again, because the policy that began it still exists.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A model on its way out: written for another tool, loaded again by that tool, and compared."""
+"""Exports: write a model for another tool, load it again with that tool, and compare the two."""

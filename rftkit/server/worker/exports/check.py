@@ -1,10 +1,10 @@
-"""Whether an export is the model: what it says in the user's tool against what the platform says.
+"""Whether an export is the model: its answers in the user's tool, compared with the platform's.
 
-Compared are the tokens of the prompts (chat template and tokenizer), the greedy answers, whether
-they end, and the log-probs of the platform's answers. Rounding and quantization move log-probs by
-a little, and flip an answer where two tokens are about as likely; more than that is an error. An
-export that is nearer to the base model than to the trained one has lost the training, however
-small the differences are. Not here: rewards (`rewards`), and what a person reads (`card`).
+The check compares the tokens of the prompts (chat template and tokenizer), the greedy answers,
+whether they end, and the log-probs of the platform's answers. Rounding and quantization move
+log-probs by a little, and flip an answer where two tokens are about as likely; more than that is an
+error. An export that is nearer to the base model than to the trained one has lost the training,
+however small the differences are. Not here: rewards (`rewards`), and what a person reads (`card`).
 """
 
 from __future__ import annotations

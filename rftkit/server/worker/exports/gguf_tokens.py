@@ -1,4 +1,4 @@
-"""A tokenizer in GGUF's words: tokens, their types, merges, and the name of its pre-tokenizer.
+"""A tokenizer as GGUF stores it: tokens, their types, merges, and the name of its pre-tokenizer.
 
 Two forms are written: byte-level BPE (`gpt2` in GGUF), and BPE that falls back to bytes, which is
 what sentencepiece models are in transformers (`llama` in GGUF). llama.cpp has the pre-tokenizers of

@@ -1,8 +1,8 @@
-"""The libraries that people load an export with, each behind the same four verbs.
+"""The libraries that people load an export with, each behind the same four functions.
 
 transformers loads a merged folder, an adapter (through PEFT) and, where llama.cpp is not installed,
-the weights of a GGUF file. Nothing of the platform's own engine is used here: that is the point.
-Not here: llama.cpp (`llama_cpp`).
+the weights of a GGUF file. The check would prove nothing if it used the platform's own engine, so
+nothing here does. Not here: llama.cpp (`llama_cpp`).
 """
 
 from __future__ import annotations
